@@ -1,0 +1,36 @@
+"""Errors that a user can cause and fix; everything else is a bug of ours and is raised as itself.
+
+Each class also inherits the builtin that a caller would expect, so `except ValueError` keeps working.
+A message says, in one line: what is wrong, the value, where it came from, and what to do.
+"""
+
+
+class HfstackError(Exception):
+    """Base class: the command line prints it as one line, without a traceback, and exits with 1."""
+
+
+class ConfigError(HfstackError, ValueError):
+    """A flag or a YAML key is unknown, mistyped, or contradicts another."""
+
+
+class DataError(HfstackError, ValueError):
+    """A dataset is missing, empty, malformed, or holds a value that the recipe cannot use."""
+
+
+class CheckpointError(HfstackError, RuntimeError):
+    """A checkpoint or run directory is missing, incomplete, or belongs to something else."""
+
+
+class MissingExtraError(HfstackError, ImportError):
+    """An optional dependency is not installed; the message names the extra to install."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'hfstack[{extra}]'")
+
+
+class AlreadyFinished(Exception):
+    """Not a mistake: the same run has finished before, so there is nothing to do; the command line exits with 0."""
+
+
+class Preempted(Exception):
+    """Not a mistake: the process was asked to stop; the command line exits with 75."""

@@ -1,0 +1,102 @@
+"""Fixtures that every test may use: a tiny tokenizer, a tiny model, the real data, and a recipe called in-process."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never downloads; set before any Hugging Face import
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+ROOT = Path(__file__).parent.parent
+SENTENCES = [
+    "Once upon a time a small fox found a red ball near the river.",
+    "The owl was kind, so she gave the ball back to the fox.",
+    "A brave rabbit ran up the hill and saw the whole forest.",
+    "They were happy and went home when the sun was low.",
+]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data; the test is skipped with a message when it is absent."""
+    folder = Path(os.environ.get("HFSTACK_SHARED", ROOT.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set HFSTACK_SHARED to the folder that holds data/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 300 tokens with eos `<|endoftext|>` and its own pad token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        SENTENCES,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=["<|endoftext|>", "<|pad|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|pad|>")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an untrained 2-layer Llama (context 128) and the tiny tokenizer."""
+    set_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float]]:
+    """Call a recipe in this process: `run_recipe("clean", "--output_dir", ...)` returns its metrics.
+
+    The options are parsed as on the command line, so a user's mistake raises the HfstackError that it would print.
+    """
+
+    def call(name: str, *argv: object) -> dict[str, float]:
+        import inspect
+        import typing
+
+        from hfstack.config import parse
+
+        path = ROOT / "recipes" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up by name
+        spec.loader.exec_module(module)
+        flags = [str(argument) for argument in argv]
+        monkeypatch.setattr(sys, "argv", [str(path), *flags])
+        hints = typing.get_type_hints(module.main)
+        settings = parse(*(hints[parameter] for parameter in inspect.signature(module.main).parameters), argv=flags)
+        return module.main(*settings)
+
+    return call
