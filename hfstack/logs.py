@@ -15,7 +15,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Write hfstack's log lines to stderr, on the process of rank 0 only; calling it again changes nothing but the level.
+    """Write hfstack's log lines to stderr, on the process of rank 0 only; a second call changes nothing but the level.
 
     Args:
         level: the lowest level written on rank 0; other ranks write warnings and worse.

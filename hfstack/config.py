@@ -1,0 +1,308 @@
+"""Read a recipe's settings from a YAML file and the command line into dataclasses, strictly.
+
+    def main(model_args: ModelConfig, data_args: DataArgs, training_args: SFTConfig) -> dict[str, float]: ...
+
+    if __name__ == "__main__":
+        command_line(main)
+
+The type hints of `main` are the whole declaration. `--config file.yaml` gives values, `--key value` overrides them.
+YAML values are turned into flags and placed in front of the command line's own, so one argparse parser judges the
+names, types and choices of both. A field's help is the string written under it, or its `metadata["help"]`, as
+upstream does.
+"""
+
+import ast
+import dataclasses
+import difflib
+import enum
+import inspect
+import itertools
+import json
+import re
+import sys
+import textwrap
+import types
+import typing
+from argparse import Action, ArgumentParser, ArgumentTypeError
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from hfstack.errors import AlreadyFinished, ConfigError, HfstackError, Preempted
+from hfstack.logs import get_logger, setup_logging
+
+EXIT_USER_MISTAKE = 1
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+logger = get_logger(__name__)
+
+
+def command_line(main: Callable[..., Any]) -> None:
+    """Fill `main`'s dataclass parameters from the command line, call it, and turn the outcome into an exit code.
+
+    Exits with 0 when the recipe is done (or was done before), 1 after one line on stderr for a user's mistake, 75 when
+    the process was asked to stop. Any other exception is a bug and keeps its traceback.
+    """
+    setup_logging()
+    name = Path(sys.argv[0]).name
+    try:
+        hints = typing.get_type_hints(main)
+        main(*parse(*(hints[parameter] for parameter in inspect.signature(main).parameters)))
+    except AlreadyFinished as done:
+        print(f"{name}: {done}", file=sys.stderr)  # noqa: T201 - this is the command line
+    except Preempted as stop:
+        print(f"{name}: {stop}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_PREEMPTED)
+    except HfstackError as error:
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_USER_MISTAKE)
+
+
+def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Return one instance of each dataclass, filled from `--config FILE` and from the flags in `argv`.
+
+    Args:
+        dataclass_types: the classes; their fields share one flat namespace of options.
+        argv: flags, by default `sys.argv[1:]`.
+
+    Raises:
+        ConfigError: an option is unknown, mistyped, not among its choices, or refused by its class. The message names
+            the YAML file and line when the value came from there.
+    """
+    pre = ArgumentParser(add_help=False, allow_abbrev=False)
+    pre.add_argument("--config", type=Path, action="append", default=[])
+    known, flags = pre.parse_known_args(sys.argv[1:] if argv is None else argv)
+    if len(known.config) > 1:
+        raise ConfigError(f"--config may be given once, got {', '.join(map(str, known.config))}")
+
+    parser, hints = build_parser(*dataclass_types)
+    entries = _read_yaml(known.config[0], parser, hints) if known.config else {}
+    yaml_flags = list(itertools.chain.from_iterable(entry.flags for entry in entries.values()))
+
+    namespace, unknown = parser.parse_known_args([*yaml_flags, *flags])
+    if unknown:
+        option = unknown[0].split("=")[0]
+        label = "unknown option" if option.startswith("-") else "unexpected value"
+        raise ConfigError(f"{label} {_suggest(option, [f'--{name}' for name in hints])} (--help lists every option)")
+    values = vars(namespace)
+    given = set(entries) | {flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    given |= {name.removeprefix("no_") for name in given}
+    if values.get("hub_token") is not None:
+        raise ConfigError("hub_token is refused, because settings are written to disk: use HF_TOKEN or `hf auth login`")
+    _resolve_hardware(values, given)
+    return tuple(_build_settings(cls, values) for cls in dataclass_types)
+
+
+def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]:
+    """Return the parser of these dataclasses and the type hint of each option; the reference page is made from it."""
+    for cls in dataclass_types:
+        document_fields(cls)
+    parser = _StrictParser(dataclass_types, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, help="YAML file of option: value; the command line's own flags win")
+    for action in parser._actions:
+        if dataclasses.is_dataclass(action.type):
+            action.type = _reporting_own_errors(action.type)
+    return parser, {name: hint for cls in dataclass_types for name, hint in typing.get_type_hints(cls).items()}
+
+
+def document_fields(cls: Any) -> None:
+    """Use the string under each field of a dataclass as its help, unless the field already has one."""
+    undocumented = {f.name: f for f in dataclasses.fields(cls) if "help" not in f.metadata}
+    if not undocumented:
+        return
+    owners: list[Any] = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
+    for owner in owners:
+        try:
+            source = inspect.getsource(owner)
+        except OSError:  # typed into a notebook or a shell: no file, so no help
+            continue
+        body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(source)).body[0]).body
+        for line, below in itertools.pairwise(body):
+            match line, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    if (field := undocumented.pop(name, None)) is not None:
+                        text = " ".join(text.split()).replace("%", "%%")  # argparse reads % as a format
+                        field.metadata = types.MappingProxyType({**field.metadata, "help": text})
+
+
+def bf16_hardware() -> str | None:
+    """Name the device whose bfloat16 arithmetic is native, or None when there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name() if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if torch.accelerator.is_available():  # MPS and XPU: upstream's own check decides when the flag is given
+        return None
+    capabilities = torch.cpu.get_capabilities()
+    found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)]
+    return f"CPU with {found[0]}" if found else None
+
+
+class _StrictParser(HfArgumentParser):
+    """argparse that raises a mistake as one line instead of printing the usage of 150 options."""
+
+    origin: Callable[[str], str] = staticmethod(lambda message: message)
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(self.origin(message.replace("argument --", "--", 1)))
+
+
+class _Entry(NamedTuple):
+    """One key of the YAML file: where it stands and what it means to argparse."""
+
+    line: int
+    flags: list[str]
+
+
+def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dict[str, _Entry]:
+    """Return the file's values as flags, each checked on its own so that a mistake names its line."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{path}:{root.start_mark.line + 1}: expected a mapping of option to value")
+
+    entries: dict[str, _Entry] = {}
+    actions = {action.dest: action for action in parser._actions if action.option_strings[0] == f"--{action.dest}"}
+    required = [action for action in parser._actions if action.required]
+    for action in required:
+        action.required = False  # while single keys are judged
+    for key_node, value_node in root.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        place = f"{path}:{line}: "
+        if key not in hints or key == "config":
+            raise ConfigError(f"{place}unknown key {_suggest(key, hints)}")
+        if key in entries:
+            raise ConfigError(f"{place}{key} is already set in line {entries[key].line}")
+        entries[key] = _Entry(line, _flags(value_node, actions[key], hints[key], place, parser))
+        if entries[key].flags:
+            parser.__dict__["origin"] = lambda message, place=place: f"{place}{message}"
+            parser.parse_known_args(entries[key].flags)
+    parser.__dict__.pop("origin", None)
+    for action in required:
+        action.required = action.dest not in entries or bool(entries[action.dest].flags)
+    return entries
+
+
+def _flags(node: yaml.Node, action: Action, hint: Any, place: str, parser: ArgumentParser) -> list[str]:
+    """Return one YAML value as flags; what argparse cannot spell (null, [], mappings) becomes the parser's default."""
+    key, members = action.dest, _members(hint)
+    value = yaml.SafeLoader("").construct_document(node)
+    if value is None:
+        if type(None) not in members:
+            raise ConfigError(f"{place}{key} takes {_type_name(hint)}, got null")
+        parser.set_defaults(**{key: None})
+        return []
+    if isinstance(value, list):
+        item = next((typing.get_args(m)[0] for m in members if typing.get_origin(m) is list), None)
+        if item is None:
+            raise ConfigError(f"{place}{key} takes {_type_name(hint)}, got a list: {value!r}")
+        if dataclasses.is_dataclass(item):
+            parser.set_defaults(**{key: [_build_item(item, entry, key, place) for entry in value]})
+            return []
+        if not value:
+            parser.set_defaults(**{key: []})
+            return []
+        texts = [_text(child) for child in typing.cast(yaml.SequenceNode, node).value]
+        return [f"--{key}", *texts] if action.nargs == "+" else [f"--{key}={json.dumps(value)}"]
+    if isinstance(value, dict):
+        if not any(m is dict or typing.get_origin(m) is dict for m in members):
+            raise ConfigError(f"{place}{key} takes {_type_name(hint)}, got a mapping: {value!r}")
+        return [f"--{key}={json.dumps(value)}"]
+    if isinstance(value, bool) and bool in members:
+        return [f"--{key}={str(value).lower()}"]
+    return [f"--{key}={_text(node)}"]
+
+
+def _text(node: yaml.Node) -> str:
+    """The scalar as it was written: `eval_strategy: no` means the word, although YAML 1.1 reads it as false."""
+    return str(node.value)
+
+
+def _build_item(cls: Any, entry: Any, key: str, place: str) -> Any:
+    """Make one dataclass of a list from a YAML mapping, or from a plain string as on the command line."""
+    names = [f.name for f in dataclasses.fields(cls)]
+    if isinstance(entry, str):
+        entry = {names[0]: entry}
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{place}each item of {key} is a string or a mapping of {', '.join(names)}, got {entry!r}")
+    for name in entry:
+        if name not in names:
+            raise ConfigError(f"{place}{key} has unknown key {_suggest(str(name), names)}")
+    hints = typing.get_type_hints(cls)
+    for name, value in entry.items():
+        if isinstance(value, int) and not isinstance(value, bool) and float in _members(hints[name]):
+            entry[name] = value = float(value)
+        if not any(isinstance(value, m) for m in _members(hints[name]) if isinstance(m, type)):
+            raise ConfigError(f"{place}{key}: {name} takes {_type_name(hints[name])}, got {value!r}")
+    try:
+        return cls(**entry)
+    except TypeError:
+        raise ConfigError(f"{place}{key}: {entry!r} lacks {names[0]!r}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{place}{error}") from None
+
+
+def _build_settings(cls: Any, values: dict[str, Any]) -> Any:
+    """Make one settings object; what its own checks refuse is the user's mistake."""
+    try:
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init})
+    except HfstackError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
+
+
+def _reporting_own_errors(cls: Any) -> Callable[[str], Any]:
+    """Let a dataclass used as an option's type speak for itself; argparse hides any ValueError behind its own words."""
+
+    def convert(text: str) -> Any:
+        try:
+            return cls(text)
+        except ConfigError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    convert.__name__ = cls.__name__
+    return convert
+
+
+def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
+    """Choose `use_cpu` and `bf16` by what the machine has, unless they were given, and say so in one line."""
+    chosen: list[str] = []
+    if values.get("use_cpu") is False and "use_cpu" not in given and not torch.accelerator.is_available():
+        values["use_cpu"] = True
+        chosen.append("use_cpu true (no accelerator found)")
+    if "bf16" in values and not {"bf16", "fp16"} & given:
+        device = bf16_hardware()
+        if values.get("use_cpu") and device and not device.startswith("CPU"):
+            device = None
+        values["bf16"] = device is not None
+        chosen.append(f"bf16 true ({device})" if device else "bf16 false (not native on this hardware)")
+    if chosen:
+        logger.info("not set, so chosen by the hardware: %s", ", ".join(chosen))
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _type_name(hint: Any) -> str:
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return " | ".join(str(member.value) for member in hint)
+    return hint.__name__ if isinstance(hint, type) else re.sub(r"\w+\.(?=\w)", "", str(hint))
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"{name!r}; did you mean {close[0]!r}?" if close else f"{name!r}"

@@ -1,0 +1,97 @@
+"""Where a run happens: versions, hardware, commit, number of processes; and keeping secrets out of what is written."""
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from hfstack.errors import ConfigError
+
+_LIBRARIES = (
+    "hfstack torch transformers trl peft datasets accelerate evaluate tokenizers safetensors huggingface_hub numpy"
+).split()
+# Hub, OpenAI-style and Weights & Biases keys by their shape, and whatever is given to an option that names a secret.
+_SECRETS = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|(?<=hub_token[ =])[^\s'\"]+|(?i:(?<=password=)|(?<=api_key=))[^\s'\"<]+"
+)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed version of each library that can change a result."""
+    found: dict[str, str] = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that is on the path but not installed
+            continue
+    return found
+
+
+def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
+    """Return processor, cores, memory in GiB, accelerators, and the device that this run computes on."""
+    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "device": device.type if device is not None else "cpu",
+        "accelerators": accelerators,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_commit(folder: Path) -> str | None:
+    """Return the commit of the checkout that holds `folder`, with `-dirty` when files differ, or None outside one."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        except OSError:  # no git on this machine
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
+
+
+def refuse_wrong_world_size() -> int:
+    """Return the number of processes of this launch.
+
+    Raises:
+        ConfigError: it is not the number that was asked for. `accelerate launch --cpu --num_processes 2` starts one
+            process and says nothing: it leaves MASTER_ADDR but no WORLD_SIZE. `hfstack run --processes` exports
+            HFSTACK_PROCESSES to compare with.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = os.environ.get("HFSTACK_PROCESSES")
+    if asked is not None and int(asked) != world_size:
+        raise ConfigError(
+            f"{asked} processes were asked for but {world_size} started; launch with `hfstack run --processes {asked}`"
+        )
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    if on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "accelerate was asked for several CPU processes and started one; "
+            "use `hfstack run --processes N` or `torchrun --nproc_per_node N ... --ddp_backend gloo`"
+        )
+    return world_size
+
+
+def redact(text: str) -> str:
+    """Return the text with tokens and passwords replaced by `<redacted>`."""
+    return _SECRETS.sub("<redacted>", text)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
