@@ -1,0 +1,361 @@
+"""GRU and LSTM language models as PreTrainedModels: importing this module registers them with the Auto classes.
+
+They train with `Trainer`, are saved and reloaded like any other model, and `generate()` carries a fixed-size state
+instead of a growing key/value cache, so that a token costs the same at position 10 and at position 10,000.
+
+Shapes: B rows, T tokens, V vocabulary, E embedding_size, H hidden_size, L layers; in packed order S
+segments and N tokens that are not padding. A state is `(h,)` for a GRU and `(h, c)` for an LSTM, each (L, B, H).
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import LongTensor, Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from hfstack.errors import ConfigError
+from hfstack.models.recurrence import RecurrentCache, cut_segments
+
+
+class RecurrentConfig(PreTrainedConfig):
+    """What GRU and LSTM language models share; `model_type` in config.json says which of the two it is.
+
+    Raises:
+        ConfigError: a size is below 1 or the dropout is outside [0, 1).
+    """
+
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    vocab_size: int = 4096
+    embedding_size: int | None = None
+    """E, the width of the token embeddings; None: the same as hidden_size. Another width adds a linear map on each side."""
+    hidden_size: int = 512
+    num_hidden_layers: int = 2
+    residual: bool = True
+    """True: each layer is x + cell(LayerNorm(x)), with a last LayerNorm. False: a plain stack, as nn.GRU(num_layers=L)."""
+    dropout: float = 0.0
+    """On the embeddings and on the output of each layer, in training only."""
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    """Standard deviation of the embeddings and linear maps; the cells have their own scheme, see `_init_weights`."""
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    max_position_embeddings: int | None = None
+    """None: a recurrent model has no longest context."""
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs) -> None:  # upstream hands the keys that no field declares through kwargs
+        if self.embedding_size is None:
+            self.embedding_size = self.hidden_size
+        for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)} in a {self.model_type} config: it must be at least 1"
+                )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout} in a {self.model_type} config: it must be in [0, 1)")
+        super().__post_init__(**kwargs)
+
+
+class GRUConfig(RecurrentConfig):
+    """A GRU language model (Cho et al. 2014, arXiv:1406.1078, in cuDNN's form)."""
+
+    model_type = "hfstack_gru"
+
+
+class LSTMConfig(RecurrentConfig):
+    """An LSTM language model (Hochreiter and Schmidhuber 1997, with forget gates)."""
+
+    model_type = "hfstack_lstm"
+
+
+class RecurrentLayer(nn.Module):
+    """One recurrent cell, with its norm, residual path and dropout."""
+
+    def __init__(self, config: RecurrentConfig, cell_class: type[nn.GRU] | type[nn.LSTM]) -> None:
+        super().__init__()
+        self.residual = config.residual
+        self.norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon) if config.residual else nn.Identity()
+        )
+        self.cell = cell_class(config.hidden_size, config.hidden_size, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, hidden: Tensor, state: tuple[Tensor, ...], batch_sizes: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run (B, T, H) straight through, or, with `batch_sizes`, (N, H) in packed order; state parts are (1, B or S, H)."""
+        inputs = self.norm(hidden)
+        cell_state = state if isinstance(self.cell, nn.LSTM) else state[0]
+        output, last = self.cell(inputs if batch_sizes is None else PackedSequence(inputs, batch_sizes), cell_state)
+        output = self.dropout(output if batch_sizes is None else output.data)
+        last = last if isinstance(last, tuple) else (last,)
+        return (hidden + output if self.residual else output), last
+
+
+class RecurrentPreTrainedModel(PreTrainedModel):
+    """What upstream asks of a model family."""
+
+    config_class = RecurrentConfig
+    config: RecurrentConfig
+    base_model_prefix = "model"
+    cell_class: ClassVar[type[nn.GRU] | type[nn.LSTM]]
+    _no_split_modules = ["RecurrentLayer"]
+    _is_stateful = True  # generate() then refuses assisted decoding, which has to roll a cache back
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.RNNBase):
+            super()._init_weights(module)
+            return
+        hidden_size = module.hidden_size
+        for name, parameter in module.named_parameters():
+            if getattr(parameter, "_is_hf_initialized", False):
+                continue  # read from a checkpoint: slices of a parameter do not carry this mark, so upstream cannot tell
+            for gate in parameter.split(hidden_size):  # each gate is a map of its own
+                if name.startswith("weight_ih"):
+                    init.xavier_uniform_(gate)
+                elif name.startswith("weight_hh"):
+                    init.orthogonal_(gate)  # Saxe et al. 2013, arXiv:1312.6120
+                else:
+                    init.zeros_(gate)
+            if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):
+                init.ones_(parameter[hidden_size : 2 * hidden_size])  # remember at first: Jozefowicz et al. 2015
+
+
+class RecurrentModel(RecurrentPreTrainedModel):
+    """Embeddings and recurrent layers, without the head."""
+
+    def __init__(self, config: RecurrentConfig) -> None:
+        super().__init__(config)
+        width = config.embedding_size or config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, width)
+        square = width == config.hidden_size
+        self.embed_projection = nn.Identity() if square else nn.Linear(width, config.hidden_size, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(RecurrentLayer(config, self.cell_class) for _ in range(config.num_hidden_layers))
+        self.norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon) if config.residual else nn.Identity()
+        )
+        self.post_init()
+
+    def _cut(self, shape: torch.Size, mask: Tensor | None, position_ids: Tensor | None, *, resumed: bool):
+        """Return None to run straight through, or the (valid, starts) pair, each (B, T), to cut the batch by."""
+        valid = None if mask is None else mask[:, -shape[1] :].bool()  # a mask also covers the columns already seen
+        starts = None if position_ids is None else (position_ids == 0).expand(shape)
+        padded = valid is not None and not bool(valid.all())
+        inner = (
+            starts if resumed or starts is None else starts[:, 1:]
+        )  # without a state, column 0 starts at zero anyway
+        if not padded and (inner is None or not bool(inner.any())):
+            return None
+        everywhere = torch.ones(shape, dtype=torch.bool, device=self.device)
+        return (everywhere if valid is None else valid), (~everywhere if starts is None else starts)
+
+    def _run(
+        self, hidden: Tensor, state: tuple[Tensor, ...], batch_sizes: Tensor | None
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Return the input of each layer and the normed output of the last, and the state after the last token."""
+        every, last_states = [hidden], []
+        for index, layer in enumerate(self.layers):
+            layer_state = tuple(part[index : index + 1].contiguous() for part in state)
+            hidden, last = layer(hidden, layer_state, batch_sizes)
+            every.append(hidden)
+            last_states.append(last)
+        every[-1] = self.norm(hidden)
+        dtype = state[
+            0
+        ].dtype  # autocast may hand back bf16: the state between calls keeps the precision of the weights
+        return every, tuple(torch.cat(parts).to(dtype) for parts in zip(*last_states, strict=True))
+
+    def _run_segments(
+        self, hidden: Tensor, state: tuple[Tensor, ...], valid: Tensor, starts: Tensor
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """As `_run`, with padding left out and the state reset at each start; outputs at padding are zeros."""
+        rows, columns, width = hidden.shape
+        segments = cut_segments(valid, starts)
+        if segments is None:
+            return [torch.zeros_like(hidden)] * (len(self.layers) + 1), state
+        keep = segments.continues[None, :, None]
+        begin = tuple(part[:, segments.row] * keep for part in state)  # (L, S, H)
+        flat = hidden.reshape(rows * columns, width)
+        every, last = self._run(flat[segments.token_index], begin, segments.batch_sizes)  # (N, H) each
+        every = [
+            packed.new_zeros(rows * columns, width).index_copy(0, segments.token_index, packed).view(hidden.shape)
+            for packed in every
+        ]
+        return every, tuple(
+            part.index_copy(1, segments.ended_row, new[:, segments.ended_by])
+            for part, new in zip(state, last, strict=True)
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: LongTensor | None = None,
+        past_key_values: RecurrentCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,  # upstream callers pass loss and attention arguments through every forward
+    ) -> BaseModelOutputWithPast:
+        """Run the layers.
+
+        Args:
+            input_ids: (B, T); or give `inputs_embeds`.
+            attention_mask: (B, T), or (B, T seen so far); 0 marks padding, which leaves the state untouched.
+            position_ids: (B, T) or (1, T); the state is reset wherever it is 0, so packed documents do not mix.
+            past_key_values: the state to begin with; it is advanced in place.
+            inputs_embeds: (B, T, E).
+            use_cache: return the state; None: as the config says, and never in training.
+            output_hidden_states: also return the input of each layer and the final output, L + 1 of (B, T, H).
+
+        Returns:
+            `last_hidden_state` (B, T, H), zeros at padding when any row is padded; `past_key_values`; `hidden_states`.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given.
+            TypeError: `past_key_values` is a cache of another kind.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if past_key_values is not None and not isinstance(past_key_values, RecurrentCache):
+            raise TypeError(
+                f"past_key_values is a {type(past_key_values).__name__}: a recurrent model needs RecurrentCache"
+            )
+        embedded = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, E)
+        dtype = self.embed_tokens.weight.dtype
+        # Under autocast only the products run in bf16: the residual stream and the state stay in the weights' precision.
+        hidden = self.dropout(self.embed_projection(embedded).to(dtype))  # (B, T, H)
+        rows, columns, width = hidden.shape
+        state = past_key_values.state if past_key_values is not None else None
+        cut = self._cut(hidden.shape[:2], attention_mask, position_ids, resumed=state is not None)
+        if state is None:
+            parts = 2 if self.cell_class is nn.LSTM else 1
+            state = tuple(hidden.new_zeros(len(self.layers), rows, width) for _ in range(parts))
+        every, state = self._run(hidden, state, None) if cut is None else self._run_segments(hidden, state, *cut)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache:
+            past_key_values = RecurrentCache() if past_key_values is None else past_key_values
+            past_key_values.advance(state, columns)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return BaseModelOutputWithPast(
+            last_hidden_state=every[-1],
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=tuple(every) if wanted else None,
+        )
+
+
+class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
+    """The layers with a head over the vocabulary, tied to the embeddings unless the config says otherwise."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    model_class: ClassVar[type[RecurrentModel]]
+
+    def __init__(self, config: RecurrentConfig) -> None:
+        super().__init__(config)
+        self.model = self.model_class(config)
+        width = (config.embedding_size or config.hidden_size) if config.tie_word_embeddings else config.hidden_size
+        square = width == config.hidden_size
+        self.head_projection = nn.Identity() if square else nn.Linear(config.hidden_size, width, bias=False)
+        self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """False: `generate` then starts without a cache, and takes the RecurrentCache that the first forward returns."""
+        return False
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: LongTensor | None = None,
+        past_key_values: RecurrentCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,  # Trainer hands num_items_in_batch to the loss this way
+    ) -> CausalLMOutputWithPast:
+        """Return logits (B, T, V), or of the last `logits_to_keep` positions or the positions listed in it, and the loss.
+
+        Args:
+            labels: (B, T), -100 where no loss is wanted; shifted here, as in every causal language model.
+            logits_to_keep: 0 for all positions, n for the last n, or a 1-D tensor of positions.
+
+        The other arguments are those of `RecurrentModel.forward`.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else kept
+        logits = self.lm_head(self.head_projection(outputs.last_hidden_state[:, kept]))  # (B, T or kept, V)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+class GRUModel(RecurrentModel):
+    """The layers of a GRU language model."""
+
+    config_class = GRUConfig
+    cell_class = nn.GRU
+
+
+class GRUForCausalLM(RecurrentForCausalLM):
+    """A GRU language model."""
+
+    config_class = GRUConfig
+    cell_class = nn.GRU
+    model_class = GRUModel
+
+
+class LSTMModel(RecurrentModel):
+    """The layers of an LSTM language model."""
+
+    config_class = LSTMConfig
+    cell_class = nn.LSTM
+
+
+class LSTMForCausalLM(RecurrentForCausalLM):
+    """An LSTM language model."""
+
+    config_class = LSTMConfig
+    cell_class = nn.LSTM
+    model_class = LSTMModel
+
+
+for _config_class, _model_class, _causal_class in (
+    (GRUConfig, GRUModel, GRUForCausalLM),
+    (LSTMConfig, LSTMModel, LSTMForCausalLM),
+):
+    AutoConfig.register(_config_class.model_type, _config_class)
+    AutoModel.register(_config_class, _model_class)
+    AutoModelForCausalLM.register(_config_class, _causal_class)

@@ -1,0 +1,144 @@
+"""What a recurrent language model carries from token to token, and how a batch is cut so that documents do not mix.
+
+Shapes: B rows, T tokens, H hidden_size, L layers, S segments, N tokens that are not padding.
+A state is `(h,)` for a GRU and `(h, c)` for an LSTM, each (L, B, H).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import LongTensor, Tensor
+from transformers.cache_utils import Cache
+
+
+class RecurrentCache(Cache):
+    """The state after the last token, in place of keys and values: its size does not depend on the tokens seen."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.state: tuple[Tensor, ...] | None = None
+        self.token_count = 0
+
+    def __len__(self) -> int:
+        return 0 if self.state is None else self.state[0].shape[0]
+
+    def advance(self, state: tuple[Tensor, ...], token_count: int) -> None:
+        """Replace the state by the one after `token_count` more columns, padding included."""
+        self.state = state
+        self.token_count += token_count
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of columns seen, padding included: what `generate` cuts from a prompt that it continues."""
+        return self.token_count
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Return -1: there is no longest sequence."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return (columns seen with the query, 0), as a key/value cache that never drops anything would."""
+        return self.token_count + query_length, 0
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.state, self.token_count = None, 0
+
+    def _select(self, rows: Tensor) -> None:
+        if self.state is not None:
+            self.state = tuple(part.index_select(1, rows.to(part.device)) for part in self.state)
+
+    def reorder_cache(self, beam_idx: LongTensor) -> None:
+        """Row i takes over the state of row `beam_idx[i]` (beam search)."""
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`, in that order."""
+        self._select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times, copies side by side."""
+        self._select(torch.arange(self.batch_size).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: a state cannot be rolled back to an earlier token.
+
+        Raises:
+            RuntimeError: always, unless there is nothing to remove.
+        """
+        if tokens_to_remove != 0:
+            raise RuntimeError(
+                "a recurrent state cannot be rolled back: keep a copy of the cache from before the tokens"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """B, or -1 before the first forward."""
+        return -1 if self.state is None else self.state[0].shape[1]
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether a forward has filled it."""
+        return self.state is not None
+
+    @property
+    def is_croppable(self) -> bool:
+        """Never: see `crop`."""
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        """Never: True would make `generate` build four-dimensional attention masks."""
+        return False
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A batch cut into independent sequences, longest first, tokens in the time-major order of a PackedSequence."""
+
+    token_index: Tensor
+    """(N,) where each token stands in the flattened (B * T) batch."""
+    batch_sizes: Tensor
+    """(longest,) on the CPU: how many segments have a token at each offset."""
+    row: Tensor
+    """(S,) the row that each segment was cut from."""
+    continues: Tensor
+    """(S,) bool: the segment begins with the row's incoming state, not with zeros."""
+    ended_row: Tensor
+    """(rows with a token,) rows whose state changes."""
+    ended_by: Tensor
+    """(rows with a token,) the segment that leaves its final state to the row."""
+
+
+def cut_segments(valid: Tensor, starts: Tensor) -> Segments | None:
+    """Cut each row at its document starts and drop its padding, so that all documents can run side by side.
+
+    Args:
+        valid: (B, T) bool, False where a token is padding.
+        starts: (B, T) bool, True at the first token of a document; ignored where `valid` is False.
+
+    Returns:
+        The segments, or None when every token is padding.
+    """
+    token_index = valid.flatten().nonzero().squeeze(1)  # (N,)
+    if token_index.numel() == 0:
+        return None
+    row = token_index // valid.shape[1]  # (N,)
+    first_of_row = torch.diff(row, prepend=row.new_tensor([-1])) != 0
+    starts = starts.flatten()[token_index]  # (N,)
+    begins = first_of_row | starts
+    segment = begins.cumsum(0) - 1  # (N,)
+    lengths = segment.bincount()  # (S,)
+    offset = torch.arange(len(segment), device=row.device) - (lengths.cumsum(0) - lengths)[segment]  # (N,)
+    longest_first = lengths.argsort(descending=True, stable=True)  # (S,)
+    rank = torch.empty_like(longest_first)
+    rank[longest_first] = torch.arange(len(lengths), device=row.device)
+    segment_row = row[begins]  # (S,)
+    ends_row = torch.diff(segment_row, append=row.new_tensor([-1])) != 0
+    return Segments(
+        token_index=token_index[(offset * len(lengths) + rank[segment]).argsort()],
+        batch_sizes=offset.bincount().cpu(),
+        row=segment_row[longest_first],
+        continues=(first_of_row & ~starts)[begins][longest_first],
+        ended_row=segment_row[ends_row],
+        ended_by=rank[ends_row],
+    )
