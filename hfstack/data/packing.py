@@ -1,0 +1,273 @@
+"""Documents to blocks of `block_size` token ids in a memory-mapped file: tokenised once, opened at once ever after.
+
+Every document is followed by the eos token; blocks are cut from that one long row of tokens, so a document may begin in
+one block and go on in the next. The folder's name is a hash of (data, tokenizer, settings): a second run finds it.
+
+With `isolate_documents` each block carries `position_ids` that restart at 0 after every eos, and there is NO attention
+mask. From restarting positions transformers builds the mask that keeps documents apart (attention `sdpa` and `eager`);
+an attention mask of ones would switch that off, and every document would see the ones before it. A document that was
+cut by a block's edge starts at position 0 again in the next block. The text `<|endoftext|>` inside a document becomes
+the eos token, as the tokenizer has it, and so ends a document too; a document that ends with it gets no second one.
+
+Legend: N blocks, T tokens a block, B blocks a batch.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from transformers import PreTrainedTokenizerBase
+
+from hfstack.data.block_writer import BlockWriter, PackedCounts
+from hfstack.data.fast_encoding import end_token_id, private_backend
+from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+_FORMAT = 1  # part of the cache key: raise it when the files' content changes
+_BATCH_CHARACTERS = 1 << 20  # text held in memory at a time; smaller than one document when that is larger
+_IGNORED_LABEL = -100  # torch's cross entropy skips it
+_TOKENS_FILE = "tokens.bin"
+_COUNTS_FILE = "counts.json"
+
+
+class PackedBlocks(torch.utils.data.Dataset):
+    """Blocks of token ids, read from a memory-mapped file: made by `pack`, cheap to open, cheap to send to workers."""
+
+    def __init__(
+        self, folder: Path, *, isolate_documents: bool = False, masked_token_ids: Collection[int] = ()
+    ) -> None:
+        """Open a packed folder.
+
+        Args:
+            folder: what `pack` wrote.
+            isolate_documents: add `position_ids` that restart after each eos.
+            masked_token_ids: tokens that are read but not learnt (label -100).
+
+        Raises:
+            DataError: the folder is incomplete.
+        """
+        self.folder = Path(folder)
+        self.isolate_documents = isolate_documents
+        self.masked_token_ids = tuple(masked_token_ids)
+        try:
+            self.counts = PackedCounts(**json.loads((self.folder / _COUNTS_FILE).read_text()))
+            self._tokens = np.memmap(
+                self.folder / _TOKENS_FILE,
+                dtype=self.counts.dtype,
+                mode="r",
+                shape=(self.counts.block_count, self.counts.block_size),
+            )  # (N, T)
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(
+                f"packed data in {self.folder} is damaged ({error}): delete that folder and run again"
+            ) from error
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a block."""
+        return self.counts.block_size
+
+    @property
+    def token_count(self) -> int:
+        """Tokens in all blocks, text and eos, without padding."""
+        return self.counts.token_count
+
+    @property
+    def byte_count(self) -> int:
+        """UTF-8 bytes of the text in all blocks: what bits per byte divide by."""
+        return self.counts.byte_count
+
+    @property
+    def document_count(self) -> int:
+        """Documents with at least one token in the blocks."""
+        return self.counts.document_count
+
+    def __len__(self) -> int:
+        return self.counts.block_count
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Return one block: `input_ids`, `labels` and maybe `position_ids`, each (T,) int64."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"block {index} of {len(self)}")
+        return {name: rows[0] for name, rows in self.batch([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """Return several blocks, read at once; `DataLoader` calls this with the indices of a batch."""
+        columns = self.batch(indices)
+        return [dict(zip(columns, rows, strict=True)) for rows in zip(*columns.values(), strict=True)]
+
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return blocks as one batch: `input_ids`, `labels` and maybe `position_ids`, each (B, T) int64."""
+        rows = self._tokens[np.asarray(indices)]  # (B, T)
+        tokens = torch.from_numpy(rows.astype(np.int64))  # (B, T)
+        columns = {"input_ids": tokens, "labels": self._labels(rows, indices, tokens)}
+        if self.isolate_documents:
+            columns["position_ids"] = torch.from_numpy(document_positions(rows, self.counts.eos_id))
+        return columns
+
+    def _labels(self, rows: np.ndarray, indices: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+        labels = tokens.clone()
+        if self.masked_token_ids:
+            labels[torch.from_numpy(np.isin(rows, self.masked_token_ids))] = _IGNORED_LABEL
+        padding = self.counts.block_count * self.counts.block_size - self.counts.token_count
+        if padding:
+            last = self.counts.block_count - 1
+            labels[np.asarray(indices) % self.counts.block_count == last, self.block_size - padding :] = _IGNORED_LABEL
+        return labels
+
+    @staticmethod
+    def collate(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Stack blocks into a batch (B, T) and add nothing: in particular no attention mask."""
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickled memmap is a full copy: send the path instead, each worker maps the file itself.
+        return _reopen, (self.folder, self.isolate_documents, self.masked_token_ids)
+
+
+def _reopen(folder: Path, isolate_documents: bool, masked_token_ids: tuple[int, ...]) -> PackedBlocks:
+    return PackedBlocks(folder, isolate_documents=isolate_documents, masked_token_ids=masked_token_ids)
+
+
+def document_positions(rows: np.ndarray, eos_id: int) -> np.ndarray:
+    """Return (B, T) int64 positions that count from 0 in each document of `rows` (B, T); an eos ends its document."""
+    columns = np.arange(rows.shape[1], dtype=np.int64)  # (T,)
+    starts = np.zeros(rows.shape, dtype=np.int64)  # (B, T): column at which the latest document began, else 0
+    starts[:, 1:] = np.where(rows[:, :-1] == eos_id, columns[1:], 0)
+    return columns - np.maximum.accumulate(starts, axis=1)
+
+
+def pack(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    block_size: int,
+    cache_dir: Path,
+    data_hash: str,
+    isolate_documents: bool = False,
+    drop_last: bool = True,
+    masked_token_ids: Collection[int] = (),
+) -> PackedBlocks:
+    """Tokenise documents into blocks of `block_size` tokens, or open the blocks that an earlier run made.
+
+    Safe to call from every process of a launch: the first to come packs, the others wait for it and open the result.
+    Memory does not grow with the corpus.
+
+    Args:
+        texts: documents; read only when there is no cached result.
+        tokenizer: a fast tokenizer with an eos token.
+        block_size: tokens a block.
+        cache_dir: where packed folders are kept, one per (data, tokenizer, settings).
+        data_hash: fingerprint of `texts`, such as `hash_texts` or a dataset's fingerprint.
+        isolate_documents: give `position_ids` that restart at each document (see the top of this file).
+        drop_last: drop the tokens after the last full block; otherwise the last block is padded and its labels masked.
+        masked_token_ids: tokens that are read but not learnt (label -100).
+
+    Raises:
+        ConfigError: `block_size` is below 2, or `cache_dir` cannot be written.
+        DataError: no eos token, no text, less text than a block, or text that the tokenizer cannot express.
+    """
+    if block_size < 2:
+        raise ConfigError(
+            f"block_size is {block_size}: a block needs at least 2 tokens, one to read and one to predict"
+        )
+    folder = Path(cache_dir) / _cache_key(tokenizer, data_hash, block_size=block_size, drop_last=drop_last)
+    if not folder.is_dir():
+        with _one_process_only(folder):
+            if not folder.is_dir():
+                _write_folder(folder, texts, tokenizer, block_size=block_size, drop_last=drop_last)
+    return PackedBlocks(folder, isolate_documents=isolate_documents, masked_token_ids=masked_token_ids)
+
+
+def hash_texts(texts: Iterable[str]) -> str:
+    """Return a fingerprint of documents and their order, for `pack`'s `data_hash`; memory is constant."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()
+
+
+def _cache_key(tokenizer: PreTrainedTokenizerBase, data_hash: str, *, block_size: int, drop_last: bool) -> str:
+    content = private_backend(tokenizer).to_str()
+    parts = [_FORMAT, data_hash, block_size, drop_last, end_token_id(tokenizer), tokenizer.pad_token_id]
+    parts += [bool(tokenizer.split_special_tokens), content]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def _one_process_only(folder: Path) -> Iterator[None]:
+    """Hold the lock of one packed folder; a killed process loses it, so a dead run never blocks a new one."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another process is packing the same data: waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write packed data to {folder.parent} ({error.strerror}): choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_folder(
+    folder: Path, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, block_size: int, drop_last: bool
+) -> None:
+    """Write under another name and rename: the folder exists only when it is whole. The caller holds the lock."""
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left behind by a killed process
+    partial.mkdir()
+    try:
+        with (partial / _TOKENS_FILE).open("wb") as file:
+            writer = BlockWriter(file, tokenizer, block_size)
+            for documents in _batches(texts):
+                writer.add(documents)
+            counts = writer.finish(drop_last=drop_last)
+            file.flush()
+            os.fsync(file.fileno())
+        (partial / _COUNTS_FILE).write_text(json.dumps(asdict(counts), indent=1) + "\n")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    logger.info(
+        "packed %d documents into %d blocks of %d tokens (%d tokens dropped at the end): %s",
+        counts.document_count,
+        counts.block_count,
+        block_size,
+        counts.dropped_token_count,
+        folder,
+    )
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Gather documents until they hold about a million characters."""
+    documents: list[str] = []
+    characters = 0
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"document {index} is {type(text).__name__}, not text: check the text column of the data")
+        documents.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield documents
+            documents, characters = [], 0
+    if documents:
+        yield documents
