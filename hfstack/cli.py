@@ -1,0 +1,220 @@
+"""`hfstack list | copy | run | doctor`: find a recipe, copy it, start it; say whether this machine is ready.
+
+Everything else is a recipe. Standard library only, so that `hfstack --help` and `hfstack run X --help` are immediate.
+"""
+
+import argparse
+import ast
+import difflib
+import shutil
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+from hfstack import __version__
+from hfstack.errors import ConfigError, HfstackError
+from hfstack.launching import LaunchOptions, plan, read_setting
+from hfstack.supervising import EXIT_MISTAKE, execute, say
+
+_PACKAGE = Path(__file__).parent
+_SHIPPED = _PACKAGE / "_shipped"
+_IN_WHEEL = _SHIPPED.is_dir()  # otherwise this is a checkout
+ROOT = _SHIPPED if _IN_WHEEL else _PACKAGE.parent
+RECIPES, ACCELERATE_CONFIGS = ROOT / "recipes", ROOT / "accelerate_configs"
+REFERENCE = ROOT / "reference" if _IN_WHEEL else ROOT / "docs" / "reference"
+
+_RUN_USAGE = """\
+usage: hfstack run RECIPE [options] [the recipe's own flags]
+
+Start a recipe: a name of `hfstack list`, or the path of a recipe file. Its sibling YAML is its --config unless you
+give one. The full command is printed. Options of the launcher stand before or after the name; after `--` everything
+belongs to the recipe.
+
+  --processes N           how many processes train together (default 1): torchrun and gloo on a CPU, accelerate on GPUs
+  --accelerate NAME|PATH  a config of accelerate instead: {configs}
+  --log_file FILE         where the launcher's report goes (default OUTPUT_DIR.launch.log, several processes only)
+  --nodes N               how many machines; give --processes as the sum over all of them
+  --node_rank R           which of them this is, 0 first
+  --main_address H:P      host and free port of node 0
+
+  hfstack run RECIPE --help    every flag of that recipe
+"""
+_LAUNCHER_OPTIONS = ("processes", "accelerate", "log_file", "nodes", "node_rank", "main_address")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return the exit code: 0 done, 1 a mistake (one line on stderr), 75 preempted."""
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except HfstackError as error:
+        say(str(error))
+        return EXIT_MISTAKE
+    except BrokenPipeError:  # `hfstack list | head`
+        sys.stderr.close()
+        return EXIT_MISTAKE
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line and exit code 1, as everywhere in hfstack."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(f"{message} (see: {self.prog} --help)")
+
+
+def _main(argv: list[str]) -> int:
+    parser = _Parser(
+        prog="hfstack", description="From raw text to a language model: find a recipe and start it.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"hfstack {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="list | copy | run | doctor", required=True)
+    verbs.add_parser("list", help="list the recipes", allow_abbrev=False)
+    copy = verbs.add_parser("copy", help="copy a recipe and its YAML, to edit", allow_abbrev=False)
+    copy.add_argument("recipe", help="a name of `hfstack list`")
+    copy.add_argument("folder", nargs="?", type=Path, default=Path(), help="where to (default: here)")
+    verbs.add_parser("run", help="start a recipe (hfstack run --help)", add_help=False)
+    doctor = verbs.add_parser("doctor", help="say whether this machine is ready", allow_abbrev=False)
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    if argv[:1] == ["run"]:  # its flags are the recipe's: argparse could not tell them from its own
+        return _run(argv[1:])
+    args = parser.parse_args(argv)
+    if args.verb == "list":
+        return _list()
+    if args.verb == "copy":
+        return _copy(args.recipe, args.folder)
+    return subprocess.call([sys.executable, "-m", "hfstack.doctor", *(["--json"] if args.json else [])])
+
+
+def _list() -> int:
+    paths = sorted(RECIPES.glob("*.py"))
+    width = max((len(path.stem) for path in paths), default=0)
+    for path in paths:
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        print(f"{path.stem:<{width}}  {docstring.partition(chr(10))[0]}")
+    return 0
+
+
+def _copy(name: str, folder: Path) -> int:
+    recipe = _find(name, RECIPES, ".py", "recipe")
+    sources = [path for path in (recipe, recipe.with_suffix(".yaml")) if path.is_file()]
+    targets = [folder / path.name for path in sources]
+    for target in targets:
+        if target.exists() or target.is_symlink():
+            raise ConfigError(f"{target} exists and is never overwritten: choose another folder, or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for source, target in zip(sources, targets, strict=True):
+            shutil.copyfile(source, target)
+            print(target)
+    except OSError as error:
+        raise ConfigError(f"cannot copy to {folder}: {error.strerror}") from None
+    say(f"edit, then: hfstack run {targets[0] if targets[0].parent.parts else f'./{targets[0]}'}")
+    return 0
+
+
+def _run(argv: list[str]) -> int:
+    name, flags, given = _split(argv)
+    asks_help = any(flag in ("-h", "--help") for flag in flags)
+    if name is None:
+        if not asks_help:
+            raise ConfigError("run needs the name of a recipe (see: hfstack list)")
+        print(_RUN_USAGE.format(configs=", ".join(sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml")))))
+        return 0
+    recipe = _find(name, RECIPES, ".py", "recipe")
+    if asks_help and recipe.parent == RECIPES:
+        print(_reference(recipe.stem))
+        return 0
+    if (edited := Path(recipe.name)).is_file() and recipe.resolve() != edited.resolve():
+        say(f"{edited} is here as well; to run that one: hfstack run ./{edited}")
+    yaml = recipe.with_suffix(".yaml")
+    if read_setting("config", flags) is None and yaml.is_file() and not asks_help:
+        flags = ["--config", str(_short(yaml)), *flags]
+    launch = plan(_short(recipe), flags, _options(given), accelerate_configs=_short(ACCELERATE_CONFIGS))
+    print("+", launch, file=sys.stderr, flush=True)
+    return execute(launch)
+
+
+def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
+    """Part the command line of `run` into the recipe's name, the recipe's flags, and the launcher's options."""
+    name: str | None = None
+    flags: list[str] = []
+    given: dict[str, str] = {}
+    rest = iter(argv)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if argument == "--":
+            flags += rest
+        elif option.startswith("--") and option[2:].replace("-", "_") in _LAUNCHER_OPTIONS:
+            key = option[2:].replace("-", "_")
+            found = value if equals else next(rest, "")
+            if not found or found.startswith("--"):
+                raise ConfigError(f"{option} needs a value (see: hfstack run --help)")
+            if key in given:
+                raise ConfigError(f"{option} may be given once, got {given[key]} and {found}")
+            given[key] = found
+        elif name is None and argument not in ("-h", "--help"):
+            if argument.startswith("-"):
+                raise ConfigError(
+                    f"unknown option {_suggest(option, [f'--{known}' for known in _LAUNCHER_OPTIONS])}; "
+                    "the recipe's own flags follow its name"
+                )
+            name = argument
+        else:
+            flags.append(argument)
+    return name, flags, given
+
+
+def _options(given: dict[str, str]) -> LaunchOptions:
+    """Judge the launcher's options."""
+
+    def count(key: str, least: int) -> int | None:
+        if key not in given:
+            return None
+        if not given[key].isdigit() or int(given[key]) < least:
+            raise ConfigError(f"--{key} takes a whole number of at least {least}, got {given[key]!r}")
+        return int(given[key])
+
+    config = given.get("accelerate")
+    return LaunchOptions(
+        processes=count("processes", 1),
+        accelerate=_short(_find(config, ACCELERATE_CONFIGS, ".yaml", "accelerate config")) if config else None,
+        log_file=Path(given["log_file"]) if "log_file" in given else None,
+        nodes=count("nodes", 1) or 1,
+        node_rank=count("node_rank", 0) or 0,
+        main_address=given.get("main_address"),
+    )
+
+
+def _find(name: str, folder: Path, suffix: str, kind: str) -> Path:
+    """Return the file that a path or the name of something shipped means."""
+    if "/" in name or name.endswith((suffix, ".yml")):
+        if not Path(name).is_file():
+            raise ConfigError(f"{name}: no such file")
+        return Path(name)
+    known = {path.stem: path for path in sorted(folder.glob(f"*{suffix}"))}
+    if name not in known:
+        raise ConfigError(f"no {kind} {_suggest(name, list(known))} (there are: {', '.join(known) or 'none'})")
+    return known[name]
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"{name!r}; did you mean {' or '.join(map(repr, close))}?" if close else f"{name!r}"
+
+
+def _short(path: Path) -> Path:
+    """The path as seen from here, where that is shorter to read."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+
+
+def _reference(name: str) -> str:
+    """Return the generated option reference of a shipped recipe: what stands between the fences of its page."""
+    page = REFERENCE / f"{name}.md"
+    if not page.is_file():
+        raise ConfigError(f"{page} is missing; make it with: python -m hfstack.reference")
+    return page.read_text(encoding="utf-8").split("```text\n", 1)[1].rsplit("```", 1)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

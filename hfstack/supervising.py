@@ -1,0 +1,254 @@
+"""Run a decided launch: show what it writes, hand signals on, keep the launcher's report, return the exit code.
+
+Launchers turn every outcome but success into 1 and a long report. So the report goes to a log file, what the first
+process writes goes to the terminal while it is written, and the exit code is read from run.json. Standard library only.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from hfstack.errors import ConfigError
+from hfstack.launching import Launch
+
+EXIT_MISTAKE, EXIT_PREEMPTED = 1, 75
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_POLL_S = 0.1
+
+
+def execute(launch: Launch) -> int:
+    """Run a launch to its end and return 0 done, 1 a mistake or a failure, 75 preempted; 128 + n for signal n.
+
+    Raises:
+        ConfigError: the log file cannot be written.
+    """
+    run_file = launch.output_dir / "run.json" if launch.output_dir else None
+    before = _stamp(run_file)
+    environment = {**os.environ, **launch.environment, **({"PYTHONUNBUFFERED": "1"} if launch.log_file else {})}
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(_open_log(launch)) if launch.log_file else None
+        command, output, errors, screen = launch.command, None, None, None
+        if log:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfstack-")))
+            if launch.launcher == "torchrun":  # writes <folder>/<run>/attempt_0/<local rank>/std{out,err}.log
+                at = command.index("--tee")
+                command, output, errors = [*command[:at], "--log_dir", str(folder), *command[at:]], log, log
+                screen = _Screen(folder, "*/attempt_*/0/std*.log", copy=None)
+            else:
+                output = stack.enter_context((folder / "stdout.log").open("wb"))
+                errors = stack.enter_context((folder / "stderr.log").open("wb"))
+                screen = _Screen(folder, "std*.log", copy=log)
+        report_start = log.tell() if log else 0
+        stop = stack.enter_context(_StopSignals())
+        process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=output, stderr=errors)
+        stop.watch(process, through_launcher=launch.launcher == "accelerate")
+        code = _wait(process, screen)
+        stop.wait_for_workers()
+        if launch.launcher == "python":
+            died_of_our_signal = bool(stop.received) and code in (-signal.SIGINT, -signal.SIGTERM)
+            return EXIT_PREEMPTED if died_of_our_signal else 128 - code if code < 0 else code
+        report = _read_from(launch.log_file, report_start) if launch.launcher == "torchrun" else ""
+        status = _status(run_file) if _stamp(run_file) != before else None
+        result = outcome(code, status, report, stopped=bool(stop.received))
+        if screen and result == EXIT_MISTAKE and launch.launcher == "torchrun":
+            screen.explain_failure(report)
+            say(f"the launcher's report and the output of every process are in {launch.log_file}")
+        return result
+
+
+def outcome(code: int, status: str | None, report: str, *, stopped: bool) -> int:
+    """Return the exit code that the end of a launcher means.
+
+    Args:
+        code: what the launcher itself returned.
+        status: of run.json, or None when this launch did not write it.
+        report: what the launcher wrote.
+        stopped: whether this launch was asked to stop.
+    """
+    if code == 0 or status == "finished":
+        return 0
+    if stopped:
+        return EXIT_MISTAKE if status == "failed" else EXIT_PREEMPTED
+    # When one process fails, torchrun sends SIGTERM to the others, and the first may then note that it was preempted.
+    if status == "preempted" and (_root_cause(report) or (0, EXIT_PREEMPTED))[1] == EXIT_PREEMPTED:
+        return EXIT_PREEMPTED
+    return EXIT_MISTAKE
+
+
+def _open_log(launch: Launch) -> io.BufferedRandom:
+    """Open the log file to append to; a header tells the launches in it apart."""
+    assert launch.log_file is not None
+    try:
+        launch.log_file.parent.mkdir(parents=True, exist_ok=True)
+        log = launch.log_file.open("a+b")
+    except OSError as error:
+        raise ConfigError(f"the log {launch.log_file} cannot be written: {error.strerror}; give --log_file") from None
+    log.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} + {launch}\n".encode())
+    log.flush()
+    return log
+
+
+class _Screen:
+    """What processes write to files, shown on the terminal as it grows."""
+
+    def __init__(self, folder: Path, pattern: str, *, copy: io.BufferedRandom | None) -> None:
+        self._folder, self._pattern, self._copy = folder, pattern, copy
+        self._open: dict[Path, io.BufferedReader] = {}
+
+    def update(self) -> None:
+        """Show what came since the last call."""
+        for path in sorted(self._folder.glob(self._pattern)):
+            if path not in self._open:
+                self._open[path] = path.open("rb")
+        for path, stream in self._open.items():
+            if new := stream.read():
+                sink = sys.stdout if path.name == "stdout.log" else sys.stderr
+                with contextlib.suppress(BrokenPipeError):  # the reader left; the recipe goes on
+                    sink.buffer.write(new)
+                    sink.flush()
+                if self._copy:
+                    self._copy.write(new)
+                    self._copy.flush()
+
+    def explain_failure(self, report: str) -> None:
+        """Show what the first process could not: why another one failed, or why none started."""
+        cause = _root_cause(report)
+        if cause is None:
+            lines = [line for line in report.splitlines() if line.strip()]
+            say(f"the launcher failed: {lines[-1].strip() if lines else 'it wrote nothing'}")
+            return
+        rank, code, local_rank = cause
+        files = {path.parent.name: path for path in self._folder.glob("*/attempt_*/*/stderr.log")}
+        shown = files["0"].read_text(encoding="utf-8", errors="replace") if "0" in files else ""
+        wrote = files[local_rank].read_text(encoding="utf-8", errors="replace") if local_rank in files else ""
+        if code < 0:
+            name = signal.Signals(-code).name
+            say(f"process {rank} was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else ""))
+        elif local_rank != "0" and wrote.strip() and wrote.splitlines()[-1] not in shown:
+            sys.stderr.write(wrote[max(0, wrote.rfind("Traceback (most recent call last)")) :])
+
+
+def _root_cause(report: str) -> tuple[int, int, str] | None:
+    """Read rank, exit code and local rank of the process that failed first from torchrun's report."""
+    found = re.search(
+        r"Root Cause \(first observed failure\).*?rank\s*: (\d+) \(local_rank: (\d+)\).*?exitcode\s*: (-?\d+)",
+        report,
+        re.DOTALL,
+    )
+    return (int(found[1]), int(found[3]), found[2]) if found else None
+
+
+class _StopSignals:
+    """Hands the first Ctrl-C, SIGTERM or hang-up on to the recipe, once; the caller then waits while it saves."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._through_launcher = False
+        self._workers: list[int] = []
+
+    def __enter__(self) -> "_StopSignals":
+        self._previous = {name: signal.signal(name, self._handle) for name in _STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+
+    def watch(self, process: "subprocess.Popen[bytes]", *, through_launcher: bool) -> None:
+        """Name the process to hand signals to; `through_launcher` reaches past a launcher that would just die."""
+        self._process, self._through_launcher = process, through_launcher
+        if self.received:
+            self._hand_on(self.received[0])
+
+    def wait_for_workers(self) -> None:
+        """Wait for processes that outlive a launcher which was stopped from elsewhere as well."""
+        while any(_is_running(worker) for worker in self._workers):
+            time.sleep(_POLL_S)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        if self._process is None:
+            return
+        if len(self.received) == 1:
+            self._hand_on(number)
+        elif self.received.count(signal.SIGINT) == 3:
+            say("killing it")
+            for pid in [self._process.pid, *self._workers]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+        elif number == signal.SIGINT:
+            say("still waiting for the recipe to save; a third Ctrl-C kills it")
+
+    def _hand_on(self, number: int) -> None:
+        assert self._process is not None
+        self._workers = _children(self._process.pid)
+        for pid in (self._through_launcher and self._workers) or [self._process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM if number == signal.SIGHUP else number)
+        say(f"{signal.Signals(number).name} handed to the recipe; waiting while it saves")
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that one process started; empty where there is no /proc."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _wait(process: "subprocess.Popen[bytes]", screen: _Screen | None) -> int:
+    """Wait for the end of a process, showing its output meanwhile."""
+    while screen is not None:
+        code = process.poll()
+        screen.update()  # after the poll: what was written before the end is not missed
+        if code is not None:
+            return code
+        time.sleep(_POLL_S)
+    return process.wait()
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    """What changes when a file is written anew; None when there is no file."""
+    try:
+        found = path.stat() if path else None
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_ino, found.st_size) if found else None
+
+
+def _status(path: Path | None) -> str | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["status"] if path else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _read_from(path: Path | None, start: int) -> str:
+    """The text from byte `start` on, its last MiB at most: the report stands at the end."""
+    assert path is not None
+    with path.open("rb") as stream:
+        stream.seek(max(start, path.stat().st_size - 2**20))
+        return stream.read().decode("utf-8", errors="replace")
+
+
+def say(text: str) -> None:
+    with contextlib.suppress(OSError):  # after a hang-up there is no terminal to write to
+        sys.stderr.write(f"hfstack: {text}\n")
+        sys.stderr.flush()
