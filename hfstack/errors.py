@@ -34,3 +34,7 @@ class AlreadyFinished(Exception):
 
 class Preempted(Exception):
     """Not a mistake: the process was asked to stop; the command line exits with 75."""
+
+
+class DivergedError(HfstackError, ArithmeticError):
+    """Training left the finite numbers: the loss or the gradient norm is NaN or infinite."""

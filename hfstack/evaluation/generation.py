@@ -1,0 +1,139 @@
+"""Text from models: completions of prompts by a causal model, fillings of masks by a masked one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hfstack.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after one prompt."""
+
+    prompt: str
+    completion: str
+    tokens: int  # length of the completion, eos included
+    finished: bool  # it ended with an end-of-text token, not at the length limit
+
+
+@dataclass(frozen=True)
+class Filling:
+    """Candidates for one mask of a text."""
+
+    text: str
+    mask: int  # which mask of the text, from 0
+    position: int  # token position of that mask
+    candidates: list[tuple[str, float]]  # (token, probability), the likeliest first
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    batch_size: int = 16,
+) -> list[Completion]:
+    """Return one completion for each prompt, in order.
+
+    Prompts are padded on the left and masked, so the batch does not change the distribution. An empty prompt starts at
+    the token that begins a document in pretraining (bos, else eos). Sampling uses torch's global generator.
+
+    Args:
+        temperature: 0 for greedy decoding.
+        top_p: keep the likeliest tokens whose probabilities sum to this; 1 keeps all.
+        top_k: keep this many of the likeliest tokens; 0 keeps all.
+
+    Raises:
+        DataError: a prompt is empty and the tokenizer has no token to start with.
+        ConfigError: a sampling setting is out of range.
+    """
+    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0) if i is not None)
+    ends = _end_ids(model, tokenizer)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        temperature=temperature if temperature > 0 else None,
+        top_p=top_p if temperature > 0 else None,
+        top_k=(top_k or None) if temperature > 0 else None,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad,
+    )
+    results: list[Completion] = []
+    for first in range(0, len(prompts), batch_size):
+        batch = list(prompts[first : first + batch_size])
+        encoded = [_start(tokenizer, prompt, start) for prompt in batch]
+        width = max(map(len, encoded))
+        tokens = torch.tensor([[pad] * (width - len(ids)) + ids for ids in encoded], device=model.device)  # (B, T)
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device)
+        output = model.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
+        for prompt, row in zip(batch, output[:, width:].tolist(), strict=True):  # pyright: ignore[reportIndexIssue]
+            end = next((i for i, token in enumerate(row) if token in ends), None)
+            kept = row if end is None else row[:end]
+            text = tokenizer.decode(kept, skip_special_tokens=True)
+            results.append(Completion(prompt, str(text), len(row) if end is None else end + 1, end is not None))
+    return results
+
+
+def fill_masks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, top_k: int = 5
+) -> list[Filling]:
+    """Return the likeliest tokens at each mask of each text, at the mask's own position; several masks may stand in one.
+
+    Masks of one text are predicted side by side, each as if the others stayed masked.
+
+    Raises:
+        DataError: the tokenizer has no mask token, or a text has no mask.
+    """
+    if tokenizer.mask_token_id is None:
+        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked model")
+    found: list[Filling] = []
+    for text in texts:
+        tokens = tokenizer(text, return_tensors="pt").to(model.device)
+        positions = (tokens["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0].tolist()
+        if not positions:
+            raise DataError(f"prompt {text!r} has no {tokenizer.mask_token} to fill")
+        with torch.no_grad():
+            probabilities = model(**tokens).logits[0, positions].float().softmax(-1)  # (masks, V)
+        values, ids = probabilities.topk(min(top_k, probabilities.shape[-1]))
+        for index, position in enumerate(positions):
+            words = [str(tokenizer.decode([token])) for token in ids[index].tolist()]
+            found.append(Filling(text, index, position, list(zip(words, values[index].tolist(), strict=True))))
+    return found
+
+
+def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float, top_k: int) -> None:
+    """Raise ConfigError for a sampling setting out of range."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"--max_new_tokens must be at least 1, got {max_new_tokens}")
+    if temperature < 0:
+        raise ConfigError(f"--temperature must be 0 (greedy) or above, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"--top_p must be in (0, 1], got {top_p}")
+    if top_k < 0:
+        raise ConfigError(f"--top_k must be 0 (all tokens) or above, got {top_k}")
+
+
+def _start(tokenizer: PreTrainedTokenizerBase, prompt: str, start: int | None) -> list[int]:
+    """The prompt's tokens after the token that begins a document, as the model saw documents in pretraining."""
+    token_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if start is not None:
+        return [start, *token_ids]
+    if not token_ids:
+        raise DataError("a prompt is empty, and the tokenizer has no bos or eos token to start from")
+    return token_ids
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends a text: the model's own list and the tokenizer's eos."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return {i for i in (*listed, tokenizer.eos_token_id) if i is not None}

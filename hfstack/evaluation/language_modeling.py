@@ -1,0 +1,218 @@
+"""How well a causal language model predicts text: strided perplexity and bits per byte, with intervals.
+
+`score_documents` measures each document on its own; the `evaluate.Metric` classes below turn those scores into
+numbers, alone or together through `evaluate.combine`, and nothing is fetched from anywhere.
+
+Legend: B windows of a batch, T window length, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfstack.errors import DataError
+
+_FEATURES = {
+    "nll": datasets.Value("float64"),
+    "tokens": datasets.Value("int64"),
+    "bytes": datasets.Value("int64"),
+    "correct": datasets.Value("int64"),
+}
+
+
+@dataclass(frozen=True)
+class DocumentScore:
+    """What a model makes of one document."""
+
+    nll: float  # summed negative log-likelihood of its tokens, nats
+    tokens: int  # tokens scored
+    bytes: int  # UTF-8 bytes of the text
+    correct: int  # tokens that were the model's first choice
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A stretch of one document: the tokens that the model reads, the last `scored` of which count."""
+
+    document: int
+    token_ids: list[int]
+    scored: int
+
+
+def score_documents(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    stride: int,
+    batch_size: int = 8,
+    across_documents: bool = False,
+) -> list[DocumentScore]:
+    """Score each text under the model, reading windows of `max_length` tokens that advance by `stride`.
+
+    Every token is scored exactly once, with at least `max_length - stride` tokens of context where the document has
+    them. A document starts after the token that separates documents in pretraining (bos, else eos), so that its first
+    token is scored too; the end of a document is not. Context never reaches into the document before, unless
+    `across_documents` joins all texts, in order, into one.
+
+    Args:
+        model: a causal language model, in eval mode.
+        tokenizer: the model's tokenizer.
+        texts: documents.
+        max_length: window length in tokens, at most the model's context.
+        stride: tokens by which the window advances, in [1, max_length - 1]; smaller is slower and gives more context.
+        batch_size: windows per forward pass.
+
+    Raises:
+        DataError: no document has a token, or there is no token to start a document with.
+    """
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise DataError("the tokenizer has neither a bos nor an eos token, so no document can be started")
+    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    sizes = [len(text.encode()) for text in texts]
+    if across_documents:
+        encoded = [[token for ids in encoded for token in [*ids, start]][:-1]]
+        sizes = [sum(sizes)]
+    if not any(encoded):
+        raise DataError("none of the documents to evaluate on has a token")
+
+    nll = np.zeros(len(encoded))
+    correct = np.zeros(len(encoded), dtype=int)
+    windows = [w for i, ids in enumerate(encoded) for w in _windows(i, [start, *ids], max_length, stride)]
+    windows.sort(key=lambda window: len(window.token_ids))  # like lengths together: little padding
+    for first in range(0, len(windows), batch_size):
+        batch = windows[first : first + batch_size]
+        losses, hits = _score_windows(model, batch, pad_id=start)
+        for window, loss, hit in zip(batch, losses, hits, strict=True):
+            nll[window.document] += loss
+            correct[window.document] += hit
+    return [DocumentScore(float(nll[i]), len(ids), sizes[i], int(correct[i])) for i, ids in enumerate(encoded) if ids]
+
+
+def _windows(document: int, token_ids: list[int], max_length: int, stride: int) -> Iterator[_Window]:
+    """Cut a document into windows such that each token but the first is scored once."""
+    scored_to = 1  # token 0 only gives context
+    end = min(max_length, len(token_ids))
+    while scored_to < len(token_ids):
+        yield _Window(document, token_ids[max(0, end - max_length) : end], end - scored_to)
+        scored_to, end = end, min(end + stride, len(token_ids))
+
+
+@torch.no_grad()
+def _score_windows(model: PreTrainedModel, windows: list[_Window], *, pad_id: int) -> tuple[list[float], list[int]]:
+    """Return per window the summed loss in nats and the number of tokens that were the model's first choice."""
+    longest = max(len(window.token_ids) for window in windows)
+    tokens = torch.full((len(windows), longest), pad_id)  # (B, T), padded on the right: causal, so harmless
+    scored = torch.zeros((len(windows), longest), dtype=torch.bool)  # (B, T)
+    for row, window in enumerate(windows):
+        length = len(window.token_ids)
+        tokens[row, :length] = torch.tensor(window.token_ids)
+        scored[row, length - window.scored : length] = True
+    tokens, scored = tokens.to(model.device), scored.to(model.device)
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]  # (B, T - 1, V)
+    target, mask = tokens[:, 1:], scored[:, 1:]
+    rows = logits[mask].float()  # (n, V): only the scored positions
+    loss = torch.nn.functional.cross_entropy(rows, target[mask], reduction="none")  # (n,)
+    hits = rows.argmax(-1) == target[mask]
+    window_of = mask.nonzero()[:, 0]  # (n,)
+    sums = torch.zeros(len(windows), dtype=torch.float64, device=loss.device).index_add_(0, window_of, loss.double())
+    counts = torch.zeros(len(windows), dtype=torch.long, device=loss.device).index_add_(0, window_of, hits.long())
+    return sums.tolist(), counts.tolist()
+
+
+class _LanguageModelMetric(evaluate.Metric):
+    """Base of the metrics over document scores; `compute(nll=..., tokens=..., bytes=..., correct=...)`."""
+
+    description = ""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.description, citation="", inputs_description="", features=datasets.Features(_FEATURES)
+        )
+
+
+class Perplexity(_LanguageModelMetric):
+    """exp of the mean loss per token; also the loss itself, in nats per token, as `eval_loss`."""
+
+    description = "Perplexity per token and the loss in nats per token."
+
+    def _compute(
+        self, *, nll: Sequence[float], tokens: Sequence[int], bytes: Sequence[int], correct: Sequence[int]
+    ) -> dict[str, float]:
+        loss = sum(nll) / sum(tokens)
+        return {"eval_loss": loss, "perplexity": perplexity(loss)}
+
+
+class BitsPerByte(_LanguageModelMetric):
+    """Loss in bits per UTF-8 byte of text: comparable between models whatever their tokenizers."""
+
+    description = "Bits per UTF-8 byte of text."
+
+    def _compute(
+        self, *, nll: Sequence[float], tokens: Sequence[int], bytes: Sequence[int], correct: Sequence[int]
+    ) -> dict[str, float]:
+        return {"bits_per_byte": sum(nll) / math.log(2) / sum(bytes)}
+
+
+class TokenAccuracy(_LanguageModelMetric):
+    """Share of tokens that were the model's first choice."""
+
+    description = "Share of tokens predicted first."
+
+    def _compute(
+        self, *, nll: Sequence[float], tokens: Sequence[int], bytes: Sequence[int], correct: Sequence[int]
+    ) -> dict[str, float]:
+        return {"token_accuracy": sum(correct) / sum(tokens)}
+
+
+def compute_metrics(scores: Sequence[DocumentScore]) -> dict[str, float]:
+    """Return eval_loss, perplexity, bits_per_byte and token_accuracy over all documents."""
+    metric = evaluate.combine([Perplexity(), BitsPerByte(), TokenAccuracy()])
+    columns: dict[str, list[Any]] = {name: [getattr(score, name) for score in scores] for name in _FEATURES}
+    return {name: float(value) for name, value in (metric.compute(**columns) or {}).items()}
+
+
+def bootstrap_interval(scores: Sequence[DocumentScore], *, draws: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Return the 95 % interval of the loss and of bits per byte, resampling whole documents.
+
+    Documents, not tokens, are the unit that was sampled (percentile bootstrap, Efron and Tibshirani 1993, chapter 13).
+    """
+    nll, tokens, sizes = (np.array([getattr(s, name) for s in scores]) for name in ("nll", "tokens", "bytes"))
+    picks = np.random.default_rng(seed).integers(len(scores), size=(draws, len(scores)))
+    found: dict[str, float] = {}
+    for name, values in {
+        "eval_loss": nll[picks].sum(1) / tokens[picks].sum(1),
+        "bits_per_byte": nll[picks].sum(1) / math.log(2) / sizes[picks].sum(1),
+    }.items():
+        found[f"{name}_low"], found[f"{name}_high"] = (float(v) for v in np.percentile(values, [2.5, 97.5]))
+    return found
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), or infinity where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def derived_metrics(loss: float, *, tokens_per_byte: float) -> dict[str, float]:
+    """Return perplexity and bits per byte of a mean loss in nats per token.
+
+    Args:
+        loss: nats per token.
+        tokens_per_byte: tokens over UTF-8 bytes of the text that the loss was measured on.
+    """
+    return {"perplexity": perplexity(loss), "bits_per_byte": loss / math.log(2) * tokens_per_byte}
+
+
+def nonempty(texts: Iterable[str]) -> list[str]:
+    """The texts that hold more than white space."""
+    return [text for text in texts if text.strip()]

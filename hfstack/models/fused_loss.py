@@ -1,0 +1,104 @@
+"""Next-token loss straight from hidden states, without ever holding the (B, T, V) logits.
+
+Stock causal models compute all logits, copy them to fp32 and keep them for the backward pass; under mixed precision
+the launcher copies them once more. Here the head runs over a few hundred positions at a time, and each chunk's
+gradient is taken on the spot. The idea is that of Liger Kernel (Hsu et al. 2024, arXiv:2410.10989, section 3.2),
+written in plain PyTorch so that it runs on every device.
+
+Legend: B rows, T positions, N = B * (T - 1) scored positions, d hidden size, V vocabulary.
+"""
+
+import functools
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+# Models whose logits are exactly `output_embeddings(backbone(...))`: no soft-capping, no scaling, no extra losses.
+PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "hfstack_gru", "hfstack_lstm"})
+_IGNORED = -100
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum over positions of -log softmax(h W^T)[target], its gradients taken in the forward pass chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, with_gradients: bool) -> Tensor:
+        """Return the summed loss in nats, fp32.
+
+        Args:
+            hidden: (N, d), in the dtype that the matrix products shall run in.
+            weight: (V, d), the output embedding.
+            targets: (N,), ids; -100 marks a position that is not scored.
+            chunk: positions per matrix product; (chunk, V) is the largest tensor made.
+            with_gradients: take the gradients as well; off under no_grad.
+        """
+        weight_cast = weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(targets), chunk):
+            h, target = hidden[start : start + chunk], targets[start : start + chunk]  # (n, d), (n,)
+            scored = target != _IGNORED
+            index = target.clamp_min(0)[:, None]  # (n, 1)
+            logits = (h @ weight_cast.T).float()  # (n, V)
+            normalizer = torch.logsumexp(logits, dim=-1)  # (n,)
+            losses = normalizer - logits.gather(1, index)[:, 0]
+            total += torch.where(scored, losses, 0.0).sum()
+            if not with_gradients:
+                continue
+            # d loss / d logits = softmax - one_hot, in place of the logits
+            gradient = logits.sub_(normalizer[:, None]).exp_()
+            gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
+            gradient = gradient.mul_(scored[:, None]).to(h.dtype)
+            grad_hidden[start : start + chunk] = gradient @ weight_cast
+            grad_weight += (gradient.T @ h).float()
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that the forward pass has taken."""
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grad_outputs[0]
+        return grad_hidden * scale.to(grad_hidden.dtype), (grad_weight * scale).to(ctx.weight_dtype), None, None, None
+
+
+def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
+    """Make the model's training forward return only the loss, computed without the logits; say whether it could.
+
+    Evaluation without labels, generation and every other use of the model are untouched. A model whose head is not
+    one plain matrix product is left as it is, and False is returned.
+    """
+    head = model.get_output_embeddings()
+    if model.config.model_type not in PLAIN_HEADS or not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        return False
+    stock_forward = model.forward
+
+    @functools.wraps(type(model).forward)  # the Trainer reads the signature to know which columns to keep
+    def forward(
+        self: PreTrainedModel,
+        input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **inputs: Any,
+    ) -> Any:
+        if labels is None or inputs.get("past_key_values") is not None:
+            return stock_forward(input_ids=input_ids, labels=labels, **inputs)
+        inputs |= {"use_cache": False, "return_dict": True}
+        hidden = self.base_model(input_ids=input_ids, **inputs)[0][:, :-1]  # (B, T - 1, d)
+        device_type = hidden.device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+        targets = labels[:, 1:].reshape(-1)  # (N,)
+        with torch.autocast(device_type, enabled=False):
+            rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
+            total = LinearCrossEntropy.apply(rows, head.weight, targets, chunk, torch.is_grad_enabled())
+        count = num_items_in_batch if num_items_in_batch is not None else (targets != _IGNORED).sum()
+        return CausalLMOutput(loss=total / count)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
+
+    model.forward = types.MethodType(forward, model)
+    return True

@@ -1,0 +1,192 @@
+"""Load a tokenizer and a causal language model from a checkpoint, the Hub, or an architecture's config.json.
+
+TRL's ModelConfig is the description of a model; nothing here runs code from a repository, and only safetensors
+weights are read.
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from huggingface_hub import constants
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig, get_quantization_config
+
+import hfstack
+import hfstack.models.gru
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+
+def load_tokenizer(args: ModelConfig, tokenizer_name_or_path: str | None = None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the model, or another one by name.
+
+    Raises:
+        ConfigError: an architecture (config.json) has no tokenizer of its own and none was named.
+        CheckpointError: there is no tokenizer at that place.
+    """
+    name = tokenizer_name_or_path or args.model_name_or_path
+    if name is None:
+        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
+    if name.endswith(".json"):
+        raise ConfigError(
+            f"--model_name_or_path {name} is an architecture without a tokenizer; name one with "
+            "--tokenizer_name_or_path (the output directory of the tokenizer recipe, or a Hub id)"
+        )
+    revision = args.model_revision if tokenizer_name_or_path is None else "main"
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_not_found("tokenizer", name, error)) from error
+
+
+def load_causal_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return a causal language model whose vocabulary is the tokenizer's.
+
+    From a config.json the weights are drawn anew (seed them first), with the tokenizer's vocabulary size and special
+    tokens. From a checkpoint or the Hub they are loaded, quantised when `--load_in_4bit` or `--load_in_8bit` is set.
+
+    Raises:
+        ConfigError: no model was named, or the tokenizer has more tokens than the embedding has rows.
+        CheckpointError: there is no model at that place, or it has no safetensors weights.
+    """
+    name = args.model_name_or_path
+    if name is None:
+        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
+    if (config_file := find_architecture(name)) is not None:
+        config = architecture_config(config_file, tokenizer)
+        try:
+            return AutoModelForCausalLM.from_config(config, attn_implementation=args.attn_implementation)
+        except ValueError as error:
+            raise ConfigError(f"{config_file}: {' '.join(str(error).split())[:200]}") from error
+    quantization = get_quantization_config(args)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=args.model_revision,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+            quantization_config=quantization,
+            device_map={"": PartialState().local_process_index} if quantization else None,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_not_found("causal language model", name, error)) from error
+    check_vocabulary(model, tokenizer, name)
+    return model
+
+
+def load_masked_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return a masked language model; the rest is as in `load_causal_lm`."""
+    name = args.model_name_or_path
+    if name is None:
+        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
+    if (config_file := find_architecture(name)) is not None:
+        return AutoModelForMaskedLM.from_config(architecture_config(config_file, tokenizer))
+    try:
+        model = AutoModelForMaskedLM.from_pretrained(
+            name, revision=args.model_revision, dtype=args.dtype, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_not_found("masked language model", name, error)) from error
+    check_vocabulary(model, tokenizer, name)
+    return model
+
+
+def find_architecture(name: str) -> Path | None:
+    """Return the config.json that `name` means, or None when it names a checkpoint or a Hub id.
+
+    A shipped architecture is found by its file name from any folder: `recipes/architectures/llama-5m.json`.
+
+    Raises:
+        ConfigError: a .json that exists neither here nor among the shipped ones.
+    """
+    if not name.endswith(".json"):
+        return None
+    package = Path(hfstack.__file__).parent
+    shipped = (package / "_shipped" if (package / "_shipped").is_dir() else package.parent) / "recipes/architectures"
+    for path in (Path(name), shipped / Path(name).name):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in shipped.glob("*.json")))
+    raise ConfigError(f"--model_name_or_path {name}: no such file; shipped architectures: {known}")
+
+
+def architecture_config(config_file: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """Read a config.json and give it the tokenizer's vocabulary size and special token ids."""
+    try:
+        config = AutoConfig.from_pretrained(config_file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{config_file} is not a model configuration: {' '.join(str(error).split())[:200]}"
+        ) from error
+    config.vocab_size = vocabulary_size(tokenizer)
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    return config
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of embedding rows a tokenizer needs: its largest id plus one (ids may have holes)."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer that gives ids which the model's embedding does not have."""
+    rows = len(torch.as_tensor(model.get_input_embeddings().weight))
+    needed = vocabulary_size(tokenizer)
+    if needed > rows:
+        raise ConfigError(
+            f"the tokenizer has {needed} tokens but the embedding of {name} has {rows} rows; "
+            "use the model's own tokenizer, or train one with --vocab_size of at most that"
+        )
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """The most tokens that the model can attend to, or None when nothing bounds it (recurrent models)."""
+    for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, field, None)
+        if value is not None:
+            return int(value)
+    return None
+
+
+def check_block_size(block_size: int, config: PreTrainedConfig) -> int:
+    """Return the block size when the model can read that many tokens at once.
+
+    Raises:
+        ConfigError: it is longer than the model's context.
+    """
+    longest = context_length(config)
+    if longest is not None and block_size > longest:
+        raise ConfigError(
+            f"--block_size {block_size} is longer than the model's context of {longest} tokens; "
+            f"use --block_size {longest} or a model with a longer context"
+        )
+    return block_size
+
+
+def _not_found(what: str, name: str, error: Exception) -> str:
+    """One line for the many ways in which upstream says that something could not be loaded."""
+    cause = " ".join(str(error).split())
+    path = Path(name)
+    if path.exists():
+        files = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
+        return f"{name} holds no {what} that can be loaded (it has: {files}): {cause[:200]}"
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        return f"no {what} at {name}: no such directory"
+    return (
+        f"no {what} {name!r} here or at {constants.ENDPOINT}: no such directory, and on the Hub it is private, "
+        "missing, or out of reach (no token, no network)"
+    )

@@ -1,0 +1,152 @@
+"""Trainer callbacks: what a language-model run reports while it trains.
+
+Each adds its numbers to the Trainer's own log (`state.log_history` and what trackers receive), so the curves of a run
+are in one place.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfstack.errors import DivergedError
+
+
+class Throughput(TrainerCallback):
+    """Add `tokens_per_s` and, where the peak of the hardware is known, `mfu` to each training log.
+
+    Args:
+        tokens_per_step: tokens of one optimizer step over all processes.
+        utilization: model-FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B) at a rate in tokens/s, or None.
+    """
+
+    def __init__(self, tokens_per_step: int, utilization: Callable[[float], float | None]) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.utilization = utilization
+        self.total_steps = 0
+        self.total_seconds = 0.0
+        self._step_began: float | None = None
+        self._steps = 0
+        self._seconds = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock, so that evaluation, saving and sampling between steps do not count."""
+        self._step_began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop the clock; the very first step pays for warm-up and is left out of the total."""
+        assert self._step_began is not None
+        seconds = time.perf_counter() - self._step_began
+        self._steps += 1
+        self._seconds += seconds
+        if state.global_step > 1:
+            self.total_steps += 1
+            self.total_seconds += seconds
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the rate since the last training log."""
+        logs = kwargs["logs"]
+        if "loss" not in logs or not self._steps:
+            return
+        rate = self.tokens_per_step * self._steps / self._seconds
+        _add(state, logs, self._with_utilization(rate))
+        self._steps, self._seconds = 0, 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """The rate over the whole run."""
+        if not self.total_steps:
+            return {}
+        return self._with_utilization(self.tokens_per_step * self.total_steps / self.total_seconds)
+
+    def _with_utilization(self, tokens_per_s: float) -> dict[str, float]:
+        numbers = {"tokens_per_s": round(tokens_per_s, 1)}
+        utilization = self.utilization(tokens_per_s)
+        if utilization is not None:
+            numbers["mfu"] = round(utilization, 4)
+        return numbers
+
+
+class DerivedMetrics(TrainerCallback):
+    """Add what follows from the evaluation loss beside each `eval_loss`, such as `eval_perplexity`.
+
+    Args:
+        derive: called with the loss in nats per token, returns the numbers by name, without `eval_`.
+    """
+
+    def __init__(self, derive: Callable[[float], dict[str, float]]) -> None:
+        self.derive = derive
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Derive from the loss that was just logged."""
+        logs = kwargs["logs"]
+        if "eval_loss" in logs:
+            _add(state, logs, {f"eval_{name}": value for name, value in self.derive(logs["eval_loss"]).items()})
+
+
+class StopOnDivergence(TrainerCallback):
+    """Stop at the first log whose loss or gradient norm is not a finite number, instead of training on to the end."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refuse NaN and infinity."""
+        logs = kwargs["logs"]
+        for name in ("loss", "grad_norm", "eval_loss"):
+            value = logs.get(name)
+            if value is not None and not math.isfinite(value):
+                raise DivergedError(
+                    f"{name} is {value} at step {state.global_step}; the checkpoints saved before it are kept: lower "
+                    "--learning_rate, lengthen --warmup_steps, or look at the rows of this step"
+                )
+
+
+class SampleTable(TrainerCallback):
+    """Write completions of fixed prompts to `samples.jsonl` at every evaluation, and at the end.
+
+    Args:
+        path: the file; rows are {"step", "prompt", "completion"}.
+        sample: called with the model, returns (prompt, completion) pairs.
+    """
+
+    def __init__(self, path: Path, sample: Callable[[Any], list[tuple[str, str]]]) -> None:
+        self.path = path
+        self.sample = sample
+        self._last_step = -1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """On a resume, forget the samples of steps that will be taken again."""
+        if state.is_world_process_zero and self.path.is_file():
+            rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line]
+            kept = [line for line in rows if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Sample with the weights as they are now, leaving the random state of training untouched."""
+        if not state.is_world_process_zero or state.global_step == self._last_step:
+            return
+        self._last_step = state.global_step
+        training = model.training
+        model.eval()
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(args.seed)
+            pairs = self.sample(model)
+        model.train(training)
+        with self.path.open("a", encoding="utf-8") as file:
+            for prompt, completion in pairs:
+                row = {"step": state.global_step, "prompt": prompt, "completion": completion}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _add(state: TrainerState, logs: dict[str, Any], numbers: dict[str, float]) -> None:
+    """Put numbers into the log line that the trackers see and into the history, which was appended just before."""
+    logs.update(numbers)
+    state.log_history[-1].update(numbers)

@@ -1,0 +1,126 @@
+"""Pretrain a causal language model on raw text, from scratch or from a checkpoint.
+
+    accelerate launch recipes/pretrain_clm.py --config recipes/pretrain_clm.yaml --learning_rate 1e-3
+    hfstack run pretrain_clm --learning_rate 1e-3                       # the same, shorter
+
+reads   rows with a column of text; a tokenizer; an architecture (config.json) or a checkpoint
+writes  the model, its tokenizer, checkpoints, samples.jsonl and run.json in --output_dir
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub.constants import HF_HOME
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
+from trl import ModelConfig
+
+from hfstack.config import command_line
+from hfstack.data.packing import PackedBlocks, hash_texts, pack
+from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
+from hfstack.evaluation.generation import complete
+from hfstack.evaluation.language_modeling import derived_metrics
+from hfstack.models.counting import count_parameters, model_flops_utilization
+from hfstack.models.fused_loss import use_fused_loss
+from hfstack.models.loading import check_block_size, load_causal_lm, load_tokenizer
+from hfstack.run import Run
+from hfstack.training.callbacks import DerivedMetrics, SampleTable, StopOnDivergence, Throughput
+
+
+@dataclass
+class PretrainArgs:
+    """What pretraining needs beside the upstream settings."""
+
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer: a folder or a Hub id; the model's own by default."""
+    block_size: int = 512
+    """Tokens of one training sequence; documents are packed into blocks of this length."""
+    isolate_documents: bool = False
+    """Keep attention inside each document of a block; off, a token also sees the documents before it."""
+    fused_loss: bool = True
+    """Compute the loss without keeping all logits, where the model's head is one plain matrix product."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations without a better eval_loss; needs --load_best_model_at_end."""
+    sample_prompts: list[str] = field(default_factory=lambda: ["Once upon a time", "The"])
+    """Prompts whose completions are written to samples.jsonl at each evaluation."""
+    sample_tokens: int = 100
+    """Length of a sample, in tokens."""
+
+
+def main(
+    model_args: ModelConfig, data_args: DataArgs, pretrain_args: PretrainArgs, training_args: TrainingArguments
+) -> dict[str, float]:
+    """Train, evaluate and save; return the metrics."""
+    with Run.start(__file__, training_args.output_dir, model_args, data_args, pretrain_args, training_args) as run:
+        checkpoint = run.checkpoint
+        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.add_parent(model_args.model_name_or_path)
+        run.add_parent(pretrain_args.tokenizer_name_or_path)
+
+        tokenizer = load_tokenizer(model_args, pretrain_args.tokenizer_name_or_path)
+        model = load_causal_lm(model_args, tokenizer)
+        block_size = check_block_size(pretrain_args.block_size, model.config)
+        splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
+        blocks = {
+            split: pack(
+                rows[data_args.text_column],
+                tokenizer,
+                block_size=block_size,
+                cache_dir=Path(HF_HOME) / "hfstack" / "packed",
+                data_hash=hash_texts(rows[data_args.text_column]),
+                isolate_documents=pretrain_args.isolate_documents,
+                drop_last=split == "train",
+            )
+            for split, rows in splits.items()
+        }
+        if pretrain_args.fused_loss:
+            use_fused_loss(model)
+
+        sequences = (
+            training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+        )
+        utilization = partial(
+            model_flops_utilization,
+            config=model.config,
+            sequence_length=block_size,
+            device=training_args.device,
+            dtype=torch.bfloat16 if training_args.bf16 else torch.float32,
+            world_size=training_args.world_size,
+        )
+        throughput = Throughput(sequences * block_size, utilization)
+
+        def sample(trained: PreTrainedModel) -> list[tuple[str, str]]:
+            completions = complete(
+                trained, tokenizer, pretrain_args.sample_prompts,
+                max_new_tokens=pretrain_args.sample_tokens, temperature=0.8, top_k=50,
+            )  # fmt: skip
+            return [(c.prompt, c.completion) for c in completions]
+
+        callbacks = [throughput, StopOnDivergence(), SampleTable(run.output_dir / "samples.jsonl", sample)]
+        if pretrain_args.early_stopping_patience is not None:
+            callbacks.append(EarlyStoppingCallback(pretrain_args.early_stopping_patience))
+        trainer = Trainer(
+            model=model,
+            args=training_args,
+            train_dataset=blocks["train"],
+            eval_dataset=blocks.get("eval"),
+            processing_class=tokenizer,
+            data_collator=PackedBlocks.collate,
+            callbacks=callbacks,
+        )
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
+
+        metrics = {"train_loss": trained.training_loss, "parameters": count_parameters(model.config).total}
+        metrics |= throughput.metrics()
+        if "eval" in blocks:
+            tokens_per_byte = blocks["eval"].token_count / blocks["eval"].byte_count
+            metrics |= trainer.evaluate()
+            metrics |= derived_metrics(metrics["eval_loss"], tokens_per_byte=tokens_per_byte)
+        return run.finish(metrics, trainer)
+
+
+if __name__ == "__main__":
+    command_line(main)
