@@ -1,0 +1,146 @@
+"""Keep the checked rows of local files as a memory-mapped Arrow table, so that a second run starts at once.
+
+The cache lies in `hfstack/` under datasets' own cache folder (HF_DATASETS_CACHE). Its key is the content of the files
+and the settings of the read, so a changed file is read again. What the read reported is kept with the rows and logged
+again when they are taken from the cache.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets.config
+import pyarrow
+from datasets import Dataset
+from filelock import FileLock
+
+from hfstack.data.files import fingerprint
+from hfstack.data.reading import OnBadRow, ReadReport, read_rows
+from hfstack.errors import DataError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+_READER_VERSION = 1  # raise it when the same file would be read differently
+_BATCH_BYTES = 16 << 20
+_BATCH_ROWS = 2000
+
+
+def load_rows(
+    files: list[Path],
+    *,
+    on_bad_row: OnBadRow = "fail",
+    max_rows: int | None = None,
+    quarantine_file: Path | None = None,
+) -> Dataset:
+    """Return the checked rows of local files, which together are one source, as a memory-mapped Dataset.
+
+    Bad rows that are quarantined go to `quarantine_file`, or to a file in the cache whose place is logged.
+    Raises DataError as `read_rows` does.
+    """
+    prints = [fingerprint(path) for path in files]
+    settings = json.dumps([_READER_VERSION, pyarrow.__version__, prints, on_bad_row, max_rows])
+    root = Path(datasets.config.HF_DATASETS_CACHE) / "hfstack"
+    folder = root / hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # the processes of one run: the first reads, the others find the rows
+        if folder.is_dir():
+            report = ReadReport(**json.loads((folder / "report.json").read_text()))
+            report.log(f"{files[0]} (from the cache)")
+        else:
+            _fill(folder, files, on_bad_row, max_rows)
+    quarantined = folder / "quarantine.jsonl"
+    if quarantined.exists():
+        if quarantine_file is not None:
+            quarantine_file.parent.mkdir(parents=True, exist_ok=True)
+            with quarantine_file.open("ab") as out:  # the sources of one run share the file
+                out.write(quarantined.read_bytes())
+        logger.warning("quarantined rows: %s", quarantine_file or quarantined)
+    return Dataset.from_file(str(folder / "rows.arrow"))
+
+
+def _fill(folder: Path, files: list[Path], on_bad_row: OnBadRow, max_rows: int | None) -> None:
+    """Read the files into a new cache folder, which appears under its name only when it is complete."""
+    report = ReadReport()
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        place = Path(scratch) / "cache"
+        place.mkdir()
+        rows = read_rows(
+            files,
+            on_bad_row=on_bad_row,
+            quarantine_file=place / "quarantine.jsonl",
+            max_rows=max_rows,
+            report=report,
+        )
+        _write_arrow(rows, place, str(files[0]))
+        (place / "report.json").write_text(json.dumps(dataclasses.asdict(report)))
+        place.replace(folder)
+
+
+def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> None:
+    """Write rows to `folder/rows.arrow` in the stream format, in batches of bounded size.
+
+    The type of a column may widen on the way (nulls, then text; integers, then a float): each type that was in use
+    gets a file of its own, and at the end all are rewritten once with the widest.
+    """
+    schema: pyarrow.Schema | None = None
+    parts: list[Path] = []
+    batch_rows = 16
+    with ExitStack() as stack:
+        writer = None
+        while batch := list(islice(rows, batch_rows)):
+            block = _record_batch(batch, None, name)
+            merged = block.schema if schema is None else _merged(schema, block.schema, name)
+            if writer is None or merged != schema:
+                schema = merged
+                parts.append(folder / f"part-{len(parts)}.arrow")
+                sink = stack.enter_context(pyarrow.OSFile(str(parts[-1]), "wb"))
+                writer = stack.enter_context(pyarrow.ipc.new_stream(sink, schema))
+            if block.schema != schema:
+                block = _record_batch(batch, schema, name)
+            writer.write_batch(block)
+            batch_rows = max(1, min(_BATCH_ROWS, batch_rows * 4, int(len(batch) * _BATCH_BYTES / (block.nbytes + 1))))
+    if len(parts) > 1:
+        assert schema is not None
+        with pyarrow.OSFile(str(folder / "rows.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+            for part in parts:
+                with pyarrow.memory_map(str(part)) as source, pyarrow.ipc.open_stream(source) as stream:
+                    for block in stream:
+                        same = block.schema == schema
+                        writer.write_batch(block if same else _record_batch(block.to_pylist(), schema, name))
+                part.unlink()
+    else:
+        shutil.move(parts[0], folder / "rows.arrow")
+
+
+def _record_batch(rows: list[dict[str, Any]], schema: pyarrow.Schema | None, name: str) -> pyarrow.RecordBatch:
+    try:
+        return pyarrow.RecordBatch.from_pylist(rows, schema=schema)
+    except (pyarrow.ArrowException, OverflowError, ValueError, TypeError) as error:
+        row = next((row for row in rows if not _fits(row, schema)), rows[0])
+        text = json.dumps(row, ensure_ascii=False, default=str)[:80]
+        raise DataError(f"{name}: a value does not fit a column of a table: {error}; the row begins {text}") from error
+
+
+def _fits(row: dict[str, Any], schema: pyarrow.Schema | None) -> bool:
+    try:
+        pyarrow.RecordBatch.from_pylist([row], schema=schema)
+    except (pyarrow.ArrowException, OverflowError, ValueError, TypeError):
+        return False
+    return True
+
+
+def _merged(one: pyarrow.Schema, other: pyarrow.Schema, name: str) -> pyarrow.Schema:
+    if one == other:
+        return one
+    try:
+        return pyarrow.unify_schemas([one, other], promote_options="permissive")
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{name}: a column changes its type: {error}") from error
