@@ -1,0 +1,237 @@
+"""Short stories, each a pure function of (seed, index): story 7 is the same whether 10 or 10 million are asked for.
+
+A hero with a trait wants something, meets an obstacle, acts as the trait makes it act, and the ending follows. Half of
+the endings are happy and half are sad: of stories 2k and 2k + 1 one is happy and one is sad.
+"""
+
+import random
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hfstack.data.demo.grammar import Parts, compile_template, render, tidy
+from hfstack.data.demo.lexicon import (
+    ELDERS,
+    KINDS,
+    NAMES,
+    PLACES,
+    RELATIVES,
+    THINGS,
+    TRAITS,
+    Kind,
+    Place,
+    Thing,
+)
+from hfstack.data.demo.templates import Block, Plot, read_blocks, read_plots
+
+Option = TypeVar("Option")
+PLOTS = read_plots("friends", "quests", "work")
+_SHARED = read_blocks("phrases")
+PHRASES = _SHARED["phrases"]
+WEATHER = tuple(_SHARED["weather"])
+
+_PRONOUNS = {"he": ("he", "him", "his", "himself", "his"), "she": ("she", "her", "her", "herself", "hers")}
+_NUMBERS = {
+    # number -> article, object pronoun, subject pronoun, past and present of to be, "all mine"
+    "one": ("a", "it", "it", "was", "is", "It is all mine,"),
+    "mass": ("some", "it", "it", "was", "is", "It is all mine,"),
+    "many": ("some", "them", "they", "were", "are", "They are all mine,"),
+}
+_IRREGULAR_PLURALS = {
+    "wolf": "wolves",
+    "mouse": "mice",
+    "deer": "deer",
+    "fox": "foxes",
+    "foot": "feet",
+    "hoof": "hooves",
+}
+# Snow does not go with gardens, butterflies and bare feet; a walk by night brings its own weather.
+_WINTER_PLOTS = frozenset({"sick", "neighbor", "broken", "secret", "trick"})
+_DARK_PLOTS = frozenset({"storm", "dark"})
+
+
+@dataclass(frozen=True)
+class Story:
+    """One story and the facts behind it; `label` is 1 for a happy ending and 0 for a sad one."""
+
+    text: str
+    hero: str
+    animal: str
+    trait: str
+    place: str
+    object: str
+    ending: str
+    label: int
+    plot: str
+    friend: str
+
+
+def _compiled(templates: Sequence[str], phrases: Block | None = None) -> tuple[Parts, ...]:
+    return tuple(compile_template(template, phrases or PHRASES) for template in templates)
+
+
+def _suited(templates: Sequence[str], trait: str, step: str) -> list[str]:
+    """The templates that this trait can use: all but those that start with a list of other traits."""
+    suited = []
+    for template in templates:
+        traits, _, rest = template.partition(" ") if template.startswith("@") else ("", "", template)
+        if not traits or trait in traits[1:].split(","):
+            suited.append("{S} " + rest[4:] if step == "setup" and rest.startswith("{H} ") else rest)
+    return suited
+
+
+_STEPS = {
+    (plot.name, trait, step): _compiled(_suited(getattr(plot, step), trait, step))
+    for plot in PLOTS
+    for trait in plot.deeds
+    for step in ("hooks", "setup", "trouble", "talk")
+}
+_TITLES = {plot.name: _compiled([plot.title]) for plot in PLOTS}
+_DEEDS = {(plot.name, trait): _compiled(deeds) for plot in PLOTS for trait, deeds in plot.deeds.items()}
+_OUTCOMES = {
+    (plot.name, trait, ending): _compiled(
+        plot.outcomes.get(f"{trait} {ending}") or plot.outcomes[f"{TRAITS[trait]} {ending}"]
+    )
+    for plot in PLOTS
+    for trait in plot.deeds
+    for ending in ("happy", "sad")
+}
+_INTRODUCTIONS = {
+    (trait, step): _compiled(lines, {**PHRASES, "habit": _SHARED["habits"][trait]})
+    for trait in TRAITS
+    for step, lines in _SHARED["introductions"].items()
+}
+_FEELINGS = {ending: _compiled(lines) for ending, lines in _SHARED["feelings"].items()}
+_LONELY_FEELINGS = {
+    ending: _compiled([line for line in lines if "{F}" not in line]) for ending, lines in _SHARED["feelings"].items()
+}
+_MORAL_LEADS = ("", "{H} learned that ", "and so we see: ")
+_MORALS = {
+    key: _compiled([lead + line for line in lines for lead in _MORAL_LEADS]) for key, lines in _SHARED["morals"].items()
+}
+_FRAMES = _compiled(_SHARED["frames"]["all"])
+_SCENES = {
+    name: _compiled([f"it was a {name} [morning|afternoon|day]. {line}" for line in lines])
+    for name, lines in _SHARED["weather"].items()
+}
+_WHEN = _compiled([f"it all began {time}." for lines in _SHARED["times"].values() for time in lines])
+_PLOTS_OF_TRAIT = {trait: tuple(plot for plot in PLOTS if trait in plot.deeds) for trait in TRAITS}
+_THINGS_OF_PLOT = {plot.name: tuple(thing for thing in THINGS if set(plot.roles) & set(thing.roles)) for plot in PLOTS}
+_TRAIT_NAMES = tuple(TRAITS)
+_MILD_WEATHER = tuple(name for name in WEATHER if name not in ("snowy", "cold"))
+
+
+def story(seed: int, index: int) -> Story:
+    """Write story number `index` of the corpus `seed`, 60 to 150 words long."""
+    uniform = random.Random(f"story/{seed}/{index}").random
+
+    def pick(options: Sequence[Option]) -> Option:  # twice as fast as random.choice, and the hot spot
+        return options[int(uniform() * len(options))]
+
+    happy = (zlib.crc32(f"ending/{seed}/{index // 2}".encode()) + index) % 2
+    ending = "happy" if happy else "sad"
+    trait = pick(_TRAIT_NAMES)
+    plot = pick(_PLOTS_OF_TRAIT[trait])
+    kind, place, thing = pick(KINDS), pick(PLACES), pick(_THINGS_OF_PLOT[plot.name])
+    weather = pick(WEATHER if plot.name in _WINTER_PLOTS else _MILD_WEATHER)
+    facts = _facts(kind, place, thing, pick)
+    facts.update(trait=trait, weather=weather)
+    facts["S"] = pick((facts["H"], facts["he"]))
+    facts["title"] = render(pick(_TITLES[plot.name]), facts, uniform)
+    texts = [_capital(render(parts, facts, uniform)) for parts in _opening(plot, trait, weather, uniform, pick)]
+    for parts in (pick(_DEEDS[plot.name, trait]), pick(_OUTCOMES[plot.name, trait, ending])):
+        texts.append(_capital(render(parts, facts, uniform)))
+    friend_is_known = facts["F"] == facts["FN"]
+    texts.append(_capital(render(pick((_FEELINGS if friend_is_known else _LONELY_FEELINGS)[ending]), facts, uniform)))
+    if uniform() < 0.3:
+        texts.append(_capital(render(pick(_MORALS[f"{trait} {ending}"]), facts, uniform)))
+    return Story(
+        text=tidy(" ".join(texts)),
+        hero=facts["H"],
+        animal=kind.noun,
+        trait=trait,
+        place=place.noun,
+        object=thing.noun,
+        ending=ending,
+        label=happy,
+        plot=plot.name,
+        friend=facts["FN"],
+    )
+
+
+def stories(seed: int, count: int) -> Iterator[Story]:
+    """Yield stories 0 .. count - 1 of the corpus `seed`."""
+    for index in range(count):
+        yield story(seed, index)
+
+
+def _opening(plot: Plot, trait: str, weather: str, uniform: Callable[[], float], pick: Callable) -> list[Parts]:
+    """The steps before the deed, in one of five orders: scene first, hero first, in the middle, as a tale, at once."""
+
+    def step(name: str) -> Parts:
+        return pick(_STEPS[plot.name, trait, name])
+
+    introduction, again = pick(_INTRODUCTIONS[trait, "first"]), pick(_INTRODUCTIONS[trait, "again"])
+    scene = [] if plot.name in _DARK_PLOTS else [pick(_SCENES[weather])]
+    order = uniform()
+    if order < 0.25:
+        parts = [*scene, introduction]
+    elif order < 0.5:
+        parts = [introduction, *scene]
+    elif order < 0.7:
+        parts = [step("hooks"), again, *([pick(_WHEN)] if scene else [])]
+    elif order < 0.82:
+        parts = [pick(_FRAMES), again]
+    else:
+        parts = [introduction]
+    parts += [step("setup"), step("trouble")]
+    if uniform() < 0.6:
+        parts.append(step("talk"))
+    return parts
+
+
+def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, str]:
+    """Words for every `{fact}` of the templates; the friend has the other pronoun, so that "he" is never in doubt."""
+    hero_pronoun = pick(kind.pronouns)
+    friend_pronoun = "she" if hero_pronoun == "he" else "he"
+    friend_kind = pick(KINDS)
+    while friend_kind is kind or friend_pronoun not in friend_kind.pronouns:
+        friend_kind = pick(KINDS)
+    hero, friend, elder, relative = (
+        pick(NAMES[hero_pronoun]),
+        pick(NAMES[friend_pronoun]),
+        pick(ELDERS),
+        pick(RELATIVES),
+    )
+    he, him, his, himself, his_own = _PRONOUNS[hero_pronoun]
+    fhe, fhim, fhis, fhimself, _ = _PRONOUNS[friend_pronoun]
+    article, oit, ois, owas, oare, all_mine = _NUMBERS[thing.number]
+    adjective = pick(thing.adjectives)
+    first_spot = int(pick((0, 1, 2)))
+    stranger = pick((f"a {friend_kind.noun} [named] {friend}", f"{friend} the {friend_kind.noun}")).replace(
+        "[named]", "named"
+    )
+    known = pick((f"{his} friend {friend} the {friend_kind.noun}", f"{friend} the {friend_kind.noun}", stranger))
+    facts = {"H": hero, "HN": hero, "he": he, "him": him, "his": his, "self": himself, "his_own": his_own}
+    facts.update(kind=kind.noun, kinds=_plural(kind.noun), home=kind.home, went=kind.went)
+    facts.update(limb=kind.limb, limbs=_plural(kind.limb))
+    facts.update(F=known, FX=stranger, FN=friend, fhe=fhe, fhim=fhim, fhis=fhis, fhimself=fhimself)
+    facts.update(fkind=friend_kind.noun, fhome=friend_kind.home)
+    facts.update(E=f"an old {elder}", EN=f"the {elder}", his_elder=pick(("his", "her")), kin=relative)
+    facts.update(place=place.noun, at=f"{place.at} the {place.noun}", to=f"{place.to} the {place.noun}")
+    facts.update(the_place=f"the {place.noun}", from_place=pick(("from the sea", "over the hills", "from the north")))
+    facts.update(from_far=pick(("from across the sea", "from a big city", "from the other side of the hills")))
+    facts.update(spot=place.spots[first_spot], spot2=place.spots[(first_spot + 1) % 3])
+    facts.update(a=f"{article} {adjective} {thing.noun}", o=thing.noun, oa=f"{adjective} {thing.noun}")
+    facts.update(oit=oit, ois=ois, owas=owas, oare=oare, all_mine=all_mine)
+    return facts
+
+
+def _plural(noun: str) -> str:
+    return _IRREGULAR_PLURALS.get(noun, noun + "s")
+
+
+def _capital(text: str) -> str:
+    position = 1 if text.startswith('"') else 0
+    return text[:position] + text[position : position + 1].upper() + text[position + 1 :]
