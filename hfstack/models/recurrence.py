@@ -5,6 +5,7 @@ A state is `(h,)` for a GRU and `(h, c)` for an LSTM, each (L, B, H).
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import LongTensor, Tensor
@@ -91,14 +92,26 @@ class RecurrentCache(Cache):
         return False
 
 
+class Slab(NamedTuple):
+    """A run of offsets at which the same segments have a token."""
+
+    steps: int
+    """How many offsets."""
+    width: int
+    """How many segments, which are the longest ones."""
+
+
 @dataclass(frozen=True)
 class Segments:
-    """A batch cut into independent sequences, longest first, tokens in the time-major order of a PackedSequence."""
+    """A batch cut into independent sequences, longest first.
+
+    Packed order is time-major: offset 0 of all segments, then offset 1 of those with a second token, and so on.
+    """
 
     token_index: Tensor
     """(N,) where each token stands in the flattened (B * T) batch."""
-    batch_sizes: Tensor
-    """(longest,) on the CPU: how many segments have a token at each offset."""
+    slabs: tuple[Slab, ...]
+    """Packed order, cut where a segment ends: `steps * width` tokens each, N in all."""
     row: Tensor
     """(S,) the row that each segment was cut from."""
     continues: Tensor
@@ -133,10 +146,11 @@ def cut_segments(valid: Tensor, starts: Tensor) -> Segments | None:
     rank = torch.empty_like(longest_first)
     rank[longest_first] = torch.arange(len(lengths), device=row.device)
     segment_row = row[begins]  # (S,)
+    widths, steps = offset.bincount().unique_consecutive(return_counts=True)  # one of each for every distinct length
     ends_row = torch.diff(segment_row, append=row.new_tensor([-1])) != 0
     return Segments(
         token_index=token_index[(offset * len(lengths) + rank[segment]).argsort()],
-        batch_sizes=offset.bincount().cpu(),
+        slabs=tuple(Slab(steps, width) for width, steps in zip(widths.tolist(), steps.tolist(), strict=True)),
         row=segment_row[longest_first],
         continues=(first_of_row & ~starts)[begins][longest_first],
         ended_row=segment_row[ends_row],
