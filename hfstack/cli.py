@@ -213,7 +213,7 @@ def _reference(name: str) -> str:
     page = REFERENCE / f"{name}.md"
     if not page.is_file():
         raise ConfigError(f"{page} is missing; make it with: python -m hfstack.reference")
-    return page.read_text(encoding="utf-8").split("```text\n", 1)[1].rsplit("```", 1)[0]
+    return page.read_text(encoding="utf-8").split("```text\n", 1)[1].rsplit("\n```", 1)[0]
 
 
 if __name__ == "__main__":

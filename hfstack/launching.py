@@ -73,7 +73,8 @@ def plan(
             f"{recipe.stem} takes no TrainingArguments, so it runs in one plain process: "
             "leave out --processes, --accelerate and --nodes"
         )
-    gpus = count_gpus() if gpus is None else gpus
+    if gpus is None:
+        gpus = count_gpus() if trains else 0
     if (read_setting("use_cpu", flags) or "").lower() in _ON:
         gpus = 0
     processes = options.processes or _default_processes(options, gpus)

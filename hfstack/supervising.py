@@ -91,7 +91,8 @@ def _open_log(launch: Launch) -> io.BufferedRandom:
         launch.log_file.parent.mkdir(parents=True, exist_ok=True)
         log = launch.log_file.open("a+b")
     except OSError as error:
-        raise ConfigError(f"the log {launch.log_file} cannot be written: {error.strerror}; give --log_file") from None
+        reason = "its folder is a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise ConfigError(f"the log {launch.log_file} cannot be written: {reason}; choose another --log_file") from None
     log.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} + {launch}\n".encode())
     log.flush()
     return log

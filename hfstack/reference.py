@@ -1,0 +1,157 @@
+"""Make `docs/reference/<recipe>.md`: every option of every recipe, from the type hints of its `main`.
+
+    python -m hfstack.reference            # write the pages
+    python -m hfstack.reference --check    # exit 1 when a page is not what it should be
+
+`hfstack run X --help` prints these pages, so that it need not import torch. A tool beside the floors: it loads recipes
+by their path, and nothing imports it.
+"""
+
+import argparse
+import dataclasses
+import enum
+import importlib.util
+import inspect
+import logging
+import sys
+import textwrap
+import types
+import typing
+from argparse import Action
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfstack.config import build_parser
+from hfstack.errors import ConfigError, HfstackError
+from hfstack.logs import get_logger, setup_logging
+
+ROOT = Path(__file__).parent.parent
+_WIDTH = 100  # columns
+_REFUSED = {"help", "hub_token"}  # parse() refuses a token on the command line
+_HEADER = "<!-- Made by `python -m hfstack.reference` from the recipe's type hints. Do not edit. -->"
+
+logger = get_logger(__name__)
+
+
+def make_page(recipe: Path) -> str:
+    """Return the Markdown page of one recipe: a heading and one block of plain text, which the command line prints."""
+    module = _load(recipe)
+    hints = typing.get_type_hints(module.main)
+    classes = [hints[name] for name in inspect.signature(module.main).parameters]
+    settings = recipe.with_suffix(".yaml")
+    changed = yaml.safe_load(settings.read_text(encoding="utf-8")) or {} if settings.is_file() else {}
+    parser, types_ = build_parser(*classes)
+    actions = {action.dest: action for action in parser._actions if action.option_strings[0] == f"--{action.dest}"}
+
+    lines = [*(inspect.getdoc(module) or "").splitlines(), ""]
+    lines += _entry(actions["config"], "PATH", f"default {settings.name} beside the recipe, with `hfstack run`")
+    for cls in classes:
+        lines += [
+            "",
+            f"{cls.__name__} ({cls.__module__.split('.')[0] if cls.__module__ != module.__name__ else recipe.name})",
+        ]
+        for field in dataclasses.fields(cls):
+            if field.init and field.name not in _REFUSED:
+                action = actions[field.name]
+                default = "required" if action.required else f"default {_spell(action.default)}"
+                if field.name in changed:
+                    default += f"; {settings.name}: {_spell(changed[field.name])}"
+                lines += ["", *_entry(action, _metavar(action, types_[field.name]), default)]
+    text = "\n".join(line.rstrip() for line in lines)
+    return f"# {recipe.stem}\n\n{_HEADER}\n\n```text\n{text}\n```\n"
+
+
+def make_pages(recipes: Path = ROOT / "recipes") -> dict[str, str]:
+    """Return the page of each recipe in a folder, by file name."""
+    return {f"{path.stem}.md": make_page(path) for path in sorted(recipes.glob("*.py"))}
+
+
+def stale_pages(pages: dict[str, str], folder: Path) -> list[str]:
+    """Name the files of a folder that are missing, out of date, or of no recipe."""
+    written = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    return sorted(name for name in pages.keys() | written.keys() if pages.get(name) != written.get(name))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(prog="python -m hfstack.reference", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is out of date")
+    check = parser.parse_args(argv).check
+    setup_logging(logging.INFO)
+    if not (ROOT / "recipes").is_dir():
+        raise ConfigError(
+            "the option reference is made in a checkout of hfstack; an installed package carries it ready"
+        )
+    folder = ROOT / "docs" / "reference"
+    pages = make_pages()
+    stale = stale_pages(pages, folder)
+    if check and stale:
+        raise ConfigError(f"docs/reference: out of date: {', '.join(stale)}; run: python -m hfstack.reference")
+    for name in stale:
+        if name in pages:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(pages[name], encoding="utf-8")
+        else:
+            (folder / name).unlink()
+    logger.info(
+        "docs/reference: %d recipes, %s", len(pages), f"rewritten: {', '.join(stale)}" if stale else "up to date"
+    )
+
+
+def _load(recipe: Path) -> types.ModuleType:
+    """Import one recipe by its path, under a name that shadows nothing."""
+    spec = importlib.util.spec_from_file_location(f"hfstack_recipe_{recipe.stem}", recipe)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _entry(action: Action, metavar: str, default: str) -> list[str]:
+    """Lines of one option: the flag, what it takes, its default, and its help below."""
+    text = " ".join((action.help or "").split()).replace("%%", "%")
+    if metavar == "CHOICE":
+        text += f" One of: {', '.join(map(str, action.choices or ()))}."
+    head = f"  --{action.dest} {metavar}"
+    heads = [f"{head}  ({default})"] if len(head) + len(default) + 4 <= _WIDTH else [head, f"      ({default})"]
+    return heads + textwrap.wrap(
+        text, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+    )
+
+
+def _metavar(action: Action, hint: Any) -> str:
+    """What an option takes, in one word."""
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if action.choices:
+        words = "|".join(map(str, action.choices))
+        return words if len(words) <= 60 else "CHOICE"
+    if bool in members:
+        return "true|false"
+    if any(member is dict or typing.get_origin(member) is dict for member in members):
+        return "JSON"
+    name = getattr(action.type, "__name__", "str")
+    word = {"str": "TEXT", "int": "INT", "float": "FLOAT"}.get(name, name.upper())
+    return f"{word} ..." if action.nargs == "+" else word
+
+
+def _spell(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, enum.Enum):
+        return str(value.value)
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return " ".join(map(_spell, value)) or "none given"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_spell(entry)}" for key, entry in value.items()) + "}"
+    return repr(value) if value == "" or " " in str(value) else str(value)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HfstackError as error:
+        sys.exit(str(error))
