@@ -45,6 +45,16 @@ _NOT_IDENTITY = frozenset(
 
 
 @dataclass
+class RunArgs:
+    """What a recipe without a Trainer needs to be a run."""
+
+    output_dir: str | None = None
+    """Directory that this run writes to; a new one named after the recipe and the time, under runs/, by default."""
+    seed: int = 42
+    """Seed of every random generator."""
+
+
+@dataclass
 class RunRecord:
     """What was run, with what, and what came out: the content of run.json."""
 
@@ -85,12 +95,12 @@ class Run:
         self._previous_handler: Any = None
 
     @classmethod
-    def start(cls, recipe_file: str, output_dir: str | Path, *settings: Any) -> Self:
+    def start(cls, recipe_file: str, output_dir: str | Path | None, *settings: Any) -> Self:
         """Check the output directory, seed every generator and write the first run.json.
 
         Args:
             recipe_file: the recipe's `__file__`.
-            output_dir: the directory that this run owns from now on.
+            output_dir: the directory that this run owns from now on; None for a new `runs/<recipe>-<time>`.
             settings: the recipe's dataclasses, as `main` received them.
 
         Raises:
@@ -99,11 +109,14 @@ class Run:
             ConfigError: the number of processes is not the one that was asked for.
         """
         setup_logging()
+        recipe = Path(recipe_file).stem
+        if output_dir is None:
+            output_dir = Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
         world_size = refuse_wrong_world_size()
         training_args = next((s for s in settings if isinstance(s, TrainingArguments)), None)
         plain = {type(s).__name__: _plain(s) for s in settings}
         record = RunRecord(
-            recipe=Path(recipe_file).stem,
+            recipe=recipe,
             command=redact(shlex.join(sys.argv)),
             output_dir=str(Path(output_dir)),
             commit=git_commit(Path(recipe_file).parent),

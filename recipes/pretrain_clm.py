@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub.constants import HF_HOME
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
+from huggingface_hub.constants import HF_HOME
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.packing import PackedBlocks, hash_texts, pack
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
-from hfstack.evaluation.generation import complete
+from hfstack.evaluation.generation import sample_pairs
 from hfstack.evaluation.language_modeling import derived_metrics
 from hfstack.models.counting import count_parameters, model_flops_utilization
 from hfstack.models.fused_loss import use_fused_loss
@@ -92,14 +92,11 @@ def main(
         )
         throughput = Throughput(sequences * block_size, utilization)
 
-        def sample(trained: PreTrainedModel) -> list[tuple[str, str]]:
-            completions = complete(
-                trained, tokenizer, pretrain_args.sample_prompts,
-                max_new_tokens=pretrain_args.sample_tokens, temperature=0.8, top_k=50,
-            )  # fmt: skip
-            return [(c.prompt, c.completion) for c in completions]
-
+        prompts, sample_tokens = pretrain_args.sample_prompts, pretrain_args.sample_tokens
+        sample = partial(sample_pairs, tokenizer=tokenizer, prompts=prompts, max_new_tokens=sample_tokens)
         callbacks = [throughput, StopOnDivergence(), SampleTable(run.output_dir / "samples.jsonl", sample)]
+        if "eval" in blocks:
+            callbacks.append(DerivedMetrics(partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)))
         if pretrain_args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(pretrain_args.early_stopping_patience))
         trainer = Trainer(
@@ -116,9 +113,7 @@ def main(
         metrics = {"train_loss": trained.training_loss, "parameters": count_parameters(model.config).total}
         metrics |= throughput.metrics()
         if "eval" in blocks:
-            tokens_per_byte = blocks["eval"].token_count / blocks["eval"].byte_count
             metrics |= trainer.evaluate()
-            metrics |= derived_metrics(metrics["eval_loss"], tokens_per_byte=tokens_per_byte)
         return run.finish(metrics, trainer)
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
+from hfstack.evaluation.language_modeling import document_start_id
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def complete(
         ConfigError: a sampling setting is out of range.
     """
     check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = document_start_id(tokenizer)
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0) if i is not None)
     ends = _end_ids(model, tokenizer)
     settings = GenerationConfig(
@@ -74,8 +76,10 @@ def complete(
         width = max(map(len, encoded))
         tokens = torch.tensor([[pad] * (width - len(ids)) + ids for ids in encoded], device=model.device)  # (B, T)
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device)
-        output = model.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
-        for prompt, row in zip(batch, output[:, width:].tolist(), strict=True):  # pyright: ignore[reportIndexIssue]
+        output: torch.Tensor = cast(Any, model).generate(
+            input_ids=tokens, attention_mask=mask, generation_config=settings
+        )
+        for prompt, row in zip(batch, output[:, width:].tolist(), strict=True):
             end = next((i for i, token in enumerate(row) if token in ends), None)
             kept = row if end is None else row[:end]
             text = tokenizer.decode(kept, skip_special_tokens=True)
@@ -83,12 +87,20 @@ def complete(
     return results
 
 
+def sample_pairs(
+    model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
+) -> list[tuple[str, str]]:
+    """Return (prompt, completion) pairs at temperature 0.8 among the 50 likeliest tokens: a look while training."""
+    completions = complete(model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.8, top_k=50)
+    return [(one.prompt, one.completion) for one in completions]
+
+
 def fill_masks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, top_k: int = 5
 ) -> list[Filling]:
-    """Return the likeliest tokens at each mask of each text, at the mask's own position; several masks may stand in one.
+    """Return the likeliest tokens at each mask of each text, at the mask's own position.
 
-    Masks of one text are predicted side by side, each as if the others stayed masked.
+    Several masks of one text are predicted side by side, each as if the others stayed masked.
 
     Raises:
         DataError: the tokenizer has no mask token, or a text has no mask.
@@ -98,7 +110,7 @@ def fill_masks(
     found: list[Filling] = []
     for text in texts:
         tokens = tokenizer(text, return_tensors="pt").to(model.device)
-        positions = (tokens["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0].tolist()
+        positions = torch.nonzero(tokens["input_ids"][0] == cast(int, tokenizer.mask_token_id))[:, 0].tolist()
         if not positions:
             raise DataError(f"prompt {text!r} has no {tokenizer.mask_token} to fill")
         with torch.no_grad():
@@ -134,6 +146,6 @@ def _start(tokenizer: PreTrainedTokenizerBase, prompt: str, start: int | None) -
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every token that ends a text: the model's own list and the tokenizer's eos."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    listed = configured if isinstance(configured, list) else [configured]
-    return {i for i in (*listed, tokenizer.eos_token_id) if i is not None}
+    listed: Any = getattr(model.generation_config, "eos_token_id", None)
+    ids = {*(listed if isinstance(listed, list) else [listed]), cast(int | None, tokenizer.eos_token_id)}
+    return {token for token in ids if token is not None}

@@ -7,15 +7,14 @@ Legend: B windows of a batch, T window length, V vocabulary.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import evaluate
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
@@ -23,7 +22,7 @@ from hfstack.errors import DataError
 _FEATURES = {
     "nll": datasets.Value("float64"),
     "tokens": datasets.Value("int64"),
-    "bytes": datasets.Value("int64"),
+    "utf8_bytes": datasets.Value("int64"),
     "correct": datasets.Value("int64"),
 }
 
@@ -34,7 +33,7 @@ class DocumentScore:
 
     nll: float  # summed negative log-likelihood of its tokens, nats
     tokens: int  # tokens scored
-    bytes: int  # UTF-8 bytes of the text
+    utf8_bytes: int  # length of the text
     correct: int  # tokens that were the model's first choice
 
 
@@ -75,10 +74,10 @@ def score_documents(
     Raises:
         DataError: no document has a token, or there is no token to start a document with.
     """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = document_start_id(tokenizer)
     if start is None:
         raise DataError("the tokenizer has neither a bos nor an eos token, so no document can be started")
-    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    encoded: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     sizes = [len(text.encode()) for text in texts]
     if across_documents:
         encoded = [[token for ids in encoded for token in [*ids, start]][:-1]]
@@ -131,48 +130,37 @@ def _score_windows(model: PreTrainedModel, windows: list[_Window], *, pad_id: in
 
 
 class _LanguageModelMetric(evaluate.Metric):
-    """Base of the metrics over document scores; `compute(nll=..., tokens=..., bytes=..., correct=...)`."""
-
-    description = ""
+    """Base of the metrics over document scores: `compute(nll=[...], tokens=[...], utf8_bytes=[...], correct=[...])`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=self.description, citation="", inputs_description="", features=datasets.Features(_FEATURES)
+            description=(type(self).__doc__ or "").splitlines()[0],
+            citation="",
+            inputs_description="One value a document, as in DocumentScore.",
+            features=datasets.Features(_FEATURES),
         )
 
 
 class Perplexity(_LanguageModelMetric):
     """exp of the mean loss per token; also the loss itself, in nats per token, as `eval_loss`."""
 
-    description = "Perplexity per token and the loss in nats per token."
-
-    def _compute(
-        self, *, nll: Sequence[float], tokens: Sequence[int], bytes: Sequence[int], correct: Sequence[int]
-    ) -> dict[str, float]:
-        loss = sum(nll) / sum(tokens)
+    def _compute(self, *, predictions: Any = None, references: Any = None, **scores: Any) -> dict[str, float]:
+        loss = sum(scores["nll"]) / sum(scores["tokens"])
         return {"eval_loss": loss, "perplexity": perplexity(loss)}
 
 
 class BitsPerByte(_LanguageModelMetric):
     """Loss in bits per UTF-8 byte of text: comparable between models whatever their tokenizers."""
 
-    description = "Bits per UTF-8 byte of text."
-
-    def _compute(
-        self, *, nll: Sequence[float], tokens: Sequence[int], bytes: Sequence[int], correct: Sequence[int]
-    ) -> dict[str, float]:
-        return {"bits_per_byte": sum(nll) / math.log(2) / sum(bytes)}
+    def _compute(self, *, predictions: Any = None, references: Any = None, **scores: Any) -> dict[str, float]:
+        return {"bits_per_byte": sum(scores["nll"]) / math.log(2) / sum(scores["utf8_bytes"])}
 
 
 class TokenAccuracy(_LanguageModelMetric):
     """Share of tokens that were the model's first choice."""
 
-    description = "Share of tokens predicted first."
-
-    def _compute(
-        self, *, nll: Sequence[float], tokens: Sequence[int], bytes: Sequence[int], correct: Sequence[int]
-    ) -> dict[str, float]:
-        return {"token_accuracy": sum(correct) / sum(tokens)}
+    def _compute(self, *, predictions: Any = None, references: Any = None, **scores: Any) -> dict[str, float]:
+        return {"token_accuracy": sum(scores["correct"]) / sum(scores["tokens"])}
 
 
 def compute_metrics(scores: Sequence[DocumentScore]) -> dict[str, float]:
@@ -187,7 +175,7 @@ def bootstrap_interval(scores: Sequence[DocumentScore], *, draws: int = 1000, se
 
     Documents, not tokens, are the unit that was sampled (percentile bootstrap, Efron and Tibshirani 1993, chapter 13).
     """
-    nll, tokens, sizes = (np.array([getattr(s, name) for s in scores]) for name in ("nll", "tokens", "bytes"))
+    nll, tokens, sizes = (np.array([getattr(s, name) for s in scores]) for name in ("nll", "tokens", "utf8_bytes"))
     picks = np.random.default_rng(seed).integers(len(scores), size=(draws, len(scores)))
     found: dict[str, float] = {}
     for name, values in {
@@ -213,6 +201,7 @@ def derived_metrics(loss: float, *, tokens_per_byte: float) -> dict[str, float]:
     return {"perplexity": perplexity(loss), "bits_per_byte": loss / math.log(2) * tokens_per_byte}
 
 
-def nonempty(texts: Iterable[str]) -> list[str]:
-    """The texts that hold more than white space."""
-    return [text for text in texts if text.strip()]
+def document_start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that stands before a document in pretraining: bos, or the eos of the document before, or None."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return cast(int | None, start)

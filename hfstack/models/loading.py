@@ -103,6 +103,20 @@ def load_masked_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
     return model
 
 
+def is_masked_lm(args: ModelConfig) -> bool:
+    """Whether the checkpoint was saved as a masked language model, as its config.json says.
+
+    Raises:
+        CheckpointError: there is no config.json at that place.
+    """
+    name = args.model_name_or_path or ""
+    try:
+        config = AutoConfig.from_pretrained(name, revision=args.model_revision)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_not_found("model", name, error)) from error
+    return any(a.endswith(("ForMaskedLM", "ForPreTraining")) for a in config.architectures or [])
+
+
 def find_architecture(name: str) -> Path | None:
     """Return the config.json that `name` means, or None when it names a checkpoint or a Hub id.
 

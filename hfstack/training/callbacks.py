@@ -74,10 +74,10 @@ class Throughput(TrainerCallback):
 
 
 class DerivedMetrics(TrainerCallback):
-    """Add what follows from the evaluation loss beside each `eval_loss`, such as `eval_perplexity`.
+    """Add what follows from the evaluation loss, such as `perplexity`, beside each `eval_loss`.
 
     Args:
-        derive: called with the loss in nats per token, returns the numbers by name, without `eval_`.
+        derive: called with the loss in nats per token, returns the numbers by name.
     """
 
     def __init__(self, derive: Callable[[float], dict[str, float]]) -> None:
@@ -87,7 +87,7 @@ class DerivedMetrics(TrainerCallback):
         """Derive from the loss that was just logged."""
         logs = kwargs["logs"]
         if "eval_loss" in logs:
-            _add(state, logs, {f"eval_{name}": value for name, value in self.derive(logs["eval_loss"]).items()})
+            _add(state, logs, self.derive(logs["eval_loss"]))
 
 
 class StopOnDivergence(TrainerCallback):
@@ -134,6 +134,8 @@ class SampleTable(TrainerCallback):
         if not state.is_world_process_zero or state.global_step == self._last_step:
             return
         self._last_step = state.global_step
+        if args.fsdp or args.deepspeed:  # generating needs every process, and only this one is here
+            return
         training = model.training
         model.eval()
         with torch.random.fork_rng(), torch.no_grad():

@@ -1,0 +1,100 @@
+"""Write text with a language model: completions of prompts, or fillings of [MASK] by a masked model.
+
+    accelerate launch recipes/generate.py --config recipes/generate.yaml --prompts "Once upon a time"
+    hfstack run generate --prompts "Once upon a time" "The fox"         # the same, shorter
+
+reads   a model and its tokenizer; prompts from the command line or a file, one a line (or jsonl with `prompt`)
+writes  completions.jsonl (or fillings.jsonl) and run.json in --output_dir
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from trl import ModelConfig
+
+from hfstack.config import command_line
+from hfstack.data.sources import Source, iterate_rows
+from hfstack.errors import ConfigError, DataError
+from hfstack.evaluation.generation import check_sampling, complete, fill_masks
+from hfstack.models.loading import is_masked_lm, load_causal_lm, load_masked_lm, load_tokenizer
+from hfstack.run import Run, RunArgs
+
+
+@dataclass
+class GenerateArgs:
+    """Prompts and sampling settings."""
+
+    prompts: list[str] = field(default_factory=list)
+    """Prompts; a masked model fills each [MASK] in them."""
+    prompts_file: str | None = None
+    """File of prompts: text with one a line, or rows with a column `prompt`."""
+    max_new_tokens: int = 200
+    """Longest completion, in tokens."""
+    temperature: float = 0.8
+    """Sampling temperature; 0 takes the likeliest token each time."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens whose probabilities sum to this, in (0, 1]."""
+    top_k: int = 50
+    """Sample among this many of the likeliest tokens, 0 for all; candidates shown for each mask."""
+    num_samples: int = 1
+    """Completions for each prompt."""
+    batch_size: int = 16
+    """Prompts per batch."""
+
+
+def main(model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs) -> dict[str, float]:
+    """Complete or fill every prompt, print the results and write them."""
+    args = generate_args
+    check_sampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k)
+    with Run.start(__file__, run_args.output_dir, model_args, generate_args, run_args) as run:
+        prompts = list(args.prompts)
+        if args.prompts_file is not None:
+            for row in iterate_rows([Source(args.prompts_file)]):
+                if (prompt := row.get("prompt", row.get("text"))) is None:
+                    raise DataError(f"--prompts_file {args.prompts_file} has no column `prompt`, only {', '.join(row)}")
+                prompts.append(prompt)
+        if not prompts:
+            raise ConfigError('no prompts: use --prompts "Once upon a time" or --prompts_file FILE')
+        run.add_parent(model_args.model_name_or_path)
+        tokenizer = load_tokenizer(model_args)
+        device = Accelerator().device
+
+        if is_masked_lm(model_args):
+            model = load_masked_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]
+            fillings = fill_masks(model, tokenizer, prompts, top_k=min(args.top_k or 5, 10))
+            for filling in fillings:
+                shown = ", ".join(f"{word} {probability:.3f}" for word, probability in filling.candidates)
+                print(f"{filling.text}  mask {filling.mask + 1} at token {filling.position}: {shown}")
+            write_rows(run, "fillings", [asdict(filling) for filling in fillings])
+            return run.finish({"masks": len(fillings)})
+
+        model = load_causal_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]
+        completions = complete(
+            model,
+            tokenizer,
+            [prompt for prompt in prompts for _ in range(args.num_samples)],
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            batch_size=args.batch_size,
+        )
+        for one in completions:
+            print(f"{one.prompt}{one.completion}\n")
+        write_rows(run, "completions", [asdict(one) for one in completions])
+        finished = sum(one.finished for one in completions) / len(completions)
+        tokens = sum(one.tokens for one in completions) / len(completions)
+        return run.finish({"completions": len(completions), "finished_share": finished, "mean_tokens": tokens})
+
+
+def write_rows(run: Run, name: str, rows: list[dict]) -> None:
+    """Write rows to `<name>.jsonl` in the run's directory and list the file in run.json."""
+    path = Path(run.output_dir) / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    run.add_artifact(name, path.name)
+
+
+if __name__ == "__main__":
+    command_line(main)
