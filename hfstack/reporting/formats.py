@@ -1,0 +1,153 @@
+"""Numbers, times and names as a reader wants them: a few digits, a unit, a plain label."""
+
+import math
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+# Metric -> (label, unit, style). A name that is not here is read by its ending: see `metric`.
+_METRICS = {
+    "eval_loss": ("Held-out loss", "nats/token", "number"),
+    "loss": ("Loss", "nats/token", "number"),
+    "train_loss": ("Mean training loss", "nats/token", "number"),
+    "perplexity": ("Perplexity", "", "number"),
+    "eval_perplexity": ("Held-out perplexity", "", "number"),
+    "bits_per_byte": ("Bits per byte", "bits/byte", "number"),
+    "eval_bits_per_byte": ("Held-out bits per byte", "bits/byte", "number"),
+    "bytes_per_token": ("Bytes per token", "bytes/token", "number"),
+    "learning_rate": ("Learning rate", "", "number"),
+    "grad_norm": ("Gradient norm", "", "number"),
+    "mfu": ("Model-FLOPs utilisation", "", "share"),
+    "train_runtime": ("Training time", "", "duration"),
+    "eval_runtime": ("Evaluation time", "", "duration"),
+    "total_flos": ("Training compute", "FLOP", "large"),
+    "parameters": ("Parameters", "", "large"),
+    "vocab_size": ("Vocabulary", "tokens", "number"),
+    "peak_memory_bytes": ("Peak memory", "", "bytes"),
+}
+_WORDS = {
+    "kl": "KL",
+    "mfu": "MFU",
+    "bleu": "BLEU",
+    "rouge": "ROUGE",
+    "pii": "PII",
+    "ppo": "PPO",
+    "rlhf": "RLHF",
+    "gpu": "GPU",
+}
+_SHARE_ENDINGS = ("rate", "share", "fraction", "ratio", "accuracy")
+
+
+class Figure(NamedTuple):
+    """One number as it is shown: `18.2k` of `tokens/s`, called `Tokens per second`."""
+
+    label: str
+    text: str
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.unit}".strip()
+
+
+def metric(name: str, value: float) -> Figure:
+    """Return a metric with its label and unit; unknown names speak through their ending (`_per_s`, `_s`, `_bytes`)."""
+    if name in _METRICS:
+        label, unit, style = _METRICS[name]
+    else:
+        label, unit, style = label_of(name), *_read_ending(name, value)
+    match style:
+        case "share" if 0 <= value <= 1:
+            return Figure(label, share(value), "%")
+        case "duration":
+            return Figure(label, duration(value), "")
+        case "bytes":
+            return Figure(label, *size(value).split(" ", 1))
+        case "large":
+            return Figure(label, compact(value), unit)
+    return Figure(label, number(value), unit)
+
+
+def share(value: float) -> str:
+    """Return a fraction in percent, with one decimal unless that would hide it."""
+    return f"{100 * value:.1f}" if value >= 0.001 else number(100 * value, digits=2)
+
+
+def label_of(name: str) -> str:
+    """Return `dropped_documents` as `Dropped documents`."""
+    words = name.replace("_per_s", "_per_second").replace("_", " ").replace("/", " ").split()
+    words = [_WORDS.get(word, word) for word in words] or [name]
+    return words[0][:1].upper() + " ".join(words)[1:]
+
+
+def number(value: Any, *, digits: int = 4) -> str:
+    """Return a number with `digits` significant digits, whole numbers in full with thousands separated."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    if abs(value) >= 1e6 or abs(value) < 1e-3:
+        return power(f"{value:.{digits - 1}g}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def compact(value: float, *, digits: int = 3) -> str:
+    """Return a large number with a suffix: 18234 as `18.2k`, 5.1e6 as `5.1M`."""
+    if not math.isfinite(value):
+        return str(value)
+    for limit, suffix in ((1e15, None), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return power(f"{value:.{digits - 1}e}") if suffix is None else f"{value / limit:.{digits}g}{suffix}"
+    return f"{value:.{digits}g}"
+
+
+def power(text: str) -> str:
+    """Return `3.2e-05` as `3.2e-5`."""
+    mantissa, mark, exponent = text.partition("e")
+    return f"{mantissa}e{int(exponent)}" if mark else text
+
+
+def size(count_bytes: float) -> str:
+    """Return a number of bytes in the binary unit that fits."""
+    value, unit = float(count_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{int(value)} B" if unit == "B" else f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in its two largest units."""
+    if not math.isfinite(seconds):
+        return str(seconds)
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    for size_s, unit, smaller_s, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size_s:
+            rest = whole % size_s // smaller_s
+            return f"{whole // size_s} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
+
+
+def instant(iso: str) -> str:
+    """Return an ISO time as `31 Jan 2026, 12:00 UTC`."""
+    time = datetime.fromisoformat(iso).astimezone(UTC)
+    return f"{time.day} {time:%b %Y, %H:%M} UTC"
+
+
+def _read_ending(name: str, value: float) -> tuple[str, str]:
+    """The unit and the style that an unknown metric's name implies."""
+    ending = name.rsplit("_", 1)[-1]
+    if "_per_s" in name and name.endswith(("_per_s", "_per_second")):
+        counted = name.split("_per_s")[0].split("_")[-1]
+        return f"{counted}/s", "large"
+    if ending in ("s", "seconds", "runtime"):
+        return "", "duration"
+    if ending == "bytes" or name.startswith("bytes_"):
+        return "", "bytes"
+    if ending in _SHARE_ENDINGS and isinstance(value, float):
+        return "", "share"
+    return "", "number"

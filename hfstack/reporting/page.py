@@ -1,0 +1,217 @@
+"""One self-contained HTML page about a chain of runs: no network, no fonts or scripts from elsewhere.
+
+The page carries a content security policy that lets it load nothing and run only its own script, by hash.
+"""
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from hfstack.reporting.formats import Figure, duration, instant, metric
+from hfstack.reporting.markup import Html, json_block, tag
+from hfstack.reporting.provenance import (
+    changed_files,
+    data_section,
+    differing_settings,
+    environment_section,
+    run_section,
+)
+from hfstack.reporting.results import results_section
+from hfstack.reporting.runs import Report
+from hfstack.reporting.training import charts, curves_section, samples_section
+
+# The metrics that stand for a recipe: the first one present is its headline, the next one is written under it.
+_HEADLINES = {
+    "clean": ("documents_kept", "kept_documents", "documents_dropped"),
+    "tokenizer": ("bytes_per_token", "vocab_size"),
+    "evaluate_lm": ("bits_per_byte", "perplexity"),
+    "generate": ("completions", "tokens_per_s"),
+}
+_ANY_HEADLINE = (
+    "bits_per_byte", "eval_bits_per_byte", "eval_loss", "perplexity", "eval_accuracy", "train_loss", "tokens_per_s",
+)  # fmt: skip
+_STATUS = {"finished": "finished", "running": "still running", "failed": "failed", "preempted": "stopped early"}
+
+
+def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
+    """Return the HTML text of the page.
+
+    Args:
+        reports: the runs in the order in which they are to be told.
+        made: when the page is made, for its foot.
+    """
+    groups = _by_recipe(reports)
+    drawn = {recipe: charts(group, f"chart-{index}") for index, (recipe, group) in enumerate(groups.items())}
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+    sections = [
+        _section("curves", "Curves", [curves_section(groups[name], made) for name, made in drawn.items() if made]),
+        _section(
+            "samples",
+            "Samples",
+            [samples_section(r, named=len(groups[r.record.recipe]) > 1) for r in reports if r.samples],
+        ),
+        _section("results", "Results", _present(results_section, list(groups.values()))),
+        _section("data", "Data", _present(data_section, [reports])),
+        _section("environment", "Hardware and versions", [environment_section(reports)]),
+        _section("runs", "Runs", _runs(reports, groups)),
+    ]
+    present = [section for section in sections if section]
+    data = {chart.identifier: chart.data for made in drawn.values() for chart in made}
+    head = [
+        tag("meta", {"charset": "utf-8"}),
+        tag("meta", {"http-equiv": "Content-Security-Policy", "content": _policy(script)}),
+        tag("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        tag("meta", {"name": "referrer", "content": "no-referrer"}),
+        tag("title", f"{title} – hfstack report"),
+        tag("style", Html(style)),
+    ]
+    body = [
+        _header(reports, title, [(name, heading) for name, heading, _ in present]),
+        tag("main", _chain(reports, groups), _alerts(reports), [content for _, _, content in present]),
+        tag("footer", f"Made by hfstack from {len(reports)} run records on {instant(made.isoformat())}."),
+        json_block("chart-data", data),
+        tag("script", Html(script)),
+    ]
+    return "<!doctype html>\n" + tag("html", {"lang": "en"}, tag("head", head), tag("body", body)) + "\n"
+
+
+def default_title(reports: list[Report]) -> str:
+    """Return the name of the folder that all the runs share."""
+    shared = os.path.commonpath([report.directory.resolve().parent for report in reports])
+    return Path(shared).name or "Runs"
+
+
+def _policy(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def _by_recipe(reports: list[Report]) -> dict[str, list[Report]]:
+    groups: dict[str, list[Report]] = {}
+    for report in reports:
+        groups.setdefault(report.record.recipe, []).append(report)
+    return groups
+
+
+def _present(section: Callable[[list[Report]], Html | None], arguments: list[list[Report]]) -> list[Html]:
+    made = map(section, arguments)
+    return [html for html in made if html is not None]
+
+
+def _section(name: str, heading: str, content: list[Html]) -> tuple[str, str, Html] | None:
+    """A part of the page with its anchor, or None when there is nothing to put in it."""
+    if not content:
+        return None
+    return name, heading, tag("section.part", {"id": name}, tag("h2", heading), content)
+
+
+def _header(reports: list[Report], title: str, anchors: list[tuple[str, str]]) -> Html:
+    total_s = sum(report.record.duration_s or 0 for report in reports)
+    finished = sum(report.finished for report in reports)
+    state = "all finished" if finished == len(reports) else f"{finished} finished"
+    facts = [
+        f"{len(reports)} runs, {state}" if len(reports) > 1 else f"1 run, {_STATUS.get(reports[0].record.status)}",
+        f"{duration(total_s)} of work",
+        f"begun {instant(reports[0].record.started)}",
+    ]
+    commits = {report.record.commit for report in reports if report.record.commit}
+    if len(commits) == 1:
+        facts.append(f"commit {_short_commit(commits.pop())}")
+    buttons = [
+        tag("button", {"type": "button", "data-theme-choice": choice, "aria-pressed": "false"}, choice.capitalize())
+        for choice in ("auto", "light", "dark")
+    ]
+    return tag(
+        "header",
+        tag("div.themes", {"role": "group", "aria-label": "colour theme", "hidden": True}, buttons),
+        tag("p.eyebrow", "hfstack run report"),
+        tag("h1", title),
+        tag("p.facts", [tag("span", fact) for fact in facts]),
+        tag("nav", {"aria-label": "parts of this page"}, [tag("a", {"href": f"#{a}"}, text) for a, text in anchors]),
+    )
+
+
+def _short_commit(commit: str) -> str:
+    sha, _, mark = commit.partition("-")
+    return f"{sha[:10]}{' with local changes' if mark else ''}"
+
+
+def _chain(reports: list[Report], groups: dict[str, list[Report]]) -> Html:
+    """The stages as a row of cards, each a link to its record."""
+    cards = []
+    for report in reports:
+        record = report.record
+        known = _HEADLINES.get(record.recipe, ()) + _ANY_HEADLINE
+        names = [name for name in dict.fromkeys((*known, *record.metrics)) if name in record.metrics]
+        figures = [metric(name, record.metrics[name]) for name in names[:2]]
+        headline = [tag("span.value", figures[0].text), tag("span.what", _what(figures[0]))] if figures else []
+        second = tag("span.second", _beside(figures[1]) if len(figures) > 1 else None)
+        took = f" · {duration(record.duration_s)}" if record.duration_s is not None else ""
+        cards.append(
+            tag(
+                f"li.{record.status}",
+                tag(
+                    "a",
+                    {"href": f"#run-{report.label}"},
+                    tag("span.stage", record.recipe),
+                    tag("span.run", report.label if len(groups[record.recipe]) > 1 else None),
+                    tag("span.headline", headline),
+                    second,
+                    tag("span.status", _STATUS.get(record.status, record.status) + took),
+                ),
+            )
+        )
+    return tag("ol.chain", {"aria-label": "stages"}, cards)
+
+
+def _what(figure: Figure) -> str:
+    """What a headline counts: its label, and its unit unless the label says it."""
+    said = not figure.unit or figure.unit.split("/")[0] in figure.label.lower()
+    return figure.label if said else f"{figure.label}, {figure.unit}"
+
+
+def _beside(figure: Figure) -> str:
+    """A second figure in one line, naming what it counts once."""
+    counted = figure.unit.split("/")[0].lower()
+    return str(figure) if counted and counted in figure.label.lower() else f"{figure.label} {figure}"
+
+
+def _alerts(reports: list[Report]) -> Html | None:
+    """What a reader must know before believing a number."""
+    items = []
+    for report in reports:
+        record = report.record
+        name = tag("a", {"href": f"#run-{report.label}"}, report.label)
+        if record.status == "failed":
+            items.append(tag("li.failed", name, " failed: ", record.error or "no reason was recorded"))
+        elif record.status == "preempted":
+            items.append(
+                tag(
+                    "li.preempted",
+                    name,
+                    " was stopped before its end; run it again, with --resume_from_checkpoint last if it trains.",
+                )
+            )
+        elif record.status == "running":
+            since = instant(record.started)
+            items.append(tag("li.running", name, f" has not ended (started {since}); its part here is not final."))
+        items += [tag("li.note", name, ": ", note) for note in report.notes]
+    items += [
+        tag("li.note", tag("code", path), " was not the same file for all runs that read it; see Data.")
+        for path in changed_files(reports)
+    ]
+    return tag("ul.alerts", {"aria-label": "warnings"}, items) if items else None
+
+
+def _runs(reports: list[Report], groups: dict[str, list[Report]]) -> list[Html]:
+    by_directory = {report.directory.resolve(): report for report in reports}
+    differing = [differing_settings(group) for group in groups.values() if len(group) > 1]
+    records = []
+    for report in reports:
+        parents = [(report.directory / parent).resolve() for parent in report.record.parents]
+        records.append(run_section(report, [by_directory[parent] for parent in parents if parent in by_directory]))
+    return [html for html in differing if html] + records

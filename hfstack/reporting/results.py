@@ -1,0 +1,121 @@
+"""What came out of the runs: metrics beside each other, the tables and the pictures that the recipes left."""
+
+from typing import Any
+
+from hfstack.reporting.formats import Figure, label_of, metric, number
+from hfstack.reporting.markup import Html, tag
+from hfstack.reporting.runs import Report
+
+_SHOWN_ROWS = 40
+_SHOWN_CHARACTERS = 320
+_COUNTS = frozenset({"count", "counts", "documents", "rows", "examples", "tokens", "characters", "dropped", "kept"})
+
+
+def results_section(group: list[Report]) -> Html | None:
+    """The results of the runs of one recipe, or None when they left nothing but their record."""
+    parts: list[Html] = []
+    if any(report.record.metrics for report in group):
+        parts.append(_figures(group[0]) if len(group) == 1 else _comparison(group))
+    for report in group:
+        of_run = f" — {report.label}" if len(group) > 1 else ""
+        parts += [_table(name + of_run, table) for name, table in report.record.tables.items()]
+        parts += [_picture(name + of_run, source) for name, source in report.pictures.items()]
+    if not parts:
+        return None
+    return tag("section.block", {"id": f"results-{group[0].record.recipe}"}, tag("h3", group[0].record.recipe), parts)
+
+
+def _figures(report: Report) -> Html:
+    """The metrics of a single run, as a list of figures."""
+    shown = [metric(name, value) for name, value in report.record.metrics.items()]
+    names = list(report.record.metrics)
+    return tag(
+        "dl.figures",
+        [
+            tag(
+                "div",
+                {"title": name},
+                tag("dt", f.label),
+                tag("dd", f.text, tag("span.unit", f.unit) if f.unit else None),
+            )
+            for name, f in zip(names, shown, strict=True)
+        ],
+    )
+
+
+def _comparison(group: list[Report]) -> Html:
+    """The metrics of several runs: a row a metric, a column a run."""
+    names = dict.fromkeys(name for report in group for name in report.record.metrics)
+    rows = []
+    for name in names:
+        values = [report.record.metrics.get(name) for report in group]
+        known = next(value for value in values if value is not None)
+        rows.append(
+            tag(
+                "tr",
+                tag("th", {"scope": "row", "title": name}, metric(name, known).label),
+                [tag("td.number", "–" if value is None else str(metric(name, value))) for value in values],
+            )
+        )
+    head = tag("tr", tag("td"), [tag("th.number", {"scope": "col"}, report.label) for report in group])
+    return tag("div.scroll", tag("table", tag("thead", head), tag("tbody", rows)))
+
+
+def _table(name: str, table: dict[str, list[Any]]) -> Html:
+    """One of the recipe's own tables; counts carry a bar that shows their share of the largest."""
+    columns, rows = table["columns"], table["rows"]
+    numeric = [
+        bool(rows) and all(cell is None or (isinstance(cell, int | float)) for cell in cells)
+        for cells in (zip(*rows, strict=True) if rows else [()] * len(columns))
+    ]
+    largest = {
+        index: max(row[index] or 0 for row in rows)
+        for index, column in enumerate(columns)
+        if numeric[index] and len(rows) > 1 and str(column).lower() in _COUNTS
+    }
+    head = tag(
+        "tr",
+        [
+            tag("th.number" if right else "th", {"scope": "col"}, label_of(str(column)))
+            for column, right in zip(columns, numeric, strict=True)
+        ],
+    )
+    body = [
+        tag("tr", [_cell(str(columns[i]), cell, numeric[i], largest.get(i)) for i, cell in enumerate(row)])
+        for row in rows
+    ]
+    hidden = body[_SHOWN_ROWS:]
+    return tag(
+        "figure.table",
+        tag("figcaption", tag("h4", label_of(name))),
+        tag("div.scroll", tag("table", tag("thead", head), tag("tbody", body[:_SHOWN_ROWS]))),
+        tag(
+            "details",
+            tag("summary", f"{len(hidden):,} more rows"),
+            tag("div.scroll", tag("table", tag("thead", head), tag("tbody", hidden))),
+        )
+        if hidden
+        else None,
+    )
+
+
+def _number(column: str, value: float) -> Figure | str:
+    """A number of a table, in the unit that its column's name implies."""
+    return metric(column, value) if isinstance(value, float) else number(value)
+
+
+def _cell(column: str, cell: Any, right: bool, largest: float | None) -> Html:
+    if right:
+        bar = {"style": f"--share:{100 * (cell or 0) / largest:.1f}%"} if largest and largest > 0 else {}
+        return tag("td.number" + (".bar" if bar else ""), bar, "–" if cell is None else str(_number(column, cell)))
+    text = "–" if cell is None else str(cell)
+    if len(text) > _SHOWN_CHARACTERS:
+        rest = f" … {len(text) - _SHOWN_CHARACTERS:,} more characters"
+        return tag("td", {"dir": "auto"}, text[:_SHOWN_CHARACTERS], tag("span.muted", rest))
+    return tag("td", {"dir": "auto"}, text)
+
+
+def _picture(name: str, source: str) -> Html:
+    """A picture as an image element, in which an SVG's scripts and links are dead."""
+    heading = tag("figcaption", tag("h4", label_of(name)))
+    return tag("figure.picture", heading, tag("img", {"src": source, "alt": label_of(name)}))

@@ -1,0 +1,233 @@
+"""Run directories, opened and checked once: after `load_runs` the page only arranges what is here.
+
+A reader opens run.json and the artifacts whose paths it lists, nothing else. In a run that is `running`, `failed` or
+`preempted` an artifact may be missing or cut short, which is noted; in a finished run it is an error.
+"""
+
+import base64
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfstack.errors import CheckpointError, DataError
+from hfstack.run import RUN_FILE, RunRecord, read_run
+
+PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
+_SEARCH_DEPTH = 2
+
+Points = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model wrote after a prompt, at a step of its training (None: not while training)."""
+
+    step: int | None
+    prompt: str
+    completion: str
+
+
+@dataclass
+class Report:
+    """One run with all that its page needs."""
+
+    directory: Path
+    record: RunRecord
+    label: str = ""
+    history: dict[str, Points] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    pictures: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return self.record.status == "finished"
+
+
+def load_runs(paths: list[str]) -> list[Report]:
+    """Return the runs under `paths` in the order in which they started, each once and labelled apart.
+
+    Args:
+        paths: run directories, or folders that hold run directories one or two levels down. Reports are left out.
+
+    Raises:
+        CheckpointError: a path holds no run, or a run.json is not whole.
+        DataError: a finished run lists an artifact that is absent or malformed.
+    """
+    directories = {found.resolve(): found for path in paths for found in find_runs(Path(path))}
+    records = [(found, read_run(found)) for found in directories.values()]
+    for found, record in records:
+        _check_record(found / RUN_FILE, record)
+    kept = [_load(found, record) for found, record in records if record.recipe != "report"]
+    if not kept:
+        raise CheckpointError(f"--runs {' '.join(paths)}: only reports there; give the directories of other runs")
+    kept.sort(key=lambda report: report.record.started)
+    for report, label in zip(kept, _labels([report.directory for report in kept]), strict=True):
+        report.label = label
+    return kept
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the run directories at or under a folder, without looking inside a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    level = [folder]
+    found: list[Path] = []
+    for _ in range(_SEARCH_DEPTH + 1):
+        found += [path for path in level if (path / RUN_FILE).is_file()]
+        level = [child for path in level if path not in found and path.is_dir() for child in sorted(path.iterdir())]
+    if not found:
+        reason = f"no {RUN_FILE} in it or {_SEARCH_DEPTH} levels down" if folder.is_dir() else "no such directory"
+        raise CheckpointError(f"--runs {folder}: {reason}; give the --output_dir of a run, or the folder above it")
+    return found
+
+
+def read_history(path: Path) -> dict[str, Points]:
+    """Return every value that a Trainer logged, by name, as (step, value) in order of step.
+
+    A run that went back to a checkpoint logs some steps again; what it logged last stands, so no step comes twice.
+
+    Raises:
+        DataError: the file is not a Trainer's state.
+    """
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        entries = [(entry["step"], entry) for entry in state["log_history"]]
+        series: dict[str, Points] = {}
+        for step, entry in entries:
+            for name, value in entry.items():
+                if name == "step" or isinstance(value, bool) or not isinstance(value, int | float):
+                    continue
+                points = series.setdefault(name, [])
+                while points and points[-1][0] >= step:
+                    points.pop()
+                points.append((step, value))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not a Trainer's state: {type(error).__name__} {error}; write it with save_state()"
+        ) from None
+    return series
+
+
+def read_samples(path: Path, *, may_be_cut: bool) -> list[Sample]:
+    """Return the samples of a file in order of step; of one prompt at one step the last stands.
+
+    Args:
+        path: one JSON object a line: `prompt`, `completion` and, while training, `step`.
+        may_be_cut: whether a last line without an end is expected, as in a run that is still writing.
+
+    Raises:
+        DataError: a line is not such an object.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    if may_be_cut:
+        lines.pop()
+    found: dict[tuple[int | None, str], Sample] = {}
+    anonymous = 0
+    for line_number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            sample = Sample(row.get("step"), row["prompt"], row["completion"])
+            texts = isinstance(sample.prompt, str) and isinstance(sample.completion, str)
+            if not texts or not isinstance(sample.step, int | None):
+                raise TypeError("prompt and completion are strings, step a whole number")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}, line {line_number}: not a sample ({type(error).__name__}: {error})") from None
+        if sample.step is None:  # several completions of one prompt are all results
+            anonymous += 1
+        found[(sample.step if sample.step is not None else -anonymous, sample.prompt)] = sample
+    return sorted(found.values(), key=lambda sample: -1 if sample.step is None else sample.step)
+
+
+def _load(directory: Path, record: RunRecord) -> Report:
+    """Open the artifacts of one run."""
+    report = Report(directory, record)
+    for name, relative in record.artifacts.items():
+        path = directory / relative
+        suffix = path.suffix.lower()
+        if name not in ("trainer_state", "samples") and suffix not in PICTURES:
+            continue  # listed for other readers: a dataset, a model
+        if not Path(os.path.normpath(relative)).is_relative_to(".") or Path(relative).is_absolute():
+            raise DataError(f"{directory / RUN_FILE}: artifact {name} is {relative!r}, outside of the run's directory")
+        if not path.is_file():
+            if report.finished:
+                raise DataError(f"{path} is listed in {RUN_FILE} as {name} but is not there; restore it or run again")
+            report.notes.append(f"{relative} ({name}) is listed but not written yet")
+            continue
+        try:
+            _read_artifact(report, name, path)
+        except DataError as error:
+            if report.finished:
+                raise
+            report.notes.append(f"{name} cannot be read yet: {error}")
+    report.notes += _notes_on_history(report.history)
+    return report
+
+
+def _read_artifact(report: Report, name: str, path: Path) -> None:
+    """Put one artifact's content where the page looks for it."""
+    if name == "trainer_state":
+        report.history = read_history(path)
+    elif name == "samples":
+        report.samples = read_samples(path, may_be_cut=not report.finished)
+    else:
+        content = base64.b64encode(path.read_bytes()).decode()
+        report.pictures[name] = f"data:{PICTURES[path.suffix.lower()]};base64,{content}"
+
+
+def _notes_on_history(history: dict[str, Points]) -> list[str]:
+    """Name the curves that left the numbers: the first thing to know about a run that diverged."""
+    notes = []
+    for name, points in history.items():
+        broken = [step for step, value in points if not math.isfinite(value)]
+        if broken:
+            notes.append(
+                f"{name} was not a finite number at {len(broken)} of {len(points)} logged steps, "
+                f"first at step {broken[0]}"
+            )
+    return notes
+
+
+def _check_record(path: Path, record: RunRecord) -> None:
+    """Check the shapes that the page relies on.
+
+    Raises:
+        CheckpointError: a field of run.json has another shape.
+    """
+    texts = {"artifacts": record.artifacts, "versions": record.versions}
+    for name, mapping in texts.items():
+        if not isinstance(mapping, dict) or not all(isinstance(value, str) for value in mapping.values()):
+            raise CheckpointError(f"{path}: {name} is not a mapping of names to texts")
+    if not isinstance(record.metrics, dict) or not all(isinstance(v, int | float) for v in record.metrics.values()):
+        raise CheckpointError(f"{path}: metrics is not a mapping of names to numbers")
+    for name, table in record.tables.items():
+        if not _is_table(table):
+            raise CheckpointError(f"{path}: table {name} is not columns and rows of that many cells")
+    for source in record.data:
+        files = source.get("files", [])
+        if not all(isinstance(f, dict) and {"path", "bytes", "blake2b"} <= f.keys() for f in files):
+            raise CheckpointError(f"{path}: data {source.get('path')} has files without path, bytes and blake2b")
+
+
+def _is_table(table: Any) -> bool:
+    if not isinstance(table, dict) or not isinstance(table.get("columns"), list):
+        return False
+    rows = table.get("rows")
+    return isinstance(rows, list) and all(isinstance(r, list) and len(r) == len(table["columns"]) for r in rows)
+
+
+def _labels(directories: list[Path]) -> list[str]:
+    """Name each directory by as few of its last parts as tell it from the others."""
+    parts = [directory.resolve().parts for directory in directories]
+    labels = []
+    for own in parts:
+        depth = next(n for n in range(1, len(own) + 1) if sum(other[-n:] == own[-n:] for other in parts) == 1)
+        labels.append("/".join(own[-depth:]))
+    return labels

@@ -1,0 +1,192 @@
+"""What happened while training: curves of the runs of a recipe over each other, and samples step by step."""
+
+import math
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from hfstack.reporting.curves import Chart, Series, draw
+from hfstack.reporting.formats import label_of, number
+from hfstack.reporting.markup import Html, tag
+from hfstack.reporting.runs import Points, Report, Sample
+
+COLORS = 8
+_SHOWN_CURVES = 6
+_SHOWN_STORIES = 6
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A chart that has a place of its own: the logged names and how to draw them."""
+
+    title: str
+    unit: str
+    name: str
+    held_out_name: str = ""
+    log_axes: str = ""
+    from_zero: bool = False
+    noisy: bool = True
+
+
+_KNOWN = (
+    _Known("Loss", "nats per token", "loss", "eval_loss", log_axes="xy"),
+    _Known("Bits per byte", "", "bits_per_byte", "eval_bits_per_byte", log_axes="xy"),
+    _Known("Learning rate", "", "learning_rate", from_zero=True, noisy=False),
+    _Known("Throughput", "tokens per second", "tokens_per_s", from_zero=True),
+    _Known("Gradient norm", "", "grad_norm", log_axes="y", from_zero=True),
+    _Known("Model-FLOPs utilisation", "share of the hardware's peak", "mfu", from_zero=True),
+)
+# Not curves: clocks and counters that Trainer logs beside the values, and what is exp(loss).
+_NOT_CURVES = frozenset({"epoch", "total_flos", "train_loss", "perplexity", "eval_perplexity", "num_input_tokens_seen"})
+_NOT_CURVE_ENDINGS = ("_runtime", "_per_second")
+
+
+def charts(group: list[Report], identifier: str) -> list[Chart]:
+    """Return the charts of the runs of one recipe: the known ones in their order, then whatever else was logged."""
+    logged = dict.fromkeys(name for report in group for name in report.history)
+    known = [spec for spec in _KNOWN if spec.name in logged or spec.held_out_name in logged]
+    taken = {name for spec in known for name in (spec.name, spec.held_out_name)} | _NOT_CURVES
+    others: dict[str, None] = {}
+    for name in logged:
+        repeated = any(len(report.history.get(name, [])) > 1 for report in group)
+        if name not in taken and not name.endswith(_NOT_CURVE_ENDINGS) and repeated:
+            others[name.removeprefix("eval_")] = None
+    specs = known + [_Known(label_of(name), "", name, f"eval_{name}") for name in others]
+    made = []
+    for index, spec in enumerate(specs):
+        series = _series(group, spec)
+        if series:
+            restarts = [
+                (restart["step"], position % COLORS)
+                for position, report in enumerate(group)
+                for restart in report.record.restarts
+                if report.history and restart["step"] > 0
+            ]
+            made.append(
+                Chart(f"{identifier}-{index}", spec.title, spec.unit, series, spec.log_axes, spec.from_zero, restarts)
+            )
+    return made
+
+
+def curves_section(group: list[Report], made: list[Chart]) -> Html:
+    """The charts of one recipe under its name, the first one wide; a legend when several runs share them."""
+    trained = [report for report in group if report.history]
+    legend = None
+    if len(trained) > 1:
+        items = [
+            tag("li", tag(f"span.swatch.c{position % COLORS}"), report.label)
+            for position, report in enumerate(group)
+            if report.history
+        ]
+        keys = [tag("li.key", tag("span.stroke"), "training"), tag("li.key", tag("span.stroke.dashed"), "held out")]
+        legend = tag("ul.legend", items, keys)
+    more = made[_SHOWN_CURVES:]
+    return tag(
+        "section.block",
+        tag("h3", group[0].record.recipe),
+        legend,
+        tag("div.charts" + (".labelled" if len(trained) > 1 else ""), map(draw, made[:_SHOWN_CURVES])),
+        tag(
+            "details",
+            tag("summary", f"{len(more)} more curves"),
+            tag("div.charts" + (".labelled" if len(trained) > 1 else ""), map(draw, more)),
+        )
+        if more
+        else None,
+        tag("p.caption", _caption(trained)),
+    )
+
+
+def samples_section(report: Report, *, named: bool) -> Html:
+    """What the model wrote: with several steps, one slider moves every prompt's completion through training.
+
+    Args:
+        named: whether the heading needs the run's label beside the recipe's name.
+    """
+    steps = sorted({sample.step for sample in report.samples if sample.step is not None})
+    by_prompt: dict[str, list[Sample]] = {}
+    for sample in report.samples:
+        by_prompt.setdefault(sample.prompt, []).append(sample)
+    stories = [_story(prompt, samples) for prompt, samples in by_prompt.items()]
+    attributes: dict[str, Any] = {}
+    if len(steps) > 1:
+        losses = report.history.get("eval_loss") or report.history.get("loss") or []
+        attributes = {
+            "data-steps": ",".join(map(str, steps)),
+            "data-notes": "|".join(_loss_at(losses, step) for step in steps),
+        }
+    more = stories[_SHOWN_STORIES:]
+    return tag(
+        "section.block.samples",
+        attributes,
+        tag("h3", report.record.recipe, tag("span.run", report.label) if named else None),
+        _scrubber(steps) if len(steps) > 1 else None,
+        tag("div.stories", stories[:_SHOWN_STORIES]),
+        tag("details", tag("summary", f"{len(more)} more prompts"), tag("div.stories", more)) if more else None,
+    )
+
+
+def _series(group: list[Report], spec: _Known) -> list[Series]:
+    """The lines of one chart. One run: a colour for training and one for held-out data; several: a colour each."""
+    alone = sum(bool(report.history) for report in group) == 1
+    found = []
+    for position, report in enumerate(group):
+        for name, held_out in ((spec.name, False), (spec.held_out_name, True)):
+            points: Points = report.history.get(name, []) if name else []
+            if not any(math.isfinite(value) for _, value in points):
+                continue
+            if alone:
+                label = "held out" if held_out else "training"
+                line = Series(label, points, int(held_out), held_out, noisy=spec.noisy)
+            else:
+                label = report.label + (", held out" if held_out else "")
+                line = Series(label, points, position % COLORS, held_out, report.label, spec.noisy)
+            found.append(line)
+    return found
+
+
+def _caption(trained: list[Report]) -> str:
+    """What the marks in the charts mean, as far as they are there."""
+    sentences = ["Bold lines are smoothed; the logged values are drawn faintly behind them."]
+    for report in trained:
+        steps = [str(restart["step"]) for restart in report.record.restarts if restart["step"] > 0]
+        if steps:
+            who = f"{report.label} was" if len(trained) > 1 else "The run was"
+            many = "steps" if len(steps) > 1 else "step"
+            sentences.append(f"{who} stopped and continued from {many} {', '.join(steps)} (dotted upright line).")
+    return " ".join(sentences)
+
+
+def _loss_at(losses: Points, step: int) -> str:
+    """The last loss known at a step."""
+    before = [value for logged_step, value in losses if logged_step <= step]
+    return f"loss {number(before[-1])}" if before else ""
+
+
+def _scrubber(steps: list[int]) -> Html:
+    """The slider; hidden until the script that moves it runs, and without it every step is listed."""
+    last = len(steps) - 1
+    slider = tag("input", {"type": "range", "min": 0, "max": last, "value": last, "aria-label": "training step"})
+    return tag(
+        "div.scrubber",
+        {"hidden": True},
+        tag("span.where", "step ", tag("output", number(steps[-1])), tag("span.note")),
+        tag("div.track", tag("span.bound", number(steps[0])), slider, tag("span.bound", number(steps[-1]))),
+    )
+
+
+def _story(prompt: str, samples: list[Sample]) -> Html:
+    """One prompt and its completions, oldest first."""
+    items = []
+    for step, same_step in groupby(samples, key=lambda sample: sample.step):
+        for sample in same_step:
+            text = sample.completion if sample.completion.strip() else tag("span.muted", "(nothing)")
+            items.append(
+                tag(
+                    "li",
+                    {"data-step": step},
+                    tag("span.step", f"step {number(step)}") if step is not None else None,
+                    tag("p", {"dir": "auto"}, tag("b", prompt), text),
+                )
+            )
+    return tag("article.story", tag("ol", items))

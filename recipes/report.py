@@ -1,0 +1,72 @@
+"""Make one self-contained HTML page of finished runs: curves, samples, tables, settings and where the data came from.
+
+    hfstack run report --runs runs/story --output_dir runs/story/report
+    python recipes/report.py --runs runs/story --output_dir runs/story/report     # the same
+
+reads   run.json of each run, and the artifacts that it lists: trainer_state.json, samples.jsonl, pictures
+writes  report.html and run.json in --output_dir
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hfstack.config import command_line
+from hfstack.errors import ConfigError
+from hfstack.reporting.page import default_title, render_page
+from hfstack.reporting.runs import Report, load_runs
+from hfstack.run import RUN_FILE, Run, read_run
+
+
+@dataclass
+class ReportArgs:
+    runs: list[str] = field(default_factory=list)
+    """Run directories, or folders that hold run directories one or two levels down."""
+    output_dir: str = "runs/report"
+    """Where report.html goes. A report made here before is replaced: the page is a view of its runs."""
+    title: str | None = None
+    """The page's heading (default: the name of the folder that the runs share)."""
+
+
+def main(args: ReportArgs) -> dict[str, float]:
+    if not args.runs:
+        raise ConfigError("--runs is empty; give the --output_dir of one or more runs, or the folder above them")
+    reports = load_runs(args.runs)
+    forget_last_report(Path(args.output_dir))
+
+    with Run.start(__file__, args.output_dir, args) as run:
+        run.record_data("runs", [describe(report) for report in reports])
+        page = render_page(reports, title=args.title or default_title(reports), made=datetime.now(UTC))
+        target = Path(args.output_dir) / "report.html"
+        target.write_text(page, encoding="utf-8")
+        run.add_artifact("report", target.name)
+        print(target)
+        run.finish(
+            {
+                "runs": len(reports),
+                "curves": sum(len(report.history) for report in reports),
+                "samples": sum(len(report.samples) for report in reports),
+                "page_bytes": len(page.encode()),
+            }
+        )
+    return run.metrics
+
+
+def describe(report: Report) -> dict[str, object]:
+    """The run record that the page was made from, with its fingerprint."""
+    path = report.directory / RUN_FILE
+    content = path.read_bytes()
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    file = {"path": str(path), "bytes": len(content), "blake2b": digest}
+    return {"path": str(report.directory), "files": [file], "rows": None}
+
+
+def forget_last_report(output_dir: Path) -> None:
+    """Drop the record of an earlier report, so that the page can be made again while its runs go on."""
+    if (output_dir / RUN_FILE).is_file() and read_run(output_dir).recipe == "report":
+        (output_dir / RUN_FILE).unlink()
+
+
+if __name__ == "__main__":
+    command_line(main)
