@@ -108,7 +108,8 @@ def _bad_line(error: Exception, lines: io.BufferedReader, line: bytes) -> BadRow
             offset = lines.tell() - len(line) + error.start
             return BadRow("invalid UTF-8", f"invalid UTF-8 at byte {offset} of the file (0x{line[error.start]:02x})")
         case json.JSONDecodeError():
-            return BadRow("bad JSON", f"column {error.colno}: {error.msg}")
+            column = min(error.pos, len(error.doc.rstrip("\r\n"))) + 1
+            return BadRow("bad JSON", f"column {column}: {error.msg}")
         case RecursionError():
             return BadRow("bad JSON", "objects are nested too deeply")
     return BadRow("bad JSON", str(error))

@@ -195,7 +195,7 @@ class _Checker:
                     if cell == "":
                         row[column] = None
                     elif _INTEGER.fullmatch(cell):
-                        row[column] = int(cell)
+                        row[column] = number(cell)
                     elif number is float and _DECIMAL.fullmatch(cell):
                         row[column] = float(cell)
                     else:

@@ -31,8 +31,9 @@ _SHUFFLE_BUFFER_ROWS = 1000
 class Source:
     """One dataset: a Hub id, or a local file, glob or folder.
 
-    In YAML a string, or `{path: user/dataset, name: en, split: train, weight: 2}`. `name` is a configuration of a Hub dataset. `split` of a folder chooses the files whose names carry it.
-    `weight` is the share of this dataset in a mixture, relative to the others; with all weights 1 every row is used.
+    In YAML a string, or `{path: user/dataset, name: en, split: train, weight: 2}`. `name` is a configuration of a Hub
+    dataset. `split` of a folder chooses the files whose names carry it. `weight` is the share of this dataset in a
+    mixture, relative to the others; with all weights 1 every row is used.
     """
 
     path: str

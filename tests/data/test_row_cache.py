@@ -1,0 +1,95 @@
+"""Rows of local files as a memory-mapped table that a second run finds again."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets.config
+import pytest
+from datasets import Value
+
+from hfstack.data import row_cache
+from hfstack.data.row_cache import load_rows
+from hfstack.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "hfstack"
+
+
+def jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    rows = [
+        {"id": number, "text": "word \u4e2d" * (number % 9), "tags": ["a"] * (number % 3), "chat": [{"role": "user"}]}
+        for number in range(5000)
+    ]
+    dataset = load_rows([jsonl(tmp_path / "a.jsonl", rows)])
+    assert dataset.to_list() == rows
+    assert dataset.cache_files  # memory-mapped, not in memory
+
+
+def test_second_run_reads_nothing_and_a_changed_file_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "old"}])
+    load_rows([path])
+    jsonl(path, [{"text": "new"}, {"text": "newer"}])
+    assert load_rows([path])["text"][:] == ["new", "newer"]
+    assert load_rows([path], max_rows=1)["text"][:] == ["new"]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("the file was read again")
+
+    monkeypatch.setattr(row_cache, "read_rows", fail)
+    assert load_rows([path])["text"][:] == ["new", "newer"]
+    assert {each.suffix for each in cache.iterdir()} == {"", ".lock"}  # nothing half-written is left
+
+
+def test_column_types_may_widen_after_many_rows(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"n": number, "late": None, "chat": [{"role": "user"}]} for number in range(300)]
+    rows += [{"n": 0.5, "late": "text", "chat": [{"role": "user", "name": "x"}]}]
+    rows += [{"n": 7, "late": None, "chat": []}]
+    dataset = load_rows([jsonl(tmp_path / "a.jsonl", rows)])
+    assert dataset.features["n"] == Value("float64")
+    assert dataset.features["late"] == Value("string")
+    assert dataset[299] == {"n": 299.0, "late": None, "chat": [{"role": "user", "name": None}]}
+    assert dataset[300] == {"n": 0.5, "late": "text", "chat": [{"role": "user", "name": "x"}]}
+    assert len(dataset) == 302
+
+
+def test_value_that_arrow_cannot_hold(tmp_path: Path, cache: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"n": 1}, {"n": 10**30}])
+    with pytest.raises(
+        DataError, match=r"a\.jsonl: a value does not fit a column.*the row begins \{\"n\": 1000000"
+    ) as caught:
+        load_rows([path])
+    assert "\n" not in str(caught.value)
+    assert [each.suffix for each in cache.iterdir()] == [".lock"]
+
+
+def test_failed_read_leaves_no_cache(tmp_path: Path, cache: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"n": 1}, "{"])
+    for _ in range(2):
+        with pytest.raises(DataError, match="line 2"):
+            load_rows([path])
+    assert [each.suffix for each in cache.iterdir()] == [".lock"]
+
+
+def test_report_and_quarantine_are_repeated_from_the_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    path = jsonl(tmp_path / "a.jsonl", [{"n": 1}, "{", {"n": None}])
+    for run in ("one", "two"):
+        caplog.clear()
+        load_rows([path], on_bad_row="quarantine", quarantine_file=tmp_path / run / "bad.jsonl")
+        assert json.loads((tmp_path / run / "bad.jsonl").read_text())["line"] == 2
+        assert "left out 1 of 3 rows: bad JSON; first: " in caplog.text
+        assert "column 'n' is null in 1 of 2 rows" in caplog.text
