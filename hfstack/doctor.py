@@ -1,0 +1,315 @@
+"""Say whether this machine is ready for hfstack, and what to do where it is not.
+
+    hfstack doctor            # python -m hfstack.doctor
+    hfstack doctor --json
+
+Exit code 0 when everything needed is there, 1 when something is missing. Anything may be missing here, so what is not
+the standard library is imported where it is looked at. The Hub token is looked for and never read.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from hfstack import __version__
+from hfstack.launching import count_gpus
+
+_PACKAGE = Path(__file__).parent
+_CONSTRAINTS = _PACKAGE / "_shipped" / "constraints.txt"
+_HUB_TIMEOUT_S = 4
+_LEAST_FREE_GIB = 10  # a small model, its checkpoints and one public dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    topic: str
+    state: Literal["ok", "note", "problem"]
+    text: str
+    fix: str | None = None
+
+
+class Requirement(NamedTuple):
+    """One line of the package's dependencies."""
+
+    name: str
+    range: str  # such as ">=1.15,<1.17"
+    extra: str | None
+
+
+def examine() -> list[Finding]:
+    """Look at everything, in the order in which it is printed."""
+    return [
+        *_libraries(),
+        *_extras(),
+        *_processor(),
+        *_accelerators(),
+        *_storage(),
+        *_hub(os.environ.get("HF_ENDPOINT", "https://huggingface.co")),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the findings, as text or as JSON, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="hfstack doctor", description="Say whether this machine is ready.")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    as_json = parser.parse_args(argv).json
+    findings = examine()
+    problems = [finding for finding in findings if finding.state == "problem"]
+    if as_json:
+        report = {
+            "hfstack": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "usable": not problems,
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+        }
+        print(json.dumps(report, indent=2))
+        return 1 if problems else 0
+    print(f"hfstack {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    topic = None
+    for finding in findings:
+        if finding.topic != topic:
+            topic = finding.topic
+            print(f"\n{topic}")
+        print(f"  {finding.state:<8} {finding.text}")
+        if finding.fix:
+            print(f"           -> {finding.fix}")
+    print(f"\n{len(problems)} to put right: see above" if problems else "\nready")
+    return 1 if problems else 0
+
+
+def _libraries() -> Iterator[Finding]:
+    """Compare what is installed with what hfstack asks for and with what its tests run on."""
+    tested = tested_versions()
+    for name, span, extra in requirements():
+        if extra is None:
+            yield _library(name, span, tested.get(_canonical(name)))
+
+
+def _library(name: str, span: str, tested: str | None) -> Finding:
+    install = f"pip install '{name}=={tested}'" if tested else f"pip install '{name}{span}'"
+    found = installed_version(name)
+    if found is None:
+        return Finding("libraries", "problem", f"{name} is not installed", install)
+    if not satisfies(found, span):
+        return Finding("libraries", "problem", f"{name} {found}: hfstack asks for {span}", install)
+    if tested and _release(found) != _release(tested):
+        return Finding("libraries", "note", f"{name} {found}: within {span}, but tested with {tested}")
+    return Finding("libraries", "ok", f"{name} {found}")
+
+
+def _extras() -> Iterator[Finding]:
+    """Say which optional dependencies are there, and how to get the others."""
+    groups: dict[str, list[str]] = {}
+    for name, _, extra in requirements():
+        if extra and name != "hfstack":
+            groups.setdefault(extra, []).append(name)
+    for extra, names in sorted(groups.items()):
+        missing = [name for name in names if installed_version(name) is None]
+        if missing:
+            text = f"{extra}: without {', '.join(missing)}"
+            yield Finding("optional", "note", text, f"pip install 'hfstack[{extra}]'")
+        else:
+            yield Finding("optional", "ok", f"{extra}: {', '.join(names)}")
+    if importlib.util.find_spec("deepspeed") is None:
+        yield Finding("optional", "note", "deepspeed: needed by --accelerate zero2 and zero3", "pip install deepspeed")
+    else:
+        yield Finding("optional", "ok", f"deepspeed {installed_version('deepspeed')}")
+
+
+def _processor() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Finding("machine", "ok", f"{_cpu_name()}, {cores} cores")
+    quota = _core_quota()
+    if quota is not None and quota < cores:
+        text = f"the container may use {quota:g} of {cores} cores"
+        yield Finding("machine", "note", text, f"export OMP_NUM_THREADS={max(1, int(quota))}")
+    pages = {name: os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES") if name in os.sysconf_names}
+    if len(pages) == 2:
+        total, free = (pages[name] * os.sysconf("SC_PAGE_SIZE") / 2**30 for name in pages)
+        yield Finding("machine", "ok", f"memory: {free:.1f} GiB free of {total:.1f}")
+
+
+def _accelerators() -> Iterator[Finding]:
+    """Say what torch computes on, and where bfloat16 is native."""
+    if not all(_importable(name) for name in ("torch", "transformers", "psutil")):
+        yield Finding("machine", "problem", "devices and bf16 are unknown until torch and transformers import")
+        return
+    torch = importlib.import_module("torch")
+    for index in range(torch.cuda.device_count()):
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
+        text = f"GPU {index}: {torch.cuda.get_device_name(index)}, {free:.1f} GiB free of {total:.1f}"
+        yield Finding("machine", "ok", f"{text}, CUDA {torch.version.cuda}")
+    present = count_gpus()
+    if present and not torch.cuda.is_available():
+        text = f"nvidia-smi shows {present} GPU(s) that torch {torch.__version__} cannot use"
+        yield Finding("machine", "note", text, "install a CUDA build of torch: https://pytorch.org/get-started/locally")
+    elif not torch.accelerator.is_available():
+        yield Finding("machine", "ok", "no accelerator: recipes run on the CPU")
+    bf16 = importlib.import_module("hfstack.config").bf16_hardware()
+    if bf16:
+        yield Finding("machine", "ok", f"bf16: native on {bf16}; recipes use it unless told otherwise")
+    else:
+        yield Finding("machine", "ok", "bf16: not native here; recipes compute in fp32 unless told otherwise")
+
+
+def _storage() -> Iterator[Finding]:
+    """Look at the disks that runs and caches are written to."""
+    for label, folder in (("this folder", Path.cwd()), ("Hugging Face cache", hf_home())):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free / 2**30
+        text = f"{label} {folder}: {free:.1f} GiB free"
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            fix = "export HF_HOME=<a folder you may write to>" if folder == hf_home() else "run from another folder"
+            yield Finding("disk", "problem", f"{label} {folder} cannot be written", fix)
+        elif free < _LEAST_FREE_GIB:
+            yield Finding("disk", "note", f"{text}, which is little for checkpoints and datasets")
+        else:
+            yield Finding("disk", "ok", text)
+
+
+def _hub(endpoint: str) -> Iterator[Finding]:
+    """Say whether the Hub answers and whether a token is there; neither is needed for local files."""
+    host = re.sub(r"//[^/@]*@", "//", endpoint)  # a proxy's address may hold a password
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: only local files and what is cached can be used")
+    else:
+        try:
+            urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=_HUB_TIMEOUT_S).close()
+            yield Finding("hub", "ok", f"{host} answers")
+        except urllib.error.HTTPError as error:
+            yield Finding("hub", "note", f"{host} answers, with status {error.code}")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            fix = "use local files, or set HF_ENDPOINT or HTTPS_PROXY"
+            yield Finding("hub", "note", f"{host} cannot be reached: {reason}", fix)
+    place = token_place()
+    if place:
+        yield Finding("hub", "ok", f"a token is present ({place})")
+    else:
+        fix = "hf auth login, for gated models and for publishing"
+        yield Finding("hub", "note", "no token: public models and datasets only", fix)
+
+
+def token_place() -> str | None:
+    """Say where a Hub token is: an environment variable or the file of `hf auth login`; its value is not read."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(name):
+            return name
+    file = Path(os.environ.get("HF_TOKEN_PATH") or hf_home() / "token").expanduser()
+    return str(file) if file.is_file() and file.stat().st_size else None
+
+
+def hf_home() -> Path:
+    """The folder of Hugging Face caches and of the token."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.path.expandvars(os.environ.get("HF_HOME") or cache / "huggingface")).expanduser()
+
+
+def requirements() -> list[Requirement]:
+    """What hfstack depends on, as its metadata says, or its pyproject.toml in a checkout that is not installed."""
+    try:
+        lines = requires("hfstack") or []
+    except PackageNotFoundError:
+        project = tomllib.loads((_PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        extras = project.get("optional-dependencies", {})
+        lines = [*project["dependencies"]]
+        lines += [f"{line}; extra == '{extra}'" for extra, names in extras.items() for line in names]
+    found = []
+    for line in lines:
+        parts = re.match(r"\s*([\w.-]+)(?:\[[^]]*\])?\s*([^;]*?)\s*(?:;.*extra\s*==\s*['\"]([\w-]+)['\"].*)?$", line)
+        assert parts, line
+        span = ",".join(sorted(parts[2].strip("()").replace(" ", "").split(","), reverse=True))
+        found.append(Requirement(parts[1], span, parts[3]))
+    return found
+
+
+def tested_versions() -> dict[str, str]:
+    """The versions that the tests run on, by canonical name: the shipped constraints file."""
+    path = _CONSTRAINTS if _CONSTRAINTS.is_file() else _PACKAGE.parent / "constraints.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {_canonical(name): pin.strip() for name, equals, pin in (line.partition("==") for line in lines) if equals}
+
+
+def _canonical(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def satisfies(found: str, span: str) -> bool:
+    """Tell whether a version lies in a range such as `>=1.15,<1.17`; a local suffix (`+cu128`) does not count."""
+    tests = {
+        ">=": lambda a, b: a >= b,
+        "<=": lambda a, b: a <= b,
+        "==": lambda a, b: a == b,
+        "!=": lambda a, b: a != b,
+        ">": lambda a, b: a > b,
+        "<": lambda a, b: a < b,
+    }
+    for part in filter(None, span.split(",")):
+        compare, bound = re.match(r"(>=|<=|==|!=|>|<)(.+)", part).groups()  # type: ignore[union-attr]
+        if not tests[compare](_release(found), _release(bound)):
+            return False
+    return True
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """The numbers of a version without trailing zeros: `2.13.0+cu128` gives (2, 13)."""
+    numbers = [int(number) for number in re.match(r"[\d.]*", text)[0].split(".") if number]  # type: ignore[index]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def _importable(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def _core_quota() -> float | None:
+    """Cores that a container's CPU quota allows (cgroup v2), or None without a quota."""
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else int(limit) / int(period)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
