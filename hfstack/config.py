@@ -106,6 +106,8 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
     for action in parser._actions:
         if dataclasses.is_dataclass(action.type):
             action.type = _reporting_own_errors(action.type)
+        elif action.type is dict or typing.get_origin(action.type) is dict:
+            action.type = _json_mapping
     return parser, {name: hint for cls in dataclass_types for name, hint in typing.get_type_hints(cls).items()}
 
 
@@ -262,6 +264,17 @@ def _build_settings(cls: Any, values: dict[str, Any]) -> Any:
         raise
     except (ValueError, ImportError) as error:
         raise ConfigError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
+
+
+def _json_mapping(text: str) -> dict[str, Any]:
+    """Read a mapping as the command line spells it: '{"min_lr_rate": 0.1}'."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ArgumentTypeError(f"expected a JSON mapping, got {text!r}")
+    return value
 
 
 def _reporting_own_errors(cls: Any) -> Callable[[str], Any]:

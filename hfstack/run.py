@@ -310,13 +310,9 @@ def read_run(directory: str | Path) -> RunRecord:
 def settings_difference(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
     """Name each setting that changed, as `learning_rate 0.001 -> 0.01`, leaving out what does not alter the result."""
     old, new = _identity(before), _identity(now)
-    return [
-        f"{name} {old[name]!r} -> {new[name]!r}"
-        if name in old and name in new
-        else f"{name} ({'new' if name in new else 'gone'})"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
+    missing = object()
+    names = sorted(name for name in old.keys() | new.keys() if old.get(name, missing) != new.get(name, missing))
+    return [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names]
 
 
 def _identity(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,186 @@
+"""run.json: written whole, closed with the truth, never overwritten by another run."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hfstack.environment import redact, refuse_wrong_world_size
+from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataError, Preempted
+from hfstack.run import Run, RunArgs, read_run, settings_difference
+
+
+@dataclass
+class Settings:
+    rate: float = 0.1
+    name: str = "a"
+    logging_steps: int = 10
+
+
+def start(folder: Path, settings: Settings | None = None, recipe: str = "clean.py") -> Run:
+    return Run.start(recipe, folder, settings or Settings())
+
+
+def test_a_run_is_recorded_from_start_to_end(tmp_path: Path) -> None:
+    with start(tmp_path) as run:
+        assert read_run(tmp_path).status == "running"
+        run.add_table("reasons", ["reason", "count"], [["too short", 3]])
+        run.add_artifact("samples", "samples.jsonl")
+        run.finish({"documents": 3, "note": "not a number"})
+    record = read_run(tmp_path)
+    assert (record.status, record.recipe, record.error) == ("finished", "clean", None)
+    assert record.metrics == {"documents": 3}
+    assert record.settings == {"Settings": {"rate": 0.1, "name": "a", "logging_steps": 10}}
+    assert record.versions["torch"] and record.hardware["cores"] >= 1 and record.duration_s is not None
+    assert record.tables == {"reasons": {"columns": ["reason", "count"], "rows": [["too short", 3]]}}
+    assert record.artifacts == {"samples": "samples.jsonl"}
+
+
+def test_a_failure_is_recorded_and_raised(tmp_path: Path) -> None:
+    with pytest.raises(DataError), start(tmp_path):
+        raise DataError("rows.jsonl:3: bad\nline, token hf_abcdefghijklmnopqrstuvwx")
+    record = read_run(tmp_path)
+    assert (record.status, record.error) == ("failed", "rows.jsonl:3: bad line, token <redacted>")
+
+
+def test_ctrl_c_and_sigterm_are_preemptions(tmp_path: Path) -> None:
+    with pytest.raises(Preempted), start(tmp_path / "a"):
+        raise KeyboardInterrupt
+    assert read_run(tmp_path / "a").status == "preempted"
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="SIGTERM"), start(tmp_path / "b"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert read_run(tmp_path / "b").status == "preempted"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
+    with start(tmp_path) as run:
+        run.finish({})
+    with pytest.raises(AlreadyFinished, match="already finished"):
+        start(tmp_path)
+    with pytest.raises(AlreadyFinished):  # how often it logs is not what it computes
+        start(tmp_path, Settings(logging_steps=99))
+
+
+def test_another_run_is_never_overwritten(tmp_path: Path) -> None:
+    with start(tmp_path) as run:
+        run.finish({})
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(CheckpointError, match=r"differs in rate 0\.1 -> 0\.2; choose another --output_dir"):
+        start(tmp_path, Settings(rate=0.2))
+    with pytest.raises(CheckpointError, match="holds a run of clean, not of report"):
+        start(tmp_path, recipe="report.py")
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_finished_run_on_data_that_changed_is_refused(tmp_path: Path) -> None:
+    import hashlib
+
+    data = tmp_path / "rows.jsonl"
+    data.write_text("{}\n")
+    digest = hashlib.blake2b(data.read_bytes(), digest_size=16).hexdigest()
+    with start(tmp_path / "out") as run:
+        run.record_data("train", [{"path": str(data), "files": [{"path": str(data), "bytes": 3, "blake2b": digest}]}])
+        run.finish({})
+    with pytest.raises(AlreadyFinished):
+        start(tmp_path / "out")
+    data.write_text("[]\n")
+    with pytest.raises(CheckpointError, match=r"rows\.jsonl has changed since"):
+        start(tmp_path / "out")
+
+
+def test_a_failed_run_may_be_started_again(tmp_path: Path) -> None:
+    with pytest.raises(DataError), start(tmp_path):
+        raise DataError("bad")
+    with start(tmp_path) as run:
+        run.finish({})
+    assert read_run(tmp_path).status == "finished"
+
+
+def test_a_run_in_progress_is_left_alone(tmp_path: Path) -> None:
+    with start(tmp_path) as run:
+        run.record.process["pid"] = os.getppid()
+        run._write()
+        with pytest.raises(CheckpointError, match=f"is being written by process {os.getppid()}"):
+            start(tmp_path)
+
+
+def test_unwritable_output_dir(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written: Not a directory; choose another"):
+        start(tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}'])
+def test_half_a_record_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match="is not a whole run record"):
+        read_run(tmp_path)
+
+
+def test_a_record_from_the_future_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"schema": 99}')
+    with pytest.raises(CheckpointError, match="upgrade hfstack"):
+        read_run(tmp_path)
+    with pytest.raises(CheckpointError, match="No such file"):
+        read_run(tmp_path / "nowhere")
+
+
+def test_parents_are_runs_only(tmp_path: Path) -> None:
+    with start(tmp_path / "tokenizer", recipe="tokenizer.py") as parent:
+        parent.finish({})
+    with start(tmp_path / "model") as run:
+        run.add_parent(tmp_path / "tokenizer")
+        run.add_parent(tmp_path)
+        run.add_parent("user/model-on-the-hub")
+        run.finish({})
+    assert read_run(tmp_path / "model").parents == ["../tokenizer"]
+
+
+def test_default_directory_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Run.start("generate.py", RunArgs().output_dir, RunArgs()) as run:
+        run.finish({})
+    assert str(run.output_dir).startswith("runs/generate-2")
+
+
+def test_difference_names_what_changed() -> None:
+    before = {"A": {"rate": 1e-3, "same": [1]}, "B": {"gone": 1}}
+    assert settings_difference(before, {"A": {"rate": 0.01, "same": [1], "new": True}}) == [
+        "gone 1 -> None",
+        "new None -> True",
+        "rate 0.001 -> 0.01",
+    ]
+
+
+def test_secrets_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "hf_" + "a1B2" * 8
+    monkeypatch.setattr("sys.argv", ["clean.py", "--note", token])
+    with start(tmp_path, Settings(name=f"see {token}")) as run:
+        run.finish({})
+    assert token not in (tmp_path / "run.json").read_text()
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["Settings"]["name"] == "see <redacted>"
+    assert redact("an eos_token <|endoftext|> and token embeddings stay") == (
+        "an eos_token <|endoftext|> and token embeddings stay"
+    )
+
+
+def test_world_size_must_be_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "HFSTACK_PROCESSES", "ACCELERATE_USE_CPU", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    assert refuse_wrong_world_size() == 1
+    monkeypatch.setenv("HFSTACK_PROCESSES", "2")
+    with pytest.raises(ConfigError, match="2 processes were asked for but 1 started"):
+        refuse_wrong_world_size()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert refuse_wrong_world_size() == 2
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("HFSTACK_PROCESSES")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(ConfigError, match="started one"):
+        refuse_wrong_world_size()
