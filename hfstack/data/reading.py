@@ -75,7 +75,7 @@ def read_rows(
     report = report if report is not None else ReadReport()
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
     with ExitStack() as stack:
-        reject = _rejecter(on_bad_row, quarantine_file, report, stack)
+        reject = _rejecter(on_bad_row, quarantine_file, report, stack, files[0])
         checker = _Checker(report)
         for path in files:
             empty = True
@@ -116,7 +116,9 @@ def _report_empty(path: Path, on_bad_row: OnBadRow) -> None:
 Rejecter = Callable[[Path, int, BadRow, dict[str, Any] | None, str | None], None]
 
 
-def _rejecter(on_bad_row: OnBadRow, quarantine_file: Path | None, report: ReadReport, stack: ExitStack) -> Rejecter:
+def _rejecter(
+    on_bad_row: OnBadRow, quarantine_file: Path | None, report: ReadReport, stack: ExitStack, first_file: Path
+) -> Rejecter:
     """Return what is done with a bad row; the quarantine file is made at the first one."""
     if on_bad_row not in ("fail", "skip", "quarantine"):
         raise ConfigError(f"on_bad_row must be fail, skip or quarantine, got {on_bad_row!r}")
@@ -128,7 +130,9 @@ def _rejecter(on_bad_row: OnBadRow, quarantine_file: Path | None, report: ReadRe
         nonlocal out
         unit = "row" if file_format(path) == "parquet" else "line"
         if on_bad_row == "fail":
-            raise DataError(f"{path} {unit} {line}: {bad.detail}; mend it, or leave it out with --on_bad_row skip")
+            other = "; files with other columns are given as datasets of their own" if path != first_file else ""
+            hint = f"mend it, or leave it out with --on_bad_row skip{other}"
+            raise DataError(f"{path} {unit} {line}: {bad.detail}; {hint}")
         report.bad_rows[bad.reason] = report.bad_rows.get(bad.reason, 0) + 1
         report.first_bad.setdefault(bad.reason, f"{path} {unit} {line}: {bad.detail}")
         if quarantine_file is None or on_bad_row == "skip":
