@@ -127,6 +127,8 @@ class BlockWriter:
             self._encoder = DocumentEncoder(self._tokenizer, sample=sample)
         try:
             ids, ends = self._encoder.encode(documents)
+        except DataError:
+            raise
         except Exception as error:  # the `tokenizers` library raises bare Exception
             raise DataError(
                 f"the tokenizer cannot encode one of the {len(documents)} documents from number {self._seen_count} on"

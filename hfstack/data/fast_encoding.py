@@ -52,6 +52,7 @@ class DocumentEncoder:
         """
         self.end_id = end_token_id(tokenizer)
         self.tokenizer = private_backend(tokenizer)
+        self._drops_unknown = False
         self._encoding: tiktoken.Encoding | None = None
         reason = mirror_reason(self.tokenizer)
         if reason is None:
@@ -59,6 +60,7 @@ class DocumentEncoder:
             reason = self._disagreement(sample)
         if reason is not None:
             self._encoding = None
+            self._drops_unknown = _drops_unknown(self.tokenizer)
             logger.warning("encoding with the slower `tokenizers` library, not with tiktoken: %s", reason)
 
     @property
@@ -95,7 +97,13 @@ class DocumentEncoder:
         return self._id_of_rank[ranks], np.flatnonzero(ranks == self._end_rank) + 1
 
     def _encode_with_tokenizer(self, documents: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)]
+        if self._drops_unknown:
+            encodings = self.tokenizer.encode_batch(documents, add_special_tokens=False)  # with offsets
+            for document, encoding in zip(documents, encodings, strict=True):
+                _refuse_gaps(document, encoding.offsets)
+        else:
+            encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        rows = [encoding.ids for encoding in encodings]
         ends = np.cumsum([len(row) + 1 for row in rows], dtype=np.int64)  # (D,)
         for row in rows:
             row.append(self.end_id)
@@ -126,6 +134,25 @@ class DocumentEncoder:
             if not np.array_equal(ours, theirs):
                 return f"tiktoken gives other ids for the document that begins {document[:40]!r}"
         return None
+
+
+def _drops_unknown(core: Tokenizer) -> bool:
+    """Whether the tokenizer leaves out, without a word, characters that it has no token for."""
+    settings = json.loads(core.to_str())
+    model = settings["model"]
+    return model["type"] == "BPE" and not model["unk_token"] and settings["normalizer"] is None
+
+
+def _refuse_gaps(document: str, offsets: Sequence[tuple[int, int]]) -> None:
+    """Raise DataError when characters other than white space belong to no token."""
+    reached = 0
+    for start, end in [*offsets, (len(document), len(document))]:
+        if lost := document[reached:start].strip():
+            raise DataError(
+                f"the tokenizer has no token for {lost[:20]!r}, in the document that begins {document[:40]!r}:"
+                " use one trained on such text, or a byte-level one"
+            )
+        reached = max(reached, end)
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

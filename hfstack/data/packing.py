@@ -4,8 +4,9 @@ Every document is followed by the eos token; blocks are cut from that one long r
 one block and go on in the next. The folder's name is a hash of (data, tokenizer, settings): a second run finds it.
 
 With `isolate_documents` each block carries `position_ids` that restart at 0 after every eos, and there is NO attention
-mask. From restarting positions transformers builds the mask that keeps documents apart (attention `sdpa` and `eager`);
-an attention mask of ones would switch that off, and every document would see the ones before it. A document that was
+mask. From restarting positions transformers builds the mask that keeps documents apart (attention `sdpa` and `eager`;
+flash attention looks at them in batches of one only); an attention mask of ones would switch that off, and every
+document would see the ones before it. Recurrent models carry their state across all the same. A document that was
 cut by a block's edge starts at position 0 again in the next block. The text `<|endoftext|>` inside a document becomes
 the eos token, as the tokenizer has it, and so ends a document too; a document that ends with it gets no second one.
 
