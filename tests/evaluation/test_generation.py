@@ -1,0 +1,96 @@
+"""Completions do not depend on their batch, and masks are filled where they stand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, set_seed
+
+from hfstack.errors import ConfigError, DataError
+from hfstack.evaluation.generation import complete, fill_masks, sample_pairs
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama: Path):
+    return AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+
+
+def test_greedy_completions_do_not_depend_on_the_batch(model, tiny_tokenizer) -> None:
+    prompts = ["Once", "The owl was kind, so she gave", ""]
+    together = complete(model, tiny_tokenizer, prompts, max_new_tokens=12, temperature=0)
+    alone = [complete(model, tiny_tokenizer, [p], max_new_tokens=12, temperature=0)[0] for p in prompts]
+    assert together == alone
+    assert [one.prompt for one in together] == prompts
+
+
+def test_sampling_follows_the_seed(model, tiny_tokenizer) -> None:
+    def draw(seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        return [c.completion for c in complete(model, tiny_tokenizer, ["The"] * 3, max_new_tokens=8, batch_size=2)]
+
+    assert draw(1) == draw(1) != draw(2)
+    assert len(set(draw(1))) == 3
+
+
+def test_an_end_token_of_the_model_ends_the_text(model, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = tiny_tokenizer(complete(model, tiny_tokenizer, ["The"], max_new_tokens=9, temperature=0)[0].completion)
+    third = ids["input_ids"][2]  # as in stories260k, which ends a story by a token that is not the tokenizer's eos
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [tiny_tokenizer.eos_token_id, third])
+    ended = complete(model, tiny_tokenizer, ["The"], max_new_tokens=9, temperature=0)[0]
+    assert ended.finished and ended.tokens == ids["input_ids"].index(third) + 1
+    assert ended.completion == tiny_tokenizer.decode(ids["input_ids"][: ended.tokens - 1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_new_tokens": 0}, "--max_new_tokens must be at least 1"),
+        ({"temperature": -1}, "--temperature must be 0"),
+        ({"top_p": 0}, r"--top_p must be in \(0, 1\]"),
+        ({"top_k": -1}, "--top_k must be 0"),
+    ],
+)
+def test_wrong_sampling_settings(model, tiny_tokenizer, setting: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        complete(model, tiny_tokenizer, ["a"], **({"max_new_tokens": 3} | setting))
+
+
+def test_sample_pairs(model, tiny_tokenizer) -> None:
+    pairs = sample_pairs(model, tokenizer=tiny_tokenizer, prompts=["The", "A"], max_new_tokens=4)
+    assert [prompt for prompt, _ in pairs] == ["The", "A"]
+
+
+@pytest.fixture(scope="module")
+def masked():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "of", "france", "is", "paris", "city"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, mask_token="[MASK]", pad_token="[PAD]", unk_token="[UNK]"
+    )
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    return BertForMaskedLM(config).eval(), tokenizer
+
+
+def test_masks_are_filled_where_they_stand(masked) -> None:
+    model, tokenizer = masked
+    text = "the [MASK] of france is [MASK]"
+    fillings = fill_masks(model, tokenizer, [text], top_k=3)
+    assert [(f.mask, f.position) for f in fillings] == [(0, 1), (1, 5)]
+    with torch.no_grad():
+        expected = model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1)
+    for filling in fillings:
+        values, ids = expected[filling.position].topk(3)
+        assert [word for word, _ in filling.candidates] == tokenizer.convert_ids_to_tokens(ids.tolist())
+        assert [p for _, p in filling.candidates] == pytest.approx(values.tolist(), rel=1e-5)
+
+
+def test_text_without_a_mask(masked, model, tiny_tokenizer) -> None:
+    with pytest.raises(DataError, match=r"prompt 'the city' has no \[MASK\] to fill"):
+        fill_masks(masked[0], masked[1], ["the city"])
+    with pytest.raises(DataError, match="no mask token"):
+        fill_masks(model, tiny_tokenizer, ["a [MASK]"])
