@@ -1,0 +1,273 @@
+"""Find documents that came before, exactly or nearly, and documents that hold text of an evaluation set.
+
+Each check is called like a filter: None to keep the document, or `exact_duplicate`, `near_duplicate: ...`,
+`contaminated: ...`. The first of several alike documents is the one that stays, so the result depends on the order of
+the documents and on nothing else. What a check remembers grows with the documents; `index_bytes` says how much it is.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Self
+
+import numpy as np
+from datasketch import MinHash, MinHashLSH
+
+from hfstack.data.cleaning import CleanText
+from hfstack.data.filters import ngram_hashes, split_units, unit_hashes
+from hfstack.data.sources import Source, iterate_rows
+from hfstack.errors import ConfigError, DataError
+
+_SHINGLE_UNITS = 5  # 5-grams and a similarity of 0.8: Lee et al. 2022, arXiv:2107.06499, section 4.2
+_CHUNK_SHINGLES = 512  # x 128 permutations x 4 bytes = 256 KiB: stays in cache, and long documents need no more memory
+
+
+class HashSet:
+    """A set of 64-bit hashes in one flat array: 12 to 24 bytes a member, where a Python set of ints needs about 80.
+
+    Open addressing with linear probing; a slot of 0 is empty, and the hash 0 is stored as 1.
+    """
+
+    def __init__(self) -> None:
+        self._slots = array("Q", bytes(8 * 1024))
+        self._members = 0
+
+    def __contains__(self, value: int) -> bool:
+        return self._slots[self._find(value or 1)] != 0
+
+    def __len__(self) -> int:
+        return self._members
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that the slots take."""
+        return len(self._slots) * self._slots.itemsize
+
+    def add(self, value: int) -> bool:
+        """Add a hash below 2**64; return whether it was new."""
+        slot = self._find(value or 1)
+        if self._slots[slot]:
+            return False
+        self._slots[slot] = value or 1
+        self._members += 1
+        if self._members * 3 > len(self._slots) * 2:
+            self._grow()
+        return True
+
+    def _find(self, value: int) -> int:
+        """The slot that holds the value, or the empty one where it belongs."""
+        slots, mask = self._slots, len(self._slots) - 1
+        slot = value & mask
+        while (found := slots[slot]) and found != value:
+            slot = (slot + 1) & mask
+        return slot
+
+    def _grow(self) -> None:
+        before = self._slots
+        self._slots = array("Q", bytes(16 * len(before)))
+        for value in before:
+            if value:
+                self._slots[self._find(value)] = value
+
+
+def text_hash(text: str, purpose: bytes = b"") -> int:
+    """Return a 64-bit BLAKE2b hash of a text, independent for each `purpose` (at most 16 bytes)."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def held_out(text: str, fraction: float) -> bool:
+    """Whether a document belongs to the `fraction` in [0, 1) that is kept for evaluation.
+
+    It depends on the text alone: a document stays on its side when others are added, removed or reordered.
+    """
+    return text_hash(text, b"eval split") < fraction * 2**64
+
+
+class ExactDuplicates:
+    """Refuse a text that is the same, character by character, as one before.
+
+    Two of N different texts share a 64-bit hash with probability N**2 / 2**65: 3e-6 for ten million documents.
+    """
+
+    def __init__(self) -> None:
+        self._seen = HashSet()
+
+    def __call__(self, text: str) -> str | None:
+        return None if self._seen.add(text_hash(text)) else "exact_duplicate"
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that the index of all texts so far takes."""
+        return self._seen.index_bytes
+
+
+class NearDuplicates:
+    """Refuse a text whose 5-unit shingles overlap those of a kept one by `threshold` or more (Jaccard similarity).
+
+    MinHash signatures (Broder 1997) are datasketch's, cut into the bands that its MinHashLSH would choose: two texts
+    are alike when all rows of any band agree. At the default threshold, 9 bands of 13 rows, texts of similarity 0.7,
+    0.8 and 0.9 are caught with probability 0.08, 0.40 and 0.93. Of every band only a 64-bit hash is kept, because
+    MinHashLSH also keeps keys and buckets, which is 20 times the memory and tells nothing that is needed here.
+
+    Args:
+        threshold: similarity in (0, 1] from which on a document is a near duplicate.
+        permutations: length of a signature; more is more exact and slower.
+
+    Raises:
+        ConfigError: the threshold is not in that range, or there are too few permutations to form two bands.
+    """
+
+    def __init__(self, *, threshold: float = 0.8, permutations: int = 128) -> None:
+        if not 0 < threshold <= 1:
+            raise ConfigError(f"near_duplicate_threshold must be in (0, 1], or 0 to turn it off, got {threshold}")
+        if permutations < 16:
+            raise ConfigError(f"minhash_permutations must be at least 16, got {permutations}")
+        try:
+            bands = MinHashLSH(threshold=threshold, num_perm=permutations)
+        except ValueError as error:
+            raise ConfigError(
+                f"minhash_permutations {permutations} cannot tell similarity {threshold}: {error}"
+            ) from None
+        self.bands, self.rows = bands.b, bands.r
+        self._empty = MinHash(num_perm=permutations, seed=1, hashfunc=int)  # shingles come hashed
+        self._seen = HashSet()
+
+    def __call__(self, text: str) -> str | None:
+        shingles = shingle_hashes(text)
+        if len(shingles) == 0:
+            return None
+        keys = self._band_keys(shingles)
+        if any(key in self._seen for key in keys):
+            return "near_duplicate"
+        for key in keys:
+            self._seen.add(key)
+        return None
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that the index of all kept texts takes."""
+        return self._seen.index_bytes
+
+    def signature(self, shingles: np.ndarray) -> MinHash:
+        """Return the MinHash of (S,) shingle hashes below 2**32."""
+        minhash = self._empty.copy()
+        for start in range(0, len(shingles), _CHUNK_SHINGLES):
+            minhash.update_batch(shingles[start : start + _CHUNK_SHINGLES].tolist())
+        return minhash
+
+    def _band_keys(self, shingles: np.ndarray) -> list[int]:
+        values = self.signature(shingles).hashvalues[: self.bands * self.rows].astype("<u8").tobytes()
+        width = 8 * self.rows
+        keys = []
+        for band in range(self.bands):
+            part = values[band * width : (band + 1) * width]
+            keys.append(int.from_bytes(hashlib.blake2b(part, digest_size=8, salt=bytes([band])).digest(), "little"))
+        return keys
+
+
+def shingle_hashes(text: str) -> np.ndarray:
+    """Return (S,) uint64 hashes below 2**32 of the 5-unit shingles; a shorter text is one shingle."""
+    hashes = unit_hashes(text)
+    return ngram_hashes(hashes, min(_SHINGLE_UNITS, len(hashes))) >> np.uint64(32)
+
+
+def duplicate_checks(
+    exact: bool = True, threshold: float = 0.8, permutations: int = 128
+) -> list[ExactDuplicates | NearDuplicates]:
+    """Return the duplicate checks asked for, the cheap one first; a threshold of 0 means no near duplicates."""
+    near = [NearDuplicates(threshold=threshold, permutations=permutations)] if threshold else []
+    return [*([ExactDuplicates()] if exact else []), *near]
+
+
+class Contamination:
+    """Refuse a text that shares a long n-gram with an evaluation text: Brown et al. 2020, arXiv:2005.14165, appendix C.
+
+    Case and punctuation are left out of the comparison. An evaluation text shorter than the n-gram is looked for as a
+    whole, unless it has under `least` units, when finding it would mean nothing.
+
+    Args:
+        texts: evaluation texts; questions, answers and contexts each on its own.
+        words: length of the n-gram (GPT-3: 13 words).
+        characters: the same for evaluation texts in scripts without spaces, in characters.
+        least: shortest evaluation text that is looked for, in units (GPT-3: 8).
+
+    Raises:
+        DataError: no evaluation text is long enough, so that nothing could ever match.
+    """
+
+    def __init__(self, texts: Iterable[str], *, words: int = 13, characters: int = 20, least: int = 8) -> None:
+        found: dict[int, list[np.ndarray]] = {}
+        self._least = least
+        self._short: dict[int, set[tuple[int, int]]] = {}  # hash of the first units -> length and hash of the whole
+        self.texts = self.ignored_texts = 0
+        for text in texts:
+            self.texts += 1
+            hashes = unit_hashes(text)
+            length = characters if split_units(text).unspaced else words
+            if len(hashes) >= length:
+                found.setdefault(length, []).append(ngram_hashes(hashes, length))
+            elif len(hashes) >= least:
+                start, whole = ngram_hashes(hashes, least)[0], ngram_hashes(hashes, len(hashes))[0]
+                self._short.setdefault(int(start), set()).add((len(hashes), int(whole)))
+            else:
+                self.ignored_texts += 1
+        if self._short:
+            found[least] = [*found.get(least, []), np.array(list(self._short), dtype=np.uint64)]
+        if not found:
+            raise DataError(f"none of the {self.texts} texts has {least} words or characters; name files with text")
+        self._ngrams = {length: np.unique(np.concatenate(parts)) for length, parts in sorted(found.items())}
+
+    def __call__(self, text: str) -> str | None:
+        hashes = unit_hashes(text)
+        for length, known in self._ngrams.items():
+            ngrams = ngram_hashes(hashes, length)
+            places = np.searchsorted(known, ngrams).clip(max=len(known) - 1)
+            for start in np.flatnonzero(known[places] == ngrams).tolist():
+                if matched := self._match_length(hashes, start, length):
+                    units = split_units(text)
+                    run = ("" if units.unspaced else " ").join(units.words[start : start + matched])
+                    return f"contaminated: {run[:80]}"
+        return None
+
+    def _match_length(self, hashes: np.ndarray, start: int, length: int) -> int:
+        """How many units match from `start` on, where the first `length` are known to: 0 if a short text goes on."""
+        if length != self._least:
+            return length
+        wholes = self._short[int(ngram_hashes(hashes[start : start + length], length)[0])]
+        for whole_length, whole in sorted(wholes):
+            run = hashes[start : start + whole_length]
+            if len(run) == whole_length and int(ngram_hashes(run, whole_length)[0]) == whole:
+                return whole_length
+        return 0
+
+    @classmethod
+    def from_sources(cls, sources: Sequence[Source], clean: Callable[[str], CleanText]) -> Self:
+        """Look for every text in any column of these datasets, after the cleaning that the documents get."""
+
+        def texts() -> Iterator[str]:
+            try:
+                for text in chain.from_iterable(map(strings_of, iterate_rows(sources))):
+                    yield clean(text).text
+            except DataError as error:
+                raise DataError(f"--decontaminate: {error}") from None
+
+        return cls(texts())
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that the n-grams of the evaluation texts take; it does not grow with the documents."""
+        return sum(known.nbytes for known in self._ngrams.values())
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """Yield every string of a row, at any depth, so that no evaluation column has to be named."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from strings_of(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from strings_of(part)

@@ -1,0 +1,50 @@
+"""Write JSON Lines files that are either whole or not there."""
+
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hfstack.errors import DataError
+
+
+@contextmanager
+def write_jsonl(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give a function that writes one row; the file gets its name when the block ends without an exception.
+
+    Until then the rows are in `<path>.partial`, which an exception removes. Dates are written in ISO 8601.
+
+    Raises:
+        DataError: the file cannot be written (disk full, no permission), or a value is none that JSON has.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        # A lone surrogate cannot be UTF-8; written as \ud83d it is what JSON itself calls it.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+
+            def write(row: dict[str, Any]) -> None:
+                try:
+                    line = json.dumps(row, ensure_ascii=False, default=_as_json)
+                except TypeError as error:
+                    raise DataError(f"{path}: row with columns {', '.join(row)}: {error}") from None
+                try:
+                    file.write(line + "\n")
+                except OSError as error:
+                    raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+
+            yield write
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _as_json(value: Any) -> str:
+    if isinstance(value, datetime.date | datetime.time):  # datetime is a date
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is no JSON value; remove the column or turn it into text")

@@ -1,0 +1,228 @@
+"""Make raw text uniform: Unicode form, broken encodings, control characters, and what is left of markup languages.
+
+Everything here is a function of one text. Each markup rule is narrow on purpose: `a < b`, `List<int>`, `x[[1]]`,
+`__init__` and `{{ name }}` are ordinary text and stay. Fenced code blocks (```) are never touched by a markup rule.
+"""
+
+import html.entities
+import re
+import unicodedata
+from typing import NamedTuple
+
+from ftfy import TextFixerConfig, fix_encoding
+from ftfy.fixes import fix_surrogates, remove_terminal_escapes
+
+# Text in one encoding read as another is mended line by line, and nothing else of ftfy is used: its other repairs turn
+# the full-width commas and curly quotes of Chinese into ASCII.
+_REPAIR = TextFixerConfig(unescape_html=False, normalization=None, explain=False)
+# Mojibake needs two neighbours, or a capital A with an accent before a space, out of what single-byte encodings hold:
+# no CJK, no ASCII. Looking for that first is 10 times faster than asking ftfy about every line.
+_MAYBE_MOJIBAKE = re.compile("[\x80-\u2e7f\ufb01\ufb02\ufffd]{2}|[\xc2\xc3] |[\x80-\x9f]")
+
+_LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
+_TRANSLATION = (
+    dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)])  # controls
+    | dict.fromkeys([0xAD, 0x200B, 0x2060, 0xFEFF, *range(0xFFF9, 0xFFFD), 0xFFFE, 0xFFFF])  # invisible: soft hyphen...
+    | dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])  # display direction overrides
+    | dict.fromkeys([0x0B, 0x0C, 0x85, 0x2028, 0x2029], "\n")
+    | dict.fromkeys([0xA0, 0x202F], " ")  # no-break spaces; the ideographic space U+3000 stays
+    | _LIGATURES
+)
+_TRANSLATED = re.compile(f"[{''.join(map(chr, _TRANSLATION))}]")
+_BLANK_LINES = re.compile(r"\n{3,}")
+
+
+class Normalised(NamedTuple):
+    """A text and what was done to it: any of `mojibake`, `characters`, `markup`, `whitespace`."""
+
+    text: str
+    changes: frozenset[str]
+
+
+def normalise(text: str, *, strip_markup: bool = True) -> Normalised:
+    """Return the text in Unicode NFC with mojibake mended and controls, markup remnants and stray blanks removed.
+
+    Applying it twice changes nothing more.
+
+    Args:
+        text: any string, lone surrogates included; the result has none and can always be written as UTF-8.
+        strip_markup: also apply `remove_markup`.
+    """
+    changes = set()
+    if (mended := mend_encoding(text)) != text:
+        changes.add("mojibake")
+    if (plain := _uniform_characters(mended)) != mended:
+        changes.add("characters")
+    bare = remove_markup(plain) if strip_markup else plain
+    if bare != plain:
+        changes.add("markup")
+        bare = _uniform_characters(bare)  # an entity may have stood for a control character
+    if (tidy := _tidy_blanks(bare)) != bare:
+        changes.add("whitespace")
+    return Normalised(tidy, frozenset(changes))
+
+
+def mend_encoding(text: str) -> str:
+    """Undo `schÃ¶n` -> `schön`: UTF-8 that was read in a single-byte encoding, once or several times."""
+    if text.isascii() or not _MAYBE_MOJIBAKE.search(text):
+        return text
+    lines = text.split("\n")
+    return "\n".join(fix_encoding(line, _REPAIR) if _MAYBE_MOJIBAKE.search(line) else line for line in lines)
+
+
+def remove_markup(text: str) -> str:
+    """Remove what is left of HTML, wiki markup, BBCode and Markdown, keeping the words a reader would see."""
+    if "```" not in text:
+        return _remove_markup(text)
+    parts = text.split("```")  # even ones are prose, odd ones are code
+    return "```".join(part if index % 2 else _remove_markup(part) for index, part in enumerate(parts))
+
+
+def _uniform_characters(text: str) -> str:
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\x1b" in text:
+        text = remove_terminal_escapes(text)
+    if _TRANSLATED.search(text):
+        text = text.translate(_TRANSLATION)
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", fix_surrogates(text))
+
+
+def _tidy_blanks(text: str) -> str:
+    """Trim lines at their end and the document at both, and keep at most one empty line in a row."""
+    if " \n" in text or "\t\n" in text or "\u3000\n" in text:
+        text = "\n".join(line.rstrip() for line in text.split("\n"))
+    if "\n\n\n" in text:
+        text = _BLANK_LINES.sub("\n\n", text)
+    return text.strip()
+
+
+# Markup. Each family is entered only when a character that it cannot do without is there; every pattern is linear in
+# the length of the text, because web text holds megabytes of "<" and "{{" too.
+
+_INLINE_TAGS = "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q rp rt ruby s samp small span strike strong sub sup time tt u var wbr nowiki"  # noqa: E501
+_BLOCK_TAGS = "address article aside blockquote body br button canvas caption center col colgroup dd details dialog div dl dt embed fieldset figcaption figure footer form frame frameset h1 h2 h3 h4 h5 h6 head header hr html iframe img input legend li link main map meta nav noscript object ol optgroup option p param picture pre section select source summary svg table tbody td textarea tfoot th thead title tr track ul video audio gallery poem"  # noqa: E501
+_TAG = re.compile(rf"</?({_INLINE_TAGS}|{_BLOCK_TAGS})(?:[\s/][^<>]*)?>".replace(" ", "|"), re.IGNORECASE)
+_INLINE = frozenset(_INLINE_TAGS.split())
+_HIDDEN_TAGS = ("script", "style", "ref", "math")  # their content is not prose
+_ENTITY = re.compile(r"&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+
+_NESTING_LIMIT = 6  # templates within templates; deeper ones are data, not prose
+_TEMPLATE = re.compile(r"\{\{(?![\s{])([^{}|]{1,80})(\|[^{}]*)?\}\}")
+_BARE_TEMPLATES = re.compile(r"reflist|citation needed|cn|fact|clear|dead link|authority control|stub|.*-stub", re.I)
+_WIKI_LINK = re.compile(r"(?<![A-Za-z0-9_\])])\[\[:?((?![\d\s,.]*,)\w[^\[\]\n|]*)(?:\|([^\[\]\n]*))?\]\]")
+_WIKI_MEDIA = re.compile(r"(?:file|image|category|文件|檔案|档案|图像|圖像|分类|分類)\s*:", re.IGNORECASE)
+_WIKI_URL = re.compile(r"\[(?:https?|ftp)://[^\s\[\]]{1,2000}(?:[ \t]+([^\[\]\n]*))?\](?!\()")
+_WIKI_HEADING = re.compile(r"^[ \t]*(={2,6})[ \t]*([^=\n][^\n]*?)[ \t]*\1[ \t]*$", re.MULTILINE)
+_WIKI_EMPHASIS = re.compile(r"(?<!')('''''|'''|'')(?=\w)([^'\n]*(?:'[^'\n]+)*\w)\1(?!')")
+_WIKI_LITTER = re.compile(
+    r"__(?:NO|FORCE)?TOC__|__NOEDITSECTION__|__NOINDEX__|__NOGALLERY__"
+    r"|\[(?:edit|citation needed|clarification needed|編輯|编辑|来源请求|來源請求)\]"
+)
+
+_BBCODE = "b i u s url img quote code size color font list center left right spoiler youtube email h1 h2 h3 table tr td"
+_BBCODE_CLOSE = re.compile(rf"\[/({_BBCODE})\]".replace(" ", "|"), re.IGNORECASE)
+
+_MARKDOWN_IMAGE = re.compile(r"!\[([^\[\]\n]*)\]\([^()\s]{1,2000}(?:[ \t]+\"[^\"\n]*\")?\)")
+_MARKDOWN_LINK = re.compile(
+    r"\[([^\[\]\n]+)\]\((?:https?://|mailto:|www\.|[/#])[^()\s]{0,2000}(?:[ \t]+\"[^\"\n]*\")?\)"
+)
+_MARKDOWN_HEADING = re.compile(r"^#{2,6}[ \t]+(?=\S)", re.MULTILINE)  # one # may be a comment in a program
+_MARKDOWN_STRONG = re.compile(r"(?<![*\w])\*\*(?![\s*])([^*\n]*[^*\s])\*\*(?![*])")
+
+
+def _remove_markup(text: str) -> str:
+    if "&" in text:
+        text = _resolve_entities(text)
+    if "<" in text:
+        text = _remove_html(text)
+    if "{{" in text or "[[" in text or "==" in text or "''" in text or "[" in text or "__" in text or "{|" in text:
+        text = _remove_wiki(text)
+    if "[/" in text:
+        text = _remove_bbcode(text)
+    if "](" in text:
+        text = _MARKDOWN_LINK.sub(r"\1", _MARKDOWN_IMAGE.sub("", text))
+    if "**" in text:
+        text = _MARKDOWN_STRONG.sub(r"\1", text)
+    if "##" in text:
+        text = _MARKDOWN_HEADING.sub("", text)
+    return text
+
+
+def _resolve_entities(text: str) -> str:
+    """Replace `&amp;` and its kin, also when escaped several times; `AT&T` and `?a=1&copy=2` stay."""
+    while (resolved := _ENTITY.sub(_entity, text)) != text:
+        text = resolved
+    return text
+
+
+def _entity(match: re.Match[str]) -> str:
+    name = match[1]
+    if name[0] != "#":
+        return html.entities.html5.get(f"{name};", match[0])
+    code = int(name[2:], 16) if name[1] in "xX" else int(name[1:])
+    return chr(code) if 0 < code < 0x110000 and not 0xD800 <= code < 0xE000 else ""
+
+
+def _remove_html(text: str) -> str:
+    text = _cut_between(text, re.compile("<!--"), re.compile("-->"))
+    for name in _HIDDEN_TAGS:
+        if f"<{name}" in text.lower():
+            text = re.sub(rf"<{name}\b[^<>]*/>", "", text, flags=re.IGNORECASE)
+            opening, closing = rf"<{name}(?:\s[^<>]*)?>", rf"</{name}\s*>"
+            text = _cut_between(text, re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
+    return _TAG.sub(lambda tag: "" if tag[1].lower() in _INLINE else "\n", text)
+
+
+def _remove_wiki(text: str) -> str:
+    for _ in range(_NESTING_LIMIT):
+        if "{{" not in text or (shorter := _TEMPLATE.sub(_template, text)) == text:
+            break
+        text = shorter
+    if "{|" in text:
+        text = _cut_between(text, re.compile(r"^\{\|", re.MULTILINE), re.compile(r"^\|\}", re.MULTILINE))
+    if "[" in text:
+        for _ in range(2):  # the caption of a picture holds links of its own
+            text = _WIKI_LINK.sub(_wiki_link, text)
+        text = _WIKI_URL.sub(lambda link: link[1] or "", text)
+    if "==" in text:
+        text = _WIKI_HEADING.sub(r"\2", text)
+    if "''" in text:
+        text = _WIKI_EMPHASIS.sub(r"\2", text)
+    return _WIKI_LITTER.sub("", text) if "__" in text or "[" in text else text
+
+
+def _template(match: re.Match[str]) -> str:
+    """`{{cite web|url=...}}` goes; `{{name}}` is a placeholder of many template languages and stays unless known."""
+    return "" if match[2] is not None or _BARE_TEMPLATES.fullmatch(match[1].strip()) else match[0]
+
+
+def _wiki_link(match: re.Match[str]) -> str:
+    if _WIKI_MEDIA.match(match[1]):
+        return ""
+    return match[1] if match[2] is None else match[2]
+
+
+def _remove_bbcode(text: str) -> str:
+    """Remove tags that are closed somewhere in the text, so that `a[i]` and a footnote `[b]` stay."""
+    names = {name.lower() for name in _BBCODE_CLOSE.findall(text)}
+    if not names:
+        return text
+    if "img" in names:
+        text = _cut_between(text, re.compile(r"\[img[^\[\]]*\]", re.I), re.compile(r"\[/img\]", re.I))
+    marker = r"|\[\*\]" if "list" in names else ""
+    return re.sub(rf"\[/?(?:{'|'.join(sorted(names))})(?:=[^\[\]\n]*)?\]{marker}", "", text, flags=re.IGNORECASE)
+
+
+def _cut_between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
+    """Remove every stretch from `opening` to the next `closing`; one that is never closed stays, in linear time."""
+    kept, position = [], 0
+    while start := opening.search(text, position):
+        end = closing.search(text, start.end())
+        if end is None:
+            break
+        kept.append(text[position : start.start()])
+        position = end.end()
+    return "".join([*kept, text[position:]]) if kept else text

@@ -1,0 +1,133 @@
+"""Mask personal data in text by shape: e-mail and IP addresses, phone numbers, and national identity numbers.
+
+Shapes that carry a check digit are checked, which keeps product codes and page numbers in the text. Names and postal
+addresses have no shape and are not found. No pattern relies on word boundaries, so a number inside Chinese is found.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable
+
+_NOT_IN_NUMBER = r"(?<![0-9A-Za-z_+])(?<![0-9][.\-])"
+_NOT_BEFORE_NUMBER = r"(?![0-9A-Za-z_]|[.\-][0-9])"
+
+
+def _always(_: str) -> bool:
+    return True
+
+
+def _is_public_address(text: str) -> bool:
+    """Loopback, private and reserved addresses (127.0.0.1, 192.168.0.1) say nothing about a person."""
+    try:
+        return ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False
+
+
+def _is_phone(text: str) -> bool:
+    """ITU-T E.164: at most 15 digits; fewer than 8 with a country code are no subscriber's number."""
+    return 8 <= sum(character.isdigit() for character in text) <= 15
+
+
+def _is_chinese_id(text: str) -> bool:
+    """GB 11643-1999: a birth date inside and a check character by ISO 7064 MOD 11-2."""
+    weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+    return "10X98765432"[sum(w * int(d) for w, d in zip(weights, text[:17], strict=True)) % 11] == text[17].upper()
+
+
+def _passes_luhn(text: str) -> bool:
+    """ISO/IEC 7812-1: every second digit from the right doubled, the digit sum divisible by ten."""
+    digits = [int(character) for character in reversed(text) if character.isdigit()]
+    doubled = (digit * 2 - 9 if digit > 4 else digit * 2 for digit in digits[1::2])
+    return 13 <= len(digits) <= 19 and (sum(digits[::2]) + sum(doubled)) % 10 == 0
+
+
+# kind -> (a cheap pattern without which there is nothing to find, the pattern, a check of each match). This is also the
+# order of masking: an identity number is looked for before a phone number, which it may contain.
+_DATE = r"(?:18|19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
+_RULES: dict[str, tuple[str, re.Pattern[str], Callable[[str], bool]]] = {
+    "email": (
+        r"@",
+        re.compile(
+            r"(?<![A-Za-z0-9._%+\-])[A-Za-z0-9._%+\-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,62})\.){1,8}[A-Za-z]{2,24}"
+        ),
+        _always,
+    ),
+    "ip": (
+        r"[0-9]\.[0-9]|[0-9A-Fa-f]:[0-9A-Fa-f:]",
+        re.compile(
+            r"(?<![0-9A-Za-z_.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z_]|\.[0-9])"
+            r"|(?<![0-9A-Za-z_:.])[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z_:])"  # 2000::/3 is in use
+        ),
+        _is_public_address,
+    ),
+    "cn_id": (
+        r"[0-9]{17}",
+        re.compile(rf"(?<![0-9A-Za-z])[1-9][0-9]{{5}}{_DATE}[0-9]{{3}}[0-9Xx](?![0-9A-Za-z])"),
+        _is_chinese_id,
+    ),
+    "us_ssn": (
+        r"[0-9]-[0-9]",
+        re.compile(rf"{_NOT_IN_NUMBER}(?!000|666|9)[0-9]{{3}}-(?!00)[0-9]{{2}}-(?!0000)[0-9]{{4}}{_NOT_BEFORE_NUMBER}"),
+        _always,
+    ),
+    "uk_nino": (
+        r"[A-Z]{2} ?[0-9]{2}",
+        re.compile(
+            r"(?<![0-9A-Za-z])(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?(?:[0-9]{2} ?){3}[A-D]"
+            r"(?![0-9A-Za-z])"
+        ),
+        _always,
+    ),
+    "card": (
+        r"[0-9]{2}",
+        re.compile(rf"{_NOT_IN_NUMBER}[3-6](?:[ \-]?[0-9]){{12,18}}{_NOT_BEFORE_NUMBER}"),
+        _passes_luhn,
+    ),
+    "phone": (
+        r"\+[1-9]|[0-9]{3}",
+        re.compile(
+            # E.164: +44 20 7946 0958
+            rf"(?<![0-9A-Za-z_.])\+[1-9][0-9]{{0,2}}(?:[ .\-]?\(?[0-9]{{1,4}}+\)?){{2,6}}+{_NOT_BEFORE_NUMBER}"
+            # North America: (212) 555-0123, 1-800-555-0199
+            rf"|{_NOT_IN_NUMBER}(?:1[ .\-])?\(?[2-9][0-9]{{2}}\)?[ .\-][0-9]{{3}}[ .\-][0-9]{{4}}{_NOT_BEFORE_NUMBER}"
+            # mainland China, mobile: 13800138000, 138-0013-8000
+            rf"|{_NOT_IN_NUMBER}1[3-9][0-9](?:[0-9]{{8}}|([ \-])[0-9]{{4}}\1[0-9]{{4}}){_NOT_BEFORE_NUMBER}"
+            # area code with a trunk 0: 010-62345678, 020 7946 0958
+            rf"|{_NOT_IN_NUMBER}\(?0[1-9][0-9]{{1,3}}\)?[ \-][0-9]{{3,4}}[ \-]?[0-9]{{3,4}}{_NOT_BEFORE_NUMBER}"
+        ),
+        _is_phone,
+    ),
+}
+KINDS = tuple(_RULES)
+PLACEHOLDERS = {kind: f"[{kind.upper()}]" for kind in KINDS}
+
+
+def mask_pii(text: str, kinds: Iterable[str] = ("email", "ip", "phone")) -> tuple[str, dict[str, int]]:
+    """Replace personal data by placeholders such as `[EMAIL]`.
+
+    Args:
+        text: any string.
+        kinds: members of `KINDS`; `cn_id`, `us_ssn` and `uk_nino` are national identity numbers, `card` payment cards.
+
+    Returns:
+        the masked text, and how many places were masked for each kind that was found.
+    """
+    found: dict[str, int] = {}
+    wanted = set(kinds)
+    for kind, (needed, pattern, check) in _RULES.items():
+        if kind not in wanted or re.search(needed, text) is None:
+            continue
+        places = 0
+
+        def replace(match: re.Match[str], kind: str = kind, check: Callable[[str], bool] = check) -> str:
+            nonlocal places
+            if not check(match[0]):
+                return match[0]
+            places += 1
+            return PLACEHOLDERS[kind]
+
+        text = pattern.sub(replace, text)
+        if places:
+            found[kind] = places
+    return text, found

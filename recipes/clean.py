@@ -1,0 +1,120 @@
+"""Clean raw documents: mend and normalise text, mask personal data, drop bad, repeated and leaked documents.
+
+    hfstack run clean --datasets raw.jsonl --output_dir runs/clean
+    python recipes/clean.py --config recipes/clean.yaml --datasets raw.jsonl --output_dir runs/clean     # the same
+
+reads   rows with a text column: Hub ids, local files, globs or folders
+writes  train.jsonl (eval.jsonl, dropped.jsonl) with all columns, and run.json, in --output_dir
+"""
+
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from hfstack.config import command_line
+from hfstack.data import filters
+from hfstack.data.cleaning import Checked, CleaningReport, TextArgs, clean_documents, clean_text, format_table
+from hfstack.data.dedup import Contamination, duplicate_checks, held_out
+from hfstack.data.jsonl import write_jsonl
+from hfstack.data.reading import OnBadRow
+from hfstack.data.sources import Source, describe_sources, iterate_rows
+from hfstack.errors import ConfigError, DataError
+from hfstack.run import Run
+
+# text -> None to keep it, or "reason: detail"; the first filter that objects decides. Take one out, add your own, or
+# change a limit: partial(filters.too_short, characters=200).
+FILTERS: list[filters.Filter] = [
+    filters.too_short,
+    filters.too_long,
+    filters.broken_encoding,
+    filters.placeholder_text,
+    filters.too_many_symbols,
+    filters.too_few_words,
+    filters.odd_word_length,
+    filters.repeated_lines,
+    filters.repeated_ngrams,
+]
+
+
+@dataclass
+class CleanArgs:
+    datasets: list[Source] = field(default_factory=list)
+    """Documents to clean: Hub ids, local files, globs, folders; in YAML also mappings {path, name, split, weight}."""
+    output_dir: str = "runs/clean"
+    """Where train.jsonl, eval.jsonl, dropped.jsonl and run.json go."""
+    text_column: str = "text"
+    """Column that holds the text of a document; the other columns are carried along as they are."""
+    on_bad_row: OnBadRow = "fail"
+    """A malformed row, or one without text: fail, skip it, or quarantine it (rows without text are dropped rows)."""
+    max_rows: int | None = None
+    """Read at most this many rows of each dataset, from its beginning; all when unset."""
+    eval_fraction: float = 0.0
+    """Share of the clean documents for eval.jsonl, in [0, 1); a hash of the text decides, so others do not matter."""
+    decontaminate: list[Source] = field(default_factory=list)
+    """Evaluation sets, named as in datasets: documents with 13 words (20 characters) of their texts are dropped."""
+    save_dropped: bool = False
+    """Also write dropped.jsonl: every dropped row, masked like the others, with its dropped_reason."""
+
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            raise ConfigError("datasets: name at least one, e.g. --datasets raw.jsonl")
+        if not 0 <= self.eval_fraction < 1:
+            raise ConfigError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+
+
+def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
+    started, report = time.perf_counter(), CleaningReport()
+    with Run.start(__file__, args.output_dir, args, text_args) as run:
+        bad_rows = run.output_dir / "quarantine.jsonl" if args.on_bad_row == "quarantine" else None
+        rows = iterate_rows(args.datasets, on_bad_row=args.on_bad_row, quarantine_file=bad_rows, max_rows=args.max_rows)
+        clean = partial(clean_text, strip_markup=text_args.strip_markup, mask=text_args.mask_pii)
+        leaks = [Contamination.from_sources(args.decontaminate, clean)] if args.decontaminate else []
+        duplicates = duplicate_checks(
+            text_args.drop_duplicates, text_args.near_duplicate_threshold, text_args.minhash_permutations
+        )
+
+        documents = clean_documents(
+            rows,
+            [*FILTERS, *leaks, *duplicates],
+            report,
+            clean=clean,
+            text_column=args.text_column,
+            skip_no_text=args.on_bad_row != "fail",
+        )
+        counts = write_documents(documents, report, args)
+        run.record_data("train", describe_sources(args.datasets))
+        run.record_data("decontaminate", describe_sources(args.decontaminate))
+        for name, table in {"dropped_documents": report.dropped_table(), "changes": report.changed_table()}.items():
+            run.add_table(name, *table)
+            print(f"{name}\n{format_table(*table)}\n")
+        speed = report.documents_in / (time.perf_counter() - started)
+        index_bytes = sum(check.index_bytes for check in duplicates)
+        run.finish(report.metrics() | counts | {"documents_per_s": speed, "duplicate_index_bytes": index_bytes})
+    return run.metrics
+
+
+def write_documents(documents: Iterable[Checked], report: CleaningReport, args: CleanArgs) -> dict[str, float]:
+    """Write each document as it comes; the files get their names when all are whole."""
+    names = ["train", *["eval"] * bool(args.eval_fraction), *["dropped"] * args.save_dropped]
+    counts = dict.fromkeys(names, 0)
+    with ExitStack() as files:
+        write = {name: files.enter_context(write_jsonl(Path(args.output_dir, f"{name}.jsonl"))) for name in names}
+        for row, reason in documents:
+            if reason:
+                name, row = "dropped", {**row, "dropped_reason": reason}
+            else:
+                name = "eval" if held_out(row[args.text_column], args.eval_fraction) else "train"
+            if name in write:
+                write[name](row)
+                counts[name] += 1
+        report.refuse_nothing_left()
+        if empty := [name for name in ("train", "eval") if counts.get(name) == 0]:
+            raise DataError(f"eval_fraction {args.eval_fraction} leaves no document for {empty[0]}.jsonl; change it")
+    return {f"documents_{name}": count for name, count in counts.items() if name != "dropped"}
+
+
+if __name__ == "__main__":
+    command_line(main)
