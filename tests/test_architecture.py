@@ -1,0 +1,195 @@
+"""The house rules that a machine can check: floors, sizes, names, and the contract of a recipe."""
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "hfstack"
+FLOORS = [  # lowest first; an import points to a lower floor or stays in its own package
+    {"errors", "logs"},
+    {"config", "environment"},
+    {"data", "models", "scaling", "checkpoints"},
+    {"run"},
+    {"training", "evaluation"},
+    {"publishing", "reporting"},
+]
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+TOOLS = {  # beside the floors: what each may import of hfstack
+    "cli": {"errors", "launching", "supervising"},
+    "launching": {"errors"},
+    "supervising": {"errors", "launching"},
+    "doctor": {"launching"},
+    "reference": {"errors", "logs", "config"},
+}
+STANDARD_LIBRARY_ONLY = {"cli", "launching", "supervising", "doctor", "errors", "logs", "checkpoints"}
+UPSTREAM = {"torch", "transformers", "trl", "datasets", "evaluate", "accelerate", "peft", "huggingface_hub", "numpy"}
+
+LIBRARY = sorted(PACKAGE.rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """The dotted names that are imported anywhere under a node, such as `hfstack.data.packing` and `torch`."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"relative import in line {child.lineno}"
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def top(path: Path) -> str:
+    """The package, or the file, right under hfstack that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", [path for path in LIBRARY if path.name != "__init__.py"], ids=label)
+def test_imports_point_to_a_lower_floor(path: Path):
+    own = top(path)
+    used = {name.split(".")[1] for name in imports(tree(path)) if name.startswith("hfstack.")} - {own, "__version__"}
+    if own in TOOLS:
+        assert used <= TOOLS[own]
+    else:
+        assert own in LEVEL, f"{own} has no floor: give it one in FLOORS"
+        for other in used:
+            assert other in LEVEL and LEVEL[other] < LEVEL[own], f"{own} (floor {LEVEL[own]}) must not import {other}"
+
+
+@pytest.mark.parametrize("name", sorted(STANDARD_LIBRARY_ONLY))
+def test_light_files_import_only_the_standard_library(name: str):
+    path = PACKAGE / f"{name}.py"
+    if not path.is_file():
+        pytest.skip(f"there is no {name}.py yet")
+    foreign = {name.split(".")[0] for name in imports(tree(path))} - sys.stdlib_module_names - {"hfstack"}
+    assert not foreign
+
+
+def test_packages_are_empty_and_the_version_stands_alone():
+    for path in PACKAGE.rglob("__init__.py"):
+        text = path.read_text(encoding="utf-8")
+        if path.parent == PACKAGE:
+            assert re.fullmatch(r'__version__ = "[\w.]+"\n', text)
+        else:
+            assert text == "", f"{label(path)}: import from the file that defines"
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *RECIPES, *BENCHMARKS], ids=label)
+def test_sizes(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    assert path.stem not in ("utils", "common", "base", "helpers", "misc")
+    for function in functions(path):
+        name = f"{function.name} (line {function.lineno})"
+        if not (path in RECIPES and function.name == "main"):  # it reads in one order, and its file is short
+            assert (function.end_lineno or 0) - function.lineno + 1 <= 60, f"{name} is longer than 60 lines"
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *RECIPES], ids=label)
+def test_at_most_five_positional_parameters(path: Path):
+    # A hook of an upstream class has the signature that upstream gives it: forward, backward, on_step_end ...
+    hooks = {
+        child
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef) and node.bases
+        for child in (item.name for item in node.body if isinstance(item, ast.FunctionDef))
+        if child.startswith("on_") or child in ("forward", "backward")
+    }
+    for function in functions(path):
+        arguments = [*function.args.posonlyargs, *function.args.args]
+        names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls")]
+        if function.name not in hooks:
+            assert len(names) <= 5, (
+                f"{function.name} (line {function.lineno}): make what follows the fifth keyword-only"
+            )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=label)
+def test_the_contract_of_a_recipe(path: Path):
+    text, module = path.read_text(encoding="utf-8"), tree(path)
+    assert len(text.splitlines()) <= 120, "a recipe is read in one go"
+    docstring = ast.get_docstring(module) or ""
+    assert docstring.partition("\n")[0].endswith("."), "the first line says what it does"
+    assert all(word in docstring for word in (f"hfstack run {path.stem}", "\nreads ", "\nwrites "))
+
+    for name in imports(module):
+        package = name.split(".")[0]
+        assert package in sys.stdlib_module_names | UPSTREAM | {"hfstack"}, f"{package} belongs into the library"
+    main = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    assert all(argument.annotation for argument in main.args.args), "the type hints of main are the settings"
+    assert main.returns is not None and ast.unparse(main.returns) == "dict[str, float]"
+    assert text.endswith('\n\nif __name__ == "__main__":\n    command_line(main)\n')
+
+    own = [node for node in module.body if isinstance(node, ast.ClassDef) and node.decorator_list]
+    for settings in own:
+        assert sum(isinstance(line, ast.AnnAssign) for line in settings.body) <= 8, f"{settings.name}: at most 8 fields"
+    assert path.with_suffix(".yaml").is_file(), "a recipe runs as it is, from the YAML beside it"
+    assert (ROOT / "tests" / "recipes" / f"test_{path.stem}.py").is_file()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=label)
+def test_no_recipe_hides_an_importable_module(path: Path):
+    """Python puts a script's folder first on the path: recipes/evaluate.py would be what `import evaluate` finds."""
+    found = importlib.util.find_spec(path.stem)
+    assert found is None or found.origin == str(path)
+
+
+def test_nothing_imports_a_recipe():
+    names = {path.stem for path in RECIPES}
+    for path in [*LIBRARY, *RECIPES, *BENCHMARKS]:
+        for name in imports(tree(path)):
+            assert name.split(".")[0] not in names | {"recipes"}, f"{label(path)} imports {name}"
+
+
+def test_nothing_names_a_place_on_somebodys_machine():
+    places = re.compile("|".join(("/" + "work/", "/" + "home/", "/" + "root/", "/" + "Users/")))
+    suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".sh", ".txt", ".css", ".js", ".cfg", ""}
+    ignored = {"venv", ".venv", "__pycache__", ".git", "runs", "dist", "build"}
+    ignored |= {".pytest_cache", ".ruff_cache", ".benchmarks", "wandb"}
+    for path in ROOT.rglob("*"):
+        if ignored & set(path.relative_to(ROOT).parts) or path.suffix not in suffixes or not path.is_file():
+            continue
+        found = places.search(path.read_text(encoding="utf-8", errors="ignore"))
+        assert not found, f"{label(path)} names {found[0]}"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=label)
+def test_every_test_can_fail(path: Path):
+    """A test asserts, or expects an error, itself or through a helper of its file."""
+    defined = {function.name: function for function in functions(path)}
+
+    def checks(function: ast.AST, seen: frozenset[str]) -> bool:
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assert):
+                return True
+            called = node.func if isinstance(node, ast.Call) else None
+            name = (
+                called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+            )
+            if name in ("raises", "warns") or name.startswith("assert_"):
+                return True
+            if name in defined and name not in seen and checks(defined[name], seen | {name}):
+                return True
+        return False
+
+    for name, function in defined.items():
+        if name.startswith("test_"):
+            assert checks(function, frozenset({name})), f"{name} asserts nothing"
