@@ -1,0 +1,222 @@
+"""Every upstream symbol, field, hook and habit that hfstack relies on: an upgrade breaks here, by name.
+
+What the source names (imports, `module.attribute` chains, training_args fields, overridden methods) is found in it;
+what it takes for granted is written down below.
+"""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [*sorted((ROOT / "hfstack").rglob("*.py")), *sorted((ROOT / "recipes").glob("*.py"))]
+# Upstream classes that ours derive from, and the methods and properties of theirs that ours replace. A method that is
+# gone upstream would never be called; one that is new upstream may be replaced by accident. Both fail below.
+HOOKS = {
+    "transformers.TrainerCallback": "on_train_begin on_step_begin on_step_end on_log on_evaluate",
+    "transformers.HfArgumentParser": "error",
+    "transformers.PreTrainedModel": "_init_weights",
+    "transformers.generation.GenerationMixin": "_supports_default_dynamic_cache",
+    "transformers.cache_utils.Cache": "get_seq_length get_max_length get_mask_sizes reset reorder_cache crop "
+    "batch_select_indices batch_repeat_interleave is_initialized is_croppable is_compileable",
+    "evaluate.Metric": "_info _compute",
+    "torch.nn.Module": "forward",
+    "torch.autograd.Function": "forward backward",
+}
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def is_upstream(module: str) -> bool:
+    return module.split(".")[0] not in sys.stdlib_module_names | {"hfstack"}
+
+
+def imported_names() -> list[tuple[str, str]]:
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and node.module and is_upstream(node.module):
+                found |= {(node.module, alias.name) for alias in node.names}
+            elif isinstance(node, ast.Import):
+                found |= {(alias.name, "") for alias in node.names if is_upstream(alias.name)}
+    return sorted(found)
+
+
+def attribute_chains() -> list[str]:
+    """Each `torch.cuda.is_available` in the source, by its full name, for roots that are upstream imports."""
+    found = set()
+    for path in SOURCES:
+        roots = {}
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Import):
+                plain = {alias.name.split(".")[0] for alias in node.names if not alias.asname}
+                roots |= {name: name for name in plain}
+                roots |= {alias.asname: alias.name for alias in node.names if alias.asname}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                roots |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute) and (chain := ast.unparse(node)).replace(".", "").isidentifier():
+                root, _, rest = chain.partition(".")
+                if root in roots and is_upstream(roots[root]):
+                    found.add(f"{roots[root]}.{rest}")
+    return sorted(found)
+
+
+def resolve(name: str) -> object:
+    """The object of a dotted name; a field without a default counts as an attribute of its class."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            if not hasattr(found, part) and part in getattr(found, "__annotations__", {}):
+                return found
+            found = getattr(found, part)
+            if not isinstance(found, ModuleType | type):
+                return found  # what a value or a function carries is checked where it is used
+        return found
+    raise ModuleNotFoundError(name)
+
+
+@pytest.mark.parametrize(("module", "name"), imported_names(), ids=lambda value: value or "module")
+def test_imports(module: str, name: str):
+    loaded = importlib.import_module(module)
+    if name and not hasattr(loaded, name):
+        importlib.import_module(f"{module}.{name}")
+
+
+@pytest.mark.parametrize("name", attribute_chains())
+def test_attributes(name: str):
+    resolve(name)
+
+
+def test_training_arguments_fields():
+    from transformers import TrainingArguments
+
+    used = {
+        node.attr
+        for path in SOURCES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and re.search(r"\b_?training_args$", ast.unparse(node.value))
+    }
+    assert {"output_dir", "resume_from_checkpoint", "full_determinism", "world_size", "device"} <= used
+    assert [name for name in sorted(used) if not hasattr(TrainingArguments, name)] == []
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert {"bf16", "fp16", "use_cpu", "ddp_backend", "hub_token", "seed"} <= fields
+
+
+def our_classes() -> Iterator[type]:
+    for path in SOURCES:
+        if ROOT / "hfstack" in path.parents and any(isinstance(node, ast.ClassDef) for node in tree(path).body):
+            module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+            yield from (
+                cls for cls in vars(module).values() if isinstance(cls, type) and cls.__module__ == module.__name__
+            )
+
+
+def test_hooks_exist_upstream():
+    for name, hooks in HOOKS.items():
+        for hook in hooks.split():
+            assert hasattr(resolve(name), hook), f"{name} has no {hook} any more"
+
+
+def test_hooks_are_all_written_down():
+    known = {resolve(name): set(hooks.split()) for name, hooks in HOOKS.items()}
+    for cls in our_classes():
+        upstream = [base for base in cls.__mro__ if is_upstream(base.__module__)]
+        listed = set().union(*(hooks for base, hooks in known.items() if base in cls.__mro__))
+        for name, value in vars(cls).items():
+            kinds = FunctionType | property | classmethod | staticmethod
+            replaces = [base for base in upstream if name in vars(base)]
+            if replaces and not name.startswith("__") and isinstance(value, kinds):
+                assert name in listed, (
+                    f"{cls.__name__}.{name} replaces {replaces[0].__qualname__}.{name}: list it in HOOKS"
+                )
+
+
+def test_the_argument_parser_behaves_as_config_needs():
+    from transformers import HfArgumentParser, TrainingArguments
+
+    parser = HfArgumentParser([TrainingArguments], allow_abbrev=False)
+    actions = {action.dest: action for action in parser._actions if action.option_strings[0] == f"--{action.dest}"}
+    assert actions["learning_rate"].option_strings == ["--learning_rate", "--learning-rate"]
+    assert actions["use_cpu"].nargs == "?", "a bool is a flag or takes true|false"
+    assert "--no_dataloader_pin_memory" in parser.format_help()
+
+
+def test_the_trainer_behaves_as_run_needs():
+    from transformers import Trainer
+
+    assert {"resume_from_checkpoint"} <= set(inspect.signature(Trainer.train).parameters)
+    assert {"output_dir"} <= set(inspect.signature(Trainer.save_model).parameters)
+    for name in ("save_state", "evaluate", "is_world_process_zero"):
+        assert callable(getattr(Trainer, name))
+
+
+def test_accelerate_starts_one_cpu_process_and_leaves_only_master_addr(monkeypatch: pytest.MonkeyPatch):
+    """What environment.refuse_wrong_world_size tells apart; when this changes, the check can go."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    parsed = launch_command_parser().parse_args(["--cpu", "--num_processes", "2", "--num_machines", "1", "recipe.py"])
+    arguments, _, _ = _validate_launch_command(parsed)
+    command, environment = prepare_simple_launcher_cmd_env(arguments)
+    assert command == [sys.executable, "recipe.py"]
+    assert environment["ACCELERATE_USE_CPU"].lower() == "true"
+    assert "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment
+
+
+def test_launcher_options():
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    accelerate = vars(launch_command_parser().parse_args(["recipe.py"]))
+    for name in ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"):
+        assert name in accelerate
+    assert {"tee", "log_dir", "quiet", "config_file"} <= accelerate.keys()
+    torchrun = vars(get_args_parser().parse_args(["recipe.py"]))
+    assert {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "standalone"} <= torchrun.keys()
+    assert {"tee", "log_dir"} <= torchrun.keys()
+
+
+def test_torchrun_waits_as_long_as_it_is_told(monkeypatch: pytest.MonkeyPatch):
+    from torch.distributed.launcher.api import LaunchConfig
+
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2).shutdown_timeout == 600
+
+
+def test_the_report_of_torchrun_names_the_first_failure():
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    from hfstack.supervising import _root_cause
+
+    failures = {
+        rank: ProcessFailure(local_rank=rank - 4, pid=10 + rank, exitcode=code, error_file="none")
+        for rank, code in ((5, -9), (4, -15))
+    }
+    failures[5].timestamp, failures[4].timestamp = 1, 2
+    assert _root_cause(str(ChildFailedError("recipe.py", failures))) == (5, -9, "1")
+
+
+def test_nothing_of_ours_needs_the_hub_to_import():
+    program = "import hfstack.run, hfstack.config; from trl import ModelConfig"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
