@@ -54,7 +54,8 @@ def looks_local(path: str) -> bool:
 def expand_files(path: str, split: str = "train") -> list[Path]:
     """Return the files that a file name, glob or folder means, in sorted order.
 
-    A folder whose file names carry split names (train.jsonl, test-00001.parquet) gives the files of `split` only.
+    A folder whose file names carry split names (train.jsonl, test-00001.parquet) gives the files of `split` only; one
+    that holds a single split gives it whatever its name.
     Raises DataError when there are none, or when a folder mixes formats.
     """
     place = Path(path).expanduser()
@@ -80,11 +81,14 @@ def _files_of_folder(folder: Path, split: str) -> list[Path]:
     names = (file for file in folder.rglob("*") if _SUFFIX.search(file.name) and file.is_file())
     files = sorted(file for file in names if not any(part[0] == "." for part in file.relative_to(folder).parts))
     splits = {file: _SPLIT_NAMES[match[1].lower()] for file in files if (match := _SPLIT_WORD.search(file.name))}
-    if splits:
+    single = split == "train" and len(splits) == len(files) and len(set(splits.values())) == 1
+    if splits and not single:
         chosen = [file for file in files if splits.get(file) == _SPLIT_NAMES.get(split, split)]
         if not chosen:
             have = ", ".join(sorted(set(splits.values())))
-            raise DataError(f"{folder}: no file for the split {split!r}; the file names give {have}")
+            raise DataError(
+                f"{folder}: no file for the split {split!r}; the names give {have}; name the files or a glob"
+            )
         if left := [file.name for file in files if file not in chosen]:
             logger.info(
                 "%s: split %s is %d of %d files; left out: %s", folder, split, len(chosen), len(files), left[:5]
@@ -107,8 +111,11 @@ def fingerprint(path: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=4096)
 def _digest(path: Path, size_bytes: int, mtime_ns: int) -> str:
     """Hash a file once per process; size and time are here so that a changed file is hashed again."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager

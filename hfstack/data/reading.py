@@ -23,6 +23,7 @@ logger = get_logger(__name__)
 
 OnBadRow = Literal["fail", "skip", "quarantine"]
 FIRST_ROWS = 100  # rows that decide the keys and the types of a source
+_MOST_REMEMBERED = 10_000  # key orders, and paths inside objects: data must not be able to fill the memory
 
 _KINDS = {str: "text", int: "integer", float: "number", bool: "true/false", list: "list", dict: "object"}
 _NUMBERS = {"integer", "number"}
@@ -219,12 +220,13 @@ class _Checker:
         for column, value in row.items():
             if value is not None and (bad := self._wrong_value(column, column, value, place, found)):
                 return bad
-        self._kinds.update(found)
+        if len(self._kinds) < _MOST_REMEMBERED:
+            self._kinds.update(found)
         nulls = [column for column, value in row.items() if value is None]
         for column in nulls:
             self._report.nulls[column] = self._report.nulls.get(column, 0) + 1
             self._report.first_null.setdefault(column, f"{path} line {line}")
-        if not nulls and not {list, dict} & set(shape[len(row) :]):
+        if not nulls and not {list, dict} & set(shape[len(row) :]) and len(self.accepted) < _MOST_REMEMBERED:
             self.accepted.add(shape)
         return None
 

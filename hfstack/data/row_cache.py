@@ -49,13 +49,19 @@ def load_rows(
     settings = json.dumps([_READER_VERSION, pyarrow.__version__, prints, on_bad_row, max_rows])
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfstack"
     folder = root / hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # the processes of one run: the first reads, the others find the rows
-        if folder.is_dir():
-            report = ReadReport(**json.loads((folder / "report.json").read_text()))
-            report.log(f"{files[0]} (from the cache)")
-        else:
-            _fill(folder, files, on_bad_row, max_rows)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # the processes of one run: the first reads, the others find the rows
+            if folder.is_dir():
+                report = ReadReport(**json.loads((folder / "report.json").read_text()))
+                report.log(f"{files[0]} (from the cache)")
+            else:
+                _fill(folder, files, on_bad_row, max_rows)
+    except OSError as error:
+        cause = error.strerror or error
+        raise DataError(
+            f"cannot write the cache {root}: {cause}; set HF_DATASETS_CACHE to a folder with room"
+        ) from error
     quarantined = folder / "quarantine.jsonl"
     if quarantined.exists():
         if quarantine_file is not None:

@@ -111,7 +111,7 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[
     """
     if not args.datasets:
         raise ConfigError("datasets: name at least one dataset, e.g. --datasets stories.jsonl")
-    _start_quarantine(quarantine_file)
+    quarantine_file = _fresh_quarantine(quarantine_file)
     splits: dict[str, Any] = {}
     for name, sources in {"train": args.datasets, "eval": args.eval_datasets}.items():
         if sources and args.streaming:
@@ -182,7 +182,7 @@ def iterate_rows(
     found = [expand_files(source.path, source.split) if source.is_local else None for source in sources]
     if on_bad_row == "quarantine" and quarantine_file is None:
         raise ConfigError("on_bad_row is quarantine but no quarantine_file is given to write bad rows to")
-    _start_quarantine(quarantine_file)
+    quarantine_file = _fresh_quarantine(quarantine_file)
     streams = []
     for source, files in zip(sources, found, strict=True):
         read = partial(
@@ -230,10 +230,13 @@ def require_columns(rows: Dataset | IterableDataset | Sequence[Any], *alternativ
     raise DataError(f"{recipe} needs the columns {wanted}; found: {', '.join(found) or 'none'}; {'; '.join(hints)}")
 
 
-def _start_quarantine(quarantine_file: Path | None) -> None:
-    """Remove what an earlier run left, since the sources of one run append to the file in turn."""
-    if quarantine_file is not None and os.environ.get("RANK", "0") == "0":
-        quarantine_file.unlink(missing_ok=True)
+def _fresh_quarantine(quarantine_file: Path | None) -> Path | None:
+    """Remove what an earlier run left, since the sources of one run append to the file in turn; only rank 0 writes."""
+    if quarantine_file is None or os.environ.get("RANK", "0") == "0":
+        if quarantine_file is not None:
+            quarantine_file.unlink(missing_ok=True)
+        return quarantine_file
+    return Path(os.devnull)
 
 
 def _stream(sources: Sequence[Source], args: DataArgs, quarantine_file: Path | None) -> IterableDataset:
@@ -278,10 +281,10 @@ def _load_from_hub(source: Source, *, streaming: bool) -> Dataset | IterableData
     try:
         rows = load_dataset(source.path, source.name, split=source.split, streaming=streaming)
     except Exception as error:  # httpx, hub, fsspec and datasets each raise their own classes
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, ValueError | RuntimeError) and not isinstance(error, OSError):
             raise DataError(f"{source.path} on {constants.ENDPOINT}: {cause} (in YAML: path, name, split)") from error
-        reason = f"private, missing, no token or no network ({type(error).__name__}: {cause[:120]})"
+        reason = f"private, missing, no token or no network ({type(error).__name__}: {cause})"
         raise DataError(f"{source.path}: not found here, and not loaded from {constants.ENDPOINT}: {reason}") from error
     assert isinstance(rows, Dataset | IterableDataset)  # load_dataset returns dictionaries only without a split
     places = " ".join(file["filename"] for file in rows.cache_files) if isinstance(rows, Dataset) else ""

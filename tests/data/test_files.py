@@ -74,8 +74,17 @@ def test_folder_with_split_names_never_mixes_test_into_train(tmp_path: Path) -> 
     assert [file.name for file in expand_files(str(tmp_path), "test")] == ["test.jsonl"]
     assert [file.name for file in expand_files(str(tmp_path), "validation")] == ["dev-0001.jsonl"]
     (tmp_path / "train.jsonl").unlink()
-    with pytest.raises(DataError, match=r"no file for the split 'train'; the file names give test, validation"):
+    with pytest.raises(
+        DataError, match=r"no file for the split 'train'; the names give test, validation; name the files"
+    ):
         expand_files(str(tmp_path))
+
+
+def test_folder_of_one_split_is_taken_as_it_is(tmp_path: Path) -> None:
+    touch(tmp_path, "test-1.jsonl", "test-2.jsonl")
+    assert len(expand_files(str(tmp_path))) == 2
+    with pytest.raises(DataError, match="no file for the split 'validation'"):
+        expand_files(str(tmp_path), "validation")
 
 
 def test_folder_of_two_formats_or_of_none_is_refused(tmp_path: Path) -> None:

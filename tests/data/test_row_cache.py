@@ -93,3 +93,10 @@ def test_report_and_quarantine_are_repeated_from_the_cache(
         assert json.loads((tmp_path / run / "bad.jsonl").read_text())["line"] == 2
         assert "left out 1 of 3 rows: bad JSON; first: " in caplog.text
         assert "column 'n' is null in 1 of 2 rows" in caplog.text
+
+
+def test_unwritable_cache_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(DataError, match=r"cannot write the cache .*: Not a directory; set HF_DATASETS_CACHE"):
+        load_rows([jsonl(tmp_path / "a.jsonl", [{"n": 1}])])

@@ -139,9 +139,9 @@ def test_second_dataset_is_looked_for_before_the_first_is_read(monkeypatch: pyte
     ("error", "message"),
     [
         (
-            ConnectionError("Couldn't reach 'user/set' on the Hub\nmore"),
+            ConnectionError("Couldn't reach 'user/set' on the Hub\nnow"),
             r"user/set: not found here, and not loaded from https://\S+: private, missing, no token or no network "
-            r"\(ConnectionError: Couldn't reach 'user/set' on the Hub\)",
+            r"\(ConnectionError: Couldn't reach 'user/set' on the Hub now\)",
         ),
         (
             ValueError("Unknown split \"tran\". Should be one of ['train'].\nmore"),
