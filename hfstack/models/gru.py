@@ -3,8 +3,9 @@
 They train with `Trainer`, are saved and reloaded like any other model, and `generate()` carries a fixed-size state
 instead of a growing key/value cache, so that a token costs the same at position 10 and at position 10,000.
 
-Shapes: B rows, T tokens, V vocabulary, E embedding_size, H hidden_size, L layers; in packed order S
-segments and N tokens that are not padding. A state is `(h,)` for a GRU and `(h, c)` for an LSTM, each (L, B, H).
+Shapes: B rows, T tokens, V vocabulary, E embedding_size, H hidden_size, L layers; S segments, N tokens that are not
+padding, M places in packed order (see recurrence.py). A state is `(h,)` for a GRU and `(h, c)` for an LSTM, each part
+(L, B, H).
 """
 
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ class RecurrentLayer(nn.Module):
     def forward(
         self, hidden: Tensor, state: tuple[Tensor, ...], slabs: Sequence[Slab] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run (B, T, H) straight through, or (N, H) in packed order slab by slab; state parts are (1, B or S, H)."""
+        """Run (B, T, H) straight through, or (M, H) in packed order slab by slab; state parts are (1, B or S, H)."""
         inputs = self.norm(hidden)
         if slabs is None:
             output, state = self._run_cell(inputs, state)
@@ -198,21 +199,27 @@ class RecurrentModel(RecurrentPreTrainedModel):
         return every, tuple(torch.cat(parts).to(dtype) for parts in zip(*last_states, strict=True))
 
     def _run_segments(
-        self, hidden: Tensor, state: tuple[Tensor, ...], valid: Tensor, starts: Tensor
+        self, hidden: Tensor, state: tuple[Tensor, ...], valid: Tensor, starts: Tensor, *, final_state: bool
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """As `_run`, with padding left out and the state reset at each start; outputs at padding are zeros."""
+        """As `_run`, with padding left out and the state reset at each start; outputs at padding are zeros.
+
+        Without `final_state` the returned state is the one passed in.
+        """
         rows, columns, width = hidden.shape
-        segments = cut_segments(valid, starts)
+        # Each slab costs a weight gradient, so training trades a quarter of filler for far fewer slabs.
+        segments = cut_segments(valid, starts, filler_fraction=0.0 if final_state else 0.25)
         if segments is None:
             return [torch.zeros_like(hidden)] * (len(self.layers) + 1), state
         keep = segments.continues[None, :, None]
         begin = tuple(part[:, segments.row] * keep for part in state)  # (L, S, H)
-        flat = hidden.reshape(rows * columns, width)
-        every, last = self._run(flat[segments.token_index], begin, segments.slabs)  # (N, H) each
+        every, last = self._run(hidden.reshape(-1, width)[segments.token_index], begin, segments.slabs)  # (M, H) each
+        home = segments.token_index[segments.real]  # (N,)
         every = [
-            packed.new_zeros(rows * columns, width).index_copy(0, segments.token_index, packed).view(hidden.shape)
+            packed.new_zeros(rows * columns, width).index_copy(0, home, packed[segments.real]).view(hidden.shape)
             for packed in every
         ]
+        if not final_state:
+            return every, state
         return every, tuple(
             part.index_copy(1, segments.ended_row, new[:, segments.ended_by])
             for part, new in zip(state, last, strict=True)
@@ -262,9 +269,12 @@ class RecurrentModel(RecurrentPreTrainedModel):
         if state is None:
             parts = 2 if self.cell_class is nn.LSTM else 1
             state = tuple(hidden.new_zeros(len(self.layers), rows, width) for _ in range(parts))
-        every, state = self._run(hidden, state, None) if cut is None else self._run_segments(hidden, state, *cut)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
+        if cut is None:
+            every, state = self._run(hidden, state, None)
+        else:
+            every, state = self._run_segments(hidden, state, *cut, final_state=use_cache)
         if use_cache:
             past_key_values = RecurrentCache() if past_key_values is None else past_key_values
             past_key_values.advance(state, columns)

@@ -1,6 +1,7 @@
 """What a recurrent language model carries from token to token, and how a batch is cut so that documents do not mix.
 
-Shapes: B rows, T tokens, H hidden_size, L layers, S segments, N tokens that are not padding.
+Shapes: B rows, T tokens, H hidden_size, L layers, S segments, N tokens that are not padding,
+M places in packed order.
 A state is `(h,)` for a GRU and `(h, c)` for an LSTM, each (L, B, H).
 """
 
@@ -93,7 +94,7 @@ class RecurrentCache(Cache):
 
 
 class Slab(NamedTuple):
-    """A run of offsets at which the same segments have a token."""
+    """Consecutive offsets at which the same segments run side by side."""
 
     steps: int
     """How many offsets."""
@@ -103,15 +104,17 @@ class Slab(NamedTuple):
 
 @dataclass(frozen=True)
 class Segments:
-    """A batch cut into independent sequences, longest first.
+    """A batch cut into independent sequences, longest first, in slabs that are dense (steps, width) blocks.
 
-    Packed order is time-major: offset 0 of all segments, then offset 1 of those with a second token, and so on.
+    Packed order is slab after slab, time-major within each: M = the sum of steps * width places.
     """
 
-    token_index: Tensor
-    """(N,) where each token stands in the flattened (B * T) batch."""
     slabs: tuple[Slab, ...]
-    """Packed order, cut where a segment ends: `steps * width` tokens each, N in all."""
+    """Narrower and narrower, since a segment that has ended is in no later slab."""
+    token_index: Tensor
+    """(M,) where the token of each place stands in the flattened (B * T) batch; any token at a filler."""
+    real: Tensor
+    """(M,) bool, False at a filler: a place after the end of a segment that ends inside its slab."""
     row: Tensor
     """(S,) the row that each segment was cut from."""
     continues: Tensor
@@ -122,12 +125,14 @@ class Segments:
     """(rows with a token,) the segment that leaves its final state to the row."""
 
 
-def cut_segments(valid: Tensor, starts: Tensor) -> Segments | None:
+def cut_segments(valid: Tensor, starts: Tensor, *, filler_fraction: float) -> Segments | None:
     """Cut each row at its document starts and drop its padding, so that all documents can run side by side.
 
     Args:
         valid: (B, T) bool, False where a token is padding.
         starts: (B, T) bool, True at the first token of a document; ignored where `valid` is False.
+        filler_fraction: how much of a slab's width may end inside it, in [0, 1). With 0 there are no fillers, so final
+            states are right, but there are as many slabs as distinct lengths.
 
     Returns:
         The segments, or None when every token is padding.
@@ -138,21 +143,39 @@ def cut_segments(valid: Tensor, starts: Tensor) -> Segments | None:
     row = token_index // valid.shape[1]  # (N,)
     first_of_row = torch.diff(row, prepend=row.new_tensor([-1])) != 0
     starts = starts.flatten()[token_index]  # (N,)
-    begins = first_of_row | starts
-    segment = begins.cumsum(0) - 1  # (N,)
-    lengths = segment.bincount()  # (S,)
-    offset = torch.arange(len(segment), device=row.device) - (lengths.cumsum(0) - lengths)[segment]  # (N,)
-    longest_first = lengths.argsort(descending=True, stable=True)  # (S,)
+    begins = (first_of_row | starts).nonzero().squeeze(1)  # (S,) each segment's first token among the N
+    lengths = torch.diff(begins, append=begins.new_tensor([len(row)]))  # (S,)
+    lengths, longest_first = lengths.sort(descending=True, stable=True)  # (S,)
+    begins_sorted = begins[longest_first]
+    slabs = _slabs(lengths.tolist(), filler_fraction)
+    places, real, offset = [], [], 0
+    for steps, width in slabs:
+        time = torch.arange(offset, offset + steps, device=row.device)[:, None]  # (steps, 1)
+        running = time < lengths[:width]  # (steps, width)
+        places.append(torch.where(running, begins_sorted[:width] + time, 0).flatten())
+        real.append(running.flatten())
+        offset += steps
     rank = torch.empty_like(longest_first)
-    rank[longest_first] = torch.arange(len(lengths), device=row.device)
-    segment_row = row[begins]  # (S,)
-    widths, steps = offset.bincount().unique_consecutive(return_counts=True)  # one of each for every distinct length
-    ends_row = torch.diff(segment_row, append=row.new_tensor([-1])) != 0
+    rank[longest_first] = torch.arange(len(rank), device=row.device)
+    ends_row = torch.diff(row[begins], append=row.new_tensor([-1])) != 0  # (S,) in the order of the batch
     return Segments(
-        token_index=token_index[(offset * len(lengths) + rank[segment]).argsort()],
-        slabs=tuple(Slab(steps, width) for width, steps in zip(widths.tolist(), steps.tolist(), strict=True)),
-        row=segment_row[longest_first],
-        continues=(first_of_row & ~starts)[begins][longest_first],
-        ended_row=segment_row[ends_row],
+        slabs=slabs,
+        token_index=token_index[torch.cat(places)],
+        real=torch.cat(real),
+        row=row[begins_sorted],
+        continues=(first_of_row & ~starts)[begins_sorted],
+        ended_row=row[begins][ends_row],
         ended_by=rank[ends_row],
     )
+
+
+def _slabs(lengths: list[int], filler_fraction: float) -> tuple[Slab, ...]:
+    slabs, offset, width = [], 0, len(lengths)
+    while width:
+        kept = width - int(width * filler_fraction)  # so many must run to the end of the slab
+        end = lengths[kept - 1]
+        slabs.append(Slab(steps=end - offset, width=width))
+        offset = end
+        while width and lengths[width - 1] <= end:
+            width -= 1
+    return tuple(slabs)
