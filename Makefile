@@ -1,0 +1,57 @@
+# Everything a new machine needs beside these targets is Python 3.11 or newer and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help venv demo test test-slow lint format docs docs-check wheel clean
+
+help:
+	@echo "make demo        train a language model from raw text on this CPU, and show the page (minutes)"
+	@echo "make test        run the tests"
+	@echo "make lint        ruff and pyright"
+	@echo "make docs        write the generated option reference"
+	@echo "make docs-check  check that the reference and the links of the docs are up to date"
+	@echo "make venv        only make the virtual environment, in $(VENV)"
+
+venv: $(VENV)/.complete
+
+# torch goes first: with it in place no other package asks for another build of it.
+$(VENV)/.complete: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hfstack needs Python 3.11 or newer; $(PYTHON) is older: make venv PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: venv
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/full_story.sh runs/story
+
+test: venv
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: venv
+	$(BIN)/python -m hfstack.reference
+
+docs-check: venv
+	$(BIN)/python -m hfstack.reference --check
+	$(BIN)/python -m pytest tests/test_docs.py
+
+wheel: venv
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache
