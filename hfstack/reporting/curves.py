@@ -122,7 +122,7 @@ def log_axis(low: float, high: float, *, snug: bool = False) -> Axis:
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     fine = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
     for mantissas in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), fine):
-        ticks = [m * 10.0**decade for decade in decades for m in mantissas]
+        ticks = [float(f"{m}e{decade}") for decade in decades for m in mantissas]
         inside = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
         if len(inside) >= 4:
             break

@@ -21,6 +21,10 @@ _METRICS = {
     "eval_runtime": ("Evaluation time", "", "duration"),
     "total_flos": ("Training compute", "FLOP", "large"),
     "parameters": ("Parameters", "", "large"),
+    "documents_in": ("Documents read", "", "number"),
+    "documents_out": ("Documents kept", "", "number"),
+    "mean_tokens": ("Mean length", "tokens", "number"),
+    "finished_share": ("Ended by themselves", "", "share"),
     "vocab_size": ("Vocabulary", "tokens", "number"),
     "peak_memory_bytes": ("Peak memory", "", "bytes"),
 }

@@ -25,10 +25,10 @@ from hfstack.reporting.training import charts, curves_section, samples_section
 
 # The metrics that stand for a recipe: the first one present is its headline, the next one is written under it.
 _HEADLINES = {
-    "clean": ("documents_kept", "kept_documents", "documents_dropped"),
+    "clean": ("documents_out", "documents_in"),
     "tokenizer": ("bytes_per_token", "vocab_size"),
     "evaluate_lm": ("bits_per_byte", "perplexity"),
-    "generate": ("completions", "tokens_per_s"),
+    "generate": ("completions", "mean_tokens"),
 }
 _ANY_HEADLINE = (
     "bits_per_byte", "eval_bits_per_byte", "eval_loss", "perplexity", "eval_accuracy", "train_loss", "tokens_per_s",

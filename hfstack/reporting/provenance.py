@@ -8,10 +8,10 @@ from typing import Any
 from hfstack.reporting.formats import duration, instant, number, size
 from hfstack.reporting.markup import Html, tag
 from hfstack.reporting.runs import Report
-from hfstack.run import settings_difference
 
 _SHOWN_FILES = 8
 _COMMAND_WIDTH = 100
+_OWN_SETTINGS = frozenset({"output_dir", "logging_dir", "run_name"})  # differ by nature
 # Settings that a reader asks for first; the others are one click away.
 _FIRST_SETTINGS = (
     "model_name_or_path", "datasets", "eval_datasets", "kind", "vocab_size", "block_size", "max_length",
@@ -98,12 +98,14 @@ def run_section(report: Report, parents: list[Report]) -> Html:
 
 def differing_settings(group: list[Report]) -> Html | None:
     """For several runs of one recipe: the settings in which they are not the same, a column a run."""
-    first, *others = (report.record.settings for report in group)
-    names = {line.split(" ", 1)[0] for other in others for line in settings_difference(first, other)}
-    if not names:
-        return None
     flat = [{name: v for values in r.record.settings.values() for name, v in values.items()} for r in group]
-    ordered = [name for name in dict.fromkeys(name for values in flat for name in values) if name in names]
+    ordered = [
+        name
+        for name in dict.fromkeys(name for values in flat for name in values)
+        if name not in _OWN_SETTINGS and any(values.get(name) != flat[0].get(name) for values in flat)
+    ]
+    if not ordered:
+        return None
     head = tag("tr", tag("td"), [tag("th", {"scope": "col"}, report.label) for report in group])
     rows = [
         tag(

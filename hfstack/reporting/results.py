@@ -1,12 +1,19 @@
 """What came out of the runs: metrics beside each other, the tables and the pictures that the recipes left."""
 
+import re
 from typing import Any
 
 from hfstack.reporting.formats import Figure, label_of, metric, number
-from hfstack.reporting.markup import Html, tag
+from hfstack.reporting.markup import Html, join, tag
 from hfstack.reporting.runs import Report
 
+_EMPTY = (None, "")
+_PERCENT = re.compile(r"-?[\d.]+ ?%")
+_SHOWN_FIGURES = 12
 _SHOWN_ROWS = 40
+# Metrics that come after the others: Trainer's clocks, and counts that a table of the run shows better.
+_LATER_BEGINNINGS = ("dropped_", "masked_", "epoch")
+_LATER_ENDINGS = ("_runtime", "_per_second")
 _SHOWN_CHARACTERS = 320
 _COUNTS = frozenset({"count", "counts", "documents", "rows", "examples", "tokens", "characters", "dropped", "kept"})
 
@@ -18,7 +25,7 @@ def results_section(group: list[Report]) -> Html | None:
         parts.append(_figures(group[0]) if len(group) == 1 else _comparison(group))
     for report in group:
         of_run = f" — {report.label}" if len(group) > 1 else ""
-        parts += [_table(name + of_run, table) for name, table in report.record.tables.items()]
+        parts += [_table(name + of_run, table) for name, table in report.tables.items()]
         parts += [_picture(name + of_run, source) for name, source in report.pictures.items()]
     if not parts:
         return None
@@ -26,21 +33,22 @@ def results_section(group: list[Report]) -> Html | None:
 
 
 def _figures(report: Report) -> Html:
-    """The metrics of a single run, as a list of figures."""
-    shown = [metric(name, value) for name, value in report.record.metrics.items()]
-    names = list(report.record.metrics)
-    return tag(
-        "dl.figures",
-        [
-            tag(
-                "div",
-                {"title": name},
-                tag("dt", f.label),
-                tag("dd", f.text, tag("span.unit", f.unit) if f.unit else None),
-            )
-            for name, f in zip(names, shown, strict=True)
-        ],
-    )
+    """The metrics of a single run, as a list of figures: a dozen in sight, the rest a click away."""
+    metrics = report.record.metrics
+    first = [name for name in metrics if not name.startswith(_LATER_BEGINNINGS) and not name.endswith(_LATER_ENDINGS)]
+    first = first[:_SHOWN_FIGURES]
+    rest = [name for name in metrics if name not in first]
+    more = tag("details", tag("summary", f"{len(rest)} more metrics"), _figure_list(metrics, rest)) if rest else None
+    return join([_figure_list(metrics, first), more])
+
+
+def _figure_list(metrics: dict[str, float], names: list[str]) -> Html:
+    items = []
+    for name in names:
+        shown = metric(name, metrics[name])
+        unit = tag("span.unit", shown.unit) if shown.unit else None
+        items.append(tag("div", {"title": name}, tag("dt", shown.label), tag("dd", shown.text, unit)))
+    return tag("dl.figures", items)
 
 
 def _comparison(group: list[Report]) -> Html:
@@ -65,11 +73,11 @@ def _table(name: str, table: dict[str, list[Any]]) -> Html:
     """One of the recipe's own tables; counts carry a bar that shows their share of the largest."""
     columns, rows = table["columns"], table["rows"]
     numeric = [
-        bool(rows) and all(cell is None or (isinstance(cell, int | float)) for cell in cells)
+        bool(rows) and all(_is_number(cell) or cell in _EMPTY for cell in cells)
         for cells in (zip(*rows, strict=True) if rows else [()] * len(columns))
     ]
     largest = {
-        index: max(row[index] or 0 for row in rows)
+        index: max((row[index] for row in rows if row[index] not in _EMPTY), default=0)
         for index, column in enumerate(columns)
         if numeric[index] and len(rows) > 1 and str(column).lower() in _COUNTS
     }
@@ -104,11 +112,17 @@ def _number(column: str, value: float) -> Figure | str:
     return metric(column, value) if isinstance(value, float) else number(value)
 
 
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, int | float) or (isinstance(cell, str) and bool(_PERCENT.fullmatch(cell)))
+
+
 def _cell(column: str, cell: Any, right: bool, largest: float | None) -> Html:
+    if cell in _EMPTY:
+        return tag("td.number" if right else "td", "–" if cell is None else "")
     if right:
-        bar = {"style": f"--share:{100 * (cell or 0) / largest:.1f}%"} if largest and largest > 0 else {}
-        return tag("td.number" + (".bar" if bar else ""), bar, "–" if cell is None else str(_number(column, cell)))
-    text = "–" if cell is None else str(cell)
+        bar = {"style": f"--share:{100 * cell / largest:.1f}%"} if largest and largest > 0 else {}
+        return tag("td.number" + (".bar" if bar else ""), bar, str(_number(column, cell)))
+    text = str(cell)
     if len(text) > _SHOWN_CHARACTERS:
         rest = f" … {len(text) - _SHOWN_CHARACTERS:,} more characters"
         return tag("td", {"dir": "auto"}, text[:_SHOWN_CHARACTERS], tag("span.muted", rest))

@@ -7,7 +7,6 @@ A reader opens run.json and the artifacts whose paths it lists, nothing else. In
 import base64
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from hfstack.run import RUN_FILE, RunRecord, read_run
 
 PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 _SEARCH_DEPTH = 2
+_SAMPLES = frozenset({"samples", "completions"})
+_READ = _SAMPLES | {"trainer_state", "fillings"}
 
 Points = list[tuple[int, float]]
 
@@ -39,6 +40,7 @@ class Report:
     label: str = ""
     history: dict[str, Points] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
+    tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     pictures: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -91,6 +93,7 @@ def read_history(path: Path) -> dict[str, Points]:
     """Return every value that a Trainer logged, by name, as (step, value) in order of step.
 
     A run that went back to a checkpoint logs some steps again; what it logged last stands, so no step comes twice.
+    Numbers that stand beside an `eval_` one, such as `bits_per_byte`, are held out as well and get its prefix.
 
     Raises:
         DataError: the file is not a Trainer's state.
@@ -100,8 +103,10 @@ def read_history(path: Path) -> dict[str, Points]:
         entries = [(entry["step"], entry) for entry in state["log_history"]]
         series: dict[str, Points] = {}
         for step, entry in entries:
-            for name, value in entry.items():
-                if name == "step" or isinstance(value, bool) or not isinstance(value, int | float):
+            held_out = any(name.startswith("eval_") for name in entry)
+            for logged_name, value in entry.items():
+                name = f"eval_{logged_name.removeprefix('eval_')}" if held_out else logged_name
+                if logged_name in ("step", "epoch") or isinstance(value, bool) or not isinstance(value, int | float):
                     continue
                 points = series.setdefault(name, [])
                 while points and points[-1][0] >= step:
@@ -146,15 +151,32 @@ def read_samples(path: Path, *, may_be_cut: bool) -> list[Sample]:
     return sorted(found.values(), key=lambda sample: -1 if sample.step is None else sample.step)
 
 
+def read_fillings(path: Path) -> dict[str, list[Any]]:
+    """Return what a masked model put into the masks, as a table: a row a mask.
+
+    Raises:
+        DataError: a line is not a text with a mask and its candidates.
+    """
+    rows: list[list[Any]] = []
+    for line_number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+        try:
+            row = json.loads(line)
+            words = [f"{word.strip()} {100 * probability:.1f} %" for word, probability in row["candidates"]]
+            rows.append([row["text"], row["mask"] + 1, ", ".join(words)])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}, line {line_number}: not a filling ({type(error).__name__}: {error})") from None
+    return {"columns": ["text", "mask", "candidates"], "rows": rows}
+
+
 def _load(directory: Path, record: RunRecord) -> Report:
     """Open the artifacts of one run."""
-    report = Report(directory, record)
+    report = Report(directory, record, tables=dict(record.tables))
     for name, relative in record.artifacts.items():
         path = directory / relative
         suffix = path.suffix.lower()
-        if name not in ("trainer_state", "samples") and suffix not in PICTURES:
+        if name not in _READ and suffix not in PICTURES:
             continue  # listed for other readers: a dataset, a model
-        if not Path(os.path.normpath(relative)).is_relative_to(".") or Path(relative).is_absolute():
+        if not path.resolve().is_relative_to(directory.resolve()):  # a page must not carry other files away
             raise DataError(f"{directory / RUN_FILE}: artifact {name} is {relative!r}, outside of the run's directory")
         if not path.is_file():
             if report.finished:
@@ -175,8 +197,10 @@ def _read_artifact(report: Report, name: str, path: Path) -> None:
     """Put one artifact's content where the page looks for it."""
     if name == "trainer_state":
         report.history = read_history(path)
-    elif name == "samples":
-        report.samples = read_samples(path, may_be_cut=not report.finished)
+    elif name in _SAMPLES:
+        report.samples += read_samples(path, may_be_cut=not report.finished)
+    elif name == "fillings":
+        report.tables["fillings"] = read_fillings(path)
     else:
         content = base64.b64encode(path.read_bytes()).decode()
         report.pictures[name] = f"data:{PICTURES[path.suffix.lower()]};base64,{content}"

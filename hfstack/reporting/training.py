@@ -37,7 +37,7 @@ _KNOWN = (
     _Known("Model-FLOPs utilisation", "share of the hardware's peak", "mfu", from_zero=True),
 )
 # Not curves: clocks and counters that Trainer logs beside the values, and what is exp(loss).
-_NOT_CURVES = frozenset({"epoch", "total_flos", "train_loss", "perplexity", "eval_perplexity", "num_input_tokens_seen"})
+_NOT_CURVES = frozenset({"total_flos", "train_loss", "perplexity", "eval_perplexity", "num_input_tokens_seen"})
 _NOT_CURVE_ENDINGS = ("_runtime", "_per_second")
 
 
