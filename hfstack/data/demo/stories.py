@@ -5,6 +5,7 @@ the endings are happy and half are sad: of stories 2k and 2k + 1 one is happy an
 """
 
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ _SHARED = read_blocks("phrases")
 PHRASES = _SHARED["phrases"]
 WEATHER = tuple(_SHARED["weather"])
 
+LONGEST = 150
 _PRONOUNS = {"he": ("he", "him", "his", "himself", "his"), "she": ("she", "her", "her", "herself", "hers")}
 _NUMBERS = {
     # number -> article, object pronoun, subject pronoun, past and present of to be, "all mine"
@@ -67,8 +69,13 @@ class Story:
     friend: str
 
 
+_SYNONYMS = {line.split("|")[0]: f"[{line}]" for line in _SHARED["synonyms"]["all"]}
+_SYNONYM = re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, _SYNONYMS), key=len, reverse=True)) + r")\b(?![\w}>])")
+
+
 def _compiled(templates: Sequence[str], phrases: Block | None = None) -> tuple[Parts, ...]:
-    return tuple(compile_template(template, phrases or PHRASES) for template in templates)
+    varied = (_SYNONYM.sub(lambda match: _SYNONYMS[match.group()], template) for template in templates)
+    return tuple(compile_template(template, phrases or PHRASES) for template in varied)
 
 
 def _suited(templates: Sequence[str], trait: str, step: str) -> list[str]:
@@ -115,6 +122,8 @@ _SCENES = {
     name: _compiled([f"it was a {name} [morning|afternoon|day]. {line}" for line in lines])
     for name, lines in _SHARED["weather"].items()
 }
+_DETAILS = _compiled(_SHARED["details"]["all"])
+_THOUGHTS = {trait: _compiled(lines) for trait, lines in _SHARED["thoughts"].items()}
 _WHEN = _compiled([f"it all began {time}." for lines in _SHARED["times"].values() for time in lines])
 _PLOTS_OF_TRAIT = {trait: tuple(plot for plot in PLOTS if trait in plot.deeds) for trait in TRAITS}
 _THINGS_OF_PLOT = {plot.name: tuple(thing for thing in THINGS if set(plot.roles) & set(thing.roles)) for plot in PLOTS}
@@ -139,15 +148,18 @@ def story(seed: int, index: int) -> Story:
     facts.update(trait=trait, weather=weather)
     facts["S"] = pick((facts["H"], facts["he"]))
     facts["title"] = render(pick(_TITLES[plot.name]), facts, uniform)
-    texts = [_capital(render(parts, facts, uniform)) for parts in _opening(plot, trait, weather, uniform, pick)]
-    for parts in (pick(_DEEDS[plot.name, trait]), pick(_OUTCOMES[plot.name, trait, ending])):
-        texts.append(_capital(render(parts, facts, uniform)))
-    friend_is_known = facts["F"] == facts["FN"]
-    texts.append(_capital(render(pick((_FEELINGS if friend_is_known else _LONELY_FEELINGS)[ending]), facts, uniform)))
-    if uniform() < 0.3:
-        texts.append(_capital(render(pick(_MORALS[f"{trait} {ending}"]), facts, uniform)))
+    steps = _opening(plot, trait, weather, uniform, pick)
+    steps.append((pick(_DEEDS[plot.name, trait]), False))
+    if uniform() < 0.4:
+        steps.append((pick(_THOUGHTS[trait]), True))
+    steps.append((pick(_OUTCOMES[plot.name, trait, ending]), False))
+    texts = [(_capital(render(parts, facts, uniform)), spare) for parts, spare in steps]
+    feelings = _FEELINGS if facts["F"] == facts["FN"] else _LONELY_FEELINGS
+    texts.append((_capital(render(pick(feelings[ending]), facts, uniform)), False))
+    if uniform() < 0.4:
+        texts.append((_capital(render(pick(_MORALS[f"{trait} {ending}"]), facts, uniform)), True))
     return Story(
-        text=tidy(" ".join(texts)),
+        text=tidy(_joined(texts)),
         hero=facts["H"],
         animal=kind.noun,
         trait=trait,
@@ -166,29 +178,35 @@ def stories(seed: int, count: int) -> Iterator[Story]:
         yield story(seed, index)
 
 
-def _opening(plot: Plot, trait: str, weather: str, uniform: Callable[[], float], pick: Callable) -> list[Parts]:
-    """The steps before the deed, in one of five orders: scene first, hero first, in the middle, as a tale, at once."""
+def _opening(
+    plot: Plot, trait: str, weather: str, uniform: Callable[[], float], pick: Callable
+) -> list[tuple[Parts, bool]]:
+    """The steps before the deed, each with whether it can be spared, in one of five orders.
 
-    def step(name: str) -> Parts:
-        return pick(_STEPS[plot.name, trait, name])
+    Scene first, hero first, in the middle of things, as a tale that others tell, or without any scene.
+    """
+
+    def step(name: str) -> tuple[Parts, bool]:
+        return pick(_STEPS[plot.name, trait, name]), False
 
     introduction, again = pick(_INTRODUCTIONS[trait, "first"]), pick(_INTRODUCTIONS[trait, "again"])
-    scene = [] if plot.name in _DARK_PLOTS else [pick(_SCENES[weather])]
+    scene = [] if plot.name in _DARK_PLOTS else [(pick(_SCENES[weather]), True)]
     order = uniform()
     if order < 0.25:
-        parts = [*scene, introduction]
+        steps = [*scene, (introduction, False)]
     elif order < 0.5:
-        parts = [introduction, *scene]
+        steps = [(introduction, False), *scene]
     elif order < 0.7:
-        parts = [step("hooks"), again, *([pick(_WHEN)] if scene else [])]
+        steps = [step("hooks"), (again, False), *([(pick(_WHEN), False)] if scene else [])]
     elif order < 0.82:
-        parts = [pick(_FRAMES), again]
+        steps = [(pick(_FRAMES), False), (again, False)]
     else:
-        parts = [introduction]
-    parts += [step("setup"), step("trouble")]
-    if uniform() < 0.6:
-        parts.append(step("talk"))
-    return parts
+        steps = [(introduction, False)]
+    detail = [(pick(_DETAILS), True)] if plot.name not in _DARK_PLOTS and uniform() < 0.35 else []
+    steps += [step("setup"), *detail, step("trouble")]
+    if uniform() < 0.55:
+        steps.append(step("talk"))
+    return steps
 
 
 def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, str]:
@@ -226,6 +244,15 @@ def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, 
     facts.update(a=f"{article} {adjective} {thing.noun}", o=thing.noun, oa=f"{adjective} {thing.noun}")
     facts.update(oit=oit, ois=ois, owas=owas, oare=oare, all_mine=all_mine)
     return facts
+
+
+def _joined(texts: list[tuple[str, bool]]) -> str:
+    """Join the steps to at most LONGEST words, by leaving out spare ones (scenery, thoughts, morals) from the end."""
+    words = sum(text.count(" ") + 1 for text, _ in texts)
+    for position in range(len(texts) - 1, -1, -1):
+        if words > LONGEST and texts[position][1]:
+            words -= texts.pop(position)[0].count(" ") + 1
+    return " ".join(text for text, _ in texts)
 
 
 def _plural(noun: str) -> str:

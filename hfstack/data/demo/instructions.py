@@ -1,0 +1,128 @@
+"""Instructions with answers, questions about stories, and labelled stories: the later stages' data.
+
+Every row is a pure function of (seed, index), and its stories come from other streams than the raw corpus of that seed,
+so that fine-tuning and evaluation never see a text that pretraining has seen.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from hfstack.data.demo.grammar import compile_template, render, tidy
+from hfstack.data.demo.lexicon import PLACES, THINGS
+from hfstack.data.demo.stories import Story, story
+from hfstack.data.demo.templates import read_blocks
+
+QUESTION_SHARE = 0.25
+_STREAM_SIZE = 1_000_003  # seeds of the streams; a prime, so that two nearby corpus seeds share no stream
+_BLOCKS = {
+    title: {section: tuple(map(compile_template, lines)) for section, lines in block.items()}
+    for title, block in read_blocks("instructions").items()
+}
+# Each kind of story task: what is asked of the hero, and which further wishes follow, each in a sentence of its own.
+_WISHES = (
+    ("hero", ()),
+    ("hero trait", ()),
+    ("hero trait", ()),
+    ("hero", ("ending",)),
+    ("hero trait", ("ending",)),
+    ("hero trait", ("place",)),
+    ("hero trait", ("object",)),
+    ("hero", ("place", "object")),
+    ("hero", ("object", "ending")),
+    ("hero name", ()),
+    ("hero name", ("ending",)),
+    ("hero trait name", ("place",)),
+    ("hero trait", ("place", "ending")),
+    ("hero trait", ("object", "ending")),
+    ("trait", ("place",)),
+    ("hero trait", ("place", "object", "ending")),
+)
+_PLACE_PHRASES = {place.noun: f"{place.at} the {place.noun}" for place in PLACES}
+_NUMBERS = {thing.noun: thing.number for thing in THINGS}
+
+
+def instruction(seed: int, index: int) -> dict[str, Any]:
+    """Return row `index`: "prompt", "completion", "task" ("story", or "question <about>"), and the story's facts.
+
+    Row n answers with story n of the instruction stream; a quarter of the rows are questions about that story.
+    """
+    told = story(seed * _STREAM_SIZE + 1, index)
+    uniform = random.Random(f"instruction/{seed}/{index}").random
+    if uniform() < QUESTION_SHARE:
+        about = _pick(tuple(_BLOCKS["questions"]), uniform)
+        prompt, completion = question(told, about, seed=seed + index)
+        task = f"question {about}"
+    else:
+        hero, wishes = _pick(_WISHES, uniform)
+        facts = _facts(told)
+        parts = [_pick(_BLOCKS["story"][hero], uniform), *(_pick(_BLOCKS["extras"][wish], uniform) for wish in wishes)]
+        prompt, completion = tidy(" ".join(render(part, facts, uniform) for part in parts)), told.text
+        task = "story"
+    return {
+        "prompt": prompt,
+        "completion": completion,
+        "task": task,
+        "animal": told.animal,
+        "trait": told.trait,
+        "ending": told.ending,
+    }
+
+
+def instructions(seed: int, count: int) -> Iterator[dict[str, Any]]:
+    """Yield rows 0 .. count - 1 of `instruction`."""
+    for index in range(count):
+        yield instruction(seed, index)
+
+
+def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:
+    """Ask about one fact of a story ("hero", "place", "trait", "object" or "ending"): prompt with the story, answer."""
+    uniform = random.Random(f"question/{seed}").random
+    facts = _facts(told)
+    asked = render(_pick(_BLOCKS["questions"][about], uniform), facts, uniform)
+    parts = (told.text, asked) if uniform() < 0.5 else (asked, told.text)
+    return "\n\n".join(parts), tidy(render(_pick(_BLOCKS["answers"][about], uniform), facts, uniform))
+
+
+def as_messages(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a prompt/completion row in conversational form: {"messages": [user turn, assistant turn]}."""
+    return {
+        "messages": [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+    }
+
+
+def sentiment_rows(seed: int, count: int) -> Iterator[dict[str, Any]]:
+    """Yield labelled stories {"text", "label"}: 1 for a happy ending, 0 for a sad one, as many of each."""
+    for index in range(count):
+        told = story(seed * _STREAM_SIZE + 2, index)
+        yield {"text": told.text, "label": told.label}
+
+
+def openings(seed: int, count: int) -> Iterator[str]:
+    """Yield beginnings of unseen stories, cut after the first few words, for a model to continue."""
+    for index in range(count):
+        words = story(seed * _STREAM_SIZE + 3, index).text.split(" ")
+        yield " ".join(words[: 4 + index % 5])
+
+
+def _facts(told: Story) -> dict[str, str]:
+    article = {"one": "a ", "mass": "some ", "many": "some "}[_NUMBERS[told.object]]
+    return {
+        "H": told.hero,
+        "kind": told.animal,
+        "a_kind": f"a {told.animal}",
+        "trait": told.trait,
+        "a_trait": f"a {told.trait}",
+        "at": _PLACE_PHRASES[told.place],
+        "a": article + told.object,
+        "the_o": f"the {told.object}",
+        "ending": told.ending,
+        "end": {"happy": "happily", "sad": "sadly"}[told.ending],
+    }
+
+
+def _pick(options: tuple, uniform: Any) -> Any:
+    return options[int(uniform() * len(options))]

@@ -1,0 +1,313 @@
+"""The gold rule: how well any text obeys an instruction of the demo corpus, from 0 to 1, judged from the text alone.
+
+A score is quality x obedience. Quality is a product of gates (finished, length, grammar, repetition, no copying), so a
+list of keywords, a torn-off story or an echo scores low however many keywords it holds. Obedience is the mean over what
+the instruction asks for (hero, name, trait, place, object, ending), or the right answer to a question about a story.
+"""
+
+import re
+from dataclasses import dataclass
+
+from hfstack.data.demo.lexicon import KINDS, NAMES, PLACES, THINGS, TRAITS
+
+_PLURALS = {"wolf": "wolves", "mouse": "mice", "fox": "foxes"}
+_ANIMALS = {kind.noun for kind in KINDS}
+_ALL_NAMES = frozenset(NAMES["he"] + NAMES["she"])
+_THING_NOUNS = {thing.noun for thing in THINGS}
+_PLACE_PHRASES = {
+    place.noun: re.compile(rf"\b(?:{place.at}|{place.to}|of|around) the {place.noun}\b", re.IGNORECASE)
+    for place in PLACES
+}
+_LEXICON = _ANIMALS | _THING_NOUNS | set(TRAITS) | {place.noun for place in PLACES} | {"happy", "sad"}
+_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
+_SENTENCE = re.compile(r'[^.!?]+[.!?]+"?')
+# Articles and possessives cannot stand before these, and a sentence cannot end in those: what shuffled words get wrong.
+_DETERMINERS = frozenset("a an the his my your their our".split())  # "her" may be an object
+_NO_NOUNS = frozenset(
+    "a an the and but or so was were is are had has did to of in on by for from with at into under he she it they him "
+    "them his my your their our not never when who that as if then until because".split()
+)
+_NO_LAST_WORDS = _DETERMINERS | frozenset("and or but of if when while because into".split())
+_FUNCTION_WORDS = _NO_NOUNS | frozenset(
+    "her you i we me us be been there this that could would did do all up out".split()
+)
+_PAST_TENSE = re.compile(
+    r"\b(?:\w{2,}ed|was|were|had|did|said|went|came|saw|took|gave|found|ran|lay|sat|stood|told|knew|felt|thought|held"
+    r"|made|got|left|began|could|would|fell|wept|sang|kept|heard|hid|built|broke|brought)\b"
+)
+
+TRAIT_WORDS = {
+    "brave": r"brave\w*|courag\w+|bold\w*|fearless",
+    "kind": r"kind(?:ly|ness|er|est)?|gentle|generous",
+    "clever": r"clever\w*|smart|wise",
+    "patient": r"patien\w+",
+    "honest": r"honest\w*|truthful",
+    "shy": r"shy\w*|timid",
+    "curious": r"curious\w*|curiosity",
+    "greedy": r"greed\w*|selfish",
+    "lazy": r"laz\w+|idle",
+    "proud": r"proud\w*|pride|vain|boastful",
+    "careless": r"careless\w*|reckless",
+    "grumpy": r"grump\w+|cross|bad-tempered",
+}
+# What a hero with the trait does: matches are evidence that the story shows what it tells.
+TRAIT_DEEDS = {
+    "brave": r"deep breath|not turn back|not let fear|not run away|stepped in|marched on|right up to|faced the|heart (?:was|stayed) brave|knees|heart pounded",
+    "kind": r"shared?|helped|(?:stopped|hurried|rushed|ran|work) to help|let me help|comfort|gave (?:\w+ )?(?:\w+ )?(?:half|bigger|all|own|back)|welcome|invited|without being asked|cared|gently|felt sorry for|dried",
+    "clever": r"\bidea|\bplan\b|thought (?:hard|about|fast)|and thought|noticed|worked out|riddle",
+    "patient": r"not hurry|again and again|at a time|waited|gave up|give up|(?:step|inch|board|stone|bush) by|slowly|(?:day|week) (?:after|in)",
+    "honest": r"truth|not (?:lie|cheat)|fair to lie|promise|gave my word|not mine|i did it|i broke|told no tales",
+    "shy": r"\bhid\b|blush|not say a word|at the ground|too shy|afraid to|too small|in front of (?:his|her) face|cheeks",
+    "curious": r"wonder(?:ed|ing)|to know|peek|peep|inside|asked (?:why|how)|why |question",
+    "greedy": r"more and more|all mine|wants? more|wanted more|would not (?:give|share)|be mine|kept (?:it|all|the|them)|every bit|all of (?:it|them)|of the gold",
+    "lazy": r"yawn|tomorrow|too tired|lay down|\bnap\b|to sleep|asleep|later|snor",
+    "proud": r"boast|brag|the best|show(?:ing)? off|nose|admire",
+    "careless": r"forg[eo]t|without thinking|not (?:pay|be careful|look|check|watch)|was not careful|by accident|slipped out",
+    "grumpy": r"grumbl|snapp|scowl|stamp|growl|frown|complain|slam|go away|mutter|blamed",
+}
+_DEED_PATTERNS = {trait: re.compile(pattern, re.IGNORECASE) for trait, pattern in TRAIT_DEEDS.items()}
+_TRAIT_PATTERNS = {trait: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for trait, pattern in TRAIT_WORDS.items()}
+
+_GLAD = re.compile(
+    r"\b(?:happ\w+|glad|smil\w+|laugh(?:ed|s|ing)?(?! at)|joy\w*|hugs?|hugged|danced|sang|grinn\w+|beam\w+|shining|delight\w*|cheer\w*|clapp\w+"
+    r"|giggl\w+|warm inside|best of friends|best day|(?:wonderful|marvelous|delightful) day|kissed|feast|lovely)\b",
+    re.IGNORECASE,
+)
+_SORRY = re.compile(
+    r"\b(?:sad\w*|cry|cried|crying|wept|weep\w*|tears?|lonel\w+|alone|unhapp\w+|miserabl\w+|sob\w*|heavy|sorrow|died"
+    r"|never be the same|never happened|hung (?:his|her) head|not happy)\b",
+    re.IGNORECASE,
+)
+_CRIED_OUT = re.compile(r'[,!?]" (?:\w+ )?cried|" (?:\w+ )?cried')
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an instruction asks for; None where it asks for nothing. `question` and `story` are set for questions."""
+
+    animal: str | None = None
+    name: str | None = None
+    trait: str | None = None
+    place: str | None = None
+    object: str | None = None
+    ending: str | None = None
+    question: str | None = None
+    story: str | None = None
+
+
+def gold_score(instruction: str, answer: str) -> float:
+    """Return how well `answer` obeys `instruction`, in [0, 1]; any text may be judged."""
+    return gold_breakdown(instruction, answer)["score"]
+
+
+def gold_breakdown(instruction: str, answer: str) -> dict[str, float]:
+    """Return each part of the gold score, all in [0, 1], and their result under "score".
+
+    Obedience has a key for each thing asked for ("hero", "trait", "ending", ... or "answer"); quality has a key a gate.
+    """
+    request = read_request(instruction)
+    if request.question:
+        asked, gates = _judge_reply(request, answer)
+    else:
+        asked, gates = _judge_obedience(request, answer), _judge_quality(instruction, answer)
+    quality = 1.0
+    for gate in gates.values():
+        quality *= gate
+    obedience = sum(asked.values()) / len(asked) if asked else 1.0
+    score = quality * (obedience if request.question else 0.05 + 0.95 * obedience)
+    return {**asked, **gates, "quality": quality, "obedience": obedience, "score": score}
+
+
+def read_request(instruction: str) -> Request:
+    """Find out what an instruction asks for, by the words of the lexicon that it holds."""
+    paragraphs = [part for part in instruction.strip().split("\n\n") if part.strip()]
+    if len(paragraphs) > 1:
+        short, long = min(paragraphs, key=len), max(paragraphs, key=len)
+        question = _question_kind(short)
+        if question:
+            return Request(question=question, story=long)
+    words = _WORD.findall(instruction)
+    lower = [word.lower() for word in words]
+    return Request(
+        animal=_first(lower, _ANIMALS),
+        name=_first(words, _ALL_NAMES),
+        trait=_first(lower, set(TRAITS)),
+        place=_first(lower, set(_PLACE_PHRASES)),
+        object=_first(lower, _THING_NOUNS),
+        ending="happy" if {"happy", "happily"} & set(lower) else "sad" if {"sad", "sadly"} & set(lower) else None,
+    )
+
+
+def facts_of(story: str) -> Request:
+    """Read hero, name, trait, place, object and ending from a story, as a reader would; None for what is not there."""
+    words = _WORD.findall(story)
+    lower = [word.lower() for word in words]
+    places = {noun: match.start() for noun, phrase in _PLACE_PHRASES.items() if (match := phrase.search(story))}
+    counts = {noun: (lower.count(noun), -lower.index(noun)) for noun in _THING_NOUNS if noun in lower}
+    traits = {trait: match.start() for trait, pattern in _TRAIT_PATTERNS.items() if (match := pattern.search(story))}
+    return Request(
+        animal=_first(lower, _ANIMALS),
+        name=_first(words, _ALL_NAMES),
+        trait=min(traits, key=traits.__getitem__) if traits else None,
+        place=min(places, key=places.__getitem__) if places else None,
+        object=max(counts, key=counts.__getitem__) if counts else None,
+        ending=ending_of(story),
+    )
+
+
+def ending_of(text: str) -> str | None:
+    """Tell whether the last three sentences are "happy" or "sad"; None when they say neither or both."""
+    tail = _SENTENCE.findall(text)[-3:] or [text]
+    balance = 0
+    for weight, sentence in zip((1, 2, 3)[-len(tail) :], tail, strict=True):
+        plain = _CRIED_OUT.sub('" said', sentence)
+        balance += weight * (len(_GLAD.findall(plain)) - len(_SORRY.findall(plain)))
+    return "happy" if balance > 0 else "sad" if balance < 0 else None
+
+
+def _question_kind(text: str) -> str | None:
+    lower = text.lower()
+    for kind, cues in {
+        "ending": ("end", "ending"),
+        "place": ("where", "place"),
+        "trait": ("what is the hero like", "trait", "character"),
+        "object": ("object", "thing"),
+        "hero": ("who", "hero", "about whom"),
+    }.items():
+        if "?" in text and any(re.search(rf"\b{cue}\b", lower) for cue in cues):
+            return kind
+    return None
+
+
+def _first(words: list[str], vocabulary: set[str] | frozenset[str]) -> str | None:
+    return next((word for word in words if word in vocabulary), None)
+
+
+def _count(lower: list[str], noun: str) -> int:
+    return lower.count(noun) + lower.count(_PLURALS.get(noun, noun + "s"))
+
+
+def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
+    """One number for each thing asked for: is it in the text, and in the role that was asked for?"""
+    words = _WORD.findall(answer)
+    lower = [word.lower() for word in words]
+    asked: dict[str, float] = {}
+    if request.animal:
+        first = _first(lower, _ANIMALS) == request.animal
+        crowd = 0.4 if len(_ANIMALS & set(lower)) > 5 else 1.0
+        asked["hero"] = crowd * (1.0 if first else 0.4 if _count(lower, request.animal) > 1 else 0.0)
+    if request.name:
+        asked["name"] = min(1.0, words.count(request.name) / 3) if _first(words, _ALL_NAMES) == request.name else 0.0
+    if request.trait:
+        asked["trait"] = _judge_trait(request.trait, answer)
+    if request.place:
+        phrases = len(re.findall(rf"\b(?:\w+ )the {request.place}\b", answer, re.IGNORECASE))
+        asked["place"] = 1.0 if phrases else 0.3 if request.place in lower else 0.0
+    if request.object:
+        asked["object"] = (0.0, 0.5, 1.0)[min(2, _count(lower, request.object))]
+    if request.ending:
+        ending = ending_of(answer)
+        asked["ending"] = 1.0 if ending == request.ending else 0.3 if ending is None else 0.0
+    return asked
+
+
+def _judge_trait(trait: str, answer: str) -> float:
+    """Half for the word (told of somebody, not denied, not one of a heap), half for a deed that shows it."""
+    others = sum(bool(pattern.search(answer)) for name, pattern in _TRAIT_PATTERNS.items() if name != trait)
+    denied = re.search(rf"\b(?:not|never|wasn't|isn't) (?:\w+ )?(?:{TRAIT_WORDS[trait]})\b", answer, re.IGNORECASE)
+    told = 0.5 if _TRAIT_PATTERNS[trait].search(answer) and not denied else 0.0
+    shown = 0.5 if _DEED_PATTERNS[trait].search(answer) else 0.0
+    return (told + shown) * (0.5 if others > 3 else 1.0)
+
+
+def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
+    """The gates of a story: each is 1 for every story of the generator and falls with what is wrong."""
+    text = answer.strip()
+    lower = [word.lower() for word in _WORD.findall(text)]
+    sentences = [sentence.strip() for sentence in _SENTENCE.findall(text)]
+    past_tense = len(_PAST_TENSE.findall(text.lower()))
+    plain = _plain(text)
+    return {
+        "finished": 1.0 if re.search(r'[.!?]"?$', text) else 0.3,
+        "concluded": 1.0 if ending_of(text) else 0.35,
+        "length": _ramp(len(lower), 20, 60) * _ramp(-len(lower), -320, -190),
+        "sentences": _ramp(len(sentences), 1, 5),
+        "grammar": _judge_grammar(lower, sentences),
+        "narration": _ramp(past_tense / max(1, len(sentences)), 0.1, 0.7),
+        "fresh": _judge_freshness(lower, sentences),
+        "own_words": 0.1 if _plain(instruction) and _plain(instruction) in plain else 1.0,
+    }
+
+
+def _judge_grammar(lower: list[str], sentences: list[str], most_function_words: float = 0.65) -> float:
+    """Share of function words, sentences of normal length with a capital, and no pairs of words that cannot be."""
+    if not lower or not sentences:
+        return 0.0
+    share = sum(word in _FUNCTION_WORDS for word in lower) / len(lower)
+    well_formed = wrong = 0
+    for sentence in sentences:
+        words = [word.lower() for word in _WORD.findall(sentence)]
+        first_letter = re.search(r"[A-Za-z]", sentence)
+        well_formed += bool(first_letter and first_letter.group().isupper() and 1 <= len(words) <= 45)
+        wrong += sum(
+            (left in _DETERMINERS and right in _NO_NOUNS) or (left == right and left in _FUNCTION_WORDS)
+            for left, right in zip(words, words[1:], strict=False)
+        )
+        wrong += bool(words) and words[-1] in _NO_LAST_WORDS
+    return (
+        _ramp(share, 0.15, 0.3)
+        * _ramp(-share, -most_function_words - 0.15, -most_function_words)
+        * _ramp(well_formed / len(sentences), 0.3, 0.85)
+        * _ramp(-wrong / len(lower), -0.05, -0.012)
+    )
+
+
+def _judge_freshness(lower: list[str], sentences: list[str]) -> float:
+    """1 for normal text; falls with repeated triples of words and repeated sentences."""
+    if len(lower) < 4 or not sentences:
+        return 0.0
+    triples = list(zip(lower, lower[1:], lower[2:], strict=False))
+    plain = [_plain(sentence) for sentence in sentences]
+    repeated = 1 - len(set(plain)) / len(plain)
+    return _ramp(len(set(triples)) / len(triples), 0.5, 0.88) * _ramp(-repeated, -0.5, -0.13)
+
+
+def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[str, float]]:
+    """A question about a story: the right fact, no rival facts, in one or two finished sentences."""
+    facts = facts_of(request.story or "")
+    words = _WORD.findall(answer)
+    lower = [word.lower() for word in words]
+    if request.question == "hero":
+        right = 0.6 * (facts.animal in lower) + 0.4 * (facts.name in words)
+        rivals = len((_ANIMALS & set(lower)) - {facts.animal}) + len((_ALL_NAMES & set(words)) - {facts.name})
+    elif request.question == "ending":
+        glad, sorry = bool(_GLAD.search(answer)), bool(_SORRY.search(answer))
+        right = float(facts.ending == ("happy" if glad else "sad") and (glad or sorry))
+        rivals = int(glad and sorry)
+    else:
+        fact, vocabulary = {
+            "place": (facts.place, set(_PLACE_PHRASES)),
+            "trait": (facts.trait, set(TRAITS)),
+            "object": (facts.object, _THING_NOUNS),
+        }[str(request.question)]
+        right = float(fact in lower)
+        rivals = len((vocabulary & set(lower)) - {fact})
+    sentences = [sentence.strip() for sentence in _SENTENCE.findall(answer)]
+    gates = {
+        "finished": 1.0 if re.search(r'[.!?]"?$', answer.strip()) else 0.5,
+        "length": _ramp(len(lower), 0, 2) * _ramp(-len(lower), -60, -30),
+        "no_rivals": 0.3**rivals,
+        "grammar": 0.5 + 0.5 * _judge_grammar(lower, sentences, most_function_words=0.85),
+        "not_a_list": 1.0 if len(_LEXICON & set(lower)) <= 4 else 0.2,
+        "fresh": 1.0 if len(set(sentences)) == len(sentences) else 0.3,
+    }
+    return {"answer": right}, gates
+
+
+def _plain(text: str) -> str:
+    return " ".join(word.lower() for word in _WORD.findall(text))
+
+
+def _ramp(value: float, low: float, high: float) -> float:
+    """0 at `low` and below, 1 at `high` and above, straight between."""
+    return min(1.0, max(0.0, (value - low) / (high - low)))
