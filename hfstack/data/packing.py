@@ -4,15 +4,19 @@ Every document is followed by the eos token; blocks are cut from that one long r
 one block and go on in the next. The folder's name is a hash of (data, tokenizer, settings): a second run finds it.
 
 With `isolate_documents` each block carries `position_ids` that restart at 0 after every eos, and there is NO attention
-mask. From restarting positions transformers builds the mask that keeps documents apart (attention `sdpa` and `eager`;
-flash attention looks at them in batches of one only); an attention mask of ones would switch that off, and every
-document would see the ones before it. Recurrent models carry their state across all the same. A document that was
-cut by a block's edge starts at position 0 again in the next block. The text `<|endoftext|>` inside a document becomes
-the eos token, as the tokenizer has it, and so ends a document too; a document that ends with it gets no second one.
+mask. From restarting positions transformers builds the mask that keeps documents apart. Two things switch that off
+without a word, and every document then sees the ones before it: an attention mask of ones, and a key-value cache
+(`use_cache=True`, the default of a model's config; Trainer turns it off). It holds for attention `sdpa` and `eager`;
+flash attention looks at positions in batches of one only, and recurrent models carry their state across all the same.
+
+A document that was cut by a block's edge starts at position 0 again in the next block. The text `<|endoftext|>` inside
+a document becomes the eos token, as the tokenizer has it, and so ends a document too; a document that ends with it gets
+no second one.
 
 Legend: N blocks, T tokens a block, B blocks a batch.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -176,7 +180,7 @@ def pack(
         masked_token_ids: tokens that are read but not learnt (label -100).
 
     Raises:
-        ConfigError: `block_size` is below 2, or `cache_dir` cannot be written.
+        ConfigError: `block_size` is below 2, or `cache_dir` cannot be written, or its disk is full.
         DataError: no eos token, no text, less text than a block, or text that the tokenizer cannot express.
     """
     if block_size < 2:
@@ -246,6 +250,12 @@ def _write_folder(
             os.fsync(file.fileno())
         (partial / _COUNTS_FILE).write_text(json.dumps(asdict(counts), indent=1) + "\n")
         partial.rename(folder)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ConfigError(
+            f"the disk of {folder.parent} is full: packed text takes 2 or 4 bytes a token there"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     logger.info(
