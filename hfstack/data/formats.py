@@ -109,7 +109,9 @@ def _bad_line(error: Exception, lines: io.BufferedReader, line: bytes) -> BadRow
             return BadRow("invalid UTF-8", f"invalid UTF-8 at byte {offset} of the file (0x{line[error.start]:02x})")
         case json.JSONDecodeError():
             column = min(error.pos, len(error.doc.rstrip("\r\n"))) + 1
-            return BadRow("bad JSON", f"column {column}: {error.msg}")
+            near = error.doc[error.pos : error.pos + 20].strip()
+            got = repr(near) if near else "the end of the line"
+            return BadRow("bad JSON", f"column {column}: {error.msg}, got {got}")
         case RecursionError():
             return BadRow("bad JSON", "objects are nested too deeply")
     return BadRow("bad JSON", str(error))

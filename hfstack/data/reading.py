@@ -218,7 +218,7 @@ class _Checker:
         place = f"{path.name} line {line}"
         found: dict[str, tuple[str, str]] = {}
         for column, value in row.items():
-            if value is not None and (bad := self._wrong_value(column, column, value, place, found)):
+            if value is not None and (bad := self._wrong_value(column, value, place, found)):
                 return bad
         if len(self._kinds) < _MOST_REMEMBERED:
             self._kinds.update(found)
@@ -242,15 +242,14 @@ class _Checker:
             )
         return BadRow("extra key", f"key {names(extra)}, which {self._key_place} has not")
 
-    def _wrong_value(
-        self, path: str, column: str, value: Any, place: str, found: dict[str, tuple[str, str]]
-    ) -> BadRow | None:
+    def _wrong_value(self, path: str, value: Any, place: str, found: dict[str, tuple[str, str]]) -> BadRow | None:
         """Compare the kind of a value, and of all inside it, with what the same path held before."""
         kind = _kind(value)
         before, first = found.get(path) or self._kinds.get(path) or (kind, place)
         if kind != before:
             if not {kind, before} <= _NUMBERS:
-                return BadRow("mixed types", f"{path!r} holds {kind} here but {before} in {first}")
+                detail = f"column {path!r} holds {kind} {str(value)[:20]!r} here but {before} in {first}"
+                return BadRow("mixed types", detail)
             kind = "number"
         found[path] = kind, first
         if kind == "object":
@@ -260,7 +259,7 @@ class _Checker:
         else:
             return None
         for name, item in inside:
-            if item is not None and (bad := self._wrong_value(name, column, item, place, found)):
+            if item is not None and (bad := self._wrong_value(name, item, place, found)):
                 return bad
         return None
 

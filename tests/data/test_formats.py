@@ -32,9 +32,9 @@ def test_jsonl_keeps_true_line_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "detail"),
     [
-        (b'{"a": "x" "b": 2}', "column 11: Expecting ',' delimiter"),
-        (b'{"a": 1', "column 8: Expecting ',' delimiter"),
-        (b'{"a": 1} {"a": 2}', "column 10: Extra data"),
+        (b'{"a": "x" "b": 2}', "column 11: Expecting ',' delimiter, got '\"b\": 2}'"),
+        (b'{"a": 1', "column 8: Expecting ',' delimiter, got the end of the line"),
+        (b'{"a": 1} {"a": 2}', "column 10: Extra data, got '{\"a\": 2}'"),
         (b'{"a": 1, "a": 2}', "the key 'a' occurs twice in one object"),
         (b'{"a": {"b": 1, "b": 2}}', "the key 'b' occurs twice in one object"),
         (b'{"a": NaN}', "NaN is not a JSON value; use null"),

@@ -51,7 +51,7 @@ def test_malformed_line_270000_is_named_with_its_column(tmp_path: Path) -> None:
     rows[269_999] = '{"id": 269999, "text": "a" oops}'
     path = jsonl(tmp_path / "big.jsonl", rows)
     with pytest.raises(
-        DataError, match=r"big\.jsonl line 270000: column 28: Expecting ',' delimiter; mend it"
+        DataError, match=r"big\.jsonl line 270000: column 28: Expecting ',' delimiter, got 'oops\}'; mend it"
     ) as caught:
         read(path)
     assert "\n" not in str(caught.value)
@@ -61,10 +61,10 @@ def test_malformed_line_270000_is_named_with_its_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "detail"),
     [
-        ({"text": 5, "n": 1}, r"line 151: 'text' holds integer here but text in a\.jsonl line 1"),
-        ({"text": "5", "n": "1"}, r"line 151: 'n' holds text here but integer in a\.jsonl line 1"),
-        ({"text": "x", "n": True}, r"'n' holds true/false here but integer in a\.jsonl line 1"),
-        ({"text": ["x"], "n": 1}, r"'text' holds list here but text in a\.jsonl line 1"),
+        ({"text": 5, "n": 1}, r"line 151: column 'text' holds integer '5' here but text in a\.jsonl line 1"),
+        ({"text": "5", "n": "1"}, r"line 151: column 'n' holds text '1' here but integer in a\.jsonl line 1"),
+        ({"text": "x", "n": True}, r"'n' holds true/false 'True' here but integer in a\.jsonl line 1"),
+        ({"text": ["x"], "n": 1}, r"'text' holds list .* here but text in a\.jsonl line 1"),
         ({"txet": "x", "n": 1}, r"line 151: key 'txet' where a\.jsonl line 1 has 'text'"),
         ({"text": "x"}, r"line 151: no key 'n', which a\.jsonl line 1 has; write null for no value"),
         ({"text": "x", "n": 1, "more": 2}, r"line 151: key 'more', which a\.jsonl line 1 has not"),
@@ -92,9 +92,13 @@ def test_key_order_does_not_matter_and_types_inside_do(tmp_path: Path) -> None:
     other = {"messages": [{"role": "user", "content": "a", "name": "b"}], "id": 2}
     assert read(jsonl(tmp_path / "a.jsonl", [chat, other])) == [chat, other]
     broken = {"id": 3, "messages": [{"role": "user", "content": ["a"]}]}
-    with pytest.raises(DataError, match=r"line 3: 'messages\[\]\.content' holds list here but text in a\.jsonl line 1"):
+    with pytest.raises(
+        DataError, match=r"line 3: column 'messages\[\]\.content' holds list .* here but text in a\.jsonl line 1"
+    ):
         read(jsonl(tmp_path / "a.jsonl", [chat, other, broken]))
-    with pytest.raises(DataError, match=r"line 2: 'tokens\[\]' holds integer here but text in b\.jsonl line 1"):
+    with pytest.raises(
+        DataError, match=r"line 2: column 'tokens\[\]' holds integer '1' here but text in b\.jsonl line 1"
+    ):
         read(jsonl(tmp_path / "b.jsonl", [{"tokens": ["a"] * 50}, {"tokens": ["a"] * 20 + [1] + ["a"] * 20}]))
 
 
@@ -160,7 +164,9 @@ def test_quarantine_keeps_file_line_reason_and_raw_text(tmp_path: Path) -> None:
 def test_several_files_are_one_source(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
     one = jsonl(tmp_path / "a.jsonl", [{"text": "x"}])
     two = jsonl(tmp_path / "b.jsonl", [{"text": 1}])
-    with pytest.raises(DataError, match=r"b\.jsonl line 1: 'text' holds integer here but text in a\.jsonl line 1"):
+    with pytest.raises(
+        DataError, match=r"b\.jsonl line 1: column 'text' holds integer '1' here but text in a\.jsonl line 1"
+    ):
         read(one, two)
     empty = jsonl(tmp_path / "c.jsonl", [])
     assert read(empty, one, on_bad_row="skip") == [{"text": "x"}]

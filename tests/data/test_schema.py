@@ -21,7 +21,9 @@ GOOD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("task", TASKS)
 def test_good_rows_of_every_kind_pass(task: str) -> None:
     rows = [GOOD[task]] * 3
-    check_schema(rows, task)
+    looked_at = iter(rows)
+    check_schema(looked_at, task)
+    assert next(looked_at, None) is None
     check_schema(Dataset.from_list(rows), task)
     check_schema(IterableDataset.from_generator(lambda: iter(rows)), task)
 
