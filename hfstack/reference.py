@@ -48,10 +48,8 @@ def make_page(recipe: Path) -> str:
     lines = [*(inspect.getdoc(module) or "").splitlines(), ""]
     lines += _entry(actions["config"], "PATH", f"default {settings.name} beside the recipe, with `hfstack run`")
     for cls in classes:
-        lines += [
-            "",
-            f"{cls.__name__} ({cls.__module__.split('.')[0] if cls.__module__ != module.__name__ else recipe.name})",
-        ]
+        place = cls.__module__ if cls.__module__.startswith("hfstack.") else cls.__module__.split(".")[0]
+        lines += ["", f"{cls.__name__} ({recipe.name if cls.__module__ == module.__name__ else place})"]
         for field in dataclasses.fields(cls):
             if field.init and field.name not in _REFUSED:
                 action = actions[field.name]
@@ -63,7 +61,7 @@ def make_page(recipe: Path) -> str:
     return f"# {recipe.stem}\n\n{_HEADER}\n\n```text\n{text}\n```\n"
 
 
-def make_pages(recipes: Path = ROOT / "recipes") -> dict[str, str]:
+def make_pages(recipes: Path) -> dict[str, str]:
     """Return the page of each recipe in a folder, by file name."""
     return {f"{path.stem}.md": make_page(path) for path in sorted(recipes.glob("*.py"))}
 
@@ -85,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             "the option reference is made in a checkout of hfstack; an installed package carries it ready"
         )
     folder = ROOT / "docs" / "reference"
-    pages = make_pages()
+    pages = make_pages(ROOT / "recipes")
     stale = stale_pages(pages, folder)
     if check and stale:
         raise ConfigError(f"docs/reference: out of date: {', '.join(stale)}; run: python -m hfstack.reference")
@@ -147,7 +145,7 @@ def _spell(value: Any) -> str:
         return " ".join(map(_spell, value)) or "none given"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_spell(entry)}" for key, entry in value.items()) + "}"
-    return repr(value) if value == "" or " " in str(value) else str(value)
+    return f'"{value}"' if value == "" or " " in str(value) else str(value)
 
 
 if __name__ == "__main__":
