@@ -23,6 +23,11 @@ _METRICS = {
     "parameters": ("Parameters", "", "large"),
     "documents_in": ("Documents read", "", "number"),
     "documents_out": ("Documents kept", "", "number"),
+    "documents_train": ("Documents for training", "", "number"),
+    "documents_eval": ("Documents held out", "", "number"),
+    "characters_in": ("Characters read", "", "number"),
+    "characters_out": ("Characters kept", "", "number"),
+    "byte_count": ("Size of the text", "", "bytes"),
     "mean_tokens": ("Mean length", "tokens", "number"),
     "finished_share": ("Ended by themselves", "", "share"),
     "vocab_size": ("Vocabulary", "tokens", "number"),
@@ -110,6 +115,11 @@ def power(text: str) -> str:
     """Return `3.2e-05` as `3.2e-5`."""
     mantissa, mark, exponent = text.partition("e")
     return f"{mantissa}e{int(exponent)}" if mark else text
+
+
+def counted(count: int, noun: str, *, more: bool = False) -> str:
+    """Return `1 row`, `3 rows` or, with `more`, `3 more rows`."""
+    return f"{count:,}{' more' if more else ''} {noun}{'' if count == 1 else 's'}"
 
 
 def size(count_bytes: float) -> str:

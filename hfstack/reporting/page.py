@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from hfstack.reporting.formats import Figure, duration, instant, metric
+from hfstack.reporting.formats import Figure, counted, duration, instant, metric
 from hfstack.reporting.markup import Html, json_block, tag
 from hfstack.reporting.provenance import (
     changed_files,
@@ -18,6 +18,7 @@ from hfstack.reporting.provenance import (
     differing_settings,
     environment_section,
     run_section,
+    short_commit,
 )
 from hfstack.reporting.results import results_section
 from hfstack.reporting.runs import Report
@@ -72,7 +73,7 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
     body = [
         _header(reports, title, [(name, heading) for name, heading, _ in present]),
         tag("main", _chain(reports, groups), _alerts(reports), [content for _, _, content in present]),
-        tag("footer", f"Made by hfstack from {len(reports)} run records on {instant(made.isoformat())}."),
+        tag("footer", f"Made by hfstack from {counted(len(reports), 'run record')} on {instant(made.isoformat())}."),
         json_block("chart-data", data),
         tag("script", Html(script)),
     ]
@@ -114,13 +115,13 @@ def _header(reports: list[Report], title: str, anchors: list[tuple[str, str]]) -
     finished = sum(report.finished for report in reports)
     state = "all finished" if finished == len(reports) else f"{finished} finished"
     facts = [
-        f"{len(reports)} runs, {state}" if len(reports) > 1 else f"1 run, {_STATUS.get(reports[0].record.status)}",
+        f"{counted(len(reports), 'run')}, {state if len(reports) > 1 else _STATUS.get(reports[0].record.status)}",
         f"{duration(total_s)} of work",
         f"begun {instant(reports[0].record.started)}",
     ]
     commits = {report.record.commit for report in reports if report.record.commit}
     if len(commits) == 1:
-        facts.append(f"commit {_short_commit(commits.pop())}")
+        facts.append(f"commit {short_commit(commits.pop())}")
     buttons = [
         tag("button", {"type": "button", "data-theme-choice": choice, "aria-pressed": "false"}, choice.capitalize())
         for choice in ("auto", "light", "dark")
@@ -133,11 +134,6 @@ def _header(reports: list[Report], title: str, anchors: list[tuple[str, str]]) -
         tag("p.facts", [tag("span", fact) for fact in facts]),
         tag("nav", {"aria-label": "parts of this page"}, [tag("a", {"href": f"#{a}"}, text) for a, text in anchors]),
     )
-
-
-def _short_commit(commit: str) -> str:
-    sha, _, mark = commit.partition("-")
-    return f"{sha[:10]}{' with local changes' if mark else ''}"
 
 
 def _chain(reports: list[Report], groups: dict[str, list[Report]]) -> Html:

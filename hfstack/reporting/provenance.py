@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from hfstack.reporting.formats import duration, instant, number, size
+from hfstack.reporting.formats import counted, duration, instant, number, size
 from hfstack.reporting.markup import Html, tag
 from hfstack.reporting.runs import Report
 
@@ -60,7 +60,7 @@ def environment_section(reports: list[Report]) -> Html:
     groups: dict[str, list[Report]] = {}
     for report in reports:
         record = report.record
-        same = [record.hardware, record.python, record.versions, record.commit, record.world_size]
+        same = [record.hardware, record.python, record.versions, record.world_size]
         groups.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(report)
     blocks = [_environment(group, named=len(groups) > 1) for group in groups.values()]
     return tag("section.block.environments", blocks)
@@ -74,6 +74,8 @@ def run_section(report: Report, parents: list[Report]) -> Html:
         facts.append(("Took", duration(record.duration_s)))
     if parents:
         facts.append(("Reads", ", ".join(parent.label for parent in parents)))
+    if record.commit:
+        facts.append(("Commit", short_commit(record.commit)))
     facts += [("Directory", record.output_dir), ("Settings hash", record.config_hash[:12])]
     files = [(name, path) for name, path in record.artifacts.items()]
     return tag(
@@ -94,6 +96,12 @@ def run_section(report: Report, parents: list[Report]) -> Html:
         ),
         tag("details", tag("summary", "Files"), _pairs(dict(files))) if files else None,
     )
+
+
+def short_commit(commit: str) -> str:
+    """Return the first digits of a commit, and whether files differed from it."""
+    sha, _, mark = commit.partition("-")
+    return f"{sha[:10]}{' with local changes' if mark else ''}"
 
 
 def differing_settings(group: list[Report]) -> Html | None:
@@ -162,7 +170,7 @@ def _source(source: dict[str, Any], used_by: list[str]) -> Html:
         tag("td", ", ".join(used_by)),
         tag("td.number", rows),
         tag("td.number", size(total) if files else "–"),
-        tag("td", _short(files[0]["blake2b"]) if alone else f"{len(files)} files" if files else "–"),
+        tag("td", _short(files[0]["blake2b"]) if alone else counted(len(files), "file") if files else "–"),
     )
     listed = [] if alone else files[:_SHOWN_FILES]
     lines = [
@@ -181,7 +189,7 @@ def _source(source: dict[str, Any], used_by: list[str]) -> Html:
         lines.append(
             tag(
                 "tr.file",
-                tag("td.path", f"and {len(rest):,} more files"),
+                tag("td.path", f"and {counted(len(rest), 'file', more=True)}"),
                 tag("td"),
                 tag("td"),
                 tag("td.number", size(sum(file["bytes"] for file in rest))),
@@ -204,13 +212,12 @@ def _environment(group: list[Report], *, named: bool) -> Html:
     processor = f"{hardware.get('cpu', 'unknown processor')}, {hardware.get('cores', '?')} cores"
     if hardware.get("memory_gib"):
         processor += f", {hardware['memory_gib']:.3g} GiB"
-    processes = "1 process" if record.world_size == 1 else f"{record.world_size} processes"
     facts = {"Processor": processor}
     if counted:
         facts["Accelerators"] = ", ".join(counted)
     facts |= {
-        "Ran on": f"{hardware.get('device', 'cpu')}, {processes}",
-        "Commit": record.commit or "not in a git checkout",
+        "Ran on": hardware.get("device", "cpu"),
+        "Processes": record.world_size,
         "Python": record.python,
     }
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())

@@ -3,19 +3,20 @@
 import re
 from typing import Any
 
-from hfstack.reporting.formats import Figure, label_of, metric, number
+from hfstack.reporting.formats import Figure, counted, label_of, metric, number
 from hfstack.reporting.markup import Html, join, tag
 from hfstack.reporting.runs import Report
 
 _EMPTY = (None, "")
 _PERCENT = re.compile(r"-?[\d.]+ ?%")
 _SHOWN_FIGURES = 12
-_SHOWN_ROWS = 40
+_SHOWN_ROWS = 12
+_FIRST_METRICS = frozenset({"eval_loss", "perplexity", "bits_per_byte"})
 # Metrics that come after the others: Trainer's clocks, and counts that a table of the run shows better.
 _LATER_BEGINNINGS = ("dropped_", "masked_", "epoch")
 _LATER_ENDINGS = ("_runtime", "_per_second")
 _SHOWN_CHARACTERS = 320
-_COUNTS = frozenset({"count", "counts", "documents", "rows", "examples", "tokens", "characters", "dropped", "kept"})
+_COUNTS = frozenset({"count", "documents", "rows", "dropped", "kept"})
 
 
 def results_section(group: list[Report]) -> Html | None:
@@ -25,7 +26,8 @@ def results_section(group: list[Report]) -> Html | None:
         parts.append(_figures(group[0]) if len(group) == 1 else _comparison(group))
     for report in group:
         of_run = f" — {report.label}" if len(group) > 1 else ""
-        parts += [_table(name + of_run, table) for name, table in report.tables.items()]
+        tables = [_table(name + of_run, table) for name, table in report.tables.items()]
+        parts += [tag("div.tables", tables)] if tables else []
         parts += [_picture(name + of_run, source) for name, source in report.pictures.items()]
     if not parts:
         return None
@@ -36,9 +38,13 @@ def _figures(report: Report) -> Html:
     """The metrics of a single run, as a list of figures: a dozen in sight, the rest a click away."""
     metrics = report.record.metrics
     first = [name for name in metrics if not name.startswith(_LATER_BEGINNINGS) and not name.endswith(_LATER_ENDINGS)]
-    first = first[:_SHOWN_FIGURES]
+    first = sorted(first, key=lambda name: name not in _FIRST_METRICS)[:_SHOWN_FIGURES]
     rest = [name for name in metrics if name not in first]
-    more = tag("details", tag("summary", f"{len(rest)} more metrics"), _figure_list(metrics, rest)) if rest else None
+    more = (
+        tag("details", tag("summary", counted(len(rest), "metric", more=True)), _figure_list(metrics, rest))
+        if rest
+        else None
+    )
     return join([_figure_list(metrics, first), more])
 
 
@@ -96,10 +102,11 @@ def _table(name: str, table: dict[str, list[Any]]) -> Html:
     return tag(
         "figure.table",
         tag("figcaption", tag("h4", label_of(name))),
-        tag("div.scroll", tag("table", tag("thead", head), tag("tbody", body[:_SHOWN_ROWS]))),
+        tag("div.scroll", tag("table", tag("thead", head), tag("tbody", body[:_SHOWN_ROWS]))) if rows else None,
+        None if rows else tag("p.muted", "No rows."),
         tag(
             "details",
-            tag("summary", f"{len(hidden):,} more rows"),
+            tag("summary", counted(len(hidden), "row", more=True)),
             tag("div.scroll", tag("table", tag("thead", head), tag("tbody", hidden))),
         )
         if hidden

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from hfstack.reporting.curves import Chart, Series, draw
-from hfstack.reporting.formats import label_of, number
+from hfstack.reporting.formats import counted, label_of, number
 from hfstack.reporting.markup import Html, tag
 from hfstack.reporting.runs import Points, Report, Sample
 
@@ -88,7 +88,7 @@ def curves_section(group: list[Report], made: list[Chart]) -> Html:
         tag("div.charts" + (".labelled" if len(trained) > 1 else ""), map(draw, made[:_SHOWN_CURVES])),
         tag(
             "details",
-            tag("summary", f"{len(more)} more curves"),
+            tag("summary", counted(len(more), "curve", more=True)),
             tag("div.charts" + (".labelled" if len(trained) > 1 else ""), map(draw, more)),
         )
         if more
@@ -122,7 +122,9 @@ def samples_section(report: Report, *, named: bool) -> Html:
         tag("h3", report.record.recipe, tag("span.run", report.label) if named else None),
         _scrubber(steps) if len(steps) > 1 else None,
         tag("div.stories", stories[:_SHOWN_STORIES]),
-        tag("details", tag("summary", f"{len(more)} more prompts"), tag("div.stories", more)) if more else None,
+        tag("details", tag("summary", counted(len(more), "prompt", more=True)), tag("div.stories", more))
+        if more
+        else None,
     )
 
 
