@@ -302,6 +302,8 @@ def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
             device = None
         values["bf16"] = device is not None
         chosen.append(f"bf16 true ({device})" if device else "bf16 false (not native on this hardware)")
+    if "disable_tqdm" in values and "disable_tqdm" not in given and not sys.stderr.isatty():
+        values["disable_tqdm"] = True  # a progress bar in a log file is thousands of lines
     if chosen:
         logger.info("not set, so chosen by the hardware: %s", ", ".join(chosen))
 

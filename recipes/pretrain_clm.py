@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub.constants import HF_HOME
+from huggingface_hub import constants
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from trl import ModelConfig
 
+from hfstack.checkpoints import refuse_full_disk
 from hfstack.config import command_line
 from hfstack.data.packing import PackedBlocks, hash_texts, pack
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
@@ -69,13 +70,16 @@ def main(
                 rows[data_args.text_column],
                 tokenizer,
                 block_size=block_size,
-                cache_dir=Path(HF_HOME) / "hfstack" / "packed",
+                cache_dir=Path(constants.HF_HOME) / "hfstack" / "packed",
                 data_hash=hash_texts(rows[data_args.text_column]),
                 isolate_documents=pretrain_args.isolate_documents,
                 drop_last=split == "train",
             )
             for split, rows in splits.items()
         }
+        parameters = count_parameters(model.config).total
+        if training_args.save_strategy != "no":
+            refuse_full_disk(run.output_dir, parameters=parameters)
         if pretrain_args.fused_loss:
             use_fused_loss(model)
 
@@ -96,7 +100,11 @@ def main(
         sample = partial(sample_pairs, tokenizer=tokenizer, prompts=prompts, max_new_tokens=sample_tokens)
         callbacks = [throughput, StopOnDivergence(), SampleTable(run.output_dir / "samples.jsonl", sample)]
         if "eval" in blocks:
-            callbacks.append(DerivedMetrics(partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)))
+            callbacks.append(
+                DerivedMetrics(
+                    partial(derived_metrics, tokens_per_byte=blocks["eval"].token_count / blocks["eval"].byte_count)
+                )
+            )
         if pretrain_args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(pretrain_args.early_stopping_patience))
         trainer = Trainer(
@@ -110,10 +118,11 @@ def main(
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
 
-        metrics = {"train_loss": trained.training_loss, "parameters": count_parameters(model.config).total}
+        metrics = {"train_loss": trained.training_loss, "parameters": parameters}
         metrics |= throughput.metrics()
         if "eval" in blocks:
             metrics |= trainer.evaluate()
+        run.add_artifact("samples", "samples.jsonl")
         return run.finish(metrics, trainer)
 
 

@@ -17,8 +17,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-# Models whose logits are exactly `output_embeddings(backbone(...))`: no soft-capping, no scaling, no extra losses.
-PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "hfstack_gru", "hfstack_lstm"})
+# Models whose logits are exactly `output_embeddings(backbone(...))`: no soft-capping, no scaling, no extra losses. The
+# value names a module that stands between the two, if there is one.
+PLAIN_HEADS: dict[str, str | None] = {
+    "llama": None,
+    "mistral": None,
+    "qwen2": None,
+    "qwen3": None,
+    "gpt2": None,
+    "hfstack_gru": "head_projection",
+    "hfstack_lstm": "head_projection",
+}
 _IGNORED = -100
 
 
@@ -78,6 +87,8 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
     if model.config.model_type not in PLAIN_HEADS or not isinstance(head, torch.nn.Linear) or head.bias is not None:
         return False
     stock_forward = model.forward
+    between = PLAIN_HEADS[model.config.model_type]
+    project = torch.nn.Identity() if between is None else model.get_submodule(between)
 
     @functools.wraps(type(model).forward)  # the Trainer reads the signature to know which columns to keep
     def forward(
@@ -90,7 +101,7 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
         if labels is None or inputs.get("past_key_values") is not None:
             return stock_forward(input_ids=input_ids, labels=labels, **inputs)
         inputs |= {"use_cache": False, "return_dict": True}
-        hidden = self.base_model(input_ids=input_ids, **inputs)[0][:, :-1]  # (B, T - 1, d)
+        hidden = project(self.base_model(input_ids=input_ids, **inputs)[0][:, :-1])  # (B, T - 1, d)
         device_type = hidden.device.type
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
         targets = labels[:, 1:].reshape(-1)  # (N,)

@@ -22,6 +22,9 @@ CONFIGS = {
         vocab_size=61, n_embd=16, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
     ),
     "gru": hfstack.models.gru.GRUConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1),
+    "lstm-projected": hfstack.models.gru.LSTMConfig(
+        vocab_size=61, hidden_size=16, embedding_size=8, num_hidden_layers=1
+    ),
 }  # fmt: skip
 
 

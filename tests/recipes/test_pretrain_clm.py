@@ -1,0 +1,172 @@
+"""The pretraining recipe end to end on tiny models: what it writes, what it refuses, and that it resumes exactly."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataError, DivergedError
+from hfstack.run import read_run
+from tests.conftest import SENTENCES
+
+TINY = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 9, "hidden_size": 16,
+    "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "small.json").write_text(json.dumps(TINY))
+    tiny_tokenizer.save_pretrained(folder / "tokenizer")
+    rows = [{"text": f"{i} {SENTENCES[i % 4]}"} for i in range(80)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def pretrain(inputs: Path, run_recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Call the recipe with small settings; keyword arguments override them."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
+
+    def call(**changes: object) -> dict[str, float]:
+        settings = {
+            "model_name_or_path": inputs / "small.json", "tokenizer_name_or_path": inputs / "tokenizer",
+            "datasets": inputs / "rows.jsonl", "eval_fraction": 0.2, "output_dir": tmp_path / "out", "block_size": 32,
+            "max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "eval_strategy": "steps",
+            "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "report_to": "none", "bf16": "false",
+            "sample_tokens": 4, "logging_nan_inf_filter": "false", "dataloader_pin_memory": "false",
+        } | changes  # fmt: skip
+        return run_recipe("pretrain_clm", *(f"--{k}={v}" for k, v in settings.items() if v is not None))
+
+    return call
+
+
+def count(folder: Path) -> int:
+    return sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def test_trains_evaluates_and_saves(pretrain, inputs: Path, tmp_path: Path) -> None:
+    metrics = pretrain(max_steps=12, eval_steps=6, save_steps=6)
+    record = read_run(tmp_path / "out")
+    assert record.status == "finished" and record.metrics == metrics
+    assert metrics["eval_loss"] < math.log(300) - 0.5  # it has learnt something: a uniform guess is ln 300
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
+    assert 0 < metrics["bits_per_byte"] < 8 and metrics["tokens_per_s"] > 0 and 0 < metrics["mfu"] < 1
+    assert metrics["parameters"] == sum(
+        p.numel() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "out").parameters()
+    )
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == 300
+    assert not list((tmp_path / "out").glob("training_args.bin"))
+    state = json.loads((tmp_path / "out" / record.artifacts["trainer_state"]).read_text())
+    evaluated = [entry for entry in state["log_history"] if "eval_loss" in entry]
+    assert all(entry["bits_per_byte"] > 0 for entry in evaluated)
+    samples = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["samples"]).read_text().splitlines()]
+    assert {row["step"] for row in samples} == {6, 12}
+    assert record.data[0]["files"][0]["path"].endswith("rows.jsonl")
+
+
+def test_finished_is_finished_and_others_are_refused(pretrain, tmp_path: Path) -> None:
+    pretrain(max_steps=2)
+    with pytest.raises(AlreadyFinished):
+        pretrain(max_steps=2)
+    with pytest.raises(CheckpointError, match=r"learning_rate 0\.01 -> 0\.02; choose another --output_dir"):
+        pretrain(max_steps=2, learning_rate=2e-2)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pretrain(output_dir=tmp_path / "whole")
+    from hfstack.training.callbacks import StopOnDivergence
+
+    def interrupt(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(StopOnDivergence, "on_step_end", interrupt)
+    from hfstack.errors import Preempted
+
+    with pytest.raises(Preempted):
+        pretrain()
+    assert read_run(tmp_path / "out").status == "preempted"
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
+    with pytest.raises(CheckpointError, match="already holds checkpoint-2; continue it with --resume"):
+        pretrain()
+    resumed = pretrain(resume_from_checkpoint="last")
+    assert resumed["eval_loss"] == whole["eval_loss"]
+    torch.testing.assert_close(weights(tmp_path / "out"), weights(tmp_path / "whole"), rtol=0, atol=0)
+    assert [restart["step"] for restart in read_run(tmp_path / "out").restarts] == [2]
+
+
+def test_continues_from_a_checkpoint(pretrain, tiny_llama: Path, tmp_path: Path) -> None:
+    metrics = pretrain(model_name_or_path=tiny_llama, tokenizer_name_or_path=None, max_steps=2)
+    assert metrics["parameters"] == sum(
+        p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_llama).parameters()
+    )
+
+
+@pytest.mark.parametrize("name", ["gru-1m", "lstm-1m", "gpt2-1m"])
+def test_other_architectures_train_too(name: str, pretrain, tmp_path: Path) -> None:
+    metrics = pretrain(model_name_or_path=f"recipes/architectures/{name}.json", max_steps=2)
+    assert math.isfinite(metrics["eval_loss"])
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.vocab_size == 300
+
+
+def test_isolated_documents_and_the_stock_loss(pretrain, tmp_path: Path) -> None:
+    fused = pretrain(isolate_documents="true", output_dir=tmp_path / "fused")
+    stock = pretrain(isolate_documents="true", fused_loss="false", output_dir=tmp_path / "stock")
+    joined = pretrain(output_dir=tmp_path / "joined")
+    assert fused["eval_loss"] == pytest.approx(stock["eval_loss"], rel=1e-5)
+    assert fused["eval_loss"] != joined["eval_loss"]
+
+
+def test_early_stopping(pretrain, tmp_path: Path) -> None:
+    pretrain(learning_rate=0.0, max_steps=40, early_stopping_patience=2, load_best_model_at_end="true")
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 6  # best at step 2, two evaluations without a better one
+
+
+def test_a_diverging_run_stops_and_says_so(pretrain, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="is nan at step"):
+        pretrain(learning_rate=1e30, max_grad_norm=0, max_steps=20)
+    record = read_run(tmp_path / "out")
+    assert record.status == "failed" and record.error and "nan" in record.error
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"block_size": 65}, ConfigError, "--block_size 65 is longer than the model's context of 64 tokens"),
+        ({"datasets": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
+        ({"text_column": "body"}, DataError, "body"),
+        ({"eval_fraction": 0.001}, DataError, "eval"),
+        ({"tokenizer_name_or_path": None}, ConfigError, "name one with --tokenizer_name_or_path"),
+        ({"learning_rat": 1}, ConfigError, "did you mean '--learning_rate'"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_a_failed_record(
+    pretrain, changes: dict, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error) as caught:
+        pretrain(**changes)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    if (tmp_path / "out" / "run.json").exists():
+        assert read_run(tmp_path / "out").status == "failed"
+
+
+def test_every_wrong_disk_is_refused_before_training(pretrain, tmp_path: Path, monkeypatch) -> None:
+    import collections
+
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr("hfstack.checkpoints.shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    with pytest.raises(CheckpointError, match=r"two checkpoints need .* but .* has .* free"):
+        pretrain()
