@@ -81,14 +81,14 @@ class CleaningReport:
         """Return columns and rows of the documents dropped by each reason, most frequent first."""
         rows: list[list[Any]] = [
             [name, count, f"{count / self.documents_in:.2%}", " | ".join(self.examples[name])]
-            for name, count in self.dropped.most_common()
+            for name, count in _most_frequent_first(self.dropped)
         ]
         return ["reason", "documents", "share", "examples"], rows
 
     def changed_table(self) -> tuple[list[str], list[list[Any]]]:
         """Return columns and rows of the changes made to the documents that were kept."""
-        rows: list[list[Any]] = [[name, count, ""] for name, count in self.changed.most_common()]
-        rows += [[f"masked {kind}", "", places] for kind, places in self.masked.most_common()]
+        rows: list[list[Any]] = [[name, count, ""] for name, count in _most_frequent_first(self.changed)]
+        rows += [[f"masked {kind}", "", places] for kind, places in _most_frequent_first(self.masked)]
         return ["change", "documents", "places"], rows
 
     def metrics(self) -> dict[str, float]:
@@ -105,6 +105,10 @@ class CleaningReport:
             **{f"dropped_{name}": count for name, count in sorted(self.dropped.items()) if count},
             **{f"masked_{kind}": places for kind, places in sorted(self.masked.items())},
         }
+
+
+def _most_frequent_first(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 Checked = tuple[dict[str, Any], str | None]

@@ -170,6 +170,8 @@ class NearDuplicates:
 def shingle_hashes(text: str) -> np.ndarray:
     """Return (S,) uint64 hashes below 2**32 of the 5-unit shingles; a shorter text is one shingle."""
     hashes = unit_hashes(text)
+    if len(hashes) == 0:
+        return hashes
     return ngram_hashes(hashes, min(_SHINGLE_UNITS, len(hashes))) >> np.uint64(32)
 
 

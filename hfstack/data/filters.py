@@ -31,7 +31,6 @@ _MARK = re.compile(f"[{_MARKS}]")
 _UNIT_ASCII = re.compile("[a-z0-9]+")  # this and the next: what _UNIT_MARKED finds in such text, 2 and 4 times as fast
 _UNIT = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 _UNIT_MARKED = re.compile(f"[{_UNSPACED}]|(?:[^\\W_{_UNSPACED}]|[{_MARKS}])+")
-_UNSPACED_SHARE = 0.3  # of the letters and digits; a Chinese text about software is half English by characters
 _UNITS_PER_WORD = 2  # the average Chinese word in running text has between 1.5 and 2 characters
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: Knuth's multiplicative hashing
 
@@ -42,7 +41,7 @@ class Units(NamedTuple):
     words: list[str]
     """The U units, in order."""
     unspaced: bool
-    """Whether the text is mainly in a script that puts no spaces between words."""
+    """Whether most units are characters of a script that puts no spaces between words."""
     characters: int
     """Letters, digits and marks in all units."""
 
@@ -57,7 +56,7 @@ def split_units(text: str) -> Units:
         words = (_UNIT_MARKED if _MARK.search(folded) else _UNIT).findall(folded)
         unspaced = len(_UNSPACED_CHARACTER.findall(folded))
     characters = sum(map(len, words))
-    return Units(words, unspaced > _UNSPACED_SHARE * characters, characters)
+    return Units(words, 2 * unspaced > len(words), characters)
 
 
 @lru_cache(maxsize=1)

@@ -42,8 +42,6 @@ class Normalised(NamedTuple):
 def normalise(text: str, *, strip_markup: bool = True) -> Normalised:
     """Return the text in Unicode NFC with mojibake mended and controls, markup remnants and stray blanks removed.
 
-    Applying it twice changes nothing more.
-
     Args:
         text: any string, lone surrogates included; the result has none and can always be written as UTF-8.
         strip_markup: also apply `remove_markup`.
@@ -99,6 +97,8 @@ def _tidy_blanks(text: str) -> str:
     return text.strip()
 
 
+_NESTING_LIMIT = 6  # templates within templates, escapes of escapes; deeper ones are data, not prose
+
 # Markup. Each family is entered only when a character that it cannot do without is there; every pattern is linear in
 # the length of the text, because web text holds megabytes of "<" and "{{" too.
 
@@ -107,16 +107,19 @@ _BLOCK_TAGS = "address article aside blockquote body br button canvas caption ce
 _TAG = re.compile(rf"</?({_INLINE_TAGS}|{_BLOCK_TAGS})(?:[\s/][^<>]*)?>".replace(" ", "|"), re.IGNORECASE)
 _INLINE = frozenset(_INLINE_TAGS.split())
 _HIDDEN_TAGS = ("script", "style", "ref", "math")  # their content is not prose
-_ENTITY = re.compile(r"&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_ENTITY = re.compile(r"&(?:amp;)*(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
-_NESTING_LIMIT = 6  # templates within templates; deeper ones are data, not prose
 _TEMPLATE = re.compile(r"\{\{(?![\s{])([^{}|]{1,80})(\|[^{}]*)?\}\}")
 _BARE_TEMPLATES = re.compile(r"reflist|citation needed|cn|fact|clear|dead link|authority control|stub|.*-stub", re.I)
-_WIKI_LINK = re.compile(r"(?<![A-Za-z0-9_\])])\[\[:?((?![\d\s,.]*,)\w[^\[\]\n|]*)(?:\|([^\[\]\n]*))?\]\]")
-_WIKI_MEDIA = re.compile(r"(?:file|image|category|文件|檔案|档案|图像|圖像|分类|分類)\s*:", re.IGNORECASE)
+_WIKI_LINK = re.compile(r"(?<![A-Za-z0-9_)])(?<![^\]]\])\[\[:?((?![\d\s,.]*,)\w[^\[\]\n|]*)(?:\|([^\[\]\n]*))?\]\]")
+_WIKI_MEDIA = re.compile(  # with links in the caption
+    r"\[\[(?:file|image|category|文件|檔案|档案|图像|圖像|分类|分類)[ \t]*:"
+    r"[^\[\]\n]*(?:\[\[[^\[\]\n]*\]\][^\[\]\n]*)*\]\]",
+    re.IGNORECASE,
+)
 _WIKI_URL = re.compile(r"\[(?:https?|ftp)://[^\s\[\]]{1,2000}(?:[ \t]+([^\[\]\n]*))?\](?!\()")
 _WIKI_HEADING = re.compile(r"^[ \t]*(={2,6})[ \t]*([^=\n][^\n]*?)[ \t]*\1[ \t]*$", re.MULTILINE)
-_WIKI_EMPHASIS = re.compile(r"(?<!')('''''|'''|'')(?=\w)([^'\n]*(?:'[^'\n]+)*\w)\1(?!')")
+_WIKI_EMPHASIS = re.compile(r"(?<![A-Za-z0-9'])('''''|'''|'')(?=\w)([^'\n]*(?:'[^'\n]+)*\w)\1(?![A-Za-z0-9'])")
 _WIKI_LITTER = re.compile(
     r"__(?:NO|FORCE)?TOC__|__NOEDITSECTION__|__NOINDEX__|__NOGALLERY__"
     r"|\[(?:edit|citation needed|clarification needed|編輯|编辑|来源请求|來源請求)\]"
@@ -153,7 +156,9 @@ def _remove_markup(text: str) -> str:
 
 def _resolve_entities(text: str) -> str:
     """Replace `&amp;` and its kin, also when escaped several times; `AT&T` and `?a=1&copy=2` stay."""
-    while (resolved := _ENTITY.sub(_entity, text)) != text:
+    for _ in range(_NESTING_LIMIT):
+        if "&" not in text or (resolved := _ENTITY.sub(_entity, text)) == text:
+            break
         text = resolved
     return text
 
@@ -168,8 +173,9 @@ def _entity(match: re.Match[str]) -> str:
 
 def _remove_html(text: str) -> str:
     text = _cut_between(text, re.compile("<!--"), re.compile("-->"))
+    lowered = text.lower()
     for name in _HIDDEN_TAGS:
-        if f"<{name}" in text.lower():
+        if f"<{name}" in lowered:
             text = re.sub(rf"<{name}\b[^<>]*/>", "", text, flags=re.IGNORECASE)
             opening, closing = rf"<{name}(?:\s[^<>]*)?>", rf"</{name}\s*>"
             text = _cut_between(text, re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
@@ -184,8 +190,7 @@ def _remove_wiki(text: str) -> str:
     if "{|" in text:
         text = _cut_between(text, re.compile(r"^\{\|", re.MULTILINE), re.compile(r"^\|\}", re.MULTILINE))
     if "[" in text:
-        for _ in range(2):  # the caption of a picture holds links of its own
-            text = _WIKI_LINK.sub(_wiki_link, text)
+        text = _WIKI_LINK.sub(lambda link: link[1] if link[2] is None else link[2], _WIKI_MEDIA.sub("", text))
         text = _WIKI_URL.sub(lambda link: link[1] or "", text)
     if "==" in text:
         text = _WIKI_HEADING.sub(r"\2", text)
@@ -197,12 +202,6 @@ def _remove_wiki(text: str) -> str:
 def _template(match: re.Match[str]) -> str:
     """`{{cite web|url=...}}` goes; `{{name}}` is a placeholder of many template languages and stays unless known."""
     return "" if match[2] is not None or _BARE_TEMPLATES.fullmatch(match[1].strip()) else match[0]
-
-
-def _wiki_link(match: re.Match[str]) -> str:
-    if _WIKI_MEDIA.match(match[1]):
-        return ""
-    return match[1] if match[2] is None else match[2]
 
 
 def _remove_bbcode(text: str) -> str:
