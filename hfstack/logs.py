@@ -5,6 +5,14 @@ import os
 import sys
 
 
+class _CurrentStderr(logging.StreamHandler):
+    """Writes to whatever sys.stderr is now, so that redirecting it later redirects the log as well."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def get_logger(name: str) -> logging.Logger:
     """Return the logger of one module, a child of the `hfstack` logger.
 
@@ -22,7 +30,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     """
     root = logging.getLogger("hfstack")
     if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _CurrentStderr()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
         root.addHandler(handler)
         root.propagate = False

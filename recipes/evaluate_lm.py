@@ -47,7 +47,6 @@ class EvaluateArgs:
 def main(model_args: ModelConfig, evaluate_args: EvaluateArgs, run_args: RunArgs) -> dict[str, float]:
     """Score every document and return the metrics."""
     with Run.start(__file__, run_args.output_dir, model_args, evaluate_args, run_args) as run:
-        run.record_data("eval", describe_sources(evaluate_args.eval_datasets))
         run.add_parent(model_args.model_name_or_path)
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer).to(Accelerator().device).eval()  # pyright: ignore[reportArgumentType]
@@ -70,6 +69,8 @@ def main(model_args: ModelConfig, evaluate_args: EvaluateArgs, run_args: RunArgs
             texts = [row[evaluate_args.text_column] for row in rows]
         except KeyError:
             raise DataError(f"evaluate_lm needs the column {evaluate_args.text_column!r}; set --text_column") from None
+
+        run.record_data("eval", describe_sources(evaluate_args.eval_datasets))
 
         began = time.perf_counter()
         scores = score_documents(

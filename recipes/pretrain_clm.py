@@ -55,8 +55,6 @@ def main(
     """Train, evaluate and save; return the metrics."""
     with Run.start(__file__, training_args.output_dir, model_args, data_args, pretrain_args, training_args) as run:
         checkpoint = run.checkpoint
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
         run.add_parent(model_args.model_name_or_path)
         run.add_parent(pretrain_args.tokenizer_name_or_path)
 
@@ -64,6 +62,8 @@ def main(
         model = load_causal_lm(model_args, tokenizer)
         block_size = check_block_size(pretrain_args.block_size, model.config)
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("eval", describe_sources(data_args.eval_datasets))
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
         blocks = {
             split: pack(

@@ -77,7 +77,8 @@ def score_documents(
     start = document_start_id(tokenizer)
     if start is None:
         raise DataError("the tokenizer has neither a bos nor an eos token, so no document can be started")
-    encoded: list[list[int]] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    # verbose=False: a document longer than the context is no mistake here, it is read in windows
+    encoded: list[list[int]] = [tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts]
     sizes = [len(text.encode()) for text in texts]
     if across_documents:
         encoded = [[token for ids in encoded for token in [*ids, start]][:-1]]

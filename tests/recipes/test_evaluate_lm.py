@@ -1,0 +1,67 @@
+"""Measuring a model through the recipe."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hfstack.errors import ConfigError, DataError
+from hfstack.run import read_run
+from tests.conftest import SENTENCES
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES))
+    return path
+
+
+def test_measures_and_records(run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path, capsys) -> None:
+    metrics = run_recipe(
+        "evaluate_lm", "--model_name_or_path", tiny_llama, "--eval_datasets", rows, "--output_dir", tmp_path / "out"
+    )
+    assert metrics["eval_loss"] == pytest.approx(5.7, abs=0.3)  # untrained: about ln 300
+    assert metrics["eval_loss_low"] <= metrics["eval_loss"] <= metrics["eval_loss_high"]
+    assert metrics["bits_per_byte_low"] <= metrics["bits_per_byte"] <= metrics["bits_per_byte_high"]
+    assert metrics["documents"] == 4
+    record = read_run(tmp_path / "out")
+    assert record.status == "finished" and record.data[0]["rows"] == 4
+    scores = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["documents"]).read_text().splitlines()]
+    assert sum(score["nll"] for score in scores) / metrics["tokens"] == pytest.approx(metrics["eval_loss"])
+    assert "bits per byte over 4 documents" in capsys.readouterr().out
+
+
+def test_short_windows_and_joined_documents(run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+    common = ["--model_name_or_path", tiny_llama, "--eval_datasets", rows]
+    short = run_recipe("evaluate_lm", *common, "--max_length", 8, "--stride", 4, "--output_dir", tmp_path / "a")
+    whole = run_recipe("evaluate_lm", *common, "--output_dir", tmp_path / "b")
+    joined = run_recipe("evaluate_lm", *common, "--across_documents", "--output_dir", tmp_path / "c")
+    assert short["tokens"] == whole["tokens"] < joined["tokens"]
+    assert joined["documents"] == 1 and "eval_loss_low" not in joined
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (["--max_length", 129], ConfigError, "--max_length 129 is longer than the model's context of 128 tokens"),
+        (["--max_length", 8, "--stride", 8], ConfigError, "--stride 8 must be at least 1 and less than --max_length 8"),
+        (["--text_column", "body"], DataError, "body"),
+    ],
+)
+def test_mistakes(run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path, flags, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        run_recipe(
+            "evaluate_lm", "--model_name_or_path", tiny_llama, "--eval_datasets", rows,
+            "--output_dir", tmp_path / "out", *flags,
+        )  # fmt: skip
+    assert read_run(tmp_path / "out").status == "failed"
+
+
+@pytest.mark.shared
+def test_stories260k_scores_what_its_page_says(run_recipe, shared_data: Path, tmp_path: Path) -> None:
+    metrics = run_recipe(
+        "evaluate_lm", "--model_name_or_path", shared_data / "models/stories260k",
+        "--eval_datasets", shared_data / "lm/tinystories_lower.jsonl.gz", "--max_rows", 60, "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert metrics["eval_loss"] == pytest.approx(2.42, abs=0.1)
