@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import math
+import random
 
 import pytest
 from transformers import AutoTokenizer, BertTokenizer, GPT2Config, LlamaConfig
@@ -100,10 +101,14 @@ def test_wordpiece_is_berts(tmp_path):
 
 
 def test_chinese_words_are_learnt_without_spaces():
-    bpe = train_tokenizer(CHINESE, kind="bpe", vocab_size=400)
-    assert [bpe.decode([token]) for token in bpe("狐狸和猫头鹰")["input_ids"]] == ["狐狸", "和", "猫头鹰"]
-    unigram = train_tokenizer(CHINESE, kind="unigram", vocab_size=120)
-    assert unigram.tokenize("狐狸和猫头鹰") == ["狐狸", "和", "猫头鹰"]
+    generator = random.Random(0)
+    words = "狐狸 兔子 松鼠 猫头鹰 森林 山坡 小河 朋友 唱歌 回家 种树 月亮 星星 故事 秋天 早晨".split()
+    texts = ["".join(generator.choices(words, k=12)) + "。" for _ in range(300)]
+    bpe = train_tokenizer(texts, kind="bpe", vocab_size=360)
+    unigram = train_tokenizer(texts, kind="unigram", vocab_size=80)
+    for tokenizer in (bpe, unigram):
+        ids = tokenizer("猫头鹰狐狸故事星星")["input_ids"]
+        assert [tokenizer.decode([token]) for token in ids] == ["猫头鹰", "狐狸", "故事", "星星"]
     wordpiece = train_tokenizer(CHINESE, kind="wordpiece", vocab_size=120)
     assert wordpiece.tokenize("猫头鹰") == ["猫", "头", "鹰"]  # as in bert-base-chinese
 
