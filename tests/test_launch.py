@@ -380,3 +380,48 @@ def test_accelerate_reads_each_config(path: Path):
     assert (config.num_processes == 1) is (config.distributed_type.value == "NO"), (
         "several: --num_processes must be said"
     )
+
+
+def launch_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What accelerate would give to each of two processes started with one of our configs."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    path = str(CONFIGS / f"{name}.yaml")
+    command = ["--config_file", path, "--num_processes", "2", "--main_process_port", "0", "recipe.py"]
+    monkeypatch.setattr(sys, "argv", ["accelerate", "launch", *command])
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(command))
+    if not arguments.use_deepspeed:
+        return prepare_multi_gpu_env(arguments)
+    arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    return prepare_deepspeed_cmd_env(arguments)[1]
+
+
+def test_fsdp2_arrives_as_fsdp2(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    environment = launch_environment("fsdp2", monkeypatch)
+    assert environment["ACCELERATE_USE_FSDP"] == "true"
+    for name, value in environment.items():
+        if name.startswith("FSDP_"):
+            monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+    assert str(plugin.state_dict_type) == "StateDictType.FULL_STATE_DICT", "the run ends with a loadable model"
+    assert plugin.auto_wrap_policy is not None and plugin.transformer_cls_names_to_wrap is None
+    assert plugin.cpu_ram_efficient_loading
+    assert "FSDP2" not in caplog.text, "a setting that version 2 does not know"
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_leaves_batch_and_clipping_to_the_recipe(stage: int, monkeypatch: pytest.MonkeyPatch):
+    environment = launch_environment(f"zero{stage}", monkeypatch)
+    assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
+    assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == str(stage)
+    assert (
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" not in environment
+        and "ACCELERATE_GRADIENT_CLIPPING" not in environment
+    )
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    if stage == 3:
+        assert environment["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
