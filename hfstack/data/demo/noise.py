@@ -15,7 +15,8 @@ MENDED = ("mojibake", "html", "control_characters", "boilerplate", "personal_dat
 FAULTS = DROPPED + MENDED
 
 _SWAPS = {
-    "little": "small", "small": "little", "very": "quite", "big": "large", "old": "aged", "cried": "wept", "said": "spoke",
+    "little": "small", "small": "little", "very": "quite", "big": "large",
+    "old": "aged", "cried": "wept", "said": "spoke",
     "home": "back", "the": "that", "a": "one", "was": "is", "and": "then", "had": "got", "so": "thus",
 }  # fmt: skip
 _COOKIE_NOTICES = (
@@ -136,7 +137,7 @@ def _html(text: str, uniform: random.Random) -> str:
     sentences = text.split(". ")
     middle = uniform.randrange(1, len(sentences))
     text = ".&nbsp;".join((". ".join(sentences[:middle]), ". ".join(sentences[middle:])))
-    text = text.replace('"', "&quot;").replace(" and ", " &amp; ", 1).replace(", ", ",<br/>", 1)
+    text = text.replace('"', "&quot;").replace(" and ", " <em>and</em> ", 1)
     return uniform.choice(
         (
             f'<div class="story-body"><p>{text}</p></div>',

@@ -5,6 +5,7 @@ list of keywords, a torn-off story or an echo scores low however many keywords i
 the instruction asks for (hero, name, trait, place, object, ending), or the right answer to a question about a story.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ _PLACE_PHRASES = {
 }
 _LEXICON = _ANIMALS | _THING_NOUNS | set(TRAITS) | {place.noun for place in PLACES} | {"happy", "sad"}
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
-_SENTENCE = re.compile(r'[^.!?]+[.!?]+"?')
+_SENTENCE = re.compile(r'[^.!?]+(?:[.!?]+"?|$)')  # what is torn off at the end counts as one; linear on any text
 # Articles and possessives cannot stand before these, and a sentence cannot end in those: what shuffled words get wrong.
 _DETERMINERS = frozenset("a an the his my your their our".split())  # "her" may be an object
 _NO_NOUNS = frozenset(
@@ -52,25 +53,46 @@ TRAIT_WORDS = {
 }
 # What a hero with the trait does: matches are evidence that the story shows what it tells.
 TRAIT_DEEDS = {
-    "brave": r"deep breath|not turn back|not let fear|not run away|stepped in|marched on|right up to|faced the|heart (?:was|stayed) brave|knees|heart pounded",
-    "kind": r"shared?|helped|(?:stopped|hurried|rushed|ran|work) to help|let me help|comfort|gave (?:\w+ )?(?:\w+ )?(?:half|bigger|all|own|back)|welcome|invited|without being asked|cared|gently|felt sorry for|dried",
+    "brave": (
+        r"deep breath|not turn back|not let fear|not run away|stepped in|marched on|right up to|faced the"
+        r"|heart (?:was|stayed) brave|knees|heart pounded"
+    ),
+    "kind": (
+        r"shared?|helped|(?:stopped|hurried|rushed|ran|work) to help|let me help|comfort"
+        r"|gave (?:\w+ )?(?:\w+ )?(?:half|bigger|all|own|back)|welcome|invited|without being asked|cared"
+        r"|gently|felt sorry for|dried"
+    ),
     "clever": r"\bidea|\bplan\b|thought (?:hard|about|fast)|and thought|noticed|worked out|riddle",
-    "patient": r"not hurry|again and again|at a time|waited|gave up|give up|(?:step|inch|board|stone|bush) by|slowly|(?:day|week) (?:after|in)",
+    "patient": (
+        r"not hurry|again and again|at a time|waited|gave up|give up|(?:step|inch|board|stone|bush) by|slowly"
+        r"|(?:day|week) (?:after|in)"
+    ),
     "honest": r"truth|not (?:lie|cheat)|fair to lie|promise|gave my word|not mine|i did it|i broke|told no tales",
-    "shy": r"\bhid\b|blush|not say a word|at the ground|too shy|afraid to|too small|in front of (?:his|her) face|cheeks",
+    "shy": (
+        r"\bhid\b|blush|not say a word|at the ground|too shy|afraid to|too small|in front of (?:his|her) face"
+        r"|cheeks"
+    ),
     "curious": r"wonder(?:ed|ing)|to know|peek|peep|inside|asked (?:why|how)|why |question",
-    "greedy": r"more and more|all mine|wants? more|wanted more|would not (?:give|share)|be mine|kept (?:it|all|the|them)|every bit|all of (?:it|them)|of the gold",
+    "greedy": (
+        r"more and more|all mine|wants? more|wanted more|would not (?:give|share)|be mine"
+        r"|kept (?:it|all|the|them)|every bit|all of (?:it|them)|of the gold"
+    ),
     "lazy": r"yawn|tomorrow|too tired|lay down|\bnap\b|to sleep|asleep|later|snor",
     "proud": r"boast|brag|the best|show(?:ing)? off|nose|admire",
-    "careless": r"forg[eo]t|without thinking|not (?:pay|be careful|look|check|watch)|was not careful|by accident|slipped out",
+    "careless": (
+        r"forg[eo]t|without thinking|not (?:pay|be careful|look|check|watch)|was not careful|by accident"
+        r"|slipped out"
+    ),
     "grumpy": r"grumbl|snapp|scowl|stamp|growl|frown|complain|slam|go away|mutter|blamed",
 }
 _DEED_PATTERNS = {trait: re.compile(pattern, re.IGNORECASE) for trait, pattern in TRAIT_DEEDS.items()}
 _TRAIT_PATTERNS = {trait: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for trait, pattern in TRAIT_WORDS.items()}
 
 _GLAD = re.compile(
-    r"\b(?:happ\w+|glad|smil\w+|laugh(?:ed|s|ing)?(?! at)|joy\w*|hugs?|hugged|danced|sang|grinn\w+|beam\w+|shining|delight\w*|cheer\w*|clapp\w+"
-    r"|giggl\w+|warm inside|best of friends|best day|(?:wonderful|marvelous|delightful) day|kissed|feast|lovely)\b",
+    r"\b(?:happ\w+|glad|smil\w+|laugh(?:ed|s|ing)?(?! at)|joy\w*|hugs?|hugged|danced|sang|grinn\w+|beam\w+"
+    r"|shining|delight\w*|cheer\w*|clapp\w+"
+    r"|giggl\w+|warm inside|best of friends|best day|(?:wonderful|marvelous|delightful) day"
+    r"|kissed|feast|lovely)\b",
     re.IGNORECASE,
 )
 _SORRY = re.compile(
@@ -239,10 +261,11 @@ def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
     }
 
 
-def _judge_grammar(lower: list[str], sentences: list[str], most_function_words: float = 0.65) -> float:
+def _judge_grammar(lower: list[str], sentences: list[str], function_words: tuple[float, float] = (0.3, 0.65)) -> float:
     """Share of function words, sentences of normal length with a capital, and no pairs of words that cannot be."""
     if not lower or not sentences:
         return 0.0
+    least, most = function_words
     share = sum(word in _FUNCTION_WORDS for word in lower) / len(lower)
     well_formed = wrong = 0
     for sentence in sentences:
@@ -251,12 +274,12 @@ def _judge_grammar(lower: list[str], sentences: list[str], most_function_words: 
         well_formed += bool(first_letter and first_letter.group().isupper() and 1 <= len(words) <= 45)
         wrong += sum(
             (left in _DETERMINERS and right in _NO_NOUNS) or (left == right and left in _FUNCTION_WORDS)
-            for left, right in zip(words, words[1:], strict=False)
+            for left, right in itertools.pairwise(words)
         )
         wrong += bool(words) and words[-1] in _NO_LAST_WORDS
     return (
-        _ramp(share, 0.15, 0.3)
-        * _ramp(-share, -most_function_words - 0.15, -most_function_words)
+        _ramp(share, least - 0.15, least)
+        * _ramp(-share, -most - 0.15, -most)
         * _ramp(well_formed / len(sentences), 0.3, 0.85)
         * _ramp(-wrong / len(lower), -0.05, -0.012)
     )
@@ -297,7 +320,7 @@ def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[
         "finished": 1.0 if re.search(r'[.!?]"?$', answer.strip()) else 0.5,
         "length": _ramp(len(lower), 0, 2) * _ramp(-len(lower), -60, -30),
         "no_rivals": 0.3**rivals,
-        "grammar": 0.5 + 0.5 * _judge_grammar(lower, sentences, most_function_words=0.85),
+        "grammar": 0.5 + 0.5 * _judge_grammar(lower, sentences, function_words=(0.15, 0.85)),
         "not_a_list": 1.0 if len(_LEXICON & set(lower)) <= 4 else 0.2,
         "fresh": 1.0 if len(set(sentences)) == len(sentences) else 0.3,
     }

@@ -88,6 +88,12 @@ def _suited(templates: Sequence[str], trait: str, step: str) -> list[str]:
     return suited
 
 
+def _by_kind(templates: Sequence[str]) -> list[str]:
+    """Let a sentence that starts with the hero's name start with the kind now and then: "the little fox"."""
+    subject = "[{H}|{H}|{H}|the {kind}|the [little|young|poor] {kind}] "
+    return [subject + text[4:] if text.startswith("{H} ") else text for text in templates]
+
+
 _STEPS = {
     (plot.name, trait, step): _compiled(_suited(getattr(plot, step), trait, step))
     for plot in PLOTS
@@ -95,10 +101,10 @@ _STEPS = {
     for step in ("hooks", "setup", "trouble", "talk")
 }
 _TITLES = {plot.name: _compiled([plot.title]) for plot in PLOTS}
-_DEEDS = {(plot.name, trait): _compiled(deeds) for plot in PLOTS for trait, deeds in plot.deeds.items()}
+_DEEDS = {(plot.name, trait): _compiled(_by_kind(deeds)) for plot in PLOTS for trait, deeds in plot.deeds.items()}
 _OUTCOMES = {
     (plot.name, trait, ending): _compiled(
-        plot.outcomes.get(f"{trait} {ending}") or plot.outcomes[f"{TRAITS[trait]} {ending}"]
+        _by_kind(plot.outcomes.get(f"{trait} {ending}") or plot.outcomes[f"{TRAITS[trait]} {ending}"])
     )
     for plot in PLOTS
     for trait in plot.deeds
@@ -109,7 +115,7 @@ _INTRODUCTIONS = {
     for trait in TRAITS
     for step, lines in _SHARED["introductions"].items()
 }
-_FEELINGS = {ending: _compiled(lines) for ending, lines in _SHARED["feelings"].items()}
+_FEELINGS = {ending: _compiled(_by_kind(lines)) for ending, lines in _SHARED["feelings"].items()}
 _LONELY_FEELINGS = {
     ending: _compiled([line for line in lines if "{F}" not in line]) for ending, lines in _SHARED["feelings"].items()
 }
@@ -119,12 +125,12 @@ _MORALS = {
 }
 _FRAMES = _compiled(_SHARED["frames"]["all"])
 _SCENES = {
-    name: _compiled([f"it was a {name} [morning|afternoon|day]. {line}" for line in lines])
+    name: _compiled([f"{scene.format(name)} {line}" for scene in _SHARED["times"]["scene"] for line in lines])
     for name, lines in _SHARED["weather"].items()
 }
 _DETAILS = _compiled(_SHARED["details"]["all"])
 _THOUGHTS = {trait: _compiled(lines) for trait, lines in _SHARED["thoughts"].items()}
-_WHEN = _compiled([f"it all began {time}." for lines in _SHARED["times"].values() for time in lines])
+_WHEN = _compiled([f"it all began {time}." for which in ("weather", "plain") for time in _SHARED["times"][which]])
 _PLOTS_OF_TRAIT = {trait: tuple(plot for plot in PLOTS if trait in plot.deeds) for trait in TRAITS}
 _THINGS_OF_PLOT = {plot.name: tuple(thing for thing in THINGS if set(plot.roles) & set(thing.roles)) for plot in PLOTS}
 _TRAIT_NAMES = tuple(TRAITS)

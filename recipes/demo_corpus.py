@@ -1,0 +1,92 @@
+"""Write the embedded corpus: short English stories with planted noise, and labelled data for the later stages.
+
+    hfstack run demo_corpus --output_dir runs/demo_corpus
+    python recipes/demo_corpus.py --stories 12000 --output_dir runs/demo_corpus     # the same
+
+reads   nothing: the stories come from a generator, so no network is needed
+writes  raw.jsonl, planted.jsonl (the truth about the noise), prompts.txt, on request instructions.jsonl,
+        chat.jsonl and sentiment.jsonl, and run.json, in --output_dir
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfstack.config import command_line
+from hfstack.data.demo.instructions import as_messages, instructions, openings, sentiment_rows
+from hfstack.data.demo.noise import DROPPED, FAULTS, noisy_corpus
+from hfstack.data.jsonl import write_jsonl
+from hfstack.errors import ConfigError
+from hfstack.run import Run
+
+
+@dataclass
+class DemoArgs:
+    output_dir: str = "runs/demo_corpus"
+    """Where raw.jsonl, the other files and run.json go."""
+    stories: int = 12000
+    """Rows of raw.jsonl, noisy ones included; about 600 bytes each."""
+    noise_share: float = 0.15
+    """Share of the rows that are duplicates or damaged on purpose, in [0, 1)."""
+    seed: int = 0
+    """Row n of a seed is the same however many rows are written."""
+    instructions: int = 0
+    """Rows of instructions.jsonl (prompt, completion) and chat.jsonl (the same as messages); 0 writes none."""
+    sentiment: int = 0
+    """Rows of sentiment.jsonl (text, label): 1 for a happy ending, 0 for a sad one; 0 writes none."""
+    prompts: int = 20
+    """Lines of prompts.txt: openings of stories that are in none of the other files."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise_share < 1:
+            raise ConfigError(f"noise_share must be in [0, 1), got {self.noise_share}")
+        for name in ("stories", "instructions", "sentiment", "prompts"):
+            if getattr(self, name) < (least := int(name == "stories")):
+                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def main(args: DemoArgs) -> dict[str, float]:
+    with Run.start(__file__, args.output_dir, args) as run:
+        started, faults, text_bytes = time.perf_counter(), Counter[str | None](), 0
+        with write_jsonl(run.output_dir / "raw.jsonl") as add, write_jsonl(run.output_dir / "planted.jsonl") as note:
+            for row in noisy_corpus(args.seed, args.stories, share=args.noise_share):
+                add({"id": row["id"], "text": row["text"]})
+                note({"id": row["id"], "planted": row["planted"], "source": row["source"]})
+                faults[row["planted"]] += 1
+                text_bytes += len(row["text"].encode())
+        speed = args.stories / (time.perf_counter() - started)
+
+        tasks = list(instructions(args.seed, args.instructions))
+        write_if_any(run.output_dir / "instructions.jsonl", tasks)
+        write_if_any(run.output_dir / "chat.jsonl", [as_messages(task) for task in tasks])
+        write_if_any(run.output_dir / "sentiment.jsonl", list(sentiment_rows(args.seed, args.sentiment)))
+        prompts = "".join(f"{opening}\n" for opening in openings(args.seed, args.prompts))
+        (run.output_dir / "prompts.txt").write_text(prompts, encoding="utf-8")
+
+        planted = [[fault, "drop" if fault in DROPPED else "mend", faults[fault]] for fault in FAULTS if faults[fault]]
+        run.add_table("planted_noise", ["fault", "a cleaner should", "rows"], planted)
+        for fault, duty, count in planted:
+            print(f"{fault:<20} {count:>6} rows to {duty}")
+        run.finish(
+            {
+                "documents": args.stories,
+                "text_bytes": text_bytes,
+                "planted_share": 1 - faults[None] / args.stories,
+                "documents_per_s": speed,
+            }
+        )
+    return run.metrics
+
+
+def write_if_any(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a file of rows, unless none were asked for."""
+    if rows:
+        with write_jsonl(path) as add:
+            for row in rows:
+                add(row)
+
+
+if __name__ == "__main__":
+    command_line(main)
