@@ -95,13 +95,15 @@ class Run:
         self._previous_handler: Any = None
 
     @classmethod
-    def start(cls, recipe_file: str, output_dir: str | Path | None, *settings: Any) -> Self:
+    def start(cls, recipe_file: str, output_dir: str | Path | None, *settings: Any, replace_own: bool = False) -> Self:
         """Check the output directory, seed every generator and write the first run.json.
 
         Args:
             recipe_file: the recipe's `__file__`.
             output_dir: the directory that this run owns from now on; None for a new `runs/<recipe>-<time>`.
             settings: the recipe's dataclasses, as `main` received them.
+            replace_own: an earlier run of the same recipe may be replaced, because what it wrote is a view of other
+                runs (a report) that can be made again at any time.
 
         Raises:
             CheckpointError: the directory cannot be written, or belongs to another run.
@@ -130,7 +132,7 @@ class Run:
             process={"pid": os.getpid(), "host": socket.gethostname()},
         )
         run = cls(record, training_args)
-        run._claim_directory()
+        run._claim_directory(replace_own=replace_own)
         seed = next((s["seed"] for s in plain.values() if isinstance(s.get("seed"), int)), 0)
         if training_args is not None and training_args.full_determinism:
             enable_full_determinism(seed)
@@ -152,6 +154,8 @@ class Run:
         if self._previous_handler is not None:
             signal.signal(signal.SIGTERM, self._previous_handler)
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
+        if error is not None and (newest := get_last_checkpoint(str(self.output_dir))) is not None:
+            self.add_artifact("trainer_state", Path(newest).name + "/trainer_state.json")  # the curves so far
         self.record.status = "finished" if error is None else "preempted" if stopped else "failed"
         if error is not None and not stopped:
             text = str(error) if isinstance(error, HfstackError) else f"{type(error).__name__}: {error}"
@@ -234,7 +238,7 @@ class Run:
             logger.info("saved %s", self.output_dir)
         return self.metrics
 
-    def _claim_directory(self) -> None:
+    def _claim_directory(self, *, replace_own: bool) -> None:
         """Make the directory ours, or say whose it is."""
         path = self.output_dir / RUN_FILE
         if self._rank == 0:
@@ -259,6 +263,8 @@ class Run:
                 f"{self.output_dir} holds a run of {before.recipe}, not of {self.record.recipe}; "
                 "choose another --output_dir"
             )
+        if replace_own:
+            return
         if before.config_hash != self.record.config_hash:
             changed = "; ".join(settings_difference(before.settings, self.record.settings)) or "its settings"
             raise CheckpointError(

@@ -16,7 +16,7 @@ from hfstack.config import command_line
 from hfstack.errors import ConfigError
 from hfstack.reporting.page import default_title, render_page
 from hfstack.reporting.runs import Report, load_runs
-from hfstack.run import RUN_FILE, Run, read_run
+from hfstack.run import RUN_FILE, Run
 
 
 @dataclass
@@ -33,9 +33,8 @@ def main(args: ReportArgs) -> dict[str, float]:
     if not args.runs:
         raise ConfigError("--runs is empty; give the --output_dir of one or more runs, or the folder above them")
     reports = load_runs(args.runs)
-    forget_last_report(Path(args.output_dir))
 
-    with Run.start(__file__, args.output_dir, args) as run:
+    with Run.start(__file__, args.output_dir, args, replace_own=True) as run:
         run.record_data("runs", [describe(report) for report in reports])
         page = render_page(reports, title=args.title or default_title(reports), made=datetime.now(UTC))
         target = Path(args.output_dir) / "report.html"
@@ -60,12 +59,6 @@ def describe(report: Report) -> dict[str, object]:
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     file = {"path": str(path), "bytes": len(content), "blake2b": digest}
     return {"path": str(report.directory), "files": [file], "rows": None}
-
-
-def forget_last_report(output_dir: Path) -> None:
-    """Drop the record of an earlier report, so that the page can be made again while its runs go on."""
-    if (output_dir / RUN_FILE).is_file() and read_run(output_dir).recipe == "report":
-        (output_dir / RUN_FILE).unlink()
 
 
 if __name__ == "__main__":

@@ -141,6 +141,15 @@ def test_parents_are_runs_only(tmp_path: Path) -> None:
     assert read_run(tmp_path / "model").parents == ["../tokenizer"]
 
 
+def test_a_view_of_other_runs_may_be_made_again(tmp_path: Path) -> None:
+    for rate in (0.1, 0.2):
+        with Run.start("report.py", tmp_path, Settings(rate=rate), replace_own=True) as run:
+            run.finish({"rate": rate})
+    assert read_run(tmp_path).metrics == {"rate": 0.2}
+    with pytest.raises(CheckpointError, match="holds a run of report, not of clean"):
+        Run.start("clean.py", tmp_path, Settings(), replace_own=True)
+
+
 def test_default_directory_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with Run.start("generate.py", RunArgs().output_dir, RunArgs()) as run:
