@@ -5,6 +5,7 @@ process writes goes to the terminal while it is written, and the exit code is re
 """
 
 import contextlib
+import ctypes
 import io
 import json
 import os
@@ -49,7 +50,14 @@ def execute(launch: Launch) -> int:
                 screen = _Screen(folder, "std*.log", copy=log)
         report_start = log.tell() if log else 0
         stop = stack.enter_context(_StopSignals())
-        process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=output, stderr=errors)
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,  # or the terminal would send Ctrl-C to the recipe as well
+            preexec_fn=_stop_when_the_parent_dies if sys.platform == "linux" else None,
+        )
         stop.watch(process, through_launcher=launch.launcher == "accelerate")
         code = _wait(process, screen)
         stop.wait_for_workers()
@@ -96,6 +104,12 @@ def _open_log(launch: Launch) -> io.BufferedRandom:
     log.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} + {launch}\n".encode())
     log.flush()
     return log
+
+
+def _stop_when_the_parent_dies() -> None:
+    """In the child: have it saved and ended, rather than left behind, when `hfstack run` itself is killed."""
+    pr_set_pdeathsig = 1  # linux/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 class _Screen:

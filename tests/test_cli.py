@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from hfstack import cli
 
+ROOT = Path(__file__).parent.parent
 FIRST = '"""Do the first thing.\n\nMore.\n"""\n\n\ndef main(args: Args) -> dict: ...\n'
 SECOND = '"""Print what it was given."""\nimport sys\n\n\ndef main(args: dict) -> dict: ...\n\n\nprint(sys.argv[1:])\n'
 
@@ -191,3 +193,31 @@ def test_help_of_a_shipped_recipe_imports_no_torch():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--learning_rate" in done.stdout and "--datasets" in done.stdout
+
+
+def test_the_wheel_carries_what_the_commands_need(tmp_path: Path):
+    """Built here and run from another folder, as after `pip install`."""
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "installed")
+    assert not list((tmp_path / "installed").rglob("*.pyc"))
+    (tmp_path / "here").mkdir()
+
+    def hfstack(*argv: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+        command = [sys.executable, "-m", "hfstack.cli", *argv]
+        done = subprocess.run(
+            command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    names = [line.split()[0] for line in hfstack("list").splitlines()]
+    assert names == sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+    assert hfstack("copy", "pretrain_clm").split() == ["pretrain_clm.py", "pretrain_clm.yaml"]
+    assert "--learning_rate" in hfstack("run", "pretrain_clm", "--help")
+    assert "multi_gpu" in hfstack("run", "--help")
+    shipped = tmp_path / "installed" / "hfstack" / "_shipped"
+    assert (shipped / "constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()

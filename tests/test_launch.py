@@ -174,6 +174,16 @@ def test_ctrl_c_before_the_recipe_can_save_is_a_preemption_too(recipe: Path):
     assert process.returncode == 75
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_a_killed_hfstack_leaves_no_recipe_behind(recipe: Path):
+    with start(recipe, "--end", "wait") as process:
+        wait_for(recipe.parent / "out" / "ready")
+        process.kill()
+        _, err = process.communicate(timeout=60)  # ends when the last holder of the pipe has ended
+    assert json.loads((recipe.parent / "out" / "run.json").read_text())["status"] == "preempted"
+    assert "saved after SIGTERM" in err
+
+
 def test_accelerate_keeps_the_code_and_an_old_run_json_does_not_decide(recipe: Path):
     (recipe.parent / "out").mkdir()
     (recipe.parent / "out" / "run.json").write_text('{"status": "finished"}')
