@@ -20,7 +20,7 @@ from transformers import (
 
 from hfstack.errors import ConfigError
 from hfstack.models.gru import GRUConfig, GRUForCausalLM, LSTMConfig, LSTMForCausalLM, RecurrentForCausalLM
-from hfstack.models.recurrence import RecurrentCache, Slab, cut_segments
+from hfstack.models.recurrence import RecurrentCache
 
 VOCABULARY = 61
 CONFIGS = {
@@ -130,54 +130,6 @@ def test_gradients_are_those_of_the_documents_alone(model: RecurrentForCausalLM)
         torch.testing.assert_close(packed[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("filler_fraction", [0.0, 0.25, 0.9])
-def test_segments_hold_each_token_once_and_in_order(filler_fraction: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    valid = torch.rand(7, 40, generator=generator) < 0.8
-    valid[3] = False
-    starts = torch.rand(7, 40, generator=generator) < 0.15
-    segments = cut_segments(valid, starts, filler_fraction=filler_fraction)
-    assert segments is not None
-    homes = segments.token_index[segments.real]
-    assert sorted(homes.tolist()) == valid.flatten().nonzero().squeeze(1).tolist()
-    assert sum(steps * width for steps, width in segments.slabs) == len(segments.token_index)
-    assert filler_fraction > 0 or bool(segments.real.all())
-    begin, documents = 0, [[] for _ in range(segments.slabs[0].width)]
-    for steps, width in segments.slabs:
-        places = segments.token_index[begin : begin + steps * width].view(steps, width)
-        real = segments.real[begin : begin + steps * width].view(steps, width)
-        for column in range(width):
-            documents[column] += places[real[:, column], column].tolist()
-        begin += steps * width
-    assert [len(document) for document in documents] == sorted(map(len, documents), reverse=True)
-    for document, row, continues in zip(documents, segments.row.tolist(), segments.continues.tolist(), strict=True):
-        assert document == sorted(document)
-        assert {home // 40 for home in document} == {row}
-        inner = [home for home in document[1:] if starts.flatten()[home]]
-        assert inner == []
-        is_first = document[0] == min(home for home in homes.tolist() if home // 40 == row)
-        assert continues == (is_first and not bool(starts.flatten()[document[0]]))
-    assert sorted(segments.ended_row.tolist()) == [0, 1, 2, 4, 5, 6]
-
-
-def test_slabs_by_hand() -> None:
-    # documents of 5 and 2 tokens, then of 3 and 4: longest first 5, 4, 3, 2
-    valid = torch.ones(2, 7, dtype=torch.bool)
-    starts = torch.zeros(2, 7, dtype=torch.bool)
-    starts[0, 5] = starts[1, 3] = True
-    exact = cut_segments(valid, starts, filler_fraction=0.0)
-    assert exact is not None
-    assert exact.slabs == (Slab(2, 4), Slab(1, 3), Slab(1, 2), Slab(1, 1))
-    assert exact.token_index[:4].tolist() == [0, 10, 7, 5]
-    assert exact.row.tolist() == [0, 1, 1, 0]
-    assert exact.continues.tolist() == [True, False, True, False]
-    coarse = cut_segments(valid, starts, filler_fraction=0.25)
-    assert coarse is not None
-    assert coarse.slabs == (Slab(3, 4), Slab(1, 2), Slab(1, 1))
-    assert int((~coarse.real).sum()) == 1
-    assert cut_segments(~valid, starts, filler_fraction=0.0) is None
-
-
 @torch.no_grad()
 def test_generate_costs_one_token_a_step_and_a_state_of_fixed_size(
     model: RecurrentForCausalLM, monkeypatch: pytest.MonkeyPatch
@@ -234,21 +186,7 @@ def test_sampling_is_seeded_and_a_returned_cache_continues(model: RecurrentForCa
     torch.testing.assert_close(more, model.generate(input_ids, max_new_tokens=8, do_sample=False))
 
 
-@torch.no_grad()
-def test_cache_operations(model: RecurrentForCausalLM) -> None:
-    cache = model(tokens(3, 4), use_cache=True).past_key_values
-    before = copy.deepcopy(cache)
-    cache.reorder_cache(torch.tensor([2, 0, 0]))
-    cache.batch_repeat_interleave(2)
-    cache.batch_select_indices(torch.tensor([0, 5]))
-    for part, old in zip(cache.state, before.state, strict=True):
-        torch.testing.assert_close(part, old[:, [2, 0]])
-    assert (cache.batch_size, cache.get_seq_length(), len(cache)) == (2, 4, model.config.num_hidden_layers)
-    cache.crop(0)
-    with pytest.raises(RuntimeError, match="cannot be rolled back"):
-        cache.crop(-1)
-    cache.reset()
-    assert (cache.batch_size, cache.get_seq_length(), cache.is_initialized) == (-1, 0, False)
+def test_a_cache_of_another_kind_is_refused(model: RecurrentForCausalLM) -> None:
     with pytest.raises(TypeError, match="DynamicCache, not a RecurrentCache"):
         model(tokens(3, 1), past_key_values=DynamicCache())
 
@@ -344,15 +282,22 @@ def test_loss_is_divided_by_num_items_in_batch(model: RecurrentForCausalLM) -> N
     torch.testing.assert_close(total, mean * 16 / 4)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("kind", [GRUForCausalLM, LSTMForCausalLM])
-def test_autocast_keeps_the_state_in_fp32(kind: type[RecurrentForCausalLM]) -> None:
+@pytest.mark.parametrize("residual", [True, False])
+def test_autocast_keeps_the_state_in_fp32(kind: type[RecurrentForCausalLM], residual: bool) -> None:
     set_seed(0)
-    model = kind(kind.config_class(vocab_size=VOCABULARY, embedding_size=16, hidden_size=32)).eval()
+    model = kind(kind.config_class(vocab_size=VOCABULARY, embedding_size=16, hidden_size=32, residual=residual)).eval()
     input_ids = tokens(2, 30)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(input_ids)
-    assert {part.dtype for part in output.past_key_values.state} == {torch.float32}
-    torch.testing.assert_close(output.logits.float(), model(input_ids).logits, rtol=0.0, atol=0.02)
+    position_ids = torch.arange(30).remainder(12)[None]
+    for settings in ({}, {"position_ids": position_ids}):
+        exact = model(input_ids, **settings)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = model(input_ids, **settings)
+            more = model(input_ids[:, :1], past_key_values=output.past_key_values)
+        assert {part.dtype for part in output.past_key_values.state} == {torch.float32}
+        torch.testing.assert_close(output.logits.float(), exact.logits, rtol=0.0, atol=0.02)
+        assert more.past_key_values.get_seq_length() == 31
 
 
 @pytest.mark.parametrize(
