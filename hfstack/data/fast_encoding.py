@@ -24,7 +24,8 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-_END = "\x1e<end of document>\x1e"  # stands between documents in the one string that tiktoken is given
+_MARK = "<end of document>"
+_END = f"\x1e{_MARK}\x1e"  # stands between documents in the one string that tiktoken is given
 
 # Pre-tokenizer pattern of the `tokenizers` library -> the same split for tiktoken's regex engine. Each pattern must
 # cover every character: tiktoken drops what no piece matches. Possessive quantifiers save time and change no split.
@@ -72,25 +73,30 @@ class DocumentEncoder:
         """Return the ids (N,) uint32 of all documents, and (D,) int64 the index just past each document's eos."""
         if self._encoding is None:
             return self._encode_with_tokenizer(documents)
-        joined = _END.join(documents)
-        if self._reserved.search(joined) and (special := self._with_reserved(documents)):
-            return self._encode_mixed(documents, special)
-        return self._encode_with_tiktoken(joined + _END)
+        joined = _END.join(documents) + _END
+        special: list[int] = []
+        if joined.count(_MARK) > len(documents) or self._added.search(joined):
+            special = [i for i, document in enumerate(documents) if _MARK in document or self._added.search(document)]
+        try:
+            return self._encode_mixed(documents, special) if special else self._encode_with_tiktoken(joined)
+        except ValueError:  # its regex engine gives up on a run of hundreds of thousands of white-space characters
+            too_long = [index for index, document in enumerate(documents) if self._gives_up(document)]
+            return self._encode_mixed(documents, sorted({*special, *too_long}))
 
     def _mirror(self) -> None:
-        model = json.loads(self.tokenizer.to_str())["model"]
-        ranks, ids = _ranks_and_ids(model)
+        settings = json.loads(self.tokenizer.to_str())
+        ranks, ids = _ranks_and_ids(settings["model"])
+        pattern = _split_pattern(settings["pre_tokenizer"])
+        assert pattern is not None  # else there was a reason not to mirror
         self._end_rank = len(ids)
         self._id_of_rank = np.array([*ids, self.end_id], dtype=np.uint32)
         self._encoding = tiktoken.Encoding(
-            "mirror",
-            pat_str=_split_pattern(json.loads(self.tokenizer.to_str())["pre_tokenizer"]) or "",
-            mergeable_ranks=ranks,
-            special_tokens={_END: self._end_rank},
+            "mirror", pat_str=pattern, mergeable_ranks=ranks, special_tokens={_END: self._end_rank}
         )
+        # The public calls give a list a document; one string in and one buffer out is the fastest way on one thread.
         self._encode_to_buffer = self._encoding._core_bpe.encode_to_tiktoken_buffer
-        reserved = [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
-        self._reserved = re.compile("|".join(map(re.escape, [*reserved, _END[1:-1]])))
+        added = [re.escape(token.content) for token in self.tokenizer.get_added_tokens_decoder().values()]
+        self._added = re.compile("|".join(added) or "(?!)")
 
     def _encode_with_tiktoken(self, joined: str) -> tuple[np.ndarray, np.ndarray]:
         ranks = np.frombuffer(self._encode_to_buffer(joined, {_END}), dtype=np.uint32)  # (N,)
@@ -109,23 +115,25 @@ class DocumentEncoder:
             row.append(self.end_id)
         return np.fromiter((token for row in rows for token in row), dtype=np.uint32, count=int(ends[-1])), ends
 
-    def _with_reserved(self, documents: list[str]) -> list[int]:
-        return [index for index, document in enumerate(documents) if self._reserved.search(document)]
+    def _gives_up(self, document: str) -> bool:
+        try:
+            self._encode_with_tiktoken(document)
+        except ValueError:
+            return True
+        return False
 
     def _encode_mixed(self, documents: list[str], special: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Encode the documents numbered `special` with the tokenizer itself and the rest with tiktoken, in order."""
         chosen = set(special)
         plain = [index for index in range(len(documents)) if index not in chosen]
+        encoded = [self._encode_with_tokenizer([documents[index] for index in special])]
+        if plain:
+            encoded.append(self._encode_with_tiktoken("".join(documents[index] + _END for index in plain)))
         pieces: list[np.ndarray] = [np.empty(0, dtype=np.uint32)] * len(documents)
-        for indices, encode in ((special, self._encode_with_tokenizer), (plain, self._encode_joined)):
-            if indices:
-                ids, ends = encode([documents[index] for index in indices])
-                for index, piece in zip(indices, np.split(ids, ends[:-1]), strict=True):
-                    pieces[index] = piece
+        for indices, (ids, ends) in zip((special, plain), encoded, strict=False):
+            for index, piece in zip(indices, np.split(ids, ends[:-1]), strict=True):
+                pieces[index] = piece
         return np.concatenate(pieces), np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
-
-    def _encode_joined(self, documents: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return self._encode_with_tiktoken(_END.join(documents) + _END)
 
     def _disagreement(self, sample: Sequence[str]) -> str | None:
         """Say how the two engines differ on the sample, or None."""

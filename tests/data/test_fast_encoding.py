@@ -78,6 +78,7 @@ def test_special_tokens_in_the_text_are_what_the_tokenizer_makes_of_them():
         "plain",
         "  <mask>x",
         "\x1e<end of document>\x1e",
+        "x\x1e<end of document>",
         "",
     ]
     for split_special_tokens in (False, True):
@@ -95,6 +96,15 @@ def test_llama3_style_files_with_ignored_merges_are_mirrored():
     encoder = DocumentEncoder(tokenizer, sample=TEXT)
     assert encoder.engine == "tiktoken"
     assert_same_ids(encoder, tokenizer, [*TEXT, *random_documents(200)])
+
+
+def test_documents_that_tiktokens_regex_gives_up_on_are_encoded_all_the_same():
+    tokenizer = train(byte_level())
+    documents = ["before", " " * 300_000 + "x", "<|user|>", "after"]
+    encoder = DocumentEncoder(tokenizer)
+    assert_same_ids(encoder, tokenizer, [documents[0], documents[1], documents[3]])
+    assert_same_ids(encoder, tokenizer, documents)
+    assert_same_ids(encoder, tokenizer, ["a" * 300_000, "狐狸" * 100_000])
 
 
 def changed(**options) -> Tokenizer:
