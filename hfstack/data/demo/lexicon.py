@@ -57,7 +57,7 @@ KINDS = (
     Kind("squirrel", "nest", "scampered", "paw"),
     Kind("frog", "nook", "hopped", "foot"),
     Kind("duck", "nest", "waddled", "wing"),
-    Kind("cat", "basket", "padded", "paw"),
+    Kind("cat", "cottage", "padded", "paw"),
     Kind("dog", "kennel", "ran", "paw"),
     Kind("hedgehog", "burrow", "shuffled", "paw"),
     Kind("badger", "den", "marched", "paw"),

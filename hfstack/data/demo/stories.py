@@ -84,7 +84,8 @@ def _suited(templates: Sequence[str], trait: str, step: str) -> list[str]:
     for template in templates:
         traits, _, rest = template.partition(" ") if template.startswith("@") else ("", "", template)
         if not traits or trait in traits[1:].split(","):
-            suited.append("{S} " + rest[4:] if step == "setup" and rest.startswith("{H} ") else rest)
+            named = step in ("setup", "trouble") and rest.startswith("{H} ")
+            suited.append("{S} " + rest[4:] if named else rest)
     return suited
 
 

@@ -158,7 +158,8 @@ def test_ending_is_read_from_the_last_sentences():
 
 def test_every_trait_is_shown_in_the_stories_that_have_it():
     assert TRAIT_DEEDS.keys() == TRAITS.keys()
+    corpus = list(stories(30, 600))
     for trait in TRAITS:
-        told = [one.text for one in stories(30, 1500) if one.trait == trait][:60]
+        told = [one.text for one in corpus if one.trait == trait]
         prompt = f"Write a story about somebody who is {trait}."
         assert mean(gold_breakdown(prompt, text)["trait"] for text in told) >= 0.97, trait
