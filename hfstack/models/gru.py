@@ -233,6 +233,7 @@ class RecurrentModel(RecurrentPreTrainedModel):
         position_ids: LongTensor | None = None,
         past_key_values: RecurrentCache | None = None,
         inputs_embeds: Tensor | None = None,
+        *,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,  # upstream callers pass loss and attention arguments through every forward
@@ -314,6 +315,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         position_ids: LongTensor | None = None,
         past_key_values: RecurrentCache | None = None,
         inputs_embeds: Tensor | None = None,
+        *,
         labels: LongTensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
