@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from huggingface_hub import constants
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.block_writer import BlockWriter, PackedCounts
@@ -97,6 +98,11 @@ class PackedBlocks(torch.utils.data.Dataset):
     def document_count(self) -> int:
         """Documents with at least one token in the blocks."""
         return self.counts.document_count
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """Tokens, eos included, over UTF-8 bytes of text: turns nats per token into bits per byte."""
+        return self.token_count / self.byte_count
 
     def __len__(self) -> int:
         return self.counts.block_count
@@ -193,6 +199,33 @@ def pack(
             if not folder.is_dir():
                 _write_folder(folder, texts, tokenizer, block_size=block_size, drop_last=drop_last)
     return PackedBlocks(folder, isolate_documents=isolate_documents, masked_token_ids=masked_token_ids)
+
+
+def pack_splits(
+    splits: Mapping[str, Mapping[str, Iterable[str]]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    text_column: str,
+    block_size: int,
+    isolate_documents: bool = False,
+) -> dict[str, PackedBlocks]:
+    """Pack one column of each split, cached beside the Hub's cache by the content of the text.
+
+    Every block is full, so that the mean of the blocks' losses is the mean over tokens whatever the batch size; the
+    tokens after the last full block are dropped.
+    """
+    cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
+    return {
+        split: pack(
+            rows[text_column],
+            tokenizer,
+            block_size=block_size,
+            cache_dir=cache_dir,
+            data_hash=hash_texts(rows[text_column]),
+            isolate_documents=isolate_documents,
+        )
+        for split, rows in splits.items()
+    }
 
 
 def hash_texts(texts: Iterable[str]) -> str:
