@@ -66,7 +66,7 @@ class CleanArgs:
 
 
 def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
-    started, report = time.perf_counter(), CleaningReport()
+    report = CleaningReport()
     with Run.start(__file__, args.output_dir, args, text_args) as run:
         bad_rows = run.output_dir / "quarantine.jsonl" if args.on_bad_row == "quarantine" else None
         rows = iterate_rows(args.datasets, on_bad_row=args.on_bad_row, quarantine_file=bad_rows, max_rows=args.max_rows)
@@ -76,23 +76,19 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
             text_args.drop_duplicates, text_args.near_duplicate_threshold, text_args.minhash_permutations
         )
 
-        documents = clean_documents(
-            rows,
-            [*FILTERS, *leaks, *duplicates],
-            report,
-            clean=clean,
-            text_column=args.text_column,
-            skip_no_text=args.on_bad_row != "fail",
-        )
+        started, started_cpu = time.perf_counter(), time.process_time()
+        columns = {"text_column": args.text_column, "skip_no_text": args.on_bad_row != "fail"}
+        documents = clean_documents(rows, [*FILTERS, *leaks, *duplicates], report, clean=clean, **columns)
         counts = write_documents(documents, report, args)
-        run.record_data("train", describe_sources(args.datasets))
-        run.record_data("decontaminate", describe_sources(args.decontaminate))
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
+        for role, sources in (("train", args.datasets), ("decontaminate", args.decontaminate)):
+            run.record_data(role, describe_sources(sources))
         for name, table in {"dropped_documents": report.dropped_table(), "changes": report.changed_table()}.items():
             run.add_table(name, *table)
             print(f"{name}\n{format_table(*table)}\n")
-        speed = report.documents_in / (time.perf_counter() - started)
-        index_bytes = sum(check.index_bytes for check in duplicates)
-        run.finish(report.metrics() | counts | {"documents_per_s": speed, "duplicate_index_bytes": index_bytes})
+        speed = {"documents_per_s": report.documents_in / seconds, "bytes_per_cpu_s": report.bytes_in / cpu_s}
+        index = {"duplicate_index_bytes": sum(check.index_bytes for check in duplicates)}
+        run.finish(report.metrics() | counts | speed | index)
     return run.metrics
 
 

@@ -49,6 +49,8 @@ class CleaningReport:
     documents_out: int = 0
     characters_in: int = 0
     characters_out: int = 0
+    bytes_in: int = 0
+    """Length of the texts in UTF-8."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Documents by reason."""
     changed: Counter[str] = field(default_factory=Counter)
@@ -99,6 +101,7 @@ class CleaningReport:
             "documents_dropped": self.dropped.total(),
             "characters_in": self.characters_in,
             "characters_out": self.characters_out,
+            "bytes_in": self.bytes_in,
             "duplicates_removed": self.dropped["exact_duplicate"] + self.dropped["near_duplicate"],
             "documents_repaired": self.changed["mojibake"],
             "documents_masked": self.changed["masked"],
@@ -163,6 +166,7 @@ def clean_documents(
             yield row, reason
             continue
         report.characters_in += len(text)
+        report.bytes_in += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         cleaned, changes, masked = clean(text)
         reason = next((reason for check in checks if (reason := check(cleaned))), None)
         if reason:

@@ -127,7 +127,7 @@ def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0
     `marks_per_word` is Gopher's; `share` is ours: Chinese verse, which has much punctuation, is at 0.2.
     """
     units = split_units(text)
-    visible = len("".join(text.split()))
+    visible = len(text) - sum(map(text.count, " \n\t\u3000"))
     if visible - units.characters > share * visible:
         return f"too_many_symbols: {visible - units.characters} of {visible} characters are no letters or digits"
     words = len(units.words) / (_UNITS_PER_WORD if units.unspaced else 1)
@@ -199,12 +199,13 @@ def repeated_ngrams(text: str, *, leniency: float = 1.0, short_distinct: float =
         distinct = len(set(units.words))
         return f"repeated_ngrams: {distinct} distinct of {total} units" if distinct < short_distinct * total else None
     hashes = unit_hashes(text)
-    for words, share in _TOP_SHARES.items():
-        times = _most_frequent(ngram_hashes(hashes, words * scale))
-        if times > 2 and times * words * scale > leniency * share * total:
-            return f"repeated_ngrams: one run of {words * scale} units occurs {times} times in {total}"
-        if times * max(_TOP_SHARES) * scale <= leniency * min(_TOP_SHARES.values()) * total:
+    most = {n * scale: max(2, int(leniency * share * total / (n * scale))) for n, share in _TOP_SHARES.items()}
+    for length, times in most.items():
+        ordered = np.sort(ngram_hashes(hashes, length))
+        if not _occurs_over(ordered, min(most.values())):
             break  # a longer run cannot be more frequent
+        if _occurs_over(ordered, times):
+            return f"repeated_ngrams: one run of {length} units occurs over {times} times in {total}"
     for words, share in _DUPLICATE_SHARES.items():
         covered = _covered_by_repeats(hashes, words * scale, leniency * min(_DUPLICATE_SHARES.values()))
         if covered > leniency * share * total:
@@ -214,12 +215,9 @@ def repeated_ngrams(text: str, *, leniency: float = 1.0, short_distinct: float =
     return None
 
 
-def _most_frequent(ngrams: np.ndarray) -> int:
-    if len(ngrams) == 0:
-        return 0
-    ordered = np.sort(ngrams)
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1], [True])))
-    return int(np.diff(starts).max())
+def _occurs_over(ordered: np.ndarray, times: int) -> bool:
+    """Whether a value stands more than `times` times in a sorted array."""
+    return bool((ordered[times:] == ordered[: max(0, len(ordered) - times)]).any())
 
 
 def _covered_by_repeats(hashes: np.ndarray, length: int, ignored_share: float) -> int:

@@ -20,6 +20,7 @@ def write_jsonl(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     Raises:
         DataError: the file cannot be written (disk full, no permission), or a value is none that JSON has.
     """
+    encode = json.JSONEncoder(ensure_ascii=False, default=_as_json).encode
     partial = path.with_name(f"{path.name}.partial")
     try:
         # A lone surrogate cannot be UTF-8; written as \ud83d it is what JSON itself calls it.
@@ -27,7 +28,7 @@ def write_jsonl(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
             def write(row: dict[str, Any]) -> None:
                 try:
-                    line = json.dumps(row, ensure_ascii=False, default=_as_json)
+                    line = encode(row)
                 except TypeError as error:
                     raise DataError(f"{path}: row with columns {', '.join(row)}: {error}") from None
                 try:

@@ -10,20 +10,25 @@ import unicodedata
 from typing import NamedTuple
 
 from ftfy import TextFixerConfig, fix_encoding
+from ftfy.badness import is_bad
 from ftfy.fixes import fix_surrogates, remove_terminal_escapes
 
 # Text in one encoding read as another is mended line by line, and nothing else of ftfy is used: its other repairs turn
 # the full-width commas and curly quotes of Chinese into ASCII.
 _REPAIR = TextFixerConfig(unescape_html=False, normalization=None, explain=False)
 # Mojibake needs two neighbours, or a capital A with an accent before a space, out of what single-byte encodings hold:
-# no CJK, no ASCII. Looking for that first is 10 times faster than asking ftfy about every line.
-_MAYBE_MOJIBAKE = re.compile("[\x80-\u2e7f\ufb01\ufb02\ufffd]{2}|[\xc2\xc3] |[\x80-\x9f]")
+# no CJK, no ASCII. ftfy is asked about such places first, and about the line only when one of them looks bad: the
+# same answer, 10 times faster on English and Chinese.
+_MAYBE_MOJIBAKE = re.compile("[\x80-\u2e7f\ufb01\ufb02\ufffd]{2,}|[\xc2\xc3] |[\x80-\x9f]")
+_CONTEXT_CHARACTERS = 8  # longer than any pattern of ftfy.badness
 
 _LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
 _TRANSLATION = (
-    dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)])  # controls
-    | dict.fromkeys([0xAD, 0x200B, 0x2060, 0xFEFF, *range(0xFFF9, 0xFFFD), 0xFFFE, 0xFFFF])  # invisible: soft hyphen...
-    | dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])  # display direction overrides
+    dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)], "")  # controls
+    | dict.fromkeys(
+        [0xAD, 0x200B, 0x2060, 0xFEFF, *range(0xFFF9, 0xFFFD), 0xFFFE, 0xFFFF], ""
+    )  # soft hyphen, zero width...
+    | dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "")  # display direction overrides
     | dict.fromkeys([0x0B, 0x0C, 0x85, 0x2028, 0x2029], "\n")
     | dict.fromkeys([0xA0, 0x202F], " ")  # no-break spaces; the ideographic space U+3000 stays
     | _LIGATURES
@@ -64,8 +69,14 @@ def mend_encoding(text: str) -> str:
     """Undo `schÃ¶n` -> `schön`: UTF-8 that was read in a single-byte encoding, once or several times."""
     if text.isascii() or not _MAYBE_MOJIBAKE.search(text):
         return text
-    lines = text.split("\n")
-    return "\n".join(fix_encoding(line, _REPAIR) if _MAYBE_MOJIBAKE.search(line) else line for line in lines)
+    return "\n".join(fix_encoding(line, _REPAIR) if _looks_bad(line) else line for line in text.split("\n"))
+
+
+def _looks_bad(line: str) -> bool:
+    for place in _MAYBE_MOJIBAKE.finditer(line):
+        if is_bad(line[max(0, place.start() - _CONTEXT_CHARACTERS) : place.end() + _CONTEXT_CHARACTERS]):
+            return True
+    return False
 
 
 def remove_markup(text: str) -> str:
@@ -82,7 +93,7 @@ def _uniform_characters(text: str) -> str:
     if "\x1b" in text:
         text = remove_terminal_escapes(text)
     if _TRANSLATED.search(text):
-        text = text.translate(_TRANSLATION)
+        text = _TRANSLATED.sub(lambda match: _TRANSLATION[ord(match[0])], text)
     if text.isascii():
         return text
     return unicodedata.normalize("NFC", fix_surrogates(text))

@@ -7,9 +7,11 @@ addresses have no shape and are not found. No pattern relies on word boundaries,
 import ipaddress
 import re
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 _NOT_IN_NUMBER = r"(?<![0-9A-Za-z_+])(?<![0-9][.\-])"
 _NOT_BEFORE_NUMBER = r"(?![0-9A-Za-z_]|[.\-][0-9])"
+_DIGIT_OR_AT = re.compile("[0-9@]")  # in all that is masked
 
 
 def _always(_: str) -> bool:
@@ -42,50 +44,64 @@ def _passes_luhn(text: str) -> bool:
     return 13 <= len(digits) <= 19 and (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
-# kind -> (a cheap pattern without which there is nothing to find, the pattern, a check of each match). This is also the
-# order of masking: an identity number is looked for before a phone number, which it may contain.
+class _Rule(NamedTuple):
+    kind: str
+    needed: re.Pattern[str]
+    """Without it there is nothing to find. It starts with a character class, which `re` skips to 10 times faster."""
+    pattern: re.Pattern[str]
+    check: Callable[[str], bool] = _always
+
+
 _DATE = r"(?:18|19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
-_RULES: dict[str, tuple[str, re.Pattern[str], Callable[[str], bool]]] = {
-    "email": (
-        r"@",
+# In the order of masking: an identity number is looked for before a phone number, which it may contain.
+_RULES = (
+    _Rule(
+        "email",
+        re.compile("@"),
         re.compile(
             r"(?<![A-Za-z0-9._%+\-])[A-Za-z0-9._%+\-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,62})\.){1,8}[A-Za-z]{2,24}"
         ),
-        _always,
     ),
-    "ip": (
-        r"[0-9]\.[0-9]|[0-9A-Fa-f]:[0-9A-Fa-f:]",
-        re.compile(
-            r"(?<![0-9A-Za-z_.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z_]|\.[0-9])"
-            r"|(?<![0-9A-Za-z_:.])[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z_:])"  # 2000::/3 is in use
-        ),
+    _Rule(
+        "ip",
+        re.compile(r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]"),
+        re.compile(r"(?<![0-9A-Za-z_.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![0-9A-Za-z_]|\.[0-9])"),
         _is_public_address,
     ),
-    "cn_id": (
-        r"[0-9]{17}",
+    _Rule(
+        "ip",
+        re.compile("[23][0-9A-Fa-f]{3}:"),  # of IPv6, 2000::/3 is in use
+        re.compile(r"(?<![0-9A-Za-z_:.])[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z_:])"),
+        _is_public_address,
+    ),
+    _Rule(
+        "cn_id",
+        re.compile("[0-9]{17}"),
         re.compile(rf"(?<![0-9A-Za-z])[1-9][0-9]{{5}}{_DATE}[0-9]{{3}}[0-9Xx](?![0-9A-Za-z])"),
         _is_chinese_id,
     ),
-    "us_ssn": (
-        r"[0-9]-[0-9]",
+    _Rule(
+        "us_ssn",
+        re.compile("[0-9]{3}-[0-9]{2}-"),
         re.compile(rf"{_NOT_IN_NUMBER}(?!000|666|9)[0-9]{{3}}-(?!00)[0-9]{{2}}-(?!0000)[0-9]{{4}}{_NOT_BEFORE_NUMBER}"),
-        _always,
     ),
-    "uk_nino": (
-        r"[A-Z]{2} ?[0-9]{2}",
+    _Rule(
+        "uk_nino",
+        re.compile("[A-Z]{2} ?[0-9]{2}"),
         re.compile(
             r"(?<![0-9A-Za-z])(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?(?:[0-9]{2} ?){3}[A-D]"
             r"(?![0-9A-Za-z])"
         ),
-        _always,
     ),
-    "card": (
-        r"[0-9]{2}",
+    _Rule(
+        "card",
+        re.compile(r"[3-6](?:[ \-]?[0-9]){12}"),
         re.compile(rf"{_NOT_IN_NUMBER}[3-6](?:[ \-]?[0-9]){{12,18}}{_NOT_BEFORE_NUMBER}"),
         _passes_luhn,
     ),
-    "phone": (
-        r"\+[1-9]|[0-9]{3}",
+    _Rule(
+        "phone",
+        re.compile(r"[0-9](?:[().\- ]{0,3}[0-9]){7}"),
         re.compile(
             # E.164: +44 20 7946 0958
             rf"(?<![0-9A-Za-z_.])\+[1-9][0-9]{{0,2}}(?:[ .\-]?\(?[0-9]{{1,4}}+\)?){{2,6}}+{_NOT_BEFORE_NUMBER}"
@@ -98,8 +114,8 @@ _RULES: dict[str, tuple[str, re.Pattern[str], Callable[[str], bool]]] = {
         ),
         _is_phone,
     ),
-}
-KINDS = tuple(_RULES)
+)
+KINDS = tuple(dict.fromkeys(rule.kind for rule in _RULES))
 PLACEHOLDERS = {kind: f"[{kind.upper()}]" for kind in KINDS}
 
 
@@ -114,9 +130,11 @@ def mask_pii(text: str, kinds: Iterable[str] = ("email", "ip", "phone")) -> tupl
         the masked text, and how many places were masked for each kind that was found.
     """
     found: dict[str, int] = {}
+    if not _DIGIT_OR_AT.search(text):
+        return text, found
     wanted = set(kinds)
-    for kind, (needed, pattern, check) in _RULES.items():
-        if kind not in wanted or re.search(needed, text) is None:
+    for kind, needed, pattern, check in _RULES:
+        if kind not in wanted or not needed.search(text):
             continue
         places = 0
 
@@ -129,5 +147,5 @@ def mask_pii(text: str, kinds: Iterable[str] = ("email", "ip", "phone")) -> tupl
 
         text = pattern.sub(replace, text)
         if places:
-            found[kind] = places
+            found[kind] = found.get(kind, 0) + places
     return text, found

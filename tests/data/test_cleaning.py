@@ -39,6 +39,7 @@ def test_order_reasons_and_counts() -> None:
         "documents_dropped": 3,
         "characters_in": sum(len(row["text"]) for row in ROWS),
         "characters_out": sum(map(len, kept)),
+        "bytes_in": sum(len(row["text"].encode()) for row in ROWS),
         "duplicates_removed": 1,
         "documents_repaired": 1,
         "documents_masked": 1,
