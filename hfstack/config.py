@@ -28,7 +28,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import torch
+import transformers
 import yaml
 from transformers import HfArgumentParser
 
@@ -48,6 +50,9 @@ def command_line(main: Callable[..., Any]) -> None:
     the process was asked to stop. Any other exception is a bug and keeps its traceback.
     """
     setup_logging()
+    if not sys.stderr.isatty():  # a progress bar in a log file is thousands of lines
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
     name = Path(sys.argv[0]).name
     try:
         hints = typing.get_type_hints(main)
@@ -303,7 +308,7 @@ def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
         values["bf16"] = device is not None
         chosen.append(f"bf16 true ({device})" if device else "bf16 false (not native on this hardware)")
     if "disable_tqdm" in values and "disable_tqdm" not in given and not sys.stderr.isatty():
-        values["disable_tqdm"] = True  # a progress bar in a log file is thousands of lines
+        values["disable_tqdm"] = True
     if chosen:
         logger.info("not set, so chosen by the hardware: %s", ", ".join(chosen))
 

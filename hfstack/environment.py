@@ -18,7 +18,8 @@ _LIBRARIES = (
 ).split()
 # Hub, OpenAI-style and Weights & Biases keys by their shape, and whatever is given to an option that names a secret.
 _SECRETS = re.compile(
-    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|(?<=hub_token[ =])[^\s'\"]+|(?i:(?<=password=)|(?<=api_key=))[^\s'\"<]+"
+    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|(?<=hub_token[ =])[^\s'\"]+"
+    r"|(?i:(?<=password=)|(?<=api_key=))[^\s'\"<]+"
 )
 
 

@@ -18,12 +18,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import torch
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -37,7 +39,7 @@ logger = get_logger(__name__)
 
 # Settings that say where and how loudly a run speaks, not what it computes: they may differ on a resume.
 _NOT_IDENTITY = frozenset(
-    "output_dir resume_from_checkpoint disable_tqdm report_to run_name logging_dir log_level log_level_replica project "
+    "output_dir resume_from_checkpoint disable_tqdm report_to run_name log_level log_level_replica project "
     "logging_steps logging_first_step logging_strategy push_to_hub hub_model_id hub_strategy hub_private_repo "
     "hub_revision hub_always_push trackio_space_id trackio_bucket_id trackio_static_space_id save_total_limit "
     "dataloader_num_workers dataloader_pin_memory ddp_timeout do_train do_eval do_predict".split()
@@ -132,7 +134,7 @@ class Run:
             process={"pid": os.getpid(), "host": socket.gethostname()},
         )
         run = cls(record, training_args)
-        run._claim_directory(replace_own=replace_own)
+        run._agree(lambda: run._claim_directory(replace_own=replace_own))
         seed = next((s["seed"] for s in plain.values() if isinstance(s.get("seed"), int)), 0)
         if training_args is not None and training_args.full_determinism:
             enable_full_determinism(seed)
@@ -151,8 +153,6 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGTERM, self._previous_handler)
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
         if error is not None and (newest := get_last_checkpoint(str(self.output_dir))) is not None:
             self.add_artifact("trainer_state", Path(newest).name + "/trainer_state.json")  # the curves so far
@@ -163,6 +163,8 @@ class Run:
         self.record.ended = _now()
         self.record.duration_s = round(time.monotonic() - self._began, 3)
         self._write()
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
         if isinstance(error, KeyboardInterrupt):
             raise Preempted(f"stopped; {self.output_dir} is marked preempted") from error
 
@@ -238,19 +240,31 @@ class Run:
             logger.info("saved %s", self.output_dir)
         return self.metrics
 
+    def _agree(self, decide: Callable[[], None]) -> None:
+        """Let rank 0 decide and raise what it raises on every process: the others would see its own run.json."""
+        refusal: list[Exception | None] = [None]
+        if self._rank == 0:
+            try:
+                decide()
+            except (HfstackError, AlreadyFinished) as error:
+                refusal[0] = error
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise refusal[0]
+
     def _claim_directory(self, *, replace_own: bool) -> None:
         """Make the directory ours, or say whose it is."""
         path = self.output_dir / RUN_FILE
-        if self._rank == 0:
-            try:
-                self.output_dir.mkdir(parents=True, exist_ok=True)
-                (probe := self.output_dir / f".{RUN_FILE}.{os.getpid()}").touch()
-                probe.unlink()
-            except OSError as error:
-                raise CheckpointError(
-                    f"--output_dir {self.output_dir} cannot be written: {error.strerror}; choose another"
-                ) from None
-        if not path.is_file() or self._rank != 0:
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (probe := self.output_dir / f".{RUN_FILE}.{os.getpid()}").touch()
+            probe.unlink()
+        except OSError as error:
+            raise CheckpointError(
+                f"--output_dir {self.output_dir} cannot be written: {error.strerror}; choose another"
+            ) from None
+        if not path.is_file():
             return
         before = read_run(self.output_dir)
         owner = before.process
@@ -366,6 +380,7 @@ def _alive(pid: int | None) -> bool:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # launchers send it again: once is enough, run.json is being written
     raise Preempted(f"stopped by {signal.Signals(signum).name}")
 
 

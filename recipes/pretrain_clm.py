@@ -9,20 +9,18 @@ writes  the model, its tokenizer, checkpoints, samples.jsonl and run.json in --o
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
-from huggingface_hub import constants
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.checkpoints import refuse_full_disk
 from hfstack.config import command_line
-from hfstack.data.packing import PackedBlocks, hash_texts, pack
+from hfstack.data.packing import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.evaluation.generation import sample_pairs
 from hfstack.evaluation.language_modeling import derived_metrics
-from hfstack.models.counting import count_parameters, model_flops_utilization
+from hfstack.models.counting import count_parameters, flops_per_token, peak_flops_per_s
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import check_block_size, load_causal_lm, load_tokenizer
 from hfstack.run import Run
@@ -65,46 +63,32 @@ def main(
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
-        blocks = {
-            split: pack(
-                rows[data_args.text_column],
-                tokenizer,
-                block_size=block_size,
-                cache_dir=Path(constants.HF_HOME) / "hfstack" / "packed",
-                data_hash=hash_texts(rows[data_args.text_column]),
-                isolate_documents=pretrain_args.isolate_documents,
-                drop_last=split == "train",
-            )
-            for split, rows in splits.items()
-        }
+        blocks = pack_splits(
+            splits,
+            tokenizer,
+            text_column=data_args.text_column,
+            block_size=block_size,
+            isolate_documents=pretrain_args.isolate_documents,
+        )
         parameters = count_parameters(model.config).total
         if training_args.save_strategy != "no":
             refuse_full_disk(run.output_dir, parameters=parameters)
         if pretrain_args.fused_loss:
             use_fused_loss(model)
 
-        sequences = (
-            training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+        sequences = training_args.train_batch_size * training_args.gradient_accumulation_steps
+        throughput = Throughput(
+            tokens_per_step=sequences * block_size * training_args.world_size,
+            flops_per_token=flops_per_token(model.config, block_size).train,
+            peak_flops_per_s=training_args.world_size
+            * peak_flops_per_s(training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32),
         )
-        utilization = partial(
-            model_flops_utilization,
-            config=model.config,
-            sequence_length=block_size,
-            device=training_args.device,
-            dtype=torch.bfloat16 if training_args.bf16 else torch.float32,
-            world_size=training_args.world_size,
-        )
-        throughput = Throughput(sequences * block_size, utilization)
-
         prompts, sample_tokens = pretrain_args.sample_prompts, pretrain_args.sample_tokens
         sample = partial(sample_pairs, tokenizer=tokenizer, prompts=prompts, max_new_tokens=sample_tokens)
         callbacks = [throughput, StopOnDivergence(), SampleTable(run.output_dir / "samples.jsonl", sample)]
+        run.add_artifact("samples", "samples.jsonl")
         if "eval" in blocks:
-            callbacks.append(
-                DerivedMetrics(
-                    partial(derived_metrics, tokens_per_byte=blocks["eval"].token_count / blocks["eval"].byte_count)
-                )
-            )
+            callbacks.append(DerivedMetrics(partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)))
         if pretrain_args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(pretrain_args.early_stopping_patience))
         trainer = Trainer(
@@ -117,12 +101,9 @@ def main(
             callbacks=callbacks,
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
-
-        metrics = {"train_loss": trained.training_loss, "parameters": parameters}
-        metrics |= throughput.metrics()
+        metrics = {"train_loss": trained.training_loss, "parameters": parameters} | throughput.metrics()
         if "eval" in blocks:
             metrics |= trainer.evaluate()
-        run.add_artifact("samples", "samples.jsonl")
         return run.finish(metrics, trainer)
 
 

@@ -18,16 +18,17 @@ from hfstack.errors import DivergedError
 
 
 class Throughput(TrainerCallback):
-    """Add `tokens_per_s` and, where the peak of the hardware is known, `mfu` to each training log.
+    """Add `tokens_per_s` and `mfu`, model-FLOPs utilisation (Chowdhery et al. 2022, appendix B), to training logs.
 
     Args:
         tokens_per_step: tokens of one optimizer step over all processes.
-        utilization: model-FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix B) at a rate in tokens/s, or None.
+        flops_per_token: FLOPs of training on one token, forward and backward.
+        peak_flops_per_s: what the devices of all processes can reach together.
     """
 
-    def __init__(self, tokens_per_step: int, utilization: Callable[[float], float | None]) -> None:
+    def __init__(self, *, tokens_per_step: int, flops_per_token: float, peak_flops_per_s: float) -> None:
         self.tokens_per_step = tokens_per_step
-        self.utilization = utilization
+        self.utilization_per_rate = flops_per_token / peak_flops_per_s
         self.total_steps = 0
         self.total_seconds = 0.0
         self._step_began: float | None = None
@@ -55,22 +56,18 @@ class Throughput(TrainerCallback):
         logs = kwargs["logs"]
         if "loss" not in logs or not self._steps:
             return
-        rate = self.tokens_per_step * self._steps / self._seconds
-        _add(state, logs, self._with_utilization(rate))
+        _add(state, logs, self._rates(self._steps, self._seconds))
         self._steps, self._seconds = 0, 0.0
 
     def metrics(self) -> dict[str, float]:
         """The rate over the whole run."""
         if not self.total_steps:
             return {}
-        return self._with_utilization(self.tokens_per_step * self.total_steps / self.total_seconds)
+        return self._rates(self.total_steps, self.total_seconds)
 
-    def _with_utilization(self, tokens_per_s: float) -> dict[str, float]:
-        numbers = {"tokens_per_s": round(tokens_per_s, 1)}
-        utilization = self.utilization(tokens_per_s)
-        if utilization is not None:
-            numbers["mfu"] = round(utilization, 4)
-        return numbers
+    def _rates(self, steps: int, seconds: float) -> dict[str, float]:
+        tokens_per_s = self.tokens_per_step * steps / seconds
+        return {"tokens_per_s": round(tokens_per_s, 1), "mfu": round(tokens_per_s * self.utilization_per_rate, 4)}
 
 
 class DerivedMetrics(TrainerCallback):

@@ -35,7 +35,7 @@ class Bench:
 def test_throughput_counts_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 4.0, 10.0, 12.0, 50.0, 52.0])  # the first step warms up, evaluation runs before the third
     monkeypatch.setattr(callbacks.time, "perf_counter", lambda: next(clock))
-    throughput = Throughput(100, lambda rate: rate / 1000)
+    throughput = Throughput(tokens_per_step=100, flops_per_token=2, peak_flops_per_s=2000)
     bench = Bench(throughput, tmp_path)
     for step in (1, 2, 3):
         bench.send("on_step_begin")
@@ -46,8 +46,8 @@ def test_throughput_counts_steps_only(tmp_path: Path, monkeypatch: pytest.Monkey
     assert throughput.metrics() == {"tokens_per_s": 50.0, "mfu": 0.05}  # 200 tokens in 4 s
 
 
-def test_throughput_without_a_known_peak(tmp_path: Path) -> None:
-    assert Throughput(100, lambda rate: None).metrics() == {}
+def test_throughput_of_no_step() -> None:
+    assert Throughput(tokens_per_step=100, flops_per_token=2, peak_flops_per_s=2000).metrics() == {}
 
 
 def test_derived_metrics_stand_beside_the_loss(tmp_path: Path) -> None:
