@@ -70,15 +70,16 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
     with Run.start(__file__, args.output_dir, args, text_args) as run:
         bad_rows = run.output_dir / "quarantine.jsonl" if args.on_bad_row == "quarantine" else None
         rows = iterate_rows(args.datasets, on_bad_row=args.on_bad_row, quarantine_file=bad_rows, max_rows=args.max_rows)
-        clean = partial(clean_text, strip_markup=text_args.strip_markup, mask=text_args.mask_pii)
+        strip = {"strip_markup": text_args.strip_markup, "strip_boilerplate": text_args.strip_boilerplate}
+        clean = partial(clean_text, **strip, mask=text_args.mask_pii)
         leaks = [Contamination.from_sources(args.decontaminate, clean)] if args.decontaminate else []
         duplicates = duplicate_checks(
             text_args.drop_duplicates, text_args.near_duplicate_threshold, text_args.minhash_permutations
         )
 
         started, started_cpu = time.perf_counter(), time.process_time()
-        columns = {"text_column": args.text_column, "skip_no_text": args.on_bad_row != "fail"}
-        documents = clean_documents(rows, [*FILTERS, *leaks, *duplicates], report, clean=clean, **columns)
+        where = {"text_column": args.text_column, "skip_no_text": args.on_bad_row != "fail"}
+        documents = clean_documents(rows, [*FILTERS, *leaks, *duplicates], report, clean=clean, **where)
         counts = write_documents(documents, report, args)
         seconds, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
         for role, sources in (("train", args.datasets), ("decontaminate", args.decontaminate)):

@@ -25,6 +25,8 @@ class TextArgs:
 
     strip_markup: bool = True
     """Remove HTML tags and entities, wiki markup, BBCode and Markdown marks; fenced code blocks are left alone."""
+    strip_boilerplate: bool = True
+    """Remove short lines of cookie and privacy notices, share buttons and copyright."""
     mask_pii: list[str] = field(default_factory=lambda: ["email", "ip", "phone"])
     """Personal data to replace by placeholders: email, ip, phone, cn_id, us_ssn, uk_nino, card; or none."""
     drop_duplicates: bool = True
@@ -54,7 +56,7 @@ class CleaningReport:
     dropped: Counter[str] = field(default_factory=Counter)
     """Documents by reason."""
     changed: Counter[str] = field(default_factory=Counter)
-    """Documents that were kept, by change: mojibake, characters, markup, whitespace, masked."""
+    """Documents that were kept, by change: mojibake, characters, markup, boilerplate, whitespace, masked."""
     masked: Counter[str] = field(default_factory=Counter)
     """Places in kept documents, by kind of personal data."""
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -126,9 +128,15 @@ class CleanText(NamedTuple):
     masked: dict[str, int]
 
 
-def clean_text(text: str, *, strip_markup: bool = True, mask: Sequence[str] = ("email", "ip", "phone")) -> CleanText:
+def clean_text(
+    text: str,
+    *,
+    strip_markup: bool = True,
+    strip_boilerplate: bool = True,
+    mask: Sequence[str] = ("email", "ip", "phone"),
+) -> CleanText:
     """Normalise a text and mask the personal data in it, by kinds of `pii.KINDS`."""
-    normalised, changes = normalise(text, strip_markup=strip_markup)
+    normalised, changes = normalise(text, strip_markup=strip_markup, strip_boilerplate=strip_boilerplate)
     masked_text, masked = mask_pii(normalised, mask)
     return CleanText(masked_text, changes, masked)
 

@@ -34,22 +34,29 @@ _TRANSLATION = (
     | _LIGATURES
 )
 _TRANSLATED = re.compile(f"[{''.join(map(chr, _TRANSLATION))}]")
+_BOILERPLATE = (
+    *("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies"),  # C4
+    *("enable javascript", "all rights reserved", "share on facebook", "subscribe to our newsletter"),
+    *("使用cookie", "使用 cookie", "隐私政策", "隱私政策", "版权所有", "版權所有", "启用javascript", "启用 javascript"),
+)
+_BOILERPLATE_CHARACTERS = 200
 _BLANK_LINES = re.compile(r"\n{3,}")
 
 
 class Normalised(NamedTuple):
-    """A text and what was done to it: any of `mojibake`, `characters`, `markup`, `whitespace`."""
+    """A text and what was done to it: any of `mojibake`, `characters`, `markup`, `boilerplate`, `whitespace`."""
 
     text: str
     changes: frozenset[str]
 
 
-def normalise(text: str, *, strip_markup: bool = True) -> Normalised:
+def normalise(text: str, *, strip_markup: bool = True, strip_boilerplate: bool = True) -> Normalised:
     """Return the text in Unicode NFC with mojibake mended and controls, markup remnants and stray blanks removed.
 
     Args:
         text: any string, lone surrogates included; the result has none and can always be written as UTF-8.
         strip_markup: also apply `remove_markup`.
+        strip_boilerplate: also apply `remove_boilerplate`.
     """
     changes = set()
     if (mended := mend_encoding(text)) != text:
@@ -60,6 +67,9 @@ def normalise(text: str, *, strip_markup: bool = True) -> Normalised:
     if bare != plain:
         changes.add("markup")
         bare = _uniform_characters(bare)  # an entity may have stood for a control character
+    if strip_boilerplate and (prose := remove_boilerplate(bare)) != bare:
+        changes.add("boilerplate")
+        bare = prose
     if (tidy := _tidy_blanks(bare)) != bare:
         changes.add("whitespace")
     return Normalised(tidy, frozenset(changes))
@@ -85,6 +95,23 @@ def remove_markup(text: str) -> str:
         return _remove_markup(text)
     parts = text.split("```")  # even ones are prose, odd ones are code
     return "```".join(part if index % 2 else _remove_markup(part) for index, part in enumerate(parts))
+
+
+def remove_boilerplate(text: str) -> str:
+    """Remove short lines that a web page says to its visitor: cookie and privacy notices, share buttons, copyright.
+
+    C4 (Raffel et al. 2020, arXiv:1910.10683, section 2.2) removes every line with one of its phrases; here a line of
+    more than 200 characters is prose about such things and stays.
+    """
+    folded = text.casefold()
+    if not any(phrase in folded for phrase in _BOILERPLATE):
+        return text
+    return "\n".join(line for line in text.split("\n") if not _is_boilerplate(line))
+
+
+def _is_boilerplate(line: str) -> bool:
+    folded = line.casefold()
+    return len(line) <= _BOILERPLATE_CHARACTERS and any(phrase in folded for phrase in _BOILERPLATE)
 
 
 def _uniform_characters(text: str) -> str:

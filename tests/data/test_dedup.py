@@ -53,15 +53,15 @@ def test_hash_set_is_a_set() -> None:
 
 @pytest.mark.parametrize("count", [2_000, 5_000, 20_000])
 def test_bytes_per_document(count: int) -> None:
-    """12 to 24 bytes a hash: one hash a document for exact duplicates, one for each of 9 bands for near ones."""
+    """12 to 24 bytes a hash: one hash a document for exact duplicates, one for each of 12 bands for near ones."""
     exact, near = ExactDuplicates(), NearDuplicates()
     for seed in range(count):
         assert exact(str(seed)) is None
     assert 12 <= exact.index_bytes / count <= 24
     for seed in range(count // 10):
         near(make_text(seed, words=12))
-    assert near.bands == 9
-    assert 9 * 12 <= near.index_bytes / (count // 10) <= max(9 * 24, 8 * 1024 * 10 / count)
+    assert near.bands == 12
+    assert 12 * 12 <= near.index_bytes / (count // 10) <= max(12 * 24, 8 * 1024 * 10 / count)
 
 
 def test_exact_duplicates_keep_the_first() -> None:
@@ -110,7 +110,7 @@ def test_same_decisions_as_datasketch_alone() -> None:
         for _ in range(seed % 5):
             words[draw.randrange(len(words))] = "changed"
         texts.append(" ".join(words))
-    ours, theirs = NearDuplicates(), MinHashLSH(threshold=0.8, num_perm=128)
+    ours, theirs = NearDuplicates(), MinHashLSH(threshold=0.8, num_perm=128, weights=(0.2, 0.8))
     expected = []
     for number, text in enumerate(texts):
         minhash = MinHash(num_perm=128, hashfunc=int)

@@ -59,6 +59,16 @@ def test_removes_markup(raw: str, expected: str) -> None:
     assert "markup" not in normalise(raw, strip_markup=False).changes
 
 
+def test_removes_boilerplate_lines() -> None:
+    prose = "The council wrote a privacy policy " + "and then it talked about the policy at length. " * 5 + "."
+    raw = (
+        f"本网站使用Cookie。\nThis site uses cookies. Accept | Settings\n{prose}\nCopyright 2019. All rights reserved."
+    )
+    result = normalise(raw)
+    assert result == (prose, frozenset({"boilerplate"}))
+    assert normalise(raw, strip_boilerplate=False).text == raw
+
+
 @pytest.mark.parametrize(
     "text",
     [
