@@ -63,6 +63,8 @@ class CleanArgs:
             raise ConfigError("datasets: name at least one, e.g. --datasets raw.jsonl")
         if not 0 <= self.eval_fraction < 1:
             raise ConfigError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ConfigError(f"max_rows must be at least 1, got {self.max_rows}")
 
 
 def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:

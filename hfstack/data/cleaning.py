@@ -190,7 +190,8 @@ def clean_documents(
 
 def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> str:
     if text_column not in row:
-        close = difflib.get_close_matches(text_column, row, n=1) or [name for name in row if isinstance(row[name], str)]
+        texts = {name: value for name, value in row.items() if isinstance(value, str)}
+        close = difflib.get_close_matches(text_column, texts, n=1) or sorted(texts, key=lambda name: -len(texts[name]))
         hint = f"--text_column {close[0]}?" if close else "name the column of texts with --text_column"
         raise DataError(f"row {number} has no column {text_column!r}; found: {', '.join(row) or 'none'}; {hint}")
     found = type(row[text_column]).__name__

@@ -73,7 +73,7 @@ def test_tables_show_masked_examples() -> None:
     ("row", "message"),
     [
         ({"id": 1, "txt": "a"}, r"row 2 has no column 'text'; found: id, txt; --text_column txt\?"),
-        ({"story": "a"}, r"row 2 has no column 'text'; found: story; --text_column story\?"),
+        ({"n": "7", "story": "a b"}, r"row 2 has no column 'text'; found: n, story; --text_column story\?"),
         ({"id": 1}, "row 2 has no column 'text'; found: id; name the column of texts with --text_column"),
         ({"text": None}, "row 2: column 'text' holds NoneType instead of text; leave .* --on_bad_row skip"),
         ({"text": 3}, "row 2: column 'text' holds int instead of text"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hfstack.data.demo.noise import DROPPED, MENDED, noisy_corpus, score_cleaning
 from hfstack.errors import ConfigError, DataError
 from hfstack.run import read_run
 
@@ -73,6 +74,20 @@ def test_from_its_yaml(run_recipe: Recipe, raw: Path, tmp_path: Path, capsys: py
     assert "masked email" in printed
 
 
+def test_finds_planted_faults(run_recipe: Recipe, tmp_path: Path) -> None:
+    """On stories with known faults: what should go goes, what should be mended changes, and no good story is lost."""
+    rows = list(noisy_corpus(0, 1500, share=0.3))
+    raw = write_rows(tmp_path / "raw.jsonl", [{"id": row["id"], "text": row["text"]} for row in rows])
+    run_recipe("clean", "--datasets", raw, "--output_dir", tmp_path / "out")
+    kept = {row["id"]: row["text"] for row in read_rows(tmp_path / "out" / "train.jsonl")}
+    score = score_cleaning(rows, kept)
+    assert score["precision"] == score["kept_good"] == 1.0
+    assert score["recall_near_duplicate"] > 0.85
+    assert all(score[f"recall_{fault}"] == 1.0 for fault in DROPPED if fault != "near_duplicate")
+    same = [row["planted"] for row in rows if row["planted"] in MENDED and kept[row["id"]] == row["text"]]
+    assert len(same) <= 5, f"faults left as they were: {same}"  # addresses of private networks
+
+
 def test_same_files_twice_and_stable_split(run_recipe: Recipe, tmp_path: Path) -> None:
     """The split depends on each text alone: reordering and adding documents moves none from side to side."""
     rows = [{"text": f"{number} {LONG.format(number)} {number**3}"} for number in range(300)]
@@ -126,6 +141,7 @@ def test_rows_without_text(run_recipe: Recipe, tmp_path: Path) -> None:
         ([{"text": LONG}], ["--decontaminate", "gone.jsonl"], DataError, r"--decontaminate: .*gone\.jsonl"),
         ([{"text": LONG}], ["--eval_fraction", "0.0001"], DataError, r"leaves no document for eval\.jsonl"),
         ([{"text": LONG}], ["--eval_fraction", "1"], ConfigError, r"eval_fraction must be in \[0, 1\), got 1"),
+        ([{"text": LONG}], ["--max_rows", "0"], ConfigError, "max_rows must be at least 1, got 0"),
         ([{"text": LONG}], ["--mask_pii", "emial"], ConfigError, "mask_pii: unknown kind 'emial'; choose from"),
         ([{"text": LONG}], ["--near_duplicate_threshold", "2"], ConfigError, "must be in .* got 2"),
     ],
