@@ -100,3 +100,8 @@ def run_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float
         return module.main(*settings)
 
     return call
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--record-golden` writes the losses that tests/recipes/test_golden.py compares with."""
+    parser.addoption("--record-golden", action="store_true", help="record golden losses instead of comparing")
