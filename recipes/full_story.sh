@@ -11,10 +11,10 @@ out=${1:-runs/story}
 
 case "${STORY_SIZE:-demo}" in
 demo)
-    stories=12000 vocabulary=2048 model=llama-1m block=256 batch=32 steps=1500 warmup=100 rate=3e-3 every=150 rows=400
+    stories=24000 vocabulary=2048 model=llama-1m block=256 batch=32 steps=1000 warmup=50 rate=3e-3 every=100 rows=200
     ;;
 tiny)
-    stories=300 vocabulary=512 model=llama-1m block=64 batch=8 steps=12 warmup=2 rate=3e-3 every=6 rows=20
+    stories=400 vocabulary=512 model=llama-1m block=64 batch=8 steps=12 warmup=2 rate=3e-3 every=6 rows=20
     ;;
 *)
     echo "STORY_SIZE is demo or tiny, got ${STORY_SIZE}" >&2
@@ -34,7 +34,7 @@ stage "1/7 write a corpus of short stories, with noise planted in it" \
     demo_corpus --stories $stories --output_dir "$out/corpus"
 
 stage "2/7 clean it: repair, filter, mask, remove duplicates" \
-    clean --datasets "$out/corpus/raw.jsonl" --eval_fraction 0.05 --output_dir "$out/clean"
+    clean --datasets "$out/corpus/raw.jsonl" --eval_fraction 0.02 --output_dir "$out/clean"
 
 stage "3/7 train a tokenizer on what is left" \
     tokenizer --datasets "$out/clean/train.jsonl" --eval_datasets "$out/clean/eval.jsonl" \
@@ -57,7 +57,7 @@ stage "5/7 evaluate it on stories that it has not seen" \
 
 stage "6/7 let it write" \
     generate --model_name_or_path "$out/pretrain" --output_dir "$out/generate" \
-    --prompts "Once upon a time" "There was a brave fox" "The little owl was sad because" "One rainy day"
+    --prompts "Once upon a time" "There was a brave fox" "It was a rainy morning" "Rosie the mouse was very shy"
 
 stage "7/7 put it all on one page" \
     report --runs "$out/corpus" "$out/clean" "$out/tokenizer" "$out/pretrain" "$out/evaluate" "$out/generate" \
