@@ -22,7 +22,7 @@ from hfstack.evaluation.generation import sample_pairs
 from hfstack.evaluation.language_modeling import derived_metrics
 from hfstack.models.counting import count_parameters, flops_per_token, peak_flops_per_s
 from hfstack.models.fused_loss import use_fused_loss
-from hfstack.models.loading import check_block_size, load_causal_lm, load_tokenizer
+from hfstack.models.loading import check_block_size, check_isolation, load_causal_lm, load_tokenizer
 from hfstack.run import Run
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, StopOnDivergence, Throughput
 
@@ -59,6 +59,8 @@ def main(
         tokenizer = load_tokenizer(model_args, pretrain_args.tokenizer_name_or_path)
         model = load_causal_lm(model_args, tokenizer)
         block_size = check_block_size(pretrain_args.block_size, model.config)
+        if pretrain_args.isolate_documents:
+            check_isolation(model)
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))

@@ -9,7 +9,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.fast_encoding import DocumentEncoder
+from hfstack.data.fast_encoding import DocumentEncoder, start_token_id
 from hfstack.errors import DataError
 
 _SAMPLE_DOCUMENTS = 32  # of the first batch, on which the fast encoder must agree with the tokenizer
@@ -25,7 +25,7 @@ class PackedCounts:
     """uint16 or uint32"""
     block_count: int
     token_count: int
-    """tokens in the blocks: text and eos, without padding"""
+    """tokens in the blocks: text, bos and eos, without padding"""
     byte_count: int
     """UTF-8 bytes of the text in the blocks; an eos has none, a character cut by the last edge counts in full"""
     document_count: int
@@ -60,6 +60,7 @@ class BlockWriter:
         self._block_size = block_size
         self._vocabulary_size = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._dtype = np.dtype(np.uint16 if self._vocabulary_size < 1 << 16 else np.uint32)
+        self._start_id = start_token_id(tokenizer)
         self._encoder: DocumentEncoder | None = None
         self._open_documents: list[_Document] = []
         self._seen_count = 0
@@ -78,6 +79,7 @@ class BlockWriter:
             if (lengths == 1).any():
                 kept, ids, ends, byte_counts = self._without_empty(kept, ids, lengths, byte_counts)
             ids, ends = self._with_one_end(ids, ends)
+            ids, ends = self._with_one_start(ids, ends)
             self._file.write(ids.astype(self._dtype).tobytes())
             self._remember(kept, ends)
             self._byte_count += sum(byte_counts)
@@ -164,6 +166,14 @@ class BlockWriter:
             return ids, ends
         return np.delete(ids, ends[twice] - 1), ends - np.cumsum(twice)
 
+    def _with_one_start(self, ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Put the bos before each document, where the tokenizer does so, unless the text itself begins with it."""
+        if self._start_id is None or not len(ends):
+            return ids, ends
+        starts = np.concatenate([[0], ends[:-1]])  # (D,)
+        missing = ids[starts] != self._start_id  # (D,)
+        return np.insert(ids, starts[missing], self._start_id), ends + np.cumsum(missing)
+
     def _remember(self, documents: list[str], ends: np.ndarray) -> None:
         """Advance the token count and keep the documents that reach past the last full block."""
         first = self._token_count
@@ -190,6 +200,9 @@ class BlockWriter:
         """Return the beginning of a document that its first tokens stand for."""
         assert self._encoder is not None
         offsets = self._encoder.tokenizer.encode(document, add_special_tokens=False).offsets
+        token_count -= self._start_id is not None
+        if token_count <= 0:
+            return ""
         return document[: offsets[token_count - 1][1]] if token_count <= len(offsets) else document
 
 

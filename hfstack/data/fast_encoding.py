@@ -173,6 +173,15 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return cast(int, tokenizer.eos_token_id)
 
 
+def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id of the bos token when the tokenizer puts it before a text by itself (Llama's does), else None."""
+    bos = cast(int | None, tokenizer.bos_token_id)
+    if bos is None or bos == tokenizer.eos_token_id:
+        return None
+    first: list[int] = tokenizer("a")["input_ids"][:1]  # type: ignore[assignment]
+    return bos if first == [bos] else None
+
+
 def private_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """Return a copy of the tokenizer's Rust core that neither truncates nor pads, whatever calls came before.
 

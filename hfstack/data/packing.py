@@ -1,13 +1,15 @@
 """Documents to blocks of `block_size` token ids in a memory-mapped file: tokenised once, opened at once ever after.
 
-Every document is followed by the eos token; blocks are cut from that one long row of tokens, so a document may begin in
+Every document is followed by the eos token, and begins with the bos token where the tokenizer itself puts one before a
+text, as Llama's does; blocks are cut from that one long row of tokens, so a document may begin in
 one block and go on in the next. The folder's name is a hash of (data, tokenizer, settings): a second run finds it.
 
 With `isolate_documents` each block carries `position_ids` that restart at 0 after every eos, and there is NO attention
 mask. From restarting positions transformers builds the mask that keeps documents apart. Two things switch that off
 without a word, and every document then sees the ones before it: an attention mask of ones, and a key-value cache
-(`use_cache=True`, the default of a model's config; Trainer turns it off). It holds for attention `sdpa` and `eager`;
-flash attention looks at positions in batches of one only, and recurrent models carry their state across all the same.
+(`use_cache=True`, the default of a model's config; Trainer turns it off). It holds for attention `sdpa` and `eager`,
+and for hfstack's recurrent models, which forget at each position 0; flash attention reads positions in batches of one
+only.
 
 A document that was cut by a block's edge starts at position 0 again in the next block. The text `<|endoftext|>` inside
 a document becomes the eos token, as the tokenizer has it, and so ends a document too; a document that ends with it gets
@@ -34,7 +36,7 @@ from huggingface_hub import constants
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.block_writer import BlockWriter, PackedCounts
-from hfstack.data.fast_encoding import end_token_id, private_backend
+from hfstack.data.fast_encoding import end_token_id, private_backend, start_token_id
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 
@@ -241,6 +243,7 @@ def hash_texts(texts: Iterable[str]) -> str:
 def _cache_key(tokenizer: PreTrainedTokenizerBase, data_hash: str, *, block_size: int, drop_last: bool) -> str:
     content = private_backend(tokenizer).to_str()
     parts = [_FORMAT, data_hash, block_size, drop_last, end_token_id(tokenizer), tokenizer.pad_token_id]
+    parts.append(start_token_id(tokenizer))
     parts += [bool(tokenizer.split_special_tokens), content]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 

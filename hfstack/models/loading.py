@@ -191,6 +191,19 @@ def check_block_size(block_size: int, config: PreTrainedConfig) -> int:
     return block_size
 
 
+def check_isolation(model: PreTrainedModel) -> None:
+    """Refuse to isolate documents by their positions where attention would not look at them.
+
+    Raises:
+        ConfigError: with flash attention transformers reads positions in batches of one sequence only.
+    """
+    implementation = str(model.config._attn_implementation)
+    if "flash" in implementation:
+        raise ConfigError(
+            f"--isolate_documents does not hold with --attn_implementation {implementation}; use sdpa, or leave it out"
+        )
+
+
 def _not_found(what: str, name: str, error: Exception) -> str:
     """One line for the many ways in which upstream says that something could not be loaded."""
     cause = " ".join(str(error).split())

@@ -402,3 +402,32 @@ def test_trainer_keeps_both_traps_shut(tiny_llama, tiny_tokenizer, tmp_path):
     assert set(batch) == {"input_ids", "labels", "position_ids"}
     assert batch["input_ids"].shape == (4, 32)
     assert not model.config.use_cache
+
+
+def test_documents_begin_with_bos_where_the_tokenizer_does_so(tiny_tokenizer, tmp_path: Path) -> None:
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+
+    llama_like = copy.deepcopy(tiny_tokenizer)
+    llama_like.add_special_tokens({"bos_token": "<s>"})
+    bos, eos = llama_like.bos_token_id, llama_like.eos_token_id
+    template = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bos)])
+    llama_like.backend_tokenizer.post_processor = template
+    texts = ["the fox", "<s>the owl", "a hill"]
+    blocks = pack(texts, llama_like, block_size=4, cache_dir=tmp_path, data_hash="bos", drop_last=False)
+    row = torch.cat([blocks[i]["input_ids"] for i in range(len(blocks))]).tolist()[: blocks.token_count]
+    documents = [llama_like(text.removeprefix("<s>"), add_special_tokens=False)["input_ids"] for text in texts]
+    assert row == [token for ids in documents for token in (bos, *ids, eos)]  # one bos each, never two
+    assert blocks.byte_count == sum(len(text) for text in texts)
+    dropped = pack(texts, llama_like, block_size=len(row) - 2, cache_dir=tmp_path, data_hash="bos")
+    assert dropped.byte_count == sum(len(text) for text in texts[:2]) + len(llama_like.decode(documents[2][:-1]))
+
+
+def test_a_bos_that_the_tokenizer_does_not_write_is_not_written(tiny_tokenizer, tmp_path: Path) -> None:
+    import copy
+
+    gpt2_like = copy.deepcopy(tiny_tokenizer)
+    gpt2_like.bos_token = gpt2_like.eos_token
+    blocks = pack(["the fox"], gpt2_like, block_size=2, cache_dir=tmp_path, data_hash="x", drop_last=False)
+    assert blocks[0]["input_ids"][0] == gpt2_like("the")["input_ids"][0]

@@ -12,6 +12,7 @@ from trl import ModelConfig
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.loading import (
     check_block_size,
+    check_isolation,
     context_length,
     is_masked_lm,
     load_causal_lm,
@@ -93,6 +94,14 @@ def test_blocks_must_fit_the_context() -> None:
     import hfstack.models.gru
 
     assert context_length(hfstack.models.gru.GRUConfig()) is None
+
+
+def test_isolation_needs_attention_that_reads_positions(tiny_llama: Path, tiny_tokenizer) -> None:
+    model = load_causal_lm(ModelConfig(str(tiny_llama)), tiny_tokenizer)
+    check_isolation(model)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ConfigError, match="does not hold with --attn_implementation flash_attention_2; use sdpa"):
+        check_isolation(model)
 
 
 def test_masked_models_are_told_apart(tmp_path: Path, tiny_llama: Path) -> None:
