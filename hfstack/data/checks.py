@@ -1,0 +1,259 @@
+"""What trains silently wrong, looked for before the first step: each rule says what is wrong and what to do, or None.
+
+A rule takes plain values (a tokenizer, token ids, labels, texts, counts) and knows nothing of recipes, so it can be
+asked anywhere. A recipe collects the answers and hands them to `preflight`, which refuses to train on any fault.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from trl.chat_template_utils import has_generation_markers, is_chat_template_stop_token_trained
+
+from hfstack.errors import DataError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+IGNORED_LABEL = -100  # torch's cross entropy skips it
+_LOSS_TOLERANCE = 1e-3  # relative; between two ways of adding up the same batch in fp32
+
+
+def preflight(results: dict[str, str | None]) -> None:
+    """Log in one line what was checked, and refuse to go on when a rule found a fault.
+
+    Args:
+        results: name of the rule, as a reader would say it, to its fault or None.
+
+    Raises:
+        DataError: naming every fault; each has been logged on a line of its own.
+    """
+    faults = {name: fault for name, fault in results.items() if fault is not None}
+    logger.info("checked: %s", ", ".join(results))
+    for name, fault in faults.items():
+        logger.error("%s: %s", name, fault)
+    if faults:
+        raise DataError("; ".join(f"{name}: {fault}" for name, fault in faults.items()))
+
+
+def pad_is_not_eos(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] = ()) -> str | None:
+    """Padding is masked out of the loss, and an end token that pads is masked with it: the model never learns to stop.
+
+    Args:
+        end_ids: further tokens that end a text or a turn, such as those of the model's generation settings.
+    """
+    pad: Any = tokenizer.pad_token_id
+    if pad is None:
+        return "the tokenizer has no pad token; give it one of its own"
+    if pad == tokenizer.eos_token_id or pad in end_ids:
+        return (
+            f"the pad token {tokenizer.pad_token!r} also ends texts, so the end would be masked out of the loss; "
+            "give the tokenizer a pad token of its own"
+        )
+    return None
+
+
+def text_has_eos(rows: Iterable[Sequence[int]], end_ids: Collection[int]) -> str | None:
+    """A model that never reads the end of a text goes on for ever.
+
+    Args:
+        rows: token ids of whole documents.
+        end_ids: tokens that end a text.
+    """
+    without = [number for number, row in enumerate(rows, 1) if not row or row[-1] not in end_ids]
+    if not without:
+        return None
+    return f"{len(without)} texts, first row {without[0]}, do not end with an end token; append eos to each text"
+
+
+def labels_reach_eos(labels: Iterable[Sequence[int]], end_ids: Collection[int], *, share: float = 0.5) -> str | None:
+    """The end of an answer must be among the scored tokens, or the model is never taught to stop.
+
+    Args:
+        labels: rows of labels, -100 where nothing is scored.
+        end_ids: tokens that end a text or a turn.
+        share: the least share of the rows; what was cut at the context has no end.
+    """
+    total = taught = 0
+    for row in labels:
+        total += 1
+        taught += any(label in end_ids for label in row)
+    if total and taught < share * total:
+        return (
+            f"only {taught} of {total} rows score a token that ends the answer, so the model will not learn to stop; "
+            "put the end of the turn inside the template's generation block, or lengthen --max_length"
+        )
+    return None
+
+
+def no_double_bos(rows: Iterable[Sequence[int]], bos_id: int | None) -> str | None:
+    """A second bos is a beginning that the model has never seen and will not see again when it is used.
+
+    Args:
+        rows: token ids as the model will read them.
+        bos_id: the tokenizer's bos, or None when it has none.
+    """
+    twice = [number for number, row in enumerate(rows, 1) if len(row) > 1 and row[0] == row[1] == bos_id]
+    if bos_id is None or not twice:
+        return None
+    return (
+        f"{len(twice)} rows, first row {twice[0]}, begin with two bos tokens; take the bos out of the text or of the "
+        "chat template, since the tokenizer adds it"
+    )
+
+
+def some_label_is_scored(labels: Iterable[Sequence[int]]) -> str | None:
+    """A row whose labels are all masked has loss 0 and teaches nothing (huggingface/trl#6668)."""
+    total, masked = 0, []
+    for number, row in enumerate(labels, 1):
+        total += 1
+        if all(label == IGNORED_LABEL for label in row):
+            masked.append(number)
+    if total and not masked:
+        return None
+    if len(masked) == total:
+        return f"all labels of all {total} rows are masked, so the loss would be 0; check which tokens are to be learnt"
+    return f"{len(masked)} of {total} rows, first row {masked[0]}, have no label that is scored; leave them out"
+
+
+def embedding_covers_tokenizer(embedding_rows: int, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """An id without an embedding row crashes on a CPU, and on a GPU it may read another row's memory."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest < embedding_rows:
+        return None
+    return (
+        f"the tokenizer gives ids up to {largest} but the embedding has {embedding_rows} rows; "
+        "resize the embedding, or use the model's own tokenizer"
+    )
+
+
+def vocabularies_agree(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, name: str) -> str | None:
+    """A reward or reference model reads the policy's token ids as its own words: both must mean the same by an id.
+
+    Args:
+        name: what the message calls the other model, such as its path.
+    """
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    differing = sorted(token for token, index in ours.items() if theirs.get(token) != index)
+    if not differing:
+        return None
+    return (
+        f"{name} has another vocabulary: {len(differing)} of {len(ours)} tokens differ, such as {differing[0]!r}; "
+        "use a model that was made with the same tokenizer"
+    )
+
+
+def template_marks_generation(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Loss on the assistant's turns needs to know which tokens are the assistant's, its end of turn among them."""
+    template = tokenizer.chat_template
+    if template is None:
+        return "the tokenizer has no chat template; name one with --chat_template_path"
+    if not has_generation_markers(template):
+        return (
+            "the chat template has no {% generation %} markers, so the assistant's tokens are unknown; add them, "
+            "or train on whole conversations with --assistant_only_loss false"
+        )
+    if not is_chat_template_stop_token_trained(tokenizer):
+        return (
+            "the chat template ends the assistant's turn outside {% generation %}, so the model would not learn to "
+            "stop; move the end-of-turn token inside the markers"
+        )
+    return None
+
+
+def train_and_eval_are_disjoint(train_texts: Iterable[str], eval_texts: Iterable[str]) -> str | None:
+    """A row that was trained on says nothing about rows that were not. Texts are compared whole, by their hashes."""
+    held_out = {_digest(text) for text in eval_texts}
+    shared = sum(_digest(text) in held_out for text in train_texts)
+    if not shared:
+        return None
+    return f"{shared} train rows are also eval rows; remove them from one side, or let --eval_fraction split the rows"
+
+
+def prompts_fit_context(lengths: Iterable[int], limit: int) -> str | None:
+    """A prompt that fills the context leaves no token of the answer to learn or to write.
+
+    Args:
+        lengths: tokens of each prompt.
+        limit: tokens that the model reads, or that training keeps.
+    """
+    measured = list(lengths)
+    too_long = [number for number, length in enumerate(measured, 1) if length >= limit]
+    if not too_long:
+        return None
+    return (
+        f"{len(too_long)} of {len(measured)} prompts, first row {too_long[0]} with {measured[too_long[0] - 1]} tokens, "
+        f"fill the limit of {limit} tokens; lengthen --max_length, or leave them out with --on_bad_row skip"
+    )
+
+
+def labels_in_range(labels: Iterable[int], num_labels: int) -> str | None:
+    """A class label outside 0 .. num_labels - 1 crashes on a CPU and is undefined on a GPU."""
+    wrong = [(number, label) for number, label in enumerate(labels, 1) if not 0 <= label < num_labels]
+    if not wrong:
+        return None
+    number, label = wrong[0]
+    return (
+        f"{len(wrong)} labels, first {label} in row {number}, are not among 0 .. {num_labels - 1}; "
+        "set the number of labels to what the data has"
+    )
+
+
+def chosen_differs_from_rejected(chosen: Iterable[Any], rejected: Iterable[Any]) -> str | None:
+    """Two equal answers have no better one: the loss is a constant, and accuracy on the pair is a coin toss."""
+    equal = [number for number, (one, other) in enumerate(zip(chosen, rejected, strict=True), 1) if one == other]
+    if not equal:
+        return None
+    return f"{len(equal)} pairs, first row {equal[0]}, have the same answer as chosen and rejected; leave them out"
+
+
+def head_is_saved(saved_names: Iterable[str], head_names: Collection[str]) -> str | None:
+    """A reward model's head is new: an adapter that is saved without it comes back with a random one (trl#1379).
+
+    Args:
+        saved_names: names of the tensors that will be saved.
+        head_names: module names of the head, such as `score`.
+    """
+    parts = {part for name in saved_names for part in name.split(".")}
+    if parts & set(head_names):
+        return None
+    return f"no tensor of the head ({', '.join(head_names)}) would be saved; add it to --lora_modules_to_save"
+
+
+def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str | None:
+    """The mean over a batch must not change when the batch is read in parts (huggingface/transformers#37766).
+
+    Args:
+        whole_loss: loss of one batch, read at once.
+        accumulated_loss: loss of the same rows, read in parts.
+    """
+    if abs(whole_loss - accumulated_loss) <= _LOSS_TOLERANCE * max(abs(whole_loss), 1e-6):
+        return None
+    return (
+        f"the loss of one batch is {whole_loss:.6g} at once but {accumulated_loss:.6g} in parts; divide each part by "
+        "the tokens of the whole batch (num_items_in_batch)"
+    )
+
+
+def packed_documents_are_isolated(alone: torch.Tensor, packed: torch.Tensor, *, tolerance: float = 1e-2) -> str | None:
+    """A document must be read in a packed row as it is read alone, or it learns from its neighbours.
+
+    Args:
+        alone: (T, V) logits of a document by itself.
+        packed: (T, V) logits of the same document behind another one in a packed row.
+        tolerance: largest difference, relative to the spread of the logits; half precision needs most of it.
+    """
+    difference = (alone.float() - packed.float()).abs().max().item()
+    spread = max(alone.float().std().item(), 1e-6)
+    if difference <= tolerance * spread:
+        return None
+    return (
+        f"a document in a packed row reads the one before it (its logits change by {difference:.3g}); this model "
+        "does not keep packed documents apart: train with --packing false"
+    )
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
