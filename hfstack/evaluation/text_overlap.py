@@ -1,0 +1,124 @@
+"""How much of the reference text stands in the generated text: BLEU, chrF and ROUGE, nothing fetched.
+
+The numbers are those of sacrebleu (Post 2018, arXiv:1804.08771) and of rouge_score, Google's reimplementation of ROUGE
+(Lin 2004). Each is a local `evaluate.Metric`, to be used alone or through `evaluate.combine`.
+
+Text without spaces between its words, such as Chinese, is split into characters: BLEU with sacrebleu's `zh`, ROUGE with
+a tokenizer of ours, since rouge_score's own keeps nothing but a-z and 0-9 and would score every such text with 0.
+"""
+
+import importlib
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import datasets
+import evaluate
+
+from hfstack.errors import DataError, MissingExtraError
+
+Writing = Literal["spaced", "chinese"]
+
+ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+_CHINESE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+_WORDS_OR_CHARACTERS = re.compile(r"[a-z0-9]+|[\u3400-\u9fff\uf900-\ufaff]")
+_MANY = datasets.Sequence(datasets.Value("string"))
+
+
+class _OverlapMetric(evaluate.Metric):
+    """Base of the metrics of predictions and references; a prediction has one reference, or a list of them."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        one = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+        many = {"predictions": datasets.Value("string"), "references": _MANY}
+        return evaluate.MetricInfo(
+            description=(type(self).__doc__ or "").splitlines()[0],
+            citation="",
+            inputs_description="Generated texts, and for each the reference text or the list of them.",
+            features=[datasets.Features(many), datasets.Features(one)],
+        )
+
+
+class Bleu(_OverlapMetric):
+    """Corpus BLEU of sacrebleu, 0 to 100, as `bleu`."""
+
+    def __init__(self, writing: Writing = "spaced", **settings: Any) -> None:
+        self.writing = writing
+        super().__init__(**settings)
+
+    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
+        tokenize = "zh" if self.writing == "chinese" else "13a"
+        score = _module("sacrebleu").corpus_bleu(predictions, _by_position(references), tokenize=tokenize)
+        return {"bleu": float(score.score)}
+
+
+class Chrf(_OverlapMetric):
+    """Corpus chrF of sacrebleu, an F-score of character 6-grams (Popović 2015), 0 to 100, as `chrf`."""
+
+    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
+        return {"chrf": float(_module("sacrebleu").corpus_chrf(predictions, _by_position(references)).score)}
+
+
+class Rouge(_OverlapMetric):
+    """Mean ROUGE F-scores, 0 to 1, as `rouge1`, `rouge2`, `rougeL` and `rougeLsum`; the best reference counts."""
+
+    def __init__(self, writing: Writing = "spaced", **settings: Any) -> None:
+        self.writing = writing
+        super().__init__(**settings)
+
+    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
+        tokenizer = _Characters() if self.writing == "chinese" else None
+        scorer = _module("rouge_score.rouge_scorer").RougeScorer(ROUGE_KINDS, tokenizer=tokenizer)
+        scores = [
+            scorer.score_multi(_listed(reference), prediction)
+            for prediction, reference in zip(predictions, references, strict=True)
+        ]
+        return {kind: sum(score[kind].fmeasure for score in scores) / len(scores) for kind in ROUGE_KINDS}
+
+
+class _Characters:
+    """A rouge_score tokenizer that keeps Latin words and takes every Chinese character as a word."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Split a text."""
+        return _WORDS_OR_CHARACTERS.findall(text.lower())
+
+
+def text_overlap(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+    """Return bleu, chrf and the ROUGE scores of generated texts; the references' writing chooses how they are split.
+
+    Raises:
+        DataError: there is nothing to compare, or not as many of one as of the other.
+        MissingExtraError: sacrebleu or rouge_score is not installed.
+    """
+    if not predictions or len(predictions) != len(references):
+        raise DataError(f"text overlap compares {len(predictions)} texts with {len(references)} references")
+    writing = writing_of([text for reference in references for text in _listed(reference)])
+    metric = evaluate.combine([Bleu(writing), Chrf(), Rouge(writing)])
+    columns: dict[str, Any] = {"predictions": list(predictions), "references": list(references)}
+    return {name: float(value) for name, value in (metric.compute(**columns) or {}).items()}
+
+
+def writing_of(texts: Sequence[str]) -> Writing:
+    """Say whether texts are mostly Chinese, by their letters."""
+    letters = [character for text in texts for character in text if character.isalpha()]
+    chinese = sum(bool(_CHINESE.match(character)) for character in letters)
+    return "chinese" if chinese > 0.3 * max(len(letters), 1) else "spaced"
+
+
+def _listed(reference: str | Sequence[str]) -> list[str]:
+    return [reference] if isinstance(reference, str) else list(reference)
+
+
+def _by_position(references: Sequence[str | Sequence[str]]) -> list[list[str | None]]:
+    """Turn references per text into sacrebleu's streams: all first references, all second ones, and so on."""
+    listed = [_listed(reference) for reference in references]
+    width = max(map(len, listed))
+    return [[texts[index] if index < len(texts) else None for texts in listed] for index in range(width)]
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise MissingExtraError(name.split(".")[0], "metrics") from None

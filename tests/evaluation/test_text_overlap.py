@@ -1,0 +1,70 @@
+"""BLEU, chrF and ROUGE against the libraries' own numbers, and what becomes of Chinese."""
+
+import sys
+
+import evaluate
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from hfstack.errors import DataError, MissingExtraError
+from hfstack.evaluation.text_overlap import Bleu, Chrf, Rouge, text_overlap, writing_of
+
+PREDICTIONS = ["The quick brown fox jumps over the lazy dog.", "A cat sat there", "nothing in common"]
+REFERENCES = ["The fast brown fox jumped over the lazy dog.", "A cat sat on the mat.", "wholly different words"]
+CHINESE = ["快速的棕色狐狸跳过了懒狗。"]
+CHINESE_REFERENCES = ["敏捷的棕色狐狸跳过了那只懒狗。"]
+
+
+def test_the_numbers_are_upstreams() -> None:
+    found = text_overlap(PREDICTIONS, REFERENCES)
+    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(PREDICTIONS, [REFERENCES]).score, abs=1e-9)
+    assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(PREDICTIONS, [REFERENCES]).score, abs=1e-9)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"])
+    scores = [scorer.score(reference, text) for text, reference in zip(PREDICTIONS, REFERENCES, strict=True)]
+    for kind in scores[0]:
+        assert found[kind] == pytest.approx(sum(score[kind].fmeasure for score in scores) / 3, abs=1e-9)
+    assert 0 < found["rouge1"] < 1 and 0 < found["bleu"] < 100 and 0 < found["chrf"] < 100
+
+
+def test_a_hand_worked_rouge() -> None:
+    found = Rouge().compute(predictions=["the cat sat"], references=["the cat ran away"])
+    assert found is not None
+    assert found["rouge1"] == pytest.approx(4 / 7)  # precision 2/3, recall 2/4
+    assert found["rouge2"] == pytest.approx(2 / 5)  # precision 1/2, recall 1/3
+
+
+def test_several_references() -> None:
+    references = [["The fox", "The quick brown fox jumps over the lazy dog."], ["A cat sat on the mat."], ["nothing"]]
+    streams = [["The fox", "A cat sat on the mat.", "nothing"], [references[0][1], None, None]]
+    found = text_overlap(PREDICTIONS, references)
+    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(PREDICTIONS, streams).score, abs=1e-9)
+    assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(PREDICTIONS, streams).score, abs=1e-9)
+    best = Rouge().compute(predictions=PREDICTIONS[:1], references=references[:1])
+    assert best is not None and best["rougeL"] == 1
+
+
+def test_chinese_is_split_into_characters() -> None:
+    assert writing_of(CHINESE) == "chinese" and writing_of(PREDICTIONS) == "spaced" and writing_of([]) == "spaced"
+    found = text_overlap(CHINESE, CHINESE_REFERENCES)
+    theirs = sacrebleu.corpus_bleu(CHINESE, [CHINESE_REFERENCES], tokenize="zh").score
+    assert found["bleu"] == pytest.approx(theirs, abs=1e-9) and theirs > 30
+    # 12 and 14 characters, 10 of them shared; rouge_score's own tokenizer would keep none
+    assert found["rouge1"] == pytest.approx(2 * 10 / (12 + 14))
+    plain = Rouge().compute(predictions=CHINESE, references=CHINESE_REFERENCES)
+    assert plain is not None and plain["rouge1"] == 0
+
+
+def test_metrics_combine() -> None:
+    found = evaluate.combine([Bleu(), Chrf()]).compute(predictions=PREDICTIONS, references=REFERENCES)
+    assert found is not None and set(found) == {"bleu", "chrf"}
+
+
+def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="compares 1 texts with 2 references"):
+        text_overlap(["a"], ["a", "b"])
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(
+        MissingExtraError, match=r"sacrebleu is not installed; install it with: pip install 'hfstack\[metrics\]'"
+    ):
+        text_overlap(["a"], ["b"])
