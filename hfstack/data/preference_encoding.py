@@ -1,0 +1,119 @@
+"""Tokenize a prompt with its answer as one sequence that a reward model scores, and make it fit the model's context."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, cast
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hfstack.data.preference_kinds import Text, answer_text
+from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+Overlong = Literal["fail", "cut", "drop"]
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Text, answer: Text) -> tuple[list[int], int, int]:
+    """Return the tokens of prompt and answer, and where the prompt's own tokens begin and end among them.
+
+    A conversation goes through the chat template. Plain text ends with the eos token, from which a causal model reads
+    the reward. A tokenizer of an encoder such as BERT has no eos: prompt and answer become its two segments, as in
+    `[CLS] prompt [SEP] answer [SEP]`.
+
+    Raises:
+        ConfigError: conversations without a chat template, or a tokenizer that can end no text.
+    """
+    if isinstance(prompt, list):
+        if tokenizer.chat_template is None:
+            raise ConfigError(
+                "the prompts are conversations, but the tokenizer has no chat template: use rows with plain prompts, "
+                "or a model with a chat template"
+            )
+        assert isinstance(answer, list)
+        token_ids = _chat_ids(tokenizer, [*prompt, *answer], ask=False)
+        alone = _chat_ids(tokenizer, prompt, ask=True)
+    elif tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
+        encoded = tokenizer(prompt, answer_text(answer))
+        segments = encoded.sequence_ids(0)
+        inside = [index for index, segment in enumerate(segments) if segment == 0]
+        begin = inside[0] if inside else 1
+        return list(encoded["input_ids"]), begin, begin + len(inside)
+    elif tokenizer.eos_token_id is not None:
+        eos = cast(int, tokenizer.eos_token_id)
+        token_ids = [*_without_end(tokenizer(prompt + answer_text(answer))["input_ids"], eos), eos]
+        alone = _without_end(tokenizer(prompt)["input_ids"], eos)
+    else:
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name_or_path or ''} has neither an eos token nor cls and sep tokens, so no text "
+            "ever ends: use the model's own tokenizer"
+        )
+    begin = int(tokenizer.bos_token_id is not None and token_ids[:1] == [tokenizer.bos_token_id])
+    shared = next((i for i, (a, b) in enumerate(zip(token_ids, alone, strict=False)) if a != b), len(alone))
+    return token_ids, begin, max(begin, min(shared, len(token_ids)))
+
+
+def encode_pairs(
+    rows: Iterable[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    overlong: Overlong = "fail",
+    name: str = "train",
+) -> tuple[Dataset, list[int]]:
+    """Return a Dataset of chosen_ids and rejected_ids of at most `max_length` tokens, and which rows they are of.
+
+    Args:
+        overlong: what to do with a pair that is longer: "fail"; "cut" the beginning of the prompt, then the end of the
+            answer before its last token; or "drop" it. What was done is logged.
+        name: what messages call the rows.
+
+    Raises:
+        DataError: a pair is too long and `overlong` is "fail", or all of them were dropped.
+    """
+    pairs: list[dict[str, list[int]]] = []
+    kept: list[int] = []
+    too_long, longest, longest_prompt, cut_answers = 0, 0, 0, 0
+    for number, row in enumerate(rows):
+        encoded = [encode_answer(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected")]
+        length = max(len(token_ids) for token_ids, _, _ in encoded)
+        if length > max_length:
+            too_long += 1
+            longest = max(longest, length)
+            longest_prompt = max(longest_prompt, *(end - begin for _, begin, end in encoded))
+            cut_answers += any(len(token_ids) - (end - begin) > max_length for token_ids, begin, end in encoded)
+        if length <= max_length or overlong == "cut":
+            chosen, rejected = (shorten(*each, max_length=max_length) for each in encoded)
+            pairs.append({"chosen_ids": chosen, "rejected_ids": rejected})
+            kept.append(number)
+    if too_long:
+        total = len(kept) + (too_long if overlong != "cut" else 0)
+        what = f"{name}: {too_long} of {total} pairs are longer than {max_length} tokens"
+        if overlong == "fail" or not kept:
+            raise DataError(
+                f"{what} (the longest has {longest}, the longest prompt {longest_prompt}): raise --max_length if the "
+                "model's context allows it, or set --overlong cut (prompts lose their beginning) or --overlong drop"
+            )
+        done = f"cut at the beginning of the prompt, {cut_answers} of them in the answer too"
+        logger.warning("%s: %s", what, done if overlong == "cut" else "left out")
+    return Dataset.from_list(pairs), kept
+
+
+def shorten(token_ids: Sequence[int], begin: int, end: int, *, max_length: int) -> list[int]:
+    """Take tokens from the beginning of the prompt [begin, end), then from the end of the answer, but not its last."""
+    excess = len(token_ids) - max_length
+    if excess <= 0:
+        return list(token_ids)
+    kept = [*token_ids[:begin], *token_ids[begin + min(excess, end - begin) :]]
+    return kept if len(kept) <= max_length else [*kept[: max_length - 1], kept[-1]]
+
+
+def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, ask: bool) -> list[int]:
+    encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=ask, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def _without_end(token_ids: Any, eos: int) -> list[int]:
+    """A tokenizer that adds its eos by itself would put one between prompt and answer, or two at the end."""
+    return list(token_ids[:-1]) if len(token_ids) and token_ids[-1] == eos else list(token_ids)

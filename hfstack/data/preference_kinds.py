@@ -1,0 +1,236 @@
+"""Read one row of a preference file: which kind it is, what stands where, and what is wrong with it.
+
+Rows come in kinds, told apart by their columns:
+
+    pairs      prompt, chosen, rejected; without a prompt when both answers are conversations with the same beginning
+    ratings    prompt, completion, rating; several rows of one prompt make pairs, the higher rating wins
+    rankings   prompt, completions, ranks (1 is best, equal ranks are ties), or a list of ratings instead of ranks
+    thumbs     prompt, completion, label (true or false)
+
+Prompts and answers are plain text or conversations (lists of {role, content}).
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hfstack.errors import ConfigError, DataError
+
+Text = str | list[dict[str, Any]]
+
+
+@dataclass
+class PreferenceArgs:
+    """Where a preference file keeps what, and how its rows become pairs."""
+
+    prompt_column: str = "prompt"
+    """Column of the prompt: text, or a conversation."""
+    chosen_column: str = "chosen"
+    """Column of the better answer, in files of pairs."""
+    rejected_column: str = "rejected"
+    """Column of the worse answer, in files of pairs."""
+    completion_column: str = "completion"
+    """Column of an answer, in files of ratings or thumbs."""
+    completions_column: str = "completions"
+    """Column of a list of answers, in files of rankings."""
+    ranks_column: str = "ranks"
+    """Column of a list of ranks, one for each of the completions; 1 is best, equal ranks are ties."""
+    rating_column: str = "rating"
+    """Column of a number, higher is better; beside a list of completions, a list of numbers."""
+    label_column: str = "label"
+    """Column of thumbs: true for a good answer, false for a bad one."""
+    conversational: bool = False
+    """Make plain prompts and answers a user's and an assistant's turn, so that the chat template applies."""
+    max_pairs_per_prompt: int | None = None
+    """Of a prompt with many rated answers, keep this many pairs, those with the widest gap first; all by default."""
+    rating_threshold: float | None = None
+    """Ratings of at least this are a thumb up, others a thumb down; where a recipe wants labels and the file rates."""
+
+    def __post_init__(self) -> None:
+        if self.max_pairs_per_prompt is not None and self.max_pairs_per_prompt < 1:
+            raise ConfigError(f"max_pairs_per_prompt must be at least 1, got {self.max_pairs_per_prompt}")
+
+
+@dataclass
+class PreferenceCounts:
+    """What happened while rows became pairs or labels."""
+
+    rows: int = 0
+    kept: int = 0
+    bad_rows: int = 0  # an empty or missing answer, chosen equal to rejected
+    ties: int = 0  # pairs of answers to one prompt with equal ratings or ranks
+    duplicates: int = 0  # rows or pairs that stand there again
+    contradictions: int = 0  # pairs that stand there in both orders, answers with both thumbs; the majority is kept
+    prompts: int = 0
+
+
+def answer_text(value: Text) -> str:
+    """Return the words of an answer or a prompt: the text itself, or the contents of a conversation's turns."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(str(message.get("content") or "") for message in value)
+
+
+def prompt_of(row: Any, args: PreferenceArgs) -> str:
+    """Return the plain prompt of a row that asks for answers.
+
+    Raises DataError when the column has another name or holds no text.
+    """
+    prompt = row.get(args.prompt_column)
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise DataError(
+            f"a prompt must be text in the column {args.prompt_column!r}, got {str(prompt)[:40]!r}; found the columns "
+            f"{', '.join(row)}: map it with --prompt_column"
+        )
+    return prompt
+
+
+def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
+    """Return (prompt, answer) for each plain answer of a row that nobody has judged yet.
+
+    Raises DataError when there is none: no column of an answer or of a list of answers, or an empty one.
+    """
+    prompt = prompt_of(row, args)
+    found = row.get(args.completions_column, row.get(args.completion_column))
+    answers = [found] if isinstance(found, str) else found
+    if not isinstance(answers, list) or not answers or any(not isinstance(a, str) or not a.strip() for a in answers):
+        raise DataError(
+            f"answers to judge must be text in {args.completion_column!r} or a list in {args.completions_column!r}, "
+            f"got {str(found)[:40]!r}; found the columns {', '.join(row)}: map them with --completion_column or "
+            "--completions_column, or name a model that answers with --model_name_or_path"
+        )
+    return [(prompt, answer) for answer in answers]
+
+
+def kind_of(rows: Iterable[Any], args: PreferenceArgs, *, first_choice: str = "pairs") -> tuple[str, Iterator[Any]]:
+    """Tell the kind of the rows by their columns, `first_choice` where several fit; return it and the rows.
+
+    Raises DataError when the columns are of no kind; the message names them and the flags that map them.
+    """
+    iterator = iter(rows)
+    first = next(iterator, None)
+    if first is None:
+        raise DataError("no preferences: the data has no rows")
+    found = getattr(rows, "column_names", None) or list(first)
+    have = set(found)
+    kinds = {
+        "pairs": {args.prompt_column, args.chosen_column, args.rejected_column},
+        "ratings": {args.prompt_column, args.completion_column, args.rating_column},
+        "thumbs": {args.prompt_column, args.completion_column, args.label_column},
+        "rankings": {args.prompt_column, args.completions_column, args.ranks_column},
+        "rated lists": {args.prompt_column, args.completions_column, args.rating_column},
+    }
+    whole = itertools.chain([first], iterator)
+    for kind in sorted(kinds, key=lambda kind: kind != first_choice):
+        if kinds[kind] <= have:
+            return kind, whole
+    answers = {args.chosen_column, args.rejected_column}
+    if answers <= have and all(isinstance(first[column], list) for column in answers):
+        return "pairs", whole  # conversations that hold their prompt
+    raise DataError(_other_names(found, kinds, args))
+
+
+def _other_names(found: Sequence[str], kinds: dict[str, set[str]], args: PreferenceArgs) -> str:
+    """One line: what was looked for, what is there, and the flags that map it."""
+    flags = {value: f"--{name}" for name, value in asdict(args).items() if name.endswith("_column")}
+    nearest = min(kinds.values(), key=lambda columns: len(columns - set(found)))
+    if len(nearest - set(found)) == 3:
+        nearest = kinds["pairs"]
+    spare = [name for name in found if name not in nearest]
+    missing = ", ".join(f"{flags[column]} (now {column!r})" for column in sorted(nearest - set(found)))
+    ways = "; ".join(
+        f"{kind}: {' + '.join(sorted(columns))}" for kind, columns in kinds.items() if kind != "rated lists"
+    )
+    return (
+        f"these columns are of no kind of preferences: {', '.join(found)}; map them with {missing}, "
+        f"choosing among: {', '.join(spare) or 'none'} (kinds are {ways})"
+    )
+
+
+def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
+    """Prompt, chosen and rejected of a row; a conversation that holds its prompt is cut where the answers part."""
+    chosen, rejected = row[args.chosen_column], row[args.rejected_column]
+    prompt = row.get(args.prompt_column)
+    if isinstance(chosen, list) and isinstance(rejected, list) and chosen and chosen[0].get("role") != "assistant":
+        shared = len(
+            [1 for a, b in itertools.takewhile(lambda ab: ab[0] == ab[1], zip(chosen, rejected, strict=False))]
+        )
+        shared = min(shared, len(chosen) - 1, len(rejected) - 1)  # equal conversations still have a last turn
+        before = prompt if isinstance(prompt, list) and chosen[: len(prompt)] != prompt else []
+        return [*before, *chosen[:shared]], chosen[shared:], rejected[shared:]
+    return prompt, chosen, rejected
+
+
+def normal(prompt: Text, chosen: Text, rejected: Text, args: PreferenceArgs) -> dict[str, Text]:
+    """All three as plain text, or all three as conversations."""
+    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str) and not args.conversational:
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    turns = {"prompt": turns_of(prompt, "user"), "chosen": turns_of(chosen, "assistant")}
+    return {**turns, "rejected": turns_of(rejected, "assistant")}
+
+
+def turns_of(value: Text, role: str) -> list[dict[str, Any]]:
+    """A conversation as it is, text as one turn of `role`."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else [dict(message) for message in value]
+
+
+def fault_of_answer(value: Any, column: str) -> str | None:
+    """What is wrong with an answer (or a prompt that must not be empty), or None."""
+    if not isinstance(value, str | list):
+        return f"{column} must be text or a conversation, got {'null' if value is None else type(value).__name__}"
+    return None if answer_text(value).strip() else f"{column} is empty"
+
+
+def refused(
+    number: int, row: Any, fault: str | None, counts: PreferenceCounts, bad: list[dict[str, Any]] | None
+) -> bool:
+    """Whether a row has a fault; raise it when bad rows are not collected."""
+    if fault is None:
+        return False
+    if bad is None:
+        raise DataError(f"preference row {number}: {fault}; mend or remove it, or set --on_bad_row skip")
+    counts.bad_rows += 1
+    bad.append({"row": dict(row), "fault": fault})
+    return True
+
+
+def scored_by_prompt(
+    kind: str, rows: Iterable[Any], args: PreferenceArgs, counts: PreferenceCounts, bad: list[dict[str, Any]] | None
+) -> dict[str, list[tuple[Text, float]]]:
+    """Answers with their scores for each prompt (as JSON), in the order of the file."""
+    scored: dict[str, list[tuple[Text, float]]] = {}
+    for number, row in enumerate(rows, 1):
+        counts.rows += 1
+        prompt = row[args.prompt_column]
+        answers, scores = _answers_and_scores(kind, row, args)
+        fault = fault_of_answer(prompt, args.prompt_column) if prompt != "" else None
+        column = args.completions_column if len(answers) != 1 else args.completion_column
+        if len(answers) != len(scores):
+            fault = f"{len(answers)} {args.completions_column} but {len(scores)} scores"
+        for answer, score in zip(answers, scores, strict=False):
+            fault = fault or fault_of_answer(answer, column)
+            if fault is None and not isinstance(score, int | float):
+                fault = f"a score must be a number (or true, false), got {score!r}"
+        if refused(number, row, fault, counts, bad):
+            continue
+        plain = isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers)
+        if args.conversational or not plain:
+            prompt, answers = turns_of(prompt, "user"), [turns_of(answer, "assistant") for answer in answers]
+        scored.setdefault(json.dumps(prompt, ensure_ascii=False), []).extend(
+            zip(answers, map(float, scores), strict=True)
+        )
+    return scored
+
+
+def _answers_and_scores(kind: str, row: Any, args: PreferenceArgs) -> tuple[list[Any], list[Any]]:
+    if kind == "ratings":
+        return [row[args.completion_column]], [row[args.rating_column]]
+    if kind == "thumbs":
+        return [row[args.completion_column]], [row[args.label_column]]
+    answers = list(row[args.completions_column] or [])
+    if kind == "rankings":
+        ranks = list(row[args.ranks_column] or [])
+        return answers, [-rank if isinstance(rank, int | float) else rank for rank in ranks]
+    return answers, list(row[args.rating_column] or [])

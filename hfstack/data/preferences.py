@@ -1,0 +1,315 @@
+"""Turn pairs, ratings, rankings and thumbs into prompt / chosen / rejected, or prompt / completion / label.
+
+`hfstack.data.preference_kinds` says which columns each kind has. Whatever the kind, no prompt is in both train and
+eval, and duplicates, ties and contradictions are counted and settled.
+"""
+
+import itertools
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from hfstack.data.jsonl import write_jsonl
+from hfstack.data.preference_kinds import (
+    PreferenceArgs,
+    PreferenceCounts,
+    Text,
+    answer_text,
+    fault_of_answer,
+    kind_of,
+    normal,
+    pair_texts,
+    refused,
+    scored_by_prompt,
+    turns_of,
+)
+from hfstack.data.sources import DataArgs, load_mixture
+from hfstack.data.splitting import drop_overlap, hold_out
+from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+_KEY = "_prompt_key"
+
+
+def load_preferences(
+    data_args: DataArgs,
+    args: PreferenceArgs,
+    *,
+    form: Literal["pairs", "labels"] = "pairs",
+    quarantine_file: Path | None = None,
+    counts: dict[str, PreferenceCounts] | None = None,
+) -> dict[str, Dataset]:
+    """Return {"train": rows, "eval": rows} with the columns prompt, chosen, rejected (or prompt, completion, label).
+
+    No prompt is in both splits: rows are held out by prompt, or train rows whose prompt is in eval_datasets go.
+
+    Args:
+        form: "pairs", or "labels" for one answer a row with its thumb.
+        quarantine_file: where `on_bad_row="quarantine"` writes the rows that cannot be used.
+        counts: filled with what was counted, by split as loaded ("train", "eval").
+
+    Raises:
+        DataError: the columns have other names, or a row cannot be used and `on_bad_row` is "fail".
+        ConfigError: no dataset is named, or streaming is asked for.
+    """
+    if not data_args.datasets:
+        raise ConfigError("datasets: name at least one file of preferences, e.g. --datasets pairs.jsonl")
+    if data_args.streaming:
+        raise ConfigError("--streaming cannot be used with preferences: rows are grouped and split by prompt")
+    convert = to_pairs if form == "pairs" else to_labels
+    splits: dict[str, Dataset] = {}
+    for name, sources in {"train": data_args.datasets, "eval": data_args.eval_datasets}.items():
+        if not sources:
+            continue
+        rows = load_mixture(
+            sources,
+            seed=data_args.split_seed,
+            on_bad_row=data_args.on_bad_row,
+            max_rows=data_args.max_rows,
+            quarantine_file=quarantine_file,
+        )
+        counted = PreferenceCounts()
+        bad: list[dict[str, Any]] = []
+        converted = convert(rows, args, counts=counted, bad=None if data_args.on_bad_row == "fail" else bad)
+        _report(name, counted, bad, quarantine_file if data_args.on_bad_row == "quarantine" else None)
+        if counts is not None:
+            counts[name] = counted
+        splits[name] = Dataset.from_list(converted)
+    if "eval" in splits:
+        train, evaluation = (_with_key(splits[name]) for name in ("train", "eval"))
+        splits["train"] = drop_overlap(train, evaluation, text_column=_KEY).remove_columns(_KEY)
+    elif data_args.eval_fraction:
+        splits["train"], splits["eval"] = split_by_prompt(
+            splits["train"], data_args.eval_fraction, data_args.split_seed
+        )
+    return splits
+
+
+def split_by_prompt(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Return (train, eval) with about `fraction` of the rows in eval, and every prompt on one side only.
+
+    Prompts that differ in white space or letter case count as the same. The choice depends on the prompts and `seed`,
+    not on the order of the rows. Raises DataError when a side would be empty.
+    """
+    train, evaluation = hold_out(_with_key(rows), fraction=fraction, seed=seed, text_column=_KEY)
+    return train.remove_columns(_KEY), evaluation.remove_columns(_KEY)
+
+
+def to_pairs(
+    rows: Iterable[Any],
+    args: PreferenceArgs | None = None,
+    *,
+    counts: PreferenceCounts | None = None,
+    bad: list[dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return rows {"prompt", "chosen", "rejected"} of any kind of preferences; all text, or all conversations.
+
+    A pair that stands there twice is kept once. Of a pair in both orders the one that is there more often is kept, and
+    neither when they are equally many. Ties make no pair.
+
+    Args:
+        counts: filled with what was counted.
+        bad: receives {"row", "fault"} of rows that cannot be used; without it the first one is an error.
+
+    Raises:
+        DataError: the columns have other names; a row cannot be used; nothing is left.
+    """
+    args, counts = args or PreferenceArgs(), counts or PreferenceCounts()
+    kind, rows = kind_of(rows, args)
+    pairs: Counter[str] = Counter()
+    if kind == "pairs":
+        for number, row in enumerate(rows, 1):
+            counts.rows += 1
+            prompt, chosen, rejected = pair_texts(row, args)
+            fault = fault_of_answer(chosen, args.chosen_column) or fault_of_answer(rejected, args.rejected_column)
+            fault = fault or (f"{args.prompt_column} is null" if prompt is None else None)
+            if fault is None and answer_text(chosen) == answer_text(rejected):
+                fault = f"{args.chosen_column} and {args.rejected_column} are the same: {answer_text(chosen)[:60]!r}"
+            if not refused(number, row, fault, counts, bad):
+                assert prompt is not None
+                pairs[_pack(normal(prompt, chosen, rejected, args))] += 1
+    else:
+        for pair in _pairs_of_scored(scored_by_prompt(kind, rows, args, counts, bad), args, counts):
+            pairs[_pack(pair)] += 1
+    kept = _majority(pairs, counts)
+    counts.prompts = len({_prompt_key(row["prompt"]) for row in kept})
+    return _checked(kept, counts, "pairs")
+
+
+def to_labels(
+    rows: Iterable[Any],
+    args: PreferenceArgs | None = None,
+    *,
+    counts: PreferenceCounts | None = None,
+    bad: list[dict[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return rows {"prompt", "completion", "label"} (true is good) of any kind of preferences.
+
+    A pair gives one row of each label. An answer with both labels keeps the one that is there more often. Ratings need
+    `rating_threshold`. Arguments and errors are those of `to_pairs`.
+    """
+    args, counts = args or PreferenceArgs(), counts or PreferenceCounts()
+    kind, rows = kind_of(rows, args, first_choice="thumbs")
+    votes: dict[str, list[int]] = {}
+    if kind == "pairs":
+        unpaired = [
+            (row["prompt"], row[side], float(side == "chosen"))
+            for row in to_pairs(rows, args, counts=counts, bad=bad)
+            for side in ("chosen", "rejected")
+        ]
+    else:
+        if kind != "thumbs" and args.rating_threshold is None:
+            raise ConfigError(f"{kind} become good and bad answers only by a limit: set --rating_threshold")
+        limit = 1.0 if kind == "thumbs" else float(args.rating_threshold or 0)
+        scored = scored_by_prompt(kind, rows, args, counts, bad)
+        unpaired = [
+            (json.loads(prompt), answer, float(score >= limit))
+            for prompt, answers in scored.items()
+            for answer, score in answers
+        ]
+    for prompt, completion, good in unpaired:
+        votes.setdefault(_pack({"prompt": prompt, "completion": completion}), [0, 0])[int(good)] += 1
+    kept = []
+    for packed, (down, up) in votes.items():
+        counts.duplicates += down + up - 1 if not (down and up) else 0
+        counts.contradictions += bool(down and up)
+        if down != up:
+            kept.append(json.loads(packed) | {"label": up > down})
+    counts.prompts = len({_prompt_key(row["prompt"]) for row in kept})
+    return _checked(kept, counts, "labels")
+
+
+def add_label_noise(pairs: Dataset, share: float, *, seed: int) -> Dataset:
+    """Swap chosen and rejected in `share` of the pairs, and say which in a new column `flipped`.
+
+    Exactly round(share * pairs) are swapped, chosen by `seed`. Columns `chosen_score` and `rejected_score` stay with
+    their answers.
+
+    Raises ConfigError when the share is not in [0, 0.5].
+    """
+    if not 0 <= share <= 0.5:
+        raise ConfigError(f"label_noise must be in [0, 0.5], got {share}")
+    flipped = set(random.Random(seed).sample(range(len(pairs)), round(share * len(pairs))))
+
+    def noisy(row: dict[str, Any], index: int) -> dict[str, Any]:
+        swap = {"chosen": "rejected", "rejected": "chosen"}
+        swap |= {f"{old}_score": f"{new}_score" for old, new in swap.items() if f"{old}_score" in row}
+        if index not in flipped:
+            swap = {}
+        return {name: row[swap.get(name, name)] for name in row} | {"flipped": index in flipped}
+
+    return Dataset.from_list([noisy(row, index) for index, row in enumerate(pairs.to_list())])
+
+
+def judged_pairs(
+    scores: dict[tuple[str, str], float], args: PreferenceArgs, *, counts: PreferenceCounts | None = None
+) -> list[dict[str, Any]]:
+    """Return the pairs of answers that were scored, by (prompt, answer), with their chosen_score and rejected_score.
+
+    Of `args` only `max_pairs_per_prompt` and `conversational` matter.
+    """
+    rows = [{"prompt": prompt, "completion": answer, "rating": score} for (prompt, answer), score in scores.items()]
+    how = PreferenceArgs(max_pairs_per_prompt=args.max_pairs_per_prompt, conversational=args.conversational)
+    pairs = to_pairs(rows, how, counts=counts)
+    for pair in pairs:
+        for side in ("chosen", "rejected"):
+            pair[f"{side}_score"] = scores[answer_text(pair["prompt"]), answer_text(pair[side])]
+    return pairs
+
+
+def length_statistics(rows: Iterable[Any]) -> dict[str, float]:
+    """Return how long the answers of each side of pairs are, in characters, and how often the chosen one is longer.
+
+    Keys: chosen_characters_mean, chosen_characters_median, the same of rejected, chosen_longer_share (0.5 for equals).
+    """
+    pairs = [(len(answer_text(row["chosen"])), len(answer_text(row["rejected"]))) for row in rows]
+    chosen, rejected = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    longer = [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)]
+    return {
+        "chosen_characters_mean": fmean(chosen),
+        "chosen_characters_median": median(chosen),
+        "rejected_characters_mean": fmean(rejected),
+        "rejected_characters_median": median(rejected),
+        "chosen_longer_share": fmean(longer),
+    }
+
+
+def _pairs_of_scored(
+    scored: dict[str, list[tuple[Text, float]]], args: PreferenceArgs, counts: PreferenceCounts
+) -> Iterator[dict[str, Any]]:
+    """Every two answers to a prompt whose scores differ, the higher one chosen; the widest gaps first when limited."""
+    for prompt, answers in scored.items():
+        found = []
+        for (first, first_score), (second, second_score) in itertools.combinations(answers, 2):
+            if answer_text(first) == answer_text(second):
+                counts.duplicates += 1
+            elif first_score == second_score:
+                counts.ties += 1
+            else:
+                chosen, rejected = (first, second) if first_score > second_score else (second, first)
+                found.append((abs(first_score - second_score), chosen, rejected))
+        if args.max_pairs_per_prompt is not None:
+            found = sorted(found, key=lambda pair: -pair[0])[: args.max_pairs_per_prompt]
+        yield from ({"prompt": json.loads(prompt), "chosen": c, "rejected": r} for _, c, r in found)
+
+
+def _majority(pairs: Counter[str], counts: PreferenceCounts) -> list[dict[str, Any]]:
+    """Each pair once; of a pair in both orders the one that is there more often, neither when equally often."""
+    kept = []
+    for packed, times in pairs.items():
+        row = json.loads(packed)
+        counts.duplicates += times - 1
+        opposite = pairs.get(_pack({"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}), 0)
+        if times > opposite:
+            counts.contradictions += bool(opposite)
+            kept.append(row)
+        elif times == opposite:
+            counts.contradictions += 1 if _pack(row["chosen"]) < _pack(row["rejected"]) else 0
+    return kept
+
+
+def _checked(kept: list[dict[str, Any]], counts: PreferenceCounts, form: str) -> list[dict[str, Any]]:
+    counts.kept = len(kept)
+    if not kept:
+        raise DataError(
+            f"no {form} in {counts.rows} rows: {counts.ties} ties, {counts.contradictions} contradictions, "
+            f"{counts.bad_rows} bad rows; each prompt needs two answers of different worth"
+        )
+    if len({type(row["prompt"]) for row in kept}) > 1:
+        raise DataError(
+            "some prompts are text and others conversations: set --conversational to make all of them chats"
+        )
+    return kept
+
+
+def _report(name: str, counts: PreferenceCounts, bad: list[dict[str, Any]], quarantine_file: Path | None) -> None:
+    logger.info("%s preferences: %s", name, ", ".join(f"{value} {key}" for key, value in asdict(counts).items()))
+    if bad:
+        logger.warning("%s: left out %d rows, the first because %s", name, len(bad), bad[0]["fault"])
+    if bad and quarantine_file is not None:
+        with write_jsonl(quarantine_file.with_name(f"{quarantine_file.stem}-{name}-preferences.jsonl")) as add:
+            for row in bad:
+                add(row)
+
+
+def _with_key(rows: Dataset) -> Dataset:
+    return rows.add_column(_KEY, [_prompt_key(prompt) for prompt in rows["prompt"]])  # pyright: ignore[reportCallIssue]
+
+
+def _prompt_key(prompt: Text) -> str:
+    """What makes two prompts the same: their turns, without white space and letter case."""
+    turns = turns_of(prompt, "user")
+    return json.dumps([[turn.get("role"), " ".join(answer_text([turn]).split()).casefold()] for turn in turns])
+
+
+def _pack(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,146 @@
+"""How well rewards order pairs of answers: accuracy with an interval, by margin, calibration, and against length.
+
+Everything here is a function of plain numbers. A margin is the reward of the chosen answer minus that of the rejected
+one; by the model of Bradley and Terry (1952) the chosen one is better with probability sigmoid(margin).
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from statistics import fmean, pstdev
+
+import numpy
+from scipy.stats import norm, spearmanr
+
+from hfstack.errors import DataError
+
+
+def wins(margins: Sequence[float]) -> list[float]:
+    """Return 1 for a margin above 0, 0 below, and 0.5 for a tie."""
+    return [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
+
+
+def share_interval(
+    shares: Sequence[float], groups: Sequence[Hashable] | None = None, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval of the mean of values in [0, 1], by Wilson's score method (1927).
+
+    Pairs that share a prompt are not independent. With `groups`, the number of pairs is divided by the design effect:
+    the variance of the mean when whole groups are drawn, over that of single pairs, at least 1 (Korn and Graubard,
+    1998). With every pair a group of its own this is the plain interval.
+
+    Raises DataError when there is nothing to average.
+    """
+    if not shares:
+        raise DataError("no pairs to measure")
+    count, mean = len(shares), fmean(shares)
+    effect = 1.0
+    if groups is not None and 0 < mean < 1:
+        deviations: defaultdict[Hashable, float] = defaultdict(float)
+        for share, group in zip(shares, groups, strict=True):
+            deviations[group] += share - mean
+        effect = max(1.0, sum(d * d for d in deviations.values()) / (count * mean * (1 - mean)))
+    count /= effect
+    z = float(norm.ppf(0.5 + confidence / 2))
+    middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def accuracy_by_margin(margins: Sequence[float], *, bins: int = 5) -> list[tuple[float, float, int, float]]:
+    """Return (smallest |margin|, largest |margin|, pairs, accuracy) of equally many pairs each, from small margins on.
+
+    A reward model that knows what it knows is near 0.5 in the first row and near 1 in the last.
+    """
+    ranked = sorted(margins, key=abs)
+    edges = [round(len(ranked) * i / bins) for i in range(bins + 1)]
+    parts = [ranked[low:high] for low, high in itertools.pairwise(edges) if high > low]
+    return [(abs(part[0]), abs(part[-1]), len(part), fmean(wins(part))) for part in parts]
+
+
+def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[tuple[float, float, int]]:
+    """Return (mean confidence, accuracy, pairs) in equally wide bins of confidence from 0.5 to 1, empty ones left out.
+
+    The confidence is sigmoid(|margin|): how sure the model is of the answer that it prefers.
+    """
+    found: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+    for margin, win in zip(margins, wins(margins), strict=True):
+        confidence = 1 / (1 + math.exp(-min(abs(margin), 700.0)))
+        found[min(bins - 1, int((confidence - 0.5) * 2 * bins))].append((confidence, win))
+    rows = [found[index] for index in sorted(found)]
+    return [(fmean(c for c, _ in row), fmean(w for _, w in row), len(row)) for row in rows]
+
+
+def expected_calibration_error(margins: Sequence[float], *, bins: int = 10) -> float:
+    """Return the mean gap of confidence and accuracy over `calibration_bins`, weighted by pairs (Guo et al. 2017)."""
+    rows = calibration_bins(margins, bins=bins)
+    return sum(pairs * abs(confidence - accuracy) for confidence, accuracy, pairs in rows) / len(margins)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's correlation of ranks, 0 where one of them does not vary."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return 0.0
+    return float(numpy.asarray(spearmanr(first, second))[0])
+
+
+def reward_metrics(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    *,
+    chosen_lengths: Sequence[int],
+    rejected_lengths: Sequence[int],
+    prompts: Sequence[Hashable] | None = None,
+) -> dict[str, float]:
+    """Return every number about a reward model on held-out pairs, with the keys of docs/recipes/reward.md.
+
+    Args:
+        chosen, rejected: rewards of the answers, one of each for a pair.
+        chosen_lengths, rejected_lengths: lengths of the answers, in any unit.
+        prompts: what tells the prompts apart, for the interval; by default every pair has its own.
+    """
+    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
+    length_margins = [float(c - r) for c, r in zip(chosen_lengths, rejected_lengths, strict=True)]
+    correct, longer = wins(margins), wins(length_margins)
+    low, high = share_interval(correct, prompts)
+    length_low, length_high = share_interval(longer, prompts)
+    gain_low, gain_high = gain_interval(correct, longer, prompts)
+    rewards, lengths = [*chosen, *rejected], [*chosen_lengths, *rejected_lengths]
+    metrics = {
+        "accuracy": fmean(correct),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "length_accuracy": fmean(longer),
+        "length_accuracy_low": length_low,
+        "length_accuracy_high": length_high,
+        "gain_over_length": fmean(correct) - fmean(longer),
+        "gain_over_length_low": gain_low,
+        "gain_over_length_high": gain_high,
+        "margin": fmean(margins),
+        "calibration_error": expected_calibration_error(margins),
+        "reward_length_correlation": rank_correlation(rewards, lengths),
+        "reward_mean": fmean(rewards),
+        "reward_std": pstdev(rewards),
+        "pairs": len(margins),
+    }
+    for name, side in {"accuracy_chosen_longer": 1.0, "accuracy_chosen_shorter": 0.0}.items():
+        part = [win for win, long in zip(correct, longer, strict=True) if long == side]
+        if part:
+            metrics[name] = fmean(part)
+    return metrics
+
+
+def gain_interval(
+    first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable] | None = None
+) -> tuple[float, float]:
+    """Return the 95 % interval of mean(first) - mean(second) on the same pairs: normal, over groups of pairs."""
+    if not first:
+        raise DataError("no pairs to measure")
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    mean = fmean(differences)
+    sums: defaultdict[Hashable, float] = defaultdict(float)
+    for index, difference in enumerate(differences):
+        sums[index if groups is None else groups[index]] += difference - mean
+    half = float(norm.ppf(0.975)) * math.sqrt(sum(value * value for value in sums.values())) / len(differences)
+    return mean - half, mean + half
