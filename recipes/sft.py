@@ -1,0 +1,118 @@
+"""Teach a language model to answer: supervised fine-tuning on conversations, prompt + completion, or text.
+
+    accelerate launch recipes/sft.py --config recipes/sft.yaml --learning_rate 1e-5
+    hfstack run sft --learning_rate 1e-5                                # the same, shorter
+
+reads   rows of messages, of prompt + completion (columns by any name), or of text; a model with its tokenizer
+writes  the model or its adapter, checkpoints, samples.jsonl, answers.jsonl and run.json in --output_dir
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
+
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+
+from hfstack.config import command_line
+from hfstack.data.instruction_rows import Columns, normalise, prompt_ids, questions
+from hfstack.data.sources import DataArgs, describe_sources, load_splits
+from hfstack.evaluation.answers import answer_loss, answer_pairs, score_answers
+from hfstack.evaluation.language_modeling import perplexity
+from hfstack.models.adapting import check_adapter_settings, give_pad_token, merge_adapter
+from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
+from hfstack.models.turns import stop_at_end_of_turn
+from hfstack.run import Run
+from hfstack.training import fine_tuning
+from hfstack.training.callbacks import DerivedMetrics, SampleTable, StopOnDivergence, Throughput
+
+
+@dataclass
+class SftArgs:
+    """How rows are read, and what is kept and measured beside the upstream settings."""
+
+    prompt_column: str = "prompt"
+    """Column that holds what is asked."""
+    completion_column: str = "completion"
+    """Column that holds the answer."""
+    context_column: str | None = None
+    """Column of further input, put below the prompt where it is not empty (`input` of instruction data)."""
+    as_chat: bool = True
+    """Write prompt + completion as a user's and an assistant's turn; off, they are joined as they are."""
+    merge_adapter: bool = False
+    """Save the whole model with the adapter folded in; the adapter alone is kept in adapter/."""
+    answer_rows: int = 0
+    """Answer this many held-out prompts at the end and score them against their references (BLEU, chrF, ROUGE)."""
+    answer_tokens: int = 200
+    """Longest answer and longest sample, in tokens."""
+    sample_prompts: list[str] = field(default_factory=list)
+    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out ones by default."""
+
+
+def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, training_args: SFTConfig) -> dict[str, float]:
+    """Train, evaluate, answer and save; return the metrics."""
+    with Run.start(__file__, training_args.output_dir, model_args, data_args, sft_args, training_args) as run:
+        checkpoint = run.checkpoint
+        run.add_parent(model_args.model_name_or_path)
+        sharded, adapter = bool(training_args.fsdp or training_args.deepspeed), model_args.use_peft
+        check_adapter_settings(model_args, sharded=sharded, merge_adapter=sft_args.merge_adapter)
+
+        # No held-out prompt may be trained on, so the split goes by the column of prompts where it has another name.
+        columns = Columns(sft_args.prompt_column, sft_args.completion_column, sft_args.context_column,
+                          data_args.text_column)  # fmt: skip
+        key = columns.text if columns.prompt == "prompt" else columns.prompt
+        splits = load_splits(replace(data_args, text_column=key), quarantine_file=run.output_dir / "quarantine.jsonl")
+        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        rows = {name: normalise(split, columns, as_chat=sft_args.as_chat) for name, split in splits.items()}
+
+        tokenizer = load_tokenizer(model_args)
+        model = load_causal_lm(model_args, tokenizer)
+        fine_tuning.check_settings(training_args, model, rows)
+        chat = "messages" in rows["train"].column_names
+        fine_tuning.use_template(tokenizer, model, training_args, chat=chat, adapter=adapter)
+        give_pad_token(tokenizer, model, may_grow=not adapter or sft_args.merge_adapter)
+        stop_at_end_of_turn(model, tokenizer)
+        encoded = fine_tuning.encode_rows(rows, tokenizer, model, training_args, on_bad_row=data_args.on_bad_row)
+        packed = fine_tuning.pack_rows(encoded, training_args)
+
+        longest = context_length(model.config)
+        longest = longest - sft_args.answer_tokens if longest is not None else None
+        asked = questions(
+            rows.get("eval", rows["train"]), tokenizer, limit=max(sft_args.answer_rows, 3), longest=longest
+        )
+        own = [[{"role": "user", "content": text}] if chat else text for text in sft_args.sample_prompts]
+        shown = [prompt_ids(tokenizer, prompt) for prompt in own] or [prompt for prompt, _ in asked[:3]]
+        sample = partial(answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=sft_args.answer_tokens)
+        throughput = Throughput(**fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter))
+        derived = DerivedMetrics(lambda loss: {"perplexity": perplexity(loss)})
+        run.add_artifact("samples", "samples.jsonl")
+        trainer = SFTTrainer(
+            model=model,
+            args=fine_tuning.trainer_settings(training_args),
+            data_collator=fine_tuning.collator_for(model, tokenizer, packing=training_args.packing),
+            train_dataset=packed["train"],
+            eval_dataset=packed.get("eval"),
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+            callbacks=[throughput, derived, StopOnDivergence(), SampleTable(run.output_dir / "samples.jsonl", sample)],
+        )
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        tuned = cast(Any, trainer.model)
+        metrics = {"train_loss": trained.training_loss} | throughput.metrics()
+        if "eval" in packed:
+            metrics |= trainer.evaluate()
+        if "eval" in packed and not sharded:
+            metrics |= answer_loss(tuned, tokenizer, encoded["eval"])
+        if sft_args.answer_rows and not sharded:
+            asked = asked[: sft_args.answer_rows]
+            file = run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None
+            metrics |= score_answers(tuned, tokenizer, asked, max_new_tokens=sft_args.answer_tokens, file=file)
+            run.add_artifact("answers", "answers.jsonl")
+        if sft_args.merge_adapter:
+            trainer.model = merge_adapter(tuned, model_args, run.output_dir / "adapter")
+            run.add_artifact("adapter", "adapter")
+        return run.finish(metrics, trainer)
+
+
+if __name__ == "__main__":
+    command_line(main)
