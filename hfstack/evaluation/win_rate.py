@@ -1,0 +1,214 @@
+"""How often one model's answers beat another's on the same prompts, and whether length alone explains it.
+
+A judge is `(prompts, first, second)` and returns, for each prompt, the share in [0, 1] by which the first answer wins:
+1, 0, or 0.5 for a tie. Each pair is judged twice with the places swapped, so that a judge that prefers a place adds
+nothing to the result.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfstack.errors import DataError
+from hfstack.evaluation.answers import answer_loss
+from hfstack.evaluation.generation import Completion
+from hfstack.models.turns import end_of_turn_id
+
+Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
+
+_Z = 1.959964  # of the normal distribution, for 95 %
+_SLOPE_SPREAD = 10.0  # of the prior on the slope: weak, but finite when length alone decides every pair
+_RESAMPLES = 1000
+_IGNORED = -100  # a label that is not scored
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the judge said, both orders together."""
+
+    shares: list[float]  # for each prompt, the share by which ours won
+    first_place_share: float  # mean share of the answer that was shown first: 0.5 for a judge without a preference
+    flips: float  # share of the prompts where the winner changed with the order
+
+    def counts(self) -> dict[str, float]:
+        """How many prompts were won, tied and lost over both orders, and how much the place mattered."""
+        return {
+            "wins": sum(share > 0.5 for share in self.shares),
+            "ties": sum(share == 0.5 for share in self.shares),
+            "losses": sum(share < 0.5 for share in self.shares),
+            "first_place_share": self.first_place_share,
+            "flips": self.flips,
+        }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def named(self, name: str) -> dict[str, float]:
+        """The three numbers as `<name>`, `<name>_low` and `<name>_high`."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+def judge_both_orders(judge: Judge, prompts: list[Any], ours: list[str], theirs: list[str]) -> Judged:
+    """Ask the judge about each pair with either answer first, and average.
+
+    Raises:
+        DataError: the judge returns a list of the wrong length, or something outside [0, 1] (the pair is named).
+    """
+    if not prompts:
+        raise DataError("no prompts to judge on")
+    as_first = _asked(judge, prompts, ours, theirs)
+    as_second = _asked(judge, prompts, theirs, ours)
+    shares = [(first + 1 - second) / 2 for first, second in zip(as_first, as_second, strict=True)]
+    flips = sum((first - 0.5) * (0.5 - second) < 0 for first, second in zip(as_first, as_second, strict=True))
+    first_place = sum(as_first + as_second) / (2 * len(shares))
+    return Judged(shares, first_place, flips / len(shares))
+
+
+def judge_by_score(score: Callable[[list[Any], list[str]], Sequence[float]], *, margin: float = 0.0) -> Judge:
+    """Make a judge of a function that scores answers: the higher score wins, and within `margin` it is a tie."""
+
+    def judge(prompts: list[Any], first: list[str], second: list[str]) -> list[float]:
+        pairs = zip(score(prompts, first), score(prompts, second), strict=True)
+        return [0.5 if abs(one - two) <= margin else float(one > two) for one, two in pairs]
+
+    return judge
+
+
+def win_rate(shares: Sequence[float]) -> Estimate:
+    """The mean share, ties counted as half a win, with Wilson's 95 % score interval.
+
+    Wilson (1927), recommended for small samples and shares near 0 or 1 by Brown, Cai and DasGupta (2001), "Interval
+    estimation for a binomial proportion". A share in [0, 1] varies at most as much as a coin of the same mean, so with
+    ties the interval is wider than it need be, never narrower.
+    """
+    count, mean = len(shares), sum(shares) / len(shares)
+    centre = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    half = _Z * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
+    return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def length_controlled_win_rate(
+    shares: Sequence[float], ours: Sequence[int], theirs: Sequence[int], *, seed: int = 0
+) -> Estimate:
+    """The win rate that a logistic regression predicts for answers of equal length, with a bootstrap 95 % interval.
+
+    As in AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv:2404.04475), the logit of the share is
+    theta + phi tanh(d / std(d)), with d our length minus theirs, and the result is sigmoid(theta). Their term for the
+    difficulty of each instruction needs many models and is left out. The interval is the percentile bootstrap over
+    prompts (Efron 1979).
+
+    Args:
+        shares: for each prompt, the share by which ours won.
+        ours: lengths of our answers, in characters.
+        theirs: lengths of the others'.
+    """
+    won = numpy.asarray(shares, dtype=float)
+    difference = numpy.asarray(ours, dtype=float) - numpy.asarray(theirs, dtype=float)
+    generator = numpy.random.default_rng(seed)
+    picks = generator.integers(0, len(won), size=(_RESAMPLES, len(won)))
+    rates = [_rate_at_equal_length(won[pick], difference[pick]) for pick in picks]
+    low, high = numpy.quantile(rates, [0.025, 0.975])
+    return Estimate(_rate_at_equal_length(won, difference), float(low), float(high))
+
+
+def describe_answers(answers: Sequence[Completion], *, prefix: str = "") -> dict[str, float]:
+    """Mean length in characters and tokens, share that ended by itself, distinct-1 and distinct-2, keys prefixed."""
+    count, texts = len(answers), [one.completion for one in answers]
+    numbers = {
+        "answer_characters": sum(map(len, texts)) / count,
+        "answer_tokens": sum(one.tokens for one in answers) / count,
+        "ended_share": sum(one.finished for one in answers) / count,
+        "distinct_1": distinct(texts, 1),
+        "distinct_2": distinct(texts, 2),
+    }
+    return {prefix + name: value for name, value in numbers.items()}
+
+
+def perplexity_of_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Completion],
+    *,
+    batch_size: int = 8,
+) -> float:
+    """The perplexity that `model` gives to answers after their prompts, over all their tokens.
+
+    Answers are tokenised again by `tokenizer`, and those that ended by themselves have their end scored as well.
+
+    Args:
+        prompts: token ids of each prompt by this tokenizer.
+    """
+    settings = cast(Any, model.generation_config)
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    end = end_of_turn_id(tokenizer) if end_of_turn_id(tokenizer) in ends else tokenizer.eos_token_id
+    rows = []
+    for prompt, one in zip(prompts, answers, strict=True):
+        written: list[int] = tokenizer(one.completion, add_special_tokens=False)["input_ids"]
+        scored = [*written, end] if one.finished and end is not None else written
+        if scored:
+            rows.append({"input_ids": [*prompt, *scored], "labels": [_IGNORED] * len(prompt) + scored})
+    if not rows:
+        raise DataError("no answer has a token: there is nothing to measure the perplexity of")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is not scored, so any token will do
+    return answer_loss(model, tokenizer, rows, batch_size=batch_size)["held_out_perplexity"]
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Different n-grams of words over all n-grams of all texts (distinct-n of Li et al. 2016); 0 when there are none.
+
+    Words are runs of letters and digits in lower case, and each Chinese, Japanese or Korean character is one. The
+    number falls with the amount of text, so compare only equal numbers of prompts.
+    """
+    words = [_WORD.findall(text.lower()) for text in texts]
+    grams = [tuple(each[index : index + n]) for each in words for index in range(len(each) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _asked(judge: Judge, prompts: list[Any], first: list[str], second: list[str]) -> list[float]:
+    """The judge's shares for one order, checked."""
+    shares = list(judge(prompts, first, second))
+    if len(shares) != len(prompts):
+        raise DataError(f"the judge returned {len(shares)} shares for {len(prompts)} pairs")
+    for index, share in enumerate(shares):
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise DataError(
+                f"the judge returned {share!r} for pair {index + 1} (prompt {str(prompts[index])[:60]!r}); a share "
+                "lies between 0 and 1, with 0.5 for a tie"
+            )
+    return [float(share) for share in shares]
+
+
+def _rate_at_equal_length(won: numpy.ndarray, difference: numpy.ndarray) -> float:
+    """Fit share ~ sigmoid(theta + phi tanh(d / std)) by Newton's method and return sigmoid(theta)."""
+    spread, mean = difference.std(), float(won.mean())
+    if spread == 0 or mean in (0.0, 1.0):
+        return mean  # nothing to control for, or no answer of the other kind to learn the slope from
+    design = numpy.stack([numpy.ones_like(won), numpy.tanh(difference / spread)], axis=1)  # (prompts, 2)
+    penalty = numpy.diag([0.0, 1 / _SLOPE_SPREAD**2])
+    weights = numpy.array([math.log(mean / (1 - mean)), 0.0])
+    for _ in range(100):
+        expected = 1 / (1 + numpy.exp(-numpy.clip(design @ weights, -30, 30)))
+        gradient = design.T @ (won - expected) - penalty @ weights
+        curvature = (design * (expected * (1 - expected))[:, None]).T @ design + penalty
+        step = numpy.linalg.solve(curvature + 1e-9 * numpy.eye(2), gradient)
+        weights = weights + numpy.clip(step, -2.0, 2.0)
+        if numpy.abs(step).max() < 1e-8:
+            break
+    return float(1 / (1 + math.exp(-float(numpy.clip(weights[0], -30, 30)))))

@@ -1,0 +1,32 @@
+"""Which token ends an answer is read from the chat template."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hfstack.data.tokenizers import CHAT_TEMPLATE, CHAT_TOKENS
+from hfstack.models.turns import end_of_turn_id, stop_at_end_of_turn
+
+
+@pytest.fixture
+def chat_tokenizer(tiny_llama: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(CHAT_TOKENS)})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def test_the_end_of_a_turn_is_what_the_template_writes_after_an_answer(chat_tokenizer, tiny_llama: Path) -> None:
+    assert end_of_turn_id(chat_tokenizer) == chat_tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end_of_turn_id(AutoTokenizer.from_pretrained(tiny_llama)) is None
+    chat_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} done {% endfor %}"
+    assert end_of_turn_id(chat_tokenizer) is None, "a word is no token that ends"
+
+
+def test_generation_stops_there_and_at_what_it_stopped_at_before(chat_tokenizer, tiny_llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    eos, end = chat_tokenizer.eos_token_id, chat_tokenizer.convert_tokens_to_ids("<|end|>")
+    assert stop_at_end_of_turn(model, chat_tokenizer) == [eos, end]
+    assert model.generation_config.eos_token_id == [eos, end]
+    assert stop_at_end_of_turn(model, chat_tokenizer) == [eos, end], "a second call changes nothing"
