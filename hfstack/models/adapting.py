@@ -70,8 +70,9 @@ def give_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *
     if pad is None or pad in ends:
         before = tokenizer.pad_token
         vocabulary = tokenizer.get_vocab()
-        known = (token for token in PAD_TOKENS if token in vocabulary and vocabulary[token] not in ends)
-        tokenizer.add_special_tokens({"pad_token": next(known, PAD_TOKENS[0])})
+        known = [token for token in PAD_TOKENS if token in vocabulary and vocabulary[token] not in ends]
+        unused = [token for token in PAD_TOKENS if token not in vocabulary]
+        tokenizer.add_special_tokens({"pad_token": [*known, *unused][0]})
         rows = len(torch.as_tensor(model.get_input_embeddings().weight))
         if vocabulary_size(tokenizer) > rows:
             if not may_grow:
