@@ -63,9 +63,7 @@ def main() -> None:
 
     tokens = arguments.block_size * arguments.batch_size
     print(f"{arguments.architecture.stem}, {tokens} tokens a step, one thread, {arguments.repeats} repeats in turn")
-    print(
-        f"{'side':22} {'CPU s/step':>10} {'tokens/CPU s':>13} {'warm-up s':>10} {'held-out loss':>14}   of stock fp32, bf16"
-    )
+    print(f"{'side':22} CPU s/step  tokens/CPU s  warm-up s  held-out loss  of stock fp32, bf16")
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     for side, median in medians.items():
         ratios = [f"{medians[b] / median:.2f}x" for b in ("stock fp32", "stock bf16") if b in medians]
