@@ -264,7 +264,7 @@ class PackedCollator:
             used = len(row["input_ids"])
             ids[index, :used] = torch.tensor(row["input_ids"])
             labels[index, :used] = torch.tensor(row["labels"])
-            lengths = [*row["seq_lengths"], width - used]
+            lengths = [*row.get("seq_lengths", [used]), width - used]
             positions[index] = torch.cat([torch.arange(length) for length in lengths])
         labels[positions == 0] = IGNORED_LABEL
         return {"input_ids": ids, "labels": labels, "position_ids": positions}

@@ -127,7 +127,7 @@ def encode_rows(
                 split,
                 tokenizer,
                 name=name,
-                max_length=training_args.max_length,
+                max_length=training_args.max_length or context_length(model.config),
                 assistant_only=assistant_only,
                 completion_only=training_args.completion_only_loss is not False,
                 on_bad_row=on_bad_row,
@@ -140,10 +140,9 @@ def encode_rows(
     results["pad is not eos"] = checks.pad_is_not_eos(tokenizer, ends)
     results["embedding covers the tokenizer"] = checks.embedding_covers_tokenizer(embedding_rows, tokenizer)
     for name, split in encoded.items():
-        labels = split["labels"][:]
-        results[f"{name} labels are scored"] = checks.some_label_is_scored(labels)
-        results[f"{name} answers end"] = checks.labels_reach_eos(labels, ends)
-        results[f"{name} has no double bos"] = checks.no_double_bos(split["input_ids"][:], bos)
+        results[f"{name} labels are scored"] = checks.some_label_is_scored(split["labels"])
+        results[f"{name} answers end"] = checks.labels_reach_eos(split["labels"], ends)
+        results[f"{name} has no double bos"] = checks.no_double_bos(split["input_ids"], bos)
     if "eval" in rows:
         texts = ((json.dumps(row, ensure_ascii=False) for row in rows[name]) for name in ("train", "eval"))
         results["train and eval share no row"] = checks.train_and_eval_are_disjoint(*texts)
@@ -216,8 +215,8 @@ def step_costs(rows: Dataset, model: PreTrainedModel, training_args: SFTConfig, 
     Args:
         adapter: the weights are frozen, so the backward pass takes no gradient of them: 4 N FLOPs instead of 6 N.
     """
-    mean_tokens = sum(map(len, rows["input_ids"][:])) / len(rows)
-    documents = max(1.0, sum(map(len, rows["seq_lengths"][:])) / len(rows)) if "seq_lengths" in rows.features else 1.0
+    mean_tokens = sum(map(len, rows["input_ids"])) / len(rows)
+    documents = sum(map(len, rows["seq_lengths"])) / len(rows) if "seq_lengths" in rows.features else 1.0
     sequences = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
     flops = flops_per_token(model.config, max(1, round(mean_tokens / documents))).train
     dtype = torch.bfloat16 if training_args.bf16 else torch.float32

@@ -112,6 +112,24 @@ def test_every_form_of_the_same_rows_is_the_same_data(sft, inputs: Path, tmp_pat
         assert metrics["train_loss"] == pytest.approx(first["train_loss"], rel=1e-5), name
 
 
+def test_resumes_to_the_same_weights(sft, tmp_path: Path) -> None:
+    saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_only_model": "false"}
+    sft(**saving, output_dir=tmp_path / "whole")
+    sft(**saving, output_dir=tmp_path / "resumed", resume_from_checkpoint=tmp_path / "whole/checkpoint-2")
+    whole, resumed = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "resumed")
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not list((tmp_path / "whole").glob("training_args.bin"))
+
+
+def test_eval_rows_need_not_be_packed(sft, tmp_path: Path) -> None:
+    packed = sft(output_dir=tmp_path / "a")
+    single = sft(output_dir=tmp_path / "b", eval_packing="false")
+    assert single["held_out_loss"] == packed["held_out_loss"]
+    assert single["eval_loss"] == pytest.approx(packed["held_out_loss"], rel=0.02)
+
+
 def test_instruction_input_output(sft, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     message = (
         "found the columns instruction, input, output; map them with "
