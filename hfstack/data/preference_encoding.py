@@ -70,12 +70,14 @@ def encode_pairs(
         name: what messages call the rows.
 
     Raises:
-        DataError: a pair is too long and `overlong` is "fail", or all of them were dropped.
+        DataError: a pair is too long and `overlong` is "fail", or no pair is left.
     """
     pairs: list[dict[str, list[int]]] = []
     kept: list[int] = []
-    too_long, longest, longest_prompt, cut_answers = 0, 0, 0, 0
+    too_long, longest, longest_prompt, cut_answers, equal = 0, 0, 0, 0, 0
+    total = 0
     for number, row in enumerate(rows):
+        total += 1
         encoded = [encode_answer(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected")]
         length = max(len(token_ids) for token_ids, _, _ in encoded)
         if length > max_length:
@@ -85,18 +87,24 @@ def encode_pairs(
             cut_answers += any(len(token_ids) - (end - begin) > max_length for token_ids, begin, end in encoded)
         if length <= max_length or overlong == "cut":
             chosen, rejected = (shorten(*each, max_length=max_length) for each in encoded)
+            if chosen == rejected:  # they differed only in what was cut, or in what the tokenizer does not tell apart
+                equal += 1
+                continue
             pairs.append({"chosen_ids": chosen, "rejected_ids": rejected})
             kept.append(number)
+    if equal:
+        logger.warning("%s: left out %d pairs whose two sides are the same tokens", name, equal)
     if too_long:
-        total = len(kept) + (too_long if overlong != "cut" else 0)
         what = f"{name}: {too_long} of {total} pairs are longer than {max_length} tokens"
-        if overlong == "fail" or not kept:
+        if overlong == "fail" or (too_long == total and overlong == "drop"):
             raise DataError(
                 f"{what} (the longest has {longest}, the longest prompt {longest_prompt}): raise --max_length if the "
                 "model's context allows it, or set --overlong cut (prompts lose their beginning) or --overlong drop"
             )
         done = f"cut at the beginning of the prompt, {cut_answers} of them in the answer too"
         logger.warning("%s: %s", what, done if overlong == "cut" else "left out")
+    if not kept:
+        raise DataError(f"{name}: no pair is left; the two sides of each are the same tokens to this tokenizer")
     return Dataset.from_list(pairs), kept
 
 

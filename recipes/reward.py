@@ -1,0 +1,119 @@
+"""Train a reward model on pairs of answers, and measure how well it orders pairs that it has not seen.
+
+    accelerate launch recipes/reward.py --config recipes/reward.yaml --model_name_or_path runs/sft
+    hfstack run reward --model_name_or_path runs/sft --datasets pairs.jsonl     # the same, shorter
+
+reads   preferences (pairs, ratings, rankings or thumbs); a causal language model or an encoder such as BERT
+writes  the model with its head (or the adapter and the head), rewards.svg, pairs.jsonl and run.json in --output_dir
+"""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from accelerate import PartialState
+from trl import ModelConfig, RewardConfig, RewardTrainer
+
+from hfstack.config import command_line
+from hfstack.data.jsonl import write_jsonl
+from hfstack.data.preference_encoding import Overlong, encode_pairs
+from hfstack.data.preference_kinds import PreferenceArgs, answer_text
+from hfstack.data.preferences import length_statistics, load_preferences
+from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.errors import ConfigError
+from hfstack.evaluation.pair_accuracy import accuracy_by_margin, calibration_bins, reward_metrics
+from hfstack.evaluation.reward_picture import reward_histogram
+from hfstack.models.loading import context_length, load_tokenizer
+from hfstack.models.reward_model import load_reward_model, reward_lora_config, score_sequences
+from hfstack.run import Run
+from hfstack.training.callbacks import StopOnDivergence
+from hfstack.training.preference_tuning import check_reward_pairs
+
+
+@dataclass
+class RewardArgs:
+    """What a reward model needs beside the upstream settings."""
+
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer: a folder or a Hub id; the model's own by default."""
+    overlong: Overlong = "fail"
+    """Pairs longer than --max_length or the model's context: fail, cut the prompt's beginning, or drop the pair."""
+
+    def __post_init__(self) -> None:
+        if self.overlong not in ("fail", "cut", "drop"):
+            raise ConfigError(f"overlong must be fail, cut or drop, got {self.overlong!r}")
+
+
+def main(
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    preference_args: PreferenceArgs,
+    reward_args: RewardArgs,
+    training_args: RewardConfig,
+) -> dict[str, float]:
+    """Train, measure on held-out pairs and save; return the metrics."""
+    settings = (model_args, data_args, preference_args, reward_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
+        checkpoint = run.checkpoint
+        run.add_parent(model_args.model_name_or_path)
+        splits = load_preferences(data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("eval", describe_sources(data_args.eval_datasets))
+
+        new_modules: list[str] = []
+        tokenizer = load_tokenizer(model_args, reward_args.tokenizer_name_or_path)
+        model = load_reward_model(model_args, tokenizer, new_modules=new_modules)
+        limits = [training_args.max_length, context_length(model.config), tokenizer.model_max_length]
+        max_length = min(limit for limit in limits if limit)
+        encoded, kept = {}, {}
+        for name, rows in splits.items():
+            encoded[name], kept[name] = encode_pairs(
+                rows, tokenizer, max_length=max_length, overlong=reward_args.overlong, name=name
+            )
+        lengths = {name: length_statistics(rows.select(kept[name])) for name, rows in splits.items()}
+        table = [[key, *(lengths[name][key] for name in lengths)] for key in lengths["train"]]
+        run.add_table("answer lengths", ["", *lengths], table)
+
+        trainer = RewardTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=encoded["train"],
+            eval_dataset=encoded.get("eval"),
+            processing_class=tokenizer,
+            peft_config=reward_lora_config(model_args, new_modules),
+            callbacks=[StopOnDivergence()],
+        )
+        check_reward_pairs(splits, encoded, tokenizer, model=cast(Any, trainer.model), new_modules=new_modules)
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        metrics: dict[str, float] = {"train_loss": trained.training_loss, "train_pairs": len(encoded["train"])}
+        if "eval" in encoded:
+            metrics |= trainer.evaluate()
+            rows = [splits["eval"][index] for index in kept["eval"]]
+            pad, batch_size = model.config.get_text_config().pad_token_id, training_args.eval_batch_size
+            score = partial(score_sequences, cast(Any, trainer.model_wrapped), pad_token_id=pad, batch_size=batch_size)
+            metrics |= measure(run, rows, *(score(encoded["eval"][f"{side}_ids"]) for side in ("chosen", "rejected")))
+        return run.finish(metrics, trainer)
+
+
+def measure(run: Run, rows: list[dict[str, Any]], chosen: list[float], rejected: list[float]) -> dict[str, float]:
+    """Write the rewards of the held-out pairs, their picture and tables; return the metrics."""
+    if PartialState().is_main_process:
+        with write_jsonl(run.output_dir / "pairs.jsonl") as add:
+            for row, c, r in zip(rows, chosen, rejected, strict=True):
+                add({**row, "reward_chosen": c, "reward_rejected": r})
+        (run.output_dir / "rewards.svg").write_text(reward_histogram(chosen, rejected), encoding="utf-8")
+    run.add_artifact("pairs", "pairs.jsonl")
+    run.add_artifact("rewards", "rewards.svg")
+    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
+    by_margin, calibration = accuracy_by_margin(margins), calibration_bins(margins)
+    run.add_table("accuracy by margin", ["from", "to", "pairs", "accuracy"], [list(row) for row in by_margin])
+    run.add_table("calibration", ["P(right)", "accuracy", "pairs"], [list(row) for row in calibration])
+    lengths = [[len(answer_text(row[side])) for row in rows] for side in ("chosen", "rejected")]
+    prompts = [json.dumps(row["prompt"]) for row in rows]
+    metrics = reward_metrics(chosen, rejected, chosen_lengths=lengths[0], rejected_lengths=lengths[1], prompts=prompts)
+    return {f"eval_{key}": value for key, value in metrics.items()}
+
+
+if __name__ == "__main__":
+    command_line(main)
