@@ -61,7 +61,7 @@ class GrpoArgs:
     """What GRPO needs beside the upstream settings."""
 
     reward_model: str | None = None
-    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint."""
+    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; "" for REWARDS."""
     reward_as_text: bool = False
     """Give the reward model prompt and answer as plain text, because it was trained on plain pairs."""
     as_chat: bool = True
@@ -76,7 +76,7 @@ def main(
         checkpoint = run.checkpoint
         check_start(model_args.model_name_or_path)
         run.add_parent(model_args.model_name_or_path)
-        run.add_parent(grpo_args.reward_model)
+        run.add_parent(grpo_args.reward_model or None)
         splits = load_prompts(
             data_args, recipe="grpo", as_chat=grpo_args.as_chat, quarantine_file=run.output_dir / "quarantine.jsonl"
         )

@@ -46,7 +46,7 @@ class RlooArgs:
     """What RLOO needs beside the upstream settings."""
 
     reward_model: str | None = None
-    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint."""
+    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; "" for REWARDS."""
     reward_as_text: bool = False
     """Give the reward model prompt and answer as plain text, because it was trained on plain pairs."""
     as_chat: bool = True
@@ -61,7 +61,7 @@ def main(
         checkpoint = run.checkpoint
         check_start(model_args.model_name_or_path)
         run.add_parent(model_args.model_name_or_path)
-        run.add_parent(rloo_args.reward_model)
+        run.add_parent(rloo_args.reward_model or None)
         splits = load_prompts(
             data_args, recipe="rloo", as_chat=rloo_args.as_chat, quarantine_file=run.output_dir / "quarantine.jsonl"
         )
