@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config
 
 from hfstack.config import command_line
 from hfstack.data.preference_kinds import PreferenceArgs
-from hfstack.data.preferences import length_statistics, load_preferences
+from hfstack.data.preferences import length_statistics, length_table, load_preferences
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.evaluation.answers import answer_pairs
 from hfstack.evaluation.pair_accuracy import share_interval
@@ -53,8 +53,7 @@ def main(
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
         lengths = {name: length_statistics(split) for name, split in rows.items()}
-        table = [[key, *(lengths[name][key] for name in lengths)] for key in lengths["train"]]
-        run.add_table("answer lengths", ["", *lengths], table)
+        run.add_table("answer lengths", *length_table(lengths))
 
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)

@@ -19,7 +19,7 @@ from hfstack.config import command_line
 from hfstack.data.jsonl import write_jsonl
 from hfstack.data.preference_encoding import Overlong, encode_pairs
 from hfstack.data.preference_kinds import PreferenceArgs, answer_text
-from hfstack.data.preferences import length_statistics, load_preferences
+from hfstack.data.preferences import length_statistics, length_table, load_preferences
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.errors import ConfigError
 from hfstack.evaluation.pair_accuracy import accuracy_by_margin, calibration_bins, reward_metrics
@@ -72,8 +72,7 @@ def main(
                 rows, tokenizer, max_length=max_length, overlong=reward_args.overlong, name=name
             )
         lengths = {name: length_statistics(rows.select(kept[name])) for name, rows in splits.items()}
-        table = [[key, *(lengths[name][key] for name in lengths)] for key in lengths["train"]]
-        run.add_table("answer lengths", ["", *lengths], table)
+        run.add_table("answer lengths", *length_table(lengths))
 
         trainer = RewardTrainer(
             model=model,
@@ -89,14 +88,17 @@ def main(
         metrics: dict[str, float] = {"train_loss": trained.training_loss, "train_pairs": len(encoded["train"])}
         if "eval" in encoded:
             metrics |= trainer.evaluate()
-            rows = [splits["eval"][index] for index in kept["eval"]]
             pad, batch_size = model.config.get_text_config().pad_token_id, training_args.eval_batch_size
             score = partial(score_sequences, cast(Any, trainer.model_wrapped), pad_token_id=pad, batch_size=batch_size)
-            metrics |= measure(run, rows, *(score(encoded["eval"][f"{side}_ids"]) for side in ("chosen", "rejected")))
+            rewards = [score(encoded["eval"][f"{side}_ids"]) for side in ("chosen", "rejected")]
+            rows = splits["eval"].select(kept["eval"]).to_list()
+            metrics |= measure(run, rows, *rewards, shorter_wins=lengths["train"]["chosen_longer_share"] < 0.5)
         return run.finish(metrics, trainer)
 
 
-def measure(run: Run, rows: list[dict[str, Any]], chosen: list[float], rejected: list[float]) -> dict[str, float]:
+def measure(
+    run: Run, rows: list[dict[str, Any]], chosen: list[float], rejected: list[float], *, shorter_wins: bool
+) -> dict[str, float]:
     """Write the rewards of the held-out pairs, their picture and tables; return the metrics."""
     if PartialState().is_main_process:
         with write_jsonl(run.output_dir / "pairs.jsonl") as add:
@@ -106,13 +108,12 @@ def measure(run: Run, rows: list[dict[str, Any]], chosen: list[float], rejected:
     run.add_artifact("pairs", "pairs.jsonl")
     run.add_artifact("rewards", "rewards.svg")
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
-    by_margin, calibration = accuracy_by_margin(margins), calibration_bins(margins)
-    run.add_table("accuracy by margin", ["from", "to", "pairs", "accuracy"], [list(row) for row in by_margin])
-    run.add_table("calibration", ["P(right)", "accuracy", "pairs"], [list(row) for row in calibration])
-    lengths = [[len(answer_text(row[side])) for row in rows] for side in ("chosen", "rejected")]
+    run.add_table("accuracy by margin", ["from", "to", "pairs", "accuracy"], accuracy_by_margin(margins))
+    run.add_table("calibration", ["P(right)", "accuracy", "pairs"], calibration_bins(margins))
+    lengths = {f"{side}_lengths": [len(answer_text(row[side])) for row in rows] for side in ("chosen", "rejected")}
     prompts = [json.dumps(row["prompt"]) for row in rows]
-    metrics = reward_metrics(chosen, rejected, chosen_lengths=lengths[0], rejected_lengths=lengths[1], prompts=prompts)
-    return {f"eval_{key}": value for key, value in metrics.items()}
+    found = reward_metrics(chosen, rejected, **lengths, prompts=prompts, shorter_wins=shorter_wins)
+    return {f"eval_{key}": value for key, value in found.items()}
 
 
 if __name__ == "__main__":

@@ -243,6 +243,12 @@ def length_statistics(rows: Iterable[Any]) -> dict[str, float]:
     }
 
 
+def length_table(statistics: dict[str, dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows of a table of `length_statistics`, with a column for each split."""
+    first = next(iter(statistics.values()))
+    return ["", *statistics], [[key, *(each[key] for each in statistics.values())] for key in first]
+
+
 def _pairs_of_scored(
     scored: dict[str, list[tuple[Text, float]]], args: PreferenceArgs, counts: PreferenceCounts
 ) -> Iterator[dict[str, Any]]:

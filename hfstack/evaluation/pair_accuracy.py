@@ -48,19 +48,19 @@ def share_interval(
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def accuracy_by_margin(margins: Sequence[float], *, bins: int = 5) -> list[tuple[float, float, int, float]]:
-    """Return (smallest |margin|, largest |margin|, pairs, accuracy) of equally many pairs each, from small margins on.
+def accuracy_by_margin(margins: Sequence[float], *, bins: int = 5) -> list[list[float]]:
+    """Return [smallest |margin|, largest |margin|, pairs, accuracy] of equally many pairs each, from small margins on.
 
     A reward model that knows what it knows is near 0.5 in the first row and near 1 in the last.
     """
     ranked = sorted(margins, key=abs)
     edges = [round(len(ranked) * i / bins) for i in range(bins + 1)]
     parts = [ranked[low:high] for low, high in itertools.pairwise(edges) if high > low]
-    return [(abs(part[0]), abs(part[-1]), len(part), fmean(wins(part))) for part in parts]
+    return [[abs(part[0]), abs(part[-1]), len(part), fmean(wins(part))] for part in parts]
 
 
-def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[tuple[float, float, int]]:
-    """Return (mean confidence, accuracy, pairs) in equally wide bins of confidence from 0.5 to 1, empty ones left out.
+def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[list[float]]:
+    """Return [mean confidence, accuracy, pairs] in equally wide bins of confidence from 0.5 to 1, empty ones left out.
 
     The confidence is sigmoid(|margin|): how sure the model is of the answer that it prefers.
     """
@@ -69,7 +69,7 @@ def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[tuple[
         confidence = 1 / (1 + math.exp(-min(abs(margin), 700.0)))
         found[min(bins - 1, int((confidence - 0.5) * 2 * bins))].append((confidence, win))
     rows = [found[index] for index in sorted(found)]
-    return [(fmean(c for c, _ in row), fmean(w for _, w in row), len(row)) for row in rows]
+    return [[fmean(c for c, _ in row), fmean(w for _, w in row), len(row)] for row in rows]
 
 
 def expected_calibration_error(margins: Sequence[float], *, bins: int = 10) -> float:
@@ -92,6 +92,7 @@ def reward_metrics(
     chosen_lengths: Sequence[int],
     rejected_lengths: Sequence[int],
     prompts: Sequence[Hashable] | None = None,
+    shorter_wins: bool = False,
 ) -> dict[str, float]:
     """Return every number about a reward model on held-out pairs, with the keys of docs/recipes/reward.md.
 
@@ -99,13 +100,16 @@ def reward_metrics(
         chosen, rejected: rewards of the answers, one of each for a pair.
         chosen_lengths, rejected_lengths: lengths of the answers, in any unit.
         prompts: what tells the prompts apart, for the interval; by default every pair has its own.
+        shorter_wins: the rule of length that the train pairs suggest, which the reward model must beat: where their
+            chosen answers are mostly the shorter ones, a model that has learnt length alone prefers the shorter.
     """
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
     length_margins = [float(c - r) for c, r in zip(chosen_lengths, rejected_lengths, strict=True)]
     correct, longer = wins(margins), wins(length_margins)
     low, high = share_interval(correct, prompts)
     length_low, length_high = share_interval(longer, prompts)
-    gain_low, gain_high = gain_interval(correct, longer, prompts)
+    rule = [1.0 - win if shorter_wins else win for win in longer]
+    gain_low, gain_high = gain_interval(correct, rule, prompts)
     rewards, lengths = [*chosen, *rejected], [*chosen_lengths, *rejected_lengths]
     metrics = {
         "accuracy": fmean(correct),
@@ -114,7 +118,8 @@ def reward_metrics(
         "length_accuracy": fmean(longer),
         "length_accuracy_low": length_low,
         "length_accuracy_high": length_high,
-        "gain_over_length": fmean(correct) - fmean(longer),
+        "length_rule_accuracy": fmean(rule),
+        "gain_over_length": fmean(correct) - fmean(rule),
         "gain_over_length_low": gain_low,
         "gain_over_length_high": gain_high,
         "margin": fmean(margins),

@@ -45,8 +45,8 @@ def test_pairs_of_one_prompt_count_together():
 
 def test_accuracy_by_margin_by_hand():
     rows = accuracy_by_margin([0.1, -0.2, 3.0, 2.0], bins=2)
-    assert rows == [(0.1, 0.2, 2, 0.5), (2.0, 3.0, 2, 1.0)]
-    assert accuracy_by_margin([1.0], bins=5) == [(1.0, 1.0, 1, 1.0)]
+    assert rows == [[0.1, 0.2, 2, 0.5], [2.0, 3.0, 2, 1.0]]
+    assert accuracy_by_margin([1.0], bins=5) == [[1.0, 1.0, 1, 1.0]]
 
 
 def test_calibration_by_hand():
@@ -78,10 +78,17 @@ def test_reward_metrics_tell_length_from_worth():
         [3.0, 1.0, 0.0, 2.0], [1.0, 2.0, -1.0, 0.0], chosen_lengths=[9, 9, 2, 2], rejected_lengths=[3, 3, 4, 2]
     )
     assert found["accuracy"] == 0.75 and found["length_accuracy"] == pytest.approx(2.5 / 4)
-    assert found["gain_over_length"] == pytest.approx(0.125)
+    assert found["gain_over_length"] == pytest.approx(0.125) and found["length_rule_accuracy"] == pytest.approx(0.625)
     assert found["accuracy_chosen_longer"] == 0.5 and found["accuracy_chosen_shorter"] == 1.0
     assert found["margin"] == pytest.approx((2 - 1 + 1 + 2) / 4) and found["reward_mean"] == 1.0
     assert found["pairs"] == 4 and found["accuracy_low"] < 0.75 < found["accuracy_high"]
+
+
+def test_where_train_pairs_prefer_the_shorter_answer_that_is_the_rule_to_beat():
+    lengths = {"chosen_lengths": [1, 1, 1, 9], "rejected_lengths": [5, 5, 5, 5]}
+    found = reward_metrics([1.0] * 4, [0.0] * 4, **lengths, shorter_wins=True)
+    assert (found["length_accuracy"], found["length_rule_accuracy"]) == (0.25, 0.75)
+    assert found["gain_over_length"] == 0.25
 
 
 def test_the_picture_is_an_svg_with_both_sides():
