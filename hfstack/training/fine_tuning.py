@@ -8,7 +8,14 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTConfig, clone_chat_template
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -207,6 +214,26 @@ def trainer_settings(training_args: SFTConfig) -> SFTConfig:
     settings.completion_only_loss = False
     settings.chat_template_path = settings.eos_token = None
     return settings
+
+
+class TokenCount(TrainerCallback):
+    """Put the useful tokens so far into the logs as `num_tokens`, where TRL counts the places of one row of each batch.
+
+    TRL 1.16 takes a batch without an attention mask for one long row (SFTTrainer.compute_loss).
+
+    Args:
+        tokens_per_step: useful tokens of a mean optimizer step, over all processes.
+    """
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Correct the entry that was just logged."""
+        for logs in (kwargs["logs"], state.log_history[-1]):
+            for name in ("num_tokens", "eval_num_tokens"):
+                if name in logs:
+                    logs[name] = float(state.global_step * self.tokens_per_step)
 
 
 def step_costs(rows: Dataset, model: PreTrainedModel, training_args: SFTConfig, *, adapter: bool) -> dict[str, Any]:

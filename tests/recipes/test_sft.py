@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hfstack.data.tokenizers import CHAT_TEMPLATE
 from hfstack.errors import AlreadyFinished, ConfigError, DataError, MissingExtraError
-from hfstack.run import read_run
+from hfstack.run_record import read_run
 from tests.conftest import ROOT
 
 # peft 0.21 asks for the old name of is_activation_checkpointing (huggingface/peft, peft_model.py)
@@ -86,6 +86,8 @@ def test_trains_answers_and_saves(sft, tmp_path: Path) -> None:
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     assert metrics["answer_rows"] == 5 and 0 <= metrics["bleu"] <= 100 and 0 <= metrics["rougeL"] <= 1
     assert metrics["tokens_per_s"] > 0
+    # 32 rows of about 28 tokens, in 7 packed rows of which a step reads one
+    assert metrics["eval_num_tokens"] == pytest.approx(40 * 32 * 28 / 7, rel=0.2)
     answers = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["answers"]).read_text().splitlines()]
     assert [set(row) for row in answers] == [{"prompt", "answer", "reference", "tokens", "finished"}] * 5
     assert all(row["prompt"].startswith("<|user|>Who") and row["prompt"].endswith("<|assistant|>") for row in answers)

@@ -6,14 +6,29 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hfstack.data.checks import IGNORED_LABEL, packed_documents_are_isolated
 from hfstack.data.instruction_rows import PackedCollator
 from hfstack.models.gru import GRUConfig, GRUForCausalLM
-from hfstack.training.fine_tuning import collator_for, isolation_probe, step_costs, trainer_settings, training_template
+from hfstack.training.fine_tuning import (
+    TokenCount,
+    collator_for,
+    isolation_probe,
+    step_costs,
+    trainer_settings,
+    training_template,
+)
 
 FIRST, SECOND = [20, 21, 22, 23, 24, 25], [30, 31, 32, 33]
 
@@ -93,6 +108,14 @@ def test_a_template_of_a_known_family_is_marked_only_while_encoding(tiny_tokeniz
     assert tokenizer.chat_template == qwen2_5_chat_template
     with training_template(tokenizer, assistant_only=False):
         assert tokenizer.chat_template == qwen2_5_chat_template
+
+
+def test_tokens_are_counted_over_all_rows_of_a_batch(tmp_path: Path) -> None:
+    state = TrainerState(global_step=3, log_history=[{"loss": 1.0, "num_tokens": 30.0}])
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    logs = {"loss": 1.0, "num_tokens": 30.0}
+    TokenCount(40).on_log(arguments, state, TrainerControl(), logs=logs)
+    assert logs == state.log_history[-1] == {"loss": 1.0, "num_tokens": 120.0}
 
 
 def test_settings_and_costs(tiny_llama: Path, tmp_path: Path) -> None:
