@@ -48,7 +48,10 @@ def load_reward_model(
     if (config_file := find_architecture(name)) is not None:
         config = architecture_config(config_file, tokenizer)
         config.num_labels = 1
-        model = AutoModelForSequenceClassification.from_config(config, attn_implementation=args.attn_implementation)
+        try:
+            model = AutoModelForSequenceClassification.from_config(config, attn_implementation=args.attn_implementation)
+        except ValueError as error:
+            raise ConfigError(f"{config_file} cannot give rewards: {' '.join(str(error).split())[:160]}") from error
         missing = [key for key, _ in model.named_parameters()]
     else:
         model, missing = _load_checkpoint(args, name)

@@ -18,7 +18,9 @@ from hfstack.data.preferences import (
     to_pairs,
 )
 from hfstack.data.sources import DataArgs, Source
+from hfstack.data.tokenizers import train_tokenizer
 from hfstack.errors import ConfigError, DataError
+from tests.conftest import SENTENCES
 from tests.tiny_encoder import tiny_bert_tokenizer
 
 
@@ -188,6 +190,14 @@ def test_text_ends_with_eos_and_the_prompt_is_known(tiny_tokenizer):
     assert "The owl".startswith(tiny_tokenizer.decode(token_ids[begin:end]).strip())
     with pytest.raises(ConfigError, match="no chat template"):
         encode_answer(tiny_tokenizer, [turn("user", "hi")], [turn("assistant", "x")])
+
+
+def test_a_conversation_goes_through_the_template():
+    tokenizer = train_tokenizer(SENTENCES * 20, kind="bpe", vocab_size=300)
+    question, reply = [turn("user", "who ran?")], [turn("assistant", "the fox")]
+    token_ids, begin, end = encode_answer(tokenizer, question, reply)
+    assert tokenizer.decode(token_ids) == "<|user|>who ran?<|end|><|assistant|>the fox<|end|>"
+    assert tokenizer.decode(token_ids[begin:end]) == "<|user|>who ran?<|end|><|assistant|>"
 
 
 def test_an_encoder_reads_two_segments_and_needs_no_eos():

@@ -62,6 +62,8 @@ def test_an_architecture_is_drawn_anew(tiny_tokenizer):
     model, new_modules = load("recipes/architectures/llama-1m.json", tiny_tokenizer)
     assert model.config.num_labels == 1 and "score" in new_modules and len(new_modules) > 10
     assert model.config.pad_token_id == tiny_tokenizer.pad_token_id
+    with pytest.raises(ConfigError, match=r"gru-1m.json cannot give rewards"):
+        load("recipes/architectures/gru-1m.json", tiny_tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder"])
