@@ -25,6 +25,7 @@ from hfstack.training.online import (
     check_policy,
     check_prompts,
     check_start,
+    last_evaluation,
     load_prompts,
     summarize,
 )
@@ -106,9 +107,10 @@ def main(
             peft_config=get_peft_config(model_args),
         )
         trainer.train(resume_from_checkpoint=checkpoint)
-        metrics = summarize(trainer.state.log_history) | {"steps": trainer.state.global_step}
+        history, steps = trainer.state.log_history, trainer.state.global_step
+        metrics = summarize(history) | {"steps": steps}
         if "eval" in splits:
-            metrics |= trainer.evaluate()
+            metrics |= last_evaluation(history, steps) or trainer.evaluate()
         return run.finish(metrics, trainer)
 
 

@@ -249,6 +249,12 @@ def summarize(history: list[dict[str, Any]]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def last_evaluation(history: list[dict[str, Any]], step: int) -> dict[str, float] | None:
+    """What an evaluation after this very step found, or None; answers take long to write, so it is not made twice."""
+    row = next((row for row in reversed(history) if "eval_reward" in row), {})
+    return {name: value for name, value in row.items() if name != "step"} if row.get("step") == step else None
+
+
 def _as_conversation(row: dict[str, Any]) -> dict[str, Any]:
     prompt = row["prompt"]
     return {"prompt": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}

@@ -19,6 +19,7 @@ from hfstack.training.online import (
     check_prompts,
     check_start,
     encode_prompt,
+    last_evaluation,
     left_padding_difference,
     load_prompts,
     summarize,
@@ -177,4 +178,6 @@ def test_curves_are_summarized_by_their_ends() -> None:
     ]
     expected = {"start_reward": 0.1, "start_ended_share": 0.5, "reward": 0.4, "kl": 0.1, "kl_per_completion": 2.0}
     assert summarize(history) == expected
+    assert last_evaluation(history, 2) == {"eval_reward": 0.5}
+    assert last_evaluation(history, 3) is None and last_evaluation([], 0) is None
     assert summarize([{"step": 5, "eval_reward": 1.0}]) == {}, "a resumed run has no start"
