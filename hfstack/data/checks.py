@@ -68,7 +68,7 @@ def text_has_eos(rows: Iterable[Sequence[int]], end_ids: Collection[int]) -> str
     return f"{len(without)} texts, first row {without[0]}, do not end with an end token; append eos to each text"
 
 
-def labels_reach_eos(labels: Iterable[Sequence[int]], end_ids: Collection[int], *, share: float = 0.5) -> str | None:
+def labels_reach_eos(labels: Iterable[Sequence[int]], end_ids: Collection[int], *, share: float = 0.1) -> str | None:
     """The end of an answer must be among the scored tokens, or the model is never taught to stop.
 
     Args:

@@ -186,7 +186,7 @@ def encode_split(
         length = len(ids)
         first = next((index for index, label in enumerate(labels) if label != IGNORED_LABEL), length)
         if fault is None and max_length is not None and first >= max_length:
-            fault = f"the prompt has {first} tokens, which leaves none of --max_length {max_length} for the answer"
+            fault = f"prompt too long: {first} tokens leave none of --max_length {max_length} for the answer"
         kept = max_length if cut else None
         return {"input_ids": ids[:kept], "labels": labels[:kept], "fault": fault or "", "length": length}
 
@@ -360,7 +360,7 @@ def _tell_faults(rows: Dataset, faults: Sequence[str], bad: Sequence[int], *, na
             f"{len(bad)} of {len(rows)} {name} rows cannot be learnt from: {shown}; "
             "mend them, or leave them out with --on_bad_row skip"
         )
-    reasons = Counter(faults[index].split(",")[0].partition(" has ")[0] for index in bad)
+    reasons = Counter(faults[index].partition(":")[0] for index in bad)
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     logger.warning("left out %d of %d %s rows (%s); %s", len(bad), len(rows), name, counts, shown)
 

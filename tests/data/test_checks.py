@@ -10,9 +10,17 @@ from transformers import PreTrainedTokenizerFast
 from hfstack.data import checks
 from hfstack.data.tokenizers import CHAT_TEMPLATE
 from hfstack.errors import DataError
+from hfstack.logs import setup_logging
 
 EOS = 0
 MASKED = checks.IGNORED_LABEL
+
+
+@pytest.fixture(autouse=True)
+def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let caplog see hfstack's log lines, whatever has set them up before."""
+    setup_logging()
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 @pytest.fixture
@@ -52,8 +60,10 @@ def test_text_has_eos() -> None:
 
 def test_labels_reach_eos() -> None:
     assert checks.labels_reach_eos([[MASKED, 5, EOS], [MASKED, 5, 6]], [EOS]) is None  # one of two was cut
-    fault = checks.labels_reach_eos([[MASKED, 5, MASKED], [MASKED, 5, 6], [5, EOS]], [EOS])
-    assert fault is not None and "only 1 of 3 rows" in fault
+    masked = [[MASKED, 5, MASKED]] * 10
+    assert "only 0 of 10 rows" in str(checks.labels_reach_eos(masked, [EOS]))
+    assert checks.labels_reach_eos([*masked[1:], [5, EOS]], [EOS]) is None
+    assert "only 1 of 10 rows" in str(checks.labels_reach_eos([*masked[1:], [5, EOS]], [EOS], share=0.5))
 
 
 def test_no_double_bos() -> None:

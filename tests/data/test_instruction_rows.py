@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from hfstack.data.instruction_rows import (
 )
 from hfstack.data.tokenizers import CHAT_TEMPLATE
 from hfstack.errors import ConfigError, DataError
+from hfstack.logs import setup_logging
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -30,6 +32,13 @@ TALK = [
     {"role": "user", "content": "Where?"},
     {"role": "assistant", "content": "Home."},
 ]
+
+
+@pytest.fixture(autouse=True)
+def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let caplog see hfstack's log lines, whatever has set them up before."""
+    setup_logging()
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 @pytest.fixture
@@ -127,7 +136,7 @@ def test_long_rows_are_cut_or_refused(tokenizer: PreTrainedTokenizerFast, caplog
     assert "2 of 2 train rows are longer than --max_length 12 and lose the end" in caplog.text
     assert len(encode_split(split, tokenizer, max_length=12, cut=False, **limits)[0]["input_ids"]) > 12
     both = normalise(Dataset.from_list(rows), Columns(), as_chat=True)
-    with pytest.raises(DataError, match=r"1 of 2 train rows .* row 2 .*leaves none of --max_length 12 for the answer"):
+    with pytest.raises(DataError, match=r"1 of 2 train rows .* row 2 .*leave none of --max_length 12 for the answer"):
         encode_split(both, tokenizer, max_length=12, **limits)
     assert len(encode_split(both, tokenizer, max_length=12, on_bad_row="skip", **limits)) == 1
     with pytest.raises(DataError, match="no train row is left of 1"):

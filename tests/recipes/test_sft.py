@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from hfstack.data.tokenizers import CHAT_TEMPLATE
 from hfstack.errors import AlreadyFinished, ConfigError, DataError, MissingExtraError
+from hfstack.logs import setup_logging
 from hfstack.run_record import read_run
 from tests.conftest import ROOT
 
 # peft 0.21 asks for the old name of is_activation_checkpointing (huggingface/peft, peft_model.py)
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 ANIMALS = ["fox", "owl", "hen", "cat"]
+
+
+@pytest.fixture(autouse=True)
+def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let caplog see hfstack's log lines, whatever has set them up before."""
+    setup_logging()
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +235,7 @@ def bad_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     [
         ([{"messages": talk("Who?", "")}], "empty completion"),
         ([{"messages": talk("Who?", "x")[:1]}], "no assistant turn"),
-        ([{"messages": talk("Who? " * 100, "x")}], "the prompt has 4.. tokens, which leaves none of --max_length 128"),
+        ([{"messages": talk("Who? " * 100, "x")}], "prompt too long: 4.. tokens leave none of --max_length 128"),
         ([{"messages": [{"role": "judge", "content": "Hm"}, *talk("Who?", "x")]}], "the chat template fails: a turn"),
     ],
 )  # fmt: skip
