@@ -67,6 +67,8 @@ def use_template(
             eos is not in the vocabulary.
     """
     path = training_args.chat_template_path
+    if path is not None and tokenizer.chat_template is not None:
+        logger.warning("the tokenizer's own chat template is replaced by --chat_template_path %s", path)
     if path is not None and path.endswith((".jinja", ".j2")):
         tokenizer.chat_template = read_template(path)
     elif path is not None and adapter:
