@@ -15,6 +15,7 @@ from pathlib import Path
 from hfstack import __version__
 from hfstack.errors import ConfigError, HfstackError
 from hfstack.launching import LaunchOptions, plan, read_setting
+from hfstack.redaction import redact
 from hfstack.supervising import EXIT_MISTAKE, execute, say
 
 _PACKAGE = Path(__file__).parent
@@ -126,11 +127,15 @@ def _run(argv: list[str]) -> int:
         return 0
     if (edited := Path(recipe.name)).is_file() and recipe.resolve() != edited.resolve():
         say(f"{edited} is here as well; to run that one: hfstack run ./{edited}")
+    if read_setting("hub_token", flags) is not None:  # before it is printed, or written to a log
+        raise ConfigError(
+            "--hub_token is refused, so that no token is printed or kept: use HF_TOKEN or `hf auth login`"
+        )
     yaml = recipe.with_suffix(".yaml")
     if read_setting("config", flags) is None and yaml.is_file() and not asks_help:
         flags = ["--config", str(_short(yaml)), *flags]
     launch = plan(_short(recipe), flags, _options(given), accelerate_configs=_short(ACCELERATE_CONFIGS))
-    print("+", launch, file=sys.stderr, flush=True)
+    print("+", redact(str(launch)), file=sys.stderr, flush=True)
     return execute(launch)
 
 

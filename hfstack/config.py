@@ -12,6 +12,7 @@ upstream does.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -24,7 +25,7 @@ import textwrap
 import types
 import typing
 from argparse import Action, ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +63,8 @@ def command_line(main: Callable[..., Any]) -> None:
     except Preempted as stop:
         print(f"{name}: {stop}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_PREEMPTED)
+    except BrokenPipeError:  # `... | head`: the reader has seen enough
+        sys.stderr.close()
     except HfstackError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_USER_MISTAKE)
@@ -78,7 +81,7 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
         ConfigError: an option is unknown, mistyped, not among its choices, or refused by its class. The message names
             the YAML file and line when the value came from there.
     """
-    pre = ArgumentParser(add_help=False, allow_abbrev=False)
+    pre = _StrictParser(add_help=False, allow_abbrev=False)
     pre.add_argument("--config", type=Path, action="append", default=[])
     known, flags = pre.parse_known_args(sys.argv[1:] if argv is None else argv)
     if len(known.config) > 1:
@@ -147,6 +150,17 @@ def bf16_hardware() -> str | None:
     return f"CPU with {found[0]}" if found else None
 
 
+@contextlib.contextmanager
+def refusals_of_upstream() -> Iterator[None]:
+    """Turn what upstream refuses while a Trainer is built, by the settings it was given, into the user's one line."""
+    try:
+        yield
+    except HfstackError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"refused by the Trainer: {' '.join(str(error).split())[:300]}") from error
+
+
 class _StrictParser(HfArgumentParser):
     """argparse that raises a mistake as one line instead of printing the usage of 150 options."""
 
@@ -205,7 +219,10 @@ def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dic
 def _flags(node: yaml.Node, action: Action, hint: Any, place: str, parser: ArgumentParser) -> list[str]:
     """Return one YAML value as flags; what argparse cannot spell (null, [], mappings) becomes the parser's default."""
     key, members = action.dest, _members(hint)
-    value = yaml.SafeLoader("").construct_document(node)
+    try:
+        value = yaml.SafeLoader("").construct_document(node)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{place}{key} cannot be read: {' '.join(str(error).split())[:120]}") from None
     if value is None:
         if type(None) not in members:
             raise ConfigError(f"{place}{key} takes {_type_name(hint)}, got null")

@@ -1,8 +1,7 @@
-"""Where a run happens: versions, hardware, commit, number of processes; and keeping secrets out of what is written."""
+"""Where a run happens: versions, hardware, commit, number of processes."""
 
 import os
 import platform
-import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,11 +15,6 @@ from hfstack.errors import ConfigError
 _LIBRARIES = (
     "hfstack torch transformers trl peft datasets accelerate evaluate tokenizers safetensors huggingface_hub numpy"
 ).split()
-# Hub, OpenAI-style and Weights & Biases keys by their shape, and whatever is given to an option that names a secret.
-_SECRETS = re.compile(
-    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|(?<=hub_token[ =])[^\s'\"]+"
-    r"|(?i:(?<=password=)|(?<=api_key=))[^\s'\"<]+"
-)
 
 
 def library_versions() -> dict[str, str]:
@@ -83,11 +77,6 @@ def refuse_wrong_world_size() -> int:
             "use `hfstack run --processes N` or `torchrun --nproc_per_node N ... --ddp_backend gloo`"
         )
     return world_size
-
-
-def redact(text: str) -> str:
-    """Return the text with tokens and passwords replaced by `<redacted>`."""
-    return _SECRETS.sub("<redacted>", text)
 
 
 def _cpu_name() -> str:

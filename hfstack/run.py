@@ -9,9 +9,11 @@ Leaving the block writes `finished`, `failed` (with the error) or `preempted`. M
 are functions of run.json, so none of them needs a live trainer.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shlex
 import signal
@@ -19,7 +21,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -27,23 +29,15 @@ from typing import Any, Self
 
 import torch
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
-from hfstack.environment import describe_hardware, git_commit, library_versions, redact, refuse_wrong_world_size
-from hfstack.errors import AlreadyFinished, CheckpointError, HfstackError, Preempted
+from hfstack.checkpoints import check_checkpoint, newest_checkpoint
+from hfstack.environment import describe_hardware, git_commit, library_versions, refuse_wrong_world_size
+from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DivergedError, HfstackError, Preempted
 from hfstack.logs import get_logger, setup_logging
+from hfstack.redaction import redact, redact_values
+from hfstack.run_record import RUN_FILE, RunRecord, changed_files, hash_settings, read_run, settings_difference
 
-RUN_FILE = "run.json"
-SCHEMA = 1
 logger = get_logger(__name__)
-
-# Settings that say where and how loudly a run speaks, not what it computes: they may differ on a resume.
-_NOT_IDENTITY = frozenset(
-    "output_dir resume_from_checkpoint disable_tqdm report_to run_name log_level log_level_replica project "
-    "logging_steps logging_first_step logging_strategy push_to_hub hub_model_id hub_strategy hub_private_repo "
-    "hub_revision hub_always_push trackio_space_id trackio_bucket_id trackio_static_space_id save_total_limit "
-    "dataloader_num_workers dataloader_pin_memory ddp_timeout do_train do_eval do_predict".split()
-)
 
 
 @dataclass
@@ -56,35 +50,6 @@ class RunArgs:
     """Seed of every random generator."""
 
 
-@dataclass
-class RunRecord:
-    """What was run, with what, and what came out: the content of run.json."""
-
-    recipe: str
-    command: str
-    output_dir: str
-    commit: str | None
-    versions: dict[str, str]
-    python: str
-    hardware: dict[str, Any]
-    world_size: int
-    started: str
-    config_hash: str
-    settings: dict[str, dict[str, Any]]
-    schema: int = SCHEMA
-    status: str = "running"
-    error: str | None = None
-    ended: str | None = None
-    duration_s: float | None = None
-    process: dict[str, Any] = field(default_factory=dict)
-    data: list[dict[str, Any]] = field(default_factory=list)
-    parents: list[str] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
-    tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
-    artifacts: dict[str, str] = field(default_factory=dict)
-    restarts: list[dict[str, Any]] = field(default_factory=list)
-
-
 class Run:
     """One run of a recipe, open from `start` to the end of its `with` block."""
 
@@ -94,7 +59,11 @@ class Run:
         self._training_args = training_args
         self._rank = int(os.environ.get("RANK", "0"))
         self._began = time.monotonic()
-        self._previous_handler: Any = None
+        self._previous_handlers: dict[int, Any] = {}
+        self._before: RunRecord | None = None
+        self._resumes = False
+        self._defers_stop = False
+        self.stop_asked = False
 
     @classmethod
     def start(cls, recipe_file: str, output_dir: str | Path | None, *settings: Any, replace_own: bool = False) -> Self:
@@ -110,15 +79,21 @@ class Run:
         Raises:
             CheckpointError: the directory cannot be written, or belongs to another run.
             AlreadyFinished: the same run, with the same settings and data, has finished here before.
-            ConfigError: the number of processes is not the one that was asked for.
+            ConfigError: the seed is out of range, or the number of processes is not the one that was asked for.
         """
         setup_logging()
         recipe = Path(recipe_file).stem
         if output_dir is None:
             output_dir = Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+        if not str(output_dir).strip():
+            raise ConfigError("--output_dir is empty: name a directory, or leave it out")
         world_size = refuse_wrong_world_size()
         training_args = next((s for s in settings if isinstance(s, TrainingArguments)), None)
         plain = {type(s).__name__: _plain(s) for s in settings}
+        plain["Launch"] = {"world_size": world_size}  # another number of processes is another global batch
+        seed = next((s["seed"] for s in plain.values() if isinstance(s.get("seed"), int)), 0)
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"--seed must be in [0, 2**32), got {seed}")
         record = RunRecord(
             recipe=recipe,
             command=redact(shlex.join(sys.argv)),
@@ -129,13 +104,12 @@ class Run:
             hardware=describe_hardware(training_args.device if training_args else None),
             world_size=world_size,
             started=_now(),
-            config_hash=_hash_settings(plain),
+            config_hash=hash_settings(plain),
             settings=plain,
             process={"pid": os.getpid(), "host": socket.gethostname()},
         )
         run = cls(record, training_args)
         run._agree(lambda: run._claim_directory(replace_own=replace_own))
-        seed = next((s["seed"] for s in plain.values() if isinstance(s.get("seed"), int)), 0)
         if training_args is not None and training_args.full_determinism:
             enable_full_determinism(seed)
         else:
@@ -144,18 +118,19 @@ class Run:
 
     def __enter__(self) -> Self:
         self._write()
-        try:
-            self._previous_handler = signal.signal(signal.SIGTERM, _stop)
-        except ValueError:  # not the main thread: signals are somebody else's business
-            self._previous_handler = None
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's business
+                self._previous_handlers[signum] = signal.signal(signum, self._on_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
-        if error is not None and (newest := get_last_checkpoint(str(self.output_dir))) is not None:
-            self.add_artifact("trainer_state", Path(newest).name + "/trainer_state.json")  # the curves so far
+        for signum in self._previous_handlers:  # launchers send a signal again: run.json is written all the same
+            signal.signal(signum, signal.SIG_IGN)
+        if error is not None and (newest := newest_checkpoint(self.output_dir)) is not None:
+            self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")  # the curves so far
         self.record.status = "finished" if error is None else "preempted" if stopped else "failed"
         if error is not None and not stopped:
             text = str(error) if isinstance(error, HfstackError) else f"{type(error).__name__}: {error}"
@@ -163,10 +138,22 @@ class Run:
         self.record.ended = _now()
         self.record.duration_s = round(time.monotonic() - self._began, 3)
         self._write()
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGTERM, self._previous_handler)
+        for signum, handler in self._previous_handlers.items():
+            signal.signal(signum, handler)
         if isinstance(error, KeyboardInterrupt):
             raise Preempted(f"stopped; {self.output_dir} is marked preempted") from error
+
+    def defer_stop(self, defers: bool) -> None:
+        """While it defers, the first SIGTERM or Ctrl-C only sets `stop_asked`, so that a trainer can save first."""
+        self._defers_stop = defers
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        name = signal.Signals(signum).name
+        if self._defers_stop and not self.stop_asked:
+            self.stop_asked = True
+            logger.warning("%s: saving a checkpoint after this step, then stopping; again to stop at once", name)
+            return
+        raise Preempted(f"stopped by {name}; {self.output_dir} is marked preempted")
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -182,40 +169,62 @@ class Run:
                 checkpoint asked for is not there.
         """
         assert self._training_args is not None, "only a recipe that trains has checkpoints"
-        newest = get_last_checkpoint(str(self.output_dir)) if self.output_dir.is_dir() else None
+        newest = newest_checkpoint(self.output_dir)
         asked = self._training_args.resume_from_checkpoint
         if asked is None and newest is not None:
             raise CheckpointError(
-                f"{self.output_dir} already holds {Path(newest).name}; continue it with "
+                f"{self.output_dir} already holds {newest.name}; continue it with "
                 "--resume_from_checkpoint last, or choose another --output_dir"
             )
         if asked in ("last", "True", "true"):
             if newest is None:
-                logger.warning("no checkpoint in %s yet: starting from the first step", self.output_dir)
-            asked = newest
-        elif asked is not None and not (Path(asked) / "trainer_state.json").is_file():
-            raise CheckpointError(f"--resume_from_checkpoint {asked}: no checkpoint there (no trainer_state.json)")
+                logger.warning("no whole checkpoint in %s yet: starting from the first step", self.output_dir)
+            asked = None if newest is None else str(newest)
         if asked is not None:
-            step = json.loads((Path(asked) / "trainer_state.json").read_text())["global_step"]
-            self.record.restarts.append({"step": step, "time": _now()})
+            self._resumes = True
+            self.record.restarts.append({"step": check_checkpoint(Path(asked)), "time": _now()})
             self._write()
         return asked
 
     def record_data(self, role: str, records: list[dict[str, Any]]) -> None:
-        """Note which data was read: its role (`train`, `eval`, `prompts`), files, sizes and content hashes."""
+        """Note which data was read: its role (`train`, `eval`, `prompts`), files, sizes and content hashes.
+
+        Raises:
+            CheckpointError: a resumed run would go on with other data than it began with.
+        """
+        before = {f["path"]: f["blake2b"] for entry in self._before.data for f in entry.get("files", [])} if (
+            self._resumes and self._before
+        ) else {}  # fmt: skip
         for entry in records:
-            self.record.data.append({"role": role, **entry})
             for file in entry.get("files", []):
+                if before and before.get(file["path"]) != file["blake2b"]:
+                    raise CheckpointError(
+                        f"{file['path']} is not what this run began with; restore it, or start anew in another "
+                        "--output_dir"
+                    )
                 self.add_parent(Path(file["path"]).parent)
+            self.record.data.append({"role": role, **entry})
         self._write()
 
     def add_parent(self, directory: str | Path | None) -> None:
-        """Note that this run read what another run wrote; a path without a run.json is not a run and is ignored."""
-        if directory is None or not (Path(directory) / RUN_FILE).is_file():
+        """Note a model, tokenizer or data directory that this run reads: its files, and the run that wrote it.
+
+        A Hub id, or a directory without a run.json, is no run; what identifies a local model is kept all the same, so
+        that a finished run is not taken for this one when the model has changed.
+        """
+        if directory is None or not Path(directory).is_dir():
             return
-        relative = os.path.relpath(Path(directory).resolve(), self.output_dir.resolve())
-        if relative not in self.record.parents:
-            self.record.parents.append(relative)
+        folder = Path(directory)
+        names = ("*.safetensors", "config.json", "tokenizer.json")
+        for path in sorted(path for name in names for path in folder.glob(name)):
+            if not any(known["path"] == str(path) for known in self.record.models):
+                with path.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+                self.record.models.append({"path": str(path), "bytes": path.stat().st_size, "blake2b": digest})
+        if (folder / RUN_FILE).is_file():
+            relative = os.path.relpath(folder.resolve(), self.output_dir.resolve())
+            if relative not in self.record.parents:
+                self.record.parents.append(relative)
 
     def add_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Keep a small table that the report shows under the heading `name`."""
@@ -227,13 +236,24 @@ class Run:
         self.record.artifacts[name] = relative or os.path.relpath(path, self.output_dir)
 
     def finish(self, metrics: dict[str, Any], trainer: Trainer | None = None) -> dict[str, float]:
-        """Record the metrics; with a trainer, save the model, the tokenizer and the Trainer's state as well."""
-        self.record.metrics |= {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+        """Record the metrics; with a trainer, save the model, the tokenizer and the Trainer's state as well.
+
+        Raises:
+            DivergedError: a loss is not a finite number, so that there is no model worth saving.
+        """
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        for name, value in numbers.items():
+            if name.endswith("loss") and not math.isfinite(value):
+                raise DivergedError(
+                    f"{name} is {value}: training diverged; lower --learning_rate, lengthen --warmup_steps"
+                )
+        self.record.metrics |= {name: value for name, value in numbers.items() if math.isfinite(value)}
         if trainer is not None:
             trainer.save_model(str(self.output_dir))
             trainer.save_state()
-            if self._rank == 0:
-                (self.output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle, with the settings in clear
+            if self._rank == 0:  # pickles, with the settings in clear
+                for pickled in self.output_dir.glob("**/training_args.bin"):
+                    pickled.unlink(missing_ok=True)
             self.add_artifact("trainer_state", "trainer_state.json")
         self._write()
         if self._rank == 0:
@@ -265,6 +285,12 @@ class Run:
                 f"--output_dir {self.output_dir} cannot be written: {error.strerror}; choose another"
             ) from None
         if not path.is_file():
+            foreign = sorted(entry.name for entry in self.output_dir.iterdir() if not entry.name.startswith("."))
+            if foreign:
+                raise CheckpointError(
+                    f"{self.output_dir} holds {foreign[0]} but no run.json, so its files are not ours to replace; "
+                    "choose another --output_dir"
+                )
             return
         before = read_run(self.output_dir)
         owner = before.process
@@ -286,13 +312,14 @@ class Run:
                 "choose another --output_dir"
             )
         if before.status == "finished":
-            if changed := _changed_files(before.data):
+            if changed := changed_files([*before.data, {"files": before.models}]):
                 raise CheckpointError(
                     f"{self.output_dir} holds a finished run on other data: {changed} has changed since; "
                     "choose another --output_dir"
                 )
             raise AlreadyFinished(f"{self.output_dir}: already finished on {before.ended}, nothing to do")
         self.record.restarts = before.restarts
+        self._before = before
 
     def _write(self) -> None:
         """Write run.json whole: a reader sees the old one or the new one."""
@@ -300,70 +327,17 @@ class Run:
             return
         temporary = self.output_dir / f"{RUN_FILE}.tmp"
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(redact(json.dumps(dataclasses.asdict(self.record), indent=2, ensure_ascii=False, default=str)))
+            values = redact_values(dataclasses.asdict(self.record))
+            json.dump(values, file, indent=2, ensure_ascii=False, default=lambda value: redact(str(value)))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.output_dir / RUN_FILE)
-
-
-def read_run(directory: str | Path) -> RunRecord:
-    """Read the run.json of a run directory.
-
-    Raises:
-        CheckpointError: there is none, it is not whole, or it was written by a newer hfstack.
-    """
-    path = Path(directory) / RUN_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["schema"] > SCHEMA:
-            raise CheckpointError(f"{path} has schema {values['schema']}, this hfstack reads {SCHEMA}: upgrade hfstack")
-        names = {f.name for f in dataclasses.fields(RunRecord)}
-        return RunRecord(**{name: value for name, value in values.items() if name in names})
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; is this the output directory of a run?") from None
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, HfstackError):
-            raise
-        raise CheckpointError(f"{path} is not a whole run record: {error}") from None
-
-
-def settings_difference(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    """Name each setting that changed, as `learning_rate 0.001 -> 0.01`, leaving out what does not alter the result."""
-    old, new = _identity(before), _identity(now)
-    missing = object()
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name, missing) != new.get(name, missing))
-    return [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names]
-
-
-def _identity(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The settings that decide what a run computes, in one flat mapping, as JSON reads them back."""
-    flat = {name: value for group in settings.values() for name, value in group.items() if name not in _NOT_IDENTITY}
-    return json.loads(json.dumps(flat, default=str))
-
-
-def _hash_settings(settings: dict[str, dict[str, Any]]) -> str:
-    text = json.dumps(_identity(settings), sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _plain(settings: Any) -> dict[str, Any]:
     """A dataclass as plain values, without secrets."""
     values = settings.to_dict() if isinstance(settings, TrainingArguments) else dataclasses.asdict(settings)
     return {name: value for name, value in values.items() if name not in ("hub_token", "push_to_hub_token")}
-
-
-def _changed_files(data: list[dict[str, Any]]) -> str | None:
-    """The first local file whose content is no longer what the record says, or None."""
-    for file in (file for entry in data for file in entry.get("files", [])):
-        path = Path(file["path"])
-        if not path.is_file():
-            continue  # moved or cleaned up: nothing to compare with
-        if path.stat().st_size != file["bytes"]:
-            return str(path)
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest() != file["blake2b"]:
-                return str(path)
-    return None
 
 
 def _alive(pid: int | None) -> bool:
@@ -377,11 +351,6 @@ def _alive(pid: int | None) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    signal.signal(signum, signal.SIG_IGN)  # launchers send it again: once is enough, run.json is being written
-    raise Preempted(f"stopped by {signal.Signals(signum).name}")
 
 
 def _now() -> str:

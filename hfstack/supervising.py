@@ -20,6 +20,7 @@ from types import FrameType
 
 from hfstack.errors import ConfigError
 from hfstack.launching import Launch
+from hfstack.redaction import redact
 
 EXIT_MISTAKE, EXIT_PREEMPTED = 1, 75
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -101,7 +102,7 @@ def _open_log(launch: Launch) -> io.BufferedRandom:
     except OSError as error:
         reason = "its folder is a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
         raise ConfigError(f"the log {launch.log_file} cannot be written: {reason}; choose another --log_file") from None
-    log.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} + {launch}\n".encode())
+    log.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} + {redact(str(launch))}\n".encode())
     log.flush()
     return log
 

@@ -43,6 +43,11 @@ class EvaluateArgs:
     on_bad_row: OnBadRow = "fail"
     """What to do with a malformed row of a local file: fail, skip it, or quarantine it into a file."""
 
+    def __post_init__(self) -> None:
+        for name in ("max_length", "stride", "batch_size", "max_rows"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {value}")
+
 
 def main(model_args: ModelConfig, evaluate_args: EvaluateArgs, run_args: RunArgs) -> dict[str, float]:
     """Score every document and return the metrics."""

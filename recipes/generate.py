@@ -43,18 +43,24 @@ class GenerateArgs:
     batch_size: int = 16
     """Prompts per batch."""
 
+    def __post_init__(self) -> None:
+        check_sampling(
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k
+        )
+        if self.num_samples < 1 or self.batch_size < 1:
+            raise ConfigError(f"--num_samples {self.num_samples} and --batch_size {self.batch_size} must be 1 or more")
+
 
 def main(model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs) -> dict[str, float]:
     """Complete or fill every prompt, print the results and write them."""
     args = generate_args
-    check_sampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p, top_k=args.top_k)
     with Run.start(__file__, run_args.output_dir, model_args, generate_args, run_args) as run:
         prompts = list(args.prompts)
         if args.prompts_file is not None:
             for row in iterate_rows([Source(args.prompts_file)]):
                 if (prompt := row.get("prompt", row.get("text"))) is None:
                     raise DataError(f"--prompts_file {args.prompts_file} has no column `prompt`, only {', '.join(row)}")
-                prompts.append(prompt)
+                prompts.append(str(prompt))
         if not prompts:
             raise ConfigError('no prompts: use --prompts "Once upon a time" or --prompts_file FILE')
         run.add_parent(model_args.model_name_or_path)
@@ -64,11 +70,12 @@ def main(model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs
         if is_masked_lm(model_args):
             model = load_masked_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]
             fillings = fill_masks(model, tokenizer, prompts, top_k=min(args.top_k or 5, 10))
+            write_rows(run, "fillings", [asdict(filling) for filling in fillings])
+            run.finish({"masks": len(fillings)})
             for filling in fillings:
                 shown = ", ".join(f"{word} {probability:.3f}" for word, probability in filling.candidates)
                 print(f"{filling.text}  mask {filling.mask + 1} at token {filling.position}: {shown}")
-            write_rows(run, "fillings", [asdict(filling) for filling in fillings])
-            return run.finish({"masks": len(fillings)})
+            return run.metrics
 
         model = load_causal_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]
         completions = complete(
@@ -81,12 +88,13 @@ def main(model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs
             top_k=args.top_k,
             batch_size=args.batch_size,
         )
-        for one in completions:
-            print(f"{one.prompt}{one.completion}\n")
         write_rows(run, "completions", [asdict(one) for one in completions])
         finished = sum(one.finished for one in completions) / len(completions)
         tokens = sum(one.tokens for one in completions) / len(completions)
-        return run.finish({"completions": len(completions), "finished_share": finished, "mean_tokens": tokens})
+        run.finish({"completions": len(completions), "finished_share": finished, "mean_tokens": tokens})
+        for one in completions:
+            print(f"{one.prompt}{one.completion}\n")
+    return run.metrics
 
 
 def write_rows(run: Run, name: str, rows: list[dict]) -> None:

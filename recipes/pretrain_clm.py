@@ -15,16 +15,18 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.checkpoints import refuse_full_disk
-from hfstack.config import command_line
+from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.packing import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
+from hfstack.errors import ConfigError
 from hfstack.evaluation.generation import sample_pairs
 from hfstack.evaluation.language_modeling import derived_metrics
 from hfstack.models.counting import count_parameters, flops_per_token, peak_flops_per_s
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import check_block_size, check_isolation, load_causal_lm, load_tokenizer
 from hfstack.run import Run
-from hfstack.training.callbacks import DerivedMetrics, SampleTable, StopOnDivergence, Throughput
+from hfstack.training.callbacks import DerivedMetrics, SampleTable, StopOnDivergence, StopWhenAsked, Throughput
+from hfstack.training.settings import blocks_per_step, check_settings
 
 
 @dataclass
@@ -46,6 +48,10 @@ class PretrainArgs:
     sample_tokens: int = 100
     """Length of a sample, in tokens."""
 
+    def __post_init__(self) -> None:
+        if self.sample_tokens < 1:
+            raise ConfigError(f"--sample_tokens must be at least 1, got {self.sample_tokens}")
+
 
 def main(
     model_args: ModelConfig, data_args: DataArgs, pretrain_args: PretrainArgs, training_args: TrainingArguments
@@ -53,6 +59,9 @@ def main(
     """Train, evaluate and save; return the metrics."""
     with Run.start(__file__, training_args.output_dir, model_args, data_args, pretrain_args, training_args) as run:
         checkpoint = run.checkpoint
+        check_settings(training_args, early_stopping_patience=pretrain_args.early_stopping_patience)
+        if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
+            raise ConfigError("--use_peft, --load_in_4bit and --load_in_8bit tune a finished model: use the sft recipe")
         run.add_parent(model_args.model_name_or_path)
         run.add_parent(pretrain_args.tokenizer_name_or_path)
 
@@ -65,44 +74,40 @@ def main(
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
-        blocks = pack_splits(
-            splits,
-            tokenizer,
-            text_column=data_args.text_column,
-            block_size=block_size,
-            isolate_documents=pretrain_args.isolate_documents,
-        )
+        packing = {"block_size": block_size, "isolate_documents": pretrain_args.isolate_documents}
+        blocks = pack_splits(splits, tokenizer, text_column=data_args.text_column, **packing)
         parameters = count_parameters(model.config).total
         if training_args.save_strategy != "no":
             refuse_full_disk(run.output_dir, parameters=parameters)
         if pretrain_args.fused_loss:
             use_fused_loss(model)
 
-        sequences = training_args.train_batch_size * training_args.gradient_accumulation_steps
         throughput = Throughput(
-            tokens_per_step=sequences * block_size * training_args.world_size,
+            tokens_per_step=block_size * blocks_per_step(training_args, len(blocks["train"])),
             flops_per_token=flops_per_token(model.config, block_size).train,
             peak_flops_per_s=training_args.world_size
             * peak_flops_per_s(training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32),
         )
         prompts, sample_tokens = pretrain_args.sample_prompts, pretrain_args.sample_tokens
         sample = partial(sample_pairs, tokenizer=tokenizer, prompts=prompts, max_new_tokens=sample_tokens)
-        callbacks = [throughput, StopOnDivergence(), SampleTable(run.output_dir / "samples.jsonl", sample)]
-        run.add_artifact("samples", "samples.jsonl")
+        samples = SampleTable(run.output_dir / "samples.jsonl", sample)
+        callbacks = [throughput, StopOnDivergence(), samples, StopWhenAsked(run)]
         if "eval" in blocks:
             callbacks.append(DerivedMetrics(partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)))
         if pretrain_args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(pretrain_args.early_stopping_patience))
-        trainer = Trainer(
-            model=model,
-            args=training_args,
-            train_dataset=blocks["train"],
-            eval_dataset=blocks.get("eval"),
-            processing_class=tokenizer,
-            data_collator=PackedBlocks.collate,
-            callbacks=callbacks,
-        )
+        with refusals_of_upstream():
+            trainer = Trainer(
+                model=model,
+                args=training_args,
+                train_dataset=blocks["train"],
+                eval_dataset=blocks.get("eval"),
+                processing_class=tokenizer,
+                data_collator=PackedBlocks.collate,
+                callbacks=callbacks,
+            )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
+        run.add_artifact("samples", "samples.jsonl")
         metrics = {"train_loss": trained.training_loss, "parameters": parameters} | throughput.metrics()
         if "eval" in blocks:
             metrics |= trainer.evaluate()

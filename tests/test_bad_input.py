@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.config import command_line
-from hfstack.run import read_run
+from hfstack.run_record import read_run
 from tests.conftest import ROOT, SENTENCES
 
 

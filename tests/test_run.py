@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.environment import redact, refuse_wrong_world_size
+from hfstack.environment import refuse_wrong_world_size
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataError, Preempted
-from hfstack.run import Run, RunArgs, read_run, settings_difference
+from hfstack.redaction import redact
+from hfstack.run import Run, RunArgs
+from hfstack.run_record import read_run, settings_difference
 
 
 @dataclass
@@ -33,7 +35,8 @@ def test_a_run_is_recorded_from_start_to_end(tmp_path: Path) -> None:
     record = read_run(tmp_path)
     assert (record.status, record.recipe, record.error) == ("finished", "clean", None)
     assert record.metrics == {"documents": 3}
-    assert record.settings == {"Settings": {"rate": 0.1, "name": "a", "logging_steps": 10}}
+    assert record.settings["Settings"] == {"rate": 0.1, "name": "a", "logging_steps": 10}
+    assert record.settings["Launch"] == {"world_size": 1}
     assert record.versions["torch"] and record.hardware["cores"] >= 1 and record.duration_s is not None
     assert record.tables == {"reasons": {"columns": ["reason", "count"], "rows": [["too short", 3]]}}
     assert record.artifacts == {"samples": "samples.jsonl"}

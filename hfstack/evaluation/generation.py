@@ -1,5 +1,6 @@
 """Text from models: completions of prompts by a causal model, fillings of masks by a masked one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -65,7 +66,7 @@ def complete(
         do_sample=temperature > 0,
         temperature=temperature if temperature > 0 else None,
         top_p=top_p if temperature > 0 else None,
-        top_k=(top_k or None) if temperature > 0 else None,
+        top_k=top_k if temperature > 0 else None,  # 0, not None: None would be upstream's default of 50
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
@@ -126,7 +127,7 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float, top
     """Raise ConfigError for a sampling setting out of range."""
     if max_new_tokens < 1:
         raise ConfigError(f"--max_new_tokens must be at least 1, got {max_new_tokens}")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise ConfigError(f"--temperature must be 0 (greedy) or above, got {temperature}")
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top_p must be in (0, 1], got {top_p}")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfstack.data.fast_encoding import start_token_id
 from hfstack.errors import DataError
 
 _FEATURES = {
@@ -177,11 +178,15 @@ def bootstrap_interval(scores: Sequence[DocumentScore], *, draws: int = 1000, se
     Documents, not tokens, are the unit that was sampled (percentile bootstrap, Efron and Tibshirani 1993, chapter 13).
     """
     nll, tokens, sizes = (np.array([getattr(s, name) for s in scores]) for name in ("nll", "tokens", "utf8_bytes"))
-    picks = np.random.default_rng(seed).integers(len(scores), size=(draws, len(scores)))
+    generator = np.random.default_rng(seed)
+    sums = np.empty((draws, 3))
+    for draw in range(draws):  # one draw at a time: memory stays that of the documents
+        picks = generator.integers(len(scores), size=len(scores))
+        sums[draw] = nll[picks].sum(), tokens[picks].sum(), sizes[picks].sum()
     found: dict[str, float] = {}
     for name, values in {
-        "eval_loss": nll[picks].sum(1) / tokens[picks].sum(1),
-        "bits_per_byte": nll[picks].sum(1) / math.log(2) / sizes[picks].sum(1),
+        "eval_loss": sums[:, 0] / sums[:, 1],
+        "bits_per_byte": sums[:, 0] / math.log(2) / sums[:, 2],
     }.items():
         found[f"{name}_low"], found[f"{name}_high"] = (float(v) for v in np.percentile(values, [2.5, 97.5]))
     return found
@@ -203,6 +208,6 @@ def derived_metrics(loss: float, *, tokens_per_byte: float) -> dict[str, float]:
 
 
 def document_start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that stands before a document in pretraining: bos, or the eos of the document before, or None."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return cast(int | None, start)
+    """The token that stands before a document in packed blocks: bos where the tokenizer writes one, else eos."""
+    bos = start_token_id(tokenizer)
+    return bos if bos is not None else cast(int | None, tokenizer.eos_token_id)

@@ -74,7 +74,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         """Scale the gradients that the forward pass has taken."""
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grad_outputs[0]
-        return grad_hidden * scale.to(grad_hidden.dtype), (grad_weight * scale).to(ctx.weight_dtype), None, None, None
+        # A 0-d scale does not promote: bf16 * fp32 is computed in fp32 and rounded once.
+        return grad_hidden * scale, (grad_weight * scale).to(ctx.weight_dtype), None, None, None
 
 
 def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
@@ -94,6 +95,7 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
     def forward(
         self: PreTrainedModel,
         input_ids: Tensor | None = None,
+        *,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **inputs: Any,

@@ -13,20 +13,22 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
-from hfstack.errors import DivergedError
+from hfstack.errors import DivergedError, Preempted
+from hfstack.run import Run
 
 
 class Throughput(TrainerCallback):
     """Add `tokens_per_s` and `mfu`, model-FLOPs utilisation (Chowdhery et al. 2022, appendix B), to training logs.
 
     Args:
-        tokens_per_step: tokens of one optimizer step over all processes.
+        tokens_per_step: tokens of one optimizer step over all processes, on average over an epoch.
         flops_per_token: FLOPs of training on one token, forward and backward.
         peak_flops_per_s: what the devices of all processes can reach together.
     """
 
-    def __init__(self, *, tokens_per_step: int, flops_per_token: float, peak_flops_per_s: float) -> None:
+    def __init__(self, *, tokens_per_step: float, flops_per_token: float, peak_flops_per_s: float) -> None:
         self.tokens_per_step = tokens_per_step
         self.utilization_per_rate = flops_per_token / peak_flops_per_s
         self.total_steps = 0
@@ -120,13 +122,21 @@ class SampleTable(TrainerCallback):
     ) -> None:
         """On a resume, forget the samples of steps that will be taken again."""
         if state.is_world_process_zero and self.path.is_file():
-            rows = [line for line in self.path.read_text(encoding="utf-8").splitlines() if line]
+            rows = [line for line in self.path.read_text(encoding="utf-8").split("\n") if line]
             kept = [line for line in rows if json.loads(line)["step"] <= state.global_step]
             self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Sample beside each evaluation."""
+        self._take(args, state, kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Sample what came out."""
+        self._take(args, state, kwargs["model"])
+
+    def _take(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """Sample with the weights as they are now, leaving the random state of training untouched."""
         if not state.is_world_process_zero or state.global_step == self._last_step:
             return
@@ -143,6 +153,37 @@ class SampleTable(TrainerCallback):
             for prompt, completion in pairs:
                 row = {"step": state.global_step, "prompt": prompt, "completion": completion}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+class StopWhenAsked(TrainerCallback):
+    """On SIGTERM or Ctrl-C finish the step, save a checkpoint and end the run as preempted.
+
+    Args:
+        run: the run whose signals are handled.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From here on there is something to save."""
+        self.run.defer_stop(True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask the Trainer to save and to stop, once the signal has come."""
+        if self.run.stop_asked:
+            control.should_save = args.save_strategy != SaveStrategy.NO
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave by an exception, so that nothing after training takes the model for a finished one."""
+        self.run.defer_stop(False)
+        if self.run.stop_asked:
+            raise Preempted(f"stopped at step {state.global_step}; go on with --resume_from_checkpoint last")
 
 
 def _add(state: TrainerState, logs: dict[str, Any], numbers: dict[str, float]) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataError, DivergedError
-from hfstack.run import read_run
+from hfstack.run_record import read_run
 from tests.conftest import SENTENCES
 
 TINY = {

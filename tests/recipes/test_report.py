@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.run import Run, read_run
+from hfstack.run import Run
+from hfstack.run_record import read_run
 
 ROOT = Path(__file__).parent.parent.parent
 

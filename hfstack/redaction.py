@@ -1,0 +1,33 @@
+"""Keep secrets out of whatever is written: run records, logs, cards. Standard library only."""
+
+import re
+from typing import Any
+
+_HIDDEN = "<redacted>"
+# Hub and OpenAI-style keys by their shape; and whatever follows an option or a word that names a secret, quoted or not.
+_SECRETS = re.compile(
+    r"""\bhf_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}"""
+    r"""|(?i:(?:\bhub[-_]token|\bpassword|\bapi[-_]key|\bsecret)(?:\s*[=:]\s*|\s+))(?:"[^"]*"|'[^']*'|[^\s'"]+)"""
+)
+_NAME = re.compile(r"(?i)^(?:hub[-_]token|password|api[-_]key|secret)(?:\s*[=:]\s*|\s+)")
+
+
+def redact(text: str) -> str:
+    """Return the text with tokens and passwords replaced by `<redacted>`; the word that names one stays."""
+
+    def hide(match: re.Match[str]) -> str:
+        name = _NAME.match(match.group())
+        return (name.group() if name else "") + _HIDDEN
+
+    return _SECRETS.sub(hide, text)
+
+
+def redact_values(value: Any) -> Any:
+    """Return a nest of dicts and lists whose strings are redacted; everything else is as it was."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {name: redact_values(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_values(entry) for entry in value]
+    return value

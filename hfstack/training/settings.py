@@ -1,0 +1,40 @@
+"""Upstream settings that upstream itself does not check: a wrong one would train nonsense, or fail hours later."""
+
+import math
+
+from transformers import TrainingArguments
+
+from hfstack.errors import ConfigError
+
+
+def check_settings(args: TrainingArguments, *, early_stopping_patience: int | None = None) -> None:
+    """Refuse values out of range and settings that contradict each other.
+
+    Raises:
+        ConfigError: with the option, its value and what it must be.
+    """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers"):
+        value = getattr(args, name)
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"--{name} must be 0 or above, got {value}")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(args, name) < 1:
+            raise ConfigError(f"--{name} must be in [0, 1), got {getattr(args, name)}")
+    if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
+        raise ConfigError(
+            f"--max_steps {args.max_steps} with --num_train_epochs {args.num_train_epochs} trains nothing"
+        )
+    if early_stopping_patience is not None and not args.load_best_model_at_end:
+        raise ConfigError("--early_stopping_patience needs --load_best_model_at_end true, with --eval_strategy set")
+
+
+def blocks_per_step(args: TrainingArguments, blocks: int) -> float:
+    """Return how many sequences one optimizer step takes over all processes, on average over an epoch.
+
+    The last step of an epoch takes what is left, which matters when the data is small.
+    """
+    whole = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return blocks / math.ceil(blocks / whole)
