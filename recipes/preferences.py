@@ -88,7 +88,7 @@ def make_answers(
 ) -> list[tuple[str, str]]:
     """Return (prompt, answer) pairs: sampled from the model, else read from the rows, else from the generator."""
     rows = list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows)) if data_args.datasets else []
-    if model_args.model_name_or_path is None:
+    if not model_args.model_name_or_path:  # absent, or "" on the command line
         if rows:
             return [pair for row in rows for pair in answers_of(row, preference_args)]
         made = (answers(seed, index, count=args.answers_per_prompt) for index in range(args.demo_prompts))
