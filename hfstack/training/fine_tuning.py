@@ -227,7 +227,7 @@ class TokenCount(TrainerCallback):
         tokens_per_step: useful tokens of a mean optimizer step, over all processes.
     """
 
-    def __init__(self, tokens_per_step: int) -> None:
+    def __init__(self, tokens_per_step: float) -> None:
         self.tokens_per_step = tokens_per_step
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
