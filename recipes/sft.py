@@ -23,7 +23,7 @@ from hfstack.models.loading import context_length, load_causal_lm, load_tokenize
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.run import Run
 from hfstack.training import fine_tuning
-from hfstack.training.callbacks import DerivedMetrics, SampleTable, StopOnDivergence, Throughput
+from hfstack.training.callbacks import DerivedMetrics, SampleTable, StopOnDivergence, StopWhenAsked, Throughput
 
 
 @dataclass
@@ -96,7 +96,7 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
             eval_dataset=packed.get("eval"),
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
-            callbacks=[throughput, counted, derived, StopOnDivergence(), samples],
+            callbacks=[throughput, counted, derived, StopOnDivergence(), StopWhenAsked(run), samples],
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         tuned = cast(Any, trainer.model)

@@ -95,7 +95,7 @@ class StopOnDivergence(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refuse NaN and infinity."""
         logs = kwargs["logs"]
-        for name in ("loss", "grad_norm", "eval_loss"):
+        for name in ("loss", "grad_norm", "eval_loss", "train_loss"):
             value = logs.get(name)
             if value is not None and not math.isfinite(value):
                 raise DivergedError(

@@ -94,3 +94,16 @@ def test_text_without_a_mask(masked, model, tiny_tokenizer) -> None:
         fill_masks(masked[0], masked[1], ["the city"])
     with pytest.raises(DataError, match="no mask token"):
         fill_masks(model, tiny_tokenizer, ["a [MASK]"])
+
+
+def test_top_k_zero_keeps_all_tokens(model, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    stock = type(model).generate
+
+    def spy(self, **kwargs):
+        seen.append(kwargs["generation_config"].top_k)
+        return stock(self, **kwargs)
+
+    monkeypatch.setattr(type(model), "generate", spy)
+    complete(model, tiny_tokenizer, ["The"], max_new_tokens=2, top_k=0)
+    assert seen == [0]  # None would be upstream's default of 50

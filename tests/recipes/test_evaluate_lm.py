@@ -65,3 +65,9 @@ def test_a_pretrained_model_on_real_text(run_recipe, shared_data: Path, tmp_path
         "--eval_datasets", shared_data / "lm/tinystories_lower.jsonl.gz", "--max_rows", 60, "--output_dir", tmp_path,
     )  # fmt: skip
     assert metrics["eval_loss"] == pytest.approx(2.224, abs=0.01)  # all 3,836 stories: 2.254
+
+
+def test_sizes_below_one_are_refused(run_recipe, tiny_llama: Path, rows: Path) -> None:
+    for option in ("--batch_size", "--stride", "--max_length", "--max_rows"):
+        with pytest.raises(ConfigError, match=f"{option} must be at least 1, got 0"):
+            run_recipe("evaluate_lm", "--model_name_or_path", tiny_llama, "--eval_datasets", rows, option, 0)

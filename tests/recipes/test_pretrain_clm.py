@@ -170,3 +170,72 @@ def test_every_wrong_disk_is_refused_before_training(pretrain, tmp_path: Path, m
     monkeypatch.setattr("hfstack.checkpoints.shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000))
     with pytest.raises(CheckpointError, match=r"two checkpoints need .* but .* has .* free"):
         pretrain()
+
+
+def test_sigterm_saves_a_checkpoint_first(pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import signal
+
+    from hfstack.errors import Preempted
+    from hfstack.training.callbacks import StopOnDivergence
+
+    def interrupt(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StopOnDivergence, "on_step_begin", interrupt)
+    with pytest.raises(Preempted, match="stopped at step 4; go on with --resume_from_checkpoint last"):
+        pretrain(max_steps=6, save_steps=100)
+    assert (tmp_path / "out" / "checkpoint-4" / "trainer_state.json").is_file()
+    record = read_run(tmp_path / "out")
+    assert record.status == "preempted" and record.artifacts["trainer_state"] == "checkpoint-4/trainer_state.json"
+
+
+def test_a_resume_on_other_data_is_refused(pretrain, inputs: Path, tmp_path: Path, monkeypatch) -> None:
+    from hfstack.training.callbacks import StopOnDivergence
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes((inputs / "rows.jsonl").read_bytes())
+
+    def interrupt(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise RuntimeError("the machine went away")
+
+    monkeypatch.setattr(StopOnDivergence, "on_step_end", interrupt)
+    with pytest.raises(RuntimeError):
+        pretrain(datasets=rows)
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
+    rows.write_text(rows.read_text().replace("owl", "cow"))
+    with pytest.raises(CheckpointError, match=r"rows\.jsonl is not what this run began with"):
+        pretrain(datasets=rows, resume_from_checkpoint="last")
+
+
+def test_a_folder_of_somebody_elses_files_is_not_taken(pretrain, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"precious")
+    with pytest.raises(CheckpointError, match=r"holds model\.safetensors but no run\.json"):
+        pretrain()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"precious"
+
+
+def test_a_nan_at_the_end_is_no_finished_run(pretrain, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError):
+        pretrain(learning_rate=1e30, max_grad_norm=0, max_steps=9, logging_steps=1000, eval_strategy="no",
+                 eval_fraction=0, warmup_steps=0)  # fmt: skip
+    assert read_run(tmp_path / "out").status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_peft": "true"}, "tune a finished model: use the sft recipe"),
+        ({"sample_tokens": 0}, "--sample_tokens must be at least 1"),
+        ({"seed": -1}, r"--seed must be in \[0, 2\*\*32\)"),
+        ({"report_to": "nonsense"}, "refused by the Trainer: .*nonsense"),
+        ({"early_stopping_patience": 2}, "needs --load_best_model_at_end"),
+    ],
+)
+def test_settings_that_make_no_sense_together(pretrain, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pretrain(**changes)
