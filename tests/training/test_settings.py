@@ -19,7 +19,7 @@ def arguments(tmp_path: Path, **changes: object) -> TrainingArguments:
 
 
 def test_defaults_are_fine(tmp_path: Path) -> None:
-    check_settings(arguments(tmp_path))
+    assert check_settings(arguments(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
