@@ -312,4 +312,7 @@ def _core_quota() -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # `hfstack doctor | head`: the reader has seen enough
+        sys.stderr.close()
