@@ -32,7 +32,6 @@ _SEVERAL_LABELS = datasets.Features({"predictions": datasets.Sequence(_WHOLE), "
 _NUMBERS = datasets.Features({"predictions": _NUMBER, "references": _NUMBER})
 _TAGS = datasets.Features({"predictions": datasets.Sequence(_TEXT), "references": datasets.Sequence(_TEXT)})
 _GOLD = {"id": _TEXT, "answers": {"text": datasets.Sequence(_TEXT), "answer_start": datasets.Sequence(_WHOLE)}}
-_ANSWERS = datasets.Features({"predictions": {"id": _TEXT, "prediction_text": _TEXT}, "references": _GOLD})
 
 
 class _LocalMetric(evaluate.Metric):
@@ -141,9 +140,16 @@ class _AnswerMetric(_LocalMetric):
 
     A prediction is `{"id", "prediction_text"}`, a reference `{"id", "answers": {"text", "answer_start"}}`; no text
     means that there is no answer. They are matched by id.
+
+    Args:
+        with_probability: predictions also have a `no_answer_probability`, as evaluate.evaluator's; it is not used.
     """
 
-    features_taken = _ANSWERS  # a `no_answer_probability`, which evaluator adds, is left out
+    def __init__(self, *, with_probability: bool = False, **settings: Any) -> None:
+        probability = {"no_answer_probability": _NUMBER} if with_probability else {}
+        prediction = {"id": _TEXT, "prediction_text": _TEXT} | probability
+        self.features_taken = datasets.Features({"predictions": prediction, "references": _GOLD})
+        super().__init__(**settings)
 
     def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
         given = {row["id"]: row["prediction_text"] for row in predictions}

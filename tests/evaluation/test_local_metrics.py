@@ -167,7 +167,7 @@ def test_squad_by_hand():
     assert found["exact_match"] == pytest.approx(100 * 2 / 3)
     assert found["answer_f1"] == pytest.approx(100 * (1 + 2 / 3 + 1) / 3)
     doubting = [row | {"no_answer_probability": 0.5} for row in predictions]  # as evaluator hands them over
-    assert SquadAnswers().compute(predictions=doubting, references=references) == found
+    assert SquadAnswers(with_probability=True).compute(predictions=doubting, references=references) == found
     with pytest.raises(ConfigError, match="question 1 has no prediction"):
         SquadAnswers().compute(predictions=predictions[:1] * 2, references=references[:2])
 
