@@ -38,3 +38,7 @@ class Preempted(Exception):
 
 class DivergedError(HfstackError, ArithmeticError):
     """Training left the finite numbers: the loss or the gradient norm is NaN or infinite."""
+
+
+class HubError(HfstackError, ConnectionError):
+    """The Hub refused what was asked of it, cannot be reached, or holds something else than was expected."""
