@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -35,7 +36,15 @@ from hfstack.environment import describe_hardware, git_commit, library_versions,
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DivergedError, HfstackError, Preempted
 from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
-from hfstack.run_record import RUN_FILE, RunRecord, changed_files, hash_settings, read_run, settings_difference
+from hfstack.run_record import (
+    RUN_FILE,
+    RunRecord,
+    changed_files,
+    describe_outputs,
+    hash_settings,
+    read_run,
+    settings_difference,
+)
 
 logger = get_logger(__name__)
 
@@ -107,6 +116,7 @@ class Run:
             config_hash=hash_settings(plain),
             settings=plain,
             process={"pid": os.getpid(), "host": socket.gethostname()},
+            run_id=secrets.token_hex(4),
         )
         run = cls(record, training_args)
         run._agree(lambda: run._claim_directory(replace_own=replace_own))
@@ -255,6 +265,8 @@ class Run:
                 for pickled in self.output_dir.glob("**/training_args.bin"):
                     pickled.unlink(missing_ok=True)
             self.add_artifact("trainer_state", "trainer_state.json")
+        if self._rank == 0:
+            self.record.outputs = describe_outputs(self.output_dir)
         self._write()
         if self._rank == 0:
             logger.info("saved %s", self.output_dir)
@@ -319,6 +331,7 @@ class Run:
                 )
             raise AlreadyFinished(f"{self.output_dir}: already finished on {before.ended}, nothing to do")
         self.record.restarts = before.restarts
+        self.record.run_id = before.run_id or self.record.run_id
         self._before = before
 
     def _write(self) -> None:

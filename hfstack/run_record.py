@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class RunRecord:
     tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
     restarts: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    run_id: str = ""
 
 
 def read_run(directory: str | Path) -> RunRecord:
@@ -102,7 +105,30 @@ def changed_files(data: list[dict[str, Any]]) -> str | None:
             continue  # moved or cleaned up: nothing to compare with
         if path.stat().st_size != file["bytes"]:
             return str(path)
-        with path.open("rb") as stream:
-            if hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest() != file["blake2b"]:
-                return str(path)
+        if _digest(path) != file["blake2b"]:
+            return str(path)
     return None
+
+
+def describe_outputs(directory: Path) -> list[dict[str, Any]]:
+    """Return name, size and hash of each file that a finished run leaves at the top of its directory."""
+    paths = [path for path in sorted(directory.iterdir()) if path.is_file() and not path.name.startswith((".", RUN_FILE))]
+    return [{"path": path.name, "bytes": path.stat().st_size, "blake2b": _digest(path)} for path in paths]
+
+
+def changed_output(directory: Path, outputs: list[dict[str, Any]], names: Collection[str]) -> str | None:
+    """The first of these files that is no longer what the run left, and how it differs, or None."""
+    for file in outputs:
+        path = directory / file["path"]
+        if file["path"] not in names:
+            continue
+        if not path.is_file():
+            return f"{file['path']} is gone"
+        if path.stat().st_size != file["bytes"] or _digest(path) != file["blake2b"]:
+            return f"{file['path']} was changed"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
