@@ -1,0 +1,210 @@
+"""PPOConfig: the settings of PPO on top of transformers' TrainingArguments.
+
+The batch of a rollout is, on each process, per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches
+episodes. One optimizer step takes per_device_train_batch_size * gradient_accumulation_steps of them, and each rollout
+gives num_ppo_epochs * num_mini_batches steps. Accumulation therefore never changes how many updates a rollout gives.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import TrainingArguments
+
+from hfstack.errors import ConfigError
+from hfstack.models.value_head import CRITICS
+from hfstack.training.rl_math import KL_ESTIMATORS
+
+ENGINES = ("native", "generate", "vllm")
+OLD_LOG_PROBS = ("auto", "rollout", "recompute")
+_AT_LEAST_ONE = (
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_mini_batches "
+    "num_ppo_epochs max_completion_length max_prompt_length total_episodes rollout_batch_size kl_horizon "
+    "max_tokens_per_microbatch"
+).split()
+_NOT_NEGATIVE = (
+    "learning_rate critic_learning_rate weight_decay max_grad_norm top_k kl_coef vf_coef entropy_coef "
+    "critic_warmup_rollouts value_head_init_std missing_eos_penalty log_completions"
+).split()
+_ABOVE_ZERO = "temperature kl_target cliprange cliprange_high cliprange_value target_kl tis_cap reward_clip".split()
+_SHARES = "gamma lam lam_critic top_p min_p".split()
+
+
+@dataclass
+class PPOConfig(TrainingArguments):
+    """Settings of PPOTrainer; names follow TRL's trainers where they mean the same."""
+
+    learning_rate: float = 3e-6
+    """Peak learning rate of the policy."""
+    logging_steps: float = 1
+    """Optimizer steps between logs. This, save_steps and eval_steps are rounded up to whole rollouts."""
+    max_grad_norm: float = 1.0
+    """Norm that gradients are clipped to; 0 turns clipping off."""
+
+    total_episodes: int | None = None
+    """Completions to learn from over all processes, in place of num_train_epochs; whole rollouts."""
+    num_ppo_epochs: int = 4
+    """Passes over each rollout."""
+    num_mini_batches: int = 1
+    """Optimizer steps of one pass over a rollout; it multiplies the episodes of a rollout, whatever the accumulation."""
+    max_tokens_per_microbatch: int | None = None
+    """Tokens, padding included, of one forward and backward pass; longer ones are split by length. None: no bound."""
+
+    max_completion_length: int = 53
+    """Tokens of the longest completion."""
+    max_prompt_length: int | None = None
+    """Tokens of a prompt that are kept, from its end; None keeps all."""
+    temperature: float = 1.0
+    """Of sampling; every log-probability is taken at the same temperature."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens only; 0 for all."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that hold this share of the probability; 1 for all."""
+    min_p: float | None = None
+    """Sample from tokens at least this share as likely as the likeliest; None for all."""
+    stop_token_ids: list[int] | None = None
+    """Tokens that end a completion; None: the end of a turn and every eos of model and tokenizer."""
+    rollout_engine: str = "native"
+    """native (samples from the live weights), generate (transformers' generate) or vllm."""
+    rollout_batch_size: int | None = None
+    """Completions that are written at once on a process; None: all of a rollout."""
+    old_logprobs: str = "auto"
+    """Old log-probabilities: rollout (the sampler's), recompute, or auto (the sampler's when it computes in fp32)."""
+    tis_cap: float | None = None
+    """Cap of the importance weight old/sampler of a token; None: 2 for vllm, and no weight for the other engines."""
+
+    missing_eos_penalty: float | None = None
+    """Taken off the score of a completion that was cut at max_completion_length."""
+    mask_truncated_completions: bool = False
+    """Learn nothing from completions that were cut at max_completion_length."""
+    reward_weights: list[float] | None = None
+    """Weight of each reward; None: 1 each."""
+    reward_normalize: bool = False
+    """Divide scores by the standard deviation of all scores so far."""
+    reward_clip: float | None = None
+    """Hold scores within plus and minus this, after they were normalised."""
+    whiten_rewards: bool = False
+    """Divide the token rewards of a rollout, KL penalty included, by their standard deviation."""
+    kl_coef: float = 0.05
+    """Weight of the KL to the starting model, in reward a nat; 0 needs no reference model."""
+    kl_estimator: str = "k1"
+    """Estimator of the KL of a token: k1, k2, k3 or abs."""
+    kl_target: float | None = None
+    """KL in nats a completion that kl_coef is adapted to reach; None keeps kl_coef."""
+    kl_horizon: int = 10_000
+    """Episodes over which kl_coef adapts."""
+    kl_in_loss: bool = False
+    """Put the KL into the loss in place of the reward; k1 then means k2, whose gradient is the KL's."""
+
+    gamma: float = 1.0
+    """Discount of a token."""
+    lam: float = 0.95
+    """Lambda of the advantages."""
+    lam_critic: float | None = None
+    """Lambda of the returns that the critic learns; None: lam. VC-PPO takes 1."""
+    whiten_advantages: bool = True
+    """Give the advantages of a rollout mean 0 and standard deviation 1, over all processes."""
+
+    cliprange: float = 0.2
+    """The ratio of new to old probability earns nothing below 1 minus this and above 1 plus this."""
+    cliprange_high: float | None = None
+    """Upper clip range; None: cliprange. DAPO takes 0.28."""
+    dual_clip: float | None = None
+    """Bound, above 1, on how hard the ratio of a bad token can pull; None: none."""
+    cliprange_value: float | None = 0.2
+    """How far a value may move from the old one; None: any distance."""
+    vf_coef: float = 0.1
+    """Weight of the value loss."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus, a nat."""
+    target_kl: float | None = None
+    """End the updates of a rollout once a step finds the new policy this far, in nats a token, from the old one."""
+
+    critic: str | None = None
+    """separate (a model of its own), shared (a head on the policy) or adapter (a second LoRA); None: by the policy."""
+    critic_model: str | None = None
+    """Where a separate critic begins: folder or Hub id of a reward or language model; None: a copy of the policy."""
+    critic_learning_rate: float | None = None
+    """Learning rate of the critic; None: learning_rate, and 10 times it for the head of a shared critic."""
+    critic_warmup_rollouts: int = 0
+    """Rollouts at the beginning that train the critic only."""
+    value_head_init_std: float = 0.0
+    """Spread of a new value head; 0 begins with every value 0. A reward model's head is kept."""
+    detach_value: bool = False
+    """Keep the value loss of a shared critic out of the policy's weights."""
+
+    disable_dropout: bool = True
+    """Set every dropout to 0, so that the same completion has the same probability twice."""
+    log_completions: int = 0
+    """Completions of each rollout that are written to completions.jsonl in the output directory."""
+
+    def __post_init__(self) -> None:
+        """Resolve upstream's settings and refuse values out of range or settings that contradict each other."""
+        super().__post_init__()
+        for name in _AT_LEAST_ONE:
+            self._check(name, lambda value: value >= 1, "at least 1")
+        for name in _NOT_NEGATIVE:
+            self._check(name, lambda value: 0 <= value < math.inf, "0 or above")
+        for name in _ABOVE_ZERO:
+            self._check(name, lambda value: 0 < value < math.inf, "above 0")
+        for name in _SHARES:
+            self._check(name, lambda value: 0 <= value <= 1, "between 0 and 1")
+        self._check("cliprange", lambda value: value < 1, "below 1")
+        self._check("top_p", lambda value: value > 0, "above 0")
+        self._check("dual_clip", lambda value: value > 1, "above 1")
+        self._one_of("kl_estimator", KL_ESTIMATORS)
+        self._one_of("rollout_engine", ENGINES)
+        self._one_of("old_logprobs", OLD_LOG_PROBS)
+        if self.critic is not None:
+            self._one_of("critic", CRITICS)
+        self._refuse_contradictions()
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps that a rollout gives."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
+    def rollout_size(self) -> int:
+        """Episodes of a rollout on one process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+
+    def whole_rollouts(self, steps: float) -> int:
+        """Round optimizer steps up to whole rollouts."""
+        return math.ceil(steps / self.steps_per_rollout) * self.steps_per_rollout
+
+    def _refuse_contradictions(self) -> None:
+        """Settings that are fine alone and mean nothing together."""
+        for name in ("kl_target", "kl_in_loss"):
+            if getattr(self, name) and self.kl_coef == 0:
+                raise ConfigError(f"--{name} needs a KL, but --kl_coef 0 turns it and the reference off: set --kl_coef")
+        if self.detach_value and self.critic not in (None, "shared"):
+            raise ConfigError(f"--detach_value is for --critic shared; --critic {self.critic} leaves the policy alone")
+        if self.critic_model is not None and self.critic not in (None, "separate"):
+            raise ConfigError(f"--critic_model is for --critic separate, not --critic {self.critic}: drop one of them")
+        if self.fp16:
+            raise ConfigError("--fp16: PPO trains in fp32 or bf16, whose range needs no loss scaling: set --bf16")
+        if self.max_steps > 0 and self.max_steps % self.steps_per_rollout:
+            raise ConfigError(
+                f"--max_steps {self.max_steps} is no multiple of the {self.steps_per_rollout} optimizer steps of a "
+                f"rollout (num_ppo_epochs * num_mini_batches): use {self.whole_rollouts(self.max_steps)}"
+            )
+        episodes = self.rollout_size * self.world_size
+        if self.total_episodes is not None and self.total_episodes % episodes:
+            raise ConfigError(
+                f"--total_episodes {self.total_episodes} is not divisible by the {episodes} episodes of a rollout "
+                "(per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches * processes): use "
+                f"{math.ceil(self.total_episodes / episodes) * episodes}"
+            )
+        if self.total_episodes is not None and self.max_steps > 0:
+            raise ConfigError("--total_episodes and --max_steps both say how long to train: give one of them")
+
+    def _check(self, name: str, accepts: Callable[[float], bool], wanted: str) -> None:
+        """Refuse a number that is set and not accepted."""
+        value = getattr(self, name)
+        if value is not None and not accepts(value):
+            raise ConfigError(f"--{name} must be {wanted}, got {value}")
+
+    def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            raise ConfigError(f"--{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

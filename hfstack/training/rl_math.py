@@ -1,0 +1,305 @@
+"""The mathematics of PPO: tensors in, tensors out; no model, no trainer, no process group.
+
+Log-probabilities of tokens from hidden states are made in models/token_log_probs.py. Every function works in the dtype
+that it is given, so the tests run in float64.
+
+Legend: B completions, T tokens of the longest one, n scored tokens of a flat batch. A mask is 1 (or True) where a token
+counts; where it is 0 stands padding or a token that the policy did not write (a tool's answer). Log-probabilities and
+KL are in nats.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
+_LARGEST_LOG_RATIO = 20.0  # exp(20) = 5e8 is far beyond any clip range, and its square still fits into fp32
+
+Reduce = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
+
+
+class PolicyLoss(NamedTuple):
+    """The clipped objective per token, negated, and what happened to it; all of the shape of the log-probabilities."""
+
+    loss: Tensor
+    ratio: Tensor  # pi_new / pi_old, detached
+    clipped_low: Tensor  # bool: the ratio fell below 1 - cliprange where the advantage is negative
+    clipped_high: Tensor  # bool: the ratio rose above 1 + cliprange_high where the advantage is positive
+    approx_kl: Tensor  # k3 of KL(pi_old || pi_new), detached
+
+
+@dataclass
+class RunningMoments:
+    """Mean and variance of all numbers so far, by the parallel update of Chan et al. (1979); part of a checkpoint."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0  # sum of squared distances from the mean
+
+    def update(self, count: float, mean: float, variance: float) -> None:
+        """Take in `count` new numbers by their mean and their variance (of the population)."""
+        if count <= 0:
+            return
+        total = self.count + count
+        distance = mean - self.mean
+        self.mean += distance * count / total
+        self.squares += variance * count + distance**2 * self.count * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """The standard deviation (of the population); 1 before there are two numbers that differ."""
+        spread = (self.squares / self.count) ** 0.5 if self.count > 1 else 0.0
+        return spread if spread > 1e-6 else 1.0
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean over the tokens that count: sum(x m) / sum(m), and 0 where none does.
+
+    Args:
+        values: (..., T), any shape.
+        mask: the same shape.
+    """
+    weight = mask.to(values.dtype)
+    return (values * weight).sum() / weight.sum().clamp(min=1)
+
+
+def masked_variance(values: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return count, mean and population variance of the tokens that count, over all processes.
+
+    Two passes, (x - mean)^2 after the mean is known, so that large means cost no digits.
+
+    Args:
+        values: any shape.
+        mask: the same shape.
+        reduce: sums a tensor over all processes; None for one process.
+
+    Returns:
+        Three scalars of the values' dtype.
+    """
+    sum_over_all: Reduce = reduce or (lambda tensor: tensor)
+    weight = mask.to(values.dtype)
+    count, total = sum_over_all(torch.stack([weight.sum(), (values * weight).sum()])).unbind()
+    mean = total / count.clamp(min=1)
+    squares = sum_over_all(((values - mean) ** 2 * weight).sum())
+    return count, mean, squares / count.clamp(min=1)
+
+
+def masked_whiten(
+    values: Tensor, mask: Tensor, *, shift_mean: bool = True, reduce: Reduce | None = None, epsilon: float = 1e-8
+) -> Tensor:
+    """Return (x - mean) / sqrt(variance + epsilon) over the tokens that count; 0 elsewhere.
+
+    As in the N+ implementation details (Huang et al. 2024, arXiv:2403.17031): rewards keep their mean, advantages lose
+    it.
+
+    Args:
+        values: any shape.
+        mask: the same shape.
+        shift_mean: False adds the mean again, so that only the spread becomes 1.
+        reduce: sums over processes, so that all ranks share one mean and variance.
+        epsilon: added to the variance.
+    """
+    _, mean, variance = masked_variance(values, mask, reduce=reduce)
+    whitened = (values - mean) * torch.rsqrt(variance + epsilon)
+    if not shift_mean:
+        whitened = whitened + mean
+    return whitened * mask.to(values.dtype)
+
+
+def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Tensor:
+    """Return an estimate per token of KL(pi || reference) on tokens sampled from pi.
+
+    With d = log pi - log reference (Schulman 2020, joschu.net/blog/kl-approx.html): k1 = d is unbiased; k2 = d^2 / 2 is
+    biased with little variance, and its gradient is that of the true KL; k3 = exp(-d) - 1 + d is unbiased and never
+    negative; abs = |d|. d is held within 20 nats.
+
+    Args:
+        log_probs: of the sampled tokens under pi, any shape.
+        reference: of the same tokens under the reference.
+        kind: one of KL_ESTIMATORS.
+    """
+    difference = (log_probs - reference).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    if kind == "k1":
+        return difference
+    if kind == "k2":
+        return 0.5 * difference**2
+    if kind == "k3":
+        return torch.expm1(-difference) + difference
+    assert kind == "abs", f"{kind} is none of {KL_ESTIMATORS}"
+    return difference.abs()
+
+
+def shape_rewards(scores: Tensor, penalties: Tensor, mask: Tensor, *, token_rewards: Tensor | None = None) -> Tensor:
+    """Return the reward of each token: r_t = -penalty_t + [t is the last token] score + token_reward_t.
+
+    The penalised reward of Ziegler et al. (2019, arXiv:1909.08593, equation 2), token by token. The score stands on
+    the last token that the policy wrote: its EOS, or where it was cut. TRL's PPO put it one token later.
+
+    Args:
+        scores: (B,), one for each completion.
+        penalties: (B, T), KL coefficient times KL.
+        mask: (B, T).
+        token_rewards: (B, T) rewards on single tokens, or None.
+
+    Returns:
+        (B, T), 0 where the mask is 0; a row without tokens has no reward.
+    """
+    weight = mask.to(penalties.dtype)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = (positions * mask.to(positions.dtype)).argmax(dim=1, keepdim=True)  # (B, 1)
+    rewards = -penalties
+    if token_rewards is not None:
+        rewards = rewards + token_rewards
+    return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype)) * weight
+
+
+def estimate_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return generalised advantages and the returns that the critic shall learn.
+
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1} (Schulman et al. 2016,
+    arXiv:1506.02438, equation 16), where t + 1 is the next token that counts: masked tokens hand on what follows them.
+    The return is A_t + V_t.
+
+    Args:
+        rewards: (B, T).
+        values: (B, T), V of the state before token t.
+        mask: (B, T), with holes where others wrote.
+        gamma: discount of a token.
+        lam: 1 gives Monte-Carlo returns, 0 one-step ones.
+        bootstrap: (B,), the value after the last token; 0 when None, since a completion ends its episode.
+
+    Returns:
+        Advantages and returns, (B, T) each, 0 where the mask is 0.
+    """
+    weight = mask.to(values.dtype)
+    next_value = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values.dtype)  # (B,)
+    advantage = torch.zeros_like(next_value)
+    deltas_known = rewards - values  # all of delta_t but the next value
+    columns: list[Tensor] = []
+    for here, value, known in zip(
+        reversed(weight.unbind(1)), reversed(values.unbind(1)), reversed(deltas_known.unbind(1)), strict=True
+    ):
+        found = known + gamma * next_value + (gamma * lam) * advantage
+        advantage = torch.lerp(advantage, found, here)
+        next_value = torch.lerp(next_value, value, here)
+        columns.append(advantage)
+    advantages = torch.stack(columns[::-1], dim=1) * weight
+    return advantages, (advantages + values) * weight
+
+
+def clipped_policy_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    cliprange: float = 0.2,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
+) -> PolicyLoss:
+    """Return -min(r A, clip(r, 1 - low, 1 + high) A) per token, with r = pi_new / pi_old.
+
+    Schulman et al. (2017, arXiv:1707.06347, equation 7). A wider upper bound is the clip-higher of DAPO (Yu et al.
+    2025, arXiv:2503.14476). With a dual clip c the objective of a bad token is at least c A, so that a ratio that has
+    run away pulls no harder (Ye et al. 2020, arXiv:1912.09729).
+
+    Args:
+        log_probs: of the sampled tokens now, any shape; gradients flow through it.
+        old_log_probs: of the same tokens when they were sampled.
+        advantages: the same shape.
+        cliprange: the lower bound is 1 minus it.
+        cliprange_high: the upper bound is 1 plus it; None for the same as below.
+        dual_clip: above 1, or None.
+    """
+    high = cliprange if cliprange_high is None else cliprange_high
+    log_ratio = (log_probs - old_log_probs).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    ratio = log_ratio.exp()
+    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - cliprange, 1 + high) * advantages)
+    if dual_clip is not None:
+        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+    with torch.no_grad():
+        clipped_low = (ratio < 1 - cliprange) & (advantages < 0)
+        clipped_high = (ratio > 1 + high) & (advantages > 0)
+        approx_kl = ratio - 1 - log_ratio
+    return PolicyLoss(-objective, ratio.detach(), clipped_low, clipped_high, approx_kl)
+
+
+def clipped_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, *, cliprange: float | None = 0.2
+) -> tuple[Tensor, Tensor]:
+    """Return max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2 per token, and where the clipped one won.
+
+    From OpenAI's first PPO code (baselines, ppo2), and so in the N+ implementation details.
+
+    Args:
+        values: predicted now, any shape; gradients flow through it.
+        old_values: predicted when the tokens were sampled.
+        returns: the targets.
+        cliprange: c; None for the plain squared error.
+    """
+    plain = (values - returns) ** 2
+    if cliprange is None:
+        return 0.5 * plain, torch.zeros_like(plain, dtype=torch.bool)
+    held = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    clipped = (held - returns) ** 2
+    return 0.5 * torch.maximum(plain, clipped), clipped.detach() > plain.detach()
+
+
+def truncated_importance_weights(old_log_probs: Tensor, sampler_log_probs: Tensor, *, cap: float) -> Tensor:
+    """Return min(pi_old / pi_sampler, cap) per token, which corrects for an engine that samples from another pi.
+
+    Truncated importance sampling: Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy RL
+    training".
+
+    Args:
+        old_log_probs: by the trainer's own forward pass, any shape.
+        sampler_log_probs: by the engine that sampled.
+        cap: above 0; 2 is common.
+    """
+    log_ratio = (old_log_probs - sampler_log_probs).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    return log_ratio.exp().clamp(max=cap)
+
+
+def next_kl_coefficient(coefficient: float, kl: float, *, target: float | None, horizon: int, episodes: int) -> float:
+    """Return the KL coefficient of the next rollout: the same without a target, else moved towards it.
+
+    beta (1 + clip(KL / target - 1, -0.2, 0.2) episodes / horizon) (Ziegler et al. 2019, section 2.2).
+
+    Args:
+        coefficient: beta of this rollout.
+        kl: measured, nats a completion.
+        target: nats a completion that are wanted; None keeps the coefficient fixed.
+        horizon: episodes over which an error of 20 % moves the coefficient by 20 %.
+        episodes: of this rollout, over all processes.
+    """
+    if target is None:
+        return coefficient
+    error = max(-0.2, min(0.2, kl / target - 1))
+    return coefficient * (1 + error * episodes / horizon)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> float:
+    """Return 1 - Var(R - V) / Var(R) over the tokens that count, over all processes; 0 where the returns do not vary.
+
+    1 is a perfect critic, 0 one that knows no more than a constant, below 0 one that does harm.
+
+    Args:
+        values: (B, T), what the critic said.
+        returns: (B, T).
+        mask: (B, T).
+        reduce: sums over processes.
+    """
+    _, _, spread = masked_variance(returns, mask, reduce=reduce)
+    _, _, unexplained = masked_variance(returns - values, mask, reduce=reduce)
+    return float(1 - unexplained / spread) if spread > 1e-12 else 0.0
