@@ -1,65 +1,331 @@
-"""Which checkpoint can be resumed, and what must hold before one is written. Standard library only."""
+"""Which checkpoint is whole, which one is resumed, which are kept. Standard library only.
 
+A checkpoint is whole when the manifest that was written last, after everything else had reached the disk, says so:
+`hfstack-manifest.json` holds size and blake2b of every file. Renaming a finished folder into place instead was merged
+into transformers and taken back twice (huggingface/transformers#27820 and #29370, #35580 and #36112): a folder can be
+renamed while another process still writes into it.
+"""
+
+import hashlib
 import json
+import os
 import re
 import shutil
+import struct
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from hfstack.errors import CheckpointError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+MANIFEST = "hfstack-manifest.json"
+INCOMPLETE = "checkpoint-is-incomplete.txt"  # upstream's mark of a checkpoint that is being written
+STATE = "trainer_state.json"
+_SCHEMA = 1
+_CHUNK_BYTES = 4 << 20
+_THREADS = 4
 
 # Weights in fp32 and two fp32 moments of Adam, beside which everything else in a checkpoint is small.
 _BYTES_PER_TRAINED_PARAMETER = 12
 
-_STEP = re.compile(r"checkpoint-(\d+)$")
+_STEP = re.compile(r"checkpoint-(\d+)")
 
 
-def refuse_full_disk(directory: str | Path, *, parameters: int) -> None:
+def refuse_full_disk(directory: str | Path, *, parameters: int = 0, checkpoint_bytes: int = 0) -> None:
     """Refuse to start when the disk cannot hold two checkpoints: the last good one and the one being written.
 
     Args:
         directory: an existing directory, where the checkpoints go.
-        parameters: number of parameters that are trained.
+        parameters: number of parameters that are trained, when there is no checkpoint to go by.
+        checkpoint_bytes: size of a checkpoint of this run; one is on the disk already, so one more must fit.
 
     Raises:
         CheckpointError: there is too little free space.
     """
-    needed = 2 * _BYTES_PER_TRAINED_PARAMETER * parameters
+    needed = checkpoint_bytes or 2 * _BYTES_PER_TRAINED_PARAMETER * parameters
+    count = "one more checkpoint needs" if checkpoint_bytes else "two checkpoints need"
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise CheckpointError(
-            f"two checkpoints need {needed / 2**20:,.0f} MiB but the disk of {directory} has {free / 2**20:,.0f} MiB "
+            f"{count} {needed / 2**20:,.0f} MiB but the disk of {directory} has {free / 2**20:,.0f} MiB "
             "free; make room, choose another --output_dir, or set --save_strategy no"
         )
 
 
-def newest_checkpoint(directory: str | Path) -> Path | None:
-    """Return the newest whole `checkpoint-<step>` of a run, or None; torn ones are passed over.
+def step_of(path: Path) -> int:
+    """The step in the name of a `checkpoint-<step>` folder, or -1 for another name."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
-    The Trainer writes trainer_state.json last, so a checkpoint without a readable one was being written when its
-    process died.
+
+def list_checkpoints(directory: str | Path) -> list[Path]:
+    """The `checkpoint-<step>` folders of a run, newest step first, whole or not."""
+    found = [path for path in Path(directory).glob("checkpoint-*") if step_of(path) >= 0 and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def newest_checkpoint(directory: str | Path, *, needs_manifest: bool = False) -> Path | None:
+    """Return the newest checkpoint of a run whose files are there in their sizes, or None; contents are not read."""
+    paths = list_checkpoints(directory)
+    return next((path for path in paths if not find_damage(path, needs_manifest=needs_manifest, deep=False)), None)
+
+
+def resumable_checkpoint(directory: str | Path, *, needs_manifest: bool = False) -> Path | None:
+    """Return the newest checkpoint whose files are what was written, or None.
+
+    Newer ones that are torn are set aside as `broken-<step>`, so that nothing takes them for good ones.
     """
-    paths = [path for path in Path(directory).glob("checkpoint-*") if _STEP.match(path.name)]
-    for path in sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
-        try:
-            check_checkpoint(path)
-        except CheckpointError:
-            continue
-        return path
+    for path in list_checkpoints(directory):
+        damage = find_damage(path, needs_manifest=needs_manifest)
+        if damage is None:
+            return path
+        aside = set_aside(path, "broken")
+        logger.warning("%s is torn: %s; it is set aside as %s", path, damage, aside.name)
     return None
 
 
-def check_checkpoint(path: Path) -> int:
+def set_aside(path: Path, word: str) -> Path:
+    """Rename `checkpoint-<step>` to `<word>-<step>`; of several with one word only the last is kept, to spare disk."""
+    target = path.with_name(f"{word}-{step_of(path)}")
+    for older in path.parent.glob(f"{word}-*"):
+        if older.is_dir() and older.name.removeprefix(f"{word}-").isdigit():
+            shutil.rmtree(older, ignore_errors=True)
+    path.rename(target)
+    return target
+
+
+def check_checkpoint(path: Path, *, needs_manifest: bool = False) -> int:
     """Return the step of a checkpoint that a run can be continued from.
 
     Raises:
-        CheckpointError: its state or its optimizer is missing or torn, so that training would go on from a fresh
+        CheckpointError: it is torn, or has no optimizer or schedule, so that training would go on from a fresh
             optimizer, with the learning rate back at its peak.
     """
-    state = path / "trainer_state.json"
+    damage = find_damage(path, needs_manifest=needs_manifest)
+    if damage is not None:
+        raise CheckpointError(f"{path} is no whole checkpoint: {damage}; name another")
+    missing = [what for what, there in _needed(path).items() if not there]
+    if missing:
+        raise CheckpointError(
+            f"{path} has no {' and no '.join(missing)} state to continue from; name another checkpoint, or start a "
+            f"new run from its weights alone: --model_name_or_path {path}"
+        )
+    if not any(path.glob("rng_state*")):
+        logger.warning(
+            "%s has no rng_state.pth: training goes on, but dropout and shuffling will differ from an uninterrupted "
+            "run's",
+            path,
+        )
+    return _read_state(path)["global_step"]
+
+
+def write_manifest(path: Path, *, step: int, world_size: int = 1, settings: dict[str, Any] | None = None) -> None:
+    """Bring every file of a checkpoint to the disk, then write its manifest, then let go of upstream's mark.
+
+    Args:
+        path: the checkpoint's folder, to which every process has written its part.
+        step: the optimizer step that it holds.
+        world_size: how many processes wrote it.
+        settings: what the optimizer's state in it was made with, such as the learning rate.
+    """
+    names = _file_names(path)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        described = list(pool.map(lambda name: _describe(path / name, flush=True), names))
+    for folder in {path, *((path / name).parent for name in names)}:
+        _flush(folder)
+    manifest = {"schema": _SCHEMA, "step": step, "world_size": world_size, "settings": settings or {}}
+    manifest["files"] = dict(zip(names, described, strict=True))
+    temporary = path / f"{MANIFEST}.tmp"
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path / MANIFEST)
+    (path / INCOMPLETE).unlink(missing_ok=True)
+    _flush(path)
+    _flush(path.parent)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that `write_manifest` was given for a whole checkpoint; empty without a manifest."""
+    if not (path / MANIFEST).is_file():
+        return {}
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("settings", {})
+
+
+def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) -> str | None:
+    """Say in a few words what is wrong with the files of a checkpoint, or return None.
+
+    Args:
+        path: the checkpoint's folder.
+        needs_manifest: whether one without a manifest is unfinished; otherwise it was made by something else than
+            hfstack, and its files are judged by their own structure.
+        deep: whether contents are read, and not only names and sizes compared.
+    """
     try:
-        step = int(json.loads(state.read_text(encoding="utf-8"))["global_step"])
+        if not path.is_dir():
+            return "there is no such folder"
+        if (path / INCOMPLETE).exists():
+            return f"{INCOMPLETE} says that it was being written"
+        if (path / MANIFEST).exists():
+            return _differs_from_manifest(path, deep)
+        if needs_manifest:
+            return f"{MANIFEST}, which is written last, is missing"
+        return _structure_fault(path, deep)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+
+
+def rotate(directory: str | Path, *, keep: int | None, protected: str | Path | None = None) -> list[Path]:
+    """Delete the oldest checkpoints beyond `keep`, never the newest whole one nor the protected one; return them.
+
+    Args:
+        directory: the run's directory.
+        keep: how many to keep (`--save_total_limit`); None or 0 keeps all.
+        protected: the best checkpoint, kept beside the newest.
+    """
+    paths = list_checkpoints(directory)
+    whole = [path for path in paths if find_damage(path, needs_manifest=True, deep=False) is None]
+    if not keep or keep < 1 or not whole:
+        return []
+    safe = {whole[0], *([Path(protected)] if protected else [])}
+    kept = [path for path in paths if path.name in {one.name for one in safe}]
+    for path in paths:
+        if path not in kept and len(kept) < max(keep, len(safe)):
+            kept.append(path)
+    doomed = [path for path in paths if path not in kept and step_of(path) < step_of(whole[0])]
+    for path in doomed:
+        (path / MANIFEST).unlink(missing_ok=True)  # from here on it is no checkpoint, whenever the process dies
+        shutil.rmtree(path, ignore_errors=True)
+    return doomed
+
+
+def remove_unfinished(directory: str | Path) -> list[Path]:
+    """Delete checkpoints that have no manifest: what a failed save left, which would fill the disk; return them."""
+    unfinished = [path for path in list_checkpoints(directory) if not (path / MANIFEST).exists()]
+    for path in unfinished:
+        shutil.rmtree(path, ignore_errors=True)
+    return unfinished
+
+
+def size_bytes(path: Path) -> int:
+    """Return the size of all files of a checkpoint."""
+    return sum((path / name).stat().st_size for name in _file_names(path))
+
+
+def says_disk_is_full(error: BaseException) -> bool:
+    """Whether an error, of whichever library that wrote a file, means that there was no room."""
+    words = ("No space left", "os error 28", "Disk quota", "File too large", "PytorchStreamWriter failed writing")
+    while True:
+        if any(word in str(error) for word in words):
+            return True
+        if error.__cause__ is None and error.__context__ is None:
+            return False
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+
+
+def _file_names(path: Path) -> list[str]:
+    """The files of a checkpoint by their relative names; neither the manifest nor upstream's mark is content."""
+    found = [file for file in path.rglob("*") if file.is_file()]
+    own = {MANIFEST, f"{MANIFEST}.tmp", INCOMPLETE}
+    return sorted(str(file.relative_to(path)) for file in found if str(file.relative_to(path)) not in own)
+
+
+def _describe(path: Path, *, flush: bool = False) -> list[int | str]:
+    """Return size in bytes and blake2b of a file, having brought it to the disk first if asked."""
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        if flush:
+            os.fsync(file.fileno())
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            size += count
+    return [size, digest.hexdigest()]
+
+
+def _flush(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _differs_from_manifest(path: Path, deep: bool) -> str | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files: dict[str, list[Any]] = manifest["files"]
+        step, schema = int(manifest["step"]), int(manifest["schema"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is not whole"
+    if schema > _SCHEMA:
+        return f"{MANIFEST} has schema {schema}, this hfstack reads {_SCHEMA}: upgrade hfstack"
+    if step_of(path) not in (step, -1):
+        return f"its manifest is of step {step}"
+    for name, (size, _) in files.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if (found := (path / name).stat().st_size) != size:
+            return f"{name} has {found} bytes instead of {size}"
+    if deep:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for name, found in zip(files, pool.map(lambda name: _describe(path / name), files), strict=True):
+                if found != files[name]:
+                    return f"{name} is not what was written (its blake2b differs)"
+    return None
+
+
+def _structure_fault(path: Path, deep: bool) -> str | None:
+    """What the files themselves give away: JSON that ends early, archives with a bad checksum, missing shards."""
+    try:
+        _read_state(path)  # the Trainer writes it last
     except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path} is no whole checkpoint: {state.name} is missing or torn; name another") from None
-    if not any(path.glob("*optim*")) and not any(path.glob("global_step*")):  # sharded runs have folders of their own
-        raise CheckpointError(f"{path} has no optimizer state to continue from; name another checkpoint")
-    return step
+        return f"{STATE} is missing or torn"
+    for name in _file_names(path):
+        file = path / name
+        try:
+            if file.suffix == ".json":
+                values = json.loads(file.read_text(encoding="utf-8"))
+                if name.endswith(".index.json"):
+                    lost = sorted(shard for shard in set(values["weight_map"].values()) if not (path / shard).is_file())
+                    if lost:
+                        return f"{lost[0]} is missing"
+            elif file.suffix in (".pt", ".pth") and deep:
+                with zipfile.ZipFile(file) as archive:
+                    if archive.testzip() is not None:
+                        return f"{name} fails its checksum"
+            elif file.suffix == ".safetensors" and not _safetensors_is_whole(file):
+                return f"{name} is cut off"
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, struct.error, zipfile.BadZipFile):
+            return f"{name} is torn"
+    return None
+
+
+def _safetensors_is_whole(path: Path) -> bool:
+    """Whether the file is as long as its own header says."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    return path.stat().st_size == 8 + length + end
+
+
+def _needed(path: Path) -> dict[str, bool]:
+    """What training goes on from, and whether it is there; sharded runs keep it in folders of their own."""
+    deepspeed = any(path.glob("global_step*"))
+    return {
+        "optimizer": deepspeed or any(path.glob("*optim*")),
+        "scheduler": deepspeed or (path / "scheduler.pt").is_file(),
+    }
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    values = json.loads((path / STATE).read_text(encoding="utf-8"))
+    values["global_step"] = int(values["global_step"])
+    return values

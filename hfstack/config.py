@@ -40,8 +40,18 @@ from hfstack.logs import get_logger, setup_logging
 
 EXIT_USER_MISTAKE = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+_ALLOW_CHANGED_HELP = "settings by name that a resumed run may change, against the refusal that shows the difference"
 
 logger = get_logger(__name__)
+
+_allowed_changes: set[str] = set()
+
+
+def allowed_changes() -> frozenset[str]:
+    """The settings that the command line last parsed lets a resumed run change, by name (`--allow_changed`)."""
+    return frozenset(_allowed_changes)
 
 
 def command_line(main: Callable[..., Any]) -> None:
@@ -63,6 +73,9 @@ def command_line(main: Callable[..., Any]) -> None:
     except Preempted as stop:
         print(f"{name}: {stop}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_PREEMPTED)
+    except KeyboardInterrupt:  # before there is a run to mark as preempted
+        print(f"{name}: stopped before the run began", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # `... | head`: the reader has seen enough
         sys.stderr.close()
     except HfstackError as error:
@@ -83,7 +96,10 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
     """
     pre = _StrictParser(add_help=False, allow_abbrev=False)
     pre.add_argument("--config", type=Path, action="append", default=[])
+    pre.add_argument("--allow_changed", nargs="+", action="extend", default=[])
     known, flags = pre.parse_known_args(sys.argv[1:] if argv is None else argv)
+    _allowed_changes.clear()
+    _allowed_changes.update(known.allow_changed)
     if len(known.config) > 1:
         raise ConfigError(f"--config may be given once, got {', '.join(map(str, known.config))}")
 
@@ -111,6 +127,7 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
         document_fields(cls)
     parser = _StrictParser(dataclass_types, allow_abbrev=False)
     parser.add_argument("--config", type=Path, help="YAML file of option: value; the command line's own flags win")
+    parser.add_argument("--allow_changed", nargs="+", metavar="NAME", help=_ALLOW_CHANGED_HELP)
     for action in parser._actions:
         if dataclasses.is_dataclass(action.type):
             action.type = _reporting_own_errors(action.type)

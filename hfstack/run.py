@@ -18,7 +18,6 @@ import os
 import secrets
 import shlex
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -31,19 +30,20 @@ from typing import Any, Self
 import torch
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
-from hfstack.checkpoints import check_checkpoint, newest_checkpoint
+from hfstack.checkpoints import newest_checkpoint, says_disk_is_full
+from hfstack.config import allowed_changes
 from hfstack.environment import describe_hardware, git_commit, library_versions, refuse_wrong_world_size
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DivergedError, HfstackError, Preempted
 from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
+from hfstack.run_checkpoints import choose_checkpoint, clear_full_disk
 from hfstack.run_record import (
     RUN_FILE,
     RunRecord,
-    changed_files,
+    claim_directory,
     describe_outputs,
+    describe_process,
     hash_settings,
-    read_run,
-    settings_difference,
 )
 
 logger = get_logger(__name__)
@@ -70,9 +70,12 @@ class Run:
         self._began = time.monotonic()
         self._previous_handlers: dict[int, Any] = {}
         self._before: RunRecord | None = None
-        self._resumes = False
+        self._changed: dict[str, tuple[Any, Any]] = {}
+        self._at_exit: list[Callable[[], None]] = []
         self._defers_stop = False
+        self._stops_at_once = False
         self.stop_asked = False
+        self.resumed_from: Path | None = None
 
     @classmethod
     def start(cls, recipe_file: str, output_dir: str | Path | None, *settings: Any, replace_own: bool = False) -> Self:
@@ -115,11 +118,17 @@ class Run:
             started=_now(),
             config_hash=hash_settings(plain),
             settings=plain,
-            process={"pid": os.getpid(), "host": socket.gethostname()},
+            process=describe_process(),
             run_id=secrets.token_hex(4),
         )
         run = cls(record, training_args)
-        run._agree(lambda: run._claim_directory(replace_own=replace_own))
+        allowed = allowed_changes()
+        run._before, run._changed = run._agree(
+            lambda: claim_directory(record, replace_own=replace_own, allowed=allowed)
+        )
+        if run._before is not None:
+            record.restarts, record.run_id = run._before.restarts, run._before.run_id or record.run_id
+            record.verified_checkpoints = run._before.verified_checkpoints
         if training_args is not None and training_args.full_determinism:
             enable_full_determinism(seed)
         else:
@@ -139,19 +148,53 @@ class Run:
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
         for signum in self._previous_handlers:  # launchers send a signal again: run.json is written all the same
             signal.signal(signum, signal.SIG_IGN)
-        if error is not None and (newest := newest_checkpoint(self.output_dir)) is not None:
+        refusal = self._close_checkpoints(error)
+        if error is not None and (newest := self._newest()) is not None:
             self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")  # the curves so far
         self.record.status = "finished" if error is None else "preempted" if stopped else "failed"
         if error is not None and not stopped:
-            text = str(error) if isinstance(error, HfstackError) else f"{type(error).__name__}: {error}"
-            self.record.error = redact(" ".join(text.split()))
+            shown = refusal or error
+            text = str(shown) if isinstance(shown, HfstackError) else f"{type(shown).__name__}: {shown}"
+            self.record.error, self.record.error_kind = redact(" ".join(text.split())), type(shown).__name__
         self.record.ended = _now()
         self.record.duration_s = round(time.monotonic() - self._began, 3)
-        self._write()
+        try:
+            self._write()
+        except OSError:
+            if error is None:
+                raise
+            logger.exception("run.json could not be written")  # the run's own error matters more
         for signum, handler in self._previous_handlers.items():
             signal.signal(signum, handler)
+        if refusal is not None:
+            raise refusal from error
         if isinstance(error, KeyboardInterrupt):
             raise Preempted(f"stopped; {self.output_dir} is marked preempted") from error
+
+    def _close_checkpoints(self, error: BaseException | None) -> CheckpointError | None:
+        """Let a checkpoint that is being verified be finished; after a full disk, remove what was half written."""
+        for finish in [] if self._stops_at_once else self._at_exit:
+            try:
+                finish()
+            except CheckpointError as unfinished:
+                if error is None:
+                    raise
+                logger.warning("%s", unfinished)
+        if error is None or isinstance(error, HfstackError | Preempted) or not says_disk_is_full(error):
+            return None
+        return clear_full_disk(self.record, error) if self._rank == 0 else None
+
+    def _newest(self) -> Path | None:
+        return newest_checkpoint(self.output_dir, needs_manifest=self.record.verified_checkpoints)
+
+    def at_exit(self, finish: Callable[[], None]) -> None:
+        """Have something finished before the last run.json is written, unless the run is stopped at once."""
+        self._at_exit.append(finish)
+
+    def expect_manifests(self) -> None:
+        """Note that each whole checkpoint of this run has a manifest from now on: one without is torn."""
+        self.record.verified_checkpoints = True
+        self._write()
 
     def defer_stop(self, defers: bool) -> None:
         """While it defers, the first SIGTERM or Ctrl-C only sets `stop_asked`, so that a trainer can save first."""
@@ -163,6 +206,7 @@ class Run:
             self.stop_asked = True
             logger.warning("%s: saving a checkpoint after this step, then stopping; again to stop at once", name)
             return
+        self._stops_at_once = True
         raise Preempted(f"stopped by {name}; {self.output_dir} is marked preempted")
 
     @property
@@ -179,22 +223,19 @@ class Run:
                 checkpoint asked for is not there.
         """
         assert self._training_args is not None, "only a recipe that trains has checkpoints"
-        newest = newest_checkpoint(self.output_dir)
         asked = self._training_args.resume_from_checkpoint
-        if asked is None and newest is not None:
-            raise CheckpointError(
-                f"{self.output_dir} already holds {newest.name}; continue it with "
-                "--resume_from_checkpoint last, or choose another --output_dir"
-            )
-        if asked in ("last", "True", "true"):
-            if newest is None:
-                logger.warning("no whole checkpoint in %s yet: starting from the first step", self.output_dir)
-            asked = None if newest is None else str(newest)
-        if asked is not None:
-            self._resumes = True
-            self.record.restarts.append({"step": check_checkpoint(Path(asked)), "time": _now()})
-            self._write()
-        return asked
+        chosen = self._agree(lambda: choose_checkpoint(self.record, asked, allowed_changes()))
+        if chosen is None:
+            return None
+        self.resumed_from, step, changed = chosen
+        self._changed |= changed
+        restart: dict[str, Any] = {"step": step, "time": _now()}
+        if self._changed:
+            restart["changed"] = {name: list(values) for name, values in self._changed.items()}
+            logger.warning("going on with %s", "; ".join(f"{n} {a!r} -> {b!r}" for n, (a, b) in self._changed.items()))
+        self.record.restarts.append(restart)
+        self._write()
+        return str(self.resumed_from)
 
     def record_data(self, role: str, records: list[dict[str, Any]]) -> None:
         """Note which data was read: its role (`train`, `eval`, `prompts`), files, sizes and content hashes.
@@ -203,7 +244,7 @@ class Run:
             CheckpointError: a resumed run would go on with other data than it began with.
         """
         before = {f["path"]: f["blake2b"] for entry in self._before.data for f in entry.get("files", [])} if (
-            self._resumes and self._before
+            self.resumed_from and self._before
         ) else {}  # fmt: skip
         for entry in records:
             for file in entry.get("files", []):
@@ -272,67 +313,19 @@ class Run:
             logger.info("saved %s", self.output_dir)
         return self.metrics
 
-    def _agree(self, decide: Callable[[], None]) -> None:
-        """Let rank 0 decide and raise what it raises on every process: the others would see its own run.json."""
-        refusal: list[Exception | None] = [None]
+    def _agree(self, decide: Callable[[], Any]) -> Any:
+        """Let rank 0 decide, and return or raise the same on every process: the others would see its own files."""
+        outcome: list[Any] = [None, None]
         if self._rank == 0:
             try:
-                decide()
+                outcome[0] = decide()
             except (HfstackError, AlreadyFinished) as error:
-                refusal[0] = error
+                outcome[1] = error
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast_object_list(refusal)
-        if refusal[0] is not None:
-            raise refusal[0]
-
-    def _claim_directory(self, *, replace_own: bool) -> None:
-        """Make the directory ours, or say whose it is."""
-        path = self.output_dir / RUN_FILE
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            (probe := self.output_dir / f".{RUN_FILE}.{os.getpid()}").touch()
-            probe.unlink()
-        except OSError as error:
-            raise CheckpointError(
-                f"--output_dir {self.output_dir} cannot be written: {error.strerror}; choose another"
-            ) from None
-        if not path.is_file():
-            foreign = sorted(entry.name for entry in self.output_dir.iterdir() if not entry.name.startswith("."))
-            if foreign:
-                raise CheckpointError(
-                    f"{self.output_dir} holds {foreign[0]} but no run.json, so its files are not ours to replace; "
-                    "choose another --output_dir"
-                )
-            return
-        before = read_run(self.output_dir)
-        owner = before.process
-        if before.status == "running" and owner.get("host") == socket.gethostname() and _alive(owner.get("pid")):
-            raise CheckpointError(
-                f"{self.output_dir} is being written by process {owner['pid']}; wait for it or stop it"
-            )
-        if before.recipe != self.record.recipe:
-            raise CheckpointError(
-                f"{self.output_dir} holds a run of {before.recipe}, not of {self.record.recipe}; "
-                "choose another --output_dir"
-            )
-        if replace_own:
-            return
-        if before.config_hash != self.record.config_hash:
-            changed = "; ".join(settings_difference(before.settings, self.record.settings)) or "its settings"
-            raise CheckpointError(
-                f"{self.output_dir} holds another run of {before.recipe}, which differs in {changed}; "
-                "choose another --output_dir"
-            )
-        if before.status == "finished":
-            if changed := changed_files([*before.data, {"files": before.models}]):
-                raise CheckpointError(
-                    f"{self.output_dir} holds a finished run on other data: {changed} has changed since; "
-                    "choose another --output_dir"
-                )
-            raise AlreadyFinished(f"{self.output_dir}: already finished on {before.ended}, nothing to do")
-        self.record.restarts = before.restarts
-        self.record.run_id = before.run_id or self.record.run_id
-        self._before = before
+            torch.distributed.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
     def _write(self) -> None:
         """Write run.json whole: a reader sees the old one or the new one."""
@@ -351,19 +344,6 @@ def _plain(settings: Any) -> dict[str, Any]:
     """A dataclass as plain values, without secrets."""
     values = settings.to_dict() if isinstance(settings, TrainingArguments) else dataclasses.asdict(settings)
     return {name: value for name, value in values.items() if name not in ("hub_token", "push_to_hub_token")}
-
-
-def _alive(pid: int | None) -> bool:
-    """Whether another process with this id exists."""
-    if pid is None or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _now() -> str:

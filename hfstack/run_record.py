@@ -1,14 +1,20 @@
 """The content of run.json: what was run, with what, and what came out; how to read it and compare two of them."""
 
 import dataclasses
+import difflib
 import hashlib
 import json
+import os
+import socket
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfstack.errors import CheckpointError, HfstackError
+from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, HfstackError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
 
 RUN_FILE = "run.json"
 SCHEMA = 1
@@ -40,6 +46,7 @@ class RunRecord:
     schema: int = SCHEMA
     status: str = "running"
     error: str | None = None
+    error_kind: str | None = None
     ended: str | None = None
     duration_s: float | None = None
     process: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +59,7 @@ class RunRecord:
     restarts: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
     run_id: str = ""
+    verified_checkpoints: bool = False
 
 
 def read_run(directory: str | Path) -> RunRecord:
@@ -78,12 +86,17 @@ def read_run(directory: str | Path) -> RunRecord:
         raise CheckpointError(f"{path} is not a whole run record: {error}") from None
 
 
-def settings_difference(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    """Name each setting that changed, as `learning_rate 0.001 -> 0.01`, leaving out what does not alter the result."""
+def changed_settings(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Return the old and the new value of each setting that changed, leaving out what does not alter the result."""
     old, new = _identity(before), _identity(now)
     missing = object()
     names = sorted(name for name in old.keys() | new.keys() if old.get(name, missing) != new.get(name, missing))
-    return [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in names]
+    return {name: (old.get(name), new.get(name)) for name in names}
+
+
+def settings_difference(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+    """Name each setting that changed, as `learning_rate 0.001 -> 0.01`, leaving out what does not alter the result."""
+    return [f"{name} {old!r} -> {new!r}" for name, (old, new) in changed_settings(before, now).items()]
 
 
 def _identity(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -112,7 +125,9 @@ def changed_files(data: list[dict[str, Any]]) -> str | None:
 
 def describe_outputs(directory: Path) -> list[dict[str, Any]]:
     """Return name, size and hash of each file that a finished run leaves at the top of its directory."""
-    paths = [path for path in sorted(directory.iterdir()) if path.is_file() and not path.name.startswith((".", RUN_FILE))]
+    paths = [
+        path for path in sorted(directory.iterdir()) if path.is_file() and not path.name.startswith((".", RUN_FILE))
+    ]
     return [{"path": path.name, "bytes": path.stat().st_size, "blake2b": _digest(path)} for path in paths]
 
 
@@ -132,3 +147,134 @@ def changed_output(directory: Path, outputs: list[dict[str, Any]], names: Collec
 def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def describe_process() -> dict[str, Any]:
+    """Say which process this is, so that another one can tell whether it still runs."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started_ticks": _started_ticks(os.getpid())}
+
+
+def claim_directory(
+    record: RunRecord, *, replace_own: bool, allowed: Collection[str]
+) -> tuple[RunRecord | None, dict[str, tuple[Any, Any]]]:
+    """Make the output directory of a new run its own, or say whose it is; write nothing.
+
+    Args:
+        record: the new run.
+        replace_own: an earlier run of the same recipe may be replaced.
+        allowed: names of settings that may differ from the run that is continued.
+
+    Returns:
+        The run that is continued, if any, and what was changed with leave: name to old and new value.
+
+    Raises:
+        CheckpointError: the directory cannot be written, is in use, or belongs to another run.
+        AlreadyFinished: the same run, with the same settings and data, has finished here before.
+        ConfigError: `allowed` names what is no setting.
+    """
+    _check_names(allowed, record)
+    directory = Path(record.output_dir)
+    _probe(directory)
+    if not (directory / RUN_FILE).is_file():
+        foreign = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
+        if foreign:
+            raise CheckpointError(
+                f"{directory} holds {foreign[0]} but no run.json, so its files are not ours to replace; "
+                "choose another --output_dir"
+            )
+        return None, {}
+    before = read_run(directory)
+    if before.status == "running":
+        _refuse_if_running(directory, before.process)
+    if before.recipe != record.recipe:
+        raise CheckpointError(
+            f"{directory} holds a run of {before.recipe}, not of {record.recipe}; choose another --output_dir"
+        )
+    if replace_own:
+        return None, {}
+    changed = refuse_changes(before, record, allowed, place=directory)
+    if before.status == "finished" and not changed:
+        if file := changed_files([*before.data, {"files": before.models}]):
+            raise CheckpointError(
+                f"{directory} holds a finished run on other data: {file} has changed since; choose another --output_dir"
+            )
+        raise AlreadyFinished(f"{directory}: already finished on {before.ended}, nothing to do")
+    return before, changed
+
+
+def refuse_changes(
+    before: RunRecord, now: RunRecord, allowed: Collection[str], *, place: Path
+) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two runs and is allowed to, by name with old and new value.
+
+    Raises:
+        CheckpointError: something else differs; the message shows each difference and how to accept it.
+    """
+    if before.config_hash == now.config_hash:
+        return {}
+    changed = changed_settings(before.settings, now.settings)
+    refused = {name: values for name, values in changed.items() if name not in allowed}
+    if refused:
+        shown = "; ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in refused.items())
+        raise CheckpointError(
+            f"{place} holds another run of {before.recipe}, which differs in {shown}; choose another --output_dir, or "
+            f"go on with the new value by --resume_from_checkpoint last --allow_changed {' '.join(refused)}"
+        )
+    return changed
+
+
+def _check_names(allowed: Collection[str], record: RunRecord) -> None:
+    known = {name for group in record.settings.values() for name in group}
+    for name in sorted(set(allowed) - known):
+        close = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"--allow_changed {name!r} is no setting of {record.recipe}{hint}")
+
+
+def _probe(directory: Path) -> None:
+    """Make the directory and see that files can be made in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (probe := directory / f".{RUN_FILE}.{os.getpid()}").touch()
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(f"--output_dir {directory} cannot be written: {error.strerror}; choose another") from None
+
+
+def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
+    """A run that was killed leaves `running` behind; so does one that runs: tell them apart, or say that we cannot."""
+    pid, host = owner.get("pid"), owner.get("host")
+    if host != socket.gethostname():
+        logger.warning(
+            "%s was left as running by process %s on %s, which cannot be asked from here: taking it as killed; stop it "
+            "there if it still writes",
+            *(directory, pid, host),
+        )
+        return
+    if _alive(pid, owner.get("started_ticks")):
+        raise CheckpointError(f"{directory} is being written by process {pid}; wait for it or stop it")
+    logger.warning("%s was left as running by process %s, which is gone: it was killed", directory, pid)
+
+
+def _alive(pid: int | None, started_ticks: int | None) -> bool:
+    """Whether another process with this id exists, and is not a later one that got the same id."""
+    if pid is None or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    now = _started_ticks(pid)
+    return started_ticks is None or now is None or now == started_ticks
+
+
+def _started_ticks(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; None where there is no /proc."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return -1 if state == "Z" else int(fields[18])  # starttime is field 22 of proc(5); a zombie has ended

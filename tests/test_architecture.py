@@ -15,6 +15,7 @@ FLOORS = [  # lowest first; an import points to a lower floor or stays in its ow
     {"errors", "logs", "redaction"},
     {"config", "environment"},
     {"data", "models", "scaling", "checkpoints", "run_record"},
+    {"run_checkpoints"},
     {"run"},
     {"training", "evaluation"},
     {"publishing", "reporting"},

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ def checkpoint(folder: Path, step: int, *, state: str | None = None, optimizer: 
     path.mkdir()
     (path / "trainer_state.json").write_text(json.dumps({"global_step": step}) if state is None else state)
     if optimizer:
-        (path / "optimizer.pt").write_bytes(b"x")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            with zipfile.ZipFile(path / name, "w") as archive:
+                archive.writestr("data.pkl", b"x" * 100)
     return path
 
 
@@ -32,9 +35,9 @@ def test_the_newest_whole_one_is_found(tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_its_optimizer_is_refused(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, 5, optimizer=False)
-    with pytest.raises(CheckpointError, match="has no optimizer state to continue from"):
+    with pytest.raises(CheckpointError, match="has no optimizer and no scheduler state to continue from"):
         check_checkpoint(path)
-    with pytest.raises(CheckpointError, match=r"trainer_state\.json is missing or torn"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-99 is no whole checkpoint: there is no such folder"):
         check_checkpoint(tmp_path / "checkpoint-99")
 
 

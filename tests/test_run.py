@@ -106,7 +106,7 @@ def test_a_failed_run_may_be_started_again(tmp_path: Path) -> None:
 
 def test_a_run_in_progress_is_left_alone(tmp_path: Path) -> None:
     with start(tmp_path) as run:
-        run.record.process["pid"] = os.getppid()
+        run.record.process |= {"pid": os.getppid(), "started_ticks": None}
         run._write()
         with pytest.raises(CheckpointError, match=f"is being written by process {os.getppid()}"):
             start(tmp_path)

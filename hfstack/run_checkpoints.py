@@ -1,0 +1,85 @@
+"""From which checkpoint a run goes on, and what is left of them when the disk was full."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from hfstack.checkpoints import (
+    check_checkpoint,
+    list_checkpoints,
+    newest_checkpoint,
+    remove_unfinished,
+    resumable_checkpoint,
+    set_aside,
+    step_of,
+)
+from hfstack.errors import CheckpointError
+from hfstack.logs import get_logger
+from hfstack.run_record import RUN_FILE, RunRecord, read_run, refuse_changes
+
+logger = get_logger(__name__)
+
+
+def choose_checkpoint(
+    record: RunRecord, asked: str | None, allowed: Collection[str]
+) -> tuple[Path, int, dict[str, tuple[Any, Any]]] | None:
+    """Find the checkpoint to go on from; what is torn, or newer than the one that is named, is set aside.
+
+    Args:
+        record: of the run that is starting.
+        asked: `--resume_from_checkpoint`: None, `last`, or the path of a checkpoint.
+        allowed: names of settings that may differ, when the checkpoint lies in another run's directory.
+
+    Returns:
+        The checkpoint, its step, and the allowed differences; None to begin at the first step.
+
+    Raises:
+        CheckpointError: the directory holds checkpoints and nothing said whether to continue them, or the checkpoint
+            asked for cannot be continued from.
+    """
+    directory, strict = Path(record.output_dir), record.verified_checkpoints
+    newest = newest_checkpoint(directory, needs_manifest=strict)
+    if asked is None and newest is not None:
+        raise CheckpointError(
+            f"{directory} already holds {newest.name}; continue it with "
+            "--resume_from_checkpoint last, or choose another --output_dir"
+        )
+    if asked in (None, "last", "True", "true"):
+        path = resumable_checkpoint(directory, needs_manifest=strict)
+        if path is None and asked is not None:
+            logger.warning("no whole checkpoint in %s yet: starting from the first step", directory)
+        return None if path is None else (path, check_checkpoint(path, needs_manifest=strict), {})
+    path = Path(asked)
+    inside = path.resolve().parent == directory.resolve()
+    changed = {} if inside else _compare_with_its_run(path, record, allowed)
+    step = check_checkpoint(path, needs_manifest=strict and inside)
+    for later in list_checkpoints(directory) if inside else []:
+        if step_of(later) > step:
+            logger.warning("%s is newer than %s: set aside as %s", later, path, set_aside(later, "abandoned").name)
+    return path, step, changed
+
+
+def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
+    """Remove the checkpoint that could not be written, and return the one line that says what is left."""
+    directory, strict = Path(record.output_dir), record.verified_checkpoints
+    removed = remove_unfinished(directory) if strict else []
+    newest = newest_checkpoint(directory, needs_manifest=strict)
+    return CheckpointError(
+        f"the disk of {directory} is full ({' '.join(str(error).split())[:100]}); "
+        + (f"the unfinished {removed[0].name} was removed; " if removed else "")
+        + (f"{newest.name} is whole: make room, then " if newest else "make room, then start again with ")
+        + "--resume_from_checkpoint last"
+    )
+
+
+def _compare_with_its_run(path: Path, record: RunRecord, allowed: Collection[str]) -> dict[str, tuple[Any, Any]]:
+    """Compare this run with the one whose checkpoint was named; return the allowed differences."""
+    if not (path.parent / RUN_FILE).is_file():
+        return {}
+    other = read_run(path.parent)
+    if other.recipe != record.recipe:
+        raise CheckpointError(
+            f"{path} is a checkpoint of {other.recipe}, not of {record.recipe}; to start from its weights: "
+            f"--model_name_or_path {path}"
+        )
+    return refuse_changes(other, record, allowed, place=path.parent)
