@@ -56,7 +56,7 @@ def load_reward_model(
     else:
         model, missing = _load_checkpoint(args, name)
     check_vocabulary(model, tokenizer, name)
-    model.config.get_text_config().pad_token_id = _pad_id(tokenizer)
+    model.config.get_text_config().pad_token_id = padding_id(tokenizer)
     modules = sorted({key.rpartition(".")[0] for key in missing})
     if missing and config_file is None:
         logger.info("%s is no reward model yet: drawn anew %s", name, ", ".join(modules))
@@ -110,6 +110,21 @@ def score_sequences(
     return rewards
 
 
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token by which the head finds the last one of a text; the eos where the tokenizer has no other."""
+    pad = tokenizer.pad_token_id
+    if pad is None and tokenizer.eos_token_id is not None:
+        logger.info("the tokenizer has no pad token: padding with its eos, so the output is read one token before it")
+        tokenizer.pad_token = tokenizer.eos_token
+        pad = tokenizer.pad_token_id
+    if not isinstance(pad, int):
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name_or_path or ''} has neither a pad nor an eos token, by which the head "
+            "finds the end of a text: set tokenizer.pad_token and save it"
+        )
+    return pad
+
+
 def _load_checkpoint(args: ModelConfig, name: str) -> tuple[PreTrainedModel, list[str]]:
     """Load a model with one label; also return the names of the parameters that the checkpoint does not hold."""
     quantization = get_quantization_config(args)
@@ -156,18 +171,3 @@ def _load_adapter(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder:
             "train it again with the reward recipe"
         )
     return PeftModel.from_pretrained(model, str(folder)).eval()
-
-
-def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token by which the head finds the last one of a text; the eos where the tokenizer has no other."""
-    pad = tokenizer.pad_token_id
-    if pad is None and tokenizer.eos_token_id is not None:
-        logger.info("the tokenizer has no pad token: padding with its eos, so the reward is read one token before it")
-        tokenizer.pad_token = tokenizer.eos_token
-        pad = tokenizer.pad_token_id
-    if not isinstance(pad, int):
-        raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path or ''} has neither a pad nor an eos token, by which a reward model "
-            "finds the end of a text: set tokenizer.pad_token and save it"
-        )
-    return pad
