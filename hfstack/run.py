@@ -36,7 +36,7 @@ from hfstack.environment import describe_hardware, git_commit, library_versions,
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DivergedError, HfstackError, Preempted
 from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
-from hfstack.run_checkpoints import choose_checkpoint, clear_full_disk
+from hfstack.run_checkpoints import choose_checkpoint, clear_full_disk, whole_train_loss
 from hfstack.run_record import (
     RUN_FILE,
     RunRecord,
@@ -187,6 +187,11 @@ class Run:
     def _newest(self) -> Path | None:
         return newest_checkpoint(self.output_dir, needs_manifest=self.record.verified_checkpoints)
 
+    @property
+    def asks_to_push(self) -> bool:
+        """Whether `--push_to_hub` is set."""
+        return self._training_args is not None and self._training_args.push_to_hub
+
     def at_exit(self, finish: Callable[[], None]) -> None:
         """Have something finished before the last run.json is written, unless the run is stopped at once."""
         self._at_exit.append(finish)
@@ -293,6 +298,10 @@ class Run:
             DivergedError: a loss is not a finite number, so that there is no model worth saving.
         """
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        if trainer is not None and "train_loss" in numbers and self.resumed_from is not None:
+            state, step = trainer.state, self.record.restarts[-1]["step"]
+            loss = whole_train_loss(state.log_history, step, state.global_step, numbers["train_loss"])
+            numbers["train_loss"] = numbers["train_loss"] if loss is None else loss
         for name, value in numbers.items():
             if name.endswith("loss") and not math.isfinite(value):
                 raise DivergedError(

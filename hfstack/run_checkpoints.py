@@ -1,4 +1,4 @@
-"""From which checkpoint a run goes on, and what is left of them when the disk was full."""
+"""From which checkpoint a run goes on, what it then adds up to, and what is left when the disk was full."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -70,6 +70,28 @@ def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
         + (f"{newest.name} is whole: make room, then " if newest else "make room, then start again with ")
         + "--resume_from_checkpoint last"
     )
+
+
+def whole_train_loss(history: list[dict[str, Any]], resumed_step: int, last_step: int, loss: float) -> float | None:
+    """Return the mean loss over all steps of a resumed run, of which the Trainer counts only the resumed ones.
+
+    Args:
+        history: the Trainer's log history.
+        resumed_step: step of the checkpoint; each checkpoint falls on a log, so the logs up to it are all its steps.
+        last_step: the last step taken.
+        loss: mean loss over the steps from `resumed_step` on.
+
+    Returns:
+        None when the logs do not reach the checkpoint, because logging was off.
+    """
+    total, step = 0.0, 0
+    for entry in history:
+        if "loss" in entry and step < entry["step"] <= resumed_step:
+            total, step = total + entry["loss"] * (entry["step"] - step), entry["step"]
+    if step != resumed_step:
+        return None
+    steps = last_step - resumed_step
+    return (total + (loss * steps if steps else 0.0)) / last_step
 
 
 def _compare_with_its_run(path: Path, record: RunRecord, allowed: Collection[str]) -> dict[str, tuple[Any, Any]]:

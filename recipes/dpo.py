@@ -22,7 +22,8 @@ from hfstack.models.adapting import give_pad_token
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.run import Run
-from hfstack.training.callbacks import SampleTable, StopOnDivergence, StopWhenAsked
+from hfstack.training.callbacks import SampleTable
+from hfstack.training.checkpointing import protect
 from hfstack.training.preference_tuning import check_policy, check_preferences, prompts_to_show
 
 
@@ -77,7 +78,7 @@ def main(
             eval_dataset=rows.get("eval"),
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
-            callbacks=[StopOnDivergence(), StopWhenAsked(run), SampleTable(run.output_dir / "samples.jsonl", sample)],
+            callbacks=[SampleTable(run.output_dir / "samples.jsonl", sample), *protect(run)],
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "train_pairs": len(trainer.train_dataset)}

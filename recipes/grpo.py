@@ -17,7 +17,7 @@ from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.run import Run
-from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked
+from hfstack.training.checkpointing import protect
 from hfstack.training.model_reward import text_of
 from hfstack.training.online import (
     CompletionMetrics,
@@ -103,7 +103,7 @@ def main(
             train_dataset=splits["train"],
             eval_dataset=splits.get("eval"),
             processing_class=tokenizer,
-            callbacks=[CompletionMetrics(), StopOnDivergence(), StopWhenAsked(run)],
+            callbacks=[CompletionMetrics(), *protect(run)],
             peft_config=get_peft_config(model_args),
         )
         trainer.train(resume_from_checkpoint=checkpoint)

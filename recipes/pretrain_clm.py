@@ -25,7 +25,8 @@ from hfstack.models.counting import count_parameters, flops_per_token, peak_flop
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import check_block_size, check_isolation, load_causal_lm, load_tokenizer
 from hfstack.run import Run
-from hfstack.training.callbacks import DerivedMetrics, SampleTable, StopOnDivergence, StopWhenAsked, Throughput
+from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
+from hfstack.training.checkpointing import protect
 from hfstack.training.settings import blocks_per_step, check_settings
 
 
@@ -91,7 +92,7 @@ def main(
         prompts, sample_tokens = pretrain_args.sample_prompts, pretrain_args.sample_tokens
         sample = partial(sample_pairs, tokenizer=tokenizer, prompts=prompts, max_new_tokens=sample_tokens)
         samples = SampleTable(run.output_dir / "samples.jsonl", sample)
-        callbacks = [throughput, StopOnDivergence(), samples, StopWhenAsked(run)]
+        callbacks = [throughput, samples]
         if "eval" in blocks:
             callbacks.append(DerivedMetrics(partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)))
         if pretrain_args.early_stopping_patience is not None:
@@ -104,7 +105,7 @@ def main(
                 eval_dataset=blocks.get("eval"),
                 processing_class=tokenizer,
                 data_collator=PackedBlocks.collate,
-                callbacks=callbacks,
+                callbacks=[*callbacks, *protect(run)],
             )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         run.add_artifact("samples", "samples.jsonl")

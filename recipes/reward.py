@@ -27,7 +27,7 @@ from hfstack.evaluation.reward_picture import reward_histogram
 from hfstack.models.loading import context_length, load_tokenizer
 from hfstack.models.reward_model import load_reward_model, reward_lora_config, score_sequences
 from hfstack.run import Run
-from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked
+from hfstack.training.checkpointing import protect
 from hfstack.training.preference_tuning import check_reward_pairs
 
 
@@ -81,7 +81,7 @@ def main(
             eval_dataset=encoded.get("eval"),
             processing_class=tokenizer,
             peft_config=reward_lora_config(model_args, new_modules),
-            callbacks=[StopOnDivergence(), StopWhenAsked(run)],
+            callbacks=[*protect(run)],
         )
         check_reward_pairs(splits, encoded, tokenizer, model=cast(Any, trainer.model), new_modules=new_modules)
         trained = trainer.train(resume_from_checkpoint=checkpoint)

@@ -23,7 +23,8 @@ from hfstack.models.loading import context_length, load_causal_lm, load_tokenize
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.run import Run
 from hfstack.training import fine_tuning
-from hfstack.training.callbacks import DerivedMetrics, SampleTable, StopOnDivergence, StopWhenAsked, Throughput
+from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
+from hfstack.training.checkpointing import protect
 
 
 @dataclass
@@ -84,7 +85,6 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
         shown = [prompt_ids(tokenizer, prompt) for prompt in own] or [prompt for prompt, _ in asked[:3]]
         sample = partial(answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=sft_args.answer_tokens)
         throughput = Throughput(**fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter))
-        counted = fine_tuning.TokenCount(throughput.tokens_per_step)
         derived = DerivedMetrics(lambda loss: {"perplexity": perplexity(loss)})
         samples = SampleTable(run.output_dir / "samples.jsonl", sample)
         run.add_artifact("samples", "samples.jsonl")
@@ -96,7 +96,7 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
             eval_dataset=packed.get("eval"),
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
-            callbacks=[throughput, counted, derived, StopOnDivergence(), StopWhenAsked(run), samples],
+            callbacks=[throughput, fine_tuning.TokenCount(throughput.tokens_per_step), derived, samples, *protect(run)],
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         tuned = cast(Any, trainer.model)

@@ -1,0 +1,226 @@
+"""A Trainer callback that makes each checkpoint verifiable, and keeps no more of them than asked, the good ones first.
+
+The Trainer rotates and pushes before it tells anybody that it has saved, so a good checkpoint can be deleted for one
+that turns out torn. Here the order is: remove the pickled settings, bring everything to the disk, write the manifest,
+delete what is too old, let others push. Training waits for the first only; the rest runs beside the next steps.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from hfstack.checkpoints import MANIFEST, read_settings, refuse_full_disk, rotate, size_bytes, write_manifest
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.logs import get_logger
+from hfstack.run import Run
+from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked
+
+logger = get_logger(__name__)
+
+# What an optimizer's saved state brings along although the settings name another value now.
+_OPTIMIZER_SETTINGS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+
+
+def protect(run: Run, push: Sequence[Callable[[Path], None]] = ()) -> list[TrainerCallback]:
+    """Return the callbacks that every training recipe ends its list with, so that no run is lost.
+
+    They stop at a loss or gradient that is no finite number, save when the process is asked to stop, and see to it that
+    each checkpoint can be verified.
+
+    Args:
+        run: the run that is protected.
+        push: called with each verified checkpoint's folder, as in `KeepCheckpoints`.
+    """
+    return [StopOnDivergence(), StopWhenAsked(run), KeepCheckpoints(run, push)]
+
+
+class KeepCheckpoints(TrainerCallback):
+    """Verify, rotate and hand on every checkpoint; place it last in a Trainer's list of callbacks.
+
+    Args:
+        run: the run whose directory holds the checkpoints.
+        push: called one after the other with each checkpoint's folder once it is verified, on the first process and
+            beside training; what one raises is logged and does not end the run.
+
+    Raises:
+        ConfigError: `--push_to_hub` is set and nothing here would push.
+    """
+
+    def __init__(self, run: Run, push: Sequence[Callable[[Path], None]] = ()) -> None:
+        if run.asks_to_push and not push:
+            raise ConfigError("--push_to_hub: this recipe does not push while it trains; publish the finished run")
+        self.run = run
+        self.push = list(push)
+        self.waited_s = 0.0
+        self._limit: int | None = None
+        self._pushed_upstream = False
+        self._nothing_left = False
+        self._worker: threading.Thread | None = None
+        self._fault: Exception | None = None
+        run.at_exit(self.wait)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take rotation and pushing over from the Trainer, and see that two checkpoints fit on the disk."""
+        self._limit, args.save_total_limit = args.save_total_limit, None
+        self._pushed_upstream, args.push_to_hub = args.push_to_hub, False
+        source = self.run.resumed_from
+        self._nothing_left = source is not None and 0 < state.max_steps <= state.global_step
+        if source is not None:
+            _follow_settings(args, source, kwargs["optimizer"], kwargs["lr_scheduler"])
+        if args.save_strategy != SaveStrategy.NO and state.is_world_process_zero:
+            known = size_bytes(source) if source is not None else 0
+            refuse_full_disk(args.output_dir, parameters=_count_saved(kwargs["model"]), checkpoint_bytes=known)
+            inside = source is not None and source.resolve().parent == Path(args.output_dir).resolve()
+            if source is not None and inside and not (source / MANIFEST).exists():
+                write_manifest(source, step=state.global_step, settings=_optimizer_settings(args))
+            self.run.expect_manifests()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The Trainer takes a step even when a resumed run has none left: let that one change no weight."""
+        if self._nothing_left:
+            kwargs["model"].zero_grad(set_to_none=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log wherever a checkpoint is due, so that a resumed run logs the same numbers as one that never stopped."""
+        if self._nothing_left:
+            state.global_step -= 1
+            _leave(control)
+        elif control.should_save or (control.should_evaluate and args.save_strategy == SaveStrategy.BEST):
+            control.should_log = control.should_log or args.logging_strategy != IntervalStrategy.NO
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The same at the end of an epoch."""
+        if self._nothing_left:
+            _leave(control)
+        elif control.should_save:
+            control.should_log = control.should_log or args.logging_strategy != IntervalStrategy.NO
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Begin to verify what was just saved; the one before has been by now, or is waited for.
+
+        Raises:
+            CheckpointError: a process wrote its part where the first one cannot see it, or the one before could not be
+                brought to the disk.
+        """
+        began = time.perf_counter()
+        self.wait()
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if args.should_save:
+            (path / "training_args.bin").unlink(missing_ok=True)  # a pickle, with the settings in clear
+        _see_every_part(path, args)
+        if args.should_save:
+            best = state.best_model_checkpoint
+            self._worker = threading.Thread(
+                target=self._verify, args=(path, args, state.global_step, best), name="checkpoint", daemon=True
+            )
+            self._worker.start()
+        self.waited_s += time.perf_counter() - began
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Wait for the last checkpoint and give the Trainer its settings back."""
+        self.wait()
+        args.save_total_limit, args.push_to_hub = self._limit, self._pushed_upstream
+
+    def wait(self) -> None:
+        """Return when the checkpoint that is being verified, if any, has its manifest.
+
+        Raises:
+            CheckpointError: it could not be brought to the disk.
+        """
+        if self._worker is not None:
+            self._worker.join()
+            self._worker = None
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise CheckpointError(f"a checkpoint was saved but could not be verified: {fault}") from fault
+
+    def _verify(self, path: Path, args: TrainingArguments, step: int, best: str | None) -> None:
+        """Write the manifest, delete old checkpoints, push: in this order, and in a thread of its own."""
+        try:
+            write_manifest(path, step=step, world_size=args.world_size, settings=_optimizer_settings(args))
+            rotate(path.parent, keep=self._limit, protected=best)
+        except Exception as error:
+            self._fault = error
+            return
+        for hand_over in self.push if args.process_index == 0 else []:
+            try:
+                hand_over(path)
+            except Exception as error:
+                logger.warning("%s is on the disk but was not pushed: %s", path, " ".join(str(error).split()))
+
+
+def _leave(control: TrainerControl) -> None:
+    control.should_training_stop = True
+    control.should_log = control.should_evaluate = control.should_save = False
+
+
+def _see_every_part(path: Path, args: TrainingArguments) -> None:
+    """Wait until every process has written its part, and see from the first that each part is there."""
+    if args.world_size == 1:
+        return
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    seen: list[Any] = [None] * args.world_size
+    torch.distributed.all_gather_object(seen, names)
+    if args.save_on_each_node:
+        return
+    unseen = sorted(set().union(*seen) - set(seen[0]))
+    states = [name for name in unseen if name.startswith("rng_state")]
+    if args.process_index == 0 and states:
+        logger.warning(
+            "%s lies on the disks of other nodes: a resume will not be identical; let --output_dir be shared", states[0]
+        )
+    if parts := sorted(set(unseen) - set(states)):
+        raise CheckpointError(
+            f"{parts[0]} of {path.name} lies where the first process cannot see it: let --output_dir be a folder that "
+            "all nodes share"
+        )
+
+
+def _optimizer_settings(args: TrainingArguments) -> dict[str, float]:
+    return {name: getattr(args, name) for name in _OPTIMIZER_SETTINGS}
+
+
+def _follow_settings(args: TrainingArguments, checkpoint: Path, optimizer: Any, scheduler: Any) -> None:
+    """Let the settings win over the optimizer's saved state, which would silently keep the old learning rate."""
+    now, before = _optimizer_settings(args), read_settings(checkpoint)
+    changed = [name for name in before if name in now and before[name] != now[name]]
+    if not changed:
+        return
+    logger.warning("the optimizer goes on with %s", ", ".join(f"{n} {before[n]} -> {now[n]}" for n in changed))
+    factor = now["learning_rate"] / before["learning_rate"] if before["learning_rate"] else 1.0
+    for group in optimizer.param_groups:
+        for name in ("lr", "initial_lr"):
+            if name in group:
+                group[name] *= factor
+        if group.get("weight_decay"):  # groups without, such as norms, stay so
+            group["weight_decay"] = now["weight_decay"]
+        if "betas" in group:
+            group["betas"] = (now["adam_beta1"], now["adam_beta2"])
+        if "eps" in group:
+            group["eps"] = now["adam_epsilon"]
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+
+
+def _count_saved(model: torch.nn.Module) -> int:
+    """Count the parameters that a checkpoint holds: an adapter's own, or all of a model; shards count whole."""
+    only_trained = hasattr(model, "peft_config")
+    return sum(
+        getattr(parameter, "ds_numel", parameter.numel())
+        for parameter in model.parameters()
+        if parameter.requires_grad or not only_trained
+    )
