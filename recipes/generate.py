@@ -17,7 +17,8 @@ from trl import ModelConfig
 from hfstack.config import command_line
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import ConfigError, DataError
-from hfstack.evaluation.generation import check_sampling, complete, fill_masks
+from hfstack.evaluation.filling import fill_masks, in_words
+from hfstack.evaluation.generation import check_sampling, complete
 from hfstack.models.loading import is_masked_lm, load_causal_lm, load_masked_lm, load_tokenizer
 from hfstack.run import Run, RunArgs
 
@@ -73,8 +74,7 @@ def main(model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs
             write_rows(run, "fillings", [asdict(filling) for filling in fillings])
             run.finish({"masks": len(fillings)})
             for filling in fillings:
-                shown = ", ".join(f"{word} {probability:.3f}" for word, probability in filling.candidates)
-                print(f"{filling.text}  mask {filling.mask + 1} at token {filling.position}: {shown}")
+                print(f"{filling.text}  mask {filling.mask + 1} at token {filling.position}: {in_words(filling)}")
             return run.metrics
 
         model = load_causal_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]

@@ -225,7 +225,7 @@ def _unfaithful_token(core: Tokenizer, model: dict[str, Any]) -> str | None:
     """Find a token that the listed merges do not build from its own bytes: there tiktoken would differ."""
     products = ["".join(pair) for pair in model["merges"]]
     if model["ignore_merges"]:
-        unreachable = set(model["vocab"]) - set(products) - set(_CHARACTER_TO_BYTE)
+        unreachable = set(model["vocab"]) - set(products) - set(CHARACTER_TO_BYTE)
         added = {token.content for token in core.get_added_tokens_decoder().values()}
         return f"the token {min(unreachable - added)!r} has no merge" if unreachable - added else None
     if len(set(products)) < len(products):
@@ -258,7 +258,7 @@ def _ranks_and_ids(model: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
     ids = [model["vocab"][_BYTE_TO_CHARACTER[byte]] for byte in range(256)]
     for pair in model["merges"]:
         token = "".join(pair)
-        spelled = bytes(_CHARACTER_TO_BYTE[character] for character in token)
+        spelled = bytes(CHARACTER_TO_BYTE[character] for character in token)
         if spelled not in ranks:  # with `ignore_merges`, files list every split of a token, best rank first
             ranks[spelled] = len(ids)
             ids.append(model["vocab"][token])
@@ -273,4 +273,4 @@ def _byte_characters() -> dict[int, str]:
 
 
 _BYTE_TO_CHARACTER = _byte_characters()
-_CHARACTER_TO_BYTE = {character: byte for byte, character in _BYTE_TO_CHARACTER.items()}
+CHARACTER_TO_BYTE = {character: byte for byte, character in _BYTE_TO_CHARACTER.items()}

@@ -1,4 +1,4 @@
-"""Text from models: completions of prompts by a causal model, fillings of masks by a masked one."""
+"""Text from models: completions of prompts by a causal model."""
 
 import math
 from collections.abc import Sequence
@@ -20,16 +20,6 @@ class Completion:
     completion: str
     tokens: int  # length of the completion, eos included
     finished: bool  # it ended with an end-of-text token, not at the length limit
-
-
-@dataclass(frozen=True)
-class Filling:
-    """Candidates for one mask of a text."""
-
-    text: str
-    mask: int  # which mask of the text, from 0
-    position: int  # token position of that mask
-    candidates: list[tuple[str, float]]  # (token, probability), the likeliest first
 
 
 def complete(
@@ -94,33 +84,6 @@ def sample_pairs(
     """Return (prompt, completion) pairs at temperature 0.8 among the 50 likeliest tokens: a look while training."""
     completions = complete(model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.8, top_k=50)
     return [(one.prompt, one.completion) for one in completions]
-
-
-def fill_masks(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, top_k: int = 5
-) -> list[Filling]:
-    """Return the likeliest tokens at each mask of each text, at the mask's own position.
-
-    Several masks of one text are predicted side by side, each as if the others stayed masked.
-
-    Raises:
-        DataError: the tokenizer has no mask token, or a text has no mask.
-    """
-    if tokenizer.mask_token_id is None:
-        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked model")
-    found: list[Filling] = []
-    for text in texts:
-        tokens = tokenizer(text, return_tensors="pt").to(model.device)
-        positions = torch.nonzero(tokens["input_ids"][0] == cast(int, tokenizer.mask_token_id))[:, 0].tolist()
-        if not positions:
-            raise DataError(f"prompt {text!r} has no {tokenizer.mask_token} to fill")
-        with torch.no_grad():
-            probabilities = model(**tokens).logits[0, positions].float().softmax(-1)  # (masks, V)
-        values, ids = probabilities.topk(min(top_k, probabilities.shape[-1]))
-        for index, position in enumerate(positions):
-            words = [str(tokenizer.decode([token])) for token in ids[index].tolist()]
-            found.append(Filling(text, index, position, list(zip(words, values[index].tolist(), strict=True))))
-    return found
 
 
 def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float, top_k: int) -> None:

@@ -92,10 +92,18 @@ def load_masked_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
     if name is None:
         raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
     if (config_file := find_architecture(name)) is not None:
-        return AutoModelForMaskedLM.from_config(architecture_config(config_file, tokenizer))
+        config = architecture_config(config_file, tokenizer)
+        try:
+            return AutoModelForMaskedLM.from_config(config, attn_implementation=args.attn_implementation)
+        except ValueError as error:
+            raise ConfigError(f"{config_file}: {' '.join(str(error).split())[:200]}") from error
     try:
         model = AutoModelForMaskedLM.from_pretrained(
-            name, revision=args.model_revision, dtype=args.dtype, use_safetensors=True
+            name,
+            revision=args.model_revision,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+            use_safetensors=True,
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(_not_found("masked language model", name, error)) from error

@@ -1,14 +1,13 @@
-"""Completions do not depend on their batch, and masks are filled where they stand."""
+"""Completions do not depend on their batch."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.evaluation.generation import complete, fill_masks, sample_pairs
+from hfstack.evaluation.generation import complete, sample_pairs
 
 
 @pytest.fixture(scope="module")
@@ -59,41 +58,6 @@ def test_wrong_sampling_settings(model, tiny_tokenizer, setting: dict, message: 
 def test_sample_pairs(model, tiny_tokenizer) -> None:
     pairs = sample_pairs(model, tokenizer=tiny_tokenizer, prompts=["The", "A"], max_new_tokens=4)
     assert [prompt for prompt, _ in pairs] == ["The", "A"]
-
-
-@pytest.fixture(scope="module")
-def masked():
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "of", "france", "is", "paris", "city"]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, mask_token="[MASK]", pad_token="[PAD]", unk_token="[UNK]"
-    )
-    set_seed(0)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    return BertForMaskedLM(config).eval(), tokenizer
-
-
-def test_masks_are_filled_where_they_stand(masked) -> None:
-    model, tokenizer = masked
-    text = "the [MASK] of france is [MASK]"
-    fillings = fill_masks(model, tokenizer, [text], top_k=3)
-    assert [(f.mask, f.position) for f in fillings] == [(0, 1), (1, 5)]
-    with torch.no_grad():
-        expected = model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1)
-    for filling in fillings:
-        values, ids = expected[filling.position].topk(3)
-        assert [word for word, _ in filling.candidates] == tokenizer.convert_ids_to_tokens(ids.tolist())
-        assert [p for _, p in filling.candidates] == pytest.approx(values.tolist(), rel=1e-5)
-
-
-def test_text_without_a_mask(masked, model, tiny_tokenizer) -> None:
-    with pytest.raises(DataError, match=r"prompt 'the city' has no \[MASK\] to fill"):
-        fill_masks(masked[0], masked[1], ["the city"])
-    with pytest.raises(DataError, match="no mask token"):
-        fill_masks(model, tiny_tokenizer, ["a [MASK]"])
 
 
 def test_top_k_zero_keeps_all_tokens(model, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

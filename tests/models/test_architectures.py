@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, set_seed
 
 import hfstack.models.gru  # noqa: F401 - registers the GRU and LSTM models
 from hfstack.models.counting import count_parameters
@@ -19,6 +19,7 @@ FILES = sorted((ROOT / "recipes" / "architectures").glob("*.json"))
 def test_the_ladder_is_complete() -> None:
     sizes = ("1m", "5m", "15m", "125m")
     expected = {f"{family}-{size}" for family in ("gpt2", "llama") for size in sizes}
+    expected |= {"bert-1m", "bert-5m", "bert-15m", "bert-110m"}
     assert {path.stem for path in FILES} == expected | {"gru-1m", "gru-5m", "lstm-1m", "lstm-5m"}
 
 
@@ -26,7 +27,7 @@ def test_the_ladder_is_complete() -> None:
 def test_size_matches_the_name(path: Path) -> None:
     config = AutoConfig.from_pretrained(path)
     million = int(path.stem.split("-")[1].removesuffix("m"))
-    assert config.vocab_size == (50257 if million == 125 else 4096)
+    assert config.vocab_size == {125: 50257, 110: 30522}.get(million, 4096)
     assert abs(count_parameters(config).total / (million * 1e6) - 1) < 0.08
 
 
@@ -41,8 +42,9 @@ def test_every_key_is_a_field_of_its_config_class(path: Path) -> None:
 
 
 def _build(config) -> torch.nn.Module:
+    family = AutoModelForMaskedLM if config.model_type == "bert" else AutoModelForCausalLM
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return family.from_config(config)
 
 
 @pytest.mark.parametrize("size", ["1m", "5m", "15m", "125m"])

@@ -1,0 +1,75 @@
+"""What a masked language model would put where a text has a mask.
+
+Legend: n masks of one text, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hfstack.errors import DataError
+from hfstack.models.masked_head import readable_length
+
+_MASKS = ("[MASK]", "<mask>")  # how people write a mask, whatever the tokenizer calls its own
+
+
+@dataclass(frozen=True)
+class Filling:
+    """Candidates for one mask of a text."""
+
+    text: str
+    mask: int  # which mask of the text, from 0
+    position: int  # token position of that mask, [CLS] being 0
+    candidates: list[tuple[str, float]]  # (token, probability), the likeliest first
+
+
+def fill_pairs(
+    model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return (prompt, candidates of a mask in words) pairs: a look while training."""
+    fillings = fill_masks(model, tokenizer, prompts)
+    return [(filling.text, f"mask {filling.mask + 1}: {in_words(filling)}") for filling in fillings]
+
+
+def in_words(filling: Filling) -> str:
+    """Candidates and their probabilities in one line."""
+    return ", ".join(f"{word} {probability:.3f}" for word, probability in filling.candidates)
+
+
+def fill_masks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, top_k: int = 5
+) -> list[Filling]:
+    """Return the likeliest tokens at each mask of each text, at the mask's own position.
+
+    `[MASK]` and `<mask>` both stand for the tokenizer's mask token. Several masks of one text are predicted side by
+    side, each as if the others stayed masked; their probabilities are of one mask alone, not of the whole filling.
+
+    Raises:
+        DataError: the tokenizer has no mask token, a text has no mask, or it is longer than the model can read.
+    """
+    mask_id = cast(int | None, tokenizer.mask_token_id)
+    if mask_id is None:
+        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked model")
+    found: list[Filling] = []
+    for text in texts:
+        written = text
+        for spelling in _MASKS:
+            written = written.replace(spelling, cast(str, tokenizer.mask_token))
+        tokens = tokenizer(written, return_tensors="pt", verbose=False).to(model.device)
+        ids: list[int] = tokens["input_ids"][0].tolist()
+        positions = [position for position, token in enumerate(ids) if token == mask_id]
+        if not positions:
+            raise DataError(f"prompt {text!r} has no {tokenizer.mask_token} to fill")
+        limit = readable_length(model.config)
+        if limit is not None and len(ids) > limit:
+            raise DataError(f"prompt {text[:40]!r} has {len(ids)} tokens, but the model reads {limit}: shorten it")
+        with torch.no_grad():
+            probabilities = model(**tokens).logits[0, positions].float().softmax(-1)  # (n, V)
+        values, best = probabilities.topk(min(top_k, probabilities.shape[-1]))
+        for index, position in enumerate(positions):
+            words = [str(tokenizer.decode([token])) for token in best[index].tolist()]
+            found.append(Filling(text, index, position, list(zip(words, values[index].tolist(), strict=True))))
+    return found

@@ -1,0 +1,128 @@
+"""Masked language models that compute their head only where a token is to be predicted.
+
+The head of a small model is most of its cost: with V tokens and width d it is d * (d + V) multiply-adds a position,
+and only 15 % of the positions are scored. Stock models compute it everywhere, and keep (B, T, V) logits for the
+backward pass.
+
+Legend: B rows, T positions, n scored positions of the batch, d hidden size, V vocabulary.
+"""
+
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from hfstack.errors import ConfigError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+# Models whose logits are `head(hidden states)`, position by position, and the name of that module.
+HEADS = {"bert": "cls", "roberta": "lm_head", "xlm-roberta": "lm_head", "camembert": "lm_head"}
+_IGNORED = -100
+
+
+@dataclass
+class ScoredTokens(ModelOutput):
+    """What a masked model says of the hidden tokens of a batch."""
+
+    loss: Tensor | None = None
+    """mean over the scored tokens, nats"""
+    counts: Tensor | None = None
+    """(B, 3) in evaluation: summed loss in nats, first choices that were right, tokens scored"""
+
+
+def score_only_masked(model: PreTrainedModel) -> bool:
+    """Make the model's forward with labels return a loss, and in evaluation counts, instead of logits everywhere.
+
+    The loss is the mean over all scored tokens of an optimizer step, also when gradients are accumulated. A model that
+    is not in `HEADS` computes its own logits first, and False is returned. A forward without labels is untouched.
+    """
+    name = HEADS.get(model.config.model_type)
+    stock_forward = model.forward
+
+    @functools.wraps(type(model).forward)  # the Trainer reads the signature to know which columns to keep
+    def forward(
+        self: PreTrainedModel,
+        input_ids: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **inputs: Any,
+    ) -> Any:
+        if labels is None:
+            return stock_forward(input_ids=input_ids, **inputs)
+        scored = labels != _IGNORED  # (B, T)
+        if name is None:
+            rows = stock_forward(input_ids=input_ids, **inputs).logits[scored]  # (n, V)
+        else:
+            hidden = self.base_model(input_ids=input_ids, **inputs)[0]  # (B, T, d)
+            rows = self.get_submodule(name)(hidden[scored])  # (n, V)
+        targets = labels[scored]  # (n,)
+        losses = torch.nn.functional.cross_entropy(rows.float(), targets, reduction="none")  # (n,)
+        count = num_items_in_batch if num_items_in_batch is not None else scored.sum()
+        loss = losses.sum() / count
+        if self.training:
+            return ScoredTokens(loss=loss)
+        each = torch.stack([losses, (rows.argmax(-1) == targets).float(), torch.ones_like(losses)], dim=1)  # (n, 3)
+        counts = torch.zeros(len(labels), 3, device=each.device)  # (B, 3)
+        return ScoredTokens(loss=loss, counts=counts.index_add_(0, scored.nonzero()[:, 0], each))
+
+    model.forward = types.MethodType(forward, model)
+    return name is not None
+
+
+def training_flops_per_token(model: PreTrainedModel, sequence_length: int, *, scored_share: float) -> float:
+    """Return the FLOPs of training on one token, forward and backward, when the head runs at a share of them.
+
+    Counted as in `models.counting`: 2 for each multiply-add of a matrix product, 3 times the forward. An architecture
+    without the fields of BERT is counted as 2 for each parameter outside its embeddings.
+    """
+    config: Any = model.config
+    if not all(hasattr(config, field) for field in ("hidden_size", "intermediate_size", "num_hidden_layers")):
+        table = model.get_input_embeddings().weight
+        return 6.0 * (parameter_count(model) - torch.as_tensor(table).numel())
+    width = config.hidden_size
+    layer = 2 * 4 * width * width + 2 * 2 * sequence_length * width + 2 * 2 * width * config.intermediate_size
+    head = 2 * width * (width + config.vocab_size)
+    return 3.0 * (config.num_hidden_layers * layer + scored_share * head)
+
+
+def parameter_count(model: PreTrainedModel) -> int:
+    """Return the number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_masked_model(model: PreTrainedModel, *, block_size: int, isolate_documents: bool) -> None:
+    """Refuse a block that the model cannot read, and isolation that its attention would not see.
+
+    RoBERTa and its kin number positions from the pad token's id on, so their context is shorter than their table.
+
+    Raises:
+        ConfigError: with the option and what it may be.
+    """
+    longest = readable_length(model.config)
+    if longest is not None and block_size > longest:
+        raise ConfigError(
+            f"--block_size {block_size} is longer than the model's context of {longest} tokens; "
+            f"use --block_size {longest} or a model with a longer context"
+        )
+    if isolate_documents and model.config._attn_implementation != "sdpa":
+        raise ConfigError(
+            f"--isolate_documents needs attention sdpa, not {model.config._attn_implementation}; leave one of them out"
+        )
+
+
+def readable_length(config: PreTrainedConfig) -> int | None:
+    """Return the most tokens that an encoder can read, or None when nothing bounds it."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is None or longest < 0:
+        return None
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"):
+        return int(longest) - int(config.pad_token_id or 0) - 1
+    return int(longest)

@@ -1,0 +1,118 @@
+"""Pretrain a masked language model (BERT, RoBERTa) on raw text, from scratch or from a checkpoint.
+
+    accelerate launch recipes/pretrain_mlm.py --config recipes/pretrain_mlm.yaml --learning_rate 1e-3
+    hfstack run pretrain_mlm --mask_unit word                           # the same, whole words hidden
+
+reads   rows with a column of text; a tokenizer; an architecture (config.json) or a checkpoint
+writes  the model, its tokenizer, checkpoints, samples.jsonl and run.json in --output_dir
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+
+import torch
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from trl import ModelConfig
+
+from hfstack.checkpoints import refuse_full_disk
+from hfstack.config import command_line, refusals_of_upstream
+from hfstack.data.masking import MaskedBlocks, MaskUnit, masked_splits, use_mask_tokens
+from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
+from hfstack.errors import ConfigError
+from hfstack.evaluation.filling import fill_pairs
+from hfstack.evaluation.masked_language_modeling import masked_metrics, pseudo_log_likelihoods, pseudo_perplexity
+from hfstack.models.counting import peak_flops_per_s
+from hfstack.models.loading import load_masked_lm, load_tokenizer
+from hfstack.models.masked_head import (
+    check_masked_model,
+    parameter_count,
+    score_only_masked,
+    training_flops_per_token,
+)
+from hfstack.run import Run
+from hfstack.training.callbacks import SampleTable, StopOnDivergence, StopWhenAsked, Throughput
+from hfstack.training.remasking import HideAnew
+from hfstack.training.settings import blocks_per_step, check_settings
+
+
+@dataclass
+class MaskingArgs:
+    """What masked pretraining needs beside the upstream settings."""
+
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer: a folder or a Hub id; the model's own by default."""
+    block_size: int = 128
+    """Tokens of one training sequence, its first and last one included; documents are packed into such blocks."""
+    mask_probability: float = 0.15
+    """Share of the text's tokens to predict, in (0, 1): 80 % become the mask, 10 % another token, 10 % stay."""
+    mask_unit: MaskUnit = "token"
+    """Hidden together: token, word (by the vocabulary), or given (words that white space separates in the text)."""
+    isolate_documents: bool = False
+    """Keep attention inside each document of a block; off, a token also sees the others of its block."""
+    pseudo_perplexity_texts: int = 32
+    """Held-out texts whose tokens are hidden one by one at the end, up to block_size tokens each; 0 for none."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations without a better eval_loss; needs --load_best_model_at_end."""
+    fill_prompts: list[str] = field(default_factory=list)
+    """Texts with a [MASK] whose candidates are written to samples.jsonl at each evaluation."""
+
+
+def main(
+    model_args: ModelConfig, data_args: DataArgs, masking_args: MaskingArgs, training_args: TrainingArguments
+) -> dict[str, float]:
+    """Train, evaluate and save; return the metrics."""
+    with Run.start(__file__, training_args.output_dir, model_args, data_args, masking_args, training_args) as run:
+        checkpoint, args = run.checkpoint, masking_args
+        check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
+        if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
+            raise ConfigError("--use_peft, --load_in_4bit and --load_in_8bit are for finished models, not pretraining")
+        run.add_parent(model_args.model_name_or_path)
+        run.add_parent(args.tokenizer_name_or_path)
+
+        tokenizer = use_mask_tokens(load_tokenizer(model_args, args.tokenizer_name_or_path))
+        model = load_masked_lm(model_args, tokenizer)
+        check_masked_model(model, block_size=args.block_size, isolate_documents=args.isolate_documents)
+        splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_mlm")
+        blocks = masked_splits(
+            splits, tokenizer, text_column=data_args.text_column, block_size=args.block_size, unit=args.mask_unit,
+            probability=args.mask_probability, isolate_documents=args.isolate_documents, seed=training_args.seed,
+        )  # fmt: skip
+        if training_args.save_strategy != "no":
+            refuse_full_disk(run.output_dir, parameters=parameter_count(model))
+        share = args.mask_probability if score_only_masked(model) else 1.0  # of the positions that need the head
+
+        throughput = Throughput(
+            tokens_per_step=args.block_size * blocks_per_step(training_args, len(blocks["train"])),
+            flops_per_token=training_flops_per_token(model, args.block_size, scored_share=share),
+            peak_flops_per_s=training_args.world_size
+            * peak_flops_per_s(training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32),
+        )
+        callbacks = [throughput, HideAnew(blocks["train"]), StopOnDivergence(), StopWhenAsked(run)]
+        if args.fill_prompts:
+            sample = partial(fill_pairs, tokenizer=tokenizer, prompts=args.fill_prompts)
+            callbacks.append(SampleTable(run.output_dir / "samples.jsonl", sample))
+            run.add_artifact("samples", "samples.jsonl")
+        if args.early_stopping_patience is not None:
+            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+        with refusals_of_upstream():
+            trainer = Trainer(
+                model=model, args=training_args, train_dataset=blocks["train"], eval_dataset=blocks.get("eval"),
+                processing_class=tokenizer, data_collator=MaskedBlocks.collate, compute_metrics=masked_metrics,
+                callbacks=callbacks,
+            )  # fmt: skip
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = {"train_loss": trained.training_loss, "parameters": parameter_count(model)} | throughput.metrics()
+        if "eval" in blocks:
+            metrics |= trainer.evaluate()
+            if texts := [row[data_args.text_column] for row in islice(splits["eval"], args.pseudo_perplexity_texts)]:
+                scores = pseudo_log_likelihoods(model.eval(), tokenizer, texts, max_length=args.block_size)
+                metrics |= {"pseudo_perplexity": pseudo_perplexity(scores), "texts_scored": len(scores)}
+        return run.finish(metrics, trainer)
+
+
+if __name__ == "__main__":
+    command_line(main)
