@@ -1,0 +1,191 @@
+"""Which files of a run are published, what they are together, and whether they are all there.
+
+A run's directory holds more than what others need: checkpoints, caches, pickles. Only files known by name are taken.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfstack.errors import CheckpointError
+
+CONFIG, ADAPTER_CONFIG, WEIGHTS_INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt "
+    "chat_template.jinja"
+).split()
+_WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
+_RECURRENT = ("hfstack_gru", "hfstack_lstm")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to publish: its path in the repository, and where it lies here."""
+
+    path: str
+    source: Path
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is published.
+
+    Args:
+        name: `causal`, `masked`, `seq2seq`, `reward`, `classifier`, `tagger`, `question answering`, `model`,
+            `tokenizer` or `dataset`.
+        repo_type: `model` or `dataset`.
+        auto_class: the class of transformers that loads it, "" for tokenizers and datasets.
+        pipeline_tag: the Hub's name of the task, or None.
+        adapter: these are LoRA weights on a base model.
+        base: where an adapter finds its base, as its adapter_config.json says.
+        recurrent: `hfstack.models.gru` has to be imported before it can be loaded.
+    """
+
+    name: str
+    repo_type: str = "model"
+    auto_class: str = ""
+    pipeline_tag: str | None = None
+    adapter: bool = False
+    base: str = ""
+    recurrent: bool = False
+
+
+_BY_ARCHITECTURE = {
+    "ForCausalLM": Kind("causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"),
+    "LMHeadModel": Kind("causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"),
+    "ForMaskedLM": Kind("masked", auto_class="AutoModelForMaskedLM", pipeline_tag="fill-mask"),
+    "ForSequenceClassification": Kind(
+        "classifier", auto_class="AutoModelForSequenceClassification", pipeline_tag="text-classification"
+    ),
+    "ForTokenClassification": Kind(
+        "tagger", auto_class="AutoModelForTokenClassification", pipeline_tag="token-classification"
+    ),
+    "ForQuestionAnswering": Kind(
+        "question answering", auto_class="AutoModelForQuestionAnswering", pipeline_tag="question-answering"
+    ),
+    "ForConditionalGeneration": Kind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),
+}
+_BY_TASK = {
+    "CAUSAL_LM": "ForCausalLM",
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "ForConditionalGeneration",
+}
+
+
+def kind_of(folder: Path, artifacts: dict[str, str], *, rewards: bool = False) -> Kind:
+    """Return what a run has left in its directory.
+
+    Args:
+        artifacts: name to path, as in run.json: a run without a model that lists `train` or `eval` made a dataset.
+        rewards: the run trained a reward model, so that an adapter with a head is one.
+
+    Raises:
+        CheckpointError: there is nothing that can be published.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        config = read_json(folder / ADAPTER_CONFIG)
+        ending = _BY_TASK.get(str(config.get("task_type")), "")
+        known = _BY_ARCHITECTURE.get(ending, Kind("model", auto_class="AutoModel"))
+        name = "reward" if known.name == "classifier" and rewards else known.name
+        base = str(config.get("base_model_name_or_path") or "")
+        return Kind(name, "model", known.auto_class, known.pipeline_tag, adapter=True, base=base)
+    if (folder / CONFIG).is_file():
+        config = read_json(folder / CONFIG)
+        architecture = str((config.get("architectures") or [""])[0])
+        known = next((k for ending, k in _BY_ARCHITECTURE.items() if architecture.endswith(ending)), None)
+        if known is None:
+            return Kind("model", auto_class="AutoModel")
+        labels = config.get("num_labels", len(config.get("id2label") or [0, 1]))
+        name = "reward" if known.name == "classifier" and labels == 1 else known.name
+        recurrent = config.get("model_type") in _RECURRENT
+        return Kind(name, "model", known.auto_class, known.pipeline_tag, recurrent=recurrent)
+    if (folder / TOKENIZER).is_file():
+        return Kind("tokenizer")
+    if data_files(folder, artifacts):
+        return Kind("dataset", "dataset")
+    raise CheckpointError(f"{folder} holds no model, adapter, tokenizer or dataset to publish")
+
+
+def data_files(folder: Path, artifacts: dict[str, str]) -> dict[str, Path]:
+    """Return the rows that a run has written, by split: what it lists as .jsonl, or train.jsonl and eval.jsonl."""
+    listed = {name: folder / path for name, path in artifacts.items() if path.endswith(".jsonl")}
+    written = {name: folder / f"{name}.jsonl" for name in ("train", "eval")}
+    wanted = listed if {"train", "eval"} & listed.keys() else written
+    return {name: path for name, path in wanted.items() if path.is_file() and path.parent == folder}
+
+
+def published_files(folder: Path, kind: Kind, artifacts: dict[str, str]) -> dict[str, Path]:
+    """Return the files that make up what is published, by their path in the repository.
+
+    Raises:
+        CheckpointError: one of them is missing, or weights are there only as a pickle.
+    """
+    if kind.name == "dataset":
+        return {path.name: path for path in data_files(folder, artifacts).values()}
+    names = [*_TOKENIZER_FILES, *(path.name for path in folder.glob("*.model"))]
+    if kind.name != "tokenizer":
+        names += [ADAPTER_CONFIG] if kind.adapter else [CONFIG, "generation_config.json", WEIGHTS_INDEX]
+        names += [path.name for path in folder.glob(_WEIGHTS[1 if kind.adapter else 0])]
+        _check_complete(folder, kind, set(names))
+    found = {name: folder / name for name in sorted(set(names)) if (folder / name).is_file()}
+    if not any(name in found for name in (TOKENIZER, "vocab.txt", "vocab.json", "merges.txt")) and not any(
+        name.endswith(".model") for name in found
+    ):
+        raise CheckpointError(f"{folder} has no tokenizer, without which the model is of no use: save it there as well")
+    return found
+
+
+def item(path_in_repo: str, source: Path) -> Item:
+    """Return a file with its size and sha256."""
+    with source.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Item(path_in_repo, source, source.stat().st_size, digest)
+
+
+def refuse_pickles(paths: Iterable[str], where: str) -> None:
+    """Refuse files whose loading can run code.
+
+    Raises CheckpointError.
+    """
+    for path in paths:
+        if path.lower().endswith(_PICKLES):
+            raise CheckpointError(
+                f"{where} has {path}, a format that can run code when it is loaded: keep weights as safetensors only"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file.
+
+    Raises:
+        CheckpointError: it is not one.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return values
+
+
+def _check_complete(folder: Path, kind: Kind, names: set[str]) -> None:
+    """Refuse a model without its weights, or with shards missing."""
+    if not any(name.endswith(".safetensors") for name in names):
+        refuse_pickles((path.name for path in folder.iterdir()), str(folder))
+        raise CheckpointError(f"{folder} has no safetensors weights to publish")
+    if not kind.adapter and (folder / WEIGHTS_INDEX).is_file():
+        shards = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
+        if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
+            raise CheckpointError(
+                f"{folder} lacks {missing[0]}, which {WEIGHTS_INDEX} lists: the weights are not whole"
+            )

@@ -1,0 +1,331 @@
+"""Push files to a repository of the Hub so that it either happens or does not: one commit on a known parent.
+
+    target = Target("alice/model", endpoint=endpoint, token=token)
+    parent = prepare_repo(target)
+    sha = push(target, items, parent=parent, message="...")
+    check_pushed(target, items, sha)
+
+What is uploaded stays invisible until the commit, so a connection that breaks, or a process that is killed, leaves the
+repository as it was, and the next attempt does not send again what has arrived.
+"""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
+
+from hfstack.errors import ConfigError, HubError
+from hfstack.logs import get_logger
+from hfstack.publishing.bundle import Item
+from hfstack.publishing.hub_failures import describe, is_network, passes, retry_after_s, status_of
+
+logger = get_logger(__name__)
+
+WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+_KINDS = ("model", "dataset", "space")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A repository, and who pushes to it.
+
+    Args:
+        repo: `namespace/name`.
+        repo_type: `model` or `dataset`.
+        private: what a new repository becomes, and what one that exists has to be.
+        branch: made from main when it is missing.
+    """
+
+    repo: str
+    repo_type: str = "model"
+    endpoint: str = constants.ENDPOINT
+    token: str | None = field(default=None, repr=False)
+    private: bool = True
+    branch: str = "main"
+
+    @property
+    def api(self) -> HfApi:
+        return HfApi(endpoint=self.endpoint, token=self.token)
+
+    @property
+    def url(self) -> str:
+        return f"{self.endpoint}/{'' if self.repo_type == 'model' else self.repo_type + 's/'}{self.repo}"
+
+
+def find_token() -> str:
+    """Return the token of HF_TOKEN or of `hf auth login`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    token = get_token()
+    if not token:
+        raise ConfigError("no token to push with: set HF_TOKEN, or run `hf auth login`, with one that may write")
+    return token
+
+
+def check_name(repo: str) -> None:
+    """Refuse a name that no repository can have.
+
+    Raises:
+        ConfigError: it is not `namespace/name`, or has characters that the Hub does not take.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigError(f"--repo {repo}: {' '.join(str(error).split())}") from None
+    if repo.count("/") != 1:
+        raise ConfigError(f"--repo {repo} names no owner: write it as your_name/{repo}")
+
+
+def check_token(target: Target) -> str:
+    """Return the name of the token's owner, once it is known to be able to write to the repository.
+
+    Raises:
+        ConfigError: the token is not valid, may only read, or belongs to somebody else.
+        HubError: the endpoint cannot be reached.
+    """
+    if target.token is None:
+        raise ConfigError("no token to push with: set HF_TOKEN, or run `hf auth login`, with one that may write")
+    try:
+        user: dict[str, Any] = target.api.whoami()
+    except Exception as error:
+        if status_of(error) == 401:
+            raise ConfigError(
+                f"{target.endpoint} does not know this token: check HF_TOKEN, or run `hf auth login` again"
+            ) from None
+        raise describe(error, target.url, target.endpoint) from error
+    name, token = str(user["name"]), user.get("auth", {}).get("accessToken", {})
+    role = token.get("role")
+    namespace = target.repo.split("/")[0]
+    if role == "read":
+        raise ConfigError(
+            f"the token of {name} may only read: make one that may write in the settings of {target.endpoint}"
+        )
+    if role == "fineGrained" and not _may_write(token.get("fineGrained", {}), namespace):
+        raise ConfigError(
+            f"the fine-grained token of {name} may not write to repositories of {namespace}: add that right"
+        )
+    orgs = [str(org["name"]) for org in user.get("orgs", [])]
+    if namespace not in (name, *orgs):
+        known = f" or an organisation of {name} ({', '.join(orgs)})" if orgs else ""
+        raise ConfigError(f"--repo {target.repo}: the token belongs to {name}; push to {name}/...{known}")
+    return name
+
+
+def prepare_repo(target: Target) -> str:
+    """Make sure that the repository and its branch are there, and return the commit that the push will stand on.
+
+    Raises:
+        ConfigError: the name is not valid or taken by another kind of repository, the token may not write there, or a
+            public repository was found where a private one was meant.
+        HubError: the endpoint refuses or cannot be reached.
+    """
+    check_name(target.repo)
+    check_token(target)
+    api = target.api
+    try:
+        try:
+            info = api.repo_info(target.repo, repo_type=target.repo_type)
+        except RepositoryNotFoundError:
+            refuse_other_kind(target)
+            api.create_repo(target.repo, repo_type=target.repo_type, private=target.private)
+            logger.info("made the %s repository %s", "private" if target.private else "public", target.url)
+            info = api.repo_info(target.repo, repo_type=target.repo_type)
+        if target.private and not info.private:
+            raise ConfigError(
+                f"{target.url} is public and everybody would see what is pushed: add --private false if that is meant"
+            )
+        if target.branch == "main":
+            return str(info.sha)
+        try:
+            return str(api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha)
+        except RevisionNotFoundError:
+            api.create_branch(target.repo, branch=target.branch, repo_type=target.repo_type, exist_ok=True)
+            return str(api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha)
+    except (ConfigError, HubError):
+        raise
+    except Exception as error:
+        raise describe(error, target.url, target.endpoint) from error
+
+
+def refuse_other_kind(target: Target) -> None:
+    """Refuse a name under which another kind of repository stands.
+
+    Raises ConfigError.
+    """
+    for kind in _KINDS:
+        if kind != target.repo_type and target.api.repo_exists(target.repo, repo_type=kind):
+            raise ConfigError(
+                f"--repo {target.repo}: that name is taken by a {kind} of yours, and this is a {target.repo_type}: "
+                "choose another"
+            )
+
+
+def push(
+    target: Target,
+    items: Sequence[Item],
+    *,
+    parent: str,
+    message: str,
+    delete: Sequence[str] = (),
+    waits_s: Sequence[float] = WAITS_S,
+) -> str:
+    """Put the items into one commit on `parent`, and return its id.
+
+    What the network or the server breaks is tried again after each of `waits_s`, always on the same parent, so that
+    nothing of somebody else's is overwritten and nothing is committed twice.
+
+    Args:
+        delete: paths in the repository that this commit removes.
+
+    Raises:
+        HubError: the branch has moved, or the Hub refuses or cannot be reached, also after the last wait. In each
+            case the branch is as it was before.
+    """
+    operations = [CommitOperationAdd(item.path, str(item.source)) for item in items]
+    removals = [CommitOperationDelete(path) for path in delete]
+    with transport(target):
+        for wait_s in (*waits_s, None):
+            try:
+                commit = target.api.create_commit(
+                    target.repo,
+                    [*operations, *removals],
+                    commit_message=message,
+                    repo_type=target.repo_type,
+                    revision=target.branch,
+                    parent_commit=parent,
+                )
+                return str(commit.oid)
+            except Exception as error:
+                if not is_network(error):
+                    raise
+                if (landed := _landed(target, items, parent)) is not None:
+                    logger.info("the answer was lost, but the commit has arrived: %s", landed[:10])
+                    return landed
+                if status_of(error) == 412:
+                    raise HubError(
+                        f"{target.url}: {target.branch} has changed since {parent[:10]}, while this was being pushed; "
+                        "nothing of this push is visible: look at the change, then push again"
+                    ) from None
+                if wait_s is None or not passes(error):
+                    raise describe(error, target.url, target.endpoint) from error
+                wait_s = max(wait_s, retry_after_s(error))
+                logger.warning("%s; again in %g s", describe(error, target.url, target.endpoint), wait_s)
+                time.sleep(wait_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def check_pushed(target: Target, items: Sequence[Item], sha: str) -> int:
+    """Compare every item with what the repository holds at a commit, by sha256, and return how many there were.
+
+    Of large files the Hub tells the hash that it has computed; small ones are read back.
+
+    Raises:
+        HubError: a file is missing or differs.
+    """
+    stored = _tree(target, sha)
+    with tempfile.TemporaryDirectory() as folder, transport(target):
+        for item in items:
+            there = stored.get(item.path)
+            if there is None:
+                raise HubError(f"{target.url} at {sha[:10]} lacks {item.path} after the push; push again")
+            digest = there.lfs.sha256 if there.lfs is not None else None
+            if digest is None:
+                digest = hashlib.sha256(_download(target, item.path, sha, folder).read_bytes()).hexdigest()
+            if digest != item.sha256:
+                raise HubError(
+                    f"{target.url} at {sha[:10]}: {item.path} has sha256 {digest[:12]}, pushed was {item.sha256[:12]}"
+                )
+    return len(items)
+
+
+@contextmanager
+def transport(target: Target) -> Iterator[bool]:
+    """Use Xet for large files only where the endpoint has it; upstream tries it everywhere and has no way back."""
+    disabled = constants.HF_HUB_DISABLE_XET
+    xet = not disabled and find_spec("hf_xet") is not None and probe_xet(target)
+    if not xet and not disabled:
+        logger.info("%s has no Xet: large files go by LFS", target.endpoint)
+    constants.HF_HUB_DISABLE_XET = not xet  # pyright: ignore[reportConstantRedefinition]
+    try:
+        yield xet
+    finally:
+        constants.HF_HUB_DISABLE_XET = disabled  # pyright: ignore[reportConstantRedefinition]
+
+
+def probe_xet(target: Target) -> bool:
+    """Ask whether the endpoint gives out what a Xet upload needs."""
+    url = f"{target.endpoint}/api/{target.repo_type}s/{target.repo}/xet-write-token/{target.branch}"
+    try:
+        response = get_session().get(url, headers=build_hf_headers(token=target.token), timeout=30)
+    except Exception as error:
+        if not is_network(error):
+            raise
+        return False
+    return response.status_code == 200 and constants.HUGGINGFACE_HEADER_X_XET_ENDPOINT in response.headers
+
+
+def _tree(target: Target, revision: str) -> dict[str, Any]:
+    """The files of a commit, by path."""
+    try:
+        entries = target.api.list_repo_tree(target.repo, recursive=True, revision=revision, repo_type=target.repo_type)
+        return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
+    except HfHubHTTPError as error:
+        raise describe(error, target.url, target.endpoint) from error
+
+
+def _download(target: Target, path: str, revision: str, folder: str) -> Path:
+    """One file of a commit, fetched into a folder."""
+    try:
+        kind = target.repo_type
+        return Path(target.api.hf_hub_download(target.repo, path, repo_type=kind, revision=revision, local_dir=folder))
+    except Exception as error:
+        if not is_network(error):
+            raise
+        raise describe(error, target.url, target.endpoint) from error
+
+
+def _landed(target: Target, items: Sequence[Item], parent: str) -> str | None:
+    """The head of the branch when it has moved on to exactly these files: a commit whose answer was lost."""
+    try:
+        head = target.api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha
+        if head is None or head == parent:
+            return None
+        stored = _tree(target, head)
+    except Exception as error:  # still out of reach: the next attempt will tell
+        if not is_network(error):
+            raise
+        return None
+    same = all(item.path in stored and _same(stored[item.path], item) for item in items)
+    return head if same else None
+
+
+def _same(there: Any, item: Item) -> bool:
+    """Whether a file of the repository is the item: by sha256 of a large file, by git's own hash of a small one."""
+    if there.size != item.bytes:
+        return False
+    if there.lfs is not None:
+        return there.lfs.sha256 == item.sha256
+    data = item.source.read_bytes()
+    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _may_write(rights: dict[str, Any], namespace: str) -> bool:
+    """Whether a fine-grained token has `repo.write`, everywhere or for this namespace."""
+    scoped = [
+        permission
+        for scope in rights.get("scoped", [])
+        if str(scope.get("entity", {}).get("name", "")).split("/")[0] == namespace
+        for permission in scope.get("permissions", [])
+    ]
+    return "repo.write" in [*rights.get("global", []), *scoped]
