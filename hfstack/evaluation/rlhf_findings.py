@@ -1,0 +1,121 @@
+"""What a diagnosis of an RLHF chain is made of: the runs that it reads, and what it finds about each link.
+
+Everything here is plain numbers. A finding is never a guess: where a run or a number is missing it says so, and `bad`
+needs evidence beyond noise, a 95 % interval on the wrong side of the limit wherever the sample is known.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from hfstack.evaluation.pair_accuracy import share_interval
+from hfstack.evaluation.win_rate import distinct
+
+Link = Literal["sft", "preferences", "reward model", "policy"]
+Verdict = Literal["ok", "warn", "bad", "unknown"]
+Points = Sequence[tuple[int, float]]
+
+LINKS: tuple[Link, ...] = ("sft", "preferences", "reward model", "policy")  # in the order of the chain
+ONLINE_RECIPES = ("ppo", "rloo", "grpo")
+
+_GRAM = 4
+
+
+@dataclass(frozen=True)
+class ChainRun:
+    """One run of the chain, as its run.json and the files listed there tell it."""
+
+    recipe: str
+    label: str
+    """How the run is named in findings."""
+    metrics: dict[str, float]
+    history: dict[str, Points] = field(default_factory=dict)
+    """Logged values by name, as (step, value) in order of step; those of evaluations begin with `eval_`."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """All settings in one flat mapping."""
+    parents: tuple[str, ...] = ()
+    """Labels of the runs that this one reads, as far as they were given."""
+    answers: tuple[dict[str, Any], ...] = ()
+    """Rows of answers.jsonl."""
+    error: str | None = None
+    """Why the run failed, if it did."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check says about one link."""
+
+    link: Link
+    check: str
+    verdict: Verdict
+    evidence: str
+    advice: str = ""
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """The worst of them: bad, warn, ok, and unknown when there is nothing else."""
+    found = set(verdicts)
+    return next((verdict for verdict in ("bad", "warn", "ok") if verdict in found), "unknown")
+
+
+def by_limit(value: float, *, warn: float, bad: float) -> Verdict:
+    """Grade a number that is worse the further it lies beyond `warn`, towards `bad`; limits in either direction."""
+    sign = 1 if bad > warn else -1
+    return "bad" if sign * (value - bad) > 0 else "warn" if sign * (value - warn) > 0 else "ok"
+
+
+def share_by_limit(share: float, count: float | None, *, warn: float, bad: float) -> tuple[Verdict, str]:
+    """Grade a share of `count` cases and write it down with its interval.
+
+    It is bad only when its whole 95 % interval (Wilson) is beyond `bad`, and a warning when the share itself is beyond
+    `warn`. Without a count the share stands for itself.
+    """
+    if not count:
+        return by_limit(share, warn=warn, bad=bad), percent(share)
+    low, high = share_interval([share] * round(count))
+    nearest = low if bad > warn else high
+    verdict = by_limit(share, warn=warn, bad=bad)
+    if verdict == "bad" and by_limit(nearest, warn=warn, bad=bad) != "bad":
+        verdict = "warn"
+    return verdict, f"{percent(share)} [{percent(low)}, {percent(high)}] of {count:.0f}"
+
+
+def percent(share: float) -> str:
+    """A share in percent, without decimals that a sample cannot hold."""
+    return f"{100 * share:.0f} %"
+
+
+def repeated_share(texts: Sequence[str]) -> float | None:
+    """The share of a text's runs of four words that stood in it before, mean over texts; None when all are too short.
+
+    seq-rep-4 of Welleck et al. 2020 ("Neural Text Generation With Unlikelihood Training", arXiv:1908.04319), by words.
+    """
+    shares = [1 - distinct([text], _GRAM) for text in texts if len(text.split()) > _GRAM]
+    return fmean(shares) if shares else None
+
+
+def series(run: ChainRun, *names: str) -> list[float]:
+    """The values of the first of these names that the run has logged, in order of step."""
+    return next(([value for _, value in run.history[name]] for name in names if run.history.get(name)), [])
+
+
+def first_metric(run: ChainRun, *names: str) -> float | None:
+    """The first of these metrics that the run has."""
+    return next((run.metrics[name] for name in names if name in run.metrics), None)
+
+
+def quarters(values: Sequence[float]) -> list[Sequence[float]]:
+    """Four parts of nearly equal length, in order; at least one value each, so of four values or more."""
+    edges = [round(len(values) * part / 4) for part in range(5)]
+    return [values[low:high] for low, high in itertools.pairwise(edges)]
+
+
+def rise(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """The difference of the means of two stretches of a curve, and its standard error.
+
+    Values of neighbouring steps are taken as independent; a curve that moves within a stretch has a larger error.
+    """
+    variances = [stdev(part) ** 2 / len(part) if len(part) > 1 else 0.0 for part in (before, after)]
+    return fmean(after) - fmean(before), sum(variances) ** 0.5

@@ -1,0 +1,284 @@
+"""Checks of the last link: did reinforcement learning do what the reward asked, and did the judge like what came out?
+
+Each takes runs and returns findings. Names of logged values are those of the ppo recipe first, then those of rloo and
+grpo. Limits stand here with their reason; those without a source are ours.
+"""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from hfstack.evaluation.rlhf_findings import (
+    ONLINE_RECIPES,
+    ChainRun,
+    Finding,
+    Link,
+    Verdict,
+    by_limit,
+    percent,
+    quarters,
+    rise,
+    series,
+)
+
+_KL = ("objective/kl", "kl_per_completion")  # nats an answer, not a token
+_ENTROPY = ("objective/entropy", "entropy")  # nats a token
+_ENDED = ("completions/eos_rate", "ended_share")
+_LENGTH = ("completions/mean_length",)  # tokens
+_CLIPPED = ("policy/clip_frac", "clip_ratio", "clip_ratio/region_mean")
+
+_FEWEST_POINTS = 8  # of a curve, so that a quarter of it has two
+_SURE = 2.0  # standard errors
+# Gao et al. 2023 (arXiv:2210.10760): proxy reward rises with KL, true reward turns. Where it turns depends on the
+# reward model, so the budget is the user's to set; three times the budget is another model.
+_KL_FACTOR_BAD = 3.0
+_KL_STILL = 0.1  # nats an answer: the policy is where it began
+_KL_BELOW = -0.5  # nats: a KL is never negative, its estimate over thousands of answers hardly
+_CLIPPED_WARN, _CLIPPED_BAD = 0.3, 0.5  # ours: half of the tokens no longer teach
+# Target values of early stopping are 0.01 to 0.05 (OpenAI Spinning Up's PPO, 2018); beyond 0.2 the data is stale.
+_STEP_KL_WARN, _STEP_KL_BAD = 0.05, 0.2
+_RATIO_WARN, _RATIO_BAD = 0.1, 0.5  # of a mean that is 1 in expectation
+_ENTROPY_WARN, _ENTROPY_BAD = 0.3, 0.1  # of what it was at first: ours
+# 1 is a perfect critic, 0 is one that predicts the mean return, below 0 it does harm.
+_EXPLAINED_WARN, _EXPLAINED_BAD = 0.2, 0.05
+_ENDED_FALL_WARN, _ENDED_FALL_BAD = 0.1, 0.3
+_LENGTH_FACTOR_WARN = 2.0
+_DISTINCT_WARN, _DISTINCT_BAD = 0.5, 0.25  # of the reference's different word pairs: ours
+
+
+def check_policies(runs: Sequence[ChainRun], *, kl_budget_nats: float, gold: str | None) -> list[Finding]:
+    """Everything about each reinforcement-learning run, beside the win rates that belong to it.
+
+    Args:
+        kl_budget_nats: how far an answer may be from the starting model before it is a warning.
+        gold: name of a logged reward that was not trained on (weight 0), such as a gold rule, if there is one.
+    """
+    found: list[Finding] = []
+    policies = [run for run in runs if run.recipe in ONLINE_RECIPES]
+    comparisons = [run for run in runs if run.recipe == "win_rate"]
+    for run in policies:
+        if run.error is not None:
+            found.append(Finding("policy", "run", "bad", f"{run.label} failed: {run.error}", "lower --learning_rate"))
+        reward_rise = _reward(run)
+        moved, kl_finding = _kl(run, kl_budget_nats)
+        found += [reward_rise[1], kl_finding, *_step_size(run), *_entropy(run), *_critic(run), *_drift(run)]
+        found += _gold_curve(run, gold)
+        own = [each for each in comparisons if run.label in each.parents or len(policies) == 1]
+        over = moved is not None and moved > kl_budget_nats
+        judged = [finding for each in own for finding in _judged(each, rose=reward_rise[0], over_budget=over)]
+        found += judged or [
+            Finding("policy", "judge", "unknown", f"no win_rate run of {run.label} given",
+                    "compare it with the model before: hfstack run win_rate")
+        ]  # fmt: skip
+    return found or [
+        Finding("policy", "training", "unknown", "no ppo, rloo or grpo run given", "name its folder in --runs")
+    ]
+
+
+def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
+    """Whether the reward that was trained on rose beyond its noise, from the first quarter of the run to the last."""
+    values = series(run, "reward")
+    if len(values) < _FEWEST_POINTS:
+        evidence = f"{run.label} logged {len(values)} rewards; {_FEWEST_POINTS} are needed"
+        return None, Finding("policy", "reward", "unknown", evidence, "smaller --logging_steps, or train longer")
+    first, *_, last = quarters(values)
+    difference, error = rise(first, last)
+    evidence = (
+        f"{run.label}: reward {fmean(first):.3g} in the first quarter, {fmean(last):.3g} in the last "
+        f"({difference:+.2g}, standard error {error:.2g})"
+    )
+    if difference > _SURE * error:
+        return True, Finding("policy", "reward", "ok", evidence)
+    fell = difference < -_SURE * error
+    kl = series(run, *_KL)
+    still = bool(kl) and abs(fmean(quarters(kl)[-1])) < _KL_STILL
+    if fell:
+        return False, Finding(
+            "policy", "reward", "bad", f"{evidence}: it fell", "lower --learning_rate, clip gradients"
+        )
+    if still:
+        evidence += f"; the KL is {fmean(quarters(kl)[-1]):.2g} nats, so the policy has not moved"
+        return False, Finding(
+            "policy", "reward", "bad", evidence, "higher --learning_rate, or a lower weight of the KL"
+        )
+    return False, Finding(
+        "policy", "reward", "warn", f"{evidence}: no rise beyond noise", "train longer, larger batches"
+    )
+
+
+def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
+    """How far the policy is from the model that it started from."""
+    values = series(run, *_KL)
+    if not values:
+        missing = f"{run.label} logged no KL"
+        return None, Finding("policy", "KL", "unknown", missing, "train with a KL weight above 0")
+    last = fmean(quarters(values)[-1]) if len(values) >= 4 else values[-1]
+    peak = max(values)
+    verdict = by_limit(last, warn=budget, bad=_KL_FACTOR_BAD * budget)
+    verdict = "warn" if verdict == "ok" and peak > _KL_FACTOR_BAD * budget else verdict
+    evidence = f"{run.label}: {last:.3g} nats an answer at the end, {peak:.3g} at most; the budget is {budget:g}"
+    if last < _KL_BELOW:
+        evidence += ". A KL below 0 means that sampling and scoring disagree"
+        return last, Finding("policy", "KL", "bad", evidence, "turn dropout off, sample at temperature 1 without top-p")
+    return last, Finding("policy", "KL", verdict, evidence, "raise the weight of the KL, or stop earlier")
+
+
+def _step_size(run: ChainRun) -> list[Finding]:
+    """Clip fraction, KL of one rollout's updates, and mean ratio, in the second half of the run."""
+    found = []
+    checks = (
+        ("clip fraction", _CLIPPED, _CLIPPED_WARN, _CLIPPED_BAD, "of the tokens are clipped"),
+        (
+            "update KL",
+            ("policy/approx_kl",),
+            _STEP_KL_WARN,
+            _STEP_KL_BAD,
+            "nats a token between a rollout and its updates",
+        ),
+    )
+    for check, names, warn, bad, what in checks:
+        if values := series(run, *names):
+            late = fmean(values[len(values) // 2 :])
+            evidence = f"{run.label}: {late:.3g} {what}, {max(values):.3g} at most"
+            advice = "lower --learning_rate, fewer --num_ppo_epochs, or --target_kl"
+            found.append(Finding("policy", check, by_limit(late, warn=warn, bad=bad), evidence, advice))
+    if ratios := series(run, "policy/ratio"):
+        off = max(ratios, key=lambda value: abs(value - 1))
+        evidence = f"{run.label}: the mean ratio of new to old probability is {off:.3g} at its worst"
+        verdict = by_limit(abs(off - 1), warn=_RATIO_WARN, bad=_RATIO_BAD)
+        found.append(Finding("policy", "ratio", verdict, evidence, "lower --learning_rate"))
+    return found
+
+
+def _entropy(run: ChainRun) -> list[Finding]:
+    """A policy that writes one answer has no entropy left."""
+    values = series(run, *_ENTROPY)
+    if len(values) < _FEWEST_POINTS or values[0] <= 0:
+        return []
+    left = fmean(quarters(values)[-1]) / values[0]
+    evidence = f"{run.label}: entropy {values[0]:.3g} nats a token at first, {percent(left)} of it at the end"
+    verdict = by_limit(left, warn=_ENTROPY_WARN, bad=_ENTROPY_BAD)
+    return [Finding("policy", "entropy", verdict, evidence, "raise the weight of the KL, or --entropy_coef")]
+
+
+def _critic(run: ChainRun) -> list[Finding]:
+    """Does the critic predict returns better than their mean does? RLOO and GRPO have none."""
+    if run.recipe != "ppo":
+        return []
+    values = series(run, "value/explained_var", "value/explained_variance")
+    if len(values) < _FEWEST_POINTS:
+        evidence = f"{run.label} logged the explained variance {len(values)} times; {_FEWEST_POINTS} are needed"
+        return [Finding("policy", "critic", "unknown", evidence, "train longer")]
+    last = fmean(quarters(values)[-1])
+    losses = series(run, "loss/value")
+    told = f"; value loss {losses[0]:.3g} at first, {losses[-1]:.3g} at the end" if losses else ""
+    evidence = f"{run.label}: the critic explains {last:.2f} of the variance of the returns at the end{told}"
+    verdict = by_limit(last, warn=_EXPLAINED_WARN, bad=_EXPLAINED_BAD)
+    advice = "higher --critic_learning_rate, --critic_warmup_rollouts, or start the critic from the reward model"
+    return [Finding("policy", "critic", verdict, evidence, advice)]
+
+
+def _drift(run: ChainRun) -> list[Finding]:
+    """Do answers still end, and are they as long as they were?"""
+    found = []
+    ended, lengths = series(run, *_ENDED), series(run, *_LENGTH)
+    if len(ended) >= _FEWEST_POINTS:
+        first, *_, last = (fmean(part) for part in quarters(ended))
+        evidence = (
+            f"{run.label}: {percent(first)} of the answers ended by themselves at first, {percent(last)} at the end"
+        )
+        verdict = by_limit(first - last, warn=_ENDED_FALL_WARN, bad=_ENDED_FALL_BAD)
+        found.append(Finding("policy", "answers end", verdict, evidence, "--missing_eos_penalty 1"))
+    if len(lengths) >= _FEWEST_POINTS and min(lengths) > 0:
+        first, *_, last = (fmean(part) for part in quarters(lengths))
+        evidence = f"{run.label}: {first:.0f} tokens an answer at first, {last:.0f} at the end"
+        factor = max(first / last, last / first)
+        verdict: Verdict = "warn" if factor > _LENGTH_FACTOR_WARN else "ok"
+        advice = "compare at equal length (win_rate), and look at the reward model's length bias"
+        found.append(Finding("policy", "length", verdict, evidence, advice))
+    return found
+
+
+def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
+    """The reward that was trained on against one that was only watched: over-optimisation of Gao et al. 2023."""
+    if gold is None:
+        return []
+    names = (f"rewards/{gold}", f"rewards/{gold}/mean")
+    watched, trained, kl = series(run, *names), series(run, "reward"), series(run, *_KL)
+    if len(watched) < _FEWEST_POINTS or len(trained) != len(watched):
+        evidence = f"{run.label} logged {len(watched)} values of rewards/{gold}; {_FEWEST_POINTS} are needed"
+        return [Finding("reward model", "over-optimisation", "unknown", evidence, "add it to REWARDS with weight 0")]
+    parts, proxy = quarters(watched), quarters(trained)
+    means = [fmean(part) for part in parts]
+    best = means.index(max(means))
+    fall, error = rise(parts[best], parts[-1])
+    back, back_error = rise(parts[0], parts[-1])
+    proxy_rose = fmean(proxy[-1]) >= fmean(proxy[best])
+    lost = fall < -_SURE * error and proxy_rose
+    verdict: Verdict = "bad" if lost and back < -_SURE * back_error else "warn" if lost else "ok"
+    at = f" at {fmean(quarters(kl)[best]):.3g} nats" if len(kl) >= 4 else ""
+    evidence = (
+        f"{run.label}: {gold} is best in quarter {best + 1} of the run{at} ({means[best]:.3g}) and {means[-1]:.3g} in "
+        f"the last, while the reward went from {fmean(proxy[best]):.3g} to {fmean(proxy[-1]):.3g}"
+    )
+    advice = "stop at that KL, or train the reward model on answers of this policy"
+    return [Finding("reward model", "over-optimisation", verdict, evidence, advice)]
+
+
+def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Finding]:
+    """The win rate over the model before, unless the judge is a reward model, which is no judge of its own training."""
+    names = [f"win_rate{end}" for end in ("", "_low", "_high")]
+    if any(name not in run.metrics for name in names):
+        return []
+    rate, low, high = (run.metrics[name] for name in names)
+    shown = f"{run.label}: wins {rate:.3f} [{low:.3f}, {high:.3f}] of {run.metrics.get('prompts', 0):.0f} prompts"
+    if judge := run.settings.get("reward_model"):
+        evidence = f"{shown} by the reward model {judge}, which is not a judge of what was trained against it"
+        return [
+            Finding("policy", "judge", "unknown", evidence, "judge by the gold rule, by people or by another model")
+        ]
+    found = []
+    if low > 0.5:
+        found.append(Finding("policy", "judge", "ok", shown))
+        found += _won_by_length(run)
+    elif high >= 0.5:
+        evidence = f"{shown}: cannot be told from one half"
+        found.append(Finding("policy", "judge", "warn", evidence, "more prompts, or train longer"))
+    elif rose:
+        # The policy did what it was asked: within the budget the fault is in what was asked, beyond it in how far.
+        link: Link = "policy" if over_budget else "reward model"
+        where = "beyond" if over_budget else "within"
+        evidence = f"{shown}, while the reward rose, {where} the KL budget"
+        advice = (
+            "raise the weight of the KL, or stop earlier"
+            if over_budget
+            else "the reward is not what the judge wants: look at answers.jsonl, mend the preferences or the reward"
+        )
+        found.append(Finding(link, "reward against judge", "bad", evidence, advice))
+    else:
+        asked = "whether the reward rose is not known" if rose is None else "the reward did not rise either"
+        found.append(Finding("policy", "judge", "bad", f"{shown}; {asked}", "lower --learning_rate"))
+    return found + _less_varied(run)
+
+
+def _won_by_length(run: ChainRun) -> list[Finding]:
+    """A win that is gone at equal length."""
+    low = run.metrics.get("win_rate_length_controlled_low")
+    if low is None:
+        return []
+    rate = run.metrics["win_rate_length_controlled"]
+    ours, theirs = (run.metrics.get(f"{prefix}answer_characters") for prefix in ("", "reference_"))
+    lengths = "" if ours is None or theirs is None else f"; {ours:.0f} characters an answer against {theirs:.0f}"
+    evidence = f"{run.label}: at equal length it wins {rate:.3f} (95 % from {low:.3f}){lengths}"
+    verdict: Verdict = "ok" if low > 0.5 else "warn"
+    advice = "length may be what won: balance the preferences by length"
+    return [Finding("reward model", "win at equal length", verdict, evidence, advice)]
+
+
+def _less_varied(run: ChainRun) -> list[Finding]:
+    """Different word pairs against those of the model before: one answer to every prompt is a collapse."""
+    ours, theirs = (run.metrics.get(f"{prefix}distinct_2") for prefix in ("", "reference_"))
+    if ours is None or not theirs:
+        return []
+    evidence = f"{run.label}: {ours:.3f} of the word pairs are different, {theirs:.3f} before"
+    verdict = by_limit(ours / theirs, warn=_DISTINCT_WARN, bad=_DISTINCT_BAD)
+    return [Finding("policy", "variety", verdict, evidence, "raise the weight of the KL")]
