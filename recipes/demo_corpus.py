@@ -12,10 +12,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hfstack.config import command_line
-from hfstack.data.demo.instructions import as_messages, instructions, openings, sentiment_rows
+from hfstack.data.demo.instructions import Task, as_messages, instructions, openings, sentiment_rows
 from hfstack.data.demo.noise import DROPPED, FAULTS, noisy_corpus
 from hfstack.data.demo.variety import ngram_bits_per_byte, variety
 from hfstack.data.jsonl import write_jsonl
@@ -37,6 +37,8 @@ class DemoArgs:
     """Row n of a seed is the same however many rows are written."""
     instructions: int = 0
     """Rows of instructions.jsonl (prompt, completion) and chat.jsonl (the same as messages); 0 writes none."""
+    task: Task = "mixed"
+    """What instructions ask for: mixed (stories, and questions about stories) or beginning (how a story begins)."""
     sentiment: int = 0
     """Rows of sentiment.jsonl (text, label): 1 for a happy ending, 0 for a sad one; 0 writes none."""
     prompts: int = 20
@@ -45,6 +47,8 @@ class DemoArgs:
     def __post_init__(self) -> None:
         if not 0 <= self.noise_share < 1:
             raise ConfigError(f"noise_share must be in [0, 1), got {self.noise_share}")
+        if self.task not in get_args(Task):
+            raise ConfigError(f"task must be {' or '.join(get_args(Task))}, got {self.task!r}")
         for name in ("stories", "instructions", "sentiment", "prompts"):
             if getattr(self, name) < (least := int(name == "stories")):
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -63,7 +67,7 @@ def main(args: DemoArgs) -> dict[str, float]:
                     sample.append(row["text"])
         speed = args.stories / (time.perf_counter() - started)
 
-        tasks = list(instructions(args.seed, args.instructions))
+        tasks = list(instructions(args.seed, args.instructions, task=args.task))
         write_if_any(run.output_dir / "instructions.jsonl", tasks)
         write_if_any(run.output_dir / "chat.jsonl", [as_messages(task) for task in tasks])
         write_if_any(run.output_dir / "sentiment.jsonl", list(sentiment_rows(args.seed, args.sentiment)))

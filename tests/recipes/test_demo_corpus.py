@@ -52,6 +52,12 @@ def test_writes_the_later_stages_on_request(run_recipe: Callable, tmp_path: Path
     assert sum(row["label"] for row in rows(tmp_path / "sentiment.jsonl")) == 10
 
 
+def test_asks_for_beginnings_on_request(run_recipe: Callable, tmp_path: Path):
+    run_recipe("demo_corpus", "--stories", 10, "--instructions", 20, "--task", "beginning", "--output_dir", tmp_path)
+    tasks = rows(tmp_path / "instructions.jsonl")
+    assert len(tasks) == 20 and {row["task"] for row in tasks} == {"beginning"}
+
+
 def test_same_seed_same_bytes(run_recipe: Callable, tmp_path: Path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run_recipe("demo_corpus", "--stories", 50, "--seed", seed, "--output_dir", tmp_path / name)
@@ -72,6 +78,7 @@ def test_runs_from_its_yaml(run_recipe: Callable, tmp_path: Path):
         ("--noise_share", "1.5", "noise_share must be in"),
         ("--stories", "0", "stories must be at least 1"),
         ("--sentiment", "-1", "sentiment must be at least 0"),
+        ("--task", "poem", "task"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(

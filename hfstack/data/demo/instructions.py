@@ -5,13 +5,16 @@ so that fine-tuning and evaluation never see a text that pretraining has seen.
 """
 
 import random
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from hfstack.data.demo.grammar import compile_template, render, tidy
 from hfstack.data.demo.lexicon import PLACES, THINGS
-from hfstack.data.demo.stories import Story, story
+from hfstack.data.demo.stories import Story, beginning, story
 from hfstack.data.demo.templates import read_blocks
+
+Task = Literal["mixed", "beginning"]
 
 QUESTION_SHARE = 0.25
 _STREAM_SIZE = 1_000_003  # seeds of the streams; a prime, so that two nearby corpus seeds share no stream
@@ -42,37 +45,41 @@ _PLACE_PHRASES = {place.noun: f"{place.at} the {place.noun}" for place in PLACES
 _NUMBERS = {thing.noun: thing.number for thing in THINGS}
 
 
-def instruction(seed: int, index: int) -> dict[str, Any]:
-    """Return row `index`: "prompt", "completion", "task" ("story", or "question <about>"), and the story's facts.
+def instruction(seed: int, index: int, *, task: Task = "mixed") -> dict[str, Any]:
+    """Return row `index`: "prompt", "completion", "task" ("story", "question <about>", "beginning"), and the facts.
 
-    Row n answers with story n of the instruction stream; a quarter of the rows are questions about that story.
+    Args:
+        task: `mixed` answers with story n of the instruction stream, and a quarter of the rows are questions about that
+            story; `beginning` asks only for how a story begins, so that answers are a quarter as long.
     """
-    told = story(seed * _STREAM_SIZE + 1, index)
     uniform = random.Random(f"instruction/{seed}/{index}").random
-    if uniform() < QUESTION_SHARE:
-        about = _pick(tuple(_BLOCKS["questions"]), uniform)
-        prompt, completion = question(told, about, seed=seed + index)
-        task = f"question {about}"
+    if task == "beginning":
+        told = beginning(seed * _STREAM_SIZE + 1, index)
+        kind = "beginning"
+        prompt, completion = _request(told, kind, uniform), told.text
     else:
-        hero, wishes = _pick(_WISHES, uniform)
-        facts = _facts(told)
-        parts = [_pick(_BLOCKS["story"][hero], uniform), *(_pick(_BLOCKS["extras"][wish], uniform) for wish in wishes)]
-        prompt, completion = tidy(" ".join(render(part, facts, uniform) for part in parts)), told.text
-        task = "story"
+        told = story(seed * _STREAM_SIZE + 1, index)
+        if uniform() < QUESTION_SHARE:
+            about = _pick(tuple(_BLOCKS["questions"]), uniform)
+            prompt, completion = question(told, about, seed=seed + index)
+            kind = f"question {about}"
+        else:
+            kind = "story"
+            prompt, completion = _request(told, kind, uniform), told.text
     return {
         "prompt": prompt,
         "completion": completion,
-        "task": task,
+        "task": kind,
         "animal": told.animal,
         "trait": told.trait,
         "ending": told.ending,
     }
 
 
-def instructions(seed: int, count: int) -> Iterator[dict[str, Any]]:
+def instructions(seed: int, count: int, *, task: Task = "mixed") -> Iterator[dict[str, Any]]:
     """Yield rows 0 .. count - 1 of `instruction`."""
     for index in range(count):
-        yield instruction(seed, index)
+        yield instruction(seed, index, task=task)
 
 
 def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:
@@ -108,6 +115,19 @@ def openings(seed: int, count: int) -> Iterator[str]:
         yield " ".join(words[: 4 + index % 5])
 
 
+def _request(told: Story, kind: str, uniform: Any) -> str:
+    """Ask for a story, or for its beginning, by some of the facts that are in its text."""
+    absent = {"ending"} if kind == "beginning" else set()
+    if kind == "beginning" and not re.search(
+        rf"\b{told.object}\b", told.text
+    ):  # a friend who is ill, for example, brings no thing yet
+        absent.add("object")
+    hero, wishes = _pick([pair for pair in _WISHES if not absent & set(pair[1])], uniform)
+    facts = _facts(told)
+    parts = [_pick(_BLOCKS[kind][hero], uniform), *(_pick(_BLOCKS["extras"][wish], uniform) for wish in wishes)]
+    return tidy(" ".join(render(part, facts, uniform) for part in parts))
+
+
 def _facts(told: Story) -> dict[str, str]:
     article = {"one": "a ", "mass": "some ", "many": "some "}[_NUMBERS[told.object]]
     return {
@@ -120,7 +140,7 @@ def _facts(told: Story) -> dict[str, str]:
         "a": article + told.object,
         "the_o": f"the {told.object}",
         "ending": told.ending,
-        "end": {"happy": "happily", "sad": "sadly"}[told.ending],
+        "end": {"happy": "happily", "sad": "sadly", "open": ""}[told.ending],
     }
 
 

@@ -3,6 +3,7 @@
 A score is quality x obedience. Quality is a product of gates (finished, length, grammar, repetition, no copying), so a
 list of keywords, a torn-off story or an echo scores low however many keywords it holds. Obedience is the mean over what
 the instruction asks for (hero, name, trait, place, object, ending), or the right answer to a question about a story.
+Of the beginning of a story two sentences are enough, which name what was asked for once.
 """
 
 import itertools
@@ -100,12 +101,16 @@ _SORRY = re.compile(
     r"|never be the same|never happened|hung (?:his|her) head|not happy)\b",
     re.IGNORECASE,
 )
+_BEGINNING = re.compile(r"\b(?:begin|begins|beginning|start|opening)\b", re.IGNORECASE)
 _CRIED_OUT = re.compile(r'[,!?]" (?:\w+ )?cried|" (?:\w+ )?cried')
 
 
 @dataclass(frozen=True)
 class Request:
-    """What an instruction asks for; None where it asks for nothing. `question` and `story` are set for questions."""
+    """What an instruction asks for; None where it asks for nothing. `question` and `story` are set for questions.
+
+    `beginning` says that not a whole story is asked for, but how it begins.
+    """
 
     animal: str | None = None
     name: str | None = None
@@ -115,6 +120,7 @@ class Request:
     ending: str | None = None
     question: str | None = None
     story: str | None = None
+    beginning: bool = False
 
 
 def gold_score(instruction: str, answer: str) -> float:
@@ -131,7 +137,8 @@ def gold_breakdown(instruction: str, answer: str) -> dict[str, float]:
     if request.question:
         asked, gates = _judge_reply(request, answer)
     else:
-        asked, gates = _judge_obedience(request, answer), _judge_quality(instruction, answer)
+        judge_quality = _judge_beginning if request.beginning else _judge_quality
+        asked, gates = _judge_obedience(request, answer), judge_quality(instruction, answer)
     quality = 1.0
     for gate in gates.values():
         quality *= gate
@@ -157,6 +164,7 @@ def read_request(instruction: str) -> Request:
         place=_first(lower, set(_PLACE_PHRASES)),
         object=_first(lower, _THING_NOUNS),
         ending="happy" if {"happy", "happily"} & set(lower) else "sad" if {"sad", "sadly"} & set(lower) else None,
+        beginning=bool(_BEGINNING.search(instruction)),
     )
 
 
@@ -219,27 +227,30 @@ def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
         crowd = 0.4 if len(_ANIMALS & set(lower)) > 5 else 1.0
         asked["hero"] = crowd * (1.0 if first else 0.4 if _count(lower, request.animal) > 1 else 0.0)
     if request.name:
-        asked["name"] = min(1.0, words.count(request.name) / 3) if _first(words, _ALL_NAMES) == request.name else 0.0
+        often = 1 if request.beginning else 3
+        named = _first(words, _ALL_NAMES) == request.name
+        asked["name"] = min(1.0, words.count(request.name) / often) if named else 0.0
     if request.trait:
-        asked["trait"] = _judge_trait(request.trait, answer)
+        asked["trait"] = _judge_trait(request.trait, answer, shown=not request.beginning)
     if request.place:
         phrases = len(re.findall(rf"\b(?:\w+ )the {request.place}\b", answer, re.IGNORECASE))
         asked["place"] = 1.0 if phrases else 0.3 if request.place in lower else 0.0
     if request.object:
-        asked["object"] = (0.0, 0.5, 1.0)[min(2, _count(lower, request.object))]
+        often = 1 if request.beginning else 2
+        asked["object"] = min(1.0, _count(lower, request.object) / often)
     if request.ending:
         ending = ending_of(answer)
         asked["ending"] = 1.0 if ending == request.ending else 0.3 if ending is None else 0.0
     return asked
 
 
-def _judge_trait(trait: str, answer: str) -> float:
-    """Half for the word (told of somebody, not denied, not one of a heap), half for a deed that shows it."""
+def _judge_trait(trait: str, answer: str, *, shown: bool) -> float:
+    """Half for the word (told of somebody, not denied, not one of a heap), half for a deed if it has to be shown."""
     others = sum(bool(pattern.search(answer)) for name, pattern in _TRAIT_PATTERNS.items() if name != trait)
     denied = re.search(rf"\b(?:not|never|wasn't|isn't) (?:\w+ )?(?:{TRAIT_WORDS[trait]})\b", answer, re.IGNORECASE)
     told = 0.5 if _TRAIT_PATTERNS[trait].search(answer) and not denied else 0.0
-    shown = 0.5 if _DEED_PATTERNS[trait].search(answer) else 0.0
-    return (told + shown) * (0.5 if others > 3 else 1.0)
+    deed = 0.5 if _DEED_PATTERNS[trait].search(answer) else 0.0
+    return (told + deed if shown else 2 * told) * (0.5 if others > (3 if shown else 1) else 1.0)
 
 
 def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
@@ -258,6 +269,24 @@ def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
         "narration": _ramp(past_tense / max(1, len(sentences)), 0.1, 0.7),
         "fresh": _judge_freshness(lower, sentences),
         "own_words": 0.1 if _plain(instruction) and _plain(instruction) in plain else 1.0,
+    }
+
+
+def _judge_beginning(instruction: str, answer: str) -> dict[str, float]:
+    """The gates of a beginning: two to four finished sentences of a narrator, and no more animals than two."""
+    text = answer.strip()
+    lower = [word.lower() for word in _WORD.findall(text)]
+    sentences = [sentence.strip() for sentence in _SENTENCE.findall(text)]
+    past_tense = len(_PAST_TENSE.findall(text.lower()))
+    return {
+        "finished": 1.0 if re.search(r'[.!?]"?$', text) else 0.3,
+        "length": _ramp(len(lower), 6, 18) * _ramp(-len(lower), -110, -70),
+        "sentences": _ramp(len(sentences), 0, 2) * _ramp(-len(sentences), -10, -7),
+        "grammar": _judge_grammar(lower, sentences),
+        "narration": _ramp(past_tense / max(1, len(sentences)), 0.1, 0.7),
+        "fresh": _judge_freshness(lower, sentences),
+        "few_heroes": 0.5 ** max(0, len(_ANIMALS & set(lower)) - 2),
+        "own_words": 0.1 if _plain(instruction) and _plain(instruction) in _plain(text) else 1.0,
     }
 
 

@@ -55,7 +55,7 @@ _DARK_PLOTS = frozenset({"storm", "dark"})
 
 @dataclass(frozen=True)
 class Story:
-    """One story and the facts behind it; `label` is 1 for a happy ending and 0 for a sad one."""
+    """One story and the facts behind it; `label` is 1 for a happy ending and 0 for any other."""
 
     text: str
     hero: str
@@ -147,14 +147,8 @@ def story(seed: int, index: int) -> Story:
 
     happy = (zlib.crc32(f"ending/{seed}/{index // 2}".encode()) + index) % 2
     ending = "happy" if happy else "sad"
-    trait = pick(_TRAIT_NAMES)
-    plot = pick(_PLOTS_OF_TRAIT[trait])
-    kind, place, thing = pick(KINDS), pick(PLACES), pick(_THINGS_OF_PLOT[plot.name])
-    weather = pick(WEATHER if plot.name in _WINTER_PLOTS else _MILD_WEATHER)
-    facts = _facts(kind, place, thing, pick)
-    facts.update(trait=trait, weather=weather)
-    facts["S"] = pick((facts["H"], facts["he"]))
-    facts["title"] = render(pick(_TITLES[plot.name]), facts, uniform)
+    plot, facts = _cast(uniform, pick)
+    trait, weather = facts["trait"], facts["weather"]
     steps = _opening(plot, trait, weather, uniform, pick)
     steps.append((pick(_DEEDS[plot.name, trait]), False))
     if uniform() < 0.4:
@@ -165,24 +159,57 @@ def story(seed: int, index: int) -> Story:
     texts.append((_capital(render(pick(feelings[ending]), facts, uniform)), False))
     if uniform() < 0.4:
         texts.append((_capital(render(pick(_MORALS[f"{trait} {ending}"]), facts, uniform)), True))
-    return Story(
-        text=tidy(_joined(texts)),
-        hero=facts["H"],
-        animal=kind.noun,
-        trait=trait,
-        place=place.noun,
-        object=thing.noun,
-        ending=ending,
-        label=happy,
-        plot=plot.name,
-        friend=facts["FN"],
-    )
+    return _told(tidy(_joined(texts)), facts, plot=plot.name, ending=ending)
+
+
+def beginning(seed: int, index: int) -> Story:
+    """Write only how a story begins, in 15 to 70 words: who the hero is, and what it has or wants; its ending is open.
+
+    Beginnings come from a stream of their own and are no stories of the corpus cut short.
+    """
+    uniform = random.Random(f"beginning/{seed}/{index}").random
+
+    def pick(options: Sequence[Option]) -> Option:
+        return options[int(uniform() * len(options))]
+
+    plot, facts = _cast(uniform, pick)
+    steps = (_INTRODUCTIONS[facts["trait"], "first"], _STEPS[plot.name, facts["trait"], "setup"])
+    text = " ".join(_capital(render(pick(step), facts, uniform)) for step in steps)
+    return _told(tidy(text), facts, plot=plot.name, ending="open")
 
 
 def stories(seed: int, count: int) -> Iterator[Story]:
     """Yield stories 0 .. count - 1 of the corpus `seed`."""
     for index in range(count):
         yield story(seed, index)
+
+
+def _cast(uniform: Callable[[], float], pick: Callable) -> tuple[Plot, dict[str, str]]:
+    """Draw a plot and everything that its templates may ask for."""
+    trait = pick(_TRAIT_NAMES)
+    plot = pick(_PLOTS_OF_TRAIT[trait])
+    kind, place, thing = pick(KINDS), pick(PLACES), pick(_THINGS_OF_PLOT[plot.name])
+    weather = pick(WEATHER if plot.name in _WINTER_PLOTS else _MILD_WEATHER)
+    facts = _facts(kind, place, thing, pick)
+    facts.update(trait=trait, weather=weather)
+    facts["S"] = pick((facts["H"], facts["he"]))
+    facts["title"] = render(pick(_TITLES[plot.name]), facts, uniform)
+    return plot, facts
+
+
+def _told(text: str, facts: dict[str, str], *, plot: str, ending: str) -> Story:
+    return Story(
+        text=text,
+        hero=facts["H"],
+        animal=facts["kind"],
+        trait=facts["trait"],
+        place=facts["place"],
+        object=facts["o"],
+        ending=ending,
+        label=int(ending == "happy"),
+        plot=plot,
+        friend=facts["FN"],
+    )
 
 
 def _opening(

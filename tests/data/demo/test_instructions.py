@@ -1,5 +1,6 @@
 """Instructions, questions and labels: reproducible, unseen by pretraining, in the shapes that trainers take."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -53,6 +54,19 @@ def test_question_carries_the_story_and_has_a_short_answer():
         assert len(answer.split()) < 12
         assert read_request(prompt).question == about
     assert told.hero in question(told, "hero", seed=1)[1]
+
+
+def test_beginnings_are_short_and_hold_what_they_are_asked_for():
+    rows = list(instructions(5, 300, task="beginning"))
+    assert rows[17] == instruction(5, 17, task="beginning") and rows[17]["ending"] == "open"
+    assert {row["task"] for row in rows} == {"beginning"}
+    assert all(15 <= len(row["completion"].split()) <= 70 for row in rows)
+    for row in rows:
+        request = read_request(row["prompt"])
+        assert request.beginning and request.ending is None
+        assert request.object is None or re.search(rf"\b{request.object}\b", row["completion"]), row
+    assert not any(read_request(row["prompt"]).beginning for row in ROWS)
+    assert not {row["completion"] for row in rows} & {row["completion"] for row in STORY_ROWS}
 
 
 def test_messages_are_a_user_and_an_assistant_turn():

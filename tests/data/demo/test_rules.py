@@ -14,6 +14,7 @@ from hfstack.data.demo.stories import stories
 ROWS = list(instructions(8, 400))
 STORIES = [row for row in ROWS if row["task"] == "story"]
 QUESTIONS = [row for row in ROWS if row["task"] != "story"]
+BEGINNINGS = list(instructions(8, 300, task="beginning"))
 FOX = (
     "A brave fox named Pip lived by the river. One day the kite of his friend Mia fell into the water. "
     "Pip was afraid, but he took a deep breath and jumped. He swam out and brought the kite back. "
@@ -77,6 +78,38 @@ def test_a_story_written_by_hand_scores_high():
 )  # fmt: skip
 def test_low_scores(answer: Callable[[dict], str], limit: float):
     assert mean(gold_score(row["prompt"], answer(row)) for row in STORIES) <= limit
+
+
+def other_beginning(row: dict) -> str:
+    return next(
+        other["completion"]
+        for other in BEGINNINGS
+        if other["animal"] != row["animal"] and other["trait"] != row["trait"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "limit"),
+    [
+        (other_beginning, 0.15),
+        (lambda row: row["completion"][: len(row["completion"]) // 2], 0.3),
+        (lambda row: sentences(row["completion"], 1), 0.3),
+        (lambda row: "", 0.0),
+        (lambda row: row["prompt"], 0.02),
+        (lambda row: row["prompt"] + " " + row["completion"], 0.15),
+        (lambda row: f"{row['completion']} {row['completion']}", 0.05),
+        (lambda row: shuffled(row["completion"]), 0.05),
+        (lambda row: f"The {row['animal']} was {row['trait']}. " * 8, 0.02),
+        (lambda row: " ".join(other["completion"] for other in BEGINNINGS[:4]), 0.02),
+    ],
+    ids=[
+        "another", "torn off", "one sentence", "empty", "echo", "echo and beginning", "told twice", "shuffled",
+        "one keyword sentence", "four beginnings",
+    ],
+)  # fmt: skip
+def test_of_beginnings_the_own_one_scores_high_and_what_pretends_low(answer: Callable[[dict], str], limit: float):
+    assert mean(gold_score(row["prompt"], row["completion"]) for row in BEGINNINGS) >= 0.95
+    assert mean(gold_score(row["prompt"], answer(row)) for row in BEGINNINGS) <= limit
 
 
 def test_own_answer_beats_another_story_nearly_always():
