@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hfstack.errors import DivergedError, Preempted
 from hfstack.run import Run
+from hfstack.training.divergence import StepWatch, gradient_norm
 
 
 class Throughput(TrainerCallback):
@@ -90,18 +91,70 @@ class DerivedMetrics(TrainerCallback):
 
 
 class StopOnDivergence(TrainerCallback):
-    """Stop at the first log whose loss or gradient norm is not a finite number, instead of training on to the end."""
+    """Stop at the first loss or gradient that is not a finite number, before the optimizer takes it.
+
+    With fp16 an infinite gradient is part of the loss scaling, and DeepSpeed steps by itself: there the loss alone is
+    looked at in each step, and the gradient where it is logged.
+    """
+
+    def __init__(self) -> None:
+        self._watch: StepWatch | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Watch what the model reads, except through torch.compile, which a hook would break up."""
+        if not args.torch_compile:
+            self._watch = StepWatch(kwargs["model"])
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A new step."""
+        if self._watch is not None:
+            self._watch.begin_step()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the gradient and the losses of this step, in one read from the device.
+
+        Raises:
+            DivergedError: one of them is not finite; no weight has been touched by it.
+        """
+        norm = None if args.fp16 else gradient_norm(kwargs["model"])  # ()
+        losses = None if self._watch is None else self._watch.losses()  # (M,)
+        seen = [value for value in (norm, losses) if value is not None]
+        if not seen or math.isfinite(sum(value.detach().float().sum() for value in seen)):
+            return
+        lost = losses is not None and not bool(torch.isfinite(losses).all())
+        value = losses[~torch.isfinite(losses)][0].item() if losses is not None and lost else float(norm or 0)
+        if lost or not math.isfinite(value):  # a finite sum of huge numbers may still overflow
+            name = "loss" if lost else "grad_norm"
+            self._stop(f"{name} is {value} at step {state.global_step + 1}, before the optimizer took it", **kwargs)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Refuse NaN and infinity."""
+        """Refuse NaN and infinity in what is logged, evaluations among it."""
         logs = kwargs["logs"]
         for name in ("loss", "grad_norm", "eval_loss", "train_loss"):
             value = logs.get(name)
-            if value is not None and not math.isfinite(value):
-                raise DivergedError(
-                    f"{name} is {value} at step {state.global_step}; the checkpoints saved before it are kept: lower "
-                    "--learning_rate, lengthen --warmup_steps, or look at the rows of this step"
-                )
+            if value is not None and not math.isfinite(value) and not (name == "grad_norm" and args.fp16):
+                self._stop(f"{name} is {value} at step {state.global_step}", **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the model as it was."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _stop(self, what: str, **kwargs: Any) -> None:
+        rows = self._watch.describe_rows(kwargs.get("processing_class")) if self._watch is not None else ""
+        raise DivergedError(
+            f"{what}; the checkpoints saved before it are kept: lower --learning_rate, lengthen --warmup_steps, or "
+            f"look at {rows or 'the rows of this step'}"
+        )
 
 
 class SampleTable(TrainerCallback):
@@ -173,7 +226,14 @@ class StopWhenAsked(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask the Trainer to save and to stop, once the signal has come."""
-        if self.run.stop_asked:
+        if self._all_stop(args):
+            control.should_save = args.save_strategy != SaveStrategy.NO
+            control.should_log = args.logging_strategy != IntervalStrategy.NO
+            control.should_training_stop = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The signal may come during a long evaluation: save right after it, and not one step later."""
+        if self._all_stop(args):
             control.should_save = args.save_strategy != SaveStrategy.NO
             control.should_training_stop = True
 
@@ -184,6 +244,14 @@ class StopWhenAsked(TrainerCallback):
         self.run.defer_stop(False)
         if self.run.stop_asked:
             raise Preempted(f"stopped at step {state.global_step}; go on with --resume_from_checkpoint last")
+
+    def _all_stop(self, args: TrainingArguments) -> bool:
+        """Whether any process was asked: all stop at one step, or those that go on would wait forever."""
+        if args.world_size > 1:
+            asked = torch.tensor(int(self.run.stop_asked), device=args.device)  # ()
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+            self.run.stop_asked = bool(asked.item())
+        return self.run.stop_asked
 
 
 def _add(state: TrainerState, logs: dict[str, Any], numbers: dict[str, float]) -> None:

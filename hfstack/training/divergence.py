@@ -1,0 +1,177 @@
+"""See a loss or a gradient that is no finite number, or a loss that jumps, before the optimizer takes it.
+
+Legend: B rows of a micro-batch, T tokens, M micro-batches of a step.
+"""
+
+import math
+from collections import deque
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from hfstack.errors import ConfigError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+_SHOWN_ROWS = 4
+_SHOWN_CHARACTERS = 60
+_READ_TOKENS = 40
+
+
+class StepWatch:
+    """Holds what one optimizer step read and what it lost, by hooks on the model's forward pass.
+
+    Nothing is copied and nothing is read back from the device until somebody asks.
+
+    Args:
+        model: the model whose training passes are watched; passes without gradient, as in generation, are not.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._batches: list[tuple[torch.Tensor | None, torch.Tensor | None]] = []  # ids (B, T) and loss () of each M
+        self._handle = model.register_forward_hook(self._keep, with_kwargs=True)
+
+    def begin_step(self) -> None:
+        """Forget the step before."""
+        self._batches.clear()
+
+    def close(self) -> None:
+        """Take the hook off the model."""
+        self._handle.remove()
+
+    def losses(self) -> torch.Tensor | None:
+        """The losses (M,) that the model itself returned in this step; None when the trainer computes them outside."""
+        found = [loss.detach().float().reshape(()) for _, loss in self._batches if loss is not None]
+        return torch.stack(found) if found else None
+
+    def describe_rows(self, tokenizer: Any) -> str:
+        """Show how the rows of this step begin: those of the micro-batches without a finite loss, or else all."""
+        batches = list(enumerate(self._batches))
+        guilty = [(m, batch) for m, batch in batches if batch[1] is not None and not torch.isfinite(batch[1]).all()]
+        shown: list[str] = []
+        rows = 0
+        for number, (ids, _) in guilty or batches:
+            if ids is None or ids.dim() != 2:
+                continue
+            rows += len(ids)
+            for row in range(min(len(ids), _SHOWN_ROWS - len(shown))):
+                shown.append(f"{row} of micro-batch {number}: {_beginning(ids[row], tokenizer)}")
+        if not shown:
+            return ""
+        more = f" and {rows - len(shown)} more" if rows > len(shown) else ""
+        return f"the rows of this step: {', '.join(shown)}{more}"
+
+    def _keep(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if module.training and torch.is_grad_enabled():
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            loss = output.get("loss") if isinstance(output, dict) else None
+            self._batches.append((ids if isinstance(ids, torch.Tensor) else None, loss))
+
+
+def gradient_norm(model: torch.nn.Module) -> torch.Tensor | None:
+    """Return the 2-norm () over all gradients as they are now, or None when the engine keeps them elsewhere."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if not gradients:
+        return None
+    norm = torch.nn.utils.get_total_norm(gradients)
+    whole = getattr(norm, "full_tensor", None)  # of a sharded model, each process has a part
+    return whole() if whole is not None else norm
+
+
+class SkipSpikes(TrainerCallback, ExportableState):
+    """Leave out a step whose loss lies far above those before it: its gradient changes no weight and no moment.
+
+    The rule is that of OLMo-core's SkipStepOptimizer (Allen Institute for AI; used for OLMo 2 32B), on the loss alone:
+    skip when it is more than `sigmas` standard deviations above the mean of the last `window` steps. PaLM (Chowdhery
+    et al. 2022, section 5.1) went back to a checkpoint and left out 200 to 500 batches around a spike by hand.
+    Off unless it is added to a Trainer's callbacks.
+
+    Args:
+        sigmas: how many standard deviations are a spike.
+        window: steps that are looked back on; nothing is skipped before half of them are known.
+    """
+
+    def __init__(self, sigmas: float = 6.0, window: int = 128) -> None:
+        if sigmas <= 0 or window < 4:
+            raise ConfigError(f"SkipSpikes needs sigmas above 0 and a window of at least 4, got {sigmas} and {window}")
+        self.sigmas, self.window = sigmas, window
+        self.skipped = 0
+        self._losses: deque[float] = deque(maxlen=window)
+        self._watch: StepWatch | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback."""
+        settings = {"sigmas": self.sigmas, "window": self.window}
+        return {"args": settings, "attributes": {"losses": list(self._losses), "skipped": self.skipped}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Watch the model; on a resume, know the losses before it."""
+        if args.deepspeed:
+            raise ConfigError("SkipSpikes does not work with DeepSpeed, which steps by itself; leave it out")
+        self._watch = StepWatch(kwargs["model"])
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self._losses = deque(kept["attributes"]["losses"], maxlen=self.window)
+        self.skipped = kept["attributes"]["skipped"]
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A new step."""
+        assert self._watch is not None
+        self._watch.begin_step()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Drop the gradient of a spike, on all processes alike."""
+        assert self._watch is not None
+        losses = self._watch.losses()
+        if losses is None:
+            raise ConfigError("SkipSpikes reads the loss that the model returns, and this trainer computes it outside")
+        mean = losses.mean()  # ()
+        if args.world_size > 1:
+            torch.distributed.all_reduce(mean)
+            mean /= args.world_size
+        loss = mean.item()
+        if self._is_spike(loss):
+            self.skipped += 1
+            rows = self._watch.describe_rows(kwargs.get("processing_class"))
+            logger.warning("step %d is skipped: its loss %.4g is a spike; %s", state.global_step + 1, loss, rows)
+            kwargs["model"].zero_grad(set_to_none=True)
+        self._losses.append(loss)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log how many steps were skipped so far."""
+        if "loss" in kwargs["logs"]:
+            kwargs["logs"]["skipped_steps"] = self.skipped
+            state.log_history[-1]["skipped_steps"] = self.skipped
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the model as it was."""
+        assert self._watch is not None
+        self._watch.close()
+
+    def _is_spike(self, loss: float) -> bool:
+        """Compare with the steps before; the spike itself is remembered, so that a lasting rise is accepted in time."""
+        known = len(self._losses)
+        if known < max(2, self.window // 2):
+            return False
+        mean = sum(self._losses) / known
+        deviation = math.sqrt(sum((one - mean) ** 2 for one in self._losses) / (known - 1))
+        return loss - mean > self.sigmas * deviation
+
+
+def _beginning(ids: torch.Tensor, tokenizer: Any) -> str:
+    """How a row (T,) begins, as text where there is a tokenizer."""
+    known = ids[:_READ_TOKENS].tolist()
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return f"ids {known[:8]}"
+    text = tokenizer.decode([token for token in known if token >= 0], skip_special_tokens=True)
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
