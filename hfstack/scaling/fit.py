@@ -1,0 +1,174 @@
+"""Everything that a ladder can say: all forms that its rungs can carry, what was refused and why, and how far off.
+
+    fit_ladder(make_rungs(parameters, tokens, loss)) -> LadderFit
+
+The forms stand in files of their own: power_laws.py (Kaplan), isoflop.py (Chinchilla's envelope and IsoFLOP curves),
+parametric.py (Chinchilla's third approach) and repeated_data.py (Muennighoff).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from hfstack.errors import DataError
+from hfstack.scaling.intervals import Interval
+from hfstack.scaling.isoflop import Allocation, Shape, fit_envelope, fit_isoflop
+from hfstack.scaling.parametric import ParametricFit, Resample, fit_parametric
+from hfstack.scaling.power_laws import KaplanFit, fit_kaplan, fit_power_law, frontier
+from hfstack.scaling.repeated_data import RepeatedFit, fit_repeated, repeating
+from hfstack.scaling.rungs import Rungs, refuse_rising, split_largest
+
+Form = Literal["kaplan", "envelope", "isoflop", "parametric", "repeated"]
+FORMS: tuple[Form, ...] = ("kaplan", "envelope", "isoflop", "parametric", "repeated")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The loss of a held-out rung, predicted from the smaller ones."""
+
+    form: str
+    parameters: float
+    tokens: float
+    flops: float
+    measured: float
+    predicted: float
+    interval: Interval | None
+    """95 %, for one rung with its own noise; None where the fit has no rung to spare."""
+    fitted_rungs: int
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured loss, less 1."""
+        return self.predicted / self.measured - 1
+
+
+@dataclass
+class LadderFit:
+    """The forms that could be fitted, and what was said about the others."""
+
+    rungs: Rungs
+    kaplan: KaplanFit | None = None
+    envelope: Allocation | None = None
+    isoflop: Allocation | None = None
+    parametric: ParametricFit | None = None
+    repeated: RepeatedFit | None = None
+    held_out: list[Prediction] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    """Form to the reason why it was not fitted."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fitted(self) -> list[str]:
+        """The names of the forms that were fitted."""
+        return [form for form in FORMS if getattr(self, form)]
+
+
+def fit_ladder(
+    rungs: Rungs,
+    *,
+    forms: Sequence[Form] = (),
+    draws: int = 200,
+    seed: int = 0,
+    resample: Resample = "rows",
+    shape: Shape = "parabola",
+    window: float | None = None,
+) -> LadderFit:
+    """Fit every form that the rungs can carry, and predict the largest rung from the others.
+
+    Args:
+        rungs: of one architecture on one corpus.
+        forms: what must be fitted; empty for whatever can be, with the reasons for the rest in `refused`.
+        draws: bootstrap refits.
+        seed: of the bootstrap.
+        resample: see `fit_parametric`.
+        shape: of the IsoFLOP curves, see `fit_isoflop`.
+        window: around the best run of each compute, see `fit_isoflop`.
+
+    Raises:
+        DataError: a form of `forms` cannot be fitted, none can, or losses rise with size or data.
+    """
+    if len(rungs) < 2:
+        raise DataError(f"{len(rungs)} rung: a scaling law needs at least 2, and to be of use 6 or more")
+    refuse_rising(rungs)
+    found = LadderFit(rungs)
+    for form in FORMS:
+        if forms and form not in forms:
+            continue
+        try:
+            match form:
+                case "kaplan":
+                    found.kaplan = fit_kaplan(rungs)
+                case "envelope":
+                    found.envelope = fit_envelope(rungs)
+                case "isoflop":
+                    found.isoflop = fit_isoflop(rungs, shape=shape, window=window, draws=draws, seed=seed)
+                case "parametric":
+                    found.parametric = fit_parametric(rungs, draws=draws, seed=seed, resample=resample)
+                case "repeated":
+                    found.repeated = _fit_repeated(rungs, draws, seed)
+        except DataError as error:
+            if form in forms:
+                raise
+            found.refused[form] = str(error)
+    if not found.fitted:
+        raise DataError("; ".join(f"{form}: {reason}" for form, reason in found.refused.items()))
+    for form in FORMS:
+        part = getattr(found, form)
+        found.notes += [f"{form}: {note}" for note in (part.notes if part else ())]
+    if found.parametric and repeating(rungs).any():
+        found.notes.append(
+            f"parametric: {int(repeating(rungs).sum())} rungs read their data more than once (up to "
+            f"{rungs.epochs.max():.1f} times), and the plain law counts a repeated token as a new one"
+        )
+    found.held_out = predict_largest(rungs, draws=draws, seed=seed, resample=resample)
+    return found
+
+
+def predict_largest(rungs: Rungs, *, draws: int = 200, seed: int = 0, resample: Resample = "rows") -> list[Prediction]:
+    """Fit on all rungs but those of the largest compute, and predict these.
+
+    Two forms are tried: the parametric law, and the straight line in log-log through the frontier of loss over compute,
+    which is asked for the best of the largest rungs only. One that the smaller rungs cannot carry is left out.
+    """
+    small, large = split_largest(rungs)
+    predictions: list[Prediction] = []
+    if len(small) < 2:
+        return predictions
+    best = int(np.argmin(large.loss))
+    kept = frontier(small.flops, small.loss)
+    if len(kept) >= 2:
+        line = fit_power_law(small.flops[kept], small.loss[kept], name="L(C)")
+        if line.exponent < 0:
+            flops = float(large.flops[best])
+            guess = (line.predict(flops), line.predict_interval(flops))
+            predictions.append(_prediction("power law of compute", large, best, *guess, fitted=len(kept)))
+    try:
+        fit = fit_parametric(small, draws=draws, seed=seed, resample=resample)
+    except DataError:
+        return predictions
+    for rung in range(len(large)):
+        point = float(large.parameters[rung]), float(large.tokens[rung])
+        guess = fit.law.loss(*point), fit.predict_interval(*point)
+        predictions.append(_prediction("parametric", large, rung, *guess, fitted=len(small)))
+    return predictions
+
+
+def _prediction(
+    form: str, rungs: Rungs, rung: int, predicted: float, interval: Interval | None, *, fitted: int
+) -> Prediction:
+    numbers = (float(values[rung]) for values in (rungs.parameters, rungs.tokens, rungs.flops, rungs.loss))
+    return Prediction(form, *numbers, predicted, interval, fitted)
+
+
+def _fit_repeated(rungs: Rungs, draws: int, seed: int) -> RepeatedFit:
+    """The plain law from the rungs that repeat nothing, the decays from the others."""
+    again = repeating(rungs)
+    if not again.any():
+        raise DataError("no rung read its data more than once (give --unique_tokens_column, or runs that did)")
+    try:
+        plain = fit_parametric(rungs.select(~again), draws=0)
+    except DataError as error:
+        raise DataError(f"of the {int((~again).sum())} rungs that repeat nothing: {error}") from None
+    return fit_repeated(rungs, plain.law, draws=draws, seed=seed)
