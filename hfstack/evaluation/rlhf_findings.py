@@ -39,6 +39,8 @@ class ChainRun:
     """Labels of the runs that this one reads, as far as they were given."""
     answers: tuple[dict[str, Any], ...] = ()
     """Rows of answers.jsonl."""
+    completions: tuple[dict[str, Any], ...] = ()
+    """Rows of completions.jsonl: step, completion and reward of what the policy wrote while it trained."""
     error: str | None = None
     """Why the run failed, if it did."""
 

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from hfstack.evaluation.pair_accuracy import share_interval
+from hfstack.data.preference_kinds import answer_text
+from hfstack.evaluation.pair_accuracy import rank_correlation, share_interval
 from hfstack.evaluation.rlhf_findings import (
     ONLINE_RECIPES,
     ChainRun,
@@ -42,6 +43,7 @@ _ACCURACY_WARN, _ACCURACY_NEEDED = 0.6, 0.5
 _CALIBRATION_WARN, _CALIBRATION_BAD = 0.1, 0.25
 _BINS = 10
 _LENGTH_CORRELATION_WARN, _LENGTH_GAP_WARN = 0.5, 0.3  # ours
+_FEWEST_COMPLETIONS = 30
 
 
 def check_sft(runs: Sequence[ChainRun]) -> list[Finding]:
@@ -95,7 +97,7 @@ def check_reward_model(runs: Sequence[ChainRun]) -> list[Finding]:
             found.append(Finding("reward model", "pair accuracy", "unknown", evidence, "--eval_fraction 0.1"))
             continue
         found += [_accuracy(run), *_against_length(run), *_length_habit(run), *_calibration(run), *_spread(run)]
-    found += _agreement(runs)
+    found += [*_agreement(runs), *_length_on_policy(runs)]
     if not trained:
         found.append(
             Finding("reward model", "pair accuracy", "unknown", "no reward run given", "name its folder in --runs")
@@ -287,6 +289,25 @@ def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
             )
             advice = "label answers of this policy and train the reward model on them too"
             found.append(Finding("reward model", "on the policy's answers", verdict, evidence, advice))
+    return found
+
+
+def _length_on_policy(runs: Sequence[ChainRun]) -> list[Finding]:
+    """Do rewards of what the policy wrote in the second half of its training follow length?"""
+    found = []
+    for run in runs:
+        last = max((row["step"] for row in run.completions), default=0)
+        late = [row for row in run.completions if row["step"] >= last / 2 and row.get("reward") is not None]
+        if len(late) < _FEWEST_COMPLETIONS:
+            continue
+        lengths = [len(answer_text(row["completion"])) for row in late]
+        correlation = rank_correlation([row["reward"] for row in late], lengths)
+        verdict = "warn" if abs(correlation) > _LENGTH_CORRELATION_WARN else "ok"
+        evidence = (
+            f"{run.label}: rank correlation of reward and length {correlation:+.2f} over {len(late)} late completions"
+        )
+        advice = "compare at equal length (win_rate); balance the preferences by length"
+        found.append(Finding("reward model", "length on the policy's answers", verdict, evidence, advice))
     return found
 
 

@@ -1,7 +1,6 @@
 """Checks of the last link: did reinforcement learning do what the reward asked, and did the judge like what came out?
 
-Each takes runs and returns findings. Names of logged values are those of the ppo recipe first, then those of rloo and
-grpo. Limits stand here with their reason; those without a source are ours.
+Each takes runs and returns findings. Limits stand here with their reason; those without a source are ours.
 """
 
 from collections.abc import Sequence
@@ -20,10 +19,10 @@ from hfstack.evaluation.rlhf_findings import (
     series,
 )
 
-_KL = ("objective/kl", "kl_per_completion")  # nats an answer, not a token
-_ENTROPY = ("objective/entropy", "entropy")  # nats a token
-_ENDED = ("completions/eos_rate", "ended_share")
-_LENGTH = ("completions/mean_length",)  # tokens
+_KL = "kl_per_completion"  # nats an answer, not a token
+_ENTROPY = "entropy"  # nats a token
+_ENDED = "ended_share"
+_LENGTH = "completions/mean_length"  # tokens
 _CLIPPED = ("policy/clip_frac", "clip_ratio", "clip_ratio/region_mean")
 
 _FEWEST_POINTS = 8  # of a curve, so that a quarter of it has two
@@ -89,7 +88,7 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
     if difference > _SURE * error:
         return True, Finding("policy", "reward", "ok", evidence)
     fell = difference < -_SURE * error
-    kl = series(run, *_KL)
+    kl = series(run, _KL)
     still = bool(kl) and abs(fmean(quarters(kl)[-1])) < _KL_STILL
     if fell:
         return False, Finding(
@@ -107,7 +106,7 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
 
 def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
     """How far the policy is from the model that it started from."""
-    values = series(run, *_KL)
+    values = series(run, _KL)
     if not values:
         missing = f"{run.label} logged no KL"
         return None, Finding("policy", "KL", "unknown", missing, "train with a KL weight above 0")
@@ -151,7 +150,7 @@ def _step_size(run: ChainRun) -> list[Finding]:
 
 def _entropy(run: ChainRun) -> list[Finding]:
     """A policy that writes one answer has no entropy left."""
-    values = series(run, *_ENTROPY)
+    values = series(run, _ENTROPY)
     if len(values) < _FEWEST_POINTS or values[0] <= 0:
         return []
     left = fmean(quarters(values)[-1]) / values[0]
@@ -164,7 +163,7 @@ def _critic(run: ChainRun) -> list[Finding]:
     """Does the critic predict returns better than their mean does? RLOO and GRPO have none."""
     if run.recipe != "ppo":
         return []
-    values = series(run, "value/explained_var", "value/explained_variance")
+    values = series(run, "value/explained_variance")
     if len(values) < _FEWEST_POINTS:
         evidence = f"{run.label} logged the explained variance {len(values)} times; {_FEWEST_POINTS} are needed"
         return [Finding("policy", "critic", "unknown", evidence, "train longer")]
@@ -180,7 +179,7 @@ def _critic(run: ChainRun) -> list[Finding]:
 def _drift(run: ChainRun) -> list[Finding]:
     """Do answers still end, and are they as long as they were?"""
     found = []
-    ended, lengths = series(run, *_ENDED), series(run, *_LENGTH)
+    ended, lengths = series(run, _ENDED), series(run, _LENGTH)
     if len(ended) >= _FEWEST_POINTS:
         first, *_, last = (fmean(part) for part in quarters(ended))
         evidence = (
@@ -202,10 +201,9 @@ def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
     """The reward that was trained on against one that was only watched: over-optimisation of Gao et al. 2023."""
     if gold is None:
         return []
-    names = (f"rewards/{gold}", f"rewards/{gold}/mean")
-    watched, trained, kl = series(run, *names), series(run, "reward"), series(run, *_KL)
+    watched, trained, kl = series(run, f"rewards/{gold}/mean"), series(run, "reward"), series(run, _KL)
     if len(watched) < _FEWEST_POINTS or len(trained) != len(watched):
-        evidence = f"{run.label} logged {len(watched)} values of rewards/{gold}; {_FEWEST_POINTS} are needed"
+        evidence = f"{run.label} logged {len(watched)} values of rewards/{gold}/mean; {_FEWEST_POINTS} are needed"
         return [Finding("reward model", "over-optimisation", "unknown", evidence, "add it to REWARDS with weight 0")]
     parts, proxy = quarters(watched), quarters(trained)
     means = [fmean(part) for part in parts]

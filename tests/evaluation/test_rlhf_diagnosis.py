@@ -64,11 +64,11 @@ def sound_chain() -> Chain:
         "ppo": ChainRun(
             "ppo", "runs/ppo", {"reward": 0.9},
             history={
-                "reward": curve(0.1, 0.9), "rewards/obeys": curve(0.2, 0.6), "objective/kl": curve(0.0, 4.0),
-                "objective/entropy": curve(1.5, 1.1), "policy/clip_frac": curve(0.1, 0.12),
+                "reward": curve(0.1, 0.9), "rewards/obeys/mean": curve(0.2, 0.6), "kl_per_completion": curve(0.0, 4.0),
+                "entropy": curve(1.5, 1.1), "policy/clip_frac": curve(0.1, 0.12),
                 "policy/approx_kl": curve(0.01, 0.01, noise=0.001), "policy/ratio": curve(1.0, 1.0, noise=0.01),
-                "value/explained_var": curve(0.0, 0.7), "loss/value": curve(0.4, 0.1),
-                "completions/eos_rate": curve(0.97, 0.98, noise=0.01), "completions/mean_length": curve(18, 20),
+                "value/explained_variance": curve(0.0, 0.7), "loss/value": curve(0.4, 0.1),
+                "ended_share": curve(0.97, 0.98, noise=0.01), "completions/mean_length": curve(18, 20),
             },
         ),
         "win_rate": ChainRun(
@@ -107,7 +107,7 @@ def undertrained(chain: Chain) -> Chain:
 
 def never_ends(chain: Chain) -> Chain:
     chain = changed(chain, "win_rate", {"reference_ended_share": 0.05})
-    chain = changed(chain, "ppo", completions__eos_rate=curve(0.05, 0.1, noise=0.02))
+    chain = changed(chain, "ppo", ended_share=curve(0.05, 0.1, noise=0.02))
     return changed(chain, "sft", {"finished_share": 0.04})
 
 
@@ -164,35 +164,35 @@ def reward_that_the_judge_does_not_share(chain: Chain) -> Chain:
 
 
 def gold_reward_turns(chain: Chain) -> Chain:
-    return changed(chain, "ppo", rewards__obeys=[*curve(0.3, 0.6)[:20], *curve(0.6, 0.0)[20:]])
+    return changed(chain, "ppo", rewards__obeys__mean=[*curve(0.3, 0.6)[:20], *curve(0.6, 0.0)[20:]])
 
 
 def learning_rate_too_high(chain: Chain) -> Chain:
     chain = changed(chain, "win_rate", {"win_rate": 0.1, "win_rate_low": 0.07, "win_rate_high": 0.14})
     return changed(
-        chain, "ppo", reward=curve(0.1, -0.8), objective__kl=curve(0.0, 60.0), policy__clip_frac=curve(0.4, 0.8),
-        policy__approx_kl=curve(0.2, 0.9), policy__ratio=curve(1.0, 2.5), objective__entropy=curve(1.5, 0.05),
-        completions__eos_rate=curve(0.97, 0.3, noise=0.01),
+        chain, "ppo", reward=curve(0.1, -0.8), kl_per_completion=curve(0.0, 60.0), policy__clip_frac=curve(0.4, 0.8),
+        policy__approx_kl=curve(0.2, 0.9), policy__ratio=curve(1.0, 2.5), entropy=curve(1.5, 0.05),
+        ended_share=curve(0.97, 0.3, noise=0.01),
     )  # fmt: skip
 
 
 def kl_out_of_hand(chain: Chain) -> Chain:
     """Over-optimised: the reward rises, the judge turns away, far from the start."""
     chain = changed(chain, "win_rate", {"win_rate": 0.2, "win_rate_low": 0.15, "win_rate_high": 0.25})
-    return changed(chain, "ppo", objective__kl=curve(0.0, 50.0))
+    return changed(chain, "ppo", kl_per_completion=curve(0.0, 50.0))
 
 
 def never_moves(chain: Chain) -> Chain:
     chain = changed(chain, "win_rate", {"win_rate": 0.5, "win_rate_low": 0.44, "win_rate_high": 0.56})
-    return changed(chain, "ppo", reward=curve(0.1, 0.1), objective__kl=curve(0.0, 0.0, noise=0.01))
+    return changed(chain, "ppo", reward=curve(0.1, 0.1), kl_per_completion=curve(0.0, 0.0, noise=0.01))
 
 
 def dead_critic(chain: Chain) -> Chain:
-    return changed(chain, "ppo", value__explained_var=curve(0.0, 0.0), loss__value=curve(0.4, 0.4))
+    return changed(chain, "ppo", value__explained_variance=curve(0.0, 0.0), loss__value=curve(0.4, 0.4))
 
 
 def negative_kl(chain: Chain) -> Chain:
-    return changed(chain, "ppo", objective__kl=curve(0.0, -4.0))
+    return changed(chain, "ppo", kl_per_completion=curve(0.0, -4.0))
 
 
 def collapses(chain: Chain) -> Chain:
@@ -200,7 +200,7 @@ def collapses(chain: Chain) -> Chain:
 
 
 def stops_ending(chain: Chain) -> Chain:
-    return changed(chain, "ppo", completions__eos_rate=curve(0.97, 0.4, noise=0.01))
+    return changed(chain, "ppo", ended_share=curve(0.97, 0.4, noise=0.01))
 
 
 FAULTS: dict[Callable[[Chain], Chain], tuple[str, str]] = {
@@ -314,6 +314,25 @@ def test_the_reward_model_is_checked_on_the_policys_own_answers(right: int, verd
     )
     found = next(f for f in diagnose(list(chain.values())) if f.check == "on the policy's answers")
     assert found.verdict == verdict and f"{right / 100:.3f}" in found.evidence and "100 decided" in found.evidence
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(1.0, "warn"), (0.0, "ok")])
+def test_length_is_looked_for_in_what_the_policy_wrote_last(slope: float, verdict: str) -> None:
+    generator = random.Random(0)
+    early = [{"step": 0, "completion": "x" * n, "reward": float(n)} for n in range(1, 100)]
+    lengths = [generator.randint(1, 100) for _ in range(100)]
+    late = [
+        {
+            "step": 30,
+            "completion": [{"role": "assistant", "content": "x" * n}],
+            "reward": slope * n + generator.random(),
+        }
+        for n in lengths
+    ]
+    chain = sound_chain()
+    chain["ppo"] = dataclasses.replace(chain["ppo"], completions=tuple(early + late))
+    found = next(f for f in diagnose(list(chain.values())) if f.check == "length on the policy's answers")
+    assert (found.link, found.verdict) == ("reward model", verdict) and "over 100 late completions" in found.evidence
 
 
 def test_win_rates_belong_to_the_policy_that_they_read() -> None:

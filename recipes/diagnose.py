@@ -1,0 +1,98 @@
+"""Say which link of an RLHF chain is weak, with the evidence: fine-tuning, preferences, reward model or policy.
+
+    hfstack run diagnose --runs runs/sft runs/preferences runs/reward runs/ppo runs/win_rate
+    python recipes/diagnose.py --runs runs --kl_budget 5 --output_dir runs/diagnose     # every run under runs/
+
+reads   run.json of each run, its curves, answers.jsonl and completions.jsonl
+writes  run.json in --output_dir, with the findings as a table that the report shows
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfstack.config import command_line
+from hfstack.errors import ConfigError, DataError
+from hfstack.evaluation.rlhf_diagnosis import KL_BUDGET_NATS, as_table, diagnose, in_words, link_verdicts
+from hfstack.evaluation.rlhf_findings import ONLINE_RECIPES, ChainRun
+from hfstack.reporting.runs import Report, load_runs
+from hfstack.run import Run
+
+CHAIN = ("sft", "preferences", "reward", *ONLINE_RECIPES, "win_rate")
+
+
+@dataclass
+class DiagnoseArgs:
+    runs: list[str] = field(default_factory=list)
+    """Run directories of one chain, or folders that hold them one or two levels down; other recipes are not read."""
+    output_dir: str = "runs/diagnose"
+    """Where run.json goes. A diagnosis made here before is replaced: it is a view of its runs."""
+    kl_budget: float = KL_BUDGET_NATS
+    """Nats an answer that the policy may be away from its start: beyond it a warning, beyond three times it bad."""
+    gold_reward: str | None = None
+    """Name of a reward that was logged with weight 0, such as a gold rule, to find over-optimisation."""
+
+    def __post_init__(self) -> None:
+        if self.kl_budget <= 0:
+            raise ConfigError(f"--kl_budget must be above 0 nats, got {self.kl_budget}")
+
+
+def main(args: DiagnoseArgs) -> dict[str, float]:
+    """Read the runs, print and record what is found."""
+    if not args.runs:
+        raise ConfigError("--runs is empty; give the --output_dir of the runs of a chain, or the folder above them")
+    reports = [report for report in load_runs(args.runs) if report.record.recipe in CHAIN]
+    if not reports:
+        raise ConfigError(f"--runs {' '.join(args.runs)}: no run of {', '.join(CHAIN)} there; nothing to diagnose")
+
+    with Run.start(__file__, args.output_dir, args, replace_own=True) as run:
+        for report in reports:
+            run.add_parent(report.directory)
+        labels = {report.directory.resolve(): report.label for report in reports}
+        findings = diagnose(
+            [chain_run(report, labels) for report in reports], kl_budget_nats=args.kl_budget, gold=args.gold_reward
+        )
+        for finding in findings:
+            print(f"{finding.link:12} {finding.verdict:8} {finding.check}: {finding.evidence}")
+        print(f"\n{in_words(findings)}")
+        run.add_table("links", ["link", "verdict"], [list(pair) for pair in link_verdicts(findings).items()])
+        run.add_table("verdict", ["in words"], [[in_words(findings)]])
+        run.add_table("findings", *as_table(findings))
+        grades = [finding.verdict for finding in findings]
+        metrics = {"runs": len(reports)} | {g: grades.count(g) for g in ("ok", "warn", "bad", "unknown")}
+        return run.finish(metrics)
+
+
+def chain_run(report: Report, labels: dict[Path, str]) -> ChainRun:
+    """What the diagnosis reads of a run; its parents by their labels."""
+    record = report.record
+    parents = [(report.directory / parent).resolve() for parent in record.parents]
+    settings = {name: value for group in record.settings.values() for name, value in group.items()}
+    failure = (record.error or "no reason was recorded") if record.status == "failed" else None
+    return ChainRun(
+        recipe=record.recipe,
+        label=report.label,
+        metrics=record.metrics,
+        history=report.history,
+        settings=settings,
+        parents=tuple(labels[parent] for parent in parents if parent in labels),
+        answers=read_rows(report, "answers"),
+        completions=read_rows(report, "completions"),
+        error=failure,
+    )
+
+
+def read_rows(report: Report, artifact: str) -> tuple[dict[str, Any], ...]:
+    """The rows of a file of JSON lines, where the run lists one and it is there."""
+    path = report.directory / report.record.artifacts.get(artifact, "")
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line)
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON Lines: {error}; run {report.record.recipe} again") from None
+
+
+if __name__ == "__main__":
+    command_line(main)
