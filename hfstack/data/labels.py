@@ -1,0 +1,207 @@
+"""What a label column means: one class, several labels, or a number; names and numbers to ids, and back.
+
+The set of labels comes from the train rows, from the data's own declaration (a Hub dataset's ClassLabel), from a list
+that the user gives, or from a model that has been trained on it before. A label outside of the set is refused with its
+row, never mapped to something near.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from datasets import ClassLabel, Dataset
+
+from hfstack.errors import ConfigError, DataError
+
+Kind = Literal["single", "several", "number"]
+Target = int | float | list[float]
+
+MOST_LABELS = 1000
+_KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+_PROBLEMS = {"single": "single_label_classification", "several": "multi_label_classification", "number": "regression"}
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The labels of a task. `values` are what stands in the label column, `names` what a reader sees, by id."""
+
+    kind: Kind
+    names: tuple[str, ...] = ()
+    values: tuple[Any, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Outputs of a model for this task: a number has one."""
+        return 1 if self.kind == "number" else len(self.names)
+
+    @property
+    def problem_type(self) -> str:
+        """What transformers calls the kind."""
+        return _PROBLEMS[self.kind]
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Names by id, for config.json."""
+        return dict(enumerate(self.names)) or {0: "score"}
+
+
+def find_labels(
+    rows: Dataset, column: str, *, kind: Kind | None = None, name_column: str | None = None, given: Sequence[str] = ()
+) -> LabelSet:
+    """Return the labels of the train rows.
+
+    Without `kind`, text and whole numbers are classes, lists are several labels a row, and decimals are numbers to
+    predict. Classes are in order: of `given`, of a ClassLabel's names, or sorted.
+
+    Args:
+        name_column: column with the name of each row's class, where `column` holds whole numbers.
+        given: names of all labels, when the rows may lack some.
+
+    Raises:
+        ConfigError: `kind` does not fit the column, or `name_column` is not there.
+        DataError: a label is missing or of another type than the others, there is one class only, or far too many, or
+            a class has two names.
+    """
+    values = rows[column][:]
+    feature = rows.features[column]
+    found = _value_type(values, column)
+    kind = kind or ("several" if found is list else "number" if found is float else "single")
+    if kind == "number":
+        if found not in (int, float):
+            raise ConfigError(f"column {column!r} holds {_KIND_NAMES[found]}: a number to predict must be a number")
+        return LabelSet("number")
+    if (found is list) != (kind == "several") or found is float:
+        raise ConfigError(f"column {column!r} holds {_KIND_NAMES[found]}, which cannot be labels of kind {kind!r}")
+    if kind == "several":
+        inner = getattr(feature, "feature", None)
+        flat = [value for row in values for value in row]
+        declared = inner if isinstance(inner, ClassLabel) else None
+        if flat:
+            _value_type(flat, column)
+    else:
+        flat, declared = values, feature if isinstance(feature, ClassLabel) else None
+    if declared is not None:
+        return _checked(
+            LabelSet(kind, tuple(map(str, declared.names)), tuple(range(declared.num_classes))), flat, column
+        )
+    if given:
+        whole = found is int or (kind == "several" and bool(flat) and type(flat[0]) is int)
+        listed: tuple[Any, ...] = tuple(given)
+        if whole and all(name.lstrip("-").isdigit() for name in given):
+            listed = tuple(int(name) for name in given)
+        elif whole:
+            listed = tuple(range(len(given)))
+        return _checked(LabelSet(kind, tuple(given), listed), flat, column)
+    ordered = tuple(sorted(set(flat)))
+    if len(ordered) > MOST_LABELS:
+        raise DataError(
+            f"column {column!r} has {len(ordered)} different labels in {len(rows)} rows; is it the right column? "
+            "(numbers to predict: --kind number)"
+        )
+    names = _class_names(rows, column, name_column) if name_column and kind == "single" else {}
+    return _checked(LabelSet(kind, tuple(names.get(value, str(value)) for value in ordered), ordered), flat, column)
+
+
+def label_targets(rows: Dataset, column: str, labels: LabelSet, *, name: str = "train") -> list[Target]:
+    """Return what the model shall say of each row: a class id, a 0/1 for each label, or a number.
+
+    Raises:
+        DataError: a row has a label outside of the set, or none.
+    """
+    ids: dict[Any, int] = {value: index for index, value in enumerate(labels.values)}
+    ids |= {label: index for index, label in enumerate(labels.names) if label not in ids}
+    targets: list[Target] = []
+    for number, value in enumerate(rows[column][:], start=1):
+        place = f"{name} row {number}"
+        if labels.kind == "number":
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise DataError(f"{place}: {column} is {value!r}, not a number to learn")
+            targets.append(float(value))
+        elif labels.kind == "single":
+            targets.append(_lookup(value, ids, labels, place, column))
+        else:
+            if not isinstance(value, list):
+                raise DataError(f"{place}: {column} is {value!r}, not a list of labels")
+            chosen = {_lookup(one, ids, labels, place, column) for one in value}
+            targets.append([float(index in chosen) for index in range(labels.count)])
+    return targets
+
+
+def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
+    """Return a weight for each class, rows / (classes * rows of the class): a mean row weighs 1.
+
+    With several labels a row, how much a row that has the label counts: rows without it over rows with it.
+
+    Raises:
+        ConfigError: numbers have no classes.
+        DataError: a label has no row, so that it has no weight.
+    """
+    if labels.kind == "number":
+        raise ConfigError("--class_weights balances classes, but the labels are numbers to predict")
+    if labels.kind == "several":
+        counts = Counter(index for row in targets if isinstance(row, list) for index, has in enumerate(row) if has)
+    else:
+        counts = Counter(targets)  # pyright: ignore[reportArgumentType]
+    if absent := [labels.names[index] for index in range(labels.count) if not counts[index]]:
+        raise DataError(f"--class_weights: no train row has the label {', '.join(absent[:5])}, so it has no weight")
+    total = len(targets)
+    if labels.kind == "several":
+        return [(total - counts[index]) / counts[index] for index in range(labels.count)]
+    return [total / (labels.count * counts[index]) for index in range(labels.count)]
+
+
+def _value_type(values: Iterable[Any], column: str) -> type:
+    """The one type of a column's values; whole numbers among decimals count as decimals."""
+    first: dict[type, tuple[int, Any]] = {}
+    for number, value in enumerate(values, start=1):
+        if value is None:
+            raise DataError(f"row {number} has no label in column {column!r}; remove it or label it")
+        if type(value) not in first:
+            first[type(value)] = (number, value)
+    if set(first) == {int, float}:
+        return float
+    if len(first) > 1:
+        seen = ", ".join(f"{_KIND_NAMES.get(t, t.__name__)} in row {n} ({v!r})" for t, (n, v) in first.items())
+        raise DataError(f"column {column!r} mixes types: {seen}; write all labels in one way")
+    kind = next(iter(first))
+    if kind not in _KIND_NAMES:
+        raise DataError(f"column {column!r} holds {kind.__name__}, not labels")
+    return kind
+
+
+def _checked(labels: LabelSet, values: Sequence[Any], column: str) -> LabelSet:
+    """Refuse a set or rows that teach nothing: one class."""
+    if len(set(labels.names)) < len(labels.names):
+        twice = next(name for name, count in Counter(labels.names).items() if count > 1)
+        raise DataError(f"column {column!r}: two classes have the name {twice!r}")
+    present = set(values)
+    if len(present) < 2 and not (labels.kind == "several" and present):
+        only = f" ({labels.names[0]!r})" if len(labels.names) == 1 else ""
+        raise DataError(
+            f"column {column!r} has {len(present)} class only{only}: a classifier needs at least two; is it the right "
+            "column, and is the file sorted by label while --max_rows cuts it?"
+        )
+    return labels
+
+
+def _class_names(rows: Dataset, column: str, name_column: str) -> dict[Any, str]:
+    """Names of the values of a label column, by another column."""
+    if name_column not in rows.column_names:
+        raise ConfigError(f"--label_name_column {name_column!r}: found {', '.join(rows.column_names)}")
+    names: dict[Any, str] = {}
+    for value, name in zip(rows[column][:], rows[name_column][:], strict=True):
+        if names.setdefault(value, str(name)) != str(name):
+            raise DataError(f"label {value!r} has two names in {name_column!r}: {names[value]!r} and {name!r}")
+    return names
+
+
+def _lookup(value: Any, ids: Mapping[Any, int], labels: LabelSet, place: str, column: str) -> int:
+    index = ids.get(value) if isinstance(value, str | int) else None
+    if index is None:
+        shown = ", ".join(labels.names[:10]) + (", ..." if len(labels.names) > 10 else "")
+        hint = "; unlabelled test rows cannot be scored" if value == -1 else ""
+        raise DataError(
+            f"{place}: {column} is {value!r}, which is none of the {len(labels.names)} labels {shown}{hint}"
+        )
+    return index

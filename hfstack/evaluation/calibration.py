@@ -1,0 +1,92 @@
+"""Whether a classifier's probabilities mean what they say: calibration error, reliability, and one temperature.
+
+Legend: N rows, C classes. For several labels a row every label is a question of its own, yes or no.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_expit, log_softmax, softmax
+
+from hfstack.errors import DataError
+
+Array = numpy.ndarray[Any, Any]
+
+_COLDEST, _HOTTEST = 0.05, 20.0
+
+
+def probabilities(logits: Array, problem_type: str, temperature: float | Array = 1.0) -> Array:
+    """Return the probabilities (N, C) of logits (N, C) over a temperature: softmax, or a sigmoid for several labels."""
+    scaled = numpy.asarray(logits, dtype=numpy.float64) / temperature
+    return expit(scaled) if problem_type == "multi_label_classification" else softmax(scaled, axis=1)
+
+
+def log_loss(logits: Array, targets: Array, problem_type: str, temperature: float | Array = 1.0) -> float:
+    """Return the mean negative log likelihood in nats a row, or a label where a row has several."""
+    scaled = numpy.asarray(logits, dtype=numpy.float64) / temperature
+    if problem_type == "multi_label_classification":
+        return float(-numpy.mean(targets * log_expit(scaled) + (1 - targets) * log_expit(-scaled)))
+    return float(-numpy.mean(log_softmax(scaled, axis=1)[numpy.arange(len(scaled)), targets.astype(int)]))
+
+
+def fit_temperature(logits: Array, targets: Array, problem_type: str) -> float:
+    """Return the temperature between 0.05 and 20 with the least log loss (Guo et al. 2017, arXiv:1706.04599, sec. 4.2).
+
+    It does not change which label is the first. Fit it on rows that were not trained on; it is then optimistic by one
+    parameter for those same rows.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    if not len(logits):
+        raise DataError("no rows to fit a temperature on")
+    found = minimize_scalar(
+        lambda log_t: log_loss(logits, targets, problem_type, float(numpy.exp(log_t))),
+        bounds=(numpy.log(_COLDEST), numpy.log(_HOTTEST)),
+        method="bounded",
+        options={"xatol": 1e-4},
+    )
+    return float(numpy.exp(found.x))
+
+
+def confidences(probability: Array, targets: Array, problem_type: str) -> tuple[Array, Array]:
+    """Return how sure the model is of what it says, and whether that is right (1 or 0), both (N) or (N * C)."""
+    if problem_type == "multi_label_classification":
+        said = probability >= 0.5
+        return numpy.where(said, probability, 1 - probability).ravel(), (said == (targets >= 0.5)).ravel().astype(float)
+    first = probability.argmax(axis=1)
+    return probability.max(axis=1), (first == targets).astype(float)
+
+
+def reliability_bins(confidence: Array, right: Array, *, bins: int = 15) -> list[list[float]]:
+    """Return [mean confidence, accuracy, rows] in equally wide bins of (0, 1], empty ones left out."""
+    index = numpy.clip(numpy.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    rows = []
+    for number in range(bins):
+        inside = index == number
+        if inside.any():
+            rows.append([float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum())])
+    return rows
+
+
+def calibration_error(bins: Sequence[Sequence[float]]) -> float:
+    """Return the expected calibration error: the mean gap of confidence and accuracy, weighted by the rows of a bin."""
+    total = sum(row[2] for row in bins)
+    if not total:
+        raise DataError("no rows to measure calibration on")
+    return sum(row[2] * abs(row[0] - row[1]) for row in bins) / total
+
+
+def cross_fitted_temperatures(logits: Array, targets: Array, problem_type: str, *, seed: int = 0) -> Array:
+    """Return a temperature for each row (N, 1) that was fitted on the other half of the rows, drawn by `seed`.
+
+    So the calibration of held-out rows is measured with a temperature that has not seen them.
+    """
+    side = numpy.random.default_rng(seed).permutation(len(logits)) % 2
+    found = numpy.ones((len(logits), 1))
+    for half in (0, 1):
+        if (side != half).any():
+            found[side == half] = fit_temperature(logits[side != half], targets[side != half], problem_type)
+    return found

@@ -1,0 +1,105 @@
+"""What a run keeps of held-out rows: metrics, tables of classes and mistakes, pictures, and every row's prediction."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+from accelerate import PartialState
+
+from hfstack.data.jsonl import write_jsonl
+from hfstack.evaluation.calibration import (
+    confidences,
+    cross_fitted_temperatures,
+    fit_temperature,
+    probabilities,
+    reliability_bins,
+)
+from hfstack.evaluation.classification import (
+    NUMBER,
+    SINGLE,
+    confusion_counts,
+    measure,
+    per_class_table,
+    predicted,
+    worst_mistakes,
+)
+from hfstack.evaluation.classification_picture import confusion_picture, reliability_picture
+from hfstack.evaluation.classify_rows import answers
+from hfstack.logs import get_logger
+from hfstack.models.classifier import ClassifierInfo
+from hfstack.run import Run
+
+logger = get_logger(__name__)
+
+Array = numpy.ndarray[Any, Any]
+
+_FEW_ROWS = 20
+
+
+def calibrate(logits: Array, targets: Array, info: ClassifierInfo, *, seed: int) -> Array | float:
+    """Set the temperature of a classifier by held-out rows; return what to measure those rows with.
+
+    That is for each row the temperature of the other half, which has not seen it. With fewer than 20 rows, or numbers
+    to predict, nothing is fitted.
+    """
+    if info.problem_type == NUMBER or len(logits) < _FEW_ROWS:
+        if info.problem_type != NUMBER:
+            logger.warning("no temperature is fitted: %d held-out rows are fewer than %d", len(logits), _FEW_ROWS)
+        return 1.0
+    info.temperature = fit_temperature(logits, targets, info.problem_type)
+    return cross_fitted_temperatures(logits, targets, info.problem_type, seed=seed)
+
+
+def record_results(
+    run: Run,
+    logits: Array,
+    targets: Array,
+    *,
+    texts: Sequence[str],
+    info: ClassifierInfo,
+    temperature: Array | float = 1.0,
+    seed: int = 0,
+    split: str = "eval",
+) -> dict[str, float]:
+    """Add tables, pictures and predictions of held-out rows to a run; return the metrics, `<split>_...`."""
+    names = info.names
+    if info.problem_type != NUMBER:
+        said = predicted(logits, info.problem_type)
+        run.add_table(f"{split} classes", *per_class_table(said, targets, info.problem_type, names))
+        pictures = {f"{split}_reliability": _reliability(logits, targets, info.problem_type, temperature)}
+        if info.problem_type == SINGLE:
+            counts = confusion_counts(said, targets, len(names))
+            pictures[f"{split}_confusion"] = confusion_picture(counts.tolist(), names)
+        for name, picture in pictures.items():
+            if PartialState().is_main_process:
+                (run.output_dir / f"{name}.svg").write_text(picture, encoding="utf-8")
+            run.add_artifact(name, f"{name}.svg")
+    mistakes = worst_mistakes(texts, logits / temperature, targets, info.problem_type, names=names)
+    run.add_table(f"{split} most confident mistakes", *mistakes)
+    if PartialState().is_main_process:
+        with write_jsonl(run.output_dir / f"{split}_predictions.jsonl") as add:
+            for text, target, answer in zip(texts, targets.tolist(), answers(logits, info), strict=True):
+                add({"text": text, "true": _true(target, info), **answer})
+    run.add_artifact(f"{split}_predictions", f"{split}_predictions.jsonl")
+    found = measure(logits, targets, info.problem_type, temperature=temperature, seed=seed)
+    return {f"{split}_{name}": value for name, value in found.items()}
+
+
+def _reliability(logits: Array, targets: Array, problem_type: str, temperature: Array | float) -> str:
+    """The diagram with and without the temperature."""
+    curves: dict[str, Sequence[Sequence[float]]] = {}
+    plain = confidences(probabilities(logits, problem_type), targets, problem_type)
+    curves["as trained"] = reliability_bins(*plain)
+    if not isinstance(temperature, float):
+        scaled = confidences(probabilities(logits, problem_type, temperature), targets, problem_type)
+        curves["with temperature"] = reliability_bins(*scaled)
+    return reliability_picture(curves)
+
+
+def _true(target: Any, info: ClassifierInfo) -> Any:
+    """A target as its name, its names, or the number that it is."""
+    if info.problem_type == NUMBER:
+        return target
+    if isinstance(target, list):
+        return [name for name, has in zip(info.names, target, strict=True) if has]
+    return info.names[int(target)]

@@ -1,0 +1,124 @@
+"""What a classifier says of rows: logits in batches of one length, and the answers that `predict` writes.
+
+Legend: N rows, B rows of a batch, T tokens of the longest, C outputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig
+
+from hfstack.data.text_rows import choose_max_length, encode_texts, pad_rows, read_texts
+from hfstack.errors import DataError
+from hfstack.evaluation.calibration import probabilities
+from hfstack.evaluation.classification import NUMBER, SEVERAL
+from hfstack.evaluation.predicting import Predictor, by_length
+from hfstack.logs import get_logger
+from hfstack.models.classifier import ClassifierInfo, load_trained_classifier
+from hfstack.models.loading import context_length
+from hfstack.models.reward_model import padding_id
+
+logger = get_logger(__name__)
+
+
+@torch.no_grad()
+def classify_logits(
+    model: torch.nn.Module, rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, batch_size: int = 32
+) -> numpy.ndarray[Any, Any]:
+    """Return the logits (N, C) of encoded rows, in order, computed in batches of about one length."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+
+    def score(batch: list[Mapping[str, Any]]) -> list[Any]:
+        plain = [{name: value for name, value in row.items() if name != "labels"} for row in batch]
+        inputs = {name: tensor.to(device) for name, tensor in pad_rows(plain, pad_token_id=pad_token_id).items()}
+        return list(model(**inputs).logits.float().cpu().numpy())  # B arrays of (C,)
+
+    found = by_length(rows, [len(row["input_ids"]) for row in rows], score, batch_size)
+    model.train(training)
+    return numpy.stack(found)
+
+
+def answers(logits: numpy.ndarray[Any, Any], info: ClassifierInfo) -> list[dict[str, Any]]:
+    """Return what `predict` writes of each row, with the model's temperature applied.
+
+    One class: `label`, its `probability`, and `probabilities` by label. Several: `labels` (those above one half) and
+    `probabilities`. A number: `value`.
+    """
+    if info.problem_type == NUMBER:
+        return [{"value": float(value)} for value in logits[:, 0]]
+    chance = probabilities(logits, info.problem_type, info.temperature)
+    rows: list[dict[str, Any]] = []
+    for each in chance:
+        shown = {name: round(float(value), 6) for name, value in zip(info.names, each, strict=True)}
+        if info.problem_type == SEVERAL:
+            rows.append(
+                {"labels": [n for n, p in zip(info.names, each, strict=True) if p > 0.5], "probabilities": shown}
+            )
+        else:
+            best = int(each.argmax())
+            rows.append({"label": info.names[best], "probability": round(float(each[best]), 6), "probabilities": shown})
+    return rows
+
+
+def load_classify_predictor(
+    args: ModelConfig, *, columns: tuple[str | None, str | None], batch_size: int, max_length: int | None
+) -> Predictor:
+    """Load a finished classifier and return what answers rows: labels and probabilities, or numbers.
+
+    Args:
+        columns: of the texts; None for those that the model was trained on.
+        max_length: tokens after which a text is cut; None for what it was trained with.
+
+    Raises:
+        CheckpointError: there is no whole classifier.
+        ConfigError: `max_length` is more than the model reads.
+    """
+    model, tokenizer, info = load_trained_classifier(args)
+    model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
+    limit = choose_max_length(max_length, context_length(model.config), tokenizer.model_max_length)
+    if max_length is None and info.max_length is not None:
+        limit = info.max_length
+    names = (columns[0] or info.text_column, columns[1] or info.text_pair_column)
+    pad = padding_id(tokenizer)
+    seen = 0
+
+    def predict(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        nonlocal seen
+        encoded = _encode(rows, names, tokenizer, limit, first_row=seen + 1)
+        seen += len(rows)
+        return answers(classify_logits(model, encoded, pad_token_id=pad, batch_size=batch_size), info)
+
+    return predict
+
+
+def _encode(
+    rows: Sequence[dict[str, Any]],
+    columns: tuple[str, str | None],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    *,
+    first_row: int,
+) -> list[dict[str, list[int]]]:
+    """Encode rows; an empty text is a mistake here too, since what is said of it means nothing."""
+    for index, row in enumerate(rows):
+        if absent := [name for name in columns if name is not None and name not in row]:
+            raise DataError(
+                f"row {first_row + index} has no column {absent[0]!r}, found {', '.join(row)}; set --text_column or "
+                "--text_pair_column"
+            )
+    values = {name: [row[name] for row in rows] for name in columns if name is not None}
+    texts, pairs, empty = read_texts(values, columns, first_row=first_row)
+    if empty:
+        raise DataError(f"row {first_row + empty[0]}: the text is empty; remove the row")
+    encoded = encode_texts(tokenizer, texts, pairs, max_length=None)
+    if max_length is None or max(len(row["input_ids"]) for row in encoded) <= max_length:
+        return encoded
+    long = sum(len(row["input_ids"]) > max_length for row in encoded)
+    logger.warning("%d of rows %d to %d are cut at %d tokens", long, first_row, first_row + len(rows) - 1, max_length)
+    return encode_texts(tokenizer, texts, pairs, max_length=max_length)

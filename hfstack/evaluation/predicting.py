@@ -1,0 +1,135 @@
+"""Predict the rows of a file with a finished model: order kept, in constant memory, going on where it was stopped.
+
+A task is one function that loads the model and returns a `Predictor`: rows in, as many rows of answers out. The recipe
+`predict` has the table of tasks, by the model's architecture.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from transformers import AutoConfig
+from trl import ModelConfig
+
+from hfstack.errors import CheckpointError, ConfigError, DataError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+Predictor = Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
+"""Takes some rows of the file, returns the answer to each, in order. A row that cannot be read is a DataError."""
+
+_ADAPTER_TASKS = {
+    "SEQ_CLS": "SequenceClassification",
+    "TOKEN_CLS": "TokenClassification",
+    "QUESTION_ANS": "QuestionAnswering",
+    "SEQ_2_SEQ_LM": "ConditionalGeneration",
+}
+
+
+def task_of(args: ModelConfig, tasks: Iterable[str]) -> str:
+    """Return which of `tasks` a model was trained for: the ending of its architecture's name, or its adapter's task.
+
+    Raises:
+        ConfigError: no model was named, or it was trained for none of them.
+        CheckpointError: there is no model.
+    """
+    name = args.model_name_or_path
+    if name is None:
+        raise ConfigError("--model_name_or_path is required: the output directory of a run, or a Hub id")
+    known = list(tasks)
+    if (Path(name) / "adapter_config.json").is_file():
+        kind = str(PeftConfig.from_pretrained(name).task_type)
+        found = [_ADAPTER_TASKS.get(kind, kind)]
+    else:
+        try:
+            config = AutoConfig.from_pretrained(name, revision=args.model_revision)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{name}: no model there: {' '.join(str(error).split())[:160]}") from error
+        found = list(config.architectures or [])
+    for task in known:
+        if any(architecture.endswith(task) for architecture in found):
+            return task
+    shown = ", ".join(found) or "no architecture"
+    raise ConfigError(f"{name} is a model of {shown}; predict takes models for {', '.join(known)}")
+
+
+def write_predictions(
+    rows: Iterable[dict[str, Any]],
+    predict: Predictor,
+    path: Path,
+    *,
+    identity: str,
+    keep: Sequence[str] = (),
+    window_rows: int = 1024,
+) -> int:
+    """Write one line for each row to `path`, which is there when all of them are; return their number.
+
+    What has been written before an interruption is kept in a hidden file beside it and not predicted again, when
+    `identity` is the same.
+
+    Args:
+        identity: what the predictions depend on: the content of model and data, and the settings.
+        keep: columns of the rows that are repeated in the lines.
+        window_rows: rows that are in memory at once; a predictor may order them by length.
+
+    Raises:
+        DataError: the file cannot be written, a kept column is missing, or there are fewer rows than were written.
+    """
+    digest = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
+    begun = path.with_name(f".{path.name}.{digest}")
+    for other in path.parent.glob(f".{path.name}.*"):
+        if other != begun:
+            other.unlink()
+    done = _whole_lines(begun)
+    if done:
+        logger.info("%s: going on after %d rows", path, done)
+    stream = iter(rows)
+    if sum(1 for _ in islice(stream, done)) < done:
+        raise DataError(f"{begun} has {done} predictions, more than there are rows; remove it")
+    total = done
+    try:
+        with begun.open("a", encoding="utf-8", newline="\n") as file:
+            while window := list(islice(stream, window_rows)):
+                for row, answer in zip(window, predict(window), strict=True):
+                    if absent := [name for name in keep if name not in row]:
+                        raise DataError(f"--keep_columns {absent[0]}: row {total + 1} has {', '.join(row)}")
+                    line = {name: row[name] for name in keep} | answer
+                    file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+                    total += 1
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+    begun.replace(path)
+    return total
+
+
+def by_length(rows: Sequence[Any], lengths: Sequence[int], score: Callable[[list[Any]], list[Any]], size: int) -> list:
+    """Return `score` of the rows, in order, computed in batches of `size` of about one length, longest first."""
+    order = sorted(range(len(rows)), key=lambda index: -lengths[index])
+    found: list[Any] = [None] * len(rows)
+    for first in range(0, len(order), size):
+        batch = order[first : first + size]
+        for index, answer in zip(batch, score([rows[index] for index in batch]), strict=True):
+            found[index] = answer
+    return found
+
+
+def _whole_lines(path: Path) -> int:
+    """Count the lines of a file, and cut off a last one that was not written to its end."""
+    if not path.is_file():
+        return 0
+    count = end = 0
+    with path.open("rb+") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            count, end = count + 1, end + len(line)
+        file.truncate(end)
+    return count

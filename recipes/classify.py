@@ -1,0 +1,120 @@
+"""Train a classifier of texts or pairs of texts (one class, several labels, or a number), and say how far to trust it.
+
+    accelerate launch recipes/classify.py --config recipes/classify.yaml --learning_rate 5e-5
+    hfstack run classify --learning_rate 5e-5                       # the same, shorter
+
+reads   rows with a text, or two, and a label; or a task of GLUE by name; an encoder, a causal model or an architecture
+writes  the model with its head (or adapter and head), classifier.json, predictions, pictures and run.json
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy
+from peft import get_peft_model
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from trl import ModelConfig
+
+from hfstack.config import command_line, refusals_of_upstream
+from hfstack.data.labels import class_weights
+from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.data.text_rows import choose_max_length, pad_rows
+from hfstack.evaluation.classification import trainer_metrics
+from hfstack.evaluation.classification_report import calibrate, record_results
+from hfstack.evaluation.classify_rows import classify_logits
+from hfstack.models.classifier import ClassifierInfo, freeze_encoder, load_classifier
+from hfstack.models.loading import context_length, find_architecture, load_tokenizer
+from hfstack.models.reward_model import padding_id, reward_lora_config
+from hfstack.run import Run
+from hfstack.training.checkpointing import protect
+from hfstack.training.classify_data import LabelArgs, encode_split, load_labelled
+from hfstack.training.classifying import check_encoder_settings, classification_loss, trainer_settings
+from hfstack.training.settings import check_settings
+
+
+@dataclass
+class ClassifyArgs:
+    """What a classifier needs beside the upstream settings."""
+
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer: a folder or a Hub id; the model's own by default."""
+    class_weights: bool = False
+    """Weigh classes by how rare they are in the train rows, so that each counts the same."""
+    freeze_encoder: bool = False
+    """Train the head only, on an encoder that stays as it is."""
+    attention_dropout: float | None = 0.0
+    """Dropout of attention weights; 0 lets a CPU use its fused attention. `null` in YAML keeps the model's own."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations without a better --metric_for_best_model; needs --load_best_model_at_end."""
+    calibrate: bool = True
+    """Fit a temperature on the held-out rows and save it with the model, so that its probabilities are frequencies."""
+
+
+def main(
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    label_args: LabelArgs,
+    classify_args: ClassifyArgs,
+    training_args: TrainingArguments,
+) -> dict[str, float]:
+    """Train, measure on held-out rows and save; return the metrics."""
+    settings = (model_args, data_args, label_args, classify_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
+        checkpoint = run.checkpoint
+        check_settings(training_args, early_stopping_patience=classify_args.early_stopping_patience)
+        architecture = find_architecture(model_args.model_name_or_path or "") is not None
+        frozen = classify_args.freeze_encoder
+        check_encoder_settings(use_peft=model_args.use_peft, freeze_encoder=frozen, architecture=architecture)
+        for parent in (model_args.model_name_or_path, classify_args.tokenizer_name_or_path):
+            run.add_parent(parent)
+        labelled = load_labelled(data_args, label_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("eval", describe_sources(data_args.eval_datasets))
+
+        labels, new_modules = labelled.labels, list[str]()
+        tokenizer = load_tokenizer(model_args, classify_args.tokenizer_name_or_path)
+        model: Any = load_classifier(
+            model_args, tokenizer, problem_type=labels.problem_type, id2label=labels.id2label,
+            attention_dropout=classify_args.attention_dropout, new_modules=new_modules,
+        )  # fmt: skip
+        max_length = choose_max_length(label_args.max_length, context_length(model.config), tokenizer.model_max_length)
+        options: dict[str, Any] = {"max_length": max_length, "overlong": label_args.overlong}
+        options["skip_empty"] = data_args.on_bad_row != "fail"
+        encoded = {name: encode_split(labelled, name, tokenizer, **options) for name in labelled.splits}
+        info = ClassifierInfo(labels.problem_type, list(labels.names), *labelled.columns, max_length=max_length)
+        if frozen:
+            freeze_encoder(model, new_modules)
+        adapter = reward_lora_config(model_args, new_modules)
+        model = get_peft_model(model, adapter) if adapter is not None else model
+        weights = class_weights(encoded["train"].targets, labels) if classify_args.class_weights else None
+        patience, pad = classify_args.early_stopping_patience, padding_id(tokenizer)
+        early_stopping: list[TrainerCallback] = [] if patience is None else [EarlyStoppingCallback(patience)]
+        with refusals_of_upstream():
+            trainer = Trainer(
+                model=model,
+                args=trainer_settings(training_args, labels.problem_type, labels.count, labelled.task),
+                train_dataset=encoded["train"].rows,
+                eval_dataset=encoded["eval"].rows if "eval" in encoded else None,
+                processing_class=tokenizer,
+                data_collator=partial(pad_rows, pad_token_id=pad),
+                compute_loss_func=classification_loss(labels.problem_type, weights),
+                compute_metrics=trainer_metrics(labels.problem_type),
+                callbacks=[*early_stopping, *protect(run)],
+            )
+        loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
+        metrics: dict[str, float] = {"train_loss": loss, "train_rows": len(encoded["train"].rows)}
+        for name in [name for name in encoded if name != "train"]:
+            rows, targets = encoded[name].rows.to_list(), numpy.asarray(encoded[name].targets)
+            logits, heat = classify_logits(model, rows, pad_token_id=pad), 1.0
+            if classify_args.calibrate and name == "eval":
+                heat = calibrate(logits, targets, info, seed=training_args.seed)
+            shown: Any = {"texts": encoded[name].texts, "info": info, "temperature": heat, "split": name}
+            metrics |= record_results(run, logits, targets, **shown)
+        info.save(run.output_dir)
+        run.add_artifact("classifier", "classifier.json")
+        return run.finish(metrics, trainer)
+
+
+if __name__ == "__main__":
+    command_line(main)

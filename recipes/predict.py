@@ -1,0 +1,87 @@
+"""Predict every row of a file with a finished model: labels and probabilities, numbers, spans or text.
+
+    accelerate launch recipes/predict.py --config recipes/predict.yaml --model_name_or_path runs/classify
+    hfstack run predict --model_name_or_path runs/classify --datasets new.jsonl     # the same, shorter
+
+reads   a model that classify has trained, or one like it; rows with its columns, labels are not needed
+writes  predictions.jsonl in --output_dir, a line for each row, in order
+"""
+
+from dataclasses import dataclass, field
+
+from trl import ModelConfig
+
+from hfstack.config import command_line
+from hfstack.data.sources import OnBadRow, Source, describe_sources, iterate_rows
+from hfstack.errors import ConfigError
+from hfstack.evaluation.classify_rows import load_classify_predictor
+from hfstack.evaluation.predicting import task_of, write_predictions
+from hfstack.run import Run, RunArgs
+
+# What a model was trained for -> what loads it. Each returns a function from rows to as many answers.
+TASKS = {
+    "SequenceClassification": load_classify_predictor,
+}
+
+
+@dataclass
+class PredictArgs:
+    """What to predict, and how."""
+
+    datasets: list[Source]
+    """Rows to predict: local files, globs, folders or Hub ids."""
+    text_column: str | None = None
+    """Column of the text (of the question, for answer); by default the one that the model was trained on."""
+    text_pair_column: str | None = None
+    """Column of the second text (of the context, for answer); by default the one that the model was trained on."""
+    keep_columns: list[str] = field(default_factory=list)
+    """Columns of the rows to repeat in the predictions, such as an id."""
+    batch_size: int = 32
+    """Rows of a forward pass."""
+    max_length: int | None = None
+    """Longest text in tokens, the rest is cut; by default what the model was trained with."""
+    max_rows: int | None = None
+    """Predict at most this many rows of each dataset; all by default."""
+    on_bad_row: OnBadRow = "fail"
+    """What to do with a malformed row of a local file: fail, skip it, or quarantine it into a file."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_length", "max_rows"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {value}")
+
+
+def main(model_args: ModelConfig, predict_args: PredictArgs, run_args: RunArgs) -> dict[str, float]:
+    """Predict and write; return how many rows."""
+    with Run.start(__file__, run_args.output_dir, model_args, predict_args, run_args) as run:
+        run.add_parent(model_args.model_name_or_path)
+        load = TASKS[task_of(model_args, TASKS)]
+        predict = load(
+            model_args,
+            columns=(predict_args.text_column, predict_args.text_pair_column),
+            batch_size=predict_args.batch_size,
+            max_length=predict_args.max_length,
+        )
+        sources = [Source(each) if isinstance(each, str) else each for each in predict_args.datasets]
+        run.record_data("predict", describe_sources(sources))
+        rows = iterate_rows(
+            sources,
+            on_bad_row=predict_args.on_bad_row,
+            quarantine_file=run.output_dir / "quarantine.jsonl",
+            max_rows=predict_args.max_rows,
+        )
+        count = write_predictions(
+            rows,
+            predict,
+            run.output_dir / "predictions.jsonl",
+            identity=f"{run.record.config_hash} {run.record.models} {run.record.data}",
+            keep=predict_args.keep_columns,
+            window_rows=32 * predict_args.batch_size,
+        )
+        run.add_artifact("predictions", "predictions.jsonl")
+        print(f"{count} rows: {run.output_dir / 'predictions.jsonl'}")
+        return run.finish({"rows": count})
+
+
+if __name__ == "__main__":
+    command_line(main)
