@@ -46,7 +46,7 @@ class PPOConfig(TrainingArguments):
     num_ppo_epochs: int = 4
     """Passes over each rollout."""
     num_mini_batches: int = 1
-    """Optimizer steps of one pass over a rollout; it multiplies the episodes of a rollout, whatever the accumulation."""
+    """Optimizer steps of one pass over a rollout, whatever the accumulation; a rollout has so many batches."""
     max_tokens_per_microbatch: int | None = None
     """Tokens, padding included, of one forward and backward pass; longer ones are split by length. None: no bound."""
 

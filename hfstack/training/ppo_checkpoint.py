@@ -1,0 +1,81 @@
+"""Checkpoints of PPO: the policy as a plain model or adapter, the critic and PPO's own state in files beside it."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfstack.errors import CheckpointError
+from hfstack.models.value_head import CRITIC_ADAPTER, ActorCritic
+
+CRITIC_FILE = "critic.safetensors"
+STATE_FILE = "ppo_state.json"
+_ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def is_critic(name: str) -> bool:
+    """Whether a parameter of ActorCritic is the critic's, by its name."""
+    return name.startswith(("critic.", "v_head.")) or f".{CRITIC_ADAPTER}." in name
+
+
+def save_actor_critic(actor_critic: ActorCritic, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+    """Write the policy so that `from_pretrained` loads it, and the critic to critic.safetensors.
+
+    Args:
+        actor_critic: what is saved.
+        folder: created when it is not there.
+        state_dict: all weights, gathered from all processes; None where they are here anyway.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = actor_critic.state_dict() if state_dict is None else state_dict
+    policy = {name.removeprefix("policy."): value for name, value in weights.items() if name.startswith("policy.")}
+    if actor_critic.is_peft:
+        cast(Any, actor_critic.policy).save_pretrained(
+            str(folder), selected_adapters=[actor_critic.policy_adapter], state_dict=policy
+        )
+    else:
+        actor_critic.policy.save_pretrained(str(folder), state_dict=policy)
+    save_file({name: value.contiguous() for name, value in weights.items() if is_critic(name)}, folder / CRITIC_FILE)
+
+
+def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
+    """Read back what `save_actor_critic` wrote, bit by bit.
+
+    Raises:
+        CheckpointError: a file is missing, or the critic is of another kind.
+    """
+    if not (folder / CRITIC_FILE).is_file():
+        raise CheckpointError(f"{folder} has no {CRITIC_FILE}, so it is no checkpoint of PPO: name another")
+    if actor_critic.is_peft:
+        if not (folder / _ADAPTER_FILE).is_file():
+            raise CheckpointError(f"{folder} has no {_ADAPTER_FILE}: it was saved without --use_peft")
+        set_peft_model_state_dict(
+            actor_critic.policy, load_file(folder / _ADAPTER_FILE), adapter_name=str(actor_critic.policy_adapter)
+        )
+    else:
+        base = actor_critic.base
+        saved = cast(PreTrainedModel, type(base).from_pretrained(folder, dtype=base.dtype))
+        base.load_state_dict(saved.state_dict())
+    weights = load_file(folder / CRITIC_FILE)
+    expected = {name for name in actor_critic.state_dict() if is_critic(name)}
+    if expected != weights.keys():
+        other = sorted(expected ^ weights.keys())[0]
+        raise CheckpointError(f"{folder / CRITIC_FILE} is of another critic ({other} is in one only): keep --critic")
+    actor_critic.load_state_dict(weights, strict=False)
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write PPO's own numbers."""
+    (folder / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read PPO's own numbers back; raises CheckpointError when they are missing or torn."""
+    try:
+        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CheckpointError(f"{folder / STATE_FILE} is missing or torn: name another checkpoint") from None

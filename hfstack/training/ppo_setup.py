@@ -1,0 +1,275 @@
+"""What PPO begins with: policy, critic, reference and the tokens that end a completion, checked."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
+
+from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
+from hfstack.models.loading import load_tokenizer
+from hfstack.models.reward_model import load_reward_model
+from hfstack.models.turns import stop_at_end_of_turn
+from hfstack.models.value_head import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
+from hfstack.training.ppo_checkpoint import is_critic
+from hfstack.training.ppo_config import PPOConfig
+from hfstack.training.rollout import GenerateEngine, RolloutEngine, SamplingSettings
+from hfstack.training.sampling import NativeEngine
+
+logger = get_logger(__name__)
+
+_SHARED_HEAD_RATE = 10.0  # times the policy's: with one rate the trunk bends to values before the head knows them
+_DROPOUTS = ("attention_dropout", "dropout")  # plain numbers that attention modules read while they train
+
+
+def build_actor_critic(
+    model: PreTrainedModel | PeftModel,
+    args: PPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    peft_config: PeftConfig | None = None,
+) -> ActorCritic:
+    """Return policy and critic in one module, with what the reference needs inside a PEFT policy.
+
+    A PEFT model that comes in with its adapter may have been trained before, so its reference is a frozen copy of that
+    adapter (named "ref"); with `peft_config` the reference is the model with its adapter off.
+
+    Raises:
+        ConfigError: the model cannot write, the adapter settings contradict each other, or the critic does not fit.
+        CheckpointError: there is no model at `critic_model`.
+    """
+    reference_adapter = None
+    if isinstance(model, PeftModel):
+        if peft_config is not None:
+            raise ConfigError(
+                "the model has an adapter already, so peft_config would add a second: merge it, or drop one"
+            )
+        if args.kl_coef > 0:
+            _copy_adapter(model)
+            reference_adapter = REFERENCE_ADAPTER
+    elif peft_config is not None:
+        model = cast(PeftModel, get_peft_model(model, peft_config))
+    kind = _critic_kind(args, is_peft=isinstance(model, PeftModel))
+    backbone, head = None, None
+    if kind == "separate":
+        backbone, head = _separate_critic(model, args, tokenizer)
+    elif kind == "adapter":
+        assert isinstance(model, PeftModel)
+        _add_critic_adapter(model)
+    actor_critic = ActorCritic(
+        model,
+        critic=kind,
+        backbone=backbone,
+        head=head,
+        head_init_std=args.value_head_init_std,
+        detach_value=args.detach_value,
+        reference_adapter=reference_adapter,
+    )
+    actor_critic.check_head()
+    if args.disable_dropout:
+        turn_off_dropout(actor_critic)
+    return actor_critic
+
+
+def build_reference(
+    actor_critic: ActorCritic, args: PPOConfig, reference_model: PreTrainedModel | None
+) -> ActorCritic | None:
+    """Return the frozen reference, or None where the policy holds it itself (PEFT) or no KL is asked for.
+
+    Raises:
+        ConfigError: a reference model with another vocabulary, or one beside a PEFT policy.
+    """
+    if reference_model is None and (args.kl_coef == 0 or actor_critic.is_peft):
+        return None
+    if reference_model is not None and args.kl_coef == 0:
+        raise ConfigError("--kl_coef 0 turns the KL off, so the reference model would be loaded for nothing: drop one")
+    if reference_model is not None and reference_model.config.vocab_size != actor_critic.config.vocab_size:
+        raise ConfigError(
+            f"the reference model has {reference_model.config.vocab_size} tokens, the policy "
+            f"{actor_critic.config.vocab_size}: a KL needs the same vocabulary"
+        )
+    frozen = copy.deepcopy(actor_critic.base) if reference_model is None else reference_model
+    reference = ActorCritic(frozen).requires_grad_(False).eval()
+    turn_off_dropout(reference)
+    return reference
+
+
+def stop_tokens(actor_critic: ActorCritic, args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the tokens that end a completion.
+
+    Raises ConfigError when there is none, or one is outside the vocabulary.
+    """
+    chosen = args.stop_token_ids or stop_at_end_of_turn(actor_critic.base, tokenizer)
+    if not chosen:
+        raise ConfigError(
+            "neither the tokenizer nor the model has an eos token, so no completion would end: set --stop_token_ids"
+        )
+    rows = actor_critic.config.get_text_config().vocab_size
+    if wrong := [token for token in chosen if not 0 <= token < rows]:
+        raise ConfigError(f"--stop_token_ids {wrong[0]} is outside the vocabulary of {rows} tokens")
+    return tuple(chosen)
+
+
+def sampling_settings(args: PPOConfig, *, stops: tuple[int, ...], pad_token_id: int) -> SamplingSettings:
+    """How completions are sampled, for any engine."""
+    return SamplingSettings(
+        max_new_tokens=args.max_completion_length,
+        stop_token_ids=stops,
+        pad_token_id=pad_token_id,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        batch_size=args.rollout_batch_size,
+    )
+
+
+def make_engine(args: PPOConfig, settings: SamplingSettings, *, largest: Callable[[int], int] | None) -> RolloutEngine:
+    """Return the engine that `rollout_engine` names.
+
+    Raises ConfigError for `generate` on sharded weights: its loop does not gather them.
+    """
+    if args.rollout_engine == "generate":
+        if largest is not None:
+            raise ConfigError("--rollout_engine generate does not gather weights that FSDP has sharded: use native")
+        return GenerateEngine(settings)
+    return NativeEngine(settings, largest=largest)
+
+
+def check_data(dataset: Any, *, needed: int) -> Dataset:
+    """Return the rows, which must have a length and a column `prompt`.
+
+    Raises:
+        DataError: rows that are streamed, no rows at all, or no column `prompt`.
+    """
+    if not isinstance(dataset, Dataset):
+        raise DataError("PPO draws prompts by their number, so rows cannot be streamed: drop --streaming")
+    if len(dataset) < needed:
+        raise DataError(f"{len(dataset)} prompts, but at least {needed} are needed: give more")
+    if "prompt" not in dataset.column_names:
+        raise DataError(f"the rows need a column 'prompt'; found: {', '.join(dataset.column_names) or 'none'}")
+    return dataset
+
+
+def set_lengths(args: PPOConfig, prompts: int) -> None:
+    """Express the length of training in optimizer steps, and round intervals up to whole rollouts."""
+    episodes = args.rollout_size * args.world_size
+    if args.max_steps <= 0:
+        wanted = args.num_train_epochs * prompts if args.total_episodes is None else args.total_episodes
+        args.max_steps = math.ceil(wanted / episodes) * args.steps_per_rollout
+    for name in ("save_steps", "eval_steps", "logging_steps"):
+        steps = getattr(args, name)
+        if steps:
+            whole = args.whole_rollouts(steps * args.max_steps if steps < 1 else steps)
+            if whole != steps and name != "logging_steps":
+                logger.info("--%s %g becomes %d optimizer steps: whole rollouts", name, steps, whole)
+            setattr(args, name, whole)
+
+
+def parameter_groups(model: nn.Module, args: PPOConfig, *, decayed: set[str], shared: bool) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: policy and critic, each with and without weight decay.
+
+    Args:
+        model: the ActorCritic.
+        args: for the learning rates and the weight decay.
+        decayed: names of the parameters that decay.
+        shared: the critic is a head on the policy, whose rate is higher unless one is set.
+    """
+    rate = args.critic_learning_rate
+    if rate is None:
+        rate = args.learning_rate * (_SHARED_HEAD_RATE if shared else 1.0)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((is_critic(name), name in decayed), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "weight_decay": args.weight_decay if decays else 0.0,
+            "lr": rate if of_critic else args.learning_rate,
+        }
+        for (of_critic, decays), members in groups.items()
+    ]
+
+
+def turn_off_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0, also the numbers that attention reads from its configuration."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in _DROPOUTS:
+            if isinstance(module.__dict__.get(name), float):
+                setattr(module, name, 0.0)
+
+
+def _critic_kind(args: PPOConfig, *, is_peft: bool) -> str:
+    """The critic that was asked for, or the default: an adapter beside an adapter, else a model of its own."""
+    if args.critic == "adapter" and not is_peft:
+        raise ConfigError("--critic adapter needs a policy with an adapter: add --use_peft, or use --critic separate")
+    if args.critic is not None:
+        return args.critic
+    if args.detach_value:
+        return "shared"
+    return "adapter" if is_peft and args.critic_model is None else "separate"
+
+
+def _separate_critic(
+    model: PreTrainedModel | PeftModel, args: PPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, nn.Linear | None]:
+    """A transformer of the critic's own, and a head when it comes with one that was trained."""
+    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    if args.critic_model is None:
+        return copy.deepcopy(base.base_model), None
+    settings = ModelConfig(model_name_or_path=args.critic_model, dtype=str(base.dtype).removeprefix("torch."))
+    if load_tokenizer(settings).get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"--critic_model {args.critic_model} has another tokenizer than the policy, whose tokens it would read: "
+            "train it from the same model"
+        )
+    untrained: list[str] = []
+    loaded = load_reward_model(settings, tokenizer, new_modules=untrained)
+    whole = loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
+    try:
+        score = cast(nn.Linear, whole.get_submodule("score"))
+    except AttributeError:
+        raise ConfigError(
+            f"--critic_model {args.critic_model} is a {type(whole).__name__}, which reads in both directions: a value "
+            "must not see the tokens after it, so name a causal model"
+        ) from None
+    backbone = cast(PreTrainedModel, whole.base_model).requires_grad_(True)
+    if untrained:
+        return backbone, None
+    head = nn.Linear(score.in_features, 1, dtype=torch.float32)
+    with torch.no_grad():
+        head.weight.copy_(score.weight)
+        head.bias.zero_()
+    return backbone, head
+
+
+def _copy_adapter(model: PeftModel) -> None:
+    """Keep a frozen copy of the active adapter as the reference."""
+    active = model.active_adapters[0]
+    weights = {name: value.clone() for name, value in get_peft_model_state_dict(model, adapter_name=active).items()}
+    model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]))
+    set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
+    model.set_adapter(active)
+    for name, parameter in model.named_parameters():
+        if f".{REFERENCE_ADAPTER}." in name:
+            parameter.requires_grad_(False)
+
+
+def _add_critic_adapter(model: PeftModel) -> None:
+    """Add a second adapter, new and trained, for the critic; the policy's stays active."""
+    active = model.active_adapters[0]
+    model.add_adapter(CRITIC_ADAPTER, copy.deepcopy(model.peft_config[active]))
+    model.set_adapter(active)
+    for name, parameter in model.named_parameters():
+        if f".{CRITIC_ADAPTER}." in name:
+            parameter.requires_grad_(True)
