@@ -15,8 +15,8 @@ from pathlib import Path
 from hfstack import __version__
 from hfstack.errors import ConfigError, HfstackError
 from hfstack.launching import LaunchOptions, plan, read_setting
-from hfstack.redaction import redact
-from hfstack.supervising import EXIT_MISTAKE, execute, say
+from hfstack.retrying import execute_again
+from hfstack.supervising import EXIT_MISTAKE, say
 
 _PACKAGE = Path(__file__).parent
 _SHIPPED = _PACKAGE / "_shipped"
@@ -34,6 +34,8 @@ belongs to the recipe.
 
   --processes N           how many processes train together (default 1): torchrun and gloo on a CPU, accelerate on GPUs
   --accelerate NAME|PATH  a config of accelerate instead: {configs}
+  --retries N             start again up to N times after a crash or a preemption, from the last checkpoint; stops early
+                          when three starts in a row bring no new checkpoint. A mistake of yours is not tried again.
   --log_file FILE         where the launcher's report goes (default OUTPUT_DIR.launch.log, several processes only)
   --nodes N               how many machines; give --processes as the sum over all of them
   --node_rank R           which of them this is, 0 first
@@ -41,7 +43,7 @@ belongs to the recipe.
 
   hfstack run RECIPE --help    every flag of that recipe
 """
-_LAUNCHER_OPTIONS = ("processes", "accelerate", "log_file", "nodes", "node_rank", "main_address")
+_LAUNCHER_OPTIONS = ("processes", "accelerate", "log_file", "nodes", "node_rank", "main_address", "retries")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,8 +137,7 @@ def _run(argv: list[str]) -> int:
     if read_setting("config", flags) is None and yaml.is_file() and not asks_help:
         flags = ["--config", str(_short(yaml)), *flags]
     launch = plan(_short(recipe), flags, _options(given), accelerate_configs=_short(ACCELERATE_CONFIGS))
-    print("+", redact(str(launch)), file=sys.stderr, flush=True)
-    return execute(launch)
+    return execute_again(launch)
 
 
 def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
@@ -187,6 +188,7 @@ def _options(given: dict[str, str]) -> LaunchOptions:
         nodes=count("nodes", 1) or 1,
         node_rank=count("node_rank", 0) or 0,
         main_address=given.get("main_address"),
+        retries=count("retries", 0) or 0,
     )
 
 

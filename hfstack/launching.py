@@ -33,6 +33,7 @@ class LaunchOptions:
     nodes: int = 1
     node_rank: int = 0
     main_address: str | None = None
+    retries: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Launch:
     processes: int
     output_dir: Path | None
     log_file: Path | None = None
+    retries: int = 0
+    resume_flags: tuple[str, ...] = ()
+
+    def resumed(self) -> "Launch":
+        """The same launch, going on from the last checkpoint; itself when it cannot or was told where to go on from."""
+        return dataclasses.replace(self, command=[*self.command, *self.resume_flags], resume_flags=())
 
     def __str__(self) -> str:
         """Return a line that a shell runs to the same effect."""
@@ -80,7 +87,9 @@ def plan(
     processes = options.processes or _default_processes(options, gpus)
     _check_counts(options, processes, gpus)
     output_dir = Path(text) if (text := read_setting("output_dir", flags)) else None
-    launch = Launch([], {"HFSTACK_PROCESSES": str(processes)}, "python", processes, output_dir)
+    launch = Launch([], {"HFSTACK_PROCESSES": str(processes)}, "python", processes, output_dir, retries=options.retries)
+    if trains and options.retries and read_setting("resume_from_checkpoint", flags) is None:
+        launch = dataclasses.replace(launch, resume_flags=("--resume_from_checkpoint", "last"))
 
     alone = options.accelerate is None or _distributed_type(options.accelerate) == "NO"
     if processes == 1 and alone and trains and gpus > 1:  # or the Trainer would use torch.nn.DataParallel on all

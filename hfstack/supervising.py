@@ -6,6 +6,7 @@ process writes goes to the terminal while it is written, and the exit code is re
 
 import contextlib
 import ctypes
+import dataclasses
 import io
 import json
 import os
@@ -15,20 +16,35 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from hfstack.errors import ConfigError
 from hfstack.launching import Launch
 from hfstack.redaction import redact
 
-EXIT_MISTAKE, EXIT_PREEMPTED = 1, 75
+EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 75, 130
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.1
 
 
-def execute(launch: Launch) -> int:
-    """Run a launch to its end and return 0 done, 1 a mistake or a failure, 75 preempted; 128 + n for signal n.
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How a launch ended: its exit code, whether it was asked to stop, and what run.json says if this launch wrote it.
+
+    `code` is 0 done, 1 a mistake or a failure, 75 preempted, 128 + n when it died of signal n.
+    """
+
+    code: int
+    stopped: bool = False
+    status: str | None = None
+    error_kind: str | None = None
+
+
+def execute(launch: Launch) -> Ending:
+    """Run a launch to its end.
 
     Raises:
         ConfigError: the log file cannot be written.
@@ -50,7 +66,7 @@ def execute(launch: Launch) -> int:
                 errors = stack.enter_context((folder / "stderr.log").open("wb"))
                 screen = _Screen(folder, "std*.log", copy=log)
         report_start = log.tell() if log else 0
-        stop = stack.enter_context(_StopSignals())
+        stop = stack.enter_context(_StopSignals(lambda: _stamp(run_file) != before))
         process = subprocess.Popen(
             command,
             env=environment,
@@ -59,19 +75,25 @@ def execute(launch: Launch) -> int:
             start_new_session=True,  # or the terminal would send Ctrl-C to the recipe as well
             preexec_fn=_stop_when_the_parent_dies if sys.platform == "linux" else None,
         )
-        stop.watch(process, through_launcher=launch.launcher == "accelerate")
+        stop.watch(process, launch.launcher)
         code = _wait(process, screen)
         stop.wait_for_workers()
+        written = _read(run_file) if _stamp(run_file) != before else {}
+        ending = Ending(code, bool(stop.received), written.get("status"), written.get("error_kind"))
+        early = stop.received and not written and (code < 0 or (code != 0 and run_file and launch.launcher != "python"))
+        if early:
+            say("stopped before the run began")
+            return dataclasses.replace(ending, code=128 + stop.received[0])
         if launch.launcher == "python":
             died_of_our_signal = bool(stop.received) and code in (-signal.SIGINT, -signal.SIGTERM)
-            return EXIT_PREEMPTED if died_of_our_signal else 128 - code if code < 0 else code
+            code = EXIT_PREEMPTED if died_of_our_signal else 128 - code if code < 0 else code
+            return dataclasses.replace(ending, code=code)
         report = _read_from(launch.log_file, report_start) if launch.launcher == "torchrun" else ""
-        status = _status(run_file) if _stamp(run_file) != before else None
-        result = outcome(code, status, report, stopped=bool(stop.received))
+        result = outcome(code, ending.status, report, stopped=bool(stop.received))
         if screen and result == EXIT_MISTAKE and launch.launcher == "torchrun":
             screen.explain_failure(report)
             say(f"the launcher's report and the output of every process are in {launch.log_file}")
-        return result
+        return dataclasses.replace(ending, code=result)
 
 
 def outcome(code: int, status: str | None, report: str, *, stopped: bool) -> int:
@@ -164,12 +186,16 @@ def _root_cause(report: str) -> tuple[int, int, str] | None:
 
 
 class _StopSignals:
-    """Hands the first Ctrl-C, SIGTERM or hang-up on to the recipe, once; the caller then waits while it saves."""
+    """Hands the first Ctrl-C, SIGTERM or hang-up on to the recipe, once; the caller then waits while it saves.
 
-    def __init__(self) -> None:
+    Launchers and schedulers send SIGTERM several times, so only a second Ctrl-C is taken for impatience.
+    """
+
+    def __init__(self, has_begun: Callable[[], bool]) -> None:
         self.received: list[int] = []
+        self._has_begun = has_begun
         self._process: subprocess.Popen[bytes] | None = None
-        self._through_launcher = False
+        self._through_launcher = self._through_any = False
         self._workers: list[int] = []
 
     def __enter__(self) -> "_StopSignals":
@@ -180,9 +206,10 @@ class _StopSignals:
         for name, handler in self._previous.items():
             signal.signal(name, handler)
 
-    def watch(self, process: "subprocess.Popen[bytes]", *, through_launcher: bool) -> None:
-        """Name the process to hand signals to; `through_launcher` reaches past a launcher that would just die."""
-        self._process, self._through_launcher = process, through_launcher
+    def watch(self, process: "subprocess.Popen[bytes]", launcher: str) -> None:
+        """Name the process to hand signals to, and what it is: accelerate would just die, so it is reached past."""
+        self._process, self._through_launcher = process, launcher == "accelerate"
+        self._through_any = launcher != "python"
         if self.received:
             self._hand_on(self.received[0])
 
@@ -202,15 +229,21 @@ class _StopSignals:
             for pid in [self._process.pid, *self._workers]:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
-        elif number == signal.SIGINT:
-            say("still waiting for the recipe to save; a third Ctrl-C kills it")
+        elif self.received.count(signal.SIGINT) == 2 and number == signal.SIGINT:
+            say("Ctrl-C again: it stops at once, without saving; a third kills it")
+            for pid in (self._through_any and self._workers) or [self._process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
 
     def _hand_on(self, number: int) -> None:
         assert self._process is not None
         self._workers = _children(self._process.pid)
+        begun = self._has_begun()  # before, there is nothing to save, and Ctrl-C would end imports in a traceback
         for pid in (self._through_launcher and self._workers) or [self._process.pid]:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM if number == signal.SIGHUP else number)
+                os.kill(pid, number if number == signal.SIGINT and begun else signal.SIGTERM)
+        if not begun:
+            return
         say(f"{signal.Signals(number).name} handed to the recipe; waiting while it saves")
 
 
@@ -249,11 +282,13 @@ def _stamp(path: Path | None) -> tuple[int, int, int] | None:
     return (found.st_mtime_ns, found.st_ino, found.st_size) if found else None
 
 
-def _status(path: Path | None) -> str | None:
+def _read(path: Path | None) -> dict[str, Any]:
+    """The content of run.json, or nothing while it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["status"] if path else None
-    except (OSError, ValueError, KeyError):
-        return None
+        values = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _read_from(path: Path | None, start: int) -> str:

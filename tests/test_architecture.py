@@ -22,13 +22,24 @@ FLOORS = [  # lowest first; an import points to a lower floor or stays in its ow
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 TOOLS = {  # beside the floors: what each may import of hfstack
-    "cli": {"errors", "launching", "supervising", "redaction"},
+    "cli": {"errors", "launching", "retrying", "supervising"},
+    "retrying": {"checkpoints", "errors", "launching", "redaction", "supervising"},
     "launching": {"errors"},
     "supervising": {"errors", "launching", "redaction"},
     "doctor": {"launching"},
     "reference": {"errors", "logs", "config"},
 }
-STANDARD_LIBRARY_ONLY = {"cli", "launching", "supervising", "doctor", "errors", "logs", "checkpoints", "redaction"}
+STANDARD_LIBRARY_ONLY = {
+    "cli",
+    "launching",
+    "supervising",
+    "retrying",
+    "doctor",
+    "errors",
+    "logs",
+    "checkpoints",
+    "redaction",
+}
 UPSTREAM = {"torch", "transformers", "trl", "datasets", "evaluate", "accelerate", "peft", "huggingface_hub", "numpy"}
 
 LIBRARY = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,88 @@
+"""Start a launch again after a crash or a preemption, from its last checkpoint. Standard library only."""
+
+import signal
+import sys
+import time
+
+from hfstack import errors
+from hfstack.checkpoints import newest_checkpoint, step_of
+from hfstack.errors import ConfigError, HfstackError
+from hfstack.launching import Launch
+from hfstack.redaction import redact
+from hfstack.supervising import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_PREEMPTED, Ending, execute, say
+
+_PAUSES_S = (1, 10, 60)  # before the next start, by how many in a row have brought no new checkpoint
+_FRUITLESS_STARTS = 3
+_MISTAKES = {
+    name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, HfstackError)
+}
+
+
+def execute_again(launch: Launch) -> int:
+    """Run a launch, again up to `launch.retries` times, and return the exit code of the last.
+
+    A launch is not tried again when it is done, when it was asked to stop, when the user made a mistake, or when three
+    in a row brought no new checkpoint.
+
+    Raises:
+        ConfigError: retries are asked for and no --output_dir says where the checkpoints are.
+    """
+    if launch.retries and launch.output_dir is None:
+        raise ConfigError("--retries needs --output_dir, where the run to go on with is looked for")
+    fruitless, reached, code = 0, _last_step(launch), 0
+    for start in range(1, launch.retries + 2):
+        current = launch.resumed() if launch.retries and _has_begun(launch) else launch
+        sys.stderr.write(f"+ {redact(str(current))}\n")
+        sys.stderr.flush()
+        ending = execute(current)
+        code, step = ending.code, _last_step(launch)
+        if code == 0 or ending.stopped or not launch.retries:
+            return code
+        if (reason := _mistake(ending)) is not None:
+            say(f"not started again: {reason}")
+            return code
+        fruitless = 0 if step > reached else fruitless + 1
+        reached = max(reached, step)
+        place = f"checkpoint-{reached}" if reached >= 0 else "the first step, because there is no checkpoint yet"
+        if start > launch.retries:
+            say(f"start {start} of {start} {_describe(code)}; it can go on from {place}")
+        elif fruitless == _FRUITLESS_STARTS:
+            say(f"start {start} {_describe(code)}, the third in a row without a new checkpoint: not started again")
+            return code
+        else:
+            pause_s = _PAUSES_S[min(fruitless, len(_PAUSES_S) - 1)]
+            say(f"start {start} of {launch.retries + 1} {_describe(code)}; the next, in {pause_s} s, is from {place}")
+            try:
+                time.sleep(pause_s)
+            except KeyboardInterrupt:
+                say("stopped between two starts")
+                return EXIT_INTERRUPTED
+    return code
+
+
+def _mistake(ending: Ending) -> str | None:
+    """Why an ending is no crash, or None when it is one."""
+    if ending.error_kind in _MISTAKES:
+        return f"{ending.error_kind} would come again"
+    if ending.code == EXIT_MISTAKE and ending.status is None:
+        return "it failed before the run began"
+    return None
+
+
+def _describe(code: int) -> str:
+    if code == EXIT_PREEMPTED:
+        return "was preempted"
+    if code > 128:
+        name = signal.Signals(code - 128).name
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"failed with exit code {code}"
+
+
+def _has_begun(launch: Launch) -> bool:
+    return launch.output_dir is not None and (launch.output_dir / "run.json").is_file()
+
+
+def _last_step(launch: Launch) -> int:
+    """The step of the newest checkpoint, or -1."""
+    newest = newest_checkpoint(launch.output_dir) if launch.output_dir else None
+    return -1 if newest is None else step_of(newest)
