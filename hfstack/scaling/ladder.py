@@ -1,0 +1,323 @@
+"""Sizes times token budgets to a list of rungs: HF configs, steps, batch, learning rate, and what each will cost.
+
+The rules, all here:
+
+- **Shape.** Width decides: depth is width / 64, at least 2, the proportion of GPT-2's and Llama's small models; heads
+  are 64 wide from width 256 on, 32 below, 16 below 64. Recurrent models keep their template's depth. Everything else
+  (MLP ratio, share of key/value heads, activation) is the template's. The width whose parameter count lies nearest to
+  the size asked for is taken. Kaplan et al. (2020, section 3.1): at a fixed size shape hardly matters.
+- **Learning rate and batch** follow the compute of the rung, as DeepSeek LLM fitted them (Bi et al. 2024,
+  arXiv:2401.02954, equation 1): rate 0.3118 C^-0.125 and batch 0.2920 C^0.3271 tokens. They fitted 1e17 to 2e19 FLOPs;
+  below that it is an extrapolation, and the rate is kept at 0.01 or less.
+- **Compute** is counted from the config by the function that is handed in, attention and output matrix included; 6ND,
+  with and without embeddings, stands beside it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from hfstack.errors import ConfigError
+
+Design = Literal["isoflop", "fixed_ratio", "grid"]
+
+WIDTH_PER_LAYER = 64
+LARGEST_RATE = 0.01
+LEAST_STEPS = 20
+"""Optimizer steps below which a rung says nothing: the schedule would be all warm-up."""
+
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+_DEPTHS = ("num_hidden_layers", "n_layer")
+_HEADS = ("num_attention_heads", "n_head")
+_INNERS = ("intermediate_size", "n_inner", "ffn_dim", "d_ff")
+_CONTEXTS = ("max_position_embeddings", "n_positions")
+_INNER_MULTIPLE = 32
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a config costs, as the caller counts it."""
+
+    parameters: int
+    """Shared ones once."""
+    non_embedding: int
+    """Without token and position tables and output matrix: Kaplan's N."""
+    train_flops_per_token: float
+    """Forward and backward, attention over the block and the output matrix included."""
+    method: str
+    """`formula` or `measured`."""
+
+
+Count = Callable[[dict[str, Any]], Costs]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One model to train: what it is, how long, how fast, and what that costs."""
+
+    name: str
+    family: str
+    """What the template is called: models of one family are fitted together."""
+    config: dict[str, Any]
+    """A Hugging Face config."""
+    costs: Costs
+    block_size: int
+    """Tokens of a sequence."""
+    micro_batch: int
+    """Sequences that one process takes at once."""
+    accumulation: int
+    """Micro-batches of one optimizer step."""
+    processes: int
+    steps: int
+    learning_rate: float
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.micro_batch * self.accumulation * self.processes
+
+    @property
+    def tokens(self) -> int:
+        """D: tokens that training reads, repeated ones counted again."""
+        return self.steps * self.sequences_per_step * self.block_size
+
+    @property
+    def flops(self) -> float:
+        """C, the full count."""
+        return self.costs.train_flops_per_token * self.tokens
+
+    @property
+    def flops_6nd(self) -> float:
+        """C as Chinchilla's 6ND."""
+        return 6.0 * self.costs.parameters * self.tokens
+
+    @property
+    def flops_kaplan(self) -> float:
+        """C as Kaplan's 6ND without embeddings."""
+        return 6.0 * self.costs.non_embedding * self.tokens
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What bounds a batch."""
+
+    processes: int = 1
+    most_sequences: int = 64
+    """Sequences that one process can take at once."""
+
+
+def build_ladder(
+    templates: Mapping[str, dict[str, Any]],
+    sizes: Sequence[float],
+    budgets: Sequence[float],
+    *,
+    design: Design,
+    block_size: int,
+    count: Count,
+    rate_scale: float = 1.0,
+    machine: Machine | None = None,
+) -> list[Rung]:
+    """Return the rungs of every family, cheapest first.
+
+    Args:
+        templates: family name to a Hugging Face config of that family, with the tokenizer's vocabulary.
+        sizes: parameters to aim at, embeddings included.
+        budgets: `isoflop`: FLOPs of each rung, so that larger models see fewer tokens; `fixed_ratio`: tokens per
+            parameter; `grid`: tokens of each rung.
+        design: see `budgets`; every size is combined with every budget.
+        block_size: tokens of a sequence.
+        count: parameters and FLOPs of a config.
+        rate_scale: multiplies the rule's learning rate.
+        machine: bounds the batch.
+
+    Raises:
+        ConfigError: a size or budget is not positive, two sizes give one shape, a config has no width to change, or a
+            budget is too small for a rung.
+    """
+    for name, values in (("sizes", sizes), ("budgets", budgets)):
+        if not values:
+            raise ConfigError(f"--{name} is empty: name at least one")
+        for value in values:
+            if not 0 < value < math.inf:
+                raise ConfigError(f"--{name} must be positive numbers, got {value:g}")
+    plan = partial(plan_rung, block_size=block_size, rate_scale=rate_scale, machine=machine)
+    rungs: list[Rung] = []
+    for family, template in templates.items():
+        known: dict[int, float] = {}
+        for size in sorted(sizes):
+            config, costs = config_of_size(template, size, block_size=block_size, count=count)
+            if costs.parameters in known:
+                raise ConfigError(
+                    f"--sizes {known[costs.parameters]:g} and {size:g} give the same {family} of {costs.parameters:,} "
+                    "parameters: spread them further apart, or use a smaller vocabulary"
+                )
+            known[costs.parameters] = size
+            for budget in sorted(budgets):
+                tokens = _tokens(design, budget, costs)
+                rung = plan(config, costs, tokens, family=family)
+                if rung.steps < LEAST_STEPS:
+                    least = _least_tokens(tokens, lambda more: plan(config, costs, more, family=family).steps)  # noqa: B023
+                    raise ConfigError(
+                        f"--budgets {budget:g} is too small for the {family} of {costs.parameters:,} parameters: "
+                        f"{tokens:,.0f} tokens are {rung.steps} steps of {rung.sequences_per_step} x {block_size}, and "
+                        f"{LEAST_STEPS} are the least; raise it to {budget * least / tokens:.2g}, or drop that size"
+                    )
+                rungs.append(rung)
+    return sorted(rungs, key=lambda rung: rung.flops)
+
+
+def _tokens(design: Design, budget: float, costs: Costs) -> float:
+    match design:
+        case "isoflop":
+            return budget / costs.train_flops_per_token
+        case "fixed_ratio":
+            return budget * costs.parameters
+        case "grid":
+            return budget
+
+
+def _least_tokens(tokens: float, steps_of: Callable[[float], int]) -> float:
+    """The tokens that are enough steps; batches grow with compute, so this is not in proportion."""
+    while steps_of(tokens) < LEAST_STEPS:
+        tokens *= 1.1
+    return tokens
+
+
+def plan_rung(
+    config: dict[str, Any],
+    costs: Costs,
+    tokens: float,
+    *,
+    family: str,
+    block_size: int,
+    rate_scale: float = 1.0,
+    machine: Machine | None = None,
+) -> Rung:
+    """Divide tokens into steps, with the batch and the learning rate of the compute that they cost."""
+    machine = machine or Machine()
+    flops = tokens * costs.train_flops_per_token
+    per_process = max(1, round(tokens_per_step(flops) / block_size / machine.processes))
+    accumulation = math.ceil(per_process / machine.most_sequences)
+    micro_batch = math.ceil(per_process / accumulation)
+    step_tokens = micro_batch * accumulation * machine.processes * block_size
+    steps = round(tokens / step_tokens)
+    return Rung(
+        name=f"{family}-{_compact(costs.parameters)}-{_compact(steps * step_tokens)}",
+        family=family,
+        config=config,
+        costs=costs,
+        block_size=block_size,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        processes=machine.processes,
+        steps=steps,
+        learning_rate=float(f"{min(LARGEST_RATE, learning_rate(flops)) * rate_scale:.4g}"),
+    )
+
+
+def learning_rate(flops: float) -> float:
+    """Return the peak learning rate for a compute, before the bound (Bi et al. 2024, equation 1)."""
+    return 0.3118 * flops**-0.125
+
+
+def tokens_per_step(flops: float) -> float:
+    """Return the batch in tokens for a compute (Bi et al. 2024, equation 1)."""
+    return 0.2920 * flops**0.3271
+
+
+def config_of_size(
+    template: dict[str, Any], size: float, *, block_size: int, count: Count
+) -> tuple[dict[str, Any], Costs]:
+    """Return the config, scaled in width and depth, whose parameters lie nearest to `size` in ratio, and its costs.
+
+    Raises:
+        ConfigError: the template has no width that can be changed.
+    """
+
+    def costs(width: int) -> Costs:
+        return count(scale_config(template, width, block_size=block_size))
+
+    at = 0
+    while costs(_width(at)).parameters < size and _width(at) < 2**15:
+        at = max(1, 2 * at)
+    low, high = at // 2, at  # the size lies between these two places of the row of widths
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if costs(_width(middle)).parameters < size else (low, middle)
+    nearest = min((low, high), key=lambda place: abs(math.log(costs(_width(place)).parameters / size)))
+    return scale_config(template, _width(nearest), block_size=block_size), costs(_width(nearest))
+
+
+def scale_config(template: dict[str, Any], width: int, *, block_size: int) -> dict[str, Any]:
+    """Return the template with another width, and the depth, heads, MLP and context that follow from it.
+
+    Raises:
+        ConfigError: the template has no known name for its width or depth.
+    """
+    config = dict(template)
+    names = {what: _name(config, options) for what, options in (("width", _WIDTHS), ("depth", _DEPTHS))}
+    for what, name in names.items():
+        if name is None:
+            raise ConfigError(
+                f"a config of model_type {template.get('model_type')!r} has no {what} under a known name "
+                f"({', '.join(_WIDTHS if what == 'width' else _DEPTHS)}): write a config.json for each rung instead"
+            )
+    width_name, depth_name = str(names["width"]), str(names["depth"])
+    before = template[width_name]
+    config[width_name] = width
+    heads_name = _name(config, _HEADS)
+    if heads_name is not None:  # attention: a Transformer
+        config[depth_name] = max(2, round(width / WIDTH_PER_LAYER))
+        heads = width // head_width(width)
+        config[heads_name] = heads
+        if config.get("num_key_value_heads"):
+            shared = max(1, round(template[heads_name] / template["num_key_value_heads"]))
+            config["num_key_value_heads"] = next(heads // n for n in range(shared, 0, -1) if heads % n == 0)
+        if config.get("head_dim"):
+            config["head_dim"] = head_width(width)
+    if (inner := _name(config, _INNERS)) is not None:
+        wanted = template[inner] / before * width
+        config[inner] = max(1, math.ceil(wanted / _INNER_MULTIPLE - 1e-9)) * _INNER_MULTIPLE
+    if config.get("embedding_size"):
+        config["embedding_size"] = width
+    if (context := _name(config, _CONTEXTS)) is not None:
+        config[context] = block_size
+    return config
+
+
+def head_width(width: int) -> int:
+    """Return the width of a head: 64 from 256 on, 32 below, 16 below 64."""
+    return 64 if width >= 256 else 32 if width >= 64 else 16
+
+
+def tokens_read(rung: Rung, blocks: int) -> int:
+    """Return the tokens that the rung's steps read from data of so many blocks, of which no part of a batch is used.
+
+    An epoch that does not divide into whole steps ends with a smaller one.
+    """
+    batches = blocks // (rung.micro_batch * rung.processes)
+    steps_per_epoch = math.ceil(batches / rung.accumulation)
+    epochs, rest = divmod(rung.steps, steps_per_epoch)
+    read = epochs * batches + min(batches, rest * rung.accumulation)
+    return read * rung.micro_batch * rung.processes * rung.block_size
+
+
+def _width(place: int) -> int:
+    """The widths that are tried: multiples of 16 to 64, of 32 to 256, of 64 beyond."""
+    if place < 4:
+        return 16 * (place + 1)
+    return 64 + 32 * (place - 3) if place < 10 else 256 + 64 * (place - 9)
+
+
+def _name(config: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Which of these names the config has a value under."""
+    return next((name for name in names if config.get(name) is not None), None)
+
+
+def _compact(value: float) -> str:
+    """`98k`, `2.05m`: three digits, fit for a folder's name."""
+    for limit, suffix in ((1e9, "b"), (1e6, "m"), (1e3, "k")):
+        if value >= limit * 0.9995:
+            return f"{value / limit:.3g}{suffix}"
+    return f"{value:.0f}"
