@@ -14,12 +14,13 @@ from hfstack.errors import CheckpointError
 
 CONFIG, ADAPTER_CONFIG, WEIGHTS_INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
+PUBLICATION = "publication.json"
 _TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt "
     "chat_template.jinja"
 ).split()
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 _RECURRENT = ("hfstack_gru", "hfstack_lstm")
 
 
@@ -157,7 +158,7 @@ def refuse_pickles(paths: Iterable[str], where: str) -> None:
     Raises CheckpointError.
     """
     for path in paths:
-        if path.lower().endswith(_PICKLES):
+        if path.lower().endswith(PICKLES):
             raise CheckpointError(
                 f"{where} has {path}, a format that can run code when it is loaded: keep weights as safetensors only"
             )

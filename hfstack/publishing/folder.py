@@ -10,9 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.publishing.bundle import Item, item
+from hfstack.publishing.bundle import PUBLICATION, Item, item
 
-PUBLICATION = "publication.json"
 _SCHEME = "file://"
 
 

@@ -10,6 +10,7 @@ repository as it was, and the next attempt does not send again what has arrived.
 """
 
 import hashlib
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_i
 
 from hfstack.errors import ConfigError, HubError
 from hfstack.logs import get_logger
-from hfstack.publishing.bundle import Item
+from hfstack.publishing.bundle import PICKLES, PUBLICATION, Item
 from hfstack.publishing.hub_failures import describe, is_network, passes, retry_after_s, status_of
 
 logger = get_logger(__name__)
@@ -169,6 +170,34 @@ def refuse_other_kind(target: Target) -> None:
                 f"--repo {target.repo}: that name is taken by a {kind} of yours, and this is a {target.repo_type}: "
                 "choose another"
             )
+
+
+def superseded(target: Target, revision: str, items: Sequence[Item], *, kind: str) -> list[str]:
+    """Return the files of an earlier publication that this one does not have, for the same commit to remove.
+
+    Args:
+        revision: the commit that will be the parent.
+        kind: what is about to be published.
+
+    Raises:
+        ConfigError: the repository holds another kind of thing, or weights of somebody else beside which these would
+            be loaded or not at random.
+    """
+    paths = set(_tree(target, revision))
+    new = {item.path for item in items}
+    if PUBLICATION in paths:
+        with tempfile.TemporaryDirectory() as folder:
+            before = json.loads(_download(target, PUBLICATION, revision, folder).read_text(encoding="utf-8"))
+        if before.get("kind") != kind:
+            raise ConfigError(f"--repo {target.repo} holds a {before.get('kind')}, this is a {kind}: choose another")
+        return sorted(paths & set(before["files"]) - new)
+    foreign = sorted(path for path in paths - new if path.endswith((".safetensors", *PICKLES)))
+    if foreign:
+        raise ConfigError(
+            f"--repo {target.repo} already has {foreign[0]}, which was not published from here and would be loaded "
+            "beside or instead of this: remove it there, or choose another name"
+        )
+    return []
 
 
 def push(

@@ -1,5 +1,6 @@
 """Pushing to a Hub: it happens once and whole, or not at all, whatever the network does."""
 
+import os
 import subprocess
 import sys
 import time
@@ -126,11 +127,10 @@ def test_killed_in_mid_upload_nothing_is_seen_and_the_next_push_completes(hub: H
         "import sys; from pathlib import Path; from hfstack.publishing.bundle import item\n"
         "from hfstack.publishing.hub import Target, push\n"
         "files = [item(Path(p).name, Path(p)) for p in sys.argv[3:]]\n"
-        "push(Target('alice/model', endpoint=sys.argv[1], token='writer-key-1'), files, parent=sys.argv[2], message='m')"
+        "where = Target('alice/model', endpoint=sys.argv[1], token='writer-key-1')\n"
+        "push(where, files, parent=sys.argv[2], message='m')"
     )
     arguments = [hub.url, parent, *(str(one.source) for one in items)]
-    import os
-
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen([sys.executable, "-c", program, *arguments], env=environment)
     deadline = time.monotonic() + 60

@@ -1,0 +1,96 @@
+"""One number of a published model that can be measured again anywhere, without the data of its evaluation.
+
+It is measured on a text that is part of hfstack, on a CPU in fp32, before a model is pushed and by `verify` after it
+was fetched: equal hashes say that the files are the same, an equal number says that they still load and mean the same.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from transformers import AutoTokenizer
+
+import hfstack.models.gru  # noqa: F401 - registers its architectures
+from hfstack.errors import CheckpointError
+from hfstack.evaluation.language_modeling import compute_metrics, score_documents
+from hfstack.models.loading import context_length
+from hfstack.publishing.bundle import TOKENIZER, Kind
+
+TOLERANCE = 2e-3  # relative: other processors add in another order
+_TEXT = (
+    "On the edge of the village stood an old mill, and in the mill lived a miller who could not sleep. Every night he "
+    "heard the wheel turn although the river was low. So he took a lamp, went down the narrow stairs and found a small "
+    "otter, who was pushing the wheel with both paws. 'Why do you work at night?' asked the miller. 'Because at night "
+    "nobody tells me that otters cannot grind flour,' said the otter. From that day on the bread was on the table "
+    "before the sun came up, and the miller slept well."
+)
+_LONGEST_TOKENS = 256
+
+
+def measure(files: Mapping[str, Path], kind: Kind) -> tuple[str, float]:
+    """Return the name and the value of the check number of what is published.
+
+    Args:
+        files: by path in the repository; those of a model lie in one folder.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    if kind.name == "dataset":
+        rows = (path for name, path in files.items() if name.endswith(".jsonl"))
+        return "check_rows", float(sum(_count_rows(path) for path in rows))
+    folder = next(path.parent for name, path in files.items() if name in (TOKENIZER, "tokenizer_config.json"))
+    tokenizer = _loaded(folder, lambda: AutoTokenizer.from_pretrained(folder))
+    if kind.name == "tokenizer":
+        return "check_tokens", float(len(tokenizer(_TEXT)["input_ids"]))
+    model = load(folder, kind)
+    length = min(context_length(model.config) or _LONGEST_TOKENS, _LONGEST_TOKENS)
+    if kind.name == "causal":
+        scores = score_documents(model, tokenizer, [_TEXT], max_length=length, stride=max(1, length // 2), batch_size=1)
+        return "check_bits_per_byte", float(compute_metrics(scores)["bits_per_byte"])
+    inputs = tokenizer(_TEXT, return_tensors="pt", truncation=True, max_length=length)  # (1, T)
+    with torch.no_grad():
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    logits: Any = outputs[0]
+    return "check_mean_logit", float(logits.float().abs().mean())
+
+
+def load(folder: Path, kind: Kind, *, dtype: str = "float32") -> Any:
+    """Return the model of a folder on the CPU, an adapter on its base.
+
+    Args:
+        dtype: number format of the weights; `auto` is that of the files.
+
+    Raises:
+        CheckpointError: it, or its base, cannot be loaded.
+    """
+    how: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    loader = getattr(transformers, kind.auto_class)
+    if not kind.adapter:
+        return _loaded(folder, lambda: loader.from_pretrained(folder, **how).eval())
+    if kind.name == "reward":
+        how["num_labels"] = 1
+    base = _loaded(kind.base, lambda: loader.from_pretrained(kind.base, **how))
+    return _loaded(folder, lambda: PeftModel.from_pretrained(base, str(folder)).eval())
+
+
+def _loaded(place: Path | str, function: Callable[[], Any]) -> Any:
+    """Call a loading function, and say in one line what could not be loaded."""
+    try:
+        return function()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{place} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+
+
+def agrees(measured: float, recorded: float) -> bool:
+    """Whether a number measured again is the one that was recorded."""
+    return abs(measured - recorded) <= TOLERANCE * max(abs(recorded), 1e-3)
+
+
+def _count_rows(path: Path) -> int:
+    with path.open(encoding="utf-8") as file:
+        return sum(1 for line in file if json.loads(line) is not None)

@@ -1,0 +1,172 @@
+"""Everything between a finished run and a push: is it ready, and which files, without this machine's paths, go out."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hfstack
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.logs import get_logger
+from hfstack.publishing.bundle import (
+    ADAPTER_CONFIG,
+    PUBLICATION,
+    Item,
+    Kind,
+    item,
+    kind_of,
+    published_files,
+    read_json,
+    refuse_pickles,
+)
+from hfstack.publishing.chain import Chain, shorten
+from hfstack.publishing.secret_scan import hide_known
+from hfstack.redaction import redact
+from hfstack.run_record import changed_output
+
+logger = get_logger(__name__)
+
+CARD, RUNS = "README.md", "runs.json"
+_SCHEMA = 1
+
+
+def check_ready(chain: Chain) -> tuple[Kind, dict[str, Path]]:
+    """Return what a finished run has made and its files, whole and as they were at its end.
+
+    Raises:
+        CheckpointError: the run has not finished, files are missing, are pickles, or were changed afterwards.
+    """
+    folder, record = chain.last.directory, chain.last.record
+    if record.status != "finished":
+        todo = "wait for it, or run it again" if record.status == "running" else "finish it first"
+        raise CheckpointError(f"{folder} is {record.status}, not finished: {todo}; only finished runs are published")
+    kind = kind_of(folder, record.artifacts, rewards=record.recipe == "reward")
+    files = published_files(folder, kind, record.artifacts)
+    refuse_pickles(files, str(folder))
+    if not record.outputs:
+        logger.warning("%s was finished by an older hfstack, which did not record the hashes of its files", folder)
+    if (change := changed_output(folder, record.outputs, files.keys())) is not None:
+        raise CheckpointError(
+            f"{folder}: {change} after the run had finished, so its card would tell of other files: restore it, or run "
+            "it again"
+        )
+    known = {file["path"] for file in record.outputs}
+    if record.outputs and (added := sorted(files.keys() - known)):
+        raise CheckpointError(f"{folder}: {added[0]} was added after the run had finished: remove it, or run it again")
+    return kind, files
+
+
+def check_base(kind: Kind, base_repo: str | None) -> str:
+    """Return the base model that a published adapter names, "" for what is no adapter.
+
+    Raises:
+        ConfigError: its base is a folder of this machine, which nobody else has.
+    """
+    if not kind.adapter:
+        return ""
+    if base_repo is not None:
+        return base_repo
+    if Path(kind.base).exists() or kind.base.startswith((".", "/", "~")) or kind.base.count("/") > 1:
+        raise ConfigError(
+            f"the adapter's base is {kind.base}, a folder that only this machine has: publish that first and name it "
+            "with --base_repo, or use --merge_adapter true"
+        )
+    return kind.base
+
+
+def stage(
+    files: dict[str, Path],
+    folder: Path,
+    *,
+    chain: Chain,
+    secrets: Sequence[str],
+    card: str,
+    picture: str | None,
+    base: str,
+) -> list[Item]:
+    """Write what is made for the publication into a folder, and return all its items.
+
+    Args:
+        files: what the run has made, by path in the repository.
+        secrets: values that are taken out of the card and the records.
+        card: the text of README.md.
+        picture: an SVG, named `curves.svg`.
+        base: what an adapter's configuration shall name as its base, "" for no adapter.
+    """
+    made = dict(files)
+
+    def write(name: str, text: str) -> None:
+        (folder / name).write_text(hide_known(text, secrets), encoding="utf-8")
+        made[name] = folder / name
+
+    write(CARD, card)
+    records = [_clean(asdict(link.record), link.label, chain) for link in [*chain.links, *chain.evaluations]]
+    write(RUNS, json.dumps(records, indent=1, ensure_ascii=False, default=str))
+    if picture is not None:
+        write("curves.svg", picture)
+    if base and read_json(files[ADAPTER_CONFIG]).get("base_model_name_or_path") != base:
+        values = read_json(files[ADAPTER_CONFIG]) | {"base_model_name_or_path": base}
+        write(ADAPTER_CONFIG, json.dumps(values, indent=2, ensure_ascii=False))
+    return [item(name, path) for name, path in sorted(made.items())]
+
+
+def write_publication(items: list[Item], folder: Path, *, kind: Kind, check: tuple[str, float] | None) -> list[Item]:
+    """Write publication.json, which `verify` reads, and return the items with it.
+
+    Args:
+        check: a number that was measured on these files, and its name.
+    """
+    values: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "hfstack": hfstack.__version__,
+        "kind": kind.name,
+        "repo_type": kind.repo_type,
+        "adapter": kind.adapter,
+        "check": None if check is None else {"name": check[0], "value": check[1]},
+        "files": {one.path: {"bytes": one.bytes, "sha256": one.sha256} for one in items},
+    }
+    (folder / PUBLICATION).write_text(json.dumps(values, indent=1), encoding="utf-8")
+    return [*items, item(PUBLICATION, folder / PUBLICATION)]
+
+
+def read_publication(folder: Path) -> dict[str, Any]:
+    """Return the content of publication.json.
+
+    Raises:
+        CheckpointError: there is none, it is not whole, or a newer hfstack wrote it.
+    """
+    path = folder / PUBLICATION
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no {PUBLICATION}: it was not published by hfstack, so nothing can be checked"
+        )
+    values = read_json(path)
+    if values.get("schema", 0) > _SCHEMA:
+        raise CheckpointError(f"{path} has schema {values['schema']}, this hfstack reads {_SCHEMA}: upgrade hfstack")
+    if not isinstance(values.get("files"), dict) or not isinstance(values.get("kind"), str):
+        raise CheckpointError(f"{path} is not whole: it lists no files")
+    return values
+
+
+def fresh_folder(folder: Path) -> Path:
+    """Return an empty folder, whatever an earlier attempt has left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _clean(record: dict[str, Any], label: str, chain: Chain) -> dict[str, Any]:
+    """A run record without what tells of this machine and its people."""
+    record.pop("process", None)
+    record.get("hardware", {}).pop("platform", None)
+
+    def strings(value: Any) -> Any:
+        if isinstance(value, str):
+            return redact(shorten(value, chain))
+        if isinstance(value, dict):
+            return {name: strings(entry) for name, entry in value.items()}
+        return [strings(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+    return {"label": label, **strings(record)}

@@ -1,0 +1,119 @@
+"""Publish what a finished run has made, with a card that tells how: to the Hub in one commit, or into a folder.
+
+    accelerate launch recipes/publish.py --config recipes/publish.yaml --run runs/sft --repo me/stories
+    hfstack run publish --run runs/sft --repo me/stories --dry_run true          # the same, shorter: only show the plan
+
+reads   run.json of the run, of those behind it and of those that measured it; its weights, tokenizer or rows
+writes  README.md, curves.svg, runs.json, publication.json and run.json in --output_dir; the repository or the folder
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from hfstack.config import command_line
+from hfstack.errors import ConfigError
+from hfstack.publishing import folder, hub, staging
+from hfstack.publishing.card import check_card, render_card
+from hfstack.publishing.card_facts import Wording
+from hfstack.publishing.card_words import Words, by_path
+from hfstack.publishing.chain import follow
+from hfstack.publishing.measure import measure
+from hfstack.publishing.merging import merge
+from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
+from hfstack.reporting.formats import duration, instant, metric, number, size
+from hfstack.reporting.picture import chain_picture
+from hfstack.reporting.provenance import first_settings, wrapped_command
+from hfstack.reporting.runs import load_runs
+from hfstack.run import Run, RunArgs
+
+WORDING = Wording(metric, number, size, duration, instant, first_settings, wrapped_command)
+
+
+@dataclass
+class PublishArgs:
+    """What is published, and where."""
+
+    run: str = ""
+    """Output directory of a finished run: a model, an adapter, a tokenizer, or a dataset such as preferences."""
+    repo: str = ""
+    """Where to: name/model on the Hub, or file:///a/folder. Needs HF_TOKEN or `hf auth login` for the Hub."""
+    private: bool = True
+    """Make the repository private. One that exists stays as it is, and a public one is only used with false."""
+    dry_run: bool = False
+    """Write the card and show the plan, and send nothing anywhere."""
+    merge_adapter: bool = False
+    """Fold an adapter into its base, and publish the whole model."""
+    base_repo: str | None = None
+    """Hub id of an adapter's base, where the adapter names a folder of this machine."""
+    endpoint: str | None = None
+    """Address of the Hub (default: HF_ENDPOINT, else huggingface.co)."""
+    measure: bool = True
+    """Load the files and measure one number that `verify` can compare; off for models too large for this machine."""
+
+
+@dataclass
+class CardArgs:
+    """What only you can say; what is left out, the card calls missing."""
+
+    license: str | None = None
+    """Licence of what is published, by its id on the Hub, such as apache-2.0."""
+    language: list[str] = field(default_factory=list)
+    """Languages as ISO 639 codes, such as en."""
+    intended_use: str | None = None
+    """What it is for, in a sentence."""
+    limits: list[str] = field(default_factory=list)
+    """Known limits, in sentences."""
+    data_licenses: list[str] = field(default_factory=list)
+    """Licences of the data as path=licence; the end of a path is enough: raw.jsonl=cc-by-4.0."""
+    evaluations: list[str] = field(default_factory=list)
+    """Runs that measured it (default: evaluate_lm, win_rate, predict and the like beside it that read it)."""
+
+
+def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str, float]:
+    """Check, write the card, push, and compare what arrived; return counts."""
+    if not args.run or not (args.repo or args.dry_run):
+        raise ConfigError("--run and --repo are required, such as --run runs/sft --repo your_name/model")
+    words = Words(card_args.license, card_args.language, card_args.intended_use, card_args.limits,
+                  by_path(card_args.data_licenses))  # fmt: skip
+    chain = follow(Path(args.run), card_args.evaluations)
+    kind, files = staging.check_ready(chain)
+    repo = args.repo or f"your_name/{chain.last.label.replace('/', '-')}"
+    with Run.start(__file__, run_args.output_dir, args, card_args, run_args, replace_own=True) as run:
+        run.add_parent(args.run)
+        if args.merge_adapter:
+            kind, files = merge(chain.last.directory, kind, staging.fresh_folder(run.output_dir / "merged"))
+        base = staging.check_base(kind, args.base_repo)
+        picture = chain_picture(load_runs([str(link.directory) for link in chain.links]))
+        where = str(folder.folder_of(repo)) if folder.is_folder(repo) else repo
+        splits = [Path(name).stem for name in files] if kind.name == "dataset" else []
+        card = render_card(chain, kind, words, WORDING, repo=where, made=datetime.now(UTC), base=base,
+                           picture=picture and "curves.svg", splits=splits)  # fmt: skip
+        check_card(card, dataset=kind.repo_type == "dataset")
+        secrets = known_secrets()
+        items = staging.stage(files, run.output_dir, chain=chain, secrets=list(secrets), card=card, picture=picture,
+                              base=base)  # fmt: skip
+        check = measure(files, kind) if args.measure else None
+        items = staging.write_publication(items, run.output_dir, kind=kind, check=check)
+        metrics = {"files": refuse_secrets(items, secrets), "bytes": sum(one.bytes for one in items)}
+        metrics |= {} if check is None else {check[0]: check[1]}
+        print("\n".join([f"{repo}: {kind.name}", *(f"  {one.path:<28} {size(one.bytes)}" for one in items)]))
+        if args.dry_run:
+            print(f"{run.output_dir}/README.md is the card; nothing was sent")
+        elif folder.is_folder(repo):
+            metrics |= {"verified_files": folder.push_to_folder(folder.folder_of(repo), items)}
+        else:
+            endpoint = (args.endpoint or constants.ENDPOINT).rstrip("/")
+            target = hub.Target(repo, kind.repo_type, endpoint, hub.find_token(), private=args.private)
+            parent = hub.prepare_repo(target)
+            old = hub.superseded(target, parent, items, kind=kind.name)
+            sha = hub.push(target, items, parent=parent, message=f"Publish {chain.last.label}", delete=old)
+            metrics |= {"verified_files": hub.check_pushed(target, items, sha)}
+            print(f"{target.url} is at {sha}")
+        return run.finish(metrics)
+
+
+if __name__ == "__main__":
+    command_line(main)
