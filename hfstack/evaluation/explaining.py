@@ -1,0 +1,169 @@
+"""Which tokens move a classifier's logit: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) by captum.
+
+The path goes in a straight line from the embeddings of a text in which every token is a neutral one to those of the
+text itself; special tokens stay. The attributions of all tokens add up to the difference of the two logits, but for the
+error of the sum that stands for the integral: the convergence delta, which is returned and made small.
+Legend: S points of the path, T tokens, H width of the embedding.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hfstack.data.text_rows import read_texts
+from hfstack.errors import DataError, MissingExtraError
+from hfstack.evaluation.calibration import probabilities
+from hfstack.models.classifier import ClassifierInfo
+
+_POINTS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The attributions of one text to one logit."""
+
+    texts: tuple[str, ...]
+    """The text, or the pair."""
+    tokens: tuple[tuple[int, int, int, float], ...]
+    """(which text, first character, last character + 1, attribution) of each token that is not special"""
+    label: str
+    probability: float | None
+    logit: float
+    baseline_logit: float
+    """of the text with neutral tokens"""
+    attributed: float
+    """sum of the attributions"""
+    steps: int
+
+    @property
+    def delta(self) -> float:
+        """What the sum of the attributions misses of the logit difference; 0 is perfect."""
+        return self.attributed - (self.logit - self.baseline_logit)
+
+    @property
+    def relative_delta(self) -> float:
+        """The delta over the logit difference, which is taken as 1e-3 at least."""
+        return abs(self.delta) / max(abs(self.logit - self.baseline_logit), 1e-3)
+
+
+def explain_text(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    info: ClassifierInfo,
+    texts: tuple[str, ...],
+    *,
+    label: str | None = None,
+    steps: int = 32,
+    tolerance: float = 0.01,
+    most_steps: int = 512,
+    max_length: int | None = None,
+) -> Explanation:
+    """Attribute a logit of one text, or pair, to its tokens.
+
+    Args:
+        label: which label's logit; by default the one that the model says. A regression has one only.
+        steps: points of the path; doubled until the delta is at most `tolerance` of the logit difference, up to
+            `most_steps`.
+        max_length: tokens after which the text is cut.
+
+    Raises:
+        DataError: the text is empty, or there is no such label.
+        MissingExtraError: captum is not installed.
+    """
+    read_texts({"text": texts}, ("text", None))
+    if not any(text.strip() for text in texts):
+        raise DataError("nothing to explain: the text is empty")
+    inputs, where, special = _encode(tokenizer, texts, max_length)
+    device = next(model.parameters()).device
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    forward = _forward(model, inputs)
+    with torch.no_grad():
+        embed = model.get_input_embeddings()
+        ids = inputs["input_ids"]  # (1, T)
+        neutral = torch.where(special.to(device), ids, _neutral_id(tokenizer))
+        whole, empty = embed(ids).detach(), embed(neutral).detach()  # (1, T, H)
+        logits, base = forward(whole), forward(empty)  # (1, C)
+    target = _target(label, info, logits)
+    method = _captum().IntegratedGradients(lambda embedded: forward(embedded)[:, target])
+    while True:
+        scores = method.attribute(whole, baselines=empty, n_steps=steps, internal_batch_size=_POINTS_AT_ONCE)
+        each = scores[0].sum(-1).double().cpu()  # (T,)
+        found = Explanation(
+            texts=texts,
+            tokens=tuple((*where[i], float(each[i])) for i in range(len(where)) if not special[0, i]),
+            label=info.names[target] if info.names else "value",
+            probability=_probability(logits, target, info),
+            logit=float(logits[0, target]),
+            baseline_logit=float(base[0, target]),
+            attributed=float(each.sum()),
+            steps=steps,
+        )
+        if found.relative_delta <= tolerance or steps * 2 > most_steps:
+            return found
+        steps *= 2
+
+
+def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function from embeddings (S, T, H) to logits (S, C) in fp32, with the mask and segments of the text."""
+    rest = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
+
+    def forward(embedded: torch.Tensor) -> torch.Tensor:
+        more = {name: tensor.expand(len(embedded), -1) for name, tensor in rest.items()}
+        return model(inputs_embeds=embedded, **more).logits.float()
+
+    return forward
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], max_length: int | None
+) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]], torch.Tensor]:
+    """Return the inputs (1, T), the place of each token in its text, and which tokens are special (1, T)."""
+    joined, cut = texts, {} if max_length is None else {"truncation": True, "max_length": max_length}
+    if len(texts) == 2 and tokenizer.sep_token_id is None:
+        joined = (f"{texts[0]}\n{texts[1]}",)  # as data.text_rows joins a pair
+    encoded: Any = tokenizer(
+        *joined, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False, **cut
+    )
+    segments = encoded.sequence_ids(0)
+    where: list[tuple[int, int, int]] = []
+    for (first, last), segment in zip(encoded["offset_mapping"], segments, strict=True):
+        index = segment or 0
+        if len(joined) < len(texts) and first > len(texts[0]):
+            index, first, last = 1, first - len(texts[0]) - 1, last - len(texts[0]) - 1
+        where.append((index, first, min(last, len(texts[index]))))
+    special = torch.tensor([encoded["special_tokens_mask"]]).bool()
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return {name: torch.tensor([encoded[name]]) for name in names if name in encoded}, where, special
+
+
+def _neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that says nothing: the mask, where the tokenizer has one, else padding, unknown or end."""
+    for token in (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    raise DataError("the tokenizer has no mask, pad, unknown or end token to stand for an absent word")
+
+
+def _target(label: str | None, info: ClassifierInfo, logits: torch.Tensor) -> int:
+    if label is None or not info.names:
+        return int(logits[0].argmax())
+    if label not in info.names:
+        raise DataError(f"--label {label!r}: the model knows {', '.join(info.names[:10])}")
+    return info.names.index(label)
+
+
+def _probability(logits: torch.Tensor, target: int, info: ClassifierInfo) -> float | None:
+    if not info.names:
+        return None
+    return float(probabilities(logits.cpu().numpy(), info.problem_type, info.temperature)[0, target])
+
+
+def _captum() -> Any:
+    try:
+        return importlib.import_module("captum.attr")
+    except ImportError:
+        raise MissingExtraError("captum", "explain") from None

@@ -1,0 +1,106 @@
+"""The explain recipe: attributions that add up to the logit difference, for encoders and causal models, as a page."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from trl import ModelConfig
+
+from hfstack.errors import CheckpointError, ConfigError, DataError, MissingExtraError
+from hfstack.evaluation.explaining import explain_text
+from hfstack.models.classifier import ClassifierInfo, load_trained_classifier
+from tests.tiny_encoder import save_tiny_bert
+
+
+def save_classifier(base: Path, folder: Path) -> Path:
+    """Save an untrained classifier of three labels whose logits depend on the text."""
+    set_seed(0)
+    names = {0: "low", 1: "mid", 2: "high"}
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, id2label=names)
+    for name, weights in model.named_parameters():
+        if name.startswith(("classifier", "score")) or "embeddings" in name or "embed_tokens" in name:
+            weights.data.normal_(std=0.5)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    ClassifierInfo("single_label_classification", list(names.values())).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder")
+    return save_classifier(save_tiny_bert(folder / "base"), folder / "classifier")
+
+
+@pytest.fixture(scope="module")
+def causal(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_classifier(tiny_llama, tmp_path_factory.mktemp("causal") / "classifier")
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+def test_attributions_add_up_to_the_logit_difference(request: pytest.FixtureRequest, kind: str):
+    model, tokenizer, info = load_trained_classifier(ModelConfig(str(request.getfixturevalue(kind))))
+    text = "the brave fox was happy"
+    one = explain_text(model, tokenizer, info, (text,))
+    logits = model(**tokenizer(text, return_tensors="pt")).logits[0].detach()
+    assert one.label == info.names[int(logits.argmax())]
+    assert one.logit == pytest.approx(float(logits.max()), abs=1e-4)
+    assert abs(one.logit - one.baseline_logit) > 0.01
+    assert sum(score for *_, score in one.tokens) == pytest.approx(one.attributed, abs=1e-6), "special tokens have none"
+    assert one.relative_delta <= 0.01
+    assert abs(one.delta) <= 0.01 * abs(one.logit - one.baseline_logit)
+    other = explain_text(model, tokenizer, info, (text,), label="mid")
+    assert other.logit == pytest.approx(float(logits[1]), abs=1e-4)
+    coarse = explain_text(model, tokenizer, info, (text,), steps=1, tolerance=1e-9, most_steps=1)
+    assert abs(coarse.delta) > abs(one.delta) or one.delta == 0
+
+
+def test_a_neutral_text_has_no_attribution(encoder: Path):
+    model, tokenizer, info = load_trained_classifier(ModelConfig(str(encoder)))
+    one = explain_text(model, tokenizer, info, ("[MASK] [MASK]",))
+    assert one.attributed == 0 and one.delta == 0
+
+
+@pytest.mark.parametrize("kind", ["encoder", "causal"])
+def test_tokens_of_a_pair_stand_in_their_own_text(request: pytest.FixtureRequest, kind: str):
+    model, tokenizer, info = load_trained_classifier(ModelConfig(str(request.getfixturevalue(kind))))
+    one = explain_text(model, tokenizer, info, ("a red ball", "the owl"))
+    for index, text in enumerate(one.texts):
+        covered = "".join(text[first:last] for which, first, last, _ in one.tokens if which == index)
+        assert covered.replace(" ", "") == text.replace(" ", "")
+
+
+def test_the_page_and_its_numbers(run_recipe, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a kind owl <b>", "the forest")))
+    metrics = run_recipe(
+        "explain", f"--model_name_or_path={encoder}", f"--datasets={rows}", "--texts", "the red hill",
+        f"--output_dir={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert metrics["texts"] == 3 and metrics["complete_share"] == 1 and metrics["largest_relative_delta"] <= 0.01
+    printed = capsys.readouterr().out
+    assert printed.count("attributions ") == 3 and "completeness: 3 of 3 within 1 %" in printed
+    page = (tmp_path / "out" / "explanations.html").read_text()
+    assert "<b>" not in page and "&lt;" in page
+    assert page.count("<article>") == 3
+    lines = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
+    for line in lines:
+        difference = line["logit"] - line["baseline_logit"]
+        assert sum(score for *_, score in line["tokens"]) - difference == pytest.approx(line["delta"], abs=1e-5)
+
+
+def test_mistakes(run_recipe, encoder: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, tokenizer, info = load_trained_classifier(ModelConfig(str(encoder)))
+    with pytest.raises(DataError, match=r"--label 'hot': the model knows low, mid, high"):
+        explain_text(model, tokenizer, info, ("the fox",), label="hot")
+    with pytest.raises(DataError, match=r"nothing to explain: the text is empty"):
+        explain_text(model, tokenizer, info, (" ",))
+    with pytest.raises(ConfigError, match=r"nothing to explain: give --texts"):
+        run_recipe("explain", f"--model_name_or_path={encoder}", f"--output_dir={tmp_path / 'a'}")
+    with pytest.raises(CheckpointError, match=r"is LlamaForCausalLM, not a trained classifier"):
+        run_recipe("explain", f"--model_name_or_path={tiny_llama}", "--texts=a", f"--output_dir={tmp_path / 'b'}")
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(MissingExtraError, match=r"captum is not installed; .* 'hfstack\[explain\]'"):
+        explain_text(model, tokenizer, info, ("the fox",))
