@@ -298,15 +298,16 @@ class PPOTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the rollouts and updates since the last log to training logs."""
         if "loss" in logs and self._updates:
-            sums = self.collector.reduce(self._update_sums).tolist()
-            logs |= {name: value / self._updates for name, value in zip(UPDATE_METRICS, sums, strict=True)}
-            rollouts = self._rollout_metrics
+            rollouts, told = self._rollout_metrics, {}
             for name in rollouts[-1] if rollouts else ():
                 known = [one[name] for one in rollouts if name in one]
-                logs[name] = known[-1] if name == "episodes" else sum(known) / len(known)
-            logs["policy/updates"] = self._updates
-            logs["policy/skipped_updates"] = self._boundary.skipped_steps
-            logs["time/update_s"] = self._update_seconds / max(1, len(rollouts))
+                told[name] = known[-1] if name == "episodes" else sum(known) / len(known)
+            sums = self.collector.reduce(self._update_sums).tolist()
+            told |= {name: value / self._updates for name, value in zip(UPDATE_METRICS, sums, strict=True)}
+            told["policy/updates"] = self._updates
+            told["policy/skipped_updates"] = self._boundary.skipped_steps
+            told["time/update_s"] = self._update_seconds / max(1, len(rollouts))
+            logs |= told
             self._update_sums.zero_()
             self._updates, self._update_seconds, self._boundary.skipped_steps = 0, 0.0, 0
             self._rollout_metrics = []
@@ -370,7 +371,13 @@ class PPOTrainer(Trainer):
         )
         if engine is None:
             settings = ppo_setup.sampling_settings(self.args, stops=stops, pad_token_id=pad)
-            engine = ppo_setup.make_engine(self.args, settings, largest=self.collector.largest)
+            engine = ppo_setup.make_engine(
+                self.args,
+                settings,
+                self.collector.tokenizer,
+                self.accelerator,
+                largest=self.collector.largest,
+            )
         self.collector.engine = engine
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

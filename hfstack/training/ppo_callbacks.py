@@ -46,6 +46,7 @@ class RolloutBoundary(TrainerCallback):
             return
         self.skipped_steps += skipped
         state.global_step += skipped
+        state.epoch = state.global_step / args.steps_per_rollout
         for _ in range(skipped):
             kwargs["lr_scheduler"].step()
         DefaultFlowCallback().on_step_end(args, state, control)

@@ -16,6 +16,7 @@ from hfstack.models.value_head import CRITICS
 from hfstack.training.rl_math import KL_ESTIMATORS
 
 ENGINES = ("native", "generate", "vllm")
+VLLM_MODES = ("colocate", "server")
 OLD_LOG_PROBS = ("auto", "rollout", "recompute")
 _AT_LEAST_ONE = (
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_mini_batches "
@@ -27,7 +28,7 @@ _NOT_NEGATIVE = (
     "critic_warmup_rollouts value_head_init_std missing_eos_penalty log_completions"
 ).split()
 _ABOVE_ZERO = "temperature kl_target cliprange cliprange_high cliprange_value target_kl tis_cap reward_clip".split()
-_SHARES = "gamma lam lam_critic top_p min_p".split()
+_SHARES = "gamma lam lam_critic top_p min_p vllm_gpu_memory_utilization".split()
 
 
 @dataclass
@@ -68,6 +69,12 @@ class PPOConfig(TrainingArguments):
     """native (samples from the live weights), generate (transformers' generate) or vllm."""
     rollout_batch_size: int | None = None
     """Completions that are written at once on a process; None: all of a rollout."""
+    vllm_mode: str = "colocate"
+    """colocate runs vLLM on the devices of training, server asks one that `trl vllm-serve` runs."""
+    vllm_server_base_url: str | None = None
+    """URL of the vLLM server, such as http://host:8000."""
+    vllm_gpu_memory_utilization: float = 0.3
+    """Share of a device's memory that a colocated vLLM may take."""
     old_logprobs: str = "auto"
     """Old log-probabilities: rollout (the sampler's), recompute, or auto (the sampler's when it computes in fp32)."""
     tis_cap: float | None = None
@@ -155,6 +162,7 @@ class PPOConfig(TrainingArguments):
         self._one_of("kl_estimator", KL_ESTIMATORS)
         self._one_of("rollout_engine", ENGINES)
         self._one_of("old_logprobs", OLD_LOG_PROBS)
+        self._one_of("vllm_mode", VLLM_MODES)
         if self.critic is not None:
             self._one_of("critic", CRITICS)
         self._refuse_contradictions()
@@ -182,6 +190,9 @@ class PPOConfig(TrainingArguments):
             raise ConfigError(f"--detach_value is for --critic shared; --critic {self.critic} leaves the policy alone")
         if self.critic_model is not None and self.critic not in (None, "separate"):
             raise ConfigError(f"--critic_model is for --critic separate, not --critic {self.critic}: drop one of them")
+        if self.rollout_engine == "generate" and (self.tis_cap is not None or self.old_logprobs == "rollout"):
+            name = "tis_cap" if self.tis_cap is not None else "old_logprobs rollout"
+            raise ConfigError(f"--{name}: --rollout_engine generate tells no log-probabilities, use native or drop it")
         if self.fp16:
             raise ConfigError("--fp16: PPO trains in fp32 or bf16, whose range needs no loss scaling: set --bf16")
         if self.max_steps > 0 and self.max_steps % self.steps_per_rollout:

@@ -159,7 +159,7 @@ def shape_experience(
         tally.add("sampler/importance", fields["importance"], weight)
         tally.add("sampler/gap", (judged.old_log_probs - judged.sampler_log_probs).abs(), weight)
     found = tally.means(reduce)
-    metrics |= _with_spreads(found, raw, rows, reduce) | {"kl_coef": kl_coef}
+    metrics = _with_spreads(found, raw, rows, reduce) | {"kl_coef": kl_coef} | metrics
     return Experience(sequences, fields, weight.sum(1).long().cpu(), index), metrics
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
@@ -22,6 +23,7 @@ from hfstack.training.ppo_checkpoint import is_critic
 from hfstack.training.ppo_config import PPOConfig
 from hfstack.training.rollout import GenerateEngine, RolloutEngine, SamplingSettings
 from hfstack.training.sampling import NativeEngine
+from hfstack.training.vllm_rollout import VLLMEngine
 
 logger = get_logger(__name__)
 
@@ -131,11 +133,36 @@ def sampling_settings(args: PPOConfig, *, stops: tuple[int, ...], pad_token_id: 
     )
 
 
-def make_engine(args: PPOConfig, settings: SamplingSettings, *, largest: Callable[[int], int] | None) -> RolloutEngine:
+def make_engine(
+    args: PPOConfig,
+    settings: SamplingSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    *,
+    largest: Callable[[int], int] | None,
+) -> RolloutEngine:
     """Return the engine that `rollout_engine` names.
 
-    Raises ConfigError for `generate` on sharded weights: its loop does not gather them.
+    Args:
+        args: the settings.
+        settings: how to sample.
+        tokenizer: the policy's.
+        accelerator: the trainer's.
+        largest: over all processes, when the weights are sharded over them.
+
+    Raises:
+        ConfigError: `generate` on sharded weights, which its loop does not gather.
+        MissingExtraError: vLLM is asked for and not installed.
     """
+    if args.rollout_engine == "vllm":
+        return VLLMEngine(
+            settings,
+            tokenizer,
+            accelerator=accelerator,
+            mode=cast(Any, args.vllm_mode),
+            server_base_url=args.vllm_server_base_url,
+            gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+        )
     if args.rollout_engine == "generate":
         if largest is not None:
             raise ConfigError("--rollout_engine generate does not gather weights that FSDP has sharded: use native")

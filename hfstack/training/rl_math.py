@@ -251,9 +251,12 @@ def clipped_value_loss(
     plain = (values - returns) ** 2
     if cliprange is None:
         return 0.5 * plain, torch.zeros_like(plain, dtype=torch.bool)
-    held = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    moved = values - old_values
+    held = old_values + moved.clamp(-cliprange, cliprange)
     clipped = (held - returns) ** 2
-    return 0.5 * torch.maximum(plain, clipped), clipped.detach() > plain.detach()
+    with torch.no_grad():
+        wins = (moved.abs() > cliprange) & (clipped > plain)  # within the range the two differ by rounding
+    return 0.5 * torch.maximum(plain, clipped), wins
 
 
 def truncated_importance_weights(old_log_probs: Tensor, sampler_log_probs: Tensor, *, cap: float) -> Tensor:
