@@ -15,12 +15,16 @@ from hfstack.config import command_line
 from hfstack.data.sources import OnBadRow, Source, describe_sources, iterate_rows
 from hfstack.errors import ConfigError
 from hfstack.evaluation.classify_rows import load_classify_predictor
+from hfstack.evaluation.filling import load_fill_predictor
 from hfstack.evaluation.predicting import task_of, write_predictions
+from hfstack.evaluation.tagging import load_tag_predictor
 from hfstack.run import Run, RunArgs
 
 # What a model was trained for -> what loads it. Each returns a function from rows to as many answers.
 TASKS = {
     "SequenceClassification": load_classify_predictor,
+    "TokenClassification": load_tag_predictor,
+    "MaskedLM": load_fill_predictor,
 }
 
 

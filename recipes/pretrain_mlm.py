@@ -31,7 +31,8 @@ from hfstack.models.masked_head import (
     training_flops_per_token,
 )
 from hfstack.run import Run
-from hfstack.training.callbacks import SampleTable, StopOnDivergence, StopWhenAsked, Throughput
+from hfstack.training.callbacks import SampleTable, Throughput
+from hfstack.training.checkpointing import protect
 from hfstack.training.remasking import HideAnew
 from hfstack.training.settings import blocks_per_step, check_settings
 
@@ -91,7 +92,7 @@ def main(
             peak_flops_per_s=training_args.world_size
             * peak_flops_per_s(training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32),
         )
-        callbacks = [throughput, HideAnew(blocks["train"]), StopOnDivergence(), StopWhenAsked(run)]
+        callbacks = [throughput, HideAnew(blocks["train"])]
         if args.fill_prompts:
             sample = partial(fill_pairs, tokenizer=tokenizer, prompts=args.fill_prompts)
             callbacks.append(SampleTable(run.output_dir / "samples.jsonl", sample))
@@ -102,7 +103,7 @@ def main(
             trainer = Trainer(
                 model=model, args=training_args, train_dataset=blocks["train"], eval_dataset=blocks.get("eval"),
                 processing_class=tokenizer, data_collator=MaskedBlocks.collate, compute_metrics=masked_metrics,
-                callbacks=callbacks,
+                callbacks=[*callbacks, *protect(run)],
             )  # fmt: skip
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "parameters": parameter_count(model)} | throughput.metrics()

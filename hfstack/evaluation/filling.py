@@ -5,12 +5,16 @@ Legend: n masks of one text, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
 
 from hfstack.errors import DataError
+from hfstack.evaluation.predicting import Predictor
+from hfstack.models.loading import load_masked_lm, load_tokenizer
 from hfstack.models.masked_head import readable_length
 
 _MASKS = ("[MASK]", "<mask>")  # how people write a mask, whatever the tokenizer calls its own
@@ -34,18 +38,61 @@ def fill_pairs(
     return [(filling.text, f"mask {filling.mask + 1}: {in_words(filling)}") for filling in fillings]
 
 
+def load_fill_predictor(
+    args: ModelConfig, *, columns: tuple[str | None, str | None], batch_size: int, max_length: int | None
+) -> Predictor:
+    """Load a masked language model and return what answers rows: the five likeliest tokens at each mask of a text.
+
+    Args:
+        columns: of the text, by default `text`; the second is not used.
+        batch_size: not used: texts are read one by one.
+        max_length: tokens that a text may have; by default what the model reads.
+
+    Raises:
+        CheckpointError: there is no masked language model.
+    """
+    del batch_size
+    tokenizer = load_tokenizer(args)
+    model = load_masked_lm(args, tokenizer).eval()
+    model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
+    column = columns[0] or "text"
+
+    def predict(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        answers = []
+        for row in rows:
+            if not isinstance(row.get(column), str):
+                raise DataError(f"a row has no text in column {column!r}, found {', '.join(row)}; set --text_column")
+            masks = fill_masks(model, tokenizer, [row[column]], max_length=max_length)
+            shown = [
+                {"position": mask.position, "candidates": [{"token": t, "probability": p} for t, p in mask.candidates]}
+                for mask in masks
+            ]
+            answers.append({"masks": shown})
+        return answers
+
+    return predict
+
+
 def in_words(filling: Filling) -> str:
     """Candidates and their probabilities in one line."""
     return ", ".join(f"{word} {probability:.3f}" for word, probability in filling.candidates)
 
 
 def fill_masks(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, top_k: int = 5
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    top_k: int = 5,
+    max_length: int | None = None,
 ) -> list[Filling]:
     """Return the likeliest tokens at each mask of each text, at the mask's own position.
 
     `[MASK]` and `<mask>` both stand for the tokenizer's mask token. Several masks of one text are predicted side by
     side, each as if the others stayed masked; their probabilities are of one mask alone, not of the whole filling.
+
+    Args:
+        max_length: tokens that a text may have; by default what the model reads.
 
     Raises:
         DataError: the tokenizer has no mask token, a text has no mask, or it is longer than the model can read.
@@ -63,7 +110,7 @@ def fill_masks(
         positions = [position for position, token in enumerate(ids) if token == mask_id]
         if not positions:
             raise DataError(f"prompt {text!r} has no {tokenizer.mask_token} to fill")
-        limit = readable_length(model.config)
+        limit = max_length or readable_length(model.config)
         if limit is not None and len(ids) > limit:
             raise DataError(f"prompt {text[:40]!r} has {len(ids)} tokens, but the model reads {limit}: shorten it")
         with torch.no_grad():

@@ -116,7 +116,8 @@ def load_classifier(
     else:
         model, missing = _load_weights(args, name, config)
     check_vocabulary(model, tokenizer, name)
-    _check_own_tokenizer(args, tokenizer, name, config_file)
+    if config_file is None:
+        check_own_tokenizer(args, tokenizer, name)
     model.config.get_text_config().pad_token_id = padding_id(tokenizer)
     modules = sorted({key.rpartition(".")[0] for key in missing})
     if missing and config_file is None:
@@ -258,11 +259,13 @@ def _check_head(config: PreTrainedConfig, problem_type: str, id2label: dict[int,
         )
 
 
-def _check_own_tokenizer(
-    args: ModelConfig, tokenizer: PreTrainedTokenizerBase, name: str, config_file: Path | None
-) -> None:
-    """Refuse another tokenizer than the one that the checkpoint's embedding was trained with."""
-    if config_file is not None or tokenizer.name_or_path == name:
+def check_own_tokenizer(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse another tokenizer than the one that the checkpoint's embedding was trained with.
+
+    Raises:
+        ConfigError: the vocabularies differ.
+    """
+    if tokenizer.name_or_path == name:
         return
     try:
         own: Any = AutoTokenizer.from_pretrained(name, revision=args.model_revision)

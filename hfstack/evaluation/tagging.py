@@ -1,0 +1,242 @@
+"""What a tagger says of words, and how right it is: whole entities by seqeval, tags, and the naive baselines beside.
+
+Legend: N windows, T tokens of the longest, L tags.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from accelerate import Accelerator, PartialState
+from trl import ModelConfig
+
+from hfstack.data.jsonl import write_jsonl
+from hfstack.data.tagging import (
+    Sentence,
+    Window,
+    check_words,
+    collate_windows,
+    encode_sentences,
+    is_entity_scheme,
+)
+from hfstack.errors import DataError
+from hfstack.evaluation.bootstrap import bootstrap_intervals
+from hfstack.evaluation.local_metrics import F1, EntityF1
+from hfstack.evaluation.predicting import Predictor, by_length
+from hfstack.models.reward_model import padding_id
+from hfstack.models.task_heads import check_length, load_finished
+
+Entity = tuple[str, int, int]
+"""Type, first word, last word."""
+
+
+def word_tags(
+    choices: Sequence[Sequence[int]], windows: Sequence[Window], sentences: Sequence[Sentence], names: Sequence[str]
+) -> list[list[str]]:
+    """Return the tag of each word of each sentence: what was chosen at its first token.
+
+    A word that has no token (a control character, for example) gets O, or the first tag where there is no O.
+
+    Args:
+        choices: the chosen tag's id at each token, N rows of at least T.
+    """
+    outside = "O" if "O" in names else names[0]
+    found = [[outside] * len(sentence.words) for sentence in sentences]
+    for window, row in zip(windows, choices, strict=True):
+        for word, choice in zip(window.words, row, strict=False):
+            if word >= 0:
+                found[window.sentence][word] = names[int(choice)]
+    return found
+
+
+def entities(tags: Sequence[str]) -> list[Entity]:
+    """Return the entities of a row of tags as conlleval reads them: an I- without its B- begins one."""
+    found: list[Entity] = []
+    kind, begin = None, 0
+    for index, tag in enumerate([*tags, "O"]):
+        prefix, _, own = tag.partition("-")
+        before = tags[index - 1].partition("-")[0] if index else "O"
+        begins = prefix in ("B", "S", "U") or own != (kind or "") or before in ("E", "S", "L", "U")
+        if kind is not None and (prefix == "O" or begins):
+            found.append((kind, begin, index - 1))
+            kind = None
+        if prefix != "O" and kind is None:
+            kind, begin = own, index
+    return found
+
+
+def tag_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return entity precision, recall and F1 with the accuracy of tags; of other tags accuracy and macro F1."""
+    names = sorted({tag for tags in [*gold, *predicted] for tag in tags})
+    if is_entity_scheme([*names, "O"]):
+        found = EntityF1().compute(references=list(gold), predictions=list(predicted)) or {}
+        return {name: float(value) for name, value in found.items()}
+    ids = {name: index for index, name in enumerate(names)}
+    columns: dict[str, list[Any]] = {
+        "references": [ids[tag] for tags in gold for tag in tags],
+        "predictions": [ids[tag] for tags in predicted for tag in tags],
+    }
+    score = F1("macro").compute(**columns) or {}
+    right = sum(a == b for a, b in zip(columns["references"], columns["predictions"], strict=True))
+    return {"tag_accuracy": right / len(columns["references"]), "tag_f1_macro": float(score["f1_macro"])}
+
+
+def type_table(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> tuple[list[str], list[list[Any]]]:
+    """Return a table's columns and rows: precision, recall, F1 and how many there are, by type of entity, or tag."""
+    names = {"O", *(tag for tags in [*gold, *predicted] for tag in tags)}
+    units = entities if is_entity_scheme(sorted(names)) else _each_tag
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])  # right, predicted, there
+    for truth, guess in zip(gold, predicted, strict=True):
+        wanted, given = set(units(truth)), set(units(guess))
+        for place, group in enumerate((wanted & given, given, wanted)):
+            for kind, _, _ in group:
+                counts[kind][place] += 1
+    rows = []
+    for kind in sorted(counts):
+        right, given, there = counts[kind]
+        precision, recall, f1 = _scores(right, given, there)
+        rows.append([kind, round(precision, 4), round(recall, 4), round(f1, 4), there])
+    return ["type", "precision", "recall", "F1", "count"], rows
+
+
+def _each_tag(tags: Sequence[str]) -> list[Entity]:
+    return [(tag, index, index) for index, tag in enumerate(tags)]
+
+
+def beside_baseline(
+    train: Sequence[Sentence], rows: Sequence[Sentence], predicted: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Return the scores of the naive tagger on the same rows as `baseline_...`, and the interval of entity F1."""
+    gold = [sentence.tags for sentence in rows]
+    found = {f"baseline_{name}": value for name, value in tag_metrics(gold, baseline_tags(train, rows)).items()}
+    if is_entity_scheme(sorted({tag for tags in gold for tag in tags} | {"O"})):
+        found |= {f"eval_{name}": value for name, value in f1_interval(gold, predicted).items()}
+    return found
+
+
+def f1_interval(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, seed: int = 0
+) -> dict[str, float]:
+    """Return the 95 % interval of entity F1, drawing whole sentences."""
+    counts = numpy.array(
+        [
+            (len(set(entities(truth)) & set(entities(guess))), len(entities(guess)), len(entities(truth)))
+            for truth, guess in zip(gold, predicted, strict=True)
+        ]
+    )
+    found = bootstrap_intervals(lambda rows: {"f1": _scores(*counts[rows].sum(0).tolist())[2]}, len(counts), seed=seed)
+    return {"entity_f1_low": found["f1"][0], "entity_f1_high": found["f1"][1]}
+
+
+def _scores(right: int, given: int, there: int) -> tuple[float, float, float]:
+    precision, recall = right / given if given else 0.0, right / there if there else 0.0
+    return precision, recall, 2 * right / (given + there) if given + there else 0.0
+
+
+def write_tagged(path: Path, sentences: Sequence[Sentence], predicted: Sequence[Sequence[str]]) -> None:
+    """Write words, tags and predicted tags of each sentence, on the first process."""
+    if not PartialState().is_main_process:
+        return
+    with write_jsonl(path) as add:
+        for sentence, tags in zip(sentences, predicted, strict=True):
+            add({"words": sentence.words, "tags": sentence.tags, "predicted": list(tags)})
+
+
+def baseline_tags(train: Sequence[Sentence], rows: Sequence[Sentence]) -> list[list[str]]:
+    """Tag each word as it mostly is in the train rows, wherever it stands; new words get the commonest tag."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for sentence in train:
+        for word, tag in zip(sentence.words, sentence.tags, strict=True):
+            counts[word.lower()][tag] += 1
+    commonest = Counter(tag for sentence in train for tag in sentence.tags).most_common(1)[0][0]
+    known = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
+    return [[known.get(word.lower(), commonest) for word in sentence.words] for sentence in rows]
+
+
+@torch.no_grad()
+def tag_probabilities(
+    model: torch.nn.Module, windows: Sequence[Window], *, pad_token_id: int, batch_size: int = 32
+) -> list[numpy.ndarray[Any, Any]]:
+    """Return the probabilities of the tags, (T, L) for each window, in order, computed in batches of one length."""
+    device = next(model.parameters()).device
+
+    def score(batch: list[Window]) -> list[Any]:
+        rows = [{"input_ids": window.input_ids, "labels": window.labels} for window in batch]
+        inputs = collate_windows(rows, pad_token_id=pad_token_id)
+        inputs.pop("labels")
+        logits = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits  # (B, T, L)
+        chance = logits.float().softmax(-1).cpu().numpy()
+        return [chance[row, : len(window.input_ids)] for row, window in enumerate(batch)]
+
+    return by_length(windows, [len(window.input_ids) for window in windows], score, batch_size)
+
+
+def load_tag_predictor(
+    args: ModelConfig, *, columns: tuple[str | None, str | None], batch_size: int, max_length: int | None
+) -> Predictor:
+    """Load a finished tagger and return what answers rows: the tag of each word, and the entities with probabilities.
+
+    The text of a row is a list of words, or one text, which is split at white space.
+
+    Args:
+        columns: of the text; the second is not used. None for the one that the model was trained on.
+        max_length: tokens of a window; longer texts are cut between words.
+
+    Raises:
+        CheckpointError: there is no whole tagger.
+        ConfigError: `max_length` is more than the model reads.
+    """
+    model, tokenizer, info = load_finished(args, "TokenClassification")
+    model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
+    limit = check_length(max_length or info.get("max_length"), model.config, tokenizer)
+    column = columns[0] or info.get("tokens_column", "tokens")
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    pad = padding_id(tokenizer)
+    seen = 0
+
+    def predict(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        nonlocal seen
+        sentences = []
+        for number, row in enumerate(rows, seen + 1):
+            if column not in row:
+                raise DataError(f"row {number} has no column {column!r}, found {', '.join(row)}; set --text_column")
+            words = row[column].split() if isinstance(row[column], str) else row[column]
+            sentences.append(Sentence(check_words(words, place=f"row {number}", column=column), []))
+        seen += len(rows)
+        windows = encode_sentences(sentences, tokenizer, max_length=limit)
+        chance = tag_probabilities(model, windows, pad_token_id=pad, batch_size=batch_size)
+        return _answers(sentences, windows, chance, names)
+
+    return predict
+
+
+def _answers(
+    sentences: Sequence[Sentence],
+    windows: Sequence[Window],
+    chance: Sequence[numpy.ndarray[Any, Any]],
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Return words, tags and entities of each sentence; an entity's probability is the mean of its words' tags."""
+    tags = word_tags([rows.argmax(-1).tolist() for rows in chance], windows, sentences, names)
+    certain = [[0.0] * len(sentence.words) for sentence in sentences]
+    for window, rows in zip(windows, chance, strict=True):
+        for word, row in zip(window.words, rows, strict=True):
+            if word >= 0:
+                certain[window.sentence][word] = float(row.max())
+    answers = []
+    for sentence, own, sure in zip(sentences, tags, certain, strict=True):
+        spans = [
+            {
+                "type": kind,
+                "text": " ".join(sentence.words[begin : end + 1]),
+                "first_word": begin,
+                "last_word": end,
+                "probability": round(sum(sure[begin : end + 1]) / (end + 1 - begin), 6),
+            }
+            for kind, begin, end in (entities(own) if is_entity_scheme(names) else [])
+        ]
+        answers.append({"words": sentence.words, "tags": own, "entities": spans})
+    return answers

@@ -1,0 +1,116 @@
+"""Finetune an encoder to tag words: names of people and places, parts of speech.
+
+    accelerate launch recipes/tag.py --config recipes/tag.yaml --learning_rate 3e-5
+    hfstack run tag --datasets train.jsonl --eval_datasets test.jsonl           # the same, shorter
+
+reads   rows with a list of words and a list of as many tags (names or numbers); an encoder
+writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and run.json in --output_dir
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from trl import ModelConfig
+
+from hfstack.config import command_line, refusals_of_upstream
+from hfstack.data.sources import DataArgs, describe_sources, load_splits
+from hfstack.data.tagging import (
+    BadTags,
+    LabelPieces,
+    as_dataset,
+    check_tags,
+    collate_windows,
+    encode_sentences,
+    read_sentences,
+    tag_set,
+)
+from hfstack.evaluation.tagging import beside_baseline, tag_metrics, type_table, word_tags, write_tagged
+from hfstack.models.loading import load_tokenizer
+from hfstack.models.reward_model import padding_id
+from hfstack.models.task_heads import check_length, load_with_head, save_task
+from hfstack.run import Run
+from hfstack.training.checkpointing import protect
+from hfstack.training.settings import check_settings
+
+
+@dataclass
+class TagArgs:
+    """What tagging needs beside the upstream settings."""
+
+    tokens_column: str = "tokens"
+    """Column of the words."""
+    tags_column: str | None = None
+    """Column of the tags; by default the first of tags, ner_tags, pos_tags, labels."""
+    tag_names: list[str] = field(default_factory=list)
+    """Names of the tags in order, where they are numbers that the data does not name, or where train rows lack some."""
+    label_pieces: LabelPieces = "first"
+    """Tokens of a word that are learnt: first, or all (after a B- the rest is I-). The first decides in any case."""
+    bad_tags: BadTags = "fail"
+    """Entities that begin with I- instead of B-: fail, repair (make it B-) or keep."""
+    max_length: int | None = None
+    """Tokens of a window; longer sentences are cut between words. By default what the model reads, at most 512."""
+    attention_dropout: float | None = 0.0
+    """Dropout of attention weights while training; on a CPU any other than 0 is slow."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations without a better metric; needs --load_best_model_at_end."""
+
+
+def main(
+    model_args: ModelConfig, data_args: DataArgs, tag_args: TagArgs, training_args: TrainingArguments
+) -> dict[str, float]:
+    """Train, measure on held-out rows and save; return the metrics."""
+    with Run.start(__file__, training_args.output_dir, model_args, data_args, tag_args, training_args) as run:
+        checkpoint, args = run.checkpoint, tag_args
+        check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
+        run.add_parent(model_args.model_name_or_path)
+        by_words = replace(data_args, text_column=args.tokens_column)  # equal sentences stay on one side
+        splits = load_splits(by_words, quarantine_file=run.output_dir / "quarantine.jsonl")
+        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        columns = {"tokens_column": args.tokens_column, "tags_column": args.tags_column, "tag_names": args.tag_names}
+        sentences = {name: read_sentences(rows, name=name, **columns) for name, rows in splits.items()}
+        names = tag_set(sentences["train"], args.tag_names)
+        for name in sentences:
+            sentences[name] = check_tags(sentences[name], names, bad_tags=args.bad_tags, name=name)
+
+        tokenizer = load_tokenizer(model_args)
+        model = load_with_head(
+            model_args, tokenizer, "TokenClassification", tags=names, attention_dropout=args.attention_dropout
+        )
+        length = check_length(args.max_length, model.config, tokenizer)
+        encode = partial(encode_sentences, tokenizer=tokenizer, max_length=length, label_pieces=args.label_pieces)
+        ids = {tag: index for index, tag in enumerate(names)}
+        windows = {name: encode(rows, tag_ids=ids, name=name) for name, rows in sentences.items()}
+        gold = [sentence.tags for sentence in sentences.get("eval", [])]
+
+        def tagged(choices: Any) -> list[list[str]]:
+            return word_tags(choices, windows["eval"], sentences["eval"], names)
+
+        callbacks = protect(run)
+        if args.early_stopping_patience is not None:
+            callbacks.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
+        with refusals_of_upstream():
+            trainer = Trainer(
+                model=model, args=training_args, train_dataset=as_dataset(windows["train"]),
+                eval_dataset=as_dataset(windows["eval"]) if gold else None, processing_class=tokenizer,
+                data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)), callbacks=callbacks,
+                compute_metrics=lambda prediction: tag_metrics(gold, tagged(prediction.predictions)),
+                preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
+            )  # fmt: skip
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = {"train_loss": trained.training_loss, "train_sentences": len(sentences["train"])}
+        if gold:
+            output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")  # pyright: ignore
+            found = tagged(output.predictions)
+            metrics |= (output.metrics or {}) | beside_baseline(sentences["train"], sentences["eval"], found)
+            run.add_table("scores by type", *type_table(gold, found))
+            write_tagged(run.output_dir / "predictions.jsonl", sentences["eval"], found)
+            run.add_artifact("predictions", "predictions.jsonl")
+        save_task(run.output_dir, {"tokens_column": args.tokens_column, "max_length": length})
+        return run.finish(metrics, trainer)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,58 @@
+"""Words and their tokens: labels stand where they should, long sentences are cut between words, byte-level ones too."""
+
+from transformers import AutoTokenizer
+
+from hfstack.data.tagging import Sentence, collate_windows, encode_sentences, surrounding_tokens, word_prefix
+from hfstack.data.tokenizers import train_tokenizer
+from tests.conftest import SENTENCES
+
+IDS = {"O": 0, "B-x": 1, "I-x": 2}
+
+
+def pieces_tokenizer():
+    return train_tokenizer(SENTENCES * 20, kind="wordpiece", vocab_size=60, lowercase=True)
+
+
+def test_the_first_piece_carries_the_tag() -> None:
+    tokenizer = pieces_tokenizer()
+    sentence = Sentence(["The", "rabbit", "", "ran"], ["O", "B-x", "O", "I-x"])
+    count = [len(tokenizer.tokenize(word)) for word in sentence.words]
+    assert count[1] > 2 and count[2] == 0
+    (window,) = encode_sentences([sentence], tokenizer, max_length=64, tag_ids=IDS)
+    first, second, last = 1, 1 + count[0], 1 + count[0] + count[1]
+    assert (window.labels[first], window.labels[second], window.labels[last]) == (0, 1, 2)
+    assert {i for i, label in enumerate(window.labels) if label != -100} == {first, second, last}
+    assert [word for word in window.words if word >= 0] == [0, 1, 3]
+    assert tokenizer.decode(window.input_ids) == "[CLS] the rabbit ran [SEP]"
+    (window,) = encode_sentences([sentence], tokenizer, max_length=64, tag_ids=IDS, label_pieces="all")
+    assert window.labels[second:last] == [1, *[2] * (count[1] - 1)] and window.labels[0] == -100
+
+
+def test_long_sentences_are_cut_between_words() -> None:
+    tokenizer = pieces_tokenizer()
+    words = " ".join(SENTENCES).split()
+    windows = encode_sentences([Sentence(words, ["O"] * len(words))] * 2, tokenizer, max_length=20, tag_ids=IDS)
+    assert all(len(window.input_ids) <= 20 for window in windows) and {w.sentence for w in windows} == {0, 1}
+    for number in (0, 1):
+        seen = [word for window in windows if window.sentence == number for word in window.words if word >= 0]
+        assert seen == list(range(len(words)))
+    long = encode_sentences([Sentence(["rabbit" * 12], ["B-x"])], tokenizer, max_length=20, tag_ids=IDS)
+    assert len(long) == 1 and len(long[0].input_ids) == 20 and long[0].labels[1] == 1
+
+
+def test_byte_level_words_keep_their_space(tiny_tokenizer, tmp_path) -> None:
+    assert word_prefix(tiny_tokenizer) == " " and word_prefix(pieces_tokenizer()) == ""
+    assert surrounding_tokens(tiny_tokenizer) == ([], [])
+    (window,) = encode_sentences([Sentence(["The", "owl"], ["O", "B-x"])], tiny_tokenizer, max_length=16, tag_ids=IDS)
+    assert tiny_tokenizer.decode(window.input_ids) == " The owl"
+    assert window.words[0] == 0 and window.words.count(1) == 1
+    tiny_tokenizer.save_pretrained(tmp_path)
+    assert word_prefix(AutoTokenizer.from_pretrained(tmp_path)) == " "
+
+
+def test_batches_are_padded() -> None:
+    rows = [{"input_ids": [2, 5, 3], "labels": [-100, 1, -100]}, {"input_ids": [2, 3], "labels": [-100, -100]}]
+    batch = collate_windows(rows, pad_token_id=7)
+    assert batch["input_ids"].tolist() == [[2, 5, 3], [2, 3, 7]]
+    assert batch["labels"].tolist() == [[-100, 1, -100], [-100, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
