@@ -37,7 +37,37 @@ def protect(run: Run, push: Sequence[Callable[[Path], None]] = ()) -> list[Train
         run: the run that is protected.
         push: called with each verified checkpoint's folder, as in `KeepCheckpoints`.
     """
-    return [StopOnDivergence(), StopWhenAsked(run), KeepCheckpoints(run, push)]
+    return [StopOnDivergence(), StopWhenAsked(run), ContinueCounts(), KeepCheckpoints(run, push)]
+
+
+class ContinueCounts(TrainerCallback):
+    """Let `num_tokens` go on after a resume: TRL 1.16 keeps the count in no checkpoint and begins at 0 again."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._resumed_step = 0
+        self._restarted: bool | None = None  # unknown before the first count after a resume
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See how far the count had come; each checkpoint falls on a log."""
+        self._resumed_step = state.global_step
+        counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
+        self._before = counts[-1] if counts and self._resumed_step else 0.0
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add what was counted before, unless this trainer's first count after the resume contains it already."""
+        logs = kwargs["logs"]
+        for name in ("num_tokens", "eval_num_tokens"):
+            if name not in logs or not self._before:
+                continue
+            if self._restarted is None:
+                whole = self._before * state.global_step / self._resumed_step
+                self._restarted = logs[name] < whole - self._before / 2
+            if self._restarted:
+                logs[name] += self._before
+                state.log_history[-1][name] = logs[name]
 
 
 class KeepCheckpoints(TrainerCallback):
