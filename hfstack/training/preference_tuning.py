@@ -12,9 +12,12 @@ from trl import ModelConfig
 from hfstack.data import checks
 from hfstack.data.instruction_rows import prompt_ids
 from hfstack.data.preference_kinds import answer_text
-from hfstack.errors import ConfigError
+from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
 from hfstack.models.adapting import check_adapter_settings, end_ids
 from hfstack.models.loading import context_length, find_architecture
+
+logger = get_logger(__name__)
 
 
 def check_policy(args: ModelConfig, *, sharded: bool) -> None:
@@ -78,6 +81,26 @@ def check_preferences(
         texts: Any = (map(answer_text, rows[name]["prompt"][:]) for name in ("train", "eval"))
         faults["no prompt in train and eval"] = checks.train_and_eval_are_disjoint(*texts)
     checks.preflight(faults)
+
+
+def fitting_prompts(
+    rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+) -> dict[str, Dataset]:
+    """Return the splits without the rows whose prompt alone fills `max_length`, and log how many went.
+
+    Raises DataError when nothing is left of a split.
+    """
+    kept: dict[str, Dataset] = {}
+    for name, split in rows.items():
+        fits = [row for row, prompt in enumerate(split["prompt"][:]) if len(prompt_ids(tokenizer, prompt)) < max_length]
+        if not fits:
+            raise DataError(f"all {len(split)} {name} prompts have {max_length} tokens or more: lengthen --max_length")
+        if len(fits) < len(split):
+            logger.info(
+                "%d of %d %s prompts fill --max_length and are left out", len(split) - len(fits), len(split), name
+            )
+        kept[name] = split.select(fits)
+    return kept
 
 
 def check_reward_pairs(

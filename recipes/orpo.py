@@ -1,0 +1,95 @@
+"""Teach answers and preferences in one stage, without a reference model or a reward model: ORPO.
+
+    accelerate launch recipes/orpo.py --config recipes/orpo.yaml --model_name_or_path runs/pretrain
+    hfstack run orpo --model_name_or_path runs/pretrain --datasets pairs.jsonl     # the same, shorter
+
+reads   preferences (pairs, ratings, rankings or thumbs); a language model
+writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from trl import ModelConfig, get_peft_config
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # experimental in TRL 1.16: it may change in any release
+
+from hfstack.config import command_line
+from hfstack.data.preference_kinds import PreferenceArgs
+from hfstack.data.preferences import length_statistics, length_table, load_preferences
+from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.evaluation.answers import answer_pairs
+from hfstack.evaluation.pair_accuracy import share_interval
+from hfstack.models.adapting import give_pad_token
+from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
+from hfstack.models.turns import stop_at_end_of_turn
+from hfstack.run import Run
+from hfstack.training.callbacks import SampleTable
+from hfstack.training.checkpointing import protect
+from hfstack.training.preference_tuning import check_policy, check_preferences, fitting_prompts, prompts_to_show
+
+
+@dataclass
+class DpoArgs:
+    """What is written while training, beside the upstream settings."""
+
+    sample_prompts: list[str] = field(default_factory=list)
+    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out ones by default."""
+    sample_tokens: int = 100
+    """Longest sample, in tokens."""
+
+
+def main(
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    preference_args: PreferenceArgs,
+    orpo_args: DpoArgs,
+    training_args: ORPOConfig,
+) -> dict[str, float]:
+    """Train on the chosen answers and the odds between both, evaluate and save; return the metrics."""
+    settings = (model_args, data_args, preference_args, orpo_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
+        checkpoint = run.checkpoint
+        run.add_parent(model_args.model_name_or_path)
+        check_policy(model_args, sharded=bool(training_args.fsdp or training_args.deepspeed))
+        rows = load_preferences(data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        lengths = {name: length_statistics(split) for name, split in rows.items()}
+        run.add_table("answer lengths", *length_table(lengths))
+
+        tokenizer = load_tokenizer(model_args)
+        model = load_causal_lm(model_args, tokenizer)
+        give_pad_token(tokenizer, model, may_grow=False)
+        stop_at_end_of_turn(model, tokenizer)
+        max_length = training_args.max_length
+        check_preferences(rows, tokenizer, model, max_length=max_length, on_bad_row=data_args.on_bad_row)
+        if data_args.on_bad_row != "fail" and max_length is not None:  # DPO's trainer does it itself
+            rows = fitting_prompts(rows, tokenizer, max_length=max_length)
+
+        longest = context_length(model.config)
+        longest = longest - orpo_args.sample_tokens if longest is not None else None
+        shown = prompts_to_show(orpo_args.sample_prompts, rows, tokenizer, longest=longest)
+        sample = partial(answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=orpo_args.sample_tokens)
+        run.add_artifact("samples", "samples.jsonl")
+        trainer = ORPOTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=rows["train"],
+            eval_dataset=rows.get("eval"),
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+            callbacks=[SampleTable(run.output_dir / "samples.jsonl", sample), *protect(run)],
+        )
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = {"train_loss": trained.training_loss, "train_pairs": len(trainer.train_dataset)}
+        if "eval" in rows:
+            metrics |= trainer.evaluate()
+            pairs, accuracy = len(trainer.eval_dataset), metrics["eval_rewards/accuracies"]
+            low, high = share_interval([accuracy] * pairs)
+            metrics |= {"eval_pairs": pairs, "eval_accuracy": accuracy}
+            metrics |= {"eval_accuracy_low": low, "eval_accuracy_high": high}
+        return run.finish(metrics, trainer)
+
+
+if __name__ == "__main__":
+    command_line(main)
