@@ -167,6 +167,10 @@ class _AnswerMetric(_LocalMetric):
                 found |= {f"answer_f1_{name}": _percent([score[2] for score in part])}
         return found
 
+    def score(self, text: str, answers: list[str]) -> tuple[float, float]:
+        """Return exact match and F1 of one answer, 0 to 1, against the references of its question."""
+        return self._score(text, answers)
+
     def _score(self, text: str, answers: list[str]) -> tuple[float, float]:
         raise NotImplementedError
 
