@@ -165,6 +165,9 @@ def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) 
         needs_manifest: whether one without a manifest is unfinished; otherwise it was made by something else than
             hfstack, and its files are judged by their own structure.
         deep: whether contents are read, and not only names and sizes compared.
+
+    Raises:
+        CheckpointError: a newer hfstack wrote it, so that this one cannot tell.
     """
     try:
         if not path.is_dir():
@@ -265,7 +268,9 @@ def _differs_from_manifest(path: Path, deep: bool) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not whole"
     if schema > _SCHEMA:
-        return f"{MANIFEST} has schema {schema}, this hfstack reads {_SCHEMA}: upgrade hfstack"
+        raise CheckpointError(
+            f"{path / MANIFEST} has schema {schema}, this hfstack reads {_SCHEMA}: upgrade hfstack"
+        )  # not torn, so it is not set aside
     if step_of(path) not in (step, -1):
         return f"its manifest is of step {step}"
     for name, (size, _) in files.items():

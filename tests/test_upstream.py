@@ -23,7 +23,9 @@ SOURCES = [*sorted((ROOT / "hfstack").rglob("*.py")), *sorted((ROOT / "recipes")
 # Upstream classes that ours derive from, and the methods and properties of theirs that ours replace. A method that is
 # gone upstream would never be called; one that is new upstream may be replaced by accident. Both fail below.
 HOOKS = {
-    "transformers.TrainerCallback": "on_train_begin on_epoch_begin on_step_begin on_step_end on_log on_evaluate on_train_end",
+    "transformers.TrainerCallback": "on_train_begin on_epoch_begin on_step_begin on_step_end on_log on_evaluate on_train_end "
+    "on_pre_optimizer_step on_epoch_end on_save",
+    "transformers.trainer_callback.ExportableState": "state",
     "transformers.HfArgumentParser": "error",
     "transformers.PreTrainedModel": "_init_weights",
     "transformers.generation.GenerationMixin": "_supports_default_dynamic_cache",
