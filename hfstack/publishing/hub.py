@@ -123,6 +123,37 @@ def check_token(target: Target) -> str:
     return name
 
 
+def owner_of(endpoint: str, token: str) -> str:
+    """Return whose token this is.
+
+    Raises:
+        ConfigError: the endpoint does not know the token.
+        HubError: it cannot be reached.
+    """
+    try:
+        return str(HfApi(endpoint=endpoint, token=token).whoami()["name"])
+    except Exception as error:
+        if status_of(error) == 401:
+            raise ConfigError(
+                f"{endpoint} does not know this token: check HF_TOKEN, or run `hf auth login` again"
+            ) from None
+        raise describe(error, endpoint, endpoint) from error
+
+
+def head_of(target: Target) -> str:
+    """Return the commit that the branch is at.
+
+    Raises:
+        HubError: the repository or the branch is gone, or out of reach.
+    """
+    try:
+        return str(target.api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha)
+    except Exception as error:
+        if not is_network(error):
+            raise
+        raise describe(error, target.url, target.endpoint) from error
+
+
 def prepare_repo(target: Target) -> str:
     """Make sure that the repository and its branch are there, and return the commit that the push will stand on.
 

@@ -1,0 +1,67 @@
+"""The verify recipe: from its YAML over a folder, and a repository that nobody may read."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from hfstack.errors import CheckpointError, ConfigError, HubError
+from hfstack.publishing.bundle import item, kind_of, published_files
+from hfstack.publishing.measure import measure
+from hfstack.publishing.staging import write_publication
+from tests.conftest import ROOT
+from tests.hub_fixtures import hub
+from tests.minihub_state import Hub
+
+__all__ = ["hub"]
+
+
+@pytest.fixture
+def publication(tmp_path: Path, tiny_llama: Path) -> Path:
+    """A folder as publish leaves it."""
+    folder = tmp_path / "published"
+    LlamaForCausalLM.from_pretrained(tiny_llama).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
+    kind = kind_of(folder, {})
+    files = published_files(folder, kind, {})
+    items = [item(name, path) for name, path in files.items()]
+    write_publication(items, folder, kind=kind, check=measure(files, kind))
+    return folder
+
+
+def test_runs_from_its_yaml(run_recipe, publication: Path, tmp_path: Path, capsys):
+    flags = ["--config", ROOT / "recipes/verify.yaml", "--repo", f"file://{publication}"]
+    metrics = run_recipe("verify", *flags, "--output_dir", tmp_path / "verify")
+    assert metrics["check_bits_per_byte"] == pytest.approx(metrics["published_check_bits_per_byte"])
+    said = capsys.readouterr().out
+    assert "files are as published, sha256 of all" in said and "published was" in said
+    assert "check_bits_per_byte" not in run_recipe(
+        "verify", *flags, "--measure", "false", "--output_dir", tmp_path / "hashes"
+    )
+
+
+def test_what_cannot_be_trusted(run_recipe, publication: Path, tmp_path: Path):
+    check = ["--repo", f"file://{publication}", "--output_dir", tmp_path / "verify"]
+    (publication / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(CheckpointError, match=r"has pytorch_model.bin, a format that can run code"):
+        run_recipe("verify", *check)
+    (publication / "pytorch_model.bin").unlink()
+    text = (publication / "publication.json").read_text()
+    (publication / "publication.json").write_text(text.replace('"schema": 1', '"schema": 9'))
+    with pytest.raises(CheckpointError, match="has schema 9, this hfstack reads 1: upgrade"):
+        run_recipe("verify", *check)
+    (publication / "publication.json").write_text(text.replace("config.json", "../config.json"))
+    with pytest.raises(CheckpointError, match=r"lacks ../config.json"):
+        run_recipe("verify", *check)
+    (publication / "publication.json").unlink()
+    with pytest.raises(CheckpointError, match="was not published by hfstack"):
+        run_recipe("verify", *check)
+
+
+def test_places_that_are_not_there(hub: Hub, run_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    output = ["--output_dir", tmp_path / "verify"]
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match=r"alice/none at main: .*there is no token here: set HF_TOKEN"):
+        run_recipe("verify", "--repo", "alice/none", *output)
+    with pytest.raises(ConfigError, match="names no owner"):
+        run_recipe("verify", "--repo", "none", *output)
