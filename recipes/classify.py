@@ -110,7 +110,7 @@ def main(
             if classify_args.calibrate and name == "eval":
                 heat = calibrate(logits, targets, info, seed=training_args.seed)
             shown: Any = {"texts": encoded[name].texts, "info": info, "temperature": heat, "split": name}
-            metrics |= record_results(run, logits, targets, **shown)
+            metrics |= record_results(run, logits, targets, **shown, benchmark=labelled.benchmark)
         info.save(run.output_dir)
         run.add_artifact("classifier", "classifier.json")
         return run.finish(metrics, trainer)

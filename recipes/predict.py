@@ -17,6 +17,7 @@ from hfstack.errors import ConfigError
 from hfstack.evaluation.classify_rows import load_classify_predictor
 from hfstack.evaluation.filling import load_fill_predictor
 from hfstack.evaluation.predicting import task_of, write_predictions
+from hfstack.evaluation.question_answering import load_answer_predictor
 from hfstack.evaluation.tagging import load_tag_predictor
 from hfstack.run import Run, RunArgs
 
@@ -24,6 +25,7 @@ from hfstack.run import Run, RunArgs
 TASKS = {
     "SequenceClassification": load_classify_predictor,
     "TokenClassification": load_tag_predictor,
+    "QuestionAnswering": load_answer_predictor,
     "MaskedLM": load_fill_predictor,
 }
 

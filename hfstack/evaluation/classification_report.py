@@ -60,8 +60,13 @@ def record_results(
     temperature: Array | float = 1.0,
     seed: int = 0,
     split: str = "eval",
+    benchmark: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Add tables, pictures and predictions of held-out rows to a run; return the metrics, `<split>_...`."""
+    """Add tables, pictures and predictions of held-out rows to a run; return the metrics, `<split>_...`.
+
+    Args:
+        benchmark: the metrics whose mean is a benchmark's score, given as `<split>_glue_score`.
+    """
     names = info.names
     if info.problem_type != NUMBER:
         said = predicted(logits, info.problem_type)
@@ -82,6 +87,8 @@ def record_results(
                 add({"text": text, "true": _true(target, info), **answer})
     run.add_artifact(f"{split}_predictions", f"{split}_predictions.jsonl")
     found = measure(logits, targets, info.problem_type, temperature=temperature, seed=seed)
+    if benchmark:
+        found["glue_score"] = sum(found[name] for name in benchmark) / len(benchmark)
     return {f"{split}_{name}": value for name, value in found.items()}
 
 

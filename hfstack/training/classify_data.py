@@ -54,6 +54,11 @@ class LabelledRows:
     label_column: str
     task: GlueTask | None
 
+    @property
+    def benchmark(self) -> tuple[str, ...]:
+        """The metrics whose mean is the task's score in GLUE; none for data of one's own."""
+        return self.task.metrics if self.task is not None else ()
+
 
 def load_labelled(data_args: DataArgs, label_args: LabelArgs, *, quarantine_file: Path | None = None) -> LabelledRows:
     """Load train and held-out rows and find out what their labels mean; with a task and no datasets, from the Hub.

@@ -1,0 +1,87 @@
+"""Tasks of GLUE by name, from the Hub and from files, and which rows may not be on both sides."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+from hfstack.data.sources import DataArgs, Source
+from hfstack.errors import ConfigError, DataError
+from hfstack.training import classify_data
+from hfstack.training.classify_data import LabelArgs, encode_split, load_labelled
+from tests.tiny_encoder import tiny_bert_tokenizer
+
+
+def glue_rows(task: str) -> Dataset:
+    columns = classify_data.glue_task(task).columns
+    names = classify_data.glue_task(task).labels
+    label: Any = ClassLabel(names=list(names)) if names else Value("float32")
+    features = Features({name: Value("string") for name in columns if name} | {"label": label, "idx": Value("int32")})
+    rows = {name: ["the fox", "a ball", "the owl", "once"] for name in columns if name}
+    return Dataset.from_dict({**rows, "label": [0, 1, 0, 1], "idx": [0, 1, 2, 3]}, features=features)
+
+
+@pytest.mark.parametrize("task", ["sst2", "cola", "mrpc", "rte", "stsb", "qqp", "mnli", "qnli"])
+def test_a_task_by_its_name_comes_from_the_hub(task: str, monkeypatch: pytest.MonkeyPatch):
+    asked: list[Source] = []
+
+    def load(args: DataArgs, **_: object) -> dict[str, Dataset]:
+        asked.extend([*args.datasets, *args.eval_datasets])
+        return {"train": glue_rows(task), "eval": glue_rows(task)}
+
+    def load_more(sources: list[Source], **_: object) -> Dataset:
+        asked.extend(sources)
+        return glue_rows(task)
+
+    monkeypatch.setattr(classify_data, "load_splits", load)
+    monkeypatch.setattr(classify_data, "load_mixture", load_more)
+    labelled = load_labelled(DataArgs(), LabelArgs(task=task))
+    splits = ["train", *classify_data.glue_task(task).eval_splits]
+    assert [(one.path, one.name, one.split) for one in asked] == [("nyu-mll/glue", task, split) for split in splits]
+    assert labelled.labels.names == classify_data.glue_task(task).labels
+    assert labelled.labels.kind == ("number" if task == "stsb" else "single")
+    assert ("eval_mismatched" in labelled.splits) == (task == "mnli")
+    encoded = encode_split(labelled, "eval", tiny_bert_tokenizer(), max_length=16, overlong="cut", skip_empty=False)
+    assert encoded.rows["labels"][:] == [0, 1, 0, 1]
+    pair = classify_data.glue_task(task).columns[1] is not None
+    assert encoded.texts[0] == ("the fox ‖ the fox" if pair else "the fox")
+    assert max(encoded.rows["token_type_ids"][0]) == int(pair)
+
+
+def write(path: Path, rows: list[dict]) -> Source:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Source(str(path))
+
+
+def test_files_may_have_the_task_s_columns_or_one_s_own(tmp_path: Path):
+    own = [{"text": f"a {i}", "text_pair": f"b {i}", "label": i % 2} for i in range(9)]
+    found = load_labelled(DataArgs([write(tmp_path / "own.jsonl", own)], eval_fraction=0.3), LabelArgs(task="rte"))
+    assert found.columns == ("text", "text_pair") and found.labels.names == ("entailment", "not_entailment")
+    theirs = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "label": i % 2} for i in range(9)]
+    found = load_labelled(
+        DataArgs([write(tmp_path / "theirs.jsonl", theirs)], eval_fraction=0.3), LabelArgs(task="rte")
+    )
+    assert found.columns == ("sentence1", "sentence2")
+
+
+def test_pairs_that_share_a_text_are_different_rows(tmp_path: Path):
+    train = write(tmp_path / "train.jsonl", [{"text": "same", "text_pair": f"t{i}", "label": i % 2} for i in range(6)])
+    held = write(tmp_path / "dev.jsonl", [{"text": "same", "text_pair": f"d{i}", "label": i % 2} for i in range(4)])
+    found = load_labelled(DataArgs([train], [held]), LabelArgs(text_pair_column="text_pair"))
+    assert len(found.splits["train"]) == 6
+    with pytest.raises(DataError, match="all 6 rows of datasets are also in eval_datasets"):
+        load_labelled(DataArgs([train], [held]), LabelArgs())
+
+
+def test_mistakes(tmp_path: Path):
+    rows = write(tmp_path / "rows.jsonl", [{"text": f"a {i}", "label": "xy"[i % 2]} for i in range(6)])
+    with pytest.raises(DataError, match=r"train: no column 'labels', found text, label; set --text_column"):
+        load_labelled(DataArgs([rows], eval_fraction=0), LabelArgs(label_column="labels"))
+    with pytest.raises(ConfigError, match="--streaming: the labels must be known"):
+        load_labelled(DataArgs([rows], eval_fraction=0, streaming=True), LabelArgs())
+    with pytest.raises(ConfigError, match="kind must be auto, single, several or number, got 'many'"):
+        LabelArgs(kind="many")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="overlong must be cut, drop or fail, got 'crop'"):
+        LabelArgs(overlong="crop")  # pyright: ignore[reportArgumentType]
