@@ -26,6 +26,7 @@ from hfstack.evaluation.classify_rows import classify_logits
 from hfstack.models.classifier import ClassifierInfo, freeze_encoder, load_classifier
 from hfstack.models.loading import context_length, find_architecture, load_tokenizer
 from hfstack.models.reward_model import padding_id, reward_lora_config
+from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.classify_data import LabelArgs, encode_split, load_labelled
@@ -85,8 +86,7 @@ def main(
         info = ClassifierInfo(labels.problem_type, list(labels.names), *labelled.columns, max_length=max_length)
         if frozen:
             freeze_encoder(model, new_modules)
-        adapter = reward_lora_config(model_args, new_modules)
-        model = get_peft_model(model, adapter) if adapter is not None else model
+        model = get_peft_model(model, adapter) if (adapter := reward_lora_config(model_args, new_modules)) else model
         weights = class_weights(encoded["train"].targets, labels) if classify_args.class_weights else None
         patience, pad = classify_args.early_stopping_patience, padding_id(tokenizer)
         early_stopping: list[TrainerCallback] = [] if patience is None else [EarlyStoppingCallback(patience)]
@@ -100,7 +100,7 @@ def main(
                 data_collator=partial(pad_rows, pad_token_id=pad),
                 compute_loss_func=classification_loss(labels.problem_type, weights),
                 compute_metrics=trainer_metrics(labels.problem_type),
-                callbacks=[*early_stopping, *protect(run)],
+                callbacks=[*early_stopping, *protect(run, push_checkpoints(training_args))],
             )
         loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
         metrics: dict[str, float] = {"train_loss": loss, "train_rows": len(encoded["train"].rows)}

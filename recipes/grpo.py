@@ -16,6 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.model_reward import text_of
@@ -103,7 +104,7 @@ def main(
             train_dataset=splits["train"],
             eval_dataset=splits.get("eval"),
             processing_class=tokenizer,
-            callbacks=[CompletionMetrics(), *protect(run)],
+            callbacks=[CompletionMetrics(), *protect(run, push_checkpoints(training_args))],
             peft_config=get_peft_config(model_args),
         )
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -21,6 +21,7 @@ from hfstack.evaluation.answers import answer_pairs
 from hfstack.models.adapting import give_pad_token
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
+from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
@@ -81,7 +82,10 @@ def main(
             eval_dataset=rows.get("eval"),
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
-            callbacks=[SampleTable(run.output_dir / "samples.jsonl", sample), *protect(run)],
+            callbacks=[
+                SampleTable(run.output_dir / "samples.jsonl", sample),
+                *protect(run, push_checkpoints(training_args)),
+            ],
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "train_rows": len(trainer.train_dataset), "good_share": good}

@@ -24,6 +24,7 @@ from hfstack.evaluation.language_modeling import derived_metrics
 from hfstack.models.counting import count_parameters, flops_per_token, peak_flops_per_s
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import check_block_size, check_isolation, load_causal_lm, load_tokenizer
+from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
@@ -105,7 +106,7 @@ def main(
                 eval_dataset=blocks.get("eval"),
                 processing_class=tokenizer,
                 data_collator=PackedBlocks.collate,
-                callbacks=[*callbacks, *protect(run)],
+                callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         run.add_artifact("samples", "samples.jsonl")

@@ -30,6 +30,7 @@ from hfstack.models.masked_head import (
     score_only_masked,
     training_flops_per_token,
 )
+from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.callbacks import SampleTable, Throughput
 from hfstack.training.checkpointing import protect
@@ -103,7 +104,7 @@ def main(
             trainer = Trainer(
                 model=model, args=training_args, train_dataset=blocks["train"], eval_dataset=blocks.get("eval"),
                 processing_class=tokenizer, data_collator=MaskedBlocks.collate, compute_metrics=masked_metrics,
-                callbacks=[*callbacks, *protect(run)],
+                callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )  # fmt: skip
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "parameters": parameter_count(model)} | throughput.metrics()

@@ -26,6 +26,7 @@ from hfstack.evaluation.pair_accuracy import accuracy_by_margin, calibration_bin
 from hfstack.evaluation.reward_picture import reward_histogram
 from hfstack.models.loading import context_length, load_tokenizer
 from hfstack.models.reward_model import load_reward_model, reward_lora_config, score_sequences
+from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.preference_tuning import check_reward_pairs
@@ -61,12 +62,11 @@ def main(
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
 
-        new_modules: list[str] = []
+        encoded, kept, new_modules = {}, {}, list[str]()
         tokenizer = load_tokenizer(model_args, reward_args.tokenizer_name_or_path)
         model = load_reward_model(model_args, tokenizer, new_modules=new_modules)
         limits = [training_args.max_length, context_length(model.config), tokenizer.model_max_length]
         max_length = min(limit for limit in limits if limit)
-        encoded, kept = {}, {}
         for name, rows in splits.items():
             encoded[name], kept[name] = encode_pairs(
                 rows, tokenizer, max_length=max_length, overlong=reward_args.overlong, name=name
@@ -81,7 +81,7 @@ def main(
             eval_dataset=encoded.get("eval"),
             processing_class=tokenizer,
             peft_config=reward_lora_config(model_args, new_modules),
-            callbacks=[*protect(run)],
+            callbacks=[*protect(run, push_checkpoints(training_args))],
         )
         check_reward_pairs(splits, encoded, tokenizer, model=cast(Any, trainer.model), new_modules=new_modules)
         trained = trainer.train(resume_from_checkpoint=checkpoint)

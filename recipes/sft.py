@@ -21,6 +21,7 @@ from hfstack.evaluation.language_modeling import perplexity
 from hfstack.models.adapting import check_adapter_settings, give_pad_token, merge_adapter
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
+from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training import fine_tuning
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
@@ -76,15 +77,14 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
         encoded = fine_tuning.encode_rows(rows, tokenizer, model, training_args, on_bad_row=data_args.on_bad_row)
         packed = fine_tuning.pack_rows(encoded, training_args)
 
-        longest = context_length(model.config)
-        longest = longest - sft_args.answer_tokens if longest is not None else None
-        asked = questions(
-            rows.get("eval", rows["train"]), tokenizer, limit=max(sft_args.answer_rows, 3), longest=longest
-        )
+        room = context_length(model.config)
+        room = room - sft_args.answer_tokens if room is not None else None
+        asked = questions(rows.get("eval", rows["train"]), tokenizer, limit=max(sft_args.answer_rows, 3), longest=room)
         own = [[{"role": "user", "content": text}] if chat else text for text in sft_args.sample_prompts]
         shown = [prompt_ids(tokenizer, prompt) for prompt in own] or [prompt for prompt, _ in asked[:3]]
         sample = partial(answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=sft_args.answer_tokens)
         throughput = Throughput(**fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter))
+        counted = fine_tuning.TokenCount(throughput.tokens_per_step)
         derived = DerivedMetrics(lambda loss: {"perplexity": perplexity(loss)})
         samples = SampleTable(run.output_dir / "samples.jsonl", sample)
         run.add_artifact("samples", "samples.jsonl")
@@ -96,7 +96,7 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
             eval_dataset=packed.get("eval"),
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
-            callbacks=[throughput, fine_tuning.TokenCount(throughput.tokens_per_step), derived, samples, *protect(run)],
+            callbacks=[throughput, counted, derived, samples, *protect(run, push_checkpoints(training_args))],
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         tuned = cast(Any, trainer.model)

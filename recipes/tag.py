@@ -30,6 +30,7 @@ from hfstack.evaluation.tagging import beside_baseline, tag_metrics, type_table,
 from hfstack.models.loading import load_tokenizer
 from hfstack.models.reward_model import padding_id
 from hfstack.models.task_heads import check_length, load_with_head, save_task
+from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.settings import check_settings
@@ -88,7 +89,7 @@ def main(
         def tagged(choices: Any) -> list[list[str]]:
             return word_tags(choices, windows["eval"], sentences["eval"], names)
 
-        callbacks = protect(run)
+        callbacks = protect(run, push_checkpoints(training_args))
         if args.early_stopping_patience is not None:
             callbacks.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
         with refusals_of_upstream():

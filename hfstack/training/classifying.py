@@ -57,6 +57,7 @@ def trainer_settings(
         ConfigError: the metric does not fit what is predicted, or labels shall be smoothed that are no classes.
     """
     settings = copy.copy(training_args)
+    settings.push_to_hub = False  # checkpoints are pushed by what the recipe hands to `protect`
     settings.remove_unused_columns = False  # the sampler reads `length`; the collator takes what the model wants
     if settings.label_smoothing_factor:
         raise ConfigError("--label_smoothing_factor is not used by this recipe's loss: leave it out")

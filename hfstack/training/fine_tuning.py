@@ -215,6 +215,7 @@ def trainer_settings(training_args: SFTConfig) -> SFTConfig:
     settings.packing = settings.assistant_only_loss = False
     settings.completion_only_loss = False
     settings.chat_template_path = settings.eos_token = None
+    settings.push_to_hub = False  # checkpoints are pushed by what the recipe hands to `protect`
     return settings
 
 
