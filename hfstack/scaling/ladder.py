@@ -303,6 +303,33 @@ def tokens_read(rung: Rung, blocks: int) -> int:
     return read * rung.micro_batch * rung.processes * rung.block_size
 
 
+TABLE = (
+    "rung parameters non_embedding tokens epochs steps batch_tokens learning_rate flops flops_6nd flops_kaplan "
+    "flop_count eval_loss seconds"
+).split()
+
+
+def table_row(rung: Rung, metrics: Mapping[str, float]) -> list[Any]:
+    """Return the cells of a rung under `TABLE`; those that only training knows are None before it."""
+    unique, seconds = metrics.get("unique_tokens"), metrics.get("train_runtime")
+    return [
+        rung.name,
+        rung.costs.parameters,
+        rung.costs.non_embedding,
+        rung.tokens,
+        round(rung.tokens / unique, 3) if unique else None,
+        rung.steps,
+        rung.sequences_per_step * rung.block_size,
+        rung.learning_rate,
+        float(f"{rung.flops:.4g}"),
+        float(f"{rung.flops_6nd:.4g}"),
+        float(f"{rung.flops_kaplan:.4g}"),
+        rung.costs.method,
+        metrics.get("eval_loss"),
+        round(seconds, 1) if seconds else None,
+    ]
+
+
 def _width(place: int) -> int:
     """The widths that are tried: multiples of 16 to 64, of 32 to 256, of 64 beyond."""
     if place < 4:

@@ -140,12 +140,14 @@ def test_tokens_that_are_read() -> None:
     assert tokens_read(accumulated, 16) == (3 + 1) * 4 * 16  # 4 batches a pass: one step of 3, one of 1
 
 
-def test_an_architecture_without_a_formula_is_measured_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    bloom = {"model_type": "gpt_neox", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+def test_an_architecture_without_a_formula_is_measured_and_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    neox = {"model_type": "gpt_neox", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
              "intermediate_size": 256, "vocab_size": 512, "max_position_embeddings": 64}  # fmt: skip
     with caplog.at_level(logging.INFO, logger="hfstack"):
-        logging.getLogger("hfstack").propagate = True
-        rungs = build_ladder({"neox": bloom}, [1e5], [1e11], design="isoflop", block_size=BLOCK, count=count)
+        rungs = build_ladder({"neox": neox}, [1e5], [1e11], design="isoflop", block_size=BLOCK, count=count)
     assert rungs[0].costs.method == "measured" and rungs[0].flops == pytest.approx(1e11, rel=0.05)
     assert "no FLOP formula for model_type 'gpt_neox'" in caplog.text
 

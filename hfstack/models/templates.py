@@ -1,0 +1,68 @@
+"""Architectures as plain dictionaries: read one, count what it costs, and build the model that it describes."""
+
+import json
+import re
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
+from hfstack.errors import ConfigError
+from hfstack.models.counting import count_parameters, flops_per_token
+from hfstack.models.loading import architecture_config, find_architecture
+
+_SIZE = re.compile(r"-\d+(\.\d+)?[kmb]$", re.IGNORECASE)
+_FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def read_templates(names: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
+    """Return each config.json with the tokenizer's vocabulary, by family: the file's name without a size.
+
+    Only what the file says is kept, without upstream's defaults, so that a newer upstream gives the same dictionary.
+
+    Raises:
+        ConfigError: a name is no config.json, or two are of one family.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        path = find_architecture(name)
+        if path is None:
+            raise ConfigError(f"--architectures {name}: give a config.json, such as llama-1m.json")
+        family = without_size(path.stem)
+        if family in found:
+            raise ConfigError(f"--architectures names {family} twice: every family once, its sizes come from --sizes")
+        config = architecture_config(path, tokenizer)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found[family] = values | {key: getattr(config, key) for key in _FROM_TOKENIZER}
+    return found
+
+
+def without_size(name: str) -> str:
+    """Return the family that a config.json is named after: `llama` for `llama-1m`."""
+    return _SIZE.sub("", name)
+
+
+def to_config(values: dict[str, Any]) -> PreTrainedConfig:
+    """Return the config of a dictionary with a `model_type`.
+
+    Raises:
+        ConfigError: upstream refuses a value.
+    """
+    try:
+        return AutoConfig.for_model(**values)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"no model_type {values.get('model_type')!r} with these values: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def build_model(values: dict[str, Any]) -> PreTrainedModel:
+    """Return the causal language model of a dictionary, with weights drawn anew (seed them first)."""
+    return AutoModelForCausalLM.from_config(to_config(values))
+
+
+def count_costs(values: dict[str, Any], block_size: int) -> tuple[int, int, float, str]:
+    """Return parameters, those outside embeddings, training FLOPs per token of a block, and how FLOPs were counted."""
+    config = to_config(values)
+    parameters, flops = count_parameters(config), flops_per_token(config, block_size)
+    return parameters.total, parameters.non_embedding, flops.train, flops.method

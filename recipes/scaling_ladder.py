@@ -1,0 +1,119 @@
+"""Train a ladder of models, sizes times budgets, whose losses a scaling law can be fitted to.
+
+    accelerate launch recipes/scaling_ladder.py --config recipes/scaling_ladder.yaml --budgets 1e15 4e15
+    hfstack run scaling_ladder --budgets 1e15 4e15                     # the same, shorter
+
+reads   rows with a column of text; a tokenizer; an architecture (config.json) of each family
+writes  rungs/<name>/ in --output_dir, each a run of its own with run.json and the model; a table of all in run.json
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+from trl import ModelConfig
+
+from hfstack.config import command_line, refusals_of_upstream
+from hfstack.data.packing import PackedBlocks, pack_splits
+from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
+from hfstack.errors import AlreadyFinished, ConfigError
+from hfstack.evaluation.language_modeling import derived_metrics
+from hfstack.models.fused_loss import use_fused_loss
+from hfstack.models.loading import load_tokenizer
+from hfstack.models.templates import build_model, count_costs, read_templates
+from hfstack.run import Run
+from hfstack.run_record import read_run
+from hfstack.scaling.ladder import TABLE, Costs, Design, Machine, Rung, build_ladder, table_row
+from hfstack.training.callbacks import DerivedMetrics
+from hfstack.training.checkpointing import protect
+from hfstack.training.ladder_rungs import rung_arguments, rung_metrics, rung_throughput
+from hfstack.training.settings import check_settings
+
+
+@dataclass
+class LadderArgs:
+    """Which models are trained on how much; the rules that fill in the rest are in hfstack/scaling/ladder.py."""
+
+    architectures: list[str] = field(default_factory=lambda: ["llama-1m.json"])
+    """A config.json of each family; width, depth, heads and context are replaced, everything else is kept."""
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer: a folder or a Hub id."""
+    block_size: int = 512
+    """Tokens of one training sequence."""
+    design: Design = "isoflop"
+    """isoflop: every size at every compute; fixed_ratio: at a ratio of tokens to parameters; grid: at token counts."""
+    sizes: list[float] = field(default_factory=list)
+    """Parameters to aim at, embeddings included; the nearest shape is taken."""
+    budgets: list[float] = field(default_factory=list)
+    """FLOPs of a rung (isoflop), tokens per parameter (fixed_ratio), or tokens of a rung (grid)."""
+    learning_rate_scale: float = 1.0
+    """Multiplies the learning rate that the rule gives."""
+    dry_run: bool = False
+    """Only write the table of rungs, and train nothing."""
+
+
+def main(data_args: DataArgs, ladder_args: LadderArgs, training_args: TrainingArguments) -> dict[str, float]:
+    """Train what is not trained yet, from the cheapest rung to the dearest; return the sums."""
+    args, block_size = training_args, ladder_args.block_size
+    with Run.start(__file__, args.output_dir, data_args, ladder_args, args, replace_own=True) as run:
+        check_settings(args)
+        run.add_parent(ladder_args.tokenizer_name_or_path)
+        tokenizer = load_tokenizer(ModelConfig(), ladder_args.tokenizer_name_or_path)
+        rungs = build_ladder(
+            read_templates(ladder_args.architectures, tokenizer),
+            ladder_args.sizes,
+            ladder_args.budgets,
+            design=ladder_args.design,
+            block_size=block_size,
+            count=lambda config: Costs(*count_costs(config, block_size)),
+            rate_scale=ladder_args.learning_rate_scale,
+            machine=Machine(args.world_size, args.per_device_train_batch_size),
+        )
+        sums = {"tokens": sum(rung.tokens for rung in rungs), "flops": sum(rung.flops for rung in rungs)}
+        print(f"{len(rungs)} rungs: {sums['tokens']:,} tokens, {sums['flops']:.3g} FLOPs", flush=True)
+        run.add_table("rungs", TABLE, [table_row(rung, {}) for rung in rungs])
+        if ladder_args.dry_run:
+            return run.finish({"rungs": len(rungs), "rungs_trained": 0} | sums)
+
+        splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        if "eval" not in splits:
+            raise ConfigError("a ladder is measured on held-out text: name --eval_datasets, or set --eval_fraction")
+        require_columns(splits["train"], {data_args.text_column}, recipe="scaling_ladder")
+        blocks = pack_splits(splits, tokenizer, text_column=data_args.text_column, block_size=block_size)
+        for place, rung in enumerate(rungs):
+            metrics = train_rung(rung, blocks, tokenizer, data_args, args)
+            print(f"{rung.name}: eval_loss {metrics['eval_loss']:.4f}", flush=True)
+            run.add_artifact(f"rung {rung.name}", f"rungs/{rung.name}/run.json")
+            run.record.tables["rungs"]["rows"][place] = table_row(rung, metrics)
+        return run.finish({"rungs": len(rungs), "rungs_trained": len(rungs)} | sums)
+
+
+def train_rung(
+    rung: Rung, blocks: dict[str, PackedBlocks], tokenizer: Any, data_args: DataArgs, training_args: TrainingArguments
+) -> dict[str, float]:
+    """Train one rung as a run of its own, or read what it gave when it was finished before."""
+    args = rung_arguments(training_args, rung)
+    try:
+        with Run.start(__file__, args.output_dir, data_args, rung, args) as run:
+            checkpoint = run.checkpoint
+            run.record_data("train", describe_sources(data_args.datasets))
+            run.record_data("eval", describe_sources(data_args.eval_datasets))
+            counts, throughput = rung_metrics(rung, len(blocks["train"])), rung_throughput(args, rung)
+            model = build_model(rung.config)
+            use_fused_loss(model)
+            derived = DerivedMetrics(partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte))
+            callbacks = [throughput, derived, *protect(run)]
+            with refusals_of_upstream():
+                trainer = Trainer(
+                    model, args, PackedBlocks.collate, blocks["train"], blocks["eval"], tokenizer, callbacks=callbacks
+                )
+            trained = trainer.train(resume_from_checkpoint=checkpoint)
+            losses = {"train_loss": trained.training_loss, "train_runtime": trained.metrics["train_runtime"]}
+            return run.finish(counts | losses | throughput.metrics() | trainer.evaluate(), trainer)
+    except AlreadyFinished:
+        return read_run(args.output_dir).metrics
+
+
+if __name__ == "__main__":
+    command_line(main)
