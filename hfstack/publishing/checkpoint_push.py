@@ -1,17 +1,19 @@
 """Push checkpoints to a branch while a model is trained, instead of upstream's own push.
 
+    callbacks=[*protect(run, push_checkpoints(training_args))]
+
 Upstream's `--push_to_hub` makes a public repository, puts `training_args.bin` into it (a pickle with every setting, the
 token among them when it was given), changes main while the model is unfinished, and gives up at the first 503.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import constants
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
-from hfstack.errors import CheckpointError, ConfigError, HubError
+from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.publishing.bundle import item, kind_of, published_files
 from hfstack.publishing.hub import Target, check_pushed, find_token, head_of, owner_of, prepare_repo, push
@@ -23,8 +25,8 @@ BRANCH = "checkpoints"
 _STATE = "trainer_state.json"
 
 
-def push_callbacks(training_args: TrainingArguments) -> list[TrainerCallback]:
-    """Return the callback that `--push_to_hub` asks for, if it does, and turn upstream's own push off.
+def push_checkpoints(training_args: TrainingArguments) -> list[Callable[[Path], None]]:
+    """Return what `--push_to_hub` asks to be called with each checkpoint, if it does, and turn upstream's push off.
 
     Call it before the Trainer is built. The repository is made, private unless `--hub_private_repo false`, and the
     token checked right away, not after hours of training. `--hub_model_id` names it, by default after `output_dir`;
@@ -43,23 +45,23 @@ def push_callbacks(training_args: TrainingArguments) -> list[TrainerCallback]:
             "--hub_revision main: checkpoints go to a branch, so that main never holds an unfinished model; publish "
             "the finished run with the publish recipe"
         )
-    if int(os.environ.get("RANK", "0")) != 0:
-        return []
     endpoint, token = constants.ENDPOINT, find_token()
     repo = training_args.hub_model_id or Path(str(training_args.output_dir)).resolve().name
     if "/" not in repo:
         repo = f"{owner_of(endpoint, token)}/{repo}"
     private = training_args.hub_private_repo is not False
     target = Target(repo, endpoint=endpoint, token=token, private=private, branch=branch)
-    prepare_repo(target)
-    return [PushCallback(target)]
+    if int(os.environ.get("RANK", "0")) == 0:
+        prepare_repo(target)
+        logger.info("checkpoints go to branch %s of %s; main waits for the publish recipe", branch, target.url)
+    return [CheckpointPush(target)]
 
 
-class PushCallback(TrainerCallback):
-    """Push each checkpoint's weights, tokenizer and log to a branch, one commit a checkpoint.
+class CheckpointPush:
+    """Push a checkpoint's weights, tokenizer and log to a branch, one commit a checkpoint.
 
-    Training waits for the upload. When it fails, also after waiting and trying again, training goes on and says so:
-    the next checkpoint is pushed on top of what is there. The optimizer's state stays here: it is a pickle.
+    The optimizer's state stays here: it is a pickle. After a failure the next checkpoint is pushed on top of what is
+    there.
 
     Args:
         target: the repository and the branch, once `prepare_repo` has found them in order.
@@ -68,42 +70,19 @@ class PushCallback(TrainerCallback):
     def __init__(self, target: Target) -> None:
         self.target = target
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Push what was just saved."""
-        if not state.is_world_process_zero:
-            return
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        try:
-            sha = self.push(folder, f"Step {state.global_step}")
-        except (CheckpointError, ConfigError, HubError) as error:
-            logger.warning("%s was not pushed, training goes on: %s", folder.name, error)
-            return
-        logger.info("%s is on branch %s of %s: %s", folder.name, self.target.branch, self.target.url, sha[:10])
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Say how main gets the finished model."""
-        if state.is_world_process_zero:
-            logger.info(
-                "main is untouched; when this run has finished: hfstack run publish --run %s --repo %s",
-                args.output_dir,
-                self.target.repo,
-            )
-
-    def push(self, folder: Path, message: str) -> str:
-        """Push one checkpoint, compare what arrived, and return the commit.
+    def __call__(self, folder: Path) -> None:
+        """Push one checkpoint, and compare what arrived.
 
         Raises:
             CheckpointError: it has no whole safetensors weights, as sharded ones.
             ConfigError: a file holds a secret.
-            HubError: the Hub refuses or cannot be reached.
+            HubError: the Hub refuses or cannot be reached, also after waiting and trying again.
         """
         files = published_files(folder, kind_of(folder, {}), {})
         if (folder / _STATE).is_file():
             files[_STATE] = folder / _STATE
         items = [item(name, path) for name, path in files.items()]
         refuse_secrets(items, known_secrets())
-        sha = push(self.target, items, parent=head_of(self.target), message=message)
+        sha = push(self.target, items, parent=head_of(self.target), message=f"Checkpoint {folder.name}")
         check_pushed(self.target, items, sha)
-        return sha
+        logger.info("%s is on branch %s of %s: %s", folder.name, self.target.branch, self.target.url, sha[:10])

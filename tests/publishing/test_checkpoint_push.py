@@ -1,0 +1,89 @@
+"""--push_to_hub while training: checkpoints on a branch, main untouched, no pickle; a Hub in trouble stops nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM, TrainingArguments
+
+from hfstack.errors import ConfigError
+from hfstack.publishing.checkpoint_push import push_checkpoints
+from tests.conftest import ROOT, SENTENCES
+from tests.hub_fixtures import READER, hub
+from tests.minihub_state import Hub
+
+__all__ = ["hub"]
+
+
+@pytest.fixture
+def train(run_recipe, tiny_llama: Path, tmp_path: Path):
+    """Pretrain for four steps with a checkpoint after the second and the fourth."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(40)))
+
+    def call(**changes: object) -> dict[str, float]:
+        settings = {
+            "model_name_or_path": tiny_llama, "datasets": rows, "eval_fraction": 0, "block_size": 16, "max_steps": 4,
+            "save_steps": 2, "save_strategy": "steps", "output_dir": tmp_path / "stories", "report_to": "none",
+            "bf16": "false", "sample_tokens": 2, "dataloader_pin_memory": "false", "push_to_hub": "true",
+        } | changes  # fmt: skip
+        return run_recipe("pretrain_clm", *(f"--{name}={value}" for name, value in settings.items()))
+
+    return call
+
+
+def test_checkpoints_go_to_a_branch(hub: Hub, train, tmp_path: Path):
+    train(report_to="none")
+    repo = hub.repo("alice/stories")
+    assert repo.private and repo.head().files == {}
+    titles, sha = [], repo.refs["checkpoints"]
+    while sha:
+        titles.append(repo.commits[sha].title)
+        sha = repo.commits[sha].parent
+    assert titles == ["Checkpoint checkpoint-4", "Checkpoint checkpoint-2", "initial commit"]
+    files = repo.head("checkpoints").files
+    assert {"config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"} <= set(files)
+    assert not [path for path in files if path.endswith((".bin", ".pt", ".pth"))]
+    state = json.loads(hub.content("alice/stories", "trainer_state.json", revision="checkpoints"))
+    assert state["global_step"] == 4
+    pushed = hub.content("alice/stories", "model.safetensors", revision="checkpoints")
+    assert pushed == (tmp_path / "stories" / "model.safetensors").read_bytes()
+    fetched = LlamaForCausalLM.from_pretrained("alice/stories", revision="checkpoints", cache_dir=tmp_path / "cache")
+    assert fetched.num_parameters() > 1000
+
+
+def test_a_hub_in_trouble_does_not_end_the_training(hub: Hub, train, tmp_path: Path):
+    hub.fail("POST .*/commit/", 403)
+    assert train(hub_model_id="stories/tiny", hub_private_repo="false")["train_loss"] > 0
+    repo = hub.repo("stories/tiny")
+    assert not repo.private and [c.title for c in repo.commits.values()][1:] == ["Checkpoint checkpoint-4"]
+
+
+def test_what_cannot_work_is_told_before_training(hub: Hub, train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with pytest.raises(ConfigError, match="--hub_revision main: checkpoints go to a branch"):
+        train(hub_revision="main")
+    monkeypatch.setenv("HF_TOKEN", READER)
+    with pytest.raises(ConfigError, match="the token of alice may only read"):
+        train(output_dir=tmp_path / "b")
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    with pytest.raises(ConfigError, match="does not know this token"):
+        train(output_dir=tmp_path / "c")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ConfigError, match="no token to push with"):
+        train(output_dir=tmp_path / "d")
+    assert not hub.repos and not (tmp_path / "d" / "checkpoint-2").exists()
+
+
+def test_nothing_is_pushed_unasked(hub: Hub, tmp_path: Path):
+    assert push_checkpoints(TrainingArguments(output_dir=str(tmp_path), use_cpu=True)) == []
+    assert not hub.log
+
+
+TRAIN = "pretrain_clm pretrain_mlm classify tag sft dpo kto orpo reward rloo grpo".split()
+
+
+@pytest.mark.parametrize("recipe", TRAIN)
+def test_every_recipe_that_trains_pushes_this_way(recipe: str):
+    """A Trainer that sees --push_to_hub makes a public repository before a callback could stop it."""
+    text = (ROOT / "recipes" / f"{recipe}.py").read_text(encoding="utf-8")
+    assert "protect(run, push_checkpoints(training_args))" in text
