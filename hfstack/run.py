@@ -45,6 +45,7 @@ from hfstack.run_record import (
     describe_process,
     hash_settings,
 )
+from hfstack.tracking import forget_later_steps, tracked
 
 logger = get_logger(__name__)
 
@@ -72,6 +73,7 @@ class Run:
         self._before: RunRecord | None = None
         self._changed: dict[str, tuple[Any, Any]] = {}
         self._at_exit: list[Callable[[], None]] = []
+        self._trackers = contextlib.ExitStack()
         self._defers_stop = False
         self._stops_at_once = False
         self.stop_asked = False
@@ -137,6 +139,7 @@ class Run:
 
     def __enter__(self) -> Self:
         self._write()
+        self._trackers.enter_context(tracked(self._training_args, self.output_dir, self.record.run_id))
         for signum in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's business
                 self._previous_handlers[signum] = signal.signal(signum, self._on_signal)
@@ -146,6 +149,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
+        self._trackers.close()
         for signum in self._previous_handlers:  # launchers send a signal again: run.json is written all the same
             signal.signal(signum, signal.SIG_IGN)
         refusal = self._close_checkpoints(error)
@@ -233,6 +237,8 @@ class Run:
         if chosen is None:
             return None
         self.resumed_from, step, changed = chosen
+        if self._rank == 0:
+            forget_later_steps(self._training_args, step)
         self._changed |= changed
         restart: dict[str, Any] = {"step": step, "time": _now()}
         if self._changed:
