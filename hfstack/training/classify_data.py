@@ -19,7 +19,8 @@ class LabelArgs:
     """Which columns hold the texts and the labels, and what the labels mean."""
 
     task: str | None = None
-    """A task of GLUE: sst2, cola, mrpc, rte, stsb, qqp, mnli or qnli. Sets columns, labels and metric, and the data."""
+    """A task of GLUE: sst2, cola, mrpc, rte, stsb, qqp, mnli or qnli. Sets columns, labels, metric, data; none for own
+    data."""
     text_pair_column: str | None = None
     """Column of a second text, where rows are pairs."""
     label_column: str = "label"
@@ -40,6 +41,7 @@ class LabelArgs:
             raise ConfigError(f"kind must be auto, single, several or number, got {self.kind!r}")
         if self.overlong not in get_args(Overlong):
             raise ConfigError(f"overlong must be cut, drop or fail, got {self.overlong!r}")
+        self.task = None if self.task == "none" else self.task
         if self.task is not None:
             glue_task(self.task)
 

@@ -67,7 +67,7 @@ def classify(run_recipe, bert: Path, rows_file, tmp_path: Path):
 
 
 def test_learns_measures_calibrates_and_draws(classify, tmp_path: Path):
-    metrics = classify(max_steps=25)
+    metrics = classify(max_steps=40, learning_rate=5e-3)
     assert metrics["eval_accuracy"] > 0.9
     assert metrics["eval_accuracy_low"] <= metrics["eval_accuracy"] <= metrics["eval_accuracy_high"]
     assert {"eval_f1_macro", "eval_f1_micro", "eval_matthews", "eval_f1", "eval_baseline_accuracy"} <= metrics.keys()

@@ -81,6 +81,7 @@ def test_mistakes(tmp_path: Path):
         load_labelled(DataArgs([rows], eval_fraction=0), LabelArgs(label_column="labels"))
     with pytest.raises(ConfigError, match="--streaming: the labels must be known"):
         load_labelled(DataArgs([rows], eval_fraction=0, streaming=True), LabelArgs())
+    assert LabelArgs(task="none").task is None
     with pytest.raises(ConfigError, match="kind must be auto, single, several or number, got 'many'"):
         LabelArgs(kind="many")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="overlong must be cut, drop or fail, got 'crop'"):
