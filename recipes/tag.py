@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
@@ -33,6 +33,7 @@ from hfstack.models.task_heads import check_length, load_with_head, save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
+from hfstack.training.in_order import InOrderTrainer
 from hfstack.training.settings import check_settings
 
 
@@ -93,7 +94,7 @@ def main(
         if args.early_stopping_patience is not None:
             callbacks.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
         with refusals_of_upstream():
-            trainer = Trainer(
+            trainer = InOrderTrainer(
                 model=model, args=training_args, train_dataset=as_dataset(windows["train"]),
                 eval_dataset=as_dataset(windows["eval"]) if gold else None, processing_class=tokenizer,
                 data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)), callbacks=callbacks,

@@ -28,6 +28,7 @@ HOOKS = {
     "transformers.trainer_callback.ExportableState": "state",
     "transformers.HfArgumentParser": "error",
     "transformers.PreTrainedModel": "_init_weights",
+    "transformers.Trainer": "_get_eval_sampler",
     "transformers.generation.GenerationMixin": "_supports_default_dynamic_cache",
     "transformers.cache_utils.Cache": "get_seq_length get_max_length get_mask_sizes reset reorder_cache crop "
     "batch_select_indices batch_repeat_interleave batch_size is_initialized is_croppable is_compileable",

@@ -126,8 +126,8 @@ def save_task(folder: Path, info: dict[str, Any]) -> None:
     (folder / TASK_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_length(asked: int | None, config: Any, tokenizer: PreTrainedTokenizerBase, *, least: int = 8) -> int:
-    """Return the tokens of a window: what was asked for, or what model and tokenizer can read, at most 512.
+def check_length(asked: int | None, config: Any, tokenizer: PreTrainedTokenizerBase, *, usual: int = 512) -> int:
+    """Return the tokens of a window: what was asked for, or what model and tokenizer can read, at most `usual`.
 
     Raises:
         ConfigError: more was asked for than the model reads, or less than anything fits into.
@@ -135,11 +135,11 @@ def check_length(asked: int | None, config: Any, tokenizer: PreTrainedTokenizerB
     limits = [limit for limit in (readable_length(config), tokenizer.model_max_length) if limit is not None]
     longest = min(limits)
     if asked is None:
-        return min(longest, 512)
+        return min(longest, usual)
     if asked > longest:
         raise ConfigError(f"--max_length {asked} is longer than the model's context: use --max_length {longest}")
-    if asked < least:
-        raise ConfigError(f"--max_length must be at least {least} tokens, got {asked}")
+    if asked < 8:
+        raise ConfigError(f"--max_length must be at least 8 tokens, got {asked}")
     return asked
 
 

@@ -19,8 +19,8 @@ def make_rows(count: int, seed: int = 0) -> list[dict]:
     rows = []
     for number in range(count):
         animal, thing = draw.choice(ANIMALS), draw.choice(THINGS)
-        words = ["the", "small", animal, "saw", "the", thing, "near", str(number)]
-        tags = ["O", "B-animal", "I-animal", "O", "O", "B-thing", "O", "O"]
+        words = ["the", "small", animal, "saw", "the", thing, "near", str(number), *["home"] * (number % 7)]
+        tags = ["O", "B-animal", "I-animal", "O", "O", "B-thing", *["O"] * (2 + number % 7)]
         rows.append({"tokens": words, "ner_tags": tags})
     return rows
 
@@ -89,7 +89,7 @@ def test_predicts_lists_and_texts_in_order_with_entities(tag, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("pieces", ["first", "all"])
-def test_numbers_with_names_and_long_sentences(run_recipe, tag, tmp_path: Path, pieces: str) -> None:
+def test_numbers_with_names_and_long_sentences(tag, tmp_path: Path, pieces: str) -> None:
     names = ["O", "B-animal", "I-animal", "B-thing"]
     rows = [{"tokens": r["tokens"] * 3, "tags": [names.index(t) for t in r["ner_tags"]] * 3} for r in make_rows(40)]
     config = tmp_path / "tags.yaml"
@@ -97,7 +97,8 @@ def test_numbers_with_names_and_long_sentences(run_recipe, tag, tmp_path: Path, 
     metrics = tag(datasets=write(tmp_path / "numbers.jsonl", rows), max_length=16, label_pieces=pieces, config=config)
     assert metrics["train_sentences"] == 28 and metrics["eval_tag_accuracy"] > 0
     lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
-    assert all(len(json.loads(line)["predicted"]) == 24 for line in lines), "a cut sentence is whole again"
+    for row in map(json.loads, lines):
+        assert len(row["predicted"]) == len(row["words"]) >= 24, "a cut sentence is whole again"
 
 
 def test_tags_that_are_no_entities_are_scored_by_accuracy(tag, tmp_path: Path) -> None:

@@ -1,0 +1,238 @@
+"""Questions on a text whose answer is a stretch of it, and the windows in which an encoder reads them.
+
+A text that is longer than the model reads is cut into windows that overlap by `stride` tokens. Each window is the
+question and a part of the text; what lies outside of it has its answer at token 0, as a question without answer has
+(Devlin et al. 2018, section 4.3).
+
+Legend: N windows, T tokens of a window, B windows of a batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hfstack.data.files import expand_files
+from hfstack.data.formats import read_file
+from hfstack.data.sources import Source
+from hfstack.data.text_rows import pad_rows
+from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+BadAnswers = Literal["fail", "skip", "mend"]
+_LONGEST_QUESTION = 64  # tokens, as in the original SQuAD scripts
+
+
+@dataclass
+class WindowArgs:
+    """How long texts are read, and how long an answer may be."""
+
+    max_length: int | None = None
+    """Tokens of a window: question, part of the text, special tokens. By default 384, or what the model reads."""
+    stride: int = 128
+    """Tokens by which neighbouring windows of a long text overlap."""
+    max_answer_tokens: int = 30
+    """Longest answer in tokens."""
+    n_best: int = 5
+    """Candidates written for each question."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_answer_tokens", "n_best"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.stride < 0:
+            raise ConfigError(f"--stride must be 0 or more, got {self.stride}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question on one text."""
+
+    id: str
+    question: str
+    context: str
+    answers: list[tuple[str, int]]  # text and the character of the context at which it begins; none: not answerable
+
+
+@dataclass(frozen=True)
+class Window:
+    """A question with a part of its text."""
+
+    question: int
+    input_ids: list[int]  # (T,)
+    segments: list[int] | None  # (T,), where the model has them
+    offsets: list[tuple[int, int] | None]  # (T,): characters of the context, None outside of it
+    start: int  # token at which the answer begins; 0 when it is not in this window
+    end: int  # its last token
+
+
+def read_questions(
+    rows: Dataset,
+    *,
+    columns: tuple[str, str, str],
+    bad_answers: BadAnswers = "fail",
+    name: str,
+    sources: Sequence[Source] = (),
+) -> list[Question]:
+    """Return the questions of a split, their answers checked against their texts.
+
+    Args:
+        columns: of the question, the context and the answers: `{"text": [...], "answer_start": [...]}` as in SQuAD, a
+            list of such pairs, or nothing where there is no answer.
+        bad_answers: an answer that is not where its row says: fail, skip the row, or mend it (the nearest place in the
+            context where it is; without one the row is skipped).
+        sources: where the rows come from, so that a bad one can be named by file and line.
+
+    Raises:
+        ConfigError: `bad_answers` is no such way.
+        DataError: a column is missing, a text is empty, an answer is not in its context, or no row is left.
+    """
+    if bad_answers not in get_args(BadAnswers):
+        raise ConfigError(f"--bad_answers is {bad_answers!r}: choose one of {', '.join(get_args(BadAnswers))}")
+    for column in columns:
+        if column not in rows.column_names:
+            raise DataError(
+                f"{name}: no column {column!r}, found {', '.join(rows.column_names)}; set --question_column, "
+                "--context_column or --answers_column"
+            )
+    question_column, context_column, answers_column = columns
+    questions, mended, skipped = [], 0, 0
+    for number, row in enumerate(cast(Any, rows), 1):
+        for column in (question_column, context_column):
+            if not isinstance(row[column], str) or not row[column].strip():
+                raise DataError(f"{_place(row, columns, sources, name, number)}: the {column} is empty, or no text")
+        context = row[context_column]
+        answers, fault = [], None
+        for text, begin in _pairs(row[answers_column]):
+            if text and begin is not None and begin >= 0 and context[begin : begin + len(text)] == text:
+                answers.append((text, begin))
+                continue
+            nearest = _nearest(context, text, begin) if bad_answers == "mend" and text else None
+            if nearest is None:
+                there = "" if begin is None else f" (there: {context[max(begin, 0) :][: max(len(text), 1)]!r})"
+                fault = f"the answer {text[:60]!r} is not in its {context_column} at character {begin}{there}"
+                break
+            mended += 1
+            answers.append((text, nearest))
+        if fault is None:
+            questions.append(Question(str(row.get("id", f"{name}-{number}")), row[question_column], context, answers))
+        elif bad_answers == "fail":
+            place = _place(row, columns, sources, name, number)
+            raise DataError(f"{place}: {fault}; mend the row, or --bad_answers skip or mend")
+        else:
+            skipped += 1
+    if mended or skipped:
+        logger.warning("%s: %d answers were not where their rows said and are mended, %d of %d rows left out", name,
+                       mended, skipped, len(rows))  # fmt: skip
+    if not questions:
+        raise DataError(f"{name}: no question is left of {len(rows)}")
+    return questions
+
+
+def _pairs(answers: Any) -> list[tuple[str, int | None]]:
+    if not answers:
+        return []
+    if isinstance(answers, Mapping):
+        texts, starts = answers.get("text") or [], answers.get("answer_start") or []
+        texts = [texts] if isinstance(texts, str) else texts
+        starts = [starts] if isinstance(starts, int) else starts
+        return [(str(text), starts[index] if index < len(starts) else None) for index, text in enumerate(texts)]
+    if isinstance(answers, list) and all(isinstance(one, Mapping) for one in answers):
+        return [(str(one.get("text")), one.get("answer_start")) for one in answers]
+    raise DataError(f"answers are {str(answers)[:60]!r}: write them as {{'text': [...], 'answer_start': [...]}}")
+
+
+def _nearest(context: str, text: str, begin: int | None) -> int | None:
+    places = []
+    place = context.find(text)
+    while place >= 0:
+        places.append(place)
+        place = context.find(text, place + 1)
+    return min(places, key=lambda found: abs(found - (begin or 0)), default=None)
+
+
+def _place(row: Mapping[str, Any], columns: Sequence[str], sources: Sequence[Source], name: str, number: int) -> str:
+    """Name a row by its file and line where it can be found again, else by its number in the split."""
+    for source in sources:
+        for path in expand_files(source.path, source.split) if source.is_local else []:
+            for line, found, _ in read_file(path):
+                if isinstance(found, dict) and all(found.get(column) == row[column] for column in columns):
+                    return f"{path} line {line}"
+    return f"{name} row {number}"
+
+
+def encode_questions(
+    questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, *, max_length: int, stride: int, name: str
+) -> list[Window]:
+    """Cut each question's text into windows, and find the first answer in them.
+
+    Raises:
+        ConfigError: the stride leaves no room to advance, or the tokenizer is not a fast one.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{tokenizer.name_or_path}: answers cannot be found in its tokens; use a fast one")
+    longest = min(_LONGEST_QUESTION, max_length // 3)
+    room = max_length - longest - 4  # at least so many tokens of the text fit beside question and special tokens
+    if stride >= room:
+        raise ConfigError(f"--stride {stride} leaves no room in windows of {max_length} tokens: less than {room}")
+    asked, cut = [], 0
+    for question in questions:
+        encoded = tokenizer(question.question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = cast(list[tuple[int, int]], encoded["offset_mapping"])
+        cut += len(offsets) > longest
+        asked.append(question.question[: offsets[longest - 1][1]] if len(offsets) > longest else question.question)
+    windows: list[Window] = []
+    for number, question in enumerate(questions):
+        encoded: Any = tokenizer(
+            asked[number], question.context, truncation="only_second", max_length=max_length, stride=stride,
+            return_overflowing_tokens=True, return_offsets_mapping=True, verbose=False,
+        )  # fmt: skip
+        for index, ids in enumerate(encoded["input_ids"]):
+            sides = encoded.sequence_ids(index)
+            pairs = zip(encoded["offset_mapping"][index], sides, strict=True)
+            offsets = [tuple(offset) if side == 1 else None for offset, side in pairs]
+            start, end = _token_span(offsets, question)
+            segments = encoded["token_type_ids"][index] if "token_type_ids" in encoded else None
+            windows.append(Window(number, ids, segments, offsets, start, end))
+    logger.info(
+        "%s: %d questions in %d windows of at most %d tokens%s", name, len(questions), len(windows), max_length,
+        f"; {cut} questions cut at {longest} tokens" if cut else "",
+    )  # fmt: skip
+    return windows
+
+
+def _token_span(offsets: Sequence[tuple[int, int] | None], question: Question) -> tuple[int, int]:
+    """Return the first and last token of the first answer, or (0, 0) when it is not wholly in the window."""
+    inside = [(token, offset) for token, offset in enumerate(offsets) if offset is not None]
+    if not question.answers or not inside:
+        return 0, 0
+    text, begin = question.answers[0]
+    end = begin + len(text)
+    if inside[0][1][0] > begin or inside[-1][1][1] < end:
+        return 0, 0
+    touched = [token for token, (first, last) in inside if last > begin and first < end]
+    return (touched[0], touched[-1]) if touched else (0, 0)
+
+
+def as_dataset(windows: Sequence[Window]) -> Dataset:
+    """Return what the Trainer reads: ids, segments, places of the answer, and `length` by which windows are batched."""
+    columns: dict[str, list[Any]] = {"input_ids": [window.input_ids for window in windows]}
+    if windows and windows[0].segments is not None:
+        columns["token_type_ids"] = [window.segments for window in windows]
+    columns |= {"start_positions": [window.start for window in windows], "end_positions": [w.end for w in windows]}
+    return Dataset.from_dict(columns | {"length": [len(window.input_ids) for window in windows]})
+
+
+def collate_windows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad windows to the longest, (B, T); `start_positions` and `end_positions` (B,) where the rows have them."""
+    names = ("input_ids", "token_type_ids")
+    batch = pad_rows([{name: row[name] for name in names if name in row} for row in rows], pad_token_id=pad_token_id)
+    for name in ("start_positions", "end_positions"):
+        if name in rows[0]:
+            batch[name] = torch.tensor([row[name] for row in rows])
+    return batch

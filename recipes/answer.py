@@ -1,0 +1,119 @@
+"""Finetune an encoder to answer questions by a stretch of a given text, or to say that it has no answer.
+
+    accelerate launch recipes/answer.py --config recipes/answer.yaml --learning_rate 3e-5
+    hfstack run answer --datasets train.jsonl --eval_datasets test.jsonl        # the same, shorter
+
+reads   rows of question, context and answers (text, answer_start) as SQuAD and CMRC have them; an encoder
+writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and run.json in --output_dir
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from transformers import EarlyStoppingCallback, TrainingArguments
+from trl import ModelConfig
+
+from hfstack.config import command_line, refusals_of_upstream
+from hfstack.data.question_answering import (
+    BadAnswers,
+    WindowArgs,
+    as_dataset,
+    collate_windows,
+    encode_questions,
+    read_questions,
+)
+from hfstack.data.sources import DataArgs, describe_sources, load_splits
+from hfstack.evaluation.question_answering import (
+    Rules,
+    answer_metric,
+    answer_metrics,
+    beside_baselines,
+    best_texts,
+    find_answers,
+    write_answers,
+)
+from hfstack.models.loading import load_tokenizer
+from hfstack.models.reward_model import padding_id
+from hfstack.models.task_heads import check_length, load_with_head, save_task
+from hfstack.run import Run
+from hfstack.training.checkpointing import protect
+from hfstack.training.in_order import InOrderTrainer
+from hfstack.training.settings import check_settings
+
+
+@dataclass
+class AnswerArgs:
+    """Which columns hold what, and how answers are checked, chosen and scored."""
+
+    question_column: str = "question"
+    """Column of the question."""
+    context_column: str = "context"
+    """Column of the text."""
+    answers_column: str = "answers"
+    """Column of the answers: {"text": [...], "answer_start": [...]}, empty where the text has none."""
+    bad_answers: BadAnswers = "fail"
+    """Answers that are not in their text where the row says: fail, skip the row, or mend (take the nearest place)."""
+    rules: Rules = "auto"
+    """Exact match and F1 as the script of squad or cmrc computes them; auto looks whether the texts are Chinese."""
+    no_answer_threshold: float = 0.0
+    """How much better than the best stretch "no answer" must score; used where train rows have no answer."""
+    attention_dropout: float | None = 0.0
+    """Dropout of attention weights while training; on a CPU any other than 0 is slow."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations without a better metric; needs --load_best_model_at_end."""
+
+
+def main(
+    model_args: ModelConfig, data_args: DataArgs, args: AnswerArgs, cut: WindowArgs, training_args: TrainingArguments
+) -> dict[str, float]:
+    """Train, measure on held-out texts and save; return the metrics."""
+    with Run.start(__file__, training_args.output_dir, model_args, data_args, args, cut, training_args) as run:
+        checkpoint = run.checkpoint
+        check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
+        run.add_parent(model_args.model_name_or_path)
+        by_context = replace(data_args, text_column=args.context_column)  # with all its questions on one side
+        splits = load_splits(by_context, quarantine_file=run.output_dir / "quarantine.jsonl")
+        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        columns = (args.question_column, args.context_column, args.answers_column)
+        files = [*data_args.datasets, *data_args.eval_datasets]
+        read = partial(read_questions, columns=columns, bad_answers=args.bad_answers, sources=files)
+        questions = {name: read(rows, name=name) for name, rows in splits.items()}
+        no_answer = any(not question.answers for question in questions["train"])
+
+        tokenizer = load_tokenizer(model_args)
+        model = load_with_head(model_args, tokenizer, "QuestionAnswering", attention_dropout=args.attention_dropout)
+        length = check_length(cut.max_length, model.config, tokenizer, usual=384)
+        encode = partial(encode_questions, tokenizer=tokenizer, max_length=length, stride=cut.stride)
+        windows = {name: encode(rows, name=name) for name, rows in questions.items()}
+        held = questions.get("eval", [])
+        metric = answer_metric(args.rules, held)
+        choose = {"max_answer_tokens": cut.max_answer_tokens, "n_best": cut.n_best, "no_answer": no_answer}
+        choose["threshold"] = args.no_answer_threshold
+        answered = partial(find_answers, windows=windows.get("eval", []), questions=held, **choose)
+
+        callbacks = protect(run)
+        if args.early_stopping_patience is not None:
+            callbacks.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
+        with refusals_of_upstream():
+            trainer = InOrderTrainer(
+                model=model, args=training_args, train_dataset=as_dataset(windows["train"]),
+                eval_dataset=as_dataset(windows["eval"]) if held else None, processing_class=tokenizer,
+                data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)), callbacks=callbacks,
+                compute_metrics=lambda done: answer_metrics(metric, held, best_texts(answered(done.predictions))),
+            )  # fmt: skip
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = {"train_loss": trained.training_loss, "train_questions": len(questions["train"])}
+        if held:
+            output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")  # pyright: ignore
+            found = answered(output.predictions)
+            metrics |= (output.metrics or {}) | beside_baselines(metric, held, best_texts(found))
+            write_answers(run.output_dir / "predictions.jsonl", held, found)
+            run.add_artifact("predictions", "predictions.jsonl")
+        described = {"question_column": columns[0], "context_column": columns[1], "max_length": length, **choose}
+        save_task(run.output_dir, described | {"stride": cut.stride})
+        return run.finish(metrics, trainer)
+
+
+if __name__ == "__main__":
+    command_line(main)
