@@ -242,8 +242,9 @@ def _follow_settings(args: TrainingArguments, checkpoint: Path, optimizer: Any, 
             group["betas"] = (now["adam_beta1"], now["adam_beta2"])
         if "eps" in group:
             group["eps"] = now["adam_epsilon"]
-    if hasattr(scheduler, "base_lrs"):
-        scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+    for name in ("base_lrs", "_last_lr"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
 
 
 def _count_saved(model: torch.nn.Module) -> int:
