@@ -80,11 +80,8 @@ def test_naive_answers_and_intervals() -> None:
     question = Question("q", "Where did the fox run to?", context, [("the river", 30)])
     naive = baseline_answers([question])
     assert naive == {"first_sentence": ["The owl was kind."], "likest_sentence": ["The fox ran to the river."]}
-    assert baseline_answers([Question("z", "谁跑了？", "猫头鹰很好。狐狸跑了。", [])])["likest_sentence"] == [
-        "狐狸跑了。"
-    ]
+    chinese = baseline_answers([Question("z", "谁跑了？", "猫头鹰很好。狐狸跑了。", [])])
+    assert chinese["likest_sentence"] == ["狐狸跑了。"]
     found = beside_baselines(SquadAnswers(), [question, QUESTION], ["river", "red"])
     assert found["baseline_likest_sentence_answer_f1"] > found["baseline_first_sentence_answer_f1"]
-    assert (found["eval_exact_match_low"], found["eval_exact_match_high"]) == (0.0, 50.0) or found[
-        "eval_questions"
-    ] == 2
+    assert found["eval_questions"] == 2 and found["eval_answer_f1_low"] < found["eval_answer_f1_high"]
