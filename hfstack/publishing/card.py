@@ -56,48 +56,25 @@ def render_card(
         ConfigError: the licence or a language is none that the Hub takes.
     """
     check_words(words)
-    link, last = chain.last, chain.last.record
+    origin = base or card_facts.base_of(chain, kind)
     name = repo.rstrip("/").rsplit("/", 1)[-1]
     found = card_metrics.results(chain)
-    rows = card_metrics.rows(found, wording.metric)
-    shown = card_metrics.shown_first(found)
     bias = card_metrics.bias(chain, wording.metric)
     samples = read_samples(chain)
-    origin = base or card_facts.base_of(chain, kind)
     data = card_facts.data_rows(chain, words, wording)
-    config = read_json(link.directory / CONFIG) if (link.directory / CONFIG).is_file() else {}
-    parameters = _parameters(chain)
-    chat = (link.directory / "chat_template.jinja").is_file()
-    content = {
+    content = _model_part(chain, kind, words, wording, repo=repo, origin=origin, base=base)
+    content |= _history_part(chain, data, wording)
+    rows, shown = card_metrics.rows(found, wording.metric), card_metrics.shown_first(found)
+    content |= {
         "title": name,
-        "repo": repo if "://" in repo or not repo.startswith("/") else f"file://{repo}",
-        "summary": card_words.what_it_is(
-            kind, last.recipe, size=f"{parameters:,.0f} parameters" if parameters else "", base=origin and f"`{origin}`"
-        ),
-        "facts": _facts(chain, config, wording, base=origin, parameters=parameters, chat=chat),
-        "intended_use": card_words.intended_use(kind, words),
-        "limits": card_words.limits(kind, last.recipe, words, parameters=parameters, context=_context(config)),
-        "loading": card_words.loading(kind, repo, chat=chat, base=base),
-        "columns": _columns(link.directory, splits),
+        "repo": f"file://{repo}" if repo.startswith("/") else repo,
+        "columns": _columns(chain.last.directory, splits),
         "results": rows[:shown],
         "more_results": rows[shown:],
         "results_note": _results_note(chain),
         "bias": bias,
         "picture": picture,
         "samples": [_sample(prompt, completion) for prompt, completion in samples],
-        "samples_note": "Not chosen by hand: the last ones that were recorded, cut where they are long.",
-        "chain": card_facts.chain_rows(chain, wording),
-        "chain_note": f"{len(chain.links)} recorded runs, in the order in which each needs the ones above it.",
-        "energy_note": f"{card_facts.total_note(chain, wording)} {METHOD}",
-        "data": data,
-        "cleaning": card_facts.cleaning_note(chain, wording),
-        "settings": [
-            (key, card_facts.cell(shorten(_plain(value), chain)))
-            for key, value in wording.first_settings(last.settings).items()
-        ],
-        "environments": card_facts.environments(chain),
-        "reproduce_note": _reproduce_note(chain),
-        "commands": card_facts.commands(chain, wording),
         "licence": f"`{words.licence}`, as its author states." if words.licence else "Not stated by its author.",
         "missing": card_facts.missing_facts(
             chain, words, data, bias_measured=not bias.startswith("Bias was"), has_samples=bool(samples)
@@ -156,6 +133,41 @@ def read_samples(chain: Chain, limit: int = 4) -> list[tuple[str, str]]:
     return []
 
 
+def _model_part(
+    chain: Chain, kind: Kind, words: Words, wording: Wording, *, repo: str, origin: str | None, base: str
+) -> dict[str, Any]:
+    """What the card says of the model itself."""
+    link, recipe = chain.last, chain.last.record.recipe
+    config = read_json(link.directory / CONFIG) if (link.directory / CONFIG).is_file() else {}
+    chat, parameters = (link.directory / "chat_template.jinja").is_file(), _parameters(chain)
+    size = f"{parameters:,.0f} parameters" if parameters else ""
+    return {
+        "summary": card_words.what_it_is(kind, recipe, size=size, base=origin and f"`{origin}`"),
+        "facts": _facts(chain, config, wording, base=origin, parameters=parameters, chat=chat),
+        "intended_use": card_words.intended_use(kind, words),
+        "limits": card_words.limits(kind, recipe, words, parameters=parameters, context=_context(config)),
+        "loading": card_words.loading(kind, repo, chat=chat, base=base),
+        "samples_note": "Not chosen by hand: the last ones that were recorded, cut where they are long.",
+    }
+
+
+def _history_part(chain: Chain, data: list[list[str]], wording: Wording) -> dict[str, Any]:
+    """What the card says of how it was made."""
+    settings = wording.first_settings(chain.last.record.settings)
+    count = len(chain.links)
+    return {
+        "chain": card_facts.chain_rows(chain, wording),
+        "chain_note": f"{count} recorded run{'s, each after those that it needs' if count > 1 else ''}.",
+        "energy_note": f"{card_facts.total_note(chain, wording)} {METHOD}",
+        "data": data,
+        "cleaning": card_facts.cleaning_note(chain, wording),
+        "settings": [(key, card_facts.cell(shorten(_plain(value), chain))) for key, value in settings.items()],
+        "environments": card_facts.environments(chain),
+        "reproduce_note": _reproduce_note(chain),
+        "commands": card_facts.commands(chain, wording),
+    }
+
+
 def _metadata(
     chain: Chain, kind: Kind, words: Words, found: list[card_metrics.Result], *, base: str | None, name: str,
     wording: Wording, splits: Sequence[str],
@@ -206,8 +218,12 @@ def _facts(
     if config.get("dtype"):
         facts.append(("Weights", str(config["dtype"])))
     if config:
-        facts.append(("Base model", f"`{base}`" if base else "none: it began with random weights"))
         facts.append(("Chat template", "yes" if chat else "no"))
+    labels = list((config.get("id2label") or {}).values())
+    if len(labels) > 1:
+        facts.append(("Labels", card_facts.cell(", ".join(map(str, labels[:20])))))
+    if config or base:
+        facts.append(("Base model", f"`{base}`" if base else card_facts.beginning(chain)))
     facts.append(("Recipe", f"`{last.recipe}` of hfstack {last.versions.get('hfstack', '(version not recorded)')}"))
     commit = str(last.commit or "not recorded")
     facts.append(("Commit", commit if commit == "not recorded" else f"`{commit[:10]}`"))

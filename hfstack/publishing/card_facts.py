@@ -50,6 +50,12 @@ def base_of(chain: Chain, kind: Kind) -> str | None:
     return None
 
 
+def beginning(chain: Chain) -> str:
+    """Return how a chain without a base on the Hub began."""
+    drawn = any(str(model_name(link)).endswith(".json") for link in chain.links)
+    return "none: it began with random weights" if drawn else "not recorded"
+
+
 def model_name(link: Link) -> str | None:
     """Return what a run was told to start from."""
     return link.record.settings.get("ModelConfig", {}).get("model_name_or_path") or None

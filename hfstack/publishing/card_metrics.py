@@ -13,6 +13,7 @@ _SHOWN = 14
 _REINFORCED = frozenset({"rloo", "grpo", "ppo"})  # their loss says nothing about the model
 _CLOCKS = ("_runtime", "_per_second", "_per_s", "_per_cpu_s", "_bytes", "_low", "_high", "num_tokens")
 _NO_RESULT = frozenset({"epoch", "total_flos", "parameters", "mfu", "steps", "tokens", "documents", "train_loss"})
+_LOSS_OF_TOKENS = frozenset({"pretrain_clm", "pretrain_mlm", "sft", "evaluate_lm"})
 # What a reader asks for first, whoever measured it.
 _FIRST = (
     "win_rate", "win_rate_length_controlled", "reward", "eval_reward", "kl_per_completion", "eval_kl_per_completion",
@@ -63,7 +64,8 @@ def rows(found: list[Result], show: Show) -> list[list[str]]:
         interval = "–"
         if one.low is not None and one.high is not None:
             interval = f"{show(one.name, one.low).text} to {show(one.name, one.high).text}"
-        value = f"{figure.text} {figure.unit}".strip()
+        counted = one.name != "eval_loss" or one.link.record.recipe in _LOSS_OF_TOKENS
+        value = f"{figure.text} {figure.unit if counted else ''}".strip()
         table.append([f"{figure.label} (`{one.name}`)", value, interval, one.link.label])
     return table
 

@@ -9,7 +9,9 @@ from hfstack.errors import CheckpointError
 from hfstack.run_record import RUN_FILE, RunRecord, read_run
 
 # Recipes that measure a model and leave it as it is.
-MEASURING = frozenset({"evaluate_lm", "evaluate_mlm", "win_rate", "generate", "predict", "diagnose", "bias", "harness"})
+MEASURING = frozenset(
+    {"evaluate_lm", "win_rate", "generate", "predict", "explain", "diagnose", "bias", "compare", "harness"}
+)
 _SHIPPED = re.compile(r"/[^\s'\"=]*?/(?:_shipped/)?(recipes/(?:architectures/|chat_templates/)?[\w.-]+)")
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 from hfstack.reporting.curves import Axis, Chart, linear_axis, log_axis, smooth, tick_texts
@@ -14,8 +15,17 @@ _COLORS = ("#2a7f9e", "#c8643c", "#5b8c5a", "#8a6fae", "#b08900", "#a34a6e", "#4
 _COLUMNS = 2
 _PLOTS_OF_THE_LAST = 4
 # What a reader asks of a run first; the learning rate and the clocks come last.
-_FIRST = ("reward", "rewards", "loss", "accuracy", "kl", "bits per byte")
-_LATER = ("learning rate", "throughput", "model-flops", "gradient norm", "num tokens", "entropy", "step time")
+_FIRST = ("reward", "kl", "accuracy", "completions mean length", "loss", "perplexity", "bits per byte")
+_LATER = (
+    "learning rate",
+    "throughput",
+    "model-flops",
+    "gradient norm",
+    "num tokens",
+    "clip ratio",
+    "frac",
+    "step time",
+)
 
 
 def chain_picture(reports: Sequence[Report]) -> str | None:
@@ -28,6 +38,7 @@ def chain_picture(reports: Sequence[Report]) -> str | None:
     plots: list[tuple[str, Chart]] = []
     for report in trained:
         made = [chart for chart in charts([report], "c") if _drawable(chart)]
+        made = [chart for chart in made if _varies(chart)] or made
         made.sort(key=lambda chart: _rank(chart.title))
         wanted = _PLOTS_OF_THE_LAST if report is trained[-1] else 1
         plots += [(report.record.recipe, chart) for chart in made[:wanted]]
@@ -57,6 +68,10 @@ def _rank(title: str) -> int:
     return 1 if lower.startswith(_LATER) else 0
 
 
+def _varies(chart: Chart) -> bool:
+    return len({value for line in chart.series for _, value in line.points}) > 1
+
+
 def _drawable(chart: Chart) -> bool:
     return any(math.isfinite(value) for line in chart.series for _, value in line.points)
 
@@ -76,7 +91,8 @@ def _plot(recipe: str, chart: Chart) -> str:
         height = f"{_down(y, tick):.1f}"
         parts.append(f'<path d="M{_LEFT} {height}H{_WIDTH - _RIGHT}" stroke="#e4e4e4"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{height}" dy="4" text-anchor="end">{text}</text>')
-    for tick, text in zip(x.ticks, tick_texts(x), strict=True):
+    whole = replace(x, ticks=[tick for tick in x.ticks if float(tick).is_integer()])  # half a step is none
+    for tick, text in zip(whole.ticks, tick_texts(whole), strict=True):
         parts.append(
             f'<text x="{_across(x, tick):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{text}</text>'
         )
