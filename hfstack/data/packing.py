@@ -37,6 +37,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.block_writer import BlockWriter, PackedCounts
 from hfstack.data.fast_encoding import end_token_id, private_backend, start_token_id
+from hfstack.data.files import fingerprint
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 
@@ -47,6 +48,7 @@ _BATCH_CHARACTERS = 1 << 20  # text held in memory at a time; smaller than one d
 _IGNORED_LABEL = -100  # torch's cross entropy skips it
 _TOKENS_FILE = "tokens.bin"
 _COUNTS_FILE = "counts.json"
+_DIGEST_FILE = "tokens.blake2b"
 
 
 class PackedBlocks(torch.utils.data.Dataset):
@@ -196,8 +198,11 @@ def pack(
             f"block_size is {block_size}: a block needs at least 2 tokens, one to read and one to predict"
         )
     folder = Path(cache_dir) / _cache_key(tokenizer, data_hash, block_size=block_size, drop_last=drop_last)
-    if not folder.is_dir():
+    if not _is_whole(folder):
         with _one_process_only(folder):
+            if folder.is_dir() and not _is_whole(folder):
+                logger.warning("packed data in %s is not what was written: packing it again", folder)
+                shutil.rmtree(folder)
             if not folder.is_dir():
                 _write_folder(folder, texts, tokenizer, block_size=block_size, drop_last=drop_last)
     return PackedBlocks(folder, isolate_documents=isolate_documents, masked_token_ids=masked_token_ids)
@@ -269,6 +274,14 @@ def _one_process_only(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether packed data is there as it was written; reading it takes less than the hash of its text does."""
+    try:
+        return (folder / _DIGEST_FILE).read_text() == fingerprint(folder / _TOKENS_FILE)["blake2b"]
+    except (OSError, DataError):
+        return False
+
+
 def _write_folder(
     folder: Path, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, block_size: int, drop_last: bool
 ) -> None:
@@ -284,6 +297,7 @@ def _write_folder(
             counts = writer.finish(drop_last=drop_last)
             file.flush()
             os.fsync(file.fileno())
+        (partial / _DIGEST_FILE).write_text(fingerprint(partial / _TOKENS_FILE)["blake2b"])
         (partial / _COUNTS_FILE).write_text(json.dumps(asdict(counts), indent=1) + "\n")
         partial.rename(folder)
     except OSError as error:

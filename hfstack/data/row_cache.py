@@ -28,7 +28,7 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-_READER_VERSION = 1  # raise it when the same file would be read differently
+_READER_VERSION = 2  # raise it when the same file would be read differently
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 2000
 
@@ -52,10 +52,13 @@ def load_rows(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # the processes of one run: the first reads, the others find the rows
-            if folder.is_dir():
-                report = ReadReport(**json.loads((folder / "report.json").read_text()))
+            report = _cached_report(folder)
+            if report is not None:
                 report.log(f"{files[0]} (from the cache)")
             else:
+                if folder.is_dir():
+                    logger.warning("the cache %s is not what was written: reading the files again", folder)
+                    shutil.rmtree(folder)
                 _fill(folder, files, on_bad_row, max_rows)
     except OSError as error:
         cause = error.strerror or error
@@ -72,6 +75,17 @@ def load_rows(
     return Dataset.from_file(str(folder / "rows.arrow"))
 
 
+def _cached_report(folder: Path) -> ReadReport | None:
+    """What the read that filled a cache reported; None when there is no cache, or it is not what was written."""
+    try:
+        kept = json.loads((folder / "report.json").read_text())
+        if kept.pop("blake2b") != fingerprint(folder / "rows.arrow")["blake2b"]:
+            return None
+        return ReadReport(**kept)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _fill(folder: Path, files: list[Path], on_bad_row: OnBadRow, max_rows: int | None) -> None:
     """Read the files into a new cache folder, which appears under its name only when it is complete."""
     report = ReadReport()
@@ -86,7 +100,8 @@ def _fill(folder: Path, files: list[Path], on_bad_row: OnBadRow, max_rows: int |
             report=report,
         )
         _write_arrow(rows, place, str(files[0]))
-        (place / "report.json").write_text(json.dumps(dataclasses.asdict(report)))
+        digest = {"blake2b": fingerprint(place / "rows.arrow")["blake2b"]}
+        (place / "report.json").write_text(json.dumps(dataclasses.asdict(report) | digest))
         place.replace(folder)
 
 

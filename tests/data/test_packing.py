@@ -231,11 +231,20 @@ def test_pickled_blocks_carry_the_path_and_not_the_data(tiny_tokenizer, tmp_path
     assert torch.equal(opened[5]["position_ids"], blocks[5]["position_ids"])
 
 
+def test_damaged_blocks_are_packed_again(tiny_tokenizer, tmp_path):
+    blocks = pack(STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
+    content = (blocks.folder / "tokens.bin").read_bytes()
+    for damaged in (b"12", content[:10] + bytes([content[10] ^ 1]) + content[11:]):
+        (blocks.folder / "tokens.bin").write_bytes(damaged)
+        assert pack(STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a").counts == blocks.counts
+        assert (blocks.folder / "tokens.bin").read_bytes() == content
+
+
 def test_damaged_files_are_refused(tiny_tokenizer, tmp_path):
     blocks = pack(STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
     (blocks.folder / "tokens.bin").write_bytes(b"12")
     with pytest.raises(DataError, match=r"damaged.*delete that folder"):
-        pack(STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
+        PackedBlocks(blocks.folder)
     (blocks.folder / "counts.json").write_text(json.dumps({"block_size": 16}))
     with pytest.raises(DataError, match="damaged"):
         PackedBlocks(blocks.folder)

@@ -100,3 +100,21 @@ def test_unwritable_cache_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
     with pytest.raises(DataError, match=r"cannot write the cache .*: Not a directory; set HF_DATASETS_CACHE"):
         load_rows([jsonl(tmp_path / "a.jsonl", [{"n": 1}])])
+
+
+@pytest.mark.parametrize("name", ["rows.arrow", "report.json"])
+def test_a_damaged_cache_is_made_again(
+    tmp_path: Path, cache: Path, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    path = jsonl(tmp_path / "a.jsonl", [{"n": number} for number in range(50)])
+    load_rows([path])
+    damaged = next(cache.glob(f"*/{name}"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    assert load_rows([path])["n"][:] == list(range(50))
+    assert "is not what was written: reading the files again" in caplog.text and damaged.read_bytes() == content
+    flipped = bytearray(content)
+    flipped[-20] ^= 1
+    damaged.write_bytes(bytes(flipped))
+    assert load_rows([path])["n"][:] == list(range(50))
