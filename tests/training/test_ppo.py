@@ -1,0 +1,339 @@
+"""PPOTrainer: the first update changes nothing yet, gradients do not depend on how work is cut, every option does."""
+
+import copy
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+
+from hfstack.errors import ConfigError, DataError
+from hfstack.models.value_head import ActorCritic
+from hfstack.training.ppo import PPOTrainer
+from tests.tiny_ppo import TEMPLATE, FixedEngine, lora, prompts, trainer, vowels
+
+
+@pytest.fixture
+def make(tiny_tokenizer, tiny_llama: Path, tmp_path: Path):
+    """A trainer on the tiny Llama; keyword arguments override its settings."""
+
+    def call(model: Any = tiny_llama, **settings: Any) -> PPOTrainer:
+        return trainer(tmp_path / "out", tiny_tokenizer, model, **settings)
+
+    return call
+
+
+def adapter(rank: int = 4) -> dict[str, Any]:
+    return {"peft_config": lora(rank)}
+
+
+def batches(made: PPOTrainer) -> list[dict[str, Any]]:
+    return list(made.get_train_dataloader())
+
+
+def gradients(made: PPOTrainer) -> dict[str, torch.Tensor]:
+    """Of the first optimizer step, by the trainer's own training_step."""
+    made.model.zero_grad()
+    made.optimizer = made.create_optimizer()
+    for batch in batches(made)[: made.args.gradient_accumulation_steps]:
+        made.training_step(made.model, batch)
+    return {name: p.grad.clone() for name, p in made.model.named_parameters() if p.grad is not None}
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"critic": "shared"},
+        {"critic": "shared", "old_logprobs": "recompute"},
+        {"rollout_engine": "generate"},
+        {"top_p": 0.9, "top_k": 50, "temperature": 0.7},
+        {"build": adapter()},
+        {"build": adapter(), "critic": "shared"},
+        {"build": adapter(), "critic": "separate"},
+        {"build": {"train_dataset": prompts(conversational=True)}},
+    ],
+    ids=str,
+)
+def test_at_first_the_ratio_is_one_and_the_kl_zero(make, tiny_tokenizer, settings: dict[str, Any], monkeypatch):
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", TEMPLATE)
+    made = make(**settings)
+    for batch in batches(made)[:2]:
+        chunk = batch["experience"].cut(batch["rows"])
+        found = made.model(*chunk.batch, temperature=made.args.temperature)
+        assert torch.allclose(found.log_probs, chunk.fields["old_log_probs"], atol=2e-5)
+        assert torch.allclose(found.values, chunk.fields["values"], atol=2e-5)
+    (told,) = made._rollout_metrics
+    assert abs(told["kl"]) < 1e-6 and abs(told["kl_per_completion"]) < 1e-5
+
+
+def test_a_trained_adapter_is_measured_to_its_own_beginning(make, tiny_llama: Path):
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), lora(init_lora_weights=False))
+    made = make(model, critic="adapter", learning_rate=1e-2)
+    begun = {name: value for name, value in weights(made.model).items() if ".ref." in name}
+    assert begun and not any(p.requires_grad for name, p in made.model.named_parameters() if ".ref." in name)
+    batches(made)
+    assert abs(made._rollout_metrics.pop()["kl_per_completion"]) < 1e-5, "to the adapter, not to the bare base"
+    made.train()
+    kl = [row["kl_per_completion"] for row in made.state.log_history if "reward" in row]
+    assert abs(kl[0]) < 1e-4 and abs(kl[-1]) > 1e-2
+    after = weights(made.model)
+    assert all(torch.equal(after[name], value) for name, value in begun.items())
+
+
+def test_gradients_do_not_depend_on_chunks_or_accumulation(make):
+    whole = gradients(make(critic="shared", value_head_init_std=0.1, entropy_coef=0.01))
+    for settings in (
+        {"max_tokens_per_microbatch": 40},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_tokens_per_microbatch": 10},
+    ):
+        other = gradients(make(critic="shared", value_head_init_std=0.1, entropy_coef=0.01, **settings))
+        for name, gradient in whole.items():
+            assert torch.allclose(other[name], gradient, atol=1e-6), (settings, name)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_minibatches_hold_under_accumulation(make, accumulation: int):
+    """TRL's PPO made 4 updates of a rollout instead of 16 as soon as gradients were accumulated."""
+    made = make(
+        per_device_train_batch_size=4 // accumulation, gradient_accumulation_steps=accumulation, num_mini_batches=4,
+        num_ppo_epochs=4, total_episodes=16,
+    )  # fmt: skip
+    made.train()
+    (told,) = [row for row in made.state.log_history if "reward" in row]
+    assert made.state.global_step == told["policy/updates"] == 16 and told["episodes"] == 16
+
+
+def test_the_first_gradient_of_an_adapter_is_the_full_one_projected(make, tiny_llama: Path):
+    """B is 0 at first, so the policy is the base, and dL/dB = scale dL/dW A^T exactly."""
+    full, low = make(critic="shared"), make(critic="shared", build=adapter(8))
+    torch.manual_seed(5)
+    batch = batches(full)[0]
+    for one in (full, low):
+        one.model.zero_grad()
+        one.training_step(one.model, batch)
+    gradient = full.model.policy.model.layers[0].mlp.down_proj.weight.grad
+    layer = low.model.policy.base_model.model.model.layers[0].mlp.down_proj
+    expected = gradient @ layer.lora_A["default"].weight.T * layer.scaling["default"]
+    assert gradient.abs().max() > 1e-4
+    assert torch.allclose(layer.lora_B["default"].weight.grad, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("settings", [{}, {"build": adapter()}, {"build": adapter(), "critic": "shared"}], ids=str)
+def test_the_kl_is_measured_to_the_untouched_beginning(make, tiny_llama: Path, settings: dict[str, Any]):
+    made = make(learning_rate=1e-2, **settings)
+    made.train()
+    metrics = made.evaluate(prompts(12))
+    bare = ActorCritic(AutoModelForCausalLM.from_pretrained(tiny_llama)).eval()
+    torch.manual_seed(made.args.seed)
+    rollout = made.collector.engine.generate(
+        made.model.eval(), made.collector.encode(prompts(12)["prompt"][:], made.model)
+    )
+    total = 0.0
+    for prompt, completion, told in zip(
+        made.collector.encode(prompts(12)["prompt"][:], made.model), rollout.completion_ids, rollout.log_probs,
+        strict=True,
+    ):  # fmt: skip
+        ids = torch.cat([torch.tensor(prompt), completion])[None]
+        logits = bare.base(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        total += (told - logits.gather(1, completion[:, None])[:, 0]).sum().item()
+    assert metrics["eval_kl_per_completion"] == pytest.approx(total / 12, abs=1e-3)
+    assert metrics["eval_kl_per_completion"] > 0.01
+
+
+def test_while_the_critic_warms_up_the_policy_stands_still(make):
+    for critic in ("separate", "shared"):
+        made = make(critic=critic, critic_warmup_rollouts=1, total_episodes=8, weight_decay=0.1)
+        begun = weights(made.model)
+        made.train()
+        after = weights(made.model)
+        moved = {name for name in begun if not torch.equal(begun[name], after[name])}
+        assert "v_head.weight" in moved and not [name for name in moved if name.startswith("policy.")]
+
+
+def test_updates_end_when_the_policy_has_moved_far_enough(make):
+    made = make(
+        target_kl=1e-9, num_ppo_epochs=4, eval_strategy="steps", eval_steps=8, build={"eval_dataset": prompts(3)}
+    )
+    made.train()
+    told = [row for row in made.state.log_history if "reward" in row]
+    assert [row["policy/updates"] for row in told] == [2, 2] or all(row["policy/updates"] < 8 for row in told)
+    assert all(row["policy/updates"] + row["policy/skipped_updates"] == 8 for row in told)
+    assert made.state.global_step == 16 and made.state.epoch == 2
+    assert [row["step"] for row in made.state.log_history if "eval_reward" in row] == [8, 16]
+
+
+def test_evaluation_leaves_the_random_numbers_alone_and_repeats_itself(make):
+    made = make(build={"eval_dataset": prompts(5)})
+    before = torch.get_rng_state()
+    first, second = made.evaluate(), made.evaluate()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first == second and {"eval_reward", "eval_kl_per_completion", "eval_ended_share"} <= first.keys()
+    assert first["eval_completions/mean_length"] <= 8
+    pairs = made.samples(3)
+    assert [prompt for prompt, _ in pairs] == prompts(3)["prompt"][:]
+    assert made._last_evaluation is not None and len(made._last_evaluation[1].completions) == 5
+
+
+def test_rewards_of_all_kinds_are_added_and_logged(make):
+    def half(prompts: Any, completions: Any, label: list[int]) -> list[float | None]:
+        return [None if number % 2 else 0.5 for number in label]
+
+    def tokens(prompts: Any, completions: Any, completion_ids: list[list[int]], **columns: Any) -> list[list[float]]:
+        return [[0.1] * len(ids) for ids in completion_ids]
+
+    made = make(
+        build={"reward_funcs": [vowels, half], "token_rewards": [tokens]}, reward_weights=[1.0, 2.0], log_completions=3
+    )
+    made.train()
+    told = [row for row in made.state.log_history if "reward" in row]
+    assert told[0]["rewards/half/mean"] == 0.5 and told[0]["rewards/half/std"] == 0
+    assert told[0]["rewards/tokens/mean"] == pytest.approx(0.1 * told[0]["completions/mean_length"], abs=1e-5)
+    expected = told[0]["rewards/vowels/mean"] + 1.0 * 0.5
+    assert told[0]["reward"] == pytest.approx(expected, abs=0.5) and told[0]["reward_std"] > 0
+    rows = [json.loads(line) for line in (Path(made.args.output_dir) / "completions.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 0, 0, 4, 4, 4]
+    assert rows[0].keys() == {"step", "prompt", "completion", "reward"}
+
+
+def test_the_sampler_that_differs_is_corrected_for(make):
+    plain = gradients(make(critic="shared", build={"engine": FixedEngine()}))
+    told = make(critic="shared", tis_cap=2.0, build={"engine": FixedEngine(shift=-99.0)})
+    capped = gradients(told)
+    assert told._rollout_metrics[0]["sampler/importance"] == pytest.approx(2.0)
+    assert told._rollout_metrics[0]["sampler/gap"] > 50
+    name = "policy.model.layers.0.mlp.down_proj.weight"
+    value_part = gradients(make(critic="shared", build={"engine": FixedEngine()}, detach_value=True))[name]
+    both = plain[name] - value_part  # what the value loss adds, with weight 1
+    assert torch.allclose(capped[name] - both, 2 * value_part, atol=1e-5), "every weight is at the cap"
+
+
+def test_dropout_is_off_unless_it_is_asked_for(make, tiny_llama: Path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, attention_dropout=0.5)
+    made = make(model, build={"peft_config": lora(lora_dropout=0.5)})
+    drops = [module.p for module in made.model.modules() if isinstance(module, torch.nn.Dropout)]
+    layers = made.model.base.model.layers
+    assert drops and not any(drops) and layers[0].self_attn.attention_dropout == 0
+    kept = make(AutoModelForCausalLM.from_pretrained(tiny_llama, attention_dropout=0.5), disable_dropout=False)
+    assert kept.model.base.model.layers[0].self_attn.attention_dropout == 0.5
+
+
+def test_half_precision_recomputes_and_trains(make):
+    made = make(bf16=True, critic="shared")
+    made.train()
+    told = [row for row in made.state.log_history if "reward" in row]
+    assert len(told) == 2 and all(math.isfinite(row["loss"]) for row in told)
+    assert "sampler/gap" not in told[0], "without a cap the sampler's are not even compared"
+    capped = make(bf16=True, critic="shared", tis_cap=2.0)
+    batches(capped)
+    assert capped._rollout_metrics[0]["sampler/gap"] < 0.1
+    assert made.model.v_head.weight.dtype == torch.float32
+
+
+def test_activation_checkpointing_trains_to_the_same_weights(make):
+    found = []
+    for activation_checkpointing in (False, True):
+        made = make(build=adapter(), activation_checkpointing=activation_checkpointing, total_episodes=8)
+        made.train()
+        found.append(weights(made.model))
+    assert all(torch.allclose(found[0][name], found[1][name], atol=1e-6) for name in found[0])
+
+
+def test_learning_rates_of_the_critic(make):
+    def rates(made: PPOTrainer) -> dict[str, float]:
+        names = {id(p): name for name, p in made.model.named_parameters()}
+        groups = made.create_optimizer().param_groups
+        return {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+
+    shared = rates(make(critic="shared", learning_rate=1e-4))
+    assert shared["v_head.weight"] == pytest.approx(1e-3) and shared["policy.model.embed_tokens.weight"] == 1e-4
+    separate = rates(make(learning_rate=1e-4))
+    assert set(separate.values()) == {1e-4} and any(name.startswith("critic.") for name in separate)
+    second = rates(make(build=adapter(), critic_learning_rate=5e-4, learning_rate=1e-4))
+    assert {lr for name, lr in second.items() if ".critic." in name} == {5e-4}
+    assert {lr for name, lr in second.items() if ".default." in name} == {1e-4}
+
+
+def test_mistakes_end_in_one_line(make, tiny_tokenizer, tiny_llama: Path, tmp_path: Path):
+    def refuse(error: type[Exception], message: str, model: Any = tiny_llama, **settings: Any) -> None:
+        with pytest.raises(error, match=message) as caught:
+            batches(make(model, **settings))
+        assert "\n" not in str(caught.value)
+
+    def nan(prompts: Any, completions: Any) -> list[float]:
+        return [math.nan] * len(completions)
+
+    def none(prompts: Any, completions: Any) -> list[None]:
+        return [None] * len(completions)
+
+    def short(prompts: Any, completions: Any, **columns: Any) -> list[list[float]]:
+        return [[1.0]] * len(completions)
+
+    refuse(DataError, "do not fit the context of 128 tokens: set --max_prompt_length", max_completion_length=120)
+    make(max_completion_length=120, max_prompt_length=8).get_train_dataloader()
+    refuse(DataError, "'nan' returned nan for sample 1", build={"reward_funcs": nan})
+    refuse(DataError, "no reward applies to a completion", build={"reward_funcs": none})
+    refuse(DataError, "token reward 'short' must return one number", build={"token_rewards": [short]})
+    refuse(
+        DataError,
+        "the rows need a column 'prompt'; found: label",
+        build={"train_dataset": prompts().select_columns("label")},
+    )
+    refuse(DataError, "0 prompts", build={"train_dataset": prompts(0)})
+    refuse(DataError, "cannot be streamed", build={"train_dataset": prompts().to_iterable_dataset()})
+    refuse(ConfigError, "--critic adapter needs a policy with an adapter", critic="adapter")
+    refuse(
+        ConfigError,
+        "has an adapter already",
+        get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), lora()),
+        build=adapter(),
+    )
+    refuse(ConfigError, "outside the vocabulary of 300", stop_token_ids=[300])
+    refuse(ConfigError, "no chat template", build={"train_dataset": prompts(conversational=True)})
+    other = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    refuse(ConfigError, "--kl_coef 0 turns the KL off", kl_coef=0.0, build={"reference_model": other})
+    other.resize_token_embeddings(310, mean_resizing=False)
+    refuse(ConfigError, "the reference model has 310 tokens, the policy 300", build={"reference_model": other})
+    with pytest.raises(ConfigError, match="no held-out prompts"):
+        make().evaluate()
+    endless = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    endless.generation_config.eos_token_id = endless.config.eos_token_id = None
+    bare = copy.deepcopy(tiny_tokenizer)
+    bare.eos_token = None
+    with pytest.raises(ConfigError, match="neither the tokenizer nor the model has an eos token"):
+        trainer(tmp_path / "endless", bare, endless)
+
+
+def test_without_a_kl_there_is_no_reference(make):
+    made = make(kl_coef=0.0)
+    assert made.collector.reference is None
+    made.train()
+    assert not any("kl" in row for row in made.state.log_history)
+
+
+def test_a_critic_begins_as_a_reward_model(make, tiny_llama: Path, tiny_tokenizer, tmp_path: Path, caplog):
+    from transformers import LlamaForSequenceClassification
+
+    torch.manual_seed(3)
+    reward = LlamaForSequenceClassification.from_pretrained(tiny_llama, num_labels=1)
+    reward.save_pretrained(tmp_path / "reward")
+    tiny_tokenizer.save_pretrained(tmp_path / "reward")
+    with caplog.at_level(logging.INFO):
+        made = make(critic_model=str(tmp_path / "reward"))
+    assert made.model.critic_kind == "separate"
+    assert torch.equal(made.model.v_head.weight, reward.score.weight)
+    kept = made.model.critic.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in reward.model.state_dict().items())
+    from_policy = make(critic_model=str(tiny_llama))
+    assert from_policy.model.v_head.weight.abs().max() == 0, "a language model brings no head"

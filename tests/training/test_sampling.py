@@ -1,0 +1,143 @@
+"""Rollout engines: what is drawn, what is told of it, and that the company a prompt keeps changes nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from hfstack.errors import DataError
+from hfstack.models.value_head import ActorCritic
+from hfstack.training import sampling
+from hfstack.training.batching import Sequences, score_completions
+from hfstack.training.rollout import GenerateEngine, Rollout, RolloutEngine, SamplingSettings, check_rollout
+from hfstack.training.sampling import NativeEngine, dropped_tokens, sample
+from tests.tiny_ppo import architecture
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16], [17, 18], [8], [40, 41, 42, 43]]
+
+
+def settings(**changes) -> SamplingSettings:
+    return SamplingSettings(**({"max_new_tokens": 12, "stop_token_ids": (0,), "pad_token_id": 1} | changes))
+
+
+def often_stopping(model: torch.nn.Module, *stops: int) -> ActorCritic:
+    """A policy that ends about a tenth of its completions at each token."""
+    actor_critic = ActorCritic(model, head_init_std=0.3).eval()
+    head = actor_critic.base.get_output_embeddings()
+    plain = head.forward
+    boost = torch.zeros(head.weight.shape[0])
+    boost[list(stops)] = 2.4
+
+    head.forward = lambda hidden: plain(hidden) + boost
+    return actor_critic
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gru"])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_what_is_told_of_samples_is_what_a_forward_pass_says(
+    name: str, batch_size: int | None, tiny_tokenizer, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Prompts are padded on the left here and finished rows leave, and neither shows."""
+    monkeypatch.setitem(sampling._STEP_TOKENS, "cpu", 10**6 if batch_size is None else 0)
+    actor_critic = often_stopping(architecture(name, tiny_tokenizer, tiny_llama), 0, 3)
+    torch.manual_seed(0)
+    chosen = settings(batch_size=batch_size, temperature=0.8, stop_token_ids=(0, 3))
+    rollout = NativeEngine(chosen).generate(actor_critic, PROMPTS * 4)
+    check_rollout(rollout, PROMPTS * 4)
+    assert {int(row[-1]) for row in rollout.completion_ids} >= {0, 3}
+    for row, finished in zip(rollout.completion_ids, rollout.finished, strict=True):
+        assert not ({0, 3} & set(row[:-1].tolist())) and (int(row[-1]) in (0, 3)) == bool(finished)
+        assert len(row) == 12 or finished
+    lengths = [len(row) for row in rollout.completion_ids]
+    assert min(lengths) < 4 and max(lengths) == 12, "some leave early, some never end"
+    sequences = Sequences.join(PROMPTS * 4, rollout.completion_ids, 1)
+    with torch.no_grad():
+        expected = score_completions(
+            lambda batch: actor_critic(*batch, temperature=0.8), sequences, device=torch.device("cpu")
+        )
+    assert rollout.log_probs is not None and rollout.values is not None
+    for row, length in enumerate(lengths):
+        assert torch.allclose(rollout.log_probs[row], expected["log_probs"][row, :length], atol=2e-5)
+        assert torch.allclose(rollout.values[row], expected["values"][row, :length], atol=2e-5)
+
+
+def test_samples_follow_the_distribution():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 40) * 1.5
+    tokens, log_probs = sample(logits.expand(20_000, 40), settings(temperature=1.3))
+    expected = (logits[0] / 1.3).softmax(-1)
+    assert -(expected * expected.log()).sum() > 2
+    drawn = torch.bincount(tokens, minlength=40) / 20_000
+    assert (drawn - expected).abs().sum() / 2 < 0.02
+    assert torch.allclose(log_probs, expected.log()[tokens], atol=1e-5)
+
+
+def test_a_token_of_probability_zero_is_never_drawn(monkeypatch: pytest.MonkeyPatch):
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, 5)
+    draws = torch.tensor([[0.0], [0.4999999], [0.5], [1.0]], dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **given: draws)
+    tokens, log_probs = sample(logits, settings())
+    assert tokens.tolist() == [1, 1, 3, 3] and log_probs.tolist() == pytest.approx([-0.693147] * 4)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{"top_k": 5}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 8, "top_p": 0.7, "min_p": 0.1}, {"top_k": 99}],
+)
+def test_filters_are_those_of_transformers(chosen: dict[str, float]):
+    torch.manual_seed(0)
+    logits = torch.randn(50, 30) * 2
+    expected = logits.clone()
+    if "top_k" in chosen:
+        expected = TopKLogitsWarper(min(30, int(chosen["top_k"])))(None, expected)
+    if "top_p" in chosen:
+        expected = TopPLogitsWarper(chosen["top_p"])(None, expected)
+    if "min_p" in chosen:
+        expected = MinPLogitsWarper(chosen["min_p"])(None, expected)
+    dropped = dropped_tokens(logits, settings(**chosen))
+    assert torch.equal(dropped, expected.isinf())
+    tokens, log_probs = sample(logits, settings(**chosen))
+    assert not dropped[torch.arange(50), tokens].any()
+    assert torch.allclose(log_probs, logits.log_softmax(-1)[torch.arange(50), tokens], atol=1e-5), "before the filter"
+
+
+@pytest.mark.parametrize("engine", [NativeEngine, GenerateEngine])
+def test_padding_with_a_stop_token_cuts_no_completion(engine: type, tiny_llama: Path):
+    """Where pad is eos, an attention mask made of `ids != pad` would hide real ends (TRL's PPO)."""
+    actor_critic = often_stopping(AutoModelForCausalLM.from_pretrained(tiny_llama), 0, 7)
+    torch.manual_seed(0)
+    made: RolloutEngine = engine(settings(pad_token_id=0, stop_token_ids=(0, 7), batch_size=5))
+    rollout = made.generate(actor_critic, PROMPTS * 4)
+    check_rollout(rollout, PROMPTS * 4)
+    assert {0, 7} <= {int(row[-1]) for row in rollout.completion_ids}
+    for row, finished in zip(rollout.completion_ids, rollout.finished, strict=True):
+        assert (int(row[-1]) in (0, 7)) == bool(finished) and not ({0, 7} & set(row[:-1].tolist()))
+
+
+def test_every_process_takes_as_many_steps(tiny_llama: Path):
+    """With sharded weights each step needs all processes, so a batch that is done goes on with the others."""
+    actor_critic = often_stopping(AutoModelForCausalLM.from_pretrained(tiny_llama), *range(30))
+    steps: list[int] = []
+    plain = actor_critic.decode_step
+    actor_critic.decode_step = lambda *given, **named: (steps.append(len(given[0])), plain(*given, **named))[1]
+    torch.manual_seed(0)
+    alone = NativeEngine(settings(max_new_tokens=64, stop_token_ids=tuple(range(30)))).generate(actor_critic, PROMPTS)
+    assert len(steps) < 64
+    steps.clear()
+    torch.manual_seed(0)
+    chosen = settings(max_new_tokens=64, stop_token_ids=tuple(range(30)))
+    together = NativeEngine(chosen, largest=lambda count: 1).generate(actor_critic, PROMPTS)
+    assert len(steps) == 64 and min(steps) >= 1
+    assert [row.tolist() for row in together.completion_ids] == [row.tolist() for row in alone.completion_ids]
+    assert torch.equal(together.finished, alone.finished)
+
+
+def test_engines_that_break_their_word_are_named():
+    one = torch.tensor([4, 5])
+    with pytest.raises(DataError, match="a completion of zero tokens to prompt 2 of 2"):
+        check_rollout(Rollout([one, one[:0]], torch.tensor([True, True])), ["a", "b"])
+    with pytest.raises(DataError, match="wrote 1 completions to 2 prompts"):
+        check_rollout(Rollout([one], torch.tensor([True])), ["a", "b"])
+    with pytest.raises(DataError, match="log_probs do not have one entry for each token"):
+        check_rollout(Rollout([one], torch.tensor([True]), log_probs=[torch.zeros(3)]), ["a"])
