@@ -235,6 +235,7 @@ class Run:
         asked = self._training_args.resume_from_checkpoint
         chosen = self._agree(lambda: choose_checkpoint(self.record, asked, allowed_changes()))
         if chosen is None:
+            self.record.restarts = []  # from the first step on it is a run that was never stopped
             return None
         self.resumed_from, step, changed = chosen
         if self._rank == 0:

@@ -1,6 +1,7 @@
 """run.json: written whole, closed with the truth, never overwritten by another run."""
 
 import json
+import logging
 import os
 import signal
 from dataclasses import dataclass
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from hfstack.config import parse
 from hfstack.environment import refuse_wrong_world_size
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataError, Preempted
+from hfstack.logs import setup_logging
 from hfstack.redaction import redact
 from hfstack.run import Run, RunArgs
 from hfstack.run_record import read_run, settings_difference
@@ -110,6 +113,42 @@ def test_a_run_in_progress_is_left_alone(tmp_path: Path) -> None:
         run._write()
         with pytest.raises(CheckpointError, match=f"is being written by process {os.getppid()}"):
             start(tmp_path)
+
+
+def test_a_killed_run_is_recognised(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    setup_logging()
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    with start(tmp_path) as run:
+        ours = dict(run.record.process)
+        assert ours["started_ticks"] > 0
+        for change, message in [
+            ({"pid": 2**22 + 1}, "which is gone: it was killed"),
+            ({"pid": os.getppid(), "started_ticks": 7}, "which is gone: it was killed"),  # another took its number
+            ({"host": "node-7"}, f"running by process {os.getpid()} on node-7, which cannot be asked from here"),
+        ]:
+            run.record.process = ours | change
+            run._write()
+            caplog.clear()
+            start(tmp_path)
+            assert message in caplog.text
+
+
+def test_allowed_changes_go_on_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError), start(tmp_path):
+        raise DataError("bad")
+    assert read_run(tmp_path).error_kind == "DataError"
+    with pytest.raises(
+        CheckpointError, match=r"rate 0\.1 -> 0\.2; .* --resume_from_checkpoint last --allow_changed rate"
+    ):
+        start(tmp_path, Settings(rate=0.2))
+    parse(Settings, argv=["--allow_changed", "rate", "name", "--rate", "0.2"])
+    with start(tmp_path, Settings(rate=0.2)) as run:
+        run.finish({})
+    parse(Settings, argv=["--rate", "0.2"])  # the leave was for one start
+    with pytest.raises(AlreadyFinished):
+        start(tmp_path, Settings(rate=0.2))
+    with pytest.raises(CheckpointError, match=r"rate 0\.2 -> 0\.1"):
+        start(tmp_path)
 
 
 def test_unwritable_output_dir(tmp_path: Path) -> None:

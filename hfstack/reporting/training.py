@@ -151,7 +151,7 @@ def _caption(trained: list[Report]) -> str:
     """What the marks in the charts mean, as far as they are there."""
     sentences = ["Bold lines are smoothed; the logged values are drawn faintly behind them."]
     for report in trained:
-        steps = [str(restart["step"]) for restart in report.record.restarts if restart["step"] > 0]
+        steps = list(dict.fromkeys(str(restart["step"]) for restart in report.record.restarts if restart["step"] > 0))
         if steps:
             who = f"{report.label} was" if len(trained) > 1 else "The run was"
             many = "steps" if len(steps) > 1 else "step"
