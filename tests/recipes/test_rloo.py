@@ -76,6 +76,25 @@ def test_the_same_seed_gives_the_same_curve(rloo, tmp_path: Path) -> None:
     assert curves[0] == curves[1] and len(curves[0]) == 2
 
 
+def test_learns_what_is_rewarded_within_its_kl(
+    rloo, run_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gold rule says nothing about a tiny model's babble, so a letter is rewarded instead."""
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    source = (ROOT / "recipes" / "rloo.py").read_text()
+    assert source.count("\nREWARDS = [obeys]\n") == 1
+    rewarded = "def vowels(completions, prompts):\n    return [one.count('e') / 4 for one in completions]\n\n\n"
+    (recipes / "rloo.py").write_text(source.replace("\nREWARDS = [obeys]\n", f"\n{rewarded}REWARDS = [vowels]\n"))
+    monkeypatch.setitem(run_recipe.__globals__, "ROOT", tmp_path)  # where run_recipe looks for recipes/
+    metrics = rloo(
+        max_steps=12, per_device_train_batch_size=64, num_generations=8, per_device_eval_batch_size=32, eval_steps=12,
+        learning_rate=1e-2, beta=0.01, save_strategy="no", eval_fraction=0.4, logging_steps=4,
+    )  # fmt: skip
+    assert metrics["eval_reward"] > metrics["start_reward"] + 0.1
+    assert 0 < metrics["eval_kl_per_completion"] < 10
+
+
 def test_lora_saves_an_adapter_and_measures_the_kl(rloo, tmp_path: Path) -> None:
     lora = {"use_peft": "true", "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
     metrics = rloo(**lora, eval_fraction=0, eval_strategy="no", eval_on_start="false")
