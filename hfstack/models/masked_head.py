@@ -22,8 +22,14 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-# Models whose logits are `head(hidden states)`, position by position, and the name of that module.
-HEADS = {"bert": "cls", "roberta": "lm_head", "xlm-roberta": "lm_head", "camembert": "lm_head"}
+# Models whose logits are these modules, one after the other, over the hidden states, position by position.
+HEADS = {
+    "bert": ("cls",),
+    "roberta": ("lm_head",),
+    "xlm-roberta": ("lm_head",),
+    "camembert": ("lm_head",),
+    "modernbert": ("head", "decoder"),
+}
 _IGNORED = -100
 
 
@@ -43,7 +49,7 @@ def score_only_masked(model: PreTrainedModel) -> bool:
     The loss is the mean over all scored tokens of an optimizer step, also when gradients are accumulated. A model that
     is not in `HEADS` computes its own logits first, and False is returned. A forward without labels is untouched.
     """
-    name = HEADS.get(model.config.model_type)
+    names = HEADS.get(model.config.model_type)
     stock_forward = model.forward
 
     @functools.wraps(type(model).forward)  # the Trainer reads the signature to know which columns to keep
@@ -58,11 +64,12 @@ def score_only_masked(model: PreTrainedModel) -> bool:
         if labels is None:
             return stock_forward(input_ids=input_ids, **inputs)
         scored = labels != _IGNORED  # (B, T)
-        if name is None:
+        if names is None:
             rows = stock_forward(input_ids=input_ids, **inputs).logits[scored]  # (n, V)
         else:
-            hidden = self.base_model(input_ids=input_ids, **inputs)[0]  # (B, T, d)
-            rows = self.get_submodule(name)(hidden[scored])  # (n, V)
+            rows = self.base_model(input_ids=input_ids, **inputs)[0][scored]  # (n, d)
+            for name in names:
+                rows = self.get_submodule(name)(rows)  # (n, V) in the end
         targets = labels[scored]  # (n,)
         losses = torch.nn.functional.cross_entropy(rows.float(), targets, reduction="none")  # (n,)
         count = num_items_in_batch if num_items_in_batch is not None else scored.sum()
@@ -74,7 +81,7 @@ def score_only_masked(model: PreTrainedModel) -> bool:
         return ScoredTokens(loss=loss, counts=counts.index_add_(0, scored.nonzero()[:, 0], each))
 
     model.forward = types.MethodType(forward, model)
-    return name is not None
+    return names is not None
 
 
 def training_flops_per_token(model: PreTrainedModel, sequence_length: int, *, scored_share: float) -> float:
@@ -115,6 +122,10 @@ def check_masked_model(model: PreTrainedModel, *, block_size: int, isolate_docum
     if isolate_documents and model.config._attn_implementation != "sdpa":
         raise ConfigError(
             f"--isolate_documents needs attention sdpa, not {model.config._attn_implementation}; leave one of them out"
+        )
+    if isolate_documents and getattr(model.config, "local_attention", None):
+        raise ConfigError(
+            f"--isolate_documents would replace the local attention of {model.config.model_type}; leave it out"
         )
 
 

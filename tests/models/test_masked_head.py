@@ -7,6 +7,8 @@ import torch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     RobertaConfig,
@@ -38,6 +40,9 @@ def build(kind: str):
             return BertForMaskedLM(BertConfig(**SIZES, **QUIET))
         case "roberta":
             return RobertaForMaskedLM(RobertaConfig(**SIZES, **QUIET))
+        case "distilbert":
+            return DistilBertForMaskedLM(DistilBertConfig(vocab_size=50, dim=16, hidden_dim=32, n_layers=1, n_heads=2,
+                                                          dropout=0.0, attention_dropout=0.0))  # fmt: skip
         case _:
             return ModernBertForMaskedLM(ModernBertConfig(**SIZES, cls_token_id=2, sep_token_id=3, bos_token_id=2,
                                                           eos_token_id=3))  # fmt: skip
@@ -51,7 +56,9 @@ def batch() -> dict[str, torch.Tensor]:
     return {"input_ids": tokens, "labels": torch.where(scored, tokens, -100)}
 
 
-@pytest.mark.parametrize(("kind", "sparse"), [("bert", True), ("roberta", True), ("modernbert", False)])
+@pytest.mark.parametrize(
+    ("kind", "sparse"), [("bert", True), ("roberta", True), ("modernbert", True), ("distilbert", False)]
+)
 def test_loss_and_gradients_equal_the_stock_models(kind: str, sparse: bool, batch) -> None:
     stock = build(kind).train()
     ours = copy.deepcopy(stock)
@@ -107,6 +114,8 @@ def test_what_an_encoder_can_read() -> None:
     bert.config._attn_implementation = "eager"
     with pytest.raises(ConfigError, match="--isolate_documents needs attention sdpa, not eager"):
         check_masked_model(bert, block_size=8, isolate_documents=True)
+    with pytest.raises(ConfigError, match="would replace the local attention of modernbert"):
+        check_masked_model(build("modernbert"), block_size=8, isolate_documents=True)
 
 
 def test_an_isolated_document_is_read_as_if_alone() -> None:

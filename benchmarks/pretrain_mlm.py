@@ -1,0 +1,80 @@
+"""Masked pretraining, the head at hidden tokens alone against the stock model: CPU seconds of a step, in turn.
+
+    python benchmarks/pretrain_mlm.py [--architecture recipes/architectures/bert-1m.json] [--vocab_size 30522]
+
+Both sides have the same weights, blocks, masks and optimizer, and take one step each in turn on one thread, so that a
+busy machine slows both alike. A step is forward, backward and update; the losses of both are printed, and are equal.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
+
+from hfstack.models.masked_head import score_only_masked
+
+WARM_UP_STEPS = 2
+
+
+def main() -> None:
+    """Run both sides in fp32 and bf16, and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--architecture", default="recipes/architectures/bert-1m.json")
+    parser.add_argument("--vocab_size", type=int, default=4096)
+    parser.add_argument("--block_size", type=int, default=128, help="tokens")
+    parser.add_argument("--batch_size", type=int, default=16, help="blocks per step")
+    parser.add_argument("--steps", type=int, default=8, help="steps counted of each side")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    name = arguments.architecture.rpartition("/")[2].removesuffix(".json")
+    tokens = arguments.batch_size * arguments.block_size
+    print(f"{name}, vocabulary {arguments.vocab_size}, {tokens} tokens a step, one thread, in turn")
+    print("| precision | stock, CPU s/step | head at hidden tokens, CPU s/step | | losses |")
+    print("|---|---|---|---|---|")
+    for bf16 in (False, True):
+        seconds, losses = measure(arguments, bf16=bf16)
+        stock, ours = (statistics.median(side) for side in seconds)
+        print(
+            f"| {'bf16' if bf16 else 'fp32'} | {stock:.3f} | {ours:.3f} | {stock / ours:.2f}x "
+            f"| {losses[0]:.4f}, {losses[1]:.4f} |"
+        )
+
+
+def measure(arguments: argparse.Namespace, *, bf16: bool) -> tuple[list[list[float]], list[float]]:
+    """Return the CPU seconds of each step of both sides, and the last loss of each."""
+    set_seed(0)
+    config = AutoConfig.from_pretrained(arguments.architecture)
+    config.vocab_size, config.pad_token_id = arguments.vocab_size, 0
+    stock = AutoModelForMaskedLM.from_config(config).train()
+    models = [stock, copy.deepcopy(stock)]
+    assert score_only_masked(models[1]), "this architecture has no head that can be run apart"
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in models]
+    seconds: list[list[float]] = [[], []]
+    losses = [0.0, 0.0]
+    for step in range(arguments.steps + WARM_UP_STEPS):
+        batch = random_batch(arguments)
+        for side, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
+            began = time.process_time()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step >= WARM_UP_STEPS:
+                seconds[side].append(time.process_time() - began)
+            losses[side] = loss.item()
+    return seconds, losses
+
+
+def random_batch(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Return random tokens, (B, T), of which 15 % are to be predicted."""
+    tokens = torch.randint(5, arguments.vocab_size, (arguments.batch_size, arguments.block_size))
+    scored = torch.rand(tokens.shape) < 0.15
+    return {"input_ids": torch.where(scored, 4, tokens), "labels": torch.where(scored, tokens, -100)}
+
+
+if __name__ == "__main__":
+    main()
