@@ -19,6 +19,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt "
     "chat_template.jinja"
 ).split()
+_CLASSIFIER, _TASK = "classifier.json", "task.json"
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 _RECURRENT = ("hfstack_gru", "hfstack_lstm")
@@ -46,6 +47,7 @@ class Kind:
         pipeline_tag: the Hub's name of the task, or None.
         adapter: these are LoRA weights on a base model.
         base: where an adapter finds its base, as its adapter_config.json says.
+        labels: of an adapter of a classifier or reward model, the outputs of its head; 0 otherwise.
         recurrent: `hfstack.models.gru` has to be imported before it can be loaded.
     """
 
@@ -55,6 +57,7 @@ class Kind:
     pipeline_tag: str | None = None
     adapter: bool = False
     base: str = ""
+    labels: int = 0
     recurrent: bool = False
 
 
@@ -97,8 +100,9 @@ def kind_of(folder: Path, artifacts: dict[str, str], *, rewards: bool = False) -
         ending = _BY_TASK.get(str(config.get("task_type")), "")
         known = _BY_ARCHITECTURE.get(ending, Kind("model", auto_class="AutoModel"))
         name = "reward" if known.name == "classifier" and rewards else known.name
+        labels = 1 if name == "reward" else _label_count(folder)
         base = str(config.get("base_model_name_or_path") or "")
-        return Kind(name, "model", known.auto_class, known.pipeline_tag, adapter=True, base=base)
+        return Kind(name, "model", known.auto_class, known.pipeline_tag, adapter=True, base=base, labels=labels)
     if (folder / CONFIG).is_file():
         config = read_json(folder / CONFIG)
         architecture = str((config.get("architectures") or [""])[0])
@@ -106,7 +110,8 @@ def kind_of(folder: Path, artifacts: dict[str, str], *, rewards: bool = False) -
         if known is None:
             return Kind("model", auto_class="AutoModel")
         labels = config.get("num_labels", len(config.get("id2label") or [0, 1]))
-        name = "reward" if known.name == "classifier" and labels == 1 else known.name
+        rewarding = known.name == "classifier" and labels == 1 and not (folder / _CLASSIFIER).is_file()
+        name = "reward" if rewarding else known.name
         recurrent = config.get("model_type") in _RECURRENT
         return Kind(name, "model", known.auto_class, known.pipeline_tag, recurrent=recurrent)
     if (folder / TOKENIZER).is_file():
@@ -134,6 +139,7 @@ def published_files(folder: Path, kind: Kind, artifacts: dict[str, str]) -> dict
         return {path.name: path for path in data_files(folder, artifacts).values()}
     names = [*_TOKENIZER_FILES, *(path.name for path in folder.glob("*.model"))]
     if kind.name != "tokenizer":
+        names += [_CLASSIFIER, _TASK]
         names += [ADAPTER_CONFIG] if kind.adapter else [CONFIG, "generation_config.json", WEIGHTS_INDEX]
         names += [path.name for path in folder.glob(_WEIGHTS[1 if kind.adapter else 0])]
         _check_complete(folder, kind, set(names))
@@ -177,6 +183,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return values
+
+
+def _label_count(folder: Path) -> int:
+    """How many labels the head of a classifier's adapter has, as its classifier.json says; 0 without one."""
+    if not (folder / _CLASSIFIER).is_file():
+        return 0
+    return len(read_json(folder / _CLASSIFIER).get("names") or [0])
 
 
 def _check_complete(folder: Path, kind: Kind, names: set[str]) -> None:

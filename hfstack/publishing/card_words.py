@@ -148,7 +148,7 @@ def loading(kind: Kind, repo: str, *, chat: bool, base: str) -> str:
         )
         first = "import hfstack.models.gru  # registers the architecture\n"
     loader, package = kind.auto_class, "transformers"
-    arguments = ", num_labels=1" if kind.adapter and kind.name == "reward" else ""
+    arguments = f", num_labels={kind.labels}" if kind.labels else ""
     if kind.adapter:
         parts.append(f"It is an adapter: `pip install peft`. Its base, `{base}`, is loaded along with it.")
         loader, package = kind.auto_class.replace("AutoModel", "AutoPeftModel"), "peft"

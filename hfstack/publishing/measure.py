@@ -72,8 +72,8 @@ def load(folder: Path, kind: Kind, *, dtype: str = "float32") -> Any:
     loader = getattr(transformers, kind.auto_class)
     if not kind.adapter:
         return _loaded(folder, lambda: loader.from_pretrained(folder, **how).eval())
-    if kind.name == "reward":
-        how["num_labels"] = 1
+    if kind.labels:
+        how["num_labels"] = kind.labels
     base = _loaded(kind.base, lambda: loader.from_pretrained(kind.base, **how))
     return _loaded(folder, lambda: PeftModel.from_pretrained(base, str(folder)).eval())
 

@@ -14,6 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 40, 34
 _COLORS = ("#2a7f9e", "#c8643c", "#5b8c5a", "#8a6fae", "#b08900", "#a34a6e", "#4f6d7a", "#7a5c3e")
 _COLUMNS = 2
 _PLOTS_OF_THE_LAST = 4
+_LOSS_OF_TOKENS = frozenset({"pretrain_clm", "pretrain_mlm", "sft"})
 # What a reader asks of a run first; the learning rate and the clocks come last.
 _FIRST = ("reward", "kl", "accuracy", "completions mean length", "loss", "perplexity", "bits per byte")
 _LATER = (
@@ -41,6 +42,8 @@ def chain_picture(reports: Sequence[Report]) -> str | None:
         made = [chart for chart in made if _varies(chart)] or made
         made.sort(key=lambda chart: _rank(chart.title))
         wanted = _PLOTS_OF_THE_LAST if report is trained[-1] else 1
+        if made and made[0].title == "Reward":  # beside it the loss of a reinforced model says nothing
+            made = [chart for chart in made if chart.title != "Loss"]
         plots += [(report.record.recipe, chart) for chart in made[:wanted]]
     if not plots:
         return None
@@ -85,7 +88,7 @@ def _plot(recipe: str, chart: Chart) -> str:
     low = min(0.0, *values) if chart.from_zero else min(values)
     y = log_axis(min(values), max(values)) if falls_far else linear_axis(low, max(values))
     parts = [f'<text x="0" y="14" font-weight="600" fill="#222">{escape(recipe)}: {escape(chart.title)}</text>']
-    if chart.unit:
+    if chart.unit and (chart.title != "Loss" or recipe in _LOSS_OF_TOKENS):
         parts.append(f'<text x="0" y="30">{escape(chart.unit)}</text>')
     for tick, text in zip(y.ticks, tick_texts(y), strict=True):
         height = f"{_down(y, tick):.1f}"

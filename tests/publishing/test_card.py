@@ -1,0 +1,248 @@
+"""The card: the chain behind a model, what was measured of it, honest about what is missing, valid for the Hub."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard, ModelCard
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.publishing.bundle import Kind, kind_of, published_files
+from hfstack.publishing.card import check_card, read_samples, render_card
+from hfstack.publishing.card_facts import Wording, as_hfstack
+from hfstack.publishing.card_words import Words, loading
+from hfstack.publishing.chain import Chain, follow, shorten
+from hfstack.publishing.energy import accelerator_watts, estimate_kwh
+from hfstack.reporting.formats import duration, instant, metric, number, size
+from hfstack.reporting.picture import chain_picture
+from hfstack.reporting.provenance import first_settings, wrapped_command
+from hfstack.reporting.runs import load_runs
+from hfstack.run import Run
+
+WORDING = Wording(metric, number, size, duration, instant, first_settings, wrapped_command)
+MADE = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+
+
+@pytest.fixture
+def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """corpus -> clean -> pretrain -> sft, reward; both -> ppo, measured by win_rate and a bias run."""
+    folder = tmp_path / "story"
+
+    def run(name: str, recipe: str, parents: list[str], metrics: dict[str, float], model: bool = False, **settings):
+        flags = [f"--output_dir={folder / name}", *(f"--{key}={value}" for key, value in settings.items())]
+        monkeypatch.setattr(
+            "sys.argv", [f"/somewhere/recipes/{recipe}.py", "--config", f"recipes/{recipe}.yaml", *flags]
+        )
+        with Run.start(f"recipes/{recipe}.py", folder / name) as made:
+            made.record.settings["ModelConfig"] = settings
+            made.record.settings["Other"] = settings
+            for parent in parents:
+                made.add_parent(folder / parent)
+            if model:
+                LlamaForCausalLM.from_pretrained(tiny_llama).save_pretrained(folder / name)
+                AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder / name)
+                history = [{"step": s, "loss": 5 / s, "eval_loss": 6 / s, "reward": s / 9} for s in range(1, 40)]
+                (folder / name / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+                made.add_artifact("trainer_state", "trainer_state.json")
+            if recipe == "clean":
+                (folder / name / "train.jsonl").write_text('{"text": "a"}\n')
+            if recipe == "win_rate":
+                row = {"prompt": [{"role": "user", "content": "Tell | a story"}], "answer": "Once ```upon``` a time"}
+                (folder / name / "answers.jsonl").write_text(json.dumps(row) + "\n")
+                made.add_artifact("answers", "answers.jsonl")
+            if recipe == "pretrain_clm":
+                file = {"path": str(folder / "clean" / "train.jsonl"), "bytes": 14, "blake2b": "ab" * 16}
+                made.record_data("train", [{"path": file["path"], "files": [file], "rows": 1}])
+                made.record_data("eval", [{"path": "user/held-out", "rows": 7, "split": "test", "revision": "c" * 40}])
+            made.finish(metrics)
+        return folder / name
+
+    run("corpus", "demo_corpus", [], {"documents": 400})
+    cleaned = {"documents_in": 400, "documents_out": 370, "dropped_too_short": 30, "masked_email": 2}
+    run("clean", "clean", ["corpus"], cleaned)
+    drawn = {"model_name_or_path": "/somewhere/recipes/architectures/llama-1m.json"}
+    run(
+        "pretrain",
+        "pretrain_clm",
+        ["clean"],
+        {"eval_loss": 2.5, "parameters": 1234},
+        True,
+        model_name_or_path=architecture,
+    )
+    run("sft", "sft", ["pretrain"], {"eval_loss": 2.0}, True, model_name_or_path=folder / "pretrain")
+    run("reward", "reward", ["sft"], {"eval_accuracy": 0.75}, True, model_name_or_path=folder / "sft")
+    run("ppo", "ppo", ["sft", "reward"], {"reward": 1.5, "eval_loss": 0.1}, True, model_name_or_path=folder / "sft")
+    rates = {"win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
+    run("win_rate", "win_rate", ["ppo", "sft"], rates, reference_model=folder / "sft")
+    run("bias", "bias", ["ppo"], {"bias_gender_gap": 0.02, "bias_gender_gap_low": -0.01, "bias_gender_gap_high": 0.05})
+    run("other", "win_rate", ["sft"], {"win_rate": 0.1})
+    return folder
+
+
+def card_of(folder: Path, words: Words | None = None, **changes) -> str:
+    chain = follow(folder)
+    kind = kind_of(folder, chain.last.record.artifacts)
+    settings = {"repo": "alice/stories", "made": MADE} | changes
+    return render_card(chain, kind, words or Words(), WORDING, **settings)
+
+
+def test_the_chain_and_what_measured_it(story: Path):
+    chain = follow(story / "ppo")
+    assert [link.label for link in chain.links] == ["corpus", "clean", "pretrain", "sft", "reward", "ppo"]
+    assert {link.label for link in chain.evaluations} == {"win_rate", "bias"}, "not those of other models"
+    assert follow(story / "ppo", [str(story / "win_rate")]).evaluations[0].label == "win_rate"
+    with pytest.raises(CheckpointError, match="that did not read"):
+        follow(story / "ppo", [str(story / "other")])
+    (story / "reward" / "run.json").unlink()
+    chain = follow(story / "ppo")
+    assert chain.missing == ["../reward"] and len(chain.links) == 5
+
+
+def test_the_card_tells_the_whole_story(story: Path):
+    words = Words("apache-2.0", ["en"], limits=["Only foxes."], data_licences={"clean/train.jsonl": "cc0-1.0"})
+    text = card_of(story / "ppo", words, picture="curves.svg")
+    for part in (
+        "A language model of 1,234 parameters, trained against rewards by reinforcement learning (PPO).",
+        "none: it began with random weights",
+        "| Win rate (`win_rate`) | 60.0 % | 50.0 to 70.0 | win_rate |",
+        "against `story/sft`, judged by the rule in its recipe",
+        "Bias gender gap (`bias_gender_gap`): 0.02000 (-0.01000 to 0.05000), by bias",
+        "Cleaning (clean) read 400 documents and kept 370; dropped: too short 30; personal data masked: email 2",
+        "| `story/clean/train.jsonl` | pretrain (train) | 1 | 14 B | `abababababab` | cc0-1.0 |",
+        "| `user/held-out` | pretrain (eval) |",
+        "revision `cccccccccc`",
+        "| ppo | ppo | sft, reward | Reward 1.500 |",
+        "hfstack run ppo", "--model_name_or_path=story/sft", "recipes/architectures/llama-1m.json",
+        "![Curves of the training runs](curves.svg)", "Tell | a story", "````text\nOnce ```upon``` a time",
+        "- Only foxes.", "`apache-2.0`, as its author states.", "hfstack run verify --repo alice/stories",
+        "An estimate: nothing was metered.", "2 Jan 2026, 03:04 UTC",
+    ):  # fmt: skip
+        assert part in text, part
+    assert str(story.parent) not in text and "/somewhere" not in text, "no path of this machine"
+    assert "eval_loss" not in text.split("## Results")[1].split("###")[0], "a loss of PPO says nothing of the model"
+
+
+def test_the_metadata_is_what_the_hub_reads(story: Path):
+    text = card_of(story / "ppo", Words("apache-2.0", ["en"]))
+    assert check_card(text) == len(ModelCard(text).data.eval_results or []) >= 2
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert metadata["datasets"] == ["user/held-out"] and metadata["pipeline_tag"] == "text-generation"
+    assert metadata["tags"] == ["hfstack", "ppo", "rlhf"] and "base_model" not in metadata
+    (result,) = [m for r in metadata["model-index"][0]["results"] for m in r["metrics"] if m["type"] == "win_rate"]
+    assert result["value"] == 0.6 and result["args"] == {"interval_95": [0.5, 0.7]}
+    with pytest.raises(ConfigError, match="the card's metadata is not valid"):
+        check_card(text.replace("- user/held-out", "- user/held/out"))
+    with pytest.raises(ConfigError, match="the card's metadata is not valid"):
+        check_card(text.replace("value: 0.6", "valeu: 0.6", 1))
+
+
+def test_what_is_missing_is_said(story: Path, tmp_path: Path):
+    text = card_of(story / "pretrain")
+    for part in (
+        "The licence was not stated", "The language was not stated", "Bias was not measured.",
+        "No samples were recorded.",
+        "No metric has an interval.", "Whether it treats groups of people",
+    ):  # fmt: skip
+        assert part in text, part
+    with Run.start("recipes/sft.py", tmp_path / "bare") as run:
+        (tmp_path / "bare" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+        run.record.versions, run.record.commit = {}, None
+        run.finish({})
+    text = card_of(tmp_path / "bare")
+    assert "No metric was recorded." in text and "No data file was recorded." in text
+    assert "| Base model | not recorded |" in text and "No run of this chain cleaned its data." in text
+
+
+def test_a_dataset_has_its_own_card(tmp_path: Path):
+    with Run.start("recipes/preferences.py", tmp_path / "pairs") as run:
+        for name in ("train", "judged"):
+            (tmp_path / "pairs" / f"{name}.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
+            run.add_artifact(name, f"{name}.jsonl")
+        run.finish({"train_pairs": 1})
+    text = card_of(tmp_path / "pairs", splits=["train", "judged"])
+    assert check_card(text, dataset=True) == 0
+    configs = yaml.safe_load(text.split("---")[1])["configs"]
+    assert [config["config_name"] for config in configs] == ["default", "judged"]
+    assert DatasetCard(text).data.pretty_name == "stories" and "- `train`: `prompt`, `chosen`" in text
+
+
+def test_how_each_kind_is_loaded():
+    gru = Kind("causal", auto_class="AutoModelForCausalLM", recurrent=True)
+    text = loading(gru, "a/b", chat=False, base="")
+    assert text.index("import hfstack.models.gru") < text.index("from transformers") and "pip install hfstack" in text
+    adapter = Kind("classifier", auto_class="AutoModelForSequenceClassification", adapter=True, labels=3)
+    text = loading(adapter, "a/b", chat=False, base="user/base")
+    assert (
+        'AutoPeftModelForSequenceClassification.from_pretrained("a/b", num_labels=3)' in text and "`user/base`" in text
+    )
+    assert "apply_chat_template" in loading(Kind("reward", auto_class="A"), "a/b", chat=True, base="")
+    assert "mask_token" in loading(Kind("masked", auto_class="A"), "a/b", chat=False, base="")
+
+
+def test_commands_are_as_people_type_them():
+    command = "recipes/sft.py --config recipes/sft.yaml --output_dir 'my runs/sft'"
+    assert as_hfstack(command, 1) == "hfstack run sft --output_dir 'my runs/sft'"
+    assert as_hfstack(command, 4) == "hfstack run sft --processes 4 --output_dir 'my runs/sft'"
+    assert as_hfstack("my_recipes.py --x 1", 1) == "my_recipes.py --x 1"
+    assert as_hfstack("recipes/sft.py --config my.yaml", 1) == "hfstack run sft --config my.yaml"
+
+
+def test_paths_are_shortened(story: Path, monkeypatch: pytest.MonkeyPatch):
+    chain = follow(story / "ppo")
+    monkeypatch.setattr(Path, "home", lambda: Path("/people/ann"))
+    assert shorten(f"--a {story}/sft,{story} --b {story}2", chain) == f"--a story/sft,story --b {story}2"
+    assert shorten("/people/ann/data.jsonl", chain) == "~/data.jsonl"
+    assert shorten("/opt/lib/hfstack/_shipped/recipes/sft.py", chain) == "recipes/sft.py"
+
+
+def test_energy_is_time_times_power():
+    hardware = {"cores": 2, "memory_gib": 0, "accelerators": ["NVIDIA A100-SXM4-80GB"], "device": "cuda"}
+    assert estimate_kwh(hardware, 3600) == pytest.approx((2 * 12 + 400) / 1000)
+    assert estimate_kwh(hardware | {"device": "cpu"}, 3600) == pytest.approx(0.024)
+    assert estimate_kwh({"cores": 1, "memory_gib": 100}, 3600) == pytest.approx((12 + 0.3725 * 107.3741824) / 1000)
+    assert accelerator_watts("NVIDIA H100 PCIe") == 350 and accelerator_watts("unheard of") == 200
+
+
+def test_samples_are_the_newest_of_each_prompt(tmp_path: Path):
+    with Run.start("recipes/sft.py", tmp_path / "sft") as run:
+        rows = [{"step": s, "prompt": p, "completion": f"{p}{s}"} for s in (1, 2) for p in "abcdef"]
+        (tmp_path / "sft" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        run.add_artifact("samples", "samples.jsonl")
+    chain = follow(tmp_path / "sft")
+    assert read_samples(chain) == [("a", "a2"), ("b", "b2"), ("c", "c2"), ("d", "d2")]
+    chain.last.record.artifacts["samples"] = "../outside.jsonl"
+    (tmp_path / "outside.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
+    assert read_samples(Chain([chain.last])) == []
+
+
+def test_the_picture_stands_alone(story: Path):
+    import xml.etree.ElementTree as ElementTree
+
+    reports = load_runs([str(story / name) for name in ("pretrain", "sft", "reward", "ppo")])
+    svg = chain_picture(reports)
+    assert svg is not None
+    root = ElementTree.fromstring(svg)
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert "pretrain_clm: Reward" in texts and "ppo: Reward" in texts and "ppo: Loss" not in texts
+    assert "href" not in svg and "<script" not in svg and "<style" not in svg
+    assert chain_picture(load_runs([str(story / "clean")])) is None
+
+
+def test_shards_have_to_be_whole(tmp_path: Path, tiny_llama: Path):
+    model = LlamaForCausalLM.from_pretrained(tiny_llama)
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)
+    kind = kind_of(tmp_path, {})
+    shards = [name for name in published_files(tmp_path, kind, {}) if name.endswith(".safetensors")]
+    assert len(shards) > 1
+    (tmp_path / shards[-1]).unlink()
+    with pytest.raises(CheckpointError, match="which model.safetensors.index.json lists: the weights are not whole"):
+        published_files(tmp_path, kind, {})
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        published_files(tmp_path, kind, {})
