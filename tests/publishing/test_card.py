@@ -70,7 +70,7 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ["clean"],
         {"eval_loss": 2.5, "parameters": 1234},
         True,
-        model_name_or_path=architecture,
+        **drawn,
     )
     run("sft", "sft", ["pretrain"], {"eval_loss": 2.0}, True, model_name_or_path=folder / "pretrain")
     run("reward", "reward", ["sft"], {"eval_accuracy": 0.75}, True, model_name_or_path=folder / "sft")
