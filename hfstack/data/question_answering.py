@@ -107,18 +107,8 @@ def read_questions(
             if not isinstance(row[column], str) or not row[column].strip():
                 raise DataError(f"{_place(row, columns, sources, name, number)}: the {column} is empty, or no text")
         context = row[context_column]
-        answers, fault = [], None
-        for text, begin in _pairs(row[answers_column]):
-            if text and begin is not None and begin >= 0 and context[begin : begin + len(text)] == text:
-                answers.append((text, begin))
-                continue
-            nearest = _nearest(context, text, begin) if bad_answers == "mend" and text else None
-            if nearest is None:
-                there = "" if begin is None else f" (there: {context[max(begin, 0) :][: max(len(text), 1)]!r})"
-                fault = f"the answer {text[:60]!r} is not in its {context_column} at character {begin}{there}"
-                break
-            mended += 1
-            answers.append((text, nearest))
+        answers, moved, fault = _checked_answers(context, _pairs(row[answers_column]), mend=bad_answers == "mend")
+        mended += moved
         if fault is None:
             questions.append(Question(str(row.get("id", f"{name}-{number}")), row[question_column], context, answers))
         elif bad_answers == "fail":
@@ -132,6 +122,25 @@ def read_questions(
     if not questions:
         raise DataError(f"{name}: no question is left of {len(rows)}")
     return questions
+
+
+def _checked_answers(
+    context: str, pairs: Sequence[tuple[str, int | None]], *, mend: bool
+) -> tuple[list[tuple[str, int]], int, str | None]:
+    """Return the answers of a row, how many had to be moved to where they are, and what is wrong with one, or None."""
+    answers: list[tuple[str, int]] = []
+    moved = 0
+    for text, begin in pairs:
+        if text and begin is not None and begin >= 0 and context[begin : begin + len(text)] == text:
+            answers.append((text, begin))
+            continue
+        nearest = _nearest(context, text, begin) if mend and text else None
+        if nearest is None:
+            there = "" if begin is None else f" (there: {context[max(begin, 0) :][: max(len(text), 1)]!r})"
+            return [], 0, f"the answer {text[:60]!r} is not in its context at character {begin}{there}"
+        answers.append((text, nearest))
+        moved += 1
+    return answers, moved, None
 
 
 def _pairs(answers: Any) -> list[tuple[str, int | None]]:

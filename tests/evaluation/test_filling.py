@@ -54,3 +54,20 @@ def test_either_spelling_of_a_mask_is_understood(masked) -> None:
 def test_a_text_longer_than_the_model_reads_is_refused(masked) -> None:
     with pytest.raises(DataError, match="has 601 tokens, but the model reads 512"):
         fill_masks(masked[0], masked[1], ["the " * 600 + "[MASK]"])
+
+
+def test_rows_are_filled_as_predict_does(tmp_path) -> None:
+    from trl import ModelConfig
+
+    from hfstack.evaluation.filling import load_fill_predictor
+    from tests.tiny_encoder import save_tiny_bert
+
+    folder = save_tiny_bert(tmp_path / "bert")
+    load = {"columns": (None, None), "batch_size": 4, "max_length": 8}
+    predict = load_fill_predictor(ModelConfig(str(folder)), **load)
+    (one, two) = predict([{"text": "the [MASK] was kind"}, {"text": "[MASK] and <mask>"}])
+    assert [mask["position"] for mask in two["masks"]] == [1, 3] and len(one["masks"][0]["candidates"]) == 5
+    with pytest.raises(DataError, match="no text in column 'text', found body; set --text_column"):
+        predict([{"body": "a"}])
+    with pytest.raises(DataError, match="has 12 tokens, but the model reads 8: shorten it"):
+        predict([{"text": "the owl " * 5 + "[MASK]"}])
