@@ -1,0 +1,122 @@
+"""Two processes do what one does: gradients under DDP, and log-probabilities, samples and gradients under FSDP2."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from hfstack.models.value_head import ActorCritic
+from hfstack.training.batching import Sequences
+from hfstack.training.rollout import SamplingSettings
+from hfstack.training.sampling import NativeEngine
+from tests.tiny_ppo import FixedEngine, lora, trainer
+
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
+
+
+def spawn(work: Any, folder: Path, *given: Any) -> list[Any]:
+    """Run `work(rank, folder, *given)` in two gloo processes and return what each saved."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(enter, args=(work, port, folder, given), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def enter(rank: int, work: Any, port: int, folder: Path, given: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    torch.save(work(rank, folder, *given), folder / f"{rank}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def train(rank: int, folder: Path, llama: Path, settings: dict[str, Any], batch: int) -> dict[str, Any]:
+    """One rollout whose minibatch is all of it, so that the split over processes is the only difference."""
+    chosen = dict(settings)
+    build: dict[str, Any] = {"engine": FixedEngine()}
+    if chosen.pop("low_rank", False):
+        build["peft_config"] = lora()
+    made = trainer(
+        folder / f"run{batch}", AutoTokenizer.from_pretrained(llama), llama, build=build,
+        per_device_train_batch_size=batch, num_mini_batches=1, num_ppo_epochs=2, total_episodes=16,
+        ddp_backend="gloo" if batch == 4 else None, reward_normalize=True, whiten_rewards=True, value_head_init_std=0.1,
+        max_tokens_per_microbatch=60, **chosen,
+    )  # fmt: skip
+    made.train()
+    told = [row for row in made.state.log_history if "reward" in row][-1]
+    return {
+        "weights": {name: value.detach().clone() for name, value in made.model.state_dict().items()},
+        "told": {name: value for name, value in told.items() if not name.startswith("time/")},
+    }
+
+
+@pytest.mark.parametrize("settings", [{"critic": "shared"}, {"low_rank": True}], ids=str)
+def test_two_processes_train_as_one(settings: dict[str, Any], tiny_llama: Path, tmp_path: Path):
+    first, second = spawn(train, tmp_path, tiny_llama, settings, 4)
+    alone = train(0, tmp_path, tiny_llama, settings, 8)
+    for name, value in alone["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+        assert torch.allclose(first["weights"][name], value, atol=2e-5), name
+    for name, value in alone["told"].items():
+        assert first["told"][name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+
+
+def shard(rank: int, folder: Path, llama: Path) -> dict[str, torch.Tensor]:
+    """Sharded and whole, side by side in each process; the second writes longer than the first."""
+    torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+
+    def build() -> ActorCritic:
+        set_seed(0)
+        return ActorCritic(AutoModelForCausalLM.from_pretrained(llama), head_init_std=0.1).eval()
+
+    whole, sharded = build(), build()
+    for layer in sharded.base.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    register_fsdp_forward_method(sharded, "decode_step")
+
+    def largest(number: int) -> int:
+        seen = torch.tensor(number)
+        torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+        return int(seen)
+
+    stops = tuple(range(150)) if rank == 0 else (0,)
+    chosen = SamplingSettings(max_new_tokens=10, stop_token_ids=stops, pad_token_id=1)
+    rollouts = []
+    for model in (whole, sharded):
+        torch.manual_seed(rank)
+        rollouts.append(NativeEngine(chosen, largest=largest).generate(model, PROMPTS))
+    assert [row.tolist() for row in rollouts[0].completion_ids] == [row.tolist() for row in rollouts[1].completion_ids]
+    batch = Sequences.join(PROMPTS, rollouts[0].completion_ids, 1).pack(range(4), torch.device("cpu"))
+    gradients, scores = [], []
+    for model in (whole, sharded):
+        found = model(*batch)
+        (found.log_probs.sum() + (found.values**2).sum()).backward()
+        scores.append(found.log_probs.detach())
+        gradients.append([p.grad for p in model.parameters()])
+    assert torch.equal(*scores)
+    worst = 0.0
+    for mine, parts in zip(*gradients, strict=True):
+        assert mine is not None and isinstance(parts, DTensor)
+        mean = mine.clone()
+        torch.distributed.all_reduce(mean)
+        worst = max(worst, (parts.full_tensor() - mean / 2).abs().max().item())
+    lengths = [len(row) for row in rollouts[0].completion_ids]
+    return {"worst": torch.tensor(worst), "longest": torch.tensor(max(lengths))}
+
+
+def test_sharded_weights_write_and_learn_the_same(tiny_llama: Path, tmp_path: Path):
+    found = spawn(shard, tmp_path, tiny_llama)
+    assert found[0]["longest"] < found[1]["longest"], "one process had to wait for the other"
+    assert max(float(one["worst"]) for one in found) < 1e-5
