@@ -222,7 +222,8 @@ def size_bytes(path: Path) -> int:
 
 def says_disk_is_full(error: BaseException) -> bool:
     """Whether an error, of whichever library that wrote a file, means that there was no room."""
-    words = ("No space left", "os error 28", "Disk quota", "File too large", "PytorchStreamWriter failed writing")
+    words = ("No space left", "os error 28", "Disk quota", "File too large")
+    words += ("PytorchStreamWriter failed writing", "inline_container.cc")  # torch.save says neither why nor where
     while True:
         if any(word in str(error) for word in words):
             return True

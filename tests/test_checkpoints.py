@@ -243,6 +243,7 @@ def test_what_a_full_disk_looks_like(tmp_path: Path) -> None:
     assert says_disk_is_full(
         RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file")
     )
+    assert says_disk_is_full(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"))
     wrapped = ValueError("cannot save")
     wrapped.__cause__ = RuntimeError("I/O error: No space left on device (os error 28)")
     assert says_disk_is_full(wrapped) and not says_disk_is_full(ValueError("cannot save"))

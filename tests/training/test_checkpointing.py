@@ -4,9 +4,11 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +148,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def same(one: Path, two: Path) -> None:
     """Final weights equal in every bit, and the same log, each step once."""
+    found = weights(two)
     for name, value in weights(one).items():
-        assert torch.equal(value, weights(two)[name]), name
+        assert torch.equal(value, found[name]), name
     assert curve(one) == curve(two)
     assert read_run(one).metrics["train_loss"] == pytest.approx(read_run(two).metrics["train_loss"], rel=1e-6)
 
@@ -248,6 +251,34 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(
     monkeypatch.setattr("sys.argv", ["pretrain.py"])
     train("out", resume_from_checkpoint="last")
     same(whole, tmp_path / "out")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB, where this process may mount one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a tmpfs cannot be mounted here: run as root, or with CAP_SYS_ADMIN")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # weights may still be mapped
+
+
+@pytest.mark.parametrize("room_bytes", [300_000, 10_000, 0], ids=["optimizer", "weights", "nothing fits"])
+def test_a_disk_that_really_fills_up(train, small_disk: Path, room_bytes: int, whole: Path) -> None:
+    def fill(**kwargs: Any) -> None:
+        free = shutil.disk_usage(small_disk).free
+        (small_disk / "filler").write_bytes(bytes(free - room_bytes))
+
+    with pytest.raises(
+        CheckpointError, match=r"the disk of .*small/out is full \(.*checkpoint-2 is whole: make room"
+    ) as e:
+        train("small/out", At("on_step_begin", 3, fill))
+    assert "\n" not in str(e.value) and names(small_disk / "out") == ["checkpoint-2"]
+    (small_disk / "filler").unlink()
+    train("small/out", resume_from_checkpoint="last")
+    same(whole, small_disk / "out")
 
 
 def test_a_manifest_that_cannot_be_written_ends_the_run(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

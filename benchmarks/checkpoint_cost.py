@@ -1,0 +1,189 @@
+"""What a verified checkpoint costs: the time that training waits for it, beside the time that the Trainer's save takes.
+
+    python benchmarks/checkpoint_cost.py                       # checkpoints of 100, 300 and 1000 MB
+    python benchmarks/checkpoint_cost.py --megabytes 10000 --saves 4 --step_s 2
+
+A Llama of the given size is trained for a few steps that do nothing but wait, with one save after each. Timed are the
+Trainer's own save (weights, optimizer, state; the page cache takes them, nothing is forced to the disk), what
+`KeepCheckpoints` lets training wait, and how long the manifest takes in its own thread, where every file is brought to
+the disk and hashed.
+
+    python benchmarks/checkpoint_cost.py --steps 200           # what `protect` costs a step, with and without
+
+The second part trains with and without the three callbacks, in turns, and prints the seconds of a step.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+
+from hfstack.checkpoints import size_bytes, write_manifest
+from hfstack.run import Run
+from hfstack.training import checkpointing
+from hfstack.training.checkpointing import KeepCheckpoints, protect
+
+
+def main() -> None:
+    """Measure what the command line asks for and print one line for each size or repetition."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[100, 300, 1000], help="size of a checkpoint")
+    parser.add_argument("--saves", type=int, default=6)
+    parser.add_argument("--step_s", type=float, default=2.0, help="seconds of a step between two saves")
+    parser.add_argument("--steps", type=int, default=0, help="measure the cost of a step over this many instead")
+    parser.add_argument("--folder", type=Path, help="where checkpoints go (default: a temporary folder)")
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="checkpoint-cost-", dir=args.folder))
+    try:
+        if args.steps:
+            step_cost(folder, args.steps)
+            return
+        print(f"{'MB':>6}{'save s':>9}{'wait s':>9}{'wait/save':>11}{'manifest s':>12}   medians of {args.saves - 1}")
+        for megabytes in args.megabytes:
+            size, save_s, wait_s, manifest_s = save_cost(folder, megabytes, args.saves, args.step_s)
+            print(f"{size / 1e6:>6.0f}{save_s:>9.3f}{wait_s:>9.4f}{wait_s / save_s:>11.2%}{manifest_s:>12.2f}")
+    finally:
+        shutil.rmtree(folder)
+
+
+class Waits(TrainerCallback):
+    """A step takes this long, as it would with a model that computes something."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Let the time pass."""
+        time.sleep(self.seconds)
+
+
+def save_cost(folder: Path, megabytes: int, saves: int, step_s: float) -> tuple[int, float, float, float]:
+    """Return bytes of a checkpoint, and seconds of a save, of waiting for it, and of its manifest."""
+    save_s: list[float] = []
+    manifest_s: list[float] = []
+    sizes: list[int] = []
+
+    class TimedTrainer(Trainer):
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            began = time.perf_counter()
+            super()._save_checkpoint(model, trial)
+            save_s.append(time.perf_counter() - began)
+
+    def timed(path: Path, **kwargs: Any) -> None:
+        began = time.perf_counter()
+        write_manifest(path, **kwargs)
+        manifest_s.append(time.perf_counter() - began)
+        sizes.append(size_bytes(path))
+
+    checkpointing.write_manifest = timed
+    out = folder / str(megabytes)
+    args = settings(
+        out, max_steps=saves, save_strategy="steps", save_steps=1, save_total_limit=1, logging_strategy="no"
+    )
+    waits: list[float] = []
+    with Run.start(__file__, out, args) as run:
+        keep = KeepCheckpoints(run)
+
+        class Reads(TrainerCallback):
+            def on_save(self, *args: Any, **kwargs: Any) -> None:
+                waits.append(keep.waited_s - sum(waits))
+
+        model = llama(parameters=megabytes * 1e6 / 12)
+        rows = [row(model, seed) for seed in range(saves)]
+        TimedTrainer(
+            model=model, args=args, train_dataset=rows, data_collator=default_data_collator,  # pyright: ignore
+            callbacks=[Waits(step_s), keep, Reads()],
+        ).train()  # fmt: skip
+        run.finish({})
+    shutil.rmtree(out)
+    medians = [statistics.median(values[1:]) for values in (save_s, waits, manifest_s)]
+    return sizes[-1], medians[0], medians[1], medians[2]
+
+
+def step_cost(folder: Path, steps: int) -> None:
+    """Print the seconds of a step with and without `protect`, in turns."""
+    print(f"{'turn':>5}{'plain ms':>10}{'protected ms':>14}{'difference':>12}")
+    for turn in range(3):
+        seconds = []
+        for name in ("plain", "protected"):
+            out = folder / f"{name}-{turn}"
+            args = settings(out, max_steps=steps, save_strategy="no", logging_steps=steps)
+            with Run.start(__file__, out, args) as run:
+                model = llama(parameters=30e6)
+                rows = [row(model, seed, length=512) for seed in range(64)]
+                clock = Clock()
+                Trainer(
+                    model=model, args=args, train_dataset=rows, data_collator=default_data_collator,  # pyright: ignore
+                    callbacks=[*(protect(run) if name == "protected" else []), clock],
+                ).train()  # fmt: skip
+                seconds.append(statistics.median(clock.steps_s[steps // 10 :]))
+                run.finish({})
+        plain, protected = (1e3 * value for value in seconds)
+        print(f"{turn:>5}{plain:>10.3f}{protected:>14.3f}{protected / plain - 1:>12.2%}")
+
+
+class Clock(TrainerCallback):
+    """Times each step to the end of what the device does for it."""
+
+    def __init__(self) -> None:
+        self.steps_s: list[float] = []
+        self._began = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.steps_s.append(time.perf_counter() - self._began)
+
+
+def settings(out: Path, **changes: Any) -> TrainingArguments:
+    """Settings that neither log nor evaluate."""
+    return TrainingArguments(
+        output_dir=str(out), per_device_train_batch_size=8 if torch.cuda.is_available() else 1, report_to="none",
+        disable_tqdm=True, logging_nan_inf_filter=False, bf16=torch.cuda.is_available(),
+        dataloader_pin_memory=False, **changes,
+    )  # fmt: skip
+
+
+def llama(parameters: float) -> LlamaForCausalLM:
+    """A Llama of about so many parameters."""
+    set_seed(0)
+    width = 64 * max(1, round((parameters / 8 / 13) ** 0.5 / 64))
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=width, intermediate_size=3 * width, num_attention_heads=width // 64,
+        num_key_value_heads=width // 64, num_hidden_layers=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    one_layer = sum(parameter.numel() for parameter in LlamaForCausalLM(config).model.layers.parameters())
+    config.num_hidden_layers = max(1, round((parameters - 1024 * width) / one_layer))
+    return LlamaForCausalLM(config)
+
+
+def row(model: LlamaForCausalLM, seed: int, length: int = 8) -> dict[str, torch.Tensor]:
+    """One row of random ids (T,)."""
+    ids = torch.randint(0, model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "labels": ids}
+
+
+if __name__ == "__main__":
+    main()
