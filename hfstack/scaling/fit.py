@@ -6,9 +6,9 @@ The forms stand in files of their own: power_laws.py (Kaplan), isoflop.py (Chinc
 parametric.py (Chinchilla's third approach) and repeated_data.py (Muennighoff).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from hfstack.scaling.power_laws import KaplanFit, fit_kaplan, fit_power_law, fro
 from hfstack.scaling.repeated_data import RepeatedFit, fit_repeated, repeating
 from hfstack.scaling.rungs import Rungs, refuse_rising, split_largest
 
-Form = Literal["kaplan", "envelope", "isoflop", "parametric", "repeated"]
-FORMS: tuple[Form, ...] = ("kaplan", "envelope", "isoflop", "parametric", "repeated")
+FORMS = ("kaplan", "envelope", "isoflop", "parametric", "repeated")
 
 
 @dataclass(frozen=True)
@@ -68,55 +67,55 @@ class LadderFit:
 def fit_ladder(
     rungs: Rungs,
     *,
-    forms: Sequence[Form] = (),
+    forms: Sequence[str] = (),
     draws: int = 200,
     seed: int = 0,
     resample: Resample = "rows",
     shape: Shape = "parabola",
     window: float | None = None,
+    name: str = "",
 ) -> LadderFit:
     """Fit every form that the rungs can carry, and predict the largest rung from the others.
 
     Args:
         rungs: of one architecture on one corpus.
-        forms: what must be fitted; empty for whatever can be, with the reasons for the rest in `refused`.
+        forms: what must be fitted, of `FORMS`; empty for whatever can be, with the reasons for the rest in `refused`.
         draws: bootstrap refits.
         seed: of the bootstrap.
         resample: see `fit_parametric`.
         shape: of the IsoFLOP curves, see `fit_isoflop`.
         window: around the best run of each compute, see `fit_isoflop`.
+        name: of the family, in front of a refusal.
 
     Raises:
         DataError: a form of `forms` cannot be fitted, none can, or losses rise with size or data.
     """
+    place = f"{name}: " if name else ""
     if len(rungs) < 2:
-        raise DataError(f"{len(rungs)} rung: a scaling law needs at least 2, and to be of use 6 or more")
-    refuse_rising(rungs)
+        raise DataError(f"{place}{len(rungs)} rung: a scaling law needs at least 2, and to be of use 6 or more")
     found = LadderFit(rungs)
-    for form in FORMS:
-        if forms and form not in forms:
-            continue
+    try:
+        refuse_rising(rungs)
+    except DataError as error:
+        raise DataError(f"{place}{error}") from None
+    fitters: dict[str, Callable[[], Any]] = {
+        "kaplan": lambda: fit_kaplan(rungs),
+        "envelope": lambda: fit_envelope(rungs),
+        "isoflop": lambda: fit_isoflop(rungs, shape=shape, window=window, draws=draws, seed=seed),
+        "parametric": lambda: fit_parametric(rungs, draws=draws, seed=seed, resample=resample),
+        "repeated": lambda: _fit_repeated(rungs, draws, seed),
+    }
+    for form in forms or FORMS:
         try:
-            match form:
-                case "kaplan":
-                    found.kaplan = fit_kaplan(rungs)
-                case "envelope":
-                    found.envelope = fit_envelope(rungs)
-                case "isoflop":
-                    found.isoflop = fit_isoflop(rungs, shape=shape, window=window, draws=draws, seed=seed)
-                case "parametric":
-                    found.parametric = fit_parametric(rungs, draws=draws, seed=seed, resample=resample)
-                case "repeated":
-                    found.repeated = _fit_repeated(rungs, draws, seed)
+            setattr(found, form, fitters[form]())
         except DataError as error:
             if form in forms:
-                raise
+                raise DataError(f"{place}{error}") from None
             found.refused[form] = str(error)
     if not found.fitted:
-        raise DataError("; ".join(f"{form}: {reason}" for form, reason in found.refused.items()))
-    for form in FORMS:
-        part = getattr(found, form)
-        found.notes += [f"{form}: {note}" for note in (part.notes if part else ())]
+        raise DataError(place + "; ".join(f"{form}: {reason}" for form, reason in found.refused.items()))
+    for form in found.fitted:
+        found.notes += [f"{form}: {note}" for note in getattr(found, form).notes]
     if found.parametric and repeating(rungs).any():
         found.notes.append(
             f"parametric: {int(repeating(rungs).sum())} rungs read their data more than once (up to "

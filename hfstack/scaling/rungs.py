@@ -132,7 +132,7 @@ def refuse_rising(rungs: Rungs) -> None:
     """Refuse losses that rise with the number of parameters, or of tokens: no scaling law has that sign.
 
     Judged by the slopes of log loss over log parameters and log tokens together; of one alone where the other does not
-    vary, or varies in step with it.
+    vary, or rises in step with it. Where tokens fall as parameters rise (one compute), a rising loss is no mistake.
 
     Raises:
         DataError: a slope is positive, by more than twice its standard error where one can be known.
@@ -140,7 +140,7 @@ def refuse_rising(rungs: Rungs) -> None:
     x = np.column_stack([np.log(rungs.parameters), np.log(rungs.tokens)])
     varied = [i for i, values in enumerate((rungs.parameters, rungs.tokens)) if distinct(values) > 1]
     if len(varied) == 2 and collinearity(rungs) > 0.99:
-        varied = [0]
+        varied = [0] if np.corrcoef(x.T)[0, 1] > 0 else []
     for column, slope, error in _slopes(x[:, varied], np.log(rungs.loss)):
         if slope > 2 * error:
             what = ("parameters", "tokens")[varied[column]]

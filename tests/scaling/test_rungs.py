@@ -67,3 +67,4 @@ def test_rising_losses() -> None:
         refuse_rising(make_rungs(np.full(5, 1e6), sizes, sizes**0.1))
     # an IsoFLOP curve rises beyond its minimum: that is the tokens' doing
     refuse_rising(make_rungs([1e5, 1e6, 1e7], [1e8, 1e7, 1e6], [3.0, 2.8, 3.5]))
+    refuse_rising(make_rungs([1e5, 1e6, 1e7], [1e8, 1e7, 1e6], [3.0, 3.2, 3.5]))

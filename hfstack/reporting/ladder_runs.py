@@ -1,0 +1,125 @@
+"""The rungs that run folders or a table hold, by family, for a scaling fit."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from hfstack.data.reading import OnBadRow
+from hfstack.data.sources import Source, iterate_rows
+from hfstack.errors import DataError
+from hfstack.logs import get_logger
+from hfstack.reporting.runs import find_runs
+from hfstack.run_record import RUN_FILE, RunRecord, read_run
+from hfstack.scaling.rungs import Rungs, make_rungs, rungs_from_rows
+
+logger = get_logger(__name__)
+
+Counted = Literal["full", "6nd", "kaplan"]
+
+_RUNG = "rung "  # how a ladder's run.json lists its rungs among the artifacts
+_SIZE = re.compile(r"-\d+(\.\d+)?[kmb]$", re.IGNORECASE)
+_NOT_EXCLUDED = (None, "", "0", 0, False, "false", "False")
+_NAMES = {  # what a rung's metrics call N and C, by how they are counted
+    "full": ("parameters", "flops"),
+    "6nd": ("parameters", "flops_6nd"),
+    "kaplan": ("parameters_non_embedding", "flops_kaplan"),
+}
+
+
+def load_rungs(paths: list[str], *, counted: Counted = "full", loss: str = "eval_loss") -> dict[str, Rungs]:
+    """Return the finished rungs under the paths, by family, in the order of their first.
+
+    Args:
+        paths: ladders, single runs that say their tokens, or folders of either, one or two levels down.
+        counted: `full`: all parameters and the exact FLOPs; `6nd`: all parameters, 6ND; `kaplan`: those outside
+            embeddings, 6ND.
+        loss: the metric that is fitted.
+
+    Raises:
+        CheckpointError: a path holds no run.
+        DataError: a run lacks a number, or none is finished.
+    """
+    columns: dict[str, dict[str, list[float]]] = {}
+    for folder in rung_folders(paths):
+        record = read_run(folder)
+        if record.status != "finished":
+            logger.warning("%s is %s: left out", folder, record.status)
+            continue
+        values = _numbers(folder, record, counted, loss)
+        own = columns.setdefault(_family(record), {name: [] for name in values})
+        for name, value in values.items():
+            own[name].append(value)
+    if not columns:
+        raise DataError(f"--runs {' '.join(paths)}: no rung there is finished; run scaling_ladder again to go on")
+    return {family: make_rungs(**own) for family, own in columns.items()}
+
+
+def read_table(
+    sources: Sequence[Source],
+    *,
+    parameters_column: str,
+    tokens_column: str,
+    loss_column: str,
+    flops_column: str | None = None,
+    unique_tokens_column: str | None = None,
+    family_column: str | None = None,
+    excluded_column: str | None = None,
+    on_bad_row: OnBadRow = "fail",
+) -> dict[str, Rungs]:
+    """Return the rungs of a table, by family; without a family column all are of one, called after the file.
+
+    Args:
+        sources: a CSV, JSON lines or Parquet.
+        excluded_column: rows where this is neither empty nor 0 are left out.
+
+    Raises:
+        DataError: a column is missing, or a cell is not a positive number.
+    """
+    place = sources[0].path
+    rows = list(iterate_rows(sources, on_bad_row=on_bad_row))
+    for column in (family_column, excluded_column):
+        if column is not None and column not in rows[0]:
+            raise DataError(f"{place} has no column {column!r}; found: {', '.join(rows[0])}")
+    columns = {"parameters": parameters_column, "tokens": tokens_column, "loss": loss_column}
+    columns |= {"flops": flops_column} if flops_column else {}
+    columns |= {"unique_tokens": unique_tokens_column} if unique_tokens_column else {}
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if excluded_column is None or row[excluded_column] in _NOT_EXCLUDED:
+            family = str(row[family_column]) if family_column else _SIZE.sub("", Path(place).name.split(".")[0])
+            families.setdefault(family, []).append(row)
+    if not families:
+        raise DataError(f"{place}: every row is left out by {excluded_column!r}")
+    return {family: rungs_from_rows(own, columns, place=place) for family, own in families.items()}
+
+
+def rung_folders(paths: list[str]) -> list[Path]:
+    """Return the folders of the rungs, each once: a ladder stands for those that it lists."""
+    folders: dict[Path, Path] = {}
+    for place in [found for path in paths for found in find_runs(Path(path))]:
+        artifacts = read_run(place).artifacts
+        listed = [place / file for name, file in artifacts.items() if name.startswith(_RUNG)]
+        for folder in [file.parent for file in listed if file.is_file()] if listed else [place]:
+            folders.setdefault(folder.resolve(), folder)
+    return list(folders.values())
+
+
+def _numbers(folder: Path, record: RunRecord, counted: Counted, loss: str) -> dict[str, float]:
+    size, flops = _NAMES[counted]
+    wanted = {"parameters": size, "tokens": "tokens", "loss": loss, "flops": flops, "unique_tokens": "unique_tokens"}
+    missing = [name for name in wanted.values() if name not in record.metrics]
+    if missing:
+        raise DataError(
+            f"{folder / RUN_FILE} ({record.recipe}) has no {', '.join(missing)}: give the ladders that scaling_ladder "
+            "trained, or a CSV with --datasets"
+        )
+    return {name: float(record.metrics[metric]) for name, metric in wanted.items()}
+
+
+def _family(record: RunRecord) -> str:
+    """A rung says its family; any other run is called after its architecture's file."""
+    if "Rung" in record.settings:
+        return str(record.settings["Rung"]["family"])
+    model = record.settings.get("ModelConfig", {}).get("model_name_or_path") or record.recipe
+    return _SIZE.sub("", Path(str(model)).stem)

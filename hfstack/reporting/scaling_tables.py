@@ -1,0 +1,145 @@
+"""Scaling fits as the tables and the metrics of a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hfstack.scaling.fit import LadderFit
+from hfstack.scaling.parametric import PARAMETERS
+from hfstack.scaling.power_laws import PowerLaw
+
+Fits = Mapping[str, LadderFit]
+Table = tuple[list[str], list[list[Any]]]
+
+_DIGITS = 5
+
+
+def metrics_of(fits: Fits) -> dict[str, float]:
+    """Return the numbers of every fit; with several families each name begins with its own, as in `gru_alpha`."""
+    found: dict[str, float] = {}
+    for family, fit in fits.items():
+        prefix = f"{family}_" if len(fits) > 1 else ""
+        found |= {f"{prefix}{name}": value for name, value in _metrics(fit).items()}
+    return found
+
+
+def _metrics(fit: LadderFit) -> dict[str, float]:
+    found: dict[str, float] = {"rungs": len(fit.rungs)}
+    if fit.parametric is not None:
+        found |= fit.parametric.law.values
+        found |= {"a": fit.parametric.law.parameters_exponent, "huber_loss": fit.parametric.objective}
+        for name, interval in fit.parametric.intervals.items():
+            found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    for letter, law in (fit.kaplan.laws if fit.kaplan else {}).items():
+        found[f"{letter}_exponent"] = law.exponent
+    for name, part in (("envelope", fit.envelope), ("isoflop", fit.isoflop)):
+        if part is not None:
+            found[f"{name}_a"] = part.parameters_law.exponent
+    if fit.repeated is not None:
+        found |= {"tokens_decay": fit.repeated.law.tokens_decay, "parameters_decay": fit.repeated.law.parameters_decay}
+    for form, key in (("parametric", "held_out_error"), ("power law of compute", "held_out_error_power_law")):
+        errors = [abs(prediction.error) for prediction in fit.held_out if prediction.form == form]
+        if errors:
+            found[key] = float(np.mean(errors))
+    return found
+
+
+def tables_of(fits: Fits) -> dict[str, Table]:
+    """Return the tables by name, without those that would be empty."""
+    made = {
+        "parameters of L = E + A/N^alpha + B/D^beta": _parameters(fits),
+        "power laws": _power_laws(fits),
+        "held-out rungs": _held_out(fits),
+        "repeated data": _repeated(fits),
+        "rungs": _rungs(fits),
+        "not fitted": _refused(fits),
+        "notes": (["family", "note"], [[family, note] for family, fit in fits.items() for note in fit.notes]),
+    }
+    return {name: table for name, table in made.items() if table[1]}
+
+
+def draws_table(fits: Fits) -> str:
+    """Return every bootstrap refit of the parametric law as CSV: what an interval of anything is computed from."""
+    lines = [",".join(("family", *PARAMETERS))]
+    for family, fit in fits.items():
+        for law in fit.parametric.draws if fit.parametric else []:
+            lines.append(",".join([family, *(f"{value:.8g}" for value in law.values.values())]))
+    return "\n".join(lines) + "\n"
+
+
+def _parameters(fits: Fits) -> Table:
+    rows = []
+    for family, fit in fits.items():
+        if fit.parametric is not None:
+            values = {**fit.parametric.law.values, "a": fit.parametric.law.parameters_exponent}
+            for name, value in values.items():
+                interval = fit.parametric.intervals.get(name)
+                rows.append([family, name, _short(value), *_ends(interval)])
+    return ["family", "parameter", "value", "low", "high"], rows
+
+
+def _power_laws(fits: Fits) -> Table:
+    rows: list[list[Any]] = []
+
+    def add(family: str, name: str, law: PowerLaw, interval: Any = None) -> None:
+        ends = _ends(interval or law.exponent_interval)
+        rows.append([family, name, _short(law.coefficient), _short(law.exponent), *ends, _short(law.r_squared)])
+        rows[-1].append(law.points)
+
+    for family, fit in fits.items():
+        for letter, law in (fit.kaplan.laws if fit.kaplan else {}).items():
+            add(family, f"L({letter})", law)
+        for name, part in (("envelope", fit.envelope), ("IsoFLOP", fit.isoflop)):
+            if part is not None:
+                add(family, f"N*(C), {name}", part.parameters_law, part.exponent_interval)
+                add(family, f"D*(C), {name}", part.tokens_law)
+                add(family, f"L*(C), {name}", part.loss_law)
+    return ["family", "law", "coefficient", "exponent", "low", "high", "R squared", "points"], rows
+
+
+def _held_out(fits: Fits) -> Table:
+    rows = []
+    for family, fit in fits.items():
+        for p in fit.held_out:
+            inside = None if p.interval is None else "yes" if p.measured in p.interval else "no"
+            numbers = [_short(value) for value in (p.parameters, p.tokens, p.flops, p.measured, p.predicted)]
+            rows.append([family, p.form, *numbers, f"{100 * p.error:+.2f} %", *_ends(p.interval), inside])
+            rows[-1].append(p.fitted_rungs)
+    columns = "family form N D C measured predicted error low high inside".split()
+    return [*columns, "fitted rungs"], rows
+
+
+def _repeated(fits: Fits) -> Table:
+    rows = []
+    for family, fit in fits.items():
+        if fit.repeated is not None:
+            law = fit.repeated.law
+            for name, value in (("tokens_decay", law.tokens_decay), ("parameters_decay", law.parameters_decay)):
+                rows.append([family, name, _short(value), *_ends(fit.repeated.intervals.get(name))])
+    return ["family", "parameter", "value", "low", "high"], rows
+
+
+def _rungs(fits: Fits) -> Table:
+    rows = []
+    for family, fit in fits.items():
+        rungs = fit.rungs
+        for place in np.argsort(rungs.flops, kind="stable"):
+            columns = (rungs.parameters, rungs.tokens, rungs.epochs, rungs.flops, rungs.loss)
+            off = fit.parametric.residuals[place] if fit.parametric else None
+            cell = None if off is None else f"{100 * np.expm1(off):+.2f} %"
+            rows.append([family, *(_short(float(values[place])) for values in columns), cell])
+    return ["family", "N", "D", "epochs", "C", "loss", "over the law"], rows
+
+
+def _refused(fits: Fits) -> Table:
+    rows = [[family, form, reason] for family, fit in fits.items() for form, reason in fit.refused.items()]
+    return ["family", "form", "reason"], rows
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _ends(interval: Any) -> list[float | None]:
+    return [None, None] if interval is None else [_short(interval[0]), _short(interval[1])]
