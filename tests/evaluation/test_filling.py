@@ -69,5 +69,5 @@ def test_rows_are_filled_as_predict_does(tmp_path) -> None:
     assert [mask["position"] for mask in two["masks"]] == [1, 3] and len(one["masks"][0]["candidates"]) == 5
     with pytest.raises(DataError, match="no text in column 'text', found body; set --text_column"):
         predict([{"body": "a"}])
-    with pytest.raises(DataError, match="has 12 tokens, but the model reads 8: shorten it"):
+    with pytest.raises(DataError, match="has 13 tokens, but the model reads 8: shorten it"):
         predict([{"text": "the owl " * 5 + "[MASK]"}])
