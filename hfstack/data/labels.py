@@ -83,7 +83,7 @@ def find_labels(
         flat, declared = values, feature if isinstance(feature, ClassLabel) else None
     if declared is not None:
         return _checked(
-            LabelSet(kind, tuple(map(str, declared.names)), tuple(range(declared.num_classes))), flat, column
+            LabelSet(kind, tuple(map(str, declared.names)), tuple(range(len(declared.names)))), flat, column
         )
     if given:
         whole = found is int or (kind == "several" and bool(flat) and type(flat[0]) is int)

@@ -122,11 +122,13 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], max_length: int | None
 ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]], torch.Tensor]:
     """Return the inputs (1, T), the place of each token in its text, and which tokens are special (1, T)."""
-    joined, cut = texts, {} if max_length is None else {"truncation": True, "max_length": max_length}
+    joined = texts
+    cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
     if len(texts) == 2 and tokenizer.sep_token_id is None:
         joined = (f"{texts[0]}\n{texts[1]}",)  # as data.text_rows joins a pair
+    second = joined[1] if len(joined) > 1 else None
     encoded: Any = tokenizer(
-        *joined, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False, **cut
+        joined[0], second, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False, **cut
     )
     segments = encoded.sequence_ids(0)
     where: list[tuple[int, int, int]] = []

@@ -53,7 +53,9 @@ class ClassifierInfo:
     """What logits are divided by before the softmax, or the sigmoid, so that probabilities mean what they say."""
 
     def save(self, folder: Path) -> None:
-        """Write `classifier.json`."""
+        """Write `classifier.json`, from the first process alone."""
+        if not PartialState().is_main_process:
+            return
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
         (folder / CLASSIFIER_FILE).write_text(text + "\n", encoding="utf-8")
 
@@ -98,7 +100,7 @@ def load_classifier(
     if (Path(name) / _ADAPTER).is_file():
         raise ConfigError(f"{name} is an adapter: name the model that it was trained on, or merge it first")
     config_file = find_architecture(name)
-    config = architecture_config(config_file, tokenizer) if config_file else _read_config(name, args)
+    config: Any = architecture_config(config_file, tokenizer) if config_file else _read_config(name, args)
     if config_file is None:
         _check_head(config, problem_type, id2label, name)
     config.problem_type = problem_type
@@ -145,7 +147,7 @@ def load_trained_classifier(
         raise CheckpointError(f"{name} holds no tokenizer: {' '.join(str(error).split())[:160]}") from error
     if (Path(name) / _ADAPTER).is_file():
         return _load_adapter(args, tokenizer, Path(name), info), tokenizer, cast(ClassifierInfo, info)
-    config = _read_config(name, args)
+    config: Any = _read_config(name, args)
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or []):
         raise CheckpointError(f"{name} is {', '.join(config.architectures or ['no model'])}, not a trained classifier")
     model, missing = _load_weights(args, name, config)
@@ -245,7 +247,7 @@ def _load_adapter(
     return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
-def _check_head(config: PreTrainedConfig, problem_type: str, id2label: dict[int, str], name: str) -> None:
+def _check_head(config: Any, problem_type: str, id2label: dict[int, str], name: str) -> None:
     """Refuse to go on from a classifier of other labels: its head would be thrown away, or mean something else."""
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or []):
         return

@@ -14,6 +14,7 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.evaluation.classify_rows import answers, classify_logits
 from hfstack.models.classifier import load_trained_classifier, read_classifier_info
 from hfstack.run_record import read_run
+from tests.conftest import ROOT
 from tests.tiny_encoder import save_tiny_bert
 
 WORDS = {"good": ["kind", "happy", "brave"], "bad": ["small", "red", "low"]}
@@ -190,15 +191,15 @@ def test_texts_that_cannot_be_read(classify, rows_file, tmp_path: Path, caplog: 
     empty = rows_file(lambda row, n: row | {"text": " " if n == 2 else row["text"]})
     with pytest.raises(DataError, match=r"train row 3: the text is empty \(1 such rows\)"):
         classify(datasets=empty, eval_datasets=held, output_dir=tmp_path / "a")
-    metrics = classify(datasets=empty, eval_datasets=held, on_bad_row="skip", output_dir=tmp_path / "b")
+    metrics = classify(max_steps=1, datasets=empty, eval_datasets=held, on_bad_row="skip", output_dir=tmp_path / "b")
     assert metrics["train_rows"] == 59
     long = rows_file(lambda row, n: row | {"text": row["text"] + " fox" * (90 if n < 4 else 0)})
     with caplog.at_level("WARNING"):
-        classify(datasets=long, eval_datasets=held, output_dir=tmp_path / "c")
+        classify(max_steps=1, datasets=long, eval_datasets=held, output_dir=tmp_path / "c")
     assert any("4 of 60 texts are longer than 64 tokens" in message for message in caplog.messages)
     with pytest.raises(DataError, match=r"4 of 60 texts are longer than 64 tokens .* first row 1"):
         classify(datasets=long, eval_datasets=held, overlong="fail", output_dir=tmp_path / "d")
-    dropped = classify(datasets=long, eval_datasets=held, overlong="drop", output_dir=tmp_path / "e")
+    dropped = classify(max_steps=1, datasets=long, eval_datasets=held, overlong="drop", output_dir=tmp_path / "e")
     assert dropped["train_rows"] == 56
     with pytest.raises(ConfigError, match=r"--max_length 80 is longer than the model's context: use --max_length 64"):
         classify(max_length=80, output_dir=tmp_path / "f")
@@ -219,7 +220,18 @@ def test_settings_that_do_not_fit(classify, rows_file, bert: Path, tiny_llama: P
         classify(task="sst3", output_dir=tmp_path / "d")
     with pytest.raises(ConfigError, match=r"holds text: a number to predict must be a number"):
         classify(kind="number", output_dir=tmp_path / "e")
-    classify(output_dir=tmp_path / "two")
+    classify(max_steps=1, output_dir=tmp_path / "two")
     three = rows_file(lambda row, n: row | {"label": ["good", "bad", "third"][n % 3]}, "three.jsonl")
     with pytest.raises(ConfigError, match=r"is a classifier of 2 labels \(bad, good\), the data has 3"):
         classify(model_name_or_path=tmp_path / "two", datasets=three, output_dir=tmp_path / "f")
+
+
+def test_the_yaml_runs_with_a_model_and_data_of_one_s_own(run_recipe, rows_file, bert: Path, tmp_path: Path):
+    metrics = run_recipe(
+        "classify", f"--config={ROOT / 'recipes' / 'classify.yaml'}", f"--model_name_or_path={bert}",
+        f"--datasets={rows_file()}", "--task=none", f"--output_dir={tmp_path / 'out'}", "--max_steps=1", "--bf16=false",
+        "--max_length=32", "--eval_strategy=steps", "--save_strategy=steps", "--save_steps=1", "--eval_steps=1",
+        "--eval_fraction=0.3", "--dataloader_pin_memory=false",
+    )  # fmt: skip
+    assert metrics["eval_rows"] == 18
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["best_model_checkpoint"]
