@@ -35,6 +35,7 @@ from hfstack.evaluation.question_answering import (
 from hfstack.models.loading import load_tokenizer
 from hfstack.models.reward_model import padding_id
 from hfstack.models.task_heads import check_length, load_with_head, save_task
+from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.in_order import InOrderTrainer
@@ -92,7 +93,7 @@ def main(
         choose["threshold"] = args.no_answer_threshold
         answered = partial(find_answers, windows=windows.get("eval", []), questions=held, **choose)
 
-        callbacks = protect(run)
+        callbacks = protect(run, push_checkpoints(training_args))
         if args.early_stopping_patience is not None:
             callbacks.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
         with refusals_of_upstream():
