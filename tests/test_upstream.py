@@ -227,3 +227,26 @@ def test_nothing_of_ours_needs_the_hub_to_import():
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_hub_client_behaves_as_publishing_needs(monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub import CommitOperationAdd, HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils._runtime import is_xet_available
+
+    assert {"parent_commit", "revision", "repo_type"} <= set(inspect.signature(HfApi.create_commit).parameters)
+    assert list(inspect.signature(CommitOperationAdd).parameters)[:2] == ["path_in_repo", "path_or_fileobj"]
+    assert issubclass(HfHubHTTPError, HTTPError) and issubclass(RepositoryNotFoundError, HfHubHTTPError)
+    assert issubclass(RevisionNotFoundError, HfHubHTTPError)
+    assert constants.HUGGINGFACE_HEADER_X_XET_ENDPOINT == "X-Xet-Cas-Url"
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    assert not is_xet_available(), "the setting is read at each upload, not once at import"
+
+
+def test_trackers_read_the_environment_that_tracking_sets():
+    from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+    assert "TENSORBOARD_LOGGING_DIR" in inspect.getsource(TensorBoardCallback.__init__)
+    for callback in (TrackioCallback, WandbCallback):
+        assert "args.run_name" in inspect.getsource(callback.setup)
+    assert 'resume="allow"' in inspect.getsource(TrackioCallback.setup)
