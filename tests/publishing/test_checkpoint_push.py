@@ -79,7 +79,7 @@ def test_nothing_is_pushed_unasked(hub: Hub, tmp_path: Path):
     assert not hub.log
 
 
-TRAIN = "pretrain_clm pretrain_mlm classify tag sft dpo kto orpo reward rloo grpo".split()
+TRAIN = "pretrain_clm pretrain_mlm classify tag answer sft dpo kto orpo reward rloo grpo ppo".split()
 
 
 @pytest.mark.parametrize("recipe", TRAIN)
