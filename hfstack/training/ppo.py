@@ -12,7 +12,7 @@ Legend: N episodes of a rollout on this process, T tokens of a completion, n sco
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl.models.utils import prepare_fsdp
 
@@ -32,6 +32,7 @@ from hfstack.training.batching import as_many
 from hfstack.training.ppo_callbacks import CompletionLog, RolloutBoundary
 from hfstack.training.ppo_config import PPOConfig
 from hfstack.training.ppo_experience import Chunk, Experience
+from hfstack.training.ppo_loader import RolloutLoader
 from hfstack.training.ppo_loss import UPDATE_METRICS, ppo_loss
 from hfstack.training.ppo_rollouts import Collected, Collector, Episodes, TokenReward, prompt_rows
 from hfstack.training.rewards import Reward, prepare_rewards
@@ -39,42 +40,6 @@ from hfstack.training.rl_math import RunningMoments
 from hfstack.training.rollout import RolloutEngine
 
 logger = get_logger(__name__)
-
-
-class RolloutLoader:
-    """What Trainer takes for its data loader: iterating makes one rollout and goes through it num_ppo_epochs times.
-
-    It is not prepared by accelerate, whose loaders fetch one batch ahead: the next rollout would be written before the
-    last update of this one.
-    """
-
-    def __init__(self, trainer: "PPOTrainer") -> None:
-        self.trainer = trainer
-        self.dataset = trainer.train_dataset  # Trainer reads its length
-        self.rollout = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Trainer's epoch is the index of the rollout."""
-        self.rollout = epoch
-
-    def __len__(self) -> int:
-        """Batches of a rollout: optimizer steps times accumulation."""
-        args = self.trainer.args
-        return args.steps_per_rollout * args.gradient_accumulation_steps
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield what `training_step` takes: the experience, the rows of a batch, and its minibatch's tokens."""
-        trainer, args = self.trainer, self.trainer.args
-        experience = trainer.collect_training_rollout(self.rollout)
-        rank, count = trainer.accelerator.process_index, args.rollout_size
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + self.rollout * 7919 + rank)
-        orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(args.num_ppo_epochs)])
-        minibatches = orders.view(args.steps_per_rollout, -1)  # (steps, episodes of a step)
-        tokens = trainer.collector.reduce(experience.token_counts[minibatches].sum(1).double())
-        for rows, total in zip(minibatches.tolist(), tokens.tolist(), strict=True):
-            for first in range(0, len(rows), args.per_device_train_batch_size):
-                chosen = rows[first : first + args.per_device_train_batch_size]
-                yield {"experience": experience, "rows": chosen, "tokens": max(total, 1.0)}
 
 
 class PPOTrainer(Trainer):
@@ -155,14 +120,19 @@ class PPOTrainer(Trainer):
         self._step_kl = torch.zeros((), device=args.device)  # of this process, in the optimizer step under way
         self._updates = 0
         self._update_seconds = 0.0
+        self._decodes_sharded = False
         if self.accelerator.num_processes > 1:  # Trainer seeds all alike, and all would write the same completions
             torch.manual_seed(args.seed + self.accelerator.process_index)
 
     def get_train_dataloader(self) -> Any:
         """Return the loader that makes its own data."""
-        if self.is_fsdp_enabled:
-            register_fsdp_forward_method(self.model, "decode_step")
-        return RolloutLoader(self)
+        return RolloutLoader(
+            self.args,
+            self.train_dataset,
+            collect=self.collect_training_rollout,
+            reduce=self.collector.reduce,
+            process_index=self.accelerator.process_index,
+        )
 
     def collect_training_rollout(self, index: int) -> Experience:
         """Write and score rollout `index` of this process, adapt the KL coefficient and keep the metrics.
@@ -328,6 +298,9 @@ class PPOTrainer(Trainer):
         return cast(ActorCritic, self.accelerator.unwrap_model(self.model)).critic_kind == "shared"
 
     def _collect(self, columns: Any, index: int, *, row_weights: Tensor | None = None) -> Collected:
+        if isinstance(self.model, FSDPModule) and not self._decodes_sharded:
+            register_fsdp_forward_method(self.model, "decode_step")
+            self._decodes_sharded = True
         return self.collector.collect(
             cast(ActorCritic, self.model),
             columns,

@@ -102,15 +102,11 @@ def shape_experience(
     """Return rewards, advantages and returns of a rollout, and its metrics over all processes.
 
     Args:
-        args: the settings.
-        sequences: prompts with their completions.
-        rollout: what the engine returned.
-        judged: what rewards and models said.
         kl_coef: weight of the KL now.
-        moments: of all scores so far; updated by the caller's choice of `row_weights` not being given.
+        moments: of all scores so far; scores of training (no `row_weights`) are added.
         index: of the rollout.
         tis_cap: cap of the importance weights; None for none.
-        row_weights: (N,) 1 or 0, for an evaluation whose last rows are there to fill up only; None in training.
+        row_weights: (N,) 1 or 0, for an evaluation whose last rows only fill up; None in training.
         reduce: sums over processes.
     """
     device = judged.values.device
@@ -127,22 +123,13 @@ def shape_experience(
     kl = rl_math.estimate_kl(judged.old_log_probs, reference, kind=args.kl_estimator) * mask  # (N, T)
     penalties = torch.zeros_like(kl) if args.kl_in_loss else kl_coef * kl
     rewards = rl_math.shape_rewards(scores, penalties, mask, token_rewards=judged.token_rewards)
-    if args.whiten_rewards:
-        rewards = rl_math.masked_whiten(rewards, mask, shift_mean=False, reduce=reduce)
-    advantages, returns = rl_math.estimate_advantages(rewards, judged.values, mask, gamma=args.gamma, lam=args.lam)
-    if args.lam_critic is not None:
-        _, returns = rl_math.estimate_advantages(rewards, judged.values, mask, gamma=args.gamma, lam=args.lam_critic)
+    advantages, returns = _advantages(args, rewards, judged.values, mask, reduce=reduce)
     weight = mask * finished[:, None] if args.mask_truncated_completions else mask
-    metrics = _value_metrics(judged.values, returns, weight, reduce)
+    critic_metrics = _value_metrics(judged.values, returns, weight, reduce)
     if args.whiten_advantages:
         advantages = rl_math.masked_whiten(advantages, weight, reduce=reduce)
-    fields = {
-        "old_log_probs": judged.old_log_probs,
-        "values": judged.values,
-        "advantages": advantages,
-        "returns": returns,
-        "weight": weight,
-    }
+    fields = {"old_log_probs": judged.old_log_probs, "values": judged.values, "returns": returns}
+    fields |= {"advantages": advantages, "weight": weight}
     if args.kl_in_loss:
         fields["reference_log_probs"] = reference
     if tis_cap is not None and judged.sampler_log_probs is not None:
@@ -157,10 +144,20 @@ def shape_experience(
     _count_rewards(tally, judged.scores, rows)
     if "importance" in fields:
         tally.add("sampler/importance", fields["importance"], weight)
-        tally.add("sampler/gap", (judged.old_log_probs - judged.sampler_log_probs).abs(), weight)
-    found = tally.means(reduce)
-    metrics = _with_spreads(found, raw, rows, reduce) | {"kl_coef": kl_coef} | metrics
+    metrics = _with_spreads(tally.means(reduce), raw, rows, reduce) | {"kl_coef": kl_coef} | critic_metrics
     return Experience(sequences, fields, weight.sum(1).long().cpu(), index), metrics
+
+
+def _advantages(
+    args: PPOConfig, rewards: Tensor, values: Tensor, mask: Tensor, *, reduce: Reduce | None
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns (N, T), each with its own lambda; the advantages are not whitened yet."""
+    if args.whiten_rewards:
+        rewards = rl_math.masked_whiten(rewards, mask, shift_mean=False, reduce=reduce)
+    advantages, returns = rl_math.estimate_advantages(rewards, values, mask, gamma=args.gamma, lam=args.lam)
+    if args.lam_critic is not None:
+        _, returns = rl_math.estimate_advantages(rewards, values, mask, gamma=args.gamma, lam=args.lam_critic)
+    return advantages, returns
 
 
 def _final_scores(
@@ -208,6 +205,8 @@ def _count_completions(
     if judged.reference_log_probs is not None:
         tally.add("kl", difference, mask)
         tally.add("kl_per_completion", (difference * mask).sum(1), rows)
+    if judged.sampler_log_probs is not None:
+        tally.add("sampler/gap", (judged.old_log_probs - judged.sampler_log_probs).abs(), mask)
     tally.add("entropy", -judged.old_log_probs, mask)
     tally.add("ended_share", finished.float(), rows)
     tally.add("completions/mean_length", sequences.completion_lengths.to(rows.device).float(), rows)
