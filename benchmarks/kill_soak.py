@@ -20,6 +20,7 @@ import inspect
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -42,7 +43,7 @@ from hfstack.config import command_line, parse
 
 ROOT = Path(__file__).parent.parent
 # Clocks, and what is counted by them; everything else in the log must be equal.
-CLOCKS = ("_runtime", "_per_second", "tokens_per_s", "mfu", "step_time", "_time", "seconds")
+CLOCKS = re.compile(r"(_runtime|_per_second|tokens_per_s|mfu|step_time)$|^time/")
 Flags = dict[str, object]
 
 
@@ -94,12 +95,13 @@ def soak(
 ) -> Outcome:
     """Run one recipe undisturbed, then killed until `kills` are reached."""
     module = load(recipe)
-    flags = flags | {
+    common = {
         "max_steps": args.steps, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2,
         "eval_strategy": "steps", "eval_steps": 4, "logging_steps": 1, "report_to": "none", "bf16": "false",
         "dataloader_pin_memory": "false", "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
         "disable_tqdm": "true",
     }  # fmt: skip
+    flags = {name: value for name, value in (common | flags).items() if value is not None}
     folder.mkdir(parents=True)
     began = time.monotonic()
     whole = folder / "whole"
@@ -239,8 +241,10 @@ def differences(whole: Path, killed: Path) -> list[str]:
         faults += [f"{name} differs in {len(unequal)} tensors"] if unequal else []
     logs = [logged(folder) for folder in (whole, killed)]
     if logs[0] != logs[1]:
-        first = next((a, b) for a, b in zip([*logs[0], None], [*logs[1], None], strict=False) if a != b)
-        faults.append(f"the log differs: {first[0]} became {first[1]}")
+        a, b = next((a, b) for a, b in zip([*logs[0], {}], [*logs[1], {}], strict=False) if a != b)
+        keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+        shown = ", ".join(f"{key} {a.get(key)} became {b.get(key)}" for key in keys[:4])
+        faults.append(f"the log differs at step {a.get('step')}: {shown}")
     return faults
 
 
@@ -248,7 +252,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
     """The log of a run in its order, without clocks and without the summary of the last process."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     kept = [entry for entry in history if "train_runtime" not in entry]
-    return [{key: value for key, value in entry.items() if not key.endswith(CLOCKS)} for entry in kept]
+    return [{key: value for key, value in entry.items() if not CLOCKS.search(key)} for entry in kept]
 
 
 def tail(out: Path) -> str:
@@ -329,10 +333,22 @@ def reward_flags(inputs: Path) -> Flags:
     }  # fmt: skip
 
 
+def ppo_flags(inputs: Path) -> Flags:
+    """Two optimizer steps a rollout, an adapter with dropout, a critic of its own, and a reward by function."""
+    return {
+        "model_name_or_path": inputs / "model", "datasets": inputs / "chat.jsonl", "eval_fraction": 0.1,
+        "as_chat": "false", "max_steps": None, "total_episodes": 64, "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1, "num_mini_batches": 2, "num_ppo_epochs": 1, "max_completion_length": 6,
+        "critic_warmup_rollouts": 0, "use_peft": "true", "lora_r": 4, "lora_dropout": 0.1,
+        "lora_target_modules": "all-linear",
+    }  # fmt: skip
+
+
 RECIPES: dict[str, Callable[[Path], Flags]] = {
     "pretrain_clm": pretrain_flags,
     "sft": sft_flags,
     "reward": reward_flags,
+    "ppo": ppo_flags,
 }
 
 if __name__ == "__main__":
