@@ -87,8 +87,7 @@ def main(
         length = check_length(cut.max_length, model.config, tokenizer, usual=384)
         encode = partial(encode_questions, tokenizer=tokenizer, max_length=length, stride=cut.stride)
         windows = {name: encode(rows, name=name) for name, rows in questions.items()}
-        held = questions.get("eval", [])
-        metric = answer_metric(args.rules, held)
+        metric = answer_metric(args.rules, held := questions.get("eval", []))
         choose = {"max_answer_tokens": cut.max_answer_tokens, "n_best": cut.n_best, "no_answer": no_answer}
         choose["threshold"] = args.no_answer_threshold
         answered = partial(find_answers, windows=windows.get("eval", []), questions=held, **choose)
