@@ -10,7 +10,6 @@ by their path, and nothing imports it.
 import argparse
 import dataclasses
 import enum
-import importlib.util
 import inspect
 import logging
 import sys
@@ -26,6 +25,7 @@ import yaml
 from hfstack.config import build_parser
 from hfstack.errors import ConfigError, HfstackError
 from hfstack.logs import get_logger, setup_logging
+from hfstack.recipe_settings import load_recipe, settings_classes
 
 ROOT = Path(__file__).parent.parent
 _WIDTH = 100  # columns
@@ -37,9 +37,8 @@ logger = get_logger(__name__)
 
 def make_page(recipe: Path) -> str:
     """Return the Markdown page of one recipe: a heading and one block of plain text, which the command line prints."""
-    module = _load(recipe)
-    hints = typing.get_type_hints(module.main)
-    classes = [hints[name] for name in inspect.signature(module.main).parameters]
+    module = load_recipe(recipe)
+    classes = settings_classes(module)
     settings = recipe.with_suffix(".yaml")
     changed = yaml.safe_load(settings.read_text(encoding="utf-8")) or {} if settings.is_file() else {}
     parser, types_ = build_parser(*classes)
@@ -96,16 +95,6 @@ def main(argv: list[str] | None = None) -> None:
     logger.info(
         "docs/reference: %d recipes, %s", len(pages), f"rewritten: {', '.join(stale)}" if stale else "up to date"
     )
-
-
-def _load(recipe: Path) -> types.ModuleType:
-    """Import one recipe by its path, under a name that shadows nothing."""
-    spec = importlib.util.spec_from_file_location(f"hfstack_recipe_{recipe.stem}", recipe)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
 
 
 def _entry(action: Action, metavar: str, default: str) -> list[str]:

@@ -27,7 +27,7 @@ TOOLS = {  # beside the floors: what each may import of hfstack
     "launching": {"errors"},
     "supervising": {"errors", "launching", "redaction"},
     "doctor": {"launching"},
-    "reference": {"errors", "logs", "config"},
+    "reference": {"errors", "logs", "config", "recipe_settings"},
 }
 STANDARD_LIBRARY_ONLY = {
     "cli",

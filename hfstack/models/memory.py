@@ -1,0 +1,272 @@
+"""Peak memory of a training step, found by running the step on tensors that have shapes but no data.
+
+The model, its loss, the backward pass and the optimizer are the real ones; under `FakeTensorMode` they allocate
+nothing, and every tensor that comes and goes is written down. So the answer holds for any architecture, attention,
+adapter or precision, knows what autograd keeps and when it lets go, and takes seconds for a model that would not fit.
+
+What it cannot see: scratch space inside a kernel, memory that an allocator keeps after a tensor has gone, and the
+libraries themselves. `docs/recipes/plan.md` has the measured differences.
+"""
+
+import contextlib
+import copy
+import typing
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+from hfstack.models.counting import flops_per_token
+from hfstack.models.fused_loss import use_fused_loss
+
+Task = Literal[
+    "causal_lm", "masked_lm", "sequence_classification", "token_classification", "question_answering", "seq2seq"
+]
+_CLASSES: dict[str, Any] = {
+    "causal_lm": AutoModelForCausalLM,
+    "masked_lm": AutoModelForMaskedLM,
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """What decides the memory of one optimizer step of one process."""
+
+    batch_size: int
+    """Rows of a micro-batch."""
+    sequence_length: int
+    """Tokens of a row."""
+    task: Task = "causal_lm"
+    bf16: bool = False
+    """Compute under bf16 autocast; weights keep the type that they are loaded in."""
+    weight_dtype: torch.dtype = torch.float32
+    activation_checkpointing: bool = False
+    accumulation: int = 1
+    """Micro-batches before the optimizer moves: with more than one, gradients are there during the forward pass."""
+    fused_loss: bool = False
+    """The loss of `hfstack.models.fused_loss`, which keeps no logits."""
+    lora_rank: int = 0
+    """0 trains every weight."""
+    trains: bool = True
+    """Off: a forward pass alone, as of a reference or reward model."""
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes that are held at the moment when a step holds most."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """All the rest: what autograd keeps, temporary tensors, the batch."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all four."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def build_model(config: PreTrainedConfig, step: TrainingStep) -> PreTrainedModel:
+    """Make the model with random weights, as the recipes would train it, on whatever device and mode is active."""
+    config = copy.deepcopy(config)  # from_config writes the attention and dtype into it
+    if step.task == "question_answering":
+        config.num_labels = 2  # the span's start and end
+    model: Any = _CLASSES[step.task].from_config(config, dtype=step.weight_dtype)
+    if step.fused_loss and step.task == "causal_lm":
+        use_fused_loss(model)
+    if step.activation_checkpointing and step.trains:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if step.lora_rank:
+        kind = {"causal_lm": TaskType.CAUSAL_LM, "seq2seq": TaskType.SEQ_2_SEQ_LM}.get(step.task)
+        model.enable_input_require_grads()  # as upstream does: checkpointing needs an input that has a gradient
+        transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2 stores its weights so
+        adapter = LoraConfig(r=step.lora_rank, task_type=kind, target_modules="all-linear", fan_in_fan_out=transposed)
+        model = get_peft_model(model, adapter)
+    return typing.cast(PreTrainedModel, model.train(step.trains))
+
+
+def can_checkpoint(config: PreTrainedConfig, step: TrainingStep) -> bool:
+    """Whether the architecture can recompute activations in the backward pass."""
+    with torch.device("meta"):
+        plain = build_model(config, replace(step, activation_checkpointing=False, lora_rank=0))
+    return bool(plain.supports_gradient_checkpointing)
+
+
+def make_batch(step: TrainingStep, device: torch.device) -> dict[str, Tensor]:
+    """Return a batch of the step's shape, all zeros."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=torch.long, device=device)
+
+    rows, length = step.batch_size, step.sequence_length
+    batch = {"input_ids": zeros(rows, length)}  # (B, T)
+    match step.task:
+        case "sequence_classification":
+            return batch | {"labels": zeros(rows)}
+        case "question_answering":
+            return batch | {"start_positions": zeros(rows), "end_positions": zeros(rows)}
+    return batch | {"labels": zeros(rows, length)}
+
+
+def run_steps(model: PreTrainedModel, step: TrainingStep, *, steps: int) -> Iterator[torch.optim.Optimizer]:
+    """Take optimizer steps, yielding the optimizer after each; the same code counts and measures."""
+    device = model.device
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, fused=True)
+    batch = make_batch(step, device)
+    precision = torch.autocast(device.type, torch.bfloat16) if step.bf16 else contextlib.nullcontext()
+    for _ in range(steps):
+        for _ in range(step.accumulation if step.trains else 1):
+            with precision, torch.set_grad_enabled(step.trains):
+                loss = model(**batch).loss
+            if step.trains:
+                loss.backward()
+            del loss
+        if step.trains:
+            optimizer.step()
+            optimizer.zero_grad()
+        yield optimizer
+
+
+def trained_parameters(config: PreTrainedConfig, step: TrainingStep) -> tuple[int, int]:
+    """Return the parameters of the model, adapter included, and how many of them are trained; shared ones once."""
+    with torch.device("meta"):
+        weights = list(build_model(config, step).parameters())
+    return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
+
+
+def forward_flops(config: PreTrainedConfig, step: TrainingStep) -> float:
+    """Return the FLOPs of one forward pass of a micro-batch, counted as `hfstack.models.counting` does.
+
+    Tasks other than language modelling have no formula: torch's counter runs the model without data. A seq2seq
+    model reads and writes `sequence_length` tokens.
+    """
+    if step.task == "causal_lm":
+        return flops_per_token(config, step.sequence_length).forward * step.batch_size * step.sequence_length
+    stock = replace(step, batch_size=1, lora_rank=0, activation_checkpointing=False)
+    config = copy.deepcopy(config)
+    config._attn_implementation = "eager"  # the fused ones look into the mask, which has no values here
+    with torch.device("meta"):
+        model = build_model(config, stock).eval()
+    counter = FlopCounterMode(display=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        _place(model, "cpu")
+        batch = make_batch(stock, torch.device("cpu"))
+        with counter:
+            model(**batch)
+    return float(counter.get_total_flops()) * step.batch_size
+
+
+def peak_memory(config: PreTrainedConfig, step: TrainingStep) -> PeakMemory:
+    """Return what one process holds at the peak of a training step, once the optimizer has its state.
+
+    Args:
+        config: any config that upstream has a model for, with the tokenizer's `vocab_size`.
+        step: the shape of the step. More than two accumulated micro-batches hold no more than two.
+
+    Raises:
+        ValueError: the architecture has no model for the task (from upstream).
+    """
+    step = replace(step, accumulation=min(step.accumulation, 2))
+    with torch.device("meta"):
+        model = build_model(config, step)
+    ledger = _Ledger()
+    with FakeTensorMode(allow_non_fake_inputs=True), ledger:
+        _place(model, "cpu")
+        for count, optimizer in enumerate(run_steps(model, step, steps=2)):
+            if count == 0:  # the first step has no optimizer state yet; the second is like all that follow
+                ledger.name("weights", [*model.parameters(), *model.buffers()])
+                ledger.name("optimizer", [t for state in optimizer.state.values() for t in tree_leaves(state)])
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter.register_post_accumulate_grad_hook(lambda p: ledger.name("gradients", [p.grad]))
+                ledger.forget_peak()
+    named = {kind: ledger.at_peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer")}
+    return PeakMemory(**named, activations=sum(ledger.at_peak.values()) - sum(named.values()))
+
+
+def _place(model: PreTrainedModel, device: str) -> None:
+    """Give every weight of a model on the meta device a tensor of the active mode; shared ones stay shared."""
+    placed: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in placed:
+                    empty = torch.empty_like(tensor, device=device)
+                    is_weight = isinstance(tensor, torch.nn.Parameter)
+                    placed[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
+                tensors[name] = placed[id(tensor)]  # pyright: ignore[reportArgumentType]
+
+
+class _Ledger(TorchDispatchMode):
+    """Writes down which storages are alive, how large they are, and what they are for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_peak: dict[str, int] = {}
+        self._sizes: dict[int, int] = {}  # storage -> bytes
+        self._kinds: dict[int, str] = {}
+        self._held: dict[str, int] = {"other": 0}  # kind -> bytes
+        self._total = self._peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def name(self, kind: str, tensors: Iterable[Any]) -> None:
+        """Say what these tensors are for; anything that is not a tensor is passed over."""
+        for tensor in tensors:
+            key = tensor.untyped_storage()._cdata if isinstance(tensor, Tensor) else None
+            if key is not None and key in self._sizes:
+                self._held[self._kinds[key]] -= self._sizes[key]
+                self._held[kind] = self._held.get(kind, 0) + self._sizes[key]
+                self._kinds[key] = kind
+
+    def forget_peak(self) -> None:
+        """Let the peak begin from what is held now."""
+        self._peak, self.at_peak = self._total, dict(self._held)
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key], self._kinds[key] = storage.nbytes(), "other"
+        self._held["other"] += storage.nbytes()
+        self._total += storage.nbytes()
+        weakref.finalize(storage, self._drop, key)
+        if self._total > self._peak:
+            self._peak, self.at_peak = self._total, dict(self._held)
+
+    def _drop(self, key: int) -> None:
+        size = self._sizes.pop(key)
+        self._held[self._kinds.pop(key)] -= size
+        self._total -= size

@@ -1,0 +1,231 @@
+"""What a workload means for a machine: does it fit, what would make it fit, how long it takes, what it writes."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.counting import datasheet_tflops, peak_flops_per_s
+from hfstack.models.measuring import MeasuredStep
+from hfstack.models.memory import can_checkpoint, trained_parameters
+from hfstack.run_record import read_run
+from hfstack.scaling.parametric import PARAMETERS, Law
+from hfstack.scaling.plan import CHINCHILLA
+from hfstack.training.workload import Needs, Workload, assess
+
+MIB = 2**20
+_MOST_SHARDS = 64
+_LORA_RANK = 16
+DRAWS_TABLE = "bootstrap_laws"
+
+
+@dataclass
+class DeviceArgs:
+    """What computes."""
+
+    device_name: str | None = None
+    """As the vendor calls it, such as "NVIDIA H200"; this machine's by default."""
+    memory_gib: float | None = None
+    """Memory of one device; what is free here by default."""
+    devices: int = 1
+    """How many there are."""
+    utilization: float = 0.4
+    """Share of the peak that training reaches; --measure finds it out."""
+    measure: bool = False
+    """Take 3 real steps of the recipe's model on this machine, and correct the plan by them."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device to plan for."""
+
+    name: str
+    kind: str
+    """As torch calls it: `cpu`, `cuda`."""
+    memory_bytes: int
+    """That a process may take; on a CPU what is free now."""
+    peak_flops_per_s: float
+
+
+def find_device(name: str | None, *, memory_gib: float | None, bf16: bool) -> Device:
+    """Return the device of this machine, or one that is named.
+
+    Args:
+        name: as `torch.cuda.get_device_name` gives it, such as "NVIDIA H200"; None for what is here.
+        memory_gib: in place of what is found; needed for a device that is not here.
+        bf16: whether matrix products run in bf16.
+
+    Raises:
+        ConfigError: the peak of the named device is not known, or its memory was not given.
+    """
+    if memory_gib is not None and not 0 < memory_gib < math.inf:
+        raise ConfigError(f"--memory_gib must be above 0, got {memory_gib:g}")
+    given = None if memory_gib is None else int(memory_gib * 2**30)
+    if name is not None:
+        peak = datasheet_tflops(name, "bfloat16" if bf16 else "float32")
+        if peak is None:
+            raise ConfigError(f"--device_name {name!r}: its peak is not known; leave it out to use this machine's")
+        if given is None:
+            raise ConfigError(f"--device_name {name!r} needs --memory_gib, what one of them has")
+        return Device(name, "cuda", given, peak * 1e12)
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = kind or torch.device("cpu")
+    peak = peak_flops_per_s(device, torch.bfloat16 if bf16 else torch.float32)
+    if device.type == "cuda":
+        return Device(torch.cuda.get_device_name(), "cuda", given or torch.cuda.mem_get_info()[0], peak)
+    return Device(f"this machine's {device.type}", device.type, given or psutil.virtual_memory().available, peak)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Other settings under which a workload fits."""
+
+    what: str
+    options: str
+    """As they are typed."""
+    peak: int
+    """Bytes of one process."""
+
+
+def changes_that_fit(workload: Workload, limit: int) -> Iterator[Change]:
+    """Yield the changes, mildest first, under which one process stays within `limit` bytes.
+
+    Rows move from the micro-batch to accumulation, so that an optimizer step learns from the same rows. Sharding
+    divides weights, gradients and optimizer as FSDP2 does; the layer that is gathered while it computes is not counted.
+    """
+    step = workload.trained.step
+    can = can_checkpoint(workload.trained.config, step) and not step.activation_checkpointing
+    checkpointed = workload.varied(activation_checkpointing=True) if can else workload
+    if checkpointed is not workload and (peak := assess(checkpointed).peak) <= limit:
+        yield Change("recompute activations", "--activation_checkpointing true", peak)
+    again = " --activation_checkpointing true" if can else ""
+    for base, also in ((workload, ""), (checkpointed, again)):
+        found = _smaller_batch(base, limit)
+        if found is not None:
+            options, peak = found
+            yield Change("smaller micro-batches" + (", activations recomputed" if also else ""), options + also, peak)
+            break
+    needs = assess(checkpointed)
+    held = sum(part.weights + part.gradients + part.optimizer for part in needs.memory.values())
+    for shards in (2**power for power in range(1, int(math.log2(_MOST_SHARDS)) + 1)):
+        peak = needs.peak - held + held // shards
+        if peak <= limit:
+            yield Change(f"shard over {shards} processes", f"--accelerate fsdp2 --processes {shards}", peak)
+            break
+    if not step.lora_rank:
+        adapted = checkpointed.varied(lora_rank=_LORA_RANK)
+        peak = assess(adapted).peak
+        if peak <= limit:
+            options = f"--use_peft true --lora_r {_LORA_RANK}{again}"
+            yield Change("train an adapter", options, peak)
+
+
+def _smaller_batch(workload: Workload, limit: int) -> tuple[str, int] | None:
+    """The largest halving of the micro-batch that fits, as options, with its peak."""
+    step = workload.trained.step
+    rows, accumulation = step.batch_size, step.accumulation
+    while rows % 2 == 0:
+        rows, accumulation = rows // 2, accumulation * 2
+        peak = assess(workload.varied(batch_size=rows, accumulation=accumulation)).peak
+        if peak <= limit:
+            shrink = step.batch_size // rows
+            return f"micro-batch divided by {shrink}, --gradient_accumulation_steps {accumulation}", peak
+    return None
+
+
+def memory_rows(workload: Workload, needs: Needs) -> list[list[object]]:
+    """Rows of model, weights, gradients, optimizer and activations in MiB, of each part, and what is written."""
+    rows: list[list[object]] = []
+    for part in workload.parts:
+        memory = needs.memory[part.name]
+        numbers = (memory.weights, memory.gradients, memory.optimizer, memory.activations)
+        rows.append([part.name, *(round(number / MIB, 1) for number in numbers)])
+    if workload.writing is not None:
+        rows.append(["KV cache and rollout", 0.0, 0.0, 0.0, round(needs.writing / MIB, 1)])
+    return rows
+
+
+MEMORY_COLUMNS = ["model", "weights MiB", "gradients MiB", "optimizer MiB", "activations MiB"]
+
+
+def checkpointing_peaks(workload: Workload) -> dict[str, float]:
+    """Return the peaks in MiB with and without activation checkpointing, where the architecture can do it."""
+    if not can_checkpoint(workload.trained.config, workload.trained.step):
+        return {"peak_mib_without_checkpointing": round(assess(workload).peak / MIB, 1)}
+    with_it, without = (assess(workload.varied(activation_checkpointing=on)).peak / MIB for on in (True, False))
+    return {"peak_mib_with_checkpointing": round(with_it, 1), "peak_mib_without_checkpointing": round(without, 1)}
+
+
+def disk_bytes(workload: Workload, needs: Needs) -> int | None:
+    """Bytes of all checkpoints that are on the disk at one time, one being written, and the model at the end."""
+    if math.isinf(workload.save_every):
+        return needs.checkpoint
+    if workload.kept_checkpoints is not None:
+        return (workload.kept_checkpoints + 2) * needs.checkpoint
+    if workload.steps is None:
+        return None
+    every = workload.save_every if workload.save_every >= 1 else workload.save_every * workload.steps
+    return (math.floor(workload.steps / every) + 2) * needs.checkpoint
+
+
+def read_law(fit: str | None) -> tuple[Law, list[Law]]:
+    """Return the law of a finished scaling_fit run and its bootstrap draws, or the published one.
+
+    Raises:
+        CheckpointError: the run has no parametric fit.
+    """
+    if fit is None:
+        return CHINCHILLA, []
+    record = read_run(Path(fit))
+    missing = [name for name in PARAMETERS if name not in record.metrics]
+    if missing:
+        raise CheckpointError(f"--fit {fit}: its run.json has no {', '.join(missing)}; name a run of scaling_fit")
+    table = record.tables.get(DRAWS_TABLE)
+    draws = [Law(*row) for row in table["rows"]] if table else []
+    return Law(*(record.metrics[name] for name in PARAMETERS)), draws
+
+
+def recipe_metrics(
+    workload: Workload, needs: Needs, device: Device, *, devices: int, utilization: float
+) -> dict[str, float]:
+    """Return the plan's numbers: sizes in MiB of one process, and times of the whole run where its steps are known."""
+    step = workload.trained.step
+    weights, trained = trained_parameters(workload.trained.config, step)
+    # One process is one device: with more devices each takes a step of its own, at the same time.
+    scale = devices / workload.processes
+    seconds = needs.flops_per_step * scale / (device.peak_flops_per_s * devices * utilization)
+    metrics = {
+        "parameters": weights,
+        "trained_parameters": trained,
+        "tokens_per_step": workload.tokens_per_step,
+        "flops_per_step": needs.flops_per_step,
+        "peak_mib": round(needs.peak / MIB, 1),
+        "memory_mib": round(device.memory_bytes / MIB, 1),
+        "fits": int(needs.peak <= device.memory_bytes),
+        "checkpoint_mib": round(needs.checkpoint / MIB, 1),
+        "seconds_per_step": seconds,
+        "tokens_per_s": workload.tokens_per_step * scale / seconds,
+    }
+    disk = disk_bytes(workload, needs)
+    if disk is not None:
+        metrics["disk_mib"] = round(disk / MIB, 1)
+    if workload.steps is not None:
+        metrics |= {"steps": workload.steps, "hours": workload.steps * seconds / 3600}
+    return metrics
+
+
+def corrected(workload: Workload, needs: Needs, measured: MeasuredStep, device: Device) -> tuple[Needs, float]:
+    """Return the needs and the utilization by what real steps of the trained model took.
+
+    The measured peak stands in place of the predicted one, and the measured rate counts for every model of the step.
+    """
+    trained = replace(workload, parts=workload.parts[:1], writing=None, processes=1)
+    utilization = assess(trained).flops_per_step / measured.seconds / device.peak_flops_per_s
+    if measured.peak_bytes is None:
+        return needs, utilization
+    peak = needs.peak - needs.memory[workload.trained.name].total + measured.peak_bytes
+    return replace(needs, peak=peak), utilization

@@ -1,0 +1,118 @@
+"""Plan before spending: what a compute budget buys, or what a recipe's settings take and whether they fit.
+
+    hfstack run plan --money 500 --price_per_device_hour 3 --device_name "NVIDIA H200" --memory_gib 141
+    hfstack run plan --recipe sft --recipe_options "--model_name_or_path Qwen/Qwen3-0.6B --max_length 2048"
+
+reads   a law that scaling_fit has fitted, or the published one; any recipe's settings and its model's config.json
+writes  run.json with the plan as tables, and the planned model's config.json, in --output_dir
+"""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from hfstack.config import command_line
+from hfstack.errors import ConfigError
+from hfstack.models.loading import find_architecture
+from hfstack.models.measuring import measure_step
+from hfstack.models.templates import count_costs, without_size
+from hfstack.recipe_settings import read_settings
+from hfstack.run import Run, RunArgs
+from hfstack.scaling.ladder import Costs, Machine
+from hfstack.scaling.plan import BudgetArgs, budget_flops, plan_budget
+from hfstack.training.planning import (
+    MEMORY_COLUMNS,
+    MIB,
+    DeviceArgs,
+    changes_that_fit,
+    checkpointing_peaks,
+    corrected,
+    find_device,
+    memory_rows,
+    read_law,
+    recipe_metrics,
+)
+from hfstack.training.workload import WorkArgs, assess, read_workload
+
+
+def main(budget_args: BudgetArgs, work_args: WorkArgs, device_args: DeviceArgs, run_args: RunArgs) -> dict[str, float]:
+    """Plan for a recipe when one is named, otherwise for a budget."""
+    settings = (budget_args, work_args, device_args, run_args)
+    with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
+        if device_args.devices < 1:
+            raise ConfigError(f"--devices must be at least 1, got {device_args.devices}")
+        if work_args.recipe is not None:
+            return run.finish(plan_recipe(run, work_args, device_args))
+        run.add_parent(budget_args.fit)
+        return run.finish(plan_compute(run, budget_args, device_args))
+
+
+def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, float]:
+    """What the recipe's settings take on one device, and what to change where that is too much."""
+    name = str(work.recipe)
+    path = Path(name) if name.endswith(".py") else Path(__file__).with_name(f"{name}.py")
+    if not path.is_file():
+        raise ConfigError(f"--recipe {name}: no such recipe; `hfstack list` shows them")
+    settings = read_settings(path, shlex.split(work.recipe_options))
+    workload = read_workload(path.stem, settings, rows=work.train_rows, prompt_tokens=work.prompt_tokens)
+    device = find_device(machine.device_name, memory_gib=machine.memory_gib, bf16=workload.trained.step.bf16)
+    needs, utilization, metrics = assess(workload), machine.utilization, dict[str, float]()
+    if machine.measure:
+        if machine.device_name is not None:
+            raise ConfigError("--measure takes steps on this machine; leave --device_name out")
+        measured = measure_step(workload.trained.config, workload.trained.step, device=device.kind)
+        metrics["predicted_peak_mib"] = round(needs.peak / MIB, 1)
+        needs, utilization = corrected(workload, needs, measured, device)
+    metrics |= {"utilization": utilization} | checkpointing_peaks(workload)
+    metrics |= recipe_metrics(workload, needs, device, devices=machine.devices, utilization=utilization)
+    show(run, "memory by model", MEMORY_COLUMNS, memory_rows(workload, needs))
+    show(run, "plan", ["what", "value"], [[key, value] for key, value in metrics.items()])
+    if not metrics["fits"]:
+        changes = [[c.what, c.options, round(c.peak / MIB, 1)] for c in changes_that_fit(workload, device.memory_bytes)]
+        print(f"it does not fit into {device.name}: {metrics['peak_mib']:,} of {metrics['memory_mib']:,} MiB")
+        show(run, "changes that make it fit", ["change", "options", "peak MiB"], changes)
+    return metrics
+
+
+def plan_compute(run: Run, budget: BudgetArgs, machine: DeviceArgs) -> dict[str, float]:
+    """The model, data and steps that the law says are best for the budget."""
+    template_file = find_architecture(budget.architecture)
+    if template_file is None:
+        raise ConfigError(f"--architecture {budget.architecture}: give a config.json, such as llama-125m.json")
+    device = find_device(machine.device_name, memory_gib=machine.memory_gib, bf16=True)
+    flops = budget_flops(budget, peak_flops_per_s=device.peak_flops_per_s, utilization=machine.utilization)
+    law, draws = read_law(budget.fit)
+    plan = plan_budget(
+        flops,
+        law,
+        json.loads(template_file.read_text(encoding="utf-8")),
+        family=without_size(template_file.stem),
+        block_size=budget.block_size,
+        count=lambda config: Costs(*count_costs(config, budget.block_size)),
+        draws=draws,
+        machine=Machine(processes=machine.devices),
+        parameters=budget.parameters,
+    )
+    if plan.loss_interval is None:
+        print("no interval: the published law comes without draws; give a --fit of your own ladder")
+    for note in plan.notes:
+        print(note)
+    (run.output_dir / "config.json").write_text(json.dumps(plan.rung.config, indent=2) + "\n", encoding="utf-8")
+    run.add_artifact("config", "config.json")
+    rate = device.peak_flops_per_s * machine.utilization * machine.devices
+    metrics = plan.metrics | {"hours": plan.rung.flops / rate / 3600}
+    show(run, "plan", ["what", "value"], [[key, value] for key, value in metrics.items()])
+    return metrics
+
+
+def show(run: Run, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Print a table and keep it for the report."""
+    run.add_table(name, columns, rows)
+    print(f"\n{name}")
+    for row in [columns, *rows]:
+        print("  " + " ".join(f"{cell:<26}" if isinstance(cell, str) else f"{cell:>14,.6g}" for cell in row))
+
+
+if __name__ == "__main__":
+    command_line(main)

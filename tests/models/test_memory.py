@@ -1,0 +1,123 @@
+"""What a training step holds is counted without allocating it, and the count is that of real tensors."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedConfig, T5Config
+
+import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
+from hfstack.models.counting import count_parameters, flops_per_token
+from hfstack.models.memory import (
+    Task,
+    TrainingStep,
+    _Ledger,
+    build_model,
+    can_checkpoint,
+    forward_flops,
+    peak_memory,
+    run_steps,
+    trained_parameters,
+)
+
+ARCHITECTURES = Path(__file__).parents[2] / "recipes" / "architectures"
+
+
+def llama(**changes: int) -> LlamaConfig:
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2} | changes
+    return LlamaConfig(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, **sizes)
+
+
+def bert() -> BertConfig:
+    return BertConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_labels=3
+    )
+
+
+def held_by_real_tensors(config: PreTrainedConfig, step: TrainingStep) -> int:
+    """The peak of the same steps with data in the tensors."""
+    ledger = _Ledger()
+    with ledger:
+        model = build_model(config, step)
+        for count, _ in enumerate(run_steps(model, step, steps=2)):
+            if count == 0:
+                ledger.forget_peak()
+    return sum(ledger.at_peak.values())
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        TrainingStep(4, 16),
+        TrainingStep(4, 16, fused_loss=True),
+        TrainingStep(4, 16, bf16=True),
+        TrainingStep(4, 16, activation_checkpointing=True),
+        TrainingStep(2, 16, accumulation=2),
+        TrainingStep(4, 16, trains=False),
+    ],
+    ids=["plain", "fused", "bf16", "checkpointed", "accumulated", "forward"],
+)
+def test_the_count_is_that_of_real_tensors(step: TrainingStep) -> None:
+    assert peak_memory(llama(), step).total == pytest.approx(held_by_real_tensors(llama(), step), rel=0.05)
+
+
+def test_weights_and_adam_are_counted_exactly() -> None:
+    memory = peak_memory(llama(), TrainingStep(2, 8))
+    parameters = count_parameters(llama()).total
+    buffers = sum(b.nbytes for b in build_model(llama(), TrainingStep(2, 8)).buffers())
+    assert memory.weights == 4 * parameters + buffers
+    steps = 4 * len(list(build_model(llama(), TrainingStep(2, 8)).parameters()))  # Adam counts steps in a scalar each
+    assert memory.optimizer == 8 * parameters + steps
+
+
+def test_accumulated_gradients_are_held_during_the_next_forward() -> None:
+    memory = peak_memory(llama(), TrainingStep(8, 32, accumulation=4))
+    assert memory.gradients == 4 * count_parameters(llama()).total
+    assert peak_memory(llama(), TrainingStep(8, 32)).gradients < memory.gradients
+
+
+def test_activations_grow_with_rows_and_shrink_with_checkpointing() -> None:
+    def activations(rows: int, **changes: bool) -> int:
+        return peak_memory(llama(num_hidden_layers=6), TrainingStep(rows, 64, fused_loss=True, **changes)).activations
+
+    assert activations(16) / activations(8) == pytest.approx(2, rel=0.1)
+    assert activations(8, activation_checkpointing=True) < 0.5 * activations(8)
+    assert activations(8, bf16=True) < activations(8)
+
+
+def test_an_adapter_has_little_to_optimize() -> None:
+    config, step = llama(), TrainingStep(4, 16, lora_rank=4)
+    every, trained = trained_parameters(config, step)
+    assert trained < 0.5 * every
+    assert peak_memory(config, step).optimizer < 8.5 * trained
+
+
+@pytest.mark.parametrize("task", ["masked_lm", "sequence_classification", "token_classification", "question_answering"])
+def test_encoders_have_a_step_for_each_task(task: Task) -> None:
+    step = TrainingStep(4, 16, task=task)
+    memory, (parameters, trained) = peak_memory(bert(), step), trained_parameters(bert(), step)
+    assert memory.total > 12 * parameters and trained == parameters
+    layer = 2 * 4 * 32 * 32 + 2 * 2 * 16 * 32 + 2 * 2 * 32 * 64  # projections, attention over 16 tokens, MLP
+    assert forward_flops(bert(), step) >= 4 * 16 * 2 * layer
+
+
+def test_seq2seq_has_a_step() -> None:
+    config = T5Config(vocab_size=97, d_model=32, d_ff=64, num_layers=2, num_heads=4, d_kv=8, decoder_start_token_id=0)
+    assert peak_memory(config, TrainingStep(2, 8, task="seq2seq")).total > 0
+
+
+def test_flops_of_a_language_model_are_those_of_counting() -> None:
+    step = TrainingStep(3, 16)
+    assert forward_flops(llama(), step) == 3 * 16 * flops_per_token(llama(), 16).forward
+
+
+def test_a_recurrent_model_is_counted_and_cannot_recompute() -> None:
+    config = AutoConfig.from_pretrained(ARCHITECTURES / "gru-1m.json")
+    step = TrainingStep(2, 8, fused_loss=True)
+    assert peak_memory(config, step).weights >= 4 * count_parameters(config).total
+    assert not can_checkpoint(config, step) and can_checkpoint(llama(), step)
+
+
+def test_nothing_is_allocated_for_a_model_that_would_not_fit() -> None:
+    large = llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=2)
+    memory = peak_memory(large, TrainingStep(1, 4096, bf16=True, fused_loss=True))
+    assert memory.total > 20 * 2**30

@@ -1,0 +1,183 @@
+"""What a recipe's settings amount to, and what is advised when they do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+from trl import DPOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig
+
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.measuring import MeasuredStep
+from hfstack.models.memory import trained_parameters
+from hfstack.training.planning import (
+    Device,
+    changes_that_fit,
+    checkpointing_peaks,
+    corrected,
+    disk_bytes,
+    find_device,
+    memory_rows,
+    read_law,
+    recipe_metrics,
+)
+from hfstack.training.ppo_config import PPOConfig
+from hfstack.training.workload import Workload, assess, read_workload
+
+FAST = Device("test", "cpu", 2**40, 1e12)
+
+
+@pytest.fixture
+def read(tiny_llama: Path, tmp_path: Path) -> Any:
+    """The workload of settings of TRL's for the tiny Llama."""
+
+    def make(
+        recipe: str, kind: type, *, lora_r: int | None = None, rows: int | None = None, **settings: Any
+    ) -> Workload:
+        settings |= {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
+        arguments = kind(per_device_train_batch_size=4, **settings)
+        adapter = {"use_peft": True, "lora_r": lora_r} if lora_r else {}
+        model_args = ModelConfig(model_name_or_path=str(tiny_llama), **adapter)
+        return read_workload(recipe, (model_args, arguments), rows=rows, prompt_tokens=8)
+
+    return make
+
+
+def test_sft_trains_one_model_on_rows_of_max_length(read: Any) -> None:
+    work = read("sft", SFTConfig, max_length=32, max_steps=10, gradient_accumulation_steps=2)
+    assert [part.name for part in work.parts] == ["model"]
+    assert work.tokens_per_step == 4 * 32 * 2 and work.steps == 10
+
+
+def test_epochs_take_the_rows_of_the_data(read: Any) -> None:
+    assert read("sft", SFTConfig, max_length=32, num_train_epochs=3).steps is None
+    assert read("sft", SFTConfig, max_length=32, num_train_epochs=3, rows=100).steps == 75
+
+
+def test_rows_are_no_longer_than_the_context(read: Any) -> None:
+    assert read("sft", SFTConfig, max_length=4096).trained.step.sequence_length == 128
+
+
+def test_a_pair_is_two_rows(read: Any) -> None:
+    reward = read("reward", RewardConfig, max_length=32).trained.step
+    assert (reward.batch_size, reward.task) == (8, "sequence_classification")
+    dpo = read("dpo", DPOConfig, max_length=32)
+    assert [(part.name, part.step.batch_size, part.step.trains) for part in dpo.parts] == [
+        ("policy", 8, True),
+        ("reference", 8, False),
+    ]
+
+
+def test_a_reference_that_is_the_policy_without_its_adapter_holds_no_weights(read: Any) -> None:
+    needs = assess(read("dpo", DPOConfig, max_length=32, lora_r=2))
+    assert needs.memory["reference"].weights == 0 < needs.memory["policy"].weights
+
+
+def test_rloo_writes_before_it_learns(read: Any) -> None:
+    work = read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.05, max_steps=5)
+    assert [part.name for part in work.parts] == ["policy", "reference"]
+    assert work.trained.step.sequence_length == 8 + 24
+    needs = assess(work)
+    # keys and values of 2 layers, 2 heads of 16, in fp32, and 32 bytes a token of the rollout
+    assert needs.writing == 4 * 32 * (2 * 2 * 2 * 16 * 4 + 32)
+    without = assess(read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.0, max_steps=5))
+    assert needs.flops_per_step > without.flops_per_step
+
+
+def test_ppo_has_a_critic_unless_it_shares(read: Any) -> None:
+    def parts(**settings: Any) -> list[str]:
+        work = read("ppo", PPOConfig, max_completion_length=24, num_mini_batches=2, **settings)
+        return [part.name for part in work.parts]
+
+    assert parts() == ["policy", "critic", "reference"]
+    assert parts(critic="shared") == ["policy", "reference"]
+    assert parts(critic="shared", kl_coef=0.0) == ["policy"]
+    separate = assess(read("ppo", PPOConfig, max_completion_length=24, num_mini_batches=2))
+    shared = assess(read("ppo", PPOConfig, max_completion_length=24, num_mini_batches=2, critic="shared"))
+    assert separate.peak > shared.peak
+
+
+def test_a_recipe_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--recipe clean trains no model"):
+        read_workload("clean", (), rows=None, prompt_tokens=8)
+
+
+def test_a_task_of_ones_own_is_refused_by_name(read: Any) -> None:
+    with pytest.raises(ConfigError, match="--recipe mine: plan does not know its task"):
+        read("mine", TrainingArguments)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    settings = (
+        ModelConfig(model_name_or_path=str(tmp_path)),
+        SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False),
+    )
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        read_workload("sft", settings, rows=None, prompt_tokens=8)
+
+
+def test_what_does_not_fit_gets_changes_that_do(read: Any) -> None:
+    work = read("sft", SFTConfig, max_length=128, activation_checkpointing=False, gradient_checkpointing=False)
+    needs = assess(work)
+    changes = list(changes_that_fit(work, int(needs.peak * 0.7)))
+    assert changes and all(change.peak <= needs.peak * 0.7 for change in changes)
+    assert any("--gradient_accumulation_steps" in change.options for change in changes)
+    assert not list(changes_that_fit(work, 1000))
+
+
+def test_the_tables_add_up(read: Any) -> None:
+    work = read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.05, max_steps=5)
+    needs = assess(work)
+    rows = memory_rows(work, needs)
+    assert [row[0] for row in rows] == ["policy", "reference", "KV cache and rollout"]
+    peaks = checkpointing_peaks(work)
+    assert peaks["peak_mib_with_checkpointing"] <= peaks["peak_mib_without_checkpointing"]
+
+
+def test_times_and_disk_follow_from_the_numbers(read: Any) -> None:
+    work = read("sft", SFTConfig, max_length=32, max_steps=100, save_steps=10, save_total_limit=3)
+    needs = assess(work)
+    metrics = recipe_metrics(work, needs, FAST, devices=1, utilization=0.5)
+    assert metrics["seconds_per_step"] == pytest.approx(needs.flops_per_step / 0.5e12)
+    assert metrics["hours"] == pytest.approx(100 * metrics["seconds_per_step"] / 3600)
+    assert metrics["fits"] == 1
+    two = recipe_metrics(work, needs, FAST, devices=2, utilization=0.5)
+    assert two["tokens_per_s"] == pytest.approx(2 * metrics["tokens_per_s"])
+    weights, _ = trained_parameters(work.trained.config, work.trained.step)
+    assert needs.checkpoint == 12 * weights
+    assert disk_bytes(work, needs) == 5 * needs.checkpoint
+    assert disk_bytes(read("sft", SFTConfig, max_length=32, save_strategy="no"), needs) == needs.checkpoint
+    assert (
+        disk_bytes(read("sft", SFTConfig, max_length=32, max_steps=100, save_steps=10), needs) == 12 * needs.checkpoint
+    )
+
+
+def test_real_steps_correct_the_plan(read: Any) -> None:
+    work = read("sft", SFTConfig, max_length=32)
+    needs = assess(work)
+    measured = MeasuredStep(seconds=0.5, peak_bytes=needs.memory["model"].total + 1000)
+    better, utilization = corrected(work, needs, measured, FAST)
+    assert better.peak == needs.peak + 1000
+    assert utilization == pytest.approx(needs.flops_per_step / 0.5 / 1e12)
+    unseen, _ = corrected(work, needs, MeasuredStep(0.5, None), FAST)
+    assert unseen.peak == needs.peak
+
+
+def test_a_named_device_needs_its_memory() -> None:
+    device = find_device("NVIDIA H200", memory_gib=141, bf16=True)
+    assert device.peak_flops_per_s == pytest.approx(989.5e12) and device.memory_bytes == 141 * 2**30
+    with pytest.raises(ConfigError, match="needs --memory_gib"):
+        find_device("NVIDIA H200", memory_gib=None, bf16=True)
+    with pytest.raises(ConfigError, match="'Abacus': its peak is not known"):
+        find_device("Abacus", memory_gib=1, bf16=True)
+    here = find_device(None, memory_gib=3, bf16=False)
+    assert here.memory_bytes == 3 * 2**30 and here.peak_flops_per_s > 0
+    assert here.kind == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_the_published_law_stands_in_for_a_fit(tmp_path: Path) -> None:
+    law, draws = read_law(None)
+    assert law.alpha == pytest.approx(0.3478) and not draws
+    with pytest.raises(CheckpointError):
+        read_law(str(tmp_path))
