@@ -39,7 +39,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.in_order import InOrderTrainer
-from hfstack.training.settings import check_settings
+from hfstack.training.settings import check_best_metric, check_settings
 
 
 @dataclass
@@ -71,6 +71,7 @@ def main(
     with Run.start(__file__, training_args.output_dir, model_args, data_args, args, cut, training_args) as run:
         checkpoint = run.checkpoint
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
+        check_best_metric(training_args, ["exact_match", "answer_f1"])
         run.add_parent(model_args.model_name_or_path)
         by_context = replace(data_args, text_column=args.context_column)  # with all its questions on one side
         splits = load_splits(by_context, quarantine_file=run.output_dir / "quarantine.jsonl")

@@ -24,18 +24,13 @@ from hfstack.evaluation.filling import fill_pairs
 from hfstack.evaluation.masked_language_modeling import masked_metrics, pseudo_log_likelihoods, pseudo_perplexity
 from hfstack.models.counting import peak_flops_per_s
 from hfstack.models.loading import load_masked_lm, load_tokenizer
-from hfstack.models.masked_head import (
-    check_masked_model,
-    parameter_count,
-    score_only_masked,
-    training_flops_per_token,
-)
+from hfstack.models.masked_head import check_masked_model, parameter_count, score_only_masked, training_flops_per_token
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.callbacks import SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.remasking import HideAnew
-from hfstack.training.settings import blocks_per_step, check_settings
+from hfstack.training.settings import blocks_per_step, check_best_metric, check_settings
 
 
 @dataclass
@@ -67,6 +62,7 @@ def main(
     with Run.start(__file__, training_args.output_dir, model_args, data_args, masking_args, training_args) as run:
         checkpoint, args = run.checkpoint, masking_args
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
+        check_best_metric(training_args, ["masked_accuracy"])
         if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
             raise ConfigError("--use_peft, --load_in_4bit and --load_in_8bit are for finished models, not pretraining")
         run.add_parent(model_args.model_name_or_path)

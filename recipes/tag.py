@@ -26,7 +26,7 @@ from hfstack.data.tagging import (
     read_sentences,
     tag_set,
 )
-from hfstack.evaluation.tagging import beside_baseline, tag_metrics, type_table, word_tags, write_tagged
+from hfstack.evaluation.tagging import beside_baseline, metric_names, tag_metrics, type_table, word_tags, write_tagged
 from hfstack.models.loading import load_tokenizer
 from hfstack.models.reward_model import padding_id
 from hfstack.models.task_heads import check_length, load_with_head, save_task
@@ -34,7 +34,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.in_order import InOrderTrainer
-from hfstack.training.settings import check_settings
+from hfstack.training.settings import check_best_metric, check_settings
 
 
 @dataclass
@@ -76,6 +76,7 @@ def main(
         names = tag_set(sentences["train"], args.tag_names)
         for name in sentences:
             sentences[name] = check_tags(sentences[name], names, bad_tags=args.bad_tags, name=name)
+        check_best_metric(training_args, metric_names(names))
 
         tokenizer = load_tokenizer(model_args)
         model = load_with_head(

@@ -68,6 +68,12 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     return found
 
 
+def metric_names(names: Sequence[str]) -> list[str]:
+    """Return what `tag_metrics` measures of these tags, as names by which a best model can be chosen."""
+    whole = ["entity_f1", "entity_precision", "entity_recall"]
+    return [*(whole if is_entity_scheme(names) else ["tag_f1_macro"]), "tag_accuracy"]
+
+
 def tag_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return entity precision, recall and F1 with the accuracy of tags; of other tags accuracy and macro F1."""
     names = sorted({tag for tags in [*gold, *predicted] for tag in tags})

@@ -1,6 +1,7 @@
 """Upstream settings that upstream itself does not check: a wrong one would train nonsense, or fail hours later."""
 
 import math
+from collections.abc import Collection
 
 from transformers import TrainingArguments
 
@@ -29,6 +30,20 @@ def check_settings(args: TrainingArguments, *, early_stopping_patience: int | No
         )
     if early_stopping_patience is not None and not args.load_best_model_at_end:
         raise ConfigError("--early_stopping_patience needs --load_best_model_at_end true, with --eval_strategy set")
+
+
+def check_best_metric(args: TrainingArguments, known: Collection[str]) -> None:
+    """Refuse a metric for the best model that the evaluation does not give, before the first epoch is over.
+
+    Args:
+        known: names of the metrics without `eval_`, of which more is better; the loss is always known.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    asked = args.metric_for_best_model
+    if asked is not None and asked.removeprefix("eval_") not in {*known, "loss"}:
+        raise ConfigError(f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(known)} or loss")
 
 
 def blocks_per_step(args: TrainingArguments, blocks: int) -> float:

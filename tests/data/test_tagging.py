@@ -28,11 +28,13 @@ def test_the_first_piece_carries_the_tag() -> None:
     assert window.labels[second:last] == [1, *[2] * (count[1] - 1)] and window.labels[0] == -100
 
 
-def test_long_sentences_are_cut_between_words() -> None:
+def test_long_sentences_are_cut_between_words(caplog) -> None:
+    caplog.set_level("INFO", logger="hfstack")
     tokenizer = pieces_tokenizer()
     words = " ".join(SENTENCES).split()
     windows = encode_sentences([Sentence(words, ["O"] * len(words))] * 2, tokenizer, max_length=20, tag_ids=IDS)
     assert all(len(window.input_ids) <= 20 for window in windows) and {w.sentence for w in windows} == {0, 1}
+    assert "rows: 2 of 2 sentences are longer than 20 tokens: cut between words" in caplog.text
     for number in (0, 1):
         seen = [word for window in windows if window.sentence == number for word in window.words if word >= 0]
         assert seen == list(range(len(words)))

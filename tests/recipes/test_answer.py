@@ -114,6 +114,7 @@ def test_bad_input_is_one_line(answer, tmp_path: Path) -> None:
         ({"max_length": 65}, ConfigError, "--max_length 65 is longer than the model's context"),
         ({"stride": 30}, ConfigError, "--stride 30 leaves no room in windows of 32 tokens"),
         ({"stride": -1}, ConfigError, "--stride must be 0 or more, got -1"),
+        ({"metric_for_best_model": "eval_f1"}, ConfigError, "does not fit this task: choose exact_match, answer_f1"),
         ({"n_best": 0}, ConfigError, "--n_best must be at least 1, got 0"),
         ({"rules": "bleu"}, ConfigError, "rules"),
         ({"bad_answers": "drop"}, ConfigError, "bad_answers"),

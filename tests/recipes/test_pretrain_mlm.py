@@ -128,6 +128,7 @@ def test_continues_a_checkpoint_in_accumulated_steps(pretrain, tmp_path: Path) -
         ({"mask_probability": 1.0}, ConfigError, "--mask_probability must be above 0 and below 1, got 1.0"),
         ({"mask_unit": "words"}, ConfigError, "mask_unit"),
         ({"use_peft": "true"}, ConfigError, "not pretraining"),
+        ({"metric_for_best_model": "f1"}, ConfigError, "f1 does not fit this task: choose masked_accuracy or loss"),
         ({"text_column": "body"}, DataError, "body"),
         ({"model_name_or_path": "recipes/architectures/llama-1m.json"}, ConfigError, "LlamaConfig"),
         ({"fill_prompts": "no mask"}, DataError, r"prompt 'no mask' has no \[MASK\]"),

@@ -151,6 +151,7 @@ def test_bad_input_is_one_line(tag, inputs: Path, tiny_llama: Path, tmp_path: Pa
         ({"use_peft": "true"}, ConfigError, "not for this recipe"),
         ({"model_name_or_path": tmp_path / "none"}, CheckpointError, "no tokenizer at"),
         ({"bad_tags": "drop"}, ConfigError, "bad_tags"),
+        ({"metric_for_best_model": "bleu"}, ConfigError, "bleu does not fit this task: choose entity_f1, .* or loss"),
     ]:
         changes = {"eval_fraction": 0} | changes
         with pytest.raises(error, match=message) as caught:
