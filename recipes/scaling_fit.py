@@ -1,7 +1,7 @@
 """Fit scaling laws to a ladder or a table, with intervals, and predict the largest rung from the others.
 
     hfstack run scaling_fit --runs runs/ladder
-    python recipes/scaling_fit.py --datasets table.csv --parameters_column N_params --output_dir runs/fit
+    hfstack run scaling_fit --datasets table.csv --parameters_column N_params --output_dir runs/fit
 
 reads   run.json of each rung of a ladder (scaling_ladder), or a table of N, D and loss
 writes  parameters, intervals and tables in run.json, pictures, and bootstrap.csv in --output_dir
@@ -19,7 +19,6 @@ from hfstack.run import Run, RunArgs
 from hfstack.scaling.fit import FORMS, fit_ladder
 from hfstack.scaling.isoflop import Shape
 from hfstack.scaling.parametric import Resample
-from hfstack.scaling.rungs import Rungs
 
 
 @dataclass
@@ -47,7 +46,7 @@ class FitArgs:
     """What is fitted, and how."""
 
     runs: list[str] = field(default_factory=list)
-    """Ladders (the --output_dir of scaling_ladder), or folders that hold them."""
+    """Ladders (the --output_dir of scaling_ladder), or folders that hold them; not read where --datasets is given."""
     forms: list[str] = field(default_factory=list)
     """What must be fitted, of kaplan, envelope, isoflop, parametric, repeated; unset: whatever the rungs can carry."""
     counted: Counted = "full"
@@ -74,21 +73,20 @@ def main(data_args: DataArgs, table_args: TableArgs, fit_args: FitArgs, run_args
         raise ConfigError("nothing to fit: give --runs (ladders) or --datasets (a table with columns N, D, loss)")
     settings = (data_args, table_args, fit_args, run_args)
     with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
-        families: dict[str, Rungs] = {}
-        if fit_args.runs:
-            families |= load_rungs(fit_args.runs, counted=fit_args.counted, loss=fit_args.loss)
+        if data_args.datasets:
+            families = read_table(data_args.datasets, **asdict(table_args), on_bad_row=data_args.on_bad_row)
+            run.record_data("table", describe_sources(data_args.datasets))
+        else:
+            families = load_rungs(fit_args.runs, counted=fit_args.counted, loss=fit_args.loss)
             for folder in rung_folders(fit_args.runs):
                 run.add_parent(folder)
-        if data_args.datasets:
-            families |= read_table(data_args.datasets, **asdict(table_args), on_bad_row=data_args.on_bad_row)
-            run.record_data("table", describe_sources(data_args.datasets))
         how = {"forms": fit_args.forms, "draws": fit_args.draws, "seed": run_args.seed, "resample": fit_args.resample}
         how |= {"shape": fit_args.curve, "window": fit_args.window}
         fits = {family: fit_ladder(rungs, name=family, **how) for family, rungs in families.items()}
 
         for name, table in tables_of(fits).items():
             run.add_table(name, *table)
-        unit = "nats per token" if fit_args.runs and fit_args.loss == "eval_loss" else "loss"
+        unit = "loss" if data_args.datasets or fit_args.loss != "eval_loss" else "nats per token"
         for name, picture in pictures_of(fits, unit).items():
             (run.output_dir / f"{name}.svg").write_text(picture, encoding="utf-8")
             run.add_artifact(name, f"{name}.svg")
