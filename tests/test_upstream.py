@@ -23,12 +23,13 @@ SOURCES = [*sorted((ROOT / "hfstack").rglob("*.py")), *sorted((ROOT / "recipes")
 # Upstream classes that ours derive from, and the methods and properties of theirs that ours replace. A method that is
 # gone upstream would never be called; one that is new upstream may be replaced by accident. Both fail below.
 HOOKS = {
-    "transformers.TrainerCallback": "on_train_begin on_epoch_begin on_step_begin on_step_end on_log on_evaluate on_train_end "
-    "on_pre_optimizer_step on_epoch_end on_save",
+    "transformers.TrainerCallback": "on_train_begin on_epoch_begin on_step_begin on_step_end on_log on_evaluate "
+    "on_train_end on_pre_optimizer_step on_epoch_end on_save",
     "transformers.trainer_callback.ExportableState": "state",
     "transformers.HfArgumentParser": "error",
     "transformers.PreTrainedModel": "_init_weights",
-    "transformers.Trainer": "_get_eval_sampler",
+    "transformers.Trainer": "_get_eval_sampler get_train_dataloader training_step compute_loss create_optimizer "
+    "evaluate log _save _load_from_checkpoint",
     "transformers.generation.GenerationMixin": "_supports_default_dynamic_cache",
     "transformers.cache_utils.Cache": "get_seq_length get_max_length get_mask_sizes reset reorder_cache crop "
     "batch_select_indices batch_repeat_interleave batch_size is_initialized is_croppable is_compileable",
@@ -250,3 +251,41 @@ def test_trackers_read_the_environment_that_tracking_sets():
     for callback in (TrackioCallback, WandbCallback):
         assert "args.run_name" in inspect.getsource(callback.setup)
     assert 'resume="allow"' in inspect.getsource(TrackioCallback.setup)
+
+
+def test_the_trainer_runs_its_epochs_as_ppo_needs():
+    """One rollout is one epoch: its index comes first, then the random state, then the loader is iterated."""
+    from transformers import Trainer
+
+    source = inspect.getsource(Trainer._run_epoch)
+    loads, sets, iterates = (
+        source.index(text) for text in ("_load_rng_state", "set_epoch(epoch)", "epoch_iterator = iter(")
+    )
+    assert loads < sets < iterates
+    assert "should_epoch_stop" in source and Trainer.loss_is_scaled_for_ga is None
+    assert list(inspect.signature(Trainer._save).parameters) == ["self", "output_dir", "state_dict"]
+    assert list(inspect.signature(Trainer._load_from_checkpoint).parameters)[1:] == ["resume_from_checkpoint", "model"]
+    assert 'optimizer_kwargs.pop("params")' in inspect.getsource(Trainer.create_optimizer)
+    assert 'grad_acc_kwargs["num_steps"] = 1' in inspect.getsource(Trainer.create_accelerator_and_postprocess)
+
+
+def test_adapters_switch_as_the_actor_critic_needs():
+    """models/value_head.py sets `_active_adapter` and `_disable_adapters`; PEFT's own methods touch requires_grad."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for kind in (BaseTunerLayer, AuxiliaryTrainingWrapper):
+        for name in ("active_adapter", "disable_adapters"):
+            assert f"return self._{name}" in inspect.getsource(inspect.getattr_static(kind, name).fget)
+    assert "_set_layer_requires_grad" in inspect.getsource(BaseTunerLayer.enable_adapters)
+
+
+def test_models_and_caches_behave_as_the_sampler_needs():
+    from transformers import DynamicCache, PreTrainedModel
+    from trl.models.utils import prepare_fsdp
+
+    assert {"config"} <= set(inspect.signature(DynamicCache.__init__).parameters)
+    assert callable(DynamicCache.batch_select_indices)
+    names = list(inspect.signature(PreTrainedModel.activation_checkpointing_enable).parameters)[1:]
+    assert names == ["activation_checkpointing_kwargs", "every_n_layers", "offload"]
+    assert list(inspect.signature(prepare_fsdp).parameters) == ["model", "accelerator"]
