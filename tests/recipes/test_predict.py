@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
-from hfstack.errors import CheckpointError, ConfigError, DataError
+from hfstack.errors import CheckpointError, ConfigError, DataError, Preempted
 from hfstack.evaluation.classify_rows import load_classify_predictor
 from hfstack.evaluation.predicting import by_length, write_predictions
 from hfstack.models.classifier import ClassifierInfo
@@ -164,3 +164,32 @@ def test_mistakes(run_recipe, classifier: Path, tiny_llama: Path, rows_file: Pat
     AutoTokenizer.from_pretrained(classifier).save_pretrained(tmp_path / "half")
     with pytest.raises(CheckpointError, match=r"is an adapter without classifier.json"):
         predict("f", model_name_or_path=tmp_path / "half")
+
+
+def test_the_recipe_goes_on_after_it_was_stopped(
+    run_recipe, classifier: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from hfstack.evaluation import classify_rows
+
+    load, windows, stops = classify_rows.load_classify_predictor, [], [True]
+
+    def load_stopping(args: ModelConfig, **settings: object):
+        predict = load(args, **settings)  # pyright: ignore[reportArgumentType]
+
+        def answer(rows: list[dict]) -> list[dict]:
+            if windows and stops:
+                stops.clear()
+                raise KeyboardInterrupt
+            windows.append(len(rows))
+            return predict(rows)
+
+        return answer
+
+    monkeypatch.setattr(classify_rows, "load_classify_predictor", load_stopping)
+    flags = [f"--model_name_or_path={classifier}", f"--datasets={rows_file}", f"--output_dir={tmp_path}/out"]
+    with pytest.raises(Preempted):
+        run_recipe("predict", *flags, "--batch_size=1")
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+    assert run_recipe("predict", *flags, "--batch_size=1") == {"rows": 70}
+    assert windows == [32, 32, 6]
+    assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 70
