@@ -23,7 +23,6 @@ _KL = "kl_per_completion"  # nats an answer, not a token
 _ENTROPY = "entropy"  # nats a token
 _ENDED = "ended_share"
 _LENGTH = "completions/mean_length"  # tokens
-_CLIPPED = ("policy/clip_frac", "clip_ratio", "clip_ratio/region_mean")
 
 _FEWEST_POINTS = 8  # of a curve, so that a quarter of it has two
 _SURE = 2.0  # standard errors
@@ -125,17 +124,17 @@ def _step_size(run: ChainRun) -> list[Finding]:
     """Clip fraction, KL of one rollout's updates, and mean ratio, in the second half of the run."""
     found = []
     checks = (
-        ("clip fraction", _CLIPPED, _CLIPPED_WARN, _CLIPPED_BAD, "of the tokens are clipped"),
+        ("clip fraction", _clipped(run), _CLIPPED_WARN, _CLIPPED_BAD, "of the tokens are clipped"),
         (
             "update KL",
-            ("policy/approx_kl",),
+            series(run, "policy/approx_kl"),
             _STEP_KL_WARN,
             _STEP_KL_BAD,
             "nats a token between a rollout and its updates",
         ),
     )
-    for check, names, warn, bad, what in checks:
-        if values := series(run, *names):
+    for check, values, warn, bad, what in checks:
+        if values:
             late = fmean(values[len(values) // 2 :])
             evidence = f"{run.label}: {late:.3g} {what}, {max(values):.3g} at most"
             advice = "lower --learning_rate, fewer --num_ppo_epochs, or --target_kl"
@@ -146,6 +145,12 @@ def _step_size(run: ChainRun) -> list[Finding]:
         verdict = by_limit(abs(off - 1), warn=_RATIO_WARN, bad=_RATIO_BAD)
         found.append(Finding("policy", "ratio", verdict, evidence, "lower --learning_rate"))
     return found
+
+
+def _clipped(run: ChainRun) -> list[float]:
+    """The share of the tokens (TRL: of the completions) that are clipped at either side."""
+    low, high = (series(run, f"policy/clip_share_{side}") for side in ("low", "high"))
+    return [a + b for a, b in zip(low, high, strict=True)] or series(run, "clip_ratio/region_mean")
 
 
 def _entropy(run: ChainRun) -> list[Finding]:

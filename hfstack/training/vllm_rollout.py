@@ -91,8 +91,8 @@ class VLLMEngine:
         """
         if self._generation is None:
             self._generation = self._start(actor_critic)
-        with _policy_adapter(actor_critic):
-            self._generation.sync_weights()
+        with _policy_adapter(actor_critic), torch.autocast(actor_critic.device.type, enabled=False):
+            self._generation.sync_weights()  # autocast would round what an adapter adds to the weights
         _, completions, log_probs, token_ids = self._generation.generate(
             prompts=[list(prompt) for prompt in prompt_ids], images=None, num_generations=1
         )

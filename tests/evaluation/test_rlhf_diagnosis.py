@@ -65,7 +65,8 @@ def sound_chain() -> Chain:
             "ppo", "runs/ppo", {"reward": 0.9},
             history={
                 "reward": curve(0.1, 0.9), "rewards/obeys/mean": curve(0.2, 0.6), "kl_per_completion": curve(0.0, 4.0),
-                "entropy": curve(1.5, 1.1), "policy/clip_frac": curve(0.1, 0.12),
+                "entropy": curve(1.5, 1.1), "policy/clip_share_low": curve(0.1, 0.12),
+                "policy/clip_share_high": curve(0.1, 0.1),
                 "policy/approx_kl": curve(0.01, 0.01, noise=0.001), "policy/ratio": curve(1.0, 1.0, noise=0.01),
                 "value/explained_variance": curve(0.0, 0.7), "loss/value": curve(0.4, 0.1),
                 "ended_share": curve(0.97, 0.98, noise=0.01), "completions/mean_length": curve(18, 20),
@@ -170,7 +171,8 @@ def gold_reward_turns(chain: Chain) -> Chain:
 def learning_rate_too_high(chain: Chain) -> Chain:
     chain = changed(chain, "win_rate", {"win_rate": 0.1, "win_rate_low": 0.07, "win_rate_high": 0.14})
     return changed(
-        chain, "ppo", reward=curve(0.1, -0.8), kl_per_completion=curve(0.0, 60.0), policy__clip_frac=curve(0.4, 0.8),
+        chain, "ppo", reward=curve(0.1, -0.8), kl_per_completion=curve(0.0, 60.0),
+        policy__clip_share_high=curve(0.4, 0.8),
         policy__approx_kl=curve(0.2, 0.9), policy__ratio=curve(1.0, 2.5), entropy=curve(1.5, 0.05),
         ended_share=curve(0.97, 0.3, noise=0.01),
     )  # fmt: skip
