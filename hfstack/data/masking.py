@@ -58,7 +58,8 @@ def use_mask_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     mask = tokenizer.mask_token or next((token for token in ("[MASK]", "<mask>") if token in vocabulary), "<mask>")
     first = tokenizer.cls_token or "<s>"
     before = len(tokenizer)
-    tokenizer.add_special_tokens({"mask_token": mask, "cls_token": first, "sep_token": end})
+    added: dict[str, Any] = {"mask_token": mask, "cls_token": first, "sep_token": end}
+    tokenizer.add_special_tokens(added)
     core: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
     ids = [(str(token), cast(int, tokenizer.convert_tokens_to_ids(str(token)))) for token in (first, end)]
     core.post_processor = TemplateProcessing(

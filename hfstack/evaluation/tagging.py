@@ -199,7 +199,8 @@ def load_tag_predictor(
     model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
     limit = check_length(max_length or info.get("max_length"), model.config, tokenizer)
     column = columns[0] or info.get("tokens_column", "tokens")
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    config: Any = model.config
+    names = [config.id2label[index] for index in range(config.num_labels)]
     pad = padding_id(tokenizer)
     seen = 0
 
