@@ -42,6 +42,7 @@ belongs to the recipe.
   --main_address H:P      host and free port of node 0
 
   hfstack run RECIPE --help    every flag of that recipe
+  --allow_changed NAME ...     a flag of every recipe: settings that a resumed run may change
 """
 _LAUNCHER_OPTIONS = ("processes", "accelerate", "log_file", "nodes", "node_rank", "main_address", "retries")
 

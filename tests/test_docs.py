@@ -44,6 +44,11 @@ def commands() -> list[tuple[str, str, list[str]]]:
             if names:
                 options = [word.split("=")[0][2:] for word in words if word.startswith("--")]
                 found.append((f"{page.name}: {line.strip()[:60]}", names[0], options))
+    story = (ROOT / "recipes" / "full_story.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^stage ([^\n]+)", story, re.MULTILINE):
+        words = shlex.split(line)
+        options = [word[2:] for word in words if word.startswith("--")]
+        found.append((f"full_story.sh: {words[1]}", words[2], options))
     return found
 
 
@@ -51,7 +56,8 @@ def commands() -> list[tuple[str, str, list[str]]]:
 def test_commands_name_options_that_exist(place: str, recipe: str, options: list[str]) -> None:
     reference = next((ROOT / "docs" / "reference").glob(f"{recipe}.*")).read_text(encoding="utf-8")
     launcher = {
-        "processes", "accelerate", "log_file", "help", "config", "nodes", "node_rank", "main_address",
+        "processes", "accelerate", "log_file", "help", "config", "nodes", "node_rank", "main_address", "retries",
+        "allow_changed",
     }  # fmt: skip
     for option in options:
         assert option in launcher or f"--{option}" in reference, f"{place}: {recipe} has no --{option}"
