@@ -62,6 +62,9 @@ class ContinueCounts(TrainerCallback):
         for name in ("num_tokens", "eval_num_tokens"):
             if name not in logs or not self._before:
                 continue
+            if state.global_step == self._resumed_step:  # no step was left to take: what was counted is not new
+                logs[name] = state.log_history[-1][name] = self._before
+                continue
             if self._restarted is None:
                 whole = self._before * state.global_step / self._resumed_step
                 self._restarted = logs[name] < whole - self._before / 2
@@ -91,6 +94,7 @@ class KeepCheckpoints(TrainerCallback):
         self._limit: int | None = None
         self._pushed_upstream = False
         self._nothing_left = False
+        self._reached: tuple[int, float | None, int] = (0, None, 0)
         self._worker: threading.Thread | None = None
         self._fault: Exception | None = None
         run.at_exit(self.wait)
@@ -103,6 +107,7 @@ class KeepCheckpoints(TrainerCallback):
         self._pushed_upstream, args.push_to_hub = args.push_to_hub, False
         source = self.run.resumed_from
         self._nothing_left = source is not None and 0 < state.max_steps <= state.global_step
+        self._reached = state.global_step, state.epoch, state.num_input_tokens_seen
         if source is not None:
             _follow_settings(args, source, kwargs["optimizer"], kwargs["lr_scheduler"])
         if args.save_strategy != SaveStrategy.NO and state.is_world_process_zero:
@@ -123,7 +128,7 @@ class KeepCheckpoints(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log wherever a checkpoint is due, so that a resumed run logs the same numbers as one that never stopped."""
         if self._nothing_left:
-            state.global_step -= 1
+            state.global_step, state.epoch, state.num_input_tokens_seen = self._reached
             _leave(control)
         elif control.should_save or (control.should_evaluate and args.save_strategy == SaveStrategy.BEST):
             control.should_log = control.should_log or args.logging_strategy != IntervalStrategy.NO

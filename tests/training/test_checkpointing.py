@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
     default_data_collator,
 )
@@ -155,9 +156,13 @@ def same(one: Path, two: Path) -> None:
     assert read_run(one).metrics["train_loss"] == pytest.approx(read_run(two).metrics["train_loss"], rel=1e-6)
 
 
-def curve(folder: Path) -> list[tuple[int, float, float]]:
+def curve(folder: Path) -> list[tuple[float | None, ...]]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [(entry["step"], entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry]
+    return [
+        (entry["step"], entry["epoch"], entry.get("loss"), entry.get("grad_norm"), entry.get("eval_loss"))
+        for entry in history
+        if "train_runtime" not in entry
+    ]
 
 
 def names(folder: Path, pattern: str = "checkpoint-*") -> list[str]:
@@ -330,7 +335,8 @@ def test_a_run_whose_last_step_was_taken_takes_no_other(train, tmp_path: Path, w
             with pytest.raises(RuntimeError):
                 train("out", after=crash, resume_from_checkpoint="last")
         else:
-            train("out", resume_from_checkpoint="last")
+            trainer = train("out", resume_from_checkpoint="last")
+            assert (trainer.state.global_step, trainer.state.epoch) == (6, 0.5)
         assert names(tmp_path / "out") == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     same(whole, tmp_path / "out")
 
@@ -472,3 +478,24 @@ def test_one_seed_is_one_curve(train, tmp_path: Path, same_seed: bool) -> None:
     train("two", full_determinism=True, seed=42 if same_seed else 43)
     assert (curve(tmp_path / "one") == curve(tmp_path / "two")) is same_seed
     torch.use_deterministic_algorithms(False)
+
+
+def test_a_count_that_begins_at_0_again_is_continued() -> None:
+    for tokens_at, counted in (
+        ({3: 20.0, 4: 40.0}, {3: 120.0, 4: 140.0}),
+        ({2: 70.0}, {2: 100.0}),
+        ({3: 120.0}, {3: 120.0}),
+    ):
+        count = checkpointing.ContinueCounts()
+        state = TrainerState(
+            global_step=2, log_history=[{"num_tokens": 40.0, "step": 1}, {"num_tokens": 100.0, "step": 2}]
+        )
+        arguments: Any = (None, state, None)
+        count.on_train_begin(*arguments)
+        for step, tokens in tokens_at.items():
+            state.global_step = step
+            logs = {"num_tokens": tokens, "eval_num_tokens": tokens}
+            state.log_history.append({**logs, "step": step})
+            count.on_log(*arguments, logs=logs)
+            assert logs == {"num_tokens": counted[step], "eval_num_tokens": counted[step]}
+            assert state.log_history[-1] == {**logs, "step": step}
