@@ -1,0 +1,233 @@
+"""PPO, ours against TRL 1.12.0's, the last that TRL shipped: episodes per CPU second, what is reached, peak memory.
+
+    python benchmarks/ppo.py speed [--repeats 3]       # episodes per CPU second and peak memory, short and long prompts
+    python benchmarks/ppo.py quality [--seeds 0 1 2]   # J = reward - 0.05 KL on fresh prompts, and what 0.85 costs
+
+The toy is in benchmarks/ppo_toy.py: a Llama of 0.46 M parameters, 128 episodes a rollout, 4 epochs of 4 mini-batches,
+answers of up to 40 tokens. All sides have the same model, prompts, reward, learning rate and number of optimizer
+steps. "separate" has TRL's architecture and optimizer settings (a second model as the critic, Adam's epsilon 1e-8, no
+clipping); the others are what TRL's has no word for: the critic as a head on the policy's trunk, the same without its
+gradient in the trunk, and LoRA adapters for policy and critic on one backbone.
+
+TRL's side runs in a virtual environment of its own, which is made once under --cache with the same versions of torch,
+transformers, accelerate and peft as here. Sides run in turn, on one thread, each in a process of its own; CPU seconds
+are those of `train()` alone.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ppo_toy import ANSWER_TOKENS, KL_WEIGHT, Curve, judge, load, make_models, prompts, reached, reward
+
+TRL = "TRL 1.12"
+SIDES: dict[str, dict[str, Any]] = {
+    TRL: {},
+    "separate": {"critic": "separate", "adam_epsilon": 1e-8, "max_grad_norm": 0.0},
+    "shared": {"critic": "shared", "critic_learning_rate": 1e-3},
+    "shared, detached": {"critic": "shared", "critic_learning_rate": 1e-3, "detach_value": True},
+    "adapter": {"critic": "adapter", "learning_rate": 1e-3},
+}
+ROLLOUT_EPISODES, MINI_BATCHES, EPOCHS, LEARNING_RATE = 128, 4, 4, 1e-4
+LEVEL = 0.85
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 % for that many seeds
+SAME_VERSIONS = ("transformers", "accelerate", "peft", "datasets", "tokenizers")
+
+
+def main() -> None:
+    """Prepare both sides, run what was asked for and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["speed", "quality"])
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    parser.add_argument("--cache", type=Path, default=home / "hfstack" / "ppo_benchmark", help="venv and toy models")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--repeats", type=int, default=3, help="of speed")
+    parser.add_argument("--prompts", nargs="+", default=["short", "long"], choices=["short", "long"], help="of speed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of quality")
+    parser.add_argument(
+        "--rollouts", type=int, help="default: 5 for speed on short prompts, 2 on long ones, 20 for quality"
+    )
+    parser.add_argument("--json", type=Path, help="file that gets a line for each run")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(train_ours(json.loads(arguments.worker))))
+        return
+    make_models(arguments.cache / "toy")
+    if TRL in arguments.sides:
+        make_environment(arguments.cache / "trl")
+    print(compare_speed(arguments) if arguments.what == "speed" else compare_quality(arguments))
+
+
+def compare_speed(arguments: argparse.Namespace) -> str:
+    """Episodes per CPU second and peak memory, medians over repeats."""
+    rows: dict[str, list[str]] = {side: [side] for side in arguments.sides}
+    heads = ["side"]
+    for kind in arguments.prompts:
+        long = kind == "long"
+        rollouts = arguments.rollouts or (2 if long else 5)
+        rates: dict[str, list[float]] = {side: [] for side in arguments.sides}
+        peaks: dict[str, list[float]] = {side: [] for side in arguments.sides}
+        for repeat in range(arguments.repeats):
+            for side in arguments.sides:
+                found = start(arguments, side, seed=repeat, long=long, rollouts=rollouts, judged=False)
+                rates[side].append(rollouts * ROLLOUT_EPISODES / found["cpu_s"])
+                peaks[side].append(found["peak_rss_mib"])
+        for side, row in rows.items():
+            row += [f"{statistics.median(rates[side]):.1f}", ratio(rates, side)]
+            row += [f"{statistics.median(peaks[side]):.0f}", ratio(peaks, side)]
+        heads += [f"{kind}, episodes/CPU s", f"of {TRL}", f"{kind}, peak RSS, MiB", f"of {TRL}"]
+    return table(heads, list(rows.values()))
+
+
+def compare_quality(arguments: argparse.Namespace) -> str:
+    """Reward, exact KL and J over seeds with 95 % intervals, and what it takes to get to the level."""
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in arguments.sides}
+    for seed in arguments.seeds:
+        for side in arguments.sides:
+            rollouts = arguments.rollouts or 20
+            found[side].append(start(arguments, side, seed=seed, long=False, rollouts=rollouts, judged=True))
+    rows = []
+    for side, runs in found.items():
+        arrivals = [reached(run["curve"], LEVEL) for run in runs]
+        rows.append(
+            [
+                side,
+                *(interval([run[name] for run in runs]) for name in ("reward", "kl", "J")),
+                f"{max(run['kl'] for run in runs):.2f}",
+                ", ".join("never" if one is None else f"{one['episodes']:.0f}" for one in arrivals),
+                ", ".join("-" if one is None else f"{one['cpu_s']:.1f}" for one in arrivals),
+                f"{statistics.median(run['cpu_s'] for run in runs):.1f}",
+            ]
+        )
+    heads = ["side", "reward", "KL, nats", f"J = reward - {KL_WEIGHT} KL", "largest KL"]
+    heads += [f"episodes to reward {LEVEL}", f"CPU s to reward {LEVEL}", "CPU s in all"]
+    return table(heads, rows)
+
+
+def start(
+    arguments: argparse.Namespace, side: str, *, seed: int, long: bool, rollouts: int, judged: bool
+) -> dict[str, Any]:
+    """Run one side in a fresh process on one thread."""
+    task = {
+        "model": str(arguments.cache / "toy" / ("long" if long else "short")), "long": long, "seed": seed,
+        "rollouts": rollouts, "rollout": ROLLOUT_EPISODES, "mini_batches": MINI_BATCHES, "epochs": EPOCHS,
+        "learning_rate": LEARNING_RATE, "judge": judged, "side": side,
+    }  # fmt: skip
+    here = Path(__file__)
+    argv = [sys.executable, str(here), arguments.what, "--worker", json.dumps(task)]
+    if side == TRL:
+        argv = [str(arguments.cache / "trl" / "bin" / "python"), str(here.with_name("ppo_trl.py")), json.dumps(task)]
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CI": "1"}
+    paths = os.pathsep.join(filter(None, [str(here.parent.parent), os.environ.get("PYTHONPATH")]))
+    quiet |= {"PYTHONPATH": paths} if side != TRL else {}
+    done = subprocess.run(argv, env=os.environ | quiet, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{side}: {done.stderr[-4000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    steps = rollouts * MINI_BATCHES * EPOCHS
+    assert found["optimizer_steps"] == steps, f"{side} took {found['optimizer_steps']} optimizer steps, not {steps}"
+    if arguments.json:
+        with arguments.json.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(task | found) + "\n")
+    return found
+
+
+def train_ours(task: dict[str, Any]) -> dict[str, Any]:
+    """Train one of our sides; return CPU seconds, the curve, peak memory and, when asked for, the judgement."""
+    import torch
+    from peft import LoraConfig
+    from transformers import TrainerCallback, set_seed
+
+    from hfstack.training.ppo import PPOTrainer
+    from hfstack.training.ppo_config import PPOConfig
+
+    torch.set_num_threads(1)
+    set_seed(task["seed"])
+    folder, long = Path(task["model"]), task["long"]
+    model, tokenizer = load(folder)
+    own = {"learning_rate": task["learning_rate"]} | SIDES[task["side"]]
+    peft_config = None
+    if own["critic"] == "adapter":
+        peft_config = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    curve = Curve()
+
+    class Watch(TrainerCallback):
+        """Starts the clock and keeps what each rollout logged."""
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            curve.begin()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "reward" in logs:
+                episodes = state.global_step // (MINI_BATCHES * EPOCHS) * task["rollout"]
+                curve.add(episodes=episodes, reward=logs["reward"], kl=logs["kl_per_completion"])
+
+    with tempfile.TemporaryDirectory() as output_dir:
+        settings = PPOConfig(
+            output_dir=output_dir, per_device_train_batch_size=task["rollout"] // task["mini_batches"],
+            gradient_accumulation_steps=1, num_mini_batches=task["mini_batches"], num_ppo_epochs=task["epochs"],
+            total_episodes=task["rollout"] * task["rollouts"], max_completion_length=ANSWER_TOKENS, temperature=1.0,
+            kl_coef=KL_WEIGHT, vf_coef=0.1, lr_scheduler_type="constant", missing_eos_penalty=1.0, bf16=False,
+            report_to="none", logging_steps=task["epochs"] * task["mini_batches"], save_strategy="no", use_cpu=True,
+            seed=task["seed"], disable_tqdm=True, **own,
+        )  # fmt: skip
+        trainer = PPOTrainer(
+            model=model, reward_funcs=[reward], args=settings, train_dataset=prompts(2048, seed=1, long=long),
+            processing_class=tokenizer, peft_config=peft_config, callbacks=[Watch()],
+        )  # fmt: skip
+        trainer.train()
+    found = {"cpu_s": curve.seconds(), "optimizer_steps": trainer.state.global_step, "curve": curve.rows}
+    found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if task["judge"]:
+        found |= judge(trainer.accelerator.unwrap_model(trainer.model).policy, folder, long=long)
+    return found
+
+
+def make_environment(folder: Path) -> None:
+    """A virtual environment with TRL 1.12.0 and the versions that are installed here, made once."""
+    wanted = ["trl==1.12.0"] + [f"{name}=={version(name)}" for name in SAME_VERSIONS]
+    torch = f"torch=={version('torch').partition('+')[0]}"
+    stamp = folder / "installed.json"
+    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == [torch, *wanted]:
+        return
+    print(f"installing {' '.join([torch, *wanted])} into {folder}", file=sys.stderr)
+    venv.create(folder, clear=True, with_pip=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    for packages in ([torch], wanted):  # torch first: what is installed is kept, such as a build without CUDA
+        subprocess.run([*pip, *packages], check=True)
+    stamp.write_text(json.dumps([torch, *wanted]), encoding="utf-8")
+
+
+def ratio(values: dict[str, list[float]], side: str) -> str:
+    """The median of a side over TRL's."""
+    return f"{statistics.median(values[side]) / statistics.median(values[TRL]):.2f}x" if TRL in values else "-"
+
+
+def interval(values: list[float]) -> str:
+    """The mean over seeds with its 95 % interval by Student's t."""
+    mean = statistics.mean(values)
+    if len(values) not in T_95:
+        return f"{mean:.3f}"
+    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The page about the details of PPO names a test for every detail, tests that exist, and the defaults as they are."""
+
+import ast
+import re
+from pathlib import Path
+
+from hfstack.training.ppo_config import PPOConfig
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "ppo_details.md").read_text(encoding="utf-8")
+
+
+def details() -> list[str]:
+    """The rows of the tables, without their heads."""
+    return [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| detail |")]
+
+
+def test_every_detail_names_a_test() -> None:
+    rows = details()
+    assert len(rows) > 30
+    for row in rows:
+        assert "::test_" in row.rsplit("|", 2)[1], row
+
+
+def test_every_named_test_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", PAGE)
+    assert len(named) >= len(details())
+    for file, name in named:
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+
+
+def test_the_defaults_are_those_of_the_page(tmp_path: Path) -> None:
+    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert args.adam_epsilon == 1e-8 and args.lr_scheduler_type == "linear" and args.temperature == 1.0
+    assert (args.gamma, args.lam, args.lam_critic) == (1.0, 0.95, None)
+    assert (args.cliprange, args.cliprange_value, args.vf_coef, args.num_ppo_epochs) == (0.2, 0.2, 0.1, 4)
+    assert args.whiten_advantages and args.disable_dropout and not args.whiten_rewards
+    assert (args.kl_coef, args.kl_target, args.kl_estimator, args.missing_eos_penalty) == (0.05, None, "k1", None)
