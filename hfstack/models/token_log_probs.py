@@ -8,6 +8,7 @@ Legend: n scored tokens, d hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -66,5 +67,6 @@ def score_tokens(
             parts = [checkpoint(score, rows, wanted, use_reentrant=False) for rows, wanted in pairs]
         else:
             parts = [score(rows, wanted) for rows, wanted in pairs]
-    joined = [torch.cat(column) if len(column) > 1 else column[0] for column in zip(*parts, strict=True)]  # pyright: ignore[reportArgumentType]
+    columns: list[tuple[Tensor, ...]] = list(zip(*cast(list[tuple[Tensor, ...]], parts), strict=True))
+    joined = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
     return joined[0], joined[1] if with_entropy else None

@@ -126,7 +126,8 @@ class ActorCritic(nn.Module):
     @property
     def base(self) -> PreTrainedModel:
         """The causal language model, without PEFT's wrapper."""
-        return cast(PreTrainedModel, self.policy.get_base_model() if self.is_peft else self.policy)
+        policy = cast(Any, self.policy)
+        return policy.get_base_model() if self.is_peft else policy
 
     @property
     def generation_config(self) -> Any:
@@ -304,7 +305,7 @@ def _active_adapter(policy: PeftModel) -> str:
     if len(active) != 1 or policy.active_peft_config.is_prompt_learning:
         raise ConfigError(
             f"PPO trains one adapter of weights (LoRA and its kin), got {', '.join(active) or 'none'} "
-            f"of kind {policy.active_peft_config.peft_type.value}: activate one, or merge it"
+            f"of kind {cast(Any, policy.active_peft_config.peft_type).value}: activate one, or merge it"
         )
     return active[0]
 

@@ -100,7 +100,7 @@ class PPOTrainer(Trainer):
         super().__init__(
             model=actor_critic,
             args=args,
-            data_collator=list,
+            data_collator=cast(Any, list),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -111,7 +111,7 @@ class PPOTrainer(Trainer):
         self.kl_coef = args.kl_coef
         self.reward_moments = RunningMoments()
         self._boundary = RolloutBoundary()
-        self._completions = CompletionLog(Path(args.output_dir) / "completions.jsonl", args.log_completions)
+        self._completions = CompletionLog(Path(str(args.output_dir)) / "completions.jsonl", args.log_completions)
         self.add_callback(self._completions)
         self.add_callback(self._boundary)
         self._last_evaluation: tuple[int, Episodes] | None = None
@@ -236,7 +236,7 @@ class PPOTrainer(Trainer):
 
         Every evaluation draws the same random numbers, and training's are left as they were.
         """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = cast(Any, self.eval_dataset if eval_dataset is None else eval_dataset)
         if dataset is None:
             raise ConfigError("there are no held-out prompts to evaluate on: give --eval_datasets or --eval_fraction")
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
@@ -287,7 +287,7 @@ class PPOTrainer(Trainer):
         """After the last backward pass of an optimizer step: count it, and judge how far the policy has moved."""
         self._updates += 1
         if warms_up:  # not even weight decay shall move the policy
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in cast(nn.Module, self.model).named_parameters():
                 if not ppo_checkpoint.is_critic(name):
                     parameter.grad = None
         if self.args.target_kl is not None and float(self.collector.reduce(self._step_kl)) > self.args.target_kl:
@@ -299,7 +299,7 @@ class PPOTrainer(Trainer):
 
     def _collect(self, columns: Any, index: int, *, row_weights: Tensor | None = None) -> Collected:
         if isinstance(self.model, FSDPModule) and not self._decodes_sharded:
-            register_fsdp_forward_method(self.model, "decode_step")
+            register_fsdp_forward_method(cast(nn.Module, self.model), "decode_step")
             self._decodes_sharded = True
         return self.collector.collect(
             cast(ActorCritic, self.model),
@@ -357,7 +357,7 @@ class PPOTrainer(Trainer):
         """Write the policy as a plain model or adapter, the critic, the tokenizer and PPO's own state."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         actor_critic = cast(ActorCritic, self.accelerator.unwrap_model(self.model))
         ppo_checkpoint.save_actor_critic(actor_critic, folder, state_dict)
         cast(Any, self.processing_class).save_pretrained(folder)

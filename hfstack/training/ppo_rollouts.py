@@ -73,7 +73,7 @@ class Collector:
         self.args = args
         self.tokenizer = tokenizer
         self.accelerator = accelerator
-        self.engine: RolloutEngine | None = None
+        self.engine: RolloutEngine
         self.rewards = rewards
         self.token_rewards = token_rewards
         self.reference = reference
@@ -171,9 +171,10 @@ class Collector:
         """The largest of a number over all processes."""
         if self.accelerator.num_processes == 1:
             return number
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+        gathered = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        return int(cast(Tensor, gathered).max())
 
-    def _judge(self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout) -> dict[str, Tensor | None]:
+    def _judge(self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout) -> dict[str, Any]:
         """Old log-probabilities and values, from the engine where they are exact, and the reference's, (N, T) each."""
         device, temperature = actor_critic.device, self.args.temperature
         reuses = rollout.log_probs is not None and self._trusts_sampler(actor_critic)

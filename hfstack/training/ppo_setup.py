@@ -253,7 +253,7 @@ def _separate_critic(
     """A transformer of the critic's own, and a head when it comes with one that was trained."""
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     if args.critic_model is None:
-        return copy.deepcopy(base.base_model), None
+        return cast(PreTrainedModel, copy.deepcopy(base.base_model)), None
     settings = ModelConfig(model_name_or_path=args.critic_model, dtype=str(base.dtype).removeprefix("torch."))
     if load_tokenizer(settings).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
@@ -270,7 +270,8 @@ def _separate_critic(
             f"--critic_model {args.critic_model} is a {type(whole).__name__}, which reads in both directions: a value "
             "must not see the tokens after it, so name a causal model"
         ) from None
-    backbone = cast(PreTrainedModel, whole.base_model).requires_grad_(True)
+    backbone = cast(PreTrainedModel, whole.base_model)
+    backbone.requires_grad_(True)
     if untrained:
         return backbone, None
     head = nn.Linear(score.in_features, 1, dtype=torch.float32)

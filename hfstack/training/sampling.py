@@ -7,6 +7,7 @@ Legend: b completions of a batch, P tokens of its longest prompt, T tokens of th
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ class _Batch:
 
 def new_cache(actor_critic: ActorCritic) -> Cache | None:
     """An empty cache for the policy; None where the model makes one of its own kind (recurrent models)."""
-    if not actor_critic.base._supports_default_dynamic_cache():
+    if not cast(Any, actor_critic.base)._supports_default_dynamic_cache():
         return None
     return DynamicCache(config=actor_critic.base.config)
 

@@ -122,7 +122,10 @@ def test_capped_logits_are_the_models_own():
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.05,
     )  # fmt: skip
-    ActorCritic(Gemma2ForCausalLM(config)).check_head()
+    actor_critic = ActorCritic(Gemma2ForCausalLM(config))
+    actor_critic.check_head()
+    hidden = torch.randn(3, 16)
+    assert actor_critic._logits(hidden).abs().max() <= 0.05 < actor_critic.base.lm_head(hidden).abs().max()
 
 
 def test_models_that_cannot_write_are_refused(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
