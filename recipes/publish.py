@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_token
 
 from hfstack.config import command_line
 from hfstack.errors import ConfigError
@@ -81,6 +81,9 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
     chain = follow(Path(args.run), card_args.evaluations)
     kind, files = staging.check_ready(chain)
     repo = args.repo or f"your_name/{chain.last.label.replace('/', '-')}"
+    target = hub.Target(repo, kind.repo_type, args.endpoint or constants.ENDPOINT, get_token(), private=args.private)
+    if not (args.dry_run or folder.is_folder(repo)):
+        hub.check_token(target)  # before the minutes that loading and hashing may take
     with Run.start(__file__, run_args.output_dir, args, card_args, run_args, replace_own=True) as run:
         run.add_parent(args.run)
         if args.merge_adapter:
@@ -105,8 +108,6 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         elif folder.is_folder(repo):
             metrics |= {"verified_files": folder.push_to_folder(folder.folder_of(repo), items)}
         else:
-            endpoint = (args.endpoint or constants.ENDPOINT).rstrip("/")
-            target = hub.Target(repo, kind.repo_type, endpoint, hub.find_token(), private=args.private)
             parent = hub.prepare_repo(target)
             old = hub.superseded(target, parent, items, kind=kind.name)
             sha = hub.push(target, items, parent=parent, message=f"Publish {chain.last.label}", delete=old)

@@ -190,8 +190,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.make(name, kind=kind, private=body.get("visibility") == "private" or bool(body.get("private")))
         return answer
 
-    def validate_yaml(self) -> dict[str, Any]:
+    def validate_yaml(self) -> dict[str, Any] | None:
         body = json.loads(self._body())
+        if "license: none-such" in body["content"]:
+            self._answer(400, {"errors": [{"message": '"license" must be one of [...]'}], "warnings": []})
+            return None
         if not body["content"].startswith("---\n"):
             return {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}
         return {"errors": [], "warnings": []}

@@ -25,8 +25,6 @@ from hfstack.publishing.energy import METHOD
 from hfstack.redaction import redact
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
-_LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z]+)?|code|multilingual")
-_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _SHOWN_CHARACTERS = 700
 _MODEL_INDEX_RESULTS = 10
 _REINFORCED = frozenset({"rloo", "grpo", "ppo"})
@@ -51,11 +49,7 @@ def render_card(
         base: what an adapter names as its base, "" for no adapter.
         picture: path of the curves beside the card, when there are any.
         splits: of a dataset, the names of its files without .jsonl.
-
-    Raises:
-        ConfigError: the licence or a language is none that the Hub takes.
     """
-    check_words(words)
     origin = base or card_facts.base_of(chain, kind)
     name = repo.rstrip("/").rsplit("/", 1)[-1]
     found = card_metrics.results(chain)
@@ -84,18 +78,6 @@ def render_card(
     metadata, card = _metadata(chain, kind, words, found, base=origin, name=name, wording=wording, splits=splits)
     text = str(card.from_template(metadata, template_path=str(_TEMPLATE), **content))
     return re.sub(r"\n{3,}", "\n\n", redact(text)).rstrip() + "\n"
-
-
-def check_words(words: Words) -> None:
-    """Refuse a licence or a language that the Hub would refuse.
-
-    Raises ConfigError.
-    """
-    if words.licence is not None and not _LICENCE.fullmatch(words.licence):
-        raise ConfigError(f"--license {words.licence}: give its id on the Hub, such as apache-2.0, cc-by-4.0 or other")
-    for language in words.language:
-        if not _LANGUAGE.fullmatch(language):
-            raise ConfigError(f"--language {language}: give an ISO 639 code such as en, or multilingual")
 
 
 def check_card(text: str, *, dataset: bool = False) -> int:

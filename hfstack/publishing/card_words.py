@@ -1,5 +1,6 @@
 """What a model card says about a kind of model: what it is, what it is for, its limits, and how it is loaded."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -52,6 +53,8 @@ _LIMITS = {
     "classifier": "Texts of another kind, length or language than its data get a label all the same.",
     "dataset": "Labels that a rule or a model gave are that judge's, not people's.",
 }
+_LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z]+)?|code|multilingual")
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _REINFORCED = frozenset({"rloo", "grpo", "ppo"})
 
 
@@ -65,6 +68,9 @@ class Words:
         intended_use: replaces the sentence that fits the kind.
         limits: further limits, in sentences.
         data_licences: licence by the end of a data path, such as `corpus/raw.jsonl`.
+
+    Raises:
+        ConfigError: the licence or a language is none that the Hub takes.
     """
 
     licence: str | None = None
@@ -72,6 +78,13 @@ class Words:
     intended_use: str | None = None
     limits: list[str] = field(default_factory=list)
     data_licences: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.licence is not None and not _LICENCE.fullmatch(self.licence):
+            raise ConfigError(f"--license {self.licence}: give its id on the Hub, such as apache-2.0 or cc-by-4.0")
+        for language in self.language:
+            if not _LANGUAGE.fullmatch(language):
+                raise ConfigError(f"--language {language}: give an ISO 639 code such as en, or multilingual")
 
 
 def by_path(licences: Sequence[str]) -> dict[str, str]:

@@ -53,6 +53,9 @@ class Target:
     private: bool = True
     branch: str = "main"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "endpoint", self.endpoint.rstrip("/"))
+
     @property
     def api(self) -> HfApi:
         return HfApi(endpoint=self.endpoint, token=self.token)
@@ -92,10 +95,11 @@ def check_token(target: Target) -> str:
     """Return the name of the token's owner, once it is known to be able to write to the repository.
 
     Raises:
-        ConfigError: the token is not valid, may only read, or belongs to somebody else.
+        ConfigError: the name is not valid, or the token is not, may only read, or belongs to somebody else.
         HubError: the endpoint cannot be reached.
     """
-    if target.token is None:
+    check_name(target.repo)
+    if not target.token:
         raise ConfigError("no token to push with: set HF_TOKEN, or run `hf auth login`, with one that may write")
     try:
         user: dict[str, Any] = target.api.whoami()
@@ -162,7 +166,6 @@ def prepare_repo(target: Target) -> str:
             public repository was found where a private one was meant.
         HubError: the endpoint refuses or cannot be reached.
     """
-    check_name(target.repo)
     check_token(target)
     api = target.api
     try:
@@ -267,6 +270,8 @@ def push(
                 )
                 return str(commit.oid)
             except Exception as error:
+                if isinstance(error, ValueError) and "metadata in README.md" in str(error):
+                    raise HubError(f"{target.url} refuses the card: {' '.join(str(error).split())[:300]}") from error
                 if not is_network(error):
                     raise
                 if (landed := _landed(target, items, parent)) is not None:

@@ -1,5 +1,7 @@
 """What a failed request to the Hub means: whether it passes by waiting, and one line that says what to do."""
 
+from json import JSONDecodeError
+
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from hfstack.errors import HubError
@@ -33,8 +35,10 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_network(error: BaseException) -> bool:
-    """Whether a failure came from the network or the server, and not from a bug of ours."""
-    return any(isinstance(cause, HTTPError | ConnectionError | TimeoutError) for cause in causes(error))
+    """Whether a failure came from the network or the server (an error page is no JSON), and not from a bug of ours."""
+    return any(
+        isinstance(cause, HTTPError | ConnectionError | TimeoutError | JSONDecodeError) for cause in causes(error)
+    )
 
 
 def passes(error: BaseException) -> bool:

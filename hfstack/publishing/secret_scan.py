@@ -35,7 +35,7 @@ def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]
         for name, value in environment.items()
         if _NAMES_A_SECRET.search(name) and len(value) >= _SHORTEST and not Path(value).exists()
     }
-    if (token := get_token()) and token not in found:
+    if (token := get_token()) and len(token) >= _SHORTEST and token not in found:
         found[token] = "the Hub token of this machine"
     return found
 

@@ -234,3 +234,12 @@ def test_the_look_alike_hides_private_repositories(hub: Hub):
     hub.make("bob/private", private=True)
     assert not HfApi(endpoint=hub.url, token=WRITER).repo_exists("bob/private")
     assert HfApi(endpoint=hub.url, token=OTHER).repo_exists("bob/private")
+
+
+def test_a_card_that_the_hub_refuses_is_one_line(hub: Hub, tmp_path: Path):
+    (tmp_path / "README.md").write_text("---\nlicense: none-such\n---\n")
+    where = target(hub)
+    parent = prepare_repo(where)
+    with pytest.raises(HubError, match=r'refuses the card: .*"license" must be one of') as caught:
+        push(where, [item("README.md", tmp_path / "README.md")], parent=parent, message="Publish")
+    assert "\n" not in str(caught.value) and paths(hub) == set()
