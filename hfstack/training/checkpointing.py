@@ -23,6 +23,9 @@ from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked
 
 logger = get_logger(__name__)
 
+_PICKLED_SETTINGS = "training_args.bin"
+_VISIBLE_S = 10  # how long a network file system may take to show what another node wrote
+
 # What an optimizer's saved state brings along although the settings name another value now.
 _OPTIMIZER_SETTINGS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 
@@ -152,10 +155,9 @@ class KeepCheckpoints(TrainerCallback):
         began = time.perf_counter()
         self.wait()
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if args.should_save:
-            (path / "training_args.bin").unlink(missing_ok=True)  # a pickle, with the settings in clear
         _see_every_part(path, args)
         if args.should_save:
+            (path / _PICKLED_SETTINGS).unlink(missing_ok=True)  # with every setting in clear
             best = state.best_model_checkpoint
             self._worker = threading.Thread(
                 target=self._verify, args=(path, args, state.global_step, best), name="checkpoint", daemon=True
@@ -207,22 +209,23 @@ def _see_every_part(path: Path, args: TrainingArguments) -> None:
     """Wait until every process has written its part, and see from the first that each part is there."""
     if args.world_size == 1:
         return
-    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {_PICKLED_SETTINGS}
     seen: list[Any] = [None] * args.world_size
-    torch.distributed.all_gather_object(seen, names)
-    if args.save_on_each_node:
+    torch.distributed.all_gather_object(seen, sorted(names))
+    if args.save_on_each_node or args.process_index != 0:
         return
-    unseen = sorted(set().union(*seen) - set(seen[0]))
-    states = [name for name in unseen if name.startswith("rng_state")]
-    if args.process_index == 0 and states:
-        logger.warning(
-            "%s lies on the disks of other nodes: a resume will not be identical; let --output_dir be shared", states[0]
-        )
-    if parts := sorted(set(unseen) - set(states)):
+    deadline = time.monotonic() + _VISIBLE_S
+    unseen = sorted(set().union(*seen))
+    while (unseen := [name for name in unseen if not (path / name).is_file()]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    parts = [name for name in unseen if not name.startswith("rng_state")]
+    if parts:
         raise CheckpointError(
             f"{parts[0]} of {path.name} lies where the first process cannot see it: let --output_dir be a folder that "
             "all nodes share"
         )
+    if unseen:
+        logger.warning("%s lies on another node's disk: a resume will not be identical; share --output_dir", unseen[0])
 
 
 def _optimizer_settings(args: TrainingArguments) -> dict[str, float]:

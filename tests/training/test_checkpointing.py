@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -499,3 +500,30 @@ def test_a_count_that_begins_at_0_again_is_continued() -> None:
             count.on_log(*arguments, logs=logs)
             assert logs == {"num_tokens": counted[step], "eval_num_tokens": counted[step]}
             assert state.log_history[-1] == {**logs, "step": step}
+
+
+def test_every_process_has_its_part_where_the_first_can_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpointing, "_VISIBLE_S", 0.2)
+    shards = ["model.safetensors", "optimizer_0/__0_0.distcp", "optimizer_0/__1_0.distcp", "rng_state_1.pth"]
+    for name in [*shards, "training_args.bin"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    of_rank_1: list[str] = list(shards)
+
+    def gather(found: list[Any], own: list[str]) -> None:
+        found[:] = [own, of_rank_1]
+        assert "training_args.bin" not in own
+
+    monkeypatch.setattr(checkpointing.torch.distributed, "all_gather_object", gather)
+    arguments: Any = SimpleNamespace(world_size=2, save_on_each_node=False, process_index=0)
+    checkpointing._see_every_part(tmp_path, arguments)
+    (tmp_path / "rng_state_1.pth").unlink()
+    checkpointing._see_every_part(tmp_path, arguments)
+    assert "rng_state_1.pth lies on another node's disk: a resume will not be identical" in caplog.text
+    of_rank_1.append("optimizer_0/__2_0.distcp")
+    with pytest.raises(
+        CheckpointError, match=r"optimizer_0/__2_0\.distcp of .* lies where the first process cannot see"
+    ):
+        checkpointing._see_every_part(tmp_path, arguments)
