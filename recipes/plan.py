@@ -82,15 +82,17 @@ def plan_compute(run: Run, budget: BudgetArgs, machine: DeviceArgs) -> dict[str,
         raise ConfigError(f"--architecture {budget.architecture}: give a config.json, such as llama-125m.json")
     device = find_device(machine.device_name, memory_gib=machine.memory_gib, bf16=True)
     flops = budget_flops(budget, peak_flops_per_s=device.peak_flops_per_s, utilization=machine.utilization)
-    law, draws = read_law(budget.fit)
+    family = without_size(template_file.stem)
+    law, draws, freedom = read_law(budget.fit, family)
     plan = plan_budget(
         flops,
         law,
         json.loads(template_file.read_text(encoding="utf-8")),
-        family=without_size(template_file.stem),
+        family=family,
         block_size=budget.block_size,
         count=lambda config: Costs(*count_costs(config, budget.block_size)),
         draws=draws,
+        freedom=freedom,
         machine=Machine(processes=machine.devices),
         parameters=budget.parameters,
     )

@@ -1,5 +1,6 @@
 """What a workload means for a machine: does it fit, what would make it fit, how long it takes, what it writes."""
 
+import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +21,6 @@ from hfstack.training.workload import Needs, Workload, assess
 MIB = 2**20
 _MOST_SHARDS = 64
 _LORA_RANK = 16
-DRAWS_TABLE = "bootstrap_laws"
 
 
 @dataclass
@@ -172,21 +172,31 @@ def disk_bytes(workload: Workload, needs: Needs) -> int | None:
     return (math.floor(workload.steps / every) + 2) * needs.checkpoint
 
 
-def read_law(fit: str | None) -> tuple[Law, list[Law]]:
-    """Return the law of a finished scaling_fit run and its bootstrap draws, or the published one.
+def read_law(fit: str | None, family: str) -> tuple[Law, list[Law], int]:
+    """Return the law of a finished scaling_fit run, its bootstrap draws and their degrees of freedom.
+
+    Without a run it is the published law, which has no draws. Of a run with several families, the one that the
+    planned architecture belongs to is taken.
 
     Raises:
-        CheckpointError: the run has no parametric fit.
+        CheckpointError: the run has no parametric fit of that family.
     """
     if fit is None:
-        return CHINCHILLA, []
+        return CHINCHILLA, [], 1
     record = read_run(Path(fit))
-    missing = [name for name in PARAMETERS if name not in record.metrics]
-    if missing:
-        raise CheckpointError(f"--fit {fit}: its run.json has no {', '.join(missing)}; name a run of scaling_fit")
-    table = record.tables.get(DRAWS_TABLE)
-    draws = [Law(*row) for row in table["rows"]] if table else []
-    return Law(*(record.metrics[name] for name in PARAMETERS)), draws
+    prefix = "" if "E" in record.metrics else f"{family}_"
+    if f"{prefix}E" not in record.metrics:
+        raise CheckpointError(
+            f"--fit {fit}: its run.json has no parametric fit of {family!r}; name a run of scaling_fit"
+        )
+    law = Law(*(record.metrics[f"{prefix}{name}"] for name in PARAMETERS))
+    file = Path(fit) / record.artifacts.get("bootstrap", "")
+    if not file.is_file():
+        return law, [], 1
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if not prefix or row["family"] == family]
+    draws = [Law(*(float(row[name]) for name in PARAMETERS)) for row in rows]
+    return law, draws, max(1, int(record.metrics[f"{prefix}rungs"]) - len(PARAMETERS))
 
 
 def recipe_metrics(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainingArguments
@@ -11,6 +12,7 @@ from trl import DPOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.measuring import MeasuredStep
 from hfstack.models.memory import trained_parameters
+from hfstack.scaling.plan import CHINCHILLA
 from hfstack.training.planning import (
     Device,
     changes_that_fit,
@@ -177,7 +179,20 @@ def test_a_named_device_needs_its_memory() -> None:
 
 
 def test_the_published_law_stands_in_for_a_fit(tmp_path: Path) -> None:
-    law, draws = read_law(None)
+    law, draws, _ = read_law(None, "llama")
     assert law.alpha == pytest.approx(0.3478) and not draws
     with pytest.raises(CheckpointError):
-        read_law(str(tmp_path))
+        read_law(str(tmp_path), "llama")
+
+
+def test_a_fit_gives_its_law_and_its_draws(run_recipe: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [(n, d) for n in np.geomspace(1e6, 1e8, 5) for d in np.geomspace(1e8, 1e10, 5)]
+    table = tmp_path / "table.csv"
+    lines = [f"{n},{d},{CHINCHILLA.loss(n, d) * np.exp(0.003 * rng.normal())}" for n, d in rows]
+    table.write_text("\n".join(["N,D,loss", *lines]) + "\n", encoding="utf-8")
+    fit = str(tmp_path / "fit")
+    metrics = run_recipe("scaling_fit", "--datasets", str(table), "--draws", "50", "--output_dir", fit)
+    law, draws, freedom = read_law(fit, "llama")
+    assert metrics["E"] == law.E and len(draws) == 50 and freedom == 20
+    assert min(draw.loss(1e9, 1e11) for draw in draws) < CHINCHILLA.loss(1e9, 1e11) * 1.02
