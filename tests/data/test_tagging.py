@@ -1,8 +1,16 @@
 """Words and their tokens: labels stand where they should, long sentences are cut between words, byte-level ones too."""
 
+from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoTokenizer
 
-from hfstack.data.tagging import Sentence, collate_windows, encode_sentences, surrounding_tokens, word_prefix
+from hfstack.data.tagging import (
+    Sentence,
+    collate_windows,
+    encode_sentences,
+    read_sentences,
+    surrounding_tokens,
+    word_prefix,
+)
 from hfstack.data.tokenizers import train_tokenizer
 from tests.conftest import SENTENCES
 
@@ -58,3 +66,10 @@ def test_batches_are_padded() -> None:
     assert batch["input_ids"].tolist() == [[2, 5, 3], [2, 3, 7]]
     assert batch["labels"].tolist() == [[-100, 1, -100], [-100, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_numbers_have_the_names_that_the_column_declares() -> None:
+    names = ["O", "B-x", "I-x"]
+    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
+    rows = Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[1, 2]]}, features=features)
+    assert read_sentences(rows, tokens_column="tokens", name="train") == [Sentence(["a", "b"], ["B-x", "I-x"])]
