@@ -122,19 +122,19 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], max_length: int | None
 ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]], torch.Tensor]:
     """Return the inputs (1, T), the place of each token in its text, and which tokens are special (1, T)."""
-    joined = texts
+    text, pair = texts[0], texts[1] if len(texts) > 1 else None
+    joined = pair is not None and tokenizer.sep_token_id is None
+    if joined:
+        text, pair = f"{text}\n{pair}", None  # as data.text_rows joins a pair
     cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
-    if len(texts) == 2 and tokenizer.sep_token_id is None:
-        joined = (f"{texts[0]}\n{texts[1]}",)  # as data.text_rows joins a pair
-    second = joined[1] if len(joined) > 1 else None
     encoded: Any = tokenizer(
-        joined[0], second, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False, **cut
+        text, pair, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False, **cut
     )
     segments = encoded.sequence_ids(0)
     where: list[tuple[int, int, int]] = []
     for (first, last), segment in zip(encoded["offset_mapping"], segments, strict=True):
         index = segment or 0
-        if len(joined) < len(texts) and first > len(texts[0]):
+        if joined and first > len(texts[0]):
             index, first, last = 1, first - len(texts[0]) - 1, last - len(texts[0]) - 1
         where.append((index, first, min(last, len(texts[index]))))
     special = torch.tensor([encoded["special_tokens_mask"]]).bool()

@@ -86,3 +86,19 @@ def test_mistakes(tmp_path: Path):
         LabelArgs(kind="many")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="overlong must be cut, drop or fail, got 'crop'"):
         LabelArgs(overlong="crop")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.shared
+def test_real_sets_as_they_are(shared_data: Path):
+    def load(name: str, **settings: Any) -> classify_data.LabelledRows:
+        data = DataArgs([Source(str(shared_data / "cls" / f"{name}.jsonl.gz"))], eval_fraction=0.1)
+        return load_labelled(data, LabelArgs(**settings))
+
+    pairs = load("rte", task="rte")
+    assert pairs.columns == ("text", "text_pair") and pairs.labels.names == ("entailment", "not_entailment")
+    questions = load("trec6", label_name_column="label_name")
+    assert set(questions.labels.names) == {"ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"}
+    chinese = load("chnsenticorp_hotel", label_name_column="label_name")
+    tokenizer = tiny_bert_tokenizer()
+    encoded = encode_split(chinese, "eval", tokenizer, max_length=64, overlong="cut", skip_empty=False)
+    assert max(encoded.rows["length"]) == 64 and set(encoded.targets) == {0, 1}
