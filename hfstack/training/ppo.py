@@ -255,15 +255,16 @@ class PPOTrainer(Trainer):
 
     def samples(self, count: int) -> list[tuple[str, str]]:
         """Return prompts with completions of the policy as it is now, those of the last evaluation when they are."""
-        if self._last_evaluation is None or self._last_evaluation[0] != self.state.global_step:
+        if self._last_evaluation is not None and self._last_evaluation[0] == self.state.global_step:
+            told = self._last_evaluation[1]
+            prompts, completions = told.prompts[:count], told.completions[:count]
+        else:  # by this process alone, which may be the only one that asks
             dataset = cast(Any, self.train_dataset if self.eval_dataset is None else self.eval_dataset)
-            self._last_evaluation = (
-                self.state.global_step,
-                self._collect(dataset[:count], 0, row_weights=torch.ones(min(count, len(dataset)))).episodes,
-            )
-        told = self._last_evaluation[1]
-        shown = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in told.prompts[:count]]
-        return list(zip(shown, told.completions[:count], strict=True))
+            prompts = dataset[:count]["prompt"]
+            _, rollout = self.collector.write(cast(ActorCritic, self.model), prompts)
+            completions = self.collector.decode(rollout)
+        shown = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts]
+        return list(zip(shown, completions, strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the rollouts and updates since the last log to training logs."""

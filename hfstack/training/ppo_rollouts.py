@@ -106,9 +106,7 @@ class Collector:
         actor_critic.eval()
         with torch.no_grad(), self.accelerator.autocast():
             prompts = columns["prompt"]
-            prompt_ids = self.encode(prompts, actor_critic)
-            rollout = self.engine.generate(actor_critic, prompt_ids)
-            check_rollout(rollout, prompts)
+            prompt_ids, rollout = self.write(actor_critic, prompts)
             generated = time.perf_counter()
             texts = self.decode(rollout)
             pending = self._thread.submit(self._score_texts, columns, texts, rollout, trainer_state)
@@ -131,6 +129,14 @@ class Collector:
         )
         seconds = {"time/generate_s": generated - began, "time/score_s": time.perf_counter() - generated}
         return Collected(experience, metrics, Episodes(list(prompts), texts, scores.totals), seconds)
+
+    def write(self, actor_critic: ActorCritic, prompts: Sequence[Any]) -> tuple[list[list[int]], Rollout]:
+        """Write one completion to each prompt; no other process is needed unless the weights are sharded."""
+        with torch.no_grad(), self.accelerator.autocast():
+            prompt_ids = self.encode(prompts, actor_critic)
+            rollout = self.engine.generate(actor_critic, prompt_ids)
+        check_rollout(rollout, prompts)
+        return prompt_ids, rollout
 
     def encode(self, prompts: Sequence[Any], actor_critic: ActorCritic) -> list[list[int]]:
         """The tokens of the prompts; a conversation goes through the chat template.

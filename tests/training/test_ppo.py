@@ -183,7 +183,10 @@ def test_evaluation_leaves_the_random_numbers_alone_and_repeats_itself(make):
     assert first["eval_completions/mean_length"] <= 8
     pairs = made.samples(3)
     assert [prompt for prompt, _ in pairs] == prompts(3)["prompt"][:]
-    assert made._last_evaluation is not None and len(made._last_evaluation[1].completions) == 5
+    made.state.global_step = 4  # the policy has moved since: write anew, without any other process
+    made.collector.reduce = None
+    again = made.samples(2)
+    assert [prompt for prompt, _ in again] == prompts(2)["prompt"][:] and again != pairs[:2]
 
 
 def test_rewards_of_all_kinds_are_added_and_logged(make):
