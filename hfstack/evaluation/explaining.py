@@ -122,7 +122,8 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], max_length: int | None
 ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]], torch.Tensor]:
     """Return the inputs (1, T), the place of each token in its text, and which tokens are special (1, T)."""
-    text, pair = texts[0], texts[1] if len(texts) > 1 else None
+    parts = list(texts)
+    text, pair = parts[0], parts[1] if len(parts) > 1 else None
     joined = pair is not None and tokenizer.sep_token_id is None
     if joined:
         text, pair = f"{text}\n{pair}", None  # as data.text_rows joins a pair
@@ -134,9 +135,9 @@ def _encode(
     where: list[tuple[int, int, int]] = []
     for (first, last), segment in zip(encoded["offset_mapping"], segments, strict=True):
         index = segment or 0
-        if joined and first > len(texts[0]):
-            index, first, last = 1, first - len(texts[0]) - 1, last - len(texts[0]) - 1
-        where.append((index, first, min(last, len(texts[index]))))
+        if joined and first > len(parts[0]):
+            index, first, last = 1, first - len(parts[0]) - 1, last - len(parts[0]) - 1
+        where.append((index, first, min(last, len(parts[index]))))
     special = torch.tensor([encoded["special_tokens_mask"]]).bool()
     names = ("input_ids", "attention_mask", "token_type_ids")
     return {name: torch.tensor([encoded[name]]) for name in names if name in encoded}, where, special
