@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from hfstack import cli, doctor, reference
 from hfstack.errors import ConfigError
 from hfstack.launching import trains_a_model
+from hfstack.recipe_settings import load_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -125,7 +126,7 @@ def test_the_pages_in_docs_are_up_to_date():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_launcher_knows_training_recipes_and_shares_no_option_with_them(path: Path):
     """launching.trains_a_model reads the source; here the classes themselves are asked."""
-    module = reference._load(path)
+    module = load_recipe(path)
     hints = typing.get_type_hints(module.main)
     classes = [hints[name] for name in inspect.signature(module.main).parameters]
     assert trains_a_model(path) is any(issubclass(cls, TrainingArguments) for cls in classes)
