@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help venv demo test test-slow lint format docs docs-check wheel clean
 
 help:
-	@echo "make demo        train a language model from raw text on this CPU, and show the page (minutes)"
+	@echo "make demo        from raw text to a model that does as it is asked, on this CPU, and the page of it (minutes)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff and pyright"
 	@echo "make docs        write the generated option reference"
