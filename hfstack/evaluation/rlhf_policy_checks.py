@@ -177,6 +177,10 @@ def _critic(run: ChainRun) -> list[Finding]:
     told = f"; value loss {losses[0]:.3g} at first, {losses[-1]:.3g} at the end" if losses else ""
     evidence = f"{run.label}: the critic explains {last:.2f} of the variance of the returns at the end{told}"
     verdict = by_limit(last, warn=_EXPLAINED_WARN, bad=_EXPLAINED_BAD)
+    first, *_, end = quarters(values)
+    difference, error = rise(first, end)
+    if verdict == "bad" and last > 0 and difference > _SURE * error:
+        verdict, evidence = "warn", f"{evidence}; it still rises"
     advice = "higher --critic_learning_rate, --critic_warmup_rollouts, or start the critic from the reward model"
     return [Finding("policy", "critic", verdict, evidence, advice)]
 

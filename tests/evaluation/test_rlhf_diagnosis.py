@@ -360,6 +360,14 @@ def test_names_of_rloo_are_read() -> None:
     assert verdicts["policy", "length"] == "warn" and verdicts["policy", "reward"] == "ok"
 
 
+def test_a_critic_that_has_only_begun_to_learn_is_not_dead() -> None:
+    slow = changed(sound_chain(), "ppo", value__explained_variance=curve(0.0, 0.04, noise=0.001))
+    critic = next(f for f in diagnose(list(slow.values())) if f.check == "critic")
+    assert critic.verdict == "warn" and "it still rises" in critic.evidence
+    harmful = changed(sound_chain(), "ppo", value__explained_variance=curve(-2.0, -0.5))
+    assert next(f.verdict for f in diagnose(list(harmful.values())) if f.check == "critic") == "bad"
+
+
 def test_the_kl_budget_is_the_users() -> None:
     chain = list(sound_chain().values())
     verdicts = [
