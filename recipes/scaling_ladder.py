@@ -58,6 +58,7 @@ def main(data_args: DataArgs, ladder_args: LadderArgs, training_args: TrainingAr
     args, block_size = training_args, ladder_args.block_size
     with Run.start(__file__, args.output_dir, data_args, ladder_args, args, replace_own=True) as run:
         check_settings(args)
+        args.output_dir = str(run.output_dir)
         run.add_parent(ladder_args.tokenizer_name_or_path)
         tokenizer = load_tokenizer(ModelConfig(), ladder_args.tokenizer_name_or_path)
         rungs = build_ladder(
@@ -112,7 +113,7 @@ def train_rung(
             losses = {"train_loss": trained.training_loss, "train_runtime": trained.metrics["train_runtime"]}
             return run.finish(counts | losses | throughput.metrics() | trainer.evaluate(), trainer)
     except AlreadyFinished:
-        return read_run(args.output_dir).metrics
+        return read_run(str(args.output_dir)).metrics
 
 
 if __name__ == "__main__":

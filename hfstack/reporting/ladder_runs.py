@@ -17,7 +17,6 @@ logger = get_logger(__name__)
 
 Counted = Literal["full", "6nd", "kaplan"]
 
-_RUNG = "rung "  # how a ladder's run.json lists its rungs among the artifacts
 _SIZE = re.compile(r"-\d+(\.\d+)?[kmb]$", re.IGNORECASE)
 _NOT_EXCLUDED = (None, "", "0", 0, False, "false", "False")
 _NAMES = {  # what a rung's metrics call N and C, by how they are counted
@@ -95,12 +94,11 @@ def read_table(
 
 
 def rung_folders(paths: list[str]) -> list[Path]:
-    """Return the folders of the rungs, each once: a ladder stands for those that it lists."""
+    """Return the folders of the rungs, each once: a ladder stands for all that it has ever trained."""
     folders: dict[Path, Path] = {}
     for place in [found for path in paths for found in find_runs(Path(path))]:
-        artifacts = read_run(place).artifacts
-        listed = [place / file for name, file in artifacts.items() if name.startswith(_RUNG)]
-        for folder in [file.parent for file in listed if file.is_file()] if listed else [place]:
+        own = place / "rungs"
+        for folder in find_runs(own) if own.is_dir() else [place]:
             folders.setdefault(folder.resolve(), folder)
     return list(folders.values())
 

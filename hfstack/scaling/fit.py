@@ -157,8 +157,16 @@ def predict_largest(rungs: Rungs, *, draws: int = 200, seed: int = 0, resample: 
 def _prediction(
     form: str, rungs: Rungs, rung: int, predicted: float, interval: Interval | None, *, fitted: int
 ) -> Prediction:
-    numbers = (float(values[rung]) for values in (rungs.parameters, rungs.tokens, rungs.flops, rungs.loss))
-    return Prediction(form, *numbers, predicted, interval, fitted)
+    return Prediction(
+        form=form,
+        parameters=float(rungs.parameters[rung]),
+        tokens=float(rungs.tokens[rung]),
+        flops=float(rungs.flops[rung]),
+        measured=float(rungs.loss[rung]),
+        predicted=predicted,
+        interval=interval,
+        fitted_rungs=fitted,
+    )
 
 
 def _fit_repeated(rungs: Rungs, draws: int, seed: int) -> RepeatedFit:

@@ -6,6 +6,9 @@ The rules, all here:
   are 64 wide from width 256 on, 32 below, 16 below 64. Recurrent models keep their template's depth. Everything else
   (MLP ratio, share of key/value heads, activation) is the template's. The width whose parameter count lies nearest to
   the size asked for is taken. Kaplan et al. (2020, section 3.1): at a fixed size shape hardly matters.
+- **Initialisation.** Weights have a standard deviation of sqrt(2 / (5 width)) (Nguyen and Salazar 2019,
+  arXiv:1910.05895), which is the usual 0.02 at a width of 1,000. With 0.02 at every width small models stay on a
+  plateau for hundreds of steps, and a ladder would measure that.
 - **Learning rate and batch** follow the compute of the rung, as DeepSeek LLM fitted them (Bi et al. 2024,
   arXiv:2401.02954, equation 1): rate 0.3118 C^-0.125 and batch 0.2920 C^0.3271 tokens. They fitted 1e17 to 2e19 FLOPs;
   below that it is an extrapolation, and the rate is kept at 0.01 or less.
@@ -281,6 +284,8 @@ def scale_config(template: dict[str, Any], width: int, *, block_size: int) -> di
         config[inner] = max(1, math.ceil(wanted / _INNER_MULTIPLE - 1e-9)) * _INNER_MULTIPLE
     if config.get("embedding_size"):
         config["embedding_size"] = width
+    if config.get("initializer_range"):
+        config["initializer_range"] = float(f"{math.sqrt(2 / (5 * width)):.4g}")
     if (context := _name(config, _CONTEXTS)) is not None:
         config[context] = block_size
     return config
@@ -303,7 +308,7 @@ def tokens_read(rung: Rung, blocks: int) -> int:
     return read * rung.micro_batch * rung.processes * rung.block_size
 
 
-TABLE = (
+TABLE: list[str] = (
     "rung parameters non_embedding tokens epochs steps batch_tokens learning_rate flops flops_6nd flops_kaplan "
     "flop_count eval_loss seconds"
 ).split()

@@ -19,7 +19,7 @@ def rung_arguments(args: TrainingArguments, rung: Rung) -> TrainingArguments:
     A rung that has a checkpoint goes on from it.
     """
     own = copy.copy(args)
-    own.output_dir = str(Path(args.output_dir) / "rungs" / rung.name)
+    own.output_dir = str(Path(str(args.output_dir)) / "rungs" / rung.name)
     own.max_steps, own.learning_rate = rung.steps, rung.learning_rate
     own.per_device_train_batch_size, own.gradient_accumulation_steps = rung.micro_batch, rung.accumulation
     own.dataloader_drop_last = True  # every batch is whole, so tokens can be counted

@@ -1,13 +1,16 @@
 """The ladder recipe on tiny models: what each rung writes, that finished rungs are not done again, and refusals."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hfstack.errors import CheckpointError, ConfigError, DataError, Preempted
 from hfstack.run_record import read_run
-from tests.conftest import SENTENCES
+from tests.conftest import ROOT, SENTENCES
 
 
 @pytest.fixture
@@ -117,3 +120,30 @@ def test_other_settings_are_refused(ladder, tmp_path: Path) -> None:
 def test_what_is_refused(changes, error, message: str, ladder) -> None:
     with pytest.raises(error, match=message):
         ladder(**changes)
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path, tiny_tokenizer) -> None:
+    """Every rung is divided between the processes, and both agree that a finished ladder has nothing to do."""
+    tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows = [{"text": f"{i} {SENTENCES[i % 4]}"} for i in range(80)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        sys.executable, "-m", "hfstack.cli", "run", "scaling_ladder", "--processes", "2", "--tokenizer_name_or_path",
+        str(tmp_path / "tokenizer"), "--datasets", str(tmp_path / "rows.jsonl"), "--eval_fraction", "0.2", "--sizes",
+        "1e4", "3e4", "--budgets", "3e9", "--block_size", "16", "--bf16", "false", "--use_cpu", "true", "--output_dir",
+        str(tmp_path / "out"),
+    ]  # fmt: skip
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = rungs(tmp_path / "out")
+        assert len(found) == 2
+        for folder in found.values():
+            record = read_run(folder)
+            assert record.status == "finished" and record.world_size == 2
+            rung, metrics = record.settings["Rung"], record.metrics
+            assert rung["processes"] == 2
+            assert metrics["tokens"] == rung["steps"] * 2 * rung["micro_batch"] * rung["accumulation"] * 16
+    assert len(read_run(tmp_path / "out").tables["rungs"]["rows"]) == 2

@@ -71,6 +71,7 @@ def test_shapes_follow_the_rules() -> None:
         assert config["head_dim"] * heads == width and head_width(width) == config["head_dim"]
         assert config["intermediate_size"] % 32 == 0 and config["intermediate_size"] >= 2.75 * width
         assert config["max_position_embeddings"] == 256
+        assert config["initializer_range"] == pytest.approx((2 / (5 * width)) ** 0.5, rel=1e-3)
     # the shipped 125M shape comes out of the 1M template
     assert scale_config(template("llama-1m"), 768, block_size=1024)["num_hidden_layers"] == 12
     recurrent = scale_config(template("gru-1m"), 320, block_size=256)
