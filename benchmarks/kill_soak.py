@@ -285,8 +285,8 @@ def make_inputs(folder: Path) -> Path:
     set_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True, attention_dropout=0.1,
+        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None, eos_token_id=0,
+        pad_token_id=1, tie_word_embeddings=True, attention_dropout=0.1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

@@ -97,7 +97,7 @@ class KeepCheckpoints(TrainerCallback):
         self._limit: int | None = None
         self._pushed_upstream = False
         self._nothing_left = False
-        self._reached: tuple[int, float | None, int] = (0, None, 0)
+        self._reached: tuple[int, Any, int] = (0, None, 0)
         self._worker: threading.Thread | None = None
         self._fault: Exception | None = None
         run.at_exit(self.wait)
@@ -115,8 +115,8 @@ class KeepCheckpoints(TrainerCallback):
             _follow_settings(args, source, kwargs["optimizer"], kwargs["lr_scheduler"])
         if args.save_strategy != SaveStrategy.NO and state.is_world_process_zero:
             known = size_bytes(source) if source is not None else 0
-            refuse_full_disk(args.output_dir, parameters=_count_saved(kwargs["model"]), checkpoint_bytes=known)
-            inside = source is not None and source.resolve().parent == Path(args.output_dir).resolve()
+            refuse_full_disk(self.run.output_dir, parameters=_count_saved(kwargs["model"]), checkpoint_bytes=known)
+            inside = source is not None and source.resolve().parent == self.run.output_dir.resolve()
             if source is not None and inside and not (source / MANIFEST).exists():
                 write_manifest(source, step=state.global_step, settings=_optimizer_settings(args))
             self.run.expect_manifests()
@@ -154,7 +154,7 @@ class KeepCheckpoints(TrainerCallback):
         """
         began = time.perf_counter()
         self.wait()
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        path = self.run.output_dir / f"checkpoint-{state.global_step}"
         _see_every_part(path, args)
         if args.should_save:
             (path / _PICKLED_SETTINGS).unlink(missing_ok=True)  # with every setting in clear

@@ -5,7 +5,7 @@ Legend: B rows of a micro-batch, T tokens, M micro-batches of a step.
 
 import math
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -114,7 +114,8 @@ class SkipSpikes(TrainerCallback, ExportableState):
         if args.deepspeed:
             raise ConfigError("SkipSpikes does not work with DeepSpeed, which steps by itself; leave it out")
         self._watch = StepWatch(kwargs["model"])
-        kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        known = cast(dict[str, Any], state.stateful_callbacks)
+        kept = known.setdefault(type(self).__name__, self.state())
         self._losses = deque(kept["attributes"]["losses"], maxlen=self.window)
         self.skipped = kept["attributes"]["skipped"]
 
@@ -173,5 +174,5 @@ def _beginning(ids: torch.Tensor, tokenizer: Any) -> str:
     known = ids[:_READ_TOKENS].tolist()
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return f"ids {known[:8]}"
-    text = tokenizer.decode([token for token in known if token >= 0], skip_special_tokens=True)
+    text = str(tokenizer.decode([token for token in known if token >= 0], skip_special_tokens=True))
     return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
