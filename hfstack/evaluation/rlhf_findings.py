@@ -5,7 +5,7 @@ needs evidence beyond noise, a 95 % interval on the wrong side of the limit wher
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -20,6 +20,7 @@ Points = Sequence[tuple[int, float]]
 LINKS: tuple[Link, ...] = ("sft", "preferences", "reward model", "policy")  # in the order of the chain
 ONLINE_RECIPES = ("ppo", "rloo", "grpo")
 
+_GRADES: tuple[Verdict, ...] = ("bad", "warn", "ok")
 _GRAM = 4
 
 
@@ -31,7 +32,7 @@ class ChainRun:
     label: str
     """How the run is named in findings."""
     metrics: dict[str, float]
-    history: dict[str, Points] = field(default_factory=dict)
+    history: Mapping[str, Points] = field(default_factory=dict)
     """Logged values by name, as (step, value) in order of step; those of evaluations begin with `eval_`."""
     settings: dict[str, Any] = field(default_factory=dict)
     """All settings in one flat mapping."""
@@ -59,7 +60,7 @@ class Finding:
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """The worst of them: bad, warn, ok, and unknown when there is nothing else."""
     found = set(verdicts)
-    return next((verdict for verdict in ("bad", "warn", "ok") if verdict in found), "unknown")
+    return next((verdict for verdict in _GRADES if verdict in found), "unknown")
 
 
 def by_limit(value: float, *, warn: float, bad: float) -> Verdict:
