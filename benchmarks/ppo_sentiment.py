@@ -3,25 +3,24 @@
     python benchmarks/ppo_sentiment.py --model stories260k --texts tinystories_lower.jsonl.gz \
         --classifier runs/sst2 --judge runs/rotten_tomatoes
 
-The reward is the probability of `positive` by a classifier that `hfstack run classify` trained; the judge is another
-one, trained on other reviews, which training never asks. Prompts are the first words of stories. Each seed trains anew;
-every evaluation writes one answer to each held-out prompt. Intervals are 95 %: of a mean over prompts by Student's t, of
-a win rate by Wilson's formula.
+The reward is the probability of a label by a classifier that `hfstack run classify` trained; the judge is another
+one, trained on other reviews, which training never asks. Prompts are the first words of stories. Each seed trains
+anew; every evaluation writes one answer to each held-out prompt. Intervals are 95 %: of a mean over prompts by
+Student's t, of a win rate by Wilson's formula.
 """
 
 import argparse
-import gzip
-import json
 import math
 import random
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from scipy import stats
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
 from hfstack.evaluation.win_rate import win_rate
 from hfstack.training.classifier_reward import ClassifierReward
@@ -31,34 +30,47 @@ from hfstack.training.ppo_config import PPOConfig
 
 def first_words(path: Path, *, words: int, rows: int) -> list[str]:
     """The beginnings of texts, each once."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
-        texts = [" ".join(json.loads(line)["text"].split()[:words]) for line in lines]
+    stories = load_dataset("json", data_files=str(path), split="train")["text"]
+    texts = [" ".join(text.split()[:words]) for text in stories]
     unique = sorted(set(texts))
     random.Random(0).shuffle(unique)
     return unique[:rows]
 
 
-def mean_interval(values: list[float]) -> tuple[float, float, float]:
+def shown(values: list[float]) -> str:
     """Mean and 95 % interval of independent values."""
     mean = statistics.fmean(values)
     half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
+    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
-def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Dataset]) -> dict[str, object]:
+@dataclass
+class Outcome:
+    """What one seed came to."""
+
+    before: str
+    after: str
+    kl: float
+    shares: list[float]
+    """For each held-out prompt whether the judge prefers the trained model's answer."""
+    seconds: float
+    samples: list[tuple[str, str, str]]
+
+
+def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Dataset]) -> Outcome:
     """Train with one seed and return what changed."""
     set_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     reward = ClassifierReward(options.classifier, options.label)
-    judge = ClassifierReward(options.judge, options.label)
+    judge = ClassifierReward(options.judge, options.judge_label)
     with tempfile.TemporaryDirectory() as folder:
         args = PPOConfig(
             output_dir=folder, seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
             per_device_train_batch_size=32, num_mini_batches=4, total_episodes=options.episodes,
             max_completion_length=options.tokens, learning_rate=options.learning_rate, kl_coef=options.kl_coef,
             critic=options.critic, logging_steps=16, lr_scheduler_type="constant",
+            critic_warmup_rollouts=1,
         )  # fmt: skip
         trainer = PPOTrainer(
             model=model,
@@ -68,6 +80,7 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
             eval_dataset=prompts["eval"],
             processing_class=tokenizer,
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.evaluate()
         before = trainer.samples(len(prompts["eval"]))
         began = time.process_time()
@@ -80,15 +93,14 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
     rewards = {name: reward(asked, answers) for name, answers in texts.items()}
     judged = {name: judge(asked, answers) for name, answers in texts.items()}
     shares = [(b > a) + 0.5 * (b == a) for a, b in zip(judged["before"], judged["after"], strict=True)]
-    return {
-        "before": mean_interval(rewards["before"]),
-        "after": mean_interval(rewards["after"]),
-        "kl": metrics["eval_kl_per_completion"],
-        "win_rate": win_rate(shares),
-        "shares": shares,
-        "seconds": seconds,
-        "samples": list(zip(asked, texts["before"], texts["after"], strict=True))[:3],
-    }
+    return Outcome(
+        before=shown(rewards["before"]),
+        after=shown(rewards["after"]),
+        kl=metrics["eval_kl_per_completion"],
+        shares=shares,
+        seconds=seconds,
+        samples=list(zip(asked, texts["before"], texts["after"], strict=True))[:3],
+    )
 
 
 def main() -> None:
@@ -99,32 +111,29 @@ def main() -> None:
     parser.add_argument("--classifier", required=True)
     parser.add_argument("--judge", required=True)
     parser.add_argument("--label", default="positive")
+    parser.add_argument("--judge_label", default="positive")
     parser.add_argument("--words", type=int, default=8, help="of a story that make its prompt")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--episodes", type=int, default=2560)
+    parser.add_argument("--episodes", type=int, default=1280)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--learning_rate", type=float, default=3e-4)
-    parser.add_argument("--kl_coef", type=float, default=0.02)
+    parser.add_argument("--kl_coef", type=float, default=0.05)
     parser.add_argument("--critic", default="separate")
     options = parser.parse_args()
     texts = first_words(options.texts, words=options.words, rows=1256)
     rows = {"train": texts[256:], "eval": texts[:256]}
     prompts = {name: Dataset.from_dict({"prompt": some}) for name, some in rows.items()}
-    print(
-        "| seed | reward before | reward after | KL, nats | win rate by the judge | CPU s |\n|---|---|---|---|---|---|"
-    )
+    print("| seed | reward before | after | KL, nats | win rate by the judge | CPU s |\n|---|---|---|---|---|---|")
     shares: list[float] = []
+    samples: list[tuple[str, str, str]] = []
     for seed in options.seeds:
         done = train_once(options, seed, prompts)
-        shares += done["shares"]  # pyright: ignore[reportOperatorIssue]
-        cells = [f"{m:.3f} [{low:.3f}, {high:.3f}]" for m, low, high in (done["before"], done["after"])]  # pyright: ignore
-        print(
-            f"| {seed} | {cells[0]} | {cells[1]} | {done['kl']:.2f} | {done['win_rate']} | {done['seconds']:.0f} |",
-            flush=True,
-        )
-        samples = done["samples"]
+        shares += done.shares
+        samples = done.samples
+        wins = win_rate(done.shares)
+        print(f"| {seed} | {done.before} | {done.after} | {done.kl:.2f} | {wins} | {done.seconds:.0f} |", flush=True)
     print(f"\nwin rate over all seeds: {win_rate(shares)}\n")
-    for prompt, before, after in samples:  # pyright: ignore
+    for prompt, before, after in samples:
         print(f"prompt: {prompt}\n  before: {before}\n  after:  {after}")
 
 
