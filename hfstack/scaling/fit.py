@@ -116,10 +116,10 @@ def fit_ladder(
         raise DataError(place + "; ".join(f"{form}: {reason}" for form, reason in found.refused.items()))
     for form in found.fitted:
         found.notes += [f"{form}: {note}" for note in getattr(found, form).notes]
-    if found.parametric and repeating(rungs).any():
+    if repeating(rungs).any():
         found.notes.append(
-            f"parametric: {int(repeating(rungs).sum())} rungs read their data more than once (up to "
-            f"{rungs.epochs.max():.1f} times), and the plain law counts a repeated token as a new one"
+            f"{int(repeating(rungs).sum())} rungs read their data more than once (up to "
+            f"{rungs.epochs.max():.1f} times); all forms but `repeated` count a repeated token as a new one"
         )
     found.held_out = predict_largest(rungs, draws=draws, seed=seed, resample=resample)
     return found

@@ -33,6 +33,9 @@ _GRID = {  # Hoffmann et al. 2022, appendix D.3
     "beta": (0.0, 0.5, 1.0, 1.5, 2.0),
 }
 _SCREENED, _FOLLOWED = 160, 12
+_FLAT = 0.01
+"""An exponent below this is no fall: over a hundredfold range the term changes by less than 5 %."""
+_OVERFLOWING = 1e100
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,12 @@ class Law:
         return float(self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta)
 
     def optimum(self, flops: float) -> tuple[float, float]:
-        """Return the parameters and tokens that make the loss lowest at C = 6ND FLOPs (section 3.3, equation 4)."""
+        """Return the parameters and tokens that make the loss lowest at C = 6ND FLOPs (section 3.3, equation 4).
+
+        Both are NaN for a law without a lowest point, as a bootstrap draw may be.
+        """
+        if min(self.A, self.B, self.alpha, self.beta) <= 0 or max(self.A, self.B) > _OVERFLOWING:
+            return float("nan"), float("nan")
         ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         parameters = ratio * (flops / FLOPS_PER_PARAMETER_TOKEN) ** self.parameters_exponent
         return parameters, flops / FLOPS_PER_PARAMETER_TOKEN / parameters
@@ -169,6 +177,8 @@ def fit_parametric(
     log_loss = np.log(rungs.loss)
     problem = _Problem(*logs, log_loss, np.ones(len(rungs)))
     best, value = _from_grid(problem, means)
+    law = _law(best, means)
+    _refuse_flat(law, len(rungs))
     predicted = predict_logs(best[None], *logs)[0][0]
     residuals = log_loss - predicted
     freedom = len(rungs) - len(PARAMETERS)
@@ -185,7 +195,6 @@ def fit_parametric(
         found = minimise(again, np.tile(best, (draws, 1)), iterations=300, tolerance=1e-9)
         drawn = [_law(point, means) for point in found.parameters]
         intervals = _intervals(drawn, freedom)
-    law = _law(best, means)
     return ParametricFit(
         law=law,
         objective=value * HUBER_DELTA * len(rungs),
@@ -220,6 +229,17 @@ def refuse_unidentified(rungs: Rungs) -> None:
             "apart: add rungs with other tokens per parameter, or fit a power law alone (--forms kaplan)"
         )
     refuse_rising(rungs)
+
+
+def _refuse_flat(law: Law, rungs: int) -> None:
+    """Refuse a best law in which size or data does nothing, or does harm."""
+    for name, coefficient, what in (("alpha", law.A, "parameters"), ("beta", law.B, "tokens")):
+        exponent = getattr(law, name)
+        if exponent < _FLAT or not 0 < coefficient < _OVERFLOWING:
+            raise DataError(
+                f"the law that fits these {rungs} rungs best has {name} = {exponent:.3g}: they show no power law of "
+                f"{what}; add rungs over a wider range of {what}, trained for longer, or use --forms kaplan"
+            )
 
 
 def _from_grid(problem: _Problem, means: Sequence[float]) -> tuple[Array, float]:
@@ -262,9 +282,6 @@ def _intervals(draws: list[Law], freedom: int) -> dict[str, Interval]:
 def _doubts(law: Law, intervals: dict[str, Interval], *, freedom: int, asked: bool) -> list[str]:
     """Say which numbers the data does not determine."""
     notes = []
-    for name in ("alpha", "beta"):
-        if getattr(law, name) <= 0.01:
-            notes.append(f"{name} is {getattr(law, name):.3g}: the data shows no fall in that direction")
     if law.E < 1e-3 * (law.A + law.B) and law.E < 1e-2:
         notes.append("E is 0: within these rungs nothing shows a floor")
     if freedom == 0:
