@@ -19,6 +19,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM, _LEGEND = 58, 16, 34, 44, 20
 _LEGEND_CHARACTER = 6.7  # width of an average letter at 12 pixels
 
 Point = tuple[float, float]
+Style = Literal["dots", "rings", "line", "dashed", "bars"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Marks:
     points: Sequence[Point] = ()
     label: str = ""
     color: int | str = 0
-    style: Literal["dots", "rings", "line", "dashed", "bars"] = "dots"
+    style: Style = "dots"
     bars: Sequence[tuple[float, float, float]] = ()
     name: str = ""
 
@@ -157,9 +158,8 @@ def _draw_marks(
         path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in spots)
         dashes = {"stroke-dasharray": "6 4"} if marks.style == "dashed" else {}
         return [tag("path", {"d": path, "fill": "none", "stroke": color, "stroke-width": 1.8} | dashes)]
-    filling = {"fill": color, "fill-opacity": 0.75} if marks.style == "dots" else {"fill": "#ffffff", "stroke": color}
-    if marks.style == "rings":
-        filling["stroke-width"] = 2
+    hollow = {"fill": "#ffffff", "stroke": color, "stroke-width": 2}
+    filling = hollow if marks.style == "rings" else {"fill": color, "fill-opacity": 0.75}
     size = 3 if len(spots) > 60 else 4
     return [tag("circle", {"cx": f"{a:.1f}", "cy": f"{b:.1f}", "r": size} | filling) for a, b in spots]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hfstack.reporting.panels import Marks, Panel, draw_panels
+from hfstack.reporting.panels import Marks, Panel, Style, draw_panels
 from hfstack.scaling.fit import LadderFit
-from hfstack.scaling.isoflop import IsoFlopCurve
+from hfstack.scaling.isoflop import Allocation, IsoFlopCurve
 from hfstack.scaling.power_laws import best_of_steps, frontier
 from hfstack.scaling.rungs import FLOPS_PER_PARAMETER_TOKEN
 
@@ -86,7 +86,11 @@ def allocation(fits: Fits) -> str | None:
     for what, label in (("parameters", "best parameters N*"), ("tokens", "best tokens D*")):
         marks: list[Marks] = []
         for color, (family, fit) in enumerate(fits.items()):
-            for name, found, style in (("envelope", fit.envelope, "rings"), ("IsoFLOP", fit.isoflop, "dots")):
+            approaches: list[tuple[str, Allocation | None, Style]] = [
+                ("envelope", fit.envelope, "rings"),
+                ("IsoFLOP", fit.isoflop, "dots"),
+            ]
+            for name, found, style in approaches:
                 if found is None:
                     continue
                 values = getattr(found, what)
@@ -140,7 +144,9 @@ def intervals(fits: Fits) -> str | None:
         for row, (family, fit) in enumerate(known.items()):
             color = list(fits).index(family)
             value = fit.law.parameters_exponent if name == "a" else getattr(fit.law, name)
-            marks.append(Marks(bars=[(row, *fit.intervals[name])], color=color, style="bars"))
+            marks.append(
+                Marks(bars=[(row, fit.intervals[name].low, fit.intervals[name].high)], color=color, style="bars")
+            )
             marks.append(Marks([(value, row)], family, color))
         rows = tuple(known)
         panels.append(Panel(name, meaning, "", marks, x_kind="linear", y_kind="linear", rows=rows))

@@ -105,7 +105,8 @@ def minimise(objective: Objective, starts: Array, *, iterations: int = 400, tole
         if not going.any():
             break
         if not going.all():
-            x, value, gradient, active, stalled = (a[going] for a in (x, value, gradient, active, stalled))
+            x, value, gradient = x[going], value[going], gradient[going]
+            active, stalled = active[going], stalled[going]
             memory.keep(going)
     return Minimum(final, final_value)
 

@@ -308,10 +308,22 @@ def tokens_read(rung: Rung, blocks: int) -> int:
     return read * rung.micro_batch * rung.processes * rung.block_size
 
 
-TABLE: list[str] = (
-    "rung parameters non_embedding tokens epochs steps batch_tokens learning_rate flops flops_6nd flops_kaplan "
-    "flop_count eval_loss seconds"
-).split()
+TABLE: list[str] = [
+    "rung",
+    "parameters",
+    "non_embedding",
+    "tokens",
+    "epochs",
+    "steps",
+    "batch_tokens",
+    "learning_rate",
+    "flops",
+    "flops_6nd",
+    "flops_kaplan",
+    "flop_count",
+    "eval_loss",
+    "seconds",
+]
 
 
 def table_row(rung: Rung, metrics: Mapping[str, float]) -> list[Any]:
