@@ -36,6 +36,8 @@ _SCREENED, _FOLLOWED = 160, 12
 _FLAT = 0.01
 """An exponent below this is no fall: over a hundredfold range the term changes by less than 5 %."""
 _OVERFLOWING = 1e100
+_LEAST_START_OF_E = 0.2
+"""Share of the lowest loss: from log E of -30 no refit would ever come back, and the interval would be a point."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,9 @@ def fit_parametric(
         else:
             dealt = rng.choice(residuals * np.sqrt(len(rungs) / freedom), size=(draws, len(rungs)))
             again = _Problem(*logs, predicted + dealt, np.ones(len(rungs)))
-        found = minimise(again, np.tile(best, (draws, 1)), iterations=300, tolerance=1e-9)
+        start = best.copy()
+        start[0] = max(start[0], float(np.log(_LEAST_START_OF_E * rungs.loss.min())))
+        found = minimise(again, np.tile(start, (draws, 1)), iterations=300, tolerance=1e-9)
         drawn = [_law(point, means) for point in found.parameters]
         intervals = _intervals(drawn, freedom)
     return ParametricFit(
