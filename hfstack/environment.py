@@ -56,8 +56,11 @@ def git_commit(folder: Path) -> str | None:
     return f"{commit}-dirty" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
 
 
-def refuse_wrong_world_size() -> int:
+def refuse_wrong_world_size(counted: int | None = None) -> int:
     """Return the number of processes of this launch.
+
+    Args:
+        counted: how many the Trainer counts, where there is one.
 
     Raises:
         ConfigError: it is not the number that was asked for. `accelerate launch --cpu --num_processes 2` starts one
@@ -75,6 +78,11 @@ def refuse_wrong_world_size() -> int:
         raise ConfigError(
             "accelerate was asked for several CPU processes and started one; "
             "use `hfstack run --processes N` or `torchrun --nproc_per_node N ... --ddp_backend gloo`"
+        )
+    if counted not in (None, world_size):
+        raise ConfigError(
+            f"{world_size} processes started, but the Trainer counts {counted}, so each would train alone on all rows: "
+            "DeepSpeed needs a GPU"
         )
     return world_size
 

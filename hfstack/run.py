@@ -101,8 +101,8 @@ class Run:
             output_dir = Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
         if not str(output_dir).strip():
             raise ConfigError("--output_dir is empty: name a directory, or leave it out")
-        world_size = refuse_wrong_world_size()
         training_args = next((s for s in settings if isinstance(s, TrainingArguments)), None)
+        world_size = refuse_wrong_world_size(training_args.world_size if training_args else None)
         plain = {type(s).__name__: _plain(s) for s in settings}
         plain["Launch"] = {"world_size": world_size}  # another number of processes is another global batch
         seed = next((s["seed"] for s in plain.values() if isinstance(s.get("seed"), int)), 0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from hfstack.config import parse
 from hfstack.environment import refuse_wrong_world_size
@@ -235,3 +236,14 @@ def test_world_size_must_be_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(ConfigError, match="started one"):
         refuse_wrong_world_size()
+
+
+def test_processes_that_would_each_train_alone_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed without a GPU: transformers meets nobody, and each process would train on all rows by itself."""
+    monkeypatch.delenv("HFSTACK_PROCESSES", raising=False)
+    args = TrainingArguments(output_dir=str(tmp_path / "out"), report_to="none", use_cpu=True)
+    assert args.world_size == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes started, but the Trainer counts 1, so each would train alone"):
+        Run.start("train.py", tmp_path / "out", args)
+    assert not (tmp_path / "out").exists()

@@ -15,9 +15,18 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hfstack.checkpoints import MANIFEST, read_settings, refuse_full_disk, rotate, size_bytes, write_manifest
+from hfstack.checkpoints import (
+    MANIFEST,
+    list_checkpoints,
+    read_settings,
+    refuse_full_disk,
+    rotate,
+    size_bytes,
+    write_manifest,
+)
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.merging import describe_model, kind_of_shards
 from hfstack.run import Run
 from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked
 
@@ -158,6 +167,10 @@ class KeepCheckpoints(TrainerCallback):
         _see_every_part(path, args)
         if args.should_save:
             (path / _PICKLED_SETTINGS).unlink(missing_ok=True)  # with every setting in clear
+            if kind_of_shards(path) == "fsdp" and not (path / "config.json").exists():
+                describe_model(kwargs["model"], path)  # the Trainer saves FSDP's shards and not what they are
+                if (tokenizer := kwargs.get("processing_class")) is not None:
+                    tokenizer.save_pretrained(path)
             best = state.best_model_checkpoint
             self._worker = threading.Thread(
                 target=self._verify, args=(path, args, state.global_step, best), name="checkpoint", daemon=True
@@ -170,6 +183,12 @@ class KeepCheckpoints(TrainerCallback):
     ) -> None:
         """Wait for the last checkpoint and give the Trainer its settings back."""
         self.wait()
+        newest = next(iter(list_checkpoints(args.output_dir)), None)
+        only_shards = newest is not None and kind_of_shards(newest) and not any(newest.glob("*.safetensors"))
+        if only_shards and state.is_world_process_zero:
+            logger.warning(
+                "the weights are in shards: `hfstack run merge_checkpoint --checkpoint %s` makes one model", newest
+            )
         args.save_total_limit, args.push_to_hub = self._limit, self._pushed_upstream
 
     def wait(self) -> None:

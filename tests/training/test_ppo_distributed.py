@@ -1,7 +1,5 @@
 """Two processes do what one does: gradients under DDP, and log-probabilities, samples and gradients under FSDP2."""
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +14,9 @@ from hfstack.training.batching import Sequences
 from hfstack.training.rollout import SamplingSettings
 from hfstack.training.sampling import NativeEngine
 from tests.tiny_ppo import FixedEngine, lora, trainer
+from tests.two_processes import spawn
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
-
-
-def spawn(work: Any, folder: Path, *given: Any) -> list[Any]:
-    """Run `work(rank, folder, *given)` in two gloo processes and return what each saved."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(enter, args=(work, port, folder, given), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def enter(rank: int, work: Any, port: int, folder: Path, given: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
-    torch.save(work(rank, folder, *given), folder / f"{rank}.pt")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def train(rank: int, folder: Path, llama: Path, settings: dict[str, Any], batch: int) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""Turn a checkpoint in shards, of FSDP or DeepSpeed, into one plain safetensors model.
+
+    accelerate launch recipes/merge_checkpoint.py --config recipes/merge_checkpoint.yaml --checkpoint runs/clm
+    hfstack run merge_checkpoint --checkpoint runs/clm                  # the same, shorter: its newest checkpoint
+
+reads   a checkpoint-<step> folder to which every process wrote its part
+writes  the model (or adapter), its tokenizer and run.json in --output_dir
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from hfstack.checkpoints import find_damage, newest_checkpoint, size_bytes
+from hfstack.config import command_line
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.merging import merge_checkpoint
+from hfstack.run import Run, RunArgs
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "chat_template.jinja")
+
+
+@dataclass
+class MergeArgs:
+    """What is merged."""
+
+    checkpoint: str = ""
+    """A checkpoint-<step> folder, or a run's directory for its newest whole one."""
+    model_name_or_path: str | None = None
+    """The model that was trained, for a checkpoint without a config.json and a tokenizer of its own."""
+
+
+def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
+    """Check the checkpoint, merge it and return the number of parameters."""
+    if not args.checkpoint:
+        raise ConfigError("--checkpoint is required, such as --checkpoint runs/clm/checkpoint-500")
+    checkpoint = Path(args.checkpoint)
+    if not checkpoint.name.startswith("checkpoint-"):
+        newest = newest_checkpoint(checkpoint)
+        if newest is None:
+            raise CheckpointError(f"{checkpoint} holds no whole checkpoint-<step>; name one with --checkpoint")
+        checkpoint = newest
+    with Run.start(__file__, run_args.output_dir, args, run_args) as run:
+        if (damage := find_damage(checkpoint)) is not None:
+            raise CheckpointError(f"{checkpoint} is no whole checkpoint: {damage}; name another")
+        run.add_parent(checkpoint.parent)
+        parameters = merge_checkpoint(checkpoint, run.output_dir, described_by=args.model_name_or_path)
+        if args.model_name_or_path is not None:
+            AutoTokenizer.from_pretrained(args.model_name_or_path).save_pretrained(run.output_dir)
+        for path in (path for pattern in TOKENIZER_FILES for path in checkpoint.glob(pattern)):
+            shutil.copyfile(path, run.output_dir / path.name)
+        print(f"{checkpoint}: {parameters:,} parameters are in {run.output_dir}")
+        return run.finish({"parameters": parameters, "checkpoint_bytes": size_bytes(checkpoint)})
+
+
+if __name__ == "__main__":
+    command_line(main)
