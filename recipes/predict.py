@@ -19,6 +19,7 @@ from hfstack.evaluation.filling import load_fill_predictor
 from hfstack.evaluation.predicting import task_of, write_predictions
 from hfstack.evaluation.question_answering import load_answer_predictor
 from hfstack.evaluation.tagging import load_tag_predictor
+from hfstack.evaluation.translating import load_seq2seq_predictor
 from hfstack.run import Run, RunArgs
 
 # What a model was trained for -> what loads it. Each returns a function from rows to as many answers.
@@ -26,6 +27,8 @@ TASKS = {
     "SequenceClassification": load_classify_predictor,
     "TokenClassification": load_tag_predictor,
     "QuestionAnswering": load_answer_predictor,
+    "ConditionalGeneration": load_seq2seq_predictor,
+    "MTModel": load_seq2seq_predictor,  # MarianMTModel
     "MaskedLM": load_fill_predictor,
 }
 
@@ -37,7 +40,7 @@ class PredictArgs:
     datasets: list[Source]
     """Rows to predict: local files, globs, folders or Hub ids."""
     text_column: str | None = None
-    """Column of the text (of the question, for answer); by default the one that the model was trained on."""
+    """Column of the text (for answer the question, for seq2seq the source); by default the one it was trained on."""
     text_pair_column: str | None = None
     """Column of the second text (of the context, for answer); by default the one that the model was trained on."""
     keep_columns: list[str] = field(default_factory=list)

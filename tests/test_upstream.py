@@ -109,7 +109,7 @@ def test_attributes(name: str):
 
 def test_training_arguments_fields():
     import trl
-    from transformers import TrainingArguments
+    from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
     used = {
         node.attr
@@ -119,7 +119,7 @@ def test_training_arguments_fields():
     }
     assert {"output_dir", "resume_from_checkpoint", "full_determinism", "world_size", "device"} <= used
     trl_settings = (trl.SFTConfig, trl.RewardConfig, trl.DPOConfig, trl.KTOConfig, trl.RLOOConfig, trl.GRPOConfig)
-    settings = (TrainingArguments, *trl_settings)
+    settings = (TrainingArguments, Seq2SeqTrainingArguments, *trl_settings)
     assert [name for name in sorted(used) if not any(hasattr(one, name) for one in settings)] == []
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert {"bf16", "fp16", "use_cpu", "ddp_backend", "hub_token", "seed"} <= fields

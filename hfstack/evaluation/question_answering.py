@@ -28,7 +28,7 @@ Logits = tuple[Sequence[numpy.ndarray[Any, Any]], Sequence[numpy.ndarray[Any, An
 """Begin and end logits: N rows of at least T."""
 
 _HAN = re.compile(r"[\u3400-\u9fff]")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def baseline_answers(questions: Sequence[Question]) -> dict[str, list[str]]:
     """Return two naive answers to each question: the first sentence, and the one that shares most words with it."""
     found: dict[str, list[str]] = {"first_sentence": [], "likest_sentence": []}
     for question in questions:
-        sentences = [part for part in _SENTENCE_END.split(question.context) if part.strip()]
+        sentences = [part for part in SENTENCE_END.split(question.context) if part.strip()]
         wanted = _units(question.question)
         found["first_sentence"].append(sentences[0])
         found["likest_sentence"].append(max(sentences, key=lambda sentence: len(wanted & _units(sentence))))

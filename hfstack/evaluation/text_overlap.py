@@ -8,20 +8,24 @@ a tokenizer of ours, since rouge_score's own keeps nothing but a-z and 0-9 and w
 """
 
 import importlib
+import importlib.metadata
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import datasets
 import evaluate
+import numpy
 
 from hfstack.errors import DataError, MissingExtraError
+from hfstack.evaluation.bootstrap import bootstrap_intervals
 
 Writing = Literal["spaced", "chinese"]
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _CHINESE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _WORDS_OR_CHARACTERS = re.compile(r"[a-z0-9]+|[\u3400-\u9fff\uf900-\ufaff]")
+_BLEU_TOKENIZER: dict[Writing, str] = {"spaced": "13a", "chinese": "zh"}
 _MANY = datasets.Sequence(datasets.Value("string"))
 
 
@@ -47,7 +51,7 @@ class Bleu(_OverlapMetric):
         super().__init__(**settings)
 
     def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
-        tokenize = "zh" if self.writing == "chinese" else "13a"
+        tokenize = _BLEU_TOKENIZER[self.writing]
         score = _module("sacrebleu").corpus_bleu(predictions, _by_position(references), tokenize=tokenize)
         return {"bleu": float(score.score)}
 
@@ -97,6 +101,50 @@ def text_overlap(predictions: Sequence[str], references: Sequence[str | Sequence
     metric = evaluate.combine([Bleu(writing), Chrf(), Rouge(writing)])
     columns: dict[str, Any] = {"predictions": list(predictions), "references": list(references)}
     return {name: float(value) for name, value in (metric.compute(**columns) or {}).items()}
+
+
+def signatures(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, str]:
+    """Return how `text_overlap` computes each score of these texts; what BLEU and chrF need to be comparable.
+
+    Those of bleu and chrf are sacrebleu's own signatures.
+
+    Raises:
+        MissingExtraError: sacrebleu or rouge_score is not installed.
+    """
+    sacrebleu = _module("sacrebleu")
+    writing = writing_of([text for reference in references for text in _listed(reference)])
+    streams = _by_position(references)
+    found: dict[str, str] = {}
+    for name, metric in {"bleu": sacrebleu.BLEU(tokenize=_BLEU_TOKENIZER[writing]), "chrf": sacrebleu.CHRF()}.items():
+        metric.corpus_score(list(predictions), streams)  # the signature says how many references there are
+        found[name] = str(metric.get_signature())
+    _module("rouge_score.rouge_scorer")
+    split = "characters" if writing == "chinese" else "words of a-z and 0-9"
+    version = importlib.metadata.version("rouge_score")
+    return found | dict.fromkeys(ROUGE_KINDS, f"rouge_score:{version}|F-score|{split}|no stemming|best reference")
+
+
+def bleu_interval(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]], *, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % interval of corpus BLEU, drawing whole texts (Koehn 2004, W04-3250).
+
+    Raises:
+        MissingExtraError: sacrebleu is not installed.
+    """
+    writing = writing_of([text for reference in references for text in _listed(reference)])
+    metric = _module("sacrebleu").BLEU(tokenize=_BLEU_TOKENIZER[writing], effective_order=True)
+    counts: list[list[int]] = []  # of a text: right and all n-grams of 1 to 4 words, its length and its reference's
+    for text, reference in zip(predictions, references, strict=True):
+        score = metric.sentence_score(text, _listed(reference))
+        counts.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
+    table = numpy.array(counts)  # (texts, 10)
+
+    def bleu(rows: numpy.ndarray[Any, Any]) -> dict[str, float]:
+        *grams, own, wanted = table[rows].sum(0).tolist()
+        return {"bleu": metric.compute_bleu(grams[:4], grams[4:], own, wanted, smooth_method="exp").score}
+
+    return bootstrap_intervals(bleu, len(table), seed=seed)["bleu"]
 
 
 def writing_of(texts: Sequence[str]) -> Writing:

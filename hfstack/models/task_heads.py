@@ -1,4 +1,4 @@
-"""Load an encoder with a head for one task: a tag a token, or the begin and end of an answer.
+"""Load a model for one task: a tag a token, the begin and end of an answer, or (finished) a text from a text.
 
 What the finished model needs beside its weights to be used again is in a `task.json` beside them.
 """
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -25,12 +26,13 @@ from hfstack.models.masked_head import readable_length
 
 logger = get_logger(__name__)
 
-Task = Literal["TokenClassification", "QuestionAnswering"]
+Task = Literal["TokenClassification", "QuestionAnswering", "ConditionalGeneration"]
 
 TASK_FILE = "task.json"
 _AUTO: dict[Task, Any] = {
     "TokenClassification": AutoModelForTokenClassification,
     "QuestionAnswering": AutoModelForQuestionAnswering,
+    "ConditionalGeneration": AutoModelForSeq2SeqLM,
 }
 
 

@@ -8,7 +8,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from hfstack.errors import DataError, MissingExtraError
-from hfstack.evaluation.text_overlap import Bleu, Chrf, Rouge, text_overlap, writing_of
+from hfstack.evaluation.text_overlap import Bleu, Chrf, Rouge, bleu_interval, signatures, text_overlap, writing_of
 
 PREDICTIONS = ["The quick brown fox jumps over the lazy dog.", "A cat sat there", "nothing in common"]
 REFERENCES = ["The fast brown fox jumped over the lazy dog.", "A cat sat on the mat.", "wholly different words"]
@@ -53,6 +53,25 @@ def test_chinese_is_split_into_characters() -> None:
     assert found["rouge1"] == pytest.approx(2 * 10 / (12 + 14))
     plain = Rouge().compute(predictions=CHINESE, references=CHINESE_REFERENCES)
     assert plain is not None and plain["rouge1"] == 0
+
+
+def test_signatures_are_sacrebleus() -> None:
+    metric = sacrebleu.BLEU()
+    metric.corpus_score(PREDICTIONS, [REFERENCES])
+    found = signatures(PREDICTIONS, REFERENCES)
+    assert found["bleu"] == str(metric.get_signature()) and "nrefs:1|" in found["bleu"] and "tok:13a" in found["bleu"]
+    assert "nc:6|nw:0" in found["chrf"] and found["rougeL"].startswith("rouge_score:")
+    assert "tok:zh" in signatures(CHINESE, CHINESE_REFERENCES)["bleu"]
+    assert "nrefs:var" in signatures(PREDICTIONS, [["a", "b"], ["c"], ["d"]])["bleu"]
+
+
+def test_the_interval_of_bleu_is_about_the_bleu_of_the_whole() -> None:
+    texts, references = PREDICTIONS * 20, [[reference, "A cat sat"] for reference in REFERENCES * 20]
+    low, high = bleu_interval(texts, references)
+    whole = sacrebleu.corpus_bleu(texts, [list(stream) for stream in zip(*references, strict=True)]).score
+    assert low < whole < high and high - low < 30
+    same = bleu_interval(PREDICTIONS[:1] * 5, REFERENCES[:1] * 5)  # every draw is the whole
+    assert same == pytest.approx([sacrebleu.corpus_bleu(PREDICTIONS[:1] * 5, [REFERENCES[:1] * 5]).score] * 2, abs=1e-9)
 
 
 def test_metrics_combine() -> None:

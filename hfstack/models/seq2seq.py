@@ -1,0 +1,209 @@
+"""Load an encoder-decoder (T5, BART, Marian and their like) from an architecture, a checkpoint or an adapter."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from accelerate import PartialState
+from peft import LoraConfig, PeftConfig, PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.logs import get_logger
+from hfstack.models.classifier import check_own_tokenizer
+from hfstack.models.loading import architecture_config, check_vocabulary, find_architecture
+from hfstack.models.masked_head import readable_length
+from hfstack.models.reward_model import padding_id
+from hfstack.models.task_heads import TASK_FILE, load_finished
+
+logger = get_logger(__name__)
+
+_ADAPTER = "adapter_config.json"
+_USUAL_SOURCE, _USUAL_TARGET = 512, 128  # tokens, where nothing is asked for
+_UNSET_LENGTH = 10**9  # tokenizers without a limit say 1e30
+
+
+def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return an encoder-decoder to be trained.
+
+    From a config.json the weights are drawn anew (seed them first), with the tokenizer's vocabulary; the decoder begins
+    with the padding token, as T5's and Marian's do, and ends with the tokenizer's end, or separator, token.
+
+    Raises:
+        ConfigError: no model was named, it has no encoder or no decoder, it is an adapter, or the tokenizer is not its.
+        CheckpointError: there is no model at that place.
+    """
+    name = args.model_name_or_path
+    if name is None:
+        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
+    if (Path(name) / _ADAPTER).is_file():
+        raise ConfigError(f"{name} is an adapter: name the model that it was trained on")
+    if (config_file := find_architecture(name)) is not None:
+        config = architecture_config(config_file, tokenizer)
+        _check_encoder_decoder(config, name)
+        use_tokens(config, tokenizer)
+        try:
+            return AutoModelForSeq2SeqLM.from_config(config, attn_implementation=args.attn_implementation)
+        except ValueError as error:
+            raise ConfigError(f"{config_file}: {' '.join(str(error).split())[:200]}") from error
+    try:
+        config = AutoConfig.from_pretrained(name, revision=args.model_revision)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: no model there: {' '.join(str(error).split())[:200]}") from error
+    _check_encoder_decoder(config, name)
+    quantization = get_quantization_config(args)
+    try:
+        model, report = AutoModelForSeq2SeqLM.from_pretrained(
+            name,
+            revision=args.model_revision,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+            quantization_config=quantization,
+            device_map={"": PartialState().local_process_index} if quantization else None,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{name} holds no encoder-decoder that can be loaded: {cause}") from error
+    check_vocabulary(model, tokenizer, name)
+    check_own_tokenizer(args, tokenizer, name)
+    if report["missing_keys"]:
+        logger.warning("%s: drawn anew %s", name, ", ".join(sorted(report["missing_keys"])[:5]))
+    if getattr(model.config, "decoder_start_token_id", None) is None:
+        model.config.decoder_start_token_id = padding_id(tokenizer)
+        cast(Any, model.generation_config).decoder_start_token_id = padding_id(tokenizer)
+    return model
+
+
+def use_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a new model the tokenizer's tokens for padding, end and beginning, in place of its family's usual ids.
+
+    Raises:
+        ConfigError: the tokenizer has neither an end token nor a separator, or nothing to pad with.
+    """
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if end is None:
+        raise ConfigError(f"the tokenizer {tokenizer.name_or_path} has no end token: a decoder could not learn to stop")
+    plain = cast(Any, config)
+    plain.eos_token_id = end
+    plain.pad_token_id = plain.decoder_start_token_id = padding_id(tokenizer)
+    if "forced_eos_token_id" in config.to_dict():
+        plain.forced_eos_token_id = (
+            end  # what a text gets that reaches the limit; BART's own id is another's token here
+        )
+    if "decoder_vocab_size" in config.to_dict():
+        plain.decoder_vocab_size = plain.vocab_size
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end a text, the model's own first.
+
+    Raises:
+        ConfigError: neither model nor tokenizer has one.
+    """
+    own: Any = getattr(model.config, "eos_token_id", None)
+    found = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    ends = list(dict.fromkeys(cast(int, token) for token in found if token is not None))
+    if not ends:
+        raise ConfigError(
+            f"neither {model.config.model_type} nor its tokenizer has an end token: name it in config.json"
+        )
+    return ends
+
+
+def text_lengths(
+    source: int | None, target: int | None, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, int]:
+    """Return the most tokens of a source and of a target: as asked, else what can be read, at most 512 and 128.
+
+    Positions bound BART and Marian. T5 counts distances instead: it reads any length, and the limit that its tokenizer
+    names only bounds what is taken when nothing is asked for.
+
+    Raises:
+        ConfigError: more was asked for than the model has positions, or less than 4.
+    """
+    longest = readable_length(config)
+    usual = min(int(tokenizer.model_max_length or _UNSET_LENGTH), longest or _UNSET_LENGTH)
+    for flag, asked in (("--max_source_length", source), ("--max_target_length", target)):
+        if asked is not None and asked < 4:
+            raise ConfigError(f"{flag} must be at least 4 tokens, got {asked}")
+        if asked is not None and longest is not None and asked > longest:
+            raise ConfigError(f"{flag} {asked} is longer than the model's {longest} positions: use {flag} {longest}")
+    return source or min(usual, _USUAL_SOURCE), target or min(usual, _USUAL_TARGET)
+
+
+def set_decoding(model: Any, *, max_length: int, num_beams: int | None) -> dict[str, int]:
+    """Let the model write at most `max_length` tokens, by beam search, also after it was saved; return the settings.
+
+    Args:
+        num_beams: None for the model's own, which is 1 where it says nothing.
+
+    Raises:
+        ConfigError: there are less than 1 beam or 2 tokens.
+    """
+    if num_beams is not None and num_beams < 1:
+        raise ConfigError(f"--generation_num_beams must be at least 1, got {num_beams}")
+    if max_length < 2:
+        raise ConfigError(f"--generation_max_length must be at least 2 tokens, got {max_length}")
+    config = model.generation_config
+    config.max_length, config.max_new_tokens = max_length, None
+    config.num_beams = num_beams or config.num_beams or 1
+    return {"max_length": max_length, "num_beams": int(config.num_beams)}
+
+
+def seq2seq_lora_config(args: ModelConfig) -> LoraConfig | None:
+    """Return the adapter that --use_peft asks for, or None.
+
+    Raises:
+        ConfigError: for an architecture, whose random weights an adapter does not hold.
+    """
+    if not args.use_peft:
+        return None
+    if (args.model_name_or_path or "").endswith(".json"):
+        raise ConfigError(
+            f"--use_peft needs trained weights, but {args.model_name_or_path} is an architecture: name a checkpoint"
+        )
+    return cast(LoraConfig, get_peft_config(replace(args, lora_task_type="SEQ_2_SEQ_LM")))
+
+
+def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Return a finished model or adapter in evaluation mode, its tokenizer, and what its `task.json` says ({} without).
+
+    Raises:
+        CheckpointError: there is no such model, or the base of an adapter is gone.
+        ConfigError: it has no encoder.
+    """
+    folder = Path(args.model_name_or_path or "")
+    if not (folder / _ADAPTER).is_file():
+        model, tokenizer, info = load_finished(args, "ConditionalGeneration")
+        _check_encoder_decoder(model.config, str(folder))
+    else:
+        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+            info = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder} is an adapter that the seq2seq recipe has not written: {error}") from error
+        whole = load_seq2seq(replace(args, model_name_or_path=base, model_revision="main"), tokenizer)
+        model = cast(Any, PeftModel.from_pretrained(whole, str(folder)).eval())
+    if decoding := info.get("decoding"):
+        set_decoding(model, **decoding)
+    return model, tokenizer, info
+
+
+def _check_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
+    if not config.is_encoder_decoder:
+        raise ConfigError(
+            f"{name} is {config.model_type}, which is no encoder-decoder: name one such as T5, BART or Marian "
+            "(a decoder alone is trained by the recipe sft)"
+        )

@@ -1,0 +1,114 @@
+"""Train an encoder-decoder to turn one text into another: to translate, to summarise.
+
+    accelerate launch recipes/seq2seq.py --config recipes/seq2seq.yaml --learning_rate 3e-4
+    hfstack run seq2seq --datasets train.jsonl --eval_datasets test.jsonl       # the same, shorter
+
+reads   rows of a source and a target, or a list of them; a T5, BART or Marian model, or an architecture and a tokenizer
+writes  the model or adapter, its tokenizer, task.json, predictions.jsonl of the held-out rows and run.json
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from peft import get_peft_model
+from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments
+from trl import ModelConfig
+
+from hfstack.config import command_line, refusals_of_upstream
+from hfstack.data.source_target import collate_pairs, encode_pairs, read_pairs
+from hfstack.data.sources import DataArgs, describe_sources, load_splits
+from hfstack.data.text_rows import Overlong
+from hfstack.errors import ConfigError
+from hfstack.evaluation.translating import check_metrics_are_there, decode_texts, overlap_metrics, record_results
+from hfstack.models.adapting import check_adapter_settings
+from hfstack.models.loading import load_tokenizer
+from hfstack.models.reward_model import padding_id
+from hfstack.models.seq2seq import load_seq2seq, seq2seq_lora_config, set_decoding, stop_tokens, text_lengths
+from hfstack.models.task_heads import save_task
+from hfstack.publishing.checkpoint_push import push_checkpoints
+from hfstack.run import Run
+from hfstack.training.checkpointing import protect
+from hfstack.training.settings import check_settings
+from hfstack.training.translating import TranslatingTrainer, trainer_settings
+
+
+@dataclass
+class Seq2SeqArgs:
+    """Which columns hold what, and how much of a text is read and written."""
+
+    tokenizer_name_or_path: str | None = None
+    """Tokenizer: a folder or a Hub id; the model's own by default."""
+    source_column: str = "source"
+    """Column of the text to read; a part of a mapping as translation.en."""
+    target_column: str = "target"
+    """Column of the text to write, or of a list of them: each is learnt, and a score takes all as references."""
+    source_prefix: str = ""
+    """Put in front of each source, such as "translate English to German: " or "summarize: " for T5's checkpoints."""
+    max_source_length: int | None = None
+    """Tokens of the longest source; by default what the model reads, at most 512."""
+    max_target_length: int | None = None
+    """Tokens of the longest target; by default what the model reads, at most 128."""
+    overlong: Overlong = "cut"
+    """Texts that are longer: cut their end, drop the row, or fail. They are counted and said."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations without a better --metric_for_best_model; needs --load_best_model_at_end."""
+
+
+def main(
+    model_args: ModelConfig, data_args: DataArgs, seq2seq_args: Seq2SeqArgs, training_args: Seq2SeqTrainingArguments
+) -> dict[str, float]:
+    """Train, write a text for each held-out row, score and save; return the metrics."""
+    with Run.start(__file__, training_args.output_dir, model_args, data_args, seq2seq_args, training_args) as run:
+        checkpoint, args, patience = run.checkpoint, seq2seq_args, seq2seq_args.early_stopping_patience
+        check_settings(training_args, early_stopping_patience=patience)
+        check_adapter_settings(model_args)
+        check_metrics_are_there()
+        for parent in (model_args.model_name_or_path, args.tokenizer_name_or_path):
+            run.add_parent(parent)
+        if data_args.streaming:
+            raise ConfigError("--streaming: rows are ordered by length before the first step; leave it out")
+        columns = (args.source_column, args.target_column)
+        by_source = replace(data_args, text_column=columns[0].partition(".")[0])  # equal sources stay on one side
+        splits = load_splits(by_source, quarantine_file=run.output_dir / "quarantine.jsonl")
+        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        skip_empty = data_args.on_bad_row != "fail"
+        pairs = {name: read_pairs(rows, columns, name=name, skip_empty=skip_empty) for name, rows in splits.items()}
+
+        tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)
+        model: Any = load_seq2seq(model_args, tokenizer)
+        lengths = text_lengths(args.max_source_length, args.max_target_length, model.config, tokenizer)
+        written = training_args.generation_max_length or lengths[1] + 1  # the decoder's first token counts
+        decoding = set_decoding(model, max_length=written, num_beams=training_args.generation_num_beams)
+        texts: dict[str, Any] = {"lengths": lengths, "prefix": args.source_prefix, "overlong": args.overlong}
+        encode = partial(encode_pairs, tokenizer=tokenizer, ends=stop_tokens(model, tokenizer), **texts)
+        train = encode(pairs["train"], name="train")
+        held = encode(pairs["eval"], name="eval", held_out=True) if "eval" in pairs else None
+        shift, pad = model.prepare_decoder_input_ids_from_labels, padding_id(tokenizer)
+
+        callbacks = protect(run, push_checkpoints(training_args))
+        if patience is not None:
+            callbacks.insert(0, EarlyStoppingCallback(patience))
+        with refusals_of_upstream():
+            if (lora := seq2seq_lora_config(model_args)) is not None:
+                model = get_peft_model(model, lora)
+            trainer = TranslatingTrainer(
+                model=model, args=trainer_settings(training_args, decoding), train_dataset=train.rows,
+                eval_dataset=held.rows if held else None, processing_class=tokenizer, callbacks=callbacks,
+                data_collator=partial(collate_pairs, pad_token_id=pad, shift=shift),
+                compute_metrics=(lambda done: overlap_metrics(decode_texts(done.predictions, tokenizer), held.pairs))
+                if held and training_args.predict_with_generate else None,
+            )  # fmt: skip
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = {"train_loss": trained.training_loss, "train_rows": len(train.rows)}
+        if held:
+            found, ids = trainer.write_held_out()
+            metrics |= found | record_results(run, decode_texts(ids, tokenizer), held)
+        described = {"source_column": columns[0], "source_prefix": args.source_prefix, "decoding": decoding}
+        save_task(run.output_dir, described | {"max_source_length": lengths[0]})
+        return run.finish(metrics, trainer)
+
+
+if __name__ == "__main__":
+    command_line(main)

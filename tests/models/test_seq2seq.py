@@ -1,0 +1,86 @@
+"""Encoder-decoders from architectures and checkpoints: their tokens, lengths and decoding, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, BartConfig, MarianConfig, MarianMTModel, T5Config, set_seed
+from trl import ModelConfig
+
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.seq2seq import (
+    load_finished_seq2seq,
+    load_seq2seq,
+    seq2seq_lora_config,
+    set_decoding,
+    stop_tokens,
+    text_lengths,
+    use_tokens,
+)
+from tests.tiny_encoder import tiny_bert_tokenizer
+
+
+@pytest.mark.parametrize("name", ["t5-5m", "bart-5m"])
+def test_an_architecture_gets_the_tokens_of_any_tokenizer(name: str, tiny_tokenizer) -> None:
+    bert = tiny_bert_tokenizer()
+    for tokenizer, end in ((tiny_tokenizer, tiny_tokenizer.eos_token_id), (bert, bert.sep_token_id)):
+        set_seed(0)
+        model = load_seq2seq(ModelConfig(f"{name}.json"), tokenizer)
+        assert model.config.vocab_size == len(tokenizer)
+        for config in (model.config, model.generation_config):
+            assert (config.eos_token_id, config.decoder_start_token_id) == (end, tokenizer.pad_token_id)
+            assert getattr(config, "forced_eos_token_id", None) in (None, end)
+        assert stop_tokens(model, tokenizer) == [end]
+    assert name != "t5-5m" or model.config.scale_decoder_outputs, "a tied output is scaled, as T5's is"
+
+
+def test_marian_takes_its_own_tokens_and_is_a_finished_model(tmp_path: Path, tiny_tokenizer) -> None:
+    config = MarianConfig(vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
+                          decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
+                          max_position_embeddings=32)  # fmt: skip
+    use_tokens(config, tiny_tokenizer)
+    assert config.forced_eos_token_id == config.eos_token_id == tiny_tokenizer.eos_token_id
+    assert config.decoder_start_token_id == tiny_tokenizer.pad_token_id and config.decoder_vocab_size == 300
+    MarianMTModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    model, tokenizer, info = load_finished_seq2seq(ModelConfig(str(tmp_path)))
+    assert isinstance(model, MarianMTModel) and not model.training and info == {}
+    assert text_lengths(None, None, model.config, tokenizer) == (32, 32)
+    assert load_seq2seq(ModelConfig(str(tmp_path)), tokenizer).config.model_type == "marian"
+
+
+def test_lengths_are_bounded_by_positions_and_not_by_distances(tiny_tokenizer) -> None:
+    t5, bart = T5Config(), BartConfig(max_position_embeddings=100)
+    assert text_lengths(None, None, t5, tiny_tokenizer) == (512, 128)
+    assert text_lengths(2000, 600, t5, tiny_tokenizer) == (2000, 600)
+    assert text_lengths(None, 50, bart, tiny_tokenizer) == (100, 50)
+    with pytest.raises(ConfigError, match="--max_target_length 101 is longer than the model's 100 positions"):
+        text_lengths(None, 101, bart, tiny_tokenizer)
+
+
+def test_decoding_is_kept_with_the_model(tmp_path: Path, tiny_tokenizer) -> None:
+    model = load_seq2seq(ModelConfig("t5-5m.json"), tiny_tokenizer)
+    assert set_decoding(model, max_length=30, num_beams=None) == {"max_length": 30, "num_beams": 1}
+    assert set_decoding(model, max_length=30, num_beams=4) == {"max_length": 30, "num_beams": 4}
+    assert set_decoding(model, max_length=20, num_beams=None) == {"max_length": 20, "num_beams": 4}
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    found, _, _ = load_finished_seq2seq(ModelConfig(str(tmp_path)))
+    assert (found.generation_config.max_length, found.generation_config.num_beams) == (20, 4)
+
+
+def test_refusals(tmp_path: Path, tiny_llama: Path, tiny_tokenizer) -> None:
+    with pytest.raises(ConfigError, match="--model_name_or_path is required"):
+        load_seq2seq(ModelConfig(), tiny_tokenizer)
+    with pytest.raises(ConfigError, match="llama, which is no encoder-decoder"):
+        load_seq2seq(ModelConfig(str(tiny_llama)), AutoTokenizer.from_pretrained(tiny_llama))
+    with pytest.raises(ConfigError, match="which is no encoder-decoder"):
+        load_seq2seq(ModelConfig("llama-1m.json"), tiny_tokenizer)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        load_seq2seq(ModelConfig(str(tmp_path / "nowhere")), tiny_tokenizer)
+    with pytest.raises(CheckpointError):
+        load_finished_seq2seq(ModelConfig(str(tiny_llama)))
+    with pytest.raises(ConfigError, match="t5-5m.json is an architecture: name a checkpoint"):
+        seq2seq_lora_config(ModelConfig("t5-5m.json", use_peft=True))
+    lora = seq2seq_lora_config(ModelConfig("google-t5/t5-small", use_peft=True))
+    assert lora is not None and lora.task_type == "SEQ_2_SEQ_LM"
+    assert seq2seq_lora_config(ModelConfig("google-t5/t5-small")) is None
