@@ -20,7 +20,7 @@ from hfstack.data.source_target import collate_pairs, encode_pairs, read_pairs
 from hfstack.data.sources import DataArgs, describe_sources, load_splits
 from hfstack.data.text_rows import Overlong
 from hfstack.errors import ConfigError
-from hfstack.evaluation.translating import check_metrics_are_there, decode_texts, overlap_metrics, record_results
+from hfstack.evaluation.translating import METRICS, check_metrics, decode_texts, overlap_metrics, record_results
 from hfstack.models.adapting import check_adapter_settings
 from hfstack.models.loading import load_tokenizer
 from hfstack.models.reward_model import padding_id
@@ -63,7 +63,7 @@ def main(
         checkpoint, args, patience = run.checkpoint, seq2seq_args, seq2seq_args.early_stopping_patience
         check_settings(training_args, early_stopping_patience=patience)
         check_adapter_settings(model_args)
-        check_metrics_are_there()
+        check_metrics()
         for parent in (model_args.model_name_or_path, args.tokenizer_name_or_path):
             run.add_parent(parent)
         if data_args.streaming:
@@ -86,6 +86,7 @@ def main(
         train = encode(pairs["train"], name="train")
         held = encode(pairs["eval"], name="eval", held_out=True) if "eval" in pairs else None
         shift, pad = model.prepare_decoder_input_ids_from_labels, padding_id(tokenizer)
+        settings = trainer_settings(training_args, decoding, scores=METRICS)
 
         callbacks = protect(run, push_checkpoints(training_args))
         if patience is not None:
@@ -94,7 +95,7 @@ def main(
             if (lora := seq2seq_lora_config(model_args)) is not None:
                 model = get_peft_model(model, lora)
             trainer = TranslatingTrainer(
-                model=model, args=trainer_settings(training_args, decoding), train_dataset=train.rows,
+                model=model, args=settings, train_dataset=train.rows,
                 eval_dataset=held.rows if held else None, processing_class=tokenizer, callbacks=callbacks,
                 data_collator=partial(collate_pairs, pad_token_id=pad, shift=shift),
                 compute_metrics=(lambda done: overlap_metrics(decode_texts(done.predictions, tokenizer), held.pairs))

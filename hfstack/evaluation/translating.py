@@ -30,7 +30,7 @@ METRICS = ("bleu", "chrf", *ROUGE_KINDS)
 _SAMPLES, _SHOWN_CHARACTERS = 12, 400
 
 
-def check_metrics_are_there() -> None:
+def check_metrics() -> None:
     """Find out before training whether the scores can be computed after it.
 
     Raises:

@@ -1,12 +1,12 @@
 """A Trainer for encoder-decoders that is evaluated by what it writes, and the settings that it needs."""
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hfstack.errors import ConfigError
-from hfstack.evaluation.translating import METRICS
 from hfstack.training.in_order import InOrderTrainer
 from hfstack.training.settings import check_best_metric
 
@@ -28,16 +28,19 @@ class TranslatingTrainer(InOrderTrainer, Seq2SeqTrainer):
         return output.metrics or {}, output.predictions
 
 
-def trainer_settings(training_args: Seq2SeqTrainingArguments, decoding: dict[str, int]) -> Seq2SeqTrainingArguments:
+def trainer_settings(
+    training_args: Seq2SeqTrainingArguments, decoding: dict[str, int], *, scores: Collection[str]
+) -> Seq2SeqTrainingArguments:
     """Return the settings for a Trainer whose rows come encoded.
 
     Args:
         decoding: `max_length` and `num_beams` of the texts that are written, as `set_decoding` returns them.
+        scores: names of what written texts are measured by.
 
     Raises:
         ConfigError: the best model shall be chosen by a score of written texts, and none are written while training.
     """
-    check_best_metric(training_args, METRICS)
+    check_best_metric(training_args, scores)
     by_score = (training_args.metric_for_best_model or "loss").removeprefix("eval_") != "loss"
     if by_score and training_args.load_best_model_at_end and not training_args.predict_with_generate:
         raise ConfigError(
