@@ -213,7 +213,7 @@ def _load_weights(args: ModelConfig, name: str, config: PreTrainedConfig) -> tup
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
             quantization_config=quantization,
-            device_map={"": PartialState().local_process_index} if quantization else None,
+            device_map={"": PartialState().device} if quantization else None,
             use_safetensors=True,
             output_loading_info=True,
         )

@@ -77,7 +77,7 @@ def load_causal_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
             quantization_config=quantization,
-            device_map={"": PartialState().local_process_index} if quantization else None,
+            device_map={"": PartialState().device} if quantization else None,
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:

@@ -140,7 +140,7 @@ def _load_checkpoint(args: ModelConfig, name: str) -> tuple[PreTrainedModel, lis
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
             quantization_config=quantization,
-            device_map={"": PartialState().local_process_index} if quantization else None,
+            device_map={"": PartialState().device} if quantization else None,
             use_safetensors=True,
             output_loading_info=True,
         )

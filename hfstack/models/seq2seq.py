@@ -68,7 +68,7 @@ def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
             quantization_config=quantization,
-            device_map={"": PartialState().local_process_index} if quantization else None,
+            device_map={"": PartialState().device} if quantization else None,
             use_safetensors=True,
             output_loading_info=True,
         )

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -269,9 +270,29 @@ def test_mistakes(sft, tmp_path: Path, tiny_llama: Path) -> None:
             sft(**flags, output_dir=tmp_path / str(number))
 
 
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_quantisation_names_its_extra(sft) -> None:
     with pytest.raises(MissingExtraError, match=r"bitsandbytes is not installed.*hfstack\[quantization\]"):
         sft(load_in_4bit="true", use_peft="true")
+
+
+@pytest.mark.filterwarnings("ignore")  # what bitsandbytes warns of is its own
+def test_an_adapter_on_four_bit_weights(sft, inputs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    tokenizer = AutoTokenizer.from_pretrained(inputs / "model")
+    config = LlamaConfig(  # on a CPU bitsandbytes 0.50 takes sizes that are multiples of its blocks of 64
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    metrics = sft(
+        model_name_or_path=tmp_path / "model", use_peft="true", load_in_4bit="true", lora_r=4,
+        lora_target_modules="all-linear", max_steps=6, learning_rate=3e-2,
+    )  # fmt: skip
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert metrics["held_out_loss"] < math.log(len(tokenizer))
 
 
 def test_the_shipped_settings_name_their_files() -> None:
