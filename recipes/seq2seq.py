@@ -63,7 +63,8 @@ def main(
         checkpoint, args, patience = run.checkpoint, seq2seq_args, seq2seq_args.early_stopping_patience
         check_settings(training_args, early_stopping_patience=patience)
         check_adapter_settings(model_args)
-        check_metrics()
+        if data_args.eval_datasets or data_args.eval_fraction:
+            check_metrics()
         for parent in (model_args.model_name_or_path, args.tokenizer_name_or_path):
             run.add_parent(parent)
         if data_args.streaming:
@@ -79,12 +80,14 @@ def main(
         tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)
         model: Any = load_seq2seq(model_args, tokenizer)
         lengths = text_lengths(args.max_source_length, args.max_target_length, model.config, tokenizer)
-        written = training_args.generation_max_length or lengths[1] + 1  # the decoder's first token counts
-        decoding = set_decoding(model, max_length=written, num_beams=training_args.generation_num_beams)
+        decoding = set_decoding(
+            model, max_length=training_args.generation_max_length, num_beams=training_args.generation_num_beams,
+            usual_length=lengths[1] + 1, source=training_args.generation_config,  # the decoder's first token counts
+        )  # fmt: skip
         texts: dict[str, Any] = {"lengths": lengths, "prefix": args.source_prefix, "overlong": args.overlong}
         encode = partial(encode_pairs, tokenizer=tokenizer, ends=stop_tokens(model, tokenizer), **texts)
         train = encode(pairs["train"], name="train")
-        held = encode(pairs["eval"], name="eval", held_out=True) if "eval" in pairs else None
+        held: Any = encode(pairs["eval"], name="eval", held_out=True) if "eval" in pairs else None
         shift, pad = model.prepare_decoder_input_ids_from_labels, padding_id(tokenizer)
         settings = trainer_settings(training_args, decoding, scores=METRICS)
 

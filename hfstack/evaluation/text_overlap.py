@@ -47,7 +47,7 @@ class Bleu(_OverlapMetric):
     """Corpus BLEU of sacrebleu, 0 to 100, as `bleu`."""
 
     def __init__(self, writing: Writing = "spaced", **settings: Any) -> None:
-        self.writing = writing
+        self.writing: Writing = writing
         super().__init__(**settings)
 
     def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:

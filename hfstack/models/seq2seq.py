@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
 )
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -29,6 +30,8 @@ logger = get_logger(__name__)
 
 _ADAPTER = "adapter_config.json"
 _USUAL_SOURCE, _USUAL_TARGET = 512, 128  # tokens, where nothing is asked for
+# Of a configuration of decoding, what is no setting: where it comes from, and a second name of the longest text.
+_NO_DECODING = ("transformers_version", "_from_model_config", "max_new_tokens")
 _UNSET_LENGTH = 10**9  # tokenizers without a limit say 1e30
 
 
@@ -142,23 +145,37 @@ def text_lengths(
     return source or min(usual, _USUAL_SOURCE), target or min(usual, _USUAL_TARGET)
 
 
-def set_decoding(model: Any, *, max_length: int, num_beams: int | None) -> dict[str, int]:
-    """Let the model write at most `max_length` tokens, by beam search, also after it was saved; return the settings.
+def set_decoding(
+    model: Any, *, max_length: int | None, num_beams: int | None, usual_length: int, source: str | Path | None = None
+) -> dict[str, Any]:
+    """Set how the model writes, also after it was saved, and return what was set.
 
     Args:
-        num_beams: None for the model's own, which is 1 where it says nothing.
+        max_length: tokens of the longest text, with the one that the decoder begins with; None for that of `source`,
+            else `usual_length`.
+        num_beams: None for that of `source`, else the model's own, which is 1 where it says nothing.
+        source: more settings of decoding, as upstream's `--generation_config` names them: a file, a folder, a Hub id.
 
     Raises:
-        ConfigError: there are less than 1 beam or 2 tokens.
+        ConfigError: there are less than 1 beam or 2 tokens, or `source` is no configuration of decoding.
     """
     if num_beams is not None and num_beams < 1:
         raise ConfigError(f"--generation_num_beams must be at least 1, got {num_beams}")
-    if max_length < 2:
+    if max_length is not None and max_length < 2:
         raise ConfigError(f"--generation_max_length must be at least 2 tokens, got {max_length}")
+    given: dict[str, Any] = {}
+    if source is not None:
+        try:
+            given = Seq2SeqTrainer.load_generation_config(str(source)).to_diff_dict()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--generation_config {source}: {' '.join(str(error).split())[:200]}") from error
     config = model.generation_config
-    config.max_length, config.max_new_tokens = max_length, None
-    config.num_beams = num_beams or config.num_beams or 1
-    return {"max_length": max_length, "num_beams": int(config.num_beams)}
+    decoding = {name: value for name, value in given.items() if name not in _NO_DECODING}
+    decoding["max_length"] = max_length or given.get("max_length") or usual_length
+    decoding["num_beams"] = num_beams or given.get("num_beams") or config.num_beams or 1
+    config.max_new_tokens = None
+    config.update(**decoding)
+    return decoding
 
 
 def seq2seq_lora_config(args: ModelConfig) -> LoraConfig | None:
@@ -197,7 +214,7 @@ def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBa
         whole = load_seq2seq(replace(args, model_name_or_path=base, model_revision="main"), tokenizer)
         model = cast(Any, PeftModel.from_pretrained(whole, str(folder)).eval())
     if decoding := info.get("decoding"):
-        set_decoding(model, **decoding)
+        model.generation_config.update(**decoding)
     return model, tokenizer, info
 
 

@@ -19,22 +19,23 @@ class TranslatingTrainer(InOrderTrainer, Seq2SeqTrainer):
 
         Texts are written here whether or not they were while training.
         """
-        before = self.args.predict_with_generate, self.compute_metrics
-        self.args.predict_with_generate, self.compute_metrics = True, None
+        settings: Any = self.args
+        before = settings.predict_with_generate, self.compute_metrics
+        settings.predict_with_generate, self.compute_metrics = True, None
         try:
             output = self.predict(self.eval_dataset, metric_key_prefix="eval")  # pyright: ignore[reportArgumentType]
         finally:
-            self.args.predict_with_generate, self.compute_metrics = before
+            settings.predict_with_generate, self.compute_metrics = before
         return output.metrics or {}, output.predictions
 
 
 def trainer_settings(
-    training_args: Seq2SeqTrainingArguments, decoding: dict[str, int], *, scores: Collection[str]
+    training_args: Seq2SeqTrainingArguments, decoding: dict[str, Any], *, scores: Collection[str]
 ) -> Seq2SeqTrainingArguments:
     """Return the settings for a Trainer whose rows come encoded.
 
     Args:
-        decoding: `max_length` and `num_beams` of the texts that are written, as `set_decoding` returns them.
+        decoding: how texts are written, as `set_decoding` returns it.
         scores: names of what written texts are measured by.
 
     Raises:
@@ -48,5 +49,6 @@ def trainer_settings(
         )
     settings = copy.copy(training_args)
     settings.push_to_hub = False  # checkpoints are pushed by what the recipe hands to `protect`
+    settings.generation_config = None  # the model has it already
     settings.generation_max_length, settings.generation_num_beams = decoding["max_length"], decoding["num_beams"]
     return settings

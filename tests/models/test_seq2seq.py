@@ -59,13 +59,21 @@ def test_lengths_are_bounded_by_positions_and_not_by_distances(tiny_tokenizer) -
 
 def test_decoding_is_kept_with_the_model(tmp_path: Path, tiny_tokenizer) -> None:
     model = load_seq2seq(ModelConfig("t5-5m.json"), tiny_tokenizer)
-    assert set_decoding(model, max_length=30, num_beams=None) == {"max_length": 30, "num_beams": 1}
-    assert set_decoding(model, max_length=30, num_beams=4) == {"max_length": 30, "num_beams": 4}
-    assert set_decoding(model, max_length=20, num_beams=None) == {"max_length": 20, "num_beams": 4}
+    usual = {"max_length": None, "num_beams": None, "usual_length": 30}
+    assert set_decoding(model, **usual) == {"max_length": 30, "num_beams": 1}
+    assert set_decoding(model, **usual | {"num_beams": 4}) == {"max_length": 30, "num_beams": 4}
+    assert set_decoding(model, **usual | {"max_length": 20}) == {"max_length": 20, "num_beams": 4}
+    more = tmp_path / "more.json"
+    more.write_text('{"no_repeat_ngram_size": 3, "num_beams": 5}')
+    expected = {"max_length": 30, "num_beams": 5, "no_repeat_ngram_size": 3}
+    assert set_decoding(model, **usual | {"source": more}) == expected
+    with pytest.raises(ConfigError, match="--generation_config .*nowhere.json: "):
+        set_decoding(model, **usual | {"source": tmp_path / "nowhere.json"})
     model.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     found, _, _ = load_finished_seq2seq(ModelConfig(str(tmp_path)))
-    assert (found.generation_config.max_length, found.generation_config.num_beams) == (20, 4)
+    assert {name: getattr(found.generation_config, name) for name in expected} == expected
+    assert found.generation_config.eos_token_id == tiny_tokenizer.eos_token_id, "what the file leaves open stays"
 
 
 def test_refusals(tmp_path: Path, tiny_llama: Path, tiny_tokenizer) -> None:
