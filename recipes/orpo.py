@@ -85,10 +85,10 @@ def main(
             ],
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
-        metrics = {"train_loss": trained.training_loss, "train_pairs": len(trainer.train_dataset)}
+        metrics = {"train_loss": trained.training_loss, "train_pairs": len(rows["train"])}
         if "eval" in rows:
             metrics |= trainer.evaluate()
-            pairs, accuracy = len(trainer.eval_dataset), metrics["eval_rewards/accuracies"]
+            pairs, accuracy = len(rows["eval"]), metrics["eval_rewards/accuracies"]
             low, high = share_interval([accuracy] * pairs)
             metrics |= {"eval_pairs": pairs, "eval_accuracy": accuracy}
             metrics |= {"eval_accuracy_low": low, "eval_accuracy_high": high}

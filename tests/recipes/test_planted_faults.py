@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def answering(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrain
         folder = tmp_path_factory.mktemp("answering")
         set_seed(0)
         model: Any = AutoModelForCausalLM.from_pretrained(tiny_llama)
-        end, draw, labels = tiny_tokenizer.eos_token_id, random.Random(0), []
+        end, draw, labels = cast(int, tiny_tokenizer.eos_token_id), random.Random(0), []
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         for step in range(120):
             rows = []
