@@ -14,7 +14,7 @@ PACKAGE = ROOT / "hfstack"
 FLOORS = [  # lowest first; an import points to a lower floor or stays in its own package
     {"errors", "logs", "redaction"},
     {"config", "environment"},
-    {"data", "models", "scaling", "checkpoints", "run_record", "tracking"},
+    {"data", "models", "scaling", "checkpoints", "run_record", "tracking", "recipe_settings"},
     {"run_checkpoints"},
     {"run"},
     {"training", "evaluation"},

@@ -42,12 +42,12 @@ def commands() -> list[tuple[str, str, list[str]]]:
             words = shlex.split(line.split("`")[0], posix=True)
             names = [word for word in words if word in RECIPES]
             if names:
-                options = [word.split("=")[0][2:] for word in words if word.startswith("--")]
+                options = [word.split("=")[0][2:] for word in words if word.startswith("--") and " " not in word]
                 found.append((f"{page.name}: {line.strip()[:60]}", names[0], options))
     story = (ROOT / "recipes" / "full_story.sh").read_text(encoding="utf-8").replace("\\\n", " ")
     for line in re.findall(r"^stage ([^\n]+)", story, re.MULTILINE):
         words = shlex.split(line)
-        options = [word[2:] for word in words if word.startswith("--")]
+        options = [word[2:] for word in words if word.startswith("--") and " " not in word]
         found.append((f"full_story.sh: {words[1]}", words[2], options))
     return found
 

@@ -162,6 +162,7 @@ def _parts(
     arguments: Any,
     values: dict[str, Any],
     config: PreTrainedConfig,
+    *,
     step: TrainingStep,
     prompt_tokens: int,
 ) -> tuple[tuple[Part, ...], Writing | None, float]:
