@@ -219,7 +219,7 @@ def submit(script: str, *flags: str, folder: Path, without: str = "", **environm
         "SLURM_NNODES": "2" if script == "multi_node" else "1",
     }  # fmt: skip
     command = ["bash", str(SLURM / f"{script}.sbatch"), *flags]
-    return subprocess.run(command, cwd=folder, env=os.environ | given | environment, check=False).returncode
+    return subprocess.run(command, cwd=folder, env=os.environ | environment | given, check=False).returncode
 
 
 def test_a_batch_script_starts_each_node_and_goes_on_when_preempted(tmp_path: Path):
