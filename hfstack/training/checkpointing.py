@@ -183,7 +183,7 @@ class KeepCheckpoints(TrainerCallback):
     ) -> None:
         """Wait for the last checkpoint and give the Trainer its settings back."""
         self.wait()
-        newest = next(iter(list_checkpoints(args.output_dir)), None)
+        newest = next(iter(list_checkpoints(str(args.output_dir))), None)
         only_shards = newest is not None and kind_of_shards(newest) and not any(newest.glob("*.safetensors"))
         if only_shards and state.is_world_process_zero:
             logger.warning(
