@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -146,7 +147,12 @@ def text_lengths(
 
 
 def set_decoding(
-    model: Any, *, max_length: int | None, num_beams: int | None, usual_length: int, source: str | Path | None = None
+    model: Any,
+    *,
+    max_length: int | None,
+    num_beams: int | None,
+    usual_length: int,
+    source: str | Path | GenerationConfig | None = None,
 ) -> dict[str, Any]:
     """Set how the model writes, also after it was saved, and return what was set.
 
@@ -166,7 +172,8 @@ def set_decoding(
     given: dict[str, Any] = {}
     if source is not None:
         try:
-            given = Seq2SeqTrainer.load_generation_config(str(source)).to_diff_dict()
+            named = source if isinstance(source, GenerationConfig) else str(source)
+            given = Seq2SeqTrainer.load_generation_config(named).to_diff_dict()
         except (OSError, ValueError) as error:
             raise ConfigError(f"--generation_config {source}: {' '.join(str(error).split())[:200]}") from error
     config = model.generation_config

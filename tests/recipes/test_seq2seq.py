@@ -154,6 +154,8 @@ def test_an_adapter_predicts_what_it_was_scored_by(seq2seq, predict, inputs: Pat
     metrics = seq2seq(use_peft="true", lora_r=4, max_steps=10, learning_rate=5e-2, generation_num_beams=3)
     out = tmp_path / "out"
     assert (out / "adapter_config.json").is_file() and not (out / "model.safetensors").exists()
+    adapter = load_file(out / "adapter_model.safetensors")
+    assert all(weights.abs().max() > 0 for name, weights in adapter.items() if "lora_B" in name) and adapter
     found = lines(out / "predictions.jsonl")
     assert metrics["eval_rows"] == len(found)
     asked = write(tmp_path / "asked.jsonl", [{"text": row["source"]} for row in found])
