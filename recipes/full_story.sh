@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From raw text to a language model that does as it is asked, on a CPU in minutes: corpus, clean, tokenizer, pretrain,
-# evaluate, generate, then sft, preferences, reward, rloo and the win rate by a rule that training never saw; report.
+# evaluate, generate, then sft, preferences, reward, rloo and ppo on one budget, the win rates by a rule that training
+# never saw, a diagnosis of the chain, a model card, and a page of it all.
 #
 #     bash recipes/full_story.sh [FOLDER]        # default runs/story; STORY_SIZE=tiny for a minute instead of minutes
 #
@@ -18,12 +19,14 @@ demo)
     stories=24000 tasks=16000 vocabulary=2048 block=256 batch=8 rows=200
     steps=2000 warmup=100 every=500 sft_steps=1300 sft_warmup=20 sft_decay=300 sft_every=650
     answers=128 answer_tokens=80 reward_steps=80 reward_warmup=10 rloo_steps=22 compared=0.15
+    ppo=(--critic_warmup_rollouts 2 --warmup_steps 24)
     answerer=(--model_name_or_path "$out/sft" --datasets "$out/prompts/instructions.jsonl" --max_rows 400)
     ;;
 tiny)
     stories=400 tasks=400 vocabulary=512 block=64 batch=8 rows=20
     steps=12 warmup=2 every=6 sft_steps=2 sft_warmup=0 sft_decay=1 sft_every=2
     answers=16 answer_tokens=24 reward_steps=2 reward_warmup=0 rloo_steps=2 compared=0.05
+    ppo=(--warmup_steps 0)
     answerer=(--model_name_or_path "" --demo_prompts 8) # a model this young has no answers to compare: the generator has
     ;;
 *)
@@ -94,9 +97,25 @@ stage rloo "train the model against the reward model" \
     --warmup_steps 2 --learning_rate 6e-4 --beta 0.02 --activation_checkpointing false --gradient_checkpointing false \
     --bf16 false --max_completion_length $answer_tokens --eval_steps $rloo_steps --save_steps $rloo_steps
 
-stage win_rate "compare it with the model before, by the gold rule, on tasks that neither was trained on" \
-    win_rate --model_name_or_path "$out/rloo" --reference_model "$out/sft" --datasets "$out/prompts/instructions.jsonl" \
-    --eval_fraction $compared --max_new_tokens $answer_tokens --temperature 1 --batch_size 64
+stage ppo "train the same model with PPO on as many answers" \
+    ppo --model_name_or_path "$out/sft" --reward_model "$out/reward" --datasets "$out/prompts/instructions.jsonl" \
+    --eval_fraction $compared --per_device_train_batch_size $answers --per_device_eval_batch_size $answers \
+    --gradient_accumulation_steps 1 --num_mini_batches 1 --num_ppo_epochs 4 --total_episodes $((answers * rloo_steps)) \
+    --learning_rate 4e-4 --critic_learning_rate 1e-3 --lr_scheduler_type constant_with_warmup "${ppo[@]}" \
+    --kl_coef 0.03 --lam 1.0 --missing_eos_penalty 0 --max_tokens_per_microbatch 1000000 --bf16 false \
+    --max_completion_length $answer_tokens --logging_steps 4 --eval_steps $((4 * rloo_steps)) --save_steps $((4 * rloo_steps))
+
+for trained in rloo ppo; do
+    stage win_rate_$trained "compare $trained with the model before, by the gold rule, on tasks that neither was trained on" \
+        win_rate --model_name_or_path "$out/$trained" --reference_model "$out/sft" --eval_fraction $compared \
+        --datasets "$out/prompts/instructions.jsonl" --max_new_tokens $answer_tokens --temperature 1 --batch_size 64
+done
+
+stage diagnosis "ask which link of the chain is weak" \
+    diagnose --runs "$out/sft" "$out/preferences" "$out/reward" "$out/ppo" "$out/win_rate_ppo"
+
+stage publish "write the card of the model, and what a push would send" \
+    publish --run "$out/ppo" --dry_run true
 
 stories_told=("${runs[@]}")
 stage report "put it all on one page" \
