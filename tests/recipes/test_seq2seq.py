@@ -254,4 +254,4 @@ def test_real_rows(seq2seq, run_recipe, shared_data: Path, tmp_path: Path, data:
         learning_rate=1e-3, max_target_length=40, **{"max_source_length": 64} | flags,
     )  # fmt: skip
     assert metrics["eval_rows"] > 5 and 0 <= metrics["eval_bleu"] < 100 and metrics["baseline_copy_chrf"] > 0
-    assert ("baseline_lead_rougeL" in metrics) == (data == "scitldr_abstract") or data == "multi30k_en_de"
+    assert data != "scitldr_abstract" or metrics["baseline_lead_rougeL"] != metrics["baseline_copy_rougeL"]
