@@ -251,7 +251,7 @@ def _one_score(config: PreTrainedConfig) -> PreTrainedConfig:
 def _length(values: dict[str, Any], config: PreTrainedConfig) -> int:
     """Tokens of a row: what the settings say, or the model's context."""
     longest = context_length(config)
-    asked = values.get("block_size") or values.get("max_length") or longest
+    asked = values.get("block_size") or values.get("max_source_length") or values.get("max_length") or longest
     if asked is None:
         raise ConfigError("nothing bounds the length of a row; set --max_length or --block_size in --recipe_options")
     return min(int(asked), longest or int(asked))
