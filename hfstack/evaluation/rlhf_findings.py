@@ -60,7 +60,10 @@ class Finding:
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
     """The worst of them: bad, warn, ok, and unknown when there is nothing else."""
     found = set(verdicts)
-    return next((verdict for verdict in _GRADES if verdict in found), "unknown")
+    for verdict in _GRADES:
+        if verdict in found:
+            return verdict
+    return "unknown"
 
 
 def by_limit(value: float, *, warn: float, bad: float) -> Verdict:

@@ -68,5 +68,5 @@ def score_tokens(
         else:
             parts = [score(rows, wanted) for rows, wanted in pairs]
     columns: list[tuple[Tensor, ...]] = list(zip(*cast(list[tuple[Tensor, ...]], parts), strict=True))
-    joined = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
+    joined = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]  # pyright: ignore[reportGeneralTypeIssues]
     return joined[0], joined[1] if with_entropy else None

@@ -75,6 +75,7 @@ _BY_ARCHITECTURE = {
         "question answering", auto_class="AutoModelForQuestionAnswering", pipeline_tag="question-answering"
     ),
     "ForConditionalGeneration": Kind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),
+    "MTModel": Kind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),  # Marian
 }
 _BY_TASK = {
     "CAUSAL_LM": "ForCausalLM",

@@ -18,7 +18,8 @@ _LOSS_OF_TOKENS = frozenset({"pretrain_clm", "pretrain_mlm", "sft", "evaluate_lm
 _FIRST = (
     "win_rate", "win_rate_length_controlled", "reward", "eval_reward", "kl_per_completion", "eval_kl_per_completion",
     "eval_accuracy", "eval_gain_over_length", "eval_f1", "eval_matthews", "eval_loss", "perplexity", "bits_per_byte",
-    "token_accuracy", "eval_calibration_error", "rougeL", "bleu", "ended_share",
+    "token_accuracy", "eval_calibration_error", "rougeL", "bleu", "eval_rougeL", "eval_bleu",
+    "eval_chrf", "ended_share",
 )  # fmt: skip
 # Names that the Hub's metric pages have.
 _HUB_NAMES = {"accuracy": "accuracy", "f1": "f1", "perplexity": "perplexity", "bleu": "bleu", "rougel": "rouge"}

@@ -30,6 +30,10 @@ _HOW = {
     "ppo": "trained against rewards by reinforcement learning (PPO)",
     "reward": "trained on pairs of better and worse answers, to give an answer one number",
     "classify": "trained on labelled texts",
+    "tag": "trained on texts whose words are labelled",
+    "answer": "trained on questions whose answers stand in a text",
+    "seq2seq": "trained on pairs of a text and what it shall become",
+    "orpo": "tuned on pairs of better and worse answers in one stage with the answers themselves (ORPO)",
     "tokenizer": "trained on text",
     "preferences": "pairs of a better and a worse answer to the same prompt",
     "clean": "texts that were repaired, filtered and freed of duplicates",
@@ -42,6 +46,7 @@ _USE = {
     "classifier": "Labelling texts like those it was trained on, with the labels in `config.json`.",
     "tagger": "Labelling the words of texts like those it was trained on.",
     "question answering": "Finding answers that stand in a given text.",
+    "seq2seq": "Turning texts like those it was trained on into what its training pairs show.",
     "tokenizer": "Splitting text like that it was trained on; a model only works with the tokenizer of its training.",
     "dataset": "Training and measuring models, with the limits below.",
 }
@@ -51,6 +56,9 @@ _LIMITS = {
     "reward": "Its number means little for answers unlike its training data, and a model that is trained against it "
     "for long learns to please it and not people. Rewards of different prompts do not compare.",
     "classifier": "Texts of another kind, length or language than its data get a label all the same.",
+    "tagger": "Words of another kind of text than its data get labels all the same.",
+    "question answering": "It points at a stretch of the text also where the text holds no answer.",
+    "seq2seq": "It writes what is likely: a fluent output may leave out, add or turn around what the source says.",
     "dataset": "Labels that a rule or a model gave are that judge's, not people's.",
 }
 _LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z]+)?|code|multilingual")

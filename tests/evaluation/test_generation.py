@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hfstack.errors import ConfigError, DataError
+from hfstack.errors import ConfigError
 from hfstack.evaluation.generation import complete, sample_pairs
 
 

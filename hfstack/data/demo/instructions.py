@@ -122,7 +122,8 @@ def _request(told: Story, kind: str, uniform: Any) -> str:
         rf"\b{told.object}\b", told.text
     ):  # a friend who is ill, for example, brings no thing yet
         absent.add("object")
-    hero, wishes = _pick([pair for pair in _WISHES if not absent & set(pair[1])], uniform)
+    possible: Any = tuple(pair for pair in _WISHES if not absent & set(pair[1]))
+    hero, wishes = _pick(possible, uniform)
     facts = _facts(told)
     parts = [_pick(_BLOCKS[kind][hero], uniform), *(_pick(_BLOCKS["extras"][wish], uniform) for wish in wishes)]
     return tidy(" ".join(render(part, facts, uniform) for part in parts))
