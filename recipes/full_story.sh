@@ -94,7 +94,7 @@ stage rloo "train the model against the reward model" \
     rloo --model_name_or_path "$out/sft" --reward_model "$out/reward" --datasets "$out/prompts/instructions.jsonl" \
     --eval_fraction $compared --per_device_train_batch_size $answers --per_device_eval_batch_size $answers \
     --num_generations 8 --num_generations_eval 2 --gradient_accumulation_steps 1 --max_steps $rloo_steps \
-    --warmup_steps 2 --learning_rate 6e-4 --beta 0.02 --activation_checkpointing false --gradient_checkpointing false \
+    --warmup_steps 2 --learning_rate 6e-4 --beta 0.1 --activation_checkpointing false --gradient_checkpointing false \
     --bf16 false --max_completion_length $answer_tokens --eval_steps $rloo_steps --save_steps $rloo_steps
 
 stage ppo "train the same model with PPO on as many answers" \
@@ -102,7 +102,7 @@ stage ppo "train the same model with PPO on as many answers" \
     --eval_fraction $compared --per_device_train_batch_size $answers --per_device_eval_batch_size $answers \
     --gradient_accumulation_steps 1 --num_mini_batches 1 --num_ppo_epochs 4 --total_episodes $((answers * rloo_steps)) \
     --learning_rate 4e-4 --critic_learning_rate 1e-3 --lr_scheduler_type constant_with_warmup "${ppo[@]}" \
-    --kl_coef 0.03 --lam 1.0 --missing_eos_penalty 0 --max_tokens_per_microbatch 1000000 --bf16 false \
+    --kl_coef 0.1 --lam 1.0 --missing_eos_penalty 0 --max_tokens_per_microbatch 1000000 --bf16 false \
     --max_completion_length $answer_tokens --logging_steps 4 --eval_steps $((4 * rloo_steps)) --save_steps $((4 * rloo_steps))
 
 for trained in rloo ppo; do
