@@ -7,6 +7,7 @@ what it takes for granted is written down below.
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -96,8 +97,14 @@ def resolve(name: str) -> object:
     raise ModuleNotFoundError(name)
 
 
+OPTIONAL = {"deepspeed"}  # imported where it is used, and not part of what the tests install
+
+
 @pytest.mark.parametrize(("module", "name"), imported_names(), ids=lambda value: value or "module")
 def test_imports(module: str, name: str):
+    package = module.partition(".")[0]
+    if package in OPTIONAL and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install 'hfstack[{package}]'")
     loaded = importlib.import_module(module)
     assert not name or hasattr(loaded, name) or importlib.import_module(f"{module}.{name}")
 
@@ -111,6 +118,8 @@ def test_training_arguments_fields():
     import trl
     from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+    from hfstack.training.ppo_config import PPOConfig
+
     used = {
         node.attr
         for path in SOURCES
@@ -119,7 +128,7 @@ def test_training_arguments_fields():
     }
     assert {"output_dir", "resume_from_checkpoint", "full_determinism", "world_size", "device"} <= used
     trl_settings = (trl.SFTConfig, trl.RewardConfig, trl.DPOConfig, trl.KTOConfig, trl.RLOOConfig, trl.GRPOConfig)
-    settings = (TrainingArguments, Seq2SeqTrainingArguments, *trl_settings)
+    settings = (TrainingArguments, Seq2SeqTrainingArguments, PPOConfig, *trl_settings)
     assert [name for name in sorted(used) if not any(hasattr(one, name) for one in settings)] == []
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert {"bf16", "fp16", "use_cpu", "ddp_backend", "hub_token", "seed"} <= fields
