@@ -18,9 +18,9 @@ case "${STORY_SIZE:-demo}" in
 demo)
     stories=24000 tasks=16000 vocabulary=2048 block=256 batch=8 rows=200
     steps=2000 warmup=100 every=500 sft_steps=1300 sft_warmup=20 sft_decay=300 sft_every=650
-    answers=128 answer_tokens=80 reward_steps=80 reward_warmup=10 rloo_steps=22 compared=0.15
+    answers=128 answer_tokens=80 reward_steps=240 reward_warmup=10 rloo_steps=22 compared=0.15
     ppo=(--critic_warmup_rollouts 2 --warmup_steps 24)
-    answerer=(--model_name_or_path "$out/sft" --datasets "$out/prompts/instructions.jsonl" --max_rows 400)
+    answerer=(--model_name_or_path "$out/sft" --datasets "$out/asked/instructions.jsonl")
     ;;
 tiny)
     stories=400 tasks=400 vocabulary=512 block=64 batch=8 rows=20
@@ -80,7 +80,10 @@ stage sft "teach it to do as it is asked" \
 stage prompts "think of tasks to which it was taught no answers" \
     demo_corpus --seed 1 --stories 1 --sentiment 0 --instructions 1600 --task beginning
 
-stage preferences "let it answer some, and judge the answers by the gold rule, with a tenth of the labels wrong" \
+stage asked "and of others, for preferences alone" \
+    demo_corpus --seed 2 --stories 1 --sentiment 0 --instructions 1200 --task beginning
+
+stage preferences "let it answer these, and judge the answers by the gold rule, with a tenth of the labels wrong" \
     preferences "${answerer[@]}" --max_new_tokens $answer_tokens --label_noise 0.1
 
 stage reward "learn a reward model from these preferences" \
