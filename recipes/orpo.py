@@ -30,7 +30,7 @@ from hfstack.training.preference_tuning import check_policy, check_preferences, 
 
 
 @dataclass
-class DpoArgs:
+class OrpoArgs:
     """What is written while training, beside the upstream settings."""
 
     sample_prompts: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ def main(
     model_args: ModelConfig,
     data_args: DataArgs,
     preference_args: PreferenceArgs,
-    orpo_args: DpoArgs,
+    orpo_args: OrpoArgs,
     training_args: ORPOConfig,
 ) -> dict[str, float]:
     """Train on the chosen answers and the odds between both, evaluate and save; return the metrics."""

@@ -172,7 +172,7 @@ class _AnswerMetric(_LocalMetric):
         return self._score(text, answers)
 
     def _score(self, text: str, answers: list[str]) -> tuple[float, float]:
-        raise NotImplementedError
+        raise NotImplementedError  # SQuAD and CMRC below each have rules of their own
 
 
 class SquadAnswers(_AnswerMetric):

@@ -248,26 +248,3 @@ def _measured_peak(device: str, dtype: torch.dtype, threads: int) -> float:
             matrix = torch.ones(size, size, dtype=dtype, device=device)
     _logger.info("peak of %s in %s measured with %d threads: %.3g FLOP/s", device, dtype, threads, best)
     return best
-
-
-def model_flops_utilization(
-    tokens_per_s: float,
-    config: PreTrainedConfig,
-    sequence_length: int,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    world_size: int = 1,
-) -> float:
-    """Return the share, 0 to 1, of the devices' peak that training FLOPs make up (PaLM, appendix B).
-
-    Args:
-        tokens_per_s: tokens trained on per second by all processes together.
-        config: the model's.
-        sequence_length: tokens per sequence, T.
-        device: the device of one process.
-        dtype: the type that the products run in.
-        world_size: processes, each with a device of its own.
-    """
-    needed = tokens_per_s * flops_per_token(config, sequence_length).train
-    return needed / (world_size * peak_flops_per_s(device, dtype))

@@ -23,7 +23,6 @@ from hfstack.models.counting import (
     datasheet_tflops,
     flops_per_token,
     measure_forward_flops,
-    model_flops_utilization,
     peak_flops_per_s,
 )
 from hfstack.models.gru import GRUConfig, LSTMConfig
@@ -161,11 +160,3 @@ def test_the_cpu_is_measured_once_and_quickly(caplog: pytest.LogCaptureFixture) 
     assert 1e8 < first < 1e15
     assert peak_flops_per_s(torch.device("cpu"), torch.float32) == first
     assert caplog.text.count("peak of cpu in torch.float32 measured") == 1
-
-
-def test_utilization_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "peak_flops_per_s", lambda device, dtype: 1e9)
-    config = CONFIGS["llama"]
-    train = 3 * (3 * 15104 + 3200)  # as in test_flops_by_hand
-    share = model_flops_utilization(4000.0, config, 10, device="cpu", dtype=torch.float32, world_size=2)
-    assert share == pytest.approx(4000 * train / 2e9)
