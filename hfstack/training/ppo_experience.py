@@ -176,7 +176,7 @@ def _final_scores(
         scores = scores - args.missing_eos_penalty * (~finished).to(scores.dtype)
     if args.reward_normalize:
         if learns:
-            moments.update(*(part.item() for part in rl_math.masked_variance(scores.double(), rows, reduce=reduce)))
+            moments.update(*(part.item() for part in rl_math.masked_moments(scores.double(), rows, reduce=reduce)))
         scores = scores / moments.std
     return scores if args.reward_clip is None else scores.clamp(-args.reward_clip, args.reward_clip)
 
@@ -223,7 +223,7 @@ def _count_rewards(tally: Tally, scores: Scores, rows: Tensor) -> None:
 
 def _with_spreads(found: dict[str, float], raw: Tensor, rows: Tensor, reduce: Reduce | None) -> dict[str, float]:
     """Add the spread of the reward, and turn mean squares of each reward into spreads."""
-    _, _, variance = rl_math.masked_variance(raw, rows, reduce=reduce)
+    _, _, variance = rl_math.masked_moments(raw, rows, reduce=reduce)
     for name in found:
         if name.startswith("rewards/") and name.endswith("/std"):
             mean = found[f"{name.removesuffix('/std')}/mean"]

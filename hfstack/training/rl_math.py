@@ -56,18 +56,7 @@ class RunningMoments:
         return spread if spread > 1e-6 else 1.0
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean over the tokens that count: sum(x m) / sum(m), and 0 where none does.
-
-    Args:
-        values: (..., T), any shape.
-        mask: the same shape.
-    """
-    weight = mask.to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp(min=1)
-
-
-def masked_variance(values: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def masked_moments(values: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return count, mean and population variance of the tokens that count, over all processes.
 
     Two passes, (x - mean)^2 after the mean is known, so that large means cost no digits.
@@ -78,7 +67,7 @@ def masked_variance(values: Tensor, mask: Tensor, *, reduce: Reduce | None = Non
         reduce: sums a tensor over all processes; None for one process.
 
     Returns:
-        Three scalars of the values' dtype.
+        Three scalars of the values' dtype, all 0 where no token counts.
     """
     sum_over_all: Reduce = reduce or (lambda tensor: tensor)
     weight = mask.to(values.dtype)
@@ -103,7 +92,7 @@ def masked_whiten(
         reduce: sums over processes, so that all ranks share one mean and variance.
         epsilon: added to the variance.
     """
-    _, mean, variance = masked_variance(values, mask, reduce=reduce)
+    _, mean, variance = masked_moments(values, mask, reduce=reduce)
     whitened = (values - mean) * torch.rsqrt(variance + epsilon)
     if not shift_mean:
         whitened = whitened + mean
@@ -303,6 +292,6 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, reduce:
         mask: (B, T).
         reduce: sums over processes.
     """
-    _, _, spread = masked_variance(returns, mask, reduce=reduce)
-    _, _, unexplained = masked_variance(returns - values, mask, reduce=reduce)
+    _, _, spread = masked_moments(returns, mask, reduce=reduce)
+    _, _, unexplained = masked_moments(returns - values, mask, reduce=reduce)
     return float(1 - unexplained / spread) if spread > 1e-12 else 0.0
