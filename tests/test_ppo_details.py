@@ -22,6 +22,16 @@ def test_every_detail_names_a_test() -> None:
         assert "::test_" in row.rsplit("|", 2)[1], row
 
 
+def test_the_list_of_the_first_study_is_whole() -> None:
+    """6 general details, 3 of the reward model, 11 of the policy, and the section about Adam."""
+    wanted = {"adam"} | {
+        f"{part}{number}" for part, last in (("g", 6), ("r", 3), ("p", 11)) for number in range(1, last + 1)
+    }
+    told = {name for row in details() for name in row.split(" | ")[1].split(", ")}
+    assert wanted <= told
+    assert {f"n{number}" for number in (*range(1, 6), *range(7, 10), 11, 12, 14, 15, 20, 21, 23)} <= told
+
+
 def test_every_named_test_exists() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", PAGE)
     assert len(named) >= len(details())

@@ -36,12 +36,14 @@ def train(rank: int, folder: Path, llama: Path, settings: dict[str, Any], batch:
     return {
         "weights": {name: value.detach().clone() for name, value in made.model.state_dict().items()},
         "told": {name: value for name, value in told.items() if not name.startswith("time/")},
+        "seed": torch.initial_seed() - made.args.seed,
     }
 
 
 @pytest.mark.parametrize("settings", [{"critic": "shared"}, {"low_rank": True}], ids=str)
 def test_two_processes_train_as_one(settings: dict[str, Any], tiny_llama: Path, tmp_path: Path):
     first, second = spawn(train, tmp_path, tiny_llama, settings, 4)
+    assert (first["seed"], second["seed"]) == (0, 1), "or both would write the same completions"
     alone = train(0, tmp_path, tiny_llama, settings, 8)
     for name, value in alone["weights"].items():
         assert torch.equal(first["weights"][name], second["weights"][name]), name
