@@ -165,7 +165,8 @@ def claim_directory(
         allowed: names of settings that may differ from the run that is continued.
 
     Returns:
-        The run that is continued, if any, and what was changed with leave: name to old and new value.
+        The run that is continued, if any, and what was changed with leave: name to old and new value. A run that failed
+        before it wrote anything is not continued but replaced, whatever its settings were.
 
     Raises:
         CheckpointError: the directory cannot be written, is in use, or belongs to another run.
@@ -190,7 +191,8 @@ def claim_directory(
         raise CheckpointError(
             f"{directory} holds a run of {before.recipe}, not of {record.recipe}; choose another --output_dir"
         )
-    if replace_own:
+    left = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
+    if replace_own or (before.status == "failed" and left == {RUN_FILE}):  # it came to nothing: nothing to lose
         return None, {}
     changed = refuse_changes(before, record, allowed, place=directory)
     if before.status == "finished" and not changed:

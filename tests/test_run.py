@@ -136,6 +136,7 @@ def test_a_killed_run_is_recognised(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_allowed_changes_go_on_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError), start(tmp_path):
+        (tmp_path / "checkpoint-1").mkdir()
         raise DataError("bad")
     assert read_run(tmp_path).error_kind == "DataError"
     with pytest.raises(
@@ -191,6 +192,17 @@ def test_a_view_of_other_runs_may_be_made_again(tmp_path: Path) -> None:
     assert read_run(tmp_path).metrics == {"rate": 0.2}
     with pytest.raises(CheckpointError, match="holds a run of report, not of clean"):
         Run.start("clean.py", tmp_path, Settings(), replace_own=True)
+
+
+def test_a_run_that_failed_before_it_wrote_anything_is_replaced(tmp_path: Path) -> None:
+    with pytest.raises(DataError), start(tmp_path, Settings(rate=0.1)):
+        raise DataError("no rows")
+    with pytest.raises(DataError), start(tmp_path, Settings(rate=0.2)) as run:
+        assert run.record.restarts == []
+        (tmp_path / "model.safetensors").touch()
+        raise DataError("late")
+    with pytest.raises(CheckpointError, match=r"rate 0\.2 -> 0\.3"):
+        start(tmp_path, Settings(rate=0.3))
 
 
 def test_default_directory_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
