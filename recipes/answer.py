@@ -32,8 +32,8 @@ from hfstack.evaluation.question_answering import (
     find_answers,
     write_answers,
 )
+from hfstack.models.heads import padding_id
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.reward_model import padding_id
 from hfstack.models.task_heads import check_length, load_with_head, save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run

@@ -24,8 +24,8 @@ from hfstack.evaluation.classification import trainer_metrics
 from hfstack.evaluation.classification_report import calibrate, record_results
 from hfstack.evaluation.classify_rows import classify_logits
 from hfstack.models.classifier import ClassifierInfo, freeze_encoder, load_classifier
+from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import context_length, find_architecture, load_tokenizer
-from hfstack.models.reward_model import padding_id, reward_lora_config
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
@@ -86,7 +86,7 @@ def main(
         info = ClassifierInfo(labels.problem_type, list(labels.names), *labelled.columns, max_length=max_length)
         if frozen:
             freeze_encoder(model, new_modules)
-        model = get_peft_model(model, adapter) if (adapter := reward_lora_config(model_args, new_modules)) else model
+        model = get_peft_model(model, adapter) if (adapter := lora_beside_head(model_args, new_modules)) else model
         weights = class_weights(encoded["train"].targets, labels) if classify_args.class_weights else None
         patience, pad = classify_args.early_stopping_patience, padding_id(tokenizer)
         early_stopping: list[TrainerCallback] = [] if patience is None else [EarlyStoppingCallback(patience)]

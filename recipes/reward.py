@@ -24,8 +24,9 @@ from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.errors import ConfigError
 from hfstack.evaluation.pair_accuracy import accuracy_by_margin, calibration_bins, reward_metrics
 from hfstack.evaluation.reward_picture import reward_histogram
+from hfstack.models.heads import lora_beside_head
 from hfstack.models.loading import context_length, load_tokenizer
-from hfstack.models.reward_model import load_reward_model, reward_lora_config, score_sequences
+from hfstack.models.reward_model import load_reward_model, score_sequences
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
@@ -75,14 +76,10 @@ def main(
         run.add_table("answer lengths", *length_table(lengths))
 
         trainer = RewardTrainer(
-            model=model,
-            args=training_args,
-            train_dataset=encoded["train"],
-            eval_dataset=encoded.get("eval"),
-            processing_class=tokenizer,
-            peft_config=reward_lora_config(model_args, new_modules),
+            model=model, args=training_args, train_dataset=encoded["train"], eval_dataset=encoded.get("eval"),
+            processing_class=tokenizer, peft_config=lora_beside_head(model_args, new_modules),
             callbacks=[*protect(run, push_checkpoints(training_args))],
-        )
+        )  # fmt: skip
         check_reward_pairs(splits, encoded, tokenizer, model=cast(Any, trainer.model), new_modules=new_modules)
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         metrics: dict[str, float] = {"train_loss": trained.training_loss, "train_pairs": len(encoded["train"])}

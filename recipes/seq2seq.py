@@ -22,9 +22,9 @@ from hfstack.data.text_rows import Overlong
 from hfstack.errors import ConfigError
 from hfstack.evaluation.translating import METRICS, check_metrics, decode_texts, overlap_metrics, record_results
 from hfstack.models.adapting import check_adapter_settings
+from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.reward_model import padding_id
-from hfstack.models.seq2seq import load_seq2seq, seq2seq_lora_config, set_decoding, stop_tokens, text_lengths
+from hfstack.models.seq2seq import load_seq2seq, set_decoding, stop_tokens, text_lengths
 from hfstack.models.task_heads import save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
@@ -95,7 +95,7 @@ def main(
         if patience is not None:
             callbacks.insert(0, EarlyStoppingCallback(patience))
         with refusals_of_upstream():
-            if (lora := seq2seq_lora_config(model_args)) is not None:
+            if (lora := lora_beside_head(model_args, [], "SEQ_2_SEQ_LM")) is not None:
                 model = get_peft_model(model, lora)
             trainer = TranslatingTrainer(
                 model=model, args=settings, train_dataset=train.rows,

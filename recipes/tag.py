@@ -27,8 +27,8 @@ from hfstack.data.tagging import (
     tag_set,
 )
 from hfstack.evaluation.tagging import beside_baseline, metric_names, tag_metrics, type_table, word_tags, write_tagged
+from hfstack.models.heads import padding_id
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.reward_model import padding_id
 from hfstack.models.task_heads import check_length, load_with_head, save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
@@ -111,7 +111,7 @@ def main(
             run.add_table("scores by type", *type_table(gold, found))
             write_tagged(run.output_dir / "predictions.jsonl", sentences["eval"], found)
             run.add_artifact("predictions", "predictions.jsonl")
-        save_task(run.output_dir, {"tokens_column": args.tokens_column, "max_length": length})
+        save_task(run.output_dir, {"tokens_column": args.tokens_column, "max_length": length, "tags": names})
         return run.finish(metrics, trainer)
 
 

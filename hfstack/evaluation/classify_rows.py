@@ -19,8 +19,8 @@ from hfstack.evaluation.classification import NUMBER, SEVERAL
 from hfstack.evaluation.predicting import Predictor, by_length
 from hfstack.logs import get_logger
 from hfstack.models.classifier import ClassifierInfo, load_trained_classifier
+from hfstack.models.heads import padding_id
 from hfstack.models.loading import context_length
-from hfstack.models.reward_model import padding_id
 
 logger = get_logger(__name__)
 

@@ -20,7 +20,7 @@ from hfstack.errors import DataError
 from hfstack.evaluation.bootstrap import bootstrap_intervals
 from hfstack.evaluation.local_metrics import CmrcAnswers, SquadAnswers
 from hfstack.evaluation.predicting import Predictor, by_length
-from hfstack.models.reward_model import padding_id
+from hfstack.models.heads import padding_id
 from hfstack.models.task_heads import check_length, load_finished
 
 Rules = Literal["auto", "squad", "cmrc"]

@@ -20,7 +20,7 @@ from hfstack.evaluation.predicting import Predictor, by_length
 from hfstack.evaluation.question_answering import SENTENCE_END
 from hfstack.evaluation.text_overlap import ROUGE_KINDS, bleu_interval, signatures, text_overlap
 from hfstack.logs import get_logger
-from hfstack.models.reward_model import padding_id
+from hfstack.models.heads import padding_id
 from hfstack.models.seq2seq import load_finished_seq2seq, stop_tokens, text_lengths
 from hfstack.run import Run
 

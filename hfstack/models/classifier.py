@@ -12,27 +12,29 @@ from pathlib import Path
 from typing import Any, cast
 
 from accelerate import PartialState
-from peft import PeftConfig, PeftModel
-from safetensors import safe_open
+from peft import PeftModel
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from trl import ModelConfig, get_quantization_config
+from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.logs import get_logger
-from hfstack.models.loading import architecture_config, check_vocabulary, find_architecture
-from hfstack.models.reward_model import padding_id
-
-logger = get_logger(__name__)
+from hfstack.models.heads import (
+    ADAPTER_FILE,
+    adapter_base,
+    checkpoint_config,
+    load_with_config,
+    padding_id,
+    put_adapter_on,
+    read_config,
+)
+from hfstack.models.loading import check_vocabulary
 
 CLASSIFIER_FILE = "classifier.json"
-_ADAPTER = "adapter_config.json"
 # Names that configurations give to the dropout of attention weights.
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
@@ -94,13 +96,8 @@ def load_classifier(
         ConfigError: no model was named, the tokenizer does not fit, it is a classifier of other labels or an adapter.
         CheckpointError: there is no model at that place.
     """
-    name = args.model_name_or_path
-    if name is None:
-        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
-    if (Path(name) / _ADAPTER).is_file():
-        raise ConfigError(f"{name} is an adapter: name the model that it was trained on, or merge it first")
-    config_file = find_architecture(name)
-    config: Any = architecture_config(config_file, tokenizer) if config_file else _read_config(name, args)
+    name = args.model_name_or_path or ""
+    config, config_file = read_config(args, tokenizer, purpose="classify")
     if config_file is None:
         _check_head(config, problem_type, id2label, name)
     config.problem_type = problem_type
@@ -109,21 +106,11 @@ def load_classifier(
     config.label2id = {label: index for index, label in id2label.items()}
     if attention_dropout is not None:
         set_attention_dropout(config, attention_dropout)
-    if config_file is not None:
-        try:
-            model = AutoModelForSequenceClassification.from_config(config, attn_implementation=args.attn_implementation)
-        except ValueError as error:
-            raise ConfigError(f"{config_file} cannot classify: {' '.join(str(error).split())[:160]}") from error
-        missing = [key for key, _ in model.named_parameters()]
-    else:
-        model, missing = _load_weights(args, name, config)
+    model, modules = load_with_config(AutoModelForSequenceClassification, args, config, config_file, purpose="classify")
     check_vocabulary(model, tokenizer, name)
     if config_file is None:
         check_own_tokenizer(args, tokenizer, name)
     model.config.get_text_config().pad_token_id = padding_id(tokenizer)
-    modules = sorted({key.rpartition(".")[0] for key in missing})
-    if missing and config_file is None:
-        logger.info("%s: drawn anew %s", name, ", ".join(modules))
     if new_modules is not None:
         new_modules.extend(modules)
     return model
@@ -145,12 +132,12 @@ def load_trained_classifier(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} holds no tokenizer: {' '.join(str(error).split())[:160]}") from error
-    if (Path(name) / _ADAPTER).is_file():
+    if (Path(name) / ADAPTER_FILE).is_file():
         return _load_adapter(args, tokenizer, Path(name), info), tokenizer, cast(ClassifierInfo, info)
-    config: Any = _read_config(name, args)
+    config: Any = checkpoint_config(args, purpose="classify")
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or []):
         raise CheckpointError(f"{name} is {', '.join(config.architectures or ['no model'])}, not a trained classifier")
-    model, missing = _load_weights(args, name, config)
+    model, missing = load_with_config(AutoModelForSequenceClassification, args, config, purpose="classify")
     if missing:
         raise CheckpointError(f"{name} was saved without {', '.join(missing[:3])}: train it again")
     if info is None:
@@ -195,43 +182,13 @@ def freeze_encoder(model: PreTrainedModel, new_modules: Sequence[str]) -> int:
     return count
 
 
-def _read_config(name: str, args: ModelConfig) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name, revision=args.model_revision)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: no model there: {' '.join(str(error).split())[:200]}") from error
-
-
-def _load_weights(args: ModelConfig, name: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, list[str]]:
-    """Load a checkpoint; also return the names of the parameters that it does not hold."""
-    quantization = get_quantization_config(args)
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            config=config,
-            revision=args.model_revision,
-            dtype=args.dtype,
-            attn_implementation=args.attn_implementation,
-            quantization_config=quantization,
-            device_map={"": PartialState().device} if quantization else None,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{name} holds no model that can classify: {cause}") from error
-    return model, sorted(report["missing_keys"])
-
-
 def _load_adapter(
     args: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, info: ClassifierInfo | None
 ) -> PeftModel:
     """Load the base that an adapter names, and the adapter with its head on it."""
-    adapter = PeftConfig.from_pretrained(str(folder))
-    base = adapter.base_model_name_or_path
-    if adapter.task_type != "SEQ_CLS" or not base or info is None:
-        lacks = f" without {CLASSIFIER_FILE}" if info is None else ""
-        raise CheckpointError(f"{folder} is an adapter{lacks} that the classify recipe has not written")
+    base = adapter_base(folder, "SEQ_CLS", "classifier")
+    if info is None:
+        raise CheckpointError(f"{folder} is an adapter without {CLASSIFIER_FILE}: train it again with classify")
     new_modules: list[str] = []
     model = load_classifier(
         replace(args, model_name_or_path=base),
@@ -240,11 +197,7 @@ def _load_adapter(
         id2label=dict(enumerate(info.names)) or {0: "score"},
         new_modules=new_modules,
     )
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        held = " ".join(file.keys())
-    if lost := [module for module in new_modules if module.rpartition(".")[2] not in held]:
-        raise CheckpointError(f"{folder} was saved without {', '.join(lost)}, its head: train it again")
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    return put_adapter_on(model, folder, new_modules)
 
 
 def _check_head(config: Any, problem_type: str, id2label: dict[int, str], name: str) -> None:

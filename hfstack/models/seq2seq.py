@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from accelerate import PartialState
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -17,19 +17,18 @@ from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
 )
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.classifier import check_own_tokenizer
+from hfstack.models.heads import ADAPTER_FILE, padding_id
 from hfstack.models.loading import architecture_config, check_vocabulary, find_architecture
 from hfstack.models.masked_head import readable_length
-from hfstack.models.reward_model import padding_id
 from hfstack.models.task_heads import TASK_FILE, load_finished
 
 logger = get_logger(__name__)
 
-_ADAPTER = "adapter_config.json"
 _USUAL_SOURCE, _USUAL_TARGET = 512, 128  # tokens, where nothing is asked for
 # Of a configuration of decoding, what is no setting: where it comes from, and a second name of the longest text.
 _NO_DECODING = ("transformers_version", "_from_model_config", "max_new_tokens")
@@ -49,7 +48,7 @@ def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     name = args.model_name_or_path
     if name is None:
         raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
-    if (Path(name) / _ADAPTER).is_file():
+    if (Path(name) / ADAPTER_FILE).is_file():
         raise ConfigError(f"{name} is an adapter: name the model that it was trained on")
     if (config_file := find_architecture(name)) is not None:
         config = architecture_config(config_file, tokenizer)
@@ -185,21 +184,6 @@ def set_decoding(
     return decoding
 
 
-def seq2seq_lora_config(args: ModelConfig) -> LoraConfig | None:
-    """Return the adapter that --use_peft asks for, or None.
-
-    Raises:
-        ConfigError: for an architecture, whose random weights an adapter does not hold.
-    """
-    if not args.use_peft:
-        return None
-    if (args.model_name_or_path or "").endswith(".json"):
-        raise ConfigError(
-            f"--use_peft needs trained weights, but {args.model_name_or_path} is an architecture: name a checkpoint"
-        )
-    return cast(LoraConfig, get_peft_config(replace(args, lora_task_type="SEQ_2_SEQ_LM")))
-
-
 def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBase, dict[str, Any]]:
     """Return a finished model or adapter in evaluation mode, its tokenizer, and what its `task.json` says ({} without).
 
@@ -208,7 +192,7 @@ def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBa
         ConfigError: it has no encoder.
     """
     folder = Path(args.model_name_or_path or "")
-    if not (folder / _ADAPTER).is_file():
+    if not (folder / ADAPTER_FILE).is_file():
         model, tokenizer, info = load_finished(args, "ConditionalGeneration")
         _check_encoder_decoder(model.config, str(folder))
     else:

@@ -1,14 +1,16 @@
 """Load a model for one task: a tag a token, the begin and end of an answer, or (finished) a text from a text.
 
-What the finished model needs beside its weights to be used again is in a `task.json` beside them.
+What the finished model needs beside its weights to be used again is in a `task.json` beside them: of an adapter, which
+has no config.json of its own, the tags as well.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from peft import PeftModel, get_peft_model
 from transformers import (
-    AutoConfig,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForTokenClassification,
@@ -19,12 +21,18 @@ from transformers import (
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.logs import get_logger
+from hfstack.models.adapting import check_adapter_settings
 from hfstack.models.classifier import check_own_tokenizer, set_attention_dropout
-from hfstack.models.loading import architecture_config, check_vocabulary, find_architecture
+from hfstack.models.heads import (
+    ADAPTER_FILE,
+    adapter_base,
+    load_with_config,
+    lora_beside_head,
+    put_adapter_on,
+    read_config,
+)
+from hfstack.models.loading import check_vocabulary
 from hfstack.models.masked_head import readable_length
-
-logger = get_logger(__name__)
 
 Task = Literal["TokenClassification", "QuestionAnswering", "ConditionalGeneration"]
 
@@ -34,6 +42,10 @@ _AUTO: dict[Task, Any] = {
     "QuestionAnswering": AutoModelForQuestionAnswering,
     "ConditionalGeneration": AutoModelForSeq2SeqLM,
 }
+# As peft names the tasks; "can ..." in messages; what a finished model is called there.
+_ADAPTER_TASKS: dict[Task, str] = {"TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS"}
+_PURPOSES: dict[Task, str] = {"TokenClassification": "tag", "QuestionAnswering": "answer questions"}
+_KINDS: dict[Task, str] = {"TokenClassification": "tagger", "QuestionAnswering": "model that answers questions"}
 
 
 def load_with_head(
@@ -43,68 +55,37 @@ def load_with_head(
     *,
     tags: list[str] | None = None,
     attention_dropout: float | None = None,
-) -> PreTrainedModel:
+) -> PreTrainedModel | PeftModel:
     """Return a model to be trained for a task; a head that the checkpoint lacks is drawn anew.
+
+    With --use_peft it is a LoRA adapter on the checkpoint, which trains and saves the new head too.
 
     Args:
         tags: names of the tags, for token classification.
         attention_dropout: dropout of attention weights while training; None keeps the model's.
 
     Raises:
-        ConfigError: no model was named, the tokenizer does not fit, adapters were asked for, or the checkpoint has a
-            head for other tags.
+        ConfigError: no model was named, the tokenizer does not fit, an adapter cannot be trained like that, or the
+            checkpoint has a head for other tags.
         CheckpointError: there is no model at that place.
     """
-    name = args.model_name_or_path
-    if name is None:
-        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
-    if args.use_peft or args.load_in_4bit or args.load_in_8bit:
-        raise ConfigError("--use_peft, --load_in_4bit and --load_in_8bit are not for this recipe: it trains the model")
-    config_file = find_architecture(name)
-    try:
-        config: Any = (
-            architecture_config(config_file, tokenizer)
-            if config_file
-            else AutoConfig.from_pretrained(name, revision=args.model_revision)
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: no model there: {' '.join(str(error).split())[:200]}") from error
-    if tags is not None:
-        _check_tags(config, tags, name)
-        config.num_labels = len(tags)
-        config.id2label = dict(enumerate(tags))
-        config.label2id = {tag: index for index, tag in enumerate(tags)}
-    if attention_dropout is not None:
-        set_attention_dropout(config, attention_dropout)
-    try:
-        if config_file:
-            return _AUTO[task].from_config(config, attn_implementation=args.attn_implementation)
-        model, report = _AUTO[task].from_pretrained(
-            name,
-            config=config,
-            revision=args.model_revision,
-            dtype=args.dtype,
-            attn_implementation=args.attn_implementation,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{name} holds no model that can be used for {task}: {cause}") from error
-    check_vocabulary(model, tokenizer, name)
-    check_own_tokenizer(args, tokenizer, name)
-    if modules := sorted({key.rpartition(".")[0] for key in report["missing_keys"]}):
-        logger.info("%s: drawn anew %s", name, ", ".join(modules))
-    return model
+    check_adapter_settings(args)
+    model, new_modules = _load_base(args, tokenizer, task, tags=tags, attention_dropout=attention_dropout)
+    adapter = lora_beside_head(args, new_modules, _ADAPTER_TASKS[task])
+    return model if adapter is None else cast(PeftModel, get_peft_model(model, adapter))
 
 
-def load_finished(args: ModelConfig, task: Task) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Return a finished model in evaluation mode, its tokenizer, and what its `task.json` says ({} without one).
+def load_finished(
+    args: ModelConfig, task: Task
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Return a finished model or adapter in evaluation mode, its tokenizer, and what its `task.json` says ({} without).
 
     Raises:
         CheckpointError: there is no such model, or it was saved without its head.
     """
     name = args.model_name_or_path or ""
+    if (Path(name) / ADAPTER_FILE).is_file():
+        return _load_adapter(args, task, Path(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
         model, report = _AUTO[task].from_pretrained(
@@ -115,12 +96,7 @@ def load_finished(args: ModelConfig, task: Task) -> tuple[PreTrainedModel, PreTr
         raise CheckpointError(f"{name} holds no model that was trained for {task}: {cause}") from error
     if report["missing_keys"]:
         raise CheckpointError(f"{name} was saved without {', '.join(sorted(report['missing_keys'])[:3])}: train it")
-    path = Path(name) / TASK_FILE
-    try:
-        info = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not whole: {error}") from None
-    return model.eval(), tokenizer, info
+    return model.eval(), tokenizer, _read_task(Path(name)) or {}
 
 
 def save_task(folder: Path, info: dict[str, Any]) -> None:
@@ -143,6 +119,56 @@ def check_length(asked: int | None, config: Any, tokenizer: PreTrainedTokenizerB
     if asked < 8:
         raise ConfigError(f"--max_length must be at least 8 tokens, got {asked}")
     return asked
+
+
+def _load_base(
+    args: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    *,
+    tags: list[str] | None,
+    attention_dropout: float | None,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return the model with its head, and the modules that were drawn anew."""
+    name = args.model_name_or_path or ""
+    config, config_file = read_config(args, tokenizer, purpose=_PURPOSES[task])
+    if tags is not None:
+        _check_tags(config, tags, name)
+        config.num_labels = len(tags)
+        config.id2label = dict(enumerate(tags))
+        config.label2id = {tag: index for index, tag in enumerate(tags)}
+    if attention_dropout is not None:
+        set_attention_dropout(config, attention_dropout)
+    model, new_modules = load_with_config(_AUTO[task], args, config, config_file, purpose=_PURPOSES[task])
+    check_vocabulary(model, tokenizer, name)
+    if config_file is None:
+        check_own_tokenizer(args, tokenizer, name)
+    return model, new_modules
+
+
+def _load_adapter(
+    args: ModelConfig, task: Task, folder: Path
+) -> tuple[PeftModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Load the base that an adapter names, with its head drawn anew, and the adapter with the trained head on it."""
+    base = adapter_base(folder, _ADAPTER_TASKS[task], _KINDS[task])
+    info = _read_task(folder)
+    if info is None:
+        raise CheckpointError(f"{folder} is an adapter without {TASK_FILE}: train it again")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds no tokenizer: {' '.join(str(error).split())[:160]}") from error
+    named = replace(args, model_name_or_path=base, model_revision="main")
+    model, new_modules = _load_base(named, tokenizer, task, tags=info.get("tags"), attention_dropout=None)
+    return put_adapter_on(model, folder, new_modules), tokenizer, info
+
+
+def _read_task(folder: Path) -> dict[str, Any] | None:
+    path = folder / TASK_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not whole: {error}") from None
 
 
 def _check_tags(config: Any, tags: list[str], name: str) -> None:

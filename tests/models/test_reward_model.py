@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.reward_model import load_reward_model, reward_lora_config, score_sequences
+from hfstack.models.heads import lora_beside_head
+from hfstack.models.reward_model import load_reward_model, score_sequences
 from tests.tiny_encoder import save_tiny_bert
 
 # peft 0.21 asks a model for the old name of activation checkpointing, and transformers 5.23 warns of it.
@@ -72,7 +73,7 @@ def test_an_adapter_comes_back_with_identical_scores(kind: str, tiny_llama: Path
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model, new_modules = load(folder, tokenizer)
     args = ModelConfig(model_name_or_path=str(folder), use_peft=True, lora_r=4)
-    config = reward_lora_config(args, new_modules)
+    config = lora_beside_head(args, new_modules)
     assert (
         config is not None and config.task_type == "SEQ_CLS" and set(new_modules) <= set(config.modules_to_save or [])
     )
@@ -90,7 +91,7 @@ def test_an_adapter_comes_back_with_identical_scores(kind: str, tiny_llama: Path
 
 def test_an_adapter_without_its_head_is_refused(tiny_llama: Path, tiny_tokenizer, tmp_path: Path):
     model, new_modules = load(tiny_llama, tiny_tokenizer)
-    config = reward_lora_config(ModelConfig(model_name_or_path=str(tiny_llama), use_peft=True), new_modules)
+    config = lora_beside_head(ModelConfig(model_name_or_path=str(tiny_llama), use_peft=True), new_modules)
     get_peft_model(model, config).save_pretrained(tmp_path)  # pyright: ignore
     file = tmp_path / "adapter_model.safetensors"
     save_file({key: value for key, value in load_file(file).items() if "score" not in key}, file)
@@ -120,6 +121,6 @@ def test_what_is_no_reward_model_is_refused(tiny_llama: Path, tiny_bert: Path, t
     with pytest.raises(CheckpointError, match=r"no model that can give rewards"):
         load(tmp_path / "nowhere", tiny_tokenizer)
     with pytest.raises(ConfigError, match=r"--use_peft needs trained weights"):
-        reward_lora_config(ModelConfig(model_name_or_path="llama-1m.json", use_peft=True), ["score"])
+        lora_beside_head(ModelConfig(model_name_or_path="llama-1m.json", use_peft=True), ["score"])
     with pytest.raises(ConfigError, match=r"--model_name_or_path is required"):
         load_reward_model(ModelConfig(), tiny_tokenizer)

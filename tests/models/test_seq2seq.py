@@ -7,10 +7,10 @@ from transformers import AutoTokenizer, BartConfig, MarianConfig, MarianMTModel,
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.heads import lora_beside_head
 from hfstack.models.seq2seq import (
     load_finished_seq2seq,
     load_seq2seq,
-    seq2seq_lora_config,
     set_decoding,
     stop_tokens,
     text_lengths,
@@ -88,7 +88,7 @@ def test_refusals(tmp_path: Path, tiny_llama: Path, tiny_tokenizer) -> None:
     with pytest.raises(CheckpointError):
         load_finished_seq2seq(ModelConfig(str(tiny_llama)))
     with pytest.raises(ConfigError, match="t5-5m.json is an architecture: name a checkpoint"):
-        seq2seq_lora_config(ModelConfig("t5-5m.json", use_peft=True))
-    lora = seq2seq_lora_config(ModelConfig("google-t5/t5-small", use_peft=True))
+        lora_beside_head(ModelConfig("t5-5m.json", use_peft=True), [], "SEQ_2_SEQ_LM")
+    lora = lora_beside_head(ModelConfig("google-t5/t5-small", use_peft=True), [], "SEQ_2_SEQ_LM")
     assert lora is not None and lora.task_type == "SEQ_2_SEQ_LM"
-    assert seq2seq_lora_config(ModelConfig("google-t5/t5-small")) is None
+    assert lora_beside_head(ModelConfig("google-t5/t5-small"), [], "SEQ_2_SEQ_LM") is None

@@ -77,6 +77,23 @@ def test_learns_measures_and_predicts_the_same(answer, run_recipe, tmp_path: Pat
     ]
 
 
+def test_an_adapter_is_saved_with_its_head_and_answers_as_it_measured(answer, run_recipe, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    answer(max_steps=30, use_peft="true", lora_r=4, learning_rate=2e-2)
+    out = tmp_path / "out"
+    assert {"base_model.model.qa_outputs.weight"} < set(load_file(out / "adapter_model.safetensors"))
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    contexts = {row["id"]: row["context"] for row in make_rows(60)}
+    new = write(tmp_path / "new.jsonl", [line | {"context": contexts[line["id"]]} for line in lines])
+    settings = {"model_name_or_path": out, "datasets": new, "output_dir": tmp_path / "predicted"}
+    run_recipe("predict", *(f"--{name}={value}" for name, value in settings.items()))
+    again = [json.loads(line) for line in (tmp_path / "predicted" / "predictions.jsonl").read_text().splitlines()]
+    for line, other in zip(lines, again, strict=True):
+        assert (other["answer"], other["start"]) == (line["answer"], line["start"])
+        assert other["probability"] == pytest.approx(line["probability"], abs=2e-6)
+
+
 def test_questions_without_answer(answer, tmp_path: Path) -> None:
     path = write(tmp_path / "some.jsonl", make_rows(90, unanswerable=True))
     metrics = answer(datasets=path, max_steps=60)
@@ -118,7 +135,8 @@ def test_bad_input_is_one_line(answer, tmp_path: Path) -> None:
         ({"n_best": 0}, ConfigError, "--n_best must be at least 1, got 0"),
         ({"rules": "bleu"}, ConfigError, "rules"),
         ({"bad_answers": "drop"}, ConfigError, "bad_answers"),
-        ({"use_peft": "true"}, ConfigError, "not for this recipe"),
+        ({"use_peft": "true", "model_name_or_path": "bert-1m.json"}, ConfigError, "is an architecture"),
+        ({"load_in_4bit": "true"}, ConfigError, "quantised weights cannot be trained; add --use_peft"),
     ]:
         with pytest.raises(error, match=message) as caught:
             answer(**{"eval_fraction": 0} | changes, output_dir=tmp_path / str(len(list(tmp_path.iterdir()))))

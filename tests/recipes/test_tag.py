@@ -88,6 +88,33 @@ def test_predicts_lists_and_texts_in_order_with_entities(tag, tmp_path: Path) ->
         load_tag_predictor(ModelConfig(str(tmp_path / "out")), **load | {"max_length": 65})
 
 
+def test_an_adapter_is_saved_with_its_head_and_predicts_what_it_measured(tag, inputs: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from trl import ModelConfig
+
+    from hfstack.evaluation.tagging import load_tag_predictor
+
+    metrics = tag(max_steps=30, use_peft="true", lora_r=4, learning_rate=2e-2)
+    out, load = tmp_path / "out", {"columns": (None, None), "batch_size": 4, "max_length": None}
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    tags = {tag for line in lines for tag in line["predicted"]}
+    assert metrics["eval_tag_accuracy"] > 0.8 and len(tags) > 2, "it has learnt: an untrained head would show"
+    found = load_tag_predictor(ModelConfig(str(out)), **load)([{"tokens": line["words"]} for line in lines])
+    assert [answer["tags"] for answer in found] == [line["predicted"] for line in lines]
+    assert not (out / "model.safetensors").exists()
+
+    held = load_file(file := out / "adapter_model.safetensors")
+    assert {"base_model.model.classifier.weight", "base_model.model.classifier.bias"} < set(held)
+    save_file({name: value for name, value in held.items() if "classifier" not in name}, file)
+    with pytest.raises(CheckpointError, match="was saved without classifier, which its base does not hold either"):
+        load_tag_predictor(ModelConfig(str(out)), **load)
+    (out / "task.json").unlink()
+    with pytest.raises(CheckpointError, match=r"is an adapter without task\.json: train it again"):
+        load_tag_predictor(ModelConfig(str(out)), **load)
+    with pytest.raises(ConfigError, match="is an adapter: name the model that it was trained on"):
+        tag(model_name_or_path=out, output_dir=tmp_path / "on")
+
+
 @pytest.mark.parametrize("pieces", ["first", "all"])
 def test_numbers_with_names_and_long_sentences(tag, tmp_path: Path, pieces: str) -> None:
     names = ["O", "B-animal", "I-animal", "B-thing"]
@@ -148,7 +175,8 @@ def test_bad_input_is_one_line(tag, inputs: Path, tiny_llama: Path, tmp_path: Pa
         ({"datasets": text}, DataError, "found text, label; set --tokens_column and --tags_column"),
         ({"tokenizer": 1}, ConfigError, "--tokenizer"),
         ({"max_length": 65}, ConfigError, "--max_length 65 is longer than the model's context: use --max_length 64"),
-        ({"use_peft": "true"}, ConfigError, "not for this recipe"),
+        ({"use_peft": "true", "model_name_or_path": "bert-1m.json"}, ConfigError, "is an architecture"),
+        ({"load_in_4bit": "true"}, ConfigError, "quantised weights cannot be trained; add --use_peft"),
         ({"model_name_or_path": tmp_path / "none"}, CheckpointError, "no tokenizer at"),
         ({"bad_tags": "drop"}, ConfigError, "bad_tags"),
         ({"metric_for_best_model": "bleu"}, ConfigError, "bleu does not fit this task: choose entity_f1, .* or loss"),

@@ -1,0 +1,171 @@
+"""A transformer with a head for one task: loaded, drawn anew where a checkpoint lacks it, or with a LoRA adapter on it.
+
+Classifiers, reward models, taggers and models that answer questions are loaded by this. An adapter trains and saves
+every module that its base does not hold: upstream's default task would leave the random head as it is and not save it
+(huggingface/trl#1379), and a pooler that the checkpoint lacks likewise, so that the saved adapter would give other
+outputs after each loading.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from accelerate import PartialState
+from peft import LoraConfig, PeftConfig, PeftModel
+from safetensors import safe_open
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.logs import get_logger
+from hfstack.models.loading import architecture_config, find_architecture
+
+logger = get_logger(__name__)
+
+ADAPTER_FILE = "adapter_config.json"
+
+
+def read_config(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, purpose: str) -> tuple[Any, Path | None]:
+    """Return the configuration of the model that is named, and the file when it is an architecture.
+
+    Args:
+        tokenizer: an architecture gets its vocabulary.
+        purpose: ends "holds no model that can ...".
+
+    Raises:
+        ConfigError: no model was named, or an adapter.
+        CheckpointError: there is no model at that place.
+    """
+    name = args.model_name_or_path
+    if name is None:
+        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
+    if (Path(name) / ADAPTER_FILE).is_file():
+        raise ConfigError(f"{name} is an adapter: name the model that it was trained on, or merge it first")
+    if (config_file := find_architecture(name)) is not None:
+        return architecture_config(config_file, tokenizer), config_file
+    return checkpoint_config(args, purpose=purpose), None
+
+
+def checkpoint_config(args: ModelConfig, *, purpose: str) -> PreTrainedConfig:
+    """Return the configuration of a checkpoint; a CheckpointError when there is none."""
+    name = args.model_name_or_path or ""
+    try:
+        return AutoConfig.from_pretrained(name, revision=args.model_revision)
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{name} holds no model that can {purpose}: {cause}") from error
+
+
+def load_with_config(
+    auto_class: Any, args: ModelConfig, config: PreTrainedConfig, config_file: Path | None = None, *, purpose: str
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a checkpoint, or draw an architecture's weights; also return the modules that were drawn anew.
+
+    Args:
+        auto_class: one of the AutoModelFor... classes.
+        config_file: of the architecture; None for a checkpoint.
+        purpose: ends "holds no model that can ...".
+
+    Raises:
+        ConfigError: the architecture has no such head.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    name = args.model_name_or_path or ""
+    if config_file is not None:
+        try:
+            model = auto_class.from_config(config, attn_implementation=args.attn_implementation)
+        except ValueError as error:
+            raise ConfigError(f"{config_file} cannot {purpose}: {' '.join(str(error).split())[:160]}") from error
+        return model, _modules(key for key, _ in model.named_parameters())
+    quantization = get_quantization_config(args)
+    try:
+        model, report = auto_class.from_pretrained(
+            name,
+            config=config,
+            revision=args.model_revision,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+            quantization_config=quantization,
+            device_map={"": PartialState().device} if quantization else None,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{name} holds no model that can {purpose}: {cause}") from error
+    if new_modules := _modules(report["missing_keys"]):
+        logger.info("%s: drawn anew %s", name, ", ".join(new_modules))
+    return model, new_modules
+
+
+def lora_beside_head(args: ModelConfig, new_modules: Sequence[str], task_type: str = "SEQ_CLS") -> LoraConfig | None:
+    """Return the adapter that --use_peft asks for, or None; it trains and saves every module that is new.
+
+    Raises:
+        ConfigError: for an architecture, whose random weights an adapter does not hold.
+    """
+    if not args.use_peft:
+        return None
+    if (args.model_name_or_path or "").endswith(".json"):
+        raise ConfigError(
+            f"--use_peft needs trained weights, but {args.model_name_or_path} is an architecture: name a checkpoint"
+        )
+    saved = sorted({*(args.lora_modules_to_save or []), *new_modules}) or None
+    return cast(LoraConfig, get_peft_config(replace(args, lora_task_type=task_type, lora_modules_to_save=saved)))
+
+
+def adapter_base(folder: Path, task_type: str, kind: str) -> str:
+    """Return the name of the model that an adapter was trained on.
+
+    Args:
+        kind: what the adapter must be, for the message.
+
+    Raises:
+        CheckpointError: it was trained for another task, or names no base.
+    """
+    config = PeftConfig.from_pretrained(str(folder))
+    base = config.base_model_name_or_path
+    if config.task_type != task_type or not base:
+        raise CheckpointError(
+            f"{folder} is a LoRA adapter of a {config.task_type or 'model'}, not of a {kind}: merge it into its base "
+            "first, then name the merged model"
+        )
+    return base
+
+
+def put_adapter_on(model: PreTrainedModel, folder: Path, new_modules: Sequence[str]) -> PeftModel:
+    """Return the base with the adapter and its head on it, in evaluation mode.
+
+    Args:
+        new_modules: what the base does not hold, which the adapter must.
+
+    Raises:
+        CheckpointError: the adapter was saved without them.
+    """
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        held = " ".join(file.keys())
+    if lost := [module for module in new_modules if module.rpartition(".")[2] not in held]:
+        raise CheckpointError(
+            f"{folder} was saved without {', '.join(lost)}, which its base does not hold either: train it again"
+        )
+    return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token by which the head finds the last one of a text; the eos where the tokenizer has no other."""
+    pad = tokenizer.pad_token_id
+    if pad is None and tokenizer.eos_token_id is not None:
+        logger.info("the tokenizer has no pad token: padding with its eos, so the output is read one token before it")
+        tokenizer.pad_token = tokenizer.eos_token
+        pad = tokenizer.pad_token_id
+    if not isinstance(pad, int):
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name_or_path or ''} has neither a pad nor an eos token, by which the head "
+            "finds the end of a text: set tokenizer.pad_token and save it"
+        )
+    return pad
+
+
+def _modules(parameters: Iterable[str]) -> list[str]:
+    return sorted({name.rpartition(".")[0] for name in parameters})
