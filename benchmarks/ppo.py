@@ -2,6 +2,7 @@
 
     python benchmarks/ppo.py speed [--repeats 3]       # episodes per CPU second and peak memory, short and long prompts
     python benchmarks/ppo.py quality [--seeds 0 1 2]   # J = reward - 0.05 KL on fresh prompts, and what 0.85 costs
+    python benchmarks/ppo.py settings                  # the same of other optimizer settings: why the defaults are so
 
 The toy is in benchmarks/ppo_toy.py: a Llama of 0.46 M parameters, 128 episodes a rollout, 4 epochs of 4 mini-batches,
 answers of up to 40 tokens. All sides have the same model, prompts, reward, learning rate and number of optimizer
@@ -38,6 +39,13 @@ SIDES: dict[str, dict[str, Any]] = {
     "shared, detached": {"critic": "shared", "critic_learning_rate": 1e-3, "detach_value": True},
     "adapter": {"critic": "adapter", "learning_rate": 1e-3},
 }
+SETTINGS: dict[str, dict[str, Any]] = {  # beside "separate" and "shared", which is what PPOConfig ships for its kind
+    "separate, clipped at 1": {"critic": "separate"},  # what PPOConfig ships
+    "separate, clipped at 1, eps 1e-5": {"critic": "separate", "adam_epsilon": 1e-5},
+    "separate, clipped at 1, lambda 1": {"critic": "separate", "lam": 1.0},
+    "shared, not clipped": {"critic": "shared", "max_grad_norm": 0.0},
+    "shared, one rate": {"critic": "shared", "critic_learning_rate": 1e-4},
+}
 ROLLOUT_EPISODES, MINI_BATCHES, EPOCHS, LEARNING_RATE = 128, 4, 4, 1e-4
 LEVEL = 0.85
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 % for that many seeds
@@ -47,10 +55,10 @@ SAME_VERSIONS = ("transformers", "accelerate", "peft", "datasets", "tokenizers")
 def main() -> None:
     """Prepare both sides, run what was asked for and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["speed", "quality"])
+    parser.add_argument("what", choices=["speed", "quality", "settings"])
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     parser.add_argument("--cache", type=Path, default=home / "hfstack" / "ppo_benchmark", help="venv and toy models")
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=[*SIDES, *SETTINGS], help="default: all of what was asked for")
     parser.add_argument("--repeats", type=int, default=3, help="of speed")
     parser.add_argument("--prompts", nargs="+", default=["short", "long"], choices=["short", "long"], help="of speed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of quality")
@@ -60,6 +68,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file that gets a line for each run")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.sides = arguments.sides or (
+        ["separate", "shared", *SETTINGS] if arguments.what == "settings" else list(SIDES)
+    )
     if arguments.worker:
         print(json.dumps(train_ours(json.loads(arguments.worker))))
         return
@@ -156,7 +167,7 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
     set_seed(task["seed"])
     folder, long = Path(task["model"]), task["long"]
     model, tokenizer = load(folder)
-    own = {"learning_rate": task["learning_rate"]} | SIDES[task["side"]]
+    own = {"learning_rate": task["learning_rate"]} | (SIDES | SETTINGS)[task["side"]]
     peft_config = None
     if own["critic"] == "adapter":
         peft_config = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
