@@ -25,7 +25,7 @@ import textwrap
 import types
 import typing
 from argparse import Action, ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,10 @@ EXIT_USER_MISTAKE = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
+_RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 _ALLOW_CHANGED_HELP = "settings by name that a resumed run may change, against the refusal that shows the difference"
 
 logger = get_logger(__name__)
@@ -113,10 +117,11 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
         label = "unknown option" if option.startswith("-") else "unexpected value"
         raise ConfigError(f"{label} {_suggest(option, [f'--{name}' for name in hints])} (--help lists every option)")
     values = vars(namespace)
-    given = set(entries) | {flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
-    given |= {name.removeprefix("no_") for name in given}
+    flagged = {flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    given = {name.removeprefix("no_") for name in flagged | set(entries)} | flagged | set(entries)
     if values.get("hub_token") is not None:
         raise ConfigError("hub_token is refused, because settings are written to disk: use HF_TOKEN or `hf auth login`")
+    _resolve_renamed(values, flagged)
     _resolve_hardware(values, given)
     return tuple(_build_settings(cls, values) for cls in dataclass_types)
 
@@ -327,6 +332,13 @@ def _reporting_own_errors(cls: Any) -> Callable[[str], Any]:
 
     convert.__name__ = cls.__name__
     return convert
+
+
+def _resolve_renamed(values: dict[str, Any], flagged: Collection[str]) -> None:
+    """Read the old name of a setting as its new one, unless the new one was given nearer: upstream drops it unsaid."""
+    for old, new in _RENAMED.items():
+        if old in values and new in values and (values[new] is None or (old in flagged and new not in flagged)):
+            values[new] = values[old]
 
 
 def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:

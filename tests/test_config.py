@@ -167,6 +167,19 @@ def test_hardware_decides_what_is_not_given(tmp_path: Path) -> None:
     assert parse(SFTConfig, argv=["--output_dir", str(tmp_path), "--bf16", "false"])[0].bf16 is False
 
 
+def test_the_old_name_of_a_setting_is_its_new_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "on.yaml").write_text("activation_checkpointing: true\n")
+    config = ["--output_dir", str(tmp_path), "--config", str(tmp_path / "on.yaml")]
+    for argv, expected in [
+        (config[:2], True),  # trl's own default, under the old name
+        ([*config, "--gradient_checkpointing", "false"], False),
+        ([*config, "--gradient_checkpointing", "false", "--activation_checkpointing", "true"], True),
+    ]:
+        args = parse(SFTConfig, argv=argv)[0]
+        assert args.activation_checkpointing is args.gradient_checkpointing is expected, argv
+    assert not [warning for warning in recwarn if "checkpointing" in str(warning.message)]
+
+
 def test_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="hub_token is refused") as caught:
         parse(TrainingArguments, argv=["--output_dir", str(tmp_path), "--hub_token", "hf_secretsecretsecret"])
