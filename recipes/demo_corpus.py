@@ -39,6 +39,8 @@ class DemoArgs:
     """Rows of instructions.jsonl (prompt, completion) and chat.jsonl (the same as messages); 0 writes none."""
     task: Task = "mixed"
     """What instructions ask for: mixed (stories, and questions about stories) or beginning (how a story begins)."""
+    careless_share: float = 0.0
+    """Share of the `beginning` tasks whose answer's hero has another trait than asked for, in [0, 1)."""
     sentiment: int = 0
     """Rows of sentiment.jsonl (text, label): 1 for a happy ending, 0 for a sad one; 0 writes none."""
     prompts: int = 20
@@ -49,6 +51,10 @@ class DemoArgs:
             raise ConfigError(f"noise_share must be in [0, 1), got {self.noise_share}")
         if self.task not in get_args(Task):
             raise ConfigError(f"task must be {' or '.join(get_args(Task))}, got {self.task!r}")
+        if not 0 <= self.careless_share < 1:
+            raise ConfigError(f"careless_share must be in [0, 1), got {self.careless_share}")
+        if self.careless_share and self.task != "beginning":
+            raise ConfigError(f"careless_share is for --task beginning, got --task {self.task}")
         for name in ("stories", "instructions", "sentiment", "prompts"):
             if getattr(self, name) < (least := int(name == "stories")):
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -67,7 +73,7 @@ def main(args: DemoArgs) -> dict[str, float]:
                     sample.append(row["text"])
         speed = args.stories / (time.perf_counter() - started)
 
-        tasks = list(instructions(args.seed, args.instructions, task=args.task))
+        tasks = list(instructions(args.seed, args.instructions, task=args.task, careless_share=args.careless_share))
         write_if_any(run.output_dir / "instructions.jsonl", tasks)
         write_if_any(run.output_dir / "chat.jsonl", [as_messages(task) for task in tasks])
         write_if_any(run.output_dir / "sentiment.jsonl", list(sentiment_rows(args.seed, args.sentiment)))

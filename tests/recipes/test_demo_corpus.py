@@ -79,6 +79,8 @@ def test_runs_from_its_yaml(run_recipe: Callable, tmp_path: Path):
         ("--stories", "0", "stories must be at least 1"),
         ("--sentiment", "-1", "sentiment must be at least 0"),
         ("--task", "poem", "task"),
+        ("--careless_share", "1", "careless_share must be in"),
+        ("--careless_share", "0.5", "careless_share is for --task beginning, got --task mixed"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(

@@ -7,10 +7,11 @@ so that fine-tuning and evaluation never see a text that pretraining has seen.
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from hfstack.data.demo.grammar import compile_template, render, tidy
-from hfstack.data.demo.lexicon import PLACES, THINGS
+from hfstack.data.demo.lexicon import PLACES, THINGS, TRAITS
 from hfstack.data.demo.stories import Story, beginning, story
 from hfstack.data.demo.templates import read_blocks
 
@@ -45,17 +46,22 @@ _PLACE_PHRASES = {place.noun: f"{place.at} the {place.noun}" for place in PLACES
 _NUMBERS = {thing.noun: thing.number for thing in THINGS}
 
 
-def instruction(seed: int, index: int, *, task: Task = "mixed") -> dict[str, Any]:
+def instruction(seed: int, index: int, *, task: Task = "mixed", careless_share: float = 0.0) -> dict[str, Any]:
     """Return row `index`: "prompt", "completion", "task" ("story", "question <about>", "beginning"), and the facts.
 
     Args:
         task: `mixed` answers with story n of the instruction stream, and a quarter of the rows are questions about that
             story; `beginning` asks only for how a story begins, so that answers are a quarter as long.
+        careless_share: Of beginnings, the share in [0, 1) that ask for another trait than the hero of the completion has,
+            as if its writer had forgotten what the hero should be like. The trait of the row is the one asked for.
     """
     uniform = random.Random(f"instruction/{seed}/{index}").random
     if task == "beginning":
         told = beginning(seed * _STREAM_SIZE + 1, index)
         kind = "beginning"
+        if careless_share and uniform() < careless_share:
+            others = tuple(trait for trait in TRAITS if trait != told.trait)
+            told = replace(told, trait=_pick(others, uniform))
         prompt, completion = _request(told, kind, uniform), told.text
     else:
         told = story(seed * _STREAM_SIZE + 1, index)
@@ -76,10 +82,12 @@ def instruction(seed: int, index: int, *, task: Task = "mixed") -> dict[str, Any
     }
 
 
-def instructions(seed: int, count: int, *, task: Task = "mixed") -> Iterator[dict[str, Any]]:
+def instructions(
+    seed: int, count: int, *, task: Task = "mixed", careless_share: float = 0.0
+) -> Iterator[dict[str, Any]]:
     """Yield rows 0 .. count - 1 of `instruction`."""
     for index in range(count):
-        yield instruction(seed, index, task=task)
+        yield instruction(seed, index, task=task, careless_share=careless_share)
 
 
 def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:

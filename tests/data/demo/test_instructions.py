@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from hfstack.data.demo.instructions import as_messages, instruction, instructions, openings, question, sentiment_rows
-from hfstack.data.demo.rules import ending_of, facts_of, read_request
+from hfstack.data.demo.rules import ending_of, facts_of, gold_breakdown, read_request
 from hfstack.data.demo.stories import stories, story
 
 ROWS = list(instructions(5, 800))
@@ -67,6 +67,24 @@ def test_beginnings_are_short_and_hold_what_they_are_asked_for():
         assert request.object is None or re.search(rf"\b{request.object}\b", row["completion"]), row
     assert not any(read_request(row["prompt"]).beginning for row in ROWS)
     assert not {row["completion"] for row in rows} & {row["completion"] for row in STORY_ROWS}
+
+
+def test_careless_answers_forget_the_trait_that_was_asked_for_and_nothing_else():
+    careful = list(instructions(5, 400, task="beginning"))
+    careless = list(instructions(5, 400, task="beginning", careless_share=0.5))
+    assert careless[17] == instruction(5, 17, task="beginning", careless_share=0.5)
+    assert [row["completion"] for row in careless] == [row["completion"] for row in careful]
+    assert [row["animal"] for row in careless] == [row["animal"] for row in careful]
+    forgotten = sum(before["trait"] != after["trait"] for before, after in zip(careful, careless, strict=True))
+    assert 0.4 < forgotten / 400 < 0.6
+    assert all(read_request(row["prompt"]).trait in (None, row["trait"]) for row in careless)
+
+    def told(rows: list[dict]) -> list[float]:
+        scores = [gold_breakdown(row["prompt"], row["completion"]) for row in rows]
+        return [score["trait"] for score in scores if "trait" in score]
+
+    assert sum(told(careful)) / len(told(careful)) > 0.98
+    assert 0.35 < sum(told(careless)) / len(told(careless)) < 0.65
 
 
 def test_messages_are_a_user_and_an_assistant_turn():
