@@ -27,6 +27,7 @@ from hfstack.models.token_log_probs import score_tokens
 CRITICS = ("shared", "separate", "adapter")
 CRITIC_ADAPTER = "critic"
 REFERENCE_ADAPTER = "ref"
+_AHEAD_TOLERANCE = 0.1  # of the largest logit: another length rounds otherwise in 16 bits
 _PROBE_TOLERANCE = 1e-3  # of the largest logit: rounding is below it in fp32, and 16-bit heads run the same product
 
 
@@ -242,18 +243,25 @@ class ActorCritic(nn.Module):
                 model.activation_checkpointing_enable(own, every_n_layers, offload)
 
     def check_head(self) -> None:
-        """Refuse a policy whose logits are more than its head's product of the last hidden state.
+        """Refuse a policy that reads ahead, or whose logits are more than its head's product of the last hidden state.
 
-        Raises ConfigError: such a model scales or caps its logits in a way that is not known here.
+        Raises ConfigError: such a model cannot write, or scales or caps its logits in a way that is not known here.
         """
+        name, training = type(self.base).__name__, self.base.training
+        self.base.eval()  # or dropout would tell the passes apart
         ids = torch.arange(4, device=self.device)[None]  # (1, 4)
         with torch.no_grad():
             expected = self.base(input_ids=ids).logits.float()
             found = self._logits(self.base.base_model(input_ids=ids).last_hidden_state).float()
-        if not torch.allclose(found, expected, atol=_PROBE_TOLERANCE * float(expected.abs().max()), rtol=0):
+            begun = self.base(input_ids=ids[:, :2]).logits.float()
+        self.base.train(training)
+        largest = float(expected.abs().max())
+        if not torch.allclose(begun, expected[:, :2], atol=_AHEAD_TOLERANCE * largest, rtol=0):
+            raise ConfigError(f"{name} reads in both directions, so it cannot write: name a causal language model")
+        if not torch.allclose(found, expected, atol=_PROBE_TOLERANCE * largest, rtol=0):
             raise ConfigError(
-                f"the logits of {type(self.base).__name__} are not its output embedding times its last hidden state, "
-                "which PPO here takes for granted: use another model"
+                f"the logits of {name} are not its output embedding times its last hidden state, which PPO here takes "
+                "for granted: use another model"
             )
 
     @property

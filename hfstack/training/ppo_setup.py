@@ -28,6 +28,7 @@ from hfstack.training.vllm_rollout import VLLMEngine
 logger = get_logger(__name__)
 
 _SHARED_HEAD_RATE = 10.0  # times the policy's: with one rate the trunk bends to values before the head knows them
+_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
 _DROPOUTS = ("attention_dropout", "dropout")  # plain numbers that attention modules read while they train
 
 
@@ -47,6 +48,10 @@ def build_actor_critic(
         ConfigError: the model cannot write, the adapter settings contradict each other, or the critic does not fit.
         CheckpointError: there is no model at `critic_model`.
     """
+    if wrong := [name for name in model.config.architectures or () if name.endswith(_OTHER_HEADS)]:
+        raise ConfigError(
+            f"the policy was saved as a {wrong[0]}, without a language-model head: name the model it was trained from"
+        )
     reference_adapter = None
     if isinstance(model, PeftModel):
         if peft_config is not None:

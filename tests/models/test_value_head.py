@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModel, AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, set_seed
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    set_seed,
+)
 
 from hfstack.errors import ConfigError
 from hfstack.models.value_head import ActorCritic, peft_adapter
@@ -137,6 +147,14 @@ def test_models_that_cannot_write_are_refused(tiny_llama: Path, monkeypatch: pyt
     monkeypatch.setattr(actor_critic, "_logits", lambda hidden: plain(hidden) * 1.1)
     with pytest.raises(ConfigError, match="are not its output embedding times its last hidden state"):
         actor_critic.check_head()
+    set_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    encoder = BertLMHeadModel(BertConfig(vocab_size=64, initializer_range=0.5, **sizes))
+    with pytest.raises(ConfigError, match="BertLMHeadModel reads in both directions, so it cannot write"):
+        ActorCritic(encoder).check_head()
+    dropped = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).train()
+    ActorCritic(dropped).check_head()
+    assert dropped.training
     policy = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), lora())
     policy.add_adapter("second", lora())
     policy.base_model.set_adapter(["default", "second"])

@@ -301,6 +301,9 @@ def test_mistakes_end_in_one_line(make, tiny_tokenizer, tiny_llama: Path, tmp_pa
     )
     refuse(ConfigError, "outside the vocabulary of 300", stop_token_ids=[300])
     refuse(ConfigError, "no chat template", build={"train_dataset": prompts(conversational=True)})
+    judge = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    judge.config.architectures = ["LlamaForSequenceClassification"]
+    refuse(ConfigError, "saved as a LlamaForSequenceClassification, without a language-model head", judge)
     other = AutoModelForCausalLM.from_pretrained(tiny_llama)
     refuse(ConfigError, "--kl_coef 0 turns the KL off", kl_coef=0.0, build={"reference_model": other})
     other.resize_token_embeddings(310, mean_resizing=False)
