@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from hfstack.data.preference_encoding import encode_answer, shorten
-from hfstack.errors import CheckpointError
+from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.loading import context_length, load_tokenizer
 from hfstack.models.reward_model import load_reward_model, score_sequences
@@ -77,6 +77,11 @@ class RewardModel:
         """The tokens that are scored; of what is longer than the context, the prompt's beginning is cut."""
         if self.as_text:
             prompt, completion = text_of(prompt), text_of(completion)
+        if not isinstance(prompt, str) and self.tokenizer.chat_template is None:
+            raise ConfigError(
+                f"the reward model {self.name} has no chat template for prompts that are conversations: was it trained "
+                "on plain text, then set --reward_as_text true; for plain prompts set --as_chat false"
+            )
         token_ids, begin, end = encode_answer(self.tokenizer, prompt, completion)
         if self.max_length is None or len(token_ids) <= self.max_length:
             return token_ids
