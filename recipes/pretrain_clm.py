@@ -28,6 +28,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
+from hfstack.training.ladder_rungs import training_counts
 from hfstack.training.settings import blocks_per_step, check_settings
 
 
@@ -78,9 +79,8 @@ def main(
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
         packing = {"block_size": block_size, "isolate_documents": pretrain_args.isolate_documents}
         blocks = pack_splits(splits, tokenizer, text_column=data_args.text_column, **packing)
-        parameters = count_parameters(model.config).total
         if training_args.save_strategy != "no":
-            refuse_full_disk(run.output_dir, parameters=parameters)
+            refuse_full_disk(run.output_dir, parameters=count_parameters(model.config).total)
         if pretrain_args.fused_loss:
             use_fused_loss(model)
 
@@ -110,9 +110,9 @@ def main(
             )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         run.add_artifact("samples", "samples.jsonl")
-        metrics = {"train_loss": trained.training_loss, "parameters": parameters} | throughput.metrics()
-        if "eval" in blocks:
-            metrics |= trainer.evaluate()
+        metrics = training_counts(model.config, training_args, blocks["train"], steps=trained.global_step)
+        metrics |= {"train_loss": trained.training_loss} | throughput.metrics()
+        metrics |= trainer.evaluate() if "eval" in blocks else {}
         return run.finish(metrics, trainer)
 
 

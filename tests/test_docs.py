@@ -74,5 +74,6 @@ def test_docstrings_follow_the_contract(recipe: str) -> None:
 
 def test_every_metric_of_pretraining_is_documented() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    for key in ("train_loss", "eval_loss", "perplexity", "bits_per_byte", "tokens_per_s", "mfu", "parameters"):
+    keys = ["train_loss", "eval_loss", "perplexity", "bits_per_byte", "tokens_per_s", "mfu", "parameters"]
+    for key in [*keys, "parameters_non_embedding", "tokens", "unique_tokens", "flops", "flops_6nd", "flops_kaplan"]:
         assert f"`{key}`" in page

@@ -1,7 +1,8 @@
 """The rungs that run folders or a table hold, by family, for a scaling fit."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,28 +31,57 @@ def load_rungs(paths: list[str], *, counted: Counted = "full", loss: str = "eval
     """Return the finished rungs under the paths, by family, in the order of their first.
 
     Args:
-        paths: ladders, single runs that say their tokens, or folders of either, one or two levels down.
+        paths: ladders, runs of pretrain_clm from random weights, or folders of either, one or two levels down.
         counted: `full`: all parameters and the exact FLOPs; `6nd`: all parameters, 6ND; `kaplan`: those outside
             embeddings, 6ND.
         loss: the metric that is fitted.
 
     Raises:
         CheckpointError: a path holds no run.
-        DataError: a run lacks a number, or none is finished.
+        DataError: a run lacks a number, none is finished, or their losses are not of one held-out text.
     """
     columns: dict[str, dict[str, list[float]]] = {}
+    finished: dict[Path, RunRecord] = {}
     for folder in rung_folders(paths):
         record = read_run(folder)
         if record.status != "finished":
             logger.warning("%s is %s: left out", folder, record.status)
             continue
+        finished[folder] = record
         values = _numbers(folder, record, counted, loss)
         own = columns.setdefault(_family(record), {name: [] for name in values})
         for name, value in values.items():
             own[name].append(value)
     if not columns:
         raise DataError(f"--runs {' '.join(paths)}: no rung there is finished; run scaling_ladder again to go on")
+    refuse_other_measure(finished, loss=loss)
     return {family: make_rungs(**own) for family, own in columns.items()}
+
+
+def refuse_other_measure(records: Mapping[Path, RunRecord], *, loss: str = "eval_loss") -> None:
+    """Refuse runs whose losses cannot be compared with the first one's, and say which other ones read other text.
+
+    Training data may differ, as in a ladder of repeated data. Held-out text and context may not, nor may the tokenizer
+    unless the loss is counted by bytes: it is known by the tokens of a byte, which `bits_per_byte` over `eval_loss`
+    says.
+
+    Raises:
+        DataError: two runs differ in that.
+    """
+    (first, base), *rest = records.items()
+    for folder, record in rest:
+        held_out = _held_out(record) == _held_out(base)
+        context = _block_size(record) == _block_size(base)
+        cut = loss == "bits_per_byte" or _same_tokens(record, base)
+        for same, what in ((held_out, "other held-out text"), (context, "another block size"), (cut, "other tokens")):
+            if not same:
+                raise DataError(
+                    f"--runs: {folder} was measured on {what} than {first}, so their losses are of different things: "
+                    "fit them apart" + ("" if cut else ", or by --loss bits_per_byte")
+                )
+    others = [str(folder) for folder, record in rest if _files(record, "train") != _files(base, "train")]
+    if others:
+        logger.warning("trained on other text than %s, which a law does not know of: %s", first, ", ".join(others))
 
 
 def read_table(
@@ -110,7 +140,13 @@ def _numbers(folder: Path, record: RunRecord, counted: Counted, loss: str) -> di
     if missing:
         raise DataError(
             f"{folder / RUN_FILE} ({record.recipe}) has no {', '.join(missing)}: give the ladders that scaling_ladder "
-            "trained, or a CSV with --datasets"
+            "trained, runs of pretrain_clm with held-out text, or a CSV with --datasets"
+        )
+    start = _start(record)
+    if start is not None and not start.endswith(".json"):
+        raise DataError(
+            f"{folder / RUN_FILE} ({record.recipe}) went on from {start}, so its tokens are not all that the model has "
+            "read: leave it out"
         )
     return {name: float(record.metrics[metric]) for name, metric in wanted.items()}
 
@@ -119,5 +155,38 @@ def _family(record: RunRecord) -> str:
     """A rung says its family; any other run is called after its architecture's file."""
     if "Rung" in record.settings:
         return str(record.settings["Rung"]["family"])
-    model = record.settings.get("ModelConfig", {}).get("model_name_or_path") or record.recipe
-    return _SIZE.sub("", Path(str(model)).stem)
+    return _SIZE.sub("", Path(_start(record) or record.recipe).stem)
+
+
+def _start(record: RunRecord) -> str | None:
+    """What the weights were made from: a config.json, or a trained model."""
+    return record.settings.get("ModelConfig", {}).get("model_name_or_path")
+
+
+def _files(record: RunRecord, role: str) -> list[Any]:
+    """Content and rows of what was read in that role; of the Hub its name."""
+    entries = [entry for entry in record.data if entry["role"] == role]
+    names = ("name", "split", "revision")
+    return [
+        ([file["blake2b"] for file in entry["files"]] or [entry["path"], *map(entry.get, names)], entry["rows"])
+        for entry in entries
+    ]
+
+
+def _held_out(record: RunRecord) -> Any:
+    """What identifies the text that the loss is measured on: its own files, or a share of the training rows."""
+    data = record.settings.get("DataArgs", {})
+    share = (_files(record, "train"), data.get("eval_fraction"), data.get("split_seed"))
+    return _files(record, "eval") or share
+
+
+def _block_size(record: RunRecord) -> Any:
+    return next((part["block_size"] for part in record.settings.values() if "block_size" in part), None)
+
+
+def _same_tokens(one: RunRecord, other: RunRecord) -> bool:
+    """Bits of a byte over nats of a token is the same for every model of a tokenizer; unknown where one is missing."""
+    if not all({"bits_per_byte", "eval_loss"} <= record.metrics.keys() for record in (one, other)):
+        return True
+    lengths = [record.metrics["bits_per_byte"] / record.metrics["eval_loss"] for record in (one, other)]
+    return math.isclose(*lengths, rel_tol=0.005)

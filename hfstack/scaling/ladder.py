@@ -296,16 +296,21 @@ def head_width(width: int) -> int:
     return 64 if width >= 256 else 32 if width >= 64 else 16
 
 
-def tokens_read(rung: Rung, blocks: int) -> int:
-    """Return the tokens that the rung's steps read from data of so many blocks, of which no part of a batch is used.
+def blocks_read(blocks: int, *, batch: int, accumulation: int, steps: int, drop_last: bool) -> int:
+    """Return the sequences that optimizer steps read from data of so many, repeated ones counted again.
 
     An epoch that does not divide into whole steps ends with a smaller one.
+
+    Args:
+        blocks: sequences of the data, at least one batch.
+        batch: of one micro-batch, all processes together.
+        accumulation: micro-batches of a step.
+        steps: optimizer steps.
+        drop_last: whether an epoch leaves out what is no whole batch.
     """
-    batches = blocks // (rung.micro_batch * rung.processes)
-    steps_per_epoch = math.ceil(batches / rung.accumulation)
-    epochs, rest = divmod(rung.steps, steps_per_epoch)
-    read = epochs * batches + min(batches, rest * rung.accumulation)
-    return read * rung.micro_batch * rung.processes * rung.block_size
+    epoch = blocks // batch * batch if drop_last else blocks
+    epochs, rest = divmod(steps, math.ceil(epoch / (batch * accumulation)))
+    return epochs * epoch + min(epoch, rest * batch * accumulation)
 
 
 TABLE: list[str] = [

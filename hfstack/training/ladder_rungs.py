@@ -1,15 +1,16 @@
-"""What a rung of a scaling ladder changes in the settings of training, and the numbers that a fit reads."""
+"""What a rung of a scaling ladder changes in the settings of training, and the numbers that a fit reads of any run."""
 
 import copy
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from hfstack.checkpoints import newest_checkpoint
+from hfstack.data.packing import PackedBlocks
 from hfstack.errors import ConfigError
-from hfstack.models.counting import peak_flops_per_s
-from hfstack.scaling.ladder import Rung, tokens_read
+from hfstack.models.counting import count_parameters, flops_per_token, peak_flops_per_s
+from hfstack.scaling.ladder import Costs, Rung, blocks_read
 from hfstack.training.callbacks import Throughput
 
 
@@ -48,13 +49,41 @@ def rung_metrics(rung: Rung, blocks: int) -> dict[str, float]:
             f"{rung.name} takes {rung.micro_batch * rung.processes} blocks of {rung.block_size} tokens at once and the "
             f"training data has {blocks}: use more text, or a smaller --per_device_train_batch_size"
         )
-    tokens = tokens_read(rung, blocks)
+    batch = rung.micro_batch * rung.processes
+    read = blocks_read(blocks, batch=batch, accumulation=rung.accumulation, steps=rung.steps, drop_last=True)
+    return _counts(rung.costs, tokens=read * rung.block_size, unique_tokens=blocks * rung.block_size)
+
+
+def training_counts(
+    config: PreTrainedConfig, args: TrainingArguments, blocks: PackedBlocks, *, steps: int
+) -> dict[str, float]:
+    """Return N, D and C of a training on packed blocks, by the names that `scaling_fit` reads.
+
+    Args:
+        config: of the causal language model.
+        args: as it was trained with; they say the batch.
+        blocks: the training data.
+        steps: optimizer steps from the beginning, those before a resumption included.
+    """
+    parameters, flops = count_parameters(config), flops_per_token(config, blocks.block_size)
+    costs = Costs(parameters.total, parameters.non_embedding, flops.train, flops.method)
+    read = blocks_read(
+        len(blocks),
+        batch=args.train_batch_size * args.world_size,
+        accumulation=args.gradient_accumulation_steps,
+        steps=steps,
+        drop_last=args.dataloader_drop_last,
+    )
+    return _counts(costs, tokens=read * blocks.block_size, unique_tokens=len(blocks) * blocks.block_size)
+
+
+def _counts(costs: Costs, *, tokens: int, unique_tokens: int) -> dict[str, float]:
     return {
-        "parameters": rung.costs.parameters,
-        "parameters_non_embedding": rung.costs.non_embedding,
+        "parameters": costs.parameters,
+        "parameters_non_embedding": costs.non_embedding,
         "tokens": tokens,
-        "unique_tokens": blocks * rung.block_size,
-        "flops": rung.costs.train_flops_per_token * tokens,
-        "flops_6nd": 6.0 * rung.costs.parameters * tokens,
-        "flops_kaplan": 6.0 * rung.costs.non_embedding * tokens,
+        "unique_tokens": unique_tokens,
+        "flops": costs.train_flops_per_token * tokens,
+        "flops_6nd": 6.0 * costs.parameters * tokens,
+        "flops_kaplan": 6.0 * costs.non_embedding * tokens,
     }

@@ -65,6 +65,9 @@ def test_trains_evaluates_and_saves(pretrain, inputs: Path, tmp_path: Path) -> N
     assert metrics["parameters"] == sum(
         p.numel() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "out").parameters()
     )
+    assert metrics["parameters"] - metrics["parameters_non_embedding"] == 300 * 16  # the table is the head too
+    assert (metrics["tokens"], metrics["unique_tokens"]) == (12 * 2 * 32, 62 * 32)  # of 62 blocks, 24 are read
+    assert metrics["flops_6nd"] == 6 * metrics["parameters"] * metrics["tokens"] > metrics["flops_kaplan"]
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == 300
     assert not list((tmp_path / "out").glob("training_args.bin"))
     state = json.loads((tmp_path / "out" / record.artifacts["trainer_state"]).read_text())

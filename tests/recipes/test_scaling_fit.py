@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
+from hfstack.reporting.ladder_runs import load_rungs
 from hfstack.reporting.page import render_page
 from hfstack.reporting.runs import load_runs
 from hfstack.run_record import read_run
@@ -162,3 +163,51 @@ def test_mistakes_in_runs(run_recipe, tmp_path: Path) -> None:
     path.write_text(json.dumps(values))
     with pytest.raises(DataError, match=r"llama-3/run.json \(scaling_ladder\) has no tokens: give the ladders"):
         run_recipe("scaling_fit", "--runs", folder, "--output_dir", tmp_path / "fit")
+
+
+def write_pretraining(folder: Path, law: Law, *, place: int, **changes: object) -> Path:
+    """A run of pretrain_clm as far as a fit reads it: one of the rungs, with text, tokens and a start of its own."""
+    own = write_ladder(folder, law, "llama") / "rungs" / f"llama-{place}" / "run.json"
+    values = json.loads(own.read_text()) | {"recipe": "pretrain_clm"}
+    what = {"start": "llama-1m.json", "train": "a1", "eval": "b1", "block_size": 128, "tokens_per_byte": 0.25} | changes
+    values["settings"] = {
+        "ModelConfig": {"model_name_or_path": what["start"]}, "PretrainArgs": {"block_size": what["block_size"]},
+    }  # fmt: skip
+    values["data"] = [
+        {"role": role, "path": "x.jsonl", "files": [{"path": "x.jsonl", "bytes": 1, "blake2b": what[role]}], "rows": 9}
+        for role in ("train", "eval")
+    ]
+    values["metrics"]["bits_per_byte"] = values["metrics"]["eval_loss"] * what["tokens_per_byte"] / np.log(2)
+    own.write_text(json.dumps(values))
+    return own.parent
+
+
+def test_runs_of_pretrain_clm(run_recipe, tmp_path: Path) -> None:
+    runs = [write_pretraining(tmp_path / str(place), LAWS["llama"], place=place) for place in range(12)]
+    metrics = run_recipe("scaling_fit", "--runs", *runs, "--draws", 0, "--output_dir", tmp_path / "fit")
+    assert metrics["rungs"] == 12 and metrics["alpha"] == pytest.approx(0.45, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval": "b2"}, "was measured on other held-out text than"),
+        ({"block_size": 256}, "was measured on another block size than"),
+        ({"tokens_per_byte": 0.4}, "was measured on other tokens than .*, or by --loss bits_per_byte"),
+        ({"start": "runs/model"}, "went on from runs/model, so its tokens are not all"),
+    ],
+)
+def test_losses_of_different_things(changes: dict[str, object], message: str, run_recipe, tmp_path: Path) -> None:
+    runs = [write_pretraining(tmp_path / str(place), LAWS["llama"], place=place) for place in range(2)]
+    runs.append(write_pretraining(tmp_path / "other", LAWS["llama"], place=2, **changes))
+    with pytest.raises(DataError, match=message) as refusal:
+        run_recipe("scaling_fit", "--runs", *runs, "--draws", 0, "--output_dir", tmp_path / "fit")
+    assert "\n" not in str(refusal.value)
+
+
+def test_other_training_text_is_said_and_fitted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = [
+        write_pretraining(tmp_path / str(place), LAWS["llama"], place=place, train=f"a{place}") for place in range(2)
+    ]
+    assert len(load_rungs([str(run) for run in runs])["llama"]) == 2
+    assert "trained on other text than" in caplog.text and "llama-1" in caplog.text

@@ -16,6 +16,7 @@ from hfstack.models.counting import count_parameters, flops_per_token, measure_f
 from hfstack.scaling.ladder import (
     Costs,
     Machine,
+    blocks_read,
     build_ladder,
     config_of_size,
     head_width,
@@ -23,7 +24,6 @@ from hfstack.scaling.ladder import (
     plan_rung,
     scale_config,
     tokens_per_step,
-    tokens_read,
 )
 from tests.conftest import ROOT
 
@@ -131,14 +131,12 @@ def test_learning_rate_and_batch_by_hand() -> None:
     assert small.learning_rate == 0.005 and small.sequences_per_step == 2
 
 
-def test_tokens_that_are_read() -> None:
-    """10 blocks in batches of 4 make 2 a pass, the last 2 blocks unused; with accumulation a pass ends early."""
-    costs = Costs(1000, 900, 1e4, "formula")
-    rung = plan_rung({}, costs, 5 * 4 * 16, family="llama", block_size=16)
-    plain = rung.__class__(**{**vars(rung), "micro_batch": 4, "accumulation": 1, "steps": 5})
-    assert tokens_read(plain, 10) == plain.tokens == 5 * 4 * 16
-    accumulated = rung.__class__(**{**vars(rung), "micro_batch": 4, "accumulation": 3, "steps": 2})
-    assert tokens_read(accumulated, 16) == (3 + 1) * 4 * 16  # 4 batches a pass: one step of 3, one of 1
+def test_blocks_that_are_read() -> None:
+    """10 blocks in batches of 4 make 2 whole ones a pass; with accumulation a pass ends early."""
+    assert blocks_read(10, batch=4, accumulation=1, steps=5, drop_last=True) == 5 * 4
+    assert blocks_read(16, batch=4, accumulation=3, steps=2, drop_last=True) == (3 + 1) * 4  # a step of 3, one of 1
+    assert blocks_read(10, batch=4, accumulation=1, steps=5, drop_last=False) == 10 + 2 * 4  # steps of 4, 4 and 2
+    assert blocks_read(10, batch=4, accumulation=2, steps=3, drop_last=False) == 10 + 8  # steps of 8 and 2
 
 
 def test_an_architecture_without_a_formula_is_measured_and_said(
