@@ -6,12 +6,11 @@ so that fine-tuning and evaluation never see a text that pretraining has seen.
 
 import random
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from hfstack.data.demo.grammar import compile_template, render, tidy
-from hfstack.data.demo.lexicon import PLACES, THINGS, TRAITS
+from hfstack.data.demo.lexicon import PLACES, THINGS
 from hfstack.data.demo.stories import Story, beginning, story
 from hfstack.data.demo.templates import read_blocks
 
@@ -52,17 +51,16 @@ def instruction(seed: int, index: int, *, task: Task = "mixed", careless_share: 
     Args:
         task: `mixed` answers with story n of the instruction stream, and a quarter of the rows are questions about that
             story; `beginning` asks only for how a story begins, so that answers are a quarter as long.
-        careless_share: Of beginnings, the share in [0, 1) that ask for another trait than the hero of the completion has,
-            as if its writer had forgotten what the hero should be like. The trait of the row is the one asked for.
+        careless_share: Of beginnings, the share in [0, 1) whose completion is torn off, stops after one sentence or
+            says one twice, as hasty writers leave them: see `carelessly`.
     """
     uniform = random.Random(f"instruction/{seed}/{index}").random
     if task == "beginning":
         told = beginning(seed * _STREAM_SIZE + 1, index)
         kind = "beginning"
-        if careless_share and uniform() < careless_share:
-            others = tuple(trait for trait in TRAITS if trait != told.trait)
-            told = replace(told, trait=_pick(others, uniform))
         prompt, completion = _request(told, kind, uniform), told.text
+        if careless_share and uniform() < careless_share:
+            completion = carelessly(completion, uniform)
     else:
         told = story(seed * _STREAM_SIZE + 1, index)
         if uniform() < QUESTION_SHARE:
@@ -88,6 +86,19 @@ def instructions(
     """Yield rows 0 .. count - 1 of `instruction`."""
     for index in range(count):
         yield instruction(seed, index, task=task, careless_share=careless_share)
+
+
+def carelessly(text: str, uniform: Callable[[], float]) -> str:
+    """Return a text of two sentences or more torn off in the middle, without its end, or with a sentence said twice.
+
+    Args:
+        uniform: a source of numbers in [0, 1), which decide.
+    """
+    sentences = re.split(r"(?<=[.!?])\s+(?=[\"A-Z])", text)
+    words = text.split(" ")
+    torn = " ".join(words[: int(len(words) * (0.3 + 0.5 * uniform()))])
+    again = " ".join([*sentences[:1], *sentences])
+    return _pick((torn, sentences[0], again), uniform)
 
 
 def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:

@@ -5,8 +5,16 @@ from collections import Counter
 
 import pytest
 
-from hfstack.data.demo.instructions import as_messages, instruction, instructions, openings, question, sentiment_rows
-from hfstack.data.demo.rules import ending_of, facts_of, gold_breakdown, read_request
+from hfstack.data.demo.instructions import (
+    as_messages,
+    carelessly,
+    instruction,
+    instructions,
+    openings,
+    question,
+    sentiment_rows,
+)
+from hfstack.data.demo.rules import ending_of, facts_of, gold_score, read_request
 from hfstack.data.demo.stories import stories, story
 
 ROWS = list(instructions(5, 800))
@@ -69,22 +77,22 @@ def test_beginnings_are_short_and_hold_what_they_are_asked_for():
     assert not {row["completion"] for row in rows} & {row["completion"] for row in STORY_ROWS}
 
 
-def test_careless_answers_forget_the_trait_that_was_asked_for_and_nothing_else():
+def test_careless_answers_are_worse_to_the_same_prompts():
     careful = list(instructions(5, 400, task="beginning"))
-    careless = list(instructions(5, 400, task="beginning", careless_share=0.5))
-    assert careless[17] == instruction(5, 17, task="beginning", careless_share=0.5)
-    assert [row["completion"] for row in careless] == [row["completion"] for row in careful]
-    assert [row["animal"] for row in careless] == [row["animal"] for row in careful]
-    forgotten = sum(before["trait"] != after["trait"] for before, after in zip(careful, careless, strict=True))
-    assert 0.4 < forgotten / 400 < 0.6
-    assert all(read_request(row["prompt"]).trait in (None, row["trait"]) for row in careless)
+    careless = list(instructions(5, 400, task="beginning", careless_share=0.4))
+    assert careless[17] == instruction(5, 17, task="beginning", careless_share=0.4)
+    assert [row["prompt"] for row in careless] == [row["prompt"] for row in careful]
+    spoilt = [row for row, before in zip(careless, careful, strict=True) if row != before]
+    assert 0.3 < len(spoilt) / 400 < 0.5
+    scores = [gold_score(row["prompt"], row["completion"]) for row in spoilt]
+    assert sum(scores) / len(scores) < 0.4
+    assert sum(score < 0.85 for score in scores) > 0.97 * len(scores)
 
-    def told(rows: list[dict]) -> list[float]:
-        scores = [gold_breakdown(row["prompt"], row["completion"]) for row in rows]
-        return [score["trait"] for score in scores if "trait" in score]
 
-    assert sum(told(careful)) / len(told(careful)) > 0.98
-    assert 0.35 < sum(told(careless)) / len(told(careless)) < 0.65
+def test_each_way_of_being_careless():
+    text = 'Ann was shy. "Oh!" She saw a fox. It ran.'
+    ways = {way: carelessly(text, iter((0.5, way)).__next__) for way in (0.0, 0.4, 0.8)}
+    assert ways == {0.0: 'Ann was shy. "Oh!" She', 0.4: "Ann was shy.", 0.8: f"Ann was shy. {text}"}
 
 
 def test_messages_are_a_user_and_an_assistant_turn():
