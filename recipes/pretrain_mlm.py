@@ -21,7 +21,7 @@ from hfstack.data.masking import MaskedBlocks, MaskUnit, masked_splits, use_mask
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import ConfigError
 from hfstack.evaluation.filling import fill_pairs
-from hfstack.evaluation.masked_language_modeling import masked_metrics, pseudo_log_likelihoods, pseudo_perplexity
+from hfstack.evaluation.masked_language_modeling import baseline_metrics, masked_metrics, pseudo_metrics
 from hfstack.models.counting import peak_flops_per_s
 from hfstack.models.loading import load_masked_lm, load_tokenizer
 from hfstack.models.masked_head import check_masked_model, parameter_count, score_only_masked, training_flops_per_token
@@ -105,10 +105,9 @@ def main(
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "parameters": parameter_count(model)} | throughput.metrics()
         if "eval" in blocks:
-            metrics |= trainer.evaluate()
-            if texts := [row[data_args.text_column] for row in islice(splits["eval"], args.pseudo_perplexity_texts)]:
-                scores = pseudo_log_likelihoods(model.eval(), tokenizer, texts, max_length=args.block_size)
-                metrics |= {"pseudo_perplexity": pseudo_perplexity(scores), "texts_scored": len(scores)}
+            metrics |= trainer.evaluate() | baseline_metrics(blocks["train"], blocks["eval"])
+            texts = [row[data_args.text_column] for row in islice(splits["eval"], args.pseudo_perplexity_texts)]
+            metrics |= pseudo_metrics(model.eval(), tokenizer, texts, max_length=args.block_size)
         return run.finish(metrics, trainer)
 
 

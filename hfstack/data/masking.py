@@ -133,6 +133,14 @@ class MaskedBlocks(torch.utils.data.Dataset):
             found.append(block)
         return found
 
+    def token_counts(self, blocks: int) -> np.ndarray:
+        """Return how often each token is in the first `blocks` blocks, (V,); special tokens are not counted."""
+        counts = np.zeros(len(self._special), dtype=np.int64)
+        for first in range(0, min(blocks, len(self)), 1024):
+            rows, _ = self._text(range(first, min(first + 1024, blocks, len(self))))
+            counts += np.bincount(rows.reshape(-1), minlength=len(counts))
+        return np.where(self._special, 0, counts)
+
     def _text(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(self.tokens, PackedBlocks):
             rows = self.tokens.batch(indices)["input_ids"].numpy()  # (B, T - 2)

@@ -18,6 +18,7 @@ import torch
 from datasets import Features, Value
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
+from hfstack.data.masking import MaskedBlocks
 from hfstack.errors import DataError
 from hfstack.evaluation.language_modeling import DocumentScore, perplexity
 
@@ -49,6 +50,26 @@ def masked_metrics(prediction: EvalPrediction) -> dict[str, float]:
     found = MaskedAccuracy().compute(correct=correct, tokens=tokens) or {}
     loss = counts[:, 0].sum() / max(counts[:, 2].sum(), 1)
     return {"masked_accuracy": float(found["masked_accuracy"]), "masked_perplexity": perplexity(float(loss))}
+
+
+def baseline_metrics(train: MaskedBlocks, held_out: MaskedBlocks, *, blocks: int = 20_000) -> dict[str, float]:
+    """Return accuracy and perplexity of a guess that reads nothing: each token as likely as it is frequent.
+
+    A model that has learnt no more than that stays at these numbers, whatever its loss fell from.
+
+    Args:
+        train: its first blocks are counted, each token once more than it is there.
+        held_out: the blocks whose hidden tokens are guessed.
+        blocks: how many of each are read.
+    """
+    counts = train.token_counts(blocks) + 1  # (V,)
+    log_share = np.log(counts / counts.sum())
+    labels = np.concatenate([held_out[block]["labels"].numpy() for block in range(min(blocks, len(held_out)))])
+    hidden = labels[labels >= 0]  # (n,)
+    return {
+        "baseline_masked_accuracy": float((hidden == counts.argmax()).mean()),
+        "baseline_masked_perplexity": perplexity(float(-log_share[hidden].mean())),
+    }
 
 
 def pseudo_log_likelihoods(
@@ -99,6 +120,19 @@ def pseudo_log_likelihoods(
     if not scores:
         raise DataError(f"none of the {len(texts)} texts to score has a token")
     return scores
+
+
+def pseudo_metrics(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int
+) -> dict[str, float]:
+    """Return the pseudo-perplexity of texts, and how many of them have a token.
+
+    The arguments are those of `pseudo_log_likelihoods`; without texts there is nothing to return.
+    """
+    if not texts:
+        return {}
+    scores = pseudo_log_likelihoods(model, tokenizer, texts, max_length=max_length)
+    return {"pseudo_perplexity": pseudo_perplexity(scores), "texts_scored": len(scores)}
 
 
 def pseudo_perplexity(scores: Sequence[DocumentScore]) -> float:

@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, EvalPrediction
 
+from hfstack.data.masking import MaskedBlocks
 from hfstack.errors import DataError
 from hfstack.evaluation.masked_language_modeling import (
     MaskedAccuracy,
+    baseline_metrics,
     masked_metrics,
     pseudo_log_likelihoods,
     pseudo_perplexity,
@@ -57,3 +59,20 @@ def test_masked_accuracy_and_perplexity_by_hand() -> None:
     found = masked_metrics(EvalPrediction(predictions=counts, label_ids=None))
     assert found == pytest.approx({"masked_accuracy": 0.5, "masked_perplexity": math.e})
     assert MaskedAccuracy().compute(correct=[0], tokens=[0]) == {"masked_accuracy": 0.0}
+
+
+def test_the_guess_that_reads_nothing_by_hand(bert) -> None:
+    _, tokenizer = bert
+    size, (often, seldom, never) = max(tokenizer.get_vocab().values()) + 1, (50, 51, 52)
+    settings: dict = {"tokenizer": tokenizer, "probability": 0.99, "seed": 0}
+    train = MaskedBlocks(np.array([[often] * 6 + [seldom] * 3 + [tokenizer.sep_token_id]]), **settings)
+    counts = train.token_counts(9)
+    assert (counts[often], counts[seldom], counts.sum()) == (6, 3, 9), "the end of a document is no token to guess"
+    held = MaskedBlocks(np.array([[often, seldom, never, often] * 25]), **settings, fixed=True)
+    hidden = held[0]["labels"]
+    share = {token: int((hidden == token).sum()) / int((hidden >= 0).sum()) for token in (often, seldom, never)}
+    assert 0.98 < sum(share.values()) <= 1 and share[often] > 0.4
+    nats = -sum(share[token] * math.log(count / (9 + size)) for token, count in ((often, 7), (seldom, 4), (never, 1)))
+    found = baseline_metrics(train, held)
+    assert found["baseline_masked_accuracy"] == pytest.approx(share[often])
+    assert found["baseline_masked_perplexity"] == pytest.approx(math.exp(nats))
