@@ -379,6 +379,7 @@ class PPOTrainer(Trainer):
         state = ppo_checkpoint.load_state(folder)
         self.kl_coef = float(state["kl_coef"])
         self.reward_moments = RunningMoments(**state["reward_moments"])
+        self.args.eval_on_start = False  # the start was another one: evaluated here, the curve would have a point more
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hfstack.errors import CheckpointError
 from hfstack.training.ppo import PPOTrainer
-from tests.tiny_ppo import lora, trainer
+from tests.tiny_ppo import lora, prompts, trainer
 
 SAVES = {"save_strategy": "steps", "save_steps": 3, "total_episodes": 24}  # 3 becomes 4: a whole rollout
 
@@ -28,7 +28,7 @@ def curve(made: PPOTrainer) -> list[dict[str, float]]:
     return [
         {name: value for name, value in row.items() if not name.startswith(("time/", "train_"))}
         for row in made.state.log_history
-        if "reward" in row
+        if "reward" in row or "eval_reward" in row
     ]
 
 
@@ -37,6 +37,7 @@ def curve(made: PPOTrainer) -> list[dict[str, float]]:
     [
         {},
         {"critic": "shared", "kl_target": 1.0, "kl_horizon": 100, "reward_normalize": True, "reward_clip": 2.0},
+        {"build": {"eval_dataset": prompts(3)}, "eval_strategy": "steps", "eval_steps": 4, "eval_on_start": True},
         {"build": {"peft_config": lora()}},
         {"build": {"peft_config": lora()}, "critic": "shared", "lr_scheduler_type": "linear", "target_kl": 1e-9},
     ],
@@ -52,7 +53,7 @@ def test_a_resumed_run_is_bit_identical(make, tmp_path: Path, settings: dict[str
     assert resumed.state.global_step == whole.state.global_step == 12
     expected, found = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert curve(resumed) == curve(whole) and len(curve(whole)) == 3
+    assert curve(resumed) == curve(whole) and len(curve(whole)) == (7 if "eval_on_start" in settings else 3)
     assert resumed.kl_coef == whole.kl_coef and resumed.reward_moments == whole.reward_moments
     if "kl_target" in settings:
         assert whole.kl_coef != 0.05 and whole.reward_moments.count == 24
