@@ -128,13 +128,13 @@ def flops_per_token(config: PreTrainedConfig, sequence_length: int) -> FlopCount
         forward = float(formula(config, sequence_length))
         return FlopCount(forward=forward, train=3 * forward, method="formula")
     forward = measure_forward_flops(config, sequence_length) / sequence_length
-    _logger.info(
-        "no FLOP formula for model_type %r: one forward of %d tokens measured instead, %.3g FLOPs per token",
-        config.model_type,
-        sequence_length,
-        forward,
-    )
+    _say_measured(config.model_type, sequence_length)
     return FlopCount(forward=forward, train=3 * forward, method="measured")
+
+
+@cache  # once, however many sizes are tried
+def _say_measured(model_type: str, sequence_length: int) -> None:
+    _logger.info("no FLOP formula for model_type %r: one forward of %d tokens is measured", model_type, sequence_length)
 
 
 def measure_forward_flops(config: PreTrainedConfig, sequence_length: int) -> float:
