@@ -149,7 +149,6 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
-        self._trackers.close()
         for signum in self._previous_handlers:  # launchers send a signal again: run.json is written all the same
             signal.signal(signum, signal.SIG_IGN)
         refusal = self._close_checkpoints(error)
@@ -168,8 +167,10 @@ class Run:
             if error is None:
                 raise
             logger.exception("run.json could not be written")  # the run's own error matters more
-        for signum, handler in self._previous_handlers.items():
-            signal.signal(signum, handler)
+        finally:
+            for signum, handler in self._previous_handlers.items():
+                signal.signal(signum, handler)
+            self._trackers.__exit__(kind, error, traceback)  # last: a tracker may wait for its server
         if refusal is not None:
             raise refusal from error
         if isinstance(error, KeyboardInterrupt):
@@ -236,11 +237,13 @@ class Run:
         chosen = self._agree(lambda: choose_checkpoint(self.record, asked, allowed_changes()))
         if chosen is None:
             self.record.restarts = []  # from the first step on it is a run that was never stopped
+            if self._rank == 0:
+                forget_later_steps(self._training_args, -1, changed=bool(self._changed))
             return None
         self.resumed_from, step, changed = chosen
-        if self._rank == 0:
-            forget_later_steps(self._training_args, step)
         self._changed |= changed
+        if self._rank == 0:
+            forget_later_steps(self._training_args, step, changed=bool(self._changed))
         restart: dict[str, Any] = {"step": step, "time": _now()}
         if self._changed:
             restart["changed"] = {name: list(values) for name, values in self._changed.items()}

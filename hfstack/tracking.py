@@ -2,56 +2,96 @@
 
 Upstream gives each start of a process a name and a folder of its own, so that a resumed run looks like two, with the
 steps between the checkpoint and the end of the first process twice. What counts stays trainer_state.json.
+
+TensorBoard can take back what it was told, so it forgets those steps and is told them again. wandb and trackio cannot:
+wandb's `resume_from` rewinds a run only on its servers and where they allow it, and trackio has nothing like it. They
+are not told again what they know already, which is the same number, since a resume takes the same steps.
 """
 
+import json
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import integration_utils
 
 from hfstack.errors import MissingExtraError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
 
 _FOLDER = "tensorboard"
+_TOLD = ".tracked.json"
+_KEEP_ALL = ("wandb", "trackio")  # trackers that cannot take anything back
+_ON_ITS_WAY_S = 2.0  # a tracker that is killed loses what it was told last: trackio sends twice a second
+_USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")  # wandb takes neither together with WANDB_RESUME
+
+
+_given: set[str] = set()  # run names and variables that were set here, and not by the user
 
 
 @contextmanager
 def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> Iterator[None]:
     """Give the trackers of a block the run's name, its id and a folder that a resume finds again.
 
-    What the user has set (`--run_name`, TENSORBOARD_LOGGING_DIR, WANDB_RUN_ID ...) is left as it is.
+    What the user has set (`--run_name`, TENSORBOARD_LOGGING_DIR, WANDB_RUN_ID ...) is left as it is. A run inside
+    another one, such as a rung of a ladder, is tracked as a run of its own.
 
     Args:
         args: the settings of a run that trains, whose `run_name` is filled in; None for other runs.
         run_id: as in run.json; a resumed run has that of the run it continues.
     """
-    names: dict[str, str] = {}
-    if args is not None and args.report_to:
-        args.run_name = args.run_name or f"{output_dir.resolve().name}-{run_id}"
-        wanted = {
-            "TENSORBOARD_LOGGING_DIR": str(output_dir / _FOLDER),
-            "WANDB_DIR": str(output_dir),
-            "WANDB_RUN_ID": run_id,
-            "WANDB_RESUME": "allow",
-        }
-        names = {name: value for name, value in wanted.items() if name not in os.environ}
+    if args is None or not args.report_to:
+        yield
+        return
+    if not args.run_name or args.run_name in _given:
+        args.run_name = f"{output_dir.resolve().name}-{run_id}"
+        _given.add(args.run_name)
+    wanted = {"TENSORBOARD_LOGGING_DIR": str(output_dir / _FOLDER), "WANDB_DIR": str(output_dir)}
+    if not any(name in os.environ for name in _USERS_OWN_PLACE):
+        wanted |= {"WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
+    names = {name: value for name, value in wanted.items() if name not in os.environ or name in _given}
+    before = {name: os.environ.get(name) for name in names}
+    callbacks = {name: integration_utils.INTEGRATION_TO_CALLBACK[name] for name in _KEEP_ALL}
+    told = Told(output_dir / _TOLD, run_id)
+    _given.update(names)
     os.environ.update(names)
+    integration_utils.INTEGRATION_TO_CALLBACK.update({name: _once(known, told) for name, known in callbacks.items()})
+    failed = True
     try:
         yield
+        failed = False
     finally:
-        for name in names:
-            os.environ.pop(name, None)
+        integration_utils.INTEGRATION_TO_CALLBACK.update(callbacks)
+        told.keep(everything=True)
+        _end_wandb(args, failed=failed)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+                _given.discard(name)
+            else:
+                os.environ[name] = value
 
 
-def forget_later_steps(args: TrainingArguments, step: int) -> None:
-    """Have TensorBoard leave out what was logged after a step: a run that goes on from there takes those steps again.
+def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = False) -> None:
+    """Prepare the trackers for a run that goes on after a step, and takes those that were logged beyond it again.
 
-    Call it inside `tracked`, before the Trainer is built. wandb and trackio keep both, under one run.
+    Call it inside `tracked`, before the Trainer is built.
+
+    Args:
+        step: of the checkpoint; -1 for a run that begins anew.
+        changed: settings differ from those of the steps before: what is logged from here on is news to every tracker.
 
     Raises:
         MissingExtraError: tensorboard is asked for and not installed.
     """
+    if changed:
+        (Path(str(args.output_dir)) / _TOLD).unlink(missing_ok=True)
     folder = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if "tensorboard" not in (args.report_to or []) or folder is None or not Path(folder).is_dir():
         return
@@ -60,3 +100,96 @@ def forget_later_steps(args: TrainingArguments, step: int) -> None:
     except ImportError:
         raise MissingExtraError("tensorboard", "tracking") from None
     SummaryWriter(log_dir=folder, purge_step=step + 1).close()
+
+
+class Told:
+    """What the trackers of a run know: everything up to a step, and of that step these names.
+
+    Args:
+        file: where it is kept for the next process.
+        run_id: a file of another run counts for nothing.
+    """
+
+    def __init__(self, file: Path, run_id: str) -> None:
+        self._file, self._run_id = file, run_id
+        self._begun = False
+        self._before: tuple[int, set[str]] | None = None
+        self._now: tuple[int, set[str]] = (-1, set())
+        self._on_their_way: list[tuple[float, int, set[str]]] = []
+
+    def begin(self) -> None:
+        """Read what earlier processes have told, once it is known whether that still counts."""
+        if self._begun:
+            return
+        self._begun = True
+        try:
+            values = json.loads(self._file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        if values["run_id"] == self._run_id:
+            self._before = self._now = values["step"], set(values["names"])
+            logger.info("the trackers know all up to step %d and are not told it twice", values["step"])
+
+    def knows(self, step: int, names: set[str]) -> bool:
+        """Whether all of this was told by an earlier process."""
+        if self._before is None:
+            return False
+        last, known = self._before
+        return step < last or (step == last and names <= known)
+
+    def add(self, step: int, names: set[str]) -> None:
+        """Note what was told just now."""
+        self._on_their_way.append((time.monotonic(), step, names))
+        self.keep()
+
+    def keep(self, *, everything: bool = False) -> None:
+        """Write what has arrived by now.
+
+        Args:
+            everything: the process ends in order, and a tracker sends what it still holds.
+        """
+        latest = time.monotonic() - (0.0 if everything else _ON_ITS_WAY_S)
+        arrived = [entry for entry in self._on_their_way if entry[0] <= latest]
+        if not arrived:
+            return
+        self._on_their_way = self._on_their_way[len(arrived) :]
+        for _, step, names in arrived:
+            if step >= self._now[0]:
+                self._now = step, names | (self._now[1] if step == self._now[0] else set())
+        values = {"run_id": self._run_id, "step": self._now[0], "names": sorted(self._now[1])}
+        fresh = self._file.with_name(f"{self._file.name}.new")
+        fresh.write_text(json.dumps(values), encoding="utf-8")
+        fresh.replace(self._file)
+
+
+def _once(known: Any, told: Told) -> type[TrainerCallback]:
+    """Return upstream's callback of a tracker, which leaves out what the tracker knows from an earlier process."""
+    upstream: Any = getattr(known, "upstream", known)  # a run inside another one does not ask for that one's steps
+
+    class Continued(upstream):
+        """Tells each step once."""
+
+        def on_train_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            if state.is_world_process_zero:
+                told.begin()
+            super().on_train_begin(args, state, control, **kwargs)
+
+        def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+            names = set(kwargs["logs"])
+            if told.knows(state.global_step, names):
+                return
+            super().on_log(args, state, control, **kwargs)
+            if state.is_world_process_zero:
+                told.add(state.global_step, names)
+
+    Continued.upstream = upstream
+    return Continued
+
+
+def _end_wandb(args: TrainingArguments, *, failed: bool) -> None:
+    """End wandb's run with ours; by itself it ends with the process, and would take the next run for the same."""
+    wandb = sys.modules.get("wandb")
+    if "wandb" in (args.report_to or []) and wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=int(failed))

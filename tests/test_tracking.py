@@ -3,12 +3,14 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import WandbCallback, integration_utils
 
 from hfstack.run_record import read_run
-from hfstack.tracking import forget_later_steps, tracked
+from hfstack.tracking import Told, forget_later_steps, tracked
 from hfstack.training.callbacks import Throughput
 from tests.conftest import SENTENCES
 
@@ -58,19 +60,61 @@ def test_tensorboard_has_each_step_once(stopped_and_resumed):
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
+def test_tensorboard_forgets_a_run_that_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from torch.utils.tensorboard import SummaryWriter
+
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["tensorboard"])
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    for attempt in (1, 2):
+        with tracked(args, tmp_path, "abcd1234"):
+            forget_later_steps(args, -1)
+            with SummaryWriter(os.environ["TENSORBOARD_LOGGING_DIR"]) as writer:
+                for step in range(3):
+                    writer.add_scalar("train/loss", attempt, step)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(0, 2.0), (1, 2.0), (2, 2.0)]
+
+
+def wandb_steps(folder: Path) -> list[int]:
+    """The global steps of every loss in an offline run of wandb: a log of LevelDB's format after 7 bytes of its own."""
+    pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    (path,) = folder.glob("run-*.wandb")
+    data, place, parts, steps = path.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:  # too little of the block is left for a header
+            place += 32768 - place % 32768
+            continue
+        size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        parts += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            record = pb2.Record()
+            record.ParseFromString(parts)
+            values = {"/".join(one.nested_key) or one.key: json.loads(one.value_json) for one in record.history.item}
+            steps += [values["train/global_step"]] if "train/loss" in values else []
+            parts = b""
+    return steps
+
+
 @pytest.mark.slow
-def test_wandb_offline_keeps_one_id(stopped_and_resumed, monkeypatch: pytest.MonkeyPatch):
+def test_wandb_offline_has_one_id_and_each_step_once(stopped_and_resumed, monkeypatch: pytest.MonkeyPatch):
+    """Two processes are two files of one run, which `wandb sync` puts together."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     folder = stopped_and_resumed("wandb")
     identity = read_run(folder).run_id
-    offline = [path.name for path in (folder / "wandb").glob("offline-run-*")]
-    assert offline and all(name.endswith(f"-{identity}") for name in offline)
+    offline = sorted((folder / "wandb").glob("offline-run-*"))
+    assert len(offline) == 2 and all(path.name.endswith(f"-{identity}") for path in offline)
+    assert [wandb_steps(path) for path in offline] == [[1, 2, 3, 4, 5], [6]]
 
 
 @pytest.mark.slow
-def test_trackio_keeps_one_run_with_every_step(stopped_and_resumed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_trackio_keeps_one_run_with_each_step_once(
+    stopped_and_resumed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     trackio = pytest.importorskip("trackio")
     storage = pytest.importorskip("trackio.sqlite_storage")
     monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path / "trackio")
@@ -79,7 +123,48 @@ def test_trackio_keeps_one_run_with_every_step(stopped_and_resumed, monkeypatch:
     (name,) = storage.SQLiteStorage.get_runs("tiny-stories")
     assert name == f"stories-{read_run(folder).run_id}"
     logs = storage.SQLiteStorage.get_logs("tiny-stories", name)
-    assert {log["train/global_step"] for log in logs if "train/loss" in log} == set(range(1, 7))
+    assert [log["train/global_step"] for log in logs if "train/loss" in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_was_told_is_kept_once_it_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A process that is killed takes the tracker's last seconds with it: those are told again."""
+    clock = [0.0]
+    monkeypatch.setattr("hfstack.tracking.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def told(run_id: str = "abcd1234") -> Told:
+        one = Told(tmp_path / ".tracked.json", run_id)
+        one.begin()
+        return one
+
+    first = told()
+    for step in (1, 2, 2, 3):
+        clock[0] += 1.5
+        first.add(step, {"loss"} if step != 2 or clock[0] < 4 else {"eval_loss"})
+    killed = told()
+    assert killed.knows(1, {"loss"}) and killed.knows(2, {"loss"}) and not killed.knows(3, {"loss"})
+    assert not killed.knows(2, {"eval_loss"}), "it was told 1.5 s before the kill"
+    first.keep(everything=True)
+    ended = told()
+    assert ended.knows(2, {"eval_loss"}) and ended.knows(3, {"loss"}) and not ended.knows(3, {"eval_loss"})
+    assert not told("another1").knows(1, {"loss"}) and not first.knows(1, {"loss"})
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["wandb"])
+    forget_later_steps(args, 2, changed=True)
+    assert not told().knows(1, {"loss"}), "other settings give other numbers"
+
+
+def test_a_run_inside_another_is_tracked_as_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("WANDB_RUN_ID", "WANDB_RESUME", "TENSORBOARD_LOGGING_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["wandb"])
+    with tracked(args, tmp_path / "ladder", "aaaa1111"):
+        rung = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["wandb"], run_name=args.run_name)
+        with tracked(rung, tmp_path / "rung", "bbbb2222"):
+            assert rung.run_name == "rung-bbbb2222" and os.environ["WANDB_RUN_ID"] == "bbbb2222"
+            inner = integration_utils.INTEGRATION_TO_CALLBACK["wandb"]
+            assert inner.upstream is WandbCallback and inner.__bases__ == (WandbCallback,)
+        assert args.run_name == "ladder-aaaa1111" and os.environ["WANDB_RUN_ID"] == "aaaa1111"
+    assert "WANDB_RUN_ID" not in os.environ and "WANDB_RESUME" not in os.environ
+    assert integration_utils.INTEGRATION_TO_CALLBACK["wandb"] is WandbCallback
 
 
 def test_the_users_own_names_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -91,6 +176,10 @@ def test_the_users_own_names_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert args.run_name == "my run"
         forget_later_steps(args, 4)
     assert os.environ["WANDB_RUN_ID"] == "mine" and "WANDB_RESUME" not in os.environ
+    monkeypatch.delenv("WANDB_RUN_ID")
+    monkeypatch.setenv("WANDB_RESUME_FROM", "mine?_step=4")  # wandb takes one of the two
+    with tracked(args, tmp_path, "abcd1234"):
+        assert "WANDB_RESUME" not in os.environ and "WANDB_RUN_ID" not in os.environ
     assert not (tmp_path / "tensorboard").exists()
     quiet = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with tracked(quiet, tmp_path, "abcd1234"), tracked(None, tmp_path, "abcd1234"):

@@ -262,6 +262,20 @@ def test_trackers_read_the_environment_that_tracking_sets():
     assert 'resume="allow"' in inspect.getsource(TrackioCallback.setup)
 
 
+def test_trackers_are_built_from_the_table_that_tracking_changes():
+    from transformers.integrations import TrackioCallback, WandbCallback, integration_utils
+
+    table = integration_utils.INTEGRATION_TO_CALLBACK
+    assert table["wandb"] is WandbCallback and table["trackio"] is TrackioCallback
+    assert "INTEGRATION_TO_CALLBACK[integration]" in inspect.getsource(
+        integration_utils.get_reporting_integration_callbacks
+    )
+    for callback in (TrackioCallback, WandbCallback):
+        names = list(inspect.signature(callback.on_log).parameters)
+        assert names == ["self", "args", "state", "control", "model", "logs", "kwargs"]
+        assert '"train/global_step": state.global_step' in inspect.getsource(callback.on_log)
+
+
 def test_the_trainer_runs_its_epochs_as_ppo_needs():
     """One rollout is one epoch: its index comes first, then the random state, then the loader is iterated."""
     from transformers import Trainer

@@ -20,6 +20,7 @@ _TOKENIZER_FILES = (
     "chat_template.jinja"
 ).split()
 _CLASSIFIER, _TASK = "classifier.json", "task.json"
+_ROWS = (("train", "eval"), ("raw", "sentiment", "instructions", "chat"))  # the latter of demo_corpus
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 _RECURRENT = ("hfstack_gru", "hfstack_lstm")
@@ -123,11 +124,14 @@ def kind_of(folder: Path, artifacts: dict[str, str], *, rewards: bool = False) -
 
 
 def data_files(folder: Path, artifacts: dict[str, str]) -> dict[str, Path]:
-    """Return the rows that a run has written, by split: what it lists as .jsonl, or train.jsonl and eval.jsonl."""
+    """Return the rows that a run has written, by split: what it lists as .jsonl, else files of the names in _ROWS."""
     listed = {name: folder / path for name, path in artifacts.items() if path.endswith(".jsonl")}
-    written = {name: folder / f"{name}.jsonl" for name in ("train", "eval")}
-    wanted = listed if {"train", "eval"} & listed.keys() else written
-    return {name: path for name, path in wanted.items() if path.is_file() and path.parent == folder}
+    written = [{name: folder / f"{name}.jsonl" for name in names} for names in _ROWS]
+    for wanted in [listed] if {"train", "eval"} & listed.keys() else written:
+        found = {name: path for name, path in wanted.items() if path.is_file() and path.parent == folder}
+        if filled := {name: path for name, path in found.items() if path.stat().st_size}:
+            return filled
+    return {}
 
 
 def published_files(folder: Path, kind: Kind, artifacts: dict[str, str]) -> dict[str, Path]:
@@ -138,7 +142,7 @@ def published_files(folder: Path, kind: Kind, artifacts: dict[str, str]) -> dict
     """
     if kind.name == "dataset":
         return {path.name: path for path in data_files(folder, artifacts).values()}
-    names = [*_TOKENIZER_FILES, *(path.name for path in folder.glob("*.model"))]
+    names = list(tokenizer_files(folder))
     if kind.name != "tokenizer":
         names += [_CLASSIFIER, _TASK]
         names += [ADAPTER_CONFIG] if kind.adapter else [CONFIG, "generation_config.json", WEIGHTS_INDEX]
@@ -150,6 +154,12 @@ def published_files(folder: Path, kind: Kind, artifacts: dict[str, str]) -> dict
     ):
         raise CheckpointError(f"{folder} has no tokenizer, without which the model is of no use: save it there as well")
     return found
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder's tokenizer by name; those of SentencePiece end in .model."""
+    names = [*_TOKENIZER_FILES, *(path.name for path in folder.glob("*.model"))]
+    return {name: folder / name for name in names if (folder / name).is_file()}
 
 
 def item(path_in_repo: str, source: Path) -> Item:

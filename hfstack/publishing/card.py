@@ -57,6 +57,8 @@ def render_card(
     samples = read_samples(chain)
     data = card_facts.data_rows(chain, words, wording)
     content = _model_part(chain, kind, words, wording, repo=repo, origin=origin, base=base)
+    if kind.name == "dataset" and not {"train", "eval"} & set(splits):
+        content["loading"] = card_words.loading(kind, repo, chat=False, base="", part=next(iter(splits), ""))
     content |= _history_part(chain, data, wording)
     rows, shown = card_metrics.rows(found, wording.metric), card_metrics.shown_first(found)
     content |= {
@@ -135,7 +137,7 @@ def _model_part(
 
 def _history_part(chain: Chain, data: list[list[str]], wording: Wording) -> dict[str, Any]:
     """What the card says of how it was made."""
-    settings = wording.first_settings(chain.last.record.settings)
+    settings = card_facts.last_settings(chain, wording)
     count = len(chain.links)
     return {
         "chain": card_facts.chain_rows(chain, wording),

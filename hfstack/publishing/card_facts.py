@@ -15,6 +15,7 @@ from hfstack.publishing.chain import Chain, Link, shorten
 from hfstack.publishing.energy import estimate_kwh
 
 _MAKES_DATA = frozenset({"demo_corpus", "clean", "preferences", "tokenizer"})
+_NO_SETTING = frozenset({"output_dir", "resume_from_checkpoint", "report_to"})
 _RECIPE_FILE = re.compile(r"recipes/([\w-]+)\.py")
 
 
@@ -53,7 +54,7 @@ def base_of(chain: Chain, kind: Kind) -> str | None:
 def beginning(chain: Chain) -> str:
     """Return how a chain without a base on the Hub began."""
     drawn = any(str(model_name(link)).endswith(".json") for link in chain.links)
-    return "none: it began with random weights" if drawn else "not recorded"
+    return "none, it began with random weights" if drawn else "not recorded"
 
 
 def model_name(link: Link) -> str | None:
@@ -73,7 +74,7 @@ def chain_rows(chain: Chain, wording: Wording) -> list[list[str]]:
         if name and not any(parent.name == Path(name).name for parent in parents):
             starts = ", ".join(filter(None, [f"`{shorten(name, chain)}`", starts]))
         shown = rows(results(Chain([link]))[:1], wording.metric)
-        outcome = _counts(record.metrics, wording) if record.recipe in _MAKES_DATA else ""
+        outcome = _counts(link, wording) if record.recipe in _MAKES_DATA else ""
         outcome = outcome or (f"{shown[0][0].split(' (')[0]} {shown[0][1]}" if shown else "")
         took = wording.duration(record.duration_s) if record.duration_s is not None else "not recorded"
         table.append([link.label, record.recipe, cell(starts), cell(outcome), took, _energy([link])])
@@ -96,6 +97,7 @@ def data_rows(chain: Chain, words: Words, wording: Wording) -> list[list[str]]:
     readers: dict[tuple[str, str], list[str]] = {}
     cells: dict[tuple[str, str], list[str]] = {}
     made_by = {str(link.directory): link.label for link in chain.links}
+    made_by |= {link.record.output_dir.rstrip("/"): link.label for link in chain.links}  # as its readers wrote it
     for link in [*chain.links, *chain.evaluations]:
         for entry in link.record.data:
             files = entry.get("files") or [{"path": entry["path"], "bytes": None, "blake2b": None}]
@@ -216,10 +218,24 @@ def _energy(links: list[Link]) -> str:
     return f"{kwh:.3g} kWh" if kwh >= 1 else f"{1000 * kwh:.2g} Wh"
 
 
-def _counts(metrics: dict[str, float], wording: Wording) -> str:
-    names = {"documents_out": "documents", "documents": "documents", "train_pairs": "pairs", "vocab_size": "tokens"}
+def _counts(link: Link, wording: Wording) -> str:
+    """What a run that makes data has made: `400 documents, 1,600 tasks`."""
+    metrics = link.record.metrics
+    names = {"documents_out": "document", "documents": "document", "train_pairs": "pair", "vocab_size": "token"}
     name = next((name for name in names if name in metrics), None)
-    return "" if name is None else f"{wording.number(metrics[name])} {names[name]}"
+    counted = [] if name is None else [(metrics[name], names[name])]
+    if link.record.recipe == "demo_corpus":
+        tasks = next((group["instructions"] for group in link.record.settings.values() if "instructions" in group), 0)
+        counted += [(tasks, "task")] if tasks else []
+    return ", ".join(f"{wording.number(count)} {one}{'' if count == 1 else 's'}" for count, one in counted)
+
+
+def last_settings(chain: Chain, wording: Wording) -> dict[str, Any]:
+    """Return the settings of the last run that are worth reading first, and those that its command names."""
+    record = chain.last.record
+    flat = {name: value for group in record.settings.values() for name, value in group.items()}
+    named = [name for name in re.findall(r"--(\w+)", record.command) if name in flat and name not in _NO_SETTING]
+    return wording.first_settings(record.settings) | {name: flat[name] for name in named}
 
 
 def _revision(entry: dict[str, Any]) -> str:
@@ -231,6 +247,6 @@ def _licence(path: str, words: Words, made_by: dict[str, str], *, hub: bool) -> 
         if path.endswith(ending):
             return licence
     for directory, label in made_by.items():
-        if str(Path(path).resolve()).startswith(f"{directory}/"):
+        if path.startswith(f"{directory}/") or str(Path(path).resolve()).startswith(f"{directory}/"):
             return f"made by {label}"
     return "see its page on the Hub" if hub else "not recorded"

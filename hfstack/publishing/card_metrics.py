@@ -12,11 +12,14 @@ from hfstack.publishing.chain import Chain, Link
 _SHOWN = 14
 _REINFORCED = frozenset({"rloo", "grpo", "ppo"})  # their loss says nothing about the model
 _CLOCKS = ("_runtime", "_per_second", "_per_s", "_per_cpu_s", "_bytes", "_low", "_high", "num_tokens")
-_NO_RESULT = frozenset({"epoch", "total_flos", "parameters", "mfu", "steps", "tokens", "documents", "train_loss"})
+_NO_RESULT = frozenset({
+    "epoch", "total_flos", "parameters", "parameters_non_embedding", "flops", "flops_6nd", "flops_kaplan", "mfu",
+    "steps", "tokens", "unique_tokens", "documents", "train_loss",
+})  # fmt: skip
 _LOSS_OF_TOKENS = frozenset({"pretrain_clm", "pretrain_mlm", "sft", "evaluate_lm"})
 # What a reader asks for first, whoever measured it.
 _FIRST = (
-    "win_rate", "win_rate_length_controlled", "reward", "eval_reward", "kl_per_completion", "eval_kl_per_completion",
+    "win_rate", "win_rate_length_controlled", "eval_reward", "eval_kl_per_completion", "eval_ended_share",
     "eval_accuracy", "eval_gain_over_length", "eval_f1", "eval_matthews", "eval_loss", "perplexity", "bits_per_byte",
     "token_accuracy", "eval_calibration_error", "rougeL", "bleu", "eval_rougeL", "eval_bleu",
     "eval_chrf", "ended_share",
@@ -28,13 +31,20 @@ Show = Callable[[str, float], Any]  # a metric's name and value -> label, text a
 
 
 class Result(NamedTuple):
-    """One number with who measured it, and its 95 % interval where there is one."""
+    """One number with who measured it, and its 95 % interval where there is one.
+
+    `in_training` marks what the last steps of training saw, and no held-out data.
+    """
 
     name: str
     value: float
     low: float | None
     high: float | None
     link: Link
+
+    @property
+    def in_training(self) -> bool:
+        return self.link.record.recipe in _REINFORCED and not self.name.startswith("eval_")
 
 
 def results(chain: Chain) -> list[Result]:
@@ -48,12 +58,12 @@ def results(chain: Chain) -> list[Result]:
             if name == "eval_loss" and link.record.recipe in _REINFORCED:
                 continue
             found.append(Result(name, value, metrics.get(f"{name}_low"), metrics.get(f"{name}_high"), link))
-    return sorted(found, key=lambda one: (_rank(one.name), one.low is None))
+    return sorted(found, key=lambda one: (_rank(one), one.low is None))
 
 
 def shown_first(found: list[Result]) -> int:
     """Return how many of the sorted results tell the most: those of a known name, else a dozen."""
-    known = sum(one.name in _FIRST for one in found)
+    known = sum(_rank(one) < len(_FIRST) for one in found)
     return min(known or _SHOWN, _SHOWN)
 
 
@@ -67,7 +77,11 @@ def rows(found: list[Result], show: Show) -> list[list[str]]:
             interval = f"{show(one.name, one.low).text} to {show(one.name, one.high).text}"
         counted = one.name != "eval_loss" or one.link.record.recipe in _LOSS_OF_TOKENS
         value = f"{figure.text} {figure.unit if counted else ''}".strip()
-        table.append([f"{figure.label} (`{one.name}`)", value, interval, one.link.label])
+        before = one.link.record.metrics.get(f"start_{one.name.removeprefix('eval_')}")
+        if before is not None and one.name.startswith("eval_"):
+            value += f" (before training {show(one.name, before).text})"
+        measured = f"{one.link.label}, in training" if one.in_training else one.link.label
+        table.append([f"{figure.label} (`{one.name}`)", value, interval, measured])
     return table
 
 
@@ -81,21 +95,27 @@ def bias(chain: Chain, show: Show) -> str:
 
 
 def eval_results(found: list[Result], kind: Kind, show: Show) -> list[EvalResult]:
-    """Return the results for the Hub's model index; intervals go along as arguments of the metric."""
+    """Return the results for the Hub's model index; intervals go along as arguments of the metric.
+
+    The index puts results of equal type, config and split under one dataset, whatever its name is, so that files of
+    one's own differ in their config. What was seen in training is none.
+    """
     made: list[EvalResult] = []
     seen: set[tuple[str, str]] = set()
     for one in found:
         name, revision, split = evaluated_on(one.link)
         short = one.name.removeprefix("eval_").lower()
-        if not math.isfinite(one.value) or (short, name) in seen:
+        if not math.isfinite(one.value) or one.in_training or (short, name) in seen:
             continue
         seen.add((short, name))
         interval = {"interval_95": [one.low, one.high]} if one.low is not None and one.high is not None else None
+        on_hub = revision is not None or "/" in name
         made.append(
             EvalResult(
                 task_type=kind.pipeline_tag or "other",
-                dataset_type=name if revision or "/" in name else "custom",
+                dataset_type=name if on_hub else "custom",
                 dataset_name=name,
+                dataset_config=None if on_hub else name,
                 dataset_revision=revision,
                 dataset_split=split,
                 metric_type=_HUB_NAMES.get(short, short.replace("/", "_")),
@@ -120,5 +140,5 @@ def evaluated_on(link: Link) -> tuple[str, str | None, str | None]:
     return (f"{name} (held-out part)" if held_out and local else name), entry.get("revision"), split
 
 
-def _rank(name: str) -> int:
-    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+def _rank(one: Result) -> int:
+    return _FIRST.index(one.name) if one.name in _FIRST and not one.in_training else len(_FIRST)

@@ -148,16 +148,18 @@ def limits(kind: Kind, recipe: str, words: Words, *, parameters: float | None, c
     return [*found, *words.limits]
 
 
-def loading(kind: Kind, repo: str, *, chat: bool, base: str) -> str:
+def loading(kind: Kind, repo: str, *, chat: bool, base: str, part: str = "") -> str:
     """Return how it is loaded, as Markdown with code.
 
     Args:
         repo: Hub id or path that `from_pretrained` takes.
         chat: the tokenizer has a chat template.
         base: the model that an adapter belongs to.
+        part: of a dataset, the configuration to load, "" for its default.
     """
     if kind.name == "dataset":
-        return _code(f'from datasets import load_dataset\n\nrows = load_dataset("{repo}")')
+        named = f', "{part}"' if part else ""
+        return _code(f'from datasets import load_dataset\n\nrows = load_dataset("{repo}"{named})')
     if kind.name == "tokenizer":
         return _code(f'from transformers import AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained("{repo}")')
     parts: list[str] = []

@@ -7,6 +7,7 @@ token among them when it was given), changes main while the model is unfinished,
 """
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.publishing.bundle import item, kind_of, published_files
 from hfstack.publishing.hub import Target, check_pushed, find_token, head_of, owner_of, prepare_repo, push
+from hfstack.publishing.merging import in_shards, merge_shards
 from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
 
 logger = get_logger(__name__)
@@ -60,8 +62,8 @@ def push_checkpoints(training_args: TrainingArguments) -> list[Callable[[Path], 
 class CheckpointPush:
     """Push a checkpoint's weights, tokenizer and log to a branch, one commit a checkpoint.
 
-    The optimizer's state stays here: it is a pickle. After a failure the next checkpoint is pushed on top of what is
-    there.
+    The optimizer's state stays here: it is a pickle. Shards of FSDP or DeepSpeed are put together first, in the memory
+    of this machine. After a failure the next checkpoint is pushed on top of what is there.
 
     Args:
         target: the repository and the branch, once `prepare_repo` has found them in order.
@@ -74,11 +76,20 @@ class CheckpointPush:
         """Push one checkpoint, and compare what arrived.
 
         Raises:
-            CheckpointError: it has no whole safetensors weights, as sharded ones.
+            CheckpointError: it has no whole safetensors weights, or shards that cannot be put together.
             ConfigError: a file holds a secret.
             HubError: the Hub refuses or cannot be reached, also after waiting and trying again.
         """
-        files = published_files(folder, kind_of(folder, {}), {})
+        if not in_shards(folder):
+            self._push(folder, folder)
+            return
+        with tempfile.TemporaryDirectory(prefix=".merged-", dir=folder.parent) as whole:
+            merge_shards(folder, Path(whole))
+            self._push(folder, Path(whole))
+
+    def _push(self, folder: Path, whole: Path) -> None:
+        """Push the model that lies in `whole` as that of a checkpoint."""
+        files = published_files(whole, kind_of(whole, {}), {})
         if (folder / _STATE).is_file():
             files[_STATE] = folder / _STATE
         items = [item(name, path) for name, path in files.items()]

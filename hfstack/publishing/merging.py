@@ -1,11 +1,22 @@
-"""Fold an adapter into its base before it is published."""
+"""Make one model of parts before it is published: an adapter and its base, or the shards of a checkpoint."""
 
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from hfstack.errors import ConfigError
-from hfstack.publishing.bundle import ADAPTER_CONFIG, Kind, kind_of, published_files
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.merging import kind_of_shards
+from hfstack.publishing.bundle import ADAPTER_CONFIG, Kind, kind_of, published_files, tokenizer_files
 from hfstack.publishing.measure import load
+
+_MERGE = (
+    "import sys; from pathlib import Path; from hfstack.models.merging import merge_checkpoint; "
+    "merge_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))"
+)
+_LAUNCHER = ("ACCELERATE_", "FSDP_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_")
 
 
 def merge(adapter: Path, kind: Kind, folder: Path) -> tuple[Kind, dict[str, Path]]:
@@ -23,10 +34,32 @@ def merge(adapter: Path, kind: Kind, folder: Path) -> tuple[Kind, dict[str, Path
         raise ConfigError(f"--merge_adapter: {adapter} has no {ADAPTER_CONFIG}: leave it out")
     model = load(adapter, kind, dtype="auto").merge_and_unload()
     model.save_pretrained(folder)
-    tokenizer = {
-        name: path for name, path in published_files(adapter, kind, {}).items() if not name.startswith("adapter_")
-    }
-    for name, path in tokenizer.items():
-        (folder / name).write_bytes(path.read_bytes())
+    for name, path in tokenizer_files(adapter).items():
+        shutil.copyfile(path, folder / name)
     whole = kind_of(folder, {})
     return replace(whole, name=kind.name), published_files(folder, whole, {})
+
+
+def in_shards(checkpoint: Path) -> bool:
+    """Whether the weights of a checkpoint are there in shards of FSDP or DeepSpeed only."""
+    return kind_of_shards(checkpoint) is not None and not any(checkpoint.glob("*.safetensors"))
+
+
+def merge_shards(checkpoint: Path, folder: Path) -> None:
+    """Write a sharded checkpoint as one plain model with its tokenizer into an empty folder.
+
+    A process of its own does it, on the CPU: in one that trains, loading a model would shard that again, and wait for
+    the other processes for ever.
+
+    Raises:
+        CheckpointError: a shard is missing, or nothing describes the weights.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-c", _MERGE, str(checkpoint), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit code {done.returncode}")
+        raise CheckpointError(f"{checkpoint}: its shards could not be put together: {reason}")
+    for name, path in tokenizer_files(checkpoint).items():
+        shutil.copyfile(path, folder / name)

@@ -74,7 +74,8 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     run("sft", "sft", ["pretrain"], {"eval_loss": 2.0}, True, model_name_or_path=folder / "pretrain")
     run("reward", "reward", ["sft"], {"eval_accuracy": 0.75}, True, model_name_or_path=folder / "sft")
-    run("ppo", "ppo", ["sft", "reward"], {"reward": 1.5, "eval_loss": 0.1}, True, model_name_or_path=folder / "sft")
+    rewards = {"start_reward": 0.25, "reward": 1.5, "eval_reward": 1.4, "eval_loss": 0.1}
+    run("ppo", "ppo", ["sft", "reward"], rewards, True, model_name_or_path=folder / "sft", kl_coef=0.07)
     rates = {"win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
     run("win_rate", "win_rate", ["ppo", "sft"], rates, reference_model=folder / "sft")
     run("bias", "bias", ["ppo"], {"bias_gender_gap": 0.02, "bias_gender_gap_low": -0.01, "bias_gender_gap_high": 0.05})
@@ -106,7 +107,7 @@ def test_the_card_tells_the_whole_story(story: Path):
     text = card_of(story / "ppo", words, picture="curves.svg")
     for part in (
         "A language model of 1,234 parameters, trained against rewards by reinforcement learning (PPO).",
-        "none: it began with random weights",
+        "none, it began with random weights",
         "| Win rate (`win_rate`) | 60.0 % | 50.0 to 70.0 | win_rate |",
         "against `story/sft`, judged by the rule in its recipe",
         "Bias gender gap (`bias_gender_gap`): 0.02000 (-0.01000 to 0.05000), by bias",
@@ -114,7 +115,8 @@ def test_the_card_tells_the_whole_story(story: Path):
         "| `story/clean/train.jsonl` | pretrain (train) | 1 | 14 B | `abababababab` | cc0-1.0 |",
         "| `user/held-out` | pretrain (eval) |",
         "revision `cccccccccc`",
-        "| ppo | ppo | sft, reward | Reward 1.500 |",
+        "| ppo | ppo | sft, reward | Eval reward 1.400 (before training 0.2500) |", "| `kl_coef` | 0.07 |",
+        "| Reward (`reward`) | 1.500 | – | ppo, in training |",
         "hfstack run ppo", "--model_name_or_path=story/sft", "recipes/architectures/llama-1m.json",
         "![Curves of the training runs](curves.svg)", "Tell | a story", "````text\nOnce ```upon``` a time",
         "- Only foxes.", "`apache-2.0`, as its author states.", "hfstack run verify --repo alice/stories",
@@ -167,6 +169,19 @@ def test_a_dataset_has_its_own_card(tmp_path: Path):
     configs = yaml.safe_load(text.split("---")[1])["configs"]
     assert [config["config_name"] for config in configs] == ["default", "judged"]
     assert DatasetCard(text).data.pretty_name == "stories" and "- `train`: `prompt`, `chosen`" in text
+
+
+def test_a_demo_corpus_is_a_dataset_of_several_parts(tmp_path: Path):
+    folder = tmp_path / "corpus"
+    with Run.start("recipes/demo_corpus.py", folder) as run:
+        for name, rows in {"raw": '{"text": "a"}\n', "instructions": '{"prompt": "b"}\n', "sentiment": ""}.items():
+            (folder / f"{name}.jsonl").write_text(rows)
+        run.finish({"documents": 1})
+    files = published_files(folder, kind_of(folder, {}), {})
+    assert list(files) == ["raw.jsonl", "instructions.jsonl"], "an empty file has no columns to load"
+    text = card_of(folder, splits=["raw", "instructions"])
+    assert [one["config_name"] for one in yaml.safe_load(text.split("---")[1])["configs"]] == ["raw", "instructions"]
+    assert 'load_dataset("alice/stories", "raw")' in text and "| corpus | demo_corpus | – | 1 document |" in text
 
 
 def test_how_each_kind_is_loaded():

@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaForCausalLM, TrainingArguments
 
-from hfstack.errors import ConfigError
-from hfstack.publishing.checkpoint_push import push_checkpoints
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.publishing.checkpoint_push import CheckpointPush, push_checkpoints
+from hfstack.publishing.hub import Target, prepare_repo
 from tests.conftest import ROOT, SENTENCES
-from tests.hub_fixtures import READER, hub
+from tests.hub_fixtures import READER, WRITER, hub
 from tests.minihub_state import Hub
+from tests.tiny_shards import SHARD, write_shards
 
 __all__ = ["hub"]
 
@@ -57,6 +60,30 @@ def test_a_hub_in_trouble_does_not_end_the_training(hub: Hub, train, tmp_path: P
     assert train(hub_model_id="stories/tiny", hub_private_repo="false")["train_loss"] > 0
     repo = hub.repo("stories/tiny")
     assert not repo.private and [c.title for c in repo.commits.values()][1:] == ["Checkpoint checkpoint-4"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:torch.distributed is disabled"
+)  # torch 2.13, also when it is told so (no_dist=True)
+def test_shards_are_put_together_first(hub: Hub, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As under FSDP, with the launcher's variables of one of many processes around."""
+    folder = tmp_path / "run" / "checkpoint-6"
+    folder.parent.mkdir()
+    expected = write_shards(folder, tiny_llama).state_dict()
+    for name, value in {"RANK": "0", "WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true", "MASTER_ADDR": "gone"}.items():
+        monkeypatch.setenv(name, value)
+    target = Target("alice/stories", endpoint=hub.url, token=WRITER, branch="checkpoints")
+    prepare_repo(target)
+    CheckpointPush(target)(folder)
+    files = hub.repo("alice/stories").head("checkpoints").files
+    assert {"config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"} <= files.keys()
+    assert not [path for path in files if "distcp" in path or "fsdp" in path]
+    fetched = LlamaForCausalLM.from_pretrained("alice/stories", revision="checkpoints", cache_dir=tmp_path / "cache")
+    assert all(torch.equal(weight, expected[name]) for name, weight in fetched.state_dict().items())
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint-6"], "nothing is left beside it"
+    (folder / SHARD).unlink()
+    with pytest.raises(CheckpointError, match=r"its shards could not be put together: .*__0_1.distcp is missing"):
+        CheckpointPush(target)(folder)
 
 
 def test_what_cannot_work_is_told_before_training(hub: Hub, train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from datasets import load_dataset
 from huggingface_hub import ModelCard, snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM, set_seed
@@ -167,7 +168,7 @@ def test_an_adapter_of_a_reward_model_comes_back(hub: Hub, publish, tmp_path: Pa
     assert torch.equal(*scores)
 
 
-def test_preferences_and_tokenizers(hub: Hub, publish, run_recipe, tiny_tokenizer, tmp_path: Path):
+def test_preferences_and_tokenizers(hub: Hub, publish, run_recipe, tiny_tokenizer, tmp_path: Path, monkeypatch):
     flags = ["--demo_prompts", 6, "--eval_fraction", 0.3, "--output_dir", tmp_path / "pairs"]
     made = run_recipe("preferences", *flags)
     metrics = publish(tmp_path / "pairs", repo="alice/pairs")
@@ -177,6 +178,17 @@ def test_preferences_and_tokenizers(hub: Hub, publish, run_recipe, tiny_tokenize
     source = (tmp_path / "pairs" / "train.jsonl").read_bytes()
     assert hub.content("alice/pairs", "train.jsonl", kind="dataset") == source
     assert run_recipe("verify", "--repo", "alice/pairs", "--output_dir", tmp_path / "verify")["check_rows"]
+
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    rows = load_dataset("alice/pairs", cache_dir=str(tmp_path / "rows"))
+    assert [len(rows[name]) for name in ("train", "eval")] == [made["train_pairs"], made["eval_pairs"]]
+    assert rows["train"][0] == json.loads(source.splitlines()[0])
+    judged = load_dataset("alice/pairs", "judged", cache_dir=str(tmp_path / "rows"))
+    assert len(judged["judged"]) == made["answers"]
+    publish(tmp_path / "pairs", repo=f"file://{tmp_path / 'shelf'}")
+    shelved = load_dataset(str(tmp_path / "shelf"), cache_dir=str(tmp_path / "rows"))
+    assert shelved["train"].to_list() == rows["train"].to_list()
 
     tokenizer = finish(tmp_path / "tokenizer", "tokenizer", tiny_tokenizer.save_pretrained, vocab_size=300)
     assert publish(tokenizer, repo="alice/tokenizer")["check_tokens"] > 10
