@@ -40,7 +40,7 @@ class DemoArgs:
     task: Task = "mixed"
     """What instructions ask for: mixed (stories, and questions about stories) or beginning (how a story begins)."""
     careless_share: float = 0.0
-    """Share of the answers to `beginning` tasks that are torn off, too short or repeat themselves, in [0, 1)."""
+    """Share of the answers to `beginning` tasks without capitals, torn off or too short, in [0, 1)."""
     sentiment: int = 0
     """Rows of sentiment.jsonl (text, label): 1 for a happy ending, 0 for a sad one; 0 writes none."""
     prompts: int = 20

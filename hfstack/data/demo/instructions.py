@@ -51,8 +51,8 @@ def instruction(seed: int, index: int, *, task: Task = "mixed", careless_share: 
     Args:
         task: `mixed` answers with story n of the instruction stream, and a quarter of the rows are questions about that
             story; `beginning` asks only for how a story begins, so that answers are a quarter as long.
-        careless_share: Of beginnings, the share in [0, 1) whose completion is torn off, stops after one sentence or
-            says one twice, as hasty writers leave them: see `carelessly`.
+        careless_share: Of beginnings, the share in [0, 1) whose completion has no capitals, is torn off or stops after
+            one sentence, as hasty writers leave them: see `carelessly`.
     """
     uniform = random.Random(f"instruction/{seed}/{index}").random
     if task == "beginning":
@@ -89,16 +89,17 @@ def instructions(
 
 
 def carelessly(text: str, uniform: Callable[[], float]) -> str:
-    """Return a text of two sentences or more torn off in the middle, without its end, or with a sentence said twice.
+    """Return a text of two sentences or more without capitals, torn off in the middle, or without its end.
+
+    Half of such texts are as long as they were, so that length alone does not tell them from good ones.
 
     Args:
         uniform: a source of numbers in [0, 1), which decide.
     """
-    sentences = re.split(r"(?<=[.!?])\s+(?=[\"A-Z])", text)
     words = text.split(" ")
     torn = " ".join(words[: int(len(words) * (0.3 + 0.5 * uniform()))])
-    again = " ".join([*sentences[:1], *sentences])
-    return _pick((torn, sentences[0], again), uniform)
+    first = re.split(r"(?<=[.!?])\s+(?=[\"A-Z])", text)[0]
+    return _pick((text.lower(), text.lower(), torn, first), uniform)
 
 
 def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:

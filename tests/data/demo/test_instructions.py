@@ -91,8 +91,8 @@ def test_careless_answers_are_worse_to_the_same_prompts():
 
 def test_each_way_of_being_careless():
     text = 'Ann was shy. "Oh!" She saw a fox. It ran.'
-    ways = {way: carelessly(text, iter((0.5, way)).__next__) for way in (0.0, 0.4, 0.8)}
-    assert ways == {0.0: 'Ann was shy. "Oh!" She', 0.4: "Ann was shy.", 0.8: f"Ann was shy. {text}"}
+    ways = {way: carelessly(text, iter((0.5, way)).__next__) for way in (0.0, 0.4, 0.6, 0.8)}
+    assert ways == {0.0: text.lower(), 0.4: text.lower(), 0.6: 'Ann was shy. "Oh!" She', 0.8: "Ann was shy."}
 
 
 def test_messages_are_a_user_and_an_assistant_turn():
