@@ -87,6 +87,33 @@ def refuse_wrong_world_size(counted: int | None = None) -> int:
     return world_size
 
 
+def uses_deepspeed(args: Any) -> bool:
+    """Whether DeepSpeed trains: `accelerate launch` says so in the environment, and leaves `args.deepspeed` None.
+
+    Args:
+        args: a TrainingArguments.
+    """
+    return args.deepspeed_plugin is not None
+
+
+def uses_fsdp(args: Any) -> bool:
+    """Whether FSDP shards the model: `accelerate launch` says so in the environment, and leaves `args.fsdp` None.
+
+    Args:
+        args: a TrainingArguments.
+    """
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1", "yes")
+
+
+def is_sharded(args: Any) -> bool:
+    """Whether no process has a whole model of its own, so that a forward pass needs all of them.
+
+    Args:
+        args: a TrainingArguments.
+    """
+    return uses_fsdp(args) or uses_deepspeed(args)
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -16,6 +16,7 @@ from hfstack.config import command_line
 from hfstack.data.preference_kinds import PreferenceArgs
 from hfstack.data.preferences import load_preferences
 from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.environment import is_sharded
 from hfstack.errors import DataError
 from hfstack.evaluation.answers import answer_pairs
 from hfstack.models.adapting import give_pad_token
@@ -50,7 +51,7 @@ def main(
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.checkpoint
         run.add_parent(model_args.model_name_or_path)
-        check_policy(model_args, sharded=bool(training_args.fsdp or training_args.deepspeed))
+        check_policy(model_args, sharded=is_sharded(training_args))
         rows = load_preferences(
             data_args, preference_args, form="labels", quarantine_file=run.output_dir / "quarantine.jsonl"
         )

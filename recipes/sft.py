@@ -16,6 +16,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 from hfstack.config import command_line
 from hfstack.data.instruction_rows import Columns, normalise, prompt_ids, questions
 from hfstack.data.sources import DataArgs, describe_sources, load_splits
+from hfstack.environment import is_sharded
 from hfstack.evaluation.answers import answer_loss, answer_pairs, score_answers
 from hfstack.evaluation.language_modeling import perplexity
 from hfstack.models.adapting import check_adapter_settings, give_pad_token, merge_adapter
@@ -55,7 +56,7 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
     with Run.start(__file__, training_args.output_dir, model_args, data_args, sft_args, training_args) as run:
         checkpoint = run.checkpoint
         run.add_parent(model_args.model_name_or_path)
-        sharded, adapter = bool(training_args.fsdp or training_args.deepspeed), model_args.use_peft
+        sharded, adapter = is_sharded(training_args), model_args.use_peft
         check_adapter_settings(model_args, sharded=sharded, merge_adapter=sft_args.merge_adapter)
 
         # No held-out prompt may be trained on, so the split goes by the column of prompts where it has another name.
@@ -101,8 +102,7 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         tuned = cast(Any, trainer.model)
         metrics = {"train_loss": trained.training_loss} | throughput.metrics()
-        if "eval" in packed:
-            metrics |= trainer.evaluate()
+        metrics |= trainer.evaluate() if "eval" in packed else {}
         if "eval" in packed and not sharded:
             metrics |= answer_loss(tuned, tokenizer, encoded["eval"])
         if sft_args.answer_rows and not sharded:

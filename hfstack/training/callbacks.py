@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from hfstack.environment import is_sharded
 from hfstack.errors import DivergedError, Preempted
 from hfstack.run import Run
 from hfstack.training.divergence import StepWatch, gradient_norm
@@ -150,7 +151,10 @@ class StopOnDivergence(TrainerCallback):
             self._watch = None
 
     def _stop(self, what: str, **kwargs: Any) -> None:
-        rows = self._watch.describe_rows(kwargs.get("processing_class")) if self._watch is not None else ""
+        rows = ""
+        if self._watch is not None:
+            dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
+            rows = self._watch.describe_rows(kwargs.get("processing_class"), dataset)
         raise DivergedError(
             f"{what}; the checkpoints saved before it are kept: lower --learning_rate, lengthen --warmup_steps, or "
             f"look at {rows or 'the rows of this step'}"
@@ -194,7 +198,7 @@ class SampleTable(TrainerCallback):
         if not state.is_world_process_zero or state.global_step == self._last_step:
             return
         self._last_step = state.global_step
-        if args.fsdp or args.deepspeed:  # generating needs every process, and only this one is here
+        if is_sharded(args):  # generating needs every process, and only this one is here
             return
         training = model.training
         model.eval()

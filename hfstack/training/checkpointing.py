@@ -33,6 +33,7 @@ from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked
 logger = get_logger(__name__)
 
 _PICKLED_SETTINGS = "training_args.bin"
+_WORKER = "checkpoint"  # the name of the thread that verifies
 _VISIBLE_S = 10  # how long a network file system may take to show what another node wrote
 
 # What an optimizer's saved state brings along although the settings name another value now.
@@ -50,6 +51,13 @@ def protect(run: Run, push: Sequence[Callable[[Path], None]] = ()) -> list[Train
         push: called with each verified checkpoint's folder, as in `KeepCheckpoints`.
     """
     return [StopOnDivergence(), StopWhenAsked(run), ContinueCounts(), KeepCheckpoints(run, push)]
+
+
+def wait_for_checkpoints() -> None:
+    """Return when no checkpoint of this process is being verified, so that none is deleted meanwhile."""
+    for thread in threading.enumerate():
+        if thread.name == _WORKER:
+            thread.join()
 
 
 class ContinueCounts(TrainerCallback):
@@ -173,7 +181,7 @@ class KeepCheckpoints(TrainerCallback):
                     tokenizer.save_pretrained(path)
             best = state.best_model_checkpoint
             self._worker = threading.Thread(
-                target=self._verify, args=(path, args, state.global_step, best), name="checkpoint", daemon=True
+                target=self._verify, args=(path, args, state.global_step, best), name=_WORKER, daemon=True
             )
             self._worker.start()
         self.waited_s += time.perf_counter() - began

@@ -4,13 +4,16 @@ Legend: B rows of a micro-batch, T tokens, M micro-batches of a step.
 """
 
 import math
+import time
 from collections import deque
+from collections.abc import Sized
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from hfstack.environment import uses_deepspeed
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 
@@ -19,6 +22,8 @@ logger = get_logger(__name__)
 _SHOWN_ROWS = 4
 _SHOWN_CHARACTERS = 60
 _READ_TOKENS = 40
+_SEARCH_S = 30  # a run that ends anyway may look for its rows so long
+_SEARCHED_AT_ONCE = 256
 
 
 class StepWatch:
@@ -47,21 +52,28 @@ class StepWatch:
         found = [loss.detach().float().reshape(()) for _, loss in self._batches if loss is not None]
         return torch.stack(found) if found else None
 
-    def describe_rows(self, tokenizer: Any) -> str:
-        """Show how the rows of this step begin: those of the micro-batches without a finite loss, or else all."""
+    def describe_rows(self, tokenizer: Any, dataset: Any = None) -> str:
+        """Show the rows of this step, of the micro-batches without a finite loss or else of all: how each begins.
+
+        Args:
+            tokenizer: turns ids into text; ids are shown where it is none.
+            dataset: the training rows, to say the number of each row in them; None to leave the numbers out.
+        """
         batches = list(enumerate(self._batches))
         guilty = [(m, batch) for m, batch in batches if batch[1] is not None and not torch.isfinite(batch[1]).all()]
-        shown: list[str] = []
-        rows = 0
-        for number, (ids, _) in guilty or batches:
-            if ids is None or ids.dim() != 2:
-                continue
-            rows += len(ids)
-            for row in range(min(len(ids), _SHOWN_ROWS - len(shown))):
-                shown.append(f"{row} of micro-batch {number}: {_beginning(ids[row], tokenizer)}")
-        if not shown:
+        rows: list[tuple[str, list[int]]] = []
+        for micro_batch, (ids, _) in guilty or batches:
+            if ids is not None and ids.dim() == 2:
+                rows += [(f"{row} of micro-batch {micro_batch}", one) for row, one in enumerate(ids.tolist())]
+        if not rows:
             return ""
-        more = f" and {rows - len(shown)} more" if rows > len(shown) else ""
+        first = rows[:_SHOWN_ROWS]
+        numbers = find_rows(dataset, [ids for _, ids in first], getattr(tokenizer, "pad_token_id", None))
+        shown = [
+            f"{place}{'' if number is None else f', row {number} of the training data'}: {_beginning(ids, tokenizer)}"
+            for (place, ids), number in zip(first, numbers, strict=True)
+        ]
+        more = f" and {len(rows) - len(first)} more" if len(rows) > len(first) else ""
         return f"the rows of this step: {', '.join(shown)}{more}"
 
     def _keep(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -85,9 +97,8 @@ class SkipSpikes(TrainerCallback, ExportableState):
     """Leave out a step whose loss lies far above those before it: its gradient changes no weight and no moment.
 
     The rule is that of OLMo-core's SkipStepOptimizer (Allen Institute for AI; used for OLMo 2 32B), on the loss alone:
-    skip when it is more than `sigmas` standard deviations above the mean of the last `window` steps. PaLM (Chowdhery
-    et al. 2022, section 5.1) went back to a checkpoint and left out 200 to 500 batches around a spike by hand.
-    Off unless it is added to a Trainer's callbacks.
+    skip when it is more than `sigmas` standard deviations above the mean of the last `window` steps. Off unless it is
+    added to a Trainer's callbacks. `RollBackSpikes` of hfstack.training.rolling_back goes back to a checkpoint as well.
 
     Args:
         sigmas: how many standard deviations are a spike.
@@ -99,25 +110,36 @@ class SkipSpikes(TrainerCallback, ExportableState):
             raise ConfigError(f"SkipSpikes needs sigmas above 0 and a window of at least 4, got {sigmas} and {window}")
         self.sigmas, self.window = sigmas, window
         self.skipped = 0
+        self.left_out_until = 0  # the last step whose gradient is dropped
         self._losses: deque[float] = deque(maxlen=window)
         self._watch: StepWatch | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
         settings = {"sigmas": self.sigmas, "window": self.window}
-        return {"args": settings, "attributes": {"losses": list(self._losses), "skipped": self.skipped}}
+        kept = {"losses": list(self._losses), "skipped": self.skipped, "left_out_until": self.left_out_until}
+        return {"args": settings, "attributes": kept}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Watch the model; on a resume, know the losses before it."""
-        if args.deepspeed:
+        if uses_deepspeed(args):
             raise ConfigError("SkipSpikes does not work with DeepSpeed, which steps by itself; leave it out")
         self._watch = StepWatch(kwargs["model"])
         known = cast(dict[str, Any], state.stateful_callbacks)
         kept = known.setdefault(type(self).__name__, self.state())
-        self._losses = deque(kept["attributes"]["losses"], maxlen=self.window)
-        self.skipped = kept["attributes"]["skipped"]
+        self.restore(kept["attributes"])
+
+    def restore(self, attributes: dict[str, Any]) -> None:
+        """Take over what a checkpoint kept, as `state` gave it."""
+        self._losses = deque(attributes["losses"], maxlen=self.window)
+        self.skipped = attributes["skipped"]
+        self.left_out_until = attributes.get("left_out_until", 0)  # a checkpoint of before may not know it
+
+    def answer_spike(self, step: int, args: TrainingArguments, model: Any, optimizer: Any) -> int:
+        """Return the last step to leave out because of a spike at `step`: the spike itself."""
+        return step
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -138,11 +160,13 @@ class SkipSpikes(TrainerCallback, ExportableState):
         if args.world_size > 1:
             torch.distributed.all_reduce(mean)
             mean /= args.world_size
-        loss = mean.item()
-        if self._is_spike(loss):
-            self.skipped += 1
+        loss, step = mean.item(), state.global_step + 1
+        if step > self.left_out_until and self._is_spike(loss):
             rows = self._watch.describe_rows(kwargs.get("processing_class"))
-            logger.warning("step %d is skipped: its loss %.4g is a spike; %s", state.global_step + 1, loss, rows)
+            logger.warning("step %d is skipped: its loss %.4g is a spike; %s", step, loss, rows)
+            self.left_out_until = self.answer_spike(step, args, kwargs["model"], kwargs["optimizer"])
+        if step <= self.left_out_until:
+            self.skipped += 1
             kwargs["model"].zero_grad(set_to_none=True)
         self._losses.append(loss)
 
@@ -169,9 +193,48 @@ class SkipSpikes(TrainerCallback, ExportableState):
         return loss - mean > self.sigmas * deviation
 
 
-def _beginning(ids: torch.Tensor, tokenizer: Any) -> str:
-    """How a row (T,) begins, as text where there is a tokenizer."""
-    known = ids[:_READ_TOKENS].tolist()
+def find_rows(dataset: Any, wanted: list[list[int]], pad_id: int | None) -> list[int | None]:
+    """Return the number of the first dataset row that each batch row was made of, or None where none is found.
+
+    Rows are compared by their ids, since no Trainer says which ones it drew; the search costs a run nothing before it
+    fails. Rows that a trainer builds of others (pairs, rollouts, joined documents) are in no dataset as such.
+
+    Args:
+        dataset: what the Trainer draws from; not searched unless it can be indexed and has `input_ids`.
+        wanted: rows of a batch, T ids each, maybe padded.
+        pad_id: the id that pads them.
+    """
+    found: list[int | None] = [None] * len(wanted)
+    if not isinstance(dataset, Sized) or not len(dataset):
+        return found
+    deadline = time.monotonic() + _SEARCH_S
+    table = cast(Any, dataset)
+    read = getattr(table, "__getitems__", None) or (lambda numbers: [table[number] for number in numbers])
+    for start in range(0, len(dataset), _SEARCHED_AT_ONCE):
+        for number, row in enumerate(read(list(range(start, min(start + _SEARCHED_AT_ONCE, len(dataset))))), start):
+            if not isinstance(row, dict) or "input_ids" not in row:
+                return found
+            ids = torch.as_tensor(row["input_ids"]).tolist()
+            for place, batch_row in enumerate(wanted):
+                if found[place] is None and _is_made_of(batch_row, ids, pad_id):
+                    found[place] = number
+        if None not in found or time.monotonic() > deadline:
+            break
+    return found
+
+
+def _is_made_of(batch_row: list[int], ids: list[int], pad_id: int | None) -> bool:
+    """Whether a batch row is these ids, cut to its length or padded to it on one side."""
+    length, size = len(ids), len(batch_row)
+    if length >= size:
+        return ids[:size] == batch_row
+    padding = [pad_id] * (size - length)
+    return batch_row in (ids + padding, padding + ids)
+
+
+def _beginning(ids: list[int], tokenizer: Any) -> str:
+    """How a row begins, as text where there is a tokenizer."""
+    known = ids[:_READ_TOKENS]
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return f"ids {known[:8]}"
     text = str(tokenizer.decode([token for token in known if token >= 0], skip_special_tokens=True))

@@ -22,6 +22,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hfstack.data import checks
 from hfstack.data.instruction_rows import PackedCollator, encode_split, pack, read_template
+from hfstack.environment import uses_deepspeed
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.adapting import end_ids
@@ -181,7 +182,7 @@ def uses_flash_attention(model: PreTrainedModel) -> bool:
 
 def can_probe(model: PreTrainedModel, training_args: SFTConfig) -> bool:
     """Whether the model runs before the Trainer has placed it: not in shards, nor a GPU's attention on a CPU."""
-    return not training_args.deepspeed and not (uses_flash_attention(model) and model.device.type == "cpu")
+    return not uses_deepspeed(training_args) and not (uses_flash_attention(model) and model.device.type == "cpu")
 
 
 def isolation_probe(model: PreTrainedModel, first: list[int], second: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

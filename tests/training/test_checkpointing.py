@@ -412,6 +412,7 @@ def test_a_loss_that_is_no_number_stops_that_step(
     beginning = tiny_tokenizer.decode(rows[guilty].tolist(), skip_special_tokens=True)[:20]
     assert repr(beginning)[1:-1] in text, "the row is named by how it begins"
     assert text.count(" of micro-batch ") == 2, "only the rows of the micro-batch that went wrong"
+    assert f", row {guilty} of the training data: {beginning!r}"[:-1] in text, "and by its number"
     assert names(tmp_path / "out") == sorted(f"checkpoint-{n}" for n in range(1, step))
     for name in names(tmp_path / "out"):
         assert all(value.isfinite().all() for value in weights(tmp_path / "out" / name).values())
