@@ -95,6 +95,8 @@ def build_model(config: PreTrainedConfig, step: TrainingStep) -> PreTrainedModel
     config = copy.deepcopy(config)  # from_config writes the attention and dtype into it
     if step.task == "question_answering":
         config.num_labels = 2  # the span's start and end
+    if step.task == "seq2seq":  # labels are shifted by these, which a shipped config has from the tokenizer only
+        config.pad_token_id = config.decoder_start_token_id = 0
     model: Any = _CLASSES[step.task].from_config(config, dtype=step.weight_dtype)
     if step.fused_loss and step.task == "causal_lm":
         use_fused_loss(model)

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.logs import get_logger
 from hfstack.models.counting import datasheet_tflops, peak_flops_per_s
 from hfstack.models.measuring import MeasuredStep
 from hfstack.models.memory import can_checkpoint, trained_parameters
@@ -17,6 +18,8 @@ from hfstack.run_record import read_run
 from hfstack.scaling.parametric import PARAMETERS, Law
 from hfstack.scaling.plan import CHINCHILLA
 from hfstack.training.workload import Needs, Workload, assess
+
+logger = get_logger(__name__)
 
 MIB = 2**20
 _MOST_SHARDS = 64
@@ -138,7 +141,7 @@ def _smaller_batch(workload: Workload, limit: int) -> tuple[str, int] | None:
 
 
 def memory_rows(workload: Workload, needs: Needs) -> list[list[object]]:
-    """Rows of model, weights, gradients, optimizer and activations in MiB, of each part, and what is written."""
+    """Rows of model, weights, gradients, optimizer and activations in MiB, of each part; and all else that is held."""
     rows: list[list[object]] = []
     for part in workload.parts:
         memory = needs.memory[part.name]
@@ -146,6 +149,8 @@ def memory_rows(workload: Workload, needs: Needs) -> list[list[object]]:
         rows.append([part.name, *(round(number / MIB, 1) for number in numbers)])
     if workload.writing is not None:
         rows.append(["KV cache and rollout", 0.0, 0.0, 0.0, round(needs.writing / MIB, 1)])
+    if needs.allocator is not None:
+        rows.append(["allocator, measured", 0.0, 0.0, 0.0, round(needs.allocator / MIB, 1)])
     return rows
 
 
@@ -205,6 +210,11 @@ def recipe_metrics(
     """Return the plan's numbers: sizes in MiB of one process, and times of the whole run where its steps are known."""
     step = workload.trained.step
     weights, trained = trained_parameters(workload.trained.config, step)
+    if device.kind == "cpu" and needs.allocator is None:
+        logger.info(
+            "peak_mib is what tensors hold; the C library keeps freed blocks beside them, little where most of it is "
+            "weights or tensors over 32 MiB, as much again elsewhere: --measure true finds out (docs/recipes/plan.md)"
+        )
     # One process is one device: with more devices each takes a step of its own, at the same time.
     scale = devices / workload.processes
     seconds = needs.flops_per_step * scale / (device.peak_flops_per_s * devices * utilization)
@@ -237,5 +247,5 @@ def corrected(workload: Workload, needs: Needs, measured: MeasuredStep, device: 
     utilization = assess(trained).flops_per_step / measured.seconds / device.peak_flops_per_s
     if measured.peak_bytes is None:
         return needs, utilization
-    peak = needs.peak - needs.memory[workload.trained.name].total + measured.peak_bytes
-    return replace(needs, peak=peak), utilization
+    beyond = measured.peak_bytes - needs.memory[workload.trained.name].total
+    return replace(needs, peak=needs.peak + beyond, allocator=beyond), utilization

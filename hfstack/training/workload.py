@@ -281,6 +281,9 @@ class Needs:
     """Of an optimizer step, all processes together, with what is written for it."""
     checkpoint: int
     """Bytes of a checkpoint: the saved weights and the optimizer."""
+    allocator: int | None = None
+    """What real steps took beyond the tensors: freed blocks that the allocator keeps, and scratch space in kernels; in
+    `peak` once it was measured."""
 
 
 def assess(workload: Workload) -> Needs:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedConfig, T5Config
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
@@ -108,6 +110,26 @@ def test_seq2seq_has_a_step() -> None:
 def test_flops_of_a_language_model_are_those_of_counting() -> None:
     step = TrainingStep(3, 16)
     assert forward_flops(llama(), step) == 3 * 16 * flops_per_token(llama(), 16).forward
+
+
+TRANSFORMERS = sorted(path.stem for path in ARCHITECTURES.glob("*.json") if not path.stem.startswith(("gru", "lstm")))
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_every_shipped_transformer_has_the_counts_of_torch(name: str) -> None:
+    """A real model where it is small, one without data where it is not; attention that torch's counter sees whole."""
+    config = AutoConfig.from_pretrained(ARCHITECTURES / f"{name}.json")
+    config._attn_implementation = "eager"
+    task: Task = {"bert": "masked_lm", "bart": "seq2seq", "t5": "seq2seq"}.get(config.model_type, "causal_lm")  # pyright: ignore[reportAssignmentType]
+    step = TrainingStep(2, 16, task=task)
+    with torch.device("cpu" if name.endswith("-1m") or task == "seq2seq" else "meta"):
+        model = build_model(config, step).eval()
+    assert trained_parameters(config, step) == (sum(weight.numel() for weight in model.parameters()),) * 2
+    names = ["input_ids", "labels"] + (["attention_mask"] if task == "causal_lm" else [])  # else it is asked for
+    batch = {name: torch.ones(2, 16, dtype=torch.long, device=model.device) for name in names}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**batch)
+    assert forward_flops(config, step) == counter.get_total_flops()
 
 
 def test_a_recurrent_model_is_counted_and_cannot_recompute() -> None:

@@ -1,5 +1,7 @@
 """What a recipe's settings amount to, and what is advised when they do not fit."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +162,24 @@ def test_real_steps_correct_the_plan(read: Any) -> None:
     needs = assess(work)
     measured = MeasuredStep(seconds=0.5, peak_bytes=needs.memory["model"].total + 1000)
     better, utilization = corrected(work, needs, measured, FAST)
-    assert better.peak == needs.peak + 1000
+    assert better.peak == needs.peak + 1000 and better.allocator == 1000
+    assert memory_rows(work, better)[-1] == ["allocator, measured", 0.0, 0.0, 0.0, round(1000 / 2**20, 1)]
     assert utilization == pytest.approx(needs.flops_per_step / 0.5 / 1e12)
     unseen, _ = corrected(work, needs, MeasuredStep(0.5, None), FAST)
-    assert unseen.peak == needs.peak
+    assert unseen.peak == needs.peak and unseen.allocator is None
+
+
+def test_a_plan_for_a_cpu_says_what_it_leaves_out(
+    read: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="hfstack")
+    work = read("sft", SFTConfig, max_length=32)
+    needs = assess(work)
+    recipe_metrics(work, replace(needs, allocator=5), FAST, devices=1, utilization=0.5)
+    assert not caplog.text
+    recipe_metrics(work, needs, FAST, devices=1, utilization=0.5)
+    assert "peak_mib is what tensors hold" in caplog.text
 
 
 def test_a_named_device_needs_its_memory() -> None:
