@@ -1,7 +1,7 @@
 """Compare the peak memory that `plan` predicts with that of real steps, a fresh process for each.
 
     OMP_NUM_THREADS=1 python benchmarks/plan.py            # minutes; prints the table of docs/recipes/plan.md
-    python benchmarks/plan.py --device cuda --only 125m
+    python benchmarks/plan.py --device cuda --only 125m lstm
 
 The resident set of a CPU process is measured twice: with glibc as it is, and with blocks of 1 MB and more given back to
 the system as soon as they are free (MALLOC_MMAP_THRESHOLD_), so that only what tensors hold is left.
@@ -38,8 +38,21 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
     yield "llama-15m, bf16, LoRA of rank 16", llama, TrainingStep(16, 512, bf16=True, lora_rank=16)
     yield "llama-125m, bf16, 2 x 256", shipped("llama-125m"), TrainingStep(2, 256, bf16=True)
     yield "llama-125m, fp32, forward, 8 x 512", shipped("llama-125m"), TrainingStep(8, 512, trains=False)
+    yield (
+        "llama-125m, bf16, 1 x 256, 2 accumulated",
+        shipped("llama-125m"),
+        TrainingStep(1, 256, bf16=True, accumulation=2),
+    )
+    yield (
+        "llama-125m, bf16, 4 x 256, LoRA of rank 16",
+        shipped("llama-125m"),
+        TrainingStep(4, 256, bf16=True, lora_rank=16),
+    )
+    yield "gpt2-125m, fp32, 1 x 256", shipped("gpt2-125m"), TrainingStep(1, 256)
+    yield "bert-110m, fp32, 4 x 128, masked words", shipped("bert-110m"), TrainingStep(4, 128, task="masked_lm")
     yield "gpt2-15m, fp32, 16 x 256", shipped("gpt2-15m"), TrainingStep(16, 256)
-    yield "lstm-5m, bf16, 64 x 256", shipped("lstm-5m"), TrainingStep(64, 256, bf16=True, fused_loss=True)
+    yield "lstm-5m, bf16, 128 x 256", shipped("lstm-5m"), TrainingStep(128, 256, bf16=True, fused_loss=True)
+    yield "gru-5m, fp32, 64 x 256", shipped("gru-5m"), TrainingStep(64, 256, fused_loss=True)
     bert = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     yield (
         "BERT of 23M, classifier, bf16, 64 x 128",
@@ -52,13 +65,14 @@ def main() -> None:
     """Print a row for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="", help="part of a case's name")
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of cases' names")
     options = parser.parse_args()
-    thresholds = ("1000000", None) if options.device == "cpu" else (None,)
+    thresholds = (None, "1000000") if options.device == "cpu" else (None,)
     heads = ["predicted", *("measured, blocks given back" if t else "measured" for t in thresholds)]
-    print(f"| step | {' MiB | '.join(heads)} MiB | predicted / {heads[1]} |\n|{'---|' * (len(heads) + 2)}")
+    ratios = [f"predicted / {head}" for head in heads[1:]]
+    print(f"| step | {' MiB | '.join(heads)} MiB | {' | '.join(ratios)} |\n|{'---|' * (2 * len(heads))}")
     for name, config, step in cases():
-        if options.only not in name:
+        if not any(part in name for part in options.only):
             continue
         predicted, measured = peak_memory(config, step).total, []
         for threshold in thresholds:
@@ -68,8 +82,9 @@ def main() -> None:
             peak = measure_step(config, step, device=options.device).peak_bytes
             assert peak is not None, "the resident set is read from /proc, which this system does not have"
             measured.append(peak)
-        numbers = " | ".join(f"{number / MIB:,.0f}" for number in (predicted, *measured))
-        print(f"| {name} | {numbers} | {predicted / measured[0]:.3f} |", flush=True)
+        numbers = [f"{number / MIB:,.0f}" for number in (predicted, *measured)]
+        numbers += [f"{predicted / number:.2f}" for number in measured]
+        print(f"| {name} | {' | '.join(numbers)} |", flush=True)
 
 
 if __name__ == "__main__":
