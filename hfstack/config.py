@@ -138,6 +138,8 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
             action.type = _reporting_own_errors(action.type)
         elif action.type is dict or typing.get_origin(action.type) is dict:
             action.type = _json_mapping
+        elif action.dest == "report_to":
+            action.nargs = "+"  # transformers' parser reads `str | list[str]` as one word: no second tracker
     return parser, {name: hint for cls in dataclass_types for name, hint in typing.get_type_hints(cls).items()}
 
 

@@ -189,7 +189,11 @@ def _once(known: Any, told: Told) -> type[TrainerCallback]:
 
 
 def _end_wandb(args: TrainingArguments, *, failed: bool) -> None:
-    """End wandb's run with ours; by itself it ends with the process, and would take the next run for the same."""
+    """End wandb's run with ours; by itself it ends with the process, and takes the next run for the same one.
+
+    It also reads the environment once a process, unless it is torn down.
+    """
     wandb = sys.modules.get("wandb")
     if "wandb" in (args.report_to or []) and wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=int(failed))
+        wandb.teardown()

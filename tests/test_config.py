@@ -167,6 +167,17 @@ def test_hardware_decides_what_is_not_given(tmp_path: Path) -> None:
     assert parse(SFTConfig, argv=["--output_dir", str(tmp_path), "--bf16", "false"])[0].bf16 is False
 
 
+def test_several_trackers_are_named_as_a_list(tmp_path: Path) -> None:
+    base = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
+    (tmp_path / "run.yaml").write_text("report_to: [tensorboard, wandb]\n")
+    for flags in (["--report_to", "tensorboard", "wandb"], ["--config", str(tmp_path / "run.yaml")]):
+        (args,) = parse(TrainingArguments, argv=[*base, *flags])
+        assert args.report_to == ["tensorboard", "wandb"]
+    assert parse(TrainingArguments, argv=[*base, "--report_to", "wandb"])[0].report_to == ["wandb"]
+    for flags in ([], ["--report_to", "none"]):
+        assert parse(TrainingArguments, argv=[*base, *flags])[0].report_to == []
+
+
 def test_the_old_name_of_a_setting_is_its_new_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     (tmp_path / "on.yaml").write_text("activation_checkpointing: true\n")
     config = ["--output_dir", str(tmp_path), "--config", str(tmp_path / "on.yaml")]

@@ -30,6 +30,7 @@ from transformers import (
 
 import hfstack.models.gru  # noqa: F401 - registers its architectures
 from hfstack.run import Run
+from hfstack.run_record import read_run
 from tests.conftest import ROOT, SENTENCES
 from tests.hub_fixtures import WRITER, hub
 from tests.minihub_state import Hub
@@ -153,12 +154,28 @@ def inputs(tmp_path: Path, tiny_llama: Path) -> dict[str, Path]:
 def train(run_recipe, case: Case, inputs: dict[str, Path], folder: Path) -> None:
     settings = {
         "model_name_or_path": inputs[case.model], "datasets": inputs[case.rows], "eval_fraction": 0.25, "max_steps": 2,
-        "per_device_train_batch_size": 4, "learning_rate": 1e-3, "report_to": "none", "bf16": "false",
+        "per_device_train_batch_size": 4, "learning_rate": 1e-3, "bf16": "false",
         "dataloader_pin_memory": "false", "save_strategy": "no", "output_dir": folder,
     }  # fmt: skip
     if case.model == "gru":
         settings["tokenizer_name_or_path"] = inputs["llama"]
-    run_recipe(case.recipe, *(f"--{name}={value}" for name, value in (settings | case.settings).items()))
+    flags = [f"--{name}={value}" for name, value in (settings | case.settings).items()]
+    run_recipe(case.recipe, *flags, "--report_to", "tensorboard", "trackio", "wandb", "--project", "tiny")
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    identity = read_run(folder).run_id
+    assert list((folder / "tensorboard").glob("events.*")), case.recipe
+    (offline,) = (folder / "wandb").glob("offline-run-*")
+    assert offline.name.endswith(f"-{identity}"), case.recipe
+    assert f"{folder.name}-{identity}" in storage.get_runs("tiny"), case.recipe
+
+
+@pytest.fixture
+def trackers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All three of them, on this machine only."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for module in ("trackio.utils", "trackio.sqlite_storage"):
+        monkeypatch.setattr(f"{module}.TRACKIO_DIR", tmp_path / "trackio")
 
 
 def publish(run_recipe, folder: Path, repo: str, **options: object) -> dict[str, float]:
@@ -184,7 +201,8 @@ def publish_base(run_recipe, folder: Path, source: Path, repo: str) -> None:
     publish(run_recipe, folder, repo, measure="false")
 
 
-def test_every_recipe_is_loaded_by_the_code_in_its_card(hub: Hub, run_recipe, inputs: dict[str, Path], tmp_path: Path):
+@pytest.mark.usefixtures("trackers")
+def test_every_recipe_is_tracked_and_loaded_by_its_card(hub: Hub, run_recipe, inputs: dict[str, Path], tmp_path: Path):
     for name in ("llama", "bert"):
         publish_base(run_recipe, tmp_path / f"base-{name}", inputs[name], f"alice/base-{name}")
     for name, case in CASES.items():
