@@ -39,6 +39,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.in_order import InOrderTrainer
+from hfstack.training.preflight import checked
 from hfstack.training.settings import check_best_metric, check_settings
 
 
@@ -92,7 +93,6 @@ def main(
         choose = {"max_answer_tokens": cut.max_answer_tokens, "n_best": cut.n_best, "no_answer": no_answer}
         choose["threshold"] = args.no_answer_threshold
         answered = partial(find_answers, windows=windows.get("eval", []), questions=held, **choose)
-
         callbacks = protect(run, push_checkpoints(training_args))
         if args.early_stopping_patience is not None:
             callbacks.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
@@ -103,7 +103,7 @@ def main(
                 data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)), callbacks=callbacks,
                 compute_metrics=lambda done: answer_metrics(metric, held, best_texts(answered(done.predictions))),
             )  # fmt: skip
-        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        trained = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "train_questions": len(questions["train"])}
         if held:
             output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")  # pyright: ignore

@@ -31,6 +31,7 @@ from hfstack.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.classify_data import LabelArgs, encode_split, load_labelled
 from hfstack.training.classifying import check_encoder_settings, classification_loss, trainer_settings
+from hfstack.training.preflight import checked
 from hfstack.training.settings import check_settings
 
 
@@ -72,7 +73,6 @@ def main(
         labelled = load_labelled(data_args, label_args, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
-
         labels, new_modules = labelled.labels, list[str]()
         tokenizer = load_tokenizer(model_args, classify_args.tokenizer_name_or_path)
         model: Any = load_classifier(
@@ -102,7 +102,7 @@ def main(
                 compute_metrics=trainer_metrics(labels.problem_type),
                 callbacks=[*early_stopping, *protect(run, push_checkpoints(training_args))],
             )
-        loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
+        loss = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint).training_loss
         metrics: dict[str, float] = {"train_loss": loss, "train_rows": len(encoded["train"].rows)}
         for name in [name for name in encoded if name != "train"]:
             rows, targets = encoded[name].rows.to_list(), numpy.asarray(encoded[name].targets)

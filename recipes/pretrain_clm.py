@@ -29,6 +29,7 @@ from hfstack.run import Run
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.ladder_rungs import training_counts
+from hfstack.training.preflight import checked
 from hfstack.training.settings import blocks_per_step, check_settings
 
 
@@ -67,7 +68,6 @@ def main(
             raise ConfigError("--use_peft, --load_in_4bit and --load_in_8bit tune a finished model: use the sft recipe")
         run.add_parent(model_args.model_name_or_path)
         run.add_parent(pretrain_args.tokenizer_name_or_path)
-
         tokenizer = load_tokenizer(model_args, pretrain_args.tokenizer_name_or_path)
         model = load_causal_lm(model_args, tokenizer)
         block_size = check_block_size(pretrain_args.block_size, model.config)
@@ -108,7 +108,7 @@ def main(
                 data_collator=PackedBlocks.collate,
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )
-        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(resume_from_checkpoint=checkpoint)
         run.add_artifact("samples", "samples.jsonl")
         metrics = training_counts(model.config, training_args, blocks["train"], steps=trained.global_step)
         metrics |= {"train_loss": trained.training_loss} | throughput.metrics()

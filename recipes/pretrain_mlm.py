@@ -29,6 +29,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.callbacks import SampleTable, Throughput
 from hfstack.training.checkpointing import protect
+from hfstack.training.preflight import checked
 from hfstack.training.remasking import HideAnew
 from hfstack.training.settings import blocks_per_step, check_best_metric, check_settings
 
@@ -102,7 +103,7 @@ def main(
                 processing_class=tokenizer, data_collator=MaskedBlocks.collate, compute_metrics=masked_metrics,
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )  # fmt: skip
-        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "parameters": parameter_count(model)} | throughput.metrics()
         if "eval" in blocks:
             metrics |= trainer.evaluate() | baseline_metrics(blocks["train"], blocks["eval"])

@@ -29,7 +29,9 @@ from hfstack.models.task_heads import save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
+from hfstack.training.preflight import checked
 from hfstack.training.settings import check_settings
+from hfstack.training.token_loss import token_loss_func
 from hfstack.training.translating import TranslatingTrainer, trainer_settings
 
 
@@ -90,7 +92,6 @@ def main(
         held: Any = encode(pairs["eval"], name="eval", held_out=True) if "eval" in pairs else None
         shift, pad = model.prepare_decoder_input_ids_from_labels, padding_id(tokenizer)
         settings = trainer_settings(training_args, decoding, scores=METRICS)
-
         callbacks = protect(run, push_checkpoints(training_args))
         if patience is not None:
             callbacks.insert(0, EarlyStoppingCallback(patience))
@@ -100,11 +101,12 @@ def main(
             trainer = TranslatingTrainer(
                 model=model, args=settings, train_dataset=train.rows,
                 eval_dataset=held.rows if held else None, processing_class=tokenizer, callbacks=callbacks,
+                compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 data_collator=partial(collate_pairs, pad_token_id=pad, shift=shift),
                 compute_metrics=(lambda done: overlap_metrics(decode_texts(done.predictions, tokenizer), held.pairs))
                 if held and training_args.predict_with_generate else None,
             )  # fmt: skip
-        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "train_rows": len(train.rows)}
         if held:
             found, ids = trainer.write_held_out()

@@ -34,7 +34,9 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.in_order import InOrderTrainer
+from hfstack.training.preflight import checked
 from hfstack.training.settings import check_best_metric, check_settings
+from hfstack.training.token_loss import token_loss_func
 
 
 @dataclass
@@ -86,10 +88,8 @@ def main(
         encode = partial(encode_sentences, tokenizer=tokenizer, max_length=length, label_pieces=args.label_pieces)
         ids = {tag: index for index, tag in enumerate(names)}
         windows = {name: encode(rows, tag_ids=ids, name=name) for name, rows in sentences.items()}
-        gold = [sentence.tags for sentence in sentences.get("eval", [])]
-
-        def tagged(choices: Any) -> list[list[str]]:
-            return word_tags(choices, windows["eval"], sentences["eval"], names)
+        held, gold = sentences.get("eval", []), [sentence.tags for sentence in sentences.get("eval", [])]
+        tagged: Any = partial(word_tags, windows=windows.get("eval", []), sentences=held, names=names)
 
         callbacks = protect(run, push_checkpoints(training_args))
         if args.early_stopping_patience is not None:
@@ -100,9 +100,10 @@ def main(
                 eval_dataset=as_dataset(windows["eval"]) if gold else None, processing_class=tokenizer,
                 data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)), callbacks=callbacks,
                 compute_metrics=lambda prediction: tag_metrics(gold, tagged(prediction.predictions)),
+                compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
             )  # fmt: skip
-        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        trained = checked(trainer, tokenizer, classes=len(names)).train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "train_sentences": len(sentences["train"])}
         if gold:
             output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")  # pyright: ignore

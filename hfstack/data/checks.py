@@ -55,19 +55,6 @@ def pad_is_not_eos(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] 
     return None
 
 
-def text_has_eos(rows: Iterable[Sequence[int]], end_ids: Collection[int]) -> str | None:
-    """A model that never reads the end of a text goes on for ever.
-
-    Args:
-        rows: token ids of whole documents.
-        end_ids: tokens that end a text.
-    """
-    without = [number for number, row in enumerate(rows, 1) if not row or row[-1] not in end_ids]
-    if not without:
-        return None
-    return f"{len(without)} texts, first row {without[0]}, do not end with an end token; append eos to each text"
-
-
 def labels_reach_eos(labels: Iterable[Sequence[int]], end_ids: Collection[int], *, share: float = 0.1) -> str | None:
     """The end of an answer must be among the scored tokens, or the model is never taught to stop.
 
@@ -126,22 +113,6 @@ def embedding_covers_tokenizer(embedding_rows: int, tokenizer: PreTrainedTokeniz
     return (
         f"the tokenizer gives ids up to {largest} but the embedding has {embedding_rows} rows; "
         "resize the embedding, or use the model's own tokenizer"
-    )
-
-
-def vocabularies_agree(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, name: str) -> str | None:
-    """A reward or reference model reads the policy's token ids as its own words: both must mean the same by an id.
-
-    Args:
-        name: what the message calls the other model, such as its path.
-    """
-    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
-    differing = sorted(token for token, index in ours.items() if theirs.get(token) != index)
-    if not differing:
-        return None
-    return (
-        f"{name} has another vocabulary: {len(differing)} of {len(ours)} tokens differ, such as {differing[0]!r}; "
-        "use a model that was made with the same tokenizer"
     )
 
 

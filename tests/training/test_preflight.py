@@ -1,0 +1,140 @@
+"""Before the first step of a plain Trainer: each fault is planted and named, and a sound Trainer passes."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BartConfig, BartForConditionalGeneration, Trainer, TrainingArguments
+from transformers import BertConfig as Config
+from transformers import BertForTokenClassification as Tagger
+
+from hfstack.errors import DataError
+from hfstack.training.preflight import checked
+from hfstack.training.token_loss import token_loss_func
+
+SIZES: Any = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+NO_DROPOUT: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels")}
+
+
+def rows(count: int = 8, *, classes: int = 3, seed: int = 0) -> list[dict[str, list[int]]]:
+    """Rows of 6 tokens that begin with token 2; row n has n % 5 + 1 scored labels, so parts of a batch differ."""
+    drawn = torch.randint(5, 50, (count, 6), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [
+        {
+            "input_ids": [2, *ids[1:]],
+            "labels": [place % classes if place <= number % 5 else -100 for place in range(6)],
+        }
+        for number, ids in enumerate(drawn)
+    ]
+
+
+def build(tmp_path, train: list[dict[str, list[int]]], *, model: Any = None, **settings: Any) -> Trainer:
+    torch.manual_seed(0)
+    loss = settings.pop("compute_loss_func", token_loss_func(settings.get("label_smoothing_factor", 0.0)))
+    held_out = settings.pop("held_out", None)
+    arguments: dict[str, Any] = {"max_steps": 1, "logging_steps": 1, "report_to": "none", "use_cpu": True}
+    arguments |= {"save_strategy": "no", "disable_tqdm": True, "max_grad_norm": 1e9, "seed": 3}
+    return Trainer(
+        model=model or Tagger(Config(vocab_size=50, num_labels=3, **SIZES, **NO_DROPOUT)),
+        args=TrainingArguments(output_dir=str(tmp_path), **(arguments | settings)),
+        train_dataset=Dataset.from_list(train),
+        eval_dataset=None if held_out is None else Dataset.from_list(held_out),
+        data_collator=collate,
+        compute_loss_func=loss,
+    )
+
+
+class Words:
+    """As much of a tokenizer as the rules ask for."""
+
+    bos_token_id = 2
+    cls_token_id = None
+
+    def get_vocab(self) -> dict[str, int]:
+        return {f"w{index}": index for index in range(50)}
+
+
+WORDS: Any = Words()
+
+
+def test_a_sound_trainer_is_handed_back(tmp_path, caplog: pytest.LogCaptureFixture, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    caplog.set_level(logging.INFO, "hfstack")
+    trainer = build(tmp_path, rows(), gradient_accumulation_steps=2, held_out=rows(seed=1))
+    before = torch.random.get_rng_state()
+    assert checked(trainer, WORDS, classes=3) is trainer
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert trainer.model is not None and trainer.model.training
+    assert set(caplog.messages) == {
+        "checked: no doubled first token, every id has an embedding, some label is scored, labels are classes, "
+        "accumulation keeps the loss"
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row | {"input_ids": [2, 2, *row["input_ids"][2:]]}, "begin with two"),
+        (lambda row: row | {"labels": [-100] * 6}, "all labels of all"),
+        (lambda row: row | {"labels": [3, *row["labels"][1:]]}, "first 3 in row 1, are not among 0 .. 2"),
+    ],
+)
+def test_a_planted_fault_is_refused(tmp_path, change, message: str):
+    with pytest.raises(DataError, match=message):
+        checked(build(tmp_path, [change(row) for row in rows()]), WORDS, classes=3)
+
+
+def test_an_id_without_an_embedding_is_refused(tmp_path):
+    small = Tagger(Config(vocab_size=49, num_labels=3, **SIZES))
+    with pytest.raises(DataError, match="ids up to 49 but the embedding has 49 rows"):
+        checked(build(tmp_path, rows(), model=small), WORDS)
+
+
+def test_a_model_that_averages_over_its_part_of_the_batch_is_refused(tmp_path):
+    trainer = build(tmp_path, rows(), gradient_accumulation_steps=2, compute_loss_func=None)
+    assert trainer.model_accepts_loss_kwargs, "transformers counts this model's loss as scaled"
+    with pytest.raises(DataError, match=r"accumulation keeps the loss: the loss of one batch is .* in parts"):
+        checked(trainer, WORDS, classes=3)
+    checked(build(tmp_path, rows(), compute_loss_func=None), WORDS, classes=3)  # nothing is accumulated
+
+
+def test_held_out_rows_that_are_trained_on_are_counted(tmp_path, caplog: pytest.LogCaptureFixture, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    checked(build(tmp_path, rows(), held_out=rows(10)[6:] + rows(2, seed=1)), WORDS)
+    assert "2 of 6 different held-out rows are trained on too" in caplog.text
+
+
+def writer() -> BartForConditionalGeneration:
+    sizes: Any = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads: Any = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0}
+    return BartForConditionalGeneration(BartConfig(vocab_size=50, d_model=16, **sizes, **heads))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", ["tag", "write"])
+def test_parts_of_a_batch_add_up_to_it(tmp_path, kind: str, smoothing: float):
+    found = []
+    for size, parts in ((8, 1), (2, 4)):
+        torch.manual_seed(0)
+        trainer = build(
+            tmp_path,
+            rows(),
+            model=writer() if kind == "write" else None,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=parts,
+            label_smoothing_factor=smoothing,
+        )
+        if kind == "write":
+            shift: Any = trainer.model.prepare_decoder_input_ids_from_labels  # pyright: ignore
+            trainer.data_collator = lambda some, shift=shift: (
+                (batch := collate(some)) | {"decoder_input_ids": shift(labels=batch["labels"])}
+            )
+        checked(trainer, WORDS).train()
+        found.append((trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
