@@ -18,6 +18,7 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.models.loading import not_found
 
 logger = get_logger(__name__)
 
@@ -50,7 +51,7 @@ def task_of(args: ModelConfig, tasks: Iterable[str]) -> str:
         try:
             config = AutoConfig.from_pretrained(name, revision=args.model_revision)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{name}: no model there: {' '.join(str(error).split())[:160]}") from error
+            raise CheckpointError(not_found("model", name, error)) from error
         found = list(config.architectures or [])
     for task in known:
         if any(architecture.endswith(task) for architecture in found):

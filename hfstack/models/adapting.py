@@ -34,12 +34,7 @@ def check_adapter_settings(args: ModelConfig, *, sharded: bool = False, merge_ad
         ConfigError: quantised weights, DoRA or merging without an adapter; DoRA without merging; merging shards.
         MissingExtraError: quantisation was asked for and bitsandbytes is not installed.
     """
-    quantised = args.load_in_4bit or args.load_in_8bit
-    flag = "--load_in_4bit" if args.load_in_4bit else "--load_in_8bit"
-    if quantised and not args.use_peft:
-        raise ConfigError(f"{flag}: quantised weights cannot be trained; add --use_peft to train an adapter on them")
-    if args.use_dora and not args.use_peft:
-        raise ConfigError("--use_dora is a kind of adapter; add --use_peft")
+    check_adapter_flags(args)
     if args.use_dora and not merge_adapter:  # transformers 5.23, integrations/peft.py: the names of the tensors differ
         raise ConfigError(
             "--use_dora: transformers loads a DoRA adapter without its magnitudes: add --merge_adapter, so that the "
@@ -49,7 +44,23 @@ def check_adapter_settings(args: ModelConfig, *, sharded: bool = False, merge_ad
         raise ConfigError("--merge_adapter: there is no adapter to merge; add --use_peft, or drop --merge_adapter")
     if merge_adapter and sharded:
         raise ConfigError("--merge_adapter cannot merge into weights that are sharded; merge the saved adapter later")
-    if quantised and importlib.util.find_spec("bitsandbytes") is None:
+
+
+def check_adapter_flags(args: ModelConfig) -> None:
+    """Refuse flags that need --use_peft without it, and quantisation where its library is not installed.
+
+    Raises:
+        ConfigError: quantised weights or DoRA without an adapter.
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    if args.use_dora and not args.use_peft:
+        raise ConfigError("--use_dora is a kind of adapter; add --use_peft")
+    if not (args.load_in_4bit or args.load_in_8bit):
+        return
+    flag = "--load_in_4bit" if args.load_in_4bit else "--load_in_8bit"
+    if not args.use_peft:
+        raise ConfigError(f"{flag}: quantised weights cannot be trained; add --use_peft to train an adapter on them")
+    if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError("bitsandbytes", "quantization")
 
 

@@ -32,7 +32,7 @@ from hfstack.models.heads import (
     put_adapter_on,
     read_config,
 )
-from hfstack.models.loading import check_vocabulary
+from hfstack.models.loading import check_vocabulary, not_found
 
 CLASSIFIER_FILE = "classifier.json"
 # Names that configurations give to the dropout of attention weights.
@@ -131,7 +131,7 @@ def load_trained_classifier(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name} holds no tokenizer: {' '.join(str(error).split())[:160]}") from error
+        raise CheckpointError(not_found("tokenizer", name, error)) from error
     if (Path(name) / ADAPTER_FILE).is_file():
         return _load_adapter(args, tokenizer, Path(name), info), tokenizer, cast(ClassifierInfo, info)
     config: Any = checkpoint_config(args, purpose="classify")

@@ -6,6 +6,7 @@ every module that its base does not hold: upstream's default task would leave th
 outputs after each loading.
 """
 
+import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,10 @@ from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from hfstack.errors import CheckpointError, ConfigError
+from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
 from hfstack.logs import get_logger
-from hfstack.models.loading import architecture_config, find_architecture
+from hfstack.models.adapting import check_adapter_flags
+from hfstack.models.loading import architecture_config, find_architecture, not_found
 
 logger = get_logger(__name__)
 
@@ -53,8 +55,7 @@ def checkpoint_config(args: ModelConfig, *, purpose: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, revision=args.model_revision)
     except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{name} holds no model that can {purpose}: {cause}") from error
+        raise CheckpointError(not_found(f"model that can {purpose}", name, error)) from error
 
 
 def load_with_config(
@@ -70,6 +71,7 @@ def load_with_config(
     Raises:
         ConfigError: the architecture has no such head.
         CheckpointError: the checkpoint cannot be loaded.
+        MissingExtraError: quantisation was asked for, and bitsandbytes is not installed.
     """
     name = args.model_name_or_path or ""
     if config_file is not None:
@@ -79,6 +81,8 @@ def load_with_config(
             raise ConfigError(f"{config_file} cannot {purpose}: {' '.join(str(error).split())[:160]}") from error
         return model, _modules(key for key, _ in model.named_parameters())
     quantization = get_quantization_config(args)
+    if quantization and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError("bitsandbytes", "quantization")
     try:
         model, report = auto_class.from_pretrained(
             name,
@@ -103,8 +107,9 @@ def lora_beside_head(args: ModelConfig, new_modules: Sequence[str], task_type: s
     """Return the adapter that --use_peft asks for, or None; it trains and saves every module that is new.
 
     Raises:
-        ConfigError: for an architecture, whose random weights an adapter does not hold.
+        ConfigError: for an architecture, whose random weights an adapter does not hold; flags that need --use_peft.
     """
+    check_adapter_flags(args)
     if not args.use_peft:
         return None
     if (args.model_name_or_path or "").endswith(".json"):

@@ -47,7 +47,7 @@ def load_tokenizer(args: ModelConfig, tokenizer_name_or_path: str | None = None)
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
-        raise CheckpointError(_not_found("tokenizer", name, error)) from error
+        raise CheckpointError(not_found("tokenizer", name, error)) from error
 
 
 def load_causal_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -81,7 +81,7 @@ def load_causal_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        raise CheckpointError(_not_found("causal language model", name, error)) from error
+        raise CheckpointError(not_found("causal language model", name, error)) from error
     check_vocabulary(model, tokenizer, name)
     return model
 
@@ -106,7 +106,7 @@ def load_masked_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        raise CheckpointError(_not_found("masked language model", name, error)) from error
+        raise CheckpointError(not_found("masked language model", name, error)) from error
     check_vocabulary(model, tokenizer, name)
     return model
 
@@ -121,7 +121,7 @@ def is_masked_lm(args: ModelConfig) -> bool:
     try:
         config = AutoConfig.from_pretrained(name, revision=args.model_revision)
     except (OSError, ValueError) as error:
-        raise CheckpointError(_not_found("model", name, error)) from error
+        raise CheckpointError(not_found("model", name, error)) from error
     return any(a.endswith(("ForMaskedLM", "ForPreTraining")) for a in config.architectures or [])
 
 
@@ -212,8 +212,8 @@ def check_isolation(model: PreTrainedModel) -> None:
         )
 
 
-def _not_found(what: str, name: str, error: Exception) -> str:
-    """One line for the many ways in which upstream says that something could not be loaded."""
+def not_found(what: str, name: str, error: Exception) -> str:
+    """Return one line for the many ways in which upstream says that something could not be loaded."""
     cause = " ".join(str(error).split())
     path = Path(name)
     if path.exists():

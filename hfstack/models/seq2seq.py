@@ -23,7 +23,7 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.classifier import check_own_tokenizer
 from hfstack.models.heads import ADAPTER_FILE, padding_id
-from hfstack.models.loading import architecture_config, check_vocabulary, find_architecture
+from hfstack.models.loading import architecture_config, check_vocabulary, find_architecture, not_found
 from hfstack.models.masked_head import readable_length
 from hfstack.models.task_heads import TASK_FILE, load_finished
 
@@ -61,7 +61,7 @@ def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     try:
         config = AutoConfig.from_pretrained(name, revision=args.model_revision)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: no model there: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(not_found("encoder-decoder", name, error)) from error
     _check_encoder_decoder(config, name)
     quantization = get_quantization_config(args)
     try:

@@ -21,7 +21,7 @@ from transformers import (
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.adapting import check_adapter_settings
+from hfstack.models.adapting import check_adapter_flags
 from hfstack.models.classifier import check_own_tokenizer, set_attention_dropout
 from hfstack.models.heads import (
     ADAPTER_FILE,
@@ -31,7 +31,7 @@ from hfstack.models.heads import (
     put_adapter_on,
     read_config,
 )
-from hfstack.models.loading import check_vocabulary
+from hfstack.models.loading import check_vocabulary, not_found
 from hfstack.models.masked_head import readable_length
 
 Task = Literal["TokenClassification", "QuestionAnswering", "ConditionalGeneration"]
@@ -69,7 +69,7 @@ def load_with_head(
             checkpoint has a head for other tags.
         CheckpointError: there is no model at that place.
     """
-    check_adapter_settings(args)
+    check_adapter_flags(args)
     model, new_modules = _load_base(args, tokenizer, task, tags=tags, attention_dropout=attention_dropout)
     adapter = lora_beside_head(args, new_modules, _ADAPTER_TASKS[task])
     return model if adapter is None else cast(PeftModel, get_peft_model(model, adapter))
@@ -157,7 +157,7 @@ def _load_adapter(
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no tokenizer: {' '.join(str(error).split())[:160]}") from error
+        raise CheckpointError(not_found("tokenizer", str(folder), error)) from error
     named = replace(args, model_name_or_path=base, model_revision="main")
     model, new_modules = _load_base(named, tokenizer, task, tags=info.get("tags"), attention_dropout=None)
     return put_adapter_on(model, folder, new_modules), tokenizer, info

@@ -10,7 +10,7 @@ import pytest
 from trl import ModelConfig
 
 from hfstack.data.text_rows import encode_texts
-from hfstack.errors import ConfigError, DataError
+from hfstack.errors import ConfigError, DataError, MissingExtraError
 from hfstack.evaluation.classify_rows import answers, classify_logits
 from hfstack.models.classifier import load_trained_classifier, read_classifier_info
 from hfstack.run_record import read_run
@@ -218,6 +218,8 @@ def test_settings_that_do_not_fit(classify, rows_file, bert: Path, tiny_llama: P
         classify(tokenizer_name_or_path=other, output_dir=tmp_path / "c")
     with pytest.raises(ConfigError, match=r"--task 'sst3': choose one of sst2, cola"):
         classify(task="sst3", output_dir=tmp_path / "d")
+    with pytest.raises((ConfigError, MissingExtraError), match=r"--load_in_4bit: quantised weights|bitsandbytes is not"):
+        classify(load_in_4bit="true", output_dir=tmp_path / "g")
     with pytest.raises(ConfigError, match=r"holds text: a number to predict must be a number"):
         classify(kind="number", output_dir=tmp_path / "e")
     classify(max_steps=1, output_dir=tmp_path / "two")
