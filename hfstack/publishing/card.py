@@ -246,6 +246,9 @@ def _results_note(chain: Chain) -> str:
         text = f"`{link.label}` measured on {card_metrics.evaluated_on(link)[0]}"
         text += f", against `{shorten(str(against), chain)}`" if against else ""
         judged = against and (f"`{shorten(str(judge), chain)}`" if judge else "the rule in its recipe")
+        if link.record.recipe in _REINFORCED:
+            rewarding = f"`{shorten(str(judge), chain)}`" if judge else "the functions in its recipe"
+            text += f", rewarded by {rewarding}"
         lines.append(f"{text}, judged by {judged}." if judged else f"{text}.")
     return " ".join([*lines, "Each key is explained in the documentation of its recipe."])
 

@@ -235,7 +235,10 @@ def last_settings(chain: Chain, wording: Wording) -> dict[str, Any]:
     record = chain.last.record
     flat = {name: value for group in record.settings.values() for name, value in group.items()}
     named = [name for name in re.findall(r"--(\w+)", record.command) if name in flat and name not in _NO_SETTING]
-    return wording.first_settings(record.settings) | {name: flat[name] for name in named}
+    found = wording.first_settings(record.settings) | {name: flat[name] for name in named}
+    if found.get("total_episodes") or found.get("max_steps"):
+        found.pop("num_train_epochs", None)  # the default, which does not count then
+    return found
 
 
 def _revision(entry: dict[str, Any]) -> str:

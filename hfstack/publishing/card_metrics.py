@@ -78,7 +78,7 @@ def rows(found: list[Result], show: Show) -> list[list[str]]:
         counted = one.name != "eval_loss" or one.link.record.recipe in _LOSS_OF_TOKENS
         value = f"{figure.text} {figure.unit if counted else ''}".strip()
         before = one.link.record.metrics.get(f"start_{one.name.removeprefix('eval_')}")
-        if before is not None and one.name.startswith("eval_"):
+        if before is not None and one.name.startswith("eval_") and not one.name.startswith("eval_kl"):  # 0 at the start
             value += f" (before training {show(one.name, before).text})"
         measured = f"{one.link.label}, in training" if one.in_training else one.link.label
         table.append([f"{figure.label} (`{one.name}`)", value, interval, measured])

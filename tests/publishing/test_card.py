@@ -75,7 +75,8 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run("sft", "sft", ["pretrain"], {"eval_loss": 2.0}, True, model_name_or_path=folder / "pretrain")
     run("reward", "reward", ["sft"], {"eval_accuracy": 0.75}, True, model_name_or_path=folder / "sft")
     rewards = {"start_reward": 0.25, "reward": 1.5, "eval_reward": 1.4, "eval_loss": 0.1}
-    run("ppo", "ppo", ["sft", "reward"], rewards, True, model_name_or_path=folder / "sft", kl_coef=0.07)
+    run("ppo", "ppo", ["sft", "reward"], rewards, True, model_name_or_path=folder / "sft", kl_coef=0.07,
+        reward_model=folder / "reward")  # fmt: skip
     rates = {"win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
     run("win_rate", "win_rate", ["ppo", "sft"], rates, reference_model=folder / "sft")
     run("bias", "bias", ["ppo"], {"bias_gender_gap": 0.02, "bias_gender_gap_low": -0.01, "bias_gender_gap_high": 0.05})
@@ -109,7 +110,7 @@ def test_the_card_tells_the_whole_story(story: Path):
         "A language model of 1,234 parameters, trained against rewards by reinforcement learning (PPO).",
         "none, it began with random weights",
         "| Win rate (`win_rate`) | 60.0 % | 50.0 to 70.0 | win_rate |",
-        "against `story/sft`, judged by the rule in its recipe",
+        "against `story/sft`, judged by the rule in its recipe", "rewarded by `story/reward`.",
         "Bias gender gap (`bias_gender_gap`): 0.02000 (-0.01000 to 0.05000), by bias",
         "Cleaning (clean) read 400 documents and kept 370; dropped: too short 30; personal data masked: email 2",
         "| `story/clean/train.jsonl` | pretrain (train) | 1 | 14 B | `abababababab` | cc0-1.0 |",
@@ -139,6 +140,26 @@ def test_the_metadata_is_what_the_hub_reads(story: Path):
         check_card(text.replace("- user/held-out", "- user/held/out"))
     with pytest.raises(ConfigError, match="the card's metadata is not valid"):
         check_card(text.replace("value: 0.6", "valeu: 0.6", 1))
+
+
+def test_the_model_index_keeps_data_and_training_apart(story: Path, monkeypatch: pytest.MonkeyPatch):
+    """The Hub wants a type and a name of each dataset, and puts results of one type, config and split together."""
+    for name, role in (("ppo", "train"), ("win_rate", "prompts")):
+        record = json.loads((story / name / "run.json").read_text())
+        record["data"] = [{"role": role, "path": "prompts.jsonl", "files": [{"path": "prompts.jsonl", "bytes": 1,
+                                                                             "blake2b": "c" * 32}]}]  # fmt: skip
+        (story / name / "run.json").write_text(json.dumps(record))
+    (index,) = yaml.safe_load(card_of(story / "ppo").split("---")[1])["model-index"]
+    assert isinstance(index["name"], str)
+    found = {}
+    for result in index["results"]:
+        assert isinstance(result["task"]["type"], str) and isinstance(result["dataset"]["type"], str)
+        types = [metric["type"] for metric in result["metrics"]]
+        assert len(set(types)) == len(types), "a metric stands once under each dataset"
+        assert all(isinstance(metric["value"], int | float) for metric in result["metrics"])
+        found |= {(result["dataset"]["name"], metric["type"]): metric["value"] for metric in result["metrics"]}
+    assert found["prompts.jsonl", "win_rate"] == 0.6
+    assert found["prompts.jsonl (held-out part)", "reward"] == 1.4, "and not 1.5, which training saw"
 
 
 def test_what_is_missing_is_said(story: Path, tmp_path: Path):

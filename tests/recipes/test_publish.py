@@ -220,6 +220,9 @@ def test_a_folder_is_published_whole_and_again(publish, run_recipe, sft: Path, t
     assert torch.equal(logits(LlamaForCausalLM.from_pretrained(target)), logits(LlamaForCausalLM.from_pretrained(sft)))
     publish(sft, repo=f"file://{target}", license="mit")
     assert "license: mit" in (target / "README.md").read_text()
+    target.rename(target.with_name(".stories.old"))  # as a push leaves it that is killed between its two renames
+    (target.with_name(".stories.new")).mkdir()
+    publish(sft, repo=f"file://{target}", license="mit")
     assert sorted(path.name for path in target.parent.iterdir()) == ["stories"]
     check = ["--repo", f"file://{target}", "--output_dir", tmp_path / "verify"]
     assert run_recipe("verify", *check)["check_bits_per_byte"] > 1
