@@ -6,7 +6,7 @@
 A Llama of the given size is trained for a few steps that do nothing but wait, with one save after each. Timed are the
 Trainer's own save (weights, optimizer, state; the page cache takes them, nothing is forced to the disk), what
 `KeepCheckpoints` lets training wait, and how long the manifest takes in its own thread, where every file is brought to
-the disk and hashed.
+the disk and hashed; of the save and of the manifest also the processor's seconds, since the rest of them is the disk's.
 
     python benchmarks/checkpoint_cost.py --steps 200           # what `protect` costs a step, with and without
 
@@ -20,7 +20,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
@@ -55,10 +55,13 @@ def main() -> None:
         if args.steps:
             step_cost(folder, args.steps)
             return
-        print(f"{'MB':>6}{'save s':>9}{'wait s':>9}{'wait/save':>11}{'manifest s':>12}   medians of {args.saves - 1}")
+        columns = ("MB", "save s", "wait s", "wait/save", "manifest s", "save CPU s", "manifest CPU s")
+        print(*(f"{name:>14}" for name in columns), f"  medians of {args.saves - 1}")
         for megabytes in args.megabytes:
-            size, save_s, wait_s, manifest_s = save_cost(folder, megabytes, args.saves, args.step_s)
-            print(f"{size / 1e6:>6.0f}{save_s:>9.3f}{wait_s:>9.4f}{wait_s / save_s:>11.2%}{manifest_s:>12.2f}")
+            size, save, wait_s, manifest = save_cost(folder, megabytes, args.saves, args.step_s)
+            shown = (f"{size / 1e6:.0f}", f"{save.wall_s:.3f}", f"{wait_s:.4f}", f"{wait_s / save.wall_s:.2%}",
+                     f"{manifest.wall_s:.2f}", f"{save.cpu_s:.2f}", f"{manifest.cpu_s:.2f}")  # fmt: skip
+            print(*(f"{value:>14}" for value in shown), flush=True)
     finally:
         shutil.rmtree(folder)
 
@@ -74,22 +77,45 @@ class Waits(TrainerCallback):
         time.sleep(self.seconds)
 
 
-def save_cost(folder: Path, megabytes: int, saves: int, step_s: float) -> tuple[int, float, float, float]:
-    """Return bytes of a checkpoint, and seconds of a save, of waiting for it, and of its manifest."""
-    save_s: list[float] = []
-    manifest_s: list[float] = []
+class Seconds(NamedTuple):
+    """How long something took, and how much of that this process computed, in all its threads."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def now(cls) -> "Seconds":
+        """Both clocks."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def until_now(self) -> "Seconds":
+        """What has passed."""
+        now = Seconds.now()
+        return Seconds(now.wall_s - self.wall_s, now.cpu_s - self.cpu_s)
+
+
+def medians(all_seconds: list[Seconds]) -> Seconds:
+    """Of each clock, without the first, which warms up."""
+    wall_s, cpu_s = zip(*all_seconds[1:], strict=True)
+    return Seconds(statistics.median(wall_s), statistics.median(cpu_s))
+
+
+def save_cost(folder: Path, megabytes: int, saves: int, step_s: float) -> tuple[int, Seconds, float, Seconds]:
+    """Return bytes of a checkpoint, what a save takes, seconds of waiting for it, and what its manifest takes."""
+    saved: list[Seconds] = []
+    verified: list[Seconds] = []
     sizes: list[int] = []
 
     class TimedTrainer(Trainer):
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            began = time.perf_counter()
+            began = Seconds.now()
             super()._save_checkpoint(model, trial)
-            save_s.append(time.perf_counter() - began)
+            saved.append(began.until_now())
 
     def timed(path: Path, **kwargs: Any) -> None:
-        began = time.perf_counter()
+        began = Seconds.now()
         write_manifest(path, **kwargs)
-        manifest_s.append(time.perf_counter() - began)
+        verified.append(began.until_now())
         sizes.append(size_bytes(path))
 
     checkpointing.write_manifest = timed
@@ -113,8 +139,7 @@ def save_cost(folder: Path, megabytes: int, saves: int, step_s: float) -> tuple[
         ).train()  # fmt: skip
         run.finish({})
     shutil.rmtree(out)
-    medians = [statistics.median(values[1:]) for values in (save_s, waits, manifest_s)]
-    return sizes[-1], medians[0], medians[1], medians[2]
+    return sizes[-1], medians(saved), statistics.median(waits[1:]), medians(verified)
 
 
 def step_cost(folder: Path, steps: int) -> None:
