@@ -5,6 +5,7 @@ from html import escape
 
 _BLUE, _ORANGE, _GREY = "#2a7f9e", "#c8643c", "#808080"
 _MOST_CLASSES = 30
+_LETTER = 7.5  # px, about the width of a letter
 
 
 def confusion_picture(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
@@ -14,11 +15,12 @@ def confusion_picture(counts: Sequence[Sequence[int]], names: Sequence[str]) -> 
     """
     order = sorted(range(len(names)), key=lambda index: -sum(counts[index]))[:_MOST_CLASSES]
     shown = sorted(order)
-    cell, left, top = (56 if len(shown) <= 8 else 34), 130, 92
-    width, height = left + cell * len(shown) + 16, top + cell * len(shown) + 16
-    parts = [
-        _text(left, 18, f"Rows: true class; columns: predicted ({sum(map(sum, counts))} rows)", _GREY),
-    ]
+    cell, left, top = (56 if len(shown) <= 8 else 34), 130, 104
+    caption = f"Rows: true class; columns: predicted ({sum(map(sum, counts))} rows)"
+    slanted = 0.77 * _LETTER * max(len(_short(names[row])) for row in shown)  # how far a column's name reaches right
+    width = int(max(left + cell * (len(shown) - 0.5) + slanted, 8 + _LETTER * len(caption))) + 8
+    height = top + cell * len(shown) + 16
+    parts = [_text(8, 18, caption, _GREY)]
     for y, row in enumerate(shown):
         total = max(1, sum(counts[row]))
         parts.append(_text(left - 8, top + cell * (y + 0.5) + 4, _short(names[row]), _GREY, anchor="end"))
@@ -35,9 +37,9 @@ def confusion_picture(counts: Sequence[Sequence[int]], names: Sequence[str]) -> 
                 f'fill="{color}" fill-opacity="{0.06 + 0.74 * count / total:.3f}"/>'
             )
             if count:
-                parts.append(
-                    _text(left + cell * (x + 0.5), top + cell * (y + 0.5) + 4, str(count), _GREY, anchor="middle")
-                )
+                ink = "#fff" if 2 * count > total else _GREY  # on a dark cell
+                place = left + cell * (x + 0.5), top + cell * (y + 0.5) + 4
+                parts.append(_text(*place, str(count), ink, anchor="middle"))
     return _svg(width, height, "Confusion matrix", parts)
 
 

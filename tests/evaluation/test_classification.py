@@ -167,6 +167,10 @@ def test_pictures_are_well_formed_and_escape_names():
     texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
     assert "a<b" in texts and {"3", "1", "2"} <= set(texts) and "0" not in texts
     assert len([1 for element in picture.iter() if element.tag.endswith("rect")]) == 4
+    caption = next(element for element in picture.iter() if "true class" in (element.text or ""))
+    assert float(caption.get("x", "")) + 6 * len(caption.text or "") < float(picture.get("width", "")), "it is not cut"
+    ink = {element.text: element.get("fill") for element in picture.iter() if element.tag.endswith("text")}
+    assert ink["3"] == "#fff" != ink["1"], "the count of a dark cell is light"
     curves = {"as trained": [[0.6, 0.5, 4], [0.9, 0.8, 6]], "with temperature": [[0.7, 0.7, 10]]}
     drawing = ElementTree.fromstring(reliability_picture(curves))
     assert len([1 for element in drawing.iter() if element.tag.endswith("circle")]) == 3
