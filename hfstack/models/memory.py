@@ -11,6 +11,7 @@ libraries themselves. `docs/recipes/plan.md` has the measured differences.
 import contextlib
 import copy
 import typing
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -107,7 +108,9 @@ def build_model(config: PreTrainedConfig, step: TrainingStep) -> PreTrainedModel
         model.enable_input_require_grads()  # as upstream does: checkpointing needs an input that has a gradient
         transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2 stores its weights so
         adapter = LoraConfig(r=step.lora_rank, task_type=kind, target_modules="all-linear", fan_in_fan_out=transposed)
-        model = get_peft_model(model, adapter)
+        with warnings.catch_warnings():  # peft 0.21 reads the old name of activation checkpointing from a model
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            model = get_peft_model(model, adapter)
     return typing.cast(PreTrainedModel, model.train(step.trains))
 
 

@@ -131,12 +131,13 @@ def _smaller_batch(workload: Workload, limit: int) -> tuple[str, int] | None:
     """The largest halving of the micro-batch that fits, as options, with its peak."""
     step = workload.trained.step
     rows, accumulation = step.batch_size, step.accumulation
-    while rows % 2 == 0:
+    while rows // workload.rows_per_example % 2 == 0:
         rows, accumulation = rows // 2, accumulation * 2
         peak = assess(workload.varied(batch_size=rows, accumulation=accumulation)).peak
         if peak <= limit:
-            shrink = step.batch_size // rows
-            return f"micro-batch divided by {shrink}, --gradient_accumulation_steps {accumulation}", peak
+            examples = rows // workload.rows_per_example
+            flags = f"--per_device_train_batch_size {examples} --gradient_accumulation_steps {accumulation}"
+            return flags, peak
     return None
 
 

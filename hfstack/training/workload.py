@@ -80,6 +80,8 @@ class Workload:
     """None keeps all."""
     save_every: float
     """Optimizer steps between checkpoints; infinity for none."""
+    rows_per_example: int = 1
+    """Rows of a micro-batch for each one of --per_device_train_batch_size: 2 where a pair goes through at once."""
     writing: Writing | None = None
     written_share: float = 0.0
     """Rollouts for each optimizer step."""
@@ -141,6 +143,7 @@ def read_workload(recipe: str, settings: tuple[Any, ...], *, rows: int | None, p
         steps=_steps(arguments, rows),
         kept_checkpoints=arguments.save_total_limit,
         save_every=float(arguments.save_steps) if saves else math.inf,
+        rows_per_example=max(1, parts[0].step.batch_size // arguments.per_device_train_batch_size),
         writing=writing,
         written_share=share,
     )

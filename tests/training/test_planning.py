@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.measuring import MeasuredStep
 from hfstack.models.memory import trained_parameters
 from hfstack.scaling.plan import CHINCHILLA
+from hfstack.training import planning
 from hfstack.training.planning import (
     Device,
+    _smaller_batch,
     changes_that_fit,
     checkpointing_peaks,
     corrected,
@@ -126,8 +129,18 @@ def test_what_does_not_fit_gets_changes_that_do(read: Any) -> None:
     needs = assess(work)
     changes = list(changes_that_fit(work, int(needs.peak * 0.7)))
     assert changes and all(change.peak <= needs.peak * 0.7 for change in changes)
-    assert any("--gradient_accumulation_steps" in change.options for change in changes)
+    assert any(
+        "--per_device_train_batch_size 2 --gradient_accumulation_steps 2" in change.options for change in changes
+    )
     assert not list(changes_that_fit(work, 1000))
+
+
+def test_the_rows_of_a_pair_are_not_torn_apart(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = read("reward", RewardConfig, max_length=32)  # 4 pairs are 8 rows
+    assert work.rows_per_example == 2
+    monkeypatch.setattr(planning, "assess", lambda w: SimpleNamespace(peak=w.trained.step.batch_size))
+    assert _smaller_batch(work, 3) == ("--per_device_train_batch_size 1 --gradient_accumulation_steps 4", 2)
+    assert _smaller_batch(work, 1) is None
 
 
 def test_the_tables_add_up(read: Any) -> None:
