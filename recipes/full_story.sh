@@ -18,7 +18,7 @@ case "${STORY_SIZE:-demo}" in
 demo)
     stories=24000 tasks=16000 vocabulary=2048 block=256 batch=8 rows=200
     steps=2000 warmup=100 every=500 sft_steps=1300 sft_warmup=20 sft_decay=300 sft_every=650
-    answers=128 answer_tokens=80 reward_steps=240 reward_warmup=10 rloo_steps=22 compared=0.15
+    answers=128 answer_tokens=80 reward_steps=160 reward_warmup=10 rloo_steps=22 compared=0.25
     ppo=(--critic_warmup_rollouts 2 --warmup_steps 24)
     answerer=(--model_name_or_path "$out/sft" --datasets "$out/asked/instructions.jsonl")
     ;;
@@ -48,8 +48,8 @@ stage() { # folder, what it is for, recipe, options
     hfstack run "$recipe" --output_dir "$out/$folder" "$@" "${resume[@]}"
 }
 
-stage corpus "write a corpus of short stories, with noise planted in it, and tasks with answers" \
-    demo_corpus --stories $stories --instructions $tasks --task beginning
+stage corpus "write a corpus of short stories, with noise planted in it, and tasks with answers, good and careless" \
+    demo_corpus --stories $stories --instructions $tasks --task beginning --careless_share 0.5
 
 stage clean "clean it: repair, filter, mask, remove duplicates" \
     clean --datasets "$out/corpus/raw.jsonl" --eval_fraction 0.02
@@ -81,7 +81,7 @@ stage prompts "think of tasks to which it was taught no answers" \
     demo_corpus --seed 1 --stories 1 --sentiment 0 --instructions 1600 --task beginning
 
 stage asked "and of others, for preferences alone" \
-    demo_corpus --seed 2 --stories 1 --sentiment 0 --instructions 1200 --task beginning
+    demo_corpus --seed 2 --stories 1 --sentiment 0 --instructions 400 --task beginning
 
 stage preferences "let it answer these, and judge the answers by the gold rule, with a tenth of the labels wrong" \
     preferences "${answerer[@]}" --max_new_tokens $answer_tokens --label_noise 0.1
@@ -89,7 +89,7 @@ stage preferences "let it answer these, and judge the answers by the gold rule, 
 stage reward "learn a reward model from these preferences" \
     reward --model_name_or_path "$out/sft" --datasets "$out/preferences/train.jsonl" \
     --eval_datasets "$out/preferences/eval.jsonl" --max_length 512 --per_device_train_batch_size 16 \
-    --gradient_accumulation_steps 1 --activation_checkpointing false --gradient_checkpointing false \
+    --gradient_accumulation_steps 1 --activation_checkpointing false \
     --max_steps $reward_steps --warmup_steps $reward_warmup --learning_rate 1e-3 --lr_scheduler_type cosine \
     --eval_steps $reward_steps --save_steps $reward_steps
 
@@ -97,7 +97,7 @@ stage rloo "train the model against the reward model" \
     rloo --model_name_or_path "$out/sft" --reward_model "$out/reward" --datasets "$out/prompts/instructions.jsonl" \
     --eval_fraction $compared --per_device_train_batch_size $answers --per_device_eval_batch_size $answers \
     --num_generations 8 --num_generations_eval 2 --gradient_accumulation_steps 1 --max_steps $rloo_steps \
-    --warmup_steps 2 --learning_rate 6e-4 --beta 0.1 --activation_checkpointing false --gradient_checkpointing false \
+    --warmup_steps 2 --learning_rate 6e-4 --beta 0.1 --activation_checkpointing false \
     --bf16 false --max_completion_length $answer_tokens --eval_steps $rloo_steps --save_steps $rloo_steps
 
 stage ppo "train the same model with PPO on as many answers" \
