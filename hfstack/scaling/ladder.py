@@ -10,8 +10,9 @@ The rules, all here:
   arXiv:1910.05895), which is the usual 0.02 at a width of 1,000. With 0.02 at every width small models stay on a
   plateau for hundreds of steps, and a ladder would measure that.
 - **Learning rate and batch** follow the compute of the rung, as DeepSeek LLM fitted them (Bi et al. 2024,
-  arXiv:2401.02954, equation 1): rate 0.3118 C^-0.125 and batch 0.2920 C^0.3271 tokens. They fitted 1e17 to 2e19 FLOPs;
-  below that it is an extrapolation, and the rate is kept at 0.01 or less.
+  arXiv:2401.02954, section 3.1): rate 0.3118 C^-0.125 and batch 0.2920 C^0.3271 tokens. They fitted 1e17 to 2e19 FLOPs;
+  below that it is an extrapolation, and the rate is kept at 0.01 or less. Their C has attention and no output matrix
+  (72 layers width^2 + 12 layers width length, a token); the full count here gives slightly larger batches.
 - **Compute** is counted from the config by the function that is handed in, attention and output matrix included; 6ND,
   with and without embeddings, stands beside it.
 """
