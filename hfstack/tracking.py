@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ logger = get_logger(__name__)
 _FOLDER = "tensorboard"
 _TOLD = ".tracked.json"
 _KEEP_ALL = ("wandb", "trackio")  # trackers that cannot take anything back
-_ON_ITS_WAY_S = 2.0  # a tracker that is killed loses what it was told last: trackio sends twice a second
+_ON_ITS_WAY_S = 20.0  # a tracker that is killed loses what it was told last: wandb writes its file every 15 s
 _USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")  # wandb takes neither together with WANDB_RESUME
 
 
@@ -69,6 +69,8 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
     finally:
         integration_utils.INTEGRATION_TO_CALLBACK.update(callbacks)
         told.keep(everything=True)
+        for close in told.at_end:
+            close()
         _end_wandb(args, failed=failed)
         for name, value in before.items():
             if value is None:
@@ -116,6 +118,7 @@ class Told:
         self._before: tuple[int, set[str]] | None = None
         self._now: tuple[int, set[str]] = (-1, set())
         self._on_their_way: list[tuple[float, int, set[str]]] = []
+        self.at_end: list[Callable[[], None]] = []
 
     def begin(self) -> None:
         """Read what earlier processes have told, once it is known whether that still counts."""
@@ -183,6 +186,12 @@ def _once(known: Any, told: Told) -> type[TrainerCallback]:
             super().on_log(args, state, control, **kwargs)
             if state.is_world_process_zero:
                 told.add(state.global_step, names)
+
+        def on_train_end(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        ) -> None:
+            """Leave the run open for what is measured after training: TRL's own log calls fail on a closed one."""
+            told.at_end.append(lambda: upstream.on_train_end(self, args, state, control, **kwargs))
 
     Continued.upstream = upstream
     return Continued

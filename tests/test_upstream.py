@@ -274,6 +274,7 @@ def test_trackers_are_built_from_the_table_that_tracking_changes():
         names = list(inspect.signature(callback.on_log).parameters)
         assert names == ["self", "args", "state", "control", "model", "logs", "kwargs"]
         assert '"train/global_step": state.global_step' in inspect.getsource(callback.on_log)
+    assert "self._trackio.finish()" in inspect.getsource(TrackioCallback.on_train_end), "before the last evaluation"
 
 
 def test_the_trainer_runs_its_epochs_as_ppo_needs():
