@@ -4,7 +4,10 @@ accelerate shards on GPUs only and trains unsharded on a CPU without a word. `fu
 accelerate is told that the two processes have a GPU each; everything else is what `--accelerate fsdp2` runs.
 """
 
+import faulthandler
+import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from transformers import (
     default_data_collator,
 )
 
+from hfstack import config
 from hfstack.checkpoints import MANIFEST, find_damage
 from hfstack.errors import CheckpointError
 from hfstack.models.merging import merge_checkpoint, read_shards
@@ -31,6 +35,8 @@ from hfstack.publishing.bundle import kind_of, published_files
 from hfstack.run import Run
 from hfstack.run_record import read_run
 from hfstack.training.checkpointing import protect
+from tests.conftest import ROOT, SENTENCES
+from tests.test_accelerate_configs import _FSDP
 from tests.two_processes import spawn
 
 SHARDED, FULL = "SHARDED_STATE_DICT", "FULL_STATE_DICT"
@@ -150,6 +156,51 @@ def test_the_shipped_kind_ends_with_a_plain_model(runs: Path, tmp_path: Path):
     found = AutoModelForCausalLM.from_pretrained(runs / "full").state_dict()
     assert json.loads((runs / "full" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
+
+
+def launch_recipe(rank: int, folder: Path, llama: Path) -> dict[str, Any]:
+    """Call a recipe as `--accelerate fsdp2` starts it: its environment, and no --fsdp among the flags."""
+    os.environ |= _FSDP | {"HFSTACK_PROCESSES": "2", "HF_HOME": str(folder / "hf")}
+    start = Run.start.__func__  # pyright: ignore
+
+    def start_sharded(cls: type[Run], *given: Any, **options: Any) -> Run:
+        run = start(cls, *given, **options)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return run
+
+    Run.start = classmethod(start_sharded)  # pyright: ignore
+    path = ROOT / "recipes" / "pretrain_clm.py"
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    assert spec and spec.loader
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = recipe
+    spec.loader.exec_module(recipe)
+    sys.argv = [
+        str(path), "--model_name_or_path", str(llama), "--tokenizer_name_or_path", str(llama), "--datasets",
+        str(folder / "rows.jsonl"), "--eval_fraction", "0.2", "--block_size", "16", "--max_steps", "4",
+        "--per_device_train_batch_size", "2", "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2",
+        "--logging_steps", "1", "--bf16", "false", "--use_cpu", "true", "--ddp_backend", "gloo", "--report_to", "none",
+        "--sample_tokens", "2", "--output_dir", str(folder / "out"),
+    ]  # fmt: skip
+    faulthandler.dump_traceback_later(300, exit=True)  # processes that wait for each other would wait forever
+    config.command_line(recipe.main)
+    faulthandler.cancel_dump_traceback_later()
+    return {"done": True}
+
+
+@pytest.mark.slow
+def test_a_recipe_evaluates_and_ends_under_the_shipped_file(tmp_path: Path, tiny_llama: Path):
+    """`args.fsdp` is None then, so that whoever asks it alone lets one process sample while the other waits."""
+    rows = ({"text": f"{i} {SENTENCES[i % 4]}"} for i in range(60))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spawn(launch_recipe, tmp_path, tiny_llama)
+    record = read_run(tmp_path / "out")
+    assert record.status == "finished" and record.world_size == 2
+    assert not (tmp_path / "out" / "samples.jsonl").exists(), "no process has a whole model to sample from"
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [2, 4, 4]
+    assert find_damage(tmp_path / "out" / "checkpoint-4", needs_manifest=True) is None
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").num_parameters() > 0
 
 
 def test_shards_are_not_published(runs: Path):
