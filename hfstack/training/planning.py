@@ -121,10 +121,11 @@ def changes_that_fit(workload: Workload, limit: int) -> Iterator[Change]:
             break
     if not step.lora_rank:
         adapted = checkpointed.varied(lora_rank=_LORA_RANK)
-        peak = assess(adapted).peak
-        if peak <= limit:
-            options = f"--use_peft true --lora_r {_LORA_RANK}{again}"
+        options = f"--use_peft true --lora_r {_LORA_RANK}{again}"
+        if (peak := assess(adapted).peak) <= limit:
             yield Change("train an adapter", options, peak)
+        elif (found := _smaller_batch(adapted, limit)) is not None:
+            yield Change("train an adapter, in smaller micro-batches", f"{options} {found[0]}", found[1])
 
 
 def _smaller_batch(workload: Workload, limit: int) -> tuple[str, int] | None:

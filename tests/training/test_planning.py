@@ -143,6 +143,20 @@ def test_the_rows_of_a_pair_are_not_torn_apart(read: Any, monkeypatch: pytest.Mo
     assert _smaller_batch(work, 1) is None
 
 
+def test_an_adapter_may_need_smaller_batches_too(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = read("sft", SFTConfig, max_length=32)
+
+    def needs(workload: Workload) -> SimpleNamespace:
+        step = workload.trained.step
+        return SimpleNamespace(peak=step.batch_size + (0 if step.lora_rank else 100), memory={})
+
+    monkeypatch.setattr(planning, "assess", needs)
+    (change,) = changes_that_fit(work, 3)
+    assert change.what == "train an adapter, in smaller micro-batches" and change.peak == 2
+    assert change.options.startswith("--use_peft true --lora_r 16")
+    assert change.options.endswith("--per_device_train_batch_size 2 --gradient_accumulation_steps 2")
+
+
 def test_the_tables_add_up(read: Any) -> None:
     work = read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.05, max_steps=5)
     needs = assess(work)
