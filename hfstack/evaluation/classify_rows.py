@@ -86,12 +86,9 @@ def load_classify_predictor(
         limit = info.max_length
     names = (columns[0] or info.text_column, columns[1] or info.text_pair_column)
     pad = padding_id(tokenizer)
-    seen = 0
 
-    def predict(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        nonlocal seen
-        encoded = _encode(rows, names, tokenizer, limit, first_row=seen + 1)
-        seen += len(rows)
+    def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
+        encoded = _encode(rows, names, tokenizer, limit, first_row=first_row)
         return answers(classify_logits(model, encoded, pad_token_id=pad, batch_size=batch_size), info)
 
     return predict

@@ -57,12 +57,17 @@ def load_fill_predictor(
     model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
     column = columns[0] or "text"
 
-    def predict(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
         answers = []
-        for row in rows:
+        for number, row in enumerate(rows, first_row):
             if not isinstance(row.get(column), str):
-                raise DataError(f"a row has no text in column {column!r}, found {', '.join(row)}; set --text_column")
-            masks = fill_masks(model, tokenizer, [row[column]], max_length=max_length)
+                raise DataError(
+                    f"row {number} has no text in column {column!r}, found {', '.join(row)}; set --text_column"
+                )
+            try:
+                masks = fill_masks(model, tokenizer, [row[column]], max_length=max_length)
+            except DataError as error:
+                raise DataError(f"row {number}: {error}") from None
             shown = [
                 {"position": mask.position, "candidates": [{"token": t, "probability": p} for t, p in mask.candidates]}
                 for mask in masks

@@ -22,8 +22,11 @@ from hfstack.models.loading import not_found
 
 logger = get_logger(__name__)
 
-Predictor = Callable[[Sequence[dict[str, Any]]], list[dict[str, Any]]]
-"""Takes some rows of the file, returns the answer to each, in order. A row that cannot be read is a DataError."""
+Predictor = Callable[[Sequence[dict[str, Any]], int], list[dict[str, Any]]]
+"""Takes some rows of the file and the number of the first, from 1; returns the answer to each, in order.
+
+A row that cannot be read is a DataError with its number in the file, also when an interrupted call wrote those before.
+"""
 
 _ADAPTER_TASKS = {
     "SEQ_CLS": "SequenceClassification",
@@ -97,7 +100,7 @@ def write_predictions(
     try:
         with begun.open("a", encoding="utf-8", newline="\n") as file:
             while window := list(islice(stream, window_rows)):
-                for row, answer in zip(window, predict(window), strict=True):
+                for row, answer in zip(window, predict(window, total + 1), strict=True):
                     if absent := [name for name in keep if name not in row]:
                         raise DataError(f"--keep_columns {absent[0]}: row {total + 1} has {', '.join(row)}")
                     line = {name: row[name] for name in keep} | answer

@@ -240,12 +240,10 @@ def load_answer_predictor(
     stride = min(int(info.get("stride", 128)), limit // 4)
     settings = {"max_answer_tokens": info.get("max_answer_tokens", 30), "n_best": info.get("n_best", 5)}
     settings |= {"no_answer": info.get("no_answer", False), "threshold": info.get("threshold", 0.0)}
-    seen = 0
 
-    def predict(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        nonlocal seen
+    def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
         questions = []
-        for number, row in enumerate(rows, seen + 1):
+        for number, row in enumerate(rows, first_row):
             for name in names:
                 if not isinstance(row.get(name), str) or not row[name].strip():
                     raise DataError(
@@ -253,7 +251,6 @@ def load_answer_predictor(
                         "(question) and --text_pair_column (context)"
                     )
             questions.append(Question(str(number), row[names[0]], row[names[1]], []))
-        seen += len(rows)
         windows = encode_questions(questions, tokenizer, max_length=limit, stride=stride, name="rows")
         logits = answer_logits(model, windows, pad_token_id=pad, batch_size=batch_size)
         return [as_row(candidates) for candidates in find_answers(logits, windows, questions, **settings)]

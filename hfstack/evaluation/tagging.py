@@ -202,17 +202,14 @@ def load_tag_predictor(
     config: Any = model.config
     names = [config.id2label[index] for index in range(config.num_labels)]
     pad = padding_id(tokenizer)
-    seen = 0
 
-    def predict(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        nonlocal seen
+    def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
         sentences = []
-        for number, row in enumerate(rows, seen + 1):
+        for number, row in enumerate(rows, first_row):
             if column not in row:
                 raise DataError(f"row {number} has no column {column!r}, found {', '.join(row)}; set --text_column")
             words = row[column].split() if isinstance(row[column], str) else row[column]
             sentences.append(Sentence(check_words(words, place=f"row {number}", column=column), []))
-        seen += len(rows)
         windows = encode_sentences(sentences, tokenizer, max_length=limit)
         chance = tag_probabilities(model, windows, pad_token_id=pad, batch_size=batch_size)
         return _answers(sentences, windows, chance, names)

@@ -131,12 +131,10 @@ def load_seq2seq_predictor(
     limit, _ = text_lengths(max_length or info.get("max_source_length"), None, model.config, tokenizer)
     column = columns[0] or info.get("source_column", "source")
     prefix, ends = info.get("source_prefix", ""), stop_tokens(model, tokenizer)
-    seen = 0
 
-    def predict(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        nonlocal seen
+    def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
         texts = []
-        for number, row in enumerate(rows, seen + 1):
+        for number, row in enumerate(rows, first_row):
             try:
                 text = text_at(row, column, place=f"row {number}")
             except DataError:
@@ -148,8 +146,8 @@ def load_seq2seq_predictor(
             texts.append(prefix + text)
         sources, whole = encode_ended(texts, tokenizer, max_length=limit, ends=ends)
         if long := sum(length > limit for length in whole):
-            logger.warning("%d of rows %d to %d are cut at %d tokens", long, seen + 1, seen + len(rows), limit)
-        seen += len(rows)
+            last_row = first_row + len(rows) - 1
+            logger.warning("%d of rows %d to %d are cut at %d tokens", long, first_row, last_row, limit)
         return [{"text": text} for text in write_texts(model, sources, tokenizer, batch_size=batch_size)]
 
     return predict

@@ -67,7 +67,7 @@ def test_rows_are_filled_as_predict_does(tmp_path) -> None:
     predict = load_fill_predictor(ModelConfig(str(folder)), **load)
     (one, two) = predict([{"text": "the [MASK] was kind"}, {"text": "[MASK] and <mask>"}])
     assert [mask["position"] for mask in two["masks"]] == [1, 3] and len(one["masks"][0]["candidates"]) == 5
-    with pytest.raises(DataError, match="no text in column 'text', found body; set --text_column"):
-        predict([{"body": "a"}])
-    with pytest.raises(DataError, match="has 13 tokens, but the model reads 8: shorten it"):
+    with pytest.raises(DataError, match="row 3 has no text in column 'text', found body; set --text_column"):
+        predict([{"body": "a"}], 3)
+    with pytest.raises(DataError, match="row 1: prompt .* has 13 tokens, but the model reads 8: shorten it"):
         predict([{"text": "the owl " * 5 + "[MASK]"}])

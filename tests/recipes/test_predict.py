@@ -72,7 +72,8 @@ def test_batches_do_not_change_the_answers(classifier: Path, rows_file: Path):
 def counting(seen: list[int], stop_at: int | None = None):
     """A predictor that notes what it is asked, and breaks down at one row."""
 
-    def predict(rows: list[dict]) -> list[dict]:
+    def predict(rows: list[dict], first_row: int) -> list[dict]:
+        assert first_row == rows[0]["id"] + 1, "also after an interruption"
         if any(row["id"] == stop_at for row in rows):
             raise KeyboardInterrupt
         seen.extend(row["id"] for row in rows)
@@ -118,8 +119,9 @@ def test_rows_are_not_all_held_at_once(tmp_path: Path):
             drawn += 1
             yield {"id": number}
 
-    def predict(window: list[dict]) -> list[dict]:
+    def predict(window: list[dict], first_row: int) -> list[dict]:
         nonlocal written, most
+        assert first_row == written + 1
         most = max(most, drawn - written)
         written += len(window)
         return [{} for _ in window]
@@ -176,12 +178,12 @@ def test_the_recipe_goes_on_after_it_was_stopped(
     def load_stopping(args: ModelConfig, **settings: object):
         predict = load(args, **settings)  # pyright: ignore[reportArgumentType]
 
-        def answer(rows: list[dict]) -> list[dict]:
+        def answer(rows: list[dict], first_row: int) -> list[dict]:
             if windows and stops:
                 stops.clear()
                 raise KeyboardInterrupt
             windows.append(len(rows))
-            return predict(rows)
+            return predict(rows, first_row)
 
         return answer
 

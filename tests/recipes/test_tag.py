@@ -83,7 +83,7 @@ def test_predicts_lists_and_texts_in_order_with_entities(tag, tmp_path: Path) ->
     ]  # fmt: skip
     assert 0.5 < found[5]["entities"][0]["probability"] <= 1
     with pytest.raises(DataError, match=r"row 7 has no column 'tokens', found text; set --text_column"):
-        predict([{"text": "a fox"}])
+        predict([{"text": "a fox"}], 7)
     with pytest.raises(ConfigError, match="--max_length 65 is longer than the model's context"):
         load_tag_predictor(ModelConfig(str(tmp_path / "out")), **load | {"max_length": 65})
 
