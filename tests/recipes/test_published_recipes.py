@@ -159,7 +159,7 @@ def train(run_recipe, case: Case, inputs: dict[str, Path], folder: Path) -> None
     }  # fmt: skip
     if case.model == "gru":
         settings["tokenizer_name_or_path"] = inputs["llama"]
-    flags = [f"--{name}={value}" for name, value in (settings | case.settings).items()]
+    flags = [f"--{name}={value}" for name, value in {**settings, **case.settings}.items()]
     run_recipe(case.recipe, *flags, "--report_to", "tensorboard", "trackio", "wandb", "--project", "tiny")
     storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
     identity = read_run(folder).run_id
