@@ -25,10 +25,9 @@ _ADAPTER, _WEIGHTS = "adapter_model.safetensors", "model*.safetensors"
 class RollBackSpikes(SkipSpikes):
     """Answer a loss spike as PaLM did: back to a checkpoint from before it, and on with other data.
 
-    "We re-started training from a checkpoint roughly 100 steps before the spike started, and skipped roughly 200-500
-    data batches, which cover the batches that were seen before and during the spike" (Chowdhery et al. 2022, section
-    5.1). Here the run does it by itself: weights and moments become those of the checkpoint, and the steps up to
-    `steps_left_out` after it change nothing, so their batches are left out. Steps, learning rate and data go on in
+    PaLM went back about 100 steps before a spike and left out 200 to 500 batches around it (Chowdhery et al. 2022,
+    section 5.1). Here the run does it by itself: weights and moments become those of the checkpoint, and the steps up
+    to `steps_left_out` after it change nothing, so their batches are left out. Steps, learning rate and data go on in
     their order: no step is there twice, and a resume ends at the same weights. PaLM's schedule went back as well.
 
     What is a spike is decided as in `SkipSpikes`. Where no checkpoint is old enough, only the spike itself is skipped.
