@@ -89,6 +89,13 @@ def test_samples_leave_training_untouched(tmp_path: Path) -> None:
     assert rows[0]["completion"] == rows[1]["completion"] and "狐狸" in rows[0]["completion"]  # one seed, one sample
 
 
+def test_a_model_in_shards_is_not_sampled_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # all that `accelerate launch` leaves of fsdp2.yaml
+    bench = Bench(SampleTable(tmp_path / "samples.jsonl", lambda model: pytest.fail("the others would wait")), tmp_path)
+    bench.send("on_evaluate", model=torch.nn.Dropout())
+    assert bench.args.fsdp is None and not (tmp_path / "samples.jsonl").exists()
+
+
 def test_samples_of_steps_taken_again_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     path.write_text(
