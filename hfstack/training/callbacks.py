@@ -177,8 +177,9 @@ class SampleTable(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """On a resume, forget the samples of steps that will be taken again."""
-        if state.is_world_process_zero and self.path.is_file():
+        """Forget the samples of steps that a resume takes again; a run without samples has an empty file."""
+        if state.is_world_process_zero:
+            self.path.touch()
             rows = [line for line in self.path.read_text(encoding="utf-8").split("\n") if line]
             kept = [line for line in rows if json.loads(line)["step"] <= state.global_step]
             self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
