@@ -91,8 +91,9 @@ def load_labelled(data_args: DataArgs, label_args: LabelArgs, *, quarantine_file
     label_column = label_args.label_column
     for name, rows in splits.items():
         if absent := [c for c in (*columns, label_column) if c is not None and c not in rows.column_names]:
+            usual = f"GLUE's have {', '.join(filter(None, task.columns))}; " if task else ""
             raise DataError(
-                f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; set --text_column, "
+                f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; {usual}set --text_column, "
                 "--text_pair_column or --label_column"
             )
     kind: Any = None if label_args.kind == "auto" else label_args.kind

@@ -79,6 +79,8 @@ def test_mistakes(tmp_path: Path):
     rows = write(tmp_path / "rows.jsonl", [{"text": f"a {i}", "label": "xy"[i % 2]} for i in range(6)])
     with pytest.raises(DataError, match=r"train: no column 'labels', found text, label; set --text_column"):
         load_labelled(DataArgs([rows], eval_fraction=0), LabelArgs(label_column="labels"))
+    with pytest.raises(DataError, match=r"found text, label; GLUE's have question, sentence; set --text_column"):
+        load_labelled(DataArgs([rows], eval_fraction=0), LabelArgs(task="qnli"))
     with pytest.raises(ConfigError, match="--streaming: the labels must be known"):
         load_labelled(DataArgs([rows], eval_fraction=0, streaming=True), LabelArgs())
     assert LabelArgs(task="none").task is None
