@@ -30,6 +30,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the endpoint that it was made with
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setenv("HF_TOKEN", WRITER)
         quick = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
         monkeypatch.setattr("huggingface_hub.utils._http.time", quick)

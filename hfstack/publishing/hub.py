@@ -350,10 +350,10 @@ def _tree(target: Target, revision: str) -> dict[str, Any]:
 
 
 def _download(target: Target, path: str, revision: str, folder: str) -> Path:
-    """One file of a commit, fetched into a folder."""
+    """One file of a commit, fetched into a folder, and not from this machine's cache."""
+    where = {"repo_type": target.repo_type, "revision": revision, "local_dir": folder, "cache_dir": f"{folder}/.cache"}
     try:
-        kind = target.repo_type
-        return Path(target.api.hf_hub_download(target.repo, path, repo_type=kind, revision=revision, local_dir=folder))
+        return Path(target.api.hf_hub_download(target.repo, path, **where))
     except Exception as error:
         if not is_network(error):
             raise

@@ -34,7 +34,8 @@ def fetch(repo: str, folder: Path, *, endpoint: str, revision: str) -> str:
         try:
             sha = str(api.repo_info(repo, repo_type=kind, revision=revision).sha)
             with transport(target):
-                api.snapshot_download(repo, repo_type=kind, revision=sha, local_dir=folder)
+                empty = folder / ".cache"  # or what this machine's own cache has of that commit would be taken
+                api.snapshot_download(repo, repo_type=kind, revision=sha, local_dir=folder, cache_dir=empty)
             return sha
         except Exception as failure:
             if not is_network(failure):
