@@ -29,7 +29,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "short"
 
 
-def optimise(folder: Path, output_dir: Path, *, model: Any = None, rollouts: int = 12, **settings: Any) -> ChainRun:
+def optimise(folder: Path, output_dir: Path, *, model: Any = None, rollouts: int = 8, **settings: Any) -> ChainRun:
     """The run of PPO on the toy, as its logs tell it."""
     start, tokenizer = ppo_toy.load(folder)
     defaults = {"learning_rate": 1e-4, "adam_epsilon": 1e-8, "max_grad_norm": 0.0, "critic": "separate"}
@@ -94,7 +94,7 @@ def bad_checks(run: ChainRun, link: str) -> set[str]:
 
 
 def test_a_sound_policy_has_no_bad_check(toy: Path, tmp_path: Path) -> None:
-    run = optimise(toy, tmp_path, rollouts=20)
+    run = optimise(toy, tmp_path, rollouts=12)
     verdicts = link_verdicts(diagnose([run]))
     assert verdicts["policy"] in ("ok", "warn") and verdicts["sft"] == "ok", in_words(diagnose([run]))
 
@@ -110,7 +110,7 @@ def test_a_critic_that_does_not_learn(toy: Path, tmp_path: Path) -> None:
     assert bad_checks(run, "policy") == {"critic"}
 
 
-@pytest.mark.parametrize(("sentences", "steps"), [(6, 300), (1, 12)], ids=["never-ends", "undertrained"])
+@pytest.mark.parametrize(("sentences", "steps"), [(6, 120), (1, 12)], ids=["never-ends", "undertrained"])
 def test_a_start_that_does_not_end_its_answers(
     toy: Path, tmp_path: Path, sentences: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
