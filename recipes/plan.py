@@ -22,10 +22,11 @@ from hfstack.run import Run, RunArgs
 from hfstack.scaling.ladder import Costs, Machine
 from hfstack.scaling.plan import BudgetArgs, budget_flops, plan_budget
 from hfstack.training.planning import (
+    CHANGE_COLUMNS,
     MEMORY_COLUMNS,
     MIB,
     DeviceArgs,
-    changes_that_fit,
+    change_rows,
     checkpointing_peaks,
     corrected,
     find_device,
@@ -38,9 +39,8 @@ from hfstack.training.workload import WorkArgs, assess, read_workload
 
 def main(budget_args: BudgetArgs, work_args: WorkArgs, device_args: DeviceArgs, run_args: RunArgs) -> dict[str, float]:
     """Plan for a recipe when one is named, otherwise for a budget."""
-    with Run.start(
-        __file__, run_args.output_dir, budget_args, work_args, device_args, run_args, replace_own=True
-    ) as run:
+    settings = (budget_args, work_args, device_args, run_args)
+    with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
         if device_args.devices < 1:
             raise ConfigError(f"--devices must be at least 1, got {device_args.devices}")
         if work_args.recipe is not None:
@@ -70,10 +70,8 @@ def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, floa
     show(run, "memory by model", MEMORY_COLUMNS, memory_rows(workload, needs))
     show(run, "plan", ["what", "value"], [[key, value] for key, value in metrics.items()])
     if not metrics["fits"]:
-        changes = [[c.what, c.options, round(c.peak / MIB, 1)] for c in changes_that_fit(workload, device.memory_bytes)]
-        advice = "" if changes else "; no setting makes it fit: take a smaller model or shorter rows"
-        print(f"it does not fit into {device.name}: {metrics['peak_mib']:,} of {metrics['memory_mib']:,} MiB{advice}")
-        show(run, "changes that make it fit", ["change", "options", "peak MiB"], changes)
+        print(f"it does not fit into {device.name}: {metrics['peak_mib']:,} of {metrics['memory_mib']:,} MiB")
+        show(run, "changes that make it fit", CHANGE_COLUMNS, change_rows(workload, device.memory_bytes))
     return metrics
 
 

@@ -128,6 +128,15 @@ def changes_that_fit(workload: Workload, limit: int) -> Iterator[Change]:
             yield Change("train an adapter, in smaller micro-batches", f"{options} {found[0]}", found[1])
 
 
+def change_rows(workload: Workload, limit: int) -> list[list[object]]:
+    """Return a row for each change that fits, under `CHANGE_COLUMNS`; one that says so where none does."""
+    rows: list[list[object]] = [[c.what, c.options, round(c.peak / MIB, 1)] for c in changes_that_fit(workload, limit)]
+    return rows or [["none: take a smaller model or shorter rows", "", ""]]
+
+
+CHANGE_COLUMNS = ["change", "options", "peak MiB"]
+
+
 def _smaller_batch(workload: Workload, limit: int) -> tuple[str, int] | None:
     """The largest halving of the micro-batch that fits, as options, with its peak."""
     step = workload.trained.step
