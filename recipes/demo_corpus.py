@@ -22,6 +22,7 @@ from hfstack.data.jsonl import write_jsonl
 from hfstack.errors import ConfigError
 from hfstack.run import Run
 
+OPENINGS = 20  # lines of prompts.txt, of stories that are in none of the other files
 MEASURED = 10_000  # so many undamaged stories are enough to measure variety
 
 
@@ -43,8 +44,6 @@ class DemoArgs:
     """Share of the answers to `beginning` tasks without capitals, torn off or too short, in [0, 1)."""
     sentiment: int = 0
     """Rows of sentiment.jsonl (text, label): 1 for a happy ending, 0 for a sad one; 0 writes none."""
-    prompts: int = 20
-    """Lines of prompts.txt: openings of stories that are in none of the other files."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise_share < 1:
@@ -55,7 +54,7 @@ class DemoArgs:
             raise ConfigError(f"careless_share must be in [0, 1), got {self.careless_share}")
         if self.careless_share and self.task != "beginning":
             raise ConfigError(f"careless_share is for --task beginning, got --task {self.task}")
-        for name in ("stories", "instructions", "sentiment", "prompts"):
+        for name in ("stories", "instructions", "sentiment"):
             if getattr(self, name) < (least := int(name == "stories")):
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -77,7 +76,7 @@ def main(args: DemoArgs) -> dict[str, float]:
         write_if_any(run.output_dir / "instructions.jsonl", tasks)
         write_if_any(run.output_dir / "chat.jsonl", [as_messages(task) for task in tasks])
         write_if_any(run.output_dir / "sentiment.jsonl", list(sentiment_rows(args.seed, args.sentiment)))
-        prompts = "".join(f"{opening}\n" for opening in openings(args.seed, args.prompts))
+        prompts = "".join(f"{opening}\n" for opening in openings(args.seed, OPENINGS))
         (run.output_dir / "prompts.txt").write_text(prompts, encoding="utf-8")
 
         planted = [[fault, "drop" if fault in DROPPED else "mend", faults[fault]] for fault in FAULTS if faults[fault]]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hfstack"
 FLOORS = [  # lowest first; an import points to a lower floor or stays in its own package
     {"errors", "logs", "redaction"},
-    {"config", "environment"},
+    {"config", "environment", "chat_rendering"},
     {"data", "models", "scaling", "checkpoints", "run_record", "tracking", "recipe_settings"},
     {"run_checkpoints"},
     {"run"},

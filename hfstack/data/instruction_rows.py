@@ -20,10 +20,10 @@ from typing import Any, Literal, cast
 
 import torch
 from datasets import Dataset
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
+from hfstack.chat_rendering import render_chat
 from hfstack.data.checks import IGNORED_LABEL
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -308,8 +308,8 @@ def _encode_conversation(
         return [], [], "empty completion (an assistant turn without content)"
     try:
         encoded = _template(tokenizer, turns, return_assistant_tokens_mask=assistant_only)
-    except (TemplateError, TypeError, KeyError, ValueError) as error:
-        return [], [], f"the chat template fails: {' '.join(str(error).split())[:160]}"
+    except DataError as error:
+        return [], [], str(error).rpartition(" (on ")[0]  # the row is shown by the caller
     ids: list[int] = encoded["input_ids"]
     labels = list(ids)
     if assistant_only:
@@ -325,7 +325,7 @@ def _encode_conversation(
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], **settings: Any) -> Any:
-    return tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **settings)
+    return render_chat(tokenizer, turns, tokenize=True, return_dict=True, **settings)
 
 
 def _turn(turn: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hfstack.chat_rendering import render_chat
 from hfstack.data.preference_kinds import Text, answer_text
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -118,7 +119,7 @@ def shorten(token_ids: Sequence[int], begin: int, end: int, *, max_length: int) 
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, ask: bool) -> list[int]:
-    encoded: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=ask, return_dict=True)
+    encoded = render_chat(tokenizer, messages, add_generation_prompt=ask, return_dict=True)
     return list(encoded["input_ids"])
 
 

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfstack.chat_rendering import render_chat
 from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
@@ -16,7 +17,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     if tokenizer.chat_template is None:
         return None
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _ANSWER}]
-    rendered = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    rendered = str(render_chat(tokenizer, turns, tokenize=False))
     after = rendered.rpartition(_ANSWER)[2].strip()
     token_ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
     return token_ids[0] if token_ids and token_ids[0] in tokenizer.added_tokens_decoder else None

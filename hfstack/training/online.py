@@ -21,6 +21,7 @@ from transformers import (
 )
 from trl import GRPOConfig, RLOOConfig
 
+from hfstack.chat_rendering import render_chat
 from hfstack.data.checks import no_double_bos, preflight, train_and_eval_are_disjoint
 from hfstack.data.sources import DataArgs, load_splits, require_columns
 from hfstack.errors import CheckpointError, ConfigError, DataError
@@ -199,8 +200,8 @@ def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
             "the prompts are conversations but the model's tokenizer has no chat template; for plain prompts set "
             "--as_chat false"
         )
-    rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
-    return cast(list[int], cast(Any, rendered)["input_ids"])
+    rendered = render_chat(tokenizer, prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return cast(list[int], rendered["input_ids"])
 
 
 class CompletionMetrics(TrainerCallback):

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfstack.data.tokenizers import CHAT_TEMPLATE, CHAT_TOKENS
+from hfstack.errors import DataError
 from hfstack.models.turns import end_of_turn_id, stop_at_end_of_turn
 
 
@@ -30,3 +31,17 @@ def test_generation_stops_there_and_at_what_it_stopped_at_before(chat_tokenizer,
     assert stop_at_end_of_turn(model, chat_tokenizer) == [eos, end]
     assert model.generation_config.eos_token_id == [eos, end]
     assert stop_at_end_of_turn(model, chat_tokenizer) == [eos, end], "a second call changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('only one turn') }}", "only one turn"),
+        ("{% for %}", "Expected"),
+        ("{{ 1 + 'a' }}", "unsupported"),
+    ],
+)
+def test_a_template_that_fails_is_one_line(chat_tokenizer, template: str, reason: str) -> None:
+    chat_tokenizer.chat_template = template
+    with pytest.raises(DataError, match=rf"the chat template fails: .*{reason}.*chat_template\.jinja"):
+        end_of_turn_id(chat_tokenizer)

@@ -32,19 +32,7 @@ def test_writes_the_raw_corpus_with_the_truth_beside_it(run_recipe: Callable, tm
 
 
 def test_writes_the_later_stages_on_request(run_recipe: Callable, tmp_path: Path):
-    run_recipe(
-        "demo_corpus",
-        "--stories",
-        10,
-        "--instructions",
-        30,
-        "--sentiment",
-        20,
-        "--prompts",
-        0,
-        "--output_dir",
-        tmp_path,
-    )
+    run_recipe("demo_corpus", "--stories", 10, "--instructions", 30, "--sentiment", 20, "--output_dir", tmp_path)
     tasks, chat = rows(tmp_path / "instructions.jsonl"), rows(tmp_path / "chat.jsonl")
     assert len(tasks) == len(chat) == 30
     assert all(row["prompt"] and row["completion"] for row in tasks)
