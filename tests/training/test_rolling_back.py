@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from hfstack.logs import setup_logging
 from hfstack.training.divergence import find_rows
 from hfstack.training.rolling_back import RollBackSpikes, put_back
 from tests.training.test_checkpointing import At, Poisoned, crash, same, trainer_of, weights
+from tests.two_processes import spawn
 
 # A spike at the row that is multiplied, once in each epoch of 12 steps.
 SPIKY: dict[str, Any] = {"poison": (int(Poisoned().rows[5][0]), 50.0), "max_steps": 24, "learning_rate": 1e-3}
@@ -82,6 +84,24 @@ def test_a_crash_and_a_resume_change_nothing(train: Callable[..., Any], tmp_path
     train("out", again, resume_from_checkpoint="last", **SPIKY)
     same(tmp_path / "whole", tmp_path / "out")
     assert again.roll_backs == spikes.roll_backs
+
+
+def roll_back_together(rank: int, folder: Path, llama: Path) -> dict[str, Any]:
+    """The run of above in two processes, of which the first one alone looks for the checkpoint."""
+    sys.argv = ["pretrain.py"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(llama)
+    spikes = guard()
+    trainer = trainer_of(folder, llama, tokenizer)(
+        "out", spikes, ddp_backend="gloo", **SPIKY | {"per_device_train_batch_size": 1}
+    )
+    return {"roll_backs": spikes.roll_backs, "weights": dict(trainer.model.state_dict())}
+
+
+@pytest.mark.slow
+def test_all_processes_go_back_to_the_same(tmp_path: Path, tiny_llama: Path) -> None:
+    one, two = spawn(roll_back_together, tmp_path, tiny_llama)
+    assert one["roll_backs"] and one["roll_backs"] == two["roll_backs"]
+    assert equal(one["weights"], two["weights"])
 
 
 def test_without_an_old_checkpoint_the_spike_alone_is_skipped(
