@@ -351,9 +351,9 @@ def _tree(target: Target, revision: str) -> dict[str, Any]:
 
 def _download(target: Target, path: str, revision: str, folder: str) -> Path:
     """One file of a commit, fetched into a folder, and not from this machine's cache."""
-    where = {"repo_type": target.repo_type, "revision": revision, "local_dir": folder, "cache_dir": f"{folder}/.cache"}
+    where: Any = {"repo_type": target.repo_type, "revision": revision, "local_dir": folder}
     try:
-        return Path(target.api.hf_hub_download(target.repo, path, **where))
+        return Path(target.api.hf_hub_download(target.repo, path, cache_dir=f"{folder}/.cache", **where))
     except Exception as error:
         if not is_network(error):
             raise

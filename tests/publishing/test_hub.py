@@ -243,3 +243,14 @@ def test_a_card_that_the_hub_refuses_is_one_line(hub: Hub, tmp_path: Path):
     with pytest.raises(HubError, match=r'refuses the card: .*"license" must be one of') as caught:
         push(where, [item("README.md", tmp_path / "README.md")], parent=parent, message="Publish")
     assert "\n" not in str(caught.value) and paths(hub) == set()
+
+
+def test_what_was_pushed_is_not_read_from_this_machines_cache(hub: Hub, items: list[Item], tmp_path: Path):
+    where = target(hub)
+    sha = push(where, items, parent=prepare_repo(where), message="Publish")
+    planted = Path(constants.HF_HUB_CACHE) / "models--alice--model" / "snapshots" / sha / "config.json"
+    planted.parent.mkdir(parents=True)
+    planted.write_text("{}")
+    taken = where.api.hf_hub_download("alice/model", "config.json", revision=sha, local_dir=tmp_path / "local")
+    assert Path(taken).read_text() == "{}", "upstream takes it"
+    assert check_pushed(where, items, sha) == 2
