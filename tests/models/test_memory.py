@@ -62,6 +62,16 @@ def test_the_count_is_that_of_real_tensors(step: TrainingStep) -> None:
     assert peak_memory(llama(), step).total == pytest.approx(held_by_real_tensors(llama(), step), rel=0.05)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("name", "least"), [("gru-1m", 0.95), ("lstm-1m", 0.75)])
+def test_the_count_of_a_recurrent_model(name: str, least: float, bf16: bool) -> None:
+    """The GRU's is that of real tensors; the LSTM's real workspace is reserved whole and touched in part."""
+    config = AutoConfig.from_pretrained(ARCHITECTURES / f"{name}.json")
+    step = TrainingStep(16, 16, bf16=bf16, fused_loss=True)
+    real = held_by_real_tensors(config, step)
+    assert least * real < peak_memory(config, step).total < 1.05 * real
+
+
 def test_weights_and_adam_are_counted_exactly() -> None:
     memory = peak_memory(llama(), TrainingStep(2, 8))
     parameters = count_parameters(llama()).total
