@@ -40,10 +40,11 @@ SIDES: dict[str, dict[str, Any]] = {
     "adapter": {"critic": "adapter", "learning_rate": 1e-3},
 }
 SETTINGS: dict[str, dict[str, Any]] = {  # beside "separate" and "shared", which is what PPOConfig ships for its kind
-    "separate, clipped at 1": {"critic": "separate"},  # what PPOConfig ships
-    "separate, clipped at 1, eps 1e-5": {"critic": "separate", "adam_epsilon": 1e-5},
-    "separate, clipped at 1, lambda 1": {"critic": "separate", "lam": 1.0},
-    "shared, not clipped": {"critic": "shared", "max_grad_norm": 0.0},
+    "separate, clipped at 10": {"critic": "separate"},  # what PPOConfig ships
+    "separate, clipped at 1": {"critic": "separate", "max_grad_norm": 1.0},
+    "separate, clipped at 1, eps 1e-5": {"critic": "separate", "max_grad_norm": 1.0, "adam_epsilon": 1e-5},
+    "separate, lambda 1": {"critic": "separate", "lam": 1.0},
+    "shared, clipped at 1": {"critic": "shared", "critic_learning_rate": 1e-3, "max_grad_norm": 1.0},
     "shared, one rate": {"critic": "shared", "critic_learning_rate": 1e-4},
 }
 ROLLOUT_EPISODES, MINI_BATCHES, EPOCHS, LEARNING_RATE = 128, 4, 4, 1e-4

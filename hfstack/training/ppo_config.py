@@ -39,7 +39,7 @@ class PPOConfig(TrainingArguments):
     """Peak learning rate of the policy."""
     logging_steps: float = 1
     """Optimizer steps between logs. This, save_steps and eval_steps are rounded up to whole rollouts."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 10.0
     """Norm that gradients are clipped to; 0 turns clipping off."""
 
     total_episodes: int | None = None
