@@ -126,6 +126,25 @@ def lines_of(text: str) -> dict[str, list[list[Any]]]:
 # ---- the page
 
 
+@pytest.mark.parametrize(
+    ("recipe", "metrics", "first", "second"),
+    [
+        (
+            "rloo",
+            {"start_reward": 0.1, "eval_loss": 4e-9, "eval_kl_per_completion": 3.5, "eval_reward": 1.75},
+            "1.75",
+            "3.5",
+        ),
+        ("win_rate", {"win_rate_low": 0.679, "prompts": 400, "win_rate": 0.725}, "72.5", "400"),
+    ],
+)
+def test_a_stage_is_told_by_what_it_is_for(tmp_path: Path, recipe: str, metrics, first: str, second: str) -> None:
+    folder = write_training(tmp_path / recipe, curve(), metrics=metrics, recipe=recipe)
+    card = render(folder).partition('<ol class="chain"')[2].partition("</ol>")[0]
+    found = re.search(r'"value">([^<]*)<.*"second">([^<]*)<', card)
+    assert found and found[1].startswith(first) and second in found[2]
+
+
 def test_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
     """Every element is closed, ids are unique, links stay in the page, and the policy allows only the page's script."""
     folder = write_training(tmp_path / "pretrain", curve(), metrics={"bits_per_byte": 0.7})

@@ -30,6 +30,16 @@ _HEADLINES = {
     "tokenizer": ("bytes_per_token", "vocab_size"),
     "evaluate_lm": ("bits_per_byte", "perplexity"),
     "generate": ("completions", "mean_tokens"),
+    "preferences": ("train_pairs", "mean_score"),
+    "reward": ("eval_accuracy", "eval_length_rule_accuracy"),
+    **dict.fromkeys(("rloo", "grpo", "ppo"), ("eval_reward", "eval_kl_per_completion")),
+    "win_rate": ("win_rate", "prompts"),
+    "diagnose": ("bad", "warn"),
+    "classify": ("eval_accuracy", "eval_f1_macro"),
+    "tag": ("eval_entity_f1", "eval_loss"),
+    "answer": ("eval_answer_f1", "eval_exact_match"),
+    "seq2seq": ("eval_bleu", "eval_chrf"),
+    "pretrain_mlm": ("eval_masked_accuracy", "baseline_masked_accuracy"),
 }
 _ANY_HEADLINE = (
     "bits_per_byte", "eval_bits_per_byte", "eval_loss", "perplexity", "eval_accuracy", "train_loss", "tokens_per_s",
