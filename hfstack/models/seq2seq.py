@@ -5,10 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import PartialState
 from peft import PeftConfig, PeftModel
 from transformers import (
-    AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
@@ -17,13 +15,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
 )
-from trl import ModelConfig, get_quantization_config
+from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.classifier import check_own_tokenizer
-from hfstack.models.heads import ADAPTER_FILE, padding_id
-from hfstack.models.loading import architecture_config, check_vocabulary, find_architecture, not_found
+from hfstack.models.heads import ADAPTER_FILE, load_with_config, padding_id, read_config
+from hfstack.models.loading import check_vocabulary
 from hfstack.models.masked_head import readable_length
 from hfstack.models.task_heads import TASK_FILE, load_finished
 
@@ -44,44 +42,20 @@ def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     Raises:
         ConfigError: no model was named, it has no encoder or no decoder, it is an adapter, or the tokenizer is not its.
         CheckpointError: there is no model at that place.
+        MissingExtraError: quantisation was asked for, and bitsandbytes is not installed.
     """
-    name = args.model_name_or_path
-    if name is None:
-        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
-    if (Path(name) / ADAPTER_FILE).is_file():
-        raise ConfigError(f"{name} is an adapter: name the model that it was trained on")
-    if (config_file := find_architecture(name)) is not None:
-        config = architecture_config(config_file, tokenizer)
-        _check_encoder_decoder(config, name)
-        use_tokens(config, tokenizer)
-        try:
-            return AutoModelForSeq2SeqLM.from_config(config, attn_implementation=args.attn_implementation)
-        except ValueError as error:
-            raise ConfigError(f"{config_file}: {' '.join(str(error).split())[:200]}") from error
-    try:
-        config = AutoConfig.from_pretrained(name, revision=args.model_revision)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(not_found("encoder-decoder", name, error)) from error
+    purpose, name = "read a text and write one", args.model_name_or_path or ""
+    config, config_file = read_config(args, tokenizer, purpose=purpose)
     _check_encoder_decoder(config, name)
-    quantization = get_quantization_config(args)
-    try:
-        model, report = AutoModelForSeq2SeqLM.from_pretrained(
-            name,
-            revision=args.model_revision,
-            dtype=args.dtype,
-            attn_implementation=args.attn_implementation,
-            quantization_config=quantization,
-            device_map={"": PartialState().device} if quantization else None,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{name} holds no encoder-decoder that can be loaded: {cause}") from error
+    if config_file is not None:
+        use_tokens(config, tokenizer)
+    model, new_modules = load_with_config(AutoModelForSeq2SeqLM, args, config, config_file, purpose=purpose)
+    if config_file is not None:
+        return model
     check_vocabulary(model, tokenizer, name)
     check_own_tokenizer(args, tokenizer, name)
-    if report["missing_keys"]:
-        logger.warning("%s: drawn anew %s", name, ", ".join(sorted(report["missing_keys"])[:5]))
+    if new_modules:
+        logger.warning("%s lacks %s: these begin at random", name, ", ".join(new_modules[:5]))
     if getattr(model.config, "decoder_start_token_id", None) is None:
         model.config.decoder_start_token_id = padding_id(tokenizer)
         cast(Any, model.generation_config).decoder_start_token_id = padding_id(tokenizer)
