@@ -1,9 +1,9 @@
 """A transformer with a head for one task: loaded, drawn anew where a checkpoint lacks it, or with a LoRA adapter on it.
 
-Classifiers, reward models, taggers, encoder-decoders and models that answer questions are loaded by this. An adapter trains and saves
-every module that its base does not hold: upstream's default task would leave the random head as it is and not save it
-(huggingface/trl#1379), and a pooler that the checkpoint lacks likewise, so that the saved adapter would give other
-outputs after each loading.
+Classifiers, reward models, taggers, models that answer questions and encoder-decoders are loaded by this. An adapter
+trains and saves every module that its base does not hold: upstream's default task would leave the random head as it is
+and not save it (huggingface/trl#1379), and a pooler that the checkpoint lacks likewise, so that the saved adapter would
+give other outputs after each loading.
 """
 
 import importlib.util
