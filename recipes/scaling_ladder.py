@@ -28,6 +28,7 @@ from hfstack.scaling.ladder import TABLE, Costs, Design, Machine, Rung, build_la
 from hfstack.training.callbacks import DerivedMetrics
 from hfstack.training.checkpointing import protect
 from hfstack.training.ladder_rungs import rung_arguments, rung_metrics, rung_throughput
+from hfstack.training.preflight import checked
 from hfstack.training.settings import check_settings
 
 
@@ -104,12 +105,10 @@ def train_rung(
             model = build_model(rung.config)
             use_fused_loss(model)
             derived = DerivedMetrics(partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte))
-            callbacks = [throughput, derived, *protect(run)]
+            callbacks, data = [throughput, derived, *protect(run)], (blocks["train"], blocks["eval"])
             with refusals_of_upstream():
-                trainer = Trainer(
-                    model, args, PackedBlocks.collate, blocks["train"], blocks["eval"], tokenizer, callbacks=callbacks
-                )
-            trained = trainer.train(resume_from_checkpoint=checkpoint)
+                trainer = Trainer(model, args, PackedBlocks.collate, *data, tokenizer, callbacks=callbacks)
+            trained = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint)
             losses = {"train_loss": trained.training_loss, "train_runtime": trained.metrics["train_runtime"]}
             return run.finish(counts | losses | throughput.metrics() | trainer.evaluate(), trainer)
     except AlreadyFinished:
