@@ -66,8 +66,8 @@ def main(model_args: ModelConfig, data_args: DataArgs, ppo_args: PpoArgs, traini
 
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
-        if training_args.max_prompt_length is None:
-            check_prompts(splits, tokenizer, model, max_completion_length=training_args.max_completion_length)
+        lengths = {name: getattr(training_args, name) for name in ("max_completion_length", "max_prompt_length")}
+        check_prompts(splits, tokenizer, model, **lengths)
         rewards = prepare_rewards(
             [ppo_args.reward_model] if ppo_args.reward_model else REWARDS,
             device=training_args.device,

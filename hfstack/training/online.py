@@ -135,15 +135,24 @@ def check_prompts(
     model: PreTrainedModel,
     *,
     max_completion_length: int | None,
+    max_prompt_length: int | None = None,
 ) -> None:
     """Look for what trains silently wrong: long prompts, a doubled bos, held-out prompts that are trained on.
 
     Rows that are streamed cannot be looked at beforehand and are not.
+
+    Args:
+        splits: rows with a column `prompt`, by split.
+        tokenizer: the policy's.
+        model: whose context must hold a prompt and its completion.
+        max_completion_length: tokens that a completion may take.
+        max_prompt_length: tokens that are kept of a prompt, as `cut_prompt` does; None keeps all.
     """
     prompts = {name: list(rows["prompt"]) for name, rows in splits.items() if isinstance(rows, Dataset)}
     if not prompts:
         return
-    encoded = [encode_prompt(prompt, tokenizer) for side in prompts.values() for prompt in side]
+    whole = [encode_prompt(prompt, tokenizer) for side in prompts.values() for prompt in side]
+    encoded = [cut_prompt(token_ids, max_prompt_length, tokenizer.bos_token_id) for token_ids in whole]
     limit, answer_tokens = context_length(model.config), max_completion_length or 1
     sides = [[json.dumps(prompt) for prompt in prompts.get(name, [])] for name in ("train", "eval")]
     results = {
@@ -202,6 +211,14 @@ def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         )
     rendered = render_chat(tokenizer, prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
     return cast(list[int], rendered["input_ids"])
+
+
+def cut_prompt(token_ids: list[int], longest: int | None, bos_token_id: Any) -> list[int]:
+    """The last `longest` tokens of a prompt, the first of them its bos where it began with one; None keeps all."""
+    if longest is None or len(token_ids) <= longest:
+        return token_ids
+    begins = token_ids[:1] if bos_token_id is not None and token_ids[0] == bos_token_id else []
+    return begins + token_ids[len(token_ids) - longest + len(begins) :]
 
 
 class CompletionMetrics(TrainerCallback):

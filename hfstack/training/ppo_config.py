@@ -54,7 +54,7 @@ class PPOConfig(TrainingArguments):
     max_completion_length: int = 53
     """Tokens of the longest completion."""
     max_prompt_length: int | None = None
-    """Tokens of a prompt that are kept, from its end; None keeps all."""
+    """Tokens of a prompt that are kept: its end, and the bos that it began with; None keeps all."""
     temperature: float = 1.0
     """Of sampling; every log-probability is taken at the same temperature."""
     top_k: int = 0

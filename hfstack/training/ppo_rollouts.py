@@ -15,7 +15,7 @@ from hfstack.errors import DataError
 from hfstack.models.loading import context_length
 from hfstack.models.value_head import ActorCritic
 from hfstack.training.batching import Sequences, score_completions
-from hfstack.training.online import encode_prompt
+from hfstack.training.online import cut_prompt, encode_prompt
 from hfstack.training.ppo_config import PPOConfig
 from hfstack.training.ppo_experience import Experience, Judged, pad_rows, shape_experience
 from hfstack.training.rewards import Scores, reward_name, score_all
@@ -147,8 +147,8 @@ class Collector:
             encoded = cast(list[list[int]], self.tokenizer(list(prompts))["input_ids"])
         else:
             encoded = [encode_prompt(prompt, self.tokenizer) for prompt in prompts]
-        if self.args.max_prompt_length is not None:
-            encoded = [token_ids[-self.args.max_prompt_length :] for token_ids in encoded]
+        bos, longest = self.tokenizer.bos_token_id, self.args.max_prompt_length
+        encoded = [cut_prompt(token_ids, longest, bos) for token_ids in encoded]
         limit = context_length(actor_critic.config.get_text_config())
         for prompt, token_ids in zip(prompts, encoded, strict=True):
             needed = len(token_ids) + self.args.max_completion_length

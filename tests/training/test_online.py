@@ -18,6 +18,7 @@ from hfstack.training.online import (
     check_policy,
     check_prompts,
     check_start,
+    cut_prompt,
     encode_prompt,
     last_evaluation,
     left_padding_difference,
@@ -127,8 +128,27 @@ def test_prompts_that_leave_no_room_are_refused(llama: tuple[Any, Any]) -> None:
     check_prompts({"train": rows}, tokenizer, model, max_completion_length=40)
     with pytest.raises(DataError, match=r"1 of 2 prompts, first row 2 with 80 tokens, leave less .* context of 128"):
         check_prompts({"train": rows}, tokenizer, model, max_completion_length=60)
+    check_prompts({"train": rows}, tokenizer, model, max_completion_length=60, max_prompt_length=68)  # they are cut
     with pytest.raises(DataError, match="held-out prompts are not trained on"):
         check_prompts({"train": rows, "eval": rows}, tokenizer, model, max_completion_length=8)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "longest", "bos", "kept"),
+    [
+        ([1, 5, 6, 7], None, 1, [1, 5, 6, 7]),
+        ([1, 5, 6, 7], 4, 1, [1, 5, 6, 7]),
+        ([1, 5, 6, 7], 3, 1, [1, 6, 7]),
+        ([1, 5, 6, 7], 1, 1, [1]),
+        ([4, 5, 6, 7], 3, 1, [5, 6, 7]),
+        ([4, 5, 6, 7], 2, None, [6, 7]),
+        ([], 2, 1, []),
+    ],
+)
+def test_a_prompt_is_cut_at_its_beginning_but_keeps_its_bos(
+    token_ids: list[int], longest: int | None, bos: int | None, kept: list[int]
+) -> None:
+    assert cut_prompt(token_ids, longest, bos) == kept
 
 
 def test_conversations_need_a_template(llama: tuple[Any, Any]) -> None:
