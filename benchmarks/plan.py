@@ -4,7 +4,8 @@
     python benchmarks/plan.py --device cuda --only 125m lstm
 
 The resident set of a CPU process is measured twice: with glibc as it is, and with blocks of 1 MB and more given back to
-the system as soon as they are free (MALLOC_MMAP_THRESHOLD_), so that only what tensors hold is left.
+the system as soon as they are free (MALLOC_MMAP_THRESHOLD_), so that little but what tensors hold is left. The last six
+cases took no part in fitting `hfstack.models.heap.TAKEN_SHARE`.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
+from hfstack.models.heap import heap_rules
 from hfstack.models.measuring import measure_step
 from hfstack.models.memory import TrainingStep, peak_memory
 
@@ -59,6 +61,16 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         bert,
         TrainingStep(64, 128, task="sequence_classification", bf16=True),
     )
+    yield "llama-5m, fp32, 64 x 256", shipped("llama-5m"), TrainingStep(64, 256, fused_loss=True)
+    yield "llama-125m, fp32, 1 x 512", shipped("llama-125m"), TrainingStep(1, 512)
+    yield "gpt2-15m, bf16, 16 x 512", shipped("gpt2-15m"), TrainingStep(16, 512, bf16=True)
+    yield (
+        "bert-15m, fp32, tags, 32 x 256, 2 accumulated",
+        shipped("bert-15m"),
+        TrainingStep(32, 256, task="token_classification", accumulation=2),
+    )
+    yield "t5-5m, bf16, 64 x 128", shipped("t5-5m"), TrainingStep(64, 128, task="seq2seq", bf16=True)
+    yield "gru-5m, bf16, 128 x 256", shipped("gru-5m"), TrainingStep(128, 256, bf16=True, fused_loss=True)
 
 
 def main() -> None:
@@ -67,24 +79,26 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", default=[""], help="parts of cases' names")
     options = parser.parse_args()
-    thresholds = (None, "1000000") if options.device == "cpu" else (None,)
-    heads = ["predicted", *("measured, blocks given back" if t else "measured" for t in thresholds)]
-    ratios = [f"predicted / {head}" for head in heads[1:]]
-    print(f"| step | {' MiB | '.join(heads)} MiB | {' | '.join(ratios)} |\n|{'---|' * (2 * len(heads))}")
+    on_cpu = options.device == "cpu"
+    settings = {"": {}, "given back: ": {"MALLOC_MMAP_THRESHOLD_": "1000000"}} if on_cpu else {"": {}}
+    heads = ["step", "in tensors, MiB"]
+    for kind in settings:
+        heads += [f"{kind}predicted", f"{kind}measured", f"{kind}ratio"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name, config, step in cases():
         if not any(part in name for part in options.only):
             continue
-        predicted, measured = peak_memory(config, step).total, []
-        for threshold in thresholds:
-            os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
-            if threshold is not None:
-                os.environ["MALLOC_MMAP_THRESHOLD_"] = threshold  # read by the child when it starts
-            peak = measure_step(config, step, device=options.device).peak_bytes
-            assert peak is not None, "the resident set is read from /proc, which this system does not have"
-            measured.append(peak)
-        numbers = [f"{number / MIB:,.0f}" for number in (predicted, *measured)]
-        numbers += [f"{predicted / number:.2f}" for number in measured]
-        print(f"| {name} | {' | '.join(numbers)} |", flush=True)
+        cells = [f"{peak_memory(config, step).total / MIB:,.0f}"]
+        for setting in settings.values():
+            for variable in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+                os.environ.pop(variable, None)
+            os.environ.update(setting)  # read by the child when it starts
+            memory = peak_memory(config, step, heap=heap_rules() if on_cpu else None)
+            predicted = memory.total + memory.allocator
+            measured = measure_step(config, step, device=options.device).peak_bytes
+            assert measured is not None, "the resident set is read from /proc, which this system does not have"
+            cells += [f"{predicted / MIB:,.0f}", f"{measured / MIB:,.0f}", f"{predicted / measured:.2f}"]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

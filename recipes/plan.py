@@ -31,6 +31,7 @@ from hfstack.training.planning import (
     corrected,
     find_device,
     memory_rows,
+    placed,
     read_law,
     recipe_metrics,
 )
@@ -58,6 +59,7 @@ def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, floa
     settings = read_settings(path, shlex.split(work.recipe_options))
     workload = read_workload(path.stem, settings, rows=work.train_rows, prompt_tokens=work.prompt_tokens)
     device = find_device(machine.device_name, memory_gib=machine.memory_gib, bf16=workload.trained.step.bf16)
+    workload = placed(workload, device)
     needs, utilization, metrics = assess(workload), machine.utilization, dict[str, float]()
     if machine.measure:
         if machine.device_name is not None:

@@ -232,9 +232,20 @@ def test_a_batch_script_starts_each_node_and_goes_on_when_preempted(tmp_path: Pa
             "--resume_from_checkpoint last"
         ).split()
     assert not (tmp_path / "requeued").exists()
-    assert submit("multi_node", *asked, folder=tmp_path, END="75") == 75
+    assert submit("multi_node", *asked, folder=tmp_path, END="75", SECONDS="3600") == 75
     assert (tmp_path / "requeued").read_text() == "requeue 4242\n"
     assert "--processes 2 " in (tmp_path / "node0.txt").read_text(), "without GPUs one process a node"
 
     assert submit("single_node", "sft", folder=tmp_path, SLURM_GPUS_ON_NODE="8", END="1") == 1
     assert (tmp_path / "node0.txt").read_text() == "run sft --processes 8 --resume_from_checkpoint last\n"
+
+
+@pytest.mark.parametrize("script", ["single_node", "multi_node"])
+def test_a_job_that_is_stopped_as_it_starts_does_not_come_back(
+    script: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """With a --time of no more than --signal's ten minutes Slurm stops each start before it has got anywhere."""
+    assert submit(script, "sft", folder=tmp_path, END="75", SECONDS="100") == 75
+    assert not (tmp_path / "requeued").exists() and "is --time longer" in capfd.readouterr().err
+    assert submit(script, "sft", folder=tmp_path, END="75", SECONDS="120") == 75
+    assert (tmp_path / "requeued").exists()

@@ -3,9 +3,10 @@
 The model, its loss, the backward pass and the optimizer are the real ones; under `FakeTensorMode` they allocate
 nothing, and every tensor that comes and goes is written down. So the answer holds for any architecture, attention,
 adapter or precision, knows what autograd keeps and when it lets go, and takes seconds for a model that would not fit.
+On a CPU the same series of tensors goes through a simulated heap (`hfstack.models.heap`).
 
-What it cannot see: scratch space inside a kernel, memory that an allocator keeps after a tensor has gone, and the
-libraries themselves. `docs/recipes/plan.md` has the measured differences.
+What it cannot see: scratch space inside a kernel, and the libraries themselves. `docs/recipes/plan.md` has the measured
+differences.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hfstack.models.counting import flops_per_token
 from hfstack.models.fused_loss import use_fused_loss
+from hfstack.models.heap import HeapRules, heap_peak
 
 Task = Literal[
     "causal_lm", "masked_lm", "sequence_classification", "token_classification", "question_answering", "seq2seq"
@@ -84,10 +86,12 @@ class PeakMemory:
     optimizer: int
     activations: int
     """All the rest: what autograd keeps, temporary tensors, the batch."""
+    allocator: int = 0
+    """What the heap of a CPU process holds beyond its tensors, at its own peak; 0 where it was not asked for."""
 
     @property
     def total(self) -> int:
-        """Bytes of all four."""
+        """Bytes of what tensors hold: all but the allocator."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -186,12 +190,13 @@ def forward_flops(config: PreTrainedConfig, step: TrainingStep) -> float:
     return float(counter.get_total_flops()) * step.batch_size
 
 
-def peak_memory(config: PreTrainedConfig, step: TrainingStep) -> PeakMemory:
+def peak_memory(config: PreTrainedConfig, step: TrainingStep, *, heap: HeapRules | None = None) -> PeakMemory:
     """Return what one process holds at the peak of a training step, once the optimizer has its state.
 
     Args:
         config: any config that upstream has a model for, with the tokenizer's `vocab_size`.
         step: the shape of the step. More than two accumulated micro-batches hold no more than two.
+        heap: rules of the heap that a CPU process takes its tensors from; None counts tensors alone.
 
     Raises:
         ValueError: the architecture has no model for the task (from upstream).
@@ -202,7 +207,7 @@ def peak_memory(config: PreTrainedConfig, step: TrainingStep) -> PeakMemory:
     ledger = _Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:
         _place(model, "cpu")
-        for count, optimizer in enumerate(run_steps(model, step, steps=2)):
+        for count, optimizer in enumerate(run_steps(model, step, steps=2 if heap is None else _HEAP_STEPS)):
             if count == 0:  # the first step has no optimizer state yet; the second is like all that follow
                 ledger.name("weights", [*model.parameters(), *model.buffers()])
                 ledger.name("optimizer", [t for state in optimizer.state.values() for t in tree_leaves(state)])
@@ -211,7 +216,9 @@ def peak_memory(config: PreTrainedConfig, step: TrainingStep) -> PeakMemory:
                         parameter.register_post_accumulate_grad_hook(lambda p: ledger.name("gradients", [p.grad]))
                 ledger.forget_peak()
     named = {kind: ledger.at_peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer")}
-    return PeakMemory(**named, activations=sum(ledger.at_peak.values()) - sum(named.values()))
+    held = sum(ledger.at_peak.values())
+    beyond = 0 if heap is None else max(0, heap_peak(ledger.events, heap) - held)
+    return PeakMemory(**named, activations=held - sum(named.values()), allocator=beyond)
 
 
 def _place(model: PreTrainedModel, device: str) -> None:
@@ -229,6 +236,8 @@ def _place(model: PreTrainedModel, device: str) -> None:
                 tensors[name] = placed[id(tensor)]  # pyright: ignore[reportArgumentType]
 
 
+_HEAP_STEPS = 3  # a heap has all but settled by then: after 12 steps it holds some 2 % more
+
 # The CPU's LSTM kernel reserves a workspace for each layer, of which the one without data knows nothing. These are the
 # pages of it that torch 2.13 touches, read from /proc/self/pagemap: four gates and a cell for each output in the
 # forward pass, and 16 to 17 bytes more for each while the layer's backward pass runs, in fp32 and bf16.
@@ -242,6 +251,7 @@ class _Ledger(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.at_peak: dict[str, int] = {}
+        self.events: list[tuple[int, int]] = []  # storage, and its bytes when it comes or -1 when it goes
         self._sizes: dict[int, int] = {}  # storage -> bytes
         self._kinds: dict[int, str] = {}
         self._held: dict[str, int] = {"other": 0}  # kind -> bytes
@@ -281,11 +291,13 @@ class _Ledger(TorchDispatchMode):
         self._sizes[key], self._kinds[key] = storage.nbytes(), "other"
         self._held["other"] += storage.nbytes()
         self._total += storage.nbytes()
+        self.events.append((key, storage.nbytes()))
         weakref.finalize(storage, self._drop, key)
         if self._total > self._peak:
             self._peak, self.at_peak = self._total, dict(self._held)
 
     def _drop(self, key: int) -> None:
         size = self._sizes.pop(key)
+        self.events.append((key, -1))
         self._held[self._kinds.pop(key)] -= size
         self._total -= size

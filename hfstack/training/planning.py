@@ -12,6 +12,7 @@ import torch
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.counting import datasheet_tflops, peak_flops_per_s
+from hfstack.models.heap import heap_rules
 from hfstack.models.measuring import MeasuredStep
 from hfstack.models.memory import can_checkpoint, trained_parameters
 from hfstack.run_record import read_run
@@ -81,6 +82,11 @@ def find_device(name: str | None, *, memory_gib: float | None, bf16: bool) -> De
     if device.type == "cuda":
         return Device(torch.cuda.get_device_name(), "cuda", given or torch.cuda.mem_get_info()[0], peak)
     return Device(f"this machine's {device.type}", device.type, given or psutil.virtual_memory().available, peak)
+
+
+def placed(workload: Workload, device: Device) -> Workload:
+    """Return the workload as it is on that device: on this machine's CPU tensors come from the C library's heap."""
+    return replace(workload, heap=heap_rules()) if device.kind == "cpu" else workload
 
 
 @dataclass(frozen=True)
@@ -160,8 +166,9 @@ def memory_rows(workload: Workload, needs: Needs) -> list[list[object]]:
         rows.append([part.name, *(round(number / MIB, 1) for number in numbers)])
     if workload.writing is not None:
         rows.append(["KV cache and rollout", 0.0, 0.0, 0.0, round(needs.writing / MIB, 1)])
-    if needs.allocator is not None:
-        rows.append(["allocator, measured", 0.0, 0.0, 0.0, round(needs.allocator / MIB, 1)])
+    if needs.allocator:
+        name = "allocator, measured" if needs.measured else "allocator"
+        rows.append([name, 0.0, 0.0, 0.0, round(needs.allocator / MIB, 1)])
     return rows
 
 
@@ -221,11 +228,8 @@ def recipe_metrics(
     """Return the plan's numbers: sizes in MiB of one process, and times of the whole run where its steps are known."""
     step = workload.trained.step
     weights, trained = trained_parameters(workload.trained.config, step)
-    if device.kind == "cpu" and needs.allocator is None:
-        logger.info(
-            "peak_mib is what tensors hold; the C library keeps freed blocks beside them, little where most of it is "
-            "weights or tensors over 32 MiB, as much again elsewhere: --measure true finds out (docs/recipes/plan.md)"
-        )
+    if device.kind == "cpu" and workload.heap is None and not needs.measured:
+        logger.info("peak_mib is what tensors hold; what this system's allocator keeps beside them is not known")
     # One process is one device: with more devices each takes a step of its own, at the same time.
     scale = devices / workload.processes
     seconds = needs.flops_per_step * scale / (device.peak_flops_per_s * devices * utilization)
@@ -259,4 +263,4 @@ def corrected(workload: Workload, needs: Needs, measured: MeasuredStep, device: 
     if measured.peak_bytes is None:
         return needs, utilization
     beyond = measured.peak_bytes - needs.memory[workload.trained.name].total
-    return replace(needs, peak=needs.peak + beyond, allocator=beyond), utilization
+    return replace(needs, peak=needs.peak - needs.allocator + beyond, allocator=beyond, measured=True), utilization

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.heap import HeapRules
 from hfstack.models.loading import context_length, find_architecture
 from hfstack.models.memory import PeakMemory, Task, TrainingStep, forward_flops, peak_memory, trained_parameters
 from hfstack.training.ppo_config import PPOConfig
@@ -85,6 +86,8 @@ class Workload:
     writing: Writing | None = None
     written_share: float = 0.0
     """Rollouts for each optimizer step."""
+    heap: HeapRules | None = None
+    """Of the process, where it trains on a CPU whose C library's heap can be simulated."""
 
     @property
     def trained(self) -> Part:
@@ -284,9 +287,11 @@ class Needs:
     """Of an optimizer step, all processes together, with what is written for it."""
     checkpoint: int
     """Bytes of a checkpoint: the saved weights and the optimizer."""
-    allocator: int | None = None
-    """What real steps took beyond the tensors: freed blocks that the allocator keeps, and scratch space in kernels; in
-    `peak` once it was measured."""
+    allocator: int = 0
+    """Bytes of `peak` that no tensor holds: freed blocks that a CPU's allocator keeps, and, once it was measured,
+    scratch space in kernels."""
+    measured: bool = False
+    """Whether `peak` and `allocator` are what real steps took."""
 
 
 def assess(workload: Workload) -> Needs:
@@ -296,12 +301,13 @@ def assess(workload: Workload) -> Needs:
         ConfigError: there is no model of that architecture for the task.
     """
     try:
-        memory = {part.name: _part_memory(part) for part in workload.parts}
+        memory = {part.name: _part_memory(part, workload.heap) for part in workload.parts}
     except ValueError as error:
         raise ConfigError(f"{workload.recipe}: {' '.join(str(error).split())[:200]}") from error
     held = sum(m.weights + m.gradients + m.optimizer for m in memory.values())
     learning = sum(memory[part.name].activations for part in workload.parts if part.step.trains)
     scoring = max((memory[part.name].activations for part in workload.parts if not part.step.trains), default=0)
+    allocator = sum(memory[part.name].allocator for part in workload.parts if part.step.trains)
     writing = 0 if workload.writing is None else _writing_bytes(workload.trained, workload.writing)
     flops = sum(_step_flops(part) for part in workload.parts) * workload.processes
     if workload.writing is not None:
@@ -312,14 +318,15 @@ def assess(workload: Workload) -> Needs:
     return Needs(
         memory=memory,
         writing=writing,
-        peak=held + max(learning, scoring, writing),
+        peak=held + max(learning, scoring, writing) + allocator,
+        allocator=allocator,
         flops_per_step=flops,
         checkpoint=saved * part.step.weight_dtype.itemsize + trained * _ADAM_BYTES,
     )
 
 
-def _part_memory(part: Part) -> PeakMemory:
-    memory = peak_memory(part.config, part.step)
+def _part_memory(part: Part, heap: HeapRules | None) -> PeakMemory:
+    memory = peak_memory(part.config, part.step, heap=heap)
     return replace(memory, weights=0) if part.shares_weights else memory
 
 

@@ -48,9 +48,8 @@ def test_real_steps_are_measured(run_recipe: Recipe, tmp_path: Path) -> None:
     assert 0 < metrics["utilization"] < 1
     rows = read_run(tmp_path / "plan").tables["memory by model"]["rows"]
     kinds = {row[0]: row[1:] for row in rows}
-    held, beyond = sum(kinds["model"][:3]), kinds["allocator, measured"][-1]
-    assert metrics["peak_mib"] > held  # what the allocator adds is the machine's own affair
-    assert metrics["peak_mib"] == pytest.approx(metrics["predicted_peak_mib"] + beyond, abs=0.2)
+    assert metrics["peak_mib"] == pytest.approx(sum(kinds["model"]) + kinds["allocator, measured"][-1], abs=0.3)
+    assert metrics["peak_mib"] > sum(kinds["model"][:3])  # how much more it is, is the machine's own affair
 
 
 @pytest.mark.parametrize(

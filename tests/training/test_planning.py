@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from trl import DPOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.heap import HeapRules
 from hfstack.models.measuring import MeasuredStep
 from hfstack.models.memory import trained_parameters
 from hfstack.scaling.plan import CHINCHILLA
@@ -27,6 +28,7 @@ from hfstack.training.planning import (
     disk_bytes,
     find_device,
     memory_rows,
+    placed,
     read_law,
     recipe_metrics,
 )
@@ -190,11 +192,24 @@ def test_real_steps_correct_the_plan(read: Any) -> None:
     needs = assess(work)
     measured = MeasuredStep(seconds=0.5, peak_bytes=needs.memory["model"].total + 1000)
     better, utilization = corrected(work, needs, measured, FAST)
-    assert better.peak == needs.peak + 1000 and better.allocator == 1000
+    assert better.peak == needs.peak + 1000 and better.allocator == 1000 and better.measured
     assert memory_rows(work, better)[-1] == ["allocator, measured", 0.0, 0.0, 0.0, round(1000 / 2**20, 1)]
     assert utilization == pytest.approx(needs.flops_per_step / 0.5 / 1e12)
     unseen, _ = corrected(work, needs, MeasuredStep(0.5, None), FAST)
-    assert unseen.peak == needs.peak and unseen.allocator is None
+    assert unseen.peak == needs.peak and not unseen.measured
+
+
+def test_a_cpu_has_a_heap_beside_its_tensors(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfstack.training.planning.heap_rules", lambda: HeapRules(mmap_threshold=2**40))
+    work = read("sft", SFTConfig, max_length=32)
+    assert placed(work, FAST) == replace(work, heap=HeapRules(mmap_threshold=2**40))
+    tensors, needs = assess(work), assess(placed(work, FAST))
+    assert needs.allocator > 0 and needs.peak == tensors.peak + needs.allocator
+    assert memory_rows(work, needs)[-1] == ["allocator", 0.0, 0.0, 0.0, round(needs.allocator / 2**20, 1)]
+    measured = MeasuredStep(seconds=0.5, peak_bytes=needs.memory["model"].total + 1000)
+    assert corrected(placed(work, FAST), needs, measured, FAST)[0].peak == tensors.peak + 1000
+    gpu = replace(FAST, kind="cuda")
+    assert placed(work, gpu) is work and assess(work).allocator == 0
 
 
 def test_a_plan_for_a_cpu_says_what_it_leaves_out(
@@ -204,7 +219,8 @@ def test_a_plan_for_a_cpu_says_what_it_leaves_out(
     caplog.set_level(logging.INFO, logger="hfstack")
     work = read("sft", SFTConfig, max_length=32)
     needs = assess(work)
-    recipe_metrics(work, replace(needs, allocator=5), FAST, devices=1, utilization=0.5)
+    recipe_metrics(replace(work, heap=HeapRules()), needs, FAST, devices=1, utilization=0.5)
+    recipe_metrics(work, replace(needs, measured=True), FAST, devices=1, utilization=0.5)
     assert not caplog.text
     recipe_metrics(work, needs, FAST, devices=1, utilization=0.5)
     assert "peak_mib is what tensors hold" in caplog.text
