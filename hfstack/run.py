@@ -49,6 +49,8 @@ from hfstack.tracking import forget_later_steps, tracked
 
 logger = get_logger(__name__)
 
+_SAME_STOP_S = 5.0  # a SIGTERM that comes so soon after one is that one, sent twice
+
 
 @dataclass
 class RunArgs:
@@ -76,6 +78,7 @@ class Run:
         self._trackers = contextlib.ExitStack()
         self._defers_stop = False
         self._stops_at_once = False
+        self._asked_to_stop_at = -math.inf
         self.stop_asked = False
         self.resumed_from: Path | None = None
 
@@ -207,14 +210,20 @@ class Run:
         self._write()
 
     def defer_stop(self, defers: bool) -> None:
-        """While it defers, the first SIGTERM or Ctrl-C only sets `stop_asked`, so that a trainer can save first."""
+        """While it defers, the first SIGTERM or Ctrl-C only sets `stop_asked`, so that a trainer can save first.
+
+        A SIGTERM that follows one within seconds is the same one: schedulers send it to every process of a job, and
+        launchers hand theirs on.
+        """
         self._defers_stop = defers
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         name = signal.Signals(signum).name
         if self._defers_stop and not self.stop_asked:
-            self.stop_asked = True
+            self.stop_asked, self._asked_to_stop_at = True, time.monotonic()
             logger.warning("%s: saving a checkpoint after this step, then stopping; again to stop at once", name)
+            return
+        if signum == signal.SIGTERM and time.monotonic() - self._asked_to_stop_at < _SAME_STOP_S:
             return
         self._stops_at_once = True
         raise Preempted(f"stopped by {name}; {self.output_dir} is marked preempted")

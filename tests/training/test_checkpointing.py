@@ -373,14 +373,32 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_stood(
     same(whole, tmp_path / "out")
 
 
-def test_a_second_signal_stops_at_once(train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_at_once(
+    train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: signal.Signals
+) -> None:
     def twice(**kwargs: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), second)
 
-    with pytest.raises(Preempted, match="stopped by SIGTERM"):
+    if second == signal.SIGTERM:
+        monkeypatch.setattr("hfstack.run._SAME_STOP_S", 0.0)
+    with pytest.raises(Preempted, match=f"stopped by {second.name}"):
         train("out", At("on_step_begin", 3, twice))
     assert read_run(tmp_path / "out").status == "preempted" and names(tmp_path / "out")[-1] == "checkpoint-2"
+
+
+def test_one_sigterm_that_a_launcher_repeats_still_saves(train, tmp_path: Path, whole: Path) -> None:
+    """As under Slurm with proctrack/linuxproc, which signals the launcher and the training process."""
+
+    def repeated(**kwargs: Any) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted, match=r"stopped at step 3; go on with --resume_from_checkpoint last"):
+        train("out", At("on_step_begin", 2, repeated))
+    train("out", resume_from_checkpoint="last")
+    same(whole, tmp_path / "out")
 
 
 def test_a_signal_after_training_stops_at_once_and_loses_nothing(train, tmp_path: Path, whole: Path) -> None:
