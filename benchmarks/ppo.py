@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # beside "separate" and "shared", which
     "shared, clipped at 1": {"critic": "shared", "critic_learning_rate": 1e-3, "max_grad_norm": 1.0},
     "shared, one rate": {"critic": "shared", "critic_learning_rate": 1e-4},
 }
+LORA_MODULES = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head".split()  # "all-linear" lacks the head
 ROLLOUT_EPISODES, MINI_BATCHES, EPOCHS, LEARNING_RATE = 128, 4, 4, 1e-4
 LEVEL = 0.85
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 % for that many seeds
@@ -171,7 +172,7 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
     own = {"learning_rate": task["learning_rate"]} | (SIDES | SETTINGS)[task["side"]]
     peft_config = None
     if own["critic"] == "adapter":
-        peft_config = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        peft_config = LoraConfig(r=16, lora_alpha=16, target_modules=LORA_MODULES, task_type="CAUSAL_LM")
     curve = Curve()
 
     class Watch(TrainerCallback):
