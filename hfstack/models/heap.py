@@ -26,6 +26,9 @@ TAKEN_SHARE = 0.6
 """Share of tensors with a small object that needs such a piece: the one number that is fitted, to the first 16 rows of
 the table in docs/recipes/plan.md. Without glibc's cache of small chunks, slack is joined to its block again at once."""
 
+COMPACT = "GLIBC_TUNABLES=glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+"""What a shell sets so that a process keeps no small chunks apart: less memory, a little more time."""
+
 
 @dataclass(frozen=True)
 class HeapRules:

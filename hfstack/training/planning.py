@@ -12,7 +12,7 @@ import torch
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.counting import datasheet_tflops, peak_flops_per_s
-from hfstack.models.heap import heap_rules
+from hfstack.models.heap import COMPACT, heap_rules
 from hfstack.models.measuring import MeasuredStep
 from hfstack.models.memory import can_checkpoint, trained_parameters
 from hfstack.run_record import read_run
@@ -106,6 +106,10 @@ def changes_that_fit(workload: Workload, limit: int) -> Iterator[Change]:
     Rows move from the micro-batch to accumulation, so that an optimizer step learns from the same rows. Sharding
     divides weights, gradients and optimizer as FSDP2 does; the layer that is gathered while it computes is not counted.
     """
+    if workload.heap is not None and workload.heap.taken_share:
+        compact = replace(workload, heap=replace(workload.heap, taken_share=0.0))
+        if (peak := assess(compact).peak) <= limit:
+            yield Change("a heap that keeps no small chunks", COMPACT, peak)
     step = workload.trained.step
     can = can_checkpoint(workload.trained.config, step) and not step.activation_checkpointing
     checkpointed = workload.varied(activation_checkpointing=True) if can else workload

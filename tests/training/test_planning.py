@@ -206,6 +206,10 @@ def test_a_cpu_has_a_heap_beside_its_tensors(read: Any, monkeypatch: pytest.Monk
     tensors, needs = assess(work), assess(placed(work, FAST))
     assert needs.allocator > 0 and needs.peak == tensors.peak + needs.allocator
     assert memory_rows(work, needs)[-1] == ["allocator", 0.0, 0.0, 0.0, round(needs.allocator / 2**20, 1)]
+    tight = replace(work, heap=replace(HeapRules(), taken_share=0.6))
+    assert not [c for c in changes_that_fit(work, tensors.peak) if "GLIBC_TUNABLES" in c.options]
+    first = next(changes_that_fit(tight, assess(tight).peak - 1))
+    assert first.options.startswith("GLIBC_TUNABLES=glibc.malloc.tcache_count=0") and first.peak < assess(tight).peak
     measured = MeasuredStep(seconds=0.5, peak_bytes=needs.memory["model"].total + 1000)
     assert corrected(placed(work, FAST), needs, measured, FAST)[0].peak == tensors.peak + 1000
     gpu = replace(FAST, kind="cuda")
