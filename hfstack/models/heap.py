@@ -2,7 +2,8 @@
 
 On Linux torch takes the memory of CPU tensors from `posix_memalign`. A freed block that lies between others stays with
 the process, and serves a later tensor only where it is large enough. The rules are simulated here for blocks of
-tensors, as glibc 2.36 has them (malloc/malloc.c: `_int_memalign`, `_int_malloc`, `sysmalloc`, `_int_free`, `systrim`).
+tensors, as glibc 2.36 has them (malloc/malloc.c: `_int_memalign`, `_int_malloc`, `sysmalloc`, `_int_free`, `systrim`);
+from 2.38 on it looks for an aligned place within a hole first, and should hold less.
 
 Each tensor comes with small objects that live as long as it does. `posix_memalign` leaves slack around the tensor's
 block, they move in, and once the block is free it is too small for another tensor of the same size: that is what makes
