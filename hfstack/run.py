@@ -217,10 +217,15 @@ class Run:
         """
         self._defers_stop = defers
 
+    def ask_to_stop(self) -> None:
+        """Have the trainer save and stop; the first to ask says when it was."""
+        if not self.stop_asked:
+            self.stop_asked, self._asked_to_stop_at = True, time.monotonic()
+
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         name = signal.Signals(signum).name
         if self._defers_stop and not self.stop_asked:
-            self.stop_asked, self._asked_to_stop_at = True, time.monotonic()
+            self.ask_to_stop()
             logger.warning("%s: saving a checkpoint after this step, then stopping; again to stop at once", name)
             return
         if signum == signal.SIGTERM and time.monotonic() - self._asked_to_stop_at < _SAME_STOP_S:

@@ -251,12 +251,17 @@ class StopWhenAsked(TrainerCallback):
             raise Preempted(f"stopped at step {state.global_step}; go on with --resume_from_checkpoint last")
 
     def _all_stop(self, args: TrainingArguments) -> bool:
-        """Whether any process was asked: all stop at one step, or those that go on would wait forever."""
-        if args.world_size > 1:
-            asked = torch.tensor(int(self.run.stop_asked), device=args.device)  # ()
-            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-            self.run.stop_asked = bool(asked.item())
-        return self.run.stop_asked
+        """Whether any process was asked: all stop at one step, or those that go on would wait forever.
+
+        A signal that comes while they agree counts at the next step, on every process.
+        """
+        if args.world_size == 1:
+            return self.run.stop_asked
+        asked = torch.tensor(int(self.run.stop_asked), device=args.device)  # ()
+        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        if asked.item():
+            self.run.ask_to_stop()
+        return bool(asked.item())
 
 
 def _add(state: TrainerState, logs: dict[str, Any], numbers: dict[str, float]) -> None:

@@ -236,6 +236,7 @@ def _see_every_part(path: Path, args: TrainingArguments) -> None:
     """Wait until every process has written its part, and see from the first that each part is there."""
     if args.world_size == 1:
         return
+    torch.distributed.barrier()  # while a process still writes, its folder also holds files of names that pass
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {_PICKLED_SETTINGS}
     seen: list[Any] = [None] * args.world_size
     torch.distributed.all_gather_object(seen, sorted(names))

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
+    TrainerControl,
     TrainerState,
     TrainingArguments,
     default_data_collator,
@@ -32,6 +33,7 @@ from hfstack.logs import setup_logging
 from hfstack.run import Run
 from hfstack.run_record import read_run
 from hfstack.training import checkpointing
+from hfstack.training.callbacks import StopWhenAsked
 from hfstack.training.checkpointing import KeepCheckpoints, protect
 from hfstack.training.divergence import SkipSpikes
 
@@ -521,6 +523,35 @@ def test_a_count_that_begins_at_0_again_is_continued() -> None:
             assert state.log_history[-1] == {**logs, "step": step}
 
 
+def test_processes_agree_on_a_stop_and_lose_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def agree(asked: torch.Tensor, op: Any) -> None:
+        if during:
+            os.kill(os.getpid(), during.pop())  # after this process has said what it knew
+        asked.fill_(max(int(asked), int(others)))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", agree)
+    arguments: Any = SimpleNamespace(world_size=2, device="cpu", save_strategy="steps", logging_strategy="steps")
+
+    def step() -> bool:
+        control = TrainerControl()
+        stops.on_step_end(arguments, TrainerState(), control)
+        return control.should_training_stop
+
+    settings = TrainingArguments(output_dir=str(tmp_path / "a"), use_cpu=True, report_to=[])
+    with Run.start("toy.py", settings.output_dir, settings) as run:
+        run.defer_stop(True)
+        stops = StopWhenAsked(run)
+        during, others = [signal.SIGTERM], False
+        assert not step() and run.stop_asked  # the others did not know, so they all go on
+        assert step()
+    settings = TrainingArguments(output_dir=str(tmp_path / "b"), use_cpu=True, report_to=[])
+    with Run.start("toy.py", settings.output_dir, settings) as run:
+        run.defer_stop(True)
+        stops, others = StopWhenAsked(run), True
+        assert step()
+        os.kill(os.getpid(), signal.SIGTERM)  # the same stop reaches this process a moment later: it is saving
+
+
 def test_every_process_has_its_part_where_the_first_can_see_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -533,8 +564,13 @@ def test_every_process_has_its_part_where_the_first_can_see_it(
 
     def gather(found: list[Any], own: list[str]) -> None:
         found[:] = [own, of_rank_1]
-        assert "training_args.bin" not in own
+        assert not {"training_args.bin", ".tmpNRiOfu"} & set(own)
 
+    def barrier() -> None:  # whoever was still writing has finished when all have met
+        (tmp_path / ".tmpNRiOfu").unlink(missing_ok=True)
+
+    (tmp_path / ".tmpNRiOfu").touch()
+    monkeypatch.setattr(checkpointing.torch.distributed, "barrier", barrier)
     monkeypatch.setattr(checkpointing.torch.distributed, "all_gather_object", gather)
     arguments: Any = SimpleNamespace(world_size=2, save_on_each_node=False, process_index=0)
     checkpointing._see_every_part(tmp_path, arguments)
