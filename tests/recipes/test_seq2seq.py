@@ -94,6 +94,7 @@ def test_a_t5_from_scratch_learns_scores_and_predicts_the_same(seq2seq, predict,
     assert metrics["eval_rows"] == 14 and metrics["train_rows"] == 58
     assert metrics["eval_rouge1"] > 0.5 > metrics["baseline_copy_rouge1"] and metrics["eval_chrf"] > 50
     assert metrics["eval_bleu_low"] <= metrics["eval_bleu"] <= metrics["eval_bleu_high"]
+    assert metrics["eval_source_gain"] > 0.3
     assert "baseline_lead_bleu" not in metrics, "sources of one sentence have no other lead than themselves"
 
     record = read_run(out)
@@ -140,6 +141,19 @@ def test_several_references_parts_of_mappings_and_smoothed_labels(seq2seq, tmp_p
     log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     scored = [entry["eval_chrf"] for entry in log if "eval_chrf" in entry]
     assert len(scored) == 2 and scored[-1] == pytest.approx(metrics["eval_chrf"], abs=1e-9)
+
+
+def test_a_model_that_does_not_read_its_source_is_said(
+    seq2seq, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = BartForConditionalGeneration.from_pretrained(inputs / "bart")
+    torch.nn.init.zeros_(model.model.decoder.layers[0].encoder_attn.out_proj.weight)
+    model.save_pretrained(tmp_path / "blind")
+    tiny_bert_tokenizer().save_pretrained(tmp_path / "blind")
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    metrics = seq2seq(model_name_or_path=tmp_path / "blind", learning_rate=1e-9)
+    assert metrics["eval_source_gain"] == pytest.approx(0, abs=1e-4)
+    assert "the model hardly reads its source" in caplog.text
 
 
 def test_resumes_to_the_same_weights(seq2seq, tmp_path: Path) -> None:
