@@ -47,7 +47,8 @@ SETTINGS: dict[str, dict[str, Any]] = {  # beside "separate" and "shared", which
     "shared, clipped at 1": {"critic": "shared", "critic_learning_rate": 1e-3, "max_grad_norm": 1.0},
     "shared, one rate": {"critic": "shared", "critic_learning_rate": 1e-4},
 }
-LORA_MODULES = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head".split()  # "all-linear" lacks the head
+# "all-linear" leaves the head out, without which the toy's policy learns half as much.
+LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 ROLLOUT_EPISODES, MINI_BATCHES, EPOCHS, LEARNING_RATE = 128, 4, 4, 1e-4
 LEVEL = 0.85
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 % for that many seeds
