@@ -31,7 +31,6 @@ from hfstack.training.planning import (
     corrected,
     find_device,
     memory_rows,
-    placed,
     read_law,
     recipe_metrics,
 )
@@ -42,8 +41,6 @@ def main(budget_args: BudgetArgs, work_args: WorkArgs, device_args: DeviceArgs, 
     """Plan for a recipe when one is named, otherwise for a budget."""
     settings = (budget_args, work_args, device_args, run_args)
     with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
-        if device_args.devices < 1:
-            raise ConfigError(f"--devices must be at least 1, got {device_args.devices}")
         if work_args.recipe is not None:
             return run.finish(plan_recipe(run, work_args, device_args))
         run.add_parent(budget_args.fit)
@@ -59,7 +56,7 @@ def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, floa
     settings = read_settings(path, shlex.split(work.recipe_options))
     workload = read_workload(path.stem, settings, rows=work.train_rows, prompt_tokens=work.prompt_tokens)
     device = find_device(machine.device_name, memory_gib=machine.memory_gib, bf16=workload.trained.step.bf16)
-    workload = placed(workload, device)
+    workload = device.place(workload)
     needs, utilization, metrics = assess(workload), machine.utilization, dict[str, float]()
     if machine.measure:
         if machine.device_name is not None:

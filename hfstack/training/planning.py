@@ -42,6 +42,10 @@ class DeviceArgs:
     measure: bool = False
     """Take 3 real steps of the recipe's model on this machine, and correct the plan by them."""
 
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise ConfigError(f"--devices must be at least 1, got {self.devices}")
+
 
 @dataclass(frozen=True)
 class Device:
@@ -53,6 +57,10 @@ class Device:
     memory_bytes: int
     """That a process may take; on a CPU what is free now."""
     peak_flops_per_s: float
+
+    def place(self, workload: Workload) -> Workload:
+        """Return the workload as it is on this device: a CPU's tensors come from the C library's heap."""
+        return replace(workload, heap=heap_rules()) if self.kind == "cpu" else workload
 
 
 def find_device(name: str | None, *, memory_gib: float | None, bf16: bool) -> Device:
@@ -82,11 +90,6 @@ def find_device(name: str | None, *, memory_gib: float | None, bf16: bool) -> De
     if device.type == "cuda":
         return Device(torch.cuda.get_device_name(), "cuda", given or torch.cuda.mem_get_info()[0], peak)
     return Device(f"this machine's {device.type}", device.type, given or psutil.virtual_memory().available, peak)
-
-
-def placed(workload: Workload, device: Device) -> Workload:
-    """Return the workload as it is on that device: on this machine's CPU tensors come from the C library's heap."""
-    return replace(workload, heap=heap_rules()) if device.kind == "cpu" else workload
 
 
 @dataclass(frozen=True)

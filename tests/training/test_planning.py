@@ -28,7 +28,6 @@ from hfstack.training.planning import (
     disk_bytes,
     find_device,
     memory_rows,
-    placed,
     read_law,
     recipe_metrics,
 )
@@ -202,8 +201,8 @@ def test_real_steps_correct_the_plan(read: Any) -> None:
 def test_a_cpu_has_a_heap_beside_its_tensors(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hfstack.training.planning.heap_rules", lambda: HeapRules(mmap_threshold=2**40))
     work = read("sft", SFTConfig, max_length=32)
-    assert placed(work, FAST) == replace(work, heap=HeapRules(mmap_threshold=2**40))
-    tensors, needs = assess(work), assess(placed(work, FAST))
+    assert FAST.place(work) == replace(work, heap=HeapRules(mmap_threshold=2**40))
+    tensors, needs = assess(work), assess(FAST.place(work))
     assert needs.allocator > 0 and needs.peak == tensors.peak + needs.allocator
     assert memory_rows(work, needs)[-1] == ["allocator", 0.0, 0.0, 0.0, round(needs.allocator / 2**20, 1)]
     tight = replace(work, heap=replace(HeapRules(), taken_share=0.6))
@@ -211,9 +210,9 @@ def test_a_cpu_has_a_heap_beside_its_tensors(read: Any, monkeypatch: pytest.Monk
     first = next(changes_that_fit(tight, assess(tight).peak - 1))
     assert first.options.startswith("GLIBC_TUNABLES=glibc.malloc.tcache_count=0") and first.peak < assess(tight).peak
     measured = MeasuredStep(seconds=0.5, peak_bytes=needs.memory["model"].total + 1000)
-    assert corrected(placed(work, FAST), needs, measured, FAST)[0].peak == tensors.peak + 1000
+    assert corrected(FAST.place(work), needs, measured, FAST)[0].peak == tensors.peak + 1000
     gpu = replace(FAST, kind="cuda")
-    assert placed(work, gpu) is work and assess(work).allocator == 0
+    assert gpu.place(work) is work and assess(work).allocator == 0
 
 
 def test_a_plan_for_a_cpu_says_what_it_leaves_out(
