@@ -307,7 +307,7 @@ def assess(workload: Workload) -> Needs:
     held = sum(m.weights + m.gradients + m.optimizer for m in memory.values())
     learning = sum(memory[part.name].activations for part in workload.parts if part.step.trains)
     scoring = max((memory[part.name].activations for part in workload.parts if not part.step.trains), default=0)
-    allocator = sum(memory[part.name].allocator for part in workload.parts if part.step.trains)
+    allocator = sum(part.allocator for part in memory.values())
     writing = 0 if workload.writing is None else _writing_bytes(workload.trained, workload.writing)
     flops = sum(_step_flops(part) for part in workload.parts) * workload.processes
     if workload.writing is not None:
@@ -326,7 +326,7 @@ def assess(workload: Workload) -> Needs:
 
 
 def _part_memory(part: Part, heap: HeapRules | None) -> PeakMemory:
-    memory = peak_memory(part.config, part.step, heap=heap)
+    memory = peak_memory(part.config, part.step, heap=heap if part.step.trains else None)  # others use its free blocks
     return replace(memory, weights=0) if part.shares_weights else memory
 
 
