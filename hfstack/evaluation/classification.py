@@ -10,7 +10,6 @@ from typing import Any
 import numpy
 from scipy.stats import rankdata
 
-from hfstack.evaluation.bootstrap import bootstrap_intervals
 from hfstack.evaluation.calibration import (
     calibration_error,
     confidences,
@@ -18,6 +17,7 @@ from hfstack.evaluation.calibration import (
     probabilities,
     reliability_bins,
 )
+from hfstack.intervals import bootstrap_intervals
 
 Array = numpy.ndarray[Any, Any]
 

@@ -17,9 +17,9 @@ from trl import ModelConfig
 from hfstack.data.jsonl import write_jsonl
 from hfstack.data.question_answering import Question, Window, collate_windows, encode_questions
 from hfstack.errors import DataError
-from hfstack.evaluation.bootstrap import bootstrap_intervals
 from hfstack.evaluation.local_metrics import CmrcAnswers, SquadAnswers
 from hfstack.evaluation.predicting import Predictor, by_length
+from hfstack.intervals import bootstrap_intervals
 from hfstack.models.heads import padding_id
 from hfstack.models.task_heads import check_length, load_finished
 

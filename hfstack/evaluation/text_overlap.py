@@ -18,7 +18,7 @@ import evaluate
 import numpy
 
 from hfstack.errors import DataError, MissingExtraError
-from hfstack.evaluation.bootstrap import bootstrap_intervals
+from hfstack.intervals import bootstrap_intervals
 
 Writing = Literal["spaced", "chinese"]
 

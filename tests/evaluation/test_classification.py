@@ -8,7 +8,6 @@ from scipy import stats
 from sklearn import metrics as sklearn
 
 from hfstack.errors import DataError
-from hfstack.evaluation.bootstrap import bootstrap_intervals
 from hfstack.evaluation.calibration import (
     calibration_error,
     confidences,
@@ -29,6 +28,7 @@ from hfstack.evaluation.classification import (
     worst_mistakes,
 )
 from hfstack.evaluation.classification_picture import confusion_picture, reliability_picture
+from hfstack.intervals import bootstrap_intervals
 
 
 def drawn(classes: int, rows: int = 300, seed: int = 0) -> tuple[numpy.ndarray, numpy.ndarray]:
