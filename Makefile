@@ -44,10 +44,10 @@ format: venv
 	$(BIN)/ruff format .
 
 docs: venv
-	$(BIN)/python -m hfstack.reference
+	$(BIN)/python -m hfstack.cli.reference
 
 docs-check: venv
-	$(BIN)/python -m hfstack.reference --check
+	$(BIN)/python -m hfstack.cli.reference --check
 	$(BIN)/python -m pytest tests/test_docs.py
 
 wheel: venv

@@ -222,7 +222,7 @@ def test_torchrun_waits_as_long_as_it_is_told(monkeypatch: pytest.MonkeyPatch):
 def test_the_report_of_torchrun_names_the_first_failure():
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-    from hfstack.supervising import _root_cause
+    from hfstack.cli.supervise import _root_cause
 
     failures = {
         rank: ProcessFailure(local_rank=rank - 4, pid=10 + rank, exitcode=code, error_file="none")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from tests.test_accelerate_configs import _FSDP
 from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModelForCausalLM,
@@ -36,7 +37,6 @@ from hfstack.run import Run
 from hfstack.run_record import read_run
 from hfstack.training.checkpointing import protect
 from tests.conftest import ROOT, SENTENCES
-from tests.test_accelerate_configs import _FSDP
 from tests.two_processes import spawn
 
 SHARDED, FULL = "SHARDED_STATE_DICT", "FULL_STATE_DICT"

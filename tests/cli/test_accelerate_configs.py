@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.launching import LaunchOptions, plan, read_yaml_line
+from hfstack.cli.launch import LaunchOptions, plan, read_yaml_line
 from tests.conftest import ROOT, SENTENCES
 
 CONFIGS = ROOT / "accelerate_configs"
@@ -49,7 +49,7 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ON_GPUS)
 def test_the_command_of_each_gpu_config(name: str, nodes: int, recipe: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("hfstack.launching._count_cores", lambda: 32)
+    monkeypatch.setattr("hfstack.cli.launch._count_cores", lambda: 32)
     meeting = {"node_rank": 1, "main_address": "node-0:29500"} if nodes == 2 else {}
     config = CONFIGS / f"{name}.yaml"
     options = LaunchOptions(accelerate=config, nodes=nodes, **meeting)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def test_the_command_of_each_gpu_config(name: str, nodes: int, recipe: Path, mon
 @pytest.mark.parametrize("name", ["cpu", "single"])
 def test_the_command_of_each_one_process_config(name: str, recipe: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("hfstack.launching._count_cores", lambda: 32)
+    monkeypatch.setattr("hfstack.cli.launch._count_cores", lambda: 32)
     config = CONFIGS / f"{name}.yaml"
     launch = plan(recipe, ["--max_steps", "1"], LaunchOptions(accelerate=config), accelerate_configs=CONFIGS, gpus=0)
     assert launch.command == [*ACCELERATE, "--quiet", "--config_file", str(config), str(recipe), "--max_steps", "1"]
@@ -180,7 +180,7 @@ def test_each_gpu_config_trains(name: str, tmp_path: Path, tiny_llama: Path):
 
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES * 40))
     command = [
-        sys.executable, "-m", "hfstack.cli", "run", "pretrain_clm", "--accelerate", name,
+        sys.executable, "-m", "hfstack.cli.main", "run", "pretrain_clm", "--accelerate", name,
         "--model_name_or_path", str(tiny_llama), "--datasets", str(tmp_path / "rows.jsonl"), "--max_steps", "4",
         "--block_size", "16", "--per_device_train_batch_size", "2", "--sample_tokens", "2", "--save_steps", "2",
         "--eval_fraction", "0.1", "--output_dir", str(tmp_path / "out"), "--tokenizer_name_or_path", str(tiny_llama),

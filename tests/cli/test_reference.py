@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from hfstack import cli, doctor, reference
+from hfstack.cli.launch import trains_a_model
+from hfstack.cli.main import doctor, reference
+from hfstack.cli.main import main as cli
 from hfstack.errors import ConfigError
-from hfstack.launching import trains_a_model
 from hfstack.recipe_settings import load_recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 EXAMPLE = '''"""Do something.
 
@@ -46,7 +47,7 @@ def main(args: ExampleArgs) -> dict[str, float]:
 '''
 PAGE = """# example
 
-<!-- Made by `python -m hfstack.reference` from the recipe's type hints. Do not edit. -->
+<!-- Made by `python -m hfstack.cli.reference` from the recipe's type hints. Do not edit. -->
 
 ```text
 Do something.
@@ -109,7 +110,9 @@ def test_the_tool_writes_and_checks(example: Path, tmp_path: Path, monkeypatch: 
     for file in (example, example.with_suffix(".yaml")):
         file.rename(tmp_path / "recipes" / file.name)
     monkeypatch.setattr(reference, "ROOT", tmp_path)
-    with pytest.raises(ConfigError, match=r"docs/reference: out of date: example.md; run: python -m hfstack.reference"):
+    with pytest.raises(
+        ConfigError, match=r"docs/reference: out of date: example.md; run: python -m hfstack.cli.reference"
+    ):
         reference.main(["--check"])
     reference.main([])
     assert (tmp_path / "docs" / "reference" / "example.md").read_text() == PAGE

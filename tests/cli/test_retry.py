@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hfstack import retrying
-from hfstack.cli import main
+from hfstack.cli.launch import LaunchOptions, plan
+from hfstack.cli.main import main
+from hfstack.cli.main import retry as retrying
 from hfstack.errors import ConfigError
-from hfstack.launching import LaunchOptions, plan
 
 # A recipe without torch. Each start follows the next word of --plan: it writes checkpoint-<number>, then ends so.
 RECIPE = '''
@@ -118,8 +118,19 @@ def test_retries_need_to_know_where(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def in_background(folder: Path, words: str, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "hfstack.cli", "run", "train.py", "--output_dir", "out", "--plan", words, *flags]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [
+        sys.executable,
+        "-m",
+        "hfstack.cli.main",
+        "run",
+        "train.py",
+        "--output_dir",
+        "out",
+        "--plan",
+        words,
+        *flags,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from hfstack.cli.launch import LaunchOptions, count_gpus, plan, read_setting, read_yaml_line, trains_a_model
+from hfstack.cli.supervise import outcome
 from hfstack.errors import ConfigError
-from hfstack.launching import LaunchOptions, count_gpus, plan, read_setting, read_yaml_line, trains_a_model
-from hfstack.supervising import outcome
 
-CONFIGS = Path(__file__).parent.parent / "accelerate_configs"
+CONFIGS = Path(__file__).parent.parent.parent / "accelerate_configs"
 # A recipe without torch: it ends the way its flags say, on the rank they say, and writes run.json as a Run would.
 RECIPE = '''
 """Pretend to train."""
@@ -74,7 +74,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def start(recipe: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "hfstack.cli", "run", recipe.name, "--output_dir", "out", *flags]
+    command = [sys.executable, "-m", "hfstack.cli.main", "run", recipe.name, "--output_dir", "out", *flags]
     clean = {
         name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     }

@@ -1,7 +1,7 @@
 """Make `docs/reference/<recipe>.md`: every option of every recipe, from the type hints of its `main`.
 
-    python -m hfstack.reference            # write the pages
-    python -m hfstack.reference --check    # exit 1 when a page is not what it should be
+    python -m hfstack.cli.reference            # write the pages
+    python -m hfstack.cli.reference --check    # exit 1 when a page is not what it should be
 
 `hfstack run X --help` prints these pages, so that it need not import torch. A tool beside the floors: it loads recipes
 by their path, and nothing imports it.
@@ -30,7 +30,7 @@ from hfstack.recipe_settings import load_recipe, settings_classes
 ROOT = Path(__file__).parent.parent
 _WIDTH = 100  # columns
 _REFUSED = {"help", "hub_token"}  # parse() refuses a token on the command line
-_HEADER = "<!-- Made by `python -m hfstack.reference` from the recipe's type hints. Do not edit. -->"
+_HEADER = "<!-- Made by `python -m hfstack.cli.reference` from the recipe's type hints. Do not edit. -->"
 
 logger = get_logger(__name__)
 
@@ -73,7 +73,7 @@ def stale_pages(pages: dict[str, str], folder: Path) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Write the pages, or check them."""
-    parser = argparse.ArgumentParser(prog="python -m hfstack.reference", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m hfstack.cli.reference", description=__doc__, allow_abbrev=False)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is out of date")
     check = parser.parse_args(argv).check
     setup_logging(logging.INFO)
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     pages = make_pages(ROOT / "recipes")
     stale = stale_pages(pages, folder)
     if check and stale:
-        raise ConfigError(f"docs/reference: out of date: {', '.join(stale)}; run: python -m hfstack.reference")
+        raise ConfigError(f"docs/reference: out of date: {', '.join(stale)}; run: python -m hfstack.cli.reference")
     for name in stale:
         if name in pages:
             folder.mkdir(parents=True, exist_ok=True)

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hfstack.cli.launch import Launch
 from hfstack.errors import ConfigError
-from hfstack.launching import Launch
 from hfstack.redaction import redact
 
 EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 75, 130

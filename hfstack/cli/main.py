@@ -13,10 +13,10 @@ import typing
 from pathlib import Path
 
 from hfstack import __version__
+from hfstack.cli.launch import LaunchOptions, plan, read_setting
+from hfstack.cli.retry import execute_again
+from hfstack.cli.supervise import EXIT_MISTAKE, say
 from hfstack.errors import ConfigError, HfstackError
-from hfstack.launching import LaunchOptions, plan, read_setting
-from hfstack.retrying import execute_again
-from hfstack.supervising import EXIT_MISTAKE, say
 
 _PACKAGE = Path(__file__).parent
 _SHIPPED = _PACKAGE / "_shipped"
@@ -86,7 +86,7 @@ def _main(argv: list[str]) -> int:
         return _list()
     if args.verb == "copy":
         return _copy(args.recipe, args.folder)
-    return subprocess.call([sys.executable, "-m", "hfstack.doctor", *(["--json"] if args.json else [])])
+    return subprocess.call([sys.executable, "-m", "hfstack.cli.doctor", *(["--json"] if args.json else [])])
 
 
 def _list() -> int:
@@ -220,7 +220,7 @@ def _reference(name: str) -> str:
     """Return the generated option reference of a shipped recipe: what stands between the fences of its page."""
     page = REFERENCE / f"{name}.md"
     if not page.is_file():
-        raise ConfigError(f"{page} is missing; make it with: python -m hfstack.reference")
+        raise ConfigError(f"{page} is missing; make it with: python -m hfstack.cli.reference")
     return page.read_text(encoding="utf-8").split("```text\n", 1)[1].rsplit("\n```", 1)[0]
 
 

@@ -1,6 +1,6 @@
 """Say whether this machine is ready for hfstack, and what to do where it is not.
 
-    hfstack doctor            # python -m hfstack.doctor
+    hfstack doctor            # python -m hfstack.cli.doctor
     hfstack doctor --json
 
 Exit code 0 when everything needed is there, 1 when something is missing. Anything may be missing here, so what is not
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from hfstack import __version__
-from hfstack.launching import count_gpus
+from hfstack.cli.launch import count_gpus
 
 _PACKAGE = Path(__file__).parent
 _CONSTRAINTS = _PACKAGE / "_shipped" / "constraints.txt"
