@@ -15,9 +15,16 @@ from functools import partial
 from pathlib import Path
 
 from hfstack.config import command_line
-from hfstack.data import filters
-from hfstack.data.cleaning import Checked, CleaningReport, TextArgs, clean_documents, clean_text, format_table
-from hfstack.data.dedup import Contamination, duplicate_checks, held_out
+from hfstack.data.cleaning.dedup import Contamination, duplicate_checks, held_out
+from hfstack.data.cleaning.pipeline import (
+    Checked,
+    CleaningReport,
+    TextArgs,
+    clean_documents,
+    clean_text,
+    filters,
+    format_table,
+)
 from hfstack.data.jsonl import write_jsonl
 from hfstack.data.reading import OnBadRow
 from hfstack.data.sources import Source, describe_sources, iterate_rows

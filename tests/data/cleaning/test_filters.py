@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfstack.data import filters
-from hfstack.data.filters import ngram_hashes, split_units, unit_hashes
-from hfstack.data.normalise import normalise
+from hfstack.data.cleaning.filters import ngram_hashes, split_units, unit_hashes
+from hfstack.data.cleaning.normalise import normalise
+from hfstack.data.cleaning.pipeline import filters
 
 ALL = [
     filters.too_short,
@@ -123,8 +123,8 @@ def test_ngram_hashes_agree_with_ngrams(length: int) -> None:
 
 
 def test_unit_hashes_are_the_same_in_every_process() -> None:
-    program = "from hfstack.data.filters import unit_hashes; print(unit_hashes('Red ball 红球').tolist())"
-    env = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "utf-8"}
+    program = "from hfstack.data.cleaning.filters import unit_hashes; print(unit_hashes('Red ball 红球').tolist())"
+    env = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parent.parents[2]), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env)
     assert json.loads(done.stdout) == unit_hashes("red BALL 红，球").tolist()
 

@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
-from hfstack.data.cleaning import CleanText
-from hfstack.data.filters import ngram_hashes, split_units, unit_hashes
+from hfstack.data.cleaning.filters import ngram_hashes, split_units, unit_hashes
+from hfstack.data.cleaning.pipeline import CleanText
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import ConfigError, DataError
 

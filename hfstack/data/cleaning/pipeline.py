@@ -1,7 +1,7 @@
 """Run rows through normalisation, masking and a list of checks, and report what happened to them.
 
-A check is called with one text and returns None to keep it, or a reason: the filters of hfstack/data/filters.py, and
-the duplicate and contamination checks of hfstack/data/dedup.py.
+A check is called with one text and returns None to keep it, or a reason: the filters of hfstack/data/cleaning/filters.py, and
+the duplicate and contamination checks of hfstack/data/cleaning/dedup.py.
 """
 
 import difflib
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hfstack.data.filters import Filter
-from hfstack.data.normalise import normalise
-from hfstack.data.pii import KINDS, mask_pii
+from hfstack.data.cleaning.filters import Filter
+from hfstack.data.cleaning.normalise import normalise
+from hfstack.data.cleaning.pii import KINDS, mask_pii
 from hfstack.errors import ConfigError, DataError
 
 _EXAMPLES = 2  # of each reason

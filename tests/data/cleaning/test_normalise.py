@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.data.normalise import mend_encoding, normalise
+from hfstack.data.cleaning.normalise import mend_encoding, normalise
 
 
 @pytest.mark.parametrize(

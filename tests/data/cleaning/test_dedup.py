@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from datasketch import MinHash, MinHashLSH
 
-from hfstack.data.cleaning import clean_text
-from hfstack.data.dedup import (
+from hfstack.data.cleaning.dedup import (
     Contamination,
     ExactDuplicates,
     HashSet,
@@ -21,6 +20,7 @@ from hfstack.data.dedup import (
     strings_of,
     text_hash,
 )
+from hfstack.data.cleaning.pipeline import clean_text
 from hfstack.data.sources import Source
 from hfstack.errors import ConfigError, DataError
 

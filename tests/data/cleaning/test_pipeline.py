@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.data.cleaning import CleaningReport, TextArgs, clean_documents, clean_text, format_table
-from hfstack.data.dedup import ExactDuplicates
-from hfstack.data.filters import repeated_ngrams, too_many_symbols, too_short
+from hfstack.data.cleaning.dedup import ExactDuplicates
+from hfstack.data.cleaning.filters import repeated_ngrams, too_many_symbols, too_short
+from hfstack.data.cleaning.pipeline import CleaningReport, TextArgs, clean_documents, clean_text, format_table
 from hfstack.data.jsonl import write_jsonl
 from hfstack.errors import ConfigError, DataError
 

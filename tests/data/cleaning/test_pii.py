@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfstack.data.pii import KINDS, mask_pii
+from hfstack.data.cleaning.pii import KINDS, mask_pii
 
 
 @pytest.mark.parametrize(
