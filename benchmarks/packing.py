@@ -28,7 +28,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.packing import PackedBlocks, hash_texts, pack
+from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.data.tokenizers import train_tokenizer
 

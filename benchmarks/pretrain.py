@@ -144,7 +144,7 @@ def load_texts(path: Path) -> list[str]:
 
 def prepare_ours(texts: list[str], held_out: list[str], tokenizer: Any, block_size: int) -> tuple[Any, Any, Any]:
     """Packed blocks, as the recipe makes them."""
-    from hfstack.data.packing import PackedBlocks, hash_texts, pack
+    from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
 
     folder = Path(tempfile.mkdtemp())
     train, evaluation = (

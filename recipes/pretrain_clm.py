@@ -16,7 +16,7 @@ from trl import ModelConfig
 
 from hfstack.checkpoints import refuse_full_disk
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.packing import PackedBlocks, pack_splits
+from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import ConfigError
 from hfstack.evaluation.generation import sample_pairs

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.packing import PackedBlocks, pack_splits
+from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import AlreadyFinished, ConfigError
 from hfstack.evaluation.language_modeling import derived_metrics

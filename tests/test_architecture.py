@@ -57,7 +57,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(node: ast.AST) -> Iterator[str]:
-    """The dotted names that are imported anywhere under a node, such as `hfstack.data.packing` and `torch`."""
+    """The dotted names that are imported anywhere under a node, such as `hfstack.data.packing.blocks` and `torch`."""
     for child in ast.walk(node):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)

@@ -22,7 +22,7 @@ from huggingface_hub import constants
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.packing import PackedBlocks, hash_texts, pack
+from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
 from hfstack.data.word_starts import WordStarts, given_word_starts
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger

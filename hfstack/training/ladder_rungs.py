@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedConfig, TrainingArguments
 
 from hfstack.checkpoints import newest_checkpoint
-from hfstack.data.packing import PackedBlocks
+from hfstack.data.packing.blocks import PackedBlocks
 from hfstack.errors import ConfigError
 from hfstack.models.counting import count_parameters, flops_per_token, peak_flops_per_s
 from hfstack.scaling.ladder import Costs, Rung, blocks_read

@@ -35,9 +35,9 @@ from filelock import FileLock, Timeout
 from huggingface_hub import constants
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.block_writer import BlockWriter, PackedCounts
 from hfstack.data.fast_encoding import end_token_id, private_backend, start_token_id
 from hfstack.data.files import fingerprint
+from hfstack.data.packing.block_writer import BlockWriter, PackedCounts
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 

@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from hfstack.data.packing import PackedBlocks, document_positions, hash_texts, pack
+from hfstack.data.packing.blocks import PackedBlocks, document_positions, hash_texts, pack
 from hfstack.errors import ConfigError, DataError
 
 STORIES = [
@@ -143,7 +143,7 @@ def test_an_eos_written_in_the_text_ends_the_document_once(tiny_tokenizer, tmp_p
 def test_many_batches_give_the_same_as_one(tiny_tokenizer, tmp_path, monkeypatch):
     texts = [*STORIES, ""] * 20
     whole = pack(texts, tiny_tokenizer, block_size=32, cache_dir=tmp_path / "whole", data_hash="a")
-    monkeypatch.setattr("hfstack.data.packing._BATCH_CHARACTERS", 70)
+    monkeypatch.setattr("hfstack.data.packing.blocks._BATCH_CHARACTERS", 70)
     pieces = pack(iter(texts), tiny_tokenizer, block_size=32, cache_dir=tmp_path / "pieces", data_hash="a")
     assert whole.counts == pieces.counts
     assert (whole.folder / "tokens.bin").read_bytes() == (pieces.folder / "tokens.bin").read_bytes()
@@ -251,7 +251,7 @@ def test_damaged_files_are_refused(tiny_tokenizer, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_corpus(tiny_tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr("hfstack.data.packing._BATCH_CHARACTERS", 20_000)
+    monkeypatch.setattr("hfstack.data.packing.blocks._BATCH_CHARACTERS", 20_000)
 
     def peak_bytes(document_count: int) -> int:
         texts = (f"{index} {STORIES[index % 4]}" for index in range(document_count))
