@@ -25,8 +25,8 @@ from hfstack.data.cleaning.pipeline import (
     filters,
     format_table,
 )
-from hfstack.data.jsonl import write_jsonl
-from hfstack.data.reading import OnBadRow
+from hfstack.data.reading.jsonl import write_jsonl
+from hfstack.data.reading.rows import OnBadRow
 from hfstack.data.sources import Source, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.run import Run

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from trl import ModelConfig
 
 from hfstack.config import command_line
-from hfstack.data.jsonl import write_jsonl
+from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import Source, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.evaluation.explaining import explain_text

@@ -16,10 +16,10 @@ from accelerate import PartialState
 from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from hfstack.config import command_line
-from hfstack.data.jsonl import write_jsonl
 from hfstack.data.preference_encoding import Overlong, encode_pairs
 from hfstack.data.preference_kinds import PreferenceArgs, answer_text
 from hfstack.data.preferences import length_statistics, length_table, load_preferences
+from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.errors import ConfigError
 from hfstack.evaluation.pair_accuracy import accuracy_by_margin, calibration_bins, reward_metrics

@@ -17,7 +17,7 @@ from trl import ModelConfig
 from hfstack.config import command_line
 from hfstack.data.demo.rules import gold_score
 from hfstack.data.instruction_rows import prompt_ids
-from hfstack.data.jsonl import write_jsonl
+from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.errors import ConfigError
 from hfstack.evaluation.answers import answer

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from hfstack.data.jsonl import write_jsonl
 from hfstack.data.preference_kinds import (
     PreferenceArgs,
     PreferenceCounts,
@@ -30,6 +29,7 @@ from hfstack.data.preference_kinds import (
     scored_by_prompt,
     turns_of,
 )
+from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, load_mixture
 from hfstack.data.splitting import drop_overlap, hold_out
 from hfstack.errors import ConfigError, DataError

@@ -15,8 +15,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.files import expand_files
-from hfstack.data.formats import read_file
+from hfstack.data.reading.files import expand_files
+from hfstack.data.reading.formats import read_file
 from hfstack.data.sources import Source
 from hfstack.data.text_rows import pad_rows
 from hfstack.errors import ConfigError, DataError

@@ -14,9 +14,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset, load_dataset
 from huggingface_hub import constants
 
-from hfstack.data.files import expand_files, fingerprint, looks_local
-from hfstack.data.reading import OnBadRow, ReadReport, read_rows
-from hfstack.data.row_cache import load_rows
+from hfstack.data.reading.cache import load_rows
+from hfstack.data.reading.files import expand_files, fingerprint, looks_local
+from hfstack.data.reading.rows import OnBadRow, ReadReport, read_rows
 from hfstack.data.splitting import drop_overlap, hold_out, interleave, mix
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger

@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 from accelerate import PartialState
 
-from hfstack.data.jsonl import write_jsonl
+from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.evaluation.calibration import (
     confidences,
     cross_fitted_temperatures,

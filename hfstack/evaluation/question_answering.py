@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from trl import ModelConfig
 
-from hfstack.data.jsonl import write_jsonl
 from hfstack.data.question_answering import Question, Window, collate_windows, encode_questions
+from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
 from hfstack.evaluation.local_metrics import CmrcAnswers, SquadAnswers
 from hfstack.evaluation.predicting import Predictor, by_length

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from trl import ModelConfig
 
-from hfstack.data.jsonl import write_jsonl
+from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.tagging import (
     Sentence,
     Window,

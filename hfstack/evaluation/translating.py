@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from hfstack.data.jsonl import write_jsonl
+from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.source_target import Encoded, Pair, encode_ended, text_at
 from hfstack.data.text_rows import pad_rows
 from hfstack.errors import DataError

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hfstack.data.reading import OnBadRow
+from hfstack.data.reading.rows import OnBadRow
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger

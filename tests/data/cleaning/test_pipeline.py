@@ -9,7 +9,7 @@ import pytest
 from hfstack.data.cleaning.dedup import ExactDuplicates
 from hfstack.data.cleaning.filters import repeated_ngrams, too_many_symbols, too_short
 from hfstack.data.cleaning.pipeline import CleaningReport, TextArgs, clean_documents, clean_text, format_table
-from hfstack.data.jsonl import write_jsonl
+from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import ConfigError, DataError
 
 ROWS = [

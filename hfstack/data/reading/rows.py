@@ -14,8 +14,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from hfstack.data.files import file_format
-from hfstack.data.formats import BadRow, NumberedRow, read_file
+from hfstack.data.reading.files import file_format
+from hfstack.data.reading.formats import BadRow, NumberedRow, read_file
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 

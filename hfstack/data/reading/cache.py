@@ -21,8 +21,8 @@ import pyarrow
 from datasets import Dataset
 from filelock import FileLock
 
-from hfstack.data.files import fingerprint
-from hfstack.data.reading import OnBadRow, ReadReport, read_rows
+from hfstack.data.reading.files import fingerprint
+from hfstack.data.reading.rows import OnBadRow, ReadReport, read_rows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 

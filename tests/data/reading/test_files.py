@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from hfstack.data.files import expand_files, file_format, fingerprint, looks_local, open_bytes
+from hfstack.data.reading.files import expand_files, file_format, fingerprint, looks_local, open_bytes
 from hfstack.errors import DataError
 
 PLAIN = b"".join(b'{"text": "line %d"}\n' % number for number in range(20_000))

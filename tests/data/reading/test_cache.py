@@ -9,8 +9,8 @@ import datasets.config
 import pytest
 from datasets import Value
 
-from hfstack.data import row_cache
-from hfstack.data.row_cache import load_rows
+from hfstack.data.reading.cache import load_rows
+from hfstack.data.reading.rows import cache as row_cache
 from hfstack.errors import DataError
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import pyarrow
 import pyarrow.parquet
 
-from hfstack.data.files import file_format, open_bytes
+from hfstack.data.reading.files import file_format, open_bytes
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 

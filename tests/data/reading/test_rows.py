@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hfstack.data.reading import ReadReport, read_rows
+from hfstack.data.reading.rows import ReadReport, read_rows
 from hfstack.errors import ConfigError, DataError
 
 

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from hfstack.data.formats import BadRow, read_file
+from hfstack.data.reading.formats import BadRow, read_file
 from hfstack.errors import DataError
 
 
