@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hfstack.config import command_line
-from hfstack.data.demo.instructions import Task, as_messages, instructions, openings, sentiment_rows
-from hfstack.data.demo.noise import DROPPED, FAULTS, noisy_corpus
-from hfstack.data.demo.variety import ngram_bits_per_byte, variety
 from hfstack.data.reading.jsonl import write_jsonl
+from hfstack.demo.instructions import Task, as_messages, instructions, openings, sentiment_rows
+from hfstack.demo.noise import DROPPED, FAULTS, noisy_corpus
+from hfstack.demo.variety import ngram_bits_per_byte, variety
 from hfstack.errors import ConfigError
 from hfstack.run import Run
 

@@ -13,8 +13,8 @@ from typing import Any
 from trl import ModelConfig, get_peft_config
 
 from hfstack.config import command_line
-from hfstack.data.demo.rules import gold_score
 from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.demo.rules import gold_score
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.run import Run

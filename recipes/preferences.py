@@ -16,14 +16,14 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from hfstack.config import command_line
-from hfstack.data.demo.answers import answers
-from hfstack.data.demo.instructions import instruction
-from hfstack.data.demo.rules import gold_score
 from hfstack.data.instruction_rows import prompt_ids
 from hfstack.data.preference_kinds import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
 from hfstack.data.preferences import add_label_noise, judged_pairs, length_statistics, load_preferences, split_by_prompt
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, describe_sources, iterate_rows
+from hfstack.demo.answers import answers
+from hfstack.demo.instructions import instruction
+from hfstack.demo.rules import gold_score
 from hfstack.errors import ConfigError
 from hfstack.evaluation.answers import answer
 from hfstack.models.loading import load_causal_lm, load_tokenizer

@@ -15,10 +15,10 @@ from transformers import set_seed
 from trl import ModelConfig
 
 from hfstack.config import command_line
-from hfstack.data.demo.rules import gold_score
 from hfstack.data.instruction_rows import prompt_ids
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.demo.rules import gold_score
 from hfstack.errors import ConfigError
 from hfstack.evaluation.answers import answer
 from hfstack.evaluation.generation import Completion, check_sampling

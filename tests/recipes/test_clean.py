@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hfstack.data.demo.noise import DROPPED, MENDED, noisy_corpus, score_cleaning
+from hfstack.demo.noise import DROPPED, MENDED, noisy_corpus, score_cleaning
 from hfstack.errors import ConfigError, DataError
 from hfstack.run_record import read_run
 

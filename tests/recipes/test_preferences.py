@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.data.demo.answers import answers
-from hfstack.data.demo.rules import gold_score
+from hfstack.demo.answers import answers
+from hfstack.demo.rules import gold_score
 from hfstack.errors import ConfigError, DataError
 from hfstack.run_record import read_run
 

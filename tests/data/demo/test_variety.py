@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from hfstack.data.demo.stories import stories
-from hfstack.data.demo.variety import ngram_bits_per_byte, variety
+from hfstack.demo.stories import stories
+from hfstack.demo.variety import ngram_bits_per_byte, variety
 
 
 def test_variety_by_hand():

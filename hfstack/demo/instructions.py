@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from hfstack.data.demo.grammar import compile_template, render, tidy
-from hfstack.data.demo.lexicon import PLACES, THINGS
-from hfstack.data.demo.stories import Story, beginning, story
-from hfstack.data.demo.templates import read_blocks
+from hfstack.demo.grammar import compile_template, render, tidy
+from hfstack.demo.lexicon import PLACES, THINGS
+from hfstack.demo.stories import Story, beginning, story
+from hfstack.demo.templates import read_blocks
 
 Task = Literal["mixed", "beginning"]
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from hfstack.data.demo.instructions import (
+from hfstack.demo.instructions import (
     as_messages,
     carelessly,
     instruction,
@@ -14,8 +14,8 @@ from hfstack.data.demo.instructions import (
     question,
     sentiment_rows,
 )
-from hfstack.data.demo.rules import ending_of, facts_of, gold_score, read_request
-from hfstack.data.demo.stories import stories, story
+from hfstack.demo.rules import ending_of, facts_of, gold_score, read_request
+from hfstack.demo.stories import stories, story
 
 ROWS = list(instructions(5, 800))
 STORY_ROWS = [row for row in ROWS if row["task"] == "story"]

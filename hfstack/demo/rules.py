@@ -10,7 +10,7 @@ import itertools
 import re
 from dataclasses import dataclass
 
-from hfstack.data.demo.lexicon import KINDS, NAMES, PLACES, THINGS, TRAITS
+from hfstack.demo.lexicon import KINDS, NAMES, PLACES, THINGS, TRAITS
 
 _PLURALS = {"wolf": "wolves", "mouse": "mice", "fox": "foxes"}
 _ANIMALS = {kind.noun for kind in KINDS}

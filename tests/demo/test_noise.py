@@ -6,8 +6,8 @@ from itertools import pairwise
 import ftfy
 import pytest
 
-from hfstack.data.demo.noise import DROPPED, FAULTS, noisy_corpus, score_cleaning
-from hfstack.data.demo.stories import story
+from hfstack.demo.noise import DROPPED, FAULTS, noisy_corpus, score_cleaning
+from hfstack.demo.stories import story
 
 ROWS = list(noisy_corpus(2, 3000, share=0.3))
 BY_ID = {row["id"]: row for row in ROWS}

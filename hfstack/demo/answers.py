@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from hfstack.data.demo.instructions import instruction
+from hfstack.demo.instructions import instruction
 
 
 def answers(seed: int, index: int, *, count: int = 4) -> tuple[dict[str, Any], list[str]]:

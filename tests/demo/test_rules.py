@@ -6,10 +6,10 @@ from statistics import mean
 
 import pytest
 
-from hfstack.data.demo.instructions import instructions
-from hfstack.data.demo.lexicon import TRAITS
-from hfstack.data.demo.rules import TRAIT_DEEDS, ending_of, gold_breakdown, gold_score
-from hfstack.data.demo.stories import stories
+from hfstack.demo.instructions import instructions
+from hfstack.demo.lexicon import TRAITS
+from hfstack.demo.rules import TRAIT_DEEDS, ending_of, gold_breakdown, gold_score
+from hfstack.demo.stories import stories
 
 ROWS = list(instructions(8, 400))
 STORIES = [row for row in ROWS if row["task"] == "story"]

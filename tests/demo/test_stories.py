@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from hfstack.data.demo.grammar import compile_template, render, tidy
-from hfstack.data.demo.lexicon import KINDS, NAMES, PLACES, THINGS, TRAITS
-from hfstack.data.demo.stories import PLOTS, stories, story
+from hfstack.demo.grammar import compile_template, render, tidy
+from hfstack.demo.lexicon import KINDS, NAMES, PLACES, THINGS, TRAITS
+from hfstack.demo.stories import PLOTS, stories, story
 
 COUNT = 1500
 CORPUS = list(stories(11, COUNT))

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hfstack.data.demo.grammar import Parts, compile_template, render, tidy
-from hfstack.data.demo.lexicon import (
+from hfstack.demo.grammar import Parts, compile_template, render, tidy
+from hfstack.demo.lexicon import (
     ELDERS,
     KINDS,
     NAMES,
@@ -24,7 +24,7 @@ from hfstack.data.demo.lexicon import (
     Place,
     Thing,
 )
-from hfstack.data.demo.templates import Block, Plot, read_blocks, read_plots
+from hfstack.demo.templates import Block, Plot, read_blocks, read_plots
 
 Option = TypeVar("Option")
 PLOTS = read_plots("friends", "quests", "work")

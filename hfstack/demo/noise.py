@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
-from hfstack.data.demo.stories import story
+from hfstack.demo.stories import story
 
 DROPPED = ("exact_duplicate", "near_duplicate", "too_short", "symbol_soup", "repeated_lines")
 MENDED = ("mojibake", "html", "control_characters", "boilerplate", "personal_data")
