@@ -22,7 +22,7 @@ from datasets import Dataset, load_dataset
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
-from hfstack.evaluation.win_rate import win_rate
+from hfstack.diagnosis.win_rate import win_rate
 from hfstack.training.classifier_reward import ClassifierReward
 from hfstack.training.ppo import PPOTrainer
 from hfstack.training.ppo_config import PPOConfig

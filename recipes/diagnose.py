@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.config import command_line
+from hfstack.diagnosis.diagnose import KL_BUDGET_NATS, as_table, diagnose, in_words, link_verdicts
+from hfstack.diagnosis.findings import ONLINE_RECIPES, ChainRun
 from hfstack.errors import ConfigError, DataError
-from hfstack.evaluation.rlhf_diagnosis import KL_BUDGET_NATS, as_table, diagnose, in_words, link_verdicts
-from hfstack.evaluation.rlhf_findings import ONLINE_RECIPES, ChainRun
 from hfstack.reporting.runs import Report, load_runs
 from hfstack.run import Run
 

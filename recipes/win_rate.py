@@ -19,10 +19,7 @@ from hfstack.data.instruction_rows import prompt_ids
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.demo.rules import gold_score
-from hfstack.errors import ConfigError
-from hfstack.evaluation.answers import answer
-from hfstack.evaluation.generation import Completion, check_sampling
-from hfstack.evaluation.win_rate import (
+from hfstack.diagnosis.win_rate import (
     describe_answers,
     judge_both_orders,
     judge_by_score,
@@ -30,6 +27,9 @@ from hfstack.evaluation.win_rate import (
     perplexity_of_answers,
     win_rate,
 )
+from hfstack.errors import ConfigError
+from hfstack.evaluation.answers import answer
+from hfstack.evaluation.generation import Completion, check_sampling
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.run import Run, RunArgs

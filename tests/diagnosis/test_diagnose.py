@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from hfstack.evaluation.rlhf_diagnosis import as_table, diagnose, in_words, link_verdicts
-from hfstack.evaluation.rlhf_findings import (
+from hfstack.diagnosis.diagnose import as_table, diagnose, in_words, link_verdicts
+from hfstack.diagnosis.findings import (
     LINKS,
     ChainRun,
     Finding,

@@ -6,7 +6,7 @@ Each takes runs and returns findings. Limits stand here with their reason; those
 from collections.abc import Sequence
 from statistics import fmean
 
-from hfstack.evaluation.rlhf_findings import (
+from hfstack.diagnosis.findings import (
     ONLINE_RECIPES,
     ChainRun,
     Finding,

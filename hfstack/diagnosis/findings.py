@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from hfstack.diagnosis.win_rate import distinct
 from hfstack.evaluation.pair_accuracy import share_interval
-from hfstack.evaluation.win_rate import distinct
 
 Link = Literal["sft", "preferences", "reward model", "policy"]
 Verdict = Literal["ok", "warn", "bad", "unknown"]

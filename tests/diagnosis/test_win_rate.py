@@ -9,9 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hfstack.errors import DataError
-from hfstack.evaluation.generation import Completion
-from hfstack.evaluation.win_rate import (
+from hfstack.diagnosis.win_rate import (
     describe_answers,
     distinct,
     judge_both_orders,
@@ -20,6 +18,8 @@ from hfstack.evaluation.win_rate import (
     perplexity_of_answers,
     win_rate,
 )
+from hfstack.errors import DataError
+from hfstack.evaluation.generation import Completion
 
 
 def test_wilson_by_hand() -> None:

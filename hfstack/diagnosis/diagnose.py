@@ -8,9 +8,9 @@ several are bad, the first in the chain is the one to mend.
 from collections.abc import Sequence
 from typing import Any
 
-from hfstack.evaluation.rlhf_findings import LINKS, ChainRun, Finding, Verdict, worst
-from hfstack.evaluation.rlhf_model_checks import check_preferences, check_reward_model, check_sft
-from hfstack.evaluation.rlhf_policy_checks import check_policies
+from hfstack.diagnosis.findings import LINKS, ChainRun, Finding, Verdict, worst
+from hfstack.diagnosis.model_checks import check_preferences, check_reward_model, check_sft
+from hfstack.diagnosis.policy_checks import check_policies
 
 KL_BUDGET_NATS = 10.0
 """Nats an answer that the policy may be away from where it started, unless the user says otherwise."""
