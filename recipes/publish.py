@@ -14,6 +14,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_token
 
 from hfstack.config import command_line
+from hfstack.drawing.numbers import duration, instant, metric, number, size
 from hfstack.errors import ConfigError
 from hfstack.publishing import folder, hub, staging
 from hfstack.publishing.card import check_card, render_card
@@ -23,7 +24,6 @@ from hfstack.publishing.chain import follow
 from hfstack.publishing.measure import measure
 from hfstack.publishing.merging import merge
 from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
-from hfstack.reporting.formats import duration, instant, metric, number, size
 from hfstack.reporting.picture import chain_picture
 from hfstack.reporting.provenance import first_settings, wrapped_command
 from hfstack.reporting.runs import load_runs

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from hfstack.reporting.formats import Figure, counted, duration, instant, metric
-from hfstack.reporting.markup import Html, json_block, tag
+from hfstack.drawing.html import Html, json_block, tag
+from hfstack.drawing.numbers import Figure, counted, duration, instant, metric
 from hfstack.reporting.provenance import (
     changed_files,
     data_section,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 
-from hfstack.reporting.curves import Axis, Chart, linear_axis, log_axis, smooth, tick_texts
+from hfstack.drawing.curves import Axis, Chart, linear_axis, log_axis, smooth, tick_texts
 from hfstack.reporting.runs import Report
 from hfstack.reporting.training import charts
 

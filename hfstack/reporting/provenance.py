@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from hfstack.reporting.formats import counted, duration, instant, number, size
-from hfstack.reporting.markup import Html, tag
+from hfstack.drawing.html import Html, tag
+from hfstack.drawing.numbers import counted, duration, instant, number, size
 from hfstack.reporting.runs import Report
 
 _SHOWN_FILES = 8

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from hfstack.reporting.formats import Figure, counted, label_of, metric, number
-from hfstack.reporting.markup import Html, join, tag
+from hfstack.drawing.html import Html, join, tag
+from hfstack.drawing.numbers import Figure, counted, label_of, metric, number
 from hfstack.reporting.runs import Report
 
 _EMPTY = (None, "")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hfstack.reporting.panels import Marks, Panel, Style, draw_panels
+from hfstack.drawing.panels import Marks, Panel, Style, draw_panels
 from hfstack.scaling.fit import LadderFit
 from hfstack.scaling.isoflop import Allocation, IsoFlopCurve
 from hfstack.scaling.power_laws import best_of_steps, frontier

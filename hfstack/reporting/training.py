@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from hfstack.reporting.curves import Chart, Series, draw
-from hfstack.reporting.formats import counted, label_of, number
-from hfstack.reporting.markup import Html, tag
+from hfstack.drawing.curves import Chart, Series, draw
+from hfstack.drawing.html import Html, tag
+from hfstack.drawing.numbers import counted, label_of, number
 from hfstack.reporting.runs import Points, Report, Sample
 
 COLORS = 8

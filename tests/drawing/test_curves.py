@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hfstack.drawing.curves import Axis, linear_axis, log_axis, smooth, spread, tick_texts
+from hfstack.drawing.html import Html, json_block, tag
+from hfstack.drawing.numbers import duration, instant, metric, number, size
 from hfstack.reporting import page
-from hfstack.reporting.curves import Axis, linear_axis, log_axis, smooth, spread, tick_texts
-from hfstack.reporting.formats import duration, instant, metric, number, size
-from hfstack.reporting.markup import Html, json_block, tag
 from hfstack.reporting.provenance import first_settings, wrapped_command
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hfstack.reporting.curves import Axis, linear_axis, log_axis, spread
-from hfstack.reporting.formats import compact, power
-from hfstack.reporting.markup import Html, join, tag
+from hfstack.drawing.curves import Axis, linear_axis, log_axis, spread
+from hfstack.drawing.html import Html, join, tag
+from hfstack.drawing.numbers import compact, power
 
 COLORS = ("#2a7f9e", "#c8643c", "#5a8f3d", "#8a5aa8", "#b08a1e", "#3c4f9e", "#a83c5f", "#444444")
 _INK, _FAINT = "#303030", "#d8d8d8"

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hfstack.reporting.panels import Marks, Panel, draw_panels
+from hfstack.drawing.panels import Marks, Panel, draw_panels
 
 SVG = "{http://www.w3.org/2000/svg}"
 

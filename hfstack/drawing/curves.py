@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hfstack.reporting.formats import compact, number, power
-from hfstack.reporting.markup import Html, tag
+from hfstack.drawing.html import Html, tag
+from hfstack.drawing.numbers import compact, number, power
 
 Points = list[tuple[int, float]]
 
