@@ -19,7 +19,7 @@ from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.environment import is_sharded
 from hfstack.errors import DataError
 from hfstack.evaluation.answers import answer_pairs
-from hfstack.models.adapting import give_pad_token
+from hfstack.models.adapters import give_pad_token
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.publishing.checkpoint_push import push_checkpoints

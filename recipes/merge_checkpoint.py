@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from hfstack.checkpoints import find_damage, newest_checkpoint, size_bytes
 from hfstack.config import command_line
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.merging import merge_checkpoint
+from hfstack.models.shards import merge_checkpoint
 from hfstack.run import Run, RunArgs
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "chat_template.jinja")

@@ -14,9 +14,9 @@ from typing import Any
 
 from hfstack.config import command_line
 from hfstack.errors import ConfigError
+from hfstack.models.architectures import count_costs, without_size
 from hfstack.models.loading import find_architecture
 from hfstack.models.measuring import measure_step
-from hfstack.models.templates import count_costs, without_size
 from hfstack.recipe_settings import read_settings
 from hfstack.run import Run, RunArgs
 from hfstack.scaling.ladder import Costs, Machine

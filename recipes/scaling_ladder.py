@@ -19,9 +19,9 @@ from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import AlreadyFinished, ConfigError
 from hfstack.evaluation.language_modeling import derived_metrics
+from hfstack.models.architectures import build_model, count_costs, read_templates
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.templates import build_model, count_costs, read_templates
 from hfstack.run import Run
 from hfstack.run_record import read_run
 from hfstack.scaling.ladder import TABLE, Costs, Design, Machine, Rung, build_ladder, table_row

@@ -21,7 +21,7 @@ from hfstack.data.sources import DataArgs, describe_sources, load_splits
 from hfstack.data.text_rows import Overlong
 from hfstack.errors import ConfigError
 from hfstack.evaluation.translating import METRICS, check_metrics, decode_texts, overlap_metrics, record_results
-from hfstack.models.adapting import check_adapter_settings
+from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import load_tokenizer
 from hfstack.models.seq2seq import load_seq2seq, set_decoding, stop_tokens, text_lengths

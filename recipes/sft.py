@@ -19,7 +19,7 @@ from hfstack.data.sources import DataArgs, describe_sources, load_splits
 from hfstack.environment import is_sharded
 from hfstack.evaluation.answers import answer_loss, answer_pairs, score_answers
 from hfstack.evaluation.language_modeling import perplexity
-from hfstack.models.adapting import check_adapter_settings, give_pad_token, merge_adapter
+from hfstack.models.adapters import check_adapter_settings, give_pad_token, merge_adapter
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.publishing.checkpoint_push import push_checkpoints

@@ -7,7 +7,7 @@ from torch.distributed import checkpoint as distributed_checkpoint
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from hfstack.checkpoints import STATE
-from hfstack.models.merging import describe_model
+from hfstack.models.shards import describe_model
 
 SHARD = "pytorch_model_fsdp_0/__0_1.distcp"
 

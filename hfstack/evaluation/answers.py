@@ -19,7 +19,7 @@ from hfstack.errors import DataError
 from hfstack.evaluation.generation import Completion
 from hfstack.evaluation.language_modeling import perplexity
 from hfstack.evaluation.text_overlap import text_overlap
-from hfstack.models.adapting import end_ids
+from hfstack.models.adapters import end_ids
 
 _IGNORED = -100
 

@@ -20,7 +20,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
 from hfstack.logs import get_logger
-from hfstack.models.adapting import check_adapter_flags
+from hfstack.models.adapters import check_adapter_flags
 from hfstack.models.loading import architecture_config, find_architecture, not_found
 
 logger = get_logger(__name__)

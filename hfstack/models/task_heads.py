@@ -21,7 +21,7 @@ from transformers import (
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.adapting import check_adapter_flags
+from hfstack.models.adapters import check_adapter_flags
 from hfstack.models.classifier import check_own_tokenizer, set_attention_dropout
 from hfstack.models.heads import (
     ADAPTER_FILE,

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.merging import kind_of_shards
+from hfstack.models.shards import kind_of_shards
 from hfstack.publishing.bundle import ADAPTER_CONFIG, Kind, kind_of, published_files, tokenizer_files
 from hfstack.publishing.measure import load
 
 _MERGE = (
-    "import sys; from pathlib import Path; from hfstack.models.merging import merge_checkpoint; "
+    "import sys; from pathlib import Path; from hfstack.models.shards import merge_checkpoint; "
     "merge_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))"
 )
 _LAUNCHER = ("ACCELERATE_", "FSDP_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_")

@@ -26,7 +26,7 @@ from hfstack.checkpoints import (
 )
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
-from hfstack.models.merging import describe_model, kind_of_shards
+from hfstack.models.shards import describe_model, kind_of_shards
 from hfstack.run import Run
 from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked
 

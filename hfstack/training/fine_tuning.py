@@ -25,7 +25,7 @@ from hfstack.data.instruction_rows import PackedCollator, encode_split, pack, re
 from hfstack.environment import uses_deepspeed
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
-from hfstack.models.adapting import end_ids
+from hfstack.models.adapters import end_ids
 from hfstack.models.counting import flops_per_token, peak_flops_per_s
 from hfstack.models.loading import context_length
 

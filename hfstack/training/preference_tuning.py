@@ -14,7 +14,7 @@ from hfstack.data.instruction_rows import prompt_ids
 from hfstack.data.preference_kinds import answer_text
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.models.adapting import check_adapter_settings, end_ids
+from hfstack.models.adapters import check_adapter_settings, end_ids
 from hfstack.models.loading import context_length, find_architecture
 
 logger = get_logger(__name__)

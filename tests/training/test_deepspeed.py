@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hfstack.checkpoints import MANIFEST, find_damage
-from hfstack.models.merging import kind_of_shards, merge_checkpoint
+from hfstack.models.shards import kind_of_shards, merge_checkpoint
 from hfstack.run import Run
 from hfstack.run_record import read_run
 from hfstack.training.checkpointing import protect

@@ -31,7 +31,7 @@ from transformers import (
 from hfstack import config
 from hfstack.checkpoints import MANIFEST, find_damage
 from hfstack.errors import CheckpointError
-from hfstack.models.merging import merge_checkpoint, read_shards
+from hfstack.models.shards import merge_checkpoint, read_shards
 from hfstack.publishing.bundle import kind_of, published_files
 from hfstack.run import Run
 from hfstack.run_record import read_run

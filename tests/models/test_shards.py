@@ -15,7 +15,7 @@ from torch.distributed import checkpoint as distributed_checkpoint
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from hfstack.errors import CheckpointError, MissingExtraError
-from hfstack.models.merging import describe_model, kind_of_shards, merge_checkpoint, read_shards
+from hfstack.models.shards import describe_model, kind_of_shards, merge_checkpoint, read_shards
 from tests.tiny_shards import SHARD, write_shards
 
 # torch 2.13 says that one process writes alone also when it is told so (no_dist=True)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError, MissingExtraError
-from hfstack.models.adapting import check_adapter_settings, end_ids, give_pad_token
+from hfstack.models.adapters import check_adapter_settings, end_ids, give_pad_token
 
 
 @pytest.fixture
