@@ -17,8 +17,8 @@ from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.models.heap import heap_rules
-from hfstack.models.measuring import measure_step
-from hfstack.models.memory import TrainingStep, peak_memory
+from hfstack.planning.measure import measure_step
+from hfstack.planning.memory import TrainingStep, peak_memory
 
 ARCHITECTURES = Path(__file__).parents[1] / "recipes" / "architectures"
 MIB = 2**20

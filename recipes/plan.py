@@ -16,12 +16,8 @@ from hfstack.config import command_line
 from hfstack.errors import ConfigError
 from hfstack.models.architectures import count_costs, without_size
 from hfstack.models.loading import find_architecture
-from hfstack.models.measuring import measure_step
-from hfstack.recipe_settings import read_settings
-from hfstack.run import Run, RunArgs
-from hfstack.scaling.ladder import Costs, Machine
-from hfstack.scaling.plan import BudgetArgs, budget_flops, plan_budget
-from hfstack.training.planning import (
+from hfstack.planning.measure import measure_step
+from hfstack.planning.plan import (
     CHANGE_COLUMNS,
     MEMORY_COLUMNS,
     MIB,
@@ -34,7 +30,11 @@ from hfstack.training.planning import (
     read_law,
     recipe_metrics,
 )
-from hfstack.training.workload import WorkArgs, assess, read_workload
+from hfstack.planning.workload import WorkArgs, assess, read_workload
+from hfstack.recipe_settings import read_settings
+from hfstack.run import Run, RunArgs
+from hfstack.scaling.ladder import Costs, Machine
+from hfstack.scaling.plan import BudgetArgs, budget_flops, plan_budget
 
 
 def main(budget_args: BudgetArgs, work_args: WorkArgs, device_args: DeviceArgs, run_args: RunArgs) -> dict[str, float]:

@@ -13,12 +13,12 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.counting import datasheet_tflops, peak_flops_per_s
 from hfstack.models.heap import COMPACT, heap_rules
-from hfstack.models.measuring import MeasuredStep
-from hfstack.models.memory import can_checkpoint, trained_parameters
+from hfstack.planning.measure import MeasuredStep
+from hfstack.planning.memory import can_checkpoint, trained_parameters
+from hfstack.planning.workload import Needs, Workload, assess
 from hfstack.run_record import read_run
 from hfstack.scaling.parametric import PARAMETERS, Law
 from hfstack.scaling.plan import CHINCHILLA
-from hfstack.training.workload import Needs, Workload, assess
 
 logger = get_logger(__name__)
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedConfig, 
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.models.counting import count_parameters, flops_per_token
-from hfstack.models.memory import (
+from hfstack.planning.memory import (
     Task,
     TrainingStep,
     _Ledger,

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from hfstack.errors import ConfigError
-from hfstack.models.memory import TrainingStep, build_model, run_steps
+from hfstack.planning.memory import TrainingStep, build_model, run_steps
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

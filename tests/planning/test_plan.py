@@ -14,11 +14,10 @@ from trl import DPOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.heap import HeapRules
-from hfstack.models.measuring import MeasuredStep
-from hfstack.models.memory import trained_parameters
-from hfstack.scaling.plan import CHINCHILLA
-from hfstack.training import planning
-from hfstack.training.planning import (
+from hfstack.planning import plan as planning
+from hfstack.planning.measure import MeasuredStep
+from hfstack.planning.memory import trained_parameters
+from hfstack.planning.plan import (
     Device,
     _smaller_batch,
     change_rows,
@@ -31,8 +30,9 @@ from hfstack.training.planning import (
     read_law,
     recipe_metrics,
 )
+from hfstack.planning.workload import Workload, assess, read_workload
+from hfstack.scaling.plan import CHINCHILLA
 from hfstack.training.ppo_config import PPOConfig
-from hfstack.training.workload import Workload, assess, read_workload
 
 FAST = Device("test", "cpu", 2**40, 1e12)
 
@@ -199,7 +199,7 @@ def test_real_steps_correct_the_plan(read: Any) -> None:
 
 
 def test_a_cpu_has_a_heap_beside_its_tensors(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfstack.training.planning.heap_rules", lambda: HeapRules(mmap_threshold=2**40))
+    monkeypatch.setattr("hfstack.planning.plan.heap_rules", lambda: HeapRules(mmap_threshold=2**40))
     work = read("sft", SFTConfig, max_length=32)
     assert FAST.place(work) == replace(work, heap=HeapRules(mmap_threshold=2**40))
     tensors, needs = assess(work), assess(FAST.place(work))

@@ -15,7 +15,7 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLO
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.heap import HeapRules
 from hfstack.models.loading import context_length, find_architecture
-from hfstack.models.memory import PeakMemory, Task, TrainingStep, forward_flops, peak_memory, trained_parameters
+from hfstack.planning.memory import PeakMemory, Task, TrainingStep, forward_flops, peak_memory, trained_parameters
 from hfstack.training.ppo_config import PPOConfig
 
 _TASKS: dict[str, Task] = {
