@@ -20,8 +20,8 @@ from hfstack.publishing import folder, hub, staging
 from hfstack.publishing.card import check_card, render_card
 from hfstack.publishing.card_facts import Wording
 from hfstack.publishing.card_words import Words, by_path
-from hfstack.publishing.chain import follow
-from hfstack.publishing.measure import measure
+from hfstack.publishing.check_number import measure
+from hfstack.publishing.lineage import follow
 from hfstack.publishing.merging import merge
 from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
 from hfstack.reporting.picture import chain_picture

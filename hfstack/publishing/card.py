@@ -17,11 +17,11 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfstack.errors import ConfigError
 from hfstack.publishing import card_facts, card_metrics, card_words
-from hfstack.publishing.bundle import CONFIG, Kind, read_json
 from hfstack.publishing.card_facts import Wording
 from hfstack.publishing.card_words import Words
-from hfstack.publishing.chain import Chain, shorten
 from hfstack.publishing.energy import METHOD
+from hfstack.publishing.files import CONFIG, Kind, read_json
+from hfstack.publishing.lineage import Chain, shorten
 from hfstack.redaction import redact
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")

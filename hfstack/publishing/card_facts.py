@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfstack.publishing.bundle import Kind
 from hfstack.publishing.card_metrics import Show, results, rows
 from hfstack.publishing.card_words import Words
-from hfstack.publishing.chain import Chain, Link, shorten
 from hfstack.publishing.energy import estimate_kwh
+from hfstack.publishing.files import Kind
+from hfstack.publishing.lineage import Chain, Link, shorten
 
 _MAKES_DATA = frozenset({"demo_corpus", "clean", "preferences", "tokenizer"})
 _NO_SETTING = frozenset({"output_dir", "resume_from_checkpoint", "report_to"})

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
-from hfstack.publishing.bundle import Kind
-from hfstack.publishing.chain import Chain, Link
+from hfstack.publishing.files import Kind
+from hfstack.publishing.lineage import Chain, Link
 
 _SHOWN = 14
 _REINFORCED = frozenset({"rloo", "grpo", "ppo"})  # their loss says nothing about the model

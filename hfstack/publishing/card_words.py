@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hfstack.errors import ConfigError
-from hfstack.publishing.bundle import Kind
+from hfstack.publishing.files import Kind
 
 _WHAT = {
     "causal": "language model",

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
-from hfstack.publishing.bundle import item, kind_of, published_files
+from hfstack.publishing.files import item, kind_of, published_files
 from hfstack.publishing.hub import Target, check_pushed, find_token, head_of, owner_of, prepare_repo, push
 from hfstack.publishing.merging import in_shards, merge_shards
 from hfstack.publishing.secret_scan import known_secrets, refuse_secrets

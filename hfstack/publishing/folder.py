@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.publishing.bundle import PUBLICATION, Item, item
+from hfstack.publishing.files import PUBLICATION, Item, item
 
 _SCHEME = "file://"
 

@@ -26,8 +26,8 @@ from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_i
 
 from hfstack.errors import ConfigError, HubError
 from hfstack.logs import get_logger
-from hfstack.publishing.bundle import PICKLES, PUBLICATION, Item
-from hfstack.publishing.hub_failures import describe, is_network, passes, retry_after_s, status_of
+from hfstack.publishing.files import PICKLES, PUBLICATION, Item
+from hfstack.publishing.hub_errors import describe, is_network, passes, retry_after_s, status_of
 
 logger = get_logger(__name__)
 

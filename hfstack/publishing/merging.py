@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.shards import kind_of_shards
-from hfstack.publishing.bundle import ADAPTER_CONFIG, Kind, kind_of, published_files, tokenizer_files
-from hfstack.publishing.measure import load
+from hfstack.publishing.check_number import load
+from hfstack.publishing.files import ADAPTER_CONFIG, Kind, kind_of, published_files, tokenizer_files
 
 _MERGE = (
     "import sys; from pathlib import Path; from hfstack.models.shards import merge_checkpoint; "

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import get_token
 
 from hfstack.errors import ConfigError
-from hfstack.publishing.bundle import Item
+from hfstack.publishing.files import Item
 
 # Keys that announce themselves. A word such as `password` is none: the texts of datasets are scanned as well.
 _SHAPES = {

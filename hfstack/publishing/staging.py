@@ -10,7 +10,7 @@ from typing import Any
 import hfstack
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
-from hfstack.publishing.bundle import (
+from hfstack.publishing.files import (
     ADAPTER_CONFIG,
     PUBLICATION,
     Item,
@@ -21,7 +21,7 @@ from hfstack.publishing.bundle import (
     read_json,
     refuse_pickles,
 )
-from hfstack.publishing.chain import Chain, shorten
+from hfstack.publishing.lineage import Chain, shorten
 from hfstack.publishing.secret_scan import hide_known
 from hfstack.redaction import redact
 from hfstack.run_record import changed_output

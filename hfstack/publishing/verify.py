@@ -8,10 +8,10 @@ from huggingface_hub import HfApi, get_token
 
 from hfstack.errors import CheckpointError, HubError
 from hfstack.logs import get_logger
-from hfstack.publishing.bundle import ADAPTER_CONFIG, PUBLICATION, Kind, item, kind_of, refuse_pickles
+from hfstack.publishing.check_number import agrees, measure
+from hfstack.publishing.files import ADAPTER_CONFIG, PUBLICATION, Kind, item, kind_of, refuse_pickles
 from hfstack.publishing.hub import Target, check_name, transport
-from hfstack.publishing.hub_failures import describe, is_network
-from hfstack.publishing.measure import agrees, measure
+from hfstack.publishing.hub_errors import describe, is_network
 from hfstack.publishing.staging import read_publication
 
 logger = get_logger(__name__)

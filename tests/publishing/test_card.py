@@ -11,12 +11,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from hfstack.drawing.numbers import duration, instant, metric, number, size
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.publishing.bundle import Kind, kind_of, published_files
 from hfstack.publishing.card import check_card, read_samples, render_card
 from hfstack.publishing.card_facts import Wording, as_hfstack
 from hfstack.publishing.card_words import Words, loading
-from hfstack.publishing.chain import Chain, follow, shorten
 from hfstack.publishing.energy import accelerator_watts, estimate_kwh
+from hfstack.publishing.files import Kind, kind_of, published_files
+from hfstack.publishing.lineage import Chain, follow, shorten
 from hfstack.reporting.picture import chain_picture
 from hfstack.reporting.provenance import first_settings, wrapped_command
 from hfstack.reporting.runs import load_runs

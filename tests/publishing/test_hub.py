@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hfstack.errors import ConfigError, HubError
-from hfstack.publishing.bundle import Item, item
+from hfstack.publishing.files import Item, item
 from hfstack.publishing.hub import Target, check_pushed, find_token, prepare_repo, probe_xet, push, transport
 from tests.conftest import ROOT
 from tests.hub_fixtures import FINE, NARROW, OTHER, READER, WRITER, hub
@@ -124,7 +124,7 @@ def test_killed_in_mid_upload_nothing_is_seen_and_the_next_push_completes(hub: H
     parent = prepare_repo(where)
     hub.fail("PUT /lfs/", "slow", seconds=30)
     program = (
-        "import sys; from pathlib import Path; from hfstack.publishing.bundle import item\n"
+        "import sys; from pathlib import Path; from hfstack.publishing.files import item\n"
         "from hfstack.publishing.hub import Target, push\n"
         "files = [item(Path(p).name, Path(p)) for p in sys.argv[3:]]\n"
         "where = Target('alice/model', endpoint=sys.argv[1], token='writer-key-1')\n"

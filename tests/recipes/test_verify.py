@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from hfstack.errors import CheckpointError, ConfigError, HubError
-from hfstack.publishing.bundle import item, kind_of, published_files
-from hfstack.publishing.measure import measure
+from hfstack.publishing.check_number import measure
+from hfstack.publishing.files import item, kind_of, published_files
 from hfstack.publishing.staging import write_publication
 from tests.conftest import ROOT
 from tests.hub_fixtures import hub

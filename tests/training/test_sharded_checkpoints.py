@@ -32,7 +32,7 @@ from hfstack import config
 from hfstack.checkpoints import MANIFEST, find_damage
 from hfstack.errors import CheckpointError
 from hfstack.models.shards import merge_checkpoint, read_shards
-from hfstack.publishing.bundle import kind_of, published_files
+from hfstack.publishing.files import kind_of, published_files
 from hfstack.run import Run
 from hfstack.run_record import read_run
 from hfstack.training.checkpointing import protect

@@ -18,7 +18,7 @@ import hfstack.models.gru  # noqa: F401 - registers its architectures
 from hfstack.errors import CheckpointError
 from hfstack.evaluation.language_modeling import compute_metrics, score_documents
 from hfstack.models.loading import context_length
-from hfstack.publishing.bundle import TOKENIZER, Kind
+from hfstack.publishing.files import TOKENIZER, Kind
 
 TOLERANCE = 2e-3  # relative: other processors add in another order
 _TEXT = (
