@@ -17,9 +17,9 @@ from hfstack.config import command_line
 from hfstack.drawing.numbers import duration, instant, metric, number, size
 from hfstack.errors import ConfigError
 from hfstack.publishing import folder, hub, staging
-from hfstack.publishing.card import check_card, render_card
-from hfstack.publishing.card_facts import Wording
-from hfstack.publishing.card_words import Words, by_path
+from hfstack.publishing.card.facts import Wording
+from hfstack.publishing.card.render import check_card, render_card
+from hfstack.publishing.card.sentences import Words, by_path
 from hfstack.publishing.check_number import measure
 from hfstack.publishing.lineage import follow
 from hfstack.publishing.merging import merge

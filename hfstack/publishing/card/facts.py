@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfstack.publishing.card_metrics import Show, results, rows
-from hfstack.publishing.card_words import Words
-from hfstack.publishing.energy import estimate_kwh
+from hfstack.publishing.card.energy import estimate_kwh
+from hfstack.publishing.card.metrics import Show, results, rows
+from hfstack.publishing.card.sentences import Words
 from hfstack.publishing.files import Kind
 from hfstack.publishing.lineage import Chain, Link, shorten
 

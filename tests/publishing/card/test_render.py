@@ -11,10 +11,10 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from hfstack.drawing.numbers import duration, instant, metric, number, size
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.publishing.card import check_card, read_samples, render_card
-from hfstack.publishing.card_facts import Wording, as_hfstack
-from hfstack.publishing.card_words import Words, loading
-from hfstack.publishing.energy import accelerator_watts, estimate_kwh
+from hfstack.publishing.card.energy import accelerator_watts, estimate_kwh
+from hfstack.publishing.card.facts import Wording, as_hfstack
+from hfstack.publishing.card.render import check_card, read_samples, render_card
+from hfstack.publishing.card.sentences import Words, loading
 from hfstack.publishing.files import Kind, kind_of, published_files
 from hfstack.publishing.lineage import Chain, follow, shorten
 from hfstack.reporting.picture import chain_picture
