@@ -24,7 +24,7 @@ from hfstack.publishing.check_number import measure
 from hfstack.publishing.lineage import follow
 from hfstack.publishing.merging import merge
 from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
-from hfstack.reporting.picture import chain_picture
+from hfstack.reporting.card_picture import chain_picture
 from hfstack.reporting.provenance import first_settings, wrapped_command
 from hfstack.reporting.runs import load_runs
 from hfstack.run import Run, RunArgs

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hfstack.drawing.html import Html, json_block, tag
 from hfstack.drawing.numbers import Figure, counted, duration, instant, metric
+from hfstack.reporting.charts import charts, curves_section, samples_section
 from hfstack.reporting.provenance import (
     changed_files,
     data_section,
@@ -22,7 +23,6 @@ from hfstack.reporting.provenance import (
 )
 from hfstack.reporting.results import results_section
 from hfstack.reporting.runs import Report
-from hfstack.reporting.training import charts, curves_section, samples_section
 
 # The metrics that stand for a recipe: the first one present is its headline, the next one is written under it.
 _HEADLINES = {

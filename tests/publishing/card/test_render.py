@@ -17,7 +17,7 @@ from hfstack.publishing.card.render import check_card, read_samples, render_card
 from hfstack.publishing.card.sentences import Words, loading
 from hfstack.publishing.files import Kind, kind_of, published_files
 from hfstack.publishing.lineage import Chain, follow, shorten
-from hfstack.reporting.picture import chain_picture
+from hfstack.reporting.card_picture import chain_picture
 from hfstack.reporting.provenance import first_settings, wrapped_command
 from hfstack.reporting.runs import load_runs
 from hfstack.run import Run

@@ -6,8 +6,8 @@ from dataclasses import replace
 from html import escape
 
 from hfstack.drawing.curves import Axis, Chart, linear_axis, log_axis, smooth, tick_texts
+from hfstack.reporting.charts import charts
 from hfstack.reporting.runs import Report
-from hfstack.reporting.training import charts
 
 _WIDTH, _HEIGHT, _GAP = 400, 230, 20  # of one plot
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 40, 34
