@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.errors import ConfigError
-from hfstack.reporting.ladder_runs import Counted, load_rungs, read_table, rung_folders
-from hfstack.reporting.scaling_pictures import pictures_of
-from hfstack.reporting.scaling_tables import draws_table, metrics_of, tables_of
+from hfstack.reporting.scaling.pictures import pictures_of
+from hfstack.reporting.scaling.read import Counted, load_rungs, read_table, rung_folders
+from hfstack.reporting.scaling.tables import draws_table, metrics_of, tables_of
 from hfstack.run import Run, RunArgs
 from hfstack.scaling.fit import FORMS, fit_ladder
 from hfstack.scaling.isoflop import Shape

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.reporting.ladder_runs import load_rungs
 from hfstack.reporting.page import render_page
 from hfstack.reporting.runs import load_runs
+from hfstack.reporting.scaling.read import load_rungs
 from hfstack.run_record import read_run
 from hfstack.scaling.parametric import Law
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hfstack.errors import DataError
-from hfstack.reporting.scaling_pictures import pictures_of
+from hfstack.reporting.scaling.pictures import pictures_of
 from hfstack.scaling.fit import fit_ladder
 from hfstack.scaling.parametric import PARAMETERS, Law, fit_parametric, huber, predict_logs
 from hfstack.scaling.rungs import Rungs, make_rungs
