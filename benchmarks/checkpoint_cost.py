@@ -35,8 +35,8 @@ from transformers import (
     set_seed,
 )
 
-from hfstack.checkpoints import size_bytes, write_manifest
-from hfstack.run import Run
+from hfstack.runs.checkpoint_files import size_bytes, write_manifest
+from hfstack.runs.run import Run
 from hfstack.training import checkpointing
 from hfstack.training.checkpointing import KeepCheckpoints, protect
 

@@ -38,8 +38,8 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from hfstack.checkpoints import MANIFEST
 from hfstack.config import command_line, parse
+from hfstack.runs.checkpoint_files import MANIFEST
 
 ROOT = Path(__file__).parent.parent
 # Clocks, and what is counted by them; everything else in the log must be equal.

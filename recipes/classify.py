@@ -27,7 +27,7 @@ from hfstack.models.classifier import ClassifierInfo, freeze_encoder, load_class
 from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import context_length, find_architecture, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.run import Run
+from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.classify_data import LabelArgs, encode_split, load_labelled
 from hfstack.training.classifying import check_encoder_settings, classification_loss, trainer_settings

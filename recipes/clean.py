@@ -29,7 +29,7 @@ from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.reading.rows import OnBadRow
 from hfstack.data.sources import Source, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
-from hfstack.run import Run
+from hfstack.runs.run import Run
 
 # text -> None to keep it, or "reason: detail"; the first filter that objects decides. Take one out, add your own, or
 # change a limit: partial(filters.too_short, characters=200).

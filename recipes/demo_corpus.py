@@ -20,7 +20,7 @@ from hfstack.demo.instructions import Task, as_messages, instructions, openings,
 from hfstack.demo.noise import DROPPED, FAULTS, noisy_corpus
 from hfstack.demo.variety import ngram_bits_per_byte, variety
 from hfstack.errors import ConfigError
-from hfstack.run import Run
+from hfstack.runs.run import Run
 
 OPENINGS = 20  # lines of prompts.txt, of stories that are in none of the other files
 MEASURED = 10_000  # so many undamaged stories are enough to measure variety

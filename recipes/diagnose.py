@@ -17,7 +17,7 @@ from hfstack.diagnosis.diagnose import KL_BUDGET_NATS, as_table, diagnose, in_wo
 from hfstack.diagnosis.findings import ONLINE_RECIPES, ChainRun
 from hfstack.errors import ConfigError, DataError
 from hfstack.reporting.runs import Report, load_runs
-from hfstack.run import Run
+from hfstack.runs.run import Run
 
 CHAIN = ("sft", "preferences", "reward", *ONLINE_RECIPES, "win_rate")
 

@@ -19,7 +19,7 @@ from hfstack.data.sources import OnBadRow, Source, describe_sources, iterate_row
 from hfstack.errors import ConfigError, DataError
 from hfstack.evaluation.language_modeling import bootstrap_interval, compute_metrics, score_documents
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
-from hfstack.run import Run, RunArgs
+from hfstack.runs.run import Run, RunArgs
 
 
 @dataclass

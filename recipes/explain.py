@@ -19,7 +19,7 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.evaluation.explaining import explain_text
 from hfstack.evaluation.explanation_page import explanation_page
 from hfstack.models.classifier import load_trained_classifier
-from hfstack.run import Run, RunArgs
+from hfstack.runs.run import Run, RunArgs
 
 
 @dataclass

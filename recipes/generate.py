@@ -20,7 +20,7 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.evaluation.filling import fill_masks, in_words
 from hfstack.evaluation.generation import check_sampling, complete
 from hfstack.models.loading import is_masked_lm, load_causal_lm, load_masked_lm, load_tokenizer
-from hfstack.run import Run, RunArgs
+from hfstack.runs.run import Run, RunArgs
 
 
 @dataclass

@@ -17,7 +17,7 @@ from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.run import Run
+from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.model_reward import text_of
 from hfstack.training.online import (

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from hfstack.checkpoints import find_damage, newest_checkpoint, size_bytes
 from hfstack.config import command_line
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.shards import merge_checkpoint
-from hfstack.run import Run, RunArgs
+from hfstack.runs.checkpoint_files import find_damage, newest_checkpoint, size_bytes
+from hfstack.runs.run import Run, RunArgs
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "chat_template.jinja")
 

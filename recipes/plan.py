@@ -32,7 +32,7 @@ from hfstack.planning.plan import (
 )
 from hfstack.planning.workload import WorkArgs, assess, read_workload
 from hfstack.recipe_settings import read_settings
-from hfstack.run import Run, RunArgs
+from hfstack.runs.run import Run, RunArgs
 from hfstack.scaling.ladder import Costs, Machine
 from hfstack.scaling.plan import BudgetArgs, budget_flops, plan_budget
 

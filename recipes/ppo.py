@@ -17,7 +17,7 @@ from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.demo.rules import gold_score
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.run import Run
+from hfstack.runs.run import Run
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 from hfstack.training.model_reward import text_of

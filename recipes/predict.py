@@ -20,7 +20,7 @@ from hfstack.evaluation.predicting import task_of, write_predictions
 from hfstack.evaluation.question_answering import load_answer_predictor
 from hfstack.evaluation.tagging import load_tag_predictor
 from hfstack.evaluation.translating import load_seq2seq_predictor
-from hfstack.run import Run, RunArgs
+from hfstack.runs.run import Run, RunArgs
 
 # What a model was trained for -> what loads it. Each returns a function from rows to as many answers.
 TASKS = {

@@ -27,7 +27,7 @@ from hfstack.demo.rules import gold_score
 from hfstack.errors import ConfigError
 from hfstack.evaluation.answers import answer
 from hfstack.models.loading import load_causal_lm, load_tokenizer
-from hfstack.run import Run, RunArgs
+from hfstack.runs.run import Run, RunArgs
 
 JUDGES = [gold_score]  # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
 

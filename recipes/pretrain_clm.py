@@ -14,7 +14,6 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from trl import ModelConfig
 
-from hfstack.checkpoints import refuse_full_disk
 from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
@@ -25,7 +24,8 @@ from hfstack.models.counting import count_parameters, flops_per_token, peak_flop
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import check_block_size, check_isolation, load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.run import Run
+from hfstack.runs.checkpoint_files import refuse_full_disk
+from hfstack.runs.run import Run
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.ladder_rungs import training_counts

@@ -27,7 +27,7 @@ from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
 from hfstack.reporting.card_picture import chain_picture
 from hfstack.reporting.provenance import first_settings, wrapped_command
 from hfstack.reporting.runs import load_runs
-from hfstack.run import Run, RunArgs
+from hfstack.runs.run import Run, RunArgs
 
 WORDING = Wording(metric, number, size, duration, instant, first_settings, wrapped_command)
 

@@ -16,8 +16,8 @@ from hfstack.config import command_line
 from hfstack.errors import ConfigError
 from hfstack.reporting.page import default_title, render_page
 from hfstack.reporting.runs import Report, load_runs
-from hfstack.run import Run
-from hfstack.run_record import RUN_FILE
+from hfstack.runs.record import RUN_FILE
+from hfstack.runs.run import Run
 
 
 @dataclass

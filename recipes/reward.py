@@ -28,7 +28,7 @@ from hfstack.models.heads import lora_beside_head
 from hfstack.models.loading import context_length, load_tokenizer
 from hfstack.models.reward_model import load_reward_model, score_sequences
 from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.run import Run
+from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.preference_tuning import check_reward_pairs
 

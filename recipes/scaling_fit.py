@@ -15,7 +15,7 @@ from hfstack.errors import ConfigError
 from hfstack.reporting.scaling.pictures import pictures_of
 from hfstack.reporting.scaling.read import Counted, load_rungs, read_table, rung_folders
 from hfstack.reporting.scaling.tables import draws_table, metrics_of, tables_of
-from hfstack.run import Run, RunArgs
+from hfstack.runs.run import Run, RunArgs
 from hfstack.scaling.fit import FORMS, fit_ladder
 from hfstack.scaling.isoflop import Shape
 from hfstack.scaling.parametric import Resample

@@ -22,8 +22,8 @@ from hfstack.evaluation.language_modeling import derived_metrics
 from hfstack.models.architectures import build_model, count_costs, read_templates
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import load_tokenizer
-from hfstack.run import Run
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
+from hfstack.runs.run import Run
 from hfstack.scaling.ladder import TABLE, Costs, Design, Machine, Rung, build_ladder, table_row
 from hfstack.training.callbacks import DerivedMetrics
 from hfstack.training.checkpointing import protect

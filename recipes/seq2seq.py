@@ -27,7 +27,7 @@ from hfstack.models.loading import load_tokenizer
 from hfstack.models.seq2seq import load_seq2seq, set_decoding, stop_tokens, text_lengths
 from hfstack.models.task_heads import save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.run import Run
+from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 from hfstack.training.settings import check_settings

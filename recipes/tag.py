@@ -31,7 +31,7 @@ from hfstack.models.heads import padding_id
 from hfstack.models.loading import load_tokenizer
 from hfstack.models.task_heads import check_length, load_with_head, save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.run import Run
+from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.in_order import InOrderTrainer
 from hfstack.training.preflight import checked

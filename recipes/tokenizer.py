@@ -18,7 +18,7 @@ from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, Source, describe_sources, iterate_rows, require_columns
 from hfstack.data.tokenizers import Kind, measure_tokenizer, train_tokenizer
 from hfstack.errors import ConfigError, DataError
-from hfstack.run import Run
+from hfstack.runs.run import Run
 
 SHOWN_TOKENS = 25  # rows of each table
 

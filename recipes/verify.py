@@ -16,7 +16,7 @@ from hfstack.errors import ConfigError
 from hfstack.publishing.folder import folder_of, is_folder
 from hfstack.publishing.staging import fresh_folder
 from hfstack.publishing.verify import check_files, check_number, fetch, fingerprint
-from hfstack.run import Run, RunArgs
+from hfstack.runs.run import Run, RunArgs
 
 
 @dataclass

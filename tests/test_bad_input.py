@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.config import command_line
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 from tests.conftest import ROOT, SENTENCES
 
 
@@ -130,7 +130,7 @@ def test_unwritable_output_dir(train, tmp_path: Path) -> None:
 
 def test_disk_too_small_for_two_checkpoints(train, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr("hfstack.checkpoints.shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    monkeypatch.setattr("hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000))
     one_line(train(), "two checkpoints need", "make room")
 
 

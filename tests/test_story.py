@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 T_975_TWO_DEGREES = 4.303  # of Student's t: half the width of a 95 % interval over three seeds, in standard errors

@@ -233,7 +233,7 @@ def test_the_report_of_torchrun_names_the_first_failure():
 
 
 def test_nothing_of_ours_needs_the_hub_to_import():
-    program = "import hfstack.run, hfstack.config; from trl import ModelConfig"
+    program = "import hfstack.runs.run, hfstack.config; from trl import ModelConfig"
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,8 @@ from pathlib import Path
 from torch.distributed import checkpoint as distributed_checkpoint
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from hfstack.checkpoints import STATE
 from hfstack.models.shards import describe_model
+from hfstack.runs.checkpoint_files import STATE
 
 SHARD = "pytorch_model_fsdp_0/__0_1.distcp"
 

@@ -5,11 +5,11 @@ import sys
 import time
 
 from hfstack import errors
-from hfstack.checkpoints import newest_checkpoint, step_of
 from hfstack.cli.launch import Launch
 from hfstack.cli.supervise import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_PREEMPTED, Ending, execute, say
 from hfstack.errors import ConfigError, HfstackError
 from hfstack.redaction import redact
+from hfstack.runs.checkpoint_files import newest_checkpoint, step_of
 
 _PAUSES_S = (1, 10, 60)  # before the next start, by how many in a row have brought no new checkpoint
 _FRUITLESS_STARTS = 3

@@ -27,7 +27,7 @@ from hfstack.evaluation.classification_picture import confusion_picture, reliabi
 from hfstack.evaluation.classify_rows import answers
 from hfstack.logs import get_logger
 from hfstack.models.classifier import ClassifierInfo
-from hfstack.run import Run
+from hfstack.runs.run import Run
 
 logger = get_logger(__name__)
 

@@ -22,7 +22,7 @@ from hfstack.evaluation.text_overlap import ROUGE_KINDS, bleu_interval, signatur
 from hfstack.logs import get_logger
 from hfstack.models.heads import padding_id
 from hfstack.models.seq2seq import load_finished_seq2seq, stop_tokens, text_lengths
-from hfstack.run import Run
+from hfstack.runs.run import Run
 
 logger = get_logger(__name__)
 

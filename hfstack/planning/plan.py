@@ -16,7 +16,7 @@ from hfstack.models.heap import COMPACT, heap_rules
 from hfstack.planning.measure import MeasuredStep
 from hfstack.planning.memory import can_checkpoint, trained_parameters
 from hfstack.planning.workload import Needs, Workload, assess
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 from hfstack.scaling.parametric import PARAMETERS, Law
 from hfstack.scaling.plan import CHINCHILLA
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfstack.errors import CheckpointError
-from hfstack.run_record import RUN_FILE, RunRecord, read_run
+from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 
 # Recipes that measure a model and leave it as it is.
 MEASURING = frozenset(

@@ -24,7 +24,7 @@ from hfstack.publishing.files import (
 from hfstack.publishing.lineage import Chain, shorten
 from hfstack.publishing.secret_scan import hide_known
 from hfstack.redaction import redact
-from hfstack.run_record import changed_output
+from hfstack.runs.record import changed_output
 
 logger = get_logger(__name__)
 

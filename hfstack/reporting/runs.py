@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.errors import CheckpointError, DataError
-from hfstack.run_record import RUN_FILE, RunRecord, read_run
+from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 
 PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 _SEARCH_DEPTH = 2

@@ -15,9 +15,9 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hfstack.environment import is_sharded
 from hfstack.errors import DivergedError, Preempted
-from hfstack.run import Run
+from hfstack.runs.environment import is_sharded
+from hfstack.runs.run import Run
 from hfstack.training.divergence import StepWatch, gradient_norm
 
 

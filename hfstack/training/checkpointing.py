@@ -15,7 +15,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hfstack.checkpoints import (
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.logs import get_logger
+from hfstack.models.shards import describe_model, kind_of_shards
+from hfstack.runs.checkpoint_files import (
     MANIFEST,
     list_checkpoints,
     read_settings,
@@ -24,10 +27,7 @@ from hfstack.checkpoints import (
     size_bytes,
     write_manifest,
 )
-from hfstack.errors import CheckpointError, ConfigError
-from hfstack.logs import get_logger
-from hfstack.models.shards import describe_model, kind_of_shards
-from hfstack.run import Run
+from hfstack.runs.run import Run
 from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked
 
 logger = get_logger(__name__)

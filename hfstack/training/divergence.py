@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from hfstack.environment import uses_deepspeed
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
+from hfstack.runs.environment import uses_deepspeed
 
 logger = get_logger(__name__)
 

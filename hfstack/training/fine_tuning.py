@@ -22,12 +22,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hfstack.data import checks
 from hfstack.data.instruction_rows import PackedCollator, encode_split, pack, read_template
-from hfstack.environment import uses_deepspeed
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.adapters import end_ids
 from hfstack.models.counting import flops_per_token, peak_flops_per_s
 from hfstack.models.loading import context_length
+from hfstack.runs.environment import uses_deepspeed
 
 logger = get_logger(__name__)
 

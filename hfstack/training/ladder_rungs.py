@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, TrainingArguments
 
-from hfstack.checkpoints import newest_checkpoint
 from hfstack.data.packing.blocks import PackedBlocks
 from hfstack.errors import ConfigError
 from hfstack.models.counting import count_parameters, flops_per_token, peak_flops_per_s
+from hfstack.runs.checkpoint_files import newest_checkpoint
 from hfstack.scaling.ladder import Costs, Rung, blocks_read
 from hfstack.training.callbacks import Throughput
 

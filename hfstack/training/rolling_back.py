@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from hfstack.checkpoints import find_damage, list_checkpoints, step_of
-from hfstack.environment import is_sharded
 from hfstack.errors import CheckpointError, ConfigError, DivergedError
 from hfstack.logs import get_logger
+from hfstack.runs.checkpoint_files import find_damage, list_checkpoints, step_of
+from hfstack.runs.environment import is_sharded
 from hfstack.training.checkpointing import wait_for_checkpoints
 from hfstack.training.divergence import SkipSpikes
 

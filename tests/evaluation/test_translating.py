@@ -16,7 +16,7 @@ from hfstack.evaluation.translating import (
     overlap_metrics,
     record_results,
 )
-from hfstack.run import Run
+from hfstack.runs.run import Run
 
 
 def test_naive_texts() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 from tests.tiny_encoder import save_tiny_bert
 
 COLOURS = ["red", "small", "low", "happy", "brave"]

@@ -10,7 +10,7 @@ import pytest
 
 from hfstack.demo.noise import DROPPED, MENDED, noisy_corpus, score_cleaning
 from hfstack.errors import ConfigError, DataError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 Recipe = Callable[..., dict[str, float]]
 YAML = Path(__file__).parents[2] / "recipes" / "clean.yaml"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.errors import ConfigError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 
 def rows(path: Path) -> list[dict]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.run import Run
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
+from hfstack.runs.run import Run
 
 ROOT = Path(__file__).parent.parent.parent
 Call = Callable[..., dict[str, float]]

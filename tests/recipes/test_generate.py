@@ -7,7 +7,7 @@ import pytest
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 
 def test_completions_are_printed_and_written(run_recipe, tiny_llama: Path, tmp_path: Path, capsys) -> None:

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from hfstack.errors import DataError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 ROOT = Path(__file__).parent.parent.parent
 

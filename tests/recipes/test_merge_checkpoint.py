@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfstack.checkpoints import MANIFEST, write_manifest
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.runs.checkpoint_files import MANIFEST, write_manifest
 from tests.conftest import ROOT
 from tests.tiny_shards import SHARD, write_shards
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 # TRL 1.16 uses the old names of activation checkpointing, and transformers 5.23 warns of them.
 pytestmark = [

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoConfig
 
 from hfstack.errors import ConfigError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 Recipe = Callable[..., dict[str, float]]
 

@@ -8,7 +8,7 @@ import pytest
 from hfstack.demo.answers import answers
 from hfstack.demo.rules import gold_score
 from hfstack.errors import ConfigError, DataError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 
 def read(path: Path) -> list[dict]:

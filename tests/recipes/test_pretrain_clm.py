@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataError, DivergedError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 from tests.conftest import SENTENCES
 
 TINY = {
@@ -170,7 +170,7 @@ def test_every_wrong_disk_is_refused_before_training(pretrain, tmp_path: Path, m
     import collections
 
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr("hfstack.checkpoints.shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    monkeypatch.setattr("hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000))
     with pytest.raises(CheckpointError, match=r"two checkpoints need .* but .* has .* free"):
         pretrain()
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from hfstack.errors import ConfigError, DataError, Preempted
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 from tests.conftest import SENTENCES
 from tests.tiny_encoder import save_tiny_bert, tiny_bert_tokenizer
 

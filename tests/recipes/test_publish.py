@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from hfstack.errors import CheckpointError, ConfigError, HubError
 from hfstack.models.gru import GRUConfig, GRUForCausalLM
-from hfstack.run import Run
+from hfstack.runs.run import Run
 from tests.hub_fixtures import OTHER, READER, hub
 from tests.minihub_state import Hub
 from tests.tiny_encoder import save_tiny_bert

@@ -29,8 +29,8 @@ from transformers import (
 )
 
 import hfstack.models.gru  # noqa: F401 - registers its architectures
-from hfstack.run import Run
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
+from hfstack.runs.run import Run
 from tests.conftest import ROOT, SENTENCES
 from tests.hub_fixtures import WRITER, hub
 from tests.minihub_state import Hub

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -13,7 +13,7 @@ from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.reporting.page import render_page
 from hfstack.reporting.runs import load_runs
 from hfstack.reporting.scaling.read import load_rungs
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 from hfstack.scaling.parametric import Law
 
 LAWS = {"llama": Law(1.6, 120.0, 900.0, 0.45, 0.42), "gru": Law(1.8, 150.0, 900.0, 0.43, 0.42)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.errors import CheckpointError, ConfigError, DataError, Preempted
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 from tests.conftest import ROOT, SENTENCES
 
 

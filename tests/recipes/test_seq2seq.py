@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGe
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.evaluation.text_overlap import text_overlap
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 from tests.tiny_encoder import tiny_bert_tokenizer
 
 ROOT = Path(__file__).parents[2]

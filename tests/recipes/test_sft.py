@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from hfstack.data.tokenizers import CHAT_TEMPLATE
 from hfstack.errors import AlreadyFinished, ConfigError, DataError, MissingExtraError
 from hfstack.logs import setup_logging
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 from tests.conftest import ROOT
 
 # peft 0.21 asks for the old name of is_activation_checkpointing (huggingface/peft, peft_model.py)

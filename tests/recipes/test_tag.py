@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 from tests.tiny_encoder import save_tiny_bert
 
 ANIMALS, THINGS = ["fox", "owl", "rabbit"], ["ball", "river", "forest"]

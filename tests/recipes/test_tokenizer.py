@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 STORIES = [
     f"{who} {did} a {what} on day {day}."

@@ -7,7 +7,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.run_record import read_run
+from hfstack.runs.record import read_run
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -27,11 +27,11 @@ from transformers import (
 )
 
 from hfstack import config
-from hfstack.checkpoints import MANIFEST, find_damage
 from hfstack.errors import CheckpointError, ConfigError, DivergedError, Preempted
 from hfstack.logs import setup_logging
-from hfstack.run import Run
-from hfstack.run_record import read_run
+from hfstack.runs.checkpoint_files import MANIFEST, find_damage
+from hfstack.runs.record import read_run
+from hfstack.runs.run import Run
 from hfstack.training import checkpointing
 from hfstack.training.callbacks import StopWhenAsked
 from hfstack.training.checkpointing import KeepCheckpoints, protect
@@ -384,7 +384,7 @@ def test_a_second_signal_stops_at_once(
         os.kill(os.getpid(), second)
 
     if second == signal.SIGTERM:
-        monkeypatch.setattr("hfstack.run._SAME_STOP_S", 0.0)
+        monkeypatch.setattr("hfstack.runs.run._SAME_STOP_S", 0.0)
     with pytest.raises(Preempted, match=f"stopped by {second.name}"):
         train("out", At("on_step_begin", 3, twice))
     assert read_run(tmp_path / "out").status == "preempted" and names(tmp_path / "out")[-1] == "checkpoint-2"
@@ -474,7 +474,7 @@ def test_too_little_disk_is_refused_before_the_first_step(train, monkeypatch: py
     import collections
 
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr("hfstack.checkpoints.shutil.disk_usage", lambda path: usage(0, 0, 1000))
+    monkeypatch.setattr("hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(0, 0, 1000))
     with pytest.raises(CheckpointError, match="two checkpoints need 1 MiB but"):
         train("out", At("on_step_begin", 0, crash))
     train("none", save_strategy="no")

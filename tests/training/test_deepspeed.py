@@ -23,10 +23,10 @@ from transformers import (
     default_data_collator,
 )
 
-from hfstack.checkpoints import MANIFEST, find_damage
 from hfstack.models.shards import kind_of_shards, merge_checkpoint
-from hfstack.run import Run
-from hfstack.run_record import read_run
+from hfstack.runs.checkpoint_files import MANIFEST, find_damage
+from hfstack.runs.record import read_run
+from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
 
 ROOT = Path(__file__).parent.parent.parent

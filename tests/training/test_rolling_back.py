@@ -14,9 +14,9 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hfstack.environment import is_sharded, uses_deepspeed
 from hfstack.errors import CheckpointError, ConfigError, DivergedError
 from hfstack.logs import setup_logging
+from hfstack.runs.environment import is_sharded, uses_deepspeed
 from hfstack.training.divergence import find_rows
 from hfstack.training.rolling_back import RollBackSpikes, put_back
 from tests.training.test_checkpointing import At, Poisoned, crash, same, trainer_of, weights

@@ -29,12 +29,12 @@ from transformers import (
 )
 
 from hfstack import config
-from hfstack.checkpoints import MANIFEST, find_damage
 from hfstack.errors import CheckpointError
 from hfstack.models.shards import merge_checkpoint, read_shards
 from hfstack.publishing.files import kind_of, published_files
-from hfstack.run import Run
-from hfstack.run_record import read_run
+from hfstack.runs.checkpoint_files import MANIFEST, find_damage
+from hfstack.runs.record import read_run
+from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
 from tests.conftest import ROOT, SENTENCES
 from tests.two_processes import spawn

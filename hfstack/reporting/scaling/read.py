@@ -11,7 +11,7 @@ from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.reporting.runs import find_runs
-from hfstack.run_record import RUN_FILE, RunRecord, read_run
+from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 from hfstack.scaling.rungs import Rungs, make_rungs, rungs_from_rows
 
 logger = get_logger(__name__)

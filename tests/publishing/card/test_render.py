@@ -20,7 +20,7 @@ from hfstack.publishing.lineage import Chain, follow, shorten
 from hfstack.reporting.card_picture import chain_picture
 from hfstack.reporting.provenance import first_settings, wrapped_command
 from hfstack.reporting.runs import load_runs
-from hfstack.run import Run
+from hfstack.runs.run import Run
 
 WORDING = Wording(metric, number, size, duration, instant, first_settings, wrapped_command)
 MADE = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)

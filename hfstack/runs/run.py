@@ -30,14 +30,13 @@ from typing import Any, Self
 import torch
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
-from hfstack.checkpoints import newest_checkpoint, says_disk_is_full
 from hfstack.config import allowed_changes
-from hfstack.environment import describe_hardware, git_commit, library_versions, refuse_wrong_world_size
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DivergedError, HfstackError, Preempted
 from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
-from hfstack.run_checkpoints import choose_checkpoint, clear_full_disk, whole_train_loss
-from hfstack.run_record import (
+from hfstack.runs.checkpoint_files import newest_checkpoint, says_disk_is_full
+from hfstack.runs.environment import describe_hardware, git_commit, library_versions, refuse_wrong_world_size
+from hfstack.runs.record import (
     RUN_FILE,
     RunRecord,
     claim_directory,
@@ -45,7 +44,8 @@ from hfstack.run_record import (
     describe_process,
     hash_settings,
 )
-from hfstack.tracking import forget_later_steps, tracked
+from hfstack.runs.resume import choose_checkpoint, clear_full_disk, whole_train_loss
+from hfstack.runs.trackers import forget_later_steps, tracked
 
 logger = get_logger(__name__)
 

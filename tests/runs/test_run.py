@@ -11,12 +11,12 @@ import pytest
 from transformers import TrainingArguments
 
 from hfstack.config import parse
-from hfstack.environment import refuse_wrong_world_size
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataError, Preempted
 from hfstack.logs import setup_logging
 from hfstack.redaction import redact
-from hfstack.run import Run, RunArgs
-from hfstack.run_record import read_run, settings_difference
+from hfstack.runs.environment import refuse_wrong_world_size
+from hfstack.runs.record import read_run, settings_difference
+from hfstack.runs.run import Run, RunArgs
 
 
 @dataclass

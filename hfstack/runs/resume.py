@@ -4,7 +4,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from hfstack.checkpoints import (
+from hfstack.errors import CheckpointError
+from hfstack.logs import get_logger
+from hfstack.runs.checkpoint_files import (
     check_checkpoint,
     list_checkpoints,
     newest_checkpoint,
@@ -13,9 +15,7 @@ from hfstack.checkpoints import (
     set_aside,
     step_of,
 )
-from hfstack.errors import CheckpointError
-from hfstack.logs import get_logger
-from hfstack.run_record import RUN_FILE, RunRecord, read_run, refuse_changes
+from hfstack.runs.record import RUN_FILE, RunRecord, read_run, refuse_changes
 
 logger = get_logger(__name__)
 

@@ -9,8 +9,8 @@ import pytest
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import WandbCallback, integration_utils
 
-from hfstack.run_record import read_run
-from hfstack.tracking import Told, forget_later_steps, tracked
+from hfstack.runs.record import read_run
+from hfstack.runs.trackers import Told, forget_later_steps, tracked
 from hfstack.training.callbacks import Throughput
 from tests.conftest import SENTENCES
 
@@ -129,7 +129,7 @@ def test_trackio_keeps_one_run_with_each_step_once(
 def test_what_was_told_is_kept_once_it_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A process that is killed takes the tracker's last seconds with it: those are told again."""
     clock = [0.0]
-    monkeypatch.setattr("hfstack.tracking.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("hfstack.runs.trackers.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def told(run_id: str = "abcd1234") -> Told:
         one = Told(tmp_path / ".tracked.json", run_id)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hfstack.checkpoints import write_manifest
 from hfstack.errors import CheckpointError
-from hfstack.run_checkpoints import choose_checkpoint, clear_full_disk, whole_train_loss
+from hfstack.runs.checkpoint_files import write_manifest
+from hfstack.runs.resume import choose_checkpoint, clear_full_disk, whole_train_loss
 
 
 def record(directory: Path, **changes: Any) -> Any:

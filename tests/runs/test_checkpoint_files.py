@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.checkpoints import (
+from hfstack.errors import CheckpointError
+from hfstack.logs import setup_logging
+from hfstack.runs.checkpoint_files import (
     INCOMPLETE,
     MANIFEST,
     check_checkpoint,
@@ -26,8 +28,6 @@ from hfstack.checkpoints import (
     size_bytes,
     write_manifest,
 )
-from hfstack.errors import CheckpointError
-from hfstack.logs import setup_logging
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +230,7 @@ def test_only_the_last_broken_one_is_kept(tmp_path: Path) -> None:
 
 def test_the_disk_must_hold_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr("hfstack.checkpoints.shutil.disk_usage", lambda path: usage(0, 0, 24_000_000))
+    monkeypatch.setattr("hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(0, 0, 24_000_000))
     refuse_full_disk(tmp_path, parameters=1_000_000)  # weights and two moments, fp32: 12 MB each
     with pytest.raises(CheckpointError, match=r"two checkpoints need 23 MiB but the disk of .* has 23 MiB free"):
         refuse_full_disk(tmp_path, parameters=1_000_001)
