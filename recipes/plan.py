@@ -33,8 +33,8 @@ from hfstack.planning.plan import (
 from hfstack.planning.workload import WorkArgs, assess, read_workload
 from hfstack.recipe_settings import read_settings
 from hfstack.runs.run import Run, RunArgs
+from hfstack.scaling.budget import BudgetArgs, budget_flops, plan_budget
 from hfstack.scaling.ladder import Costs, Machine
-from hfstack.scaling.plan import BudgetArgs, budget_flops, plan_budget
 
 
 def main(budget_args: BudgetArgs, work_args: WorkArgs, device_args: DeviceArgs, run_args: RunArgs) -> dict[str, float]:

@@ -17,8 +17,8 @@ from hfstack.planning.measure import MeasuredStep
 from hfstack.planning.memory import can_checkpoint, trained_parameters
 from hfstack.planning.workload import Needs, Workload, assess
 from hfstack.runs.record import read_run
+from hfstack.scaling.budget import CHINCHILLA
 from hfstack.scaling.parametric import PARAMETERS, Law
-from hfstack.scaling.plan import CHINCHILLA
 
 logger = get_logger(__name__)
 

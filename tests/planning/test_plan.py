@@ -31,7 +31,7 @@ from hfstack.planning.plan import (
     recipe_metrics,
 )
 from hfstack.planning.workload import Workload, assess, read_workload
-from hfstack.scaling.plan import CHINCHILLA
+from hfstack.scaling.budget import CHINCHILLA
 from hfstack.training.ppo_config import PPOConfig
 
 FAST = Device("test", "cpu", 2**40, 1e12)

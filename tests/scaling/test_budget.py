@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hfstack.errors import ConfigError
+from hfstack.scaling.budget import CHINCHILLA, BudgetArgs, budget_flops, plan_budget
 from hfstack.scaling.ladder import Costs
 from hfstack.scaling.parametric import Law
-from hfstack.scaling.plan import CHINCHILLA, BudgetArgs, budget_flops, plan_budget
 
 LLAMA = {
     "model_type": "llama",
