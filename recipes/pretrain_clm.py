@@ -18,17 +18,17 @@ from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import ConfigError
-from hfstack.evaluation.generation import sample_pairs
-from hfstack.evaluation.language_modeling import derived_metrics
 from hfstack.models.counting import count_parameters, flops_per_token, peak_flops_per_s
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import check_block_size, check_isolation, load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk
 from hfstack.runs.run import Run
+from hfstack.tasks.causal_lm.generate import sample_pairs
+from hfstack.tasks.causal_lm.ladder import training_counts
+from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
-from hfstack.training.ladder_rungs import training_counts
 from hfstack.training.preflight import checked
 from hfstack.training.settings import blocks_per_step, check_settings
 

@@ -18,16 +18,16 @@ from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import AlreadyFinished, ConfigError
-from hfstack.evaluation.language_modeling import derived_metrics
 from hfstack.models.architectures import build_model, count_costs, read_templates
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import load_tokenizer
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from hfstack.scaling.ladder import TABLE, Costs, Design, Machine, Rung, build_ladder, table_row
+from hfstack.tasks.causal_lm.ladder import rung_arguments, rung_metrics, rung_throughput
+from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.training.callbacks import DerivedMetrics
 from hfstack.training.checkpointing import protect
-from hfstack.training.ladder_rungs import rung_arguments, rung_metrics, rung_throughput
 from hfstack.training.preflight import checked
 from hfstack.training.settings import check_settings
 

@@ -29,10 +29,10 @@ from hfstack.diagnosis.win_rate import (
 )
 from hfstack.errors import ConfigError
 from hfstack.evaluation.answers import answer
-from hfstack.evaluation.generation import Completion, check_sampling
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.runs.run import Run, RunArgs
+from hfstack.tasks.causal_lm.generate import Completion, check_sampling
 from hfstack.training.model_reward import RewardModel, text_of
 from hfstack.training.online import load_prompts
 

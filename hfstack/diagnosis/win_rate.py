@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
 from hfstack.evaluation.answers import answer_loss
-from hfstack.evaluation.generation import Completion
 from hfstack.models.turns import end_of_turn_id
+from hfstack.tasks.causal_lm.generate import Completion
 
 Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
 

@@ -20,7 +20,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 
 from hfstack.data.masking import MaskedBlocks
 from hfstack.errors import DataError
-from hfstack.evaluation.language_modeling import DocumentScore, perplexity
+from hfstack.tasks.causal_lm.metrics import DocumentScore, perplexity
 
 
 class MaskedAccuracy(evaluate.Metric):

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 
 import hfstack.models.gru  # noqa: F401 - registers its architectures
 from hfstack.errors import CheckpointError
-from hfstack.evaluation.language_modeling import compute_metrics, score_documents
 from hfstack.models.loading import context_length
 from hfstack.publishing.files import TOKENIZER, Kind
+from hfstack.tasks.causal_lm.metrics import compute_metrics, score_documents
 
 TOLERANCE = 2e-3  # relative: other processors add in another order
 _TEXT = (

@@ -19,7 +19,7 @@ from hfstack.diagnosis.win_rate import (
     win_rate,
 )
 from hfstack.errors import DataError
-from hfstack.evaluation.generation import Completion
+from hfstack.tasks.causal_lm.generate import Completion
 
 
 def test_wilson_by_hand() -> None:

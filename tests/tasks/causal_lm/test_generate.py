@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hfstack.errors import ConfigError
-from hfstack.evaluation.generation import complete, sample_pairs
+from hfstack.tasks.causal_lm.generate import complete, sample_pairs
 
 
 @pytest.fixture(scope="module")

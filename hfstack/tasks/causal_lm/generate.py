@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.evaluation.language_modeling import document_start_id
+from hfstack.tasks.causal_lm.metrics import document_start_id
 
 
 @dataclass(frozen=True)

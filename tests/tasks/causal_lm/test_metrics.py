@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hfstack.errors import DataError
-from hfstack.evaluation.language_modeling import (
+from hfstack.tasks.causal_lm.metrics import (
     BitsPerByte,
     DocumentScore,
     Perplexity,
