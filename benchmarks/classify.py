@@ -91,8 +91,8 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
     from trl import ModelConfig
 
     from hfstack.data.text_rows import encode_texts
-    from hfstack.models.classifier import load_classifier
-    from hfstack.training.classifying import classification_loss
+    from hfstack.tasks.classification.loss import classification_loss
+    from hfstack.tasks.classification.model import load_classifier
 
     torch.set_num_threads(1)
     rows = load_rows(arguments.data, arguments.rows + arguments.eval_rows)
@@ -134,7 +134,7 @@ def measure_accuracy(model: Any, rows: list[dict[str, Any]], *, pad_token_id: in
     """Return the share of held-out rows whose label is the model's."""
     import numpy
 
-    from hfstack.evaluation.classify_rows import classify_logits
+    from hfstack.tasks.classification.predict import classify_logits
 
     logits = classify_logits(model, rows, pad_token_id=pad_token_id)
     return float(numpy.mean(logits.argmax(1) == [row["labels"] for row in rows]))

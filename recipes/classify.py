@@ -17,20 +17,20 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.labels import class_weights
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.data.text_rows import choose_max_length, pad_rows
-from hfstack.evaluation.classification import trainer_metrics
-from hfstack.evaluation.classification_report import calibrate, record_results
-from hfstack.evaluation.classify_rows import classify_logits
-from hfstack.models.classifier import ClassifierInfo, freeze_encoder, load_classifier
 from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import context_length, find_architecture, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
+from hfstack.tasks.classification.data import LabelArgs, encode_split, load_labelled
+from hfstack.tasks.classification.labels import class_weights
+from hfstack.tasks.classification.loss import check_encoder_settings, classification_loss, trainer_settings
+from hfstack.tasks.classification.metrics import trainer_metrics
+from hfstack.tasks.classification.model import ClassifierInfo, freeze_encoder, load_classifier
+from hfstack.tasks.classification.predict import classify_logits
+from hfstack.tasks.classification.report import calibrate, record_results
 from hfstack.training.checkpointing import protect
-from hfstack.training.classify_data import LabelArgs, encode_split, load_labelled
-from hfstack.training.classifying import check_encoder_settings, classification_loss, trainer_settings
 from hfstack.training.preflight import checked
 from hfstack.training.settings import check_settings
 

@@ -16,10 +16,10 @@ from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import Source, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
-from hfstack.evaluation.explaining import explain_text
-from hfstack.evaluation.explanation_page import explanation_page
-from hfstack.models.classifier import load_trained_classifier
 from hfstack.runs.run import Run, RunArgs
+from hfstack.tasks.classification.attributions import explain_text
+from hfstack.tasks.classification.attributions_page import explanation_page
+from hfstack.tasks.classification.model import load_trained_classifier
 
 
 @dataclass

@@ -22,7 +22,6 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.adapters import check_adapter_flags
-from hfstack.models.classifier import check_own_tokenizer, set_attention_dropout
 from hfstack.models.heads import (
     ADAPTER_FILE,
     adapter_base,
@@ -33,6 +32,7 @@ from hfstack.models.heads import (
 )
 from hfstack.models.loading import check_vocabulary, not_found
 from hfstack.models.masked_head import readable_length
+from hfstack.tasks.classification.model import check_own_tokenizer, set_attention_dropout
 
 Task = Literal["TokenClassification", "QuestionAnswering", "ConditionalGeneration"]
 

@@ -7,8 +7,8 @@ import torch
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError
-from hfstack.models.classifier import load_trained_classifier
 from hfstack.models.loading import context_length
+from hfstack.tasks.classification.model import load_trained_classifier
 from hfstack.training.model_reward import text_of
 
 

@@ -11,9 +11,9 @@ from trl import ModelConfig
 
 from hfstack.data.text_rows import encode_texts
 from hfstack.errors import ConfigError, DataError, MissingExtraError
-from hfstack.evaluation.classify_rows import answers, classify_logits
-from hfstack.models.classifier import load_trained_classifier, read_classifier_info
 from hfstack.runs.record import read_run
+from hfstack.tasks.classification.model import load_trained_classifier, read_classifier_info
+from hfstack.tasks.classification.predict import answers, classify_logits
 from tests.conftest import ROOT
 from tests.tiny_encoder import save_tiny_bert
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError, DataError, MissingExtraError
-from hfstack.evaluation.explaining import explain_text
-from hfstack.models.classifier import ClassifierInfo, load_trained_classifier
+from hfstack.tasks.classification.attributions import explain_text
+from hfstack.tasks.classification.model import ClassifierInfo, load_trained_classifier
 from tests.tiny_encoder import save_tiny_bert
 
 

@@ -9,9 +9,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError, DataError, Preempted
-from hfstack.evaluation.classify_rows import load_classify_predictor
 from hfstack.evaluation.predicting import by_length, write_predictions
-from hfstack.models.classifier import ClassifierInfo
+from hfstack.tasks.classification.model import ClassifierInfo
+from hfstack.tasks.classification.predict import load_classify_predictor
 from tests.conftest import SENTENCES
 from tests.tiny_encoder import save_tiny_bert
 
@@ -171,7 +171,7 @@ def test_mistakes(run_recipe, classifier: Path, tiny_llama: Path, rows_file: Pat
 def test_the_recipe_goes_on_after_it_was_stopped(
     run_recipe, classifier: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from hfstack.evaluation import classify_rows
+    from hfstack.tasks.classification import predict as classify_rows
 
     load, windows, stops = classify_rows.load_classify_predictor, [], [True]
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.classifier import ClassifierInfo
+from hfstack.tasks.classification.model import ClassifierInfo
 from hfstack.training.classifier_reward import ClassifierReward
 from hfstack.training.rewards import prepare_rewards
 from tests.conftest import SENTENCES

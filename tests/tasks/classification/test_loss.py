@@ -5,17 +5,17 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import TrainingArguments
 
-from hfstack.data.glue import glue_task
 from hfstack.data.text_rows import pad_rows
 from hfstack.errors import ConfigError
-from hfstack.evaluation.classification import NUMBER, SEVERAL, SINGLE, scores
-from hfstack.training.classifying import (
+from hfstack.tasks.classification.glue import glue_task
+from hfstack.tasks.classification.loss import (
     METRICS,
     check_encoder_settings,
     classification_loss,
     greater_is_better,
     trainer_settings,
 )
+from hfstack.tasks.classification.metrics import NUMBER, SEVERAL, SINGLE, scores
 
 
 def test_losses_are_torchs():

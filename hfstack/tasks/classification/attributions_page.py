@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from hfstack.evaluation.explaining import Explanation
+from hfstack.tasks.classification.attributions import Explanation
 
 _STYLE = """
 :root { color-scheme: light dark; --for: 42, 127, 158; --against: 200, 100, 60; }

@@ -9,8 +9,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from hfstack.data.sources import DataArgs, Source
 from hfstack.errors import ConfigError, DataError
-from hfstack.training import classify_data
-from hfstack.training.classify_data import LabelArgs, encode_split, load_labelled
+from hfstack.tasks.classification import data as classify_data
+from hfstack.tasks.classification.data import LabelArgs, encode_split, load_labelled
 from tests.tiny_encoder import tiny_bert_tokenizer
 
 

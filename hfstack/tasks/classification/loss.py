@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import TrainingArguments
 
-from hfstack.data.glue import GlueTask
 from hfstack.errors import ConfigError
+from hfstack.tasks.classification.glue import GlueTask
 
 # What evaluation.classification measures of each kind, so that a best model can be chosen by it.
 METRICS = {

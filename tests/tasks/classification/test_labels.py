@@ -3,9 +3,9 @@
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hfstack.data.glue import TASKS, glue_task
-from hfstack.data.labels import LabelSet, class_weights, find_labels, label_targets
 from hfstack.errors import ConfigError, DataError
+from hfstack.tasks.classification.glue import TASKS, glue_task
+from hfstack.tasks.classification.labels import LabelSet, class_weights, find_labels, label_targets
 
 
 def rows(values: list, **columns: list) -> Dataset:

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.text_rows import read_texts
 from hfstack.errors import DataError, MissingExtraError
-from hfstack.evaluation.calibration import probabilities
-from hfstack.models.classifier import ClassifierInfo
+from hfstack.tasks.classification.calibration import probabilities
+from hfstack.tasks.classification.model import ClassifierInfo
 
 _POINTS_AT_ONCE = 16
 

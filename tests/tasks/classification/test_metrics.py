@@ -8,7 +8,8 @@ from scipy import stats
 from sklearn import metrics as sklearn
 
 from hfstack.errors import DataError
-from hfstack.evaluation.calibration import (
+from hfstack.intervals import bootstrap_intervals
+from hfstack.tasks.classification.calibration import (
     calibration_error,
     confidences,
     cross_fitted_temperatures,
@@ -17,7 +18,7 @@ from hfstack.evaluation.calibration import (
     probabilities,
     reliability_bins,
 )
-from hfstack.evaluation.classification import (
+from hfstack.tasks.classification.metrics import (
     NUMBER,
     SEVERAL,
     SINGLE,
@@ -27,8 +28,7 @@ from hfstack.evaluation.classification import (
     scores,
     worst_mistakes,
 )
-from hfstack.evaluation.classification_picture import confusion_picture, reliability_picture
-from hfstack.intervals import bootstrap_intervals
+from hfstack.tasks.classification.pictures import confusion_picture, reliability_picture
 
 
 def drawn(classes: int, rows: int = 300, seed: int = 0) -> tuple[numpy.ndarray, numpy.ndarray]:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy
 from scipy.stats import rankdata
 
-from hfstack.evaluation.calibration import (
+from hfstack.intervals import bootstrap_intervals
+from hfstack.tasks.classification.calibration import (
     calibration_error,
     confidences,
     log_loss,
     probabilities,
     reliability_bins,
 )
-from hfstack.intervals import bootstrap_intervals
 
 Array = numpy.ndarray[Any, Any]
 

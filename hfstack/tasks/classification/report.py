@@ -7,14 +7,16 @@ import numpy
 from accelerate import PartialState
 
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.evaluation.calibration import (
+from hfstack.logs import get_logger
+from hfstack.runs.run import Run
+from hfstack.tasks.classification.calibration import (
     confidences,
     cross_fitted_temperatures,
     fit_temperature,
     probabilities,
     reliability_bins,
 )
-from hfstack.evaluation.classification import (
+from hfstack.tasks.classification.metrics import (
     NUMBER,
     SINGLE,
     confusion_counts,
@@ -23,11 +25,9 @@ from hfstack.evaluation.classification import (
     predicted,
     worst_mistakes,
 )
-from hfstack.evaluation.classification_picture import confusion_picture, reliability_picture
-from hfstack.evaluation.classify_rows import answers
-from hfstack.logs import get_logger
-from hfstack.models.classifier import ClassifierInfo
-from hfstack.runs.run import Run
+from hfstack.tasks.classification.model import ClassifierInfo
+from hfstack.tasks.classification.pictures import confusion_picture, reliability_picture
+from hfstack.tasks.classification.predict import answers
 
 logger = get_logger(__name__)
 
