@@ -14,7 +14,7 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
 
-from hfstack.models.masked_head import score_only_masked
+from hfstack.tasks.masked_lm.model import score_only_masked
 
 WARM_UP_STEPS = 2
 

@@ -17,10 +17,10 @@ from trl import ModelConfig
 from hfstack.config import command_line
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import ConfigError, DataError
-from hfstack.evaluation.filling import fill_masks, in_words
 from hfstack.models.loading import is_masked_lm, load_causal_lm, load_masked_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import check_sampling, complete
+from hfstack.tasks.masked_lm.fill_mask import fill_masks, in_words
 
 
 @dataclass

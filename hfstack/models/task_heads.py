@@ -31,8 +31,8 @@ from hfstack.models.heads import (
     read_config,
 )
 from hfstack.models.loading import check_vocabulary, not_found
-from hfstack.models.masked_head import readable_length
 from hfstack.tasks.classification.model import check_own_tokenizer, set_attention_dropout
+from hfstack.tasks.masked_lm.model import readable_length
 
 Task = Literal["TokenClassification", "QuestionAnswering", "ConditionalGeneration"]
 

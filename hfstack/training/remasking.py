@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfstack.data.masking import MaskedBlocks
+from hfstack.tasks.masked_lm.masking import MaskedBlocks
 
 
 class HideAnew(TrainerCallback):

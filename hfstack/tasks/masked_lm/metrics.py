@@ -18,9 +18,9 @@ import torch
 from datasets import Features, Value
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
-from hfstack.data.masking import MaskedBlocks
 from hfstack.errors import DataError
 from hfstack.tasks.causal_lm.metrics import DocumentScore, perplexity
+from hfstack.tasks.masked_lm.masking import MaskedBlocks
 
 
 class MaskedAccuracy(evaluate.Metric):

@@ -18,7 +18,7 @@ from transformers import (
 
 from hfstack.errors import ConfigError
 from hfstack.models.counting import measure_forward_flops
-from hfstack.models.masked_head import (
+from hfstack.tasks.masked_lm.model import (
     check_masked_model,
     parameter_count,
     readable_length,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, EvalPrediction
 
-from hfstack.data.masking import MaskedBlocks
 from hfstack.errors import DataError
-from hfstack.evaluation.masked_language_modeling import (
+from hfstack.tasks.masked_lm.masking import MaskedBlocks
+from hfstack.tasks.masked_lm.metrics import (
     MaskedAccuracy,
     baseline_metrics,
     masked_metrics,

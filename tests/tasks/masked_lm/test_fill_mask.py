@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, set_seed
 
 from hfstack.errors import DataError
-from hfstack.evaluation.filling import fill_masks, fill_pairs
+from hfstack.tasks.masked_lm.fill_mask import fill_masks, fill_pairs
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_text_longer_than_the_model_reads_is_refused(masked) -> None:
 def test_rows_are_filled_as_predict_does(tmp_path) -> None:
     from trl import ModelConfig
 
-    from hfstack.evaluation.filling import load_fill_predictor
+    from hfstack.tasks.masked_lm.fill_mask import load_fill_predictor
     from tests.tiny_encoder import save_tiny_bert
 
     folder = save_tiny_bert(tmp_path / "bert")
