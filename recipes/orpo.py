@@ -14,20 +14,20 @@ from trl import ModelConfig, get_peft_config
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # experimental in TRL 1.16: it may change in any release
 
 from hfstack.config import command_line
-from hfstack.data.preference_kinds import PreferenceArgs
-from hfstack.data.preferences import length_statistics, length_table, load_preferences
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.evaluation.answers import answer_pairs
-from hfstack.evaluation.pair_accuracy import share_interval
 from hfstack.models.adapters import give_pad_token
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
+from hfstack.tasks.preferences.checks import check_policy, check_preferences, fitting_prompts, prompts_to_show
+from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
+from hfstack.tasks.preferences.metrics import share_interval
+from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
-from hfstack.training.preference_tuning import check_policy, check_preferences, fitting_prompts, prompts_to_show
 
 
 @dataclass

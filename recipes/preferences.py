@@ -17,8 +17,6 @@ from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.instruction_rows import prompt_ids
-from hfstack.data.preference_kinds import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
-from hfstack.data.preferences import add_label_noise, judged_pairs, length_statistics, load_preferences, split_by_prompt
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, describe_sources, iterate_rows
 from hfstack.demo.answers import answers
@@ -28,6 +26,14 @@ from hfstack.errors import ConfigError
 from hfstack.evaluation.answers import answer
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
+from hfstack.tasks.preferences.data import (
+    add_label_noise,
+    judged_pairs,
+    length_statistics,
+    load_preferences,
+    split_by_prompt,
+)
+from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
 
 JUDGES = [gold_score]  # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
 

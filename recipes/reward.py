@@ -16,21 +16,21 @@ from accelerate import PartialState
 from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from hfstack.config import command_line
-from hfstack.data.preference_encoding import Overlong, encode_pairs
-from hfstack.data.preference_kinds import PreferenceArgs, answer_text
-from hfstack.data.preferences import length_statistics, length_table, load_preferences
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.errors import ConfigError
-from hfstack.evaluation.pair_accuracy import accuracy_by_margin, calibration_bins, reward_metrics
-from hfstack.evaluation.reward_picture import reward_histogram
 from hfstack.models.heads import lora_beside_head
 from hfstack.models.loading import context_length, load_tokenizer
-from hfstack.models.reward_model import load_reward_model, score_sequences
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
+from hfstack.tasks.preferences.checks import check_reward_pairs
+from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
+from hfstack.tasks.preferences.encode import Overlong, encode_pairs
+from hfstack.tasks.preferences.metrics import accuracy_by_margin, calibration_bins, reward_metrics
+from hfstack.tasks.preferences.pictures import reward_histogram
+from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
+from hfstack.tasks.preferences.rows import PreferenceArgs, answer_text
 from hfstack.training.checkpointing import protect
-from hfstack.training.preference_tuning import check_reward_pairs
 
 
 @dataclass

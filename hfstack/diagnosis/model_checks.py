@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from hfstack.data.preference_kinds import answer_text
 from hfstack.diagnosis.findings import (
     ONLINE_RECIPES,
     ChainRun,
@@ -20,7 +19,8 @@ from hfstack.diagnosis.findings import (
     series,
     share_by_limit,
 )
-from hfstack.evaluation.pair_accuracy import rank_correlation, share_interval
+from hfstack.tasks.preferences.metrics import rank_correlation, share_interval
+from hfstack.tasks.preferences.rows import answer_text
 
 # An answer that does not end is cut, and its reward is that of a torn text: one in ten is noticed, half of them is the
 # rule. Huang et al. 2024 (arXiv:2403.17031) give such answers -1 because nothing else teaches them to end.

@@ -7,11 +7,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from hfstack.data.preference_encoding import encode_answer, shorten
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.loading import context_length, load_tokenizer
-from hfstack.models.reward_model import load_reward_model, score_sequences
+from hfstack.tasks.preferences.encode import encode_answer, shorten
+from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 
 logger = get_logger(__name__)
 

@@ -16,9 +16,9 @@ from trl import ModelConfig
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.reward_model import load_reward_model
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.models.value_head import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
+from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.training.ppo_checkpoint import is_critic
 from hfstack.training.ppo_config import PPOConfig
 from hfstack.training.rollout import GenerateEngine, RolloutEngine, SamplingSettings

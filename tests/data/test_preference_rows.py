@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from hfstack.data.preference_encoding import encode_answer, encode_pairs, shorten
-from hfstack.data.preference_kinds import PreferenceArgs, PreferenceCounts, answer_text, answers_of
-from hfstack.data.preferences import (
+from hfstack.data.sources import DataArgs, Source
+from hfstack.data.tokenizers import train_tokenizer
+from hfstack.errors import ConfigError, DataError
+from hfstack.tasks.preferences.data import (
     add_label_noise,
     judged_pairs,
     length_statistics,
@@ -17,9 +18,8 @@ from hfstack.data.preferences import (
     to_labels,
     to_pairs,
 )
-from hfstack.data.sources import DataArgs, Source
-from hfstack.data.tokenizers import train_tokenizer
-from hfstack.errors import ConfigError, DataError
+from hfstack.tasks.preferences.encode import encode_answer, encode_pairs, shorten
+from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answer_text, answers_of
 from tests.conftest import SENTENCES
 from tests.tiny_encoder import tiny_bert_tokenizer
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 from benchmarks import ppo_toy
 from hfstack.diagnosis.diagnose import diagnose, in_words, link_verdicts
 from hfstack.diagnosis.findings import ChainRun
-from hfstack.evaluation.pair_accuracy import reward_metrics
+from hfstack.tasks.preferences.metrics import reward_metrics
 from hfstack.training.ppo import PPOTrainer
 from hfstack.training.ppo_config import PPOConfig
 

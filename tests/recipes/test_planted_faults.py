@@ -16,7 +16,7 @@ from hfstack.data import checks
 from hfstack.errors import CheckpointError, DataError
 from hfstack.evaluation.answers import answer
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.reward_model import load_reward_model
+from hfstack.tasks.preferences.reward_model import load_reward_model
 from tests.conftest import ROOT
 
 pytestmark = [

@@ -7,10 +7,10 @@ import pytest
 from transformers import AutoTokenizer
 from trl import ModelConfig
 
-from hfstack.data.preference_encoding import encode_pairs
 from hfstack.errors import ConfigError, DataError
-from hfstack.models.reward_model import load_reward_model, score_sequences
 from hfstack.runs.record import read_run
+from hfstack.tasks.preferences.encode import encode_pairs
+from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from tests.tiny_encoder import save_tiny_bert
 
 # peft 0.21 asks a model for the old name of activation checkpointing, and transformers 5.23 warns of it.

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.training.preference_tuning import check_policy, check_preferences, check_reward_pairs, prompts_to_show
+from hfstack.tasks.preferences.checks import check_policy, check_preferences, check_reward_pairs, prompts_to_show
 
 PAIRS = [{"prompt": f"Fox {i}", "chosen": " was kind", "rejected": " ran"} for i in range(4)]
 

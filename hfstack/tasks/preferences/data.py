@@ -1,6 +1,6 @@
 """Turn pairs, ratings, rankings and thumbs into prompt / chosen / rejected, or prompt / completion / label.
 
-`hfstack.data.preference_kinds` says which columns each kind has. Whatever the kind, no prompt is in both train and
+`hfstack.tasks.preferences.rows` says which columns each kind has. Whatever the kind, no prompt is in both train and
 eval, and duplicates, ties and contradictions are counted and settled.
 """
 
@@ -16,7 +16,12 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from hfstack.data.preference_kinds import (
+from hfstack.data.reading.jsonl import write_jsonl
+from hfstack.data.sources import DataArgs, load_mixture
+from hfstack.data.splitting import drop_overlap, hold_out
+from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
+from hfstack.tasks.preferences.rows import (
     PreferenceArgs,
     PreferenceCounts,
     Text,
@@ -29,11 +34,6 @@ from hfstack.data.preference_kinds import (
     scored_by_prompt,
     turns_of,
 )
-from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.sources import DataArgs, load_mixture
-from hfstack.data.splitting import drop_overlap, hold_out
-from hfstack.errors import ConfigError, DataError
-from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 

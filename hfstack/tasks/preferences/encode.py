@@ -7,9 +7,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.chat_rendering import render_chat
-from hfstack.data.preference_kinds import Text, answer_text
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.tasks.preferences.rows import Text, answer_text
 
 logger = get_logger(__name__)
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from hfstack.errors import DataError
-from hfstack.evaluation.pair_accuracy import (
+from hfstack.tasks.preferences.metrics import (
     accuracy_by_margin,
     calibration_bins,
     expected_calibration_error,
@@ -17,7 +17,7 @@ from hfstack.evaluation.pair_accuracy import (
     share_interval,
     wins,
 )
-from hfstack.evaluation.reward_picture import reward_histogram
+from hfstack.tasks.preferences.pictures import reward_histogram
 
 
 def test_ties_win_half():

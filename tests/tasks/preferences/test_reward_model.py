@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.heads import lora_beside_head
-from hfstack.models.reward_model import load_reward_model, score_sequences
+from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from tests.tiny_encoder import save_tiny_bert
 
 # peft 0.21 asks a model for the old name of activation checkpointing, and transformers 5.23 warns of it.
