@@ -14,7 +14,13 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.question_answering import (
+from hfstack.data.sources import DataArgs, describe_sources, load_splits
+from hfstack.models.heads import padding_id
+from hfstack.models.loading import load_tokenizer
+from hfstack.models.task_heads import check_length, load_with_head, save_task
+from hfstack.publishing.checkpoint_push import push_checkpoints
+from hfstack.runs.run import Run
+from hfstack.tasks.question_answering.data import (
     BadAnswers,
     WindowArgs,
     as_dataset,
@@ -22,8 +28,7 @@ from hfstack.data.question_answering import (
     encode_questions,
     read_questions,
 )
-from hfstack.data.sources import DataArgs, describe_sources, load_splits
-from hfstack.evaluation.question_answering import (
+from hfstack.tasks.question_answering.metrics import (
     Rules,
     answer_metric,
     answer_metrics,
@@ -32,11 +37,6 @@ from hfstack.evaluation.question_answering import (
     find_answers,
     write_answers,
 )
-from hfstack.models.heads import padding_id
-from hfstack.models.loading import load_tokenizer
-from hfstack.models.task_heads import check_length, load_with_head, save_task
-from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
 from hfstack.training.in_order import InOrderTrainer
 from hfstack.training.preflight import checked

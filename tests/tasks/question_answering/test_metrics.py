@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from hfstack.data.question_answering import Question, Window, encode_questions
 from hfstack.evaluation.local_metrics import CmrcAnswers, SquadAnswers
-from hfstack.evaluation.question_answering import (
+from hfstack.tasks.question_answering.data import Question, Window, encode_questions
+from hfstack.tasks.question_answering.metrics import (
     answer_metric,
     answer_metrics,
     baseline_answers,
