@@ -23,7 +23,7 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
 from hfstack.diagnosis.win_rate import win_rate
-from hfstack.training.classifier_reward import ClassifierReward
+from hfstack.tasks.rewards.classifier import ClassifierReward
 from hfstack.training.ppo import PPOTrainer
 from hfstack.training.ppo_config import PPOConfig
 

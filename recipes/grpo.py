@@ -18,8 +18,9 @@ from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
+from hfstack.tasks.rewards.prepare import prepare_rewards
+from hfstack.tasks.rewards.reward_model import text_of
 from hfstack.training.checkpointing import protect
-from hfstack.training.model_reward import text_of
 from hfstack.training.online import (
     CompletionMetrics,
     check_groups,
@@ -30,7 +31,6 @@ from hfstack.training.online import (
     load_prompts,
     summarize,
 )
-from hfstack.training.rewards import prepare_rewards
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 

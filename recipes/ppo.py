@@ -18,13 +18,13 @@ from hfstack.demo.rules import gold_score
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
+from hfstack.tasks.rewards.prepare import prepare_rewards
+from hfstack.tasks.rewards.reward_model import text_of
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
-from hfstack.training.model_reward import text_of
 from hfstack.training.online import check_prompts, check_start, last_evaluation, load_prompts, summarize
 from hfstack.training.ppo import PPOTrainer
 from hfstack.training.ppo_config import PPOConfig
-from hfstack.training.rewards import prepare_rewards
 
 
 def obeys(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:

@@ -33,7 +33,7 @@ from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import Completion, check_sampling
-from hfstack.training.model_reward import RewardModel, text_of
+from hfstack.tasks.rewards.reward_model import RewardModel, text_of
 from hfstack.training.online import load_prompts
 
 

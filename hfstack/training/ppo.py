@@ -27,6 +27,7 @@ from trl.models.utils import prepare_fsdp
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.value_head import ActorCritic
+from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
 from hfstack.training import ppo_checkpoint, ppo_setup, rl_math
 from hfstack.training.batching import as_many
 from hfstack.training.ppo_callbacks import CompletionLog, RolloutBoundary
@@ -35,7 +36,6 @@ from hfstack.training.ppo_experience import Chunk, Experience
 from hfstack.training.ppo_loader import RolloutLoader
 from hfstack.training.ppo_loss import UPDATE_METRICS, ppo_loss
 from hfstack.training.ppo_rollouts import Collected, Collector, Episodes, TokenReward, prompt_rows
-from hfstack.training.rewards import Reward, prepare_rewards
 from hfstack.training.rl_math import RunningMoments
 from hfstack.training.rollout import RolloutEngine
 

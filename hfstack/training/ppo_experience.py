@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from hfstack.tasks.rewards.prepare import Scores
 from hfstack.training import rl_math
 from hfstack.training.batching import Sequences, TokenBatch
 from hfstack.training.ppo_config import PPOConfig
-from hfstack.training.rewards import Scores
 from hfstack.training.rl_math import Reduce, RunningMoments
 from hfstack.training.rollout import Rollout
 

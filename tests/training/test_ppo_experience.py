@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from hfstack.models.value_head import TokenScores
+from hfstack.tasks.rewards.prepare import Scores
 from hfstack.training.batching import Sequences
 from hfstack.training.ppo_config import PPOConfig
 from hfstack.training.ppo_experience import Experience, Judged, Tally, shape_experience
 from hfstack.training.ppo_loss import UPDATE_METRICS, ppo_loss
 from hfstack.training.ppo_rollouts import prompt_rows
-from hfstack.training.rewards import Scores
 from hfstack.training.rl_math import RunningMoments
 from hfstack.training.rollout import Rollout
 

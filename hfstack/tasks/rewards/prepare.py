@@ -21,8 +21,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError, HfstackError
-from hfstack.training.model_reward import RewardModel
-from hfstack.training.remote_reward import RemoteReward
+from hfstack.tasks.rewards.remote import RemoteReward
+from hfstack.tasks.rewards.reward_model import RewardModel
 
 Reward = Callable[..., Any]
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.tasks.classification.model import ClassifierInfo
-from hfstack.training.classifier_reward import ClassifierReward
-from hfstack.training.rewards import prepare_rewards
+from hfstack.tasks.rewards.classifier import ClassifierReward
+from hfstack.tasks.rewards.prepare import prepare_rewards
 from tests.conftest import SENTENCES
 from tests.tiny_encoder import save_tiny_bert
 

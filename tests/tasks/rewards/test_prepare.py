@@ -14,9 +14,9 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, set_seed
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.training.model_reward import RewardModel, text_of
-from hfstack.training.remote_reward import RemoteReward
-from hfstack.training.rewards import checked, prepare_rewards, score_all
+from hfstack.tasks.rewards.prepare import checked, prepare_rewards, score_all
+from hfstack.tasks.rewards.remote import RemoteReward
+from hfstack.tasks.rewards.reward_model import RewardModel, text_of
 
 PROMPTS = ["Count to two.", "Say nothing.", "Name a fox."]
 ANSWERS = ["one two", "", "Rusty"]
