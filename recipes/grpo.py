@@ -20,8 +20,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import prepare_rewards
 from hfstack.tasks.rewards.reward_model import text_of
-from hfstack.training.checkpointing import protect
-from hfstack.training.online import (
+from hfstack.tasks.rl.prompts import (
     CompletionMetrics,
     check_groups,
     check_policy,
@@ -31,6 +30,7 @@ from hfstack.training.online import (
     load_prompts,
     summarize,
 )
+from hfstack.training.checkpointing import protect
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 

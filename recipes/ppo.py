@@ -20,9 +20,9 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import prepare_rewards
 from hfstack.tasks.rewards.reward_model import text_of
+from hfstack.tasks.rl.prompts import check_prompts, check_start, last_evaluation, load_prompts, summarize
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
-from hfstack.training.online import check_prompts, check_start, last_evaluation, load_prompts, summarize
 from hfstack.training.ppo import PPOTrainer
 from hfstack.training.ppo_config import PPOConfig
 

@@ -34,7 +34,7 @@ from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import Completion, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel, text_of
-from hfstack.training.online import load_prompts
+from hfstack.tasks.rl.prompts import load_prompts
 
 
 def obeys(prompts: list[Any], answers: list[str]) -> list[float]:

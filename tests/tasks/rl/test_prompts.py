@@ -12,7 +12,7 @@ from trl import RLOOConfig
 
 from hfstack.data.sources import DataArgs, Source
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.training.online import (
+from hfstack.tasks.rl.prompts import (
     CompletionMetrics,
     check_groups,
     check_policy,
