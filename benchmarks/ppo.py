@@ -163,8 +163,8 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
     from peft import LoraConfig
     from transformers import TrainerCallback, set_seed
 
-    from hfstack.training.ppo import PPOTrainer
-    from hfstack.training.ppo_config import PPOConfig
+    from hfstack.tasks.rl.ppo.config import PPOConfig
+    from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 
     torch.set_num_threads(1)
     set_seed(task["seed"])

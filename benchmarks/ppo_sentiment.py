@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, s
 
 from hfstack.diagnosis.win_rate import win_rate
 from hfstack.tasks.rewards.classifier import ClassifierReward
-from hfstack.training.ppo import PPOTrainer
-from hfstack.training.ppo_config import PPOConfig
+from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 
 
 def first_words(path: Path, *, words: int, rows: int) -> list[str]:

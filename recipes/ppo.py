@@ -20,11 +20,11 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import prepare_rewards
 from hfstack.tasks.rewards.reward_model import text_of
+from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.tasks.rl.prompts import check_prompts, check_start, last_evaluation, load_prompts, summarize
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
-from hfstack.training.ppo import PPOTrainer
-from hfstack.training.ppo_config import PPOConfig
 
 
 def obeys(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:

@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from hfstack.training.ppo_config import PPOConfig
+from hfstack.tasks.rl.ppo.config import PPOConfig
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "ppo_details.md").read_text(encoding="utf-8")

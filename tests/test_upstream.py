@@ -118,7 +118,7 @@ def test_training_arguments_fields():
     import trl
     from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-    from hfstack.training.ppo_config import PPOConfig
+    from hfstack.tasks.rl.ppo.config import PPOConfig
 
     used = {
         node.attr

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from hfstack.models.gru import GRUConfig, GRUForCausalLM
-from hfstack.training.ppo import PPOTrainer
-from hfstack.training.ppo_config import PPOConfig
+from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.training.rollout import Rollout
 
 TEMPLATE = (

@@ -16,7 +16,7 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.heap import HeapRules
 from hfstack.models.loading import context_length, find_architecture
 from hfstack.planning.memory import PeakMemory, Task, TrainingStep, forward_flops, peak_memory, trained_parameters
-from hfstack.training.ppo_config import PPOConfig
+from hfstack.tasks.rl.ppo.config import PPOConfig
 
 _TASKS: dict[str, Task] = {
     "pretrain_clm": "causal_lm",

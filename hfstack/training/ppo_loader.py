@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from hfstack.training.ppo_config import PPOConfig
-from hfstack.training.ppo_experience import Experience
-from hfstack.training.rl_math import Reduce
+from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.experience import Experience
+from hfstack.tasks.rl.ppo.math import Reduce
 
 
 class RolloutLoader:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from hfstack.errors import DataError
-from hfstack.models.value_head import ActorCritic
+from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 
 
 @dataclass(frozen=True)

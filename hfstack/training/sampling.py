@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from hfstack.models.value_head import ActorCritic, Decoded
-from hfstack.training.batching import plan_chunks
+from hfstack.tasks.rl.ppo.actor_critic import ActorCritic, Decoded
+from hfstack.tasks.rl.ppo.batching import plan_chunks
 from hfstack.training.rollout import Rollout, SamplingSettings, pad_left
 
 _KEPT_SHARE = 0.7  # the batch is made smaller when fewer than this share of its rows still write

@@ -20,7 +20,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.import_utils import is_vllm_available
 
 from hfstack.errors import ConfigError, DataError, MissingExtraError
-from hfstack.models.value_head import CRITIC_ADAPTER, ActorCritic, peft_adapter
+from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, ActorCritic, peft_adapter
 from hfstack.training.rollout import Rollout, SamplingSettings
 
 

@@ -319,7 +319,7 @@ def test_a_recipe_without_training_arguments_runs_alone(tmp_path: Path):
     [
         ("from transformers import TrainingArguments\ndef main(a: X, b: TrainingArguments): ...", True),
         ("from trl import SFTConfig, ModelConfig\ndef main(a: ModelConfig, b: SFTConfig): ...", True),
-        ("from hfstack.training.ppo_config import PPOConfig\ndef main(a: PPOConfig): ...", True),
+        ("from hfstack.tasks.rl.ppo.config import PPOConfig\ndef main(a: PPOConfig): ...", True),
         ("from trl import ModelConfig\ndef main(a: ModelConfig): ...", False),
         ("from transformers import GenerationConfig\ndef main(a: GenerationConfig): ...", False),
     ],

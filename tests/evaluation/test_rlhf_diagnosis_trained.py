@@ -13,8 +13,8 @@ from benchmarks import ppo_toy
 from hfstack.diagnosis.diagnose import diagnose, in_words, link_verdicts
 from hfstack.diagnosis.findings import ChainRun
 from hfstack.tasks.preferences.metrics import reward_metrics
-from hfstack.training.ppo import PPOTrainer
-from hfstack.training.ppo_config import PPOConfig
+from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 
 pytestmark = pytest.mark.slow
 

@@ -32,7 +32,7 @@ from hfstack.planning.plan import (
 )
 from hfstack.planning.workload import Workload, assess, read_workload
 from hfstack.scaling.budget import CHINCHILLA
-from hfstack.training.ppo_config import PPOConfig
+from hfstack.tasks.rl.ppo.config import PPOConfig
 
 FAST = Device("test", "cpu", 2**40, 1e12)
 

@@ -9,8 +9,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from hfstack.models.value_head import ActorCritic
-from hfstack.training.batching import Sequences
+from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
+from hfstack.tasks.rl.ppo.batching import Sequences
 from hfstack.training.rollout import SamplingSettings
 from hfstack.training.sampling import NativeEngine
 from tests.tiny_ppo import FixedEngine, lora, trainer

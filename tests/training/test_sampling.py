@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from hfstack.errors import DataError
-from hfstack.models.value_head import ActorCritic
+from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
+from hfstack.tasks.rl.ppo.batching import Sequences, score_completions
 from hfstack.training import sampling
-from hfstack.training.batching import Sequences, score_completions
 from hfstack.training.rollout import GenerateEngine, Rollout, RolloutEngine, SamplingSettings, check_rollout
 from hfstack.training.sampling import NativeEngine, dropped_tokens, sample
 from tests.tiny_ppo import architecture

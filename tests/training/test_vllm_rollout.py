@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from trl.generation import vllm_generation
 
 from hfstack.errors import ConfigError, DataError, MissingExtraError
-from hfstack.models.value_head import ActorCritic
+from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.training import vllm_rollout
 from hfstack.training.rollout import SamplingSettings, check_rollout
 from hfstack.training.vllm_rollout import VLLMEngine

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 
 from hfstack.errors import ConfigError
 from hfstack.models.fused_loss import PLAIN_HEADS
-from hfstack.models.token_log_probs import score_tokens
+from hfstack.tasks.rl.ppo.log_probs import score_tokens
 
 CRITICS = ("shared", "separate", "adapter")
 CRITIC_ADAPTER = "critic"

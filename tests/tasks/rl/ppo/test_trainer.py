@@ -13,8 +13,8 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.models.value_head import ActorCritic
-from hfstack.training.ppo import PPOTrainer
+from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
+from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from tests.tiny_ppo import TEMPLATE, FixedEngine, lora, prompts, trainer, vowels
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfstack.training import rl_math
+from hfstack.tasks.rl.ppo import math as rl_math
 
 
 def brute_force_advantages(

@@ -10,7 +10,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hfstack.errors import CheckpointError
-from hfstack.training.ppo import PPOTrainer
+from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from tests.tiny_ppo import lora, prompts, trainer
 
 SAVES = {"save_strategy": "steps", "save_steps": 3, "total_episodes": 24}  # 3 becomes 4: a whole rollout

@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from hfstack.models.value_head import TokenScores
-from hfstack.training.batching import Sequences, as_many, plan_chunks, score_completions
+from hfstack.tasks.rl.ppo.actor_critic import TokenScores
+from hfstack.tasks.rl.ppo.batching import Sequences, as_many, plan_chunks, score_completions
 
 
 def cost(lengths: list[int], chunks: list[list[int]], overhead: int) -> int:

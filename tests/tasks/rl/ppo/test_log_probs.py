@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfstack.models.token_log_probs import entropy_of, log_probs_of, score_tokens
+from hfstack.tasks.rl.ppo.log_probs import entropy_of, log_probs_of, score_tokens
 
 
 @pytest.fixture

@@ -26,17 +26,19 @@ from trl.models.utils import prepare_fsdp
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
-from hfstack.models.value_head import ActorCritic
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
-from hfstack.training import ppo_checkpoint, ppo_setup, rl_math
-from hfstack.training.batching import as_many
-from hfstack.training.ppo_callbacks import CompletionLog, RolloutBoundary
-from hfstack.training.ppo_config import PPOConfig
-from hfstack.training.ppo_experience import Chunk, Experience
+from hfstack.tasks.rl.ppo import checkpoint as ppo_checkpoint
+from hfstack.tasks.rl.ppo import math as rl_math
+from hfstack.tasks.rl.ppo import setup as ppo_setup
+from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
+from hfstack.tasks.rl.ppo.batching import as_many
+from hfstack.tasks.rl.ppo.callbacks import CompletionLog, RolloutBoundary
+from hfstack.tasks.rl.ppo.collect import Collected, Collector, Episodes, TokenReward, prompt_rows
+from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.experience import Chunk, Experience
+from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
+from hfstack.tasks.rl.ppo.math import RunningMoments
 from hfstack.training.ppo_loader import RolloutLoader
-from hfstack.training.ppo_loss import UPDATE_METRICS, ppo_loss
-from hfstack.training.ppo_rollouts import Collected, Collector, Episodes, TokenReward, prompt_rows
-from hfstack.training.rl_math import RunningMoments
 from hfstack.training.rollout import RolloutEngine
 
 logger = get_logger(__name__)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hfstack.models.value_head import TokenScores
-from hfstack.training import rl_math
-from hfstack.training.ppo_config import PPOConfig
+from hfstack.tasks.rl.ppo import math as rl_math
+from hfstack.tasks.rl.ppo.actor_critic import TokenScores
+from hfstack.tasks.rl.ppo.config import PPOConfig
 
 UPDATE_METRICS = (
     "loss/policy",

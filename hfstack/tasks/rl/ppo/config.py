@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from transformers import TrainingArguments
 
 from hfstack.errors import ConfigError
-from hfstack.models.value_head import CRITICS
-from hfstack.training.rl_math import KL_ESTIMATORS
+from hfstack.tasks.rl.ppo.actor_critic import CRITICS
+from hfstack.tasks.rl.ppo.math import KL_ESTIMATORS
 
 ENGINES = ("native", "generate", "vllm")
 VLLM_MODES = ("colocate", "server")

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfstack.errors import CheckpointError
-from hfstack.models.value_head import CRITIC_ADAPTER, ActorCritic
+from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, ActorCritic
 
 CRITIC_FILE = "critic.safetensors"
 STATE_FILE = "ppo_state.json"

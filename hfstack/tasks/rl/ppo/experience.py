@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hfstack.tasks.rewards.prepare import Scores
-from hfstack.training import rl_math
-from hfstack.training.batching import Sequences, TokenBatch
-from hfstack.training.ppo_config import PPOConfig
-from hfstack.training.rl_math import Reduce, RunningMoments
+from hfstack.tasks.rl.ppo import math as rl_math
+from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch
+from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.math import Reduce, RunningMoments
 from hfstack.training.rollout import Rollout
 
 

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from hfstack.models.value_head import TokenScores
 from hfstack.tasks.rewards.prepare import Scores
-from hfstack.training.batching import Sequences
-from hfstack.training.ppo_config import PPOConfig
-from hfstack.training.ppo_experience import Experience, Judged, Tally, shape_experience
-from hfstack.training.ppo_loss import UPDATE_METRICS, ppo_loss
-from hfstack.training.ppo_rollouts import prompt_rows
-from hfstack.training.rl_math import RunningMoments
+from hfstack.tasks.rl.ppo.actor_critic import TokenScores
+from hfstack.tasks.rl.ppo.batching import Sequences
+from hfstack.tasks.rl.ppo.collect import prompt_rows
+from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.experience import Experience, Judged, Tally, shape_experience
+from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
+from hfstack.tasks.rl.ppo.math import RunningMoments
 from hfstack.training.rollout import Rollout
 
 LENGTHS = (2, 3)  # the second is cut

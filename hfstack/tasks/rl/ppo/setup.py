@@ -17,10 +17,10 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.loading import load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
-from hfstack.models.value_head import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
 from hfstack.tasks.preferences.reward_model import load_reward_model
-from hfstack.training.ppo_checkpoint import is_critic
-from hfstack.training.ppo_config import PPOConfig
+from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
+from hfstack.tasks.rl.ppo.checkpoint import is_critic
+from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.training.rollout import GenerateEngine, RolloutEngine, SamplingSettings
 from hfstack.training.sampling import NativeEngine
 from hfstack.training.vllm_rollout import VLLMEngine

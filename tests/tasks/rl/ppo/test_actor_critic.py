@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from hfstack.errors import ConfigError
-from hfstack.models.value_head import ActorCritic, peft_adapter
-from hfstack.training.batching import Sequences, score_completions
+from hfstack.tasks.rl.ppo.actor_critic import ActorCritic, peft_adapter
+from hfstack.tasks.rl.ppo.batching import Sequences, score_completions
 from tests.tiny_ppo import architecture, lora
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hfstack.models.value_head import TokenScores
+from hfstack.tasks.rl.ppo.actor_critic import TokenScores
 
 # What one more forward and backward pass costs, in tokens that could be padding instead.
 _PASS_TOKENS = {"cpu": 96}

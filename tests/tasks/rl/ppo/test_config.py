@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from hfstack.errors import ConfigError
-from hfstack.training.ppo_config import PPOConfig
-from hfstack.training.ppo_setup import set_lengths
+from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.setup import set_lengths
 
 
 def config(folder: Path, **settings: Any) -> PPOConfig:
