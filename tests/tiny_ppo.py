@@ -17,8 +17,8 @@ from transformers import (
 
 from hfstack.models.gru import GRUConfig, GRUForCausalLM
 from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
-from hfstack.training.rollout import Rollout
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import Sequences
-from hfstack.training.rollout import SamplingSettings
-from hfstack.training.sampling import NativeEngine
+from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings
+from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 from tests.tiny_ppo import FixedEngine, lora, trainer
 from tests.two_processes import spawn
 

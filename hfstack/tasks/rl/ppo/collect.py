@@ -17,10 +17,10 @@ from hfstack.tasks.rewards.prepare import Scores, reward_name, score_all
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import Sequences, score_completions
 from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.engines.interface import Rollout, RolloutEngine, check_rollout
 from hfstack.tasks.rl.ppo.experience import Experience, Judged, pad_rows, shape_experience
 from hfstack.tasks.rl.ppo.math import RunningMoments
 from hfstack.tasks.rl.prompts import cut_prompt, encode_prompt
-from hfstack.training.rollout import Rollout, RolloutEngine, check_rollout
 
 TokenReward = Callable[..., Sequence[Sequence[float]]]
 

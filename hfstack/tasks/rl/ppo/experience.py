@@ -14,8 +14,8 @@ from hfstack.tasks.rewards.prepare import Scores
 from hfstack.tasks.rl.ppo import math as rl_math
 from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch
 from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.math import Reduce, RunningMoments
-from hfstack.training.rollout import Rollout
 
 
 @dataclass

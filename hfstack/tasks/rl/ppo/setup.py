@@ -21,9 +21,9 @@ from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
 from hfstack.tasks.rl.ppo.checkpoint import is_critic
 from hfstack.tasks.rl.ppo.config import PPOConfig
-from hfstack.training.rollout import GenerateEngine, RolloutEngine, SamplingSettings
-from hfstack.training.sampling import NativeEngine
-from hfstack.training.vllm_rollout import VLLMEngine
+from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine, RolloutEngine, SamplingSettings
+from hfstack.tasks.rl.ppo.engines.native import NativeEngine
+from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
 
 logger = get_logger(__name__)
 

@@ -11,10 +11,10 @@ from hfstack.tasks.rl.ppo.actor_critic import TokenScores
 from hfstack.tasks.rl.ppo.batching import Sequences
 from hfstack.tasks.rl.ppo.collect import prompt_rows
 from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.experience import Experience, Judged, Tally, shape_experience
 from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
 from hfstack.tasks.rl.ppo.math import RunningMoments
-from hfstack.training.rollout import Rollout
 
 LENGTHS = (2, 3)  # the second is cut
 

@@ -9,9 +9,15 @@ from transformers import AutoModelForCausalLM, MinPLogitsWarper, TopKLogitsWarpe
 from hfstack.errors import DataError
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import Sequences, score_completions
-from hfstack.training import sampling
-from hfstack.training.rollout import GenerateEngine, Rollout, RolloutEngine, SamplingSettings, check_rollout
-from hfstack.training.sampling import NativeEngine, dropped_tokens, sample
+from hfstack.tasks.rl.ppo.engines import native as sampling
+from hfstack.tasks.rl.ppo.engines.interface import (
+    GenerateEngine,
+    Rollout,
+    RolloutEngine,
+    SamplingSettings,
+    check_rollout,
+)
+from hfstack.tasks.rl.ppo.engines.native import NativeEngine, dropped_tokens, sample
 from tests.tiny_ppo import architecture
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16], [17, 18], [8], [40, 41, 42, 43]]

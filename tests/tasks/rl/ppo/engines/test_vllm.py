@@ -12,9 +12,9 @@ from trl.generation import vllm_generation
 
 from hfstack.errors import ConfigError, DataError, MissingExtraError
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
-from hfstack.training import vllm_rollout
-from hfstack.training.rollout import SamplingSettings, check_rollout
-from hfstack.training.vllm_rollout import VLLMEngine
+from hfstack.tasks.rl.ppo.engines import vllm as vllm_rollout
+from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings, check_rollout
+from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
 
 SETTINGS = SamplingSettings(max_new_tokens=4, stop_token_ids=(0,), pad_token_id=1, temperature=0.7)
 SCRIPT = [[5, 6, 0], [7, 8, 9, 10], [0]]  # what the fake answers to the first, second and third prompt

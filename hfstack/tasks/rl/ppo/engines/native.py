@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic, Decoded
 from hfstack.tasks.rl.ppo.batching import plan_chunks
-from hfstack.training.rollout import Rollout, SamplingSettings, pad_left
+from hfstack.tasks.rl.ppo.engines.interface import Rollout, SamplingSettings, pad_left
 
 _KEPT_SHARE = 0.7  # the batch is made smaller when fewer than this share of its rows still write
 # What one more decoding step costs, in tokens of prompt that could be read meanwhile: so many prompts are not worth

@@ -21,7 +21,7 @@ from trl.import_utils import is_vllm_available
 
 from hfstack.errors import ConfigError, DataError, MissingExtraError
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, ActorCritic, peft_adapter
-from hfstack.training.rollout import Rollout, SamplingSettings
+from hfstack.tasks.rl.ppo.engines.interface import Rollout, SamplingSettings
 
 
 class VLLMEngine:
