@@ -16,23 +16,23 @@ from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.source_target import collate_pairs, encode_pairs, read_pairs
 from hfstack.data.sources import DataArgs, describe_sources, load_splits
 from hfstack.data.text_rows import Overlong
 from hfstack.errors import ConfigError
-from hfstack.evaluation.translating import METRICS, check_metrics, decode_texts, overlap_metrics, record_results
 from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.seq2seq import load_seq2seq, set_decoding, stop_tokens, text_lengths
 from hfstack.models.task_heads import save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
+from hfstack.tasks.seq2seq.data import collate_pairs, encode_pairs, read_pairs
+from hfstack.tasks.seq2seq.metrics import METRICS, check_metrics, decode_texts, overlap_metrics, record_results
+from hfstack.tasks.seq2seq.model import load_seq2seq, set_decoding, stop_tokens, text_lengths
+from hfstack.tasks.seq2seq.trainer import TranslatingTrainer, trainer_settings
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 from hfstack.training.settings import check_settings
 from hfstack.training.token_loss import token_loss_func
-from hfstack.training.translating import TranslatingTrainer, trainer_settings
 
 
 @dataclass

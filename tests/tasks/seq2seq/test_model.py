@@ -8,7 +8,7 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.heads import lora_beside_head
-from hfstack.models.seq2seq import (
+from hfstack.tasks.seq2seq.model import (
     load_finished_seq2seq,
     load_seq2seq,
     set_decoding,

@@ -8,15 +8,15 @@ import pytest
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from hfstack.data.source_target import Encoded, Pair
-from hfstack.evaluation.translating import (
+from hfstack.runs.run import Run
+from hfstack.tasks.seq2seq.data import Encoded, Pair
+from hfstack.tasks.seq2seq.metrics import (
     decode_texts,
     first_sentence,
     naive_texts,
     overlap_metrics,
     record_results,
 )
-from hfstack.runs.run import Run
 
 
 def test_naive_texts() -> None:

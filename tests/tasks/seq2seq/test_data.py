@@ -8,8 +8,8 @@ from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from hfstack.data.source_target import Pair, collate_pairs, encode_ended, encode_pairs, read_pairs, text_at
 from hfstack.errors import ConfigError, DataError
+from hfstack.tasks.seq2seq.data import Pair, collate_pairs, encode_ended, encode_pairs, read_pairs, text_at
 from tests.tiny_encoder import tiny_bert_tokenizer
 
 

@@ -7,8 +7,8 @@ import pytest
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hfstack.errors import ConfigError
+from hfstack.tasks.seq2seq.trainer import TranslatingTrainer, trainer_settings
 from hfstack.training.in_order import InOrderTrainer
-from hfstack.training.translating import TranslatingTrainer, trainer_settings
 
 
 def test_settings(tmp_path: Path) -> None:
