@@ -87,11 +87,11 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer, set_seed
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
-    from hfstack.data.instruction_rows import Columns, normalise, read_template
-    from hfstack.evaluation.answers import answer_loss
     from hfstack.models.loading import load_causal_lm
     from hfstack.models.turns import stop_at_end_of_turn
-    from hfstack.training import fine_tuning
+    from hfstack.tasks.sft import setup as fine_tuning
+    from hfstack.tasks.sft.answers import answer_loss
+    from hfstack.tasks.sft.data import Columns, normalise, read_template
 
     torch.set_num_threads(1)
     set_seed(0)

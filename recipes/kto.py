@@ -15,7 +15,6 @@ from trl import KTOConfig, KTOTrainer, ModelConfig, get_peft_config
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.errors import DataError
-from hfstack.evaluation.answers import answer_pairs
 from hfstack.models.adapters import give_pad_token
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
@@ -25,6 +24,7 @@ from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import check_policy, check_preferences, prompts_to_show
 from hfstack.tasks.preferences.data import load_preferences
 from hfstack.tasks.preferences.rows import PreferenceArgs
+from hfstack.tasks.sft.answers import answer_pairs
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 

@@ -16,14 +16,12 @@ from datasets import Dataset
 from trl import ModelConfig
 
 from hfstack.config import command_line
-from hfstack.data.instruction_rows import prompt_ids
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, describe_sources, iterate_rows
 from hfstack.demo.answers import answers
 from hfstack.demo.instructions import instruction
 from hfstack.demo.rules import gold_score
 from hfstack.errors import ConfigError
-from hfstack.evaluation.answers import answer
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.preferences.data import (
@@ -34,6 +32,8 @@ from hfstack.tasks.preferences.data import (
     split_by_prompt,
 )
 from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
+from hfstack.tasks.sft.answers import answer
+from hfstack.tasks.sft.data import prompt_ids
 
 JUDGES = [gold_score]  # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
 

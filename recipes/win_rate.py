@@ -15,7 +15,6 @@ from transformers import set_seed
 from trl import ModelConfig
 
 from hfstack.config import command_line
-from hfstack.data.instruction_rows import prompt_ids
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.demo.rules import gold_score
@@ -28,13 +27,14 @@ from hfstack.diagnosis.win_rate import (
     win_rate,
 )
 from hfstack.errors import ConfigError
-from hfstack.evaluation.answers import answer
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import Completion, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel, text_of
 from hfstack.tasks.rl.prompts import load_prompts
+from hfstack.tasks.sft.answers import answer
+from hfstack.tasks.sft.data import prompt_ids
 
 
 def obeys(prompts: list[Any], answers: list[str]) -> list[float]:

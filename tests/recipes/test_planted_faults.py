@@ -14,9 +14,9 @@ from trl import ModelConfig
 
 from hfstack.data import checks
 from hfstack.errors import CheckpointError, DataError
-from hfstack.evaluation.answers import answer
 from hfstack.models.loading import load_tokenizer
 from hfstack.tasks.preferences.reward_model import load_reward_model
+from hfstack.tasks.sft.answers import answer
 from tests.conftest import ROOT
 
 pytestmark = [

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from hfstack.data import checks
-from hfstack.data.instruction_rows import prompt_ids
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.adapters import check_adapter_settings, end_ids
 from hfstack.models.loading import context_length, find_architecture
 from hfstack.tasks.preferences.rows import answer_text
+from hfstack.tasks.sft.data import prompt_ids
 
 logger = get_logger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfstack.errors import DataError
-from hfstack.evaluation.answers import answer, answer_loss, answer_pairs, score_answers
+from hfstack.tasks.sft.answers import answer, answer_loss, answer_pairs, score_answers
 
 MASKED = -100
 

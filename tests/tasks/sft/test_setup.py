@@ -19,9 +19,9 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hfstack.data.checks import IGNORED_LABEL, packed_documents_are_isolated
-from hfstack.data.instruction_rows import PackedCollator
 from hfstack.models.gru import GRUConfig, GRUForCausalLM
-from hfstack.training.fine_tuning import (
+from hfstack.tasks.sft.data import PackedCollator
+from hfstack.tasks.sft.setup import (
     TokenCount,
     collator_for,
     isolation_probe,

@@ -10,7 +10,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from hfstack.data.checks import IGNORED_LABEL
-from hfstack.data.instruction_rows import (
+from hfstack.data.tokenizers import CHAT_TEMPLATE
+from hfstack.errors import ConfigError, DataError
+from hfstack.logs import setup_logging
+from hfstack.tasks.sft.data import (
     Columns,
     encode_row,
     encode_split,
@@ -21,9 +24,6 @@ from hfstack.data.instruction_rows import (
     questions,
     read_template,
 )
-from hfstack.data.tokenizers import CHAT_TEMPLATE
-from hfstack.errors import ConfigError, DataError
-from hfstack.logs import setup_logging
 
 TALK = [
     {"role": "system", "content": "Be brief."},
