@@ -17,7 +17,6 @@ from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.sources import DataArgs, describe_sources, load_splits
 from hfstack.models.heads import padding_id
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.task_heads import check_length, load_with_head, save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.question_answering.data import (
@@ -37,6 +36,7 @@ from hfstack.tasks.question_answering.metrics import (
     find_answers,
     write_answers,
 )
+from hfstack.tasks.shared.task_models import check_length, load_with_head, save_task
 from hfstack.training.checkpointing import protect
 from hfstack.training.in_order import InOrderTrainer
 from hfstack.training.preflight import checked

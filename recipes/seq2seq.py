@@ -22,17 +22,17 @@ from hfstack.errors import ConfigError
 from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.task_heads import save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.seq2seq.data import collate_pairs, encode_pairs, read_pairs
 from hfstack.tasks.seq2seq.metrics import METRICS, check_metrics, decode_texts, overlap_metrics, record_results
 from hfstack.tasks.seq2seq.model import load_seq2seq, set_decoding, stop_tokens, text_lengths
 from hfstack.tasks.seq2seq.trainer import TranslatingTrainer, trainer_settings
+from hfstack.tasks.shared.task_models import save_task
+from hfstack.tasks.shared.token_tasks import token_loss_func
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 from hfstack.training.settings import check_settings
-from hfstack.training.token_loss import token_loss_func
 
 
 @dataclass

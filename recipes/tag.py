@@ -29,14 +29,14 @@ from hfstack.data.tagging import (
 from hfstack.evaluation.tagging import beside_baseline, metric_names, tag_metrics, type_table, word_tags, write_tagged
 from hfstack.models.heads import padding_id
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.task_heads import check_length, load_with_head, save_task
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
+from hfstack.tasks.shared.task_models import check_length, load_with_head, save_task
+from hfstack.tasks.shared.token_tasks import token_loss_func
 from hfstack.training.checkpointing import protect
 from hfstack.training.in_order import InOrderTrainer
 from hfstack.training.preflight import checked
 from hfstack.training.settings import check_best_metric, check_settings
-from hfstack.training.token_loss import token_loss_func
 
 
 @dataclass

@@ -23,11 +23,11 @@ from hfstack.data.tagging import (
     is_entity_scheme,
 )
 from hfstack.errors import DataError
-from hfstack.evaluation.local_metrics import F1, EntityF1
-from hfstack.evaluation.predicting import Predictor, by_length
 from hfstack.intervals import bootstrap_intervals
 from hfstack.models.heads import padding_id
-from hfstack.models.task_heads import check_length, load_finished
+from hfstack.tasks.shared.metrics import F1, EntityF1
+from hfstack.tasks.shared.predict import Predictor, by_length
+from hfstack.tasks.shared.task_models import check_length, load_finished
 
 Entity = tuple[str, int, int]
 """Type, first word, last word."""

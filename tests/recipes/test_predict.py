@@ -9,9 +9,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError, DataError, Preempted
-from hfstack.evaluation.predicting import by_length, write_predictions
 from hfstack.tasks.classification.model import ClassifierInfo
 from hfstack.tasks.classification.predict import load_classify_predictor
+from hfstack.tasks.shared.predict import by_length, write_predictions
 from tests.conftest import SENTENCES
 from tests.tiny_encoder import save_tiny_bert
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration, set_seed
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.evaluation.text_overlap import text_overlap
 from hfstack.runs.record import read_run
+from hfstack.tasks.shared.text_overlap import text_overlap
 from tests.tiny_encoder import tiny_bert_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from transformers import BertConfig as Config
 from transformers import BertForTokenClassification as Tagger
 
 from hfstack.errors import DataError
+from hfstack.tasks.shared.token_tasks import token_loss_func
 from hfstack.training.preflight import checked
-from hfstack.training.token_loss import token_loss_func
 
 SIZES: Any = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 NO_DROPOUT: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

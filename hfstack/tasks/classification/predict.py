@@ -14,13 +14,13 @@ from trl import ModelConfig
 
 from hfstack.data.text_rows import choose_max_length, encode_texts, pad_rows, read_texts
 from hfstack.errors import DataError
-from hfstack.evaluation.predicting import Predictor, by_length
 from hfstack.logs import get_logger
 from hfstack.models.heads import padding_id
 from hfstack.models.loading import context_length
 from hfstack.tasks.classification.calibration import probabilities
 from hfstack.tasks.classification.metrics import NUMBER, SEVERAL
 from hfstack.tasks.classification.model import ClassifierInfo, load_trained_classifier
+from hfstack.tasks.shared.predict import Predictor, by_length
 
 logger = get_logger(__name__)
 

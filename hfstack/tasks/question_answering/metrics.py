@@ -16,12 +16,12 @@ from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
-from hfstack.evaluation.local_metrics import CmrcAnswers, SquadAnswers
-from hfstack.evaluation.predicting import Predictor, by_length
 from hfstack.intervals import bootstrap_intervals
 from hfstack.models.heads import padding_id
-from hfstack.models.task_heads import check_length, load_finished
 from hfstack.tasks.question_answering.data import Question, Window, collate_windows, encode_questions
+from hfstack.tasks.shared.metrics import CmrcAnswers, SquadAnswers
+from hfstack.tasks.shared.predict import Predictor, by_length
+from hfstack.tasks.shared.task_models import check_length, load_finished
 
 Rules = Literal["auto", "squad", "cmrc"]
 Logits = tuple[Sequence[numpy.ndarray[Any, Any]], Sequence[numpy.ndarray[Any, Any]]]

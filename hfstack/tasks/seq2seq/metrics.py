@@ -15,14 +15,14 @@ from trl import ModelConfig
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.text_rows import pad_rows
 from hfstack.errors import DataError
-from hfstack.evaluation.predicting import Predictor, by_length
-from hfstack.evaluation.text_overlap import ROUGE_KINDS, bleu_interval, signatures, text_overlap
 from hfstack.logs import get_logger
 from hfstack.models.heads import padding_id
 from hfstack.runs.run import Run
 from hfstack.tasks.question_answering.metrics import SENTENCE_END
 from hfstack.tasks.seq2seq.data import Encoded, Pair, encode_ended, text_at
 from hfstack.tasks.seq2seq.model import load_finished_seq2seq, stop_tokens, text_lengths
+from hfstack.tasks.shared.predict import Predictor, by_length
+from hfstack.tasks.shared.text_overlap import ROUGE_KINDS, bleu_interval, signatures, text_overlap
 
 logger = get_logger(__name__)
 

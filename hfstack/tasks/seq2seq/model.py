@@ -21,9 +21,9 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.heads import ADAPTER_FILE, load_with_config, padding_id, read_config
 from hfstack.models.loading import check_vocabulary
-from hfstack.models.task_heads import TASK_FILE, load_finished
 from hfstack.tasks.classification.model import check_own_tokenizer
 from hfstack.tasks.masked_lm.model import readable_length
+from hfstack.tasks.shared.task_models import TASK_FILE, load_finished
 
 logger = get_logger(__name__)
 

@@ -16,10 +16,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
-from hfstack.evaluation.text_overlap import text_overlap
 from hfstack.models.adapters import end_ids
 from hfstack.tasks.causal_lm.generate import Completion
 from hfstack.tasks.causal_lm.metrics import perplexity
+from hfstack.tasks.shared.text_overlap import text_overlap
 
 _IGNORED = -100
 

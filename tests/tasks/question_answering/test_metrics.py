@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from hfstack.evaluation.local_metrics import CmrcAnswers, SquadAnswers
 from hfstack.tasks.question_answering.data import Question, Window, encode_questions
 from hfstack.tasks.question_answering.metrics import (
     answer_metric,
@@ -12,6 +11,7 @@ from hfstack.tasks.question_answering.metrics import (
     beside_baselines,
     find_answers,
 )
+from hfstack.tasks.shared.metrics import CmrcAnswers, SquadAnswers
 from tests.tiny_encoder import tiny_bert_tokenizer
 
 CONTEXT = "red fox ran"

@@ -14,7 +14,7 @@ from seqeval.scheme import IOB2
 from sklearn import metrics as sklearn
 
 from hfstack.errors import ConfigError, MissingExtraError
-from hfstack.evaluation.local_metrics import (
+from hfstack.tasks.shared.metrics import (
     F1,
     Accuracy,
     CmrcAnswers,

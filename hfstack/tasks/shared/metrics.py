@@ -4,7 +4,7 @@
 
 `evaluate.load` gets a script from the Hub; these have the numbers inside, from scikit-learn, SciPy and seqeval, and are
 taken by `evaluate.combine` and `evaluate.evaluator` all the same. Keys differ between metrics, so that combined ones do
-not hide each other. The metrics of generated text (BLEU, chrF, ROUGE) are in `hfstack.evaluation.text_overlap`.
+not hide each other. The metrics of generated text (BLEU, chrF, ROUGE) are in `hfstack.tasks.shared.text_overlap`.
 """
 
 import importlib

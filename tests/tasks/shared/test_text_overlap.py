@@ -8,7 +8,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from hfstack.errors import DataError, MissingExtraError
-from hfstack.evaluation.text_overlap import Bleu, Chrf, Rouge, bleu_interval, signatures, text_overlap, writing_of
+from hfstack.tasks.shared.text_overlap import Bleu, Chrf, Rouge, bleu_interval, signatures, text_overlap, writing_of
 
 PREDICTIONS = ["The quick brown fox jumps over the lazy dog.", "A cat sat there", "nothing in common"]
 REFERENCES = ["The fast brown fox jumped over the lazy dog.", "A cat sat on the mat.", "wholly different words"]
