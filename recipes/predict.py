@@ -14,13 +14,13 @@ from trl import ModelConfig
 from hfstack.config import command_line
 from hfstack.data.sources import OnBadRow, Source, describe_sources, iterate_rows
 from hfstack.errors import ConfigError
-from hfstack.evaluation.tagging import load_tag_predictor
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.classification.predict import load_classify_predictor
 from hfstack.tasks.masked_lm.fill_mask import load_fill_predictor
 from hfstack.tasks.question_answering.metrics import load_answer_predictor
 from hfstack.tasks.seq2seq.metrics import load_seq2seq_predictor
 from hfstack.tasks.shared.predict import task_of, write_predictions
+from hfstack.tasks.token_classification.metrics import load_tag_predictor
 
 # What a model was trained for -> what loads it. Each returns a function from rows to as many answers.
 TASKS = {

@@ -16,7 +16,13 @@ from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.sources import DataArgs, describe_sources, load_splits
-from hfstack.data.tagging import (
+from hfstack.models.heads import padding_id
+from hfstack.models.loading import load_tokenizer
+from hfstack.publishing.checkpoint_push import push_checkpoints
+from hfstack.runs.run import Run
+from hfstack.tasks.shared.task_models import check_length, load_with_head, save_task
+from hfstack.tasks.shared.token_tasks import token_loss_func
+from hfstack.tasks.token_classification.data import (
     BadTags,
     LabelPieces,
     as_dataset,
@@ -26,13 +32,14 @@ from hfstack.data.tagging import (
     read_sentences,
     tag_set,
 )
-from hfstack.evaluation.tagging import beside_baseline, metric_names, tag_metrics, type_table, word_tags, write_tagged
-from hfstack.models.heads import padding_id
-from hfstack.models.loading import load_tokenizer
-from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.runs.run import Run
-from hfstack.tasks.shared.task_models import check_length, load_with_head, save_task
-from hfstack.tasks.shared.token_tasks import token_loss_func
+from hfstack.tasks.token_classification.metrics import (
+    beside_baseline,
+    metric_names,
+    tag_metrics,
+    type_table,
+    word_tags,
+    write_tagged,
+)
 from hfstack.training.checkpointing import protect
 from hfstack.training.in_order import InOrderTrainer
 from hfstack.training.preflight import checked

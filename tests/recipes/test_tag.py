@@ -69,7 +69,7 @@ def test_learns_measures_and_predicts_the_same(tag, run_recipe, inputs: Path, tm
 def test_predicts_lists_and_texts_in_order_with_entities(tag, tmp_path: Path) -> None:
     from trl import ModelConfig
 
-    from hfstack.evaluation.tagging import load_tag_predictor
+    from hfstack.tasks.token_classification.metrics import load_tag_predictor
 
     tag(max_steps=40)
     load = {"columns": (None, None), "batch_size": 2, "max_length": None}
@@ -92,7 +92,7 @@ def test_an_adapter_is_saved_with_its_head_and_predicts_what_it_measured(tag, in
     from safetensors.torch import load_file, save_file
     from trl import ModelConfig
 
-    from hfstack.evaluation.tagging import load_tag_predictor
+    from hfstack.tasks.token_classification.metrics import load_tag_predictor
 
     metrics = tag(max_steps=30, use_peft="true", lora_r=4, learning_rate=2e-2)
     out, load = tmp_path / "out", {"columns": (None, None), "batch_size": 4, "max_length": None}

@@ -6,8 +6,15 @@ import pytest
 from seqeval.metrics import classification_report, f1_score
 from seqeval.metrics.sequence_labeling import get_entities
 
-from hfstack.data.tagging import Sentence
-from hfstack.evaluation.tagging import baseline_tags, beside_baseline, entities, f1_interval, tag_metrics, type_table
+from hfstack.tasks.token_classification.data import Sentence
+from hfstack.tasks.token_classification.metrics import (
+    baseline_tags,
+    beside_baseline,
+    entities,
+    f1_interval,
+    tag_metrics,
+    type_table,
+)
 
 
 def random_rows(prefixes: str, seed: int, rows: int = 200) -> list[list[str]]:

@@ -14,7 +14,13 @@ from accelerate import Accelerator, PartialState
 from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.tagging import (
+from hfstack.errors import DataError
+from hfstack.intervals import bootstrap_intervals
+from hfstack.models.heads import padding_id
+from hfstack.tasks.shared.metrics import F1, EntityF1
+from hfstack.tasks.shared.predict import Predictor, by_length
+from hfstack.tasks.shared.task_models import check_length, load_finished
+from hfstack.tasks.token_classification.data import (
     Sentence,
     Window,
     check_words,
@@ -22,12 +28,6 @@ from hfstack.data.tagging import (
     encode_sentences,
     is_entity_scheme,
 )
-from hfstack.errors import DataError
-from hfstack.intervals import bootstrap_intervals
-from hfstack.models.heads import padding_id
-from hfstack.tasks.shared.metrics import F1, EntityF1
-from hfstack.tasks.shared.predict import Predictor, by_length
-from hfstack.tasks.shared.task_models import check_length, load_finished
 
 Entity = tuple[str, int, int]
 """Type, first word, last word."""

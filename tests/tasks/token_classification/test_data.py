@@ -3,7 +3,8 @@
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoTokenizer
 
-from hfstack.data.tagging import (
+from hfstack.data.tokenizers import train_tokenizer
+from hfstack.tasks.token_classification.data import (
     Sentence,
     collate_windows,
     encode_sentences,
@@ -11,7 +12,6 @@ from hfstack.data.tagging import (
     surrounding_tokens,
     word_prefix,
 )
-from hfstack.data.tokenizers import train_tokenizer
 from tests.conftest import SENTENCES
 
 IDS = {"O": 0, "B-x": 1, "I-x": 2}
