@@ -90,9 +90,9 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
     from transformers import AutoTokenizer, Trainer, set_seed
     from trl import ModelConfig
 
-    from hfstack.data.text_rows import encode_texts
     from hfstack.tasks.classification.loss import classification_loss
     from hfstack.tasks.classification.model import load_classifier
+    from hfstack.tokens.text_rows import encode_texts
 
     torch.set_num_threads(1)
     rows = load_rows(arguments.data, arguments.rows + arguments.eval_rows)
@@ -171,7 +171,7 @@ def counting_collator(tokenizer: Any, slots: list[int], *, max_length: int | Non
     """Return what makes batches, of `max_length` or of their longest row, and notes how many places each has."""
     import torch
 
-    from hfstack.data.text_rows import pad_rows
+    from hfstack.tokens.text_rows import pad_rows
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if max_length is None:

@@ -265,7 +265,7 @@ def make_inputs(folder: Path) -> Path:
     """Write a tiny tokenizer, a tiny chat model with dropout, and rows of each form."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from hfstack.data.tokenizers import CHAT_TEMPLATE
+    from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 
     words = ["fox", "owl", "hen", "cat", "river", "hill", "sun", "ball"]
     stories = [

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
 from hfstack.data.sources import Source, iterate_rows
-from hfstack.data.tokenizers import train_tokenizer
+from hfstack.tokens.train_tokenizer import train_tokenizer
 
 
 def made_up_text(story_count: int) -> list[str]:

@@ -18,7 +18,6 @@ from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.sources import DataArgs, describe_sources
-from hfstack.data.text_rows import choose_max_length, pad_rows
 from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import context_length, find_architecture, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
@@ -30,6 +29,7 @@ from hfstack.tasks.classification.metrics import trainer_metrics
 from hfstack.tasks.classification.model import ClassifierInfo, freeze_encoder, load_classifier
 from hfstack.tasks.classification.predict import classify_logits
 from hfstack.tasks.classification.report import calibrate, record_results
+from hfstack.tokens.text_rows import choose_max_length, pad_rows
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 from hfstack.training.settings import check_settings

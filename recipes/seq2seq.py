@@ -17,7 +17,6 @@ from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.sources import DataArgs, describe_sources, load_splits
-from hfstack.data.text_rows import Overlong
 from hfstack.errors import ConfigError
 from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.heads import lora_beside_head, padding_id
@@ -30,6 +29,7 @@ from hfstack.tasks.seq2seq.model import load_seq2seq, set_decoding, stop_tokens,
 from hfstack.tasks.seq2seq.trainer import TranslatingTrainer, trainer_settings
 from hfstack.tasks.shared.task_models import save_task
 from hfstack.tasks.shared.token_tasks import token_loss_func
+from hfstack.tokens.text_rows import Overlong
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 from hfstack.training.settings import check_settings

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, Source, describe_sources, iterate_rows, require_columns
-from hfstack.data.tokenizers import Kind, measure_tokenizer, train_tokenizer
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.run import Run
+from hfstack.tokens.train_tokenizer import Kind, measure_tokenizer, train_tokenizer
 
 SHOWN_TOKENS = 25  # rows of each table
 

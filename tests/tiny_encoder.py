@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase, set_seed
 
-from hfstack.data.tokenizers import train_tokenizer
+from hfstack.tokens.train_tokenizer import train_tokenizer
 from tests.conftest import SENTENCES
 
 

@@ -4,8 +4,8 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfstack.chat_rendering import render_chat
 from hfstack.logs import get_logger
+from hfstack.tokens.chat import render_chat
 
 logger = get_logger(__name__)
 

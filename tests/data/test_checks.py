@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from hfstack.data import checks
-from hfstack.data.tokenizers import CHAT_TEMPLATE
 from hfstack.errors import DataError
 from hfstack.logs import setup_logging
+from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 
 EOS = 0
 MASKED = checks.IGNORED_LABEL

@@ -7,7 +7,6 @@ import pytest
 from datasets import Dataset
 
 from hfstack.data.sources import DataArgs, Source
-from hfstack.data.tokenizers import train_tokenizer
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.preferences.data import (
     add_label_noise,
@@ -20,6 +19,7 @@ from hfstack.tasks.preferences.data import (
 )
 from hfstack.tasks.preferences.encode import encode_answer, encode_pairs, shorten
 from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answer_text, answers_of
+from hfstack.tokens.train_tokenizer import train_tokenizer
 from tests.conftest import SENTENCES
 from tests.tiny_encoder import tiny_bert_tokenizer
 

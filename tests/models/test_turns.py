@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfstack.data.tokenizers import CHAT_TEMPLATE, CHAT_TOKENS
 from hfstack.errors import DataError
 from hfstack.models.turns import end_of_turn_id, stop_at_end_of_turn
+from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE, CHAT_TOKENS
 
 
 @pytest.fixture

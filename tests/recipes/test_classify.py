@@ -9,11 +9,11 @@ import numpy
 import pytest
 from trl import ModelConfig
 
-from hfstack.data.text_rows import encode_texts
 from hfstack.errors import ConfigError, DataError, MissingExtraError
 from hfstack.runs.record import read_run
 from hfstack.tasks.classification.model import load_trained_classifier, read_classifier_info
 from hfstack.tasks.classification.predict import answers, classify_logits
+from hfstack.tokens.text_rows import encode_texts
 from tests.conftest import ROOT
 from tests.tiny_encoder import save_tiny_bert
 
@@ -211,7 +211,7 @@ def test_settings_that_do_not_fit(classify, rows_file, bert: Path, tiny_llama: P
     with pytest.raises(ConfigError, match=r"the tokenizer has 300 tokens but the embedding"):
         classify(tokenizer_name_or_path=tiny_llama, output_dir=tmp_path / "b")
     other = tmp_path / "other"
-    from hfstack.data.tokenizers import train_tokenizer
+    from hfstack.tokens.train_tokenizer import train_tokenizer
 
     train_tokenizer(["zebras do not read any of this"] * 9, kind="wordpiece", vocab_size=60).save_pretrained(other)
     with pytest.raises(ConfigError, match=r"is not that of .* its ids would mean other words"):

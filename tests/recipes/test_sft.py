@@ -13,10 +13,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
-from hfstack.data.tokenizers import CHAT_TEMPLATE
 from hfstack.errors import AlreadyFinished, ConfigError, DataError, MissingExtraError
 from hfstack.logs import setup_logging
 from hfstack.runs.record import read_run
+from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 from tests.conftest import ROOT
 
 # peft 0.21 asks for the old name of is_activation_checkpointing (huggingface/peft, peft_model.py)

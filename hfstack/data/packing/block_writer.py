@@ -9,8 +9,8 @@ from typing import BinaryIO, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.fast_encoding import DocumentEncoder, start_token_id
 from hfstack.errors import DataError
+from hfstack.tokens.fast_encoding import DocumentEncoder, start_token_id
 
 _SAMPLE_DOCUMENTS = 32  # of the first batch, on which the fast encoder must agree with the tokenizer
 _SAMPLE_CHARACTERS = 1000  # of each of them

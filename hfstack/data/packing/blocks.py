@@ -35,11 +35,11 @@ from filelock import FileLock, Timeout
 from huggingface_hub import constants
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.fast_encoding import end_token_id, private_backend, start_token_id
 from hfstack.data.packing.block_writer import BlockWriter, PackedCounts
 from hfstack.data.reading.files import fingerprint
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.tokens.fast_encoding import end_token_id, private_backend, start_token_id
 
 logger = get_logger(__name__)
 

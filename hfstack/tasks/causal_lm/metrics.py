@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfstack.data.fast_encoding import start_token_id
 from hfstack.errors import DataError
+from hfstack.tokens.fast_encoding import start_token_id
 
 _FEATURES = {
     "nll": datasets.Value("float64"),

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.text_rows import read_texts
 from hfstack.errors import DataError, MissingExtraError
 from hfstack.tasks.classification.calibration import probabilities
 from hfstack.tasks.classification.model import ClassifierInfo
+from hfstack.tokens.text_rows import read_texts
 
 _POINTS_AT_ONCE = 16
 

@@ -8,10 +8,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.sources import DataArgs, Source, load_mixture, load_splits
-from hfstack.data.text_rows import Overlong, encode_texts, read_texts, usable_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.classification.glue import HUB_ID, GlueTask, glue_task
 from hfstack.tasks.classification.labels import Kind, LabelSet, Target, find_labels, label_targets
+from hfstack.tokens.text_rows import Overlong, encode_texts, read_texts, usable_rows
 
 
 @dataclass

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from hfstack.data.text_rows import choose_max_length, encode_texts, pad_rows, read_texts
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.models.heads import padding_id
@@ -21,6 +20,7 @@ from hfstack.tasks.classification.calibration import probabilities
 from hfstack.tasks.classification.metrics import NUMBER, SEVERAL
 from hfstack.tasks.classification.model import ClassifierInfo, load_trained_classifier
 from hfstack.tasks.shared.predict import Predictor, by_length
+from hfstack.tokens.text_rows import choose_max_length, encode_texts, pad_rows, read_texts
 
 logger = get_logger(__name__)
 

@@ -23,9 +23,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
-from hfstack.data.word_starts import WordStarts, given_word_starts
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.tokens.word_starts import WordStarts, given_word_starts
 
 logger = get_logger(__name__)
 

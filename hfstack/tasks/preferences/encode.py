@@ -6,10 +6,10 @@ from typing import Any, Literal, cast
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.chat_rendering import render_chat
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tasks.preferences.rows import Text, answer_text
+from hfstack.tokens.chat import render_chat
 
 logger = get_logger(__name__)
 

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.data.reading.files import expand_files
 from hfstack.data.reading.formats import read_file
 from hfstack.data.sources import Source
-from hfstack.data.text_rows import pad_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.tokens.text_rows import pad_rows
 
 logger = get_logger(__name__)
 

@@ -15,9 +15,9 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.text_rows import Overlong, pad_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.tokens.text_rows import Overlong, pad_rows
 
 logger = get_logger(__name__)
 

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.text_rows import pad_rows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.models.heads import padding_id
@@ -23,6 +22,7 @@ from hfstack.tasks.seq2seq.data import Encoded, Pair, encode_ended, text_at
 from hfstack.tasks.seq2seq.model import load_finished_seq2seq, stop_tokens, text_lengths
 from hfstack.tasks.shared.predict import Predictor, by_length
 from hfstack.tasks.shared.text_overlap import ROUGE_KINDS, bleu_interval, signatures, text_overlap
+from hfstack.tokens.text_rows import pad_rows
 
 logger = get_logger(__name__)
 

@@ -15,9 +15,9 @@ import torch
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.text_rows import pad_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.tokens.text_rows import pad_rows
 
 logger = get_logger(__name__)
 

@@ -5,7 +5,6 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from transformers import TrainingArguments
 
-from hfstack.data.text_rows import pad_rows
 from hfstack.errors import ConfigError
 from hfstack.tasks.classification.glue import glue_task
 from hfstack.tasks.classification.loss import (
@@ -16,6 +15,7 @@ from hfstack.tasks.classification.loss import (
     trainer_settings,
 )
 from hfstack.tasks.classification.metrics import NUMBER, SEVERAL, SINGLE, scores
+from hfstack.tokens.text_rows import pad_rows
 
 
 def test_losses_are_torchs():

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from hfstack.data.tokenizers import train_tokenizer
-from hfstack.data.word_starts import WordStarts, given_word_starts
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.masked_lm.masking import MaskedBlocks, masked_splits, use_mask_tokens
+from hfstack.tokens.train_tokenizer import train_tokenizer
+from hfstack.tokens.word_starts import WordStarts, given_word_starts
 from tests.conftest import SENTENCES
 from tests.tiny_encoder import tiny_bert_tokenizer
 

@@ -10,7 +10,6 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from hfstack.data.checks import IGNORED_LABEL
-from hfstack.data.tokenizers import CHAT_TEMPLATE
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import setup_logging
 from hfstack.tasks.sft.data import (
@@ -24,6 +23,7 @@ from hfstack.tasks.sft.data import (
     questions,
     read_template,
 )
+from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 
 TALK = [
     {"role": "system", "content": "Be brief."},

@@ -3,7 +3,6 @@
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoTokenizer
 
-from hfstack.data.tokenizers import train_tokenizer
 from hfstack.tasks.token_classification.data import (
     Sentence,
     collate_windows,
@@ -12,6 +11,7 @@ from hfstack.tasks.token_classification.data import (
     surrounding_tokens,
     word_prefix,
 )
+from hfstack.tokens.train_tokenizer import train_tokenizer
 from tests.conftest import SENTENCES
 
 IDS = {"O": 0, "B-x": 1, "I-x": 2}

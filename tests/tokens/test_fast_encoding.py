@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hfstack.data.fast_encoding import _LLAMA3_SPLIT, _QWEN2_SPLIT, DocumentEncoder, mirror_reason
+from hfstack.tokens.fast_encoding import _LLAMA3_SPLIT, _QWEN2_SPLIT, DocumentEncoder, mirror_reason
 
 TEXT = [
     "Once upon a time there was a small fox, and the fox wasn't afraid: it'd seen 1234 owls in 2023!",
@@ -164,7 +164,7 @@ def test_the_slow_engine_gives_the_same_shape_and_says_why(caplog):
 
 
 def test_a_disagreement_on_real_text_is_found_and_logged(caplog, monkeypatch):
-    monkeypatch.setattr("hfstack.data.fast_encoding._GPT2_SPLIT", r"\S+|\s+")  # as if the libraries' Unicode differed
+    monkeypatch.setattr("hfstack.tokens.fast_encoding._GPT2_SPLIT", r"\S+|\s+")  # as if the libraries' Unicode differed
     tokenizer = train(byte_level())
     with caplog.at_level(logging.WARNING, logger="hfstack"):
         encoder = DocumentEncoder(tokenizer, sample=TEXT)

@@ -9,8 +9,8 @@ import random
 import pytest
 from transformers import AutoTokenizer, BertTokenizer, GPT2Config, LlamaConfig
 
-from hfstack.data.tokenizers import CHAT_TOKENS, END_OF_TEXT, PAD, UNKNOWN, measure_tokenizer, train_tokenizer
 from hfstack.errors import ConfigError, DataError
+from hfstack.tokens.train_tokenizer import CHAT_TOKENS, END_OF_TEXT, PAD, UNKNOWN, measure_tokenizer, train_tokenizer
 
 ENGLISH = [
     f"One day {who} {did} a {what}, and {who} was very {how}.\nThe end."

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.fast_encoding import CHARACTER_TO_BYTE
 from hfstack.errors import ConfigError
+from hfstack.tokens.fast_encoding import CHARACTER_TO_BYTE
 
 # Han with its extensions, kana, hangul syllables: scripts of which a character is about a word or a syllable.
 _OWN_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
