@@ -98,7 +98,7 @@ class SkipSpikes(TrainerCallback, ExportableState):
 
     The rule is that of OLMo-core's SkipStepOptimizer (Allen Institute for AI; used for OLMo 2 32B), on the loss alone:
     skip when it is more than `sigmas` standard deviations above the mean of the last `window` steps. Off unless it is
-    added to a Trainer's callbacks. `RollBackSpikes` of hfstack.training.rolling_back goes back to a checkpoint as well.
+    added to a Trainer's callbacks. `RollBackSpikes` of hfstack.training.roll_back goes back to a checkpoint as well.
 
     Args:
         sigmas: how many standard deviations are a spike.

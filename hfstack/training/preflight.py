@@ -1,6 +1,6 @@
 """What a Trainer that was just built is asked before its first step, whatever the recipe.
 
-The rules are those of hfstack.data.checks; here they meet the rows, the model and the loss that training will use.
+The rules are those of hfstack.training.checks; here they meet the rows, the model and the loss that training will use.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from hfstack.data.checks import (
+from hfstack.logs import get_logger
+from hfstack.training.checks import (
     IGNORED_LABEL,
     accumulation_keeps_loss,
     embedding_covers_tokenizer,
@@ -19,7 +20,6 @@ from hfstack.data.checks import (
     preflight,
     some_label_is_scored,
 )
-from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import ModelConfig
 
-from hfstack.data import checks
 from hfstack.errors import CheckpointError, DataError
 from hfstack.models.loading import load_tokenizer
 from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.tasks.sft.answers import answer
+from hfstack.training import checks
 from tests.conftest import ROOT
 
 pytestmark = [

@@ -9,13 +9,13 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from hfstack.data import checks
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.adapters import check_adapter_settings, end_ids
 from hfstack.models.loading import context_length, find_architecture
 from hfstack.tasks.preferences.rows import answer_text
 from hfstack.tasks.sft.data import prompt_ids
+from hfstack.training import checks
 
 logger = get_logger(__name__)
 

@@ -23,10 +23,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
 
-from hfstack.data.checks import IGNORED_LABEL
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tokens.chat import render_chat
+from hfstack.training.checks import IGNORED_LABEL
 
 logger = get_logger(__name__)
 

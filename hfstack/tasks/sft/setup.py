@@ -20,7 +20,6 @@ from trl import SFTConfig, clone_chat_template
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from hfstack.data import checks
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.adapters import end_ids
@@ -28,6 +27,7 @@ from hfstack.models.counting import flops_per_token, peak_flops_per_s
 from hfstack.models.loading import context_length
 from hfstack.runs.environment import uses_deepspeed
 from hfstack.tasks.sft.data import PackedCollator, encode_split, pack, read_template
+from hfstack.training import checks
 
 logger = get_logger(__name__)
 

@@ -9,7 +9,6 @@ import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from hfstack.data.checks import IGNORED_LABEL
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import setup_logging
 from hfstack.tasks.sft.data import (
@@ -24,6 +23,7 @@ from hfstack.tasks.sft.data import (
     read_template,
 )
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
+from hfstack.training.checks import IGNORED_LABEL
 
 TALK = [
     {"role": "system", "content": "Be brief."},

@@ -18,7 +18,6 @@ from transformers import (
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from hfstack.data.checks import IGNORED_LABEL, packed_documents_are_isolated
 from hfstack.models.gru import GRUConfig, GRUForCausalLM
 from hfstack.tasks.sft.data import PackedCollator
 from hfstack.tasks.sft.setup import (
@@ -29,6 +28,7 @@ from hfstack.tasks.sft.setup import (
     trainer_settings,
     training_template,
 )
+from hfstack.training.checks import IGNORED_LABEL, packed_documents_are_isolated
 
 FIRST, SECOND = [20, 21, 22, 23, 24, 25], [30, 31, 32, 33]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from hfstack.data import checks
 from hfstack.errors import DataError
 from hfstack.logs import setup_logging
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
+from hfstack.training import checks
 
 EOS = 0
 MASKED = checks.IGNORED_LABEL

@@ -18,7 +18,7 @@ from hfstack.errors import CheckpointError, ConfigError, DivergedError
 from hfstack.logs import setup_logging
 from hfstack.runs.environment import is_sharded, uses_deepspeed
 from hfstack.training.divergence import find_rows
-from hfstack.training.rolling_back import RollBackSpikes, put_back
+from hfstack.training.roll_back import RollBackSpikes, put_back
 from tests.training.test_checkpointing import At, Poisoned, crash, same, trainer_of, weights
 from tests.two_processes import spawn
 
@@ -116,7 +116,7 @@ def test_without_an_old_checkpoint_the_spike_alone_is_skipped(
 def test_what_an_earlier_return_undid_is_not_gone_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (900, 975, 1000):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    monkeypatch.setattr("hfstack.training.rolling_back.find_damage", lambda path, **kwargs: None)
+    monkeypatch.setattr("hfstack.training.roll_back.find_damage", lambda path, **kwargs: None)
     spikes = RollBackSpikes(steps_before=100)
     assert spikes._choose(tmp_path, 1080) == tmp_path / "checkpoint-975"
     spikes.roll_backs = [[990, 900]]
