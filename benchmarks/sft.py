@@ -88,10 +88,10 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
     from trl import ModelConfig, SFTConfig, SFTTrainer
 
     from hfstack.models.loading import load_causal_lm
-    from hfstack.models.turns import stop_at_end_of_turn
     from hfstack.tasks.sft import setup as fine_tuning
     from hfstack.tasks.sft.answers import answer_loss
-    from hfstack.tasks.sft.data import Columns, normalise, read_template
+    from hfstack.tasks.sft.data import Columns, normalise
+    from hfstack.tokens.chat import read_template, stop_at_end_of_turn
 
     torch.set_num_threads(1)
     set_seed(0)

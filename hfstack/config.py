@@ -37,6 +37,7 @@ from transformers import HfArgumentParser
 
 from hfstack.errors import AlreadyFinished, ConfigError, HfstackError, Preempted
 from hfstack.logs import get_logger, setup_logging
+from hfstack.shipped import is_shipped_recipe_file
 
 EXIT_USER_MISTAKE = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -121,7 +122,7 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
     given = {name.removeprefix("no_") for name in flagged | set(entries)} | flagged | set(entries)
     if values.get("hub_token") is not None:
         raise ConfigError("hub_token is refused, because settings are written to disk: use HF_TOKEN or `hf auth login`")
-    if "datasets" in flagged and "eval_datasets" in set(entries) - flagged and _is_shipped(known.config[0]):
+    if "datasets" in flagged and "eval_datasets" in set(entries) - flagged and is_shipped_recipe_file(known.config[0]):
         values["eval_datasets"] = []
         logger.info("eval_datasets of %s belong to other data than --datasets, and are left out", known.config[0].name)
     _resolve_renamed(values, flagged)
@@ -186,12 +187,6 @@ def refusals_of_upstream() -> Iterator[None]:
         raise
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(f"refused by the Trainer: {' '.join(str(error).split())[:300]}") from error
-
-
-def _is_shipped(path: Path) -> bool:
-    """Whether a YAML file is one that comes with hfstack, and not one that a user wrote."""
-    package = Path(__file__).resolve().parent
-    return path.resolve().parent in (package / "_shipped" / "recipes", package.parent / "recipes")
 
 
 class _StrictParser(HfArgumentParser):

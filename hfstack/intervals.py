@@ -1,9 +1,13 @@
-"""Intervals of any score of rows, by drawing the rows again (Efron and Tibshirani 1993, chapter 13)."""
+"""Confidence intervals of shares, of differences of shares, and of any score (by bootstrap)."""
 
-from collections.abc import Callable
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy
+from scipy.stats import norm
 
 from hfstack.errors import DataError
 
@@ -17,6 +21,8 @@ def bootstrap_intervals(
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Return the percentile interval of each number that `score` gives for the indices of some rows.
+
+    Rows are resampled with replacement (Efron and Tibshirani 1993, chapter 13).
 
     Args:
         score: called with `rows` indices (some twice, some never) per draw; what is not a number (no such class drawn)
@@ -38,3 +44,50 @@ def bootstrap_intervals(
         name: (float(numpy.percentile(values, tail)), float(numpy.percentile(values, 100 - tail)))
         for name, values in found.items()
     }
+
+
+def wins(margins: Sequence[float]) -> list[float]:
+    """Return 1 for a margin above 0, 0 below, and 0.5 for a tie."""
+    return [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
+
+
+def share_interval(
+    shares: Sequence[float], groups: Sequence[Hashable] | None = None, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the interval of the mean of values in [0, 1], by Wilson's score method (1927).
+
+    Pairs that share a prompt are not independent. With `groups`, the number of pairs is divided by the design effect:
+    the variance of the mean when whole groups are drawn, over that of single pairs, at least 1 (Korn and Graubard,
+    1998). With every pair a group of its own this is the plain interval.
+
+    Raises DataError when there is nothing to average.
+    """
+    if not shares:
+        raise DataError("no pairs to measure")
+    count, mean = len(shares), fmean(shares)
+    effect = 1.0
+    if groups is not None and 0 < mean < 1:
+        deviations: defaultdict[Hashable, float] = defaultdict(float)
+        for share, group in zip(shares, groups, strict=True):
+            deviations[group] += share - mean
+        effect = max(1.0, sum(d * d for d in deviations.values()) / (count * mean * (1 - mean)))
+    count /= effect
+    z = float(norm.ppf(0.5 + confidence / 2))
+    middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def gain_interval(
+    first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable] | None = None
+) -> tuple[float, float]:
+    """Return the 95 % interval of mean(first) - mean(second) on the same pairs: normal, over groups of pairs."""
+    if not first:
+        raise DataError("no pairs to measure")
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    mean = fmean(differences)
+    sums: defaultdict[Hashable, float] = defaultdict(float)
+    for index, difference in enumerate(differences):
+        sums[index if groups is None else groups[index]] += difference - mean
+    half = float(norm.ppf(0.975)) * math.sqrt(sum(value * value for value in sums.values())) / len(differences)
+    return mean - half, mean + half

@@ -37,8 +37,8 @@ from hfstack.tasks.question_answering.metrics import (
     write_answers,
 )
 from hfstack.tasks.shared.task_models import check_length, load_with_head, save_task
+from hfstack.tasks.shared.token_tasks import InOrderTrainer
 from hfstack.training.checkpointing import protect
-from hfstack.training.in_order import InOrderTrainer
 from hfstack.training.preflight import checked
 from hfstack.training.settings import check_best_metric, check_settings
 

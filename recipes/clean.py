@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from hfstack.config import command_line
+from hfstack.data.cleaning import filters
 from hfstack.data.cleaning.dedup import Contamination, duplicate_checks, held_out
 from hfstack.data.cleaning.pipeline import (
     Checked,
@@ -22,7 +23,6 @@ from hfstack.data.cleaning.pipeline import (
     TextArgs,
     clean_documents,
     clean_text,
-    filters,
     format_table,
 )
 from hfstack.data.reading.jsonl import write_jsonl

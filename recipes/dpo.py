@@ -14,17 +14,17 @@ from trl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.intervals import share_interval
 from hfstack.models.adapters import give_pad_token
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
-from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import check_policy, check_preferences, prompts_to_show
 from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
-from hfstack.tasks.preferences.metrics import share_interval
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.sft.answers import answer_pairs
+from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 

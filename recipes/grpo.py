@@ -19,7 +19,6 @@ from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import prepare_rewards
-from hfstack.tasks.rewards.reward_model import text_of
 from hfstack.tasks.rl.prompts import (
     CompletionMetrics,
     check_groups,
@@ -30,6 +29,7 @@ from hfstack.tasks.rl.prompts import (
     load_prompts,
     summarize,
 )
+from hfstack.tokens.chat import text_of
 from hfstack.training.checkpointing import protect
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")

@@ -17,7 +17,6 @@ from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.errors import DataError
 from hfstack.models.adapters import give_pad_token
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
-from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
@@ -25,6 +24,7 @@ from hfstack.tasks.preferences.checks import check_policy, check_preferences, pr
 from hfstack.tasks.preferences.data import load_preferences
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.sft.answers import answer_pairs
+from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 

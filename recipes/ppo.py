@@ -19,10 +19,10 @@ from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import prepare_rewards
-from hfstack.tasks.rewards.reward_model import text_of
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.tasks.rl.prompts import check_prompts, check_start, last_evaluation, load_prompts, summarize
+from hfstack.tokens.chat import text_of
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 

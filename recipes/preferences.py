@@ -33,7 +33,7 @@ from hfstack.tasks.preferences.data import (
 )
 from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
 from hfstack.tasks.sft.answers import answer
-from hfstack.tasks.sft.data import prompt_ids
+from hfstack.tokens.chat import prompt_ids
 
 JUDGES = [gold_score]  # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
 

@@ -19,23 +19,17 @@ from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import ConfigError
 from hfstack.models.counting import peak_flops_per_s
-from hfstack.models.loading import load_masked_lm, load_tokenizer
+from hfstack.models.loading import load_masked_lm, load_tokenizer, parameter_count
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk
 from hfstack.runs.run import Run
 from hfstack.tasks.masked_lm.fill_mask import fill_pairs
-from hfstack.tasks.masked_lm.masking import MaskedBlocks, MaskUnit, masked_splits, use_mask_tokens
+from hfstack.tasks.masked_lm.masking import HideAnew, MaskedBlocks, MaskUnit, masked_splits, use_mask_tokens
 from hfstack.tasks.masked_lm.metrics import baseline_metrics, masked_metrics, pseudo_metrics
-from hfstack.tasks.masked_lm.model import (
-    check_masked_model,
-    parameter_count,
-    score_only_masked,
-    training_flops_per_token,
-)
+from hfstack.tasks.masked_lm.model import check_masked_model, score_only_masked, training_flops_per_token
 from hfstack.training.callbacks import SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
-from hfstack.training.remasking import HideAnew
 from hfstack.training.settings import blocks_per_step, check_best_metric, check_settings
 
 

@@ -17,14 +17,14 @@ from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources, load_splits
 from hfstack.models.adapters import check_adapter_settings, give_pad_token, merge_adapter
 from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
-from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.metrics import perplexity
 from hfstack.tasks.sft import setup as fine_tuning
 from hfstack.tasks.sft.answers import answer_loss, answer_pairs, score_answers
-from hfstack.tasks.sft.data import Columns, normalise, prompt_ids, questions
+from hfstack.tasks.sft.data import Columns, normalise, questions
+from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 

@@ -21,7 +21,7 @@ from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.shared.task_models import check_length, load_with_head, save_task
-from hfstack.tasks.shared.token_tasks import token_loss_func
+from hfstack.tasks.shared.token_tasks import InOrderTrainer, token_loss_func
 from hfstack.tasks.token_classification.data import (
     BadTags,
     LabelPieces,
@@ -41,7 +41,6 @@ from hfstack.tasks.token_classification.metrics import (
     write_tagged,
 )
 from hfstack.training.checkpointing import protect
-from hfstack.training.in_order import InOrderTrainer
 from hfstack.training.preflight import checked
 from hfstack.training.settings import check_best_metric, check_settings
 

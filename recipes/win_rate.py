@@ -28,13 +28,12 @@ from hfstack.diagnosis.win_rate import (
 )
 from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
-from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import Completion, check_sampling
-from hfstack.tasks.rewards.reward_model import RewardModel, text_of
+from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.prompts import load_prompts
 from hfstack.tasks.sft.answers import answer
-from hfstack.tasks.sft.data import prompt_ids
+from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn, text_of
 
 
 def obeys(prompts: list[Any], answers: list[str]) -> list[float]:

@@ -5,41 +5,27 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hfstack"
-FLOORS = [  # lowest first; an import points to a lower floor or stays in its own package
-    {"errors", "logs", "redaction"},
-    {"config", "environment", "chat_rendering"},
-    {"data", "models", "scaling", "checkpoints", "run_record", "tracking", "recipe_settings"},
-    {"run_checkpoints"},
-    {"run"},
-    {"training", "evaluation"},
-    {"publishing", "reporting"},
+FLOORS = [  # lowest first: an import points to a lower floor, or stays on its own without making a circle
+    {"errors", "logs", "redaction", "shipped", "config", "recipe_settings", "intervals"},
+    {"drawing", "tokens", "scaling", "models", "demo"},
+    {"data", "runs"},
+    {"training", "reporting"},
+    {"tasks"},
+    {"diagnosis", "planning", "publishing"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
-TOOLS = {  # beside the floors: what each may import of hfstack
-    "cli": {"errors", "launching", "retrying", "supervising"},
-    "retrying": {"checkpoints", "errors", "launching", "redaction", "supervising"},
-    "launching": {"errors"},
-    "supervising": {"errors", "launching", "redaction"},
-    "doctor": {"launching"},
-    "reference": {"errors", "logs", "config", "recipe_settings"},
-}
-STANDARD_LIBRARY_ONLY = {
-    "cli",
-    "launching",
-    "supervising",
-    "retrying",
-    "doctor",
-    "errors",
-    "logs",
-    "checkpoints",
-    "redaction",
-}
+COMMAND_LINE = {"errors", "redaction", "shipped", "runs.checkpoint_files"}  # what hfstack/cli may import
+LIGHT = [  # started before, or without, anything heavy: standard library only
+    *("errors", "logs", "redaction", "shipped", "runs/checkpoint_files"),
+    *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
+]
 UPSTREAM = {"torch", "transformers", "trl", "datasets", "evaluate", "accelerate", "peft", "huggingface_hub", "numpy"}
 
 LIBRARY = sorted(PACKAGE.rglob("*.py"))
@@ -70,24 +56,58 @@ def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     yield from (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-def top(path: Path) -> str:
-    """The package, or the file, right under hfstack that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(path: Path) -> str:
+    """The dotted name of a file under hfstack, without `hfstack.`."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
-@pytest.mark.parametrize("path", [path for path in LIBRARY if path.name != "__init__.py"], ids=label)
-def test_imports_point_to_a_lower_floor(path: Path):
-    own = top(path)
-    used = {name.split(".")[1] for name in imports(tree(path)) if name.startswith("hfstack.")} - {own, "__version__"}
-    if own in TOOLS:
-        assert used <= TOOLS[own]
-    else:
-        assert own in LEVEL, f"{own} has no floor: give it one in FLOORS"
-        for other in used:
-            assert other in LEVEL and LEVEL[other] < LEVEL[own], f"{own} (floor {LEVEL[own]}) must not import {other}"
+MODULES = {module_name(path): path for path in LIBRARY if path.name != "__init__.py"}
 
 
-@pytest.mark.parametrize("name", sorted(STANDARD_LIBRARY_ONLY))
+def own_imports(path: Path) -> set[str]:
+    """The files of hfstack that a file imports, such as `data.sources`."""
+    found = set()
+    for name in imports(tree(path)):
+        target = name.removeprefix("hfstack.") if name.startswith("hfstack.") else ""
+        while target and target not in MODULES:
+            target = target.rpartition(".")[0]
+        found.add(target)
+    return found - {"", module_name(path)}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("cli.")])
+def test_imports_never_point_to_a_higher_floor(module: str):
+    floor = module.split(".")[0]
+    assert floor in LEVEL, f"{floor} has no floor: give it one in FLOORS"
+    for used in own_imports(MODULES[module]):
+        other = used.split(".")[0]
+        assert other in LEVEL and LEVEL[other] <= LEVEL[floor], f"{module} must not import {used}"
+
+
+@pytest.mark.parametrize("depth", [99, 1, 2], ids=["files", "packages", "tasks"])
+def test_imports_make_no_circle(depth: int):
+    """Neither files import each other in a circle, nor packages, nor the packages of the tasks."""
+    graph: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        if depth == 2 and not name.startswith("tasks."):
+            continue
+        unit = ".".join(name.split(".")[:depth])
+        used = {".".join(other.split(".")[:depth]) for other in own_imports(path)}
+        graph.setdefault(unit, set()).update(used - {unit})
+
+    # TopologicalSorter raises CycleError, which names the circle.
+    order = list(TopologicalSorter(graph).static_order())
+    assert set(order) >= set(graph)
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("cli.")))
+def test_the_command_line_imports_little(name: str):
+    used = {other for other in own_imports(MODULES[name]) if not other.startswith("cli.")}
+    if name != "cli.reference":  # a developer's tool, which reads every recipe
+        assert used <= COMMAND_LINE
+
+
+@pytest.mark.parametrize("name", LIGHT)
 def test_light_files_import_only_the_standard_library(name: str):
     path = PACKAGE / f"{name}.py"
     foreign = {name.split(".")[0] for name in imports(tree(path))} - sys.stdlib_module_names - {"hfstack"}
@@ -105,12 +125,12 @@ def test_packages_are_empty_and_the_version_stands_alone():
 
 @pytest.mark.parametrize("path", [*LIBRARY, *RECIPES, *BENCHMARKS], ids=label)
 def test_sizes(path: Path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
     assert path.stem not in ("utils", "common", "base", "helpers", "misc")
     for function in functions(path):
         name = f"{function.name} (line {function.lineno})"
         if not (path in RECIPES and function.name == "main"):  # it reads in one order, and its file is short
-            assert (function.end_lineno or 0) - function.lineno + 1 <= 60, f"{name} is longer than 60 lines"
+            assert (function.end_lineno or 0) - function.lineno + 1 <= 80, f"{name} is longer than 80 lines"
 
 
 @pytest.mark.parametrize("path", [*LIBRARY, *RECIPES], ids=label)
@@ -135,7 +155,7 @@ def test_at_most_five_positional_parameters(path: Path):
 @pytest.mark.parametrize("path", RECIPES, ids=label)
 def test_the_contract_of_a_recipe(path: Path):
     text, module = path.read_text(encoding="utf-8"), tree(path)
-    assert len(text.splitlines()) <= 120, "a recipe is read in one go"
+    assert len(text.splitlines()) <= 180, "a recipe is read in one go"
     docstring = ast.get_docstring(module) or ""
     assert docstring.partition("\n")[0].endswith("."), "the first line says what it does"
     assert all(word in docstring for word in (f"hfstack run {path.stem}", "\nreads ", "\nwrites "))
@@ -172,10 +192,15 @@ def test_nothing_imports_a_recipe():
 def test_nothing_names_a_place_on_somebodys_machine():
     places = re.compile("|".join(("/" + "work/", "/" + "home/", "/" + "root/", "/" + "Users/")))
     suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".sh", ".txt", ".css", ".js", ".cfg", ""}
-    ignored = {"venv", ".venv", "__pycache__", ".git", "runs", "dist", "build"}
+    ignored = {"venv", ".venv", "__pycache__", ".git", "dist", "build"}
     ignored |= {".pytest_cache", ".ruff_cache", ".benchmarks", "wandb"}
     for path in ROOT.rglob("*"):
-        if ignored & set(path.relative_to(ROOT).parts) or path.suffix not in suffixes or not path.is_file():
+        if (
+            path.is_relative_to(ROOT / "runs")
+            or ignored & set(path.relative_to(ROOT).parts)
+            or path.suffix not in suffixes
+            or not path.is_file()
+        ):
             continue
         found = places.search(path.read_text(encoding="utf-8", errors="ignore"))
         assert not found, f"{label(path)} names {found[0]}"

@@ -27,9 +27,8 @@ from typing import Literal, NamedTuple
 
 from hfstack import __version__
 from hfstack.cli.launch import count_gpus
+from hfstack.shipped import CONSTRAINTS, PYPROJECT
 
-_PACKAGE = Path(__file__).parent
-_CONSTRAINTS = _PACKAGE / "_shipped" / "constraints.txt"
 _HUB_TIMEOUT_S = 4
 _LEAST_FREE_GIB = 10  # a small model, its checkpoints and one public dataset
 
@@ -227,7 +226,7 @@ def requirements() -> list[Requirement]:
     try:
         lines = requires("hfstack") or []
     except PackageNotFoundError:
-        project = tomllib.loads((_PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
         extras = project.get("optional-dependencies", {})
         lines = [*project["dependencies"]]
         lines += [f"{line}; extra == '{extra}'" for extra, names in extras.items() for line in names]
@@ -242,8 +241,7 @@ def requirements() -> list[Requirement]:
 
 def tested_versions() -> dict[str, str]:
     """The versions that the tests run on, by canonical name: the shipped constraints file."""
-    path = _CONSTRAINTS if _CONSTRAINTS.is_file() else _PACKAGE.parent / "constraints.txt"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines() if CONSTRAINTS.is_file() else []
     return {_canonical(name): pin.strip() for name, equals, pin in (line.partition("==") for line in lines) if equals}
 
 

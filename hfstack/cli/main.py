@@ -17,13 +17,7 @@ from hfstack.cli.launch import LaunchOptions, plan, read_setting
 from hfstack.cli.retry import execute_again
 from hfstack.cli.supervise import EXIT_MISTAKE, say
 from hfstack.errors import ConfigError, HfstackError
-
-_PACKAGE = Path(__file__).parent
-_SHIPPED = _PACKAGE / "_shipped"
-_IN_WHEEL = _SHIPPED.is_dir()  # otherwise this is a checkout
-ROOT = _SHIPPED if _IN_WHEEL else _PACKAGE.parent
-RECIPES, ACCELERATE_CONFIGS = ROOT / "recipes", ROOT / "accelerate_configs"
-REFERENCE = ROOT / "reference" if _IN_WHEEL else ROOT / "docs" / "reference"
+from hfstack.shipped import ACCELERATE_CONFIGS, RECIPES, REFERENCE
 
 _RUN_USAGE = """\
 usage: hfstack run RECIPE [options] [the recipe's own flags]
@@ -222,7 +216,3 @@ def _reference(name: str) -> str:
     if not page.is_file():
         raise ConfigError(f"{page} is missing; make it with: python -m hfstack.cli.reference")
     return page.read_text(encoding="utf-8").split("```text\n", 1)[1].rsplit("\n```", 1)[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,7 +27,7 @@ from hfstack.errors import ConfigError, HfstackError
 from hfstack.logs import get_logger, setup_logging
 from hfstack.recipe_settings import load_recipe, settings_classes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 _WIDTH = 100  # columns
 _REFUSED = {"help", "hub_token"}  # parse() refuses a token on the command line
 _HEADER = "<!-- Made by `python -m hfstack.cli.reference` from the recipe's type hints. Do not edit. -->"

@@ -38,7 +38,7 @@ class Plot:
 
 def read_blocks(name: str) -> dict[str, Block]:
     """Return the blocks of `templates/<name>.txt` as block -> section -> templates."""
-    text = (resources.files("hfstack.data.demo") / "templates" / f"{name}.txt").read_text(encoding="utf-8")
+    text = (resources.files("hfstack.demo") / "templates" / f"{name}.txt").read_text(encoding="utf-8")
     blocks: dict[str, dict[str, list[str]]] = {}
     block: dict[str, list[str]] = {}
     lines: list[str] = []

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from hfstack.diagnosis.win_rate import distinct
-from hfstack.tasks.preferences.metrics import share_interval
+from hfstack.intervals import share_interval
 
 Link = Literal["sft", "preferences", "reward model", "policy"]
 Verdict = Literal["ok", "warn", "bad", "unknown"]

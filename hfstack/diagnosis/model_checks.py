@@ -19,7 +19,8 @@ from hfstack.diagnosis.findings import (
     series,
     share_by_limit,
 )
-from hfstack.tasks.preferences.metrics import rank_correlation, share_interval
+from hfstack.intervals import share_interval
+from hfstack.tasks.preferences.metrics import rank_correlation
 from hfstack.tasks.preferences.rows import answer_text
 
 # An answer that does not end is cut, and its reward is that of a torn text: one in ten is noticed, half of them is the

@@ -15,9 +15,9 @@ import numpy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
-from hfstack.models.turns import end_of_turn_id
 from hfstack.tasks.causal_lm.generate import Completion
 from hfstack.tasks.sft.answers import answer_loss
+from hfstack.tokens.chat import end_of_turn_id
 
 Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
@@ -174,3 +174,43 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _modules(parameters: Iterable[str]) -> list[str]:
     return sorted({name.rpartition(".")[0] for name in parameters})
+
+
+# Names that configurations give to the dropout of attention weights.
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
+
+def set_attention_dropout(config: PreTrainedConfig, share: float) -> None:
+    """Set the dropout of attention weights, whatever the architecture calls it.
+
+    On a CPU torch's fused attention knows no dropout: with 0.1, as BERT has it, the whole matrix of weights is written
+    out, which makes a step of 512 tokens three times as long.
+
+    Raises:
+        ConfigError: the share is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"--attention_dropout must be in [0, 1), got {share}")
+    known = config.to_dict()
+    for field in _ATTENTION_DROPOUT:
+        if field in known:
+            setattr(config, field, share)
+
+
+def check_own_tokenizer(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse another tokenizer than the one that the checkpoint's embedding was trained with.
+
+    Raises:
+        ConfigError: the vocabularies differ.
+    """
+    if tokenizer.name_or_path == name:
+        return
+    try:
+        own: Any = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
+    except (OSError, ValueError):
+        return  # the checkpoint was saved without one: nothing to compare with
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name_or_path} is not that of {name} ({len(tokenizer)} and {len(own)} tokens, "
+            "with other ids): its ids would mean other words; leave out --tokenizer_name_or_path"
+        )

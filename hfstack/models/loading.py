@@ -20,10 +20,9 @@ from transformers import (
 )
 from trl import ModelConfig, get_quantization_config
 
-import hfstack
-import hfstack.models.gru
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
+from hfstack.shipped import ARCHITECTURES, find_shipped
 
 logger = get_logger(__name__)
 
@@ -135,12 +134,11 @@ def find_architecture(name: str) -> Path | None:
     """
     if not name.endswith(".json"):
         return None
-    package = Path(hfstack.__file__).parent
-    shipped = (package / "_shipped" if (package / "_shipped").is_dir() else package.parent) / "recipes/architectures"
-    for path in (Path(name), shipped / Path(name).name):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in shipped.glob("*.json")))
+    path = find_shipped(name, ARCHITECTURES)
+    if path is not None:
+        return path
+
+    known = ", ".join(sorted(path.stem for path in ARCHITECTURES.glob("*.json")))
     raise ConfigError(f"--model_name_or_path {name}: no such file; shipped architectures: {known}")
 
 
@@ -225,3 +223,18 @@ def not_found(what: str, name: str, error: Exception) -> str:
         f"no {what} {name!r} here or at {constants.ENDPOINT}: no such directory, and on the Hub it is private, "
         "missing, or out of reach (no token, no network)"
     )
+
+
+def parameter_count(model: PreTrainedModel) -> int:
+    """Return the number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def readable_length(config: PreTrainedConfig) -> int | None:
+    """Return the most tokens that an encoder can read, or None when nothing bounds it."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is None or longest < 0:
+        return None
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"):
+        return int(longest) - int(config.pad_token_id or 0) - 1
+    return int(longest)

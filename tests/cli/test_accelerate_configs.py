@@ -180,7 +180,7 @@ def test_each_gpu_config_trains(name: str, tmp_path: Path, tiny_llama: Path):
 
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES * 40))
     command = [
-        sys.executable, "-m", "hfstack.cli.main", "run", "pretrain_clm", "--accelerate", name,
+        sys.executable, "-m", "hfstack.cli", "run", "pretrain_clm", "--accelerate", name,
         "--model_name_or_path", str(tiny_llama), "--datasets", str(tmp_path / "rows.jsonl"), "--max_steps", "4",
         "--block_size", "16", "--per_device_train_batch_size", "2", "--sample_tokens", "2", "--save_steps", "2",
         "--eval_fraction", "0.1", "--output_dir", str(tmp_path / "out"), "--tokenizer_name_or_path", str(tiny_llama),

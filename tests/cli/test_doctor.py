@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.cli.main import doctor
+from hfstack.cli import doctor
 
 SECRET = "hf_" + "q" * 34
 
@@ -44,7 +44,7 @@ def test_the_command_finds_this_machine_usable(hub: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("HF_ENDPOINT", hub)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     done = subprocess.run(
-        [sys.executable, "-m", "hfstack.cli.main", "doctor", "--json"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "hfstack.cli", "doctor", "--json"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
     report = json.loads(done.stdout)

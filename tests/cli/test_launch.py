@@ -74,7 +74,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def start(recipe: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "hfstack.cli.main", "run", recipe.name, "--output_dir", "out", *flags]
+    command = [sys.executable, "-m", "hfstack.cli", "run", recipe.name, "--output_dir", "out", *flags]
     clean = {
         name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.cli.main import main as cli
+from hfstack.cli import main as cli
 
 ROOT = Path(__file__).parent.parent.parent
 FIRST = '"""Do the first thing.\n\nMore.\n"""\n\n\ndef main(args: Args) -> dict: ...\n'
@@ -168,7 +168,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(
 def test_help_imports_nothing_heavy_and_takes_a_quarter_of_a_second():
     """Child CPU seconds, user and system, of the whole process; torch alone would take more than one."""
     program = (
-        "import sys, time; from hfstack.cli.main import main as cli\n"
+        "import sys, time; from hfstack.cli import main as cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'yaml', 'numpy', 'datasets'} & set(sys.modules)\n"
@@ -188,7 +188,9 @@ def test_help_imports_nothing_heavy_and_takes_a_quarter_of_a_second():
 
 
 def test_help_of_a_shipped_recipe_imports_no_torch():
-    program = "import sys; from hfstack.cli.main import main as cli; cli.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    program = (
+        "import sys; from hfstack.cli import main as cli; cli.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    )
     command = [sys.executable, "-c", program, "run", "pretrain_clm", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -206,7 +208,7 @@ def test_the_wheel_carries_what_the_commands_need(tmp_path: Path):
 
     def hfstack(*argv: str) -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-        command = [sys.executable, "-m", "hfstack.cli.main", *argv]
+        command = [sys.executable, "-m", "hfstack.cli", *argv]
         done = subprocess.run(
             command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, check=False
         )

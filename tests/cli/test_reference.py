@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
+from hfstack.cli import doctor, reference
+from hfstack.cli import main as cli
 from hfstack.cli.launch import trains_a_model
-from hfstack.cli.main import doctor, reference
-from hfstack.cli.main import main as cli
 from hfstack.errors import ConfigError
 from hfstack.recipe_settings import load_recipe
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hfstack.cli import retry as retrying
 from hfstack.cli.launch import LaunchOptions, plan
 from hfstack.cli.main import main
-from hfstack.cli.main import retry as retrying
 from hfstack.errors import ConfigError
 
 # A recipe without torch. Each start follows the next word of --plan: it writes checkpoint-<number>, then ends so.
@@ -121,7 +121,7 @@ def in_background(folder: Path, words: str, *flags: str) -> subprocess.Popen[str
     command = [
         sys.executable,
         "-m",
-        "hfstack.cli.main",
+        "hfstack.cli",
         "run",
         "train.py",
         "--output_dir",

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.test_accelerate_configs import submit
 
+from tests.cli.test_accelerate_configs import submit
 from tests.conftest import ROOT, SENTENCES
 
 
@@ -30,7 +30,7 @@ def surroundings(home: Path) -> dict[str, str]:
 
 def launch(processes: int, output_dir: Path, rows: Path, model: Path, home: Path) -> subprocess.CompletedProcess:
     command = [
-        sys.executable, "-m", "hfstack.cli.main", "run", "pretrain_clm", "--processes", str(processes),
+        sys.executable, "-m", "hfstack.cli", "run", "pretrain_clm", "--processes", str(processes),
         "--output_dir", str(output_dir), *recipe_flags(processes, rows, model),
     ]  # fmt: skip
     return subprocess.run(command, env=surroundings(home), capture_output=True, text=True, timeout=300, check=False)
@@ -93,7 +93,7 @@ def with_torchrun(folder: Path, flags: list[str], environment: dict[str, str]) -
 def with_slurm(folder: Path, flags: list[str], environment: dict[str, str]) -> None:
     """The batch script for several nodes, with stand-ins for Slurm's own commands."""
     (folder / "bin").mkdir()
-    (folder / "bin" / "hfstack").write_text(f'#!/bin/bash\nexec {sys.executable} -m hfstack.cli.main "$@"\n')
+    (folder / "bin" / "hfstack").write_text(f'#!/bin/bash\nexec {sys.executable} -m hfstack.cli "$@"\n')
     (folder / "bin" / "hfstack").chmod(0o755)
     assert submit("multi_node", "pretrain_clm", *flags, folder=folder, without="hfstack", **environment) == 0
     assert sorted(path.name for path in folder.glob("slurm-*")) == ["slurm-4242.node0.log", "slurm-4242.node1.log"]

@@ -129,7 +129,7 @@ def test_two_processes(tmp_path: Path, tiny_tokenizer) -> None:
     rows = [{"text": f"{i} {SENTENCES[i % 4]}"} for i in range(80)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [
-        sys.executable, "-m", "hfstack.cli.main", "run", "scaling_ladder", "--processes", "2", "--tokenizer_name_or_path",
+        sys.executable, "-m", "hfstack.cli", "run", "scaling_ladder", "--processes", "2", "--tokenizer_name_or_path",
         str(tmp_path / "tokenizer"), "--datasets", str(tmp_path / "rows.jsonl"), "--eval_fraction", "0.2", "--sizes",
         "1e4", "3e4", "--budgets", "3e9", "--block_size", "16", "--bf16", "false", "--use_cpu", "true", "--output_dir",
         str(tmp_path / "out"),

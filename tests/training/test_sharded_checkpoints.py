@@ -16,7 +16,6 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from tests.test_accelerate_configs import _FSDP
 from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModelForCausalLM,
@@ -36,6 +35,7 @@ from hfstack.runs.checkpoint_files import MANIFEST, find_damage
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
+from tests.cli.test_accelerate_configs import _FSDP
 from tests.conftest import ROOT, SENTENCES
 from tests.two_processes import spawn
 

@@ -1,7 +1,7 @@
 """Run rows through normalisation, masking and a list of checks, and report what happened to them.
 
-A check is called with one text and returns None to keep it, or a reason: the filters of hfstack/data/cleaning/filters.py, and
-the duplicate and contamination checks of hfstack/data/cleaning/dedup.py.
+A check is called with one text and returns None to keep it, or a reason: the filters of filters.py
+beside this file, and the duplicate and contamination checks of dedup.py.
 """
 
 import difflib

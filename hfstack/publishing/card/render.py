@@ -16,11 +16,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hfstack.errors import ConfigError
+from hfstack.publishing.card import facts as card_facts
+from hfstack.publishing.card import metrics as card_metrics
+from hfstack.publishing.card import sentences as card_words
 from hfstack.publishing.card.energy import METHOD
 from hfstack.publishing.card.facts import Wording
-from hfstack.publishing.card.render import facts as card_facts
-from hfstack.publishing.card.render import metrics as card_metrics
-from hfstack.publishing.card.render import sentences as card_words
 from hfstack.publishing.card.sentences import Words
 from hfstack.publishing.files import CONFIG, Kind, read_json
 from hfstack.publishing.lineage import Chain, shorten

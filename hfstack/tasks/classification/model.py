@@ -16,7 +16,6 @@ from peft import PeftModel
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -26,17 +25,17 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.heads import (
     ADAPTER_FILE,
     adapter_base,
+    check_own_tokenizer,
     checkpoint_config,
     load_with_config,
     padding_id,
     put_adapter_on,
     read_config,
+    set_attention_dropout,
 )
 from hfstack.models.loading import check_vocabulary, not_found
 
 CLASSIFIER_FILE = "classifier.json"
-# Names that configurations give to the dropout of attention weights.
-_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 
 
 @dataclass
@@ -148,23 +147,6 @@ def load_trained_classifier(
     return model.eval(), tokenizer, info
 
 
-def set_attention_dropout(config: PreTrainedConfig, share: float) -> None:
-    """Set the dropout of attention weights, whatever the architecture calls it.
-
-    On a CPU torch's fused attention knows no dropout: with 0.1, as BERT has it, the whole matrix of weights is written
-    out, which makes a step of 512 tokens three times as long.
-
-    Raises:
-        ConfigError: the share is not in [0, 1).
-    """
-    if not 0 <= share < 1:
-        raise ConfigError(f"--attention_dropout must be in [0, 1), got {share}")
-    known = config.to_dict()
-    for field in _ATTENTION_DROPOUT:
-        if field in known:
-            setattr(config, field, share)
-
-
 def freeze_encoder(model: PreTrainedModel, new_modules: Sequence[str]) -> int:
     """Let only the head, and what else the checkpoint did not hold, be trained; return how many parameters that are.
 
@@ -211,23 +193,4 @@ def _check_head(config: Any, problem_type: str, id2label: dict[int, str], name: 
         raise ConfigError(
             f"{name} is a classifier of {len(own)} labels ({', '.join(own[:5])}), the data has {len(id2label)} "
             f"({', '.join(list(id2label.values())[:5])}): name the model that it was made from"
-        )
-
-
-def check_own_tokenizer(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse another tokenizer than the one that the checkpoint's embedding was trained with.
-
-    Raises:
-        ConfigError: the vocabularies differ.
-    """
-    if tokenizer.name_or_path == name:
-        return
-    try:
-        own: Any = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
-    except (OSError, ValueError):
-        return  # the checkpoint was saved without one: nothing to compare with
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path} is not that of {name} ({len(tokenizer)} and {len(own)} tokens, "
-            "with other ids): its ids would mean other words; leave out --tokenizer_name_or_path"
         )

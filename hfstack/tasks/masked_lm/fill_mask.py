@@ -13,8 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from hfstack.errors import DataError
-from hfstack.models.loading import load_masked_lm, load_tokenizer
-from hfstack.tasks.masked_lm.model import readable_length
+from hfstack.models.loading import load_masked_lm, load_tokenizer, readable_length
 from hfstack.tasks.shared.predict import Predictor
 
 _MASKS = ("[MASK]", "<mask>")  # how people write a mask, whatever the tokenizer calls its own

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from huggingface_hub import constants
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
 from hfstack.errors import ConfigError, DataError
@@ -258,3 +258,20 @@ def _blocks_with_words(
     tokens, begins = np.concatenate(ids)[: whole * size], np.concatenate(starts)[: whole * size]
     logger.info("%d blocks; words as the spaces of the text give them: %.2f tokens a word", whole, 1 / begins.mean())
     return tokens.reshape(whole, size), begins.reshape(whole, size)
+
+
+class HideAnew(TrainerCallback):
+    """Tell the blocks which epoch it is, on which their masks depend; a resumed run finds the masks it left.
+
+    Args:
+        blocks: the training blocks, which the Trainer's workers have not copied yet when an epoch begins.
+    """
+
+    def __init__(self, blocks: MaskedBlocks) -> None:
+        self.blocks = blocks
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the epoch, which is whole here unless the run resumes in the middle of one."""
+        self.blocks.epoch = int(state.epoch or 0)

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.loading import parameter_count, readable_length
 
 logger = get_logger(__name__)
 
@@ -100,11 +101,6 @@ def training_flops_per_token(model: PreTrainedModel, sequence_length: int, *, sc
     return 3.0 * (config.num_hidden_layers * layer + scored_share * head)
 
 
-def parameter_count(model: PreTrainedModel) -> int:
-    """Return the number of parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def check_masked_model(model: PreTrainedModel, *, block_size: int, isolate_documents: bool) -> None:
     """Refuse a block that the model cannot read, and isolation that its attention would not see.
 
@@ -127,13 +123,3 @@ def check_masked_model(model: PreTrainedModel, *, block_size: int, isolate_docum
         raise ConfigError(
             f"--isolate_documents would replace the local attention of {model.config.model_type}; leave it out"
         )
-
-
-def readable_length(config: PreTrainedConfig) -> int | None:
-    """Return the most tokens that an encoder can read, or None when nothing bounds it."""
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is None or longest < 0:
-        return None
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"):
-        return int(longest) - int(config.pad_token_id or 0) - 1
-    return int(longest)

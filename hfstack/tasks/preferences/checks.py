@@ -14,7 +14,7 @@ from hfstack.logs import get_logger
 from hfstack.models.adapters import check_adapter_settings, end_ids
 from hfstack.models.loading import context_length, find_architecture
 from hfstack.tasks.preferences.rows import answer_text
-from hfstack.tasks.sft.data import prompt_ids
+from hfstack.tokens.chat import prompt_ids
 from hfstack.training import checks
 
 logger = get_logger(__name__)

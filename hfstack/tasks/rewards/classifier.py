@@ -9,7 +9,7 @@ from trl import ModelConfig
 from hfstack.errors import ConfigError
 from hfstack.models.loading import context_length
 from hfstack.tasks.classification.model import load_trained_classifier
-from hfstack.tasks.rewards.reward_model import text_of
+from hfstack.tokens.chat import text_of
 
 
 class ClassifierReward:

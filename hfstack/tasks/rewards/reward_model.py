@@ -12,6 +12,7 @@ from hfstack.logs import get_logger
 from hfstack.models.loading import context_length, load_tokenizer
 from hfstack.tasks.preferences.encode import encode_answer, shorten
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
+from hfstack.tokens.chat import text_of
 
 logger = get_logger(__name__)
 
@@ -108,10 +109,3 @@ class RewardModel:
             len(self.tokenizer),
             len(policy),
         )
-
-
-def text_of(prompt_or_completion: Any) -> str:
-    """The text of a completion or prompt, whether plain or a conversation (its messages, one a paragraph)."""
-    if isinstance(prompt_or_completion, str):
-        return prompt_or_completion
-    return "\n\n".join(str(message["content"]) for message in prompt_or_completion)

@@ -25,8 +25,7 @@ from hfstack.data.sources import DataArgs, load_splits, require_columns
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.loading import context_length
-from hfstack.models.turns import stop_at_end_of_turn
-from hfstack.tokens.chat import render_chat
+from hfstack.tokens.chat import render_chat, stop_at_end_of_turn
 from hfstack.training.checks import no_double_bos, preflight, train_and_eval_are_disjoint
 
 logger = get_logger(__name__)

@@ -19,10 +19,8 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
-from hfstack.models.heads import ADAPTER_FILE, load_with_config, padding_id, read_config
-from hfstack.models.loading import check_vocabulary
-from hfstack.tasks.classification.model import check_own_tokenizer
-from hfstack.tasks.masked_lm.model import readable_length
+from hfstack.models.heads import ADAPTER_FILE, check_own_tokenizer, load_with_config, padding_id, read_config
+from hfstack.models.loading import check_vocabulary, readable_length
 from hfstack.tasks.shared.task_models import TASK_FILE, load_finished
 
 logger = get_logger(__name__)

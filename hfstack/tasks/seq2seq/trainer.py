@@ -8,7 +8,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
-from hfstack.training.in_order import InOrderTrainer
+from hfstack.tasks.shared.token_tasks import InOrderTrainer
 from hfstack.training.settings import check_best_metric
 
 logger = get_logger(__name__)

@@ -15,7 +15,6 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -25,7 +24,7 @@ from trl import pack_dataset
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.tokens.chat import render_chat
+from hfstack.tokens.chat import _template, prompt_ids
 from hfstack.training.checks import IGNORED_LABEL
 
 logger = get_logger(__name__)
@@ -141,14 +140,6 @@ def questions(
         if ids and (longest is None or len(ids) <= longest):
             found.append((ids, reference))
     return found
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]] | str) -> list[int]:
-    """Return the tokens that a model reads before it answers: of a conversation, or of plain text."""
-    if isinstance(prompt, str):
-        ids = cast(list[int], tokenizer(prompt)["input_ids"])
-        return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-    return _template(tokenizer, prompt, add_generation_prompt=True)["input_ids"]
 
 
 def encode_split(
@@ -270,21 +261,6 @@ class PackedCollator:
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
 
 
-def read_template(name: str) -> str:
-    """Return a chat template (.jinja or .j2) by its path, or one of the shipped ones by its file name.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    package = Path(__file__).parent.parent
-    shipped = (package / "_shipped" if (package / "_shipped").is_dir() else package.parent) / "recipes/chat_templates"
-    for path in (Path(name), shipped / Path(name).name):
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    known = ", ".join(sorted(path.name for path in shipped.glob("*.jinja")))
-    raise ConfigError(f"--chat_template_path {name}: no such file; shipped templates: {known}")
-
-
 def _last_question(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | str | None, str | None]:
     """What comes before the last answer of a row, and that answer; None and None where there is no answer."""
     if "text" in row:
@@ -322,10 +298,6 @@ def _encode_conversation(
         shared = next((i for i, pair in enumerate(zip(before, ids, strict=False)) if pair[0] != pair[1]), len(before))
         labels[:shared] = [IGNORED_LABEL] * shared
     return ids, labels, None
-
-
-def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], **settings: Any) -> Any:
-    return render_chat(tokenizer, turns, tokenize=True, return_dict=True, **settings)
 
 
 def _turn(turn: dict[str, Any]) -> dict[str, Any]:

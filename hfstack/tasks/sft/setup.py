@@ -26,7 +26,8 @@ from hfstack.models.adapters import end_ids
 from hfstack.models.counting import flops_per_token, peak_flops_per_s
 from hfstack.models.loading import context_length
 from hfstack.runs.environment import uses_deepspeed
-from hfstack.tasks.sft.data import PackedCollator, encode_split, pack, read_template
+from hfstack.tasks.sft.data import PackedCollator, encode_split, pack
+from hfstack.tokens.chat import read_template
 from hfstack.training import checks
 
 logger = get_logger(__name__)

@@ -25,14 +25,14 @@ from hfstack.models.adapters import check_adapter_flags
 from hfstack.models.heads import (
     ADAPTER_FILE,
     adapter_base,
+    check_own_tokenizer,
     load_with_config,
     lora_beside_head,
     put_adapter_on,
     read_config,
+    set_attention_dropout,
 )
-from hfstack.models.loading import check_vocabulary, not_found
-from hfstack.tasks.classification.model import check_own_tokenizer, set_attention_dropout
-from hfstack.tasks.masked_lm.model import readable_length
+from hfstack.models.loading import check_vocabulary, not_found, readable_length
 
 Task = Literal["TokenClassification", "QuestionAnswering", "ConditionalGeneration"]
 

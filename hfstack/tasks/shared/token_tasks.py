@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import Trainer
 
 
 def token_loss(
@@ -30,3 +31,15 @@ def token_loss(
 def token_loss_func(label_smoothing_factor: float) -> Callable[..., torch.Tensor] | None:
     """Return `token_loss` for a Trainer's `compute_loss_func`; None with smoothed labels, where upstream divides so."""
     return None if label_smoothing_factor else token_loss
+
+
+class InOrderTrainer(Trainer):
+    """Trainer whose predictions come in the order of the evaluation rows, whatever the order of training.
+
+    With `train_sampling_strategy` group_by_length upstream shuffles the evaluation rows as well (transformers 5.23,
+    `Trainer._get_eval_sampler`), so that predictions could not be put beside the words and texts that they are of.
+    """
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
+        """Read rows one after another; several processes share them out and gather them in order by themselves."""
+        return torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None

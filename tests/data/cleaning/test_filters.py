@@ -12,7 +12,7 @@ import pytest
 
 from hfstack.data.cleaning.filters import ngram_hashes, split_units, unit_hashes
 from hfstack.data.cleaning.normalise import normalise
-from hfstack.data.cleaning.pipeline import filters
+from hfstack.data.cleaning import filters
 
 ALL = [
     filters.too_short,

@@ -10,7 +10,7 @@ import pytest
 from datasets import Value
 
 from hfstack.data.reading.cache import load_rows
-from hfstack.data.reading.rows import cache as row_cache
+from hfstack.data.reading import cache as row_cache
 from hfstack.errors import DataError
 
 

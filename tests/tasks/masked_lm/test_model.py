@@ -18,13 +18,8 @@ from transformers import (
 
 from hfstack.errors import ConfigError
 from hfstack.models.counting import measure_forward_flops
-from hfstack.tasks.masked_lm.model import (
-    check_masked_model,
-    parameter_count,
-    readable_length,
-    score_only_masked,
-    training_flops_per_token,
-)
+from hfstack.models.loading import parameter_count, readable_length
+from hfstack.tasks.masked_lm.model import check_masked_model, score_only_masked, training_flops_per_token
 
 SIZES = {
     "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,

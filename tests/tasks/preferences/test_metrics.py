@@ -7,15 +7,13 @@ import pytest
 from scipy.stats import binomtest
 
 from hfstack.errors import DataError
+from hfstack.intervals import gain_interval, share_interval, wins
 from hfstack.tasks.preferences.metrics import (
     accuracy_by_margin,
     calibration_bins,
     expected_calibration_error,
-    gain_interval,
     rank_correlation,
     reward_metrics,
-    share_interval,
-    wins,
 )
 from hfstack.tasks.preferences.pictures import reward_histogram
 

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.tasks.rewards.prepare import checked, prepare_rewards, score_all
 from hfstack.tasks.rewards.remote import RemoteReward
-from hfstack.tasks.rewards.reward_model import RewardModel, text_of
+from hfstack.tasks.rewards.reward_model import RewardModel
+from hfstack.tokens.chat import text_of
 
 PROMPTS = ["Count to two.", "Say nothing.", "Name a fox."]
 ANSWERS = ["one two", "", "Rusty"]

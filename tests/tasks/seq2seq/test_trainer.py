@@ -8,7 +8,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hfstack.errors import ConfigError
 from hfstack.tasks.seq2seq.trainer import TranslatingTrainer, trainer_settings
-from hfstack.training.in_order import InOrderTrainer
+from hfstack.tasks.shared.token_tasks import InOrderTrainer
 
 
 def test_settings(tmp_path: Path) -> None:

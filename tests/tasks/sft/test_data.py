@@ -11,17 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import setup_logging
-from hfstack.tasks.sft.data import (
-    Columns,
-    encode_row,
-    encode_split,
-    kind_of_rows,
-    normalise,
-    pack,
-    prompt_ids,
-    questions,
-    read_template,
-)
+from hfstack.tasks.sft.data import Columns, encode_row, encode_split, kind_of_rows, normalise, pack, questions
+from hfstack.tokens.chat import prompt_ids, read_template
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 from hfstack.training.checks import IGNORED_LABEL
 

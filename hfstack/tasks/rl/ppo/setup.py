@@ -16,7 +16,6 @@ from trl import ModelConfig
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.loading import load_tokenizer
-from hfstack.models.turns import stop_at_end_of_turn
 from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
 from hfstack.tasks.rl.ppo.checkpoint import is_critic
@@ -24,6 +23,7 @@ from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine, RolloutEngine, SamplingSettings
 from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
+from hfstack.tokens.chat import stop_at_end_of_turn
 
 logger = get_logger(__name__)
 

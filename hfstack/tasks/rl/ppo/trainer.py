@@ -33,13 +33,12 @@ from hfstack.tasks.rl.ppo import setup as ppo_setup
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import as_many
 from hfstack.tasks.rl.ppo.callbacks import CompletionLog, RolloutBoundary
-from hfstack.tasks.rl.ppo.collect import Collected, Collector, Episodes, TokenReward, prompt_rows
+from hfstack.tasks.rl.ppo.collect import Collected, Collector, Episodes, RolloutLoader, TokenReward, prompt_rows
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import RolloutEngine
 from hfstack.tasks.rl.ppo.experience import Chunk, Experience
 from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
 from hfstack.tasks.rl.ppo.math import RunningMoments
-from hfstack.training.ppo_loader import RolloutLoader
 
 logger = get_logger(__name__)
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfstack.errors import DataError
-from hfstack.models.turns import end_of_turn_id, stop_at_end_of_turn
+from hfstack.tokens.chat import end_of_turn_id, stop_at_end_of_turn
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE, CHAT_TOKENS
 
 

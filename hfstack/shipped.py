@@ -1,0 +1,30 @@
+"""Where the files that come with hfstack lie: in a checkout, or in an installed wheel.
+
+Standard library only, because the command line reads it before anything heavy is imported.
+"""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_WHEEL = _PACKAGE / "_shipped"
+_IN_WHEEL = _WHEEL.is_dir()  # otherwise this is a checkout
+
+ROOT = _WHEEL if _IN_WHEEL else _PACKAGE.parent
+RECIPES = ROOT / "recipes"
+ARCHITECTURES = RECIPES / "architectures"
+CHAT_TEMPLATES = RECIPES / "chat_templates"
+ACCELERATE_CONFIGS = ROOT / "accelerate_configs"
+REFERENCE = ROOT / "reference" if _IN_WHEEL else ROOT / "docs" / "reference"
+CONSTRAINTS = ROOT / "constraints.txt"
+PYPROJECT = _PACKAGE.parent / "pyproject.toml"  # there in a checkout alone
+
+
+def find_shipped(name: str, folder: Path) -> Path | None:
+    """Return the file that a path means, from here or by its file name in a shipped folder."""
+    candidates = (Path(name), folder / Path(name).name)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def is_shipped_recipe_file(path: Path) -> bool:
+    """Whether a recipe or its YAML came with hfstack, and was not written by the user."""
+    return path.resolve().parent == RECIPES.resolve()
