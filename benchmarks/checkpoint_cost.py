@@ -44,18 +44,34 @@ from hfstack.training.checkpointing import KeepCheckpoints, protect
 def main() -> None:
     """Measure what the command line asks for and print one line for each size or repetition."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[100, 300, 1000], help="size of a checkpoint")
+    parser.add_argument(
+        "--megabytes", type=int, nargs="+", default=[100, 300, 1000], help="size of a checkpoint"
+    )
     parser.add_argument("--saves", type=int, default=6)
-    parser.add_argument("--step_s", type=float, default=2.0, help="seconds of a step between two saves")
-    parser.add_argument("--steps", type=int, default=0, help="measure the cost of a step over this many instead")
-    parser.add_argument("--folder", type=Path, help="where checkpoints go (default: a temporary folder)")
+    parser.add_argument(
+        "--step_s", type=float, default=2.0, help="seconds of a step between two saves"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=0, help="measure the cost of a step over this many instead"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where checkpoints go (default: a temporary folder)"
+    )
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-cost-", dir=args.folder))
     try:
         if args.steps:
             step_cost(folder, args.steps)
             return
-        columns = ("MB", "save s", "wait s", "wait/save", "manifest s", "save CPU s", "manifest CPU s")
+        columns = (
+            "MB",
+            "save s",
+            "wait s",
+            "wait/save",
+            "manifest s",
+            "save CPU s",
+            "manifest CPU s",
+        )
         print(*(f"{name:>14}" for name in columns), f"  medians of {args.saves - 1}")
         for megabytes in args.megabytes:
             size, save, wait_s, manifest = save_cost(folder, megabytes, args.saves, args.step_s)
@@ -100,7 +116,9 @@ def medians(all_seconds: list[Seconds]) -> Seconds:
     return Seconds(statistics.median(wall_s), statistics.median(cpu_s))
 
 
-def save_cost(folder: Path, megabytes: int, saves: int, step_s: float) -> tuple[int, Seconds, float, Seconds]:
+def save_cost(
+    folder: Path, megabytes: int, saves: int, step_s: float
+) -> tuple[int, Seconds, float, Seconds]:
     """Return bytes of a checkpoint, what a save takes, seconds of waiting for it, and what its manifest takes."""
     saved: list[Seconds] = []
     verified: list[Seconds] = []
@@ -121,7 +139,12 @@ def save_cost(folder: Path, megabytes: int, saves: int, step_s: float) -> tuple[
     checkpointing.write_manifest = timed
     out = folder / str(megabytes)
     args = settings(
-        out, max_steps=saves, save_strategy="steps", save_steps=1, save_total_limit=1, logging_strategy="no"
+        out,
+        max_steps=saves,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=1,
+        logging_strategy="no",
     )
     waits: list[float] = []
     with Run.start(__file__, out, args) as run:
@@ -199,14 +222,18 @@ def llama(parameters: float) -> LlamaForCausalLM:
         vocab_size=1024, hidden_size=width, intermediate_size=3 * width, num_attention_heads=width // 64,
         num_key_value_heads=width // 64, num_hidden_layers=1, tie_word_embeddings=True,
     )  # fmt: skip
-    one_layer = sum(parameter.numel() for parameter in LlamaForCausalLM(config).model.layers.parameters())
+    one_layer = sum(
+        parameter.numel() for parameter in LlamaForCausalLM(config).model.layers.parameters()
+    )
     config.num_hidden_layers = max(1, round((parameters - 1024 * width) / one_layer))
     return LlamaForCausalLM(config)
 
 
 def row(model: LlamaForCausalLM, seed: int, length: int = 8) -> dict[str, torch.Tensor]:
     """One row of random ids (T,)."""
-    ids = torch.randint(0, model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        0, model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(seed)
+    )
     return {"input_ids": ids, "labels": ids}
 
 

@@ -35,7 +35,9 @@ THIRD = "by length only"
 def main() -> None:
     """Run the sides in turn and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="jsonl.gz with text and a whole-number label")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="jsonl.gz with text and a whole-number label"
+    )
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32, help="rows of an optimizer step")
@@ -43,7 +45,9 @@ def main() -> None:
     parser.add_argument("--eval_rows", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=3, help="seeds")
     parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument("--attention_dropout", type=float, help="of the padded side, if not the model's own")
+    parser.add_argument(
+        "--attention_dropout", type=float, help="of the padded side, if not the model's own"
+    )
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--third", action="store_true", help=f"also measure {THIRD!r}")
     parser.add_argument("--worker", choices=(*SIDES, THIRD), help=argparse.SUPPRESS)
@@ -63,20 +67,28 @@ def main() -> None:
         f"{arguments.batch}, {precision}, one thread, {arguments.repeats} seeds in turn; before, "
         f"accuracy {found[SIDES[0]][0]['before']:.3f}"
     )
-    print(f"{'side':16} {'examples/CPU s':>15} {'of padded':>10} {'filled':>7} {'accuracy, mean (each)':>30}")
+    print(
+        f"{'side':16} {'examples/CPU s':>15} {'of padded':>10} {'filled':>7} {'accuracy, mean (each)':>30}"
+    )
     for side in sides:
         rate = statistics.median(one["examples_per_cpu_s"] for one in found[side])
         ratio = rate / statistics.median(one["examples_per_cpu_s"] for one in found[SIDES[0]])
         accuracy = [one["accuracy"] for one in found[side]]
         each = ", ".join(f"{value:.3f}" for value in accuracy)
         filled = found[side][0]["filled"]
-        print(f"{side:16} {rate:15.1f} {ratio:9.2f}x {filled:7.1%} {statistics.fmean(accuracy):12.3f} ({each})")
+        print(
+            f"{side:16} {rate:15.1f} {ratio:9.2f}x {filled:7.1%} {statistics.fmean(accuracy):12.3f} ({each})"
+        )
 
 
 def start_worker(side: str, seed: int) -> dict[str, float]:
     """Run one side in a fresh process on one thread."""
     argv = [sys.executable, __file__, *sys.argv[1:], "--worker", side, "--seed", str(seed)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
@@ -99,7 +111,8 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     texts = encode_texts(tokenizer, [row["text"] for row in rows], max_length=arguments.max_length)
     encoded = [
-        {**ids, "labels": row["label"], "length": len(ids["input_ids"])} for row, ids in zip(rows, texts, strict=True)
+        {**ids, "labels": row["label"], "length": len(ids["input_ids"])}
+        for row, ids in zip(rows, texts, strict=True)
     ]
     train, held = encoded[: arguments.rows], encoded[arguments.rows :]
     set_seed(arguments.seed)
@@ -107,7 +120,10 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
         ModelConfig(arguments.model),
         tokenizer,
         problem_type="single_label_classification",
-        id2label={row["label"]: row.get("label_name", str(row["label"])) for row in sorted(rows, key=label_of)},
+        id2label={
+            row["label"]: row.get("label_name", str(row["label"]))
+            for row in sorted(rows, key=label_of)
+        },
         attention_dropout=0.0 if arguments.worker == "ours" else arguments.attention_dropout,
     )
     score = functools.partial(measure_accuracy, model, held, pad_token_id=tokenizer.pad_token_id)
@@ -118,16 +134,25 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
         trainer = Trainer(
             model,
             trainer_settings(arguments, folder),
-            counting_collator(tokenizer, slots, max_length=arguments.max_length if padded else None),
+            counting_collator(
+                tokenizer, slots, max_length=arguments.max_length if padded else None
+            ),
             Dataset.from_list(train),
             processing_class=tokenizer,
-            compute_loss_func=None if padded else classification_loss("single_label_classification"),
+            compute_loss_func=None
+            if padded
+            else classification_loss("single_label_classification"),
         )
         began = time.process_time()
         trainer.train()
         seconds = time.process_time() - began
     filled = sum(row["length"] for row in train) / sum(slots)
-    return {"examples_per_cpu_s": len(train) / seconds, "filled": filled, "accuracy": score(), "before": before}
+    return {
+        "examples_per_cpu_s": len(train) / seconds,
+        "filled": filled,
+        "accuracy": score(),
+        "before": before,
+    }
 
 
 def measure_accuracy(model: Any, rows: list[dict[str, Any]], *, pad_token_id: int) -> float:
@@ -177,9 +202,16 @@ def counting_collator(tokenizer: Any, slots: list[int], *, max_length: int | Non
         if max_length is None:
             made = pad_rows(batch, pad_token_id=tokenizer.pad_token_id)
         else:
-            rows = [{name: row[name] for name in ("input_ids", "token_type_ids") if name in row} for row in batch]
+            rows = [
+                {name: row[name] for name in ("input_ids", "token_type_ids") if name in row}
+                for row in batch
+            ]
             padded = tokenizer.pad(
-                rows, padding="max_length", max_length=max_length, return_tensors="pt", verbose=False
+                rows,
+                padding="max_length",
+                max_length=max_length,
+                return_tensors="pt",
+                verbose=False,
             )
             made = {**padded, "labels": torch.tensor([row["labels"] for row in batch])}
         slots.append(made["input_ids"].numel())

@@ -68,7 +68,9 @@ def main() -> int:
     parser.add_argument("--kills_per_run", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16, help="optimizer steps of a run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--folder", type=Path, help="where to work; kept afterwards (default: a temporary one)")
+    parser.add_argument(
+        "--folder", type=Path, help="where to work; kept afterwards (default: a temporary one)"
+    )
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="kill-soak-"))
     os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
@@ -81,8 +83,13 @@ def main() -> int:
         outcome = soak(recipe, RECIPES[recipe](inputs), folder / recipe, kills, generator, args)
         outcomes.append(outcome)
         result = "; ".join(outcome.faults) or "weights and log equal"
-        print(f"{recipe:<14}{outcome.runs:>6}{outcome.kills:>7}{outcome.while_saving:>8}{outcome.torn:>6}  {result}")
-    total, torn = sum(outcome.kills for outcome in outcomes), sum(outcome.torn for outcome in outcomes)
+        print(
+            f"{recipe:<14}{outcome.runs:>6}{outcome.kills:>7}{outcome.while_saving:>8}{outcome.torn:>6}  {result}"
+        )
+    total, torn = (
+        sum(outcome.kills for outcome in outcomes),
+        sum(outcome.torn for outcome in outcomes),
+    )
     failed = sum(len(outcome.faults) for outcome in outcomes)
     print(f"{total} kills, {torn} torn checkpoints set aside, {failed} runs that differ")
     if args.folder is None and not failed:
@@ -91,7 +98,12 @@ def main() -> int:
 
 
 def soak(
-    recipe: str, flags: Flags, folder: Path, kills: int, generator: random.Random, args: argparse.Namespace
+    recipe: str,
+    flags: Flags,
+    folder: Path,
+    kills: int,
+    generator: random.Random,
+    args: argparse.Namespace,
 ) -> Outcome:
     """Run one recipe undisturbed, then killed until `kills` are reached."""
     module = load(recipe)
@@ -111,7 +123,15 @@ def soak(
     outcome = Outcome(recipe)
     while outcome.kills < kills:
         killed = folder / f"killed-{outcome.runs}"
-        one_run(module, flags, killed, duration_s, min(args.kills_per_run, kills - outcome.kills), generator, outcome)
+        one_run(
+            module,
+            flags,
+            killed,
+            duration_s,
+            min(args.kills_per_run, kills - outcome.kills),
+            generator,
+            outcome,
+        )
         outcome.runs += 1
         outcome.torn += (killed.with_suffix(".log")).read_text(errors="replace").count(" is torn: ")
         outcome.faults += [f"run {outcome.runs}: {fault}" for fault in differences(whole, killed)]
@@ -132,7 +152,9 @@ def one_run(
 ) -> None:
     """Start a run, kill it `kills` times, and let it finish."""
     for attempt in range(kills + 1):
-        process = start(module, flags | ({"resume_from_checkpoint": "last"} if attempt else {}), out)
+        process = start(
+            module, flags | ({"resume_from_checkpoint": "last"} if attempt else {}), out
+        )
         if attempt == kills:
             if wait(process) != 0:
                 outcome.faults.append(f"ended with an error: {tail(out)}")
@@ -225,7 +247,10 @@ def load(recipe: str) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     hints = typing.get_type_hints(module.main)
-    parse(*(hints[name] for name in inspect.signature(module.main).parameters), argv=["--output_dir", "unused"])
+    parse(
+        *(hints[name] for name in inspect.signature(module.main).parameters),
+        argv=["--output_dir", "unused"],
+    )
     return module
 
 
@@ -237,7 +262,9 @@ def differences(whole: Path, killed: Path) -> list[str]:
         if not (killed / name).is_file():
             return [f"{name} is missing: {tail(killed)}"]
         with safe_open(whole / name, "pt") as one, safe_open(killed / name, "pt") as two:
-            unequal = [key for key in one.keys() if not one.get_tensor(key).equal(two.get_tensor(key))]  # noqa: SIM118
+            unequal = [
+                key for key in one.keys() if not one.get_tensor(key).equal(two.get_tensor(key))
+            ]  # noqa: SIM118
         faults += [f"{name} differs in {len(unequal)} tensors"] if unequal else []
     logs = [logged(folder) for folder in (whole, killed)]
     if logs[0] != logs[1]:
@@ -252,7 +279,9 @@ def logged(folder: Path) -> list[dict[str, float]]:
     """The log of a run in its order, without clocks and without the summary of the last process."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     kept = [entry for entry in history if "train_runtime" not in entry]
-    return [{key: value for key, value in entry.items() if not CLOCKS.search(key)} for entry in kept]
+    return [
+        {key: value for key, value in entry.items() if not CLOCKS.search(key)} for entry in kept
+    ]
 
 
 def tail(out: Path) -> str:
@@ -269,7 +298,8 @@ def make_inputs(folder: Path) -> Path:
 
     words = ["fox", "owl", "hen", "cat", "river", "hill", "sun", "ball"]
     stories = [
-        f"{i}: the {words[i % 8]} met the {words[(i * 3 + 1) % 8]} near the {words[i % 5 + 3]}." for i in range(80)
+        f"{i}: the {words[i % 8]} met the {words[(i * 3 + 1) % 8]} near the {words[i % 5 + 3]}."
+        for i in range(80)
     ]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -278,9 +308,13 @@ def make_inputs(folder: Path) -> Path:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
         stories,
-        trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=special[0], pad_token=special[1])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=special[0], pad_token=special[1]
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     set_seed(0)
     config = LlamaConfig(
@@ -292,16 +326,31 @@ def make_inputs(folder: Path) -> Path:
     tokenizer.save_pretrained(folder / "model")
     forms = {
         "text": [{"text": story} for story in stories * 4],
-        "chat": [{"prompt": f"Who is number {i}?", "completion": f"The {words[i % 8]}."} for i in range(80)],
+        "chat": [
+            {"prompt": f"Who is number {i}?", "completion": f"The {words[i % 8]}."}
+            for i in range(80)
+        ],
         "pairs": [
-            {"prompt": f"Tell of {i}: ", "chosen": f"a kind {words[i % 8]} was happy", "rejected": f"a ball {i % 9}"}
+            {
+                "prompt": f"Tell of {i}: ",
+                "chosen": f"a kind {words[i % 8]} was happy",
+                "rejected": f"a ball {i % 9}",
+            }
             for i in range(80)
         ],
     }
     for name, rows in forms.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    gpt2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2, "n_head": 2, "n_embd": 64}
-    (folder / "gpt2.json").write_text(json.dumps(gpt2 | {"n_positions": 128, "vocab_size": len(tokenizer)}))
+    gpt2 = {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 64,
+    }
+    (folder / "gpt2.json").write_text(
+        json.dumps(gpt2 | {"n_positions": 128, "vocab_size": len(tokenizer)})
+    )
     return folder
 
 

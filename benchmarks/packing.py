@@ -36,40 +36,63 @@ from hfstack.tokens.train_tokenizer import train_tokenizer
 def made_up_text(story_count: int) -> list[str]:
     """Stories with a vocabulary of a few thousand words, so that the benchmark needs no file."""
     generator = random.Random(0)
-    syllables = [first + second for first in "bdfgklmnprstvw" for second in ("a", "e", "i", "o", "u", "an", "el", "or")]
+    syllables = [
+        first + second
+        for first in "bdfgklmnprstvw"
+        for second in ("a", "e", "i", "o", "u", "an", "el", "or")
+    ]
     words = ["".join(generator.choices(syllables, k=generator.randint(1, 3))) for _ in range(4000)]
     weights = [1 / rank for rank in range(1, len(words) + 1)]  # Zipf's law
 
     def story() -> str:
         drawn = generator.choices(words, weights, k=generator.randint(60, 240))
-        sentences = [" ".join(drawn[start : start + 9]).capitalize() + "." for start in range(0, len(drawn), 9)]
+        sentences = [
+            " ".join(drawn[start : start + 9]).capitalize() + "."
+            for start in range(0, len(drawn), 9)
+        ]
         return " ".join(sentences)
 
     return [story() for _ in range(story_count)]
 
 
-def stock(texts: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path) -> Dataset:
+def stock(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path
+) -> Dataset:
     """Do what transformers' run_clm.py does, with the eos that it leaves to the tokenizer."""
     eos = tokenizer.eos_token_id
 
     def tokenize(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[*ids, eos] for ids in tokenizer(rows["text"], verbose=False)["input_ids"]]}  # type: ignore[list-item]
+        return {
+            "input_ids": [
+                [*ids, eos] for ids in tokenizer(rows["text"], verbose=False)["input_ids"]
+            ]
+        }  # type: ignore[list-item]
 
     def group(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         row = list(chain.from_iterable(rows["input_ids"]))
         blocks = [
-            row[start : start + block_size] for start in range(0, len(row) // block_size * block_size, block_size)
+            row[start : start + block_size]
+            for start in range(0, len(row) // block_size * block_size, block_size)
         ]
         return {"input_ids": blocks, "labels": [block.copy() for block in blocks]}
 
     rows = Dataset.from_dict({"text": texts})
-    tokenized = rows.map(tokenize, batched=True, remove_columns=["text"], cache_file_name=str(folder / "tokens.arrow"))
+    tokenized = rows.map(
+        tokenize,
+        batched=True,
+        remove_columns=["text"],
+        cache_file_name=str(folder / "tokens.arrow"),
+    )
     return tokenized.map(group, batched=True, cache_file_name=str(folder / "blocks.arrow"))
 
 
-def ours(texts: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path) -> PackedBlocks:
+def ours(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, block_size: int, folder: Path
+) -> PackedBlocks:
     """Fingerprint the text and pack it, as the pretraining recipe does."""
-    return pack(texts, tokenizer, block_size=block_size, cache_dir=folder, data_hash=hash_texts(texts))
+    return pack(
+        texts, tokenizer, block_size=block_size, cache_dir=folder, data_hash=hash_texts(texts)
+    )
 
 
 def cpu_seconds() -> float:
@@ -78,21 +101,34 @@ def cpu_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def same_ids(packed: PackedBlocks, grouped: Dataset, texts: list[str], tokenizer: PreTrainedTokenizerBase) -> bool:
+def same_ids(
+    packed: PackedBlocks, grouped: Dataset, texts: list[str], tokenizer: PreTrainedTokenizerBase
+) -> bool:
     """Compare the whole rows of ids; the stock side drops the end of each batch of 1000 documents."""
     row = np.concatenate([packed[index]["input_ids"].numpy() for index in range(len(packed))])
     encoded = tokenizer(texts, verbose=False)["input_ids"]
     expected = list(chain.from_iterable([*ids, tokenizer.eos_token_id] for ids in encoded))  # type: ignore[misc]
     first = min(len(grouped), len(packed), 100)
-    started_equal = all(grouped[index]["input_ids"] == packed[index]["input_ids"].tolist() for index in range(first))
+    started_equal = all(
+        grouped[index]["input_ids"] == packed[index]["input_ids"].tolist() for index in range(first)
+    )
     return row.tolist() == expected[: len(row)] and started_equal
 
 
 def main() -> None:
     """Run both sides in turns and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", nargs="*", help="files with a column `text`; made-up text by default")
-    parser.add_argument("--vocab_size", type=int, default=4096, help="tokens of the byte-level BPE trained on the text")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--datasets", nargs="*", help="files with a column `text`; made-up text by default"
+    )
+    parser.add_argument(
+        "--vocab_size",
+        type=int,
+        default=4096,
+        help="tokens of the byte-level BPE trained on the text",
+    )
     parser.add_argument("--block_size", type=int, default=256, help="tokens a block")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     args = parser.parse_args()
@@ -125,7 +161,9 @@ def main() -> None:
         print(
             f"{len(texts)} documents, {megabytes:.2f} MB, {packed.token_count} tokens in blocks of {args.block_size};"
         )
-        print(f"vocabulary {len(tokenizer)}, engine {packed.counts.engine}, ids equal: {equal}; {args.rounds} turns\n")
+        print(
+            f"vocabulary {len(tokenizer)}, engine {packed.counts.engine}, ids equal: {equal}; {args.rounds} turns\n"
+        )
         print(f"{'':28}{'CPU s, median':>15}{'min':>9}{'max':>9}{'MB/s':>9}{'speed':>8}")
         base = statistics.median(seconds["datasets.map + group_texts"])
         for name, values in seconds.items():

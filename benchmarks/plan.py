@@ -39,7 +39,11 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
     yield "llama-15m, fp32, 8 x 512, 2 accumulated", llama, TrainingStep(8, 512, accumulation=2)
     yield "llama-15m, bf16, LoRA of rank 16", llama, TrainingStep(16, 512, bf16=True, lora_rank=16)
     yield "llama-125m, bf16, 2 x 256", shipped("llama-125m"), TrainingStep(2, 256, bf16=True)
-    yield "llama-125m, fp32, forward, 8 x 512", shipped("llama-125m"), TrainingStep(8, 512, trains=False)
+    yield (
+        "llama-125m, fp32, forward, 8 x 512",
+        shipped("llama-125m"),
+        TrainingStep(8, 512, trains=False),
+    )
     yield (
         "llama-125m, bf16, 1 x 256, 2 accumulated",
         shipped("llama-125m"),
@@ -51,11 +55,21 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         TrainingStep(4, 256, bf16=True, lora_rank=16),
     )
     yield "gpt2-125m, fp32, 1 x 256", shipped("gpt2-125m"), TrainingStep(1, 256)
-    yield "bert-110m, fp32, 4 x 128, masked words", shipped("bert-110m"), TrainingStep(4, 128, task="masked_lm")
+    yield (
+        "bert-110m, fp32, 4 x 128, masked words",
+        shipped("bert-110m"),
+        TrainingStep(4, 128, task="masked_lm"),
+    )
     yield "gpt2-15m, fp32, 16 x 256", shipped("gpt2-15m"), TrainingStep(16, 256)
-    yield "lstm-5m, bf16, 128 x 256", shipped("lstm-5m"), TrainingStep(128, 256, bf16=True, fused_loss=True)
+    yield (
+        "lstm-5m, bf16, 128 x 256",
+        shipped("lstm-5m"),
+        TrainingStep(128, 256, bf16=True, fused_loss=True),
+    )
     yield "gru-5m, fp32, 64 x 256", shipped("gru-5m"), TrainingStep(64, 256, fused_loss=True)
-    bert = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    bert = BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )
     yield (
         "BERT of 23M, classifier, bf16, 64 x 128",
         bert,
@@ -69,18 +83,30 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         shipped("bert-15m"),
         TrainingStep(32, 256, task="token_classification", accumulation=2),
     )
-    yield "t5-5m, bf16, 64 x 128", shipped("t5-5m"), TrainingStep(64, 128, task="seq2seq", bf16=True)
-    yield "gru-5m, bf16, 128 x 256", shipped("gru-5m"), TrainingStep(128, 256, bf16=True, fused_loss=True)
+    yield (
+        "t5-5m, bf16, 64 x 128",
+        shipped("t5-5m"),
+        TrainingStep(64, 128, task="seq2seq", bf16=True),
+    )
+    yield (
+        "gru-5m, bf16, 128 x 256",
+        shipped("gru-5m"),
+        TrainingStep(128, 256, bf16=True, fused_loss=True),
+    )
 
 
 def main() -> None:
     """Print a row for each case."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", default=[""], help="parts of cases' names")
     options = parser.parse_args()
     on_cpu = options.device == "cpu"
-    settings = {"": {}, "given back: ": {"MALLOC_MMAP_THRESHOLD_": "1000000"}} if on_cpu else {"": {}}
+    settings = (
+        {"": {}, "given back: ": {"MALLOC_MMAP_THRESHOLD_": "1000000"}} if on_cpu else {"": {}}
+    )
     heads = ["step", "in tensors, MiB"]
     for kind in settings:
         heads += [f"{kind}predicted", f"{kind}measured", f"{kind}ratio"]
@@ -96,8 +122,14 @@ def main() -> None:
             memory = peak_memory(config, step, heap=heap_rules() if on_cpu else None)
             predicted = memory.total + memory.allocator
             measured = measure_step(config, step, device=options.device).peak_bytes
-            assert measured is not None, "the resident set is read from /proc, which this system does not have"
-            cells += [f"{predicted / MIB:,.0f}", f"{measured / MIB:,.0f}", f"{predicted / measured:.2f}"]
+            assert measured is not None, (
+                "the resident set is read from /proc, which this system does not have"
+            )
+            cells += [
+                f"{predicted / MIB:,.0f}",
+                f"{measured / MIB:,.0f}",
+                f"{predicted / measured:.2f}",
+            ]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -29,7 +29,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ppo_toy import ANSWER_TOKENS, KL_WEIGHT, Curve, judge, load, make_models, prompts, reached, reward
+from ppo_toy import (
+    ANSWER_TOKENS,
+    KL_WEIGHT,
+    Curve,
+    judge,
+    load,
+    make_models,
+    prompts,
+    reached,
+    reward,
+)
 
 TRL = "TRL 1.12"
 SIDES: dict[str, dict[str, Any]] = {
@@ -39,16 +49,35 @@ SIDES: dict[str, dict[str, Any]] = {
     "shared, detached": {"critic": "shared", "critic_learning_rate": 1e-3, "detach_value": True},
     "adapter": {"critic": "adapter", "learning_rate": 1e-3},
 }
-SETTINGS: dict[str, dict[str, Any]] = {  # beside "separate" and "shared", which is what PPOConfig ships for its kind
+SETTINGS: dict[
+    str, dict[str, Any]
+] = {  # beside "separate" and "shared", which is what PPOConfig ships for its kind
     "separate, clipped at 10": {"critic": "separate"},  # what PPOConfig ships
     "separate, clipped at 1": {"critic": "separate", "max_grad_norm": 1.0},
-    "separate, clipped at 1, eps 1e-5": {"critic": "separate", "max_grad_norm": 1.0, "adam_epsilon": 1e-5},
+    "separate, clipped at 1, eps 1e-5": {
+        "critic": "separate",
+        "max_grad_norm": 1.0,
+        "adam_epsilon": 1e-5,
+    },
     "separate, lambda 1": {"critic": "separate", "lam": 1.0},
-    "shared, clipped at 1": {"critic": "shared", "critic_learning_rate": 1e-3, "max_grad_norm": 1.0},
+    "shared, clipped at 1": {
+        "critic": "shared",
+        "critic_learning_rate": 1e-3,
+        "max_grad_norm": 1.0,
+    },
     "shared, one rate": {"critic": "shared", "critic_learning_rate": 1e-4},
 }
 # "all-linear" leaves the head out, without which the toy's policy learns half as much.
-LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+LORA_MODULES = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "lm_head",
+]
 ROLLOUT_EPISODES, MINI_BATCHES, EPOCHS, LEARNING_RATE = 128, 4, 4, 1e-4
 LEVEL = 0.85
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 % for that many seeds
@@ -60,13 +89,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["speed", "quality", "settings"])
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    parser.add_argument("--cache", type=Path, default=home / "hfstack" / "ppo_benchmark", help="venv and toy models")
-    parser.add_argument("--sides", nargs="+", choices=[*SIDES, *SETTINGS], help="default: all of what was asked for")
+    parser.add_argument(
+        "--cache", type=Path, default=home / "hfstack" / "ppo_benchmark", help="venv and toy models"
+    )
+    parser.add_argument(
+        "--sides", nargs="+", choices=[*SIDES, *SETTINGS], help="default: all of what was asked for"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="of speed")
-    parser.add_argument("--prompts", nargs="+", default=["short", "long"], choices=["short", "long"], help="of speed")
+    parser.add_argument(
+        "--prompts",
+        nargs="+",
+        default=["short", "long"],
+        choices=["short", "long"],
+        help="of speed",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of quality")
     parser.add_argument(
-        "--rollouts", type=int, help="default: 5 for speed on short prompts, 2 on long ones, 20 for quality"
+        "--rollouts",
+        type=int,
+        help="default: 5 for speed on short prompts, 2 on long ones, 20 for quality",
     )
     parser.add_argument("--json", type=Path, help="file that gets a line for each run")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -94,7 +135,9 @@ def compare_speed(arguments: argparse.Namespace) -> str:
         peaks: dict[str, list[float]] = {side: [] for side in arguments.sides}
         for repeat in range(arguments.repeats):
             for side in arguments.sides:
-                found = start(arguments, side, seed=repeat, long=long, rollouts=rollouts, judged=False)
+                found = start(
+                    arguments, side, seed=repeat, long=long, rollouts=rollouts, judged=False
+                )
                 rates[side].append(rollouts * ROLLOUT_EPISODES / found["cpu_s"])
                 peaks[side].append(found["peak_rss_mib"])
         for side, row in rows.items():
@@ -110,7 +153,9 @@ def compare_quality(arguments: argparse.Namespace) -> str:
     for seed in arguments.seeds:
         for side in arguments.sides:
             rollouts = arguments.rollouts or 20
-            found[side].append(start(arguments, side, seed=seed, long=False, rollouts=rollouts, judged=True))
+            found[side].append(
+                start(arguments, side, seed=seed, long=False, rollouts=rollouts, judged=True)
+            )
     rows = []
     for side, runs in found.items():
         arrivals = [reached(run["curve"], LEVEL) for run in runs]
@@ -141,8 +186,17 @@ def start(
     here = Path(__file__)
     argv = [sys.executable, str(here), arguments.what, "--worker", json.dumps(task)]
     if side == TRL:
-        argv = [str(arguments.cache / "trl" / "bin" / "python"), str(here.with_name("ppo_trl.py")), json.dumps(task)]
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CI": "1"}
+        argv = [
+            str(arguments.cache / "trl" / "bin" / "python"),
+            str(here.with_name("ppo_trl.py")),
+            json.dumps(task),
+        ]
+    quiet = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CI": "1",
+    }
     paths = os.pathsep.join(filter(None, [str(here.parent.parent), os.environ.get("PYTHONPATH")]))
     quiet |= {"PYTHONPATH": paths} if side != TRL else {}
     done = subprocess.run(argv, env=os.environ | quiet, capture_output=True, text=True, check=False)
@@ -150,7 +204,9 @@ def start(
         sys.exit(f"{side}: {done.stderr[-4000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     steps = rollouts * MINI_BATCHES * EPOCHS
-    assert found["optimizer_steps"] == steps, f"{side} took {found['optimizer_steps']} optimizer steps, not {steps}"
+    assert found["optimizer_steps"] == steps, (
+        f"{side} took {found['optimizer_steps']} optimizer steps, not {steps}"
+    )
     if arguments.json:
         with arguments.json.open("a", encoding="utf-8") as file:
             file.write(json.dumps(task | found) + "\n")
@@ -173,7 +229,9 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
     own = {"learning_rate": task["learning_rate"]} | (SIDES | SETTINGS)[task["side"]]
     peft_config = None
     if own["critic"] == "adapter":
-        peft_config = LoraConfig(r=16, lora_alpha=16, target_modules=LORA_MODULES, task_type="CAUSAL_LM")
+        peft_config = LoraConfig(
+            r=16, lora_alpha=16, target_modules=LORA_MODULES, task_type="CAUSAL_LM"
+        )
     curve = Curve()
 
     class Watch(TrainerCallback):
@@ -182,7 +240,9 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             curve.begin()
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+        ) -> None:
             if "reward" in logs:
                 episodes = state.global_step // (MINI_BATCHES * EPOCHS) * task["rollout"]
                 curve.add(episodes=episodes, reward=logs["reward"], kl=logs["kl_per_completion"])
@@ -201,7 +261,11 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
             processing_class=tokenizer, peft_config=peft_config, callbacks=[Watch()],
         )  # fmt: skip
         trainer.train()
-    found = {"cpu_s": curve.seconds(), "optimizer_steps": trainer.state.global_step, "curve": curve.rows}
+    found = {
+        "cpu_s": curve.seconds(),
+        "optimizer_steps": trainer.state.global_step,
+        "curve": curve.rows,
+    }
     found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if task["judge"]:
         found |= judge(trainer.accelerator.unwrap_model(trainer.model).policy, folder, long=long)
@@ -218,14 +282,21 @@ def make_environment(folder: Path) -> None:
     print(f"installing {' '.join([torch, *wanted])} into {folder}", file=sys.stderr)
     venv.create(folder, clear=True, with_pip=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    for packages in ([torch], wanted):  # torch first: what is installed is kept, such as a build without CUDA
+    for packages in (
+        [torch],
+        wanted,
+    ):  # torch first: what is installed is kept, such as a build without CUDA
         subprocess.run([*pip, *packages], check=True)
     stamp.write_text(json.dumps([torch, *wanted]), encoding="utf-8")
 
 
 def ratio(values: dict[str, list[float]], side: str) -> str:
     """The median of a side over TRL's."""
-    return f"{statistics.median(values[side]) / statistics.median(values[TRL]):.2f}x" if TRL in values else "-"
+    return (
+        f"{statistics.median(values[side]) / statistics.median(values[TRL]):.2f}x"
+        if TRL in values
+        else "-"
+    )
 
 
 def interval(values: list[float]) -> str:

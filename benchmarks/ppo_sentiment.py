@@ -40,7 +40,11 @@ def first_words(path: Path, *, words: int, rows: int) -> list[str]:
 def shown(values: list[float]) -> str:
     """Mean and 95 % interval of independent values."""
     mean = statistics.fmean(values)
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    half = (
+        float(stats.t.ppf(0.975, len(values) - 1))
+        * statistics.stdev(values)
+        / math.sqrt(len(values))
+    )
     return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
@@ -92,7 +96,9 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
     texts = {"before": [text for _, text in before], "after": [text for _, text in after]}
     rewards = {name: reward(asked, answers) for name, answers in texts.items()}
     judged = {name: judge(asked, answers) for name, answers in texts.items()}
-    shares = [(b > a) + 0.5 * (b == a) for a, b in zip(judged["before"], judged["after"], strict=True)]
+    shares = [
+        (b > a) + 0.5 * (b == a) for a, b in zip(judged["before"], judged["after"], strict=True)
+    ]
     return Outcome(
         before=shown(rewards["before"]),
         after=shown(rewards["after"]),
@@ -105,9 +111,13 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
 
 def main() -> None:
     """Train with each seed and print the table and a few answers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
-    parser.add_argument("--texts", type=Path, required=True, help="jsonl with a column `text`, may be .gz")
+    parser.add_argument(
+        "--texts", type=Path, required=True, help="jsonl with a column `text`, may be .gz"
+    )
     parser.add_argument("--classifier", required=True)
     parser.add_argument("--judge", required=True)
     parser.add_argument("--label", default="positive")
@@ -123,7 +133,9 @@ def main() -> None:
     texts = first_words(options.texts, words=options.words, rows=1256)
     rows = {"train": texts[256:], "eval": texts[:256]}
     prompts = {name: Dataset.from_dict({"prompt": some}) for name, some in rows.items()}
-    print("| seed | reward before | after | KL, nats | win rate by the judge | CPU s |\n|---|---|---|---|---|---|")
+    print(
+        "| seed | reward before | after | KL, nats | win rate by the judge | CPU s |\n|---|---|---|---|---|---|"
+    )
     shares: list[float] = []
     samples: list[tuple[str, str, str]] = []
     for seed in options.seeds:
@@ -131,7 +143,10 @@ def main() -> None:
         shares += done.shares
         samples = done.samples
         wins = win_rate(done.shares)
-        print(f"| {seed} | {done.before} | {done.after} | {done.kl:.2f} | {wins} | {done.seconds:.0f} |", flush=True)
+        print(
+            f"| {seed} | {done.before} | {done.after} | {done.kl:.2f} | {wins} | {done.seconds:.0f} |",
+            flush=True,
+        )
     print(f"\nwin rate over all seeds: {win_rate(shares)}\n")
     for prompt, before, after in samples:
         print(f"prompt: {prompt}\n  before: {before}\n  after:  {after}")

@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 PRAISE = "great brilliant superb moving funny clever charming vivid".split()
 BLAME = "dull boring awful clumsy messy weak stale tired".split()
@@ -24,7 +30,9 @@ PLAIN = "long short french modern quiet loud simple strange".split()
 NOUNS = "film plot cast music script camera story hero villain ending scene sound humor pacing dialogue".split()
 VERBS = "was felt seemed looked".split()
 OPENINGS = ["review :", "my review of this movie :", "here is a short note :", "note :"]
-LONG_VOCABULARY = 2048  # tokens of the model for long prompts, so that logits of prompts cost something
+LONG_VOCABULARY = (
+    2048  # tokens of the model for long prompts, so that logits of prompts cost something
+)
 ANSWER_TOKENS = 40
 KL_WEIGHT = 0.05
 FRESH_PROMPTS = 512
@@ -36,7 +44,13 @@ def sentence(generator: random.Random) -> str:
     for index in range(generator.randint(2, 5)):
         joint = [generator.choice(["and", "but", "while"])] if index else []
         tone = generator.choice([PRAISE, BLAME, PLAIN])
-        parts += [*joint, "the", generator.choice(NOUNS), generator.choice(VERBS), generator.choice(tone)]
+        parts += [
+            *joint,
+            "the",
+            generator.choice(NOUNS),
+            generator.choice(VERBS),
+            generator.choice(tone),
+        ]
     return " ".join([*parts, "."])
 
 
@@ -62,7 +76,10 @@ def prompts(count: int, *, seed: int, long: bool) -> Dataset:
             before = " ".join(sentence(generator) for _ in range(generator.randint(2, 16)))
             texts.append(f"{before} {generator.choice(OPENINGS)}")
         else:
-            texts.append(generator.choice(OPENINGS) + f" the {generator.choice(NOUNS)}" * generator.randint(0, 1))
+            texts.append(
+                generator.choice(OPENINGS)
+                + f" the {generator.choice(NOUNS)}" * generator.randint(0, 1)
+            )
     return Dataset.from_dict({"prompt": texts})
 
 
@@ -90,13 +107,24 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     texts = (f"{generator.choice(OPENINGS)} {sentence(generator)}" for _ in range(3000))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=512, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=512,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
 
 
-def teach(tokenizer: PreTrainedTokenizerFast, *, steps: int = 700, rows: int = 32, learning_rate: float = 2e-3) -> Any:
+def teach(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    steps: int = 700,
+    rows: int = 32,
+    learning_rate: float = 2e-3,
+) -> Any:
     """Train a Llama of 0.46 M parameters on the language."""
     torch.manual_seed(0)
     generator = random.Random(0)
@@ -113,7 +141,9 @@ def teach(tokenizer: PreTrainedTokenizerFast, *, steps: int = 700, rows: int = 3
         texts = [f"{generator.choice(OPENINGS)} {sentence(generator)}<eos>" for _ in range(rows)]
         batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss.backward()
+        model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
+        ).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return model
@@ -158,15 +188,20 @@ def judge(model: Any, folder: Path, *, long: bool, seed: int = 123) -> dict[str,
         is_last = torch.where(ends.any(1), ends.int().argmax(1), written.shape[1])
         answer = torch.arange(written.shape[1])[None] <= is_last[:, None]  # (B, T)
         mask = torch.cat([batch["attention_mask"], answer.long()], 1)
-        ids = torch.cat([batch["input_ids"], written.masked_fill(~answer, tokenizer.pad_token_id)], 1)
+        ids = torch.cat(
+            [batch["input_ids"], written.masked_fill(~answer, tokenizer.pad_token_id)], 1
+        )
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         ours, theirs = (
-            one(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, width - 1 : -1].log_softmax(-1)
+            one(input_ids=ids, attention_mask=mask, position_ids=positions)
+            .logits[:, width - 1 : -1]
+            .log_softmax(-1)
             for one in (model, reference)
         )  # (B, T, V)
         kls += ((((ours.exp() * (ours - theirs)).sum(-1)) * answer).sum(1)).tolist()
         answers = [
-            tokenizer.decode(row[kept], skip_special_tokens=True) for row, kept in zip(written, answer, strict=True)
+            tokenizer.decode(row[kept], skip_special_tokens=True)
+            for row, kept in zip(written, answer, strict=True)
         ]
         rewards += reward(completions=answers)
         ended += ends.any(1).float().tolist()
@@ -174,7 +209,12 @@ def judge(model: Any, folder: Path, *, long: bool, seed: int = 123) -> dict[str,
     count = len(rewards)
     mean, kl = sum(rewards) / count, sum(kls) / count
     spread = (sum((value - mean) ** 2 for value in rewards) / (count - 1)) ** 0.5
-    found = {"reward": mean, "reward_error": spread / count**0.5, "kl": kl, "J": mean - KL_WEIGHT * kl}
+    found = {
+        "reward": mean,
+        "reward_error": spread / count**0.5,
+        "kl": kl,
+        "J": mean - KL_WEIGHT * kl,
+    }
     return found | {"ended_share": sum(ended) / count, "answer_tokens": sum(lengths) / count}
 
 
@@ -191,7 +231,9 @@ class Curve:
 
     def add(self, *, episodes: float, reward: float, kl: float) -> None:
         """Note a rollout; `episodes` are those whose updates are done when this is called."""
-        self.rows.append({"episodes": episodes, "reward": reward, "kl": kl, "cpu_s": self.seconds()})
+        self.rows.append(
+            {"episodes": episodes, "reward": reward, "kl": kl, "cpu_s": self.seconds()}
+        )
 
     def seconds(self) -> float:
         """CPU seconds since `begin`."""

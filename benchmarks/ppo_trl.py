@@ -33,9 +33,13 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     folder, long = Path(task["model"]), task["long"]
     model, tokenizer = load(folder)
     reference, _ = load(folder)
-    value = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    value = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32
+    )
     rows = prompts(2048, seed=1, long=long)
-    rows = rows.map(lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, remove_columns=["prompt"])
+    rows = rows.map(
+        lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, remove_columns=["prompt"]
+    )
     curve, steps = Curve(), [0]
 
     class Watch(TrainerCallback):
@@ -44,8 +48,12 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             curve.begin()
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            curve.add(episodes=logs["episode"], reward=logs["objective/scores"], kl=logs["objective/kl"])
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+        ) -> None:
+            curve.add(
+                episodes=logs["episode"], reward=logs["objective/scores"], kl=logs["objective/kl"]
+            )
 
     with tempfile.TemporaryDirectory() as output_dir:
         settings = PPOConfig(
@@ -93,7 +101,9 @@ def rule_as_model(tokenizer: Any, *, long: bool) -> nn.Module:
             ]
             answers = [text.rpartition(" :")[2] for text in texts] if long else texts
             scores = torch.tensor(reward(completions=answers))  # (B,)
-            return types.SimpleNamespace(hidden_states=[scores[:, None, None].expand(-1, input_ids.shape[1], 1)])
+            return types.SimpleNamespace(
+                hidden_states=[scores[:, None, None].expand(-1, input_ids.shape[1], 1)]
+            )
 
     class Rule(nn.Module):
         base_model_prefix = "model"

@@ -37,12 +37,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="jsonl (.gz) with a column text")
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
-    parser.add_argument("--architecture", type=Path, default=Path("recipes/architectures/llama-5m.json"))
+    parser.add_argument(
+        "--architecture", type=Path, default=Path("recipes/architectures/llama-5m.json")
+    )
     parser.add_argument("--block_size", type=int, default=256, help="tokens")
     parser.add_argument("--batch_size", type=int, default=8, help="blocks per step")
     parser.add_argument("--steps", type=int, default=25, help="steps counted in each repeat")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--loss_steps", type=int, default=0, help="also train each side this long and compare losses")
+    parser.add_argument(
+        "--loss_steps",
+        type=int,
+        default=0,
+        help="also train each side this long and compare losses",
+    )
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -59,14 +66,21 @@ def main() -> None:
         warm_up[side] = found["warm_up_seconds"]
     losses = {}
     if arguments.loss_steps:
-        losses = {side: start_worker(side, steps=arguments.loss_steps, evaluate=True)["eval_loss"] for side in seconds}
+        losses = {
+            side: start_worker(side, steps=arguments.loss_steps, evaluate=True)["eval_loss"]
+            for side in seconds
+        }
 
     tokens = arguments.block_size * arguments.batch_size
-    print(f"{arguments.architecture.stem}, {tokens} tokens a step, one thread, {arguments.repeats} repeats in turn")
+    print(
+        f"{arguments.architecture.stem}, {tokens} tokens a step, one thread, {arguments.repeats} repeats in turn"
+    )
     print(f"{'side':22} CPU s/step  tokens/CPU s  warm-up s  held-out loss  of stock fp32, bf16")
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     for side, median in medians.items():
-        ratios = [f"{medians[b] / median:.2f}x" for b in ("stock fp32", "stock bf16") if b in medians]
+        ratios = [
+            f"{medians[b] / median:.2f}x" for b in ("stock fp32", "stock bf16") if b in medians
+        ]
         loss = f"{losses[side]:.4f}" if losses else "-"
         print(
             f"{side:22} {median:10.3f} {tokens / median:13.0f} {warm_up[side]:10.1f} {loss:>14}   {', '.join(ratios)}"
@@ -77,14 +91,20 @@ def start_worker(side: str, *, steps: int, evaluate: bool) -> dict[str, Any]:
     """Run one side in a fresh process on one thread."""
     argv = [sys.executable, __file__, *sys.argv[1:], "--worker", side, "--steps", str(steps)]
     argv += ["--loss_steps", str(int(evaluate))]  # the last of repeated options counts
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_side(arguments: argparse.Namespace, *, bf16: bool, ours: bool = False, compile: bool = False) -> dict[str, Any]:  # noqa: A002
+def run_side(
+    arguments: argparse.Namespace, *, bf16: bool, ours: bool = False, compile: bool = False
+) -> dict[str, Any]:  # noqa: A002
     """Train one side and return its CPU seconds per step, and its held-out loss if that was asked for."""
     import torch
     from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -142,7 +162,9 @@ def load_texts(path: Path) -> list[str]:
     return [row["text"] for row in iterate_rows([Source(str(path))])]
 
 
-def prepare_ours(texts: list[str], held_out: list[str], tokenizer: Any, block_size: int) -> tuple[Any, Any, Any]:
+def prepare_ours(
+    texts: list[str], held_out: list[str], tokenizer: Any, block_size: int
+) -> tuple[Any, Any, Any]:
     """Packed blocks, as the recipe makes them."""
     from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
 
@@ -154,7 +176,9 @@ def prepare_ours(texts: list[str], held_out: list[str], tokenizer: Any, block_si
     return train, evaluation, PackedBlocks.collate
 
 
-def prepare_stock(texts: list[str], held_out: list[str], tokenizer: Any, block_size: int) -> tuple[Any, Any, Any]:
+def prepare_stock(
+    texts: list[str], held_out: list[str], tokenizer: Any, block_size: int
+) -> tuple[Any, Any, Any]:
     """`datasets.map` twice: tokenise with an end-of-text token, then join and cut."""
     from datasets import Dataset
     from transformers import default_data_collator
@@ -165,13 +189,18 @@ def prepare_stock(texts: list[str], held_out: list[str], tokenizer: Any, block_s
     def group_texts(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         joined = {name: list(itertools.chain.from_iterable(rows)) for name, rows in batch.items()}
         length = len(joined["input_ids"]) // block_size * block_size
-        cut = {name: [row[i : i + block_size] for i in range(0, length, block_size)] for name, row in joined.items()}
+        cut = {
+            name: [row[i : i + block_size] for i in range(0, length, block_size)]
+            for name, row in joined.items()
+        }
         cut["labels"] = [list(row) for row in cut["input_ids"]]
         return cut
 
     parts = []
     for part in (texts, held_out):
-        rows = Dataset.from_dict({"text": part}).map(tokenize, batched=True, remove_columns=["text"])
+        rows = Dataset.from_dict({"text": part}).map(
+            tokenize, batched=True, remove_columns=["text"]
+        )
         parts.append(rows.map(group_texts, batched=True))
     return parts[0], parts[1], default_data_collator
 

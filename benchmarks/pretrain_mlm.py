@@ -73,7 +73,10 @@ def random_batch(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Return random tokens, (B, T), of which 15 % are to be predicted."""
     tokens = torch.randint(5, arguments.vocab_size, (arguments.batch_size, arguments.block_size))
     scored = torch.rand(tokens.shape) < 0.15
-    return {"input_ids": torch.where(scored, 4, tokens), "labels": torch.where(scored, tokens, -100)}
+    return {
+        "input_ids": torch.where(scored, 4, tokens),
+        "labels": torch.where(scored, tokens, -100),
+    }
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ def write_rows(path: Path, count: int) -> None:
     with path.open("w") as out:
         for number in range(count):
             text = " ".join(generator.choices(WORDS, k=80))
-            out.write(json.dumps({"id": number, "text": text, "label": number % 3, "score": number / 7}) + "\n")
+            out.write(
+                json.dumps({"id": number, "text": text, "label": number % 3, "score": number / 7})
+                + "\n"
+            )
 
 
 def measure(side: str, path: str) -> None:
@@ -45,12 +48,24 @@ def measure(side: str, path: str) -> None:
         rows = len(load_mixture([Source(path)]))
     else:
         rows = len(load_dataset("json", data_files=path, split="train"))
-    figures = {"rows": rows, "cpu_s": time.process_time() - before, "wall_s": time.perf_counter() - start}
-    print(json.dumps(figures | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    figures = {
+        "rows": rows,
+        "cpu_s": time.process_time() - before,
+        "wall_s": time.perf_counter() - start,
+    }
+    print(
+        json.dumps(
+            figures | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        )
+    )
 
 
 def run_side(side: str, path: Path, cache: str) -> dict[str, float]:
-    environment = os.environ | {"HF_DATASETS_CACHE": cache, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "HF_DATASETS_CACHE": cache,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     environment["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     command = [sys.executable, __file__, "--side", side, str(path)]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -65,16 +80,22 @@ def compare(path: Path, repeats: int) -> None:
             for side in SIDES:
                 results[side].append(run_side(side, path, cache))
     size_mb = path.stat().st_size / 1e6
-    print(f"\n{path.name}: {results[SIDES[0]][0]['rows']:.0f} rows, {size_mb:.1f} MB as stored, median of {repeats}")
+    print(
+        f"\n{path.name}: {results[SIDES[0]][0]['rows']:.0f} rows, {size_mb:.1f} MB as stored, median of {repeats}"
+    )
     print(f"{'':18}{'CPU s':>8}{'rows/s':>10}{'MB/s':>8}{'peak MiB':>10}")
     for side, runs in results.items():
         cpu_s = statistics.median(run["cpu_s"] for run in runs)
         peak_mib = statistics.median(run["peak_mib"] for run in runs)
-        print(f"{side:18}{cpu_s:8.3f}{runs[0]['rows'] / cpu_s:10.0f}{size_mb / cpu_s:8.1f}{peak_mib:10.0f}")
+        print(
+            f"{side:18}{cpu_s:8.3f}{runs[0]['rows'] / cpu_s:10.0f}{size_mb / cpu_s:8.1f}{peak_mib:10.0f}"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)

@@ -30,15 +30,31 @@ WARM_UP_STEPS = 3
 def main() -> None:
     """Run both sides in turn and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="jsonl.gz with instruction, input, output")
-    parser.add_argument("--model", required=True, help="checkpoint folder, or an architecture's config.json")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="jsonl.gz with instruction, input, output"
+    )
+    parser.add_argument(
+        "--model", required=True, help="checkpoint folder, or an architecture's config.json"
+    )
     parser.add_argument("--tokenizer", help="folder of the tokenizer, for an architecture")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens of a packed row, and longest padded one")
-    parser.add_argument("--rows", type=int, default=4, help="packed rows a step; the padded side gets as many tokens")
+    parser.add_argument(
+        "--max_length", type=int, default=512, help="tokens of a packed row, and longest padded one"
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=4,
+        help="packed rows a step; the padded side gets as many tokens",
+    )
     parser.add_argument("--data_rows", type=int, help="use the first rows of the data only")
     parser.add_argument("--steps", type=int, default=25, help="steps counted in each repeat")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--loss_epochs", type=float, default=0, help="also train each side this long, compare losses")
+    parser.add_argument(
+        "--loss_epochs",
+        type=float,
+        default=0,
+        help="also train each side this long, compare losses",
+    )
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
@@ -55,10 +71,16 @@ def main() -> None:
         rates[side].append(found[side]["useful_tokens"] / found[side]["cpu_seconds"])
     losses: dict[str, dict[str, Any]] = {}
     if arguments.loss_epochs:
-        losses = {side: start_worker(side, "--epochs", str(arguments.loss_epochs)) for side in SIDES}
+        losses = {
+            side: start_worker(side, "--epochs", str(arguments.loss_epochs)) for side in SIDES
+        }
 
-    print(f"{Path(arguments.model).stem}, {arguments.data.name}, one thread, {arguments.repeats} repeats in turn")
-    print(f"{'side':12} {'useful tokens/CPU s':>20} {'of the padded':>14} {'filled':>7} {'held-out loss':>14}")
+    print(
+        f"{Path(arguments.model).stem}, {arguments.data.name}, one thread, {arguments.repeats} repeats in turn"
+    )
+    print(
+        f"{'side':12} {'useful tokens/CPU s':>20} {'of the padded':>14} {'filled':>7} {'held-out loss':>14}"
+    )
     for side in SIDES:
         rate = statistics.median(rates[side])
         ratio = rate / statistics.median(rates[SIDES[0]])
@@ -67,13 +89,19 @@ def main() -> None:
     if losses:
         before, after = (losses[side]["held_out_loss"] for side in SIDES)
         seen = ", ".join(f"{side} {losses[side]['useful_tokens']} tokens" for side in SIDES)
-        print(f"held-out loss differs by {after / before - 1:+.2%} after {arguments.loss_epochs:g} epochs: {seen}")
+        print(
+            f"held-out loss differs by {after / before - 1:+.2%} after {arguments.loss_epochs:g} epochs: {seen}"
+        )
 
 
 def start_worker(side: str, *flags: str) -> dict[str, Any]:
     """Run one side in a fresh process on one thread."""
     argv = [sys.executable, __file__, *sys.argv[1:], "--worker", side, *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
@@ -127,11 +155,20 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
             )  # fmt: skip
         else:
             settings.packing = False
-            settings.per_device_train_batch_size = round(arguments.rows * len(encoded["train"]) / len(packed))
-            messages = normal["train"].map(
-                lambda row: {"messages": json.loads(row["messages"])}, remove_columns=normal["train"].column_names
+            settings.per_device_train_batch_size = round(
+                arguments.rows * len(encoded["train"]) / len(packed)
             )
-            trainer = SFTTrainer(model, settings, train_dataset=messages, processing_class=tokenizer, callbacks=[clock])
+            messages = normal["train"].map(
+                lambda row: {"messages": json.loads(row["messages"])},
+                remove_columns=normal["train"].column_names,
+            )
+            trainer = SFTTrainer(
+                model,
+                settings,
+                train_dataset=messages,
+                processing_class=tokenizer,
+                callbacks=[clock],
+            )
         count_tokens(trainer, clock)
         trainer.train()
     found = clock.totals() | {"filled": clock.useful / clock.slots}

@@ -47,7 +47,9 @@ _RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-_ALLOW_CHANGED_HELP = "settings by name that a resumed run may change, against the refusal that shows the difference"
+_ALLOW_CHANGED_HELP = (
+    "settings by name that a resumed run may change, against the refusal that shows the difference"
+)
 
 logger = get_logger(__name__)
 
@@ -116,15 +118,28 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
     if unknown:
         option = unknown[0].split("=")[0]
         label = "unknown option" if option.startswith("-") else "unexpected value"
-        raise ConfigError(f"{label} {_suggest(option, [f'--{name}' for name in hints])} (--help lists every option)")
+        raise ConfigError(
+            f"{label} {_suggest(option, [f'--{name}' for name in hints])} (--help lists every option)"
+        )
     values = vars(namespace)
-    flagged = {flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    flagged = {
+        flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")
+    }
     given = {name.removeprefix("no_") for name in flagged | set(entries)} | flagged | set(entries)
     if values.get("hub_token") is not None:
-        raise ConfigError("hub_token is refused, because settings are written to disk: use HF_TOKEN or `hf auth login`")
-    if "datasets" in flagged and "eval_datasets" in set(entries) - flagged and is_shipped_recipe_file(known.config[0]):
+        raise ConfigError(
+            "hub_token is refused, because settings are written to disk: use HF_TOKEN or `hf auth login`"
+        )
+    if (
+        "datasets" in flagged
+        and "eval_datasets" in set(entries) - flagged
+        and is_shipped_recipe_file(known.config[0])
+    ):
         values["eval_datasets"] = []
-        logger.info("eval_datasets of %s belong to other data than --datasets, and are left out", known.config[0].name)
+        logger.info(
+            "eval_datasets of %s belong to other data than --datasets, and are left out",
+            known.config[0].name,
+        )
     _resolve_renamed(values, flagged)
     _resolve_hardware(values, given)
     return tuple(_build_settings(cls, values) for cls in dataclass_types)
@@ -135,7 +150,9 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
     for cls in dataclass_types:
         document_fields(cls)
     parser = _StrictParser(dataclass_types, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, help="YAML file of option: value; the command line's own flags win")
+    parser.add_argument(
+        "--config", type=Path, help="YAML file of option: value; the command line's own flags win"
+    )
     parser.add_argument("--allow_changed", nargs="+", metavar="NAME", help=_ALLOW_CHANGED_HELP)
     for action in parser._actions:
         if dataclasses.is_dataclass(action.type):
@@ -143,8 +160,12 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
         elif action.type is dict or typing.get_origin(action.type) is dict:
             action.type = _json_mapping
         elif action.dest == "report_to":
-            action.nargs = "+"  # transformers' parser reads `str | list[str]` as one word: no second tracker
-    return parser, {name: hint for cls in dataclass_types for name, hint in typing.get_type_hints(cls).items()}
+            action.nargs = (
+                "+"  # transformers' parser reads `str | list[str]` as one word: no second tracker
+            )
+    return parser, {
+        name: hint for cls in dataclass_types for name, hint in typing.get_type_hints(cls).items()
+    }
 
 
 def document_fields(cls: Any) -> None:
@@ -161,17 +182,27 @@ def document_fields(cls: Any) -> None:
         body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(source)).body[0]).body
         for line, below in itertools.pairwise(body):
             match line, below:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                    value=ast.Constant(value=str(text))
+                ):
                     if (field := undocumented.pop(name, None)) is not None:
-                        text = " ".join(text.split()).replace("%", "%%")  # argparse reads % as a format
+                        text = " ".join(text.split()).replace(
+                            "%", "%%"
+                        )  # argparse reads % as a format
                         field.metadata = types.MappingProxyType({**field.metadata, "help": text})
 
 
 def bf16_hardware() -> str | None:
     """Name the device whose bfloat16 arithmetic is native, or None when there is none."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name() if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    if torch.accelerator.is_available():  # MPS and XPU: upstream's own check decides when the flag is given
+        return (
+            torch.cuda.get_device_name()
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else None
+        )
+    if (
+        torch.accelerator.is_available()
+    ):  # MPS and XPU: upstream's own check decides when the flag is given
         return None
     capabilities = torch.cpu.get_capabilities()
     found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)]
@@ -186,7 +217,9 @@ def refusals_of_upstream() -> Iterator[None]:
     except HfstackError:
         raise
     except (ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"refused by the Trainer: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(
+            f"refused by the Trainer: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 class _StrictParser(HfArgumentParser):
@@ -216,14 +249,22 @@ def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dic
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
+        raise ConfigError(
+            f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}"
+        ) from None
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(f"{path}:{root.start_mark.line + 1}: expected a mapping of option to value")
+        raise ConfigError(
+            f"{path}:{root.start_mark.line + 1}: expected a mapping of option to value"
+        )
 
     entries: dict[str, _Entry] = {}
-    actions = {action.dest: action for action in parser._actions if action.option_strings[0] == f"--{action.dest}"}
+    actions = {
+        action.dest: action
+        for action in parser._actions
+        if action.option_strings[0] == f"--{action.dest}"
+    }
     required = [action for action in parser._actions if action.required]
     for action in required:
         action.required = False  # while single keys are judged
@@ -244,13 +285,17 @@ def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dic
     return entries
 
 
-def _flags(node: yaml.Node, action: Action, hint: Any, place: str, parser: ArgumentParser) -> list[str]:
+def _flags(
+    node: yaml.Node, action: Action, hint: Any, place: str, parser: ArgumentParser
+) -> list[str]:
     """Return one YAML value as flags; what argparse cannot spell (null, [], mappings) becomes the parser's default."""
     key, members = action.dest, _members(hint)
     try:
         value = yaml.SafeLoader("").construct_document(node)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{place}{key} cannot be read: {' '.join(str(error).split())[:120]}") from None
+        raise ConfigError(
+            f"{place}{key} cannot be read: {' '.join(str(error).split())[:120]}"
+        ) from None
     if value is None:
         if type(None) not in members:
             raise ConfigError(f"{place}{key} takes {_type_name(hint)}, got null")
@@ -288,16 +333,24 @@ def _build_item(cls: Any, entry: Any, key: str, place: str) -> Any:
     if isinstance(entry, str):
         entry = {names[0]: entry}
     if not isinstance(entry, dict):
-        raise ConfigError(f"{place}each item of {key} is a string or a mapping of {', '.join(names)}, got {entry!r}")
+        raise ConfigError(
+            f"{place}each item of {key} is a string or a mapping of {', '.join(names)}, got {entry!r}"
+        )
     for name in entry:
         if name not in names:
             raise ConfigError(f"{place}{key} has unknown key {_suggest(str(name), names)}")
     hints = typing.get_type_hints(cls)
     for name, value in entry.items():
-        if isinstance(value, int) and not isinstance(value, bool) and float in _members(hints[name]):
+        if (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and float in _members(hints[name])
+        ):
             entry[name] = value = float(value)
         if not any(isinstance(value, m) for m in _members(hints[name]) if isinstance(m, type)):
-            raise ConfigError(f"{place}{key}: {name} takes {_type_name(hints[name])}, got {value!r}")
+            raise ConfigError(
+                f"{place}{key}: {name} takes {_type_name(hints[name])}, got {value!r}"
+            )
     try:
         return cls(**entry)
     except TypeError:
@@ -343,14 +396,22 @@ def _reporting_own_errors(cls: Any) -> Callable[[str], Any]:
 def _resolve_renamed(values: dict[str, Any], flagged: Collection[str]) -> None:
     """Read the old name of a setting as its new one, unless the new one was given nearer: upstream drops it unsaid."""
     for old, new in _RENAMED.items():
-        if old in values and new in values and (values[new] is None or (old in flagged and new not in flagged)):
+        if (
+            old in values
+            and new in values
+            and (values[new] is None or (old in flagged and new not in flagged))
+        ):
             values[new] = values[old]
 
 
 def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
     """Choose `use_cpu` and `bf16` by what the machine has, unless they were given, and say so in one line."""
     chosen: list[str] = []
-    if values.get("use_cpu") is False and "use_cpu" not in given and not torch.accelerator.is_available():
+    if (
+        values.get("use_cpu") is False
+        and "use_cpu" not in given
+        and not torch.accelerator.is_available()
+    ):
         values["use_cpu"] = True
         chosen.append("use_cpu true (no accelerator found)")
     if "bf16" in values and not {"bf16", "fp16"} & given:
@@ -358,7 +419,9 @@ def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
         if values.get("use_cpu") and device and not device.startswith("CPU"):
             device = None
         values["bf16"] = device is not None
-        chosen.append(f"bf16 true ({device})" if device else "bf16 false (not native on this hardware)")
+        chosen.append(
+            f"bf16 true ({device})" if device else "bf16 false (not native on this hardware)"
+        )
     if "disable_tqdm" in values and "disable_tqdm" not in given and not sys.stderr.isatty():
         values["disable_tqdm"] = True
     if chosen:
@@ -366,7 +429,11 @@ def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
 
 
 def _type_name(hint: Any) -> str:

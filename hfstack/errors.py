@@ -25,7 +25,9 @@ class MissingExtraError(HfstackError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; install it with: pip install 'hfstack[{extra}]'")
+        super().__init__(
+            f"{package} is not installed; install it with: pip install 'hfstack[{extra}]'"
+        )
 
 
 class AlreadyFinished(Exception):

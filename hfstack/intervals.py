@@ -74,7 +74,9 @@ def share_interval(
     count /= effect
     z = float(norm.ppf(0.5 + confidence / 2))
     middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    half = (
+        z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    )
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
@@ -89,5 +91,9 @@ def gain_interval(
     sums: defaultdict[Hashable, float] = defaultdict(float)
     for index, difference in enumerate(differences):
         sums[index if groups is None else groups[index]] += difference - mean
-    half = float(norm.ppf(0.975)) * math.sqrt(sum(value * value for value in sums.values())) / len(differences)
+    half = (
+        float(norm.ppf(0.975))
+        * math.sqrt(sum(value * value for value in sums.values()))
+        / len(differences)
+    )
     return mean - half, mean + half

@@ -31,7 +31,9 @@ def setup_logging(level: int = logging.INFO) -> None:
     root = logging.getLogger("hfstack")
     if not root.handlers:
         handler = _CurrentStderr()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+        )
         root.addHandler(handler)
         root.propagate = False
     root.setLevel(level if int(os.environ.get("RANK", "0")) == 0 else max(level, logging.WARNING))

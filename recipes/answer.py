@@ -66,15 +66,23 @@ class AnswerArgs:
 
 
 def main(
-    model_args: ModelConfig, data_args: DataArgs, args: AnswerArgs, cut: WindowArgs, training_args: TrainingArguments
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    args: AnswerArgs,
+    cut: WindowArgs,
+    training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, measure on held-out texts and save; return the metrics."""
-    with Run.start(__file__, training_args.output_dir, model_args, data_args, args, cut, training_args) as run:
+    with Run.start(
+        __file__, training_args.output_dir, model_args, data_args, args, cut, training_args
+    ) as run:
         checkpoint = run.checkpoint
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         check_best_metric(training_args, ["exact_match", "answer_f1"])
         run.add_parent(model_args.model_name_or_path)
-        by_context = replace(data_args, text_column=args.context_column)  # with all its questions on one side
+        by_context = replace(
+            data_args, text_column=args.context_column
+        )  # with all its questions on one side
         splits = load_splits(by_context, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
@@ -85,12 +93,20 @@ def main(
         no_answer = any(not question.answers for question in questions["train"])
 
         tokenizer = load_tokenizer(model_args)
-        model = load_with_head(model_args, tokenizer, "QuestionAnswering", attention_dropout=args.attention_dropout)
+        model = load_with_head(
+            model_args, tokenizer, "QuestionAnswering", attention_dropout=args.attention_dropout
+        )
         length = check_length(cut.max_length, model.config, tokenizer, usual=384)
-        encode = partial(encode_questions, tokenizer=tokenizer, max_length=length, stride=cut.stride)
+        encode = partial(
+            encode_questions, tokenizer=tokenizer, max_length=length, stride=cut.stride
+        )
         windows = {name: encode(rows, name=name) for name, rows in questions.items()}
         metric = answer_metric(args.rules, held := questions.get("eval", []))
-        choose = {"max_answer_tokens": cut.max_answer_tokens, "n_best": cut.n_best, "no_answer": no_answer}
+        choose = {
+            "max_answer_tokens": cut.max_answer_tokens,
+            "n_best": cut.n_best,
+            "no_answer": no_answer,
+        }
         choose["threshold"] = args.no_answer_threshold
         answered = partial(find_answers, windows=windows.get("eval", []), questions=held, **choose)
         callbacks = protect(run, push_checkpoints(training_args))
@@ -111,7 +127,12 @@ def main(
             metrics |= (output.metrics or {}) | beside_baselines(metric, held, best_texts(found))
             write_answers(run.output_dir / "predictions.jsonl", held, found)
             run.add_artifact("predictions", "predictions.jsonl")
-        described = {"question_column": columns[0], "context_column": columns[1], "max_length": length, **choose}
+        described = {
+            "question_column": columns[0],
+            "context_column": columns[1],
+            "max_length": length,
+            **choose,
+        }
         save_task(run.output_dir, described | {"stride": cut.stride})
         return run.finish(metrics, trainer)
 

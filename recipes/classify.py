@@ -24,7 +24,11 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.classification.data import LabelArgs, encode_split, load_labelled
 from hfstack.tasks.classification.labels import class_weights
-from hfstack.tasks.classification.loss import check_encoder_settings, classification_loss, trainer_settings
+from hfstack.tasks.classification.loss import (
+    check_encoder_settings,
+    classification_loss,
+    trainer_settings,
+)
 from hfstack.tasks.classification.metrics import trainer_metrics
 from hfstack.tasks.classification.model import ClassifierInfo, freeze_encoder, load_classifier
 from hfstack.tasks.classification.predict import classify_logits
@@ -67,10 +71,14 @@ def main(
         check_settings(training_args, early_stopping_patience=classify_args.early_stopping_patience)
         architecture = find_architecture(model_args.model_name_or_path or "") is not None
         frozen = classify_args.freeze_encoder
-        check_encoder_settings(use_peft=model_args.use_peft, freeze_encoder=frozen, architecture=architecture)
+        check_encoder_settings(
+            use_peft=model_args.use_peft, freeze_encoder=frozen, architecture=architecture
+        )
         for parent in (model_args.model_name_or_path, classify_args.tokenizer_name_or_path):
             run.add_parent(parent)
-        labelled = load_labelled(data_args, label_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        labelled = load_labelled(
+            data_args, label_args, quarantine_file=run.output_dir / "quarantine.jsonl"
+        )
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
         labels, new_modules = labelled.labels, list[str]()
@@ -79,21 +87,37 @@ def main(
             model_args, tokenizer, problem_type=labels.problem_type, id2label=labels.id2label,
             attention_dropout=classify_args.attention_dropout, new_modules=new_modules,
         )  # fmt: skip
-        max_length = choose_max_length(label_args.max_length, context_length(model.config), tokenizer.model_max_length)
+        max_length = choose_max_length(
+            label_args.max_length, context_length(model.config), tokenizer.model_max_length
+        )
         options: dict[str, Any] = {"max_length": max_length, "overlong": label_args.overlong}
         options["skip_empty"] = data_args.on_bad_row != "fail"
-        encoded = {name: encode_split(labelled, name, tokenizer, **options) for name in labelled.splits}
-        info = ClassifierInfo(labels.problem_type, list(labels.names), *labelled.columns, max_length=max_length)
+        encoded = {
+            name: encode_split(labelled, name, tokenizer, **options) for name in labelled.splits
+        }
+        info = ClassifierInfo(
+            labels.problem_type, list(labels.names), *labelled.columns, max_length=max_length
+        )
         if frozen:
             freeze_encoder(model, new_modules)
-        model = get_peft_model(model, adapter) if (adapter := lora_beside_head(model_args, new_modules)) else model
-        weights = class_weights(encoded["train"].targets, labels) if classify_args.class_weights else None
+        model = (
+            get_peft_model(model, adapter)
+            if (adapter := lora_beside_head(model_args, new_modules))
+            else model
+        )
+        weights = (
+            class_weights(encoded["train"].targets, labels) if classify_args.class_weights else None
+        )
         patience, pad = classify_args.early_stopping_patience, padding_id(tokenizer)
-        early_stopping: list[TrainerCallback] = [] if patience is None else [EarlyStoppingCallback(patience)]
+        early_stopping: list[TrainerCallback] = (
+            [] if patience is None else [EarlyStoppingCallback(patience)]
+        )
         with refusals_of_upstream():
             trainer = Trainer(
                 model=model,
-                args=trainer_settings(training_args, labels.problem_type, labels.count, labelled.task),
+                args=trainer_settings(
+                    training_args, labels.problem_type, labels.count, labelled.task
+                ),
                 train_dataset=encoded["train"].rows,
                 eval_dataset=encoded["eval"].rows if "eval" in encoded else None,
                 processing_class=tokenizer,
@@ -109,7 +133,12 @@ def main(
             logits, heat = classify_logits(model, rows, pad_token_id=pad), 1.0
             if classify_args.calibrate and name == "eval":
                 heat = calibrate(logits, targets, info, seed=training_args.seed)
-            shown: Any = {"texts": encoded[name].texts, "info": info, "temperature": heat, "split": name}
+            shown: Any = {
+                "texts": encoded[name].texts,
+                "info": info,
+                "temperature": heat,
+                "split": name,
+            }
             metrics |= record_results(run, logits, targets, **shown, benchmark=labelled.benchmark)
         info.save(run.output_dir)
         run.add_artifact("classifier", "classifier.json")

@@ -78,36 +78,61 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
     report = CleaningReport()
     with Run.start(__file__, args.output_dir, args, text_args) as run:
         bad_rows = run.output_dir / "quarantine.jsonl" if args.on_bad_row == "quarantine" else None
-        rows = iterate_rows(args.datasets, on_bad_row=args.on_bad_row, quarantine_file=bad_rows, max_rows=args.max_rows)
-        strip = {"strip_markup": text_args.strip_markup, "strip_boilerplate": text_args.strip_boilerplate}
+        rows = iterate_rows(
+            args.datasets,
+            on_bad_row=args.on_bad_row,
+            quarantine_file=bad_rows,
+            max_rows=args.max_rows,
+        )
+        strip = {
+            "strip_markup": text_args.strip_markup,
+            "strip_boilerplate": text_args.strip_boilerplate,
+        }
         clean = partial(clean_text, **strip, mask=text_args.mask_pii)
-        leaks = [Contamination.from_sources(args.decontaminate, clean)] if args.decontaminate else []
+        leaks = (
+            [Contamination.from_sources(args.decontaminate, clean)] if args.decontaminate else []
+        )
         duplicates = duplicate_checks(
-            text_args.drop_duplicates, text_args.near_duplicate_threshold, text_args.minhash_permutations
+            text_args.drop_duplicates,
+            text_args.near_duplicate_threshold,
+            text_args.minhash_permutations,
         )
 
         started, started_cpu = time.perf_counter(), time.process_time()
         where = {"text_column": args.text_column, "skip_no_text": args.on_bad_row != "fail"}
-        documents = clean_documents(rows, [*FILTERS, *leaks, *duplicates], report, clean=clean, **where)
+        documents = clean_documents(
+            rows, [*FILTERS, *leaks, *duplicates], report, clean=clean, **where
+        )
         counts = write_documents(documents, report, args)
         seconds, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
         for role, sources in (("train", args.datasets), ("decontaminate", args.decontaminate)):
             run.record_data(role, describe_sources(sources))
-        for name, table in {"dropped_documents": report.dropped_table(), "changes": report.changed_table()}.items():
+        for name, table in {
+            "dropped_documents": report.dropped_table(),
+            "changes": report.changed_table(),
+        }.items():
             run.add_table(name, *table)
             print(f"{name}\n{format_table(*table)}\n")
-        speed = {"documents_per_s": report.documents_in / seconds, "bytes_per_cpu_s": report.bytes_in / cpu_s}
+        speed = {
+            "documents_per_s": report.documents_in / seconds,
+            "bytes_per_cpu_s": report.bytes_in / cpu_s,
+        }
         index = {"duplicate_index_bytes": sum(check.index_bytes for check in duplicates)}
         run.finish(report.metrics() | counts | speed | index)
     return run.metrics
 
 
-def write_documents(documents: Iterable[Checked], report: CleaningReport, args: CleanArgs) -> dict[str, float]:
+def write_documents(
+    documents: Iterable[Checked], report: CleaningReport, args: CleanArgs
+) -> dict[str, float]:
     """Write each document as it comes; the files get their names when all are whole."""
     names = ["train", *["eval"] * bool(args.eval_fraction), *["dropped"] * args.save_dropped]
     counts = dict.fromkeys(names, 0)
     with ExitStack() as files:
-        write = {name: files.enter_context(write_jsonl(Path(args.output_dir, f"{name}.jsonl"))) for name in names}
+        write = {
+            name: files.enter_context(write_jsonl(Path(args.output_dir, f"{name}.jsonl")))
+            for name in names
+        }
         for row, reason in documents:
             if reason:
                 name, row = "dropped", {**row, "dropped_reason": reason}
@@ -118,7 +143,9 @@ def write_documents(documents: Iterable[Checked], report: CleaningReport, args: 
                 counts[name] += 1
         report.refuse_nothing_left()
         if empty := [name for name in ("train", "eval") if counts.get(name) == 0]:
-            raise DataError(f"eval_fraction {args.eval_fraction} leaves no document for {empty[0]}.jsonl; change it")
+            raise DataError(
+                f"eval_fraction {args.eval_fraction} leaves no document for {empty[0]}.jsonl; change it"
+            )
     return {f"documents_{name}": count for name, count in counts.items() if name != "dropped"}
 
 

@@ -61,8 +61,16 @@ class DemoArgs:
 
 def main(args: DemoArgs) -> dict[str, float]:
     with Run.start(__file__, args.output_dir, args) as run:
-        started, faults, text_bytes, sample = time.perf_counter(), Counter[str | None](), 0, list[str]()
-        with write_jsonl(run.output_dir / "raw.jsonl") as add, write_jsonl(run.output_dir / "planted.jsonl") as note:
+        started, faults, text_bytes, sample = (
+            time.perf_counter(),
+            Counter[str | None](),
+            0,
+            list[str](),
+        )
+        with (
+            write_jsonl(run.output_dir / "raw.jsonl") as add,
+            write_jsonl(run.output_dir / "planted.jsonl") as note,
+        ):
             for row in noisy_corpus(args.seed, args.stories, share=args.noise_share):
                 add({"id": row["id"], "text": row["text"]})
                 note({"id": row["id"], "planted": row["planted"], "source": row["source"]})
@@ -72,18 +80,30 @@ def main(args: DemoArgs) -> dict[str, float]:
                     sample.append(row["text"])
         speed = args.stories / (time.perf_counter() - started)
 
-        tasks = list(instructions(args.seed, args.instructions, task=args.task, careless_share=args.careless_share))
+        tasks = list(
+            instructions(
+                args.seed, args.instructions, task=args.task, careless_share=args.careless_share
+            )
+        )
         write_if_any(run.output_dir / "instructions.jsonl", tasks)
         write_if_any(run.output_dir / "chat.jsonl", [as_messages(task) for task in tasks])
-        write_if_any(run.output_dir / "sentiment.jsonl", list(sentiment_rows(args.seed, args.sentiment)))
+        write_if_any(
+            run.output_dir / "sentiment.jsonl", list(sentiment_rows(args.seed, args.sentiment))
+        )
         prompts = "".join(f"{opening}\n" for opening in openings(args.seed, OPENINGS))
         (run.output_dir / "prompts.txt").write_text(prompts, encoding="utf-8")
 
-        planted = [[fault, "drop" if fault in DROPPED else "mend", faults[fault]] for fault in FAULTS if faults[fault]]
+        planted = [
+            [fault, "drop" if fault in DROPPED else "mend", faults[fault]]
+            for fault in FAULTS
+            if faults[fault]
+        ]
         run.add_table("planted_noise", ["fault", "a cleaner should", "rows"], planted)
         for fault, duty, count in planted:
             print(f"{fault:<20} {count:>6} rows to {duty}")
-        cut = len(sample) * 19 // 20  # what counting words achieves on held-out stories: a model should do better
+        cut = (
+            len(sample) * 19 // 20
+        )  # what counting words achieves on held-out stories: a model should do better
         trigram = ngram_bits_per_byte(sample[:cut], sample[cut:], order=3)
         run.finish(
             variety(sample)

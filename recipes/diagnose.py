@@ -41,26 +41,36 @@ class DiagnoseArgs:
 def main(args: DiagnoseArgs) -> dict[str, float]:
     """Read the runs, print and record what is found."""
     if not args.runs:
-        raise ConfigError("--runs is empty; give the --output_dir of the runs of a chain, or the folder above them")
+        raise ConfigError(
+            "--runs is empty; give the --output_dir of the runs of a chain, or the folder above them"
+        )
     reports = [report for report in load_runs(args.runs) if report.record.recipe in CHAIN]
     if not reports:
-        raise ConfigError(f"--runs {' '.join(args.runs)}: no run of {', '.join(CHAIN)} there; nothing to diagnose")
+        raise ConfigError(
+            f"--runs {' '.join(args.runs)}: no run of {', '.join(CHAIN)} there; nothing to diagnose"
+        )
 
     with Run.start(__file__, args.output_dir, args, replace_own=True) as run:
         for report in reports:
             run.add_parent(report.directory)
         labels = {report.directory.resolve(): report.label for report in reports}
         findings = diagnose(
-            [chain_run(report, labels) for report in reports], kl_budget_nats=args.kl_budget, gold=args.gold_reward
+            [chain_run(report, labels) for report in reports],
+            kl_budget_nats=args.kl_budget,
+            gold=args.gold_reward,
         )
         for finding in findings:
             print(f"{finding.link:12} {finding.verdict:8} {finding.check}: {finding.evidence}")
         print(f"\n{in_words(findings)}")
-        run.add_table("links", ["link", "verdict"], [list(pair) for pair in link_verdicts(findings).items()])
+        run.add_table(
+            "links", ["link", "verdict"], [list(pair) for pair in link_verdicts(findings).items()]
+        )
         run.add_table("verdict", ["in words"], [[in_words(findings)]])
         run.add_table("findings", *as_table(findings))
         grades = [finding.verdict for finding in findings]
-        metrics = {"runs": len(reports)} | {g: grades.count(g) for g in ("ok", "warn", "bad", "unknown")}
+        metrics = {"runs": len(reports)} | {
+            g: grades.count(g) for g in ("ok", "warn", "bad", "unknown")
+        }
         return run.finish(metrics)
 
 
@@ -89,9 +99,13 @@ def read_rows(report: Report, artifact: str) -> tuple[dict[str, Any], ...]:
     if not path.is_file():
         return ()
     try:
-        return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line)
+        return tuple(
+            json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line
+        )
     except ValueError as error:
-        raise DataError(f"{path} is not JSON Lines: {error}; run {report.record.recipe} again") from None
+        raise DataError(
+            f"{path} is not JSON Lines: {error}; run {report.record.recipe} again"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ def main(
         checkpoint = run.checkpoint
         run.add_parent(model_args.model_name_or_path)
         check_policy(model_args, sharded=is_sharded(training_args))
-        rows = load_preferences(data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        rows = load_preferences(
+            data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl"
+        )
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
         lengths = {name: length_statistics(split) for name, split in rows.items()}
@@ -65,12 +67,16 @@ def main(
         give_pad_token(tokenizer, model, may_grow=False)
         stop_at_end_of_turn(model, tokenizer)
         max_length = training_args.max_length
-        check_preferences(rows, tokenizer, model, max_length=max_length, on_bad_row=data_args.on_bad_row)
+        check_preferences(
+            rows, tokenizer, model, max_length=max_length, on_bad_row=data_args.on_bad_row
+        )
 
         longest = context_length(model.config)
         longest = longest - dpo_args.sample_tokens if longest is not None else None
         shown = prompts_to_show(dpo_args.sample_prompts, rows, tokenizer, longest=longest)
-        sample = partial(answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=dpo_args.sample_tokens)
+        sample = partial(
+            answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=dpo_args.sample_tokens
+        )
         run.add_artifact("samples", "samples.jsonl")
         trainer = DPOTrainer(
             model=model,

@@ -49,7 +49,9 @@ class EvaluateArgs:
                 raise ConfigError(f"--{name} must be at least 1, got {value}")
 
 
-def main(model_args: ModelConfig, evaluate_args: EvaluateArgs, run_args: RunArgs) -> dict[str, float]:
+def main(
+    model_args: ModelConfig, evaluate_args: EvaluateArgs, run_args: RunArgs
+) -> dict[str, float]:
     """Score every document and return the metrics."""
     with Run.start(__file__, run_args.output_dir, model_args, evaluate_args, run_args) as run:
         run.add_parent(model_args.model_name_or_path)
@@ -60,9 +62,13 @@ def main(model_args: ModelConfig, evaluate_args: EvaluateArgs, run_args: RunArgs
         max_length = evaluate_args.max_length or longest or 1024
         stride = evaluate_args.stride or max(1, max_length // 2)
         if longest is not None and max_length > longest:
-            raise ConfigError(f"--max_length {max_length} is longer than the model's context of {longest} tokens")
+            raise ConfigError(
+                f"--max_length {max_length} is longer than the model's context of {longest} tokens"
+            )
         if not 1 <= stride < max_length:
-            raise ConfigError(f"--stride {stride} must be at least 1 and less than --max_length {max_length}")
+            raise ConfigError(
+                f"--stride {stride} must be at least 1 and less than --max_length {max_length}"
+            )
 
         rows = iterate_rows(
             evaluate_args.eval_datasets,
@@ -73,7 +79,9 @@ def main(model_args: ModelConfig, evaluate_args: EvaluateArgs, run_args: RunArgs
         try:
             texts = [row[evaluate_args.text_column] for row in rows]
         except KeyError:
-            raise DataError(f"evaluate_lm needs the column {evaluate_args.text_column!r}; set --text_column") from None
+            raise DataError(
+                f"evaluate_lm needs the column {evaluate_args.text_column!r}; set --text_column"
+            ) from None
 
         run.record_data("eval", describe_sources(evaluate_args.eval_datasets))
 

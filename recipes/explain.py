@@ -41,7 +41,9 @@ class ExplainArgs:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.max_rows < 1:
-            raise ConfigError(f"--steps and --max_rows must be at least 1, got {self.steps} and {self.max_rows}")
+            raise ConfigError(
+                f"--steps and --max_rows must be at least 1, got {self.steps} and {self.max_rows}"
+            )
         if self.tolerance <= 0:
             raise ConfigError(f"--tolerance must be above 0, got {self.tolerance}")
         if not self.texts and not self.datasets:
@@ -56,13 +58,23 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
         model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
         columns = [name for name in (info.text_column, info.text_pair_column) if name is not None]
         texts: list[tuple[str, ...]] = [(text,) for text in explain_args.texts]
-        for row in iterate_rows(explain_args.datasets, max_rows=explain_args.max_rows) if explain_args.datasets else ():
+        for row in (
+            iterate_rows(explain_args.datasets, max_rows=explain_args.max_rows)
+            if explain_args.datasets
+            else ()
+        ):
             if absent := [name for name in columns if name not in row]:
-                raise DataError(f"explain needs the column {absent[0]!r} of the model; found: {', '.join(row)}")
+                raise DataError(
+                    f"explain needs the column {absent[0]!r} of the model; found: {', '.join(row)}"
+                )
             texts.append(tuple(row[name] for name in columns))
         run.record_data("explain", describe_sources(explain_args.datasets))
 
-        settings = {"label": explain_args.label, "steps": explain_args.steps, "tolerance": explain_args.tolerance}
+        settings = {
+            "label": explain_args.label,
+            "steps": explain_args.steps,
+            "tolerance": explain_args.tolerance,
+        }
         found = []
         for text in texts:
             one = explain_text(model, tokenizer, info, text, max_length=info.max_length, **settings)

@@ -46,13 +46,20 @@ class GenerateArgs:
 
     def __post_init__(self) -> None:
         check_sampling(
-            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
         )
         if self.num_samples < 1 or self.batch_size < 1:
-            raise ConfigError(f"--num_samples {self.num_samples} and --batch_size {self.batch_size} must be 1 or more")
+            raise ConfigError(
+                f"--num_samples {self.num_samples} and --batch_size {self.batch_size} must be 1 or more"
+            )
 
 
-def main(model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs) -> dict[str, float]:
+def main(
+    model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs
+) -> dict[str, float]:
     """Complete or fill every prompt, print the results and write them."""
     args = generate_args
     with Run.start(__file__, run_args.output_dir, model_args, generate_args, run_args) as run:
@@ -60,7 +67,9 @@ def main(model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs
         if args.prompts_file is not None:
             for row in iterate_rows([Source(args.prompts_file)]):
                 if (prompt := row.get("prompt", row.get("text"))) is None:
-                    raise DataError(f"--prompts_file {args.prompts_file} has no column `prompt`, only {', '.join(row)}")
+                    raise DataError(
+                        f"--prompts_file {args.prompts_file} has no column `prompt`, only {', '.join(row)}"
+                    )
                 prompts.append(str(prompt))
         if not prompts:
             raise ConfigError('no prompts: use --prompts "Once upon a time" or --prompts_file FILE')
@@ -74,7 +83,9 @@ def main(model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs
             write_rows(run, "fillings", [asdict(filling) for filling in fillings])
             run.finish({"masks": len(fillings)})
             for filling in fillings:
-                print(f"{filling.text}  mask {filling.mask + 1} at token {filling.position}: {in_words(filling)}")
+                print(
+                    f"{filling.text}  mask {filling.mask + 1} at token {filling.position}: {in_words(filling)}"
+                )
             return run.metrics
 
         model = load_causal_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]
@@ -91,7 +102,9 @@ def main(model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs
         write_rows(run, "completions", [asdict(one) for one in completions])
         finished = sum(one.finished for one in completions) / len(completions)
         tokens = sum(one.tokens for one in completions) / len(completions)
-        run.finish({"completions": len(completions), "finished_share": finished, "mean_tokens": tokens})
+        run.finish(
+            {"completions": len(completions), "finished_share": finished, "mean_tokens": tokens}
+        )
         for one in completions:
             print(f"{one.prompt}{one.completion}\n")
     return run.metrics
@@ -100,7 +113,9 @@ def main(model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs
 def write_rows(run: Run, name: str, rows: list[dict]) -> None:
     """Write rows to `<name>.jsonl` in the run's directory and list the file in run.json."""
     path = Path(run.output_dir) / f"{name}.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     run.add_artifact(name, path.name)
 
 

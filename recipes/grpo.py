@@ -35,17 +35,24 @@ from hfstack.training.checkpointing import protect
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def exact_answer(prompts: list[Any], completions: list[Any], answer: list[str], **columns: Any) -> list[float | None]:
+def exact_answer(
+    prompts: list[Any], completions: list[Any], answer: list[str], **columns: Any
+) -> list[float | None]:
     """1 when the last number of the completion is the last of the column `answer`; None where that holds no number."""
     return [
-        float(last_number(text_of(completion)) == last_number(text)) if last_number(text) is not None else None
+        float(last_number(text_of(completion)) == last_number(text))
+        if last_number(text) is not None
+        else None
         for completion, text in zip(completions, answer, strict=True)
     ]
 
 
 def well_formed(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
     """1 when the completion ends with a line `#### <number>`, as the answers of GSM8K do."""
-    return [float(re.search(r"\n#### -?[\d,.]+\s*$", text_of(completion)) is not None) for completion in completions]
+    return [
+        float(re.search(r"\n#### -?[\d,.]+\s*$", text_of(completion)) is not None)
+        for completion in completions
+    ]
 
 
 def last_number(text: str) -> float | None:
@@ -74,13 +81,18 @@ def main(
     model_args: ModelConfig, data_args: DataArgs, grpo_args: GrpoArgs, training_args: GRPOConfig
 ) -> dict[str, float]:
     """Train, evaluate and save; return the metrics."""
-    with Run.start(__file__, training_args.output_dir, model_args, data_args, grpo_args, training_args) as run:
+    with Run.start(
+        __file__, training_args.output_dir, model_args, data_args, grpo_args, training_args
+    ) as run:
         checkpoint = run.checkpoint
         check_start(model_args.model_name_or_path)
         run.add_parent(model_args.model_name_or_path)
         run.add_parent(grpo_args.reward_model or None)
         splits = load_prompts(
-            data_args, recipe="grpo", as_chat=grpo_args.as_chat, quarantine_file=run.output_dir / "quarantine.jsonl"
+            data_args,
+            recipe="grpo",
+            as_chat=grpo_args.as_chat,
+            quarantine_file=run.output_dir / "quarantine.jsonl",
         )
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
@@ -89,7 +101,9 @@ def main(
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
         check_policy(model, tokenizer, model_args.model_name_or_path)
-        check_prompts(splits, tokenizer, model, max_completion_length=training_args.max_completion_length)
+        check_prompts(
+            splits, tokenizer, model, max_completion_length=training_args.max_completion_length
+        )
         rewards = prepare_rewards(
             [grpo_args.reward_model] if grpo_args.reward_model else REWARDS,
             device=training_args.device,

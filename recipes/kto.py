@@ -53,13 +53,18 @@ def main(
         run.add_parent(model_args.model_name_or_path)
         check_policy(model_args, sharded=is_sharded(training_args))
         rows = load_preferences(
-            data_args, preference_args, form="labels", quarantine_file=run.output_dir / "quarantine.jsonl"
+            data_args,
+            preference_args,
+            form="labels",
+            quarantine_file=run.output_dir / "quarantine.jsonl",
         )
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
         good = sum(rows["train"]["label"]) / len(rows["train"])
         if not 0 < good < 1:
-            raise DataError("all train labels are the same: KTO needs answers with a thumb up and with a thumb down")
+            raise DataError(
+                "all train labels are the same: KTO needs answers with a thumb up and with a thumb down"
+            )
 
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
@@ -68,12 +73,16 @@ def main(
         give_pad_token(tokenizer, model, may_grow=False)
         stop_at_end_of_turn(model, tokenizer)
         max_length = training_args.max_length
-        check_preferences(rows, tokenizer, model, max_length=max_length, on_bad_row=data_args.on_bad_row)
+        check_preferences(
+            rows, tokenizer, model, max_length=max_length, on_bad_row=data_args.on_bad_row
+        )
 
         longest = context_length(model.config)
         longest = longest - kto_args.sample_tokens if longest is not None else None
         shown = prompts_to_show(kto_args.sample_prompts, rows, tokenizer, longest=longest)
-        sample = partial(answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=kto_args.sample_tokens)
+        sample = partial(
+            answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=kto_args.sample_tokens
+        )
         run.add_artifact("samples", "samples.jsonl")
         trainer = KTOTrainer(
             model=model,
@@ -89,7 +98,11 @@ def main(
             ],
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
-        metrics = {"train_loss": trained.training_loss, "train_rows": len(trainer.train_dataset), "good_share": good}
+        metrics = {
+            "train_loss": trained.training_loss,
+            "train_rows": len(trainer.train_dataset),
+            "good_share": good,
+        }
         if "eval" in rows:
             metrics |= trainer.evaluate()
         return run.finish(metrics, trainer)

@@ -19,7 +19,13 @@ from hfstack.models.shards import merge_checkpoint
 from hfstack.runs.checkpoint_files import find_damage, newest_checkpoint, size_bytes
 from hfstack.runs.run import Run, RunArgs
 
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 @dataclass
@@ -40,13 +46,17 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
     if not checkpoint.name.startswith("checkpoint-"):
         newest = newest_checkpoint(checkpoint)
         if newest is None:
-            raise CheckpointError(f"{checkpoint} holds no whole checkpoint-<step>; name one with --checkpoint")
+            raise CheckpointError(
+                f"{checkpoint} holds no whole checkpoint-<step>; name one with --checkpoint"
+            )
         checkpoint = newest
     with Run.start(__file__, run_args.output_dir, args, run_args) as run:
         if (damage := find_damage(checkpoint)) is not None:
             raise CheckpointError(f"{checkpoint} is no whole checkpoint: {damage}; name another")
         run.add_parent(checkpoint.parent)
-        parameters = merge_checkpoint(checkpoint, run.output_dir, described_by=args.model_name_or_path)
+        parameters = merge_checkpoint(
+            checkpoint, run.output_dir, described_by=args.model_name_or_path
+        )
         if args.model_name_or_path is not None:
             AutoTokenizer.from_pretrained(args.model_name_or_path).save_pretrained(run.output_dir)
         for path in (path for pattern in TOKENIZER_FILES for path in checkpoint.glob(pattern)):

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trl import ModelConfig, get_peft_config
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # experimental in TRL 1.16: it may change in any release
+from trl.experimental.orpo import (
+    ORPOConfig,
+    ORPOTrainer,
+)  # experimental in TRL 1.16: it may change in any release
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources
@@ -21,7 +24,12 @@ from hfstack.models.loading import context_length, load_causal_lm, load_tokenize
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
-from hfstack.tasks.preferences.checks import check_policy, check_preferences, fitting_prompts, prompts_to_show
+from hfstack.tasks.preferences.checks import (
+    check_policy,
+    check_preferences,
+    fitting_prompts,
+    prompts_to_show,
+)
 from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.sft.answers import answer_pairs
@@ -53,7 +61,9 @@ def main(
         checkpoint = run.checkpoint
         run.add_parent(model_args.model_name_or_path)
         check_policy(model_args, sharded=is_sharded(training_args))
-        rows = load_preferences(data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        rows = load_preferences(
+            data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl"
+        )
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
         lengths = {name: length_statistics(split) for name, split in rows.items()}
@@ -64,14 +74,20 @@ def main(
         give_pad_token(tokenizer, model, may_grow=False)
         stop_at_end_of_turn(model, tokenizer)
         max_length = training_args.max_length
-        check_preferences(rows, tokenizer, model, max_length=max_length, on_bad_row=data_args.on_bad_row)
-        if data_args.on_bad_row != "fail" and max_length is not None:  # DPO's trainer does it itself
+        check_preferences(
+            rows, tokenizer, model, max_length=max_length, on_bad_row=data_args.on_bad_row
+        )
+        if (
+            data_args.on_bad_row != "fail" and max_length is not None
+        ):  # DPO's trainer does it itself
             rows = fitting_prompts(rows, tokenizer, max_length=max_length)
 
         longest = context_length(model.config)
         longest = longest - orpo_args.sample_tokens if longest is not None else None
         shown = prompts_to_show(orpo_args.sample_prompts, rows, tokenizer, longest=longest)
-        sample = partial(answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=orpo_args.sample_tokens)
+        sample = partial(
+            answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=orpo_args.sample_tokens
+        )
         run.add_artifact("samples", "samples.jsonl")
         trainer = ORPOTrainer(
             model=model,

@@ -37,7 +37,9 @@ from hfstack.scaling.budget import BudgetArgs, budget_flops, plan_budget
 from hfstack.scaling.ladder import Costs, Machine
 
 
-def main(budget_args: BudgetArgs, work_args: WorkArgs, device_args: DeviceArgs, run_args: RunArgs) -> dict[str, float]:
+def main(
+    budget_args: BudgetArgs, work_args: WorkArgs, device_args: DeviceArgs, run_args: RunArgs
+) -> dict[str, float]:
     """Plan for a recipe when one is named, otherwise for a budget."""
     settings = (budget_args, work_args, device_args, run_args)
     with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
@@ -54,8 +56,12 @@ def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, floa
     if not path.is_file():
         raise ConfigError(f"--recipe {name}: no such recipe; `hfstack list` shows them")
     settings = read_settings(path, shlex.split(work.recipe_options))
-    workload = read_workload(path.stem, settings, rows=work.train_rows, prompt_tokens=work.prompt_tokens)
-    device = find_device(machine.device_name, memory_gib=machine.memory_gib, bf16=workload.trained.step.bf16)
+    workload = read_workload(
+        path.stem, settings, rows=work.train_rows, prompt_tokens=work.prompt_tokens
+    )
+    device = find_device(
+        machine.device_name, memory_gib=machine.memory_gib, bf16=workload.trained.step.bf16
+    )
     workload = device.place(workload)
     needs, utilization, metrics = assess(workload), machine.utilization, dict[str, float]()
     if machine.measure:
@@ -65,12 +71,21 @@ def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, floa
         metrics["predicted_peak_mib"] = round(needs.peak / MIB, 1)
         needs, utilization = corrected(workload, needs, measured, device)
     metrics |= {"utilization": utilization} | checkpointing_peaks(workload)
-    metrics |= recipe_metrics(workload, needs, device, devices=machine.devices, utilization=utilization)
+    metrics |= recipe_metrics(
+        workload, needs, device, devices=machine.devices, utilization=utilization
+    )
     show(run, "memory by model", MEMORY_COLUMNS, memory_rows(workload, needs))
     show(run, "plan", ["what", "value"], [[key, value] for key, value in metrics.items()])
     if not metrics["fits"]:
-        print(f"it does not fit into {device.name}: {metrics['peak_mib']:,} of {metrics['memory_mib']:,} MiB")
-        show(run, "changes that make it fit", CHANGE_COLUMNS, change_rows(workload, device.memory_bytes))
+        print(
+            f"it does not fit into {device.name}: {metrics['peak_mib']:,} of {metrics['memory_mib']:,} MiB"
+        )
+        show(
+            run,
+            "changes that make it fit",
+            CHANGE_COLUMNS,
+            change_rows(workload, device.memory_bytes),
+        )
     return metrics
 
 
@@ -78,9 +93,13 @@ def plan_compute(run: Run, budget: BudgetArgs, machine: DeviceArgs) -> dict[str,
     """The model, data and steps that the law says are best for the budget."""
     template_file = find_architecture(budget.architecture)
     if template_file is None:
-        raise ConfigError(f"--architecture {budget.architecture}: give a config.json, such as llama-125m.json")
+        raise ConfigError(
+            f"--architecture {budget.architecture}: give a config.json, such as llama-125m.json"
+        )
     device = find_device(machine.device_name, memory_gib=machine.memory_gib, bf16=True)
-    flops = budget_flops(budget, peak_flops_per_s=device.peak_flops_per_s, utilization=machine.utilization)
+    flops = budget_flops(
+        budget, peak_flops_per_s=device.peak_flops_per_s, utilization=machine.utilization
+    )
     family = without_size(template_file.stem)
     law, draws, freedom = read_law(budget.fit, family)
     plan = plan_budget(
@@ -99,7 +118,9 @@ def plan_compute(run: Run, budget: BudgetArgs, machine: DeviceArgs) -> dict[str,
         print("no interval: the published law comes without draws; give a --fit of your own ladder")
     for note in plan.notes:
         print(note)
-    (run.output_dir / "config.json").write_text(json.dumps(plan.rung.config, indent=2) + "\n", encoding="utf-8")
+    (run.output_dir / "config.json").write_text(
+        json.dumps(plan.rung.config, indent=2) + "\n", encoding="utf-8"
+    )
     run.add_artifact("config", "config.json")
     rate = device.peak_flops_per_s * machine.utilization * machine.devices
     metrics = plan.metrics | {"hours": plan.rung.flops / rate / 3600}
@@ -112,7 +133,12 @@ def show(run: Run, name: str, columns: list[str], rows: list[list[Any]]) -> None
     run.add_table(name, columns, rows)
     print(f"\n{name}")
     for row in [columns, *rows]:
-        print("  " + " ".join(f"{cell:<26}" if isinstance(cell, str) else f"{cell:>14,.6g}" for cell in row))
+        print(
+            "  "
+            + " ".join(
+                f"{cell:<26}" if isinstance(cell, str) else f"{cell:>14,.6g}" for cell in row
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,13 @@ from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import prepare_rewards
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
-from hfstack.tasks.rl.prompts import check_prompts, check_start, last_evaluation, load_prompts, summarize
+from hfstack.tasks.rl.prompts import (
+    check_prompts,
+    check_start,
+    last_evaluation,
+    load_prompts,
+    summarize,
+)
 from hfstack.tokens.chat import text_of
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
@@ -29,7 +35,10 @@ from hfstack.training.checkpointing import protect
 
 def obeys(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
     """The gold rule of the demo corpus, from 0 to 1: does the story do what the instruction asks?"""
-    return [gold_score(text_of(prompt), text_of(answer)) for prompt, answer in zip(prompts, completions, strict=True)]
+    return [
+        gold_score(text_of(prompt), text_of(answer))
+        for prompt, answer in zip(prompts, completions, strict=True)
+    ]
 
 
 # Used when no --reward_model is given: functions (prompts, completions, **columns) -> list of numbers or None,
@@ -50,15 +59,26 @@ class PpoArgs:
     """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read as they are."""
 
 
-def main(model_args: ModelConfig, data_args: DataArgs, ppo_args: PpoArgs, training_args: PPOConfig) -> dict[str, float]:
+def main(
+    model_args: ModelConfig, data_args: DataArgs, ppo_args: PpoArgs, training_args: PPOConfig
+) -> dict[str, float]:
     """Train, evaluate and save; return the metrics."""
-    with Run.start(__file__, training_args.output_dir, model_args, data_args, ppo_args, training_args) as run:
+    with Run.start(
+        __file__, training_args.output_dir, model_args, data_args, ppo_args, training_args
+    ) as run:
         checkpoint = run.checkpoint
         check_start(model_args.model_name_or_path)
-        for parent in (model_args.model_name_or_path, ppo_args.reward_model, training_args.critic_model):
+        for parent in (
+            model_args.model_name_or_path,
+            ppo_args.reward_model,
+            training_args.critic_model,
+        ):
             run.add_parent(parent or None)
         splits = load_prompts(
-            data_args, recipe="ppo", as_chat=ppo_args.as_chat, quarantine_file=run.output_dir / "quarantine.jsonl"
+            data_args,
+            recipe="ppo",
+            as_chat=ppo_args.as_chat,
+            quarantine_file=run.output_dir / "quarantine.jsonl",
         )
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
@@ -66,7 +86,10 @@ def main(model_args: ModelConfig, data_args: DataArgs, ppo_args: PpoArgs, traini
 
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
-        lengths = {name: getattr(training_args, name) for name in ("max_completion_length", "max_prompt_length")}
+        lengths = {
+            name: getattr(training_args, name)
+            for name in ("max_completion_length", "max_prompt_length")
+        }
         check_prompts(splits, tokenizer, model, **lengths)
         rewards = prepare_rewards(
             [ppo_args.reward_model] if ppo_args.reward_model else REWARDS,
@@ -75,7 +98,9 @@ def main(model_args: ModelConfig, data_args: DataArgs, ppo_args: PpoArgs, traini
             weights=training_args.reward_weights,
             as_text=ppo_args.reward_as_text,
         )
-        samples = SampleTable(run.output_dir / "samples.jsonl", lambda model: trainer.samples(SHOWN))
+        samples = SampleTable(
+            run.output_dir / "samples.jsonl", lambda model: trainer.samples(SHOWN)
+        )
         trainer = PPOTrainer(
             model=model,
             args=training_args,

@@ -71,7 +71,9 @@ def main(model_args: ModelConfig, predict_args: PredictArgs, run_args: RunArgs) 
             batch_size=predict_args.batch_size,
             max_length=predict_args.max_length,
         )
-        sources = [Source(each) if isinstance(each, str) else each for each in predict_args.datasets]
+        sources = [
+            Source(each) if isinstance(each, str) else each for each in predict_args.datasets
+        ]
         run.record_data("predict", describe_sources(sources))
         rows = iterate_rows(
             sources,

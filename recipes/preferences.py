@@ -35,7 +35,9 @@ from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, ans
 from hfstack.tasks.sft.answers import answer
 from hfstack.tokens.chat import prompt_ids
 
-JUDGES = [gold_score]  # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
+JUDGES = [
+    gold_score
+]  # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
 
 
 @dataclass
@@ -63,10 +65,16 @@ class MakeArgs:
 
 
 def main(
-    model_args: ModelConfig, data_args: DataArgs, preference_args: PreferenceArgs, args: MakeArgs, run_args: RunArgs
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    preference_args: PreferenceArgs,
+    args: MakeArgs,
+    run_args: RunArgs,
 ) -> dict[str, float]:
     """Make, judge, pair, split and write; return the metrics."""
-    with Run.start(__file__, run_args.output_dir, model_args, data_args, preference_args, args, run_args) as run:
+    with Run.start(
+        __file__, run_args.output_dir, model_args, data_args, preference_args, args, run_args
+    ) as run:
         run.add_parent(model_args.model_name_or_path)
         counts, metrics = {"train": PreferenceCounts()}, dict[str, float]()
         if args.convert_only:
@@ -74,10 +82,20 @@ def main(
         else:
             answered = make_answers(model_args, data_args, preference_args, args, run_args.seed)
             scores = {pair: fmean(judge(*pair) for judge in JUDGES) for pair in answered}
-            write_rows(run, "judged", [{"prompt": p, "completion": a, "rating": s} for (p, a), s in scores.items()])
-            splits = {"train": Dataset.from_list(judged_pairs(scores, preference_args, counts=counts["train"]))}
+            write_rows(
+                run,
+                "judged",
+                [{"prompt": p, "completion": a, "rating": s} for (p, a), s in scores.items()],
+            )
+            splits = {
+                "train": Dataset.from_list(
+                    judged_pairs(scores, preference_args, counts=counts["train"])
+                )
+            }
             if data_args.eval_fraction:
-                held_out = split_by_prompt(splits["train"], data_args.eval_fraction, data_args.split_seed)
+                held_out = split_by_prompt(
+                    splits["train"], data_args.eval_fraction, data_args.split_seed
+                )
                 splits = dict(zip(("train", "eval"), held_out, strict=True))
             metrics |= {"answers": len(scores), "mean_score": fmean(scores.values())}
         run.record_data("train", describe_sources(data_args.datasets))
@@ -85,29 +103,55 @@ def main(
         metrics |= {**asdict(counts["train"]), "flipped_pairs": sum(splits["train"]["flipped"])}
         for name, part in splits.items():
             write_rows(run, name, list(part))
-            metrics |= {f"{name}_pairs": len(part)} | {f"{name}_{key}": v for key, v in length_statistics(part).items()}
+            metrics |= {f"{name}_pairs": len(part)} | {
+                f"{name}_{key}": v for key, v in length_statistics(part).items()
+            }
         return run.finish(metrics)
 
 
 def make_answers(
-    model_args: ModelConfig, data_args: DataArgs, preference_args: PreferenceArgs, args: MakeArgs, seed: int
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    preference_args: PreferenceArgs,
+    args: MakeArgs,
+    seed: int,
 ) -> list[tuple[str, str]]:
     """Return (prompt, answer) pairs: sampled from the model, else read from the rows, else from the generator."""
-    rows = list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows)) if data_args.datasets else []
+    rows = (
+        list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows))
+        if data_args.datasets
+        else []
+    )
     if not model_args.model_name_or_path:  # absent, or "" on the command line
         if rows:
             return [pair for row in rows for pair in answers_of(row, preference_args)]
-        made = (answers(seed, index, count=args.answers_per_prompt) for index in range(args.demo_prompts))
+        made = (
+            answers(seed, index, count=args.answers_per_prompt)
+            for index in range(args.demo_prompts)
+        )
         return [(row["prompt"], text) for row, different in made for text in different]
     tokenizer = load_tokenizer(model_args)
     model: Any = load_causal_lm(model_args, tokenizer)
     rows = rows or [instruction(seed, index) for index in range(args.demo_prompts)]
-    prompts = [prompt_of(row, preference_args) for row in rows for _ in range(args.answers_per_prompt)]
+    prompts = [
+        prompt_of(row, preference_args) for row in rows for _ in range(args.answers_per_prompt)
+    ]
     chat = preference_args.conversational
-    asked = [prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text) for text in prompts]
-    limits = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "batch_size": args.batch_size}
+    asked = [
+        prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text)
+        for text in prompts
+    ]
+    limits = {
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "batch_size": args.batch_size,
+    }
     completions = answer(model.to(Accelerator().device).eval(), tokenizer, asked, **limits)
-    return [(p, each.completion) for p, each in zip(prompts, completions, strict=True) if each.completion.strip()]
+    return [
+        (p, each.completion)
+        for p, each in zip(prompts, completions, strict=True)
+        if each.completion.strip()
+    ]
 
 
 def write_rows(run: Run, name: str, rows: list[Any]) -> None:

@@ -58,14 +58,21 @@ class PretrainArgs:
 
 
 def main(
-    model_args: ModelConfig, data_args: DataArgs, pretrain_args: PretrainArgs, training_args: TrainingArguments
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    pretrain_args: PretrainArgs,
+    training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, evaluate and save; return the metrics."""
-    with Run.start(__file__, training_args.output_dir, model_args, data_args, pretrain_args, training_args) as run:
+    with Run.start(
+        __file__, training_args.output_dir, model_args, data_args, pretrain_args, training_args
+    ) as run:
         checkpoint = run.checkpoint
         check_settings(training_args, early_stopping_patience=pretrain_args.early_stopping_patience)
         if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
-            raise ConfigError("--use_peft, --load_in_4bit and --load_in_8bit tune a finished model: use the sft recipe")
+            raise ConfigError(
+                "--use_peft, --load_in_4bit and --load_in_8bit tune a finished model: use the sft recipe"
+            )
         run.add_parent(model_args.model_name_or_path)
         run.add_parent(pretrain_args.tokenizer_name_or_path)
         tokenizer = load_tokenizer(model_args, pretrain_args.tokenizer_name_or_path)
@@ -88,14 +95,22 @@ def main(
             tokens_per_step=block_size * blocks_per_step(training_args, len(blocks["train"])),
             flops_per_token=flops_per_token(model.config, block_size).train,
             peak_flops_per_s=training_args.world_size
-            * peak_flops_per_s(training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32),
+            * peak_flops_per_s(
+                training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32
+            ),
         )
         prompts, sample_tokens = pretrain_args.sample_prompts, pretrain_args.sample_tokens
-        sample = partial(sample_pairs, tokenizer=tokenizer, prompts=prompts, max_new_tokens=sample_tokens)
+        sample = partial(
+            sample_pairs, tokenizer=tokenizer, prompts=prompts, max_new_tokens=sample_tokens
+        )
         samples = SampleTable(run.output_dir / "samples.jsonl", sample)
         callbacks = [throughput, samples]
         if "eval" in blocks:
-            callbacks.append(DerivedMetrics(partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)))
+            callbacks.append(
+                DerivedMetrics(
+                    partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)
+                )
+            )
         if pretrain_args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(pretrain_args.early_stopping_patience))
         with refusals_of_upstream():
@@ -108,9 +123,13 @@ def main(
                 data_collator=PackedBlocks.collate,
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )
-        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(resume_from_checkpoint=checkpoint)
+        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
+            resume_from_checkpoint=checkpoint
+        )
         run.add_artifact("samples", "samples.jsonl")
-        metrics = training_counts(model.config, training_args, blocks["train"], steps=trained.global_step)
+        metrics = training_counts(
+            model.config, training_args, blocks["train"], steps=trained.global_step
+        )
         metrics |= {"train_loss": trained.training_loss} | throughput.metrics()
         metrics |= trainer.evaluate() if "eval" in blocks else {}
         return run.finish(metrics, trainer)

@@ -24,9 +24,19 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk
 from hfstack.runs.run import Run
 from hfstack.tasks.masked_lm.fill_mask import fill_pairs
-from hfstack.tasks.masked_lm.masking import HideAnew, MaskedBlocks, MaskUnit, masked_splits, use_mask_tokens
+from hfstack.tasks.masked_lm.masking import (
+    HideAnew,
+    MaskedBlocks,
+    MaskUnit,
+    masked_splits,
+    use_mask_tokens,
+)
 from hfstack.tasks.masked_lm.metrics import baseline_metrics, masked_metrics, pseudo_metrics
-from hfstack.tasks.masked_lm.model import check_masked_model, score_only_masked, training_flops_per_token
+from hfstack.tasks.masked_lm.model import (
+    check_masked_model,
+    score_only_masked,
+    training_flops_per_token,
+)
 from hfstack.training.callbacks import SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
@@ -56,21 +66,30 @@ class MaskingArgs:
 
 
 def main(
-    model_args: ModelConfig, data_args: DataArgs, masking_args: MaskingArgs, training_args: TrainingArguments
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    masking_args: MaskingArgs,
+    training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, evaluate and save; return the metrics."""
-    with Run.start(__file__, training_args.output_dir, model_args, data_args, masking_args, training_args) as run:
+    with Run.start(
+        __file__, training_args.output_dir, model_args, data_args, masking_args, training_args
+    ) as run:
         checkpoint, args = run.checkpoint, masking_args
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         check_best_metric(training_args, ["masked_accuracy"])
         if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
-            raise ConfigError("--use_peft, --load_in_4bit and --load_in_8bit are for finished models, not pretraining")
+            raise ConfigError(
+                "--use_peft, --load_in_4bit and --load_in_8bit are for finished models, not pretraining"
+            )
         run.add_parent(model_args.model_name_or_path)
         run.add_parent(args.tokenizer_name_or_path)
 
         tokenizer = use_mask_tokens(load_tokenizer(model_args, args.tokenizer_name_or_path))
         model = load_masked_lm(model_args, tokenizer)
-        check_masked_model(model, block_size=args.block_size, isolate_documents=args.isolate_documents)
+        check_masked_model(
+            model, block_size=args.block_size, isolate_documents=args.isolate_documents
+        )
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
@@ -81,13 +100,17 @@ def main(
         )  # fmt: skip
         if training_args.save_strategy != "no":
             refuse_full_disk(run.output_dir, parameters=parameter_count(model))
-        share = args.mask_probability if score_only_masked(model) else 1.0  # of the positions that need the head
+        share = (
+            args.mask_probability if score_only_masked(model) else 1.0
+        )  # of the positions that need the head
 
         throughput = Throughput(
             tokens_per_step=args.block_size * blocks_per_step(training_args, len(blocks["train"])),
             flops_per_token=training_flops_per_token(model, args.block_size, scored_share=share),
             peak_flops_per_s=training_args.world_size
-            * peak_flops_per_s(training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32),
+            * peak_flops_per_s(
+                training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32
+            ),
         )
         callbacks = [throughput, HideAnew(blocks["train"])]
         if args.fill_prompts:
@@ -102,11 +125,19 @@ def main(
                 processing_class=tokenizer, data_collator=MaskedBlocks.collate, compute_metrics=masked_metrics,
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )  # fmt: skip
-        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(resume_from_checkpoint=checkpoint)
-        metrics = {"train_loss": trained.training_loss, "parameters": parameter_count(model)} | throughput.metrics()
+        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
+            resume_from_checkpoint=checkpoint
+        )
+        metrics = {
+            "train_loss": trained.training_loss,
+            "parameters": parameter_count(model),
+        } | throughput.metrics()
         if "eval" in blocks:
             metrics |= trainer.evaluate() | baseline_metrics(blocks["train"], blocks["eval"])
-            texts = [row[data_args.text_column] for row in islice(splits["eval"], args.pseudo_perplexity_texts)]
+            texts = [
+                row[data_args.text_column]
+                for row in islice(splits["eval"], args.pseudo_perplexity_texts)
+            ]
             metrics |= pseudo_metrics(model.eval(), tokenizer, texts, max_length=args.block_size)
         return run.finish(metrics, trainer)
 

@@ -75,19 +75,27 @@ class CardArgs:
 def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str, float]:
     """Check, write the card, push, and compare what arrived; return counts."""
     if not args.run or not (args.repo or args.dry_run):
-        raise ConfigError("--run and --repo are required, such as --run runs/sft --repo your_name/model")
+        raise ConfigError(
+            "--run and --repo are required, such as --run runs/sft --repo your_name/model"
+        )
     words = Words(card_args.license, card_args.language, card_args.intended_use, card_args.limits,
                   by_path(card_args.data_licenses))  # fmt: skip
     chain = follow(Path(args.run), card_args.evaluations)
     kind, files = staging.check_ready(chain)
     repo = args.repo or f"your_name/{chain.last.label.replace('/', '-')}"
-    target = hub.Target(repo, kind.repo_type, args.endpoint or constants.ENDPOINT, get_token(), private=args.private)
+    target = hub.Target(
+        repo, kind.repo_type, args.endpoint or constants.ENDPOINT, get_token(), private=args.private
+    )
     if not (args.dry_run or folder.is_folder(repo)):
         hub.check_token(target)  # before the minutes that loading and hashing may take
-    with Run.start(__file__, run_args.output_dir, args, card_args, run_args, replace_own=True) as run:
+    with Run.start(
+        __file__, run_args.output_dir, args, card_args, run_args, replace_own=True
+    ) as run:
         run.add_parent(args.run)
         if args.merge_adapter:
-            kind, files = merge(chain.last.directory, kind, staging.fresh_folder(run.output_dir / "merged"))
+            kind, files = merge(
+                chain.last.directory, kind, staging.fresh_folder(run.output_dir / "merged")
+            )
         base = staging.check_base(kind, args.base_repo)
         picture = chain_picture(load_runs([str(link.directory) for link in chain.links]))
         where = str(folder.folder_of(repo)) if folder.is_folder(repo) else repo
@@ -100,9 +108,16 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
                               base=base)  # fmt: skip
         check = measure(files, kind) if args.measure else None
         items = staging.write_publication(items, run.output_dir, kind=kind, check=check)
-        metrics = {"files": refuse_secrets(items, secrets), "bytes": sum(one.bytes for one in items)}
+        metrics = {
+            "files": refuse_secrets(items, secrets),
+            "bytes": sum(one.bytes for one in items),
+        }
         metrics |= {} if check is None else {check[0]: check[1]}
-        print("\n".join([f"{repo}: {kind.name}", *(f"  {one.path:<28} {size(one.bytes)}" for one in items)]))
+        print(
+            "\n".join(
+                [f"{repo}: {kind.name}", *(f"  {one.path:<28} {size(one.bytes)}" for one in items)]
+            )
+        )
         if args.dry_run:
             print(f"{run.output_dir}/README.md is the card; nothing was sent")
         elif folder.is_folder(repo):
@@ -110,7 +125,9 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         else:
             parent = hub.prepare_repo(target)
             old = hub.superseded(target, parent, items, kind=kind.name)
-            sha = hub.push(target, items, parent=parent, message=f"Publish {chain.last.label}", delete=old)
+            sha = hub.push(
+                target, items, parent=parent, message=f"Publish {chain.last.label}", delete=old
+            )
             metrics |= {"verified_files": hub.check_pushed(target, items, sha)}
             print(f"{target.url} is at {sha}")
         return run.finish(metrics)

@@ -32,12 +32,16 @@ class ReportArgs:
 
 def main(args: ReportArgs) -> dict[str, float]:
     if not args.runs:
-        raise ConfigError("--runs is empty; give the --output_dir of one or more runs, or the folder above them")
+        raise ConfigError(
+            "--runs is empty; give the --output_dir of one or more runs, or the folder above them"
+        )
     reports = load_runs(args.runs)
 
     with Run.start(__file__, args.output_dir, args, replace_own=True) as run:
         run.record_data("runs", [describe(report) for report in reports])
-        page = render_page(reports, title=args.title or default_title(reports), made=datetime.now(UTC))
+        page = render_page(
+            reports, title=args.title or default_title(reports), made=datetime.now(UTC)
+        )
         target = Path(args.output_dir) / "report.html"
         target.write_text(page, encoding="utf-8")
         run.add_artifact("report", target.name)

@@ -59,20 +59,28 @@ def main(
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.checkpoint
         run.add_parent(model_args.model_name_or_path)
-        splits = load_preferences(data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        splits = load_preferences(
+            data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl"
+        )
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
 
         encoded, kept, new_modules = {}, {}, list[str]()
         tokenizer = load_tokenizer(model_args, reward_args.tokenizer_name_or_path)
         model = load_reward_model(model_args, tokenizer, new_modules=new_modules)
-        limits = [training_args.max_length, context_length(model.config), tokenizer.model_max_length]
+        limits = [
+            training_args.max_length,
+            context_length(model.config),
+            tokenizer.model_max_length,
+        ]
         max_length = min(limit for limit in limits if limit)
         for name, rows in splits.items():
             encoded[name], kept[name] = encode_pairs(
                 rows, tokenizer, max_length=max_length, overlong=reward_args.overlong, name=name
             )
-        lengths = {name: length_statistics(rows.select(kept[name])) for name, rows in splits.items()}
+        lengths = {
+            name: length_statistics(rows.select(kept[name])) for name, rows in splits.items()
+        }
         run.add_table("answer lengths", *length_table(lengths))
 
         trainer = RewardTrainer(
@@ -80,34 +88,61 @@ def main(
             processing_class=tokenizer, peft_config=lora_beside_head(model_args, new_modules),
             callbacks=[*protect(run, push_checkpoints(training_args))],
         )  # fmt: skip
-        check_reward_pairs(splits, encoded, tokenizer, model=cast(Any, trainer.model), new_modules=new_modules)
+        check_reward_pairs(
+            splits, encoded, tokenizer, model=cast(Any, trainer.model), new_modules=new_modules
+        )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
-        metrics: dict[str, float] = {"train_loss": trained.training_loss, "train_pairs": len(encoded["train"])}
+        metrics: dict[str, float] = {
+            "train_loss": trained.training_loss,
+            "train_pairs": len(encoded["train"]),
+        }
         if "eval" in encoded:
             metrics |= trainer.evaluate()
-            pad, batch_size = model.config.get_text_config().pad_token_id, training_args.eval_batch_size
-            score = partial(score_sequences, cast(Any, trainer.model_wrapped), pad_token_id=pad, batch_size=batch_size)
+            pad, batch_size = (
+                model.config.get_text_config().pad_token_id,
+                training_args.eval_batch_size,
+            )
+            score = partial(
+                score_sequences,
+                cast(Any, trainer.model_wrapped),
+                pad_token_id=pad,
+                batch_size=batch_size,
+            )
             rewards = [score(encoded["eval"][f"{side}_ids"]) for side in ("chosen", "rejected")]
             rows = splits["eval"].select(kept["eval"]).to_list()
-            metrics |= measure(run, rows, *rewards, shorter_wins=lengths["train"]["chosen_longer_share"] < 0.5)
+            metrics |= measure(
+                run, rows, *rewards, shorter_wins=lengths["train"]["chosen_longer_share"] < 0.5
+            )
         return run.finish(metrics, trainer)
 
 
 def measure(
-    run: Run, rows: list[dict[str, Any]], chosen: list[float], rejected: list[float], *, shorter_wins: bool
+    run: Run,
+    rows: list[dict[str, Any]],
+    chosen: list[float],
+    rejected: list[float],
+    *,
+    shorter_wins: bool,
 ) -> dict[str, float]:
     """Write the rewards of the held-out pairs, their picture and tables; return the metrics."""
     if PartialState().is_main_process:
         with write_jsonl(run.output_dir / "pairs.jsonl") as add:
             for row, c, r in zip(rows, chosen, rejected, strict=True):
                 add({**row, "reward_chosen": c, "reward_rejected": r})
-        (run.output_dir / "rewards.svg").write_text(reward_histogram(chosen, rejected), encoding="utf-8")
+        (run.output_dir / "rewards.svg").write_text(
+            reward_histogram(chosen, rejected), encoding="utf-8"
+        )
     run.add_artifact("pairs", "pairs.jsonl")
     run.add_artifact("rewards", "rewards.svg")
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
-    run.add_table("accuracy by margin", ["from", "to", "pairs", "accuracy"], accuracy_by_margin(margins))
+    run.add_table(
+        "accuracy by margin", ["from", "to", "pairs", "accuracy"], accuracy_by_margin(margins)
+    )
     run.add_table("calibration", ["P(right)", "accuracy", "pairs"], calibration_bins(margins))
-    lengths = {f"{side}_lengths": [len(answer_text(row[side])) for row in rows] for side in ("chosen", "rejected")}
+    lengths = {
+        f"{side}_lengths": [len(answer_text(row[side])) for row in rows]
+        for side in ("chosen", "rejected")
+    }
     prompts = [json.dumps(row["prompt"]) for row in rows]
     found = reward_metrics(chosen, rejected, **lengths, prompts=prompts, shorter_wins=shorter_wins)
     return {f"eval_{key}": value for key, value in found.items()}

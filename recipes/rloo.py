@@ -35,7 +35,10 @@ from hfstack.training.checkpointing import protect
 
 def obeys(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
     """The gold rule of the demo corpus, from 0 to 1: does the story do what the instruction asks?"""
-    return [gold_score(text_of(prompt), text_of(answer)) for prompt, answer in zip(prompts, completions, strict=True)]
+    return [
+        gold_score(text_of(prompt), text_of(answer))
+        for prompt, answer in zip(prompts, completions, strict=True)
+    ]
 
 
 # Used when no --reward_model is given: functions (prompts, completions, **columns) -> list of numbers or None,
@@ -59,13 +62,18 @@ def main(
     model_args: ModelConfig, data_args: DataArgs, rloo_args: RlooArgs, training_args: RLOOConfig
 ) -> dict[str, float]:
     """Train, evaluate and save; return the metrics."""
-    with Run.start(__file__, training_args.output_dir, model_args, data_args, rloo_args, training_args) as run:
+    with Run.start(
+        __file__, training_args.output_dir, model_args, data_args, rloo_args, training_args
+    ) as run:
         checkpoint = run.checkpoint
         check_start(model_args.model_name_or_path)
         run.add_parent(model_args.model_name_or_path)
         run.add_parent(rloo_args.reward_model or None)
         splits = load_prompts(
-            data_args, recipe="rloo", as_chat=rloo_args.as_chat, quarantine_file=run.output_dir / "quarantine.jsonl"
+            data_args,
+            recipe="rloo",
+            as_chat=rloo_args.as_chat,
+            quarantine_file=run.output_dir / "quarantine.jsonl",
         )
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
@@ -74,7 +82,9 @@ def main(
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
         check_policy(model, tokenizer, model_args.model_name_or_path)
-        check_prompts(splits, tokenizer, model, max_completion_length=training_args.max_completion_length)
+        check_prompts(
+            splits, tokenizer, model, max_completion_length=training_args.max_completion_length
+        )
         rewards = prepare_rewards(
             [rloo_args.reward_model] if rloo_args.reward_model else REWARDS,
             device=training_args.device,

@@ -67,20 +67,31 @@ class FitArgs:
             raise ConfigError(f"--forms {unknown[0]}: no such form; choose of {', '.join(FORMS)}")
 
 
-def main(data_args: DataArgs, table_args: TableArgs, fit_args: FitArgs, run_args: RunArgs) -> dict[str, float]:
+def main(
+    data_args: DataArgs, table_args: TableArgs, fit_args: FitArgs, run_args: RunArgs
+) -> dict[str, float]:
     """Read, fit every family, and write tables and pictures; return the numbers."""
     if not fit_args.runs and not data_args.datasets:
-        raise ConfigError("nothing to fit: give --runs (ladders) or --datasets (a table with columns N, D, loss)")
+        raise ConfigError(
+            "nothing to fit: give --runs (ladders) or --datasets (a table with columns N, D, loss)"
+        )
     settings = (data_args, table_args, fit_args, run_args)
     with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
         if data_args.datasets:
-            families = read_table(data_args.datasets, **asdict(table_args), on_bad_row=data_args.on_bad_row)
+            families = read_table(
+                data_args.datasets, **asdict(table_args), on_bad_row=data_args.on_bad_row
+            )
             run.record_data("table", describe_sources(data_args.datasets))
         else:
             families = load_rungs(fit_args.runs, counted=fit_args.counted, loss=fit_args.loss)
             for folder in rung_folders(fit_args.runs):
                 run.add_parent(folder)
-        how = {"forms": fit_args.forms, "draws": fit_args.draws, "seed": run_args.seed, "resample": fit_args.resample}
+        how = {
+            "forms": fit_args.forms,
+            "draws": fit_args.draws,
+            "seed": run_args.seed,
+            "resample": fit_args.resample,
+        }
         how |= {"shape": fit_args.curve, "window": fit_args.window}
         fits = {family: fit_ladder(rungs, name=family, **how) for family, rungs in families.items()}
 
@@ -94,7 +105,10 @@ def main(data_args: DataArgs, table_args: TableArgs, fit_args: FitArgs, run_args
         run.add_artifact("bootstrap", "bootstrap.csv")
         for family, fit in fits.items():
             print(f"{family}: {len(fit.rungs)} rungs; fitted {', '.join(fit.fitted)}")
-            for note in [*fit.notes, *(f"no {form}: {reason}" for form, reason in fit.refused.items())]:
+            for note in [
+                *fit.notes,
+                *(f"no {form}: {reason}" for form, reason in fit.refused.items()),
+            ]:
                 print(f"  {note}")
         return run.finish(metrics_of(fits))
 

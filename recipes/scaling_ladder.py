@@ -54,10 +54,14 @@ class LadderArgs:
     """Only write the table of rungs, and train nothing."""
 
 
-def main(data_args: DataArgs, ladder_args: LadderArgs, training_args: TrainingArguments) -> dict[str, float]:
+def main(
+    data_args: DataArgs, ladder_args: LadderArgs, training_args: TrainingArguments
+) -> dict[str, float]:
     """Train what is not trained yet, from the cheapest rung to the dearest; return the sums."""
     args, block_size = training_args, ladder_args.block_size
-    with Run.start(__file__, args.output_dir, data_args, ladder_args, args, replace_own=True) as run:
+    with Run.start(
+        __file__, args.output_dir, data_args, ladder_args, args, replace_own=True
+    ) as run:
         check_settings(args)
         args.output_dir = str(run.output_dir)
         run.add_parent(ladder_args.tokenizer_name_or_path)
@@ -72,17 +76,26 @@ def main(data_args: DataArgs, ladder_args: LadderArgs, training_args: TrainingAr
             rate_scale=ladder_args.learning_rate_scale,
             machine=Machine(args.world_size, args.per_device_train_batch_size),
         )
-        sums = {"tokens": sum(rung.tokens for rung in rungs), "flops": sum(rung.flops for rung in rungs)}
-        print(f"{len(rungs)} rungs: {sums['tokens']:,} tokens, {sums['flops']:.3g} FLOPs", flush=True)
+        sums = {
+            "tokens": sum(rung.tokens for rung in rungs),
+            "flops": sum(rung.flops for rung in rungs),
+        }
+        print(
+            f"{len(rungs)} rungs: {sums['tokens']:,} tokens, {sums['flops']:.3g} FLOPs", flush=True
+        )
         run.add_table("rungs", TABLE, [table_row(rung, {}) for rung in rungs])
         if ladder_args.dry_run:
             return run.finish({"rungs": len(rungs), "rungs_trained": 0} | sums)
 
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
         if "eval" not in splits:
-            raise ConfigError("a ladder is measured on held-out text: name --eval_datasets, or set --eval_fraction")
+            raise ConfigError(
+                "a ladder is measured on held-out text: name --eval_datasets, or set --eval_fraction"
+            )
         require_columns(splits["train"], {data_args.text_column}, recipe="scaling_ladder")
-        blocks = pack_splits(splits, tokenizer, text_column=data_args.text_column, block_size=block_size)
+        blocks = pack_splits(
+            splits, tokenizer, text_column=data_args.text_column, block_size=block_size
+        )
         for place, rung in enumerate(rungs):
             metrics = train_rung(rung, blocks, tokenizer, data_args, args)
             print(f"{rung.name}: eval_loss {metrics['eval_loss']:.4f}", flush=True)
@@ -92,7 +105,11 @@ def main(data_args: DataArgs, ladder_args: LadderArgs, training_args: TrainingAr
 
 
 def train_rung(
-    rung: Rung, blocks: dict[str, PackedBlocks], tokenizer: Any, data_args: DataArgs, training_args: TrainingArguments
+    rung: Rung,
+    blocks: dict[str, PackedBlocks],
+    tokenizer: Any,
+    data_args: DataArgs,
+    training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train one rung as a run of its own, or read what it gave when it was finished before."""
     args = rung_arguments(training_args, rung)
@@ -101,15 +118,28 @@ def train_rung(
             checkpoint = run.checkpoint
             run.record_data("train", describe_sources(data_args.datasets))
             run.record_data("eval", describe_sources(data_args.eval_datasets))
-            counts, throughput = rung_metrics(rung, len(blocks["train"])), rung_throughput(args, rung)
+            counts, throughput = (
+                rung_metrics(rung, len(blocks["train"])),
+                rung_throughput(args, rung),
+            )
             model = build_model(rung.config)
             use_fused_loss(model)
-            derived = DerivedMetrics(partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte))
-            callbacks, data = [throughput, derived, *protect(run)], (blocks["train"], blocks["eval"])
+            derived = DerivedMetrics(
+                partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)
+            )
+            callbacks, data = (
+                [throughput, derived, *protect(run)],
+                (blocks["train"], blocks["eval"]),
+            )
             with refusals_of_upstream():
-                trainer = Trainer(model, args, PackedBlocks.collate, *data, tokenizer, callbacks=callbacks)
+                trainer = Trainer(
+                    model, args, PackedBlocks.collate, *data, tokenizer, callbacks=callbacks
+                )
             trained = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint)
-            losses = {"train_loss": trained.training_loss, "train_runtime": trained.metrics["train_runtime"]}
+            losses = {
+                "train_loss": trained.training_loss,
+                "train_runtime": trained.metrics["train_runtime"],
+            }
             return run.finish(counts | losses | throughput.metrics() | trainer.evaluate(), trainer)
     except AlreadyFinished:
         return read_run(str(args.output_dir)).metrics

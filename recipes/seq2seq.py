@@ -24,7 +24,13 @@ from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.seq2seq.data import collate_pairs, encode_pairs, read_pairs
-from hfstack.tasks.seq2seq.metrics import METRICS, check_metrics, decode_texts, overlap_metrics, record_results
+from hfstack.tasks.seq2seq.metrics import (
+    METRICS,
+    check_metrics,
+    decode_texts,
+    overlap_metrics,
+    record_results,
+)
 from hfstack.tasks.seq2seq.model import load_seq2seq, set_decoding, stop_tokens, text_lengths
 from hfstack.tasks.seq2seq.trainer import TranslatingTrainer, trainer_settings
 from hfstack.tasks.shared.task_models import save_task
@@ -58,11 +64,20 @@ class Seq2SeqArgs:
 
 
 def main(
-    model_args: ModelConfig, data_args: DataArgs, seq2seq_args: Seq2SeqArgs, training_args: Seq2SeqTrainingArguments
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    seq2seq_args: Seq2SeqArgs,
+    training_args: Seq2SeqTrainingArguments,
 ) -> dict[str, float]:
     """Train, write a text for each held-out row, score and save; return the metrics."""
-    with Run.start(__file__, training_args.output_dir, model_args, data_args, seq2seq_args, training_args) as run:
-        checkpoint, args, patience = run.checkpoint, seq2seq_args, seq2seq_args.early_stopping_patience
+    with Run.start(
+        __file__, training_args.output_dir, model_args, data_args, seq2seq_args, training_args
+    ) as run:
+        checkpoint, args, patience = (
+            run.checkpoint,
+            seq2seq_args,
+            seq2seq_args.early_stopping_patience,
+        )
         check_settings(training_args, early_stopping_patience=patience)
         check_adapter_settings(model_args)
         if data_args.eval_datasets or data_args.eval_fraction:
@@ -70,24 +85,39 @@ def main(
         for parent in (model_args.model_name_or_path, args.tokenizer_name_or_path):
             run.add_parent(parent)
         if data_args.streaming:
-            raise ConfigError("--streaming: rows are ordered by length before the first step; leave it out")
+            raise ConfigError(
+                "--streaming: rows are ordered by length before the first step; leave it out"
+            )
         columns = (args.source_column, args.target_column)
-        by_source = replace(data_args, text_column=columns[0].partition(".")[0])  # equal sources stay on one side
+        by_source = replace(
+            data_args, text_column=columns[0].partition(".")[0]
+        )  # equal sources stay on one side
         splits = load_splits(by_source, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
         skip_empty = data_args.on_bad_row != "fail"
-        pairs = {name: read_pairs(rows, columns, name=name, skip_empty=skip_empty) for name, rows in splits.items()}
+        pairs = {
+            name: read_pairs(rows, columns, name=name, skip_empty=skip_empty)
+            for name, rows in splits.items()
+        }
 
         tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)
         model: Any = load_seq2seq(model_args, tokenizer)
-        lengths = text_lengths(args.max_source_length, args.max_target_length, model.config, tokenizer)
+        lengths = text_lengths(
+            args.max_source_length, args.max_target_length, model.config, tokenizer
+        )
         decoding = set_decoding(
             model, max_length=training_args.generation_max_length, num_beams=training_args.generation_num_beams,
             usual_length=lengths[1] + 1, source=training_args.generation_config,  # the decoder's first token counts
         )  # fmt: skip
-        texts: dict[str, Any] = {"lengths": lengths, "prefix": args.source_prefix, "overlong": args.overlong}
-        encode = partial(encode_pairs, tokenizer=tokenizer, ends=stop_tokens(model, tokenizer), **texts)
+        texts: dict[str, Any] = {
+            "lengths": lengths,
+            "prefix": args.source_prefix,
+            "overlong": args.overlong,
+        }
+        encode = partial(
+            encode_pairs, tokenizer=tokenizer, ends=stop_tokens(model, tokenizer), **texts
+        )
         train = encode(pairs["train"], name="train")
         held: Any = encode(pairs["eval"], name="eval", held_out=True) if "eval" in pairs else None
         shift, pad = model.prepare_decoder_input_ids_from_labels, padding_id(tokenizer)
@@ -106,12 +136,18 @@ def main(
                 compute_metrics=(lambda done: overlap_metrics(decode_texts(done.predictions, tokenizer), held.pairs))
                 if held and training_args.predict_with_generate else None,
             )  # fmt: skip
-        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(resume_from_checkpoint=checkpoint)
+        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
+            resume_from_checkpoint=checkpoint
+        )
         metrics = {"train_loss": trained.training_loss, "train_rows": len(train.rows)}
         if held:
             found, ids = trainer.write_held_out()
             metrics |= found | record_results(run, decode_texts(ids, tokenizer), held)
-        described = {"source_column": columns[0], "source_prefix": args.source_prefix, "decoding": decoding}
+        described = {
+            "source_column": columns[0],
+            "source_prefix": args.source_prefix,
+            "decoding": decoding,
+        }
         save_task(run.output_dir, described | {"max_source_length": lengths[0]})
         return run.finish(metrics, trainer)
 

@@ -51,9 +51,13 @@ class SftArgs:
     """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out ones by default."""
 
 
-def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, training_args: SFTConfig) -> dict[str, float]:
+def main(
+    model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, training_args: SFTConfig
+) -> dict[str, float]:
     """Train, evaluate, answer and save; return the metrics."""
-    with Run.start(__file__, training_args.output_dir, model_args, data_args, sft_args, training_args) as run:
+    with Run.start(
+        __file__, training_args.output_dir, model_args, data_args, sft_args, training_args
+    ) as run:
         checkpoint = run.checkpoint
         run.add_parent(model_args.model_name_or_path)
         sharded, adapter = is_sharded(training_args), model_args.use_peft
@@ -63,10 +67,15 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
         columns = Columns(sft_args.prompt_column, sft_args.completion_column, sft_args.context_column,
                           data_args.text_column)  # fmt: skip
         key = columns.text if columns.prompt == "prompt" else columns.prompt
-        splits = load_splits(replace(data_args, text_column=key), quarantine_file=run.output_dir / "quarantine.jsonl")
+        splits = load_splits(
+            replace(data_args, text_column=key), quarantine_file=run.output_dir / "quarantine.jsonl"
+        )
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
-        rows = {name: normalise(split, columns, as_chat=sft_args.as_chat) for name, split in splits.items()}
+        rows = {
+            name: normalise(split, columns, as_chat=sft_args.as_chat)
+            for name, split in splits.items()
+        }
 
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
@@ -75,16 +84,32 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
         fine_tuning.use_template(tokenizer, model, training_args, chat=chat, adapter=adapter)
         give_pad_token(tokenizer, model, may_grow=not adapter or sft_args.merge_adapter)
         stop_at_end_of_turn(model, tokenizer)
-        encoded = fine_tuning.encode_rows(rows, tokenizer, model, training_args, on_bad_row=data_args.on_bad_row)
+        encoded = fine_tuning.encode_rows(
+            rows, tokenizer, model, training_args, on_bad_row=data_args.on_bad_row
+        )
         packed = fine_tuning.pack_rows(encoded, training_args)
 
         room = context_length(model.config)
         room = room - sft_args.answer_tokens if room is not None else None
-        asked = questions(rows.get("eval", rows["train"]), tokenizer, limit=max(sft_args.answer_rows, 3), longest=room)
-        own = [[{"role": "user", "content": text}] if chat else text for text in sft_args.sample_prompts]
-        shown = [prompt_ids(tokenizer, prompt) for prompt in own] or [prompt for prompt, _ in asked[:3]]
-        sample = partial(answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=sft_args.answer_tokens)
-        throughput = Throughput(**fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter))
+        asked = questions(
+            rows.get("eval", rows["train"]),
+            tokenizer,
+            limit=max(sft_args.answer_rows, 3),
+            longest=room,
+        )
+        own = [
+            [{"role": "user", "content": text}] if chat else text
+            for text in sft_args.sample_prompts
+        ]
+        shown = [prompt_ids(tokenizer, prompt) for prompt in own] or [
+            prompt for prompt, _ in asked[:3]
+        ]
+        sample = partial(
+            answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=sft_args.answer_tokens
+        )
+        throughput = Throughput(
+            **fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter)
+        )
         counted = fine_tuning.TokenCount(throughput.tokens_per_step)
         derived = DerivedMetrics(lambda loss: {"perplexity": perplexity(loss)})
         samples = SampleTable(run.output_dir / "samples.jsonl", sample)
@@ -97,7 +122,13 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
             eval_dataset=packed.get("eval"),
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
-            callbacks=[throughput, counted, derived, samples, *protect(run, push_checkpoints(training_args))],
+            callbacks=[
+                throughput,
+                counted,
+                derived,
+                samples,
+                *protect(run, push_checkpoints(training_args)),
+            ],
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         tuned = cast(Any, trainer.model)
@@ -108,7 +139,9 @@ def main(model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, traini
         if sft_args.answer_rows and not sharded:
             asked = asked[: sft_args.answer_rows]
             file = run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None
-            metrics |= score_answers(tuned, tokenizer, asked, max_new_tokens=sft_args.answer_tokens, file=file)
+            metrics |= score_answers(
+                tuned, tokenizer, asked, max_new_tokens=sft_args.answer_tokens, file=file
+            )
             run.add_artifact("answers", "answers.jsonl")
         if sft_args.merge_adapter:
             trainer.model = merge_adapter(tuned, model_args, run.output_dir / "adapter")

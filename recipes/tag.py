@@ -68,19 +68,32 @@ class TagArgs:
 
 
 def main(
-    model_args: ModelConfig, data_args: DataArgs, tag_args: TagArgs, training_args: TrainingArguments
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    tag_args: TagArgs,
+    training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, measure on held-out rows and save; return the metrics."""
-    with Run.start(__file__, training_args.output_dir, model_args, data_args, tag_args, training_args) as run:
+    with Run.start(
+        __file__, training_args.output_dir, model_args, data_args, tag_args, training_args
+    ) as run:
         checkpoint, args = run.checkpoint, tag_args
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         run.add_parent(model_args.model_name_or_path)
-        by_words = replace(data_args, text_column=args.tokens_column)  # equal sentences stay on one side
+        by_words = replace(
+            data_args, text_column=args.tokens_column
+        )  # equal sentences stay on one side
         splits = load_splits(by_words, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_data("train", describe_sources(data_args.datasets))
         run.record_data("eval", describe_sources(data_args.eval_datasets))
-        columns = {"tokens_column": args.tokens_column, "tags_column": args.tags_column, "tag_names": args.tag_names}
-        sentences = {name: read_sentences(rows, name=name, **columns) for name, rows in splits.items()}
+        columns = {
+            "tokens_column": args.tokens_column,
+            "tags_column": args.tags_column,
+            "tag_names": args.tag_names,
+        }
+        sentences = {
+            name: read_sentences(rows, name=name, **columns) for name, rows in splits.items()
+        }
         names = tag_set(sentences["train"], args.tag_names)
         for name in sentences:
             sentences[name] = check_tags(sentences[name], names, bad_tags=args.bad_tags, name=name)
@@ -88,14 +101,25 @@ def main(
 
         tokenizer = load_tokenizer(model_args)
         model = load_with_head(
-            model_args, tokenizer, "TokenClassification", tags=names, attention_dropout=args.attention_dropout
+            model_args,
+            tokenizer,
+            "TokenClassification",
+            tags=names,
+            attention_dropout=args.attention_dropout,
         )
         length = check_length(args.max_length, model.config, tokenizer)
-        encode = partial(encode_sentences, tokenizer=tokenizer, max_length=length, label_pieces=args.label_pieces)
+        encode = partial(
+            encode_sentences, tokenizer=tokenizer, max_length=length, label_pieces=args.label_pieces
+        )
         ids = {tag: index for index, tag in enumerate(names)}
         windows = {name: encode(rows, tag_ids=ids, name=name) for name, rows in sentences.items()}
-        held, gold = sentences.get("eval", []), [sentence.tags for sentence in sentences.get("eval", [])]
-        tagged: Any = partial(word_tags, windows=windows.get("eval", []), sentences=held, names=names)
+        held, gold = (
+            sentences.get("eval", []),
+            [sentence.tags for sentence in sentences.get("eval", [])],
+        )
+        tagged: Any = partial(
+            word_tags, windows=windows.get("eval", []), sentences=held, names=names
+        )
 
         callbacks = protect(run, push_checkpoints(training_args))
         if args.early_stopping_patience is not None:
@@ -109,16 +133,23 @@ def main(
                 compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
             )  # fmt: skip
-        trained = checked(trainer, tokenizer, classes=len(names)).train(resume_from_checkpoint=checkpoint)
+        trained = checked(trainer, tokenizer, classes=len(names)).train(
+            resume_from_checkpoint=checkpoint
+        )
         metrics = {"train_loss": trained.training_loss, "train_sentences": len(sentences["train"])}
         if gold:
             output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")  # pyright: ignore
             found = tagged(output.predictions)
-            metrics |= (output.metrics or {}) | beside_baseline(sentences["train"], sentences["eval"], found)
+            metrics |= (output.metrics or {}) | beside_baseline(
+                sentences["train"], sentences["eval"], found
+            )
             run.add_table("scores by type", *type_table(gold, found))
             write_tagged(run.output_dir / "predictions.jsonl", sentences["eval"], found)
             run.add_artifact("predictions", "predictions.jsonl")
-        save_task(run.output_dir, {"tokens_column": args.tokens_column, "max_length": length, "tags": names})
+        save_task(
+            run.output_dir,
+            {"tokens_column": args.tokens_column, "max_length": length, "tags": names},
+        )
         return run.finish(metrics, trainer)
 
 

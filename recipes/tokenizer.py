@@ -50,11 +50,17 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
     with Run.start(__file__, output_dir, data_args, tokenizer_args) as run:
         if not data_args.datasets:
             raise ConfigError("datasets: name at least one, e.g. --datasets stories.jsonl")
-        read = partial(read_texts, data_args=data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        read = partial(
+            read_texts, data_args=data_args, quarantine_file=run.output_dir / "quarantine.jsonl"
+        )
         own_eval = bool(data_args.eval_datasets)
         fraction = 0.0 if own_eval else data_args.eval_fraction
 
-        train = (text for text in read(data_args.datasets) if not is_held_out(text, fraction, data_args.split_seed))
+        train = (
+            text
+            for text in read(data_args.datasets)
+            if not is_held_out(text, fraction, data_args.split_seed)
+        )
         tokenizer = train_tokenizer(train, **settings)
         run.record_data("train", describe_sources(data_args.datasets))
         metrics: dict[str, float] = {"vocab_size": len(tokenizer)}
@@ -68,13 +74,18 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
             report, counts = measure_tokenizer(tokenizer, held_out)
             metrics |= asdict(report)
             run.record_data("eval", describe_sources(data_args.eval_datasets))
-            most = [[show(tokenizer, token), count] for token, count in counts.most_common(SHOWN_TOKENS)]
+            most = [
+                [show(tokenizer, token), count] for token, count in counts.most_common(SHOWN_TOKENS)
+            ]
             run.add_table("most_frequent_tokens", ["token", "held-out count"], most)
         longest = sorted(
-            (show(tokenizer, token) for token in range(len(tokenizer))), key=lambda token: (-len(token), token)
+            (show(tokenizer, token) for token in range(len(tokenizer))),
+            key=lambda token: (-len(token), token),
         )
         run.add_table(
-            "longest_tokens", ["token", "characters"], [[token, len(token) - 2] for token in longest[:SHOWN_TOKENS]]
+            "longest_tokens",
+            ["token", "characters"],
+            [[token, len(token) - 2] for token in longest[:SHOWN_TOKENS]],
         )
 
         tokenizer.save_pretrained(run.output_dir)
@@ -86,20 +97,27 @@ def read_texts(sources: Sequence[Source], *, data_args: DataArgs, quarantine_fil
     """Yield the text of each row; DataError when the column is missing or holds something else."""
     column = data_args.text_column
     rows = iterate_rows(
-        sources, on_bad_row=data_args.on_bad_row, quarantine_file=quarantine_file, max_rows=data_args.max_rows
+        sources,
+        on_bad_row=data_args.on_bad_row,
+        quarantine_file=quarantine_file,
+        max_rows=data_args.max_rows,
     )
     for index, row in enumerate(rows):
         if index == 0:
             require_columns([row], {column}, recipe="tokenizer")
         text = row.get(column)
         if not isinstance(text, str):
-            raise DataError(f"{sources[0].path}: row {index} has {column}={text!r}, which is not text")
+            raise DataError(
+                f"{sources[0].path}: row {index} has {column}={text!r}, which is not text"
+            )
         yield text
 
 
 def is_held_out(text: str, fraction: float, seed: int) -> bool:
     """Choose by a hash of the text, as the training recipes do: a story that occurs twice is never on both sides."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "little", signed=True)).digest()
+    digest = hashlib.blake2b(
+        text.encode(), digest_size=8, key=seed.to_bytes(8, "little", signed=True)
+    ).digest()
     return int.from_bytes(digest, "little") < fraction * 2**64
 
 

@@ -36,7 +36,9 @@ class VerifyArgs:
 def main(args: VerifyArgs, run_args: RunArgs) -> dict[str, float]:
     """Fetch, compare and return counts and the number."""
     if not args.repo:
-        raise ConfigError("--repo is required, such as --repo your_name/model or --repo file:///a/folder")
+        raise ConfigError(
+            "--repo is required, such as --repo your_name/model or --repo file:///a/folder"
+        )
     with Run.start(__file__, run_args.output_dir, args, run_args, replace_own=True) as run:
         if is_folder(args.repo):
             folder, commit = folder_of(args.repo), ""
@@ -46,7 +48,9 @@ def main(args: VerifyArgs, run_args: RunArgs) -> dict[str, float]:
             commit = fetch(args.repo, folder, endpoint=endpoint, revision=args.revision)
         publication = check_files(folder)
         files = publication["files"]
-        print(f"{args.repo} {commit}: {len(files)} files are as published, sha256 of all {fingerprint(publication)}")
+        print(
+            f"{args.repo} {commit}: {len(files)} files are as published, sha256 of all {fingerprint(publication)}"
+        )
         metrics = {"files": len(files), "bytes": sum(entry["bytes"] for entry in files.values())}
         if args.measure and (found := check_number(folder, publication)) is not None:
             name, published, measured = found

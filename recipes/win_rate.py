@@ -38,7 +38,9 @@ from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn, text_of
 
 def obeys(prompts: list[Any], answers: list[str]) -> list[float]:
     """The gold rule of the demo corpus, from 0 to 1: does the story do what the instruction asks?"""
-    return [gold_score(text_of(prompt), text) for prompt, text in zip(prompts, answers, strict=True)]
+    return [
+        gold_score(text_of(prompt), text) for prompt, text in zip(prompts, answers, strict=True)
+    ]
 
 
 # Used when no --reward_model is given: any function (prompts, first, second) -> shares in [0, 1] by which first wins.
@@ -65,23 +67,35 @@ class WinRateArgs:
     """Prompts per batch."""
 
 
-def main(model_args: ModelConfig, data_args: DataArgs, win_args: WinRateArgs, run_args: RunArgs) -> dict[str, float]:
+def main(
+    model_args: ModelConfig, data_args: DataArgs, win_args: WinRateArgs, run_args: RunArgs
+) -> dict[str, float]:
     """Let both models answer, judge the answers and return the metrics."""
     args = win_args
-    check_sampling(max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=1.0, top_k=0)
+    check_sampling(
+        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=1.0, top_k=0
+    )
     if args.reference_model is None:
-        raise ConfigError("--reference_model is required: the model to compare with, such as runs/sft")
+        raise ConfigError(
+            "--reference_model is required: the model to compare with, such as runs/sft"
+        )
     with Run.start(__file__, run_args.output_dir, model_args, data_args, win_args, run_args) as run:
         for parent in (model_args.model_name_or_path, args.reference_model, args.reward_model):
             run.add_parent(parent)
         bad_rows = run.output_dir / "quarantine.jsonl"
-        splits = load_prompts(data_args, recipe="win_rate", as_chat=args.as_chat, quarantine_file=bad_rows)
+        splits = load_prompts(
+            data_args, recipe="win_rate", as_chat=args.as_chat, quarantine_file=bad_rows
+        )
         prompts = list(splits.get("eval", splits["train"])["prompt"])
-        run.record_data("prompts", describe_sources([*data_args.datasets, *data_args.eval_datasets]))
+        run.record_data(
+            "prompts", describe_sources([*data_args.datasets, *data_args.eval_datasets])
+        )
         device = Accelerator().device
         judge = JUDGE
         if args.reward_model is not None:
-            judge = judge_by_score(RewardModel(args.reward_model, device=device, as_text=args.reward_as_text).score)
+            judge = judge_by_score(
+                RewardModel(args.reward_model, device=device, as_text=args.reward_as_text).score
+            )
 
         def write(model_args: ModelConfig) -> tuple[Any, Any, list[list[int]], list[Completion]]:
             """Load a model and let it answer, from the same seed as the other one."""
@@ -91,22 +105,48 @@ def main(model_args: ModelConfig, data_args: DataArgs, win_args: WinRateArgs, ru
             set_seed(run_args.seed)
             ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
             how = {"temperature": args.temperature, "batch_size": args.batch_size}
-            return model, tokenizer, ids, answer(model, tokenizer, ids, max_new_tokens=args.max_new_tokens, **how)
+            return (
+                model,
+                tokenizer,
+                ids,
+                answer(model, tokenizer, ids, max_new_tokens=args.max_new_tokens, **how),
+            )
 
         ours = write(model_args)[3]
-        reference, tokenizer, ids, theirs = write(replace(model_args, model_name_or_path=args.reference_model))
-        our_texts, their_texts = [one.completion for one in ours], [one.completion for one in theirs]
+        reference, tokenizer, ids, theirs = write(
+            replace(model_args, model_name_or_path=args.reference_model)
+        )
+        our_texts, their_texts = (
+            [one.completion for one in ours],
+            [one.completion for one in theirs],
+        )
         judged = judge_both_orders(judge, prompts, our_texts, their_texts)
         rate = win_rate(judged.shares)
         controlled = length_controlled_win_rate(
-            judged.shares, list(map(len, our_texts)), list(map(len, their_texts)), seed=run_args.seed
+            judged.shares,
+            list(map(len, our_texts)),
+            list(map(len, their_texts)),
+            seed=run_args.seed,
         )
-        metrics = {"prompts": len(prompts)} | rate.named("win_rate") | controlled.named("win_rate_length_controlled")
-        metrics |= judged.counts() | describe_answers(ours) | describe_answers(theirs, prefix="reference_")
+        metrics = (
+            {"prompts": len(prompts)}
+            | rate.named("win_rate")
+            | controlled.named("win_rate_length_controlled")
+        )
+        metrics |= (
+            judged.counts() | describe_answers(ours) | describe_answers(theirs, prefix="reference_")
+        )
         for prefix, answers in {"": ours, "reference_": theirs}.items():
-            perplexity = perplexity_of_answers(reference, tokenizer, ids, answers, batch_size=args.batch_size)
+            perplexity = perplexity_of_answers(
+                reference, tokenizer, ids, answers, batch_size=args.batch_size
+            )
             metrics |= {f"{prefix}perplexity_under_reference": perplexity}
-        columns = {"prompt": prompts, "answer": our_texts, "reference_answer": their_texts, "share": judged.shares}
+        columns = {
+            "prompt": prompts,
+            "answer": our_texts,
+            "reference_answer": their_texts,
+            "share": judged.shares,
+        }
         with write_jsonl(run.output_dir / "answers.jsonl") as write_row:
             for row in zip(*columns.values(), strict=True):
                 write_row(dict(zip(columns, row, strict=True)))

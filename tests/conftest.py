@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never downloads; set before any Hugging Face import
+os.environ.setdefault(
+    "HF_HUB_OFFLINE", "1"
+)  # a test never downloads; set before any Hugging Face import
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -48,11 +50,15 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokeni
             show_progress=False,
         ),
     )
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|pad|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_llama(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with an untrained 2-layer Llama (context 128) and the tiny tokenizer."""
     set_seed(0)
     folder = tmp_path_factory.mktemp("tiny-llama")
@@ -91,12 +97,17 @@ def run_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float
         spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up by name
+        monkeypatch.setitem(
+            sys.modules, spec.name, module
+        )  # dataclasses look their module up by name
         spec.loader.exec_module(module)
         flags = [str(argument) for argument in argv]
         monkeypatch.setattr(sys, "argv", [str(path), *flags])
         hints = typing.get_type_hints(module.main)
-        settings = parse(*(hints[parameter] for parameter in inspect.signature(module.main).parameters), argv=flags)
+        settings = parse(
+            *(hints[parameter] for parameter in inspect.signature(module.main).parameters),
+            argv=flags,
+        )
         return module.main(*settings)
 
     return call
@@ -104,4 +115,6 @@ def run_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--record-golden` writes the losses that tests/recipes/test_golden.py compares with."""
-    parser.addoption("--record-golden", action="store_true", help="record golden losses instead of comparing")
+    parser.addoption(
+        "--record-golden", action="store_true", help="record golden losses instead of comparing"
+    )

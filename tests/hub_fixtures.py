@@ -10,7 +10,13 @@ import pytest
 from tests.minihub import minihub
 from tests.minihub_state import Hub, User
 
-WRITER, READER, FINE, NARROW, OTHER = "writer-key-1", "reader-key-2", "fine-key-3", "narrow-key-4", "other-key-5"
+WRITER, READER, FINE, NARROW, OTHER = (
+    "writer-key-1",
+    "reader-key-2",
+    "fine-key-3",
+    "narrow-key-4",
+    "other-key-5",
+)
 USERS = {
     WRITER: User("alice", orgs=("stories",)),
     READER: User("alice", role="read"),
@@ -28,7 +34,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
         template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the endpoint that it was made with
+        monkeypatch.setattr(
+            "transformers.utils.hub._hf_api", None
+        )  # it keeps the endpoint that it was made with
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setenv("HF_TOKEN", WRITER)

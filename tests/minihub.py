@@ -41,7 +41,9 @@ def minihub(users: dict[str, User], *, part_bytes: int | None = None) -> Iterato
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     try:
         yield hub
@@ -91,7 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
                     return
             self._route(parts.path)
         except _Refused as refused:
-            headers = {"X-Error-Message": refused.message} | ({"X-Error-Code": refused.code} if refused.code else {})
+            headers = {"X-Error-Message": refused.message} | (
+                {"X-Error-Code": refused.code} if refused.code else {}
+            )
             self._answer(refused.status, {"error": refused.message}, headers=headers)
         except (ConnectionError, TimeoutError):  # the client went away
             self.close_connection = True
@@ -105,7 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, path: str, *, answer: bool = True) -> None:
         for method, pattern, function in _ROUTES:
             if method == self.command and (match := re.fullmatch(pattern, path)):
-                found = function(self, **{k: unquote(v) if v else v for k, v in match.groupdict().items()})
+                found = function(
+                    self, **{k: unquote(v) if v else v for k, v in match.groupdict().items()}
+                )
                 if found is not None and answer:
                     self._answer(200, found)
                 return
@@ -113,11 +119,20 @@ class _Handler(BaseHTTPRequestHandler):
         raise _Refused(404, f"no route {self.command} {path}")
 
     def _answer(
-        self, status: int, body: Any = None, *, headers: dict[str, str] | None = None, raw: bytes | None = None
+        self,
+        status: int,
+        body: Any = None,
+        *,
+        headers: dict[str, str] | None = None,
+        raw: bytes | None = None,
     ) -> None:
         data = raw if raw is not None else json.dumps(body).encode()
         self.send_response(status)
-        plain = {"Content-Type": "application/json", "Content-Length": str(len(data)), "X-Request-Id": "test"}
+        plain = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            "X-Request-Id": "test",
+        }
         for name, value in (plain | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
@@ -159,7 +174,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(403, "You don't have the rights to write here")
         return repo
 
-    def _at(self, kinds: str, name: str, revision: str | None, *, write: bool = False) -> tuple[Repo, str]:
+    def _at(
+        self, kinds: str, name: str, revision: str | None, *, write: bool = False
+    ) -> tuple[Repo, str]:
         repo = self._repo(_KINDS[kinds], name, write=write)
         if (sha := repo.sha(revision or "main")) is None:
             raise _Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -171,9 +188,17 @@ class _Handler(BaseHTTPRequestHandler):
         token: dict[str, Any] = {"displayName": "test", "role": user.role}
         if user.role == "fineGrained":
             entity = {"type": "user", "name": user.name}
-            token["fineGrained"] = {"global": [], "scoped": [{"entity": entity, "permissions": list(user.scopes)}]}
+            token["fineGrained"] = {
+                "global": [],
+                "scoped": [{"entity": entity, "permissions": list(user.scopes)}],
+            }
         orgs = [{"name": name} for name in user.orgs]
-        return {"type": "user", "name": user.name, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token}}
+        return {
+            "type": "user",
+            "name": user.name,
+            "orgs": orgs,
+            "auth": {"type": "access_token", "accessToken": token},
+        }
 
     def create(self) -> dict[str, Any] | None:
         body, user = json.loads(self._body()), self._user()
@@ -183,20 +208,33 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{namespace}/{body['name']}"
         if not user.may_write(namespace):
             raise _Refused(403, f"You don't have the rights to create a {kind} under {namespace}")
-        answer = {"url": f"{self.hub.url}/{'' if kind == 'model' else kind + 's/'}{name}", "name": name, "id": name}
+        answer = {
+            "url": f"{self.hub.url}/{'' if kind == 'model' else kind + 's/'}{name}",
+            "name": name,
+            "id": name,
+        }
         if (kind, name) in self.hub.repos:
             self._answer(409, {"error": "You already created this repo", **answer})
             return None
-        self.hub.make(name, kind=kind, private=body.get("visibility") == "private" or bool(body.get("private")))
+        self.hub.make(
+            name,
+            kind=kind,
+            private=body.get("visibility") == "private" or bool(body.get("private")),
+        )
         return answer
 
     def validate_yaml(self) -> dict[str, Any] | None:
         body = json.loads(self._body())
         if "license: none-such" in body["content"]:
-            self._answer(400, {"errors": [{"message": '"license" must be one of [...]'}], "warnings": []})
+            self._answer(
+                400, {"errors": [{"message": '"license" must be one of [...]'}], "warnings": []}
+            )
             return None
         if not body["content"].startswith("---\n"):
-            return {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}
+            return {
+                "errors": [],
+                "warnings": [{"message": "empty or missing yaml metadata in repo card"}],
+            }
         return {"errors": [], "warnings": []}
 
     # Reading
@@ -219,14 +257,21 @@ class _Handler(BaseHTTPRequestHandler):
             if path.startswith(under):
                 first, slash, _ = path[len(under) :].partition("/")
                 if slash and not deep:
-                    found[first] = {"type": "directory", "path": under + first, "oid": "0" * 40, "size": 0}
+                    found[first] = {
+                        "type": "directory",
+                        "path": under + first,
+                        "oid": "0" * 40,
+                        "size": 0,
+                    }
                 else:
                     found[path] = _entry(path, stored)
         return list(found.values())
 
     def paths_info(self, kinds: str, name: str, revision: str) -> list[Any]:
         raw = self._body()
-        asked = json.loads(raw)["paths"] if raw[:1] == b"{" else parse_qs(raw.decode()).get("paths", [])
+        asked = (
+            json.loads(raw)["paths"] if raw[:1] == b"{" else parse_qs(raw.decode()).get("paths", [])
+        )
         repo, sha = self._at(kinds, name, revision)
         files = repo.commits[sha].files
         return [_entry(path, files[path]) for path in asked if path in files]
@@ -234,7 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
     def refs(self, kinds: str, name: str) -> dict[str, Any]:
         repo = self._repo(_KINDS[kinds], name)
         branches = [
-            {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": sha} for branch, sha in repo.refs.items()
+            {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": sha}
+            for branch, sha in repo.refs.items()
         ]
         return {"branches": branches, "tags": [], "converts": []}
 
@@ -244,14 +290,20 @@ class _Handler(BaseHTTPRequestHandler):
         step: str | None = sha
         while step:
             commit = repo.commits[step]
-            found.append({"id": step, "title": commit.title, "message": "", "date": _TIME, "authors": []})
+            found.append(
+                {"id": step, "title": commit.title, "message": "", "date": _TIME, "authors": []}
+            )
             step = commit.parent
         return found
 
     def file(self, name: str, revision: str, path: str, kinds: str | None = None) -> None:
         repo, sha = self._at(kinds or "models", name, revision)
         if (stored := repo.commits[sha].files.get(path)) is None:
-            headers = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found", "X-Repo-Commit": sha}
+            headers = {
+                "X-Error-Code": "EntryNotFound",
+                "X-Error-Message": "Entry not found",
+                "X-Repo-Commit": sha,
+            }
             self._answer(404, {"error": "Entry not found"}, headers=headers)
             return
         etag = stored.sha256 or stored.oid
@@ -286,7 +338,12 @@ class _Handler(BaseHTTPRequestHandler):
             there = files.get(asked["path"])
             oid = there and (there.sha256 or there.oid)
             answers.append(
-                {"path": asked["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
+                {
+                    "path": asked["path"],
+                    "uploadMode": "lfs" if large else "regular",
+                    "shouldIgnore": False,
+                    "oid": oid,
+                }
             )
         return {"files": answers}
 
@@ -306,7 +363,10 @@ class _Handler(BaseHTTPRequestHandler):
                         "href": f"{url}/complete",
                         "header": {"chunk_size": str(self.hub.part_bytes), **places},
                     }
-                entry["actions"] = {"upload": upload, "verify": {"href": f"{url}/verify", "header": {}}}
+                entry["actions"] = {
+                    "upload": upload,
+                    "verify": {"href": f"{url}/verify", "header": {}},
+                }
             objects.append(entry)
         return {"transfer": "multipart" if self.hub.part_bytes else "basic", "objects": objects}
 
@@ -349,17 +409,36 @@ class _Handler(BaseHTTPRequestHandler):
                     if value["oid"] not in self.hub.blobs:
                         raise _Refused(400, f"LFS object {value['oid']} was not uploaded")
                     oid = hashlib.sha1(value["oid"].encode()).hexdigest()
-                    files[value["path"]] = File(oid, len(self.hub.blobs[value["oid"]]), value["oid"])
+                    files[value["path"]] = File(
+                        oid, len(self.hub.blobs[value["oid"]]), value["oid"]
+                    )
                 elif line["key"] == "deletedFile":
                     files.pop(value["path"], None)
-            new = self.hub.put(repo, revision if not _HEX40.fullmatch(revision) else "main", head["summary"], files)
-        return {"success": True, "commitOid": new, "commitUrl": f"{self.hub.url}/{name}/commit/{new}"}
+            new = self.hub.put(
+                repo, revision if not _HEX40.fullmatch(revision) else "main", head["summary"], files
+            )
+        return {
+            "success": True,
+            "commitOid": new,
+            "commitUrl": f"{self.hub.url}/{name}/commit/{new}",
+        }
 
 
 def _entry(path: str, stored: File) -> dict[str, Any]:
-    entry = {"rfilename": path, "path": path, "type": "file", "size": stored.size, "oid": stored.oid}
+    entry = {
+        "rfilename": path,
+        "path": path,
+        "type": "file",
+        "size": stored.size,
+        "oid": stored.oid,
+    }
     if stored.sha256:
-        entry["lfs"] = {"oid": stored.sha256, "sha256": stored.sha256, "size": stored.size, "pointerSize": 134}
+        entry["lfs"] = {
+            "oid": stored.sha256,
+            "sha256": stored.sha256,
+            "size": stored.size,
+            "pointerSize": 134,
+        }
     return {**entry, "blobId": stored.oid}
 
 

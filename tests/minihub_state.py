@@ -17,7 +17,9 @@ class User:
     scopes: tuple[str, ...] = ()
 
     def may_write(self, namespace: str) -> bool:
-        allowed = self.role == "write" or (self.role == "fineGrained" and "repo.write" in self.scopes)
+        allowed = self.role == "write" or (
+            self.role == "fineGrained" and "repo.write" in self.scopes
+        )
         return allowed and namespace in (self.name, *self.orgs)
 
 
@@ -83,7 +85,9 @@ class Hub:
     def repo(self, name: str, kind: str = "model") -> Repo:
         return self.repos[kind, name]
 
-    def content(self, name: str, path: str, *, kind: str = "model", revision: str = "main") -> bytes:
+    def content(
+        self, name: str, path: str, *, kind: str = "model", revision: str = "main"
+    ) -> bytes:
         stored = self.repo(name, kind).head(revision).files[path]
         return self.blobs[stored.sha256 or stored.oid]
 

@@ -21,12 +21,27 @@ FLOORS = [  # lowest first: an import points to a lower floor, or stays on its o
     {"diagnosis", "planning", "publishing"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
-COMMAND_LINE = {"errors", "redaction", "shipped", "runs.checkpoint_files"}  # what hfstack/cli may import
+COMMAND_LINE = {
+    "errors",
+    "redaction",
+    "shipped",
+    "runs.checkpoint_files",
+}  # what hfstack/cli may import
 LIGHT = [  # started before, or without, anything heavy: standard library only
     *("errors", "logs", "redaction", "shipped", "runs/checkpoint_files"),
     *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
 ]
-UPSTREAM = {"torch", "transformers", "trl", "datasets", "evaluate", "accelerate", "peft", "huggingface_hub", "numpy"}
+UPSTREAM = {
+    "torch",
+    "transformers",
+    "trl",
+    "datasets",
+    "evaluate",
+    "accelerate",
+    "peft",
+    "huggingface_hub",
+    "numpy",
+}
 
 LIBRARY = sorted(PACKAGE.rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -53,7 +68,11 @@ def imports(node: ast.AST) -> Iterator[str]:
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    yield from (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    yield from (
+        node
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
 
 
 def module_name(path: Path) -> str:
@@ -110,7 +129,9 @@ def test_the_command_line_imports_little(name: str):
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_files_import_only_the_standard_library(name: str):
     path = PACKAGE / f"{name}.py"
-    foreign = {name.split(".")[0] for name in imports(tree(path))} - sys.stdlib_module_names - {"hfstack"}
+    foreign = (
+        {name.split(".")[0] for name in imports(tree(path))} - sys.stdlib_module_names - {"hfstack"}
+    )
     assert not foreign
 
 
@@ -129,8 +150,12 @@ def test_sizes(path: Path):
     assert path.stem not in ("utils", "common", "base", "helpers", "misc")
     for function in functions(path):
         name = f"{function.name} (line {function.lineno})"
-        if not (path in RECIPES and function.name == "main"):  # it reads in one order, and its file is short
-            assert (function.end_lineno or 0) - function.lineno + 1 <= 80, f"{name} is longer than 80 lines"
+        if not (
+            path in RECIPES and function.name == "main"
+        ):  # it reads in one order, and its file is short
+            assert (function.end_lineno or 0) - function.lineno + 1 <= 80, (
+                f"{name} is longer than 80 lines"
+            )
 
 
 @pytest.mark.parametrize("path", [*LIBRARY, *RECIPES], ids=label)
@@ -162,15 +187,23 @@ def test_the_contract_of_a_recipe(path: Path):
 
     for name in imports(module):
         package = name.split(".")[0]
-        assert package in sys.stdlib_module_names | UPSTREAM | {"hfstack"}, f"{package} belongs into the library"
-    main = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "main")
-    assert all(argument.annotation for argument in main.args.args), "the type hints of main are the settings"
+        assert package in sys.stdlib_module_names | UPSTREAM | {"hfstack"}, (
+            f"{package} belongs into the library"
+        )
+    main = next(
+        node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "main"
+    )
+    assert all(argument.annotation for argument in main.args.args), (
+        "the type hints of main are the settings"
+    )
     assert main.returns is not None and ast.unparse(main.returns) == "dict[str, float]"
     assert text.endswith('\n\nif __name__ == "__main__":\n    command_line(main)\n')
 
     own = [node for node in module.body if isinstance(node, ast.ClassDef) and node.decorator_list]
     for settings in own:
-        assert sum(isinstance(line, ast.AnnAssign) for line in settings.body) <= 8, f"{settings.name}: at most 8 fields"
+        assert sum(isinstance(line, ast.AnnAssign) for line in settings.body) <= 8, (
+            f"{settings.name}: at most 8 fields"
+        )
     assert path.with_suffix(".yaml").is_file(), "a recipe runs as it is, from the YAML beside it"
     assert (ROOT / "tests" / "recipes" / f"test_{path.stem}.py").is_file()
 
@@ -191,7 +224,20 @@ def test_nothing_imports_a_recipe():
 
 def test_nothing_names_a_place_on_somebodys_machine():
     places = re.compile("|".join(("/" + "work/", "/" + "home/", "/" + "root/", "/" + "Users/")))
-    suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".sh", ".txt", ".css", ".js", ".cfg", ""}
+    suffixes = {
+        ".py",
+        ".md",
+        ".yaml",
+        ".yml",
+        ".toml",
+        ".json",
+        ".sh",
+        ".txt",
+        ".css",
+        ".js",
+        ".cfg",
+        "",
+    }
     ignored = {"venv", ".venv", "__pycache__", ".git", "dist", "build"}
     ignored |= {".pytest_cache", ".ruff_cache", ".benchmarks", "wandb"}
     for path in ROOT.rglob("*"):
@@ -217,7 +263,11 @@ def test_every_test_can_fail(path: Path):
                 return True
             called = node.func if isinstance(node, ast.Call) else None
             name = (
-                called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+                called.attr
+                if isinstance(called, ast.Attribute)
+                else called.id
+                if isinstance(called, ast.Name)
+                else ""
             )
             if name in ("raises", "warns") or name.startswith("assert_"):
                 return True

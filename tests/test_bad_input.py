@@ -19,7 +19,9 @@ def train(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, cap
     """Run the pretraining recipe as its command line does; return its exit code and what it said at the end."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(40)))
+    rows.write_text(
+        "".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(40))
+    )
 
     def call(**changes: object) -> tuple[int, list[str]]:
         settings = {
@@ -61,11 +63,15 @@ def test_the_same_call_without_a_mistake_works(train, tmp_path: Path) -> None:
 
 
 def test_unknown_option(train) -> None:
-    one_line(train(learning_rat=1), "unknown option '--learning_rat'", "did you mean '--learning_rate'?")
+    one_line(
+        train(learning_rat=1), "unknown option '--learning_rat'", "did you mean '--learning_rate'?"
+    )
 
 
 def test_bad_choice(train) -> None:
-    one_line(train(lr_scheduler_type="cosin"), "--lr_scheduler_type", "invalid choice: 'cosin'", "cosine")
+    one_line(
+        train(lr_scheduler_type="cosin"), "--lr_scheduler_type", "invalid choice: 'cosin'", "cosine"
+    )
 
 
 def test_wrong_type_in_yaml(train, tmp_path: Path) -> None:
@@ -96,7 +102,9 @@ def test_wrong_column(train) -> None:
 def test_mixed_types(train, tmp_path: Path) -> None:
     rows = [{"text": "a"}] * 30 + [{"text": 5}] + [{"text": "b"}] * 30
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    one_line(train(datasets=tmp_path / "mixed.jsonl"), "mixed.jsonl line 31: column 'text' holds integer")
+    one_line(
+        train(datasets=tmp_path / "mixed.jsonl"), "mixed.jsonl line 31: column 'text' holds integer"
+    )
 
 
 def test_no_eval_rows(train) -> None:
@@ -119,7 +127,12 @@ def test_block_longer_than_the_context(train) -> None:
 def test_output_dir_of_another_run(train, tmp_path: Path) -> None:
     assert train()[0] == 0
     before = (tmp_path / "out" / "run.json").read_bytes()
-    one_line(train(seed=7), "holds another run of pretrain_clm", "seed 42 -> 7", "choose another --output_dir")
+    one_line(
+        train(seed=7),
+        "holds another run of pretrain_clm",
+        "seed 42 -> 7",
+        "choose another --output_dir",
+    )
     assert (tmp_path / "out" / "run.json").read_bytes() == before
 
 
@@ -130,7 +143,9 @@ def test_unwritable_output_dir(train, tmp_path: Path) -> None:
 
 def test_disk_too_small_for_two_checkpoints(train, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr("hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    monkeypatch.setattr(
+        "hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000)
+    )
     one_line(train(), "two checkpoints need", "make room")
 
 

@@ -113,11 +113,17 @@ def test_wrong_flags(argv: list[str], message: str) -> None:
         ("size: [1, 2]\n", "c.yaml:1: size takes int, got a list: [1, 2]"),
         ("size: {a: 1}\n", "c.yaml:1: size takes int, got a mapping"),
         ("size: 1\nsize: 2\n", "c.yaml:2: size is already set in line 1"),
-        ("items:\n  - {path: a, weigth: 2}\n", "c.yaml:1: items has unknown key 'weigth'; did you mean 'weight'?"),
+        (
+            "items:\n  - {path: a, weigth: 2}\n",
+            "c.yaml:1: items has unknown key 'weigth'; did you mean 'weight'?",
+        ),
         ("items: [{weight: 2}]\n", "lacks 'path'"),
         ("items: [{path: a, weight: much}]\n", "c.yaml:1: items: weight takes float, got 'much'"),
         ("items: [{path: a, weight: -1}]\n", "c.yaml:1: weight of a must be above 0, got -1"),
-        ("items: [3]\n", "c.yaml:1: each item of items is a string or a mapping of path, weight, got 3"),
+        (
+            "items: [3]\n",
+            "c.yaml:1: each item of items is a string or a mapping of path, weight, got 3",
+        ),
         ("- size\n", "c.yaml:1: expected a mapping of option to value"),
         ("size: 'open\n", "c.yaml:2:1: not YAML"),
     ],
@@ -151,13 +157,23 @@ def test_a_list_item_speaks_for_itself_on_the_command_line() -> None:
 def test_upstream_refusals_become_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"TrainingArguments: .*eval_steps") as caught:
         parse(
-            TrainingArguments, argv=["--eval_strategy", "steps", "--logging_steps", "0", "--output_dir", str(tmp_path)]
+            TrainingArguments,
+            argv=[
+                "--eval_strategy",
+                "steps",
+                "--logging_steps",
+                "0",
+                "--output_dir",
+                str(tmp_path),
+            ],
         )
     assert "\n" not in str(caught.value)
 
 
 def test_words_that_yaml_reads_as_false_stay_words(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(f"eval_strategy: no\noutput_dir: {tmp_path}\nlearning_rate: 1e-3\n")
+    (tmp_path / "c.yaml").write_text(
+        f"eval_strategy: no\noutput_dir: {tmp_path}\nlearning_rate: 1e-3\n"
+    )
     args = parse(ModelConfig, TrainingArguments, argv=["--config", str(tmp_path / "c.yaml")])[1]
     assert args.eval_strategy == "no"
     assert args.learning_rate == 1e-3
@@ -166,13 +182,18 @@ def test_words_that_yaml_reads_as_false_stay_words(tmp_path: Path) -> None:
 def test_hardware_decides_what_is_not_given(tmp_path: Path) -> None:
     args = parse(SFTConfig, argv=["--output_dir", str(tmp_path)])[0]
     assert args.bf16 == (bf16_hardware() is not None)
-    assert parse(SFTConfig, argv=["--output_dir", str(tmp_path), "--bf16", "false"])[0].bf16 is False
+    assert (
+        parse(SFTConfig, argv=["--output_dir", str(tmp_path), "--bf16", "false"])[0].bf16 is False
+    )
 
 
 def test_several_trackers_are_named_as_a_list(tmp_path: Path) -> None:
     base = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
     (tmp_path / "run.yaml").write_text("report_to: [tensorboard, wandb]\n")
-    for flags in (["--report_to", "tensorboard", "wandb"], ["--config", str(tmp_path / "run.yaml")]):
+    for flags in (
+        ["--report_to", "tensorboard", "wandb"],
+        ["--config", str(tmp_path / "run.yaml")],
+    ):
         (args,) = parse(TrainingArguments, argv=[*base, *flags])
         assert args.report_to == ["tensorboard", "wandb"]
     assert parse(TrainingArguments, argv=[*base, "--report_to", "wandb"])[0].report_to == ["wandb"]
@@ -180,13 +201,18 @@ def test_several_trackers_are_named_as_a_list(tmp_path: Path) -> None:
         assert parse(TrainingArguments, argv=[*base, *flags])[0].report_to == []
 
 
-def test_the_old_name_of_a_setting_is_its_new_name(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_the_old_name_of_a_setting_is_its_new_name(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     (tmp_path / "on.yaml").write_text("activation_checkpointing: true\n")
     config = ["--output_dir", str(tmp_path), "--config", str(tmp_path / "on.yaml")]
     for argv, expected in [
         (config[:2], True),  # trl's own default, under the old name
         ([*config, "--gradient_checkpointing", "false"], False),
-        ([*config, "--gradient_checkpointing", "false", "--activation_checkpointing", "true"], True),
+        (
+            [*config, "--gradient_checkpointing", "false", "--activation_checkpointing", "true"],
+            True,
+        ),
     ]:
         args = parse(SFTConfig, argv=argv)[0]
         assert args.activation_checkpointing is args.gradient_checkpointing is expected, argv
@@ -214,7 +240,10 @@ def test_ones_own_data_are_not_measured_on_the_held_out_rows_of_the_example(
 
 def test_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="hub_token is refused") as caught:
-        parse(TrainingArguments, argv=["--output_dir", str(tmp_path), "--hub_token", "hf_secretsecretsecret"])
+        parse(
+            TrainingArguments,
+            argv=["--output_dir", str(tmp_path), "--hub_token", "hf_secretsecretsecret"],
+        )
     assert "secret" not in str(caught.value)
 
 
@@ -241,4 +270,8 @@ def test_exit_codes_and_one_line_on_stderr(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, str(recipe)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["ok 0", "done 0", "bad 1", "stop 75"]
-    assert done.stderr.splitlines() == ["r.py: done", "r.py: rows.jsonl:3: no text here", "r.py: stopped"]
+    assert done.stderr.splitlines() == [
+        "r.py: done",
+        "r.py: rows.jsonl:3: no text here",
+        "r.py: stopped",
+    ]

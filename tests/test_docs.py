@@ -22,7 +22,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert found.exists(), f"{page.name} links to {target}"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE)
-            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            anchors = {
+                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+            }
             assert anchor in anchors, f"{page.name} links to {target}"
 
 
@@ -42,7 +44,11 @@ def commands() -> list[tuple[str, str, list[str]]]:
             words = shlex.split(line.split("`")[0], posix=True)
             names = [word for word in words if word in RECIPES]
             if names:
-                options = [word.split("=")[0][2:] for word in words if word.startswith("--") and " " not in word]
+                options = [
+                    word.split("=")[0][2:]
+                    for word in words
+                    if word.startswith("--") and " " not in word
+                ]
                 found.append((f"{page.name}: {line.strip()[:60]}", names[0], options))
     story = (ROOT / "recipes" / "full_story.sh").read_text(encoding="utf-8").replace("\\\n", " ")
     for line in re.findall(r"^stage ([^\n]+)", story, re.MULTILINE):
@@ -60,20 +66,45 @@ def test_commands_name_options_that_exist(place: str, recipe: str, options: list
         "allow_changed",
     }  # fmt: skip
     for option in options:
-        assert option in launcher or f"--{option}" in reference, f"{place}: {recipe} has no --{option}"
+        assert option in launcher or f"--{option}" in reference, (
+            f"{place}: {recipe} has no --{option}"
+        )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_docstrings_follow_the_contract(recipe: str) -> None:
-    text = ast.get_docstring(ast.parse((ROOT / "recipes" / f"{recipe}.py").read_text(encoding="utf-8"))) or ""
+    text = (
+        ast.get_docstring(
+            ast.parse((ROOT / "recipes" / f"{recipe}.py").read_text(encoding="utf-8"))
+        )
+        or ""
+    )
     lines = text.splitlines()
     assert lines[0].endswith(".") and lines[1] == ""
     assert f"hfstack run {recipe}" in text
-    assert any(line.startswith("reads ") for line in lines) and any(line.startswith("writes ") for line in lines)
+    assert any(line.startswith("reads ") for line in lines) and any(
+        line.startswith("writes ") for line in lines
+    )
 
 
 def test_every_metric_of_pretraining_is_documented() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    keys = ["train_loss", "eval_loss", "perplexity", "bits_per_byte", "tokens_per_s", "mfu", "parameters"]
-    for key in [*keys, "parameters_non_embedding", "tokens", "unique_tokens", "flops", "flops_6nd", "flops_kaplan"]:
+    keys = [
+        "train_loss",
+        "eval_loss",
+        "perplexity",
+        "bits_per_byte",
+        "tokens_per_s",
+        "mfu",
+        "parameters",
+    ]
+    for key in [
+        *keys,
+        "parameters_non_embedding",
+        "tokens",
+        "unique_tokens",
+        "flops",
+        "flops_6nd",
+        "flops_kaplan",
+    ]:
         assert f"`{key}`" in page

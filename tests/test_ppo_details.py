@@ -12,7 +12,11 @@ PAGE = (ROOT / "docs" / "ppo_details.md").read_text(encoding="utf-8")
 
 def details() -> list[str]:
     """The rows of the tables, without their heads."""
-    return [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith("| detail |")]
+    return [
+        line
+        for line in PAGE.splitlines()
+        if line.startswith("| ") and not line.startswith("| detail |")
+    ]
 
 
 def test_every_detail_names_a_test() -> None:
@@ -25,11 +29,15 @@ def test_every_detail_names_a_test() -> None:
 def test_the_list_of_the_first_study_is_whole() -> None:
     """6 general details, 3 of the reward model, 11 of the policy, and the section about Adam."""
     wanted = {"adam"} | {
-        f"{part}{number}" for part, last in (("g", 6), ("r", 3), ("p", 11)) for number in range(1, last + 1)
+        f"{part}{number}"
+        for part, last in (("g", 6), ("r", 3), ("p", 11))
+        for number in range(1, last + 1)
     }
     told = {name for row in details() for name in row.split(" | ")[1].split(", ")}
     assert wanted <= told
-    assert {f"n{number}" for number in (*range(1, 6), *range(7, 10), 11, 12, 14, 15, 20, 21, 23)} <= told
+    assert {
+        f"n{number}" for number in (*range(1, 6), *range(7, 10), 11, 12, 14, 15, 20, 21, 23)
+    } <= told
 
 
 def test_every_named_test_exists() -> None:
@@ -37,13 +45,27 @@ def test_every_named_test_exists() -> None:
     assert len(named) >= len(details())
     for file, name in named:
         tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (
+            f"{file}::{name}"
+        )
 
 
 def test_the_defaults_are_those_of_the_page(tmp_path: Path) -> None:
     args = PPOConfig(output_dir=str(tmp_path), use_cpu=True)
-    assert args.adam_epsilon == 1e-8 and args.lr_scheduler_type == "linear" and args.temperature == 1.0
+    assert (
+        args.adam_epsilon == 1e-8 and args.lr_scheduler_type == "linear" and args.temperature == 1.0
+    )
     assert (args.gamma, args.lam, args.lam_critic) == (1.0, 0.95, None)
-    assert (args.cliprange, args.cliprange_value, args.vf_coef, args.num_ppo_epochs) == (0.2, 0.2, 0.1, 4)
+    assert (args.cliprange, args.cliprange_value, args.vf_coef, args.num_ppo_epochs) == (
+        0.2,
+        0.2,
+        0.1,
+        4,
+    )
     assert args.whiten_advantages and args.disable_dropout and not args.whiten_rewards
-    assert (args.kl_coef, args.kl_target, args.kl_estimator, args.missing_eos_penalty) == (0.05, None, "k1", None)
+    assert (args.kl_coef, args.kl_target, args.kl_estimator, args.missing_eos_penalty) == (
+        0.05,
+        None,
+        "k1",
+        None,
+    )

@@ -24,7 +24,12 @@ def test_secrets_are_hidden(text: str, hidden: str) -> None:
 
 
 def test_ordinary_words_stay() -> None:
-    for text in ("an eos_token <|endoftext|>", "token embeddings", "half_life", "--tokenizer_name_or_path runs/tok"):
+    for text in (
+        "an eos_token <|endoftext|>",
+        "token embeddings",
+        "half_life",
+        "--tokenizer_name_or_path runs/tok",
+    ):
         assert redact(text) == text
 
 

@@ -11,7 +11,9 @@ import pytest
 from hfstack.runs.record import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
-T_975_TWO_DEGREES = 4.303  # of Student's t: half the width of a 95 % interval over three seeds, in standard errors
+T_975_TWO_DEGREES = (
+    4.303  # of Student's t: half the width of a 95 % interval over three seeds, in standard errors
+)
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +28,11 @@ def run(*command: object) -> None:
     """Run a command with this Python's `hfstack` first on the path; what it says is shown when it fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [str(word) for word in command], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+        [str(word) for word in command],
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
@@ -50,7 +56,9 @@ def test_the_reward_model_learns_what_the_gold_rule_prefers(story: Path) -> None
 
 
 @pytest.mark.parametrize("trainer", ["rloo", "ppo"])
-def test_a_policy_beats_its_start_by_a_rule_that_it_was_not_trained_on(story: Path, trainer: str) -> None:
+def test_a_policy_beats_its_start_by_a_rule_that_it_was_not_trained_on(
+    story: Path, trainer: str
+) -> None:
     assert metrics(story / f"win_rate_{trainer}")["win_rate_low"] > 0.5
     policy = metrics(story / trainer)
     assert policy["eval_reward"] > policy["start_reward"]
@@ -64,16 +72,75 @@ def test_rloo_raises_the_gold_reward_over_three_seeds(story: Path, tmp_path: Pat
     for seed in (1, 2, 3):
         policy, compared = tmp_path / f"gold_{seed}", tmp_path / f"win_{seed}"
         run(
-            *("hfstack", "run", "rloo", "--model_name_or_path", story / "sft", "--reward_model", "", "--seed", seed),
-            *("--datasets", prompts, "--eval_fraction", 0.15, "--output_dir", policy, "--max_steps", 22),
-            *("--learning_rate", 6e-4, "--beta", 0.02, "--warmup_steps", 2, "--per_device_train_batch_size", 128),
-            *("--per_device_eval_batch_size", 240, "--num_generations", 8, "--num_generations_eval", 2),
-            *("--gradient_accumulation_steps", 1, "--max_completion_length", 80, "--eval_steps", 1000),
+            *(
+                "hfstack",
+                "run",
+                "rloo",
+                "--model_name_or_path",
+                story / "sft",
+                "--reward_model",
+                "",
+                "--seed",
+                seed,
+            ),
+            *(
+                "--datasets",
+                prompts,
+                "--eval_fraction",
+                0.15,
+                "--output_dir",
+                policy,
+                "--max_steps",
+                22,
+            ),
+            *(
+                "--learning_rate",
+                6e-4,
+                "--beta",
+                0.02,
+                "--warmup_steps",
+                2,
+                "--per_device_train_batch_size",
+                128,
+            ),
+            *(
+                "--per_device_eval_batch_size",
+                240,
+                "--num_generations",
+                8,
+                "--num_generations_eval",
+                2,
+            ),
+            *(
+                "--gradient_accumulation_steps",
+                1,
+                "--max_completion_length",
+                80,
+                "--eval_steps",
+                1000,
+            ),
             *("--save_strategy", "no", "--activation_checkpointing", "false", "--bf16", "false"),
         )
         run(
-            *("hfstack", "run", "win_rate", "--model_name_or_path", policy, "--reference_model", story / "sft"),
-            *("--datasets", unseen, "--eval_fraction", 0, "--max_new_tokens", 80, "--temperature", 1),
+            *(
+                "hfstack",
+                "run",
+                "win_rate",
+                "--model_name_or_path",
+                policy,
+                "--reference_model",
+                story / "sft",
+            ),
+            *(
+                "--datasets",
+                unseen,
+                "--eval_fraction",
+                0,
+                "--max_new_tokens",
+                80,
+                "--temperature",
+                1,
+            ),
             *("--batch_size", 128, "--seed", seed, "--output_dir", compared),
         )
         trained = metrics(policy)

@@ -70,9 +70,15 @@ def attribute_chains() -> list[str]:
                 roots |= {name: name for name in plain}
                 roots |= {alias.asname: alias.name for alias in node.names if alias.asname}
             elif isinstance(node, ast.ImportFrom) and node.module:
-                roots |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+                roots |= {
+                    alias.asname or alias.name: f"{node.module}.{alias.name}"
+                    for alias in node.names
+                }
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Attribute) and (chain := ast.unparse(node)).replace(".", "").isidentifier():
+            if (
+                isinstance(node, ast.Attribute)
+                and (chain := ast.unparse(node)).replace(".", "").isidentifier()
+            ):
                 root, _, rest = chain.partition(".")
                 if root in roots and is_upstream(roots[root]):
                     found.add(f"{roots[root]}.{rest}")
@@ -124,10 +130,24 @@ def test_training_arguments_fields():
         node.attr
         for path in SOURCES
         for node in ast.walk(tree(path))
-        if isinstance(node, ast.Attribute) and re.search(r"\b_?training_args$", ast.unparse(node.value))
+        if isinstance(node, ast.Attribute)
+        and re.search(r"\b_?training_args$", ast.unparse(node.value))
     }
-    assert {"output_dir", "resume_from_checkpoint", "full_determinism", "world_size", "device"} <= used
-    trl_settings = (trl.SFTConfig, trl.RewardConfig, trl.DPOConfig, trl.KTOConfig, trl.RLOOConfig, trl.GRPOConfig)
+    assert {
+        "output_dir",
+        "resume_from_checkpoint",
+        "full_determinism",
+        "world_size",
+        "device",
+    } <= used
+    trl_settings = (
+        trl.SFTConfig,
+        trl.RewardConfig,
+        trl.DPOConfig,
+        trl.KTOConfig,
+        trl.RLOOConfig,
+        trl.GRPOConfig,
+    )
     settings = (TrainingArguments, Seq2SeqTrainingArguments, PPOConfig, *trl_settings)
     assert [name for name in sorted(used) if not any(hasattr(one, name) for one in settings)] == []
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -136,10 +156,14 @@ def test_training_arguments_fields():
 
 def our_classes() -> Iterator[type]:
     for path in SOURCES:
-        if ROOT / "hfstack" in path.parents and any(isinstance(node, ast.ClassDef) for node in tree(path).body):
+        if ROOT / "hfstack" in path.parents and any(
+            isinstance(node, ast.ClassDef) for node in tree(path).body
+        ):
             module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
             yield from (
-                cls for cls in vars(module).values() if isinstance(cls, type) and cls.__module__ == module.__name__
+                cls
+                for cls in vars(module).values()
+                if isinstance(cls, type) and cls.__module__ == module.__name__
             )
 
 
@@ -169,7 +193,11 @@ def test_the_argument_parser_behaves_as_config_needs():
     from transformers import HfArgumentParser, TrainingArguments
 
     parser = HfArgumentParser([TrainingArguments], allow_abbrev=False)
-    actions = {action.dest: action for action in parser._actions if action.option_strings[0] == f"--{action.dest}"}
+    actions = {
+        action.dest: action
+        for action in parser._actions
+        if action.option_strings[0] == f"--{action.dest}"
+    }
     assert actions["learning_rate"].option_strings == ["--learning_rate", "--learning-rate"]
     assert actions["use_cpu"].nargs == "?", "a bool is a flag or takes true|false"
     assert "--no_dataloader_pin_memory" in parser.format_help()
@@ -184,14 +212,18 @@ def test_the_trainer_behaves_as_run_needs():
         assert callable(getattr(Trainer, name))
 
 
-def test_accelerate_starts_one_cpu_process_and_leaves_only_master_addr(monkeypatch: pytest.MonkeyPatch):
+def test_accelerate_starts_one_cpu_process_and_leaves_only_master_addr(
+    monkeypatch: pytest.MonkeyPatch,
+):
     """What environment.refuse_wrong_world_size tells apart; when this changes, the check can go."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    parsed = launch_command_parser().parse_args(["--cpu", "--num_processes", "2", "--num_machines", "1", "recipe.py"])
+    parsed = launch_command_parser().parse_args(
+        ["--cpu", "--num_processes", "2", "--num_machines", "1", "recipe.py"]
+    )
     arguments, _, _ = _validate_launch_command(parsed)
     command, environment = prepare_simple_launcher_cmd_env(arguments)
     assert command == [sys.executable, "recipe.py"]
@@ -204,11 +236,24 @@ def test_launcher_options():
     from torch.distributed.run import get_args_parser
 
     accelerate = vars(launch_command_parser().parse_args(["recipe.py"]))
-    for name in ("num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port"):
+    for name in (
+        "num_processes",
+        "num_machines",
+        "machine_rank",
+        "main_process_ip",
+        "main_process_port",
+    ):
         assert name in accelerate
     assert {"tee", "log_dir", "quiet", "config_file"} <= accelerate.keys()
     torchrun = vars(get_args_parser().parse_args(["recipe.py"]))
-    assert {"nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "standalone"} <= torchrun.keys()
+    assert {
+        "nproc_per_node",
+        "nnodes",
+        "node_rank",
+        "master_addr",
+        "master_port",
+        "standalone",
+    } <= torchrun.keys()
     assert {"tee", "log_dir"} <= torchrun.keys()
 
 
@@ -235,18 +280,36 @@ def test_the_report_of_torchrun_names_the_first_failure():
 def test_nothing_of_ours_needs_the_hub_to_import():
     program = "import hfstack.runs.run, hfstack.config; from trl import ModelConfig"
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_hub_client_behaves_as_publishing_needs(monkeypatch: pytest.MonkeyPatch):
     from huggingface_hub import CommitOperationAdd, HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
     from huggingface_hub.utils._runtime import is_xet_available
 
-    assert {"parent_commit", "revision", "repo_type"} <= set(inspect.signature(HfApi.create_commit).parameters)
-    assert list(inspect.signature(CommitOperationAdd).parameters)[:2] == ["path_in_repo", "path_or_fileobj"]
-    assert issubclass(HfHubHTTPError, HTTPError) and issubclass(RepositoryNotFoundError, HfHubHTTPError)
+    assert {"parent_commit", "revision", "repo_type"} <= set(
+        inspect.signature(HfApi.create_commit).parameters
+    )
+    assert list(inspect.signature(CommitOperationAdd).parameters)[:2] == [
+        "path_in_repo",
+        "path_or_fileobj",
+    ]
+    assert issubclass(HfHubHTTPError, HTTPError) and issubclass(
+        RepositoryNotFoundError, HfHubHTTPError
+    )
     assert issubclass(RevisionNotFoundError, HfHubHTTPError)
     assert constants.HUGGINGFACE_HEADER_X_XET_ENDPOINT == "X-Xet-Cas-Url"
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -274,7 +337,9 @@ def test_trackers_are_built_from_the_table_that_tracking_changes():
         names = list(inspect.signature(callback.on_log).parameters)
         assert names == ["self", "args", "state", "control", "model", "logs", "kwargs"]
         assert '"train/global_step": state.global_step' in inspect.getsource(callback.on_log)
-    assert "self._trackio.finish()" in inspect.getsource(TrackioCallback.on_train_end), "before the last evaluation"
+    assert "self._trackio.finish()" in inspect.getsource(TrackioCallback.on_train_end), (
+        "before the last evaluation"
+    )
 
 
 def test_the_trainer_runs_its_epochs_as_ppo_needs():
@@ -283,14 +348,20 @@ def test_the_trainer_runs_its_epochs_as_ppo_needs():
 
     source = inspect.getsource(Trainer._run_epoch)
     loads, sets, iterates = (
-        source.index(text) for text in ("_load_rng_state", "set_epoch(epoch)", "epoch_iterator = iter(")
+        source.index(text)
+        for text in ("_load_rng_state", "set_epoch(epoch)", "epoch_iterator = iter(")
     )
     assert loads < sets < iterates
     assert "should_epoch_stop" in source and Trainer.loss_is_scaled_for_ga is None
     assert list(inspect.signature(Trainer._save).parameters) == ["self", "output_dir", "state_dict"]
-    assert list(inspect.signature(Trainer._load_from_checkpoint).parameters)[1:] == ["resume_from_checkpoint", "model"]
+    assert list(inspect.signature(Trainer._load_from_checkpoint).parameters)[1:] == [
+        "resume_from_checkpoint",
+        "model",
+    ]
     assert 'optimizer_kwargs.pop("params")' in inspect.getsource(Trainer.create_optimizer)
-    assert 'grad_acc_kwargs["num_steps"] = 1' in inspect.getsource(Trainer.create_accelerator_and_postprocess)
+    assert 'grad_acc_kwargs["num_steps"] = 1' in inspect.getsource(
+        Trainer.create_accelerator_and_postprocess
+    )
 
 
 def test_adapters_switch_as_the_actor_critic_needs():
@@ -300,7 +371,9 @@ def test_adapters_switch_as_the_actor_critic_needs():
 
     for kind in (BaseTunerLayer, AuxiliaryTrainingWrapper):
         for name in ("active_adapter", "disable_adapters"):
-            assert f"return self._{name}" in inspect.getsource(inspect.getattr_static(kind, name).fget)
+            assert f"return self._{name}" in inspect.getsource(
+                inspect.getattr_static(kind, name).fget
+            )
     assert "_set_layer_requires_grad" in inspect.getsource(BaseTunerLayer.enable_adapters)
 
 

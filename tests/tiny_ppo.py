@@ -36,13 +36,17 @@ def vowels(prompts: list[Any], completions: list[Any], **columns: Any) -> list[f
 def prompts(count: int = 16, *, conversational: bool = False) -> Dataset:
     """Prompts of different lengths."""
     texts = [f"Tell of {'a fox and ' * (number % 4)}{number} owls." for number in range(count)]
-    rows: list[Any] = [[{"role": "user", "content": text}] for text in texts] if conversational else texts
+    rows: list[Any] = (
+        [[{"role": "user", "content": text}] for text in texts] if conversational else texts
+    )
     return Dataset.from_dict({"prompt": rows, "label": list(range(count))})
 
 
 def lora(rank: int = 4, **settings: Any) -> LoraConfig:
     """An adapter on every linear layer."""
-    return LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    return LoraConfig(
+        r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM", **settings
+    )
 
 
 def architecture(name: str, tokenizer: PreTrainedTokenizerBase, llama: Path) -> PreTrainedModel:
@@ -50,14 +54,22 @@ def architecture(name: str, tokenizer: PreTrainedTokenizerBase, llama: Path) -> 
     set_seed(0)
     if name == "llama":
         return AutoModelForCausalLM.from_pretrained(llama)
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     if name == "gpt2":
-        config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128, **ids)
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=128, **ids
+        )
         model = GPT2LMHeadModel(config)
         torch.nn.init.normal_(model.transformer.wpe.weight, std=0.5)  # so that positions matter
         return model
     assert name == "gru"
-    return GRUForCausalLM(GRUConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, **ids))
+    return GRUForCausalLM(
+        GRUConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, **ids)
+    )
 
 
 def trainer(
@@ -78,7 +90,9 @@ def trainer(
         "report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no",
     }  # fmt: skip
     given: dict[str, Any] = {"reward_funcs": vowels, "train_dataset": prompts()} | (build or {})
-    return PPOTrainer(model=model, args=PPOConfig(**(defaults | settings)), processing_class=tokenizer, **given)
+    return PPOTrainer(
+        model=model, args=PPOConfig(**(defaults | settings)), processing_class=tokenizer, **given
+    )
 
 
 class FixedEngine:

@@ -65,7 +65,9 @@ def examine() -> list[Finding]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the findings, as text or as JSON, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="hfstack doctor", description="Say whether this machine is ready.")
+    parser = argparse.ArgumentParser(
+        prog="hfstack doctor", description="Say whether this machine is ready."
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     as_json = parser.parse_args(argv).json
     findings = examine()
@@ -109,7 +111,9 @@ def _library(name: str, span: str, tested: str | None) -> Finding:
     if not satisfies(found, span):
         return Finding("libraries", "problem", f"{name} {found}: hfstack asks for {span}", install)
     if tested and _release(found) != _release(tested):
-        return Finding("libraries", "note", f"{name} {found}: within {span}, but tested with {tested}")
+        return Finding(
+            "libraries", "note", f"{name} {found}: within {span}, but tested with {tested}"
+        )
     return Finding("libraries", "ok", f"{name} {found}")
 
 
@@ -127,19 +131,30 @@ def _extras() -> Iterator[Finding]:
         else:
             yield Finding("optional", "ok", f"{extra}: {', '.join(names)}")
     if importlib.util.find_spec("deepspeed") is None:
-        yield Finding("optional", "note", "deepspeed: needed by --accelerate zero2 and zero3", "pip install deepspeed")
+        yield Finding(
+            "optional",
+            "note",
+            "deepspeed: needed by --accelerate zero2 and zero3",
+            "pip install deepspeed",
+        )
     else:
         yield Finding("optional", "ok", f"deepspeed {installed_version('deepspeed')}")
 
 
 def _processor() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     yield Finding("machine", "ok", f"{_cpu_name()}, {cores} cores")
     quota = _core_quota()
     if quota is not None and quota < cores:
         text = f"the container may use {quota:g} of {cores} cores"
         yield Finding("machine", "note", text, f"export OMP_NUM_THREADS={max(1, int(quota))}")
-    pages = {name: os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES") if name in os.sysconf_names}
+    pages = {
+        name: os.sysconf(name)
+        for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")
+        if name in os.sysconf_names
+    }
     if len(pages) == 2:
         total, free = (pages[name] * os.sysconf("SC_PAGE_SIZE") / 2**30 for name in pages)
         yield Finding("machine", "ok", f"memory: {free:.1f} GiB free of {total:.1f}")
@@ -148,24 +163,37 @@ def _processor() -> Iterator[Finding]:
 def _accelerators() -> Iterator[Finding]:
     """Say what torch computes on, and where bfloat16 is native."""
     if not all(_importable(name) for name in ("torch", "transformers", "psutil")):
-        yield Finding("machine", "problem", "devices and bf16 are unknown until torch and transformers import")
+        yield Finding(
+            "machine", "problem", "devices and bf16 are unknown until torch and transformers import"
+        )
         return
     torch = importlib.import_module("torch")
     for index in range(torch.cuda.device_count()):
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
-        text = f"GPU {index}: {torch.cuda.get_device_name(index)}, {free:.1f} GiB free of {total:.1f}"
+        text = (
+            f"GPU {index}: {torch.cuda.get_device_name(index)}, {free:.1f} GiB free of {total:.1f}"
+        )
         yield Finding("machine", "ok", f"{text}, CUDA {torch.version.cuda}")
     present = count_gpus()
     if present and not torch.cuda.is_available():
         text = f"nvidia-smi shows {present} GPU(s) that torch {torch.__version__} cannot use"
-        yield Finding("machine", "note", text, "install a CUDA build of torch: https://pytorch.org/get-started/locally")
+        yield Finding(
+            "machine",
+            "note",
+            text,
+            "install a CUDA build of torch: https://pytorch.org/get-started/locally",
+        )
     elif not torch.accelerator.is_available():
         yield Finding("machine", "ok", "no accelerator: recipes run on the CPU")
     bf16 = importlib.import_module("hfstack.config").bf16_hardware()
     if bf16:
-        yield Finding("machine", "ok", f"bf16: native on {bf16}; recipes use it unless told otherwise")
+        yield Finding(
+            "machine", "ok", f"bf16: native on {bf16}; recipes use it unless told otherwise"
+        )
     else:
-        yield Finding("machine", "ok", "bf16: not native here; recipes compute in fp32 unless told otherwise")
+        yield Finding(
+            "machine", "ok", "bf16: not native here; recipes compute in fp32 unless told otherwise"
+        )
 
 
 def _storage() -> Iterator[Finding]:
@@ -175,7 +203,11 @@ def _storage() -> Iterator[Finding]:
         free = shutil.disk_usage(there).free / 2**30
         text = f"{label} {folder}: {free:.1f} GiB free"
         if not there.is_dir() or not os.access(there, os.W_OK):
-            fix = "export HF_HOME=<a folder you may write to>" if folder == hf_home() else "run from another folder"
+            fix = (
+                "export HF_HOME=<a folder you may write to>"
+                if folder == hf_home()
+                else "run from another folder"
+            )
             yield Finding("disk", "problem", f"{label} {folder} cannot be written", fix)
         elif free < _LEAST_FREE_GIB:
             yield Finding("disk", "note", f"{text}, which is little for checkpoints and datasets")
@@ -187,7 +219,9 @@ def _hub(endpoint: str) -> Iterator[Finding]:
     """Say whether the Hub answers and whether a token is there; neither is needed for local files."""
     host = re.sub(r"//[^/@]*@", "//", endpoint)  # a proxy's address may hold a password
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: only local files and what is cached can be used")
+        yield Finding(
+            "hub", "note", "HF_HUB_OFFLINE is set: only local files and what is cached can be used"
+        )
     else:
         try:
             urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=_HUB_TIMEOUT_S).close()
@@ -229,10 +263,15 @@ def requirements() -> list[Requirement]:
         project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
         extras = project.get("optional-dependencies", {})
         lines = [*project["dependencies"]]
-        lines += [f"{line}; extra == '{extra}'" for extra, names in extras.items() for line in names]
+        lines += [
+            f"{line}; extra == '{extra}'" for extra, names in extras.items() for line in names
+        ]
     found = []
     for line in lines:
-        parts = re.match(r"\s*([\w.-]+)(?:\[[^]]*\])?\s*([^;]*?)\s*(?:;.*extra\s*==\s*['\"]([\w-]+)['\"].*)?$", line)
+        parts = re.match(
+            r"\s*([\w.-]+)(?:\[[^]]*\])?\s*([^;]*?)\s*(?:;.*extra\s*==\s*['\"]([\w-]+)['\"].*)?$",
+            line,
+        )
         assert parts, line
         span = ",".join(sorted(parts[2].strip("()").replace(" ", "").split(","), reverse=True))
         found.append(Requirement(parts[1], span, parts[3]))
@@ -242,7 +281,11 @@ def requirements() -> list[Requirement]:
 def tested_versions() -> dict[str, str]:
     """The versions that the tests run on, by canonical name: the shipped constraints file."""
     lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines() if CONSTRAINTS.is_file() else []
-    return {_canonical(name): pin.strip() for name, equals, pin in (line.partition("==") for line in lines) if equals}
+    return {
+        _canonical(name): pin.strip()
+        for name, equals, pin in (line.partition("==") for line in lines)
+        if equals
+    }
 
 
 def _canonical(name: str) -> str:

@@ -17,7 +17,9 @@ from typing import Literal
 
 from hfstack.errors import ConfigError
 
-_SAVE_TIMEOUT_S = 600  # torchrun kills a worker that has not ended this long after a stop; its own default is 30
+_SAVE_TIMEOUT_S = (
+    600  # torchrun kills a worker that has not ended this long after a stop; its own default is 30
+)
 _ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 _TRAINERS = ("trl", "hfstack.training")
 _ON = ("true", "1", "yes", "y", "t")
@@ -51,7 +53,9 @@ class Launch:
 
     def resumed(self) -> "Launch":
         """The same launch, going on from the last checkpoint; itself when it cannot or was told where to go on from."""
-        return dataclasses.replace(self, command=[*self.command, *self.resume_flags], resume_flags=())
+        return dataclasses.replace(
+            self, command=[*self.command, *self.resume_flags], resume_flags=()
+        )
 
     def __str__(self) -> str:
         """Return a line that a shell runs to the same effect."""
@@ -60,7 +64,12 @@ class Launch:
 
 
 def plan(
-    recipe: Path, flags: list[str], options: LaunchOptions, *, accelerate_configs: Path, gpus: int | None = None
+    recipe: Path,
+    flags: list[str],
+    options: LaunchOptions,
+    *,
+    accelerate_configs: Path,
+    gpus: int | None = None,
 ) -> Launch:
     """Decide how to start a recipe.
 
@@ -87,31 +96,63 @@ def plan(
     processes = options.processes or _default_processes(options, gpus)
     _check_counts(options, processes, gpus)
     output_dir = Path(text) if (text := read_setting("output_dir", flags)) else None
-    launch = Launch([], {"HFSTACK_PROCESSES": str(processes)}, "python", processes, output_dir, retries=options.retries)
+    launch = Launch(
+        [],
+        {"HFSTACK_PROCESSES": str(processes)},
+        "python",
+        processes,
+        output_dir,
+        retries=options.retries,
+    )
     if trains and options.retries and read_setting("resume_from_checkpoint", flags) is None:
         launch = dataclasses.replace(launch, resume_flags=("--resume_from_checkpoint", "last"))
 
     alone = options.accelerate is None or _distributed_type(options.accelerate) == "NO"
-    if processes == 1 and alone and trains and gpus > 1:  # or the Trainer would use torch.nn.DataParallel on all
-        launch.environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if (
+        processes == 1 and alone and trains and gpus > 1
+    ):  # or the Trainer would use torch.nn.DataParallel on all
+        launch.environment["CUDA_VISIBLE_DEVICES"] = os.environ.get(
+            "CUDA_VISIBLE_DEVICES", "0"
+        ).split(",")[0]
     if processes == 1 and options.accelerate is None:
-        return dataclasses.replace(launch, command=[sys.executable, str(recipe), *flags], log_file=options.log_file)
+        return dataclasses.replace(
+            launch, command=[sys.executable, str(recipe), *flags], log_file=options.log_file
+        )
     threads = max(1, _count_cores() * options.nodes // processes)  # both launchers would set 1
     launch.environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
     if options.accelerate and alone:
-        command = [*_ACCELERATE, "--quiet", "--config_file", str(options.accelerate), str(recipe), *flags]
-        return dataclasses.replace(launch, command=command, launcher="accelerate", log_file=options.log_file)
+        command = [
+            *_ACCELERATE,
+            "--quiet",
+            "--config_file",
+            str(options.accelerate),
+            str(recipe),
+            *flags,
+        ]
+        return dataclasses.replace(
+            launch, command=command, launcher="accelerate", log_file=options.log_file
+        )
 
     log_file = options.log_file or Path(f"{output_dir or f'hfstack-{recipe.stem}'}.launch.log")
     launch.environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(_SAVE_TIMEOUT_S)
     if options.accelerate or gpus:
         config = options.accelerate or accelerate_configs / "multi_gpu.yaml"
         start = [*_ACCELERATE, "--config_file", str(config), "--num_processes", str(processes)]
-        meeting = _rendezvous(options, "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port")
+        meeting = _rendezvous(
+            options, "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port"
+        )
         meeting = meeting or ["--main_process_port", "0"]
     else:
-        start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes // options.nodes)]
-        meeting = _rendezvous(options, "--nnodes", "--node_rank", "--master_addr", "--master_port") or ["--standalone"]
+        start = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes // options.nodes),
+        ]
+        meeting = _rendezvous(
+            options, "--nnodes", "--node_rank", "--master_addr", "--master_port"
+        ) or ["--standalone"]
         for name, value in (("use_cpu", "true"), ("ddp_backend", "gloo")):
             flags = flags if read_setting(name, flags) else [*flags, f"--{name}", value]
     command = [*start, *meeting, "--tee", "3", str(recipe), *flags]
@@ -124,7 +165,9 @@ def _default_processes(options: LaunchOptions, gpus: int) -> int:
         return options.nodes
     said = read_yaml_line(options.accelerate, "num_processes")
     distributed = _distributed_type(options.accelerate) != "NO"
-    return int(said) if said and said.isdigit() else max(1, gpus * options.nodes) if distributed else 1
+    return (
+        int(said) if said and said.isdigit() else max(1, gpus * options.nodes) if distributed else 1
+    )
 
 
 def _check_counts(options: LaunchOptions, processes: int, gpus: int) -> None:
@@ -142,11 +185,17 @@ def _check_counts(options: LaunchOptions, processes: int, gpus: int) -> None:
                 "several processes on a CPU start with --processes N alone"
             )
     if processes % options.nodes:
-        raise ConfigError(f"--processes {processes} do not spread evenly over --nodes {options.nodes}")
+        raise ConfigError(
+            f"--processes {processes} do not spread evenly over --nodes {options.nodes}"
+        )
     if options.nodes > 1 and options.main_address is None:
-        raise ConfigError("--nodes needs --main_address HOST:PORT, the address of node 0, the same on every node")
+        raise ConfigError(
+            "--nodes needs --main_address HOST:PORT, the address of node 0, the same on every node"
+        )
     if not 0 <= options.node_rank < options.nodes:
-        raise ConfigError(f"--node_rank {options.node_rank} is not one of 0 to {options.nodes - 1} (--nodes)")
+        raise ConfigError(
+            f"--node_rank {options.node_rank} is not one of 0 to {options.nodes - 1} (--nodes)"
+        )
     if gpus and processes > gpus * options.nodes:
         raise ConfigError(
             f"--processes {processes} but {gpus} {'GPU is' if gpus == 1 else 'GPUs are'} visible on this node: "
@@ -164,7 +213,9 @@ def _rendezvous(options: LaunchOptions, *names: str) -> list[str]:
         return []
     host, _, port = (options.main_address or "").rpartition(":")
     if not host or not port.isdigit():
-        raise ConfigError(f"--main_address {options.main_address}: expected HOST:PORT, such as node-0:29500")
+        raise ConfigError(
+            f"--main_address {options.main_address}: expected HOST:PORT, such as node-0:29500"
+        )
     values = str(options.nodes), str(options.node_rank), host, port
     return [part for pair in zip(names, values, strict=True) for part in pair]
 
@@ -184,13 +235,20 @@ def trains_a_model(recipe: Path) -> bool:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    main = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"), None)
+    main = next(
+        (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"),
+        None,
+    )
     if main is None:
         raise ConfigError(f"{recipe} is not a recipe: it has no function main")
     names = [ast.unparse(argument.annotation) for argument in main.args.args if argument.annotation]
     return any(
         name.endswith("TrainingArguments")
-        or (name.endswith("Config") and name != "ModelConfig" and origin.get(name, "").startswith(_TRAINERS))
+        or (
+            name.endswith("Config")
+            and name != "ModelConfig"
+            and origin.get(name, "").startswith(_TRAINERS)
+        )
         for name in names
     )
 
@@ -218,7 +276,9 @@ def read_yaml_line(path: Path, key: str) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None  # the recipe, or accelerate, says what is wrong with the file
     for line in lines:
-        if match := re.match(rf"{re.escape(key)}\s*:\s+(?:'([^']*)'|\"([^\"]*)\"|([^#]*?))\s*(?:#.*)?$", line):
+        if match := re.match(
+            rf"{re.escape(key)}\s*:\s+(?:'([^']*)'|\"([^\"]*)\"|([^#]*?))\s*(?:#.*)?$", line
+        ):
             value = next((group for group in match.groups() if group is not None), "")
             return None if value in ("", "null", "~") else value
     return None
@@ -227,7 +287,9 @@ def read_yaml_line(path: Path, key: str) -> str | None:
 def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
     """Count the NVIDIA GPUs that a process started here would see, by nvidia-smi and CUDA_VISIBLE_DEVICES."""
     try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30).stdout
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return 0
     slices = len(re.findall(r"^\s+MIG ", listing, re.MULTILINE))

@@ -38,7 +38,15 @@ belongs to the recipe.
   hfstack run RECIPE --help    every flag of that recipe
   --allow_changed NAME ...     a flag of every recipe: settings that a resumed run may change
 """
-_LAUNCHER_OPTIONS = ("processes", "accelerate", "log_file", "nodes", "node_rank", "main_address", "retries")
+_LAUNCHER_OPTIONS = (
+    "processes",
+    "accelerate",
+    "log_file",
+    "nodes",
+    "node_rank",
+    "main_address",
+    "retries",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,16 +70,22 @@ class _Parser(argparse.ArgumentParser):
 
 def _main(argv: list[str]) -> int:
     parser = _Parser(
-        prog="hfstack", description="From raw text to a language model: find a recipe and start it.", allow_abbrev=False
+        prog="hfstack",
+        description="From raw text to a language model: find a recipe and start it.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hfstack {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="list | copy | run | doctor", required=True)
     verbs.add_parser("list", help="list the recipes", allow_abbrev=False)
     copy = verbs.add_parser("copy", help="copy a recipe and its YAML, to edit", allow_abbrev=False)
     copy.add_argument("recipe", help="a name of `hfstack list`")
-    copy.add_argument("folder", nargs="?", type=Path, default=Path(), help="where to (default: here)")
+    copy.add_argument(
+        "folder", nargs="?", type=Path, default=Path(), help="where to (default: here)"
+    )
     verbs.add_parser("run", help="start a recipe (hfstack run --help)", add_help=False)
-    doctor = verbs.add_parser("doctor", help="say whether this machine is ready", allow_abbrev=False)
+    doctor = verbs.add_parser(
+        "doctor", help="say whether this machine is ready", allow_abbrev=False
+    )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     if argv[:1] == ["run"]:  # its flags are the recipe's: argparse could not tell them from its own
         return _run(argv[1:])
@@ -80,7 +94,9 @@ def _main(argv: list[str]) -> int:
         return _list()
     if args.verb == "copy":
         return _copy(args.recipe, args.folder)
-    return subprocess.call([sys.executable, "-m", "hfstack.cli.doctor", *(["--json"] if args.json else [])])
+    return subprocess.call(
+        [sys.executable, "-m", "hfstack.cli.doctor", *(["--json"] if args.json else [])]
+    )
 
 
 def _list() -> int:
@@ -98,7 +114,9 @@ def _copy(name: str, folder: Path) -> int:
     targets = [folder / path.name for path in sources]
     for target in targets:
         if target.exists() or target.is_symlink():
-            raise ConfigError(f"{target} exists and is never overwritten: choose another folder, or remove it")
+            raise ConfigError(
+                f"{target} exists and is never overwritten: choose another folder, or remove it"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for source, target in zip(sources, targets, strict=True):
@@ -116,7 +134,11 @@ def _run(argv: list[str]) -> int:
     if name is None:
         if not asks_help:
             raise ConfigError("run needs the name of a recipe (see: hfstack list)")
-        print(_RUN_USAGE.format(configs=", ".join(sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml")))))
+        print(
+            _RUN_USAGE.format(
+                configs=", ".join(sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml")))
+            )
+        )
         return 0
     recipe = _find(name, RECIPES, ".py", "recipe")
     if asks_help and recipe.parent == RECIPES:
@@ -131,7 +153,9 @@ def _run(argv: list[str]) -> int:
     yaml = recipe.with_suffix(".yaml")
     if read_setting("config", flags) is None and yaml.is_file() and not asks_help:
         flags = ["--config", str(_short(yaml)), *flags]
-    launch = plan(_short(recipe), flags, _options(given), accelerate_configs=_short(ACCELERATE_CONFIGS))
+    launch = plan(
+        _short(recipe), flags, _options(given), accelerate_configs=_short(ACCELERATE_CONFIGS)
+    )
     return execute_again(launch)
 
 
@@ -172,13 +196,17 @@ def _options(given: dict[str, str]) -> LaunchOptions:
         if key not in given:
             return None
         if not given[key].isdigit() or int(given[key]) < least:
-            raise ConfigError(f"--{key} takes a whole number of at least {least}, got {given[key]!r}")
+            raise ConfigError(
+                f"--{key} takes a whole number of at least {least}, got {given[key]!r}"
+            )
         return int(given[key])
 
     config = given.get("accelerate")
     return LaunchOptions(
         processes=count("processes", 1),
-        accelerate=_short(_find(config, ACCELERATE_CONFIGS, ".yaml", "accelerate config")) if config else None,
+        accelerate=_short(_find(config, ACCELERATE_CONFIGS, ".yaml", "accelerate config"))
+        if config
+        else None,
         log_file=Path(given["log_file"]) if "log_file" in given else None,
         nodes=count("nodes", 1) or 1,
         node_rank=count("node_rank", 0) or 0,
@@ -195,7 +223,9 @@ def _find(name: str, folder: Path, suffix: str, kind: str) -> Path:
         return Path(name)
     known = {path.stem: path for path in sorted(folder.glob(f"*{suffix}"))}
     if name not in known:
-        raise ConfigError(f"no {kind} {_suggest(name, list(known))} (there are: {', '.join(known) or 'none'})")
+        raise ConfigError(
+            f"no {kind} {_suggest(name, list(known))} (there are: {', '.join(known) or 'none'})"
+        )
     return known[name]
 
 

@@ -30,7 +30,9 @@ from hfstack.recipe_settings import load_recipe, settings_classes
 ROOT = Path(__file__).parent.parent.parent
 _WIDTH = 100  # columns
 _REFUSED = {"help", "hub_token"}  # parse() refuses a token on the command line
-_HEADER = "<!-- Made by `python -m hfstack.cli.reference` from the recipe's type hints. Do not edit. -->"
+_HEADER = (
+    "<!-- Made by `python -m hfstack.cli.reference` from the recipe's type hints. Do not edit. -->"
+)
 
 logger = get_logger(__name__)
 
@@ -40,15 +42,30 @@ def make_page(recipe: Path) -> str:
     module = load_recipe(recipe)
     classes = settings_classes(module)
     settings = recipe.with_suffix(".yaml")
-    changed = yaml.safe_load(settings.read_text(encoding="utf-8")) or {} if settings.is_file() else {}
+    changed = (
+        yaml.safe_load(settings.read_text(encoding="utf-8")) or {} if settings.is_file() else {}
+    )
     parser, types_ = build_parser(*classes)
-    actions = {action.dest: action for action in parser._actions if action.option_strings[0] == f"--{action.dest}"}
+    actions = {
+        action.dest: action
+        for action in parser._actions
+        if action.option_strings[0] == f"--{action.dest}"
+    }
 
     lines = [*(inspect.getdoc(module) or "").splitlines(), ""]
-    lines += _entry(actions["config"], "PATH", f"default {settings.name} beside the recipe, with `hfstack run`")
+    lines += _entry(
+        actions["config"], "PATH", f"default {settings.name} beside the recipe, with `hfstack run`"
+    )
     for cls in classes:
-        place = cls.__module__ if cls.__module__.startswith("hfstack.") else cls.__module__.split(".")[0]
-        lines += ["", f"{cls.__name__} ({recipe.name if cls.__module__ == module.__name__ else place})"]
+        place = (
+            cls.__module__
+            if cls.__module__.startswith("hfstack.")
+            else cls.__module__.split(".")[0]
+        )
+        lines += [
+            "",
+            f"{cls.__name__} ({recipe.name if cls.__module__ == module.__name__ else place})",
+        ]
         for field in dataclasses.fields(cls):
             if field.init and field.name not in _REFUSED:
                 action = actions[field.name]
@@ -68,13 +85,19 @@ def make_pages(recipes: Path) -> dict[str, str]:
 def stale_pages(pages: dict[str, str], folder: Path) -> list[str]:
     """Name the files of a folder that are missing, out of date, or of no recipe."""
     written = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
-    return sorted(name for name in pages.keys() | written.keys() if pages.get(name) != written.get(name))
+    return sorted(
+        name for name in pages.keys() | written.keys() if pages.get(name) != written.get(name)
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the pages, or check them."""
-    parser = argparse.ArgumentParser(prog="python -m hfstack.cli.reference", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is out of date")
+    parser = argparse.ArgumentParser(
+        prog="python -m hfstack.cli.reference", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when a page is out of date"
+    )
     check = parser.parse_args(argv).check
     setup_logging(logging.INFO)
     if not (ROOT / "recipes").is_dir():
@@ -85,7 +108,9 @@ def main(argv: list[str] | None = None) -> None:
     pages = make_pages(ROOT / "recipes")
     stale = stale_pages(pages, folder)
     if check and stale:
-        raise ConfigError(f"docs/reference: out of date: {', '.join(stale)}; run: python -m hfstack.cli.reference")
+        raise ConfigError(
+            f"docs/reference: out of date: {', '.join(stale)}; run: python -m hfstack.cli.reference"
+        )
     for name in stale:
         if name in pages:
             folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +118,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             (folder / name).unlink()
     logger.info(
-        "docs/reference: %d recipes, %s", len(pages), f"rewritten: {', '.join(stale)}" if stale else "up to date"
+        "docs/reference: %d recipes, %s",
+        len(pages),
+        f"rewritten: {', '.join(stale)}" if stale else "up to date",
     )
 
 
@@ -103,7 +130,11 @@ def _entry(action: Action, metavar: str, default: str) -> list[str]:
     if metavar == "CHOICE":
         text += f" One of: {', '.join(map(str, action.choices or ()))}."
     head = f"  --{action.dest} {metavar}"
-    heads = [f"{head}  ({default})"] if len(head) + len(default) + 4 <= _WIDTH else [head, f"      ({default})"]
+    heads = (
+        [f"{head}  ({default})"]
+        if len(head) + len(default) + 4 <= _WIDTH
+        else [head, f"      ({default})"]
+    )
     return heads + textwrap.wrap(
         text, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
     )
@@ -111,7 +142,11 @@ def _entry(action: Action, metavar: str, default: str) -> list[str]:
 
 def _metavar(action: Action, hint: Any) -> str:
     """What an option takes, in one word."""
-    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    members = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
     if action.choices:
         words = "|".join(map(str, action.choices))
         return words if len(words) <= 60 else "CHOICE"

@@ -6,15 +6,28 @@ import time
 
 from hfstack import errors
 from hfstack.cli.launch import Launch
-from hfstack.cli.supervise import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_PREEMPTED, Ending, execute, say
+from hfstack.cli.supervise import (
+    EXIT_INTERRUPTED,
+    EXIT_MISTAKE,
+    EXIT_PREEMPTED,
+    Ending,
+    execute,
+    say,
+)
 from hfstack.errors import ConfigError, HfstackError
 from hfstack.redaction import redact
 from hfstack.runs.checkpoint_files import newest_checkpoint, step_of
 
-_PAUSES_S = (1, 10, 60)  # before the next start, by how many in a row have brought no new checkpoint
+_PAUSES_S = (
+    1,
+    10,
+    60,
+)  # before the next start, by how many in a row have brought no new checkpoint
 _FRUITLESS_STARTS = 3
 _MISTAKES = {
-    name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, HfstackError)
+    name
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, HfstackError)
 }
 
 
@@ -43,15 +56,23 @@ def execute_again(launch: Launch) -> int:
             return code
         fruitless = 0 if step > reached else fruitless + 1
         reached = max(reached, step)
-        place = f"checkpoint-{reached}" if reached >= 0 else "the first step, because there is no checkpoint yet"
+        place = (
+            f"checkpoint-{reached}"
+            if reached >= 0
+            else "the first step, because there is no checkpoint yet"
+        )
         if start > launch.retries:
             say(f"start {start} of {start} {_describe(code)}; it can go on from {place}")
         elif fruitless == _FRUITLESS_STARTS:
-            say(f"start {start} {_describe(code)}, the third in a row without a new checkpoint: not started again")
+            say(
+                f"start {start} {_describe(code)}, the third in a row without a new checkpoint: not started again"
+            )
             return code
         else:
             pause_s = _PAUSES_S[min(fruitless, len(_PAUSES_S) - 1)]
-            say(f"start {start} of {launch.retries + 1} {_describe(code)}; the next, in {pause_s} s, is from {place}")
+            say(
+                f"start {start} of {launch.retries + 1} {_describe(code)}; the next, in {pause_s} s, is from {place}"
+            )
             try:
                 time.sleep(pause_s)
             except KeyboardInterrupt:

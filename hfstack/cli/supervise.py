@@ -51,15 +51,25 @@ def execute(launch: Launch) -> Ending:
     """
     run_file = launch.output_dir / "run.json" if launch.output_dir else None
     before = _stamp(run_file)
-    environment = {**os.environ, **launch.environment, **({"PYTHONUNBUFFERED": "1"} if launch.log_file else {})}
+    environment = {
+        **os.environ,
+        **launch.environment,
+        **({"PYTHONUNBUFFERED": "1"} if launch.log_file else {}),
+    }
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_open_log(launch)) if launch.log_file else None
         command, output, errors, screen = launch.command, None, None, None
         if log:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfstack-")))
-            if launch.launcher == "torchrun":  # writes <folder>/<run>/attempt_0/<local rank>/std{out,err}.log
+            if (
+                launch.launcher == "torchrun"
+            ):  # writes <folder>/<run>/attempt_0/<local rank>/std{out,err}.log
                 at = command.index("--tee")
-                command, output, errors = [*command[:at], "--log_dir", str(folder), *command[at:]], log, log
+                command, output, errors = (
+                    [*command[:at], "--log_dir", str(folder), *command[at:]],
+                    log,
+                    log,
+                )
                 screen = _Screen(folder, "*/attempt_*/0/std*.log", copy=None)
             else:
                 output = stack.enter_context((folder / "stdout.log").open("wb"))
@@ -80,7 +90,11 @@ def execute(launch: Launch) -> Ending:
         stop.wait_for_workers()
         written = _read(run_file) if _stamp(run_file) != before else {}
         ending = Ending(code, bool(stop.received), written.get("status"), written.get("error_kind"))
-        early = stop.received and not written and (code < 0 or (code != 0 and run_file and launch.launcher != "python"))
+        early = (
+            stop.received
+            and not written
+            and (code < 0 or (code != 0 and run_file and launch.launcher != "python"))
+        )
         if early:
             say("stopped before the run began")
             return dataclasses.replace(ending, code=128 + stop.received[0])
@@ -122,8 +136,14 @@ def _open_log(launch: Launch) -> io.BufferedRandom:
         launch.log_file.parent.mkdir(parents=True, exist_ok=True)
         log = launch.log_file.open("a+b")
     except OSError as error:
-        reason = "its folder is a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        raise ConfigError(f"the log {launch.log_file} cannot be written: {reason}; choose another --log_file") from None
+        reason = (
+            "its folder is a file"
+            if isinstance(error, FileExistsError | NotADirectoryError)
+            else error.strerror
+        )
+        raise ConfigError(
+            f"the log {launch.log_file} cannot be written: {reason}; choose another --log_file"
+        ) from None
     log.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} + {redact(str(launch))}\n".encode())
     log.flush()
     return log
@@ -167,10 +187,17 @@ class _Screen:
         rank, code, local_rank = cause
         files = {path.parent.name: path for path in self._folder.glob("*/attempt_*/*/stderr.log")}
         shown = files["0"].read_text(encoding="utf-8", errors="replace") if "0" in files else ""
-        wrote = files[local_rank].read_text(encoding="utf-8", errors="replace") if local_rank in files else ""
+        wrote = (
+            files[local_rank].read_text(encoding="utf-8", errors="replace")
+            if local_rank in files
+            else ""
+        )
         if code < 0:
             name = signal.Signals(-code).name
-            say(f"process {rank} was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else ""))
+            say(
+                f"process {rank} was killed by {name}"
+                + (" (out of memory?)" if name == "SIGKILL" else "")
+            )
         elif local_rank != "0" and wrote.strip() and wrote.splitlines()[-1] not in shown:
             sys.stderr.write(wrote[max(0, wrote.rfind("Traceback (most recent call last)")) :])
 
@@ -238,7 +265,9 @@ class _StopSignals:
     def _hand_on(self, number: int) -> None:
         assert self._process is not None
         self._workers = _children(self._process.pid)
-        begun = self._has_begun()  # before, there is nothing to save, and Ctrl-C would end imports in a traceback
+        begun = (
+            self._has_begun()
+        )  # before, there is nothing to save, and Ctrl-C would end imports in a traceback
         for pid in (self._through_launcher and self._workers) or [self._process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number if number == signal.SIGINT and begun else signal.SIGTERM)
@@ -250,7 +279,9 @@ class _StopSignals:
 def _children(pid: int) -> list[int]:
     """The processes that one process started; empty where there is no /proc."""
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except OSError:
         return []
 

@@ -20,7 +20,9 @@ def _messages(value: Any) -> str | None:
         return f"expected a list of messages {{role, content}}, got {_shown(value)}"
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict):
-            return f"message {number}: expected an object with role and content, got {_shown(message)}"
+            return (
+                f"message {number}: expected an object with role and content, got {_shown(message)}"
+            )
         if "from" in message and "value" in message:
             return f"message {number} has the keys 'from' and 'value'; rename them to 'role' and 'content'"
         if not isinstance(message.get("role"), str):
@@ -35,7 +37,11 @@ def _text_or_messages(value: Any) -> str | None:
 
 
 def _label(value: Any) -> str | None:
-    return None if isinstance(value, str | int | float) else f"expected a label (number or text), got {_shown(value)}"
+    return (
+        None
+        if isinstance(value, str | int | float)
+        else f"expected a label (number or text), got {_shown(value)}"
+    )
 
 
 TASKS: dict[str, dict[str, Callable[[Any], str | None]]] = {
@@ -52,7 +58,12 @@ TASKS: dict[str, dict[str, Callable[[Any], str | None]]] = {
 
 
 def check_schema(
-    rows: Iterable[Any], task: str, *, text_column: str = "text", max_rows: int | None = 10_000, name: str = "data"
+    rows: Iterable[Any],
+    task: str,
+    *,
+    text_column: str = "text",
+    max_rows: int | None = 10_000,
+    name: str = "data",
 ) -> None:
     """Raise DataError, naming the row and the column, at the first row that is not what `task` needs.
 
@@ -65,12 +76,16 @@ def check_schema(
     """
     if task not in TASKS:
         raise ConfigError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
-    checks = {text_column if column == "text" else column: check for column, check in TASKS[task].items()}
+    checks = {
+        text_column if column == "text" else column: check for column, check in TASKS[task].items()
+    }
     for number, row in enumerate(islice(_only(rows, checks), max_rows), 1):
         for column, check in checks.items():
             if column not in row:
                 found = ", ".join(row) or "none"
-                raise DataError(f"{name} row {number}: {task} needs the column {column!r}; found: {found}")
+                raise DataError(
+                    f"{name} row {number}: {task} needs the column {column!r}; found: {found}"
+                )
             if problem := check(row[column]):
                 raise DataError(f"{name} row {number}, column {column!r}: {problem}")
 
@@ -82,7 +97,9 @@ def _only(rows: Iterable[Any], columns: Iterable[str]) -> Iterator[Any]:
         return
     for batch in rows.select_columns(list(columns)).iter(batch_size=1000):
         assert isinstance(batch, dict)
-        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+        yield from (
+            dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
+        )
 
 
 def _shown(value: Any) -> str:

@@ -45,18 +45,26 @@ class Source:
         self._rows: int | None = None  # counted while reading, for run.json
         self._revision: str | None = None
         if not isinstance(self.path, str) or not self.path.strip():
-            raise ConfigError(f"dataset: path must be a Hub id, a file, a glob or a folder, got {self.path!r}")
+            raise ConfigError(
+                f"dataset: path must be a Hub id, a file, a glob or a folder, got {self.path!r}"
+            )
         if not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
-            raise ConfigError(f"dataset {self.path}: weight must be a number above 0, got {self.weight!r}")
+            raise ConfigError(
+                f"dataset {self.path}: weight must be a number above 0, got {self.weight!r}"
+            )
         if self.is_local:
             if self.name is not None:
-                raise ConfigError(f"dataset {self.path}: name {self.name!r} is for Hub datasets; local files have none")
+                raise ConfigError(
+                    f"dataset {self.path}: name {self.name!r} is for Hub datasets; local files have none"
+                )
             if self.split != "train" and not Path(self.path).expanduser().is_dir():
                 raise ConfigError(
                     f"dataset {self.path}: split {self.split!r} needs a Hub id or a folder; name the file"
                 )
         elif not _HUB_ID.fullmatch(self.path):
-            raise ConfigError(f"dataset {self.path}: no such file, and not a Hub id such as user/dataset")
+            raise ConfigError(
+                f"dataset {self.path}: no such file, and not a Hub id such as user/dataset"
+            )
 
     @property
     def is_local(self) -> bool:
@@ -87,15 +95,21 @@ class DataArgs:
 
     def __post_init__(self) -> None:
         self.datasets = [Source(each) if isinstance(each, str) else each for each in self.datasets]
-        self.eval_datasets = [Source(each) if isinstance(each, str) else each for each in self.eval_datasets]
+        self.eval_datasets = [
+            Source(each) if isinstance(each, str) else each for each in self.eval_datasets
+        ]
         if not 0 <= self.eval_fraction < 1:
             raise ConfigError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
         if self.max_rows is not None and self.max_rows < 1:
             raise ConfigError(f"max_rows must be at least 1, got {self.max_rows}")
         if self.on_bad_row not in ("fail", "skip", "quarantine"):
-            raise ConfigError(f"on_bad_row must be fail, skip or quarantine, got {self.on_bad_row!r}")
+            raise ConfigError(
+                f"on_bad_row must be fail, skip or quarantine, got {self.on_bad_row!r}"
+            )
         if self.streaming and self.eval_fraction and not self.eval_datasets:
-            raise ConfigError("streaming cannot hold out rows: name eval_datasets, or set --eval_fraction 0")
+            raise ConfigError(
+                "streaming cannot hold out rows: name eval_datasets, or set --eval_fraction 0"
+            )
 
 
 def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[str, Any]:
@@ -126,14 +140,22 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[
             )
     if args.streaming:
         logger.info(
-            "streaming: rows are shuffled within %d rows; overlap with eval is not checked", _SHUFFLE_BUFFER_ROWS
+            "streaming: rows are shuffled within %d rows; overlap with eval is not checked",
+            _SHUFFLE_BUFFER_ROWS,
         )
-        splits["train"] = splits["train"].shuffle(seed=args.split_seed, buffer_size=_SHUFFLE_BUFFER_ROWS)
+        splits["train"] = splits["train"].shuffle(
+            seed=args.split_seed, buffer_size=_SHUFFLE_BUFFER_ROWS
+        )
     elif args.eval_datasets:
-        splits["train"] = drop_overlap(splits["train"], splits["eval"], text_column=args.text_column)
+        splits["train"] = drop_overlap(
+            splits["train"], splits["eval"], text_column=args.text_column
+        )
     elif args.eval_fraction:
         splits["train"], splits["eval"] = hold_out(
-            splits["train"], fraction=args.eval_fraction, seed=args.split_seed, text_column=args.text_column
+            splits["train"],
+            fraction=args.eval_fraction,
+            seed=args.split_seed,
+            text_column=args.text_column,
         )
     if not args.streaming:
         logger.info("rows: %s", ", ".join(f"{len(rows)} {name}" for name, rows in splits.items()))
@@ -149,7 +171,9 @@ def load_mixture(
     quarantine_file: Path | None = None,
 ) -> Dataset:
     """Return the rows of all sources as one memory-mapped Dataset, each source with its weight's share of them."""
-    found = [expand_files(source.path, source.split) if source.is_local else None for source in sources]
+    found = [
+        expand_files(source.path, source.split) if source.is_local else None for source in sources
+    ]
     parts = []
     for source, files in zip(sources, found, strict=True):
         if files is None:
@@ -157,7 +181,9 @@ def load_mixture(
             assert isinstance(rows, Dataset)
             rows = rows.select(range(min(len(rows), max_rows or len(rows))))
         else:
-            rows = load_rows(files, on_bad_row=on_bad_row, max_rows=max_rows, quarantine_file=quarantine_file)
+            rows = load_rows(
+                files, on_bad_row=on_bad_row, max_rows=max_rows, quarantine_file=quarantine_file
+            )
         if not len(rows):
             raise DataError(f"{source.path}: the split {source.split!r} has no rows")
         source._rows = len(rows)
@@ -179,14 +205,22 @@ def iterate_rows(
     Sources come one after another. When a weight is not 1, rows are drawn by weight and `seed` until one source is
     used up. `max_rows` counts per source. Missing files are found before the first row is read.
     """
-    found = [expand_files(source.path, source.split) if source.is_local else None for source in sources]
+    found = [
+        expand_files(source.path, source.split) if source.is_local else None for source in sources
+    ]
     if on_bad_row == "quarantine" and quarantine_file is None:
-        raise ConfigError("on_bad_row is quarantine but no quarantine_file is given to write bad rows to")
+        raise ConfigError(
+            "on_bad_row is quarantine but no quarantine_file is given to write bad rows to"
+        )
     quarantine_file = _fresh_quarantine(quarantine_file)
     streams = []
     for source, files in zip(sources, found, strict=True):
         read = partial(
-            read_rows, files or [], on_bad_row=on_bad_row, quarantine_file=quarantine_file, max_rows=max_rows
+            read_rows,
+            files or [],
+            on_bad_row=on_bad_row,
+            quarantine_file=quarantine_file,
+            max_rows=max_rows,
         )
         streams.append(_counted(source, read, max_rows))
     weights, names = [source.weight for source in sources], [source.path for source in sources]
@@ -201,14 +235,24 @@ def describe_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
     """
     records: list[dict[str, Any]] = []
     for source in sources:
-        files = [fingerprint(file) for file in expand_files(source.path, source.split)] if source.is_local else []
+        files = (
+            [fingerprint(file) for file in expand_files(source.path, source.split)]
+            if source.is_local
+            else []
+        )
         records.append({"path": source.path, "files": files, "rows": source._rows})
         if not source.is_local:
-            records[-1] |= {"name": source.name, "split": source.split, "revision": source._revision}
+            records[-1] |= {
+                "name": source.name,
+                "split": source.split,
+                "revision": source._revision,
+            }
     return records
 
 
-def require_columns(rows: Dataset | IterableDataset | Sequence[Any], *alternatives: set[str], recipe: str) -> None:
+def require_columns(
+    rows: Dataset | IterableDataset | Sequence[Any], *alternatives: set[str], recipe: str
+) -> None:
     """Raise DataError unless the rows have all columns of at least one alternative.
 
     The message names the columns that were found, the closest name, and `--text_column` where that maps it.
@@ -220,14 +264,20 @@ def require_columns(rows: Dataset | IterableDataset | Sequence[Any], *alternativ
     nearest = min(alternatives, key=lambda columns: len(columns - set(found)))
     hints = []
     for column in sorted(nearest - set(found)):
-        close = difflib.get_close_matches(column, [name for name in found if name not in nearest], n=1, cutoff=0.5)
+        close = difflib.get_close_matches(
+            column, [name for name in found if name not in nearest], n=1, cutoff=0.5
+        )
         if column == "text" or len(nearest) == 1:
             hints.append(
-                f"--text_column {close[0]}?" if close else f"choose one with --text_column instead of {column!r}"
+                f"--text_column {close[0]}?"
+                if close
+                else f"choose one with --text_column instead of {column!r}"
             )
         else:
             hints.append(f"rename {close[0]!r} to {column!r}?" if close else f"add {column!r}")
-    raise DataError(f"{recipe} needs the columns {wanted}; found: {', '.join(found) or 'none'}; {'; '.join(hints)}")
+    raise DataError(
+        f"{recipe} needs the columns {wanted}; found: {', '.join(found) or 'none'}; {'; '.join(hints)}"
+    )
 
 
 def _fresh_quarantine(quarantine_file: Path | None) -> Path | None:
@@ -239,9 +289,13 @@ def _fresh_quarantine(quarantine_file: Path | None) -> Path | None:
     return Path(os.devnull)
 
 
-def _stream(sources: Sequence[Source], args: DataArgs, quarantine_file: Path | None) -> IterableDataset:
+def _stream(
+    sources: Sequence[Source], args: DataArgs, quarantine_file: Path | None
+) -> IterableDataset:
     if len(sources) == 1 and not sources[0].is_local:
-        rows = _load_from_hub(sources[0], streaming=True)  # keeps the shards of the Hub, so that workers share them
+        rows = _load_from_hub(
+            sources[0], streaming=True
+        )  # keeps the shards of the Hub, so that workers share them
         assert isinstance(rows, IterableDataset)
         return rows.take(args.max_rows) if args.max_rows else rows
     settings = {
@@ -253,7 +307,9 @@ def _stream(sources: Sequence[Source], args: DataArgs, quarantine_file: Path | N
     }
     for source in sources:
         if source.is_local:
-            expand_files(source.path, source.split)  # a missing file is told now, not at the first step
+            expand_files(
+                source.path, source.split
+            )  # a missing file is told now, not at the first step
     rows = IterableDataset.from_generator(iterate_rows, gen_kwargs=settings)
     assert isinstance(rows, IterableDataset)
     return rows
@@ -283,11 +339,19 @@ def _load_from_hub(source: Source, *, streaming: bool) -> Dataset | IterableData
     except Exception as error:  # httpx, hub, fsspec and datasets each raise their own classes
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, ValueError | RuntimeError) and not isinstance(error, OSError):
-            raise DataError(f"{source.path} on {constants.ENDPOINT}: {cause} (in YAML: path, name, split)") from error
+            raise DataError(
+                f"{source.path} on {constants.ENDPOINT}: {cause} (in YAML: path, name, split)"
+            ) from error
         reason = f"private, missing, no token or no network ({type(error).__name__}: {cause})"
-        raise DataError(f"{source.path}: not found here, and not loaded from {constants.ENDPOINT}: {reason}") from error
-    assert isinstance(rows, Dataset | IterableDataset)  # load_dataset returns dictionaries only without a split
-    places = " ".join(file["filename"] for file in rows.cache_files) if isinstance(rows, Dataset) else ""
+        raise DataError(
+            f"{source.path}: not found here, and not loaded from {constants.ENDPOINT}: {reason}"
+        ) from error
+    assert isinstance(
+        rows, Dataset | IterableDataset
+    )  # load_dataset returns dictionaries only without a split
+    places = (
+        " ".join(file["filename"] for file in rows.cache_files) if isinstance(rows, Dataset) else ""
+    )
     revision = re.search(r"[/\\]([0-9a-f]{40})[/\\]", places)
     source._revision = revision[1] if revision else None
     return rows

@@ -16,7 +16,9 @@ logger = get_logger(__name__)
 _NUMBER_TYPES = {"int8", "int16", "int32", "int64", "float16", "float32", "float64"}
 
 
-def mix(parts: Sequence[Dataset], *, weights: Sequence[float], names: Sequence[str], seed: int) -> Dataset:
+def mix(
+    parts: Sequence[Dataset], *, weights: Sequence[float], names: Sequence[str], seed: int
+) -> Dataset:
     """Join datasets so that each has its weight's share of the rows; with all weights 1, take every row.
 
     The mixture is as long as it can be without repeating a row: the dataset that is shortest for its share is used
@@ -33,14 +35,20 @@ def mix(parts: Sequence[Dataset], *, weights: Sequence[float], names: Sequence[s
             count = max(1, min(len(part), round(total * share)))
             generator = numpy.random.default_rng([seed, index])
             rows = numpy.sort(generator.choice(len(part), size=count, replace=False))
-            logger.info("mixture: %.1f %% from %s (%d of its %d rows)", 100 * share, name, count, len(part))
+            logger.info(
+                "mixture: %.1f %% from %s (%d of its %d rows)", 100 * share, name, count, len(part)
+            )
             chosen.append(part.select(rows))
         parts = chosen
     return concatenate_datasets(list(parts))
 
 
 def interleave(
-    streams: Sequence[Iterator[dict[str, Any]]], *, weights: Sequence[float], names: Sequence[str], seed: int
+    streams: Sequence[Iterator[dict[str, Any]]],
+    *,
+    weights: Sequence[float],
+    names: Sequence[str],
+    seed: int,
 ) -> Iterator[dict[str, Any]]:
     """Join streams of rows; with weights, draw each row's stream by its share until one is used up."""
     if len(streams) == 1 or all(weight == 1 for weight in weights):
@@ -54,14 +62,18 @@ def interleave(
         for index in generator.choice(len(streams), size=1000, p=shares):
             row = next(streams[index], None)
             if row is None:
-                used = ", ".join(f"{count} from {name}" for count, name in zip(counts, names, strict=True))
+                used = ", ".join(
+                    f"{count} from {name}" for count, name in zip(counts, names, strict=True)
+                )
                 logger.info("mixture ends with %s: rows used: %s", names[index], used)
                 return
             counts[index] += 1
             yield row
 
 
-def hold_out(rows: Dataset, *, fraction: float, seed: int, text_column: str) -> tuple[Dataset, Dataset]:
+def hold_out(
+    rows: Dataset, *, fraction: float, seed: int, text_column: str
+) -> tuple[Dataset, Dataset]:
     """Return (train, eval) with about `fraction` of the rows in eval; equal texts are always on the same side.
 
     Rows are ranked by a hash of their text and `seed`, and the first ones are held out. So the choice does not depend
@@ -70,7 +82,9 @@ def hold_out(rows: Dataset, *, fraction: float, seed: int, text_column: str) -> 
     wanted = round(fraction * len(rows))
     if wanted == 0:
         hint = "raise it, name eval_datasets, or set --eval_fraction 0"
-        raise DataError(f"no eval rows: eval_fraction {fraction} of {len(rows)} rows is less than one row; {hint}")
+        raise DataError(
+            f"no eval rows: eval_fraction {fraction} of {len(rows)} rows is less than one row; {hint}"
+        )
     keys = _text_keys(rows, seed, text_column)
     ranked, group, sizes = numpy.unique(keys, return_inverse=True, return_counts=True)
     groups = int(numpy.searchsorted(numpy.cumsum(sizes), wanted)) + 1
@@ -80,7 +94,11 @@ def hold_out(rows: Dataset, *, fraction: float, seed: int, text_column: str) -> 
             f"no train rows: the {len(rows)} rows hold only {len(ranked)} different texts; give eval_datasets"
         )
     if (duplicates := len(rows) - len(ranked)) > 0:
-        logger.info("%d of %d rows repeat a text; every copy stays on one side of the split", duplicates, len(rows))
+        logger.info(
+            "%d of %d rows repeat a text; every copy stays on one side of the split",
+            duplicates,
+            len(rows),
+        )
     return rows.select(numpy.flatnonzero(~held)), rows.select(numpy.flatnonzero(held))
 
 
@@ -90,21 +108,31 @@ def drop_overlap(train: Dataset, evaluation: Dataset, *, text_column: str) -> Da
     if not shared.any():
         return train
     if shared.all():
-        raise DataError(f"no train rows: all {len(train)} rows of datasets are also in eval_datasets")
-    logger.warning("left out %d of %d train rows whose text is also in eval_datasets", shared.sum(), len(train))
+        raise DataError(
+            f"no train rows: all {len(train)} rows of datasets are also in eval_datasets"
+        )
+    logger.warning(
+        "left out %d of %d train rows whose text is also in eval_datasets", shared.sum(), len(train)
+    )
     return train.select(numpy.flatnonzero(~shared))
 
 
 def _text_keys(rows: Dataset, seed: int, text_column: str) -> numpy.ndarray:
     """Return a 64-bit hash of each row's text: the text column, else the prompt, the messages, or the whole row."""
-    column = next((name for name in (text_column, "prompt", "messages") if name in rows.column_names), None)
+    column = next(
+        (name for name in (text_column, "prompt", "messages") if name in rows.column_names), None
+    )
     salt = seed.to_bytes(8, "little", signed=True)
     digests = bytearray()
     for batch in (rows.select_columns([column]) if column else rows).iter(batch_size=1000):
         assert isinstance(batch, dict)
         values = batch[column] if column else list(zip(*batch.values(), strict=True))
         for value in values:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            text = (
+                value
+                if isinstance(value, str)
+                else json.dumps(value, ensure_ascii=False, default=str)
+            )
             digests += hashlib.blake2b(text.encode(), digest_size=8, key=salt).digest()
     return numpy.frombuffer(bytes(digests), dtype="<u8")
 
@@ -122,12 +150,19 @@ def _with_common_columns(parts: Sequence[Dataset], names: Sequence[str]) -> list
         elif all(isinstance(kind, Value) and kind.dtype in _NUMBER_TYPES for kind in known):
             features[column] = Value("float64")
     if not features:
-        held = "; ".join(f"{name}: {', '.join(part.column_names)}" for name, part in zip(names, parts, strict=True))
-        raise DataError(f"datasets: they have no column in common ({held}); give files with the same columns")
+        held = "; ".join(
+            f"{name}: {', '.join(part.column_names)}"
+            for name, part in zip(names, parts, strict=True)
+        )
+        raise DataError(
+            f"datasets: they have no column in common ({held}); give files with the same columns"
+        )
     for part, name in zip(parts, names, strict=True):
         if left := [column for column in part.column_names if column not in features]:
             logger.warning(
-                "mixture: %s: left out the columns that not all have with one type: %s", name, ", ".join(left)
+                "mixture: %s: left out the columns that not all have with one type: %s",
+                name,
+                ", ".join(left),
             )
     kept = [part.select_columns(list(features)) for part in parts]
     wanted = Features(features)

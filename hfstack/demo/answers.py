@@ -15,7 +15,11 @@ def answers(seed: int, index: int, *, count: int = 4) -> tuple[dict[str, Any], l
     row = instruction(seed, index)
     right: str = row["completion"]
     uniform = random.Random(f"answers/{seed}/{index}")
-    sentences = [part.strip() for part in right.replace("! ", "!|").replace(". ", ".|").split("|") if part.strip()]
+    sentences = [
+        part.strip()
+        for part in right.replace("! ", "!|").replace(". ", ".|").split("|")
+        if part.strip()
+    ]
     words = right.split(" ")
     candidates = [
         right,

@@ -49,7 +49,9 @@ def compile_template(text: str, phrases: Mapping[str, Sequence[str]] | None = No
     return parts
 
 
-def _sequence(tokens: list[str], start: int, phrases: Mapping[str, Sequence[str]]) -> tuple[Parts, int]:
+def _sequence(
+    tokens: list[str], start: int, phrases: Mapping[str, Sequence[str]]
+) -> tuple[Parts, int]:
     parts: list[str | Fact | Choice] = []
     index = start
     while index < len(tokens) and tokens[index] not in ("|", "]"):
@@ -62,14 +64,18 @@ def _sequence(tokens: list[str], start: int, phrases: Mapping[str, Sequence[str]
         elif token[0] == "<":
             if token[1:-1] not in phrases:
                 raise ValueError(f"unknown phrase {token}")
-            parts.append(Choice(tuple(compile_template(text, phrases) for text in phrases[token[1:-1]])))
+            parts.append(
+                Choice(tuple(compile_template(text, phrases) for text in phrases[token[1:-1]]))
+            )
         else:
             parts.append(token)
         index += 1
     return tuple(parts), index
 
 
-def _options(tokens: list[str], start: int, phrases: Mapping[str, Sequence[str]]) -> tuple[tuple[Parts, ...], int]:
+def _options(
+    tokens: list[str], start: int, phrases: Mapping[str, Sequence[str]]
+) -> tuple[tuple[Parts, ...], int]:
     options: list[Parts] = []
     index = start
     while True:
@@ -95,7 +101,9 @@ def render(parts: Parts, facts: dict[str, str], uniform: Callable[[], float]) ->
     return "".join(words)
 
 
-def _append(parts: Parts, facts: dict[str, str], uniform: Callable[[], float], words: list[str]) -> None:
+def _append(
+    parts: Parts, facts: dict[str, str], uniform: Callable[[], float], words: list[str]
+) -> None:
     for part in parts:
         if isinstance(part, str):
             words.append(part)

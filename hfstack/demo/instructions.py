@@ -17,7 +17,9 @@ from hfstack.demo.templates import read_blocks
 Task = Literal["mixed", "beginning"]
 
 QUESTION_SHARE = 0.25
-_STREAM_SIZE = 1_000_003  # seeds of the streams; a prime, so that two nearby corpus seeds share no stream
+_STREAM_SIZE = (
+    1_000_003  # seeds of the streams; a prime, so that two nearby corpus seeds share no stream
+)
 _BLOCKS = {
     title: {section: tuple(map(compile_template, lines)) for section, lines in block.items()}
     for title, block in read_blocks("instructions").items()
@@ -45,7 +47,9 @@ _PLACE_PHRASES = {place.noun: f"{place.at} the {place.noun}" for place in PLACES
 _NUMBERS = {thing.noun: thing.number for thing in THINGS}
 
 
-def instruction(seed: int, index: int, *, task: Task = "mixed", careless_share: float = 0.0) -> dict[str, Any]:
+def instruction(
+    seed: int, index: int, *, task: Task = "mixed", careless_share: float = 0.0
+) -> dict[str, Any]:
     """Return row `index`: "prompt", "completion", "task" ("story", "question <about>", "beginning"), and the facts.
 
     Args:
@@ -108,7 +112,9 @@ def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:
     facts = _facts(told)
     asked = render(_pick(_BLOCKS["questions"][about], uniform), facts, uniform)
     parts = (told.text, asked) if uniform() < 0.5 else (asked, told.text)
-    return "\n\n".join(parts), tidy(render(_pick(_BLOCKS["answers"][about], uniform), facts, uniform))
+    return "\n\n".join(parts), tidy(
+        render(_pick(_BLOCKS["answers"][about], uniform), facts, uniform)
+    )
 
 
 def as_messages(row: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +151,10 @@ def _request(told: Story, kind: str, uniform: Any) -> str:
     possible: Any = tuple(pair for pair in _WISHES if not absent & set(pair[1]))
     hero, wishes = _pick(possible, uniform)
     facts = _facts(told)
-    parts = [_pick(_BLOCKS[kind][hero], uniform), *(_pick(_BLOCKS["extras"][wish], uniform) for wish in wishes)]
+    parts = [
+        _pick(_BLOCKS[kind][hero], uniform),
+        *(_pick(_BLOCKS["extras"][wish], uniform) for wish in wishes),
+    ]
     return tidy(" ".join(render(part, facts, uniform) for part in parts))
 
 

@@ -80,27 +80,80 @@ ELDERS = ("owl", "tortoise", "heron", "toad", "ox", "goose", "crane", "stork")
 RELATIVES = ("mother", "father", "grandmother", "grandfather", "aunt", "uncle")
 
 PLACES = (
-    Place("forest", "in", "into", ("under a tall pine", "behind a mossy log", "beside a hollow oak")),
-    Place("river", "by", "down to", ("among the reeds", "under the willow", "near the stepping stones")),
-    Place("hill", "on", "up", ("behind a round rock", "under a thorn bush", "beside the stone wall")),
-    Place("beach", "at", "to", ("beside a rock pool", "under an upturned boat", "behind the dunes")),
-    Place("farm", "on", "to", ("behind the barn", "next to the haystack", "beside the water trough")),
-    Place("garden", "in", "into", ("between the bean rows", "beside the rose bush", "behind the green shed")),
+    Place(
+        "forest", "in", "into", ("under a tall pine", "behind a mossy log", "beside a hollow oak")
+    ),
+    Place(
+        "river",
+        "by",
+        "down to",
+        ("among the reeds", "under the willow", "near the stepping stones"),
+    ),
+    Place(
+        "hill", "on", "up", ("behind a round rock", "under a thorn bush", "beside the stone wall")
+    ),
+    Place(
+        "beach", "at", "to", ("beside a rock pool", "under an upturned boat", "behind the dunes")
+    ),
+    Place(
+        "farm", "on", "to", ("behind the barn", "next to the haystack", "beside the water trough")
+    ),
+    Place(
+        "garden",
+        "in",
+        "into",
+        ("between the bean rows", "beside the rose bush", "behind the green shed"),
+    ),
     Place("village", "in", "to", ("beside the well", "outside the bakery", "under the old clock")),
-    Place("meadow", "in", "across", ("among the daisies", "beside a molehill", "in the long grass")),
+    Place(
+        "meadow", "in", "across", ("among the daisies", "beside a molehill", "in the long grass")
+    ),
     Place("lake", "by", "to", ("near the jetty", "beside a rotten stump", "among the bulrushes")),
-    Place("mountain", "on", "up", ("beside a cold stream", "under a ledge", "behind a heap of stones")),
-    Place("cave", "near", "to", ("beside the entrance", "under a flat rock", "behind a curtain of ivy")),
-    Place("market", "at", "to", ("behind the fruit stall", "under a table", "beside the flower cart")),
+    Place(
+        "mountain", "on", "up", ("beside a cold stream", "under a ledge", "behind a heap of stones")
+    ),
+    Place(
+        "cave",
+        "near",
+        "to",
+        ("beside the entrance", "under a flat rock", "behind a curtain of ivy"),
+    ),
+    Place(
+        "market", "at", "to", ("behind the fruit stall", "under a table", "beside the flower cart")
+    ),
     Place("park", "in", "to", ("under a bench", "by the fountain", "beside the iron gate")),
     Place("pond", "by", "to", ("among the lilies", "beside a muddy bank", "under a bent birch")),
-    Place("island", "on", "across", ("under a palm tree", "beside the old lighthouse", "behind a sandbank")),
-    Place("valley", "in", "down into", ("beside the footpath", "under an elm", "near the wooden fence")),
-    Place("castle", "near", "to", ("beside the great gate", "under the drawbridge", "behind a broken wall")),
+    Place(
+        "island",
+        "on",
+        "across",
+        ("under a palm tree", "beside the old lighthouse", "behind a sandbank"),
+    ),
+    Place(
+        "valley",
+        "in",
+        "down into",
+        ("beside the footpath", "under an elm", "near the wooden fence"),
+    ),
+    Place(
+        "castle",
+        "near",
+        "to",
+        ("beside the great gate", "under the drawbridge", "behind a broken wall"),
+    ),
     Place("harbor", "at", "to", ("behind a pile of nets", "beside a barrel", "under the pier")),
-    Place("school", "at", "to", ("behind the playground", "under the stairs", "beside the big window")),
-    Place("orchard", "in", "to", ("under a crooked tree", "beside a ladder", "behind the beehives")),
-    Place("mill", "near", "to", ("beside the water wheel", "behind the flour sacks", "under the footbridge")),
+    Place(
+        "school", "at", "to", ("behind the playground", "under the stairs", "beside the big window")
+    ),
+    Place(
+        "orchard", "in", "to", ("under a crooked tree", "beside a ladder", "behind the beehives")
+    ),
+    Place(
+        "mill",
+        "near",
+        "to",
+        ("beside the water wheel", "behind the flour sacks", "under the footbridge"),
+    ),
     Place("swamp", "near", "to", ("on a dry mound", "beside a twisted root", "under a dead tree")),
 )
 

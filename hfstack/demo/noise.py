@@ -27,7 +27,16 @@ _COOKIE_NOTICES = (
     "Subscribe to our newsletter and never miss a story!",
 )
 _CONTROL_CHARACTERS = "\x00\x07\x08\x0b\x1b\x7f\x9d\ufeff\u200b"
-_SHORT_TEXTS = ("The end.", "Read more", "404", "Chapter 1", "ok", "to be continued", "next page", "Untitled")
+_SHORT_TEXTS = (
+    "The end.",
+    "Read more",
+    "404",
+    "Chapter 1",
+    "ok",
+    "to be continued",
+    "next page",
+    "Untitled",
+)
 _SYMBOLS = "#$%&*+/<=>@^_|~{}[];:0123456789"
 
 
@@ -111,7 +120,9 @@ def _nearly_the_same(text: str, uniform: random.Random) -> str:
     """Change two words, near each other, so that most 5-word runs stay."""
     words = text.split(" ")
     start = uniform.randrange(len(words) - 8)
-    candidates = [position for position in range(start, len(words)) if words[position] in _SWAPS][:2]
+    candidates = [position for position in range(start, len(words)) if words[position] in _SWAPS][
+        :2
+    ]
     for position in candidates:
         words[position] = _SWAPS[words[position]]
     if len(candidates) < 2:
@@ -122,13 +133,22 @@ def _nearly_the_same(text: str, uniform: random.Random) -> str:
 def _mojibake(text: str, _: random.Random) -> str:
     """Typographic quotes, dashes and accents, saved as UTF-8 and opened as Windows-1252."""
     pieces = text.split('"')
-    text = "".join(piece + ("“" if number % 2 == 0 else "”") for number, piece in enumerate(pieces[:-1])) + pieces[-1]
-    text = text.replace("'", "’").replace(", ", " — ", 1).replace("Zoe", "Zoé").replace("Anna", "Ánna")
+    text = (
+        "".join(
+            piece + ("“" if number % 2 == 0 else "”") for number, piece in enumerate(pieces[:-1])
+        )
+        + pieces[-1]
+    )
+    text = (
+        text.replace("'", "’").replace(", ", " — ", 1).replace("Zoe", "Zoé").replace("Anna", "Ánna")
+    )
     garbled = []
     for byte in text.encode("utf-8"):
         try:
             garbled.append(bytes([byte]).decode("cp1252"))
-        except UnicodeDecodeError:  # five bytes mean nothing in cp1252; browsers keep them as control characters
+        except (
+            UnicodeDecodeError
+        ):  # five bytes mean nothing in cp1252; browsers keep them as control characters
             garbled.append(chr(byte))
     return "".join(garbled)
 
@@ -179,7 +199,9 @@ def _too_short(_: str, uniform: random.Random) -> str:
 
 def _symbol_soup(text: str, uniform: random.Random) -> str:
     return " ".join(
-        "".join(uniform.choice(_SYMBOLS) for _ in range(uniform.randrange(1, 9))) if uniform.random() < 0.7 else word
+        "".join(uniform.choice(_SYMBOLS) for _ in range(uniform.randrange(1, 9)))
+        if uniform.random() < 0.7
+        else word
         for word in text.split(" ")
     )
 

@@ -17,12 +17,18 @@ _ANIMALS = {kind.noun for kind in KINDS}
 _ALL_NAMES = frozenset(NAMES["he"] + NAMES["she"])
 _THING_NOUNS = {thing.noun for thing in THINGS}
 _PLACE_PHRASES = {
-    place.noun: re.compile(rf"\b(?:{place.at}|{place.to}|of|around) the {place.noun}\b", re.IGNORECASE)
+    place.noun: re.compile(
+        rf"\b(?:{place.at}|{place.to}|of|around) the {place.noun}\b", re.IGNORECASE
+    )
     for place in PLACES
 }
-_LEXICON = _ANIMALS | _THING_NOUNS | set(TRAITS) | {place.noun for place in PLACES} | {"happy", "sad"}
+_LEXICON = (
+    _ANIMALS | _THING_NOUNS | set(TRAITS) | {place.noun for place in PLACES} | {"happy", "sad"}
+)
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
-_SENTENCE = re.compile(r'[^.!?]+(?:[.!?]+"?|$)')  # what is torn off at the end counts as one; linear on any text
+_SENTENCE = re.compile(
+    r'[^.!?]+(?:[.!?]+"?|$)'
+)  # what is torn off at the end counts as one; linear on any text
 # Articles and possessives cannot stand before these, and a sentence cannot end in those: what shuffled words get wrong.
 _DETERMINERS = frozenset("a an the his my your their our".split())  # "her" may be an object
 _NO_NOUNS = frozenset(
@@ -86,8 +92,13 @@ TRAIT_DEEDS = {
     ),
     "grumpy": r"grumbl|snapp|scowl|stamp|growl|frown|complain|slam|go away|mutter|blamed",
 }
-_DEED_PATTERNS = {trait: re.compile(pattern, re.IGNORECASE) for trait, pattern in TRAIT_DEEDS.items()}
-_TRAIT_PATTERNS = {trait: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for trait, pattern in TRAIT_WORDS.items()}
+_DEED_PATTERNS = {
+    trait: re.compile(pattern, re.IGNORECASE) for trait, pattern in TRAIT_DEEDS.items()
+}
+_TRAIT_PATTERNS = {
+    trait: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE)
+    for trait, pattern in TRAIT_WORDS.items()
+}
 
 _GLAD = re.compile(
     r"\b(?:happ\w+|glad|smil\w+|laugh(?:ed|s|ing)?(?! at)|joy\w*|hugs?|hugged|danced|sang|grinn\w+|beam\w+"
@@ -163,7 +174,11 @@ def read_request(instruction: str) -> Request:
         trait=_first(lower, set(TRAITS)),
         place=_first(lower, set(_PLACE_PHRASES)),
         object=_first(lower, _THING_NOUNS),
-        ending="happy" if {"happy", "happily"} & set(lower) else "sad" if {"sad", "sadly"} & set(lower) else None,
+        ending="happy"
+        if {"happy", "happily"} & set(lower)
+        else "sad"
+        if {"sad", "sadly"} & set(lower)
+        else None,
         beginning=bool(_BEGINNING.search(instruction)),
     )
 
@@ -172,9 +187,19 @@ def facts_of(story: str) -> Request:
     """Read hero, name, trait, place, object and ending from a story, as a reader would; None for what is not there."""
     words = _WORD.findall(story)
     lower = [word.lower() for word in words]
-    places = {noun: match.start() for noun, phrase in _PLACE_PHRASES.items() if (match := phrase.search(story))}
-    counts = {noun: (lower.count(noun), -lower.index(noun)) for noun in _THING_NOUNS if noun in lower}
-    traits = {trait: match.start() for trait, pattern in _TRAIT_PATTERNS.items() if (match := pattern.search(story))}
+    places = {
+        noun: match.start()
+        for noun, phrase in _PLACE_PHRASES.items()
+        if (match := phrase.search(story))
+    }
+    counts = {
+        noun: (lower.count(noun), -lower.index(noun)) for noun in _THING_NOUNS if noun in lower
+    }
+    traits = {
+        trait: match.start()
+        for trait, pattern in _TRAIT_PATTERNS.items()
+        if (match := pattern.search(story))
+    }
     return Request(
         animal=_first(lower, _ANIMALS),
         name=_first(words, _ALL_NAMES),
@@ -225,7 +250,9 @@ def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
     if request.animal:
         first = _first(lower, _ANIMALS) == request.animal
         crowd = 0.4 if len(_ANIMALS & set(lower)) > 5 else 1.0
-        asked["hero"] = crowd * (1.0 if first else 0.4 if _count(lower, request.animal) > 1 else 0.0)
+        asked["hero"] = crowd * (
+            1.0 if first else 0.4 if _count(lower, request.animal) > 1 else 0.0
+        )
     if request.name:
         often = 1 if request.beginning else 3
         named = _first(words, _ALL_NAMES) == request.name
@@ -246,8 +273,12 @@ def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
 
 def _judge_trait(trait: str, answer: str, *, shown: bool) -> float:
     """Half for the word (told of somebody, not denied, not one of a heap), half for a deed if it has to be shown."""
-    others = sum(bool(pattern.search(answer)) for name, pattern in _TRAIT_PATTERNS.items() if name != trait)
-    denied = re.search(rf"\b(?:not|never|wasn't|isn't) (?:\w+ )?(?:{TRAIT_WORDS[trait]})\b", answer, re.IGNORECASE)
+    others = sum(
+        bool(pattern.search(answer)) for name, pattern in _TRAIT_PATTERNS.items() if name != trait
+    )
+    denied = re.search(
+        rf"\b(?:not|never|wasn't|isn't) (?:\w+ )?(?:{TRAIT_WORDS[trait]})\b", answer, re.IGNORECASE
+    )
     told = 0.5 if _TRAIT_PATTERNS[trait].search(answer) and not denied else 0.0
     deed = 0.5 if _DEED_PATTERNS[trait].search(answer) else 0.0
     return (told + deed if shown else 2 * told) * (0.5 if others > (3 if shown else 1) else 1.0)
@@ -290,7 +321,9 @@ def _judge_beginning(instruction: str, answer: str) -> dict[str, float]:
     }
 
 
-def _judge_grammar(lower: list[str], sentences: list[str], function_words: tuple[float, float] = (0.3, 0.65)) -> float:
+def _judge_grammar(
+    lower: list[str], sentences: list[str], function_words: tuple[float, float] = (0.3, 0.65)
+) -> float:
     """Share of function words, sentences of normal length with a capital, and no pairs of words that cannot be."""
     if not lower or not sentences:
         return 0.0
@@ -300,9 +333,12 @@ def _judge_grammar(lower: list[str], sentences: list[str], function_words: tuple
     for sentence in sentences:
         words = [word.lower() for word in _WORD.findall(sentence)]
         first_letter = re.search(r"[A-Za-z]", sentence)
-        well_formed += bool(first_letter and first_letter.group().isupper() and 1 <= len(words) <= 45)
+        well_formed += bool(
+            first_letter and first_letter.group().isupper() and 1 <= len(words) <= 45
+        )
         wrong += sum(
-            (left in _DETERMINERS and right in _NO_NOUNS) or (left == right and left in _FUNCTION_WORDS)
+            (left in _DETERMINERS and right in _NO_NOUNS)
+            or (left == right and left in _FUNCTION_WORDS)
             for left, right in itertools.pairwise(words)
         )
         wrong += bool(words) and words[-1] in _NO_LAST_WORDS
@@ -331,7 +367,9 @@ def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[
     lower = [word.lower() for word in words]
     if request.question == "hero":
         right = 0.6 * (facts.animal in lower) + 0.4 * (facts.name in words)
-        rivals = len((_ANIMALS & set(lower)) - {facts.animal}) + len((_ALL_NAMES & set(words)) - {facts.name})
+        rivals = len((_ANIMALS & set(lower)) - {facts.animal}) + len(
+            (_ALL_NAMES & set(words)) - {facts.name}
+        )
     elif request.question == "ending":
         glad, sorry = bool(_GLAD.search(answer)), bool(_SORRY.search(answer))
         right = float(facts.ending == ("happy" if glad else "sad") and (glad or sorry))

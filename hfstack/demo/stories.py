@@ -33,7 +33,10 @@ PHRASES = _SHARED["phrases"]
 WEATHER = tuple(_SHARED["weather"])
 
 LONGEST = 150
-_PRONOUNS = {"he": ("he", "him", "his", "himself", "his"), "she": ("she", "her", "her", "herself", "hers")}
+_PRONOUNS = {
+    "he": ("he", "him", "his", "himself", "his"),
+    "she": ("she", "her", "her", "herself", "hers"),
+}
 _NUMBERS = {
     # number -> article, object pronoun, subject pronoun, past and present of to be, "all mine"
     "one": ("a", "it", "it", "was", "is", "It is all mine,"),
@@ -70,11 +73,15 @@ class Story:
 
 
 _SYNONYMS = {line.split("|")[0]: f"[{line}]" for line in _SHARED["synonyms"]["all"]}
-_SYNONYM = re.compile(r"\b(?:" + "|".join(sorted(map(re.escape, _SYNONYMS), key=len, reverse=True)) + r")\b(?![\w}>])")
+_SYNONYM = re.compile(
+    r"\b(?:" + "|".join(sorted(map(re.escape, _SYNONYMS), key=len, reverse=True)) + r")\b(?![\w}>])"
+)
 
 
 def _compiled(templates: Sequence[str], phrases: Block | None = None) -> tuple[Parts, ...]:
-    varied = (_SYNONYM.sub(lambda match: _SYNONYMS[match.group()], template) for template in templates)
+    varied = (
+        _SYNONYM.sub(lambda match: _SYNONYMS[match.group()], template) for template in templates
+    )
     return tuple(compile_template(template, phrases or PHRASES) for template in varied)
 
 
@@ -82,7 +89,9 @@ def _suited(templates: Sequence[str], trait: str, step: str) -> list[str]:
     """The templates that this trait can use: all but those that start with a list of other traits."""
     suited = []
     for template in templates:
-        traits, _, rest = template.partition(" ") if template.startswith("@") else ("", "", template)
+        traits, _, rest = (
+            template.partition(" ") if template.startswith("@") else ("", "", template)
+        )
         if not traits or trait in traits[1:].split(","):
             named = step in ("setup", "trouble") and rest.startswith("{H} ")
             suited.append("{S} " + rest[4:] if named else rest)
@@ -102,10 +111,16 @@ _STEPS = {
     for step in ("hooks", "setup", "trouble", "talk")
 }
 _TITLES = {plot.name: _compiled([plot.title]) for plot in PLOTS}
-_DEEDS = {(plot.name, trait): _compiled(_by_kind(deeds)) for plot in PLOTS for trait, deeds in plot.deeds.items()}
+_DEEDS = {
+    (plot.name, trait): _compiled(_by_kind(deeds))
+    for plot in PLOTS
+    for trait, deeds in plot.deeds.items()
+}
 _OUTCOMES = {
     (plot.name, trait, ending): _compiled(
-        _by_kind(plot.outcomes.get(f"{trait} {ending}") or plot.outcomes[f"{TRAITS[trait]} {ending}"])
+        _by_kind(
+            plot.outcomes.get(f"{trait} {ending}") or plot.outcomes[f"{TRAITS[trait]} {ending}"]
+        )
     )
     for plot in PLOTS
     for trait in plot.deeds
@@ -118,22 +133,31 @@ _INTRODUCTIONS = {
 }
 _FEELINGS = {ending: _compiled(_by_kind(lines)) for ending, lines in _SHARED["feelings"].items()}
 _LONELY_FEELINGS = {
-    ending: _compiled([line for line in lines if "{F}" not in line]) for ending, lines in _SHARED["feelings"].items()
+    ending: _compiled([line for line in lines if "{F}" not in line])
+    for ending, lines in _SHARED["feelings"].items()
 }
 _MORAL_LEADS = ("", "{H} learned that ", "and so we see: ")
 _MORALS = {
-    key: _compiled([lead + line for line in lines for lead in _MORAL_LEADS]) for key, lines in _SHARED["morals"].items()
+    key: _compiled([lead + line for line in lines for lead in _MORAL_LEADS])
+    for key, lines in _SHARED["morals"].items()
 }
 _FRAMES = _compiled(_SHARED["frames"]["all"])
 _SCENES = {
-    name: _compiled([f"{scene.format(name)} {line}" for scene in _SHARED["times"]["scene"] for line in lines])
+    name: _compiled(
+        [f"{scene.format(name)} {line}" for scene in _SHARED["times"]["scene"] for line in lines]
+    )
     for name, lines in _SHARED["weather"].items()
 }
 _DETAILS = _compiled(_SHARED["details"]["all"])
 _THOUGHTS = {trait: _compiled(lines) for trait, lines in _SHARED["thoughts"].items()}
-_WHEN = _compiled([f"it all began {time}." for which in ("weather", "plain") for time in _SHARED["times"][which]])
+_WHEN = _compiled(
+    [f"it all began {time}." for which in ("weather", "plain") for time in _SHARED["times"][which]]
+)
 _PLOTS_OF_TRAIT = {trait: tuple(plot for plot in PLOTS if trait in plot.deeds) for trait in TRAITS}
-_THINGS_OF_PLOT = {plot.name: tuple(thing for thing in THINGS if set(plot.roles) & set(thing.roles)) for plot in PLOTS}
+_THINGS_OF_PLOT = {
+    plot.name: tuple(thing for thing in THINGS if set(plot.roles) & set(thing.roles))
+    for plot in PLOTS
+}
 _TRAIT_NAMES = tuple(TRAITS)
 _MILD_WEATHER = tuple(name for name in WEATHER if name not in ("snowy", "cold"))
 
@@ -142,7 +166,9 @@ def story(seed: int, index: int) -> Story:
     """Write story number `index` of the corpus `seed`, 60 to 150 words long."""
     uniform = random.Random(f"story/{seed}/{index}").random
 
-    def pick(options: Sequence[Option]) -> Option:  # twice as fast as random.choice, and the hot spot
+    def pick(
+        options: Sequence[Option],
+    ) -> Option:  # twice as fast as random.choice, and the hot spot
         return options[int(uniform() * len(options))]
 
     happy = (zlib.crc32(f"ending/{seed}/{index // 2}".encode()) + index) % 2
@@ -261,21 +287,48 @@ def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, 
     article, oit, ois, owas, oare, all_mine = _NUMBERS[thing.number]
     adjective = pick(thing.adjectives)
     first_spot = int(pick((0, 1, 2)))
-    stranger = pick((f"a {friend_kind.noun} [named] {friend}", f"{friend} the {friend_kind.noun}")).replace(
-        "[named]", "named"
+    stranger = pick(
+        (f"a {friend_kind.noun} [named] {friend}", f"{friend} the {friend_kind.noun}")
+    ).replace("[named]", "named")
+    known = pick(
+        (
+            f"{his} friend {friend} the {friend_kind.noun}",
+            f"{friend} the {friend_kind.noun}",
+            stranger,
+        )
     )
-    known = pick((f"{his} friend {friend} the {friend_kind.noun}", f"{friend} the {friend_kind.noun}", stranger))
-    facts = {"H": hero, "HN": hero, "he": he, "him": him, "his": his, "self": himself, "his_own": his_own}
+    facts = {
+        "H": hero,
+        "HN": hero,
+        "he": he,
+        "him": him,
+        "his": his,
+        "self": himself,
+        "his_own": his_own,
+    }
     facts.update(kind=kind.noun, kinds=_plural(kind.noun), home=kind.home, went=kind.went)
     facts.update(limb=kind.limb, limbs=_plural(kind.limb))
     facts.update(F=known, FX=stranger, FN=friend, fhe=fhe, fhim=fhim, fhis=fhis, fhimself=fhimself)
     facts.update(fkind=friend_kind.noun, fhome=friend_kind.home)
-    facts.update(E=f"an old {elder}", EN=f"the {elder}", his_elder=pick(("his", "her")), kin=relative)
-    facts.update(place=place.noun, at=f"{place.at} the {place.noun}", to=f"{place.to} the {place.noun}")
-    facts.update(the_place=f"the {place.noun}", from_place=pick(("from the sea", "over the hills", "from the north")))
-    facts.update(from_far=pick(("from across the sea", "from a big city", "from the other side of the hills")))
+    facts.update(
+        E=f"an old {elder}", EN=f"the {elder}", his_elder=pick(("his", "her")), kin=relative
+    )
+    facts.update(
+        place=place.noun, at=f"{place.at} the {place.noun}", to=f"{place.to} the {place.noun}"
+    )
+    facts.update(
+        the_place=f"the {place.noun}",
+        from_place=pick(("from the sea", "over the hills", "from the north")),
+    )
+    facts.update(
+        from_far=pick(
+            ("from across the sea", "from a big city", "from the other side of the hills")
+        )
+    )
     facts.update(spot=place.spots[first_spot], spot2=place.spots[(first_spot + 1) % 3])
-    facts.update(a=f"{article} {adjective} {thing.noun}", o=thing.noun, oa=f"{adjective} {thing.noun}")
+    facts.update(
+        a=f"{article} {adjective} {thing.noun}", o=thing.noun, oa=f"{adjective} {thing.noun}"
+    )
     facts.update(oit=oit, ois=ois, owas=owas, oare=oare, all_mine=all_mine)
     return facts
 

@@ -38,7 +38,9 @@ class Plot:
 
 def read_blocks(name: str) -> dict[str, Block]:
     """Return the blocks of `templates/<name>.txt` as block -> section -> templates."""
-    text = (resources.files("hfstack.demo") / "templates" / f"{name}.txt").read_text(encoding="utf-8")
+    text = (resources.files("hfstack.demo") / "templates" / f"{name}.txt").read_text(
+        encoding="utf-8"
+    )
     blocks: dict[str, dict[str, list[str]]] = {}
     block: dict[str, list[str]] = {}
     lines: list[str] = []
@@ -49,7 +51,10 @@ def read_blocks(name: str) -> dict[str, Block]:
             lines = block[line[3:]] = []
         elif line and not line.startswith("#"):
             lines.append(line)
-    return {title: {section: tuple(found) for section, found in parts.items()} for title, parts in blocks.items()}
+    return {
+        title: {section: tuple(found) for section, found in parts.items()}
+        for title, parts in blocks.items()
+    }
 
 
 def read_plots(*names: str) -> tuple[Plot, ...]:
@@ -59,7 +64,11 @@ def read_plots(*names: str) -> tuple[Plot, ...]:
 
 def _plot(name: str, block: Block) -> Plot:
     def by_key(prefix: str) -> Block:
-        return {section.removeprefix(prefix): lines for section, lines in block.items() if section.startswith(prefix)}
+        return {
+            section.removeprefix(prefix): lines
+            for section, lines in block.items()
+            if section.startswith(prefix)
+        }
 
     return Plot(
         name=name,

@@ -19,7 +19,11 @@ def variety(texts: Sequence[str]) -> dict[str, float]:
         words over all of them), zlib_bits_per_byte (bits per UTF-8 byte after zlib at level 9).
     """
     tokens = [[word.lower() for word in re.findall(r"[A-Za-z']+", text)] for text in texts]
-    runs = Counter(chain.from_iterable(zip(*(words[shift:] for shift in range(5)), strict=False) for words in tokens))
+    runs = Counter(
+        chain.from_iterable(
+            zip(*(words[shift:] for shift in range(5)), strict=False) for words in tokens
+        )
+    )
     joined = "\n".join(texts).encode()
     return {
         "word_types": len(set(chain.from_iterable(tokens))),
@@ -54,7 +58,9 @@ def ngram_bits_per_byte(train: Sequence[str], held_out: Sequence[str], *, order:
                 gram = tuple(words[end - length : end + 1])
                 if total := totals[length][gram[:-1]]:
                     distinct = followers[length][gram[:-1]]
-                    probability = (counts[length][gram] + distinct * probability) / (total + distinct)
+                    probability = (counts[length][gram] + distinct * probability) / (
+                        total + distinct
+                    )
             bits -= math.log2(probability)
     return bits / sum(len(text.encode()) for text in held_out)
 

@@ -34,7 +34,9 @@ def diagnose(
         *check_reward_model(runs),
         *check_policies(runs, kl_budget_nats=kl_budget_nats, gold=gold),
     ]
-    return sorted(found, key=lambda finding: (LINKS.index(finding.link), _ORDER.index(finding.verdict)))
+    return sorted(
+        found, key=lambda finding: (LINKS.index(finding.link), _ORDER.index(finding.verdict))
+    )
 
 
 def link_verdicts(findings: Sequence[Finding]) -> dict[str, Verdict]:
@@ -47,7 +49,10 @@ def in_words(findings: Sequence[Finding]) -> str:
     verdicts = link_verdicts(findings)
     blind = [link for link, verdict in verdicts.items() if verdict == "unknown"]
     unseen = f" Nothing is known about: {', '.join(blind)}." if blind else ""
-    for grade, beginning in (("bad", "The weak link is the"), ("warn", "No link is bad. Look first at the")):
+    for grade, beginning in (
+        ("bad", "The weak link is the"),
+        ("warn", "No link is bad. Look first at the"),
+    ):
         for link in LINKS:
             if verdicts[link] == grade:
                 causes = [one for one in findings if one.link == link and one.verdict == grade]
@@ -60,6 +65,7 @@ def as_table(findings: Sequence[Finding]) -> tuple[list[str], list[list[Any]]]:
     """Return columns and rows for `Run.add_table`; what is in order needs no advice."""
     columns = ["link", "check", "verdict", "evidence", "what to do"]
     rows = [
-        [one.link, one.check, one.verdict, one.evidence, one.advice if one.verdict != "ok" else ""] for one in findings
+        [one.link, one.check, one.verdict, one.evidence, one.advice if one.verdict != "ok" else ""]
+        for one in findings
     ]
     return columns, rows

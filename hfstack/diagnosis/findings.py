@@ -17,7 +17,12 @@ Link = Literal["sft", "preferences", "reward model", "policy"]
 Verdict = Literal["ok", "warn", "bad", "unknown"]
 Points = Sequence[tuple[int, float]]
 
-LINKS: tuple[Link, ...] = ("sft", "preferences", "reward model", "policy")  # in the order of the chain
+LINKS: tuple[Link, ...] = (
+    "sft",
+    "preferences",
+    "reward model",
+    "policy",
+)  # in the order of the chain
 ONLINE_RECIPES = ("ppo", "rloo", "grpo")
 
 _GRADES: tuple[Verdict, ...] = ("bad", "warn", "ok")
@@ -72,7 +77,9 @@ def by_limit(value: float, *, warn: float, bad: float) -> Verdict:
     return "bad" if sign * (value - bad) > 0 else "warn" if sign * (value - warn) > 0 else "ok"
 
 
-def share_by_limit(share: float, count: float | None, *, warn: float, bad: float) -> tuple[Verdict, str]:
+def share_by_limit(
+    share: float, count: float | None, *, warn: float, bad: float
+) -> tuple[Verdict, str]:
     """Grade a share of `count` cases and write it down with its interval.
 
     It is bad only when its whole 95 % interval (Wilson) is beyond `bad`, and a warning when the share itself is beyond
@@ -104,7 +111,9 @@ def repeated_share(texts: Sequence[str]) -> float | None:
 
 def series(run: ChainRun, *names: str) -> list[float]:
     """The values of the first of these names that the run has logged, in order of step."""
-    return next(([value for _, value in run.history[name]] for name in names if run.history.get(name)), [])
+    return next(
+        ([value for _, value in run.history[name]] for name in names if run.history.get(name)), []
+    )
 
 
 def first_metric(run: ChainRun, *names: str) -> float | None:

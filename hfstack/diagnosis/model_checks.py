@@ -55,7 +55,9 @@ def check_sft(runs: Sequence[ChainRun]) -> list[Finding]:
     found += ends or [Finding("sft", "answers end", "unknown", "no run says how many answers of the start end",
                               "give the sft run with --answer_rows, or a win_rate run against it")]  # fmt: skip
     if not tuned:
-        found.append(Finding("sft", "training", "unknown", "no sft run given", "name its folder in --runs"))
+        found.append(
+            Finding("sft", "training", "unknown", "no sft run given", "name its folder in --runs")
+        )
     for run in tuned:
         found += [*_failed(run, "sft"), *_repeats(run), *_still_falling(run), *_overfit(run)]
     return found
@@ -68,9 +70,13 @@ def check_preferences(runs: Sequence[ChainRun]) -> list[Finding]:
         found += _failed(run, "preferences")
         metrics, pairs = run.metrics, run.metrics.get("train_pairs")
         if pairs and (flipped := metrics.get("flipped_pairs")) is not None:
-            verdict, shown = share_by_limit(flipped / pairs, pairs, warn=_NOISE_WARN, bad=_NOISE_BAD)
+            verdict, shown = share_by_limit(
+                flipped / pairs, pairs, warn=_NOISE_WARN, bad=_NOISE_BAD
+            )
             evidence = f"{run.label}: labels swapped in {shown} train pairs"
-            found.append(Finding("preferences", "label noise", verdict, evidence, "lower --label_noise"))
+            found.append(
+                Finding("preferences", "label noise", verdict, evidence, "lower --label_noise")
+            )
         if (kept := metrics.get("kept")) and (clashes := metrics.get("contradictions")) is not None:
             share, count = clashes / (kept + clashes), kept + clashes
             verdict, shown = share_by_limit(share, count, warn=_NOISE_WARN, bad=_NOISE_BAD)
@@ -78,12 +84,20 @@ def check_preferences(runs: Sequence[ChainRun]) -> list[Finding]:
             advice = "ask several judges for each pair and keep the majority"
             found.append(Finding("preferences", "contradictions", verdict, evidence, advice))
             ties = metrics.get("ties", 0.0)
-            verdict, shown = share_by_limit(ties / (kept + ties), kept + ties, warn=_TIES_WARN, bad=_TIES_BAD)
+            verdict, shown = share_by_limit(
+                ties / (kept + ties), kept + ties, warn=_TIES_WARN, bad=_TIES_BAD
+            )
             evidence = f"{run.label}: ties in {shown} comparisons"
             advice = "sample more different answers (--temperature), or use a finer judge"
             found.append(Finding("preferences", "ties", verdict, evidence, advice))
     return found + _length_of_pairs(runs) or [
-        Finding("preferences", "labels", "unknown", "no preferences run given", "name its folder in --runs")
+        Finding(
+            "preferences",
+            "labels",
+            "unknown",
+            "no preferences run given",
+            "name its folder in --runs",
+        )
     ]
 
 
@@ -95,13 +109,27 @@ def check_reward_model(runs: Sequence[ChainRun]) -> list[Finding]:
         found += _failed(run, "reward model")
         if "eval_accuracy" not in run.metrics or "eval_pairs" not in run.metrics:
             evidence = f"{run.label} has no held-out pairs"
-            found.append(Finding("reward model", "pair accuracy", "unknown", evidence, "--eval_fraction 0.1"))
+            found.append(
+                Finding("reward model", "pair accuracy", "unknown", evidence, "--eval_fraction 0.1")
+            )
             continue
-        found += [_accuracy(run), *_against_length(run), *_length_habit(run), *_calibration(run), *_spread(run)]
+        found += [
+            _accuracy(run),
+            *_against_length(run),
+            *_length_habit(run),
+            *_calibration(run),
+            *_spread(run),
+        ]
     found += [*_agreement(runs), *_length_on_policy(runs)]
     if not trained:
         found.append(
-            Finding("reward model", "pair accuracy", "unknown", "no reward run given", "name its folder in --runs")
+            Finding(
+                "reward model",
+                "pair accuracy",
+                "unknown",
+                "no reward run given",
+                "name its folder in --runs",
+            )
         )
     return found
 
@@ -110,7 +138,9 @@ def _failed(run: ChainRun, link: str) -> list[Finding]:
     """A run that failed says so itself."""
     if run.error is None:
         return []
-    return [Finding(link, "run", "bad", f"{run.label} failed: {run.error}", "mend it and run it again")]  # pyright: ignore[reportArgumentType]
+    return [
+        Finding(link, "run", "bad", f"{run.label} failed: {run.error}", "mend it and run it again")
+    ]  # pyright: ignore[reportArgumentType]
 
 
 def _ended(run: ChainRun) -> list[Finding]:
@@ -118,7 +148,11 @@ def _ended(run: ChainRun) -> list[Finding]:
     if run.recipe == "sft":
         name, count, whose = "finished_share", run.metrics.get("answer_rows"), "its answers"
     elif run.recipe == "win_rate":
-        name, count, whose = "reference_ended_share", run.metrics.get("prompts"), "the reference's answers"
+        name, count, whose = (
+            "reference_ended_share",
+            run.metrics.get("prompts"),
+            "the reference's answers",
+        )
     elif run.recipe in ONLINE_RECIPES:
         name, count, whose = "start_ended_share", None, "the starting model's answers"
     else:
@@ -138,13 +172,20 @@ def _repeats(run: ChainRun) -> list[Finding]:
     if share is None:
         missing = f"{run.label} kept no answers of more than four words"
         return [Finding("sft", "repetition", "unknown", missing, "--answer_rows 100")]
-    natural = repeated_share([str(row["reference"]) for row in run.answers if row.get("reference")]) or 0.0
+    natural = (
+        repeated_share([str(row["reference"]) for row in run.answers if row.get("reference")])
+        or 0.0
+    )
     evidence = (
         f"{run.label}: {percent(share)} of the four-word runs of {len(texts)} answers are repeats, "
         f"{percent(natural)} of the references'"
     )
     verdict = by_limit(share - natural, warn=_REPEATS_WARN, bad=_REPEATS_BAD)
-    return [Finding("sft", "repetition", verdict, evidence, "train sft longer or on more different answers")]
+    return [
+        Finding(
+            "sft", "repetition", verdict, evidence, "train sft longer or on more different answers"
+        )
+    ]
 
 
 def _still_falling(run: ChainRun) -> list[Finding]:
@@ -152,7 +193,9 @@ def _still_falling(run: ChainRun) -> list[Finding]:
     losses = series(run, "loss")
     if len(losses) < _FEWEST_LOSSES:
         evidence = f"{run.label} logged {len(losses)} losses; {_FEWEST_LOSSES} are needed"
-        return [Finding("sft", "trained to the end", "unknown", evidence, "smaller --logging_steps")]
+        return [
+            Finding("sft", "trained to the end", "unknown", evidence, "smaller --logging_steps")
+        ]
     _, _, third, last = (fmean(part) for part in quarters(losses))
     fall = (third - last) / abs(third)
     held_out = first_metric(run, "held_out_loss", "eval_loss")
@@ -162,7 +205,15 @@ def _still_falling(run: ChainRun) -> list[Finding]:
         f"({last:.3f}){also}"
     )
     verdict = by_limit(fall, warn=_FALL_WARN, bad=_FALL_BAD)
-    return [Finding("sft", "trained to the end", verdict, evidence, "train longer: --num_train_epochs, --max_steps")]
+    return [
+        Finding(
+            "sft",
+            "trained to the end",
+            verdict,
+            evidence,
+            "train longer: --num_train_epochs, --max_steps",
+        )
+    ]
 
 
 def _overfit(run: ChainRun) -> list[Finding]:
@@ -171,22 +222,32 @@ def _overfit(run: ChainRun) -> list[Finding]:
     if len(losses) < 2:
         return []
     back = losses[-1] / min(losses) - 1
-    evidence = f"{run.label}: held-out loss {losses[-1]:.3f} at the end, {min(losses):.3f} at its lowest"
+    evidence = (
+        f"{run.label}: held-out loss {losses[-1]:.3f} at the end, {min(losses):.3f} at its lowest"
+    )
     verdict = "warn" if back > _OVERFIT_WARN else "ok"
     return [Finding("sft", "held-out loss", verdict, evidence, "fewer epochs, or more rows")]
 
 
 def _length_of_pairs(runs: Sequence[ChainRun]) -> list[Finding]:
     """How often the chosen answer is the longer one, from the preferences or from what the reward run held out."""
-    sources = [(run, "train_chosen_longer_share", "train_pairs") for run in runs if run.recipe == "preferences"]
-    sources = sources or [(run, "eval_length_accuracy", "eval_pairs") for run in runs if run.recipe == "reward"]
+    sources = [
+        (run, "train_chosen_longer_share", "train_pairs")
+        for run in runs
+        if run.recipe == "preferences"
+    ]
+    sources = sources or [
+        (run, "eval_length_accuracy", "eval_pairs") for run in runs if run.recipe == "reward"
+    ]
     found = []
     for run, name, count in sources:
         if name not in run.metrics:
             continue
         share = run.metrics[name]
         side, leaning = ("longer", share) if share >= 0.5 else ("shorter", 1 - share)
-        verdict, shown = share_by_limit(leaning, run.metrics.get(count), warn=_LONGER_WARN, bad=_LONGER_BAD)
+        verdict, shown = share_by_limit(
+            leaning, run.metrics.get(count), warn=_LONGER_WARN, bad=_LONGER_BAD
+        )
         evidence = f"{run.label}: the {side} answer is the chosen one in {shown} pairs"
         advice = "balance the pairs by length, or compare answers of like length"
         found.append(Finding("preferences", "length", verdict, evidence, advice))
@@ -200,11 +261,21 @@ def _accuracy(run: ChainRun) -> Finding:
     if low is None or high is None:
         low, high = share_interval([share] * round(metrics["eval_pairs"]))
     chance = low <= _ACCURACY_NEEDED
-    verdict = "bad" if chance and share < _ACCURACY_WARN else "warn" if chance or share < _ACCURACY_WARN else "ok"
-    evidence = (
-        f"{run.label}: orders {share:.3f} [{low:.3f}, {high:.3f}] of {metrics['eval_pairs']:.0f} unseen pairs rightly"
+    verdict = (
+        "bad"
+        if chance and share < _ACCURACY_WARN
+        else "warn"
+        if chance or share < _ACCURACY_WARN
+        else "ok"
     )
-    told = "" if not chance else "; chance, 0.5, is within the interval" if high > 0.5 else "; worse than chance"
+    evidence = f"{run.label}: orders {share:.3f} [{low:.3f}, {high:.3f}] of {metrics['eval_pairs']:.0f} unseen pairs rightly"
+    told = (
+        ""
+        if not chance
+        else "; chance, 0.5, is within the interval"
+        if high > 0.5
+        else "; worse than chance"
+    )
     advice = "more pairs, a larger model to start from, or more steps" + (
         "; more held-out pairs to be sure" if verdict == "warn" else ""
     )
@@ -242,7 +313,15 @@ def _length_habit(run: ChainRun) -> list[Finding]:
         f"{percent(shorter)} where it is the shorter; rank correlation of reward and length {correlation:+.2f}"
     )
     advice = "balance the pairs by length, then train again; a policy would only learn to write longer or shorter"
-    return [Finding("reward model", "length bias", "bad" if habit else "warn" if hint else "ok", evidence, advice)]
+    return [
+        Finding(
+            "reward model",
+            "length bias",
+            "bad" if habit else "warn" if hint else "ok",
+            evidence,
+            advice,
+        )
+    ]
 
 
 def _calibration(run: ChainRun) -> list[Finding]:
@@ -257,7 +336,9 @@ def _calibration(run: ChainRun) -> list[Finding]:
         f"{run.label}: confidence and accuracy are {error:.2f} apart on average, "
         f"up to {noise:.2f} of it because the pairs are few"
     )
-    advice = "fewer steps or a lower --learning_rate; normalise rewards before reinforcement learning"
+    advice = (
+        "fewer steps or a lower --learning_rate; normalise rewards before reinforcement learning"
+    )
     return [Finding("reward model", "calibration", verdict, evidence, advice)]
 
 
@@ -267,7 +348,15 @@ def _spread(run: ChainRun) -> list[Finding]:
         return []
     verdict = "bad" if spread < 1e-3 else "ok"
     evidence = f"{run.label}: rewards of unseen answers have a standard deviation of {spread:.3g}"
-    return [Finding("reward model", "spread", verdict, evidence, "train longer, or with a higher --learning_rate")]
+    return [
+        Finding(
+            "reward model",
+            "spread",
+            verdict,
+            evidence,
+            "train longer, or with a higher --learning_rate",
+        )
+    ]
 
 
 def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
@@ -277,19 +366,29 @@ def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
     for judge in (run for run in judged if not run.settings.get("reward_model")):
         known = {_pair(row): row["share"] for row in judge.answers}
         for proxy in (run for run in judged if run.settings.get("reward_model")):
-            shares = [(row["share"], known[_pair(row)]) for row in proxy.answers if _pair(row) in known]
-            right = [float((ours > 0.5) == (gold > 0.5)) for ours, gold in shares if 0.5 not in (ours, gold)]
+            shares = [
+                (row["share"], known[_pair(row)]) for row in proxy.answers if _pair(row) in known
+            ]
+            right = [
+                float((ours > 0.5) == (gold > 0.5))
+                for ours, gold in shares
+                if 0.5 not in (ours, gold)
+            ]
             if not right:
                 continue
             low, high = share_interval(right)
             share = fmean(right)
-            verdict = "bad" if low <= 0.5 and share < _ACCURACY_WARN else "warn" if low <= 0.5 else "ok"
+            verdict = (
+                "bad" if low <= 0.5 and share < _ACCURACY_WARN else "warn" if low <= 0.5 else "ok"
+            )
             evidence = (
                 f"{proxy.label} and {judge.label}: on the policy's own answers the reward model sides with the "
                 f"judge in {share:.3f} [{low:.3f}, {high:.3f}] of {len(right)} decided pairs"
             )
             advice = "label answers of this policy and train the reward model on them too"
-            found.append(Finding("reward model", "on the policy's answers", verdict, evidence, advice))
+            found.append(
+                Finding("reward model", "on the policy's answers", verdict, evidence, advice)
+            )
     return found
 
 
@@ -298,17 +397,21 @@ def _length_on_policy(runs: Sequence[ChainRun]) -> list[Finding]:
     found = []
     for run in runs:
         last = max((row["step"] for row in run.completions), default=0)
-        late = [row for row in run.completions if row["step"] >= last / 2 and row.get("reward") is not None]
+        late = [
+            row
+            for row in run.completions
+            if row["step"] >= last / 2 and row.get("reward") is not None
+        ]
         if len(late) < _FEWEST_COMPLETIONS:
             continue
         lengths = [len(answer_text(row["completion"])) for row in late]
         correlation = rank_correlation([row["reward"] for row in late], lengths)
         verdict = "warn" if abs(correlation) > _LENGTH_CORRELATION_WARN else "ok"
-        evidence = (
-            f"{run.label}: rank correlation of reward and length {correlation:+.2f} over {len(late)} late completions"
-        )
+        evidence = f"{run.label}: rank correlation of reward and length {correlation:+.2f} over {len(late)} late completions"
         advice = "compare at equal length (win_rate); balance the preferences by length"
-        found.append(Finding("reward model", "length on the policy's answers", verdict, evidence, advice))
+        found.append(
+            Finding("reward model", "length on the policy's answers", verdict, evidence, advice)
+        )
     return found
 
 

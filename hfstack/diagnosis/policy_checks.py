@@ -43,7 +43,9 @@ _LENGTH_FACTOR_WARN = 2.0
 _DISTINCT_WARN, _DISTINCT_BAD = 0.5, 0.25  # of the reference's different word pairs: ours
 
 
-def check_policies(runs: Sequence[ChainRun], *, kl_budget_nats: float, gold: str | None) -> list[Finding]:
+def check_policies(
+    runs: Sequence[ChainRun], *, kl_budget_nats: float, gold: str | None
+) -> list[Finding]:
     """Everything about each reinforcement-learning run, beside the win rates that belong to it.
 
     Args:
@@ -55,20 +57,45 @@ def check_policies(runs: Sequence[ChainRun], *, kl_budget_nats: float, gold: str
     comparisons = [run for run in runs if run.recipe == "win_rate"]
     for run in policies:
         if run.error is not None:
-            found.append(Finding("policy", "run", "bad", f"{run.label} failed: {run.error}", "lower --learning_rate"))
+            found.append(
+                Finding(
+                    "policy",
+                    "run",
+                    "bad",
+                    f"{run.label} failed: {run.error}",
+                    "lower --learning_rate",
+                )
+            )
         reward_rise = _reward(run)
         moved, kl_finding = _kl(run, kl_budget_nats)
-        found += [reward_rise[1], kl_finding, *_step_size(run), *_entropy(run), *_critic(run), *_drift(run)]
+        found += [
+            reward_rise[1],
+            kl_finding,
+            *_step_size(run),
+            *_entropy(run),
+            *_critic(run),
+            *_drift(run),
+        ]
         found += _gold_curve(run, gold)
         own = [each for each in comparisons if run.label in each.parents or len(policies) == 1]
         over = moved is not None and moved > kl_budget_nats
-        judged = [finding for each in own for finding in _judged(each, rose=reward_rise[0], over_budget=over)]
+        judged = [
+            finding
+            for each in own
+            for finding in _judged(each, rose=reward_rise[0], over_budget=over)
+        ]
         found += judged or [
             Finding("policy", "judge", "unknown", f"no win_rate run of {run.label} given",
                     "compare it with the model before: hfstack run win_rate")
         ]  # fmt: skip
     return found or [
-        Finding("policy", "training", "unknown", "no ppo, rloo or grpo run given", "name its folder in --runs")
+        Finding(
+            "policy",
+            "training",
+            "unknown",
+            "no ppo, rloo or grpo run given",
+            "name its folder in --runs",
+        )
     ]
 
 
@@ -77,7 +104,9 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
     values = series(run, "reward")
     if len(values) < _FEWEST_POINTS:
         evidence = f"{run.label} logged {len(values)} rewards; {_FEWEST_POINTS} are needed"
-        return None, Finding("policy", "reward", "unknown", evidence, "smaller --logging_steps, or train longer")
+        return None, Finding(
+            "policy", "reward", "unknown", evidence, "smaller --logging_steps, or train longer"
+        )
     first, *_, last = quarters(values)
     difference, error = rise(first, last)
     evidence = (
@@ -91,15 +120,27 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
     still = bool(kl) and abs(fmean(quarters(kl)[-1])) < _KL_STILL
     if fell:
         return False, Finding(
-            "policy", "reward", "bad", f"{evidence}: it fell", "lower --learning_rate, clip gradients"
+            "policy",
+            "reward",
+            "bad",
+            f"{evidence}: it fell",
+            "lower --learning_rate, clip gradients",
         )
     if still:
         evidence += f"; the KL is {fmean(quarters(kl)[-1]):.2g} nats, so the policy has not moved"
         return False, Finding(
-            "policy", "reward", "bad", evidence, "higher --learning_rate, or a lower weight of the KL"
+            "policy",
+            "reward",
+            "bad",
+            evidence,
+            "higher --learning_rate, or a lower weight of the KL",
         )
     return False, Finding(
-        "policy", "reward", "warn", f"{evidence}: no rise beyond noise", "train longer, larger batches"
+        "policy",
+        "reward",
+        "warn",
+        f"{evidence}: no rise beyond noise",
+        "train longer, larger batches",
     )
 
 
@@ -116,8 +157,16 @@ def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
     evidence = f"{run.label}: {last:.3g} nats an answer at the end, {peak:.3g} at most; the budget is {budget:g}"
     if last < _KL_BELOW:
         evidence += ". A KL below 0 means that sampling and scoring disagree"
-        return last, Finding("policy", "KL", "bad", evidence, "turn dropout off, sample at temperature 1 without top-p")
-    return last, Finding("policy", "KL", verdict, evidence, "raise the weight of the KL, or stop earlier")
+        return last, Finding(
+            "policy",
+            "KL",
+            "bad",
+            evidence,
+            "turn dropout off, sample at temperature 1 without top-p",
+        )
+    return last, Finding(
+        "policy", "KL", verdict, evidence, "raise the weight of the KL, or stop earlier"
+    )
 
 
 def _step_size(run: ChainRun) -> list[Finding]:
@@ -138,10 +187,14 @@ def _step_size(run: ChainRun) -> list[Finding]:
             late = fmean(values[len(values) // 2 :])
             evidence = f"{run.label}: {late:.3g} {what}, {max(values):.3g} at most"
             advice = "lower --learning_rate, fewer --num_ppo_epochs, or --target_kl"
-            found.append(Finding("policy", check, by_limit(late, warn=warn, bad=bad), evidence, advice))
+            found.append(
+                Finding("policy", check, by_limit(late, warn=warn, bad=bad), evidence, advice)
+            )
     if ratios := series(run, "policy/ratio"):
         off = max(ratios, key=lambda value: abs(value - 1))
-        evidence = f"{run.label}: the mean ratio of new to old probability is {off:.3g} at its worst"
+        evidence = (
+            f"{run.label}: the mean ratio of new to old probability is {off:.3g} at its worst"
+        )
         verdict = by_limit(abs(off - 1), warn=_RATIO_WARN, bad=_RATIO_BAD)
         found.append(Finding("policy", "ratio", verdict, evidence, "lower --learning_rate"))
     return found
@@ -161,7 +214,11 @@ def _entropy(run: ChainRun) -> list[Finding]:
     left = fmean(quarters(values)[-1]) / values[0]
     evidence = f"{run.label}: entropy {values[0]:.3g} nats a token at first, {percent(left)} of it at the end"
     verdict = by_limit(left, warn=_ENTROPY_WARN, bad=_ENTROPY_BAD)
-    return [Finding("policy", "entropy", verdict, evidence, "raise the weight of the KL, or --entropy_coef")]
+    return [
+        Finding(
+            "policy", "entropy", verdict, evidence, "raise the weight of the KL, or --entropy_coef"
+        )
+    ]
 
 
 def _critic(run: ChainRun) -> list[Finding]:
@@ -191,9 +248,7 @@ def _drift(run: ChainRun) -> list[Finding]:
     ended, lengths = series(run, _ENDED), series(run, _LENGTH)
     if len(ended) >= _FEWEST_POINTS:
         first, *_, last = (fmean(part) for part in quarters(ended))
-        evidence = (
-            f"{run.label}: {percent(first)} of the answers ended by themselves at first, {percent(last)} at the end"
-        )
+        evidence = f"{run.label}: {percent(first)} of the answers ended by themselves at first, {percent(last)} at the end"
         verdict = by_limit(first - last, warn=_ENDED_FALL_WARN, bad=_ENDED_FALL_BAD)
         found.append(Finding("policy", "answers end", verdict, evidence, "--missing_eos_penalty 1"))
     if len(lengths) >= _FEWEST_POINTS and min(lengths) > 0:
@@ -210,10 +265,22 @@ def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
     """The reward that was trained on against one that was only watched: over-optimisation of Gao et al. 2023."""
     if gold is None:
         return []
-    watched, trained, kl = series(run, f"rewards/{gold}/mean"), series(run, "reward"), series(run, _KL)
+    watched, trained, kl = (
+        series(run, f"rewards/{gold}/mean"),
+        series(run, "reward"),
+        series(run, _KL),
+    )
     if len(watched) < _FEWEST_POINTS or len(trained) != len(watched):
         evidence = f"{run.label} logged {len(watched)} values of rewards/{gold}/mean; {_FEWEST_POINTS} are needed"
-        return [Finding("reward model", "over-optimisation", "unknown", evidence, "add it to REWARDS with weight 0")]
+        return [
+            Finding(
+                "reward model",
+                "over-optimisation",
+                "unknown",
+                evidence,
+                "add it to REWARDS with weight 0",
+            )
+        ]
     parts, proxy = quarters(watched), quarters(trained)
     means = [fmean(part) for part in parts]
     best = means.index(max(means))
@@ -241,7 +308,13 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
     if judge := run.settings.get("reward_model"):
         evidence = f"{shown} by the reward model {judge}, which is not a judge of what was trained against it"
         return [
-            Finding("policy", "judge", "unknown", evidence, "judge by the gold rule, by people or by another model")
+            Finding(
+                "policy",
+                "judge",
+                "unknown",
+                evidence,
+                "judge by the gold rule, by people or by another model",
+            )
         ]
     found = []
     if low > 0.5:
@@ -262,8 +335,14 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
         )
         found.append(Finding(link, "reward against judge", "bad", evidence, advice))
     else:
-        asked = "whether the reward rose is not known" if rose is None else "the reward did not rise either"
-        found.append(Finding("policy", "judge", "bad", f"{shown}; {asked}", "lower --learning_rate"))
+        asked = (
+            "whether the reward rose is not known"
+            if rose is None
+            else "the reward did not rise either"
+        )
+        found.append(
+            Finding("policy", "judge", "bad", f"{shown}; {asked}", "lower --learning_rate")
+        )
     return found + _less_varied(run)
 
 
@@ -274,7 +353,11 @@ def _won_by_length(run: ChainRun) -> list[Finding]:
         return []
     rate = run.metrics["win_rate_length_controlled"]
     ours, theirs = (run.metrics.get(f"{prefix}answer_characters") for prefix in ("", "reference_"))
-    lengths = "" if ours is None or theirs is None else f"; {ours:.0f} characters an answer against {theirs:.0f}"
+    lengths = (
+        ""
+        if ours is None or theirs is None
+        else f"; {ours:.0f} characters an answer against {theirs:.0f}"
+    )
     evidence = f"{run.label}: at equal length it wins {rate:.3f} (95 % from {low:.3f}){lengths}"
     verdict: Verdict = "ok" if low > 0.5 else "warn"
     advice = "length may be what won: balance the preferences by length"

@@ -22,10 +22,14 @@ from hfstack.tokens.chat import end_of_turn_id
 Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
 
 _Z = 1.959964  # of the normal distribution, for 95 %
-_SLOPE_SPREAD = 10.0  # of the prior on the slope: weak, but finite when length alone decides every pair
+_SLOPE_SPREAD = (
+    10.0  # of the prior on the slope: weak, but finite when length alone decides every pair
+)
 _RESAMPLES = 1000
 _IGNORED = -100  # a label that is not scored
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class Judged:
     """What the judge said, both orders together."""
 
     shares: list[float]  # for each prompt, the share by which ours won
-    first_place_share: float  # mean share of the answer that was shown first: 0.5 for a judge without a preference
+    first_place_share: (
+        float  # mean share of the answer that was shown first: 0.5 for a judge without a preference
+    )
     flips: float  # share of the prompts where the winner changed with the order
 
     def counts(self) -> dict[str, float]:
@@ -63,7 +69,9 @@ class Estimate:
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
-def judge_both_orders(judge: Judge, prompts: list[Any], ours: list[str], theirs: list[str]) -> Judged:
+def judge_both_orders(
+    judge: Judge, prompts: list[Any], ours: list[str], theirs: list[str]
+) -> Judged:
     """Ask the judge about each pair with either answer first, and average.
 
     Raises:
@@ -74,12 +82,17 @@ def judge_both_orders(judge: Judge, prompts: list[Any], ours: list[str], theirs:
     as_first = _asked(judge, prompts, ours, theirs)
     as_second = _asked(judge, prompts, theirs, ours)
     shares = [(first + 1 - second) / 2 for first, second in zip(as_first, as_second, strict=True)]
-    flips = sum((first - 0.5) * (0.5 - second) < 0 for first, second in zip(as_first, as_second, strict=True))
+    flips = sum(
+        (first - 0.5) * (0.5 - second) < 0
+        for first, second in zip(as_first, as_second, strict=True)
+    )
     first_place = sum(as_first + as_second) / (2 * len(shares))
     return Judged(shares, first_place, flips / len(shares))
 
 
-def judge_by_score(score: Callable[[list[Any], list[str]], Sequence[float]], *, margin: float = 0.0) -> Judge:
+def judge_by_score(
+    score: Callable[[list[Any], list[str]], Sequence[float]], *, margin: float = 0.0
+) -> Judge:
     """Make a judge of a function that scores answers: the higher score wins, and within `margin` it is a tie."""
 
     def judge(prompts: list[Any], first: list[str], second: list[str]) -> list[float]:
@@ -155,14 +168,20 @@ def perplexity_of_answers(
         prompts: token ids of each prompt by this tokenizer.
     """
     settings = cast(Any, model.generation_config)
-    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    ends = (
+        settings.eos_token_id
+        if isinstance(settings.eos_token_id, list)
+        else [settings.eos_token_id]
+    )
     end = end_of_turn_id(tokenizer) if end_of_turn_id(tokenizer) in ends else tokenizer.eos_token_id
     rows = []
     for prompt, one in zip(prompts, answers, strict=True):
         written: list[int] = tokenizer(one.completion, add_special_tokens=False)["input_ids"]
         scored = [*written, end] if one.finished and end is not None else written
         if scored:
-            rows.append({"input_ids": [*prompt, *scored], "labels": [_IGNORED] * len(prompt) + scored})
+            rows.append(
+                {"input_ids": [*prompt, *scored], "labels": [_IGNORED] * len(prompt) + scored}
+            )
     if not rows:
         raise DataError("no answer has a token: there is nothing to measure the perplexity of")
     if tokenizer.pad_token_id is None:
@@ -199,8 +218,12 @@ def _rate_at_equal_length(won: numpy.ndarray, difference: numpy.ndarray) -> floa
     """Fit share ~ sigmoid(theta + phi tanh(d / std)) by Newton's method and return sigmoid(theta)."""
     spread, mean = difference.std(), float(won.mean())
     if spread == 0 or mean in (0.0, 1.0):
-        return mean  # nothing to control for, or no answer of the other kind to learn the slope from
-    design = numpy.stack([numpy.ones_like(won), numpy.tanh(difference / spread)], axis=1)  # (prompts, 2)
+        return (
+            mean  # nothing to control for, or no answer of the other kind to learn the slope from
+        )
+    design = numpy.stack(
+        [numpy.ones_like(won), numpy.tanh(difference / spread)], axis=1
+    )  # (prompts, 2)
     penalty = numpy.diag([0.0, 1 / _SLOPE_SPREAD**2])
     weights = numpy.array([math.log(mean / (1 - mean)), 0.0])
     for _ in range(100):

@@ -111,7 +111,11 @@ def linear_axis(low: float, high: float, *, ticks: int = 5, snug: bool = False) 
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     values = [round(n * step, 12 - math.floor(math.log10(step))) for n in range(first, last + 1)]
     if snug:
-        return Axis(low, high, [value for value in values if low - step * 1e-6 <= value <= high + step * 1e-6])
+        return Axis(
+            low,
+            high,
+            [value for value in values if low - step * 1e-6 <= value <= high + step * 1e-6],
+        )
     return Axis(values[0], values[-1], values)
 
 
@@ -154,8 +158,12 @@ def smooth(points: Points) -> Points:
         mean_x = sum(w * points[n][0] for n, w in weights.items()) / total
         mean_y = sum(w * points[n][1] for n, w in weights.items()) / total
         spread_x = sum(w * (points[n][0] - mean_x) ** 2 for n, w in weights.items())
-        product = sum(w * (points[n][0] - mean_x) * (points[n][1] - mean_y) for n, w in weights.items())
-        smoothed.append((step, mean_y + (product / spread_x * (step - mean_x) if spread_x else 0.0)))
+        product = sum(
+            w * (points[n][0] - mean_x) * (points[n][1] - mean_y) for n, w in weights.items()
+        )
+        smoothed.append(
+            (step, mean_y + (product / spread_x * (step - mean_x) if spread_x else 0.0))
+        )
     return smoothed
 
 
@@ -168,36 +176,59 @@ def _averaged(points: Points) -> Points:
 
 def draw(chart: Chart) -> Html:
     """Return the figure of a chart: its linear plot and, when it may be switched, the logarithmic one."""
-    positive = all(value > 0 for line in chart.series for _, value in line.points if math.isfinite(value))
+    positive = all(
+        value > 0 for line in chart.series for _, value in line.points if math.isfinite(value)
+    )
     log_axes = chart.log_axes if positive else ""
     toggle = None
     if log_axes:
         name = "log scale" if log_axes == "y" else "log axes"
-        toggle = tag("label.switch", tag("input", {"type": "checkbox", "class": "log-switch"}), tag("span", name))
-    heading = tag("figcaption", tag("h4", chart.title), tag("span.unit", chart.unit) if chart.unit else None, toggle)
+        toggle = tag(
+            "label.switch",
+            tag("input", {"type": "checkbox", "class": "log-switch"}),
+            tag("span", name),
+        )
+    heading = tag(
+        "figcaption",
+        tag("h4", chart.title),
+        tag("span.unit", chart.unit) if chart.unit else None,
+        toggle,
+    )
     plots = [_plot(chart, "")] + ([_plot(chart, log_axes)] if log_axes else [])
     return tag(
-        "figure.chart" + ("" if len(chart.series) > 1 else ".alone"), {"data-chart": chart.identifier}, heading, plots
+        "figure.chart" + ("" if len(chart.series) > 1 else ".alone"),
+        {"data-chart": chart.identifier},
+        heading,
+        plots,
     )
 
 
 def _plot(chart: Chart, log_axes: str) -> Html:
     """The plot on one kind of axes."""
-    drawn = [line for line in chart.series if any(_drawable(point, log_axes) for point in line.points)]
+    drawn = [
+        line for line in chart.series if any(_drawable(point, log_axes) for point in line.points)
+    ]
     points = [point for line in drawn for point in line.points if _drawable(point, log_axes)]
-    x = _x_axis([step for step, _ in points] + [step for step, _ in chart.restarts], log="x" in log_axes)
+    x = _x_axis(
+        [step for step, _ in points] + [step for step, _ in chart.restarts], log="x" in log_axes
+    )
     values = [value for _, value in points]
     if "y" in log_axes:
         y = log_axis(min(values), max(values))
     else:
         y = linear_axis(min(0.0, *values) if chart.from_zero else min(values), max(values))
 
-    paths = [_restart(x, step, color) for step, color in chart.restarts if not (x.log and step < x.low)]
+    paths = [
+        _restart(x, step, color) for step, color in chart.restarts if not (x.log and step < x.low)
+    ]
     few = all(len(line.points) <= _MARKED_UP_TO_POINTS for line in drawn if line.held_out)
     for line in drawn:
         paths += _paths(line, x, y, log_axes, dots=few and line.held_out)
     area = tag(
-        "svg", {"viewBox": "0 0 1000 1000", "preserveAspectRatio": "none", "aria-hidden": "true"}, _grid(y), paths
+        "svg",
+        {"viewBox": "0 0 1000 1000", "preserveAspectRatio": "none", "aria-hidden": "true"},
+        _grid(y),
+        paths,
     )
     attributes = {
         "tabindex": "0",
@@ -209,7 +240,14 @@ def _plot(chart: Chart, log_axes: str) -> Html:
     }
     return tag(
         "div.plot." + ("logarithmic" if log_axes else "linear"),
-        tag("div.area", attributes, area, _y_labels(y), _x_labels(x), _end_labels(drawn, x, y, log_axes)),
+        tag(
+            "div.area",
+            attributes,
+            area,
+            _y_labels(y),
+            _x_labels(x),
+            _end_labels(drawn, x, y, log_axes),
+        ),
     )
 
 
@@ -223,12 +261,17 @@ def _x_axis(steps: list[int], *, log: bool) -> Axis:
 
 def _drawable(point: tuple[int, float], log_axes: str) -> bool:
     step, value = point
-    return math.isfinite(value) and ("x" not in log_axes or step > 0) and ("y" not in log_axes or value > 0)
+    return (
+        math.isfinite(value)
+        and ("x" not in log_axes or step > 0)
+        and ("y" not in log_axes or value > 0)
+    )
 
 
 def _grid(y: Axis) -> list[Html]:
     return [
-        tag("path.grid" + (".zero" if tick == y.low else ""), {"d": f"M0 {_down(y, tick)}H1000"}) for tick in y.ticks
+        tag("path.grid" + (".zero" if tick == y.low else ""), {"d": f"M0 {_down(y, tick)}H1000"})
+        for tick in y.ticks
     ]
 
 
@@ -279,7 +322,9 @@ def _thinned(points: Points) -> Iterable[tuple[int, float]]:
 
 def _restart(x: Axis, step: int, color: int) -> Html:
     title = tag("title", f"continued from the checkpoint of step {step}")
-    return tag(f"path.restart.c{color}", {"d": f"M{_across(x, step)} 0V1000", "data-step": step}, title)
+    return tag(
+        f"path.restart.c{color}", {"d": f"M{_across(x, step)} 0V1000", "data-step": step}, title
+    )
 
 
 def _y_labels(y: Axis) -> list[Html]:
@@ -295,7 +340,9 @@ def _x_labels(x: Axis) -> list[Html]:
     labels = []
     for index, (tick, text) in enumerate(zip(x.ticks, tick_texts(x), strict=True)):
         minor = ".minor" if index % 2 else ""
-        labels.append(tag(f"span.x-tick{minor}", {"style": f"left:{100 * x.position(tick):.2f}%"}, text))
+        labels.append(
+            tag(f"span.x-tick{minor}", {"style": f"left:{100 * x.position(tick):.2f}%"}, text)
+        )
     return [*labels, tag("span.x-name", "step")]
 
 
@@ -335,7 +382,11 @@ def _end_labels(drawn: list[Series], x: Axis, y: Axis, log_axes: str) -> list[Ht
     ordered = sorted(ends.values(), key=lambda end: end[0])
     heights = spread([height for height, _ in ordered])
     return [
-        tag(f"span.end.c{line.color}", {"style": f"top:{100 - 100 * height:.2f}%"}, line.name or line.label)
+        tag(
+            f"span.end.c{line.color}",
+            {"style": f"top:{100 - 100 * height:.2f}%"},
+            line.name or line.label,
+        )
         for height, (_, line) in zip(heights, ordered, strict=True)
     ]
 

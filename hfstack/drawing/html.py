@@ -37,7 +37,9 @@ def tag(selector: str, *children: object) -> Html:
     )
     if name in _VOID:
         return Html(f"<{name}{written}>")
-    return Html(f"<{name}{written}>{join(child for child in children if not isinstance(child, Mapping))}</{name}>")
+    return Html(
+        f"<{name}{written}>{join(child for child in children if not isinstance(child, Mapping))}</{name}>"
+    )
 
 
 def join(children: Iterable[object]) -> Html:

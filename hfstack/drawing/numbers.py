@@ -112,7 +112,11 @@ def compact(value: float, *, digits: int = 3) -> str:
         return str(value)
     for limit, suffix in ((1e15, None), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
-            return power(f"{value:.{digits - 1}e}") if suffix is None else f"{value / limit:.{digits}g}{suffix}"
+            return (
+                power(f"{value:.{digits - 1}e}")
+                if suffix is None
+                else f"{value / limit:.{digits}g}{suffix}"
+            )
     return f"{value:.{digits}g}"
 
 
@@ -134,7 +138,13 @@ def size(count_bytes: float) -> str:
         if abs(value) < 1024:
             break
         value, unit = value / 1024, larger
-    return f"{int(value)} B" if unit == "B" else f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+    return (
+        f"{int(value)} B"
+        if unit == "B"
+        else f"{value:.3g} {unit}"
+        if value < 1000
+        else f"{value:.0f} {unit}"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -144,7 +154,11 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     whole = round(seconds)
-    for size_s, unit, smaller_s, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+    for size_s, unit, smaller_s, smaller in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
         if whole >= size_s:
             rest = whole % size_s // smaller_s
             return f"{whole // size_s} {unit}" + (f" {rest} {smaller}" if rest else "")

@@ -65,7 +65,9 @@ class Panel:
     rows: tuple[str, ...] = ()
 
 
-def draw_panels(title: str, panels: Sequence[Panel], *, width: int = 1080, height: int = 330) -> str:
+def draw_panels(
+    title: str, panels: Sequence[Panel], *, width: int = 1080, height: int = 330
+) -> str:
     """Return an SVG of panels side by side, with one legend under them."""
     each = width / len(panels)
     drawn = [
@@ -97,11 +99,18 @@ def _draw(panel: Panel, width: float, height: float) -> list[Html]:
     """The axes and the marks of one panel."""
     spots = [*_every_point(panel.marks, sideways=bool(panel.rows))]
     if not spots:
-        return [_text(_LEFT, _TOP - 12, panel.title, weight="600"), _text(_LEFT, height / 2, "nothing to draw")]
+        return [
+            _text(_LEFT, _TOP - 12, panel.title, weight="600"),
+            _text(_LEFT, height / 2, "nothing to draw"),
+        ]
     left = _LEFT + (5.5 * max(map(len, panel.rows)) if panel.rows else 0)
     right, bottom = width - _RIGHT, height - _BOTTOM
     x = _axis([spot[0] for spot in spots], panel.x_kind)
-    y = Axis(-0.6, len(panel.rows) - 0.4, []) if panel.rows else _axis([spot[1] for spot in spots], panel.y_kind)
+    y = (
+        Axis(-0.6, len(panel.rows) - 0.4, [])
+        if panel.rows
+        else _axis([spot[1] for spot in spots], panel.y_kind)
+    )
 
     def across(value: float) -> float:
         return left + (right - left) * x.position(value)
@@ -125,7 +134,10 @@ def _draw(panel: Panel, width: float, height: float) -> list[Html]:
     parts.append(
         tag(
             "text",
-            {"transform": f"translate(13 {(_TOP + bottom) / 2:.1f}) rotate(-90)", "text-anchor": "middle"},
+            {
+                "transform": f"translate(13 {(_TOP + bottom) / 2:.1f}) rotate(-90)",
+                "text-anchor": "middle",
+            },
             {"fill": _INK},
             panel.y_label,
         )
@@ -133,16 +145,30 @@ def _draw(panel: Panel, width: float, height: float) -> list[Html]:
     parts.append(_line(left, bottom, right, bottom, _INK))
     for marks in panel.marks:
         parts += _draw_marks(marks, across, down, sideways=bool(panel.rows))
-    named = sorted((m for m in panel.marks if m.name and m.points), key=lambda m: y.position(m.points[-1][1]))
+    named = sorted(
+        (m for m in panel.marks if m.name and m.points), key=lambda m: y.position(m.points[-1][1])
+    )
     heights = spread([y.position(m.points[-1][1]) for m in named], gap=13 / (bottom - _TOP))
     for marks, place in zip(named, heights, strict=True):
         spot = bottom - (bottom - _TOP) * place + 4
-        parts.append(_text(across(marks.points[-1][0]) - 4, spot - 8, marks.name, anchor="end", color=_color(marks)))
+        parts.append(
+            _text(
+                across(marks.points[-1][0]) - 4,
+                spot - 8,
+                marks.name,
+                anchor="end",
+                color=_color(marks),
+            )
+        )
     return parts
 
 
 def _draw_marks(
-    marks: Marks, across: Callable[[float], float], down: Callable[[float], float], *, sideways: bool
+    marks: Marks,
+    across: Callable[[float], float],
+    down: Callable[[float], float],
+    *,
+    sideways: bool,
 ) -> list[Html]:
     color = _color(marks)
     if marks.style == "bars":
@@ -157,11 +183,15 @@ def _draw_marks(
     if marks.style in ("line", "dashed"):
         path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in spots)
         dashes = {"stroke-dasharray": "6 4"} if marks.style == "dashed" else {}
-        return [tag("path", {"d": path, "fill": "none", "stroke": color, "stroke-width": 1.8} | dashes)]
+        return [
+            tag("path", {"d": path, "fill": "none", "stroke": color, "stroke-width": 1.8} | dashes)
+        ]
     hollow = {"fill": "#ffffff", "stroke": color, "stroke-width": 2}
     filling = hollow if marks.style == "rings" else {"fill": color, "fill-opacity": 0.75}
     size = 3 if len(spots) > 60 else 4
-    return [tag("circle", {"cx": f"{a:.1f}", "cy": f"{b:.1f}", "r": size} | filling) for a, b in spots]
+    return [
+        tag("circle", {"cx": f"{a:.1f}", "cy": f"{b:.1f}", "r": size} | filling) for a, b in spots
+    ]
 
 
 def _legend(every: list[Marks], width: float, top: float) -> tuple[Html, int]:
@@ -225,7 +255,19 @@ def _line(x1: float, y1: float, x2: float, y2: float, color: str, *, width: floa
 
 
 def _text(
-    x: float, y: float, words: str, *, anchor: str = "start", color: str = _INK, weight: str | None = None
+    x: float,
+    y: float,
+    words: str,
+    *,
+    anchor: str = "start",
+    color: str = _INK,
+    weight: str | None = None,
 ) -> Html:
-    place = {"x": f"{x:.1f}", "y": f"{y:.1f}", "fill": color, "text-anchor": anchor, "font-weight": weight}
+    place = {
+        "x": f"{x:.1f}",
+        "y": f"{y:.1f}",
+        "fill": color,
+        "text-anchor": anchor,
+        "font-weight": weight,
+    }
     return tag("text", place, words)

@@ -19,10 +19,19 @@ from hfstack.models.loading import load_causal_lm, vocabulary_size
 
 logger = get_logger(__name__)
 
-PAD_TOKENS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|fim_pad|>")
+PAD_TOKENS = (
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|padding|>",
+    "<|finetune_right_pad_id|>",
+    "<|fim_pad|>",
+)
 
 
-def check_adapter_settings(args: ModelConfig, *, sharded: bool = False, merge_adapter: bool = False) -> None:
+def check_adapter_settings(
+    args: ModelConfig, *, sharded: bool = False, merge_adapter: bool = False
+) -> None:
     """Refuse settings of adapters and quantisation that contradict each other or need what is not installed.
 
     Args:
@@ -35,15 +44,21 @@ def check_adapter_settings(args: ModelConfig, *, sharded: bool = False, merge_ad
         MissingExtraError: quantisation was asked for and bitsandbytes is not installed.
     """
     check_adapter_flags(args)
-    if args.use_dora and not merge_adapter:  # transformers 5.23, integrations/peft.py: the names of the tensors differ
+    if (
+        args.use_dora and not merge_adapter
+    ):  # transformers 5.23, integrations/peft.py: the names of the tensors differ
         raise ConfigError(
             "--use_dora: transformers loads a DoRA adapter without its magnitudes: add --merge_adapter, so that the "
             "whole model is saved"
         )
     if merge_adapter and not args.use_peft:
-        raise ConfigError("--merge_adapter: there is no adapter to merge; add --use_peft, or drop --merge_adapter")
+        raise ConfigError(
+            "--merge_adapter: there is no adapter to merge; add --use_peft, or drop --merge_adapter"
+        )
     if merge_adapter and sharded:
-        raise ConfigError("--merge_adapter cannot merge into weights that are sharded; merge the saved adapter later")
+        raise ConfigError(
+            "--merge_adapter cannot merge into weights that are sharded; merge the saved adapter later"
+        )
 
 
 def check_adapter_flags(args: ModelConfig) -> None:
@@ -59,12 +74,16 @@ def check_adapter_flags(args: ModelConfig) -> None:
         return
     flag = "--load_in_4bit" if args.load_in_4bit else "--load_in_8bit"
     if not args.use_peft:
-        raise ConfigError(f"{flag}: quantised weights cannot be trained; add --use_peft to train an adapter on them")
+        raise ConfigError(
+            f"{flag}: quantised weights cannot be trained; add --use_peft to train an adapter on them"
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError("bitsandbytes", "quantization")
 
 
-def give_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, may_grow: bool = True) -> str:
+def give_pad_token(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, may_grow: bool = True
+) -> str:
     """Make sure that padding has a token of its own, which ends nothing, and return it.
 
     A token that was meant for padding is taken from the vocabulary; otherwise `<|pad|>` is added, and the embedding
@@ -81,7 +100,9 @@ def give_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *
     if pad is None or pad in ends:
         before = tokenizer.pad_token
         vocabulary = tokenizer.get_vocab()
-        known = [token for token in PAD_TOKENS if token in vocabulary and vocabulary[token] not in ends]
+        known = [
+            token for token in PAD_TOKENS if token in vocabulary and vocabulary[token] not in ends
+        ]
         unused = [token for token in PAD_TOKENS if token not in vocabulary]
         tokenizer.add_special_tokens({"pad_token": [*known, *unused][0]})
         rows = len(torch.as_tensor(model.get_input_embeddings().weight))
@@ -92,7 +113,11 @@ def give_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *
                     "alone cannot bring: add --merge_adapter, or train without --use_peft"
                 )
             model.resize_token_embeddings(vocabulary_size(tokenizer), mean_resizing=False)
-            logger.info("the embedding grew from %d to %d rows, for the pad token", rows, vocabulary_size(tokenizer))
+            logger.info(
+                "the embedding grew from %d to %d rows, for the pad token",
+                rows,
+                vocabulary_size(tokenizer),
+            )
         was = f"was {before!r}, which also ends texts" if before is not None else "had none"
         logger.info("pad token %r (the tokenizer %s)", tokenizer.pad_token, was)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -103,7 +128,10 @@ def give_pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *
 def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
     """Return every token that ends a text: the model's own list, and the tokenizer's eos."""
     listed: Any = getattr(model.generation_config, "eos_token_id", None)
-    ids = {*(listed if isinstance(listed, list) else [listed]), cast(int | None, tokenizer.eos_token_id)}
+    ids = {
+        *(listed if isinstance(listed, list) else [listed]),
+        cast(int | None, tokenizer.eos_token_id),
+    }
     return {token for token in ids if token is not None}
 
 

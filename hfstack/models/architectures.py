@@ -4,7 +4,13 @@ import json
 import re
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.errors import ConfigError
@@ -15,7 +21,9 @@ _SIZE = re.compile(r"-\d+(\.\d+)?[kmb]$", re.IGNORECASE)
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def read_templates(names: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
+def read_templates(
+    names: list[str], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, dict[str, Any]]:
     """Return each config.json with the tokenizer's vocabulary, by family: the file's name without a size.
 
     Only what the file says is kept, without upstream's defaults, so that a newer upstream gives the same dictionary.
@@ -30,7 +38,9 @@ def read_templates(names: list[str], tokenizer: PreTrainedTokenizerBase) -> dict
             raise ConfigError(f"--architectures {name}: give a config.json, such as llama-1m.json")
         family = without_size(path.stem)
         if family in found:
-            raise ConfigError(f"--architectures names {family} twice: every family once, its sizes come from --sizes")
+            raise ConfigError(
+                f"--architectures names {family} twice: every family once, its sizes come from --sizes"
+            )
         config = architecture_config(path, tokenizer)
         values = json.loads(path.read_text(encoding="utf-8"))
         found[family] = values | {key: getattr(config, key) for key in _FROM_TOKENIZER}

@@ -50,7 +50,9 @@ class FlopCount:
 def _skeleton(config: PreTrainedConfig, *, device: str = "meta") -> PreTrainedModel:
     config = copy.deepcopy(config)  # from_config writes the attention and dtype into it
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", dtype=torch.float32
+        )
 
 
 def count_parameters(config: PreTrainedConfig) -> ParameterCount:
@@ -63,7 +65,11 @@ def count_parameters(config: PreTrainedConfig) -> ParameterCount:
         total, embedding, and their difference.
     """
     model = _skeleton(config)
-    tables = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    tables = {
+        id(module.weight): module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+    }
     head = model.get_output_embeddings()
     if head is not None:
         tables[id(head.weight)] = head.weight
@@ -75,12 +81,16 @@ def count_parameters(config: PreTrainedConfig) -> ParameterCount:
 def _llama_forward(config: PreTrainedConfig, sequence_length: int) -> float:
     """Llama, and the architectures that differ from it in biases and norms alone."""
     width = config.hidden_size
-    head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads  # Qwen2 has no such field
+    head_width = (
+        getattr(config, "head_dim", None) or width // config.num_attention_heads
+    )  # Qwen2 has no such field
     queries, keys = config.num_attention_heads * head_width, config.num_key_value_heads * head_width
     projections = 2 * width * (2 * queries + 2 * keys)  # query and output; key and value
     attention = 2 * 2 * sequence_length * queries  # scores, and the sum of values
     mlp = 3 * 2 * width * config.intermediate_size
-    return config.num_hidden_layers * (projections + attention + mlp) + 2 * width * config.vocab_size
+    return (
+        config.num_hidden_layers * (projections + attention + mlp) + 2 * width * config.vocab_size
+    )
 
 
 def _gpt2_forward(config: PreTrainedConfig, sequence_length: int) -> float:
@@ -134,7 +144,11 @@ def flops_per_token(config: PreTrainedConfig, sequence_length: int) -> FlopCount
 
 @cache  # once, however many sizes are tried
 def _say_measured(model_type: str, sequence_length: int) -> None:
-    _logger.info("no FLOP formula for model_type %r: one forward of %d tokens is measured", model_type, sequence_length)
+    _logger.info(
+        "no FLOP formula for model_type %r: one forward of %d tokens is measured",
+        model_type,
+        sequence_length,
+    )
 
 
 def measure_forward_flops(config: PreTrainedConfig, sequence_length: int) -> float:
@@ -154,7 +168,9 @@ def measure_forward_flops(config: PreTrainedConfig, sequence_length: int) -> flo
     try:
         return _run_counter(config, sequence_length, device="meta")
     except (NotImplementedError, RuntimeError) as error:
-        _logger.info("the meta device cannot run model_type %r (%s): using the CPU", config.model_type, error)
+        _logger.info(
+            "the meta device cannot run model_type %r (%s): using the CPU", config.model_type, error
+        )
         return _run_counter(config, sequence_length, device="cpu")
 
 
@@ -168,8 +184,14 @@ def _run_counter(config: PreTrainedConfig, sequence_length: int, *, device: str)
     flops, counts = counter.get_total_flops(), counter.get_flop_counts()
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase):
-            weights = sum(weight.numel() for part, weight in module.named_parameters() if part.startswith("weight"))
-            flops += 2 * weights * sequence_length - sum(counts.get(f"{type(model).__name__}.{name}", {}).values())
+            weights = sum(
+                weight.numel()
+                for part, weight in module.named_parameters()
+                if part.startswith("weight")
+            )
+            flops += 2 * weights * sequence_length - sum(
+                counts.get(f"{type(model).__name__}.{name}", {}).values()
+            )
     return float(flops)
 
 
@@ -246,5 +268,7 @@ def _measured_peak(device: str, dtype: torch.dtype, threads: int) -> float:
         if seconds < 0.004 and size < 4096:
             size *= 2
             matrix = torch.ones(size, size, dtype=dtype, device=device)
-    _logger.info("peak of %s in %s measured with %d threads: %.3g FLOP/s", device, dtype, threads, best)
+    _logger.info(
+        "peak of %s in %s measured with %d threads: %.3g FLOP/s", device, dtype, threads, best
+    )
     return best

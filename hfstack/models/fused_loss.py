@@ -35,7 +35,9 @@ class LinearCrossEntropy(torch.autograd.Function):
     """Sum over positions of -log softmax(h W^T)[target], its gradients taken in the forward pass chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, with_gradients: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, with_gradients: bool
+    ) -> Tensor:
         """Return the summed loss in nats, fp32.
 
         Args:
@@ -50,7 +52,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(targets), chunk):
-            h, target = hidden[start : start + chunk], targets[start : start + chunk]  # (n, d), (n,)
+            h, target = (
+                hidden[start : start + chunk],
+                targets[start : start + chunk],
+            )  # (n, d), (n,)
             scored = target != _IGNORED
             index = target.clamp_min(0)[:, None]  # (n, 1)
             logits = (h @ weight_cast.T).float()  # (n, V)
@@ -85,13 +90,19 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
     one plain matrix product is left as it is, and False is returned.
     """
     head = model.get_output_embeddings()
-    if model.config.model_type not in PLAIN_HEADS or not isinstance(head, torch.nn.Linear) or head.bias is not None:
+    if (
+        model.config.model_type not in PLAIN_HEADS
+        or not isinstance(head, torch.nn.Linear)
+        or head.bias is not None
+    ):
         return False
     stock_forward = model.forward
     between = PLAIN_HEADS[model.config.model_type]
     project = torch.nn.Identity() if between is None else model.get_submodule(between)
 
-    @functools.wraps(type(model).forward)  # the Trainer reads the signature to know which columns to keep
+    @functools.wraps(
+        type(model).forward
+    )  # the Trainer reads the signature to know which columns to keep
     def forward(
         self: PreTrainedModel,
         input_ids: Tensor | None = None,
@@ -105,12 +116,20 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
         inputs |= {"use_cache": False, "return_dict": True}
         hidden = project(self.base_model(input_ids=input_ids, **inputs)[0][:, :-1])  # (B, T - 1, d)
         device_type = hidden.device.type
-        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
+        dtype = (
+            torch.get_autocast_dtype(device_type)
+            if torch.is_autocast_enabled(device_type)
+            else hidden.dtype
+        )
         targets = labels[:, 1:].reshape(-1)  # (N,)
         with torch.autocast(device_type, enabled=False):
             rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
-            total = LinearCrossEntropy.apply(rows, head.weight, targets, chunk, torch.is_grad_enabled())
-        count = num_items_in_batch if num_items_in_batch is not None else (targets != _IGNORED).sum()
+            total = LinearCrossEntropy.apply(
+                rows, head.weight, targets, chunk, torch.is_grad_enabled()
+            )
+        count = (
+            num_items_in_batch if num_items_in_batch is not None else (targets != _IGNORED).sum()
+        )
         return CausalLMOutput(loss=total / count)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
 
     model.forward = types.MethodType(forward, model)

@@ -14,7 +14,13 @@ from typing import ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import LongTensor, Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -54,14 +60,20 @@ class RecurrentConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 
-    def __post_init__(self, **kwargs) -> None:  # upstream hands the keys that no field declares through kwargs
+    def __post_init__(
+        self, **kwargs
+    ) -> None:  # upstream hands the keys that no field declares through kwargs
         if self.embedding_size is None:
             self.embedding_size = self.hidden_size
         for name in ("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers"):
             if (size := getattr(self, name)) < 1:
-                raise ConfigError(f"{name} is {size} in a {self.model_type} config: it must be at least 1")
+                raise ConfigError(
+                    f"{name} is {size} in a {self.model_type} config: it must be at least 1"
+                )
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout} in a {self.model_type} config: it must be in [0, 1)")
+            raise ConfigError(
+                f"dropout is {self.dropout} in a {self.model_type} config: it must be in [0, 1)"
+            )
         super().__post_init__(**kwargs)
 
 
@@ -80,7 +92,11 @@ class LSTMConfig(RecurrentConfig):
 
 
 def _norm(config: RecurrentConfig) -> nn.Module:
-    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon) if config.residual else nn.Identity()
+    return (
+        nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        if config.residual
+        else nn.Identity()
+    )
 
 
 class RecurrentLayer(nn.Module):
@@ -105,7 +121,9 @@ class RecurrentLayer(nn.Module):
         output = self.dropout(output)
         return (hidden + output if self.residual else output), state
 
-    def _run_cell(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _run_cell(
+        self, inputs: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if isinstance(self.cell, nn.LSTM):
             return self.cell(inputs, (state[0], state[1]))
         output, last = self.cell(inputs, state[0])
@@ -118,13 +136,21 @@ class RecurrentLayer(nn.Module):
         # training step of gru-5m 1.6 times and of lstm-5m 2.4 times as long as without document resets.
         outputs, ended, begin = [], [], 0
         for steps, width in slabs:
-            slab = inputs[begin : begin + steps * width].view(steps, width, -1).transpose(0, 1)  # (width, steps, H)
-            ended.append(tuple(part[:, width:] for part in state))  # segments that ended before this slab
-            output, state = self._run_cell(slab, tuple(part[:, :width].contiguous() for part in state))
+            slab = (
+                inputs[begin : begin + steps * width].view(steps, width, -1).transpose(0, 1)
+            )  # (width, steps, H)
+            ended.append(
+                tuple(part[:, width:] for part in state)
+            )  # segments that ended before this slab
+            output, state = self._run_cell(
+                slab, tuple(part[:, :width].contiguous() for part in state)
+            )
             outputs.append(output.transpose(0, 1).reshape(steps * width, -1))
             begin += steps * width
         ended.append(state)
-        return torch.cat(outputs), tuple(torch.cat(parts, dim=1) for parts in zip(*reversed(ended), strict=True))
+        return torch.cat(outputs), tuple(
+            torch.cat(parts, dim=1) for parts in zip(*reversed(ended), strict=True)
+        )
 
 
 class RecurrentPreTrainedModel(PreTrainedModel):
@@ -154,7 +180,9 @@ class RecurrentPreTrainedModel(PreTrainedModel):
                 else:
                     init.zeros_(gate)
             if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):
-                init.ones_(parameter[hidden_size : 2 * hidden_size])  # remember at first: Jozefowicz et al. 2015
+                init.ones_(
+                    parameter[hidden_size : 2 * hidden_size]
+                )  # remember at first: Jozefowicz et al. 2015
 
 
 class RecurrentModel(RecurrentPreTrainedModel):
@@ -165,9 +193,13 @@ class RecurrentModel(RecurrentPreTrainedModel):
         width = config.embedding_size or config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         square = width == config.hidden_size
-        self.embed_projection = nn.Identity() if square else nn.Linear(width, config.hidden_size, bias=False)
+        self.embed_projection = (
+            nn.Identity() if square else nn.Linear(width, config.hidden_size, bias=False)
+        )
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(RecurrentLayer(config, self.cell_class) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            RecurrentLayer(config, self.cell_class) for _ in range(config.num_hidden_layers)
+        )
         self.norm = _norm(config)
         self.post_init()
 
@@ -175,10 +207,14 @@ class RecurrentModel(RecurrentPreTrainedModel):
         self, shape: torch.Size, mask: Tensor | None, position_ids: Tensor | None, *, resumed: bool
     ) -> tuple[Tensor, Tensor] | None:
         """Return None to run straight through, or the (valid, starts) pair, each (B, T), to cut the batch by."""
-        valid = None if mask is None else mask[:, -shape[1] :].bool()  # a mask also covers the columns already seen
+        valid = (
+            None if mask is None else mask[:, -shape[1] :].bool()
+        )  # a mask also covers the columns already seen
         starts = None if position_ids is None else (position_ids == 0).expand(shape)
         padded = valid is not None and not bool(valid.all())
-        inner = starts if resumed or starts is None else starts[:, 1:]  # column 0 of a fresh row has zeros anyway
+        inner = (
+            starts if resumed or starts is None else starts[:, 1:]
+        )  # column 0 of a fresh row has zeros anyway
         if not padded and (inner is None or not bool(inner.any())):
             return None
         everywhere = torch.ones(shape, dtype=torch.bool, device=self.device)
@@ -195,11 +231,19 @@ class RecurrentModel(RecurrentPreTrainedModel):
             every.append(hidden)
             last_states.append(last)
         every[-1] = self.norm(hidden)
-        dtype = state[0].dtype  # autocast may hand back bf16: between calls the state keeps the weights' precision
+        dtype = state[
+            0
+        ].dtype  # autocast may hand back bf16: between calls the state keeps the weights' precision
         return every, tuple(torch.cat(parts).to(dtype) for parts in zip(*last_states, strict=True))
 
     def _run_segments(
-        self, hidden: Tensor, state: tuple[Tensor, ...], valid: Tensor, starts: Tensor, *, final_state: bool
+        self,
+        hidden: Tensor,
+        state: tuple[Tensor, ...],
+        valid: Tensor,
+        starts: Tensor,
+        *,
+        final_state: bool,
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """As `_run`, with padding left out and the state reset at each start; outputs at padding are zeros.
 
@@ -212,10 +256,14 @@ class RecurrentModel(RecurrentPreTrainedModel):
             return [torch.zeros_like(hidden)] * (len(self.layers) + 1), state
         keep = segments.continues[None, :, None]
         begin = tuple(part[:, segments.row] * keep for part in state)  # (L, S, H)
-        every, last = self._run(hidden.reshape(-1, width)[segments.token_index], begin, segments.slabs)  # (M, H) each
+        every, last = self._run(
+            hidden.reshape(-1, width)[segments.token_index], begin, segments.slabs
+        )  # (M, H) each
         home = segments.token_index[segments.real]  # (N,)
         every = [
-            packed.new_zeros(rows * columns, width).index_copy(0, home, packed[segments.real]).view(hidden.shape)
+            packed.new_zeros(rows * columns, width)
+            .index_copy(0, home, packed[segments.real])
+            .view(hidden.shape)
             for packed in every
         ]
         if not final_state:
@@ -259,8 +307,12 @@ class RecurrentModel(RecurrentPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if past_key_values is not None and not isinstance(past_key_values, RecurrentCache):
-            raise TypeError(f"past_key_values is a {type(past_key_values).__name__}, not a RecurrentCache")
-        embedded = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, E)
+            raise TypeError(
+                f"past_key_values is a {type(past_key_values).__name__}, not a RecurrentCache"
+            )
+        embedded = (
+            self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        )  # (B, T, E)
         dtype = self.embed_tokens.weight.dtype
         # Under autocast only the products run in bf16: the residual stream and the state keep the weights' precision.
         hidden = self.dropout(self.embed_projection(embedded).to(dtype))  # (B, T, H)
@@ -279,7 +331,11 @@ class RecurrentModel(RecurrentPreTrainedModel):
         if use_cache:
             past_key_values = RecurrentCache() if past_key_values is None else past_key_values
             past_key_values.advance(state, columns)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wanted = (
+            self.config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states
+        )
         return BaseModelOutputWithPast(
             last_hidden_state=every[-1],
             past_key_values=past_key_values if use_cache else None,
@@ -296,9 +352,15 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__(config)
         self.model = self.model_class(config)
-        width = (config.embedding_size or config.hidden_size) if config.tie_word_embeddings else config.hidden_size
+        width = (
+            (config.embedding_size or config.hidden_size)
+            if config.tie_word_embeddings
+            else config.hidden_size
+        )
         square = width == config.hidden_size
-        self.head_projection = nn.Identity() if square else nn.Linear(config.hidden_size, width, bias=False)
+        self.head_projection = (
+            nn.Identity() if square else nn.Linear(config.hidden_size, width, bias=False)
+        )
         self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
         self.post_init()
 
@@ -340,12 +402,20 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        kept = (
+            slice(-logits_to_keep, None)
+            if isinstance(logits_to_keep, int) and logits_to_keep
+            else slice(None)
+        )
         kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else kept
-        logits = self.lm_head(self.head_projection(outputs.last_hidden_state[:, kept]))  # (B, T or kept, V)
+        logits = self.lm_head(
+            self.head_projection(outputs.last_hidden_state[:, kept])
+        )  # (B, T or kept, V)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -15,7 +15,13 @@ from typing import Any, cast
 from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
@@ -28,7 +34,9 @@ logger = get_logger(__name__)
 ADAPTER_FILE = "adapter_config.json"
 
 
-def read_config(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, purpose: str) -> tuple[Any, Path | None]:
+def read_config(
+    args: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, purpose: str
+) -> tuple[Any, Path | None]:
     """Return the configuration of the model that is named, and the file when it is an architecture.
 
     Args:
@@ -41,9 +49,13 @@ def read_config(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, purpos
     """
     name = args.model_name_or_path
     if name is None:
-        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
+        raise ConfigError(
+            "--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json"
+        )
     if (Path(name) / ADAPTER_FILE).is_file():
-        raise ConfigError(f"{name} is an adapter: name the model that it was trained on, or merge it first")
+        raise ConfigError(
+            f"{name} is an adapter: name the model that it was trained on, or merge it first"
+        )
     if (config_file := find_architecture(name)) is not None:
         return architecture_config(config_file, tokenizer), config_file
     return checkpoint_config(args, purpose=purpose), None
@@ -59,7 +71,12 @@ def checkpoint_config(args: ModelConfig, *, purpose: str) -> PreTrainedConfig:
 
 
 def load_with_config(
-    auto_class: Any, args: ModelConfig, config: PreTrainedConfig, config_file: Path | None = None, *, purpose: str
+    auto_class: Any,
+    args: ModelConfig,
+    config: PreTrainedConfig,
+    config_file: Path | None = None,
+    *,
+    purpose: str,
 ) -> tuple[PreTrainedModel, list[str]]:
     """Load a checkpoint, or draw an architecture's weights; also return the modules that were drawn anew.
 
@@ -78,7 +95,9 @@ def load_with_config(
         try:
             model = auto_class.from_config(config, attn_implementation=args.attn_implementation)
         except ValueError as error:
-            raise ConfigError(f"{config_file} cannot {purpose}: {' '.join(str(error).split())[:160]}") from error
+            raise ConfigError(
+                f"{config_file} cannot {purpose}: {' '.join(str(error).split())[:160]}"
+            ) from error
         return model, _modules(key for key, _ in model.named_parameters())
     quantization = get_quantization_config(args)
     if quantization and importlib.util.find_spec("bitsandbytes") is None:
@@ -103,7 +122,9 @@ def load_with_config(
     return model, new_modules
 
 
-def lora_beside_head(args: ModelConfig, new_modules: Sequence[str], task_type: str = "SEQ_CLS") -> LoraConfig | None:
+def lora_beside_head(
+    args: ModelConfig, new_modules: Sequence[str], task_type: str = "SEQ_CLS"
+) -> LoraConfig | None:
     """Return the adapter that --use_peft asks for, or None; it trains and saves every module that is new.
 
     Raises:
@@ -117,7 +138,10 @@ def lora_beside_head(args: ModelConfig, new_modules: Sequence[str], task_type: s
             f"--use_peft needs trained weights, but {args.model_name_or_path} is an architecture: name a checkpoint"
         )
     saved = sorted({*(args.lora_modules_to_save or []), *new_modules}) or None
-    return cast(LoraConfig, get_peft_config(replace(args, lora_task_type=task_type, lora_modules_to_save=saved)))
+    return cast(
+        LoraConfig,
+        get_peft_config(replace(args, lora_task_type=task_type, lora_modules_to_save=saved)),
+    )
 
 
 def adapter_base(folder: Path, task_type: str, kind: str) -> str:
@@ -161,7 +185,9 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token by which the head finds the last one of a text; the eos where the tokenizer has no other."""
     pad = tokenizer.pad_token_id
     if pad is None and tokenizer.eos_token_id is not None:
-        logger.info("the tokenizer has no pad token: padding with its eos, so the output is read one token before it")
+        logger.info(
+            "the tokenizer has no pad token: padding with its eos, so the output is read one token before it"
+        )
         tokenizer.pad_token = tokenizer.eos_token
         pad = tokenizer.pad_token_id
     if not isinstance(pad, int):

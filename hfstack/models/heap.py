@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 _HEADER, _GRAIN, _SMALLEST = 8, 16, 32  # of a chunk, in bytes, on 64 bits
 _PAGE, _TOP_PAD = 4096, 128 * 1024
 _FIRST_THRESHOLD, _LAST_THRESHOLD = 128 * 1024, 32 * 2**20
-_SLACK = 64 + _SMALLEST  # what `posix_memalign` asks for beyond a size, to find a multiple of 64 within
+_SLACK = (
+    64 + _SMALLEST
+)  # what `posix_memalign` asks for beyond a size, to find a multiple of 64 within
 
 TAKEN_SHARE = 0.6
 """Share of tensors with a small object that needs such a piece: the one number that is fitted, to the first 16 rows of
@@ -89,7 +91,9 @@ class Heap:
         self._threshold = _FIRST_THRESHOLD if rules.mmap_threshold is None else rules.mmap_threshold
         self._trim = _FIRST_THRESHOLD if rules.trim_threshold is None else rules.trim_threshold
         self._random = random.Random(0)
-        self._free: list[tuple[int, int]] = []  # size and address, sorted: the best fit is the first that is enough
+        self._free: list[
+            tuple[int, int]
+        ] = []  # size and address, sorted: the best fit is the first that is enough
         self._blocks: dict[int, _Block] = {}  # the free ones, by address
         self._last: _Block | None = None
         self._top = self._end = self._touched = self._mapped = self._free_pieces = 0
@@ -105,7 +109,9 @@ class Heap:
             self._split(block, needed + block.slack)
         elif self._end - self._top < asked + _SMALLEST and asked >= self._threshold:
             block = _Block(-1, _round_up(asked, _PAGE), mapped=True)
-            self._mapped += _round_up(size, _PAGE)  # pages that are never written to are never there
+            self._mapped += _round_up(
+                size, _PAGE
+            )  # pages that are never written to are never there
             self._note()
         else:
             missing = asked + _SMALLEST - (self._end - self._top)
@@ -121,7 +127,10 @@ class Heap:
         """Give back a block that was allocated for so many bytes."""
         if block.mapped:
             self._mapped -= _round_up(size, _PAGE)
-            if self._rules.mmap_threshold is None and self._threshold < block.size <= _LAST_THRESHOLD:
+            if (
+                self._rules.mmap_threshold is None
+                and self._threshold < block.size <= _LAST_THRESHOLD
+            ):
                 self._threshold, self._trim = block.size, 2 * block.size
             return
         self._free_pieces += block.has_piece
@@ -195,7 +204,10 @@ class Heap:
         self._blocks[block.address] = block
 
     def _take(self, block: _Block) -> _Block:
-        del self._free[bisect.bisect_left(self._free, (block.size, block.address))], self._blocks[block.address]
+        del (
+            self._free[bisect.bisect_left(self._free, (block.size, block.address))],
+            self._blocks[block.address],
+        )
         block.free = False
         return block
 

@@ -27,7 +27,9 @@ from hfstack.shipped import ARCHITECTURES, find_shipped
 logger = get_logger(__name__)
 
 
-def load_tokenizer(args: ModelConfig, tokenizer_name_or_path: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    args: ModelConfig, tokenizer_name_or_path: str | None = None
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model, or another one by name.
 
     Raises:
@@ -36,7 +38,9 @@ def load_tokenizer(args: ModelConfig, tokenizer_name_or_path: str | None = None)
     """
     name = tokenizer_name_or_path or args.model_name_or_path
     if name is None:
-        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
+        raise ConfigError(
+            "--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json"
+        )
     if name.endswith(".json"):
         raise ConfigError(
             f"--model_name_or_path {name} is an architecture without a tokenizer; name one with "
@@ -61,11 +65,15 @@ def load_causal_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
     """
     name = args.model_name_or_path
     if name is None:
-        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
+        raise ConfigError(
+            "--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json"
+        )
     if (config_file := find_architecture(name)) is not None:
         config = architecture_config(config_file, tokenizer)
         try:
-            return AutoModelForCausalLM.from_config(config, attn_implementation=args.attn_implementation)
+            return AutoModelForCausalLM.from_config(
+                config, attn_implementation=args.attn_implementation
+            )
         except ValueError as error:
             raise ConfigError(f"{config_file}: {' '.join(str(error).split())[:200]}") from error
     quantization = get_quantization_config(args)
@@ -89,11 +97,15 @@ def load_masked_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
     """Return a masked language model; the rest is as in `load_causal_lm`."""
     name = args.model_name_or_path
     if name is None:
-        raise ConfigError("--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json")
+        raise ConfigError(
+            "--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json"
+        )
     if (config_file := find_architecture(name)) is not None:
         config = architecture_config(config_file, tokenizer)
         try:
-            return AutoModelForMaskedLM.from_config(config, attn_implementation=args.attn_implementation)
+            return AutoModelForMaskedLM.from_config(
+                config, attn_implementation=args.attn_implementation
+            )
         except ValueError as error:
             raise ConfigError(f"{config_file}: {' '.join(str(error).split())[:200]}") from error
     try:
@@ -235,6 +247,12 @@ def readable_length(config: PreTrainedConfig) -> int | None:
     longest = getattr(config, "max_position_embeddings", None)
     if longest is None or longest < 0:
         return None
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm"):
+    if config.model_type in (
+        "roberta",
+        "xlm-roberta",
+        "camembert",
+        "xlm-roberta-xl",
+        "roberta-prelayernorm",
+    ):
         return int(longest) - int(config.pad_token_id or 0) - 1
     return int(longest)

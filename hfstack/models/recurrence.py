@@ -143,7 +143,9 @@ def cut_segments(valid: Tensor, starts: Tensor, *, filler_fraction: float) -> Se
     row = token_index // valid.shape[1]  # (N,)
     first_of_row = torch.diff(row, prepend=row.new_tensor([-1])) != 0
     starts = starts.flatten()[token_index]  # (N,)
-    begins = (first_of_row | starts).nonzero().squeeze(1)  # (S,) each segment's first token among the N
+    begins = (
+        (first_of_row | starts).nonzero().squeeze(1)
+    )  # (S,) each segment's first token among the N
     lengths = torch.diff(begins, append=begins.new_tensor([len(row)]))  # (S,)
     lengths, longest_first = lengths.sort(descending=True, stable=True)  # (S,)
     begins_sorted = begins[longest_first]
@@ -157,7 +159,9 @@ def cut_segments(valid: Tensor, starts: Tensor, *, filler_fraction: float) -> Se
         offset += steps
     rank = torch.empty_like(longest_first)
     rank[longest_first] = torch.arange(len(rank), device=row.device)
-    ends_row = torch.diff(row[begins], append=row.new_tensor([-1])) != 0  # (S,) in the order of the batch
+    ends_row = (
+        torch.diff(row[begins], append=row.new_tensor([-1])) != 0
+    )  # (S,) in the order of the batch
     return Segments(
         slabs=slabs,
         token_index=token_index[torch.cat(places)],

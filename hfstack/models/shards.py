@@ -27,7 +27,10 @@ from hfstack.models import gru
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _FSDP_FOLDER, _FSDP_PREFIX, _INDEX = "pytorch_model_fsdp_0", "model.", ".metadata"
 _DEEPSPEED_MARK = "latest"
-_METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
+_METADATA, _FILES = (
+    "torch.distributed.checkpoint.metadata",
+    "torch.distributed.checkpoint.filesystem",
+)
 _TYPES_OF_AN_INDEX = {
     (_METADATA, "Metadata"), (_METADATA, "MetadataIndex"), (_METADATA, "StorageMeta"), (_METADATA, "TensorProperties"),
     (_METADATA, "TensorStorageMetadata"), (_METADATA, "BytesStorageMetadata"), (_METADATA, "ChunkStorageMetadata"),
@@ -51,7 +54,9 @@ def describe_model(model: torch.nn.Module, checkpoint: Path) -> None:
         adapter.peft_config[adapter.active_adapter].save_pretrained(str(checkpoint))
     elif isinstance(model, PreTrainedModel):
         config = copy.deepcopy(model.config)
-        config.architectures = [type(model).__name__.removeprefix("FSDP")]  # fully_shard names its classes so
+        config.architectures = [
+            type(model).__name__.removeprefix("FSDP")
+        ]  # fully_shard names its classes so
         config.save_pretrained(checkpoint)
 
 
@@ -67,12 +72,18 @@ def read_shards(checkpoint: Path) -> dict[str, torch.Tensor]:
         plain = any(checkpoint.glob("*.safetensors"))
         raise CheckpointError(
             f"{checkpoint} holds no shards of FSDP or DeepSpeed"
-            + (": its weights are plain safetensors, so use it as it is" if plain else "; name a checkpoint-<step>")
+            + (
+                ": its weights are plain safetensors, so use it as it is"
+                if plain
+                else "; name a checkpoint-<step>"
+            )
         )
     return _read_fsdp(checkpoint / _FSDP_FOLDER) if kind == "fsdp" else _read_deepspeed(checkpoint)
 
 
-def merge_checkpoint(checkpoint: Path, output: Path, *, described_by: str | Path | None = None) -> int:
+def merge_checkpoint(
+    checkpoint: Path, output: Path, *, described_by: str | Path | None = None
+) -> int:
     """Write a sharded checkpoint as a plain folder: safetensors and config.json, or an adapter.
 
     Args:
@@ -113,15 +124,23 @@ def _build(state: dict[str, torch.Tensor], described_by: str | Path) -> PreTrain
     name = config.architectures[0]
     model_class = getattr(transformers, name, None) or getattr(gru, name, None)
     if model_class is None:
-        raise CheckpointError(f"{described_by}: transformers has no class {name}, which its {CONFIG} names")
+        raise CheckpointError(
+            f"{described_by}: transformers has no class {name}, which its {CONFIG} names"
+        )
     dtype = next(weight.dtype for weight in state.values() if weight.is_floating_point())
     try:
         model, found = model_class.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
         )
     except RuntimeError as error:
-        raise CheckpointError(f"the shards do not fit {described_by}: {' '.join(str(error).split())[:200]}") from None
-    wrong = [f"{kind.split('_')[0]} {key}" for kind in ("missing_keys", "unexpected_keys") for key in found[kind]]
+        raise CheckpointError(
+            f"the shards do not fit {described_by}: {' '.join(str(error).split())[:200]}"
+        ) from None
+    wrong = [
+        f"{kind.split('_')[0]} {key}"
+        for kind in ("missing_keys", "unexpected_keys")
+        for key in found[kind]
+    ]
     if wrong:
         raise CheckpointError(
             f"the shards are not the weights of {name}, which {described_by} describes: {', '.join(wrong[:3])}"
@@ -133,15 +152,21 @@ def _read_fsdp(folder: Path) -> dict[str, torch.Tensor]:
     index = _read_index(folder)
     for file in sorted({entry.relative_path for entry in (index.storage_data or {}).values()}):
         if not (folder / file).is_file():
-            raise CheckpointError(f"{folder / file} is missing: without every process's part there is no model")
+            raise CheckpointError(
+                f"{folder / file} is missing: without every process's part there is no model"
+            )
     weights = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)  # the shape of the whole weight
         for name, entry in index.state_dict_metadata.items()
         if isinstance(entry, distributed_checkpoint.TensorStorageMetadata)
     }
     reader = distributed_checkpoint.FileSystemReader(folder)
-    with warnings.catch_warnings():  # torch 2.13 says that one process reads alone also when it is told so
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+    with (
+        warnings.catch_warnings()
+    ):  # torch 2.13 says that one process reads alone also when it is told so
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is disabled", category=UserWarning
+        )
         distributed_checkpoint.load(weights, storage_reader=reader, no_dist=True)
     return {name.removeprefix(_FSDP_PREFIX): weight for name, weight in weights.items()}
 
@@ -152,9 +177,20 @@ def _read_index(folder: Path) -> distributed_checkpoint.Metadata:
         with (folder / _INDEX).open("rb") as file:
             index = _IndexReader(file).load()
     except OSError as error:
-        raise CheckpointError(f"{folder / _INDEX}: {error.strerror}; the last process to write did not end") from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, TypeError) as error:
-        raise CheckpointError(f"{folder / _INDEX} is not the index of a sharded checkpoint: {error}") from None
+        raise CheckpointError(
+            f"{folder / _INDEX}: {error.strerror}; the last process to write did not end"
+        ) from None
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        AttributeError,
+        ImportError,
+        IndexError,
+        TypeError,
+    ) as error:
+        raise CheckpointError(
+            f"{folder / _INDEX} is not the index of a sharded checkpoint: {error}"
+        ) from None
     if not isinstance(index, distributed_checkpoint.Metadata):
         raise CheckpointError(f"{folder / _INDEX} is not the index of a sharded checkpoint")
     return index
@@ -164,7 +200,9 @@ class _IndexReader(pickle.Unpickler):
     """Unpickle nothing but the types of an index, so that a checkpoint cannot run code."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        of_torch = module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype)
+        of_torch = module_name == "torch" and isinstance(
+            getattr(torch, global_name, None), torch.dtype
+        )
         if of_torch or (module_name, global_name) in _TYPES_OF_AN_INDEX:
             return super().find_class(module_name, global_name)
         raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")

@@ -32,29 +32,43 @@ class MeasuredStep:
     before the model was made, on Linux; None elsewhere."""
 
 
-def measure_step(config: PreTrainedConfig, step: TrainingStep, *, device: str, steps: int = 3) -> MeasuredStep:
+def measure_step(
+    config: PreTrainedConfig, step: TrainingStep, *, device: str, steps: int = 3
+) -> MeasuredStep:
     """Take `steps` optimizer steps in a process of its own, on a device of this machine.
 
     Raises:
         ConfigError: the process did not come to the end, as when memory ran out.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would share pages with this process and count them once
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork would share pages with this process and count them once
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure, args=(config, step, device, steps, sender), daemon=True)
+    child = context.Process(
+        target=_measure, args=(config, step, device, steps, sender), daemon=True
+    )
     child.start()
     sender.close()
     try:
         outcome = receiver.recv()
     except EOFError:
-        outcome = f"the process ended with code {child.exitcode}" if child.exitcode else "the process was killed"
+        outcome = (
+            f"the process ended with code {child.exitcode}"
+            if child.exitcode
+            else "the process was killed"
+        )
     finally:
         child.join()
     if isinstance(outcome, str):
-        raise ConfigError(f"the step could not be measured, {outcome}: most often too little memory; use a smaller one")
+        raise ConfigError(
+            f"the step could not be measured, {outcome}: most often too little memory; use a smaller one"
+        )
     return outcome
 
 
-def _measure(config: PreTrainedConfig, step: TrainingStep, device: str, steps: int, sender: Any) -> None:
+def _measure(
+    config: PreTrainedConfig, step: TrainingStep, device: str, steps: int, sender: Any
+) -> None:
     """In the child: warm the libraries up, build, step, report."""
     try:
         square = torch.ones(256, 256, device=device)
@@ -79,7 +93,9 @@ def _begin_peak(device: str) -> int:
         return 0
     if sys.platform != "linux":
         return 0
-    ctypes.CDLL(None).malloc_trim(0)  # what importing left behind would otherwise be filled first, and not be seen
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # what importing left behind would otherwise be filled first, and not be seen
     _CLEAR.write_text("5", encoding="ascii")  # resets VmHWM, see proc(5)
     return _status_bytes("VmRSS")
 

@@ -42,7 +42,12 @@ from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.heap import HeapRules, heap_peak
 
 Task = Literal[
-    "causal_lm", "masked_lm", "sequence_classification", "token_classification", "question_answering", "seq2seq"
+    "causal_lm",
+    "masked_lm",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "seq2seq",
 ]
 _CLASSES: dict[str, Any] = {
     "causal_lm": AutoModelForCausalLM,
@@ -100,7 +105,9 @@ def build_model(config: PreTrainedConfig, step: TrainingStep) -> PreTrainedModel
     config = copy.deepcopy(config)  # from_config writes the attention and dtype into it
     if step.task == "question_answering":
         config.num_labels = 2  # the span's start and end
-    if step.task == "seq2seq":  # labels are shifted by these, which a shipped config has from the tokenizer only
+    if (
+        step.task == "seq2seq"
+    ):  # labels are shifted by these, which a shipped config has from the tokenizer only
         config.pad_token_id = config.decoder_start_token_id = 0
     model: Any = _CLASSES[step.task].from_config(config, dtype=step.weight_dtype)
     if step.fused_loss and step.task == "causal_lm":
@@ -110,10 +117,18 @@ def build_model(config: PreTrainedConfig, step: TrainingStep) -> PreTrainedModel
     if step.lora_rank:
         kind = {"causal_lm": TaskType.CAUSAL_LM, "seq2seq": TaskType.SEQ_2_SEQ_LM}.get(step.task)
         model.enable_input_require_grads()  # as upstream does: checkpointing needs an input that has a gradient
-        transposed = any(isinstance(module, Conv1D) for module in model.modules())  # GPT-2 stores its weights so
-        adapter = LoraConfig(r=step.lora_rank, task_type=kind, target_modules="all-linear", fan_in_fan_out=transposed)
-        with warnings.catch_warnings():  # peft 0.21 reads the old name of activation checkpointing from a model
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        transposed = any(
+            isinstance(module, Conv1D) for module in model.modules()
+        )  # GPT-2 stores its weights so
+        adapter = LoraConfig(
+            r=step.lora_rank, task_type=kind, target_modules="all-linear", fan_in_fan_out=transposed
+        )
+        with (
+            warnings.catch_warnings()
+        ):  # peft 0.21 reads the old name of activation checkpointing from a model
+            warnings.filterwarnings(
+                "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+            )
             model = get_peft_model(model, adapter)
     return typing.cast(PreTrainedModel, model.train(step.trains))
 
@@ -141,13 +156,17 @@ def make_batch(step: TrainingStep, device: torch.device) -> dict[str, Tensor]:
     return batch | {"labels": zeros(rows, length)}
 
 
-def run_steps(model: PreTrainedModel, step: TrainingStep, *, steps: int) -> Iterator[torch.optim.Optimizer]:
+def run_steps(
+    model: PreTrainedModel, step: TrainingStep, *, steps: int
+) -> Iterator[torch.optim.Optimizer]:
     """Take optimizer steps, yielding the optimizer after each; the same code counts and measures."""
     device = model.device
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, fused=True)
     batch = make_batch(step, device)
-    precision = torch.autocast(device.type, torch.bfloat16) if step.bf16 else contextlib.nullcontext()
+    precision = (
+        torch.autocast(device.type, torch.bfloat16) if step.bf16 else contextlib.nullcontext()
+    )
     for _ in range(steps):
         for _ in range(step.accumulation if step.trains else 1):
             with precision, torch.set_grad_enabled(step.trains):
@@ -175,10 +194,16 @@ def forward_flops(config: PreTrainedConfig, step: TrainingStep) -> float:
     model reads and writes `sequence_length` tokens.
     """
     if step.task == "causal_lm":
-        return flops_per_token(config, step.sequence_length).forward * step.batch_size * step.sequence_length
+        return (
+            flops_per_token(config, step.sequence_length).forward
+            * step.batch_size
+            * step.sequence_length
+        )
     stock = replace(step, batch_size=1, lora_rank=0, activation_checkpointing=False)
     config = copy.deepcopy(config)
-    config._attn_implementation = "eager"  # the fused ones look into the mask, which has no values here
+    config._attn_implementation = (
+        "eager"  # the fused ones look into the mask, which has no values here
+    )
     with torch.device("meta"):
         model = build_model(config, stock).eval()
     counter = FlopCounterMode(display=False)
@@ -190,7 +215,9 @@ def forward_flops(config: PreTrainedConfig, step: TrainingStep) -> float:
     return float(counter.get_total_flops()) * step.batch_size
 
 
-def peak_memory(config: PreTrainedConfig, step: TrainingStep, *, heap: HeapRules | None = None) -> PeakMemory:
+def peak_memory(
+    config: PreTrainedConfig, step: TrainingStep, *, heap: HeapRules | None = None
+) -> PeakMemory:
     """Return what one process holds at the peak of a training step, once the optimizer has its state.
 
     Args:
@@ -207,13 +234,22 @@ def peak_memory(config: PreTrainedConfig, step: TrainingStep, *, heap: HeapRules
     ledger = _Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:
         _place(model, "cpu")
-        for count, optimizer in enumerate(run_steps(model, step, steps=2 if heap is None else _HEAP_STEPS)):
-            if count == 0:  # the first step has no optimizer state yet; the second is like all that follow
+        for count, optimizer in enumerate(
+            run_steps(model, step, steps=2 if heap is None else _HEAP_STEPS)
+        ):
+            if (
+                count == 0
+            ):  # the first step has no optimizer state yet; the second is like all that follow
                 ledger.name("weights", [*model.parameters(), *model.buffers()])
-                ledger.name("optimizer", [t for state in optimizer.state.values() for t in tree_leaves(state)])
+                ledger.name(
+                    "optimizer",
+                    [t for state in optimizer.state.values() for t in tree_leaves(state)],
+                )
                 for parameter in model.parameters():
                     if parameter.requires_grad:
-                        parameter.register_post_accumulate_grad_hook(lambda p: ledger.name("gradients", [p.grad]))
+                        parameter.register_post_accumulate_grad_hook(
+                            lambda p: ledger.name("gradients", [p.grad])
+                        )
                 ledger.forget_peak()
     named = {kind: ledger.at_peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer")}
     held = sum(ledger.at_peak.values())
@@ -232,7 +268,9 @@ def _place(model: PreTrainedModel, device: str) -> None:
                 if id(tensor) not in placed:
                     empty = torch.empty_like(tensor, device=device)
                     is_weight = isinstance(tensor, torch.nn.Parameter)
-                    placed[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
+                    placed[id(tensor)] = (
+                        torch.nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
+                    )
                 tensors[name] = placed[id(tensor)]  # pyright: ignore[reportArgumentType]
 
 
@@ -251,7 +289,9 @@ class _Ledger(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.at_peak: dict[str, int] = {}
-        self.events: list[tuple[int, int]] = []  # storage, and its bytes when it comes or -1 when it goes
+        self.events: list[
+            tuple[int, int]
+        ] = []  # storage, and its bytes when it comes or -1 when it goes
         self._sizes: dict[int, int] = {}  # storage -> bytes
         self._kinds: dict[int, str] = {}
         self._held: dict[str, int] = {"other": 0}  # kind -> bytes
@@ -260,7 +300,9 @@ class _Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         scratch = None
         if func is torch.ops.aten.mkldnn_rnn_layer_backward.default:
-            scratch = args[0].new_empty(int(_LSTM_SCRATCH * args[7].numel()), dtype=torch.uint8)  # 7: the outputs
+            scratch = args[0].new_empty(
+                int(_LSTM_SCRATCH * args[7].numel()), dtype=torch.uint8
+            )  # 7: the outputs
             self._add(scratch.untyped_storage())
         out = func(*args, **(kwargs or {}))
         del scratch

@@ -80,7 +80,9 @@ def find_device(name: str | None, *, memory_gib: float | None, bf16: bool) -> De
     if name is not None:
         peak = datasheet_tflops(name, "bfloat16" if bf16 else "float32")
         if peak is None:
-            raise ConfigError(f"--device_name {name!r}: its peak is not known; leave it out to use this machine's")
+            raise ConfigError(
+                f"--device_name {name!r}: its peak is not known; leave it out to use this machine's"
+            )
         if given is None:
             raise ConfigError(f"--device_name {name!r} needs --memory_gib, what one of them has")
         return Device(name, "cuda", given, peak * 1e12)
@@ -88,8 +90,15 @@ def find_device(name: str | None, *, memory_gib: float | None, bf16: bool) -> De
     device = kind or torch.device("cpu")
     peak = peak_flops_per_s(device, torch.bfloat16 if bf16 else torch.float32)
     if device.type == "cuda":
-        return Device(torch.cuda.get_device_name(), "cuda", given or torch.cuda.mem_get_info()[0], peak)
-    return Device(f"this machine's {device.type}", device.type, given or psutil.virtual_memory().available, peak)
+        return Device(
+            torch.cuda.get_device_name(), "cuda", given or torch.cuda.mem_get_info()[0], peak
+        )
+    return Device(
+        f"this machine's {device.type}",
+        device.type,
+        given or psutil.virtual_memory().available,
+        peak,
+    )
 
 
 @dataclass(frozen=True)
@@ -123,14 +132,20 @@ def changes_that_fit(workload: Workload, limit: int) -> Iterator[Change]:
         found = _smaller_batch(base, limit)
         if found is not None:
             options, peak = found
-            yield Change("smaller micro-batches" + (", activations recomputed" if also else ""), options + also, peak)
+            yield Change(
+                "smaller micro-batches" + (", activations recomputed" if also else ""),
+                options + also,
+                peak,
+            )
             break
     needs = assess(checkpointed)
     held = sum(part.weights + part.gradients + part.optimizer for part in needs.memory.values())
     for shards in (2**power for power in range(1, int(math.log2(_MOST_SHARDS)) + 1)):
         peak = needs.peak - held + held // shards
         if peak <= limit:
-            yield Change(f"shard over {shards} processes", f"--accelerate fsdp2 --processes {shards}", peak)
+            yield Change(
+                f"shard over {shards} processes", f"--accelerate fsdp2 --processes {shards}", peak
+            )
             break
     if not step.lora_rank:
         adapted = checkpointed.varied(lora_rank=_LORA_RANK)
@@ -138,12 +153,16 @@ def changes_that_fit(workload: Workload, limit: int) -> Iterator[Change]:
         if (peak := assess(adapted).peak) <= limit:
             yield Change("train an adapter", options, peak)
         elif (found := _smaller_batch(adapted, limit)) is not None:
-            yield Change("train an adapter, in smaller micro-batches", f"{options} {found[0]}", found[1])
+            yield Change(
+                "train an adapter, in smaller micro-batches", f"{options} {found[0]}", found[1]
+            )
 
 
 def change_rows(workload: Workload, limit: int) -> list[list[object]]:
     """Return a row for each change that fits, under `CHANGE_COLUMNS`; one that says so where none does."""
-    rows: list[list[object]] = [[c.what, c.options, round(c.peak / MIB, 1)] for c in changes_that_fit(workload, limit)]
+    rows: list[list[object]] = [
+        [c.what, c.options, round(c.peak / MIB, 1)] for c in changes_that_fit(workload, limit)
+    ]
     return rows or [["none: take a smaller model or shorter rows", "", ""]]
 
 
@@ -186,8 +205,13 @@ def checkpointing_peaks(workload: Workload) -> dict[str, float]:
     """Return the peaks in MiB with and without activation checkpointing, where the architecture can do it."""
     if not can_checkpoint(workload.trained.config, workload.trained.step):
         return {"peak_mib_without_checkpointing": round(assess(workload).peak / MIB, 1)}
-    with_it, without = (assess(workload.varied(activation_checkpointing=on)).peak / MIB for on in (True, False))
-    return {"peak_mib_with_checkpointing": round(with_it, 1), "peak_mib_without_checkpointing": round(without, 1)}
+    with_it, without = (
+        assess(workload.varied(activation_checkpointing=on)).peak / MIB for on in (True, False)
+    )
+    return {
+        "peak_mib_with_checkpointing": round(with_it, 1),
+        "peak_mib_without_checkpointing": round(without, 1),
+    }
 
 
 def disk_bytes(workload: Workload, needs: Needs) -> int | None:
@@ -198,7 +222,9 @@ def disk_bytes(workload: Workload, needs: Needs) -> int | None:
         return (workload.kept_checkpoints + 2) * needs.checkpoint
     if workload.steps is None:
         return None
-    every = workload.save_every if workload.save_every >= 1 else workload.save_every * workload.steps
+    every = (
+        workload.save_every if workload.save_every >= 1 else workload.save_every * workload.steps
+    )
     return (math.floor(workload.steps / every) + 2) * needs.checkpoint
 
 
@@ -236,7 +262,9 @@ def recipe_metrics(
     step = workload.trained.step
     weights, trained = trained_parameters(workload.trained.config, step)
     if device.kind == "cpu" and workload.heap is None and not needs.measured:
-        logger.info("peak_mib is what tensors hold; what this system's allocator keeps beside them is not known")
+        logger.info(
+            "peak_mib is what tensors hold; what this system's allocator keeps beside them is not known"
+        )
     # One process is one device: with more devices each takes a step of its own, at the same time.
     scale = devices / workload.processes
     seconds = needs.flops_per_step * scale / (device.peak_flops_per_s * devices * utilization)
@@ -260,7 +288,9 @@ def recipe_metrics(
     return metrics
 
 
-def corrected(workload: Workload, needs: Needs, measured: MeasuredStep, device: Device) -> tuple[Needs, float]:
+def corrected(
+    workload: Workload, needs: Needs, measured: MeasuredStep, device: Device
+) -> tuple[Needs, float]:
     """Return the needs and the utilization by what real steps of the trained model took.
 
     The measured peak stands in place of the predicted one, and the measured rate counts for every model of the step.
@@ -270,4 +300,6 @@ def corrected(workload: Workload, needs: Needs, measured: MeasuredStep, device: 
     if measured.peak_bytes is None:
         return needs, utilization
     beyond = measured.peak_bytes - needs.memory[workload.trained.name].total
-    return replace(needs, peak=needs.peak - needs.allocator + beyond, allocator=beyond, measured=True), utilization
+    return replace(
+        needs, peak=needs.peak - needs.allocator + beyond, allocator=beyond, measured=True
+    ), utilization

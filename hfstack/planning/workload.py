@@ -15,7 +15,14 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLO
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.heap import HeapRules
 from hfstack.models.loading import context_length, find_architecture
-from hfstack.planning.memory import PeakMemory, Task, TrainingStep, forward_flops, peak_memory, trained_parameters
+from hfstack.planning.memory import (
+    PeakMemory,
+    Task,
+    TrainingStep,
+    forward_flops,
+    peak_memory,
+    trained_parameters,
+)
 from hfstack.tasks.rl.ppo.config import PPOConfig
 
 _TASKS: dict[str, Task] = {
@@ -27,7 +34,9 @@ _TASKS: dict[str, Task] = {
     "seq2seq": "seq2seq",
 }
 _ADAM_BYTES = 8  # two fp32 moments of each trained parameter
-_ROLLOUT_BYTES = 8 + 6 * 4  # of a token: its id, and log-probabilities, value, reward, advantage and return in fp32
+_ROLLOUT_BYTES = (
+    8 + 6 * 4
+)  # of a token: its id, and log-probabilities, value, reward, advantage and return in fp32
 
 
 @dataclass
@@ -102,11 +111,15 @@ class Workload:
 
     def varied(self, **changes: Any) -> "Workload":
         """Return the workload with other settings in each trained part."""
-        parts = tuple(replace(p, step=replace(p.step, **changes)) if p.step.trains else p for p in self.parts)
+        parts = tuple(
+            replace(p, step=replace(p.step, **changes)) if p.step.trains else p for p in self.parts
+        )
         return replace(self, parts=parts)
 
 
-def read_workload(recipe: str, settings: tuple[Any, ...], *, rows: int | None, prompt_tokens: int) -> Workload:
+def read_workload(
+    recipe: str, settings: tuple[Any, ...], *, rows: int | None, prompt_tokens: int
+) -> Workload:
     """Return the workload of a recipe's settings.
 
     Args:
@@ -125,19 +138,27 @@ def read_workload(recipe: str, settings: tuple[Any, ...], *, rows: int | None, p
     arguments = next((part for part in settings if isinstance(part, TrainingArguments)), None)
     model = next((part for part in settings if isinstance(part, ModelConfig)), None)
     if arguments is None or model is None:
-        raise ConfigError(f"--recipe {recipe} trains no model; plan needs one that does, such as sft or pretrain_clm")
+        raise ConfigError(
+            f"--recipe {recipe} trains no model; plan needs one that does, such as sft or pretrain_clm"
+        )
     config = _read_config(model.model_name_or_path, model.model_revision or "main")
     step = TrainingStep(
         batch_size=arguments.per_device_train_batch_size,
         sequence_length=1,
         bf16=bool(arguments.bf16),
-        weight_dtype=torch.bfloat16 if model.dtype in ("bfloat16", torch.bfloat16) else torch.float32,
-        activation_checkpointing=bool(arguments.activation_checkpointing or arguments.gradient_checkpointing),
+        weight_dtype=torch.bfloat16
+        if model.dtype in ("bfloat16", torch.bfloat16)
+        else torch.float32,
+        activation_checkpointing=bool(
+            arguments.activation_checkpointing or arguments.gradient_checkpointing
+        ),
         accumulation=arguments.gradient_accumulation_steps,
         fused_loss=bool(values.get("fused_loss", False)),
         lora_rank=model.lora_r if model.use_peft else 0,
     )
-    parts, writing, share = _parts(recipe, arguments, values, config, step=step, prompt_tokens=prompt_tokens)
+    parts, writing, share = _parts(
+        recipe, arguments, values, config, step=step, prompt_tokens=prompt_tokens
+    )
     saves = arguments.save_strategy != "no" and not isinstance(arguments.save_steps, str)
     return Workload(
         recipe=recipe,
@@ -155,7 +176,9 @@ def read_workload(recipe: str, settings: tuple[Any, ...], *, rows: int | None, p
 def _read_config(name: str | None, revision: str = "main") -> PreTrainedConfig:
     """Read the config.json of a model; an architecture keeps the vocabulary that its file states."""
     if name is None:
-        raise ConfigError("the recipe's settings name no model; add --model_name_or_path to --recipe_options")
+        raise ConfigError(
+            "the recipe's settings name no model; add --model_name_or_path to --recipe_options"
+        )
     try:
         return AutoConfig.from_pretrained(find_architecture(name) or name, revision=revision)
     except (OSError, ValueError) as error:
@@ -180,7 +203,9 @@ def _parts(
         case RLOOConfig() | GRPOConfig():
             return _groups(arguments, config, step, prompt_tokens, values.get("reward_model"))
         case DPOConfig() | KTOConfig():
-            pairs = 2 if isinstance(arguments, DPOConfig) else 1  # chosen and rejected go through in one batch
+            pairs = (
+                2 if isinstance(arguments, DPOConfig) else 1
+            )  # chosen and rejected go through in one batch
             step = replace(step, batch_size=pairs * step.batch_size)
             parts = (Part("policy", config, step), _reference(config, step, 1.0))
             return (parts[:1] if arguments.precompute_ref_log_probs else parts), None, 0.0
@@ -190,21 +215,33 @@ def _parts(
         case SFTConfig():
             return (Part("model", config, step),), None, 0.0
     if recipe not in _TASKS:
-        raise ConfigError(f"--recipe {recipe}: plan does not know its task; it knows {', '.join(_TASKS)}, and TRL's")
+        raise ConfigError(
+            f"--recipe {recipe}: plan does not know its task; it knows {', '.join(_TASKS)}, and TRL's"
+        )
     return (Part("model", config, replace(step, task=_TASKS[recipe])),), None, 0.0
 
 
 def _ppo(
-    arguments: PPOConfig, config: PreTrainedConfig, step: TrainingStep, prompt_tokens: int, reward_model: str | None
+    arguments: PPOConfig,
+    config: PreTrainedConfig,
+    step: TrainingStep,
+    prompt_tokens: int,
+    reward_model: str | None,
 ) -> tuple[tuple[Part, ...], Writing, float]:
     """Policy, critic, reference and reward model; a rollout serves several steps."""
     length = prompt_tokens + arguments.max_completion_length
     step = replace(step, sequence_length=length)
     if arguments.max_tokens_per_microbatch is not None:
         rows = max(1, min(step.batch_size, arguments.max_tokens_per_microbatch // length))
-        step = replace(step, batch_size=rows, accumulation=math.ceil(step.batch_size / rows) * step.accumulation)
+        step = replace(
+            step,
+            batch_size=rows,
+            accumulation=math.ceil(step.batch_size / rows) * step.accumulation,
+        )
     share = 1 / arguments.steps_per_rollout
-    scored = arguments.rollout_size / (step.batch_size * step.accumulation) * share  # passes of the frozen models
+    scored = (
+        arguments.rollout_size / (step.batch_size * step.accumulation) * share
+    )  # passes of the frozen models
     parts = [Part("policy", config, step)]
     critic = arguments.critic or ("adapter" if step.lora_rank else "separate")
     if critic != "shared":  # an adapter's backward pass is one more through the same weights
@@ -219,7 +256,11 @@ def _ppo(
 
 
 def _groups(
-    arguments: Any, config: PreTrainedConfig, step: TrainingStep, prompt_tokens: int, reward_model: str | None
+    arguments: Any,
+    config: PreTrainedConfig,
+    step: TrainingStep,
+    prompt_tokens: int,
+    reward_model: str | None,
 ) -> tuple[tuple[Part, ...], Writing, float]:
     """RLOO and GRPO: no critic; a generation batch serves `num_iterations` passes."""
     step = replace(step, sequence_length=prompt_tokens + arguments.max_completion_length)
@@ -243,7 +284,9 @@ def _judge(reward_model: str | None, step: TrainingStep, passes: float) -> list[
     if not reward_model or reward_model.startswith(("http://", "https://")):
         return []
     config = _one_score(_read_config(reward_model))
-    frozen = replace(step, trains=False, lora_rank=0, fused_loss=False, task="sequence_classification")
+    frozen = replace(
+        step, trains=False, lora_rank=0, fused_loss=False, task="sequence_classification"
+    )
     return [Part("reward model", config, frozen, passes)]
 
 
@@ -257,9 +300,16 @@ def _one_score(config: PreTrainedConfig) -> PreTrainedConfig:
 def _length(values: dict[str, Any], config: PreTrainedConfig) -> int:
     """Tokens of a row: what the settings say, or the model's context."""
     longest = context_length(config)
-    asked = values.get("block_size") or values.get("max_source_length") or values.get("max_length") or longest
+    asked = (
+        values.get("block_size")
+        or values.get("max_source_length")
+        or values.get("max_length")
+        or longest
+    )
     if asked is None:
-        raise ConfigError("nothing bounds the length of a row; set --max_length or --block_size in --recipe_options")
+        raise ConfigError(
+            "nothing bounds the length of a row; set --max_length or --block_size in --recipe_options"
+        )
     return min(int(asked), longest or int(asked))
 
 
@@ -270,7 +320,9 @@ def _steps(arguments: TrainingArguments, rows: int | None) -> int | None:
     if rows is None:
         return None
     batches = math.ceil(rows / (arguments.per_device_train_batch_size * arguments.world_size))
-    return math.ceil(arguments.num_train_epochs * max(1, batches // arguments.gradient_accumulation_steps))
+    return math.ceil(
+        arguments.num_train_epochs * max(1, batches // arguments.gradient_accumulation_steps)
+    )
 
 
 @dataclass(frozen=True)
@@ -306,12 +358,19 @@ def assess(workload: Workload) -> Needs:
         raise ConfigError(f"{workload.recipe}: {' '.join(str(error).split())[:200]}") from error
     held = sum(m.weights + m.gradients + m.optimizer for m in memory.values())
     learning = sum(memory[part.name].activations for part in workload.parts if part.step.trains)
-    scoring = max((memory[part.name].activations for part in workload.parts if not part.step.trains), default=0)
+    scoring = max(
+        (memory[part.name].activations for part in workload.parts if not part.step.trains),
+        default=0,
+    )
     allocator = sum(part.allocator for part in memory.values())
     writing = 0 if workload.writing is None else _writing_bytes(workload.trained, workload.writing)
     flops = sum(_step_flops(part) for part in workload.parts) * workload.processes
     if workload.writing is not None:
-        flops += workload.written_share * _writing_flops(workload.trained, workload.writing) * workload.processes
+        flops += (
+            workload.written_share
+            * _writing_flops(workload.trained, workload.writing)
+            * workload.processes
+        )
     part = workload.trained
     weights, trained = trained_parameters(part.config, part.step)
     saved = trained if part.step.lora_rank else weights
@@ -326,7 +385,9 @@ def assess(workload: Workload) -> Needs:
 
 
 def _part_memory(part: Part, heap: HeapRules | None) -> PeakMemory:
-    memory = peak_memory(part.config, part.step, heap=heap if part.step.trains else None)  # others use its free blocks
+    memory = peak_memory(
+        part.config, part.step, heap=heap if part.step.trains else None
+    )  # others use its free blocks
     return replace(memory, weights=0) if part.shares_weights else memory
 
 
@@ -352,4 +413,6 @@ def _writing_bytes(part: Part, writing: Writing) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_each = 2 if part.step.bf16 else part.step.weight_dtype.itemsize
     tokens = writing.rows * (writing.prompt_tokens + writing.completion_tokens)
-    return 2 * config.num_hidden_layers * heads * width * bytes_each * tokens + _ROLLOUT_BYTES * tokens
+    return (
+        2 * config.num_hidden_layers * heads * width * bytes_each * tokens + _ROLLOUT_BYTES * tokens
+    )

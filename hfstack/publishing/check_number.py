@@ -43,14 +43,18 @@ def measure(files: Mapping[str, Path], kind: Kind) -> tuple[str, float]:
     if kind.name == "dataset":
         rows = (path for name, path in files.items() if name.endswith(".jsonl"))
         return "check_rows", float(sum(_count_rows(path) for path in rows))
-    folder = next(path.parent for name, path in files.items() if name in (TOKENIZER, "tokenizer_config.json"))
+    folder = next(
+        path.parent for name, path in files.items() if name in (TOKENIZER, "tokenizer_config.json")
+    )
     tokenizer = _loaded(folder, lambda: AutoTokenizer.from_pretrained(folder))
     if kind.name == "tokenizer":
         return "check_tokens", float(len(tokenizer(_TEXT)["input_ids"]))
     model = load(folder, kind)
     length = min(context_length(model.config) or _LONGEST_TOKENS, _LONGEST_TOKENS)
     if kind.name == "causal":
-        scores = score_documents(model, tokenizer, [_TEXT], max_length=length, stride=max(1, length // 2), batch_size=1)
+        scores = score_documents(
+            model, tokenizer, [_TEXT], max_length=length, stride=max(1, length // 2), batch_size=1
+        )
         return "check_bits_per_byte", float(compute_metrics(scores)["bits_per_byte"])
     inputs = tokenizer(_TEXT, return_tensors="pt", truncation=True, max_length=length)  # (1, T)
     with torch.no_grad():
@@ -83,7 +87,9 @@ def _loaded(place: Path | str, function: Callable[[], Any]) -> Any:
     try:
         return function()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{place} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(
+            f"{place} cannot be loaded: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def agrees(measured: float, recorded: float) -> bool:

@@ -17,7 +17,15 @@ from transformers import TrainingArguments
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.publishing.files import item, kind_of, published_files
-from hfstack.publishing.hub import Target, check_pushed, find_token, head_of, owner_of, prepare_repo, push
+from hfstack.publishing.hub import (
+    Target,
+    check_pushed,
+    find_token,
+    head_of,
+    owner_of,
+    prepare_repo,
+    push,
+)
 from hfstack.publishing.merging import in_shards, merge_shards
 from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
 
@@ -55,7 +63,11 @@ def push_checkpoints(training_args: TrainingArguments) -> list[Callable[[Path], 
     target = Target(repo, endpoint=endpoint, token=token, private=private, branch=branch)
     if int(os.environ.get("RANK", "0")) == 0:
         prepare_repo(target)
-        logger.info("checkpoints go to branch %s of %s; main waits for the publish recipe", branch, target.url)
+        logger.info(
+            "checkpoints go to branch %s of %s; main waits for the publish recipe",
+            branch,
+            target.url,
+        )
     return [CheckpointPush(target)]
 
 
@@ -94,6 +106,14 @@ class CheckpointPush:
             files[_STATE] = folder / _STATE
         items = [item(name, path) for name, path in files.items()]
         refuse_secrets(items, known_secrets())
-        sha = push(self.target, items, parent=head_of(self.target), message=f"Checkpoint {folder.name}")
+        sha = push(
+            self.target, items, parent=head_of(self.target), message=f"Checkpoint {folder.name}"
+        )
         check_pushed(self.target, items, sha)
-        logger.info("%s is on branch %s of %s: %s", folder.name, self.target.branch, self.target.url, sha[:10])
+        logger.info(
+            "%s is on branch %s of %s: %s",
+            folder.name,
+            self.target.branch,
+            self.target.url,
+            sha[:10],
+        )

@@ -12,7 +12,11 @@ from typing import Any
 
 from hfstack.errors import CheckpointError
 
-CONFIG, ADAPTER_CONFIG, WEIGHTS_INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
+CONFIG, ADAPTER_CONFIG, WEIGHTS_INDEX = (
+    "config.json",
+    "adapter_config.json",
+    "model.safetensors.index.json",
+)
 TOKENIZER = "tokenizer.json"
 PUBLICATION = "publication.json"
 _TOKENIZER_FILES = (
@@ -20,7 +24,10 @@ _TOKENIZER_FILES = (
     "chat_template.jinja"
 ).split()
 _CLASSIFIER, _TASK = "classifier.json", "task.json"
-_ROWS = (("train", "eval"), ("raw", "sentiment", "instructions", "chat"))  # the latter of demo_corpus
+_ROWS = (
+    ("train", "eval"),
+    ("raw", "sentiment", "instructions", "chat"),
+)  # the latter of demo_corpus
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 _RECURRENT = ("hfstack_gru", "hfstack_lstm")
@@ -63,17 +70,25 @@ class Kind:
 
 
 _BY_ARCHITECTURE = {
-    "ForCausalLM": Kind("causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"),
-    "LMHeadModel": Kind("causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"),
+    "ForCausalLM": Kind(
+        "causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"
+    ),
+    "LMHeadModel": Kind(
+        "causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"
+    ),
     "ForMaskedLM": Kind("masked", auto_class="AutoModelForMaskedLM", pipeline_tag="fill-mask"),
     "ForSequenceClassification": Kind(
-        "classifier", auto_class="AutoModelForSequenceClassification", pipeline_tag="text-classification"
+        "classifier",
+        auto_class="AutoModelForSequenceClassification",
+        pipeline_tag="text-classification",
     ),
     "ForTokenClassification": Kind(
         "tagger", auto_class="AutoModelForTokenClassification", pipeline_tag="token-classification"
     ),
     "ForQuestionAnswering": Kind(
-        "question answering", auto_class="AutoModelForQuestionAnswering", pipeline_tag="question-answering"
+        "question answering",
+        auto_class="AutoModelForQuestionAnswering",
+        pipeline_tag="question-answering",
     ),
     "ForConditionalGeneration": Kind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),
     "MTModel": Kind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),  # Marian
@@ -104,15 +119,27 @@ def kind_of(folder: Path, artifacts: dict[str, str], *, rewards: bool = False) -
         name = "reward" if known.name == "classifier" and rewards else known.name
         labels = 1 if name == "reward" else _label_count(folder)
         base = str(config.get("base_model_name_or_path") or "")
-        return Kind(name, "model", known.auto_class, known.pipeline_tag, adapter=True, base=base, labels=labels)
+        return Kind(
+            name,
+            "model",
+            known.auto_class,
+            known.pipeline_tag,
+            adapter=True,
+            base=base,
+            labels=labels,
+        )
     if (folder / CONFIG).is_file():
         config = read_json(folder / CONFIG)
         architecture = str((config.get("architectures") or [""])[0])
-        known = next((k for ending, k in _BY_ARCHITECTURE.items() if architecture.endswith(ending)), None)
+        known = next(
+            (k for ending, k in _BY_ARCHITECTURE.items() if architecture.endswith(ending)), None
+        )
         if known is None:
             return Kind("model", auto_class="AutoModel")
         labels = config.get("num_labels", len(config.get("id2label") or [0, 1]))
-        rewarding = known.name == "classifier" and labels == 1 and not (folder / _CLASSIFIER).is_file()
+        rewarding = (
+            known.name == "classifier" and labels == 1 and not (folder / _CLASSIFIER).is_file()
+        )
         name = "reward" if rewarding else known.name
         recurrent = config.get("model_type") in _RECURRENT
         return Kind(name, "model", known.auto_class, known.pipeline_tag, recurrent=recurrent)
@@ -128,7 +155,9 @@ def data_files(folder: Path, artifacts: dict[str, str]) -> dict[str, Path]:
     listed = {name: folder / path for name, path in artifacts.items() if path.endswith(".jsonl")}
     written = [{name: folder / f"{name}.jsonl" for name in names} for names in _ROWS]
     for wanted in [listed] if {"train", "eval"} & listed.keys() else written:
-        found = {name: path for name, path in wanted.items() if path.is_file() and path.parent == folder}
+        found = {
+            name: path for name, path in wanted.items() if path.is_file() and path.parent == folder
+        }
         if filled := {name: path for name, path in found.items() if path.stat().st_size}:
             return filled
     return {}
@@ -145,14 +174,18 @@ def published_files(folder: Path, kind: Kind, artifacts: dict[str, str]) -> dict
     names = list(tokenizer_files(folder))
     if kind.name != "tokenizer":
         names += [_CLASSIFIER, _TASK]
-        names += [ADAPTER_CONFIG] if kind.adapter else [CONFIG, "generation_config.json", WEIGHTS_INDEX]
+        names += (
+            [ADAPTER_CONFIG] if kind.adapter else [CONFIG, "generation_config.json", WEIGHTS_INDEX]
+        )
         names += [path.name for path in folder.glob(_WEIGHTS[1 if kind.adapter else 0])]
         _check_complete(folder, kind, set(names))
     found = {name: folder / name for name in sorted(set(names)) if (folder / name).is_file()}
-    if not any(name in found for name in (TOKENIZER, "vocab.txt", "vocab.json", "merges.txt")) and not any(
-        name.endswith(".model") for name in found
-    ):
-        raise CheckpointError(f"{folder} has no tokenizer, without which the model is of no use: save it there as well")
+    if not any(
+        name in found for name in (TOKENIZER, "vocab.txt", "vocab.json", "merges.txt")
+    ) and not any(name.endswith(".model") for name in found):
+        raise CheckpointError(
+            f"{folder} has no tokenizer, without which the model is of no use: save it there as well"
+        )
     return found
 
 

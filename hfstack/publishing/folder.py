@@ -38,8 +38,14 @@ def check_folder(folder: Path) -> None:
     Raises:
         CheckpointError: there is a file, or a folder with other content.
     """
-    if folder.exists() and not (folder / PUBLICATION).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and was not published from here: choose another, or remove it yourself")
+    if (
+        folder.exists()
+        and not (folder / PUBLICATION).is_file()
+        and not (folder.is_dir() and not any(folder.iterdir()))
+    ):
+        raise CheckpointError(
+            f"{folder} exists and was not published from here: choose another, or remove it yourself"
+        )
 
 
 def push_to_folder(folder: Path, items: Sequence[Item]) -> int:
@@ -63,7 +69,9 @@ def push_to_folder(folder: Path, items: Sequence[Item]) -> int:
             shutil.copyfile(one.source, target)
             _flush(target)
             if (copied := item(one.path, target)).sha256 != one.sha256:
-                raise CheckpointError(f"{target} has sha256 {copied.sha256[:12]}, copied was {one.sha256[:12]}")
+                raise CheckpointError(
+                    f"{target} has sha256 {copied.sha256[:12]}, copied was {one.sha256[:12]}"
+                )
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)

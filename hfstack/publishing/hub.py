@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
 
 from hfstack.errors import ConfigError, HubError
@@ -73,7 +78,9 @@ def find_token() -> str:
     """
     token = get_token()
     if not token:
-        raise ConfigError("no token to push with: set HF_TOKEN, or run `hf auth login`, with one that may write")
+        raise ConfigError(
+            "no token to push with: set HF_TOKEN, or run `hf auth login`, with one that may write"
+        )
     return token
 
 
@@ -100,7 +107,9 @@ def check_token(target: Target) -> str:
     """
     check_name(target.repo)
     if not target.token:
-        raise ConfigError("no token to push with: set HF_TOKEN, or run `hf auth login`, with one that may write")
+        raise ConfigError(
+            "no token to push with: set HF_TOKEN, or run `hf auth login`, with one that may write"
+        )
     try:
         user: dict[str, Any] = target.api.whoami()
     except Exception as error:
@@ -123,7 +132,9 @@ def check_token(target: Target) -> str:
     orgs = [str(org["name"]) for org in user.get("orgs", [])]
     if namespace not in (name, *orgs):
         known = f" or an organisation of {name} ({', '.join(orgs)})" if orgs else ""
-        raise ConfigError(f"--repo {target.repo}: the token belongs to {name}; push to {name}/...{known}")
+        raise ConfigError(
+            f"--repo {target.repo}: the token belongs to {name}; push to {name}/...{known}"
+        )
     return name
 
 
@@ -151,7 +162,11 @@ def head_of(target: Target) -> str:
         HubError: the repository or the branch is gone, or out of reach.
     """
     try:
-        return str(target.api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha)
+        return str(
+            target.api.repo_info(
+                target.repo, repo_type=target.repo_type, revision=target.branch
+            ).sha
+        )
     except Exception as error:
         if not is_network(error):
             raise
@@ -174,7 +189,9 @@ def prepare_repo(target: Target) -> str:
         except RepositoryNotFoundError:
             refuse_other_kind(target)
             api.create_repo(target.repo, repo_type=target.repo_type, private=target.private)
-            logger.info("made the %s repository %s", "private" if target.private else "public", target.url)
+            logger.info(
+                "made the %s repository %s", "private" if target.private else "public", target.url
+            )
             info = api.repo_info(target.repo, repo_type=target.repo_type)
         if target.private and not info.private:
             raise ConfigError(
@@ -183,10 +200,16 @@ def prepare_repo(target: Target) -> str:
         if target.branch == "main":
             return str(info.sha)
         try:
-            return str(api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha)
+            return str(
+                api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha
+            )
         except RevisionNotFoundError:
-            api.create_branch(target.repo, branch=target.branch, repo_type=target.repo_type, exist_ok=True)
-            return str(api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha)
+            api.create_branch(
+                target.repo, branch=target.branch, repo_type=target.repo_type, exist_ok=True
+            )
+            return str(
+                api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha
+            )
     except (ConfigError, HubError):
         raise
     except Exception as error:
@@ -221,9 +244,13 @@ def superseded(target: Target, revision: str, items: Sequence[Item], *, kind: st
     new = {item.path for item in items}
     if PUBLICATION in paths:
         with tempfile.TemporaryDirectory() as folder:
-            before = json.loads(_download(target, PUBLICATION, revision, folder).read_text(encoding="utf-8"))
+            before = json.loads(
+                _download(target, PUBLICATION, revision, folder).read_text(encoding="utf-8")
+            )
         if before.get("kind") != kind:
-            raise ConfigError(f"--repo {target.repo} holds a {before.get('kind')}, this is a {kind}: choose another")
+            raise ConfigError(
+                f"--repo {target.repo} holds a {before.get('kind')}, this is a {kind}: choose another"
+            )
         return sorted(paths & set(before["files"]) - new)
     foreign = sorted(path for path in paths - new if path.endswith((".safetensors", *PICKLES)))
     if foreign:
@@ -271,7 +298,9 @@ def push(
                 return str(commit.oid)
             except Exception as error:
                 if isinstance(error, ValueError) and "metadata in README.md" in str(error):
-                    raise HubError(f"{target.url} refuses the card: {' '.join(str(error).split())[:300]}") from error
+                    raise HubError(
+                        f"{target.url} refuses the card: {' '.join(str(error).split())[:300]}"
+                    ) from error
                 if not is_network(error):
                     raise
                 if (landed := _landed(target, items, parent)) is not None:
@@ -285,7 +314,9 @@ def push(
                 if wait_s is None or not passes(error):
                     raise describe(error, target.url, target.endpoint) from error
                 wait_s = max(wait_s, retry_after_s(error))
-                logger.warning("%s; again in %g s", describe(error, target.url, target.endpoint), wait_s)
+                logger.warning(
+                    "%s; again in %g s", describe(error, target.url, target.endpoint), wait_s
+                )
                 time.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")
 
@@ -303,10 +334,14 @@ def check_pushed(target: Target, items: Sequence[Item], sha: str) -> int:
         for item in items:
             there = stored.get(item.path)
             if there is None:
-                raise HubError(f"{target.url} at {sha[:10]} lacks {item.path} after the push; push again")
+                raise HubError(
+                    f"{target.url} at {sha[:10]} lacks {item.path} after the push; push again"
+                )
             digest = there.lfs.sha256 if there.lfs is not None else None
             if digest is None:
-                digest = hashlib.sha256(_download(target, item.path, sha, folder).read_bytes()).hexdigest()
+                digest = hashlib.sha256(
+                    _download(target, item.path, sha, folder).read_bytes()
+                ).hexdigest()
             if digest != item.sha256:
                 raise HubError(
                     f"{target.url} at {sha[:10]}: {item.path} has sha256 {digest[:12]}, pushed was {item.sha256[:12]}"
@@ -337,13 +372,18 @@ def probe_xet(target: Target) -> bool:
         if not is_network(error):
             raise
         return False
-    return response.status_code == 200 and constants.HUGGINGFACE_HEADER_X_XET_ENDPOINT in response.headers
+    return (
+        response.status_code == 200
+        and constants.HUGGINGFACE_HEADER_X_XET_ENDPOINT in response.headers
+    )
 
 
 def _tree(target: Target, revision: str) -> dict[str, Any]:
     """The files of a commit, by path."""
     try:
-        entries = target.api.list_repo_tree(target.repo, recursive=True, revision=revision, repo_type=target.repo_type)
+        entries = target.api.list_repo_tree(
+            target.repo, recursive=True, revision=revision, repo_type=target.repo_type
+        )
         return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
     except HfHubHTTPError as error:
         raise describe(error, target.url, target.endpoint) from error
@@ -353,7 +393,9 @@ def _download(target: Target, path: str, revision: str, folder: str) -> Path:
     """One file of a commit, fetched into a folder, and not from this machine's cache."""
     where: Any = {"repo_type": target.repo_type, "revision": revision, "local_dir": folder}
     try:
-        return Path(target.api.hf_hub_download(target.repo, path, cache_dir=f"{folder}/.cache", **where))
+        return Path(
+            target.api.hf_hub_download(target.repo, path, cache_dir=f"{folder}/.cache", **where)
+        )
     except Exception as error:
         if not is_network(error):
             raise
@@ -363,7 +405,9 @@ def _download(target: Target, path: str, revision: str, folder: str) -> Path:
 def _landed(target: Target, items: Sequence[Item], parent: str) -> str | None:
     """The head of the branch when it has moved on to exactly these files: a commit whose answer was lost."""
     try:
-        head = target.api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha
+        head = target.api.repo_info(
+            target.repo, repo_type=target.repo_type, revision=target.branch
+        ).sha
         if head is None or head == parent:
             return None
         stored = _tree(target, head)
@@ -382,7 +426,10 @@ def _same(there: Any, item: Item) -> bool:
     if there.lfs is not None:
         return there.lfs.sha256 == item.sha256
     data = item.source.read_bytes()
-    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return (
+        there.blob_id
+        == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    )
 
 
 def _may_write(rights: dict[str, Any], namespace: str) -> bool:

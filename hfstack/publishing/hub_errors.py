@@ -37,7 +37,8 @@ def status_of(error: BaseException) -> int | None:
 def is_network(error: BaseException) -> bool:
     """Whether a failure came from the network or the server (an error page is no JSON), and not from a bug of ours."""
     return any(
-        isinstance(cause, HTTPError | ConnectionError | TimeoutError | JSONDecodeError) for cause in causes(error)
+        isinstance(cause, HTTPError | ConnectionError | TimeoutError | JSONDecodeError)
+        for cause in causes(error)
     )
 
 
@@ -65,8 +66,12 @@ def describe(error: BaseException, url: str, endpoint: str) -> HubError:
         return HubError(f"{url} is out of reach, because HF_HUB_OFFLINE is set: unset it")
     status = status_of(error)
     if status is not None:
-        meaning = _MEANING.get(status, "the server is in trouble: run this again later" if status >= 500 else "refused")
+        meaning = _MEANING.get(
+            status, "the server is in trouble: run this again later" if status >= 500 else "refused"
+        )
         said = getattr(error, "server_message", None)
         return HubError(f"{url}: {meaning} (status {status}{f', {said}' if said else ''})")
     reason = " ".join(str(causes(error)[-1]).split())[:160] or type(error).__name__
-    return HubError(f"{endpoint} cannot be reached ({reason}): check the address and the network, then run this again")
+    return HubError(
+        f"{endpoint} cannot be reached ({reason}): check the address and the network, then run this again"
+    )

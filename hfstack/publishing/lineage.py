@@ -10,9 +10,21 @@ from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 
 # Recipes that measure a model and leave it as it is.
 MEASURING = frozenset(
-    {"evaluate_lm", "win_rate", "generate", "predict", "explain", "diagnose", "bias", "compare", "harness"}
+    {
+        "evaluate_lm",
+        "win_rate",
+        "generate",
+        "predict",
+        "explain",
+        "diagnose",
+        "bias",
+        "compare",
+        "harness",
+    }
 )
-_SHIPPED = re.compile(r"/[^\s'\"=]*?/(?:_shipped/)?(recipes/(?:architectures/|chat_templates/)?[\w.-]+)")
+_SHIPPED = re.compile(
+    r"/[^\s'\"=]*?/(?:_shipped/)?(recipes/(?:architectures/|chat_templates/)?[\w.-]+)"
+)
 
 
 @dataclass(frozen=True)
@@ -67,10 +79,14 @@ def follow(directory: Path, evaluations: list[str] | None = None) -> Chain:
 
     last = directory.resolve()
     visit(last)
-    measured = [_measuring(Path(path), last) for path in evaluations] if evaluations else _beside(last)
+    measured = (
+        [_measuring(Path(path), last) for path in evaluations] if evaluations else _beside(last)
+    )
     labels = _labels([*found, *(folder for folder, _ in measured)])
     links = [Link(folder, labels[folder], record) for folder, record in found.items()]
-    return Chain(links, [Link(folder, labels[folder], record) for folder, record in measured], missing)
+    return Chain(
+        links, [Link(folder, labels[folder], record) for folder, record in measured], missing
+    )
 
 
 def shorten(text: str, chain: Chain) -> str:
@@ -94,14 +110,18 @@ def _measuring(folder: Path, model: Path) -> tuple[Path, RunRecord]:
     """A named evaluation, once it is known to have read the model."""
     record, place = read_run(folder), folder.resolve()
     if not any((place / parent).resolve() == model for parent in record.parents):
-        raise CheckpointError(f"{folder} is a run of {record.recipe} that did not read {model}: leave it out")
+        raise CheckpointError(
+            f"{folder} is a run of {record.recipe} that did not read {model}: leave it out"
+        )
     return place, record
 
 
 def _beside(model: Path) -> list[tuple[Path, RunRecord]]:
     """The finished measurements among the neighbours of a run, in the order in which they began."""
     found = []
-    for folder in sorted(path for path in model.parent.iterdir() if (path / RUN_FILE).is_file() and path != model):
+    for folder in sorted(
+        path for path in model.parent.iterdir() if (path / RUN_FILE).is_file() and path != model
+    ):
         try:
             record = read_run(folder)
         except CheckpointError:  # a neighbour that is being written is none of our business

@@ -16,7 +16,17 @@ _MERGE = (
     "import sys; from pathlib import Path; from hfstack.models.shards import merge_checkpoint; "
     "merge_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))"
 )
-_LAUNCHER = ("ACCELERATE_", "FSDP_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_")
+_LAUNCHER = (
+    "ACCELERATE_",
+    "FSDP_",
+    "MASTER_",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_",
+    "GROUP_",
+    "ROLE_",
+    "TORCHELASTIC_",
+)
 
 
 def merge(adapter: Path, kind: Kind, folder: Path) -> tuple[Kind, dict[str, Path]]:
@@ -54,7 +64,9 @@ def merge_shards(checkpoint: Path, folder: Path) -> None:
     Raises:
         CheckpointError: a shard is missing, or nothing describes the weights.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHER)
+    }
     environment["CUDA_VISIBLE_DEVICES"] = ""
     command = [sys.executable, "-c", _MERGE, str(checkpoint), str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

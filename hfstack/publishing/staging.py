@@ -41,12 +41,17 @@ def check_ready(chain: Chain) -> tuple[Kind, dict[str, Path]]:
     folder, record = chain.last.directory, chain.last.record
     if record.status != "finished":
         todo = "wait for it, or run it again" if record.status == "running" else "finish it first"
-        raise CheckpointError(f"{folder} is {record.status}, not finished: {todo}; only finished runs are published")
+        raise CheckpointError(
+            f"{folder} is {record.status}, not finished: {todo}; only finished runs are published"
+        )
     kind = kind_of(folder, record.artifacts, rewards=record.recipe == "reward")
     files = published_files(folder, kind, record.artifacts)
     refuse_pickles(files, str(folder))
     if not record.outputs:
-        logger.warning("%s was finished by an older hfstack, which did not record the hashes of its files", folder)
+        logger.warning(
+            "%s was finished by an older hfstack, which did not record the hashes of its files",
+            folder,
+        )
     if (change := changed_output(folder, record.outputs, files.keys())) is not None:
         raise CheckpointError(
             f"{folder}: {change} after the run had finished, so its card would tell of other files: restore it, or run "
@@ -54,7 +59,9 @@ def check_ready(chain: Chain) -> tuple[Kind, dict[str, Path]]:
         )
     known = {file["path"] for file in record.outputs}
     if record.outputs and (added := sorted(files.keys() - known)):
-        raise CheckpointError(f"{folder}: {added[0]} was added after the run had finished: remove it, or run it again")
+        raise CheckpointError(
+            f"{folder}: {added[0]} was added after the run had finished: remove it, or run it again"
+        )
     return kind, files
 
 
@@ -68,7 +75,11 @@ def check_base(kind: Kind, base_repo: str | None) -> str:
         return ""
     if base_repo is not None:
         return base_repo
-    if Path(kind.base).exists() or kind.base.startswith((".", "/", "~")) or kind.base.count("/") > 1:
+    if (
+        Path(kind.base).exists()
+        or kind.base.startswith((".", "/", "~"))
+        or kind.base.count("/") > 1
+    ):
         raise ConfigError(
             f"the adapter's base is {kind.base}, a folder that only this machine has: publish that first and name it "
             "with --base_repo, or use --merge_adapter true"
@@ -102,7 +113,10 @@ def stage(
         made[name] = folder / name
 
     write(CARD, card)
-    records = [_clean(asdict(link.record), link.label, chain) for link in [*chain.links, *chain.evaluations]]
+    records = [
+        _clean(asdict(link.record), link.label, chain)
+        for link in [*chain.links, *chain.evaluations]
+    ]
     write(RUNS, json.dumps(records, indent=1, ensure_ascii=False, default=str))
     if picture is not None:
         write("curves.svg", picture)
@@ -112,7 +126,9 @@ def stage(
     return [item(name, path) for name, path in sorted(made.items())]
 
 
-def write_publication(items: list[Item], folder: Path, *, kind: Kind, check: tuple[str, float] | None) -> list[Item]:
+def write_publication(
+    items: list[Item], folder: Path, *, kind: Kind, check: tuple[str, float] | None
+) -> list[Item]:
     """Write publication.json, which `verify` reads, and return the items with it.
 
     Args:
@@ -144,7 +160,9 @@ def read_publication(folder: Path) -> dict[str, Any]:
         )
     values = read_json(path)
     if values.get("schema", 0) > _SCHEMA:
-        raise CheckpointError(f"{path} has schema {values['schema']}, this hfstack reads {_SCHEMA}: upgrade hfstack")
+        raise CheckpointError(
+            f"{path} has schema {values['schema']}, this hfstack reads {_SCHEMA}: upgrade hfstack"
+        )
     if not isinstance(values.get("files"), dict) or not isinstance(values.get("kind"), str):
         raise CheckpointError(f"{path} is not whole: it lists no files")
     return values

@@ -9,7 +9,14 @@ from huggingface_hub import HfApi, get_token
 from hfstack.errors import CheckpointError, HubError
 from hfstack.logs import get_logger
 from hfstack.publishing.check_number import agrees, measure
-from hfstack.publishing.files import ADAPTER_CONFIG, PUBLICATION, Kind, item, kind_of, refuse_pickles
+from hfstack.publishing.files import (
+    ADAPTER_CONFIG,
+    PUBLICATION,
+    Kind,
+    item,
+    kind_of,
+    refuse_pickles,
+)
 from hfstack.publishing.hub import Target, check_name, transport
 from hfstack.publishing.hub_errors import describe, is_network
 from hfstack.publishing.staging import read_publication
@@ -34,8 +41,12 @@ def fetch(repo: str, folder: Path, *, endpoint: str, revision: str) -> str:
         try:
             sha = str(api.repo_info(repo, repo_type=kind, revision=revision).sha)
             with transport(target):
-                empty = folder / ".cache"  # or what this machine's own cache has of that commit would be taken
-                api.snapshot_download(repo, repo_type=kind, revision=sha, local_dir=folder, cache_dir=empty)
+                empty = (
+                    folder / ".cache"
+                )  # or what this machine's own cache has of that commit would be taken
+                api.snapshot_download(
+                    repo, repo_type=kind, revision=sha, local_dir=folder, cache_dir=empty
+                )
             return sha
         except Exception as failure:
             if not is_network(failure):
@@ -43,7 +54,9 @@ def fetch(repo: str, folder: Path, *, endpoint: str, revision: str) -> str:
             error = error or failure
     assert error is not None
     token = "" if get_token() else "; there is no token here: set HF_TOKEN, or run `hf auth login`"
-    raise HubError(f"{describe(error, f'{endpoint}/{repo} at {revision}', endpoint)}{token}") from error
+    raise HubError(
+        f"{describe(error, f'{endpoint}/{repo} at {revision}', endpoint)}{token}"
+    ) from error
 
 
 def check_files(folder: Path) -> dict[str, Any]:
@@ -56,17 +69,25 @@ def check_files(folder: Path) -> dict[str, Any]:
     for name, expected in publication["files"].items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            raise CheckpointError(f"{folder} lacks {name}, which {PUBLICATION} lists: it was not published whole")
+            raise CheckpointError(
+                f"{folder} lacks {name}, which {PUBLICATION} lists: it was not published whole"
+            )
         found = item(name, path)
         if found.sha256 != expected["sha256"]:
             raise CheckpointError(
                 f"{path} has sha256 {found.sha256[:12]}, published was {expected['sha256'][:12]}: it was changed since"
             )
     there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    others = [n for n in there if n not in publication["files"] and n not in _EXPECTED and not n.startswith(".cache/")]
+    others = [
+        n
+        for n in there
+        if n not in publication["files"] and n not in _EXPECTED and not n.startswith(".cache/")
+    ]
     refuse_pickles(others, str(folder))
     if others:
-        logger.warning("not part of the publication, so not checked: %s", ", ".join(sorted(others)[:8]))
+        logger.warning(
+            "not part of the publication, so not checked: %s", ", ".join(sorted(others)[:8])
+        )
     return publication
 
 

@@ -16,7 +16,15 @@ _COLUMNS = 2
 _PLOTS_OF_THE_LAST = 4
 _LOSS_OF_TOKENS = frozenset({"pretrain_clm", "pretrain_mlm", "sft"})
 # What a reader asks of a run first; the learning rate and the clocks come last.
-_FIRST = ("reward", "kl", "accuracy", "completions mean length", "loss", "perplexity", "bits per byte")
+_FIRST = (
+    "reward",
+    "kl",
+    "accuracy",
+    "completions mean length",
+    "loss",
+    "perplexity",
+    "bits per byte",
+)
 _LATER = (
     "learning rate",
     "throughput",
@@ -42,7 +50,9 @@ def chain_picture(reports: Sequence[Report]) -> str | None:
         made = [chart for chart in made if _varies(chart)] or made
         made.sort(key=lambda chart: _rank(chart.title))
         wanted = _PLOTS_OF_THE_LAST if report is trained[-1] else 1
-        if made and made[0].title == "Reward":  # beside it the loss of a reinforced model says nothing
+        if (
+            made and made[0].title == "Reward"
+        ):  # beside it the loss of a reinforced model says nothing
             made = [chart for chart in made if chart.title != "Loss"]
         plots += [(report.record.recipe, chart) for chart in made[:wanted]]
     if not plots:
@@ -81,20 +91,29 @@ def _drawable(chart: Chart) -> bool:
 
 def _plot(recipe: str, chart: Chart) -> str:
     """One chart in its own coordinates: heading, grid, axes and lines, with a name beside each of several lines."""
-    points = [(step, value) for line in chart.series for step, value in line.points if math.isfinite(value)]
+    points = [
+        (step, value)
+        for line in chart.series
+        for step, value in line.points
+        if math.isfinite(value)
+    ]
     steps, values = [step for step, _ in points], [value for _, value in points]
     x = linear_axis(0, max(steps) or 1, ticks=5, snug=True)
     falls_far = "y" in chart.log_axes and min(values) > 0 and max(values) > 4 * min(values)
     low = min(0.0, *values) if chart.from_zero else min(values)
     y = log_axis(min(values), max(values)) if falls_far else linear_axis(low, max(values))
-    parts = [f'<text x="0" y="14" font-weight="600" fill="#222">{escape(recipe)}: {escape(chart.title)}</text>']
+    parts = [
+        f'<text x="0" y="14" font-weight="600" fill="#222">{escape(recipe)}: {escape(chart.title)}</text>'
+    ]
     if chart.unit and (chart.title != "Loss" or recipe in _LOSS_OF_TOKENS):
         parts.append(f'<text x="0" y="30">{escape(chart.unit)}</text>')
     for tick, text in zip(y.ticks, tick_texts(y), strict=True):
         height = f"{_down(y, tick):.1f}"
         parts.append(f'<path d="M{_LEFT} {height}H{_WIDTH - _RIGHT}" stroke="#e4e4e4"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{height}" dy="4" text-anchor="end">{text}</text>')
-    whole = replace(x, ticks=[tick for tick in x.ticks if float(tick).is_integer()])  # half a step is none
+    whole = replace(
+        x, ticks=[tick for tick in x.ticks if float(tick).is_integer()]
+    )  # half a step is none
     for tick, text in zip(whole.ticks, tick_texts(whole), strict=True):
         parts.append(
             f'<text x="{_across(x, tick):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{text}</text>'
@@ -119,13 +138,17 @@ def _plot(recipe: str, chart: Chart) -> str:
             ]
         if len(chart.series) > 1:
             place = _WIDTH - _RIGHT - 70 * (len(chart.series) - 1 - index)
-            parts.append(f'<text x="{place}" y="30" text-anchor="end" fill="{color}">{escape(line.label)}</text>')
+            parts.append(
+                f'<text x="{place}" y="30" text-anchor="end" fill="{color}">{escape(line.label)}</text>'
+            )
     return "".join(parts)
 
 
 def _path(points: Sequence[tuple[int, float]], x: Axis, y: Axis) -> str:
     return "M" + "L".join(
-        f"{_across(x, step):.1f} {_down(y, value):.1f}" for step, value in points if value > 0 or not y.log
+        f"{_across(x, step):.1f} {_down(y, value):.1f}"
+        for step, value in points
+        if value > 0 or not y.log
     )
 
 

@@ -37,7 +37,9 @@ _KNOWN = (
     _Known("Model-FLOPs utilisation", "share of the hardware's peak", "mfu", from_zero=True),
 )
 # Not curves: clocks and counters that Trainer logs beside the values, and what is exp(loss).
-_NOT_CURVES = frozenset({"total_flos", "train_loss", "perplexity", "eval_perplexity", "num_input_tokens_seen"})
+_NOT_CURVES = frozenset(
+    {"total_flos", "train_loss", "perplexity", "eval_perplexity", "num_input_tokens_seen"}
+)
 _NOT_CURVE_ENDINGS = ("_runtime", "_per_second")
 
 
@@ -63,7 +65,15 @@ def charts(group: list[Report], identifier: str) -> list[Chart]:
                 if report.history and restart["step"] > 0
             ]
             made.append(
-                Chart(f"{identifier}-{index}", spec.title, spec.unit, series, spec.log_axes, spec.from_zero, restarts)
+                Chart(
+                    f"{identifier}-{index}",
+                    spec.title,
+                    spec.unit,
+                    series,
+                    spec.log_axes,
+                    spec.from_zero,
+                    restarts,
+                )
             )
     return made
 
@@ -78,14 +88,20 @@ def curves_section(group: list[Report], made: list[Chart]) -> Html:
             for position, report in enumerate(group)
             if report.history
         ]
-        keys = [tag("li.key", tag("span.stroke"), "training"), tag("li.key", tag("span.stroke.dashed"), "held out")]
+        keys = [
+            tag("li.key", tag("span.stroke"), "training"),
+            tag("li.key", tag("span.stroke.dashed"), "held out"),
+        ]
         legend = tag("ul.legend", items, keys)
     more = made[_SHOWN_CURVES:]
     return tag(
         "section.block",
         tag("h3", group[0].record.recipe),
         legend,
-        tag("div.charts" + (".labelled" if len(trained) > 1 else ""), map(draw, made[:_SHOWN_CURVES])),
+        tag(
+            "div.charts" + (".labelled" if len(trained) > 1 else ""),
+            map(draw, made[:_SHOWN_CURVES]),
+        ),
         tag(
             "details",
             tag("summary", counted(len(more), "curve", more=True)),
@@ -122,7 +138,11 @@ def samples_section(report: Report, *, named: bool) -> Html:
         tag("h3", report.record.recipe, tag("span.run", report.label) if named else None),
         _scrubber(steps) if len(steps) > 1 else None,
         tag("div.stories", stories[:_SHOWN_STORIES]),
-        tag("details", tag("summary", counted(len(more), "prompt", more=True)), tag("div.stories", more))
+        tag(
+            "details",
+            tag("summary", counted(len(more), "prompt", more=True)),
+            tag("div.stories", more),
+        )
         if more
         else None,
     )
@@ -151,11 +171,17 @@ def _caption(trained: list[Report]) -> str:
     """What the marks in the charts mean, as far as they are there."""
     sentences = ["Bold lines are smoothed; the logged values are drawn faintly behind them."]
     for report in trained:
-        steps = list(dict.fromkeys(str(restart["step"]) for restart in report.record.restarts if restart["step"] > 0))
+        steps = list(
+            dict.fromkeys(
+                str(restart["step"]) for restart in report.record.restarts if restart["step"] > 0
+            )
+        )
         if steps:
             who = f"{report.label} was" if len(trained) > 1 else "The run was"
             many = "steps" if len(steps) > 1 else "step"
-            sentences.append(f"{who} stopped and continued from {many} {', '.join(steps)} (dotted upright line).")
+            sentences.append(
+                f"{who} stopped and continued from {many} {', '.join(steps)} (dotted upright line)."
+            )
     return " ".join(sentences)
 
 
@@ -168,12 +194,20 @@ def _loss_at(losses: Points, step: int) -> str:
 def _scrubber(steps: list[int]) -> Html:
     """The slider; hidden until the script that moves it runs, and without it every step is listed."""
     last = len(steps) - 1
-    slider = tag("input", {"type": "range", "min": 0, "max": last, "value": last, "aria-label": "training step"})
+    slider = tag(
+        "input",
+        {"type": "range", "min": 0, "max": last, "value": last, "aria-label": "training step"},
+    )
     return tag(
         "div.scrubber",
         {"hidden": True},
         tag("span.where", "step ", tag("output", number(steps[-1])), tag("span.note")),
-        tag("div.track", tag("span.bound", number(steps[0])), slider, tag("span.bound", number(steps[-1]))),
+        tag(
+            "div.track",
+            tag("span.bound", number(steps[0])),
+            slider,
+            tag("span.bound", number(steps[-1])),
+        ),
     )
 
 
@@ -182,7 +216,9 @@ def _story(prompt: str, samples: list[Sample]) -> Html:
     items = []
     for step, same_step in groupby(samples, key=lambda sample: sample.step):
         for sample in same_step:
-            text = sample.completion if sample.completion.strip() else tag("span.muted", "(nothing)")
+            text = (
+                sample.completion if sample.completion.strip() else tag("span.muted", "(nothing)")
+            )
             items.append(
                 tag(
                     "li",

@@ -44,7 +44,12 @@ _HEADLINES = {
 _ANY_HEADLINE = (
     "bits_per_byte", "eval_bits_per_byte", "eval_loss", "perplexity", "eval_accuracy", "train_loss", "tokens_per_s",
 )  # fmt: skip
-_STATUS = {"finished": "finished", "running": "still running", "failed": "failed", "preempted": "stopped early"}
+_STATUS = {
+    "finished": "finished",
+    "running": "still running",
+    "failed": "failed",
+    "preempted": "stopped early",
+}
 
 
 def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
@@ -55,15 +60,26 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
         made: when the page is made, for its foot.
     """
     groups = _by_recipe(reports)
-    drawn = {recipe: charts(group, f"chart-{index}") for index, (recipe, group) in enumerate(groups.items())}
+    drawn = {
+        recipe: charts(group, f"chart-{index}")
+        for index, (recipe, group) in enumerate(groups.items())
+    }
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     sections = [
-        _section("curves", "Curves", [curves_section(groups[name], made) for name, made in drawn.items() if made]),
+        _section(
+            "curves",
+            "Curves",
+            [curves_section(groups[name], made) for name, made in drawn.items() if made],
+        ),
         _section(
             "samples",
             "Samples",
-            [samples_section(r, named=len(groups[r.record.recipe]) > 1) for r in reports if r.samples],
+            [
+                samples_section(r, named=len(groups[r.record.recipe]) > 1)
+                for r in reports
+                if r.samples
+            ],
         ),
         _section("results", "Results", _present(results_section, list(groups.values()))),
         _section("data", "Data", _present(data_section, [reports])),
@@ -82,12 +98,24 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
     ]
     body = [
         _header(reports, title, [(name, heading) for name, heading, _ in present]),
-        tag("main", _chain(reports, groups), _alerts(reports), [content for _, _, content in present]),
-        tag("footer", f"Made by hfstack from {counted(len(reports), 'run record')} on {instant(made.isoformat())}."),
+        tag(
+            "main",
+            _chain(reports, groups),
+            _alerts(reports),
+            [content for _, _, content in present],
+        ),
+        tag(
+            "footer",
+            f"Made by hfstack from {counted(len(reports), 'run record')} on {instant(made.isoformat())}.",
+        ),
         json_block("chart-data", data),
         tag("script", Html(script)),
     ]
-    return "<!doctype html>\n" + tag("html", {"lang": "en"}, tag("head", head), tag("body", body)) + "\n"
+    return (
+        "<!doctype html>\n"
+        + tag("html", {"lang": "en"}, tag("head", head), tag("body", body))
+        + "\n"
+    )
 
 
 def default_title(reports: list[Report]) -> str:
@@ -108,7 +136,9 @@ def _by_recipe(reports: list[Report]) -> dict[str, list[Report]]:
     return groups
 
 
-def _present(section: Callable[[list[Report]], Html | None], arguments: list[list[Report]]) -> list[Html]:
+def _present(
+    section: Callable[[list[Report]], Html | None], arguments: list[list[Report]]
+) -> list[Html]:
     made = map(section, arguments)
     return [html for html in made if html is not None]
 
@@ -133,7 +163,11 @@ def _header(reports: list[Report], title: str, anchors: list[tuple[str, str]]) -
     if len(commits) == 1:
         facts.append(f"commit {short_commit(commits.pop())}")
     buttons = [
-        tag("button", {"type": "button", "data-theme-choice": choice, "aria-pressed": "false"}, choice.capitalize())
+        tag(
+            "button",
+            {"type": "button", "data-theme-choice": choice, "aria-pressed": "false"},
+            choice.capitalize(),
+        )
         for choice in ("auto", "light", "dark")
     ]
     return tag(
@@ -142,7 +176,11 @@ def _header(reports: list[Report], title: str, anchors: list[tuple[str, str]]) -
         tag("p.eyebrow", "hfstack run report"),
         tag("h1", title),
         tag("p.facts", [tag("span", fact) for fact in facts]),
-        tag("nav", {"aria-label": "parts of this page"}, [tag("a", {"href": f"#{a}"}, text) for a, text in anchors]),
+        tag(
+            "nav",
+            {"aria-label": "parts of this page"},
+            [tag("a", {"href": f"#{a}"}, text) for a, text in anchors],
+        ),
     )
 
 
@@ -152,9 +190,15 @@ def _chain(reports: list[Report], groups: dict[str, list[Report]]) -> Html:
     for report in reports:
         record = report.record
         known = _HEADLINES.get(record.recipe, ()) + _ANY_HEADLINE
-        names = [name for name in dict.fromkeys((*known, *record.metrics)) if name in record.metrics]
+        names = [
+            name for name in dict.fromkeys((*known, *record.metrics)) if name in record.metrics
+        ]
         figures = [metric(name, record.metrics[name]) for name in names[:2]]
-        headline = [tag("span.value", figures[0].text), tag("span.what", _what(figures[0]))] if figures else []
+        headline = (
+            [tag("span.value", figures[0].text), tag("span.what", _what(figures[0]))]
+            if figures
+            else []
+        )
         second = tag("span.second", _beside(figures[1]) if len(figures) > 1 else None)
         took = f" · {duration(record.duration_s)}" if record.duration_s is not None else ""
         cards.append(
@@ -183,7 +227,9 @@ def _what(figure: Figure) -> str:
 def _beside(figure: Figure) -> str:
     """A second figure in one line, naming what it counts once."""
     counted = figure.unit.split("/")[0].lower()
-    return str(figure) if counted and counted in figure.label.lower() else f"{figure.label} {figure}"
+    return (
+        str(figure) if counted and counted in figure.label.lower() else f"{figure.label} {figure}"
+    )
 
 
 def _alerts(reports: list[Report]) -> Html | None:
@@ -193,7 +239,9 @@ def _alerts(reports: list[Report]) -> Html | None:
         record = report.record
         name = tag("a", {"href": f"#run-{report.label}"}, report.label)
         if record.status == "failed":
-            items.append(tag("li.failed", name, " failed: ", record.error or "no reason was recorded"))
+            items.append(
+                tag("li.failed", name, " failed: ", record.error or "no reason was recorded")
+            )
         elif record.status == "preempted":
             items.append(
                 tag(
@@ -204,10 +252,20 @@ def _alerts(reports: list[Report]) -> Html | None:
             )
         elif record.status == "running":
             since = instant(record.started)
-            items.append(tag("li.running", name, f" has not ended (started {since}); its part here is not final."))
+            items.append(
+                tag(
+                    "li.running",
+                    name,
+                    f" has not ended (started {since}); its part here is not final.",
+                )
+            )
         items += [tag("li.note", name, ": ", note) for note in report.notes]
     items += [
-        tag("li.note", tag("code", path), " was not the same file for all runs that read it; see Data.")
+        tag(
+            "li.note",
+            tag("code", path),
+            " was not the same file for all runs that read it; see Data.",
+        )
         for path in changed_files(reports)
     ]
     return tag("ul.alerts", {"aria-label": "warnings"}, items) if items else None
@@ -219,5 +277,9 @@ def _runs(reports: list[Report], groups: dict[str, list[Report]]) -> list[Html]:
     records = []
     for report in reports:
         parents = [(report.directory / parent).resolve() for parent in report.record.parents]
-        records.append(run_section(report, [by_directory[parent] for parent in parents if parent in by_directory]))
+        records.append(
+            run_section(
+                report, [by_directory[parent] for parent in parents if parent in by_directory]
+            )
+        )
     return [html for html in differing if html] + records

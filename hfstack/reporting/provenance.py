@@ -35,7 +35,10 @@ def data_section(reports: list[Report]) -> Html | None:
         return None
     heads = ("Data", "Read by", "Rows", "Size", "Fingerprint")
     numeric = {"Rows", "Size"}
-    head = tag("tr", [tag("th.number" if name in numeric else "th", {"scope": "col"}, name) for name in heads])
+    head = tag(
+        "tr",
+        [tag("th.number" if name in numeric else "th", {"scope": "col"}, name) for name in heads],
+    )
     bodies = [_source(source, list(dict.fromkeys(used_by[key]))) for key, source in kept.items()]
     caption = "Fingerprints are the first 12 digits of each file's BLAKE2b hash; two files with one hash are the same."
     return tag(
@@ -81,7 +84,11 @@ def run_section(report: Report, parents: list[Report]) -> Html:
     return tag(
         "section.block.run-record",
         {"id": f"run-{report.label}"},
-        tag("h3", report.label, tag("span.run", record.recipe) if report.label != record.recipe else None),
+        tag(
+            "h3",
+            report.label,
+            tag("span.run", record.recipe) if report.label != record.recipe else None,
+        ),
         tag("p.facts", [tag("span", tag("i", name), " ", value) for name, value in facts]),
         tag(
             "div.command",
@@ -92,7 +99,10 @@ def run_section(report: Report, parents: list[Report]) -> Html:
         tag(
             "details",
             tag("summary", "All settings"),
-            [tag("div.group", tag("h5", group), _pairs(values)) for group, values in record.settings.items()],
+            [
+                tag("div.group", tag("h5", group), _pairs(values))
+                for group, values in record.settings.items()
+            ],
         ),
         tag("details", tag("summary", "Files"), _pairs(dict(files))) if files else None,
     )
@@ -106,11 +116,15 @@ def short_commit(commit: str) -> str:
 
 def differing_settings(group: list[Report]) -> Html | None:
     """For several runs of one recipe: the settings in which they are not the same, a column a run."""
-    flat = [{name: v for values in r.record.settings.values() for name, v in values.items()} for r in group]
+    flat = [
+        {name: v for values in r.record.settings.values() for name, v in values.items()}
+        for r in group
+    ]
     ordered = [
         name
         for name in dict.fromkeys(name for values in flat for name in values)
-        if name not in _OWN_SETTINGS and any(values.get(name) != flat[0].get(name) for values in flat)
+        if name not in _OWN_SETTINGS
+        and any(values.get(name) != flat[0].get(name) for values in flat)
     ]
     if not ordered:
         return None
@@ -170,7 +184,10 @@ def _source(source: dict[str, Any], used_by: list[str]) -> Html:
         tag("td", ", ".join(used_by)),
         tag("td.number", rows),
         tag("td.number", size(total) if files else "–"),
-        tag("td", _short(files[0]["blake2b"]) if alone else counted(len(files), "file") if files else "–"),
+        tag(
+            "td",
+            _short(files[0]["blake2b"]) if alone else counted(len(files), "file") if files else "–",
+        ),
     )
     listed = [] if alone else files[:_SHOWN_FILES]
     lines = [
@@ -226,7 +243,10 @@ def _environment(group: list[Report], *, named: bool) -> Html:
 
 
 def _pairs(values: Mapping[str, Any]) -> Html:
-    return tag("dl.pairs", [tag("div", tag("dt", name), tag("dd", _value(value))) for name, value in values.items()])
+    return tag(
+        "dl.pairs",
+        [tag("div", tag("dt", name), tag("dd", _value(value))) for name, value in values.items()],
+    )
 
 
 def _value(value: Any) -> str:

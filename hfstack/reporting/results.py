@@ -31,17 +31,30 @@ def results_section(group: list[Report]) -> Html | None:
         parts += [_picture(name + of_run, source) for name, source in report.pictures.items()]
     if not parts:
         return None
-    return tag("section.block", {"id": f"results-{group[0].record.recipe}"}, tag("h3", group[0].record.recipe), parts)
+    return tag(
+        "section.block",
+        {"id": f"results-{group[0].record.recipe}"},
+        tag("h3", group[0].record.recipe),
+        parts,
+    )
 
 
 def _figures(report: Report) -> Html:
     """The metrics of a single run, as a list of figures: a dozen in sight, the rest a click away."""
     metrics = report.record.metrics
-    first = [name for name in metrics if not name.startswith(_LATER_BEGINNINGS) and not name.endswith(_LATER_ENDINGS)]
+    first = [
+        name
+        for name in metrics
+        if not name.startswith(_LATER_BEGINNINGS) and not name.endswith(_LATER_ENDINGS)
+    ]
     first = sorted(first, key=lambda name: name not in _FIRST_METRICS)[:_SHOWN_FIGURES]
     rest = [name for name in metrics if name not in first]
     more = (
-        tag("details", tag("summary", counted(len(rest), "metric", more=True)), _figure_list(metrics, rest))
+        tag(
+            "details",
+            tag("summary", counted(len(rest), "metric", more=True)),
+            _figure_list(metrics, rest),
+        )
         if rest
         else None
     )
@@ -53,7 +66,9 @@ def _figure_list(metrics: dict[str, float], names: list[str]) -> Html:
     for name in names:
         shown = metric(name, metrics[name])
         unit = tag("span.unit", shown.unit) if shown.unit else None
-        items.append(tag("div", {"title": name}, tag("dt", shown.label), tag("dd", shown.text, unit)))
+        items.append(
+            tag("div", {"title": name}, tag("dt", shown.label), tag("dd", shown.text, unit))
+        )
     return tag("dl.figures", items)
 
 
@@ -68,10 +83,15 @@ def _comparison(group: list[Report]) -> Html:
             tag(
                 "tr",
                 tag("th", {"scope": "row", "title": name}, metric(name, known).label),
-                [tag("td.number", "–" if value is None else str(metric(name, value))) for value in values],
+                [
+                    tag("td.number", "–" if value is None else str(metric(name, value)))
+                    for value in values
+                ],
             )
         )
-    head = tag("tr", tag("td"), [tag("th.number", {"scope": "col"}, report.label) for report in group])
+    head = tag(
+        "tr", tag("td"), [tag("th.number", {"scope": "col"}, report.label) for report in group]
+    )
     return tag("div.scroll", tag("table", tag("thead", head), tag("tbody", rows)))
 
 
@@ -95,14 +115,22 @@ def _table(name: str, table: dict[str, list[Any]]) -> Html:
         ],
     )
     body = [
-        tag("tr", [_cell(str(columns[i]), cell, numeric[i], largest.get(i)) for i, cell in enumerate(row)])
+        tag(
+            "tr",
+            [
+                _cell(str(columns[i]), cell, numeric[i], largest.get(i))
+                for i, cell in enumerate(row)
+            ],
+        )
         for row in rows
     ]
     hidden = body[_SHOWN_ROWS:]
     return tag(
         "figure.table",
         tag("figcaption", tag("h4", label_of(name))),
-        tag("div.scroll", tag("table", tag("thead", head), tag("tbody", body[:_SHOWN_ROWS]))) if rows else None,
+        tag("div.scroll", tag("table", tag("thead", head), tag("tbody", body[:_SHOWN_ROWS])))
+        if rows
+        else None,
         None if rows else tag("p.muted", "No rows."),
         tag(
             "details",
@@ -120,7 +148,9 @@ def _number(column: str, value: float) -> Figure | str:
 
 
 def _is_number(cell: Any) -> bool:
-    return isinstance(cell, int | float) or (isinstance(cell, str) and bool(_PERCENT.fullmatch(cell)))
+    return isinstance(cell, int | float) or (
+        isinstance(cell, str) and bool(_PERCENT.fullmatch(cell))
+    )
 
 
 def _cell(column: str, cell: Any, right: bool, largest: float | None) -> Html:

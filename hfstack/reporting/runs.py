@@ -65,7 +65,9 @@ def load_runs(paths: list[str]) -> list[Report]:
         _check_record(found / RUN_FILE, record)
     kept = [_load(found, record) for found, record in records if record.recipe != "report"]
     if not kept:
-        raise CheckpointError(f"--runs {' '.join(paths)}: only reports there; give the directories of other runs")
+        raise CheckpointError(
+            f"--runs {' '.join(paths)}: only reports there; give the directories of other runs"
+        )
     kept.sort(key=lambda report: report.record.started)
     for report, label in zip(kept, _labels([report.directory for report in kept]), strict=True):
         report.label = label
@@ -82,10 +84,21 @@ def find_runs(folder: Path) -> list[Path]:
     found: list[Path] = []
     for _ in range(_SEARCH_DEPTH + 1):
         found += [path for path in level if (path / RUN_FILE).is_file()]
-        level = [child for path in level if path not in found and path.is_dir() for child in sorted(path.iterdir())]
+        level = [
+            child
+            for path in level
+            if path not in found and path.is_dir()
+            for child in sorted(path.iterdir())
+        ]
     if not found:
-        reason = f"no {RUN_FILE} in it or {_SEARCH_DEPTH} levels down" if folder.is_dir() else "no such directory"
-        raise CheckpointError(f"--runs {folder}: {reason}; give the --output_dir of a run, or the folder above it")
+        reason = (
+            f"no {RUN_FILE} in it or {_SEARCH_DEPTH} levels down"
+            if folder.is_dir()
+            else "no such directory"
+        )
+        raise CheckpointError(
+            f"--runs {folder}: {reason}; give the --output_dir of a run, or the folder above it"
+        )
     return found
 
 
@@ -106,7 +119,11 @@ def read_history(path: Path) -> dict[str, Points]:
             held_out = any(name.startswith("eval_") for name in entry)
             for logged_name, value in entry.items():
                 name = f"eval_{logged_name.removeprefix('eval_')}" if held_out else logged_name
-                if logged_name in ("step", "epoch") or isinstance(value, bool) or not isinstance(value, int | float):
+                if (
+                    logged_name in ("step", "epoch")
+                    or isinstance(value, bool)
+                    or not isinstance(value, int | float)
+                ):
                     continue
                 points = series.setdefault(name, [])
                 while points and points[-1][0] >= step:
@@ -144,7 +161,9 @@ def read_samples(path: Path, *, may_be_cut: bool) -> list[Sample]:
             if not texts or not isinstance(sample.step, int | None):
                 raise TypeError("prompt and completion are strings, step a whole number")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}, line {line_number}: not a sample ({type(error).__name__}: {error})") from None
+            raise DataError(
+                f"{path}, line {line_number}: not a sample ({type(error).__name__}: {error})"
+            ) from None
         if sample.step is None:  # several completions of one prompt are all results
             anonymous += 1
         found[(sample.step if sample.step is not None else -anonymous, sample.prompt)] = sample
@@ -158,13 +177,20 @@ def read_fillings(path: Path) -> dict[str, list[Any]]:
         DataError: a line is not a text with a mask and its candidates.
     """
     rows: list[list[Any]] = []
-    for line_number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+    for line_number, line in enumerate(
+        path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1
+    ):
         try:
             row = json.loads(line)
-            words = [f"{word.strip()} {100 * probability:.1f} %" for word, probability in row["candidates"]]
+            words = [
+                f"{word.strip()} {100 * probability:.1f} %"
+                for word, probability in row["candidates"]
+            ]
             rows.append([row["text"], row["mask"] + 1, ", ".join(words)])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}, line {line_number}: not a filling ({type(error).__name__}: {error})") from None
+            raise DataError(
+                f"{path}, line {line_number}: not a filling ({type(error).__name__}: {error})"
+            ) from None
     return {"columns": ["text", "mask", "candidates"], "rows": rows}
 
 
@@ -176,11 +202,17 @@ def _load(directory: Path, record: RunRecord) -> Report:
         suffix = path.suffix.lower()
         if name not in _READ and suffix not in PICTURES:
             continue  # listed for other readers: a dataset, a model
-        if not path.resolve().is_relative_to(directory.resolve()):  # a page must not carry other files away
-            raise DataError(f"{directory / RUN_FILE}: artifact {name} is {relative!r}, outside of the run's directory")
+        if not path.resolve().is_relative_to(
+            directory.resolve()
+        ):  # a page must not carry other files away
+            raise DataError(
+                f"{directory / RUN_FILE}: artifact {name} is {relative!r}, outside of the run's directory"
+            )
         if not path.is_file():
             if report.finished:
-                raise DataError(f"{path} is listed in {RUN_FILE} as {name} but is not there; restore it or run again")
+                raise DataError(
+                    f"{path} is listed in {RUN_FILE} as {name} but is not there; restore it or run again"
+                )
             report.notes.append(f"{relative} ({name}) is listed but not written yet")
             continue
         try:
@@ -227,24 +259,34 @@ def _check_record(path: Path, record: RunRecord) -> None:
     """
     texts = {"artifacts": record.artifacts, "versions": record.versions}
     for name, mapping in texts.items():
-        if not isinstance(mapping, dict) or not all(isinstance(value, str) for value in mapping.values()):
+        if not isinstance(mapping, dict) or not all(
+            isinstance(value, str) for value in mapping.values()
+        ):
             raise CheckpointError(f"{path}: {name} is not a mapping of names to texts")
-    if not isinstance(record.metrics, dict) or not all(isinstance(v, int | float) for v in record.metrics.values()):
+    if not isinstance(record.metrics, dict) or not all(
+        isinstance(v, int | float) for v in record.metrics.values()
+    ):
         raise CheckpointError(f"{path}: metrics is not a mapping of names to numbers")
     for name, table in record.tables.items():
         if not _is_table(table):
-            raise CheckpointError(f"{path}: table {name} is not columns and rows of that many cells")
+            raise CheckpointError(
+                f"{path}: table {name} is not columns and rows of that many cells"
+            )
     for source in record.data:
         files = source.get("files", [])
         if not all(isinstance(f, dict) and {"path", "bytes", "blake2b"} <= f.keys() for f in files):
-            raise CheckpointError(f"{path}: data {source.get('path')} has files without path, bytes and blake2b")
+            raise CheckpointError(
+                f"{path}: data {source.get('path')} has files without path, bytes and blake2b"
+            )
 
 
 def _is_table(table: Any) -> bool:
     if not isinstance(table, dict) or not isinstance(table.get("columns"), list):
         return False
     rows = table.get("rows")
-    return isinstance(rows, list) and all(isinstance(r, list) and len(r) == len(table["columns"]) for r in rows)
+    return isinstance(rows, list) and all(
+        isinstance(r, list) and len(r) == len(table["columns"]) for r in rows
+    )
 
 
 def _labels(directories: list[Path]) -> list[str]:
@@ -252,6 +294,8 @@ def _labels(directories: list[Path]) -> list[str]:
     parts = [directory.resolve().parts for directory in directories]
     labels = []
     for own in parts:
-        depth = next(n for n in range(1, len(own) + 1) if sum(other[-n:] == own[-n:] for other in parts) == 1)
+        depth = next(
+            n for n in range(1, len(own) + 1) if sum(other[-n:] == own[-n:] for other in parts) == 1
+        )
         labels.append("/".join(own[-depth:]))
     return labels

@@ -35,7 +35,9 @@ _BYTES_PER_TRAINED_PARAMETER = 12
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
-def refuse_full_disk(directory: str | Path, *, parameters: int = 0, checkpoint_bytes: int = 0) -> None:
+def refuse_full_disk(
+    directory: str | Path, *, parameters: int = 0, checkpoint_bytes: int = 0
+) -> None:
     """Refuse to start when the disk cannot hold two checkpoints: the last good one and the one being written.
 
     Args:
@@ -64,14 +66,25 @@ def step_of(path: Path) -> int:
 
 def list_checkpoints(directory: str | Path) -> list[Path]:
     """The `checkpoint-<step>` folders of a run, newest step first, whole or not."""
-    found = [path for path in Path(directory).glob("checkpoint-*") if step_of(path) >= 0 and path.is_dir()]
+    found = [
+        path
+        for path in Path(directory).glob("checkpoint-*")
+        if step_of(path) >= 0 and path.is_dir()
+    ]
     return sorted(found, key=step_of, reverse=True)
 
 
 def newest_checkpoint(directory: str | Path, *, needs_manifest: bool = False) -> Path | None:
     """Return the newest checkpoint of a run whose files are there in their sizes, or None; contents are not read."""
     paths = list_checkpoints(directory)
-    return next((path for path in paths if not find_damage(path, needs_manifest=needs_manifest, deep=False)), None)
+    return next(
+        (
+            path
+            for path in paths
+            if not find_damage(path, needs_manifest=needs_manifest, deep=False)
+        ),
+        None,
+    )
 
 
 def resumable_checkpoint(directory: str | Path, *, needs_manifest: bool = False) -> Path | None:
@@ -123,7 +136,9 @@ def check_checkpoint(path: Path, *, needs_manifest: bool = False) -> int:
     return _read_state(path)["global_step"]
 
 
-def write_manifest(path: Path, *, step: int, world_size: int = 1, settings: dict[str, Any] | None = None) -> None:
+def write_manifest(
+    path: Path, *, step: int, world_size: int = 1, settings: dict[str, Any] | None = None
+) -> None:
     """Bring every file of a checkpoint to the disk, then write its manifest, then let go of upstream's mark.
 
     Args:
@@ -137,7 +152,12 @@ def write_manifest(path: Path, *, step: int, world_size: int = 1, settings: dict
         described = list(pool.map(lambda name: _describe(path / name, flush=True), names))
     for folder in {path, *((path / name).parent for name in names)}:
         _flush(folder)
-    manifest = {"schema": _SCHEMA, "step": step, "world_size": world_size, "settings": settings or {}}
+    manifest = {
+        "schema": _SCHEMA,
+        "step": step,
+        "world_size": world_size,
+        "settings": settings or {},
+    }
     manifest["files"] = dict(zip(names, described, strict=True))
     temporary = path / f"{MANIFEST}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
@@ -183,7 +203,9 @@ def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) 
         return f"{error.filename}: {error.strerror}"
 
 
-def rotate(directory: str | Path, *, keep: int | None, protected: str | Path | None = None) -> list[Path]:
+def rotate(
+    directory: str | Path, *, keep: int | None, protected: str | Path | None = None
+) -> list[Path]:
     """Delete the oldest checkpoints beyond `keep`, never the newest whole one nor the protected one; return them.
 
     Args:
@@ -202,7 +224,9 @@ def rotate(directory: str | Path, *, keep: int | None, protected: str | Path | N
             kept.append(path)
     doomed = [path for path in paths if path not in kept and step_of(path) < step_of(whole[0])]
     for path in doomed:
-        (path / MANIFEST).unlink(missing_ok=True)  # from here on it is no checkpoint, whenever the process dies
+        (path / MANIFEST).unlink(
+            missing_ok=True
+        )  # from here on it is no checkpoint, whenever the process dies
         shutil.rmtree(path, ignore_errors=True)
     return doomed
 
@@ -223,7 +247,10 @@ def size_bytes(path: Path) -> int:
 def says_disk_is_full(error: BaseException) -> bool:
     """Whether an error, of whichever library that wrote a file, means that there was no room."""
     words = ("No space left", "os error 28", "Disk quota", "File too large")
-    words += ("PytorchStreamWriter failed writing", "inline_container.cc")  # torch.save says neither why nor where
+    words += (
+        "PytorchStreamWriter failed writing",
+        "inline_container.cc",
+    )  # torch.save says neither why nor where
     while True:
         if any(word in str(error) for word in words):
             return True
@@ -236,7 +263,9 @@ def _file_names(path: Path) -> list[str]:
     """The files of a checkpoint by their relative names; neither the manifest nor upstream's mark is content."""
     found = [file for file in path.rglob("*") if file.is_file()]
     own = {MANIFEST, f"{MANIFEST}.tmp", INCOMPLETE}
-    return sorted(str(file.relative_to(path)) for file in found if str(file.relative_to(path)) not in own)
+    return sorted(
+        str(file.relative_to(path)) for file in found if str(file.relative_to(path)) not in own
+    )
 
 
 def _describe(path: Path, *, flush: bool = False) -> list[int | str]:
@@ -281,7 +310,9 @@ def _differs_from_manifest(path: Path, deep: bool) -> str | None:
             return f"{name} has {found} bytes instead of {size}"
     if deep:
         with ThreadPoolExecutor(_THREADS) as pool:
-            for name, found in zip(files, pool.map(lambda name: _describe(path / name), files), strict=True):
+            for name, found in zip(
+                files, pool.map(lambda name: _describe(path / name), files), strict=True
+            ):
                 if found != files[name]:
                     return f"{name} is not what was written (its blake2b differs)"
     return None
@@ -299,7 +330,11 @@ def _structure_fault(path: Path, deep: bool) -> str | None:
             if file.suffix == ".json":
                 values = json.loads(file.read_text(encoding="utf-8"))
                 if name.endswith(".index.json"):
-                    lost = sorted(shard for shard in set(values["weight_map"].values()) if not (path / shard).is_file())
+                    lost = sorted(
+                        shard
+                        for shard in set(values["weight_map"].values())
+                        if not (path / shard).is_file()
+                    )
                     if lost:
                         return f"{lost[0]} is missing"
             elif file.suffix in (".pt", ".pth") and deep:
@@ -308,7 +343,15 @@ def _structure_fault(path: Path, deep: bool) -> str | None:
                         return f"{name} fails its checksum"
             elif file.suffix == ".safetensors" and not _safetensors_is_whole(file):
                 return f"{name} is cut off"
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, struct.error, zipfile.BadZipFile):
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            EOFError,
+            struct.error,
+            zipfile.BadZipFile,
+        ):
             return f"{name} is torn"
     return None
 
@@ -318,7 +361,10 @@ def _safetensors_is_whole(path: Path) -> bool:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    end = max(
+        (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
+        default=0,
+    )
     return path.stat().st_size == 8 + length + end
 
 

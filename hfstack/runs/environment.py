@@ -33,7 +33,9 @@ def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": device.type if device is not None else "cpu",
         "accelerators": accelerators,
@@ -47,13 +49,19 @@ def git_commit(folder: Path) -> str | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
+            )
         except OSError:  # no git on this machine
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    return f"{commit}-dirty" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
+    return (
+        f"{commit}-dirty"
+        if commit and git("status", "--porcelain", "--untracked-files=no")
+        else commit
+    )
 
 
 def refuse_wrong_world_size(counted: int | None = None) -> int:
@@ -102,7 +110,11 @@ def uses_fsdp(args: Any) -> bool:
     Args:
         args: a TrainingArguments.
     """
-    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1", "yes")
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in (
+        "true",
+        "1",
+        "yes",
+    )
 
 
 def is_sharded(args: Any) -> bool:
@@ -119,4 +131,7 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )

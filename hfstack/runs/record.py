@@ -72,36 +72,58 @@ def read_run(directory: str | Path) -> RunRecord:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["schema"] > SCHEMA:
-            raise CheckpointError(f"{path} has schema {values['schema']}, this hfstack reads {SCHEMA}: upgrade hfstack")
+            raise CheckpointError(
+                f"{path} has schema {values['schema']}, this hfstack reads {SCHEMA}: upgrade hfstack"
+            )
         hints = {f.name: f.type for f in dataclasses.fields(RunRecord)}
-        for name, plain in (("settings", dict), ("metrics", dict), ("tables", dict), ("data", list)):
+        for name, plain in (
+            ("settings", dict),
+            ("metrics", dict),
+            ("tables", dict),
+            ("data", list),
+        ):
             if not isinstance(values.get(name, plain()), plain):
                 raise TypeError(f"{name} is a {type(values[name]).__name__}")
         return RunRecord(**{name: value for name, value in values.items() if name in hints})
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; is this the output directory of a run?") from None
+        raise CheckpointError(
+            f"{path}: {error.strerror}; is this the output directory of a run?"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, HfstackError):
             raise
         raise CheckpointError(f"{path} is not a whole run record: {error}") from None
 
 
-def changed_settings(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> dict[str, tuple[Any, Any]]:
+def changed_settings(
+    before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
+) -> dict[str, tuple[Any, Any]]:
     """Return the old and the new value of each setting that changed, leaving out what does not alter the result."""
     old, new = _identity(before), _identity(now)
     missing = object()
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name, missing) != new.get(name, missing))
+    names = sorted(
+        name for name in old.keys() | new.keys() if old.get(name, missing) != new.get(name, missing)
+    )
     return {name: (old.get(name), new.get(name)) for name in names}
 
 
-def settings_difference(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+def settings_difference(
+    before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
+) -> list[str]:
     """Name each setting that changed, as `learning_rate 0.001 -> 0.01`, leaving out what does not alter the result."""
-    return [f"{name} {old!r} -> {new!r}" for name, (old, new) in changed_settings(before, now).items()]
+    return [
+        f"{name} {old!r} -> {new!r}" for name, (old, new) in changed_settings(before, now).items()
+    ]
 
 
 def _identity(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The settings that decide what a run computes, in one flat mapping, as JSON reads them back."""
-    flat = {name: value for group in settings.values() for name, value in group.items() if name not in _NOT_IDENTITY}
+    flat = {
+        name: value
+        for group in settings.values()
+        for name, value in group.items()
+        if name not in _NOT_IDENTITY
+    }
     return json.loads(json.dumps(flat, default=str))
 
 
@@ -126,12 +148,19 @@ def changed_files(data: list[dict[str, Any]]) -> str | None:
 def describe_outputs(directory: Path) -> list[dict[str, Any]]:
     """Return name, size and hash of each file that a finished run leaves at the top of its directory."""
     paths = [
-        path for path in sorted(directory.iterdir()) if path.is_file() and not path.name.startswith((".", RUN_FILE))
+        path
+        for path in sorted(directory.iterdir())
+        if path.is_file() and not path.name.startswith((".", RUN_FILE))
     ]
-    return [{"path": path.name, "bytes": path.stat().st_size, "blake2b": _digest(path)} for path in paths]
+    return [
+        {"path": path.name, "bytes": path.stat().st_size, "blake2b": _digest(path)}
+        for path in paths
+    ]
 
 
-def changed_output(directory: Path, outputs: list[dict[str, Any]], names: Collection[str]) -> str | None:
+def changed_output(
+    directory: Path, outputs: list[dict[str, Any]], names: Collection[str]
+) -> str | None:
     """The first of these files that is no longer what the run left, and how it differs, or None."""
     for file in outputs:
         path = directory / file["path"]
@@ -151,7 +180,11 @@ def _digest(path: Path) -> str:
 
 def describe_process() -> dict[str, Any]:
     """Say which process this is, so that another one can tell whether it still runs."""
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started_ticks": _started_ticks(os.getpid())}
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started_ticks": _started_ticks(os.getpid()),
+    }
 
 
 def claim_directory(
@@ -177,7 +210,9 @@ def claim_directory(
     directory = Path(record.output_dir)
     _probe(directory)
     if not (directory / RUN_FILE).is_file():
-        foreign = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
+        foreign = sorted(
+            entry.name for entry in directory.iterdir() if not entry.name.startswith(".")
+        )
         if foreign:
             raise CheckpointError(
                 f"{directory} holds {foreign[0]} but no run.json, so its files are not ours to replace; "
@@ -192,7 +227,9 @@ def claim_directory(
             f"{directory} holds a run of {before.recipe}, not of {record.recipe}; choose another --output_dir"
         )
     left = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
-    if replace_own or (before.status == "failed" and left == {RUN_FILE}):  # it came to nothing: nothing to lose
+    if replace_own or (
+        before.status == "failed" and left == {RUN_FILE}
+    ):  # it came to nothing: nothing to lose
         return None, {}
     changed = refuse_changes(before, record, allowed, place=directory)
     if before.status == "finished" and not changed:
@@ -240,7 +277,9 @@ def _probe(directory: Path) -> None:
         (probe := directory / f".{RUN_FILE}.{os.getpid()}").touch()
         probe.unlink()
     except OSError as error:
-        raise CheckpointError(f"--output_dir {directory} cannot be written: {error.strerror}; choose another") from None
+        raise CheckpointError(
+            f"--output_dir {directory} cannot be written: {error.strerror}; choose another"
+        ) from None
 
 
 def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
@@ -254,8 +293,12 @@ def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
         )
         return
     if _alive(pid, owner.get("started_ticks")):
-        raise CheckpointError(f"{directory} is being written by process {pid}; wait for it or stop it")
-    logger.warning("%s was left as running by process %s, which is gone: it was killed", directory, pid)
+        raise CheckpointError(
+            f"{directory} is being written by process {pid}; wait for it or stop it"
+        )
+    logger.warning(
+        "%s was left as running by process %s, which is gone: it was killed", directory, pid
+    )
 
 
 def _alive(pid: int | None, started_ticks: int | None) -> bool:
@@ -279,4 +322,6 @@ def _started_ticks(pid: int) -> int | None:
     except OSError:
         return None
     state, *fields = stat.rpartition(")")[2].split()
-    return -1 if state == "Z" else int(fields[18])  # starttime is field 22 of proc(5); a zombie has ended
+    return (
+        -1 if state == "Z" else int(fields[18])
+    )  # starttime is field 22 of proc(5); a zombie has ended

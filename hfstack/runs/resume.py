@@ -55,7 +55,12 @@ def choose_checkpoint(
     step = check_checkpoint(path, needs_manifest=strict and inside)
     for later in list_checkpoints(directory) if inside else []:
         if step_of(later) > step:
-            logger.warning("%s is newer than %s: set aside as %s", later, path, set_aside(later, "abandoned").name)
+            logger.warning(
+                "%s is newer than %s: set aside as %s",
+                later,
+                path,
+                set_aside(later, "abandoned").name,
+            )
     return path, step, changed
 
 
@@ -67,12 +72,18 @@ def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
     return CheckpointError(
         f"the disk of {directory} is full ({' '.join(str(error).split())[:100]}); "
         + (f"the unfinished {removed[0].name} was removed; " if removed else "")
-        + (f"{newest.name} is whole: make room, then " if newest else "make room, then start again with ")
+        + (
+            f"{newest.name} is whole: make room, then "
+            if newest
+            else "make room, then start again with "
+        )
         + "--resume_from_checkpoint last"
     )
 
 
-def whole_train_loss(history: list[dict[str, Any]], resumed_step: int, last_step: int, loss: float) -> float | None:
+def whole_train_loss(
+    history: list[dict[str, Any]], resumed_step: int, last_step: int, loss: float
+) -> float | None:
     """Return the mean loss over all steps of a resumed run, of which the Trainer counts only the resumed ones.
 
     Args:
@@ -94,7 +105,9 @@ def whole_train_loss(history: list[dict[str, Any]], resumed_step: int, last_step
     return (total + (loss * steps if steps else 0.0)) / last_step
 
 
-def _compare_with_its_run(path: Path, record: RunRecord, allowed: Collection[str]) -> dict[str, tuple[Any, Any]]:
+def _compare_with_its_run(
+    path: Path, record: RunRecord, allowed: Collection[str]
+) -> dict[str, tuple[Any, Any]]:
     """Compare this run with the one whose checkpoint was named; return the allowed differences."""
     if not (path.parent / RUN_FILE).is_file():
         return {}

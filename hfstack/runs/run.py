@@ -31,11 +31,23 @@ import torch
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
 from hfstack.config import allowed_changes
-from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DivergedError, HfstackError, Preempted
+from hfstack.errors import (
+    AlreadyFinished,
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    HfstackError,
+    Preempted,
+)
 from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
 from hfstack.runs.checkpoint_files import newest_checkpoint, says_disk_is_full
-from hfstack.runs.environment import describe_hardware, git_commit, library_versions, refuse_wrong_world_size
+from hfstack.runs.environment import (
+    describe_hardware,
+    git_commit,
+    library_versions,
+    refuse_wrong_world_size,
+)
 from hfstack.runs.record import (
     RUN_FILE,
     RunRecord,
@@ -83,7 +95,13 @@ class Run:
         self.resumed_from: Path | None = None
 
     @classmethod
-    def start(cls, recipe_file: str, output_dir: str | Path | None, *settings: Any, replace_own: bool = False) -> Self:
+    def start(
+        cls,
+        recipe_file: str,
+        output_dir: str | Path | None,
+        *settings: Any,
+        replace_own: bool = False,
+    ) -> Self:
         """Check the output directory, seed every generator and write the first run.json.
 
         Args:
@@ -107,7 +125,9 @@ class Run:
         training_args = next((s for s in settings if isinstance(s, TrainingArguments)), None)
         world_size = refuse_wrong_world_size(training_args.world_size if training_args else None)
         plain = {type(s).__name__: _plain(s) for s in settings}
-        plain["Launch"] = {"world_size": world_size}  # another number of processes is another global batch
+        plain["Launch"] = {
+            "world_size": world_size
+        }  # another number of processes is another global batch
         seed = next((s["seed"] for s in plain.values() if isinstance(s.get("seed"), int)), 0)
         if not 0 <= seed < 2**32:
             raise ConfigError(f"--seed must be in [0, 2**32), got {seed}")
@@ -132,7 +152,10 @@ class Run:
             lambda: claim_directory(record, replace_own=replace_own, allowed=allowed)
         )
         if run._before is not None:
-            record.restarts, record.run_id = run._before.restarts, run._before.run_id or record.run_id
+            record.restarts, record.run_id = (
+                run._before.restarts,
+                run._before.run_id or record.run_id,
+            )
             record.verified_checkpoints = run._before.verified_checkpoints
         if training_args is not None and training_args.full_determinism:
             enable_full_determinism(seed)
@@ -142,26 +165,44 @@ class Run:
 
     def __enter__(self) -> Self:
         self._write()
-        self._trackers.enter_context(tracked(self._training_args, self.output_dir, self.record.run_id))
+        self._trackers.enter_context(
+            tracked(self._training_args, self.output_dir, self.record.run_id)
+        )
         for signum in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's business
+            with contextlib.suppress(
+                ValueError
+            ):  # not the main thread: signals are somebody else's business
                 self._previous_handlers[signum] = signal.signal(signum, self._on_signal)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
-        for signum in self._previous_handlers:  # launchers send a signal again: run.json is written all the same
+        for signum in (
+            self._previous_handlers
+        ):  # launchers send a signal again: run.json is written all the same
             signal.signal(signum, signal.SIG_IGN)
         refusal = self._close_checkpoints(error)
         if error is not None and (newest := self._newest()) is not None:
-            self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")  # the curves so far
+            self.add_artifact(
+                "trainer_state", f"{newest.name}/trainer_state.json"
+            )  # the curves so far
         self.record.status = "finished" if error is None else "preempted" if stopped else "failed"
         if error is not None and not stopped:
             shown = refusal or error
-            text = str(shown) if isinstance(shown, HfstackError) else f"{type(shown).__name__}: {shown}"
-            self.record.error, self.record.error_kind = redact(" ".join(text.split())), type(shown).__name__
+            text = (
+                str(shown)
+                if isinstance(shown, HfstackError)
+                else f"{type(shown).__name__}: {shown}"
+            )
+            self.record.error, self.record.error_kind = (
+                redact(" ".join(text.split())),
+                type(shown).__name__,
+            )
         self.record.ended = _now()
         self.record.duration_s = round(time.monotonic() - self._began, 3)
         try:
@@ -173,7 +214,9 @@ class Run:
         finally:
             for signum, handler in self._previous_handlers.items():
                 signal.signal(signum, handler)
-            self._trackers.__exit__(kind, error, traceback)  # last: a tracker may wait for its server
+            self._trackers.__exit__(
+                kind, error, traceback
+            )  # last: a tracker may wait for its server
         if refusal is not None:
             raise refusal from error
         if isinstance(error, KeyboardInterrupt):
@@ -188,7 +231,11 @@ class Run:
                 if error is None:
                     raise
                 logger.warning("%s", unfinished)
-        if error is None or isinstance(error, HfstackError | Preempted) or not says_disk_is_full(error):
+        if (
+            error is None
+            or isinstance(error, HfstackError | Preempted)
+            or not says_disk_is_full(error)
+        ):
             return None
         return clear_full_disk(self.record, error) if self._rank == 0 else None
 
@@ -226,7 +273,10 @@ class Run:
         name = signal.Signals(signum).name
         if self._defers_stop and not self.stop_asked:
             self.ask_to_stop()
-            logger.warning("%s: saving a checkpoint after this step, then stopping; again to stop at once", name)
+            logger.warning(
+                "%s: saving a checkpoint after this step, then stopping; again to stop at once",
+                name,
+            )
             return
         if signum == signal.SIGTERM and time.monotonic() - self._asked_to_stop_at < _SAME_STOP_S:
             return
@@ -261,7 +311,10 @@ class Run:
         restart: dict[str, Any] = {"step": step, "time": _now()}
         if self._changed:
             restart["changed"] = {name: list(values) for name, values in self._changed.items()}
-            logger.warning("going on with %s", "; ".join(f"{n} {a!r} -> {b!r}" for n, (a, b) in self._changed.items()))
+            logger.warning(
+                "going on with %s",
+                "; ".join(f"{n} {a!r} -> {b!r}" for n, (a, b) in self._changed.items()),
+            )
         self.record.restarts.append(restart)
         self._write()
         return str(self.resumed_from)
@@ -299,8 +352,12 @@ class Run:
         for path in sorted(path for name in names for path in folder.glob(name)):
             if not any(known["path"] == str(path) for known in self.record.models):
                 with path.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-                self.record.models.append({"path": str(path), "bytes": path.stat().st_size, "blake2b": digest})
+                    digest = hashlib.file_digest(
+                        stream, lambda: hashlib.blake2b(digest_size=16)
+                    ).hexdigest()
+                self.record.models.append(
+                    {"path": str(path), "bytes": path.stat().st_size, "blake2b": digest}
+                )
         if (folder / RUN_FILE).is_file():
             relative = os.path.relpath(folder.resolve(), self.output_dir.resolve())
             if relative not in self.record.parents:
@@ -312,7 +369,11 @@ class Run:
 
     def add_artifact(self, name: str, path: str | Path) -> None:
         """List a file of this run, by its path relative to the output directory, so that readers may open it."""
-        relative = os.path.relpath(self.output_dir / path, self.output_dir) if not Path(path).is_absolute() else None
+        relative = (
+            os.path.relpath(self.output_dir / path, self.output_dir)
+            if not Path(path).is_absolute()
+            else None
+        )
         self.record.artifacts[name] = relative or os.path.relpath(path, self.output_dir)
 
     def finish(self, metrics: dict[str, Any], trainer: Trainer | None = None) -> dict[str, float]:
@@ -324,14 +385,18 @@ class Run:
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         if trainer is not None and "train_loss" in numbers and self.resumed_from is not None:
             state, step = trainer.state, self.record.restarts[-1]["step"]
-            loss = whole_train_loss(state.log_history, step, state.global_step, numbers["train_loss"])
+            loss = whole_train_loss(
+                state.log_history, step, state.global_step, numbers["train_loss"]
+            )
             numbers["train_loss"] = numbers["train_loss"] if loss is None else loss
         for name, value in numbers.items():
             if name.endswith("loss") and not math.isfinite(value):
                 raise DivergedError(
                     f"{name} is {value}: training diverged; lower --learning_rate, lengthen --warmup_steps"
                 )
-        self.record.metrics |= {name: value for name, value in numbers.items() if math.isfinite(value)}
+        self.record.metrics |= {
+            name: value for name, value in numbers.items() if math.isfinite(value)
+        }
         if trainer is not None:
             trainer.save_model(str(self.output_dir))
             trainer.save_state()
@@ -367,7 +432,9 @@ class Run:
         temporary = self.output_dir / f"{RUN_FILE}.tmp"
         with temporary.open("w", encoding="utf-8") as file:
             values = redact_values(dataclasses.asdict(self.record))
-            json.dump(values, file, indent=2, ensure_ascii=False, default=lambda value: redact(str(value)))
+            json.dump(
+                values, file, indent=2, ensure_ascii=False, default=lambda value: redact(str(value))
+            )
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.output_dir / RUN_FILE)
@@ -375,8 +442,16 @@ class Run:
 
 def _plain(settings: Any) -> dict[str, Any]:
     """A dataclass as plain values, without secrets."""
-    values = settings.to_dict() if isinstance(settings, TrainingArguments) else dataclasses.asdict(settings)
-    return {name: value for name, value in values.items() if name not in ("hub_token", "push_to_hub_token")}
+    values = (
+        settings.to_dict()
+        if isinstance(settings, TrainingArguments)
+        else dataclasses.asdict(settings)
+    )
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in ("hub_token", "push_to_hub_token")
+    }
 
 
 def _now() -> str:

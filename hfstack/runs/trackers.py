@@ -28,8 +28,13 @@ logger = get_logger(__name__)
 _FOLDER = "tensorboard"
 _TOLD = ".tracked.json"
 _KEEP_ALL = ("wandb", "trackio")  # trackers that cannot take anything back
-_ON_ITS_WAY_S = 20.0  # a tracker that is killed loses what it was told last: wandb writes its file every 15 s
-_USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")  # wandb takes neither together with WANDB_RESUME
+_ON_ITS_WAY_S = (
+    20.0  # a tracker that is killed loses what it was told last: wandb writes its file every 15 s
+)
+_USERS_OWN_PLACE = (
+    "WANDB_RESUME_FROM",
+    "WANDB_FORK_FROM",
+)  # wandb takes neither together with WANDB_RESUME
 
 
 _given: set[str] = set()  # run names and variables that were set here, and not by the user
@@ -55,13 +60,17 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
     wanted = {"TENSORBOARD_LOGGING_DIR": str(output_dir / _FOLDER), "WANDB_DIR": str(output_dir)}
     if not any(name in os.environ for name in _USERS_OWN_PLACE):
         wanted |= {"WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
-    names = {name: value for name, value in wanted.items() if name not in os.environ or name in _given}
+    names = {
+        name: value for name, value in wanted.items() if name not in os.environ or name in _given
+    }
     before = {name: os.environ.get(name) for name in names}
     callbacks = {name: integration_utils.INTEGRATION_TO_CALLBACK[name] for name in _KEEP_ALL}
     told = Told(output_dir / _TOLD, run_id)
     _given.update(names)
     os.environ.update(names)
-    integration_utils.INTEGRATION_TO_CALLBACK.update({name: _once(known, told) for name, known in callbacks.items()})
+    integration_utils.INTEGRATION_TO_CALLBACK.update(
+        {name: _once(known, told) for name, known in callbacks.items()}
+    )
     failed = True
     try:
         yield
@@ -131,7 +140,9 @@ class Told:
             return
         if values["run_id"] == self._run_id:
             self._before = self._now = values["step"], set(values["names"])
-            logger.info("the trackers know all up to step %d and are not told it twice", values["step"])
+            logger.info(
+                "the trackers know all up to step %d and are not told it twice", values["step"]
+            )
 
     def knows(self, step: int, names: set[str]) -> bool:
         """Whether all of this was told by an earlier process."""
@@ -167,19 +178,31 @@ class Told:
 
 def _once(known: Any, told: Told) -> type[TrainerCallback]:
     """Return upstream's callback of a tracker, which leaves out what the tracker knows from an earlier process."""
-    upstream: Any = getattr(known, "upstream", known)  # a run inside another one does not ask for that one's steps
+    upstream: Any = getattr(
+        known, "upstream", known
+    )  # a run inside another one does not ask for that one's steps
 
     class Continued(upstream):
         """Tells each step once."""
 
         def on_train_begin(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            **kwargs: Any,
         ) -> None:
             if state.is_world_process_zero:
                 told.begin()
             super().on_train_begin(args, state, control, **kwargs)
 
-        def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        def on_log(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            **kwargs: Any,
+        ) -> None:
             names = set(kwargs["logs"])
             if told.knows(state.global_step, names):
                 return
@@ -188,7 +211,11 @@ def _once(known: Any, told: Told) -> type[TrainerCallback]:
                 told.add(state.global_step, names)
 
         def on_train_end(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            **kwargs: Any,
         ) -> None:
             """Leave the run open for what is measured after training: TRL's own log calls fail on a closed one."""
             told.at_end.append(lambda: upstream.on_train_end(self, args, state, control, **kwargs))

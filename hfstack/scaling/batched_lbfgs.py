@@ -43,15 +43,22 @@ class _Memory:
         shares: list[Array] = []
         pairs = list(zip(self.steps, self.changes, self.products, strict=True))
         for step, change, product in reversed(pairs):
-            share = np.where(product > 0, (step * direction).sum(1) / np.where(product > 0, product, 1), 0)  # (S,)
+            share = np.where(
+                product > 0, (step * direction).sum(1) / np.where(product > 0, product, 1), 0
+            )  # (S,)
             direction = direction - share[:, None] * change
             shares.append(share)
         if pairs:  # the newest step sets the scale
             _, change, product = pairs[-1]
             length = (change * change).sum(1)
-            direction = direction * np.where(product > 0, product / np.where(length > 0, length, 1), 1)[:, None]
+            direction = (
+                direction
+                * np.where(product > 0, product / np.where(length > 0, length, 1), 1)[:, None]
+            )
         for (step, change, product), share in zip(pairs, reversed(shares), strict=True):
-            back = np.where(product > 0, (change * direction).sum(1) / np.where(product > 0, product, 1), 0)
+            back = np.where(
+                product > 0, (change * direction).sum(1) / np.where(product > 0, product, 1), 0
+            )
             direction = direction + np.where(product > 0, share - back, 0)[:, None] * step
         return direction
 
@@ -69,7 +76,9 @@ class _Memory:
             kept[:] = [values[rows] for values in kept]
 
 
-def minimise(objective: Objective, starts: Array, *, iterations: int = 400, tolerance: float = 1e-10) -> Minimum:
+def minimise(
+    objective: Objective, starts: Array, *, iterations: int = 400, tolerance: float = 1e-10
+) -> Minimum:
     """Return the minimum that each start leads to.
 
     A problem ends when no step along its direction lowers the value, or when ten steps in a row lower it by less than
@@ -95,8 +104,13 @@ def minimise(objective: Objective, starts: Array, *, iterations: int = 400, tole
         direction[uphill], slope[uphill] = -gradient[uphill], -(gradient[uphill] ** 2).sum(1)
         if not memory.steps:
             direction, slope = _at_most(direction, slope, 1.0)
-        moved, moved_value, moved_gradient, found = _line_search(objective, (x, value, direction, slope), active)
-        memory.remember(np.where(found[:, None], moved - x, 0), np.where(found[:, None], moved_gradient - gradient, 0))
+        moved, moved_value, moved_gradient, found = _line_search(
+            objective, (x, value, direction, slope), active
+        )
+        memory.remember(
+            np.where(found[:, None], moved - x, 0),
+            np.where(found[:, None], moved_gradient - gradient, 0),
+        )
         small = value - moved_value <= tolerance * np.abs(moved_value)
         stalled = np.where(small, stalled + 1, 0)
         x, value, gradient = moved, moved_value, moved_gradient
@@ -128,7 +142,9 @@ def _line_search(
     for _ in range(_HALVINGS):
         trial = x[waiting] + size[waiting, None] * direction[waiting]
         trial_value, trial_gradient = objective(trial, active[waiting])
-        enough = trial_value <= value[waiting] + _SUFFICIENT_DECREASE * size[waiting] * slope[waiting]
+        enough = (
+            trial_value <= value[waiting] + _SUFFICIENT_DECREASE * size[waiting] * slope[waiting]
+        )
         enough &= np.isfinite(trial_gradient).all(1)
         done = waiting[enough]
         moved[done], moved_value[done], moved_gradient[done] = (

@@ -11,7 +11,15 @@ import numpy as np
 
 from hfstack.errors import ConfigError
 from hfstack.scaling.intervals import Interval, expanded_percentiles
-from hfstack.scaling.ladder import LEAST_STEPS, Costs, Count, Machine, Rung, config_of_size, plan_rung
+from hfstack.scaling.ladder import (
+    LEAST_STEPS,
+    Costs,
+    Count,
+    Machine,
+    Rung,
+    config_of_size,
+    plan_rung,
+)
 from hfstack.scaling.parametric import Law
 
 # The law of Hoffmann et al. (2022) refitted to their own points by Besiroglu et al. (2024, arXiv:2404.10102, table 1):
@@ -72,7 +80,10 @@ class BudgetPlan:
             "learning_rate": rung.learning_rate,
             "predicted_loss": self.loss,
         }
-        for name, interval in (("predicted_loss", self.loss_interval), ("parameters", self.parameters_interval)):
+        for name, interval in (
+            ("predicted_loss", self.loss_interval),
+            ("parameters", self.parameters_interval),
+        ):
             if interval is not None:
                 numbers |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
         return numbers
@@ -92,12 +103,16 @@ def budget_flops(budget: BudgetArgs, *, peak_flops_per_s: float, utilization: fl
     given = {name: getattr(budget, name) for name in ("budget_flops", "device_hours", "money")}
     named = {name: value for name, value in given.items() if value is not None}
     if len(named) != 1:
-        raise ConfigError(f"give one budget of --{', --'.join(given)}, or a --recipe; got {', '.join(named) or 'none'}")
+        raise ConfigError(
+            f"give one budget of --{', --'.join(given)}, or a --recipe; got {', '.join(named) or 'none'}"
+        )
     for name, value in (named | {"price_per_device_hour": budget.price_per_device_hour}).items():
         if value is not None and not 0 < value < np.inf:
             raise ConfigError(f"--{name} must be above 0, got {value:g}")
     if not 0 < utilization <= 1:
-        raise ConfigError(f"--utilization is a share of the peak, above 0 and at most 1, got {utilization:g}")
+        raise ConfigError(
+            f"--utilization is a share of the peak, above 0 and at most 1, got {utilization:g}"
+        )
     if budget.budget_flops is not None:
         return budget.budget_flops
     hours = budget.device_hours
@@ -147,7 +162,12 @@ def plan_budget(
     wished = parameters if parameters is not None else law.optimum(flops)[0]
     config, costs = config_of_size(template, wished, block_size=block_size, count=count)
     rung = plan_rung(
-        config, costs, flops / costs.train_flops_per_token, family=family, block_size=block_size, machine=machine
+        config,
+        costs,
+        flops / costs.train_flops_per_token,
+        family=family,
+        block_size=block_size,
+        machine=machine,
     )
     if rung.steps < LEAST_STEPS:
         raise ConfigError(

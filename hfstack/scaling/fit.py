@@ -92,7 +92,9 @@ def fit_ladder(
     """
     place = f"{name}: " if name else ""
     if len(rungs) < 2:
-        raise DataError(f"{place}{len(rungs)} rung: a scaling law needs at least 2, and to be of use 6 or more")
+        raise DataError(
+            f"{place}{len(rungs)} rung: a scaling law needs at least 2, and to be of use 6 or more"
+        )
     found = LadderFit(rungs)
     try:
         refuse_rising(rungs)
@@ -113,7 +115,9 @@ def fit_ladder(
                 raise DataError(f"{place}{error}") from None
             found.refused[form] = str(error)
     if not found.fitted:
-        raise DataError(place + "; ".join(f"{form}: {reason}" for form, reason in found.refused.items()))
+        raise DataError(
+            place + "; ".join(f"{form}: {reason}" for form, reason in found.refused.items())
+        )
     for form in found.fitted:
         found.notes += [f"{form}: {note}" for note in getattr(found, form).notes]
     if repeating(rungs).any():
@@ -125,7 +129,9 @@ def fit_ladder(
     return found
 
 
-def predict_largest(rungs: Rungs, *, draws: int = 200, seed: int = 0, resample: Resample = "rows") -> list[Prediction]:
+def predict_largest(
+    rungs: Rungs, *, draws: int = 200, seed: int = 0, resample: Resample = "rows"
+) -> list[Prediction]:
     """Fit on all rungs but those of the largest compute, and predict these.
 
     Two forms are tried: the parametric law, and the straight line in log-log through the frontier of loss over compute,
@@ -142,7 +148,9 @@ def predict_largest(rungs: Rungs, *, draws: int = 200, seed: int = 0, resample: 
         if line.exponent < 0:
             flops = float(large.flops[best])
             guess = (line.predict(flops), line.predict_interval(flops))
-            predictions.append(_prediction("power law of compute", large, best, *guess, fitted=len(kept)))
+            predictions.append(
+                _prediction("power law of compute", large, best, *guess, fitted=len(kept))
+            )
     try:
         fit = fit_parametric(small, draws=draws, seed=seed, resample=resample)
     except DataError:
@@ -173,9 +181,13 @@ def _fit_repeated(rungs: Rungs, draws: int, seed: int) -> RepeatedFit:
     """The plain law from the rungs that repeat nothing, the decays from the others."""
     again = repeating(rungs)
     if not again.any():
-        raise DataError("no rung read its data more than once (give --unique_tokens_column, or runs that did)")
+        raise DataError(
+            "no rung read its data more than once (give --unique_tokens_column, or runs that did)"
+        )
     try:
         plain = fit_parametric(rungs.select(~again), draws=0)
     except DataError as error:
-        raise DataError(f"of the {int((~again).sum())} rungs that repeat nothing: {error}") from None
+        raise DataError(
+            f"of the {int((~again).sum())} rungs that repeat nothing: {error}"
+        ) from None
     return fit_repeated(rungs, plain.law, draws=draws, seed=seed)

@@ -104,19 +104,25 @@ def fit_isoflop(
     )
     good = [curve for curve in curves if not curve.doubt]
     if len(good) < 2:
-        reasons = "; ".join(f"C = {curve.flops:.3g}: {curve.doubt}" for curve in curves if curve.doubt)
+        reasons = "; ".join(
+            f"C = {curve.flops:.3g}: {curve.doubt}" for curve in curves if curve.doubt
+        )
         raise DataError(
             f"IsoFLOP curves: {len(good)} of {len(groups)} computes have a minimum inside their 3 or more sizes, 2 "
             f"are needed{': ' + reasons if reasons else '; add sizes at equal compute'}"
         )
     notes = [f"C = {curve.flops:.3g} is left out: {curve.doubt}" for curve in curves if curve.doubt]
     if len(groups) > len(curves):
-        notes.append(f"{len(groups) - len(curves)} computes have fewer than 3 sizes and are left out")
+        notes.append(
+            f"{len(groups) - len(curves)} computes have fewer than 3 sizes and are left out"
+        )
     flops = np.array([curve.flops for curve in good])
     best = np.array([[c.optimum_parameters, c.optimum_tokens, c.optimum_loss] for c in good])
     interval = _bootstrap(rungs, groups, (shape, window), draws=draws, seed=seed) if draws else None
     if interval is None and draws:
-        notes.append("too few runs at each compute to draw them again: no bootstrap interval of the exponent")
+        notes.append(
+            "too few runs at each compute to draw them again: no bootstrap interval of the exponent"
+        )
     return _allocation(flops, best, curves=curves, interval=interval, notes=tuple(notes))
 
 
@@ -148,7 +154,10 @@ def _allocation(
     interval: Interval | None = None,
     notes: tuple[str, ...] = (),
 ) -> Allocation:
-    laws = [fit_power_law(flops, best[:, i], name=name) for i, name in enumerate(("N*(C)", "D*(C)", "L*(C)"))]
+    laws = [
+        fit_power_law(flops, best[:, i], name=name)
+        for i, name in enumerate(("N*(C)", "D*(C)", "L*(C)"))
+    ]
     return Allocation(
         flops=flops,
         parameters=best[:, 0],
@@ -167,7 +176,9 @@ def _curve(runs: Rungs, shape: Shape, window: float | None) -> IsoFlopCurve:
     """One curve over log N. Tokens at the optimum are interpolated between the runs' own."""
     runs = _one_a_size(runs)
     if window is not None:
-        near = np.abs(np.log(runs.parameters / runs.parameters[np.argmin(runs.loss)])) <= np.log(window)
+        near = np.abs(np.log(runs.parameters / runs.parameters[np.argmin(runs.loss)])) <= np.log(
+            window
+        )
         runs = runs.select(near) if near.sum() >= _PARABOLA else runs
     x, y = np.log(runs.parameters), np.log(runs.loss)
     line = np.linspace(x[0], x[-1], _LINE_POINTS)
@@ -207,11 +218,18 @@ def _one_a_size(runs: Rungs) -> Rungs:
     def mean(values: Array) -> Array:
         return np.exp(np.bincount(place, weights=np.log(values)) / counts)
 
-    return Rungs(sizes, mean(runs.tokens), mean(runs.loss), mean(runs.flops), mean(runs.unique_tokens))
+    return Rungs(
+        sizes, mean(runs.tokens), mean(runs.loss), mean(runs.flops), mean(runs.unique_tokens)
+    )
 
 
 def _bootstrap(
-    rungs: Rungs, groups: list[NDArray[np.intp]], way: tuple[Shape, float | None], *, draws: int, seed: int
+    rungs: Rungs,
+    groups: list[NDArray[np.intp]],
+    way: tuple[Shape, float | None],
+    *,
+    draws: int,
+    seed: int,
 ) -> Interval | None:
     """The spread of the exponent over draws in which every compute has its minimum; None when most have not."""
     rng = np.random.default_rng(seed)

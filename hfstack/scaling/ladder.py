@@ -161,7 +161,9 @@ def build_ladder(
                 tokens = _tokens(design, budget, costs)
                 rung = plan(config, costs, tokens, family=family)
                 if rung.steps < LEAST_STEPS:
-                    least = _least_tokens(tokens, lambda more: plan(config, costs, more, family=family).steps)  # noqa: B023
+                    least = _least_tokens(
+                        tokens, lambda more: plan(config, costs, more, family=family).steps
+                    )  # noqa: B023
                     raise ConfigError(
                         f"--budgets {budget:g} is too small for the {family} of {costs.parameters:,} parameters: "
                         f"{tokens:,.0f} tokens are {rung.steps} steps of {rung.sequences_per_step} x {block_size}, and "
@@ -249,7 +251,9 @@ def config_of_size(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if costs(_width(middle)).parameters < size else (low, middle)
-    nearest = min((low, high), key=lambda place: abs(math.log(costs(_width(place)).parameters / size)))
+    nearest = min(
+        (low, high), key=lambda place: abs(math.log(costs(_width(place)).parameters / size))
+    )
     return scale_config(template, _width(nearest), block_size=block_size), costs(_width(nearest))
 
 
@@ -260,7 +264,9 @@ def scale_config(template: dict[str, Any], width: int, *, block_size: int) -> di
         ConfigError: the template has no known name for its width or depth.
     """
     config = dict(template)
-    names = {what: _name(config, options) for what, options in (("width", _WIDTHS), ("depth", _DEPTHS))}
+    names = {
+        what: _name(config, options) for what, options in (("width", _WIDTHS), ("depth", _DEPTHS))
+    }
     for what, name in names.items():
         if name is None:
             raise ConfigError(
@@ -277,7 +283,9 @@ def scale_config(template: dict[str, Any], width: int, *, block_size: int) -> di
         config[heads_name] = heads
         if config.get("num_key_value_heads"):
             shared = max(1, round(template[heads_name] / template["num_key_value_heads"]))
-            config["num_key_value_heads"] = next(heads // n for n in range(shared, 0, -1) if heads % n == 0)
+            config["num_key_value_heads"] = next(
+                heads // n for n in range(shared, 0, -1) if heads % n == 0
+            )
         if config.get("head_dim"):
             config["head_dim"] = head_width(width)
     if (inner := _name(config, _INNERS)) is not None:

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from hfstack.errors import DataError
 from hfstack.scaling.batched_lbfgs import minimise
 from hfstack.scaling.intervals import Interval, expanded_percentiles
-from hfstack.scaling.rungs import FLOPS_PER_PARAMETER_TOKEN, Rungs, collinearity, distinct, refuse_rising
+from hfstack.scaling.rungs import (
+    FLOPS_PER_PARAMETER_TOKEN,
+    Rungs,
+    collinearity,
+    distinct,
+    refuse_rising,
+)
 
 Array = NDArray[np.float64]
 Resample = Literal["rows", "residuals"]
@@ -92,7 +98,9 @@ class ParametricFit:
     """What the data cannot tell, a sentence each."""
     freedom: int = field(default=0)
 
-    def predict_interval(self, parameters: float, tokens: float, *, seed: int = 0) -> Interval | None:
+    def predict_interval(
+        self, parameters: float, tokens: float, *, seed: int = 0
+    ) -> Interval | None:
         """Return the 95 % interval of the loss of one more rung: the draws' spread and one rung's own noise."""
         if not self.draws:
             return None
@@ -106,7 +114,11 @@ def predict_logs(points: Array, log_parameters: Array, log_tokens: Array) -> tup
     """Return log L (S, R) and the share of each term in L (S, R, 3) at the points (S, 5)."""
     e, a, b, alpha, beta = (points[:, i, None] for i in range(5))
     terms = np.stack(
-        [np.broadcast_to(e, (len(points), log_parameters.shape[-1])), a - alpha * log_parameters, b - beta * log_tokens]
+        [
+            np.broadcast_to(e, (len(points), log_parameters.shape[-1])),
+            a - alpha * log_parameters,
+            b - beta * log_tokens,
+        ]
     )  # (3, S, R)
     top = terms.max(0)
     powers = np.exp(terms - top)
@@ -189,7 +201,9 @@ def fit_parametric(
     if draws and freedom > 0:
         rng = np.random.default_rng(seed)
         if resample == "rows":
-            weights = rng.multinomial(len(rungs), np.full(len(rungs), 1 / len(rungs)), size=draws).astype(float)
+            weights = rng.multinomial(
+                len(rungs), np.full(len(rungs), 1 / len(rungs)), size=draws
+            ).astype(float)
             again = _Problem(*logs, log_loss, weights)
         else:
             dealt = rng.choice(residuals * np.sqrt(len(rungs) / freedom), size=(draws, len(rungs)))
@@ -269,7 +283,9 @@ def _law(point: Array, means: Sequence[float]) -> Law:
     """Back from centred logs; what has run off to infinity is cut where a float still holds it."""
     e, a, b, alpha, beta = (float(value) for value in point)
     log_a, log_b = (min(700.0, x) for x in (a + alpha * means[0], b + beta * means[1]))
-    return Law(float(np.exp(min(e, 700.0))), float(np.exp(log_a)), float(np.exp(log_b)), alpha, beta)
+    return Law(
+        float(np.exp(min(e, 700.0))), float(np.exp(log_a)), float(np.exp(log_b)), alpha, beta
+    )
 
 
 def _intervals(draws: list[Law], freedom: int) -> dict[str, Interval]:
@@ -289,12 +305,20 @@ def _doubts(law: Law, intervals: dict[str, Interval], *, freedom: int, asked: bo
     if law.E < 1e-3 * (law.A + law.B) and law.E < 1e-2:
         notes.append("E is 0: within these rungs nothing shows a floor")
     if freedom == 0:
-        notes.append("as many parameters as rungs: the law goes through every point, and says nothing about its error")
+        notes.append(
+            "as many parameters as rungs: the law goes through every point, and says nothing about its error"
+        )
     elif asked and freedom < 5:
         notes.append(f"only {freedom} rungs more than parameters: the intervals are rough")
     for name, interval in intervals.items():
-        if name in ("alpha", "beta") and (interval.low <= 0 or interval.high > 3 * max(interval.low, 1e-9)):
-            notes.append(f"{name} is not determined: its 95 % interval is {interval.low:.3g} to {interval.high:.3g}")
+        if name in ("alpha", "beta") and (
+            interval.low <= 0 or interval.high > 3 * max(interval.low, 1e-9)
+        ):
+            notes.append(
+                f"{name} is not determined: its 95 % interval is {interval.low:.3g} to {interval.high:.3g}"
+            )
         if name == "E" and interval.low < interval.high / 3:
-            notes.append(f"E is not determined: its 95 % interval is {interval.low:.3g} to {interval.high:.3g}")
+            notes.append(
+                f"E is not determined: its 95 % interval is {interval.low:.3g} to {interval.high:.3g}"
+            )
     return notes

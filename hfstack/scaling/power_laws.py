@@ -44,8 +44,14 @@ class PowerLaw:
         if self.points <= 2 or not self.spread:
             return None
         far = (np.log(x) - self.center) ** 2 / self.spread
-        width = stats.t.ppf(0.975, self.points - 2) * self.residual_std * np.sqrt(1 + 1 / self.points + far)
-        return Interval(float(self.predict(x) * np.exp(-width)), float(self.predict(x) * np.exp(width)))
+        width = (
+            stats.t.ppf(0.975, self.points - 2)
+            * self.residual_std
+            * np.sqrt(1 + 1 / self.points + far)
+        )
+        return Interval(
+            float(self.predict(x) * np.exp(-width)), float(self.predict(x) * np.exp(width))
+        )
 
     @property
     def scale(self) -> float:
@@ -53,7 +59,9 @@ class PowerLaw:
         return float(self.coefficient ** (-1 / self.exponent)) if self.exponent else float("inf")
 
 
-def fit_power_law(x: Any, y: Any, *, weights: Any | None = None, name: str = "power law") -> PowerLaw:
+def fit_power_law(
+    x: Any, y: Any, *, weights: Any | None = None, name: str = "power law"
+) -> PowerLaw:
     """Fit a straight line to log y over log x by least squares.
 
     Args:
@@ -67,7 +75,9 @@ def fit_power_law(x: Any, y: Any, *, weights: Any | None = None, name: str = "po
     """
     log_x, log_y = np.log(np.asarray(x, dtype=float)), np.log(np.asarray(y, dtype=float))
     if len(log_x) < 2 or np.ptp(log_x) < 1e-12:
-        raise DataError(f"{name}: {len(log_x)} rungs at one value; a power law needs 2 different ones, better 4")
+        raise DataError(
+            f"{name}: {len(log_x)} rungs at one value; a power law needs 2 different ones, better 4"
+        )
     w = np.ones_like(log_x) if weights is None else np.asarray(weights, dtype=float)
     center = float((w * log_x).sum() / w.sum())
     middle = float((w * log_y).sum() / w.sum())
@@ -115,7 +125,11 @@ def fit_kaplan(rungs: Rungs) -> KaplanFit:
     """
     laws: dict[str, PowerLaw] = {}
     rising: list[str] = []
-    directions = {"N": ("parameters", rungs.parameters), "D": ("tokens", rungs.tokens), "C": ("compute", rungs.flops)}
+    directions = {
+        "N": ("parameters", rungs.parameters),
+        "D": ("tokens", rungs.tokens),
+        "C": ("compute", rungs.flops),
+    }
     for letter, (what, values) in directions.items():
         best = frontier(values, rungs.loss) if letter == "C" else best_of_steps(values, rungs.loss)
         if len(best) < 2:
@@ -128,18 +142,26 @@ def fit_kaplan(rungs: Rungs) -> KaplanFit:
                 f"L({letter}): losses rise with {what} (exponent {law.exponent:+.4f} over {law.points} steps)"
             )
     if not laws:
-        found = "; ".join(rising) or f"{len(rungs)} rungs at one size, one number of tokens and one compute"
+        found = (
+            "; ".join(rising)
+            or f"{len(rungs)} rungs at one size, one number of tokens and one compute"
+        )
         raise DataError(
             f"{found}: every scaling law falls; check the columns, and whether large models were trained to the end"
         )
-    return KaplanFit(laws, tuple(f"{text}: left out, because the other quantity binds" for text in rising))
+    return KaplanFit(
+        laws, tuple(f"{text}: left out, because the other quantity binds" for text in rising)
+    )
 
 
 def best_of_steps(values: Array, loss: Array) -> list[int]:
     """Return the rung of lowest loss at each step of `values`, in rising order."""
     starts = np.array(step_starts(values))
     step = np.searchsorted(starts, values * (1 + 1e-12), side="right") - 1
-    return [int(rows[np.argmin(loss[rows])]) for rows in (np.flatnonzero(step == s) for s in range(len(starts)))]
+    return [
+        int(rows[np.argmin(loss[rows])])
+        for rows in (np.flatnonzero(step == s) for s in range(len(starts)))
+    ]
 
 
 def frontier(cost: Array, loss: Array) -> list[int]:

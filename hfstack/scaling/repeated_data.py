@@ -42,13 +42,18 @@ class RepeatedLaw:
     parameters_decay: float
     """R_N*; 5.3 in the paper."""
 
-    def effective(self, parameters: float, tokens: float, unique_tokens: float) -> tuple[float, float]:
+    def effective(
+        self, parameters: float, tokens: float, unique_tokens: float
+    ) -> tuple[float, float]:
         """Return N' and D'."""
         unique = min(unique_tokens, tokens)
         size = min(best_size(self.law, unique), parameters)
         worth = [
             amount + amount * decay * (1 - np.exp(-(whole / amount - 1) / decay))
-            for amount, whole, decay in ((size, parameters, self.parameters_decay), (unique, tokens, self.tokens_decay))
+            for amount, whole, decay in (
+                (size, parameters, self.parameters_decay),
+                (unique, tokens, self.tokens_decay),
+            )
         ]
         return float(worth[0]), float(worth[1])
 
@@ -72,7 +77,9 @@ class RepeatedFit:
 
 def best_size(law: Law, tokens: float | Array) -> float:
     """Return the size for which `tokens` is the compute-optimal amount of data, under C = 6ND."""
-    return (law.alpha * law.A / (law.beta * law.B)) ** (1 / law.alpha) * tokens ** (law.beta / law.alpha)
+    return (law.alpha * law.A / (law.beta * law.B)) ** (1 / law.alpha) * tokens ** (
+        law.beta / law.alpha
+    )
 
 
 def repeating(rungs: Rungs) -> NDArray[np.bool_]:
@@ -100,17 +107,30 @@ def fit_repeated(rungs: Rungs, law: Law, *, draws: int = 200, seed: int = 0) -> 
         )
     unique = np.minimum(again.unique_tokens, again.tokens)
     size = np.minimum(best_size(law, unique), again.parameters)
-    problem = _Problem(law, size, again.parameters / size - 1, unique, again.tokens / unique - 1, np.log(again.loss))
+    problem = _Problem(
+        law,
+        size,
+        again.parameters / size - 1,
+        unique,
+        again.tokens / unique - 1,
+        np.log(again.loss),
+    )
     starts = np.log(np.array(list(itertools.product(_GRID, _GRID))))  # (36, 2)
     every = np.ones((1, len(again)))
-    found = minimise(lambda points, _: problem.objective(points, every), starts, iterations=500, tolerance=1e-12)
+    found = minimise(
+        lambda points, _: problem.objective(points, every), starts, iterations=500, tolerance=1e-12
+    )
     winner = int(np.argmin(found.value))
     best = found.parameters[winner]
     intervals: dict[str, Interval] = {}
     if draws:
         rng = np.random.default_rng(seed)
-        weights = rng.multinomial(len(again), np.full(len(again), 1 / len(again)), size=draws).astype(float)
-        drawn = minimise(lambda points, rows: problem.objective(points, weights[rows]), np.tile(best, (draws, 1)))
+        weights = rng.multinomial(
+            len(again), np.full(len(again), 1 / len(again)), size=draws
+        ).astype(float)
+        drawn = minimise(
+            lambda points, rows: problem.objective(points, weights[rows]), np.tile(best, (draws, 1))
+        )
         ends = np.exp(np.clip(drawn.parameters, np.log(_SMALL), np.log(_LARGE)))
         for column, name in enumerate(("tokens_decay", "parameters_decay")):
             intervals[name] = expanded_percentiles(ends[:, column], freedom=len(again) - _FITTED)
@@ -140,7 +160,9 @@ class _Problem:
         decay_d, decay_n = (np.exp(np.clip(points[:, i, None], -30, 30)) for i in range(_FITTED))
         tokens = self.unique * (1 - decay_d * np.expm1(-self.repeats / decay_d))
         size = self.size * (1 - decay_n * np.expm1(-self.excess / decay_n))
-        return np.log(self.law.E + self.law.A * size**-self.law.alpha + self.law.B * tokens**-self.law.beta)
+        return np.log(
+            self.law.E + self.law.A * size**-self.law.alpha + self.law.B * tokens**-self.law.beta
+        )
 
     def objective(self, points: Array, weights: Array) -> tuple[Array, Array]:
         """Values (S,) and central-difference gradients (S, 2): two numbers are not worth a derivation."""
@@ -162,9 +184,13 @@ class _Problem:
 def _doubts(decays: Array, problem: _Problem) -> list[str]:
     notes = []
     if decays[0] > 10 * problem.repeats.max():
-        notes.append("R_D* lies far beyond the measured epochs: within them repeated tokens are worth as much as new")
+        notes.append(
+            "R_D* lies far beyond the measured epochs: within them repeated tokens are worth as much as new"
+        )
     if problem.excess.max() < 0.1:
         notes.append("R_N* is not determined: no rung is larger than its unique tokens call for")
     elif decays[1] > 10 * problem.excess.max():
-        notes.append("R_N* lies far beyond the measured sizes: within them excess parameters lose nothing")
+        notes.append(
+            "R_N* lies far beyond the measured sizes: within them excess parameters lose nothing"
+        )
     return notes

@@ -36,7 +36,11 @@ class Rungs:
     def select(self, rows: Any) -> "Rungs":
         """Return some of the rungs, by a mask or by numbers."""
         return Rungs(
-            self.parameters[rows], self.tokens[rows], self.loss[rows], self.flops[rows], self.unique_tokens[rows]
+            self.parameters[rows],
+            self.tokens[rows],
+            self.loss[rows],
+            self.flops[rows],
+            self.unique_tokens[rows],
         )
 
     @property
@@ -46,7 +50,12 @@ class Rungs:
 
 
 def make_rungs(
-    parameters: Any, tokens: Any, loss: Any, *, flops: Any | None = None, unique_tokens: Any | None = None
+    parameters: Any,
+    tokens: Any,
+    loss: Any,
+    *,
+    flops: Any | None = None,
+    unique_tokens: Any | None = None,
 ) -> Rungs:
     """Return checked rungs from plain sequences of numbers.
 
@@ -66,7 +75,9 @@ def make_rungs(
     for name, values in arrays.items():
         bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
         if len(bad):
-            raise DataError(f"rung {bad[0] + 1}: {name} is {values[bad[0]]:g}: it must be a positive finite number")
+            raise DataError(
+                f"rung {bad[0] + 1}: {name} is {values[bad[0]]:g}: it must be a positive finite number"
+            )
     product = FLOPS_PER_PARAMETER_TOKEN * arrays["parameters"] * arrays["tokens"]
     return Rungs(
         arrays["parameters"],
@@ -77,7 +88,9 @@ def make_rungs(
     )
 
 
-def rungs_from_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, place: str) -> Rungs:
+def rungs_from_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, place: str
+) -> Rungs:
     """Return the rungs of a table.
 
     Args:
@@ -138,7 +151,9 @@ def refuse_rising(rungs: Rungs) -> None:
         DataError: a slope is positive, by more than twice its standard error where one can be known.
     """
     x = np.column_stack([np.log(rungs.parameters), np.log(rungs.tokens)])
-    varied = [i for i, values in enumerate((rungs.parameters, rungs.tokens)) if distinct(values) > 1]
+    varied = [
+        i for i, values in enumerate((rungs.parameters, rungs.tokens)) if distinct(values) > 1
+    ]
     if len(varied) == 2 and collinearity(rungs) > 0.99:
         varied = [0] if np.corrcoef(x.T)[0, 1] > 0 else []
     for column, slope, error in _slopes(x[:, varied], np.log(rungs.loss)):

@@ -13,7 +13,9 @@ from hfstack.shipped import CHAT_TEMPLATES, find_shipped
 logger = get_logger(__name__)
 
 
-def render_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], **options: Any) -> Any:
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, Any]], **options: Any
+) -> Any:
     """Return what `apply_chat_template` makes of a conversation.
 
     Args:
@@ -32,7 +34,9 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, turns: Sequence[dict[str, An
         ) from error
 
 
-_ANSWER = "xyzzy"  # what is looked for in the rendered conversation; any word that no template writes
+_ANSWER = (
+    "xyzzy"  # what is looked for in the rendered conversation; any word that no template writes
+)
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -50,7 +54,11 @@ def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     """Add the end of a turn to the ids at which the model's generation stops, and return all of them."""
     settings = cast(Any, model.generation_config)
     listed = settings.eos_token_id
-    ends = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id, end_of_turn_id(tokenizer)]
+    ends = [
+        *(listed if isinstance(listed, list) else [listed]),
+        tokenizer.eos_token_id,
+        end_of_turn_id(tokenizer),
+    ]
     unique = list(dict.fromkeys(token for token in ends if token is not None))
     if unique and unique != listed and [listed] != unique:
         names = " ".join(str(name) for name in tokenizer.convert_ids_to_tokens(unique))
@@ -81,7 +89,9 @@ def read_template(name: str) -> str:
     raise ConfigError(f"--chat_template_path {name}: no such file; shipped templates: {known}")
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], **settings: Any) -> Any:
+def _template(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], **settings: Any
+) -> Any:
     return render_chat(tokenizer, turns, tokenize=True, return_dict=True, **settings)
 
 

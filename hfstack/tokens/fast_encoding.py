@@ -62,7 +62,9 @@ class DocumentEncoder:
         if reason is not None:
             self._encoding = None
             self._drops_unknown = _drops_unknown(self.tokenizer)
-            logger.warning("encoding with the slower `tokenizers` library, not with tiktoken: %s", reason)
+            logger.warning(
+                "encoding with the slower `tokenizers` library, not with tiktoken: %s", reason
+            )
 
     @property
     def engine(self) -> str:
@@ -76,11 +78,23 @@ class DocumentEncoder:
         joined = _END.join(documents) + _END
         special: list[int] = []
         if joined.count(_MARK) > len(documents) or self._added.search(joined):
-            special = [i for i, document in enumerate(documents) if _MARK in document or self._added.search(document)]
+            special = [
+                i
+                for i, document in enumerate(documents)
+                if _MARK in document or self._added.search(document)
+            ]
         try:
-            return self._encode_mixed(documents, special) if special else self._encode_with_tiktoken(joined)
-        except ValueError:  # its regex engine gives up on a run of hundreds of thousands of white-space characters
-            too_long = [index for index, document in enumerate(documents) if self._gives_up(document)]
+            return (
+                self._encode_mixed(documents, special)
+                if special
+                else self._encode_with_tiktoken(joined)
+            )
+        except (
+            ValueError
+        ):  # its regex engine gives up on a run of hundreds of thousands of white-space characters
+            too_long = [
+                index for index, document in enumerate(documents) if self._gives_up(document)
+            ]
             return self._encode_mixed(documents, sorted({*special, *too_long}))
 
     def _mirror(self) -> None:
@@ -95,7 +109,9 @@ class DocumentEncoder:
         )
         # The public calls give a list a document; one string in and one buffer out is the fastest way on one thread.
         self._encode_to_buffer = self._encoding._core_bpe.encode_to_tiktoken_buffer
-        added = [re.escape(token.content) for token in self.tokenizer.get_added_tokens_decoder().values()]
+        added = [
+            re.escape(token.content) for token in self.tokenizer.get_added_tokens_decoder().values()
+        ]
         self._added = re.compile("|".join(added) or "(?!)")
 
     def _encode_with_tiktoken(self, joined: str) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +120,9 @@ class DocumentEncoder:
 
     def _encode_with_tokenizer(self, documents: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self._drops_unknown:
-            encodings = self.tokenizer.encode_batch(documents, add_special_tokens=False)  # with offsets
+            encodings = self.tokenizer.encode_batch(
+                documents, add_special_tokens=False
+            )  # with offsets
             for document, encoding in zip(documents, encodings, strict=True):
                 _refuse_gaps(document, encoding.offsets)
         else:
@@ -113,7 +131,9 @@ class DocumentEncoder:
         ends = np.cumsum([len(row) + 1 for row in rows], dtype=np.int64)  # (D,)
         for row in rows:
             row.append(self.end_id)
-        return np.fromiter((token for row in rows for token in row), dtype=np.uint32, count=int(ends[-1])), ends
+        return np.fromiter(
+            (token for row in rows for token in row), dtype=np.uint32, count=int(ends[-1])
+        ), ends
 
     def _gives_up(self, document: str) -> bool:
         try:
@@ -122,13 +142,17 @@ class DocumentEncoder:
             return True
         return False
 
-    def _encode_mixed(self, documents: list[str], special: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _encode_mixed(
+        self, documents: list[str], special: list[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Encode the documents numbered `special` with the tokenizer itself and the rest with tiktoken, in order."""
         chosen = set(special)
         plain = [index for index in range(len(documents)) if index not in chosen]
         encoded = [self._encode_with_tokenizer([documents[index] for index in special])]
         if plain:
-            encoded.append(self._encode_with_tiktoken("".join(documents[index] + _END for index in plain)))
+            encoded.append(
+                self._encode_with_tiktoken("".join(documents[index] + _END for index in plain))
+            )
         pieces: list[np.ndarray] = [np.empty(0, dtype=np.uint32)] * len(documents)
         for indices, (ids, ends) in zip((special, plain), encoded, strict=False):
             for index, piece in zip(indices, np.split(ids, ends[:-1]), strict=True):
@@ -189,7 +213,9 @@ def private_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
         DataError: the tokenizer is written in Python and has no such core.
     """
     if not tokenizer.is_fast:
-        raise DataError(f"the tokenizer {_name(tokenizer)} has no tokenizer.json: convert it to a fast tokenizer first")
+        raise DataError(
+            f"the tokenizer {_name(tokenizer)} has no tokenizer.json: convert it to a fast tokenizer first"
+        )
     theirs: Tokenizer = tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # fast tokenizers have it
     ours = Tokenizer.from_str(theirs.to_str())
     ours.no_truncation()
@@ -215,7 +241,9 @@ def mirror_reason(core: Tokenizer) -> str | None:
     for option in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
         if model[option]:
             return f"its BPE model uses {option}={model[option]!r}"
-    missing = [byte for byte, character in _BYTE_TO_CHARACTER.items() if character not in model["vocab"]]
+    missing = [
+        byte for byte, character in _BYTE_TO_CHARACTER.items() if character not in model["vocab"]
+    ]
     if missing:
         return f"its vocabulary lacks {len(missing)} of the 256 bytes"
     return _unfaithful_token(core, model)
@@ -227,7 +255,9 @@ def _unfaithful_token(core: Tokenizer, model: dict[str, Any]) -> str | None:
     if model["ignore_merges"]:
         unreachable = set(model["vocab"]) - set(products) - set(CHARACTER_TO_BYTE)
         added = {token.content for token in core.get_added_tokens_decoder().values()}
-        return f"the token {min(unreachable - added)!r} has no merge" if unreachable - added else None
+        return (
+            f"the token {min(unreachable - added)!r} has no merge" if unreachable - added else None
+        )
     if len(set(products)) < len(products):
         return "two merges make the same token"
     for product in products:
@@ -244,7 +274,12 @@ def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
         case {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": pattern},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
                 {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
             ],
         }:
@@ -259,7 +294,9 @@ def _ranks_and_ids(model: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
     for pair in model["merges"]:
         token = "".join(pair)
         spelled = bytes(CHARACTER_TO_BYTE[character] for character in token)
-        if spelled not in ranks:  # with `ignore_merges`, files list every split of a token, best rank first
+        if (
+            spelled not in ranks
+        ):  # with `ignore_merges`, files list every split of a token, best rank first
             ranks[spelled] = len(ids)
             ids.append(model["vocab"][token])
     return ranks, ids
@@ -267,9 +304,15 @@ def _ranks_and_ids(model: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
 
 def _byte_characters() -> dict[int, str]:
     """Map each byte to the visible character that byte-level BPE writes it as (GPT-2, Radford et al. 2019)."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    visible = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     hidden = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + index) for index, byte in enumerate(hidden)}
+    return {byte: chr(byte) for byte in visible} | {
+        byte: chr(256 + index) for index, byte in enumerate(hidden)
+    }
 
 
 _BYTE_TO_CHARACTER = _byte_characters()

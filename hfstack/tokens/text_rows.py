@@ -33,9 +33,15 @@ def encode_texts(
         texts, pairs = [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)], None
     if not texts:
         return []
-    cut: dict[str, Any] = {"truncation": True, "max_length": max_length} if max_length is not None else {}
+    cut: dict[str, Any] = (
+        {"truncation": True, "max_length": max_length} if max_length is not None else {}
+    )
     encoded = tokenizer(
-        list(texts), list(pairs) if pairs is not None else None, return_attention_mask=False, verbose=False, **cut
+        list(texts),
+        list(pairs) if pairs is not None else None,
+        return_attention_mask=False,
+        verbose=False,
+        **cut,
     )
     names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
     columns = [cast(list[list[int]], encoded[name]) for name in names]
@@ -43,7 +49,11 @@ def encode_texts(
 
 
 def read_texts(
-    rows: Mapping[str, Sequence[Any]], columns: tuple[str, str | None], *, first_row: int = 1, name: str = "row"
+    rows: Mapping[str, Sequence[Any]],
+    columns: tuple[str, str | None],
+    *,
+    first_row: int = 1,
+    name: str = "row",
 ) -> tuple[list[str], list[str] | None, list[int]]:
     """Return the texts, the second texts or None, and the indices of rows where one of them is empty.
 
@@ -59,13 +69,17 @@ def read_texts(
         if column is None:
             continue
         if column not in rows:
-            raise DataError(f"no column {column!r} in the {name}s: found {', '.join(rows)}; set --text_column")
+            raise DataError(
+                f"no column {column!r} in the {name}s: found {', '.join(rows)}; set --text_column"
+            )
         values = list(rows[column])
         for index, value in enumerate(values):
             if not isinstance(value, str):
                 raise DataError(f"{name} {first_row + index}: {column} is {value!r}, not text")
         found.append(values)
-    empty = sorted({index for values in found for index, value in enumerate(values) if not value.strip()})
+    empty = sorted(
+        {index for values in found for index, value in enumerate(values) if not value.strip()}
+    )
     return found[0], found[1] if len(found) > 1 else None, empty
 
 
@@ -93,15 +107,21 @@ def usable_rows(
         )
     left_out = set(empty)
     if empty:
-        logger.warning("%s: left out %d of %d rows whose text is empty", name, len(empty), len(encoded))
+        logger.warning(
+            "%s: left out %d of %d rows whose text is empty", name, len(empty), len(encoded)
+        )
     longest = max_length if max_length is not None else float("inf")
     long = [index for index, row in enumerate(encoded) if len(row["input_ids"]) > longest]
     if long:
         most = max(len(encoded[index]["input_ids"]) for index in long)
         fact = f"{name}: {len(long)} of {len(encoded)} texts are longer than {max_length} tokens (longest {most})"
         if overlong == "fail":
-            raise DataError(f"{fact}, first row {long[0] + 1}: --overlong cut or drop, or a larger --max_length")
-        logger.warning("%s: %s", fact, "their ends are cut" if overlong == "cut" else "they are left out")
+            raise DataError(
+                f"{fact}, first row {long[0] + 1}: --overlong cut or drop, or a larger --max_length"
+            )
+        logger.warning(
+            "%s: %s", fact, "their ends are cut" if overlong == "cut" else "they are left out"
+        )
         if overlong == "drop":
             left_out |= set(long)
     kept = [index for index in range(len(encoded)) if index not in left_out]
@@ -121,7 +141,9 @@ def choose_max_length(asked: int | None, *limits: int | None) -> int | None:
     if asked is not None and asked < 4:
         raise ConfigError(f"--max_length must be at least 4, got {asked}")
     if asked is not None and longest is not None and asked > longest:
-        raise ConfigError(f"--max_length {asked} is longer than the model's context: use --max_length {longest}")
+        raise ConfigError(
+            f"--max_length {asked} is longer than the model's context: use --max_length {longest}"
+        )
     return asked if asked is not None else longest
 
 

@@ -123,10 +123,18 @@ def train_tokenizer(
             vocab_size,
             core.get_vocab_size(),
         )
-    return _wrap(core, kind, list(extra_special_tokens), lowercase=lowercase, model_max_length=model_max_length)
+    return _wrap(
+        core,
+        kind,
+        list(extra_special_tokens),
+        lowercase=lowercase,
+        model_max_length=model_max_length,
+    )
 
 
-def measure_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> tuple[TokenizerReport, Counter[int]]:
+def measure_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
+) -> tuple[TokenizerReport, Counter[int]]:
     """Encode held-out documents and report; also return how often each id came up.
 
     Raises:
@@ -174,7 +182,9 @@ class _CountedTexts:
         for text in self._texts:
             if not isinstance(text, str):
                 place = f"document {self.document_count}"
-                raise DataError(f"{place} is {type(text).__name__}, not text: check the text column of the data")
+                raise DataError(
+                    f"{place} is {type(text).__name__}, not text: check the text column of the data"
+                )
             self.document_count += 1
             self.characters.update(text)
             yield text
@@ -182,7 +192,9 @@ class _CountedTexts:
     def require_text(self) -> None:
         """Raise DataError unless there was something besides white space."""
         if not any(not character.isspace() for character in self.characters):
-            raise DataError(f"no text to train a tokenizer on: {self.document_count} documents, all of them empty")
+            raise DataError(
+                f"no text to train a tokenizer on: {self.document_count} documents, all of them empty"
+            )
 
 
 def _special_tokens(kind: Kind, extra: Sequence[str]) -> list[str]:
@@ -228,7 +240,10 @@ def _train_unigram(
     # the text. Words are not split from their punctuation: the trainer takes up only strings that stand in at least two
     # different words, and "fox", "fox." and "fox," make three.
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\s*\n\s*"), "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")]
+        [
+            pre_tokenizers.Split(Regex(r"\s*\n\s*"), "isolated"),
+            pre_tokenizers.Metaspace(prepend_scheme="never"),
+        ]
     )
     core.decoder = decoders.Metaspace(prepend_scheme="never")
     trainer = trainers.UnigramTrainer(
@@ -251,12 +266,18 @@ def _train_wordpiece(
     core = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
     words: Counter[str] = Counter()
     for text in texts:
-        words.update(word for word, _ in core.pre_tokenizer.pre_tokenize_str(core.normalizer.normalize_str(text)))
+        words.update(
+            word
+            for word, _ in core.pre_tokenizer.pre_tokenize_str(core.normalizer.normalize_str(text))
+        )
     # The trainer breaks ties by id, and gives ids to the characters inside words as they come out of a random hash:
     # listing them first makes two runs equal.
     inner = sorted({f"##{character}" for word in words for character in word[1:]})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=specials + inner, show_progress=False
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=specials + inner,
+        show_progress=False,
     )
     core.train_from_iterator(_repeated(words), trainer)
     return core
@@ -290,7 +311,10 @@ def _wrap(
     tokenizer: PreTrainedTokenizerFast
     if kind == "wordpiece":
         tokenizer = BertTokenizer(
-            vocab=core.get_vocab(), do_lower_case=lowercase, padding_side="right", extra_special_tokens=extra
+            vocab=core.get_vocab(),
+            do_lower_case=lowercase,
+            padding_side="right",
+            extra_special_tokens=extra,
         )
     else:
         tokenizer = PreTrainedTokenizerFast(

@@ -19,7 +19,9 @@ from hfstack.errors import ConfigError
 from hfstack.tokens.fast_encoding import CHARACTER_TO_BYTE
 
 # Han with its extensions, kana, hangul syllables: scripts of which a character is about a word or a syllable.
-_OWN_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]")
+_OWN_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 class WordStarts:
@@ -42,7 +44,9 @@ class WordStarts:
             raise ConfigError(
                 f"no words can be found with {type(tokenizer).__name__}: use --mask_unit token, or a fast tokenizer"
             )
-        bytes_level = kind == "BPE" and all(character in vocabulary for character in CHARACTER_TO_BYTE)
+        bytes_level = kind == "BPE" and all(
+            character in vocabulary for character in CHARACTER_TO_BYTE
+        )
         for token, index in vocabulary.items():
             if index in special:
                 continue
@@ -89,7 +93,7 @@ def given_word_starts(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarr
     starts = np.ones(len(offsets), dtype=bool)
     for index in range(1, len(offsets)):
         before, (begin, end) = offsets[index - 1], offsets[index]
-        starts[index] = any(character.isspace() for character in text[before[1] : max(begin, before[1])]) or (
-            text[begin:end][:1].isspace()
-        )
+        starts[index] = any(
+            character.isspace() for character in text[before[1] : max(begin, before[1])]
+        ) or (text[begin:end][:1].isspace())
     return starts

@@ -30,7 +30,9 @@ class Throughput(TrainerCallback):
         peak_flops_per_s: what the devices of all processes can reach together.
     """
 
-    def __init__(self, *, tokens_per_step: float, flops_per_token: float, peak_flops_per_s: float) -> None:
+    def __init__(
+        self, *, tokens_per_step: float, flops_per_token: float, peak_flops_per_s: float
+    ) -> None:
         self.tokens_per_step = tokens_per_step
         self.utilization_per_rate = flops_per_token / peak_flops_per_s
         self.total_steps = 0
@@ -45,7 +47,9 @@ class Throughput(TrainerCallback):
         """Start the clock, so that evaluation, saving and sampling between steps do not count."""
         self._step_began = time.perf_counter()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Stop the clock; the very first step pays for warm-up and is left out of the total."""
         assert self._step_began is not None
         seconds = time.perf_counter() - self._step_began
@@ -55,7 +59,9 @@ class Throughput(TrainerCallback):
             self.total_steps += 1
             self.total_seconds += seconds
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Add the rate since the last training log."""
         logs = kwargs["logs"]
         if "loss" not in logs or not self._steps:
@@ -71,7 +77,10 @@ class Throughput(TrainerCallback):
 
     def _rates(self, steps: int, seconds: float) -> dict[str, float]:
         tokens_per_s = self.tokens_per_step * steps / seconds
-        return {"tokens_per_s": round(tokens_per_s, 1), "mfu": round(tokens_per_s * self.utilization_per_rate, 4)}
+        return {
+            "tokens_per_s": round(tokens_per_s, 1),
+            "mfu": round(tokens_per_s * self.utilization_per_rate, 4),
+        }
 
 
 class DerivedMetrics(TrainerCallback):
@@ -84,7 +93,9 @@ class DerivedMetrics(TrainerCallback):
     def __init__(self, derive: Callable[[float], dict[str, float]]) -> None:
         self.derive = derive
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Derive from the loss that was just logged."""
         logs = kwargs["logs"]
         if "eval_loss" in logs:
@@ -129,17 +140,30 @@ class StopOnDivergence(TrainerCallback):
         if not seen or math.isfinite(sum(value.detach().float().sum() for value in seen)):
             return
         lost = losses is not None and not bool(torch.isfinite(losses).all())
-        value = losses[~torch.isfinite(losses)][0].item() if losses is not None and lost else float(norm or 0)
+        value = (
+            losses[~torch.isfinite(losses)][0].item()
+            if losses is not None and lost
+            else float(norm or 0)
+        )
         if lost or not math.isfinite(value):  # a finite sum of huge numbers may still overflow
             name = "loss" if lost else "grad_norm"
-            self._stop(f"{name} is {value} at step {state.global_step + 1}, before the optimizer took it", **kwargs)
+            self._stop(
+                f"{name} is {value} at step {state.global_step + 1}, before the optimizer took it",
+                **kwargs,
+            )
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Refuse NaN and infinity in what is logged, evaluations among it."""
         logs = kwargs["logs"]
         for name in ("loss", "grad_norm", "eval_loss", "train_loss"):
             value = logs.get(name)
-            if value is not None and not math.isfinite(value) and not (name == "grad_norm" and args.fp16):
+            if (
+                value is not None
+                and not math.isfinite(value)
+                and not (name == "grad_norm" and args.fp16)
+            ):
                 self._stop(f"{name} is {value} at step {state.global_step}", **kwargs)
 
     def on_train_end(
@@ -184,7 +208,9 @@ class SampleTable(TrainerCallback):
             kept = [line for line in rows if json.loads(line)["step"] <= state.global_step]
             self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Sample beside each evaluation."""
         self._take(args, state, kwargs["model"])
 
@@ -229,14 +255,18 @@ class StopWhenAsked(TrainerCallback):
         """From here on there is something to save."""
         self.run.defer_stop(True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Ask the Trainer to save and to stop, once the signal has come."""
         if self._all_stop(args):
             control.should_save = args.save_strategy != SaveStrategy.NO
             control.should_log = args.logging_strategy != IntervalStrategy.NO
             control.should_training_stop = True
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """The signal may come during a long evaluation: save right after it, and not one step later."""
         if self._all_stop(args):
             control.should_save = args.save_strategy != SaveStrategy.NO
@@ -248,7 +278,9 @@ class StopWhenAsked(TrainerCallback):
         """Leave by an exception, so that nothing after training takes the model for a finished one."""
         self.run.defer_stop(False)
         if self.run.stop_asked:
-            raise Preempted(f"stopped at step {state.global_step}; go on with --resume_from_checkpoint last")
+            raise Preempted(
+                f"stopped at step {state.global_step}; go on with --resume_from_checkpoint last"
+            )
 
     def _all_stop(self, args: TrainingArguments) -> bool:
         """Whether any process was asked: all stop at one step, or those that go on would wait forever.

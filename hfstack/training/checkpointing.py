@@ -76,13 +76,17 @@ class ContinueCounts(TrainerCallback):
         counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
         self._before = counts[-1] if counts and self._resumed_step else 0.0
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Add what was counted before, unless this trainer's first count after the resume contains it already."""
         logs = kwargs["logs"]
         for name in ("num_tokens", "eval_num_tokens"):
             if name not in logs or not self._before:
                 continue
-            if state.global_step == self._resumed_step:  # no step was left to take: what was counted is not new
+            if (
+                state.global_step == self._resumed_step
+            ):  # no step was left to take: what was counted is not new
                 logs[name] = state.log_history[-1][name] = self._before
                 continue
             if self._restarted is None:
@@ -107,7 +111,9 @@ class KeepCheckpoints(TrainerCallback):
 
     def __init__(self, run: Run, push: Sequence[Callable[[Path], None]] = ()) -> None:
         if run.asks_to_push and not push:
-            raise ConfigError("--push_to_hub: this recipe does not push while it trains; publish the finished run")
+            raise ConfigError(
+                "--push_to_hub: this recipe does not push while it trains; publish the finished run"
+            )
         self.run = run
         self.push = list(push)
         self.waited_s = 0.0
@@ -132,7 +138,11 @@ class KeepCheckpoints(TrainerCallback):
             _follow_settings(args, source, kwargs["optimizer"], kwargs["lr_scheduler"])
         if args.save_strategy != SaveStrategy.NO and state.is_world_process_zero:
             known = size_bytes(source) if source is not None else 0
-            refuse_full_disk(self.run.output_dir, parameters=_count_saved(kwargs["model"]), checkpoint_bytes=known)
+            refuse_full_disk(
+                self.run.output_dir,
+                parameters=_count_saved(kwargs["model"]),
+                checkpoint_bytes=known,
+            )
             inside = source is not None and source.resolve().parent == self.run.output_dir.resolve()
             if source is not None and inside and not (source / MANIFEST).exists():
                 write_manifest(source, step=state.global_step, settings=_optimizer_settings(args))
@@ -145,12 +155,16 @@ class KeepCheckpoints(TrainerCallback):
         if self._nothing_left:
             kwargs["model"].zero_grad(set_to_none=True)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Log wherever a checkpoint is due, so that a resumed run logs the same numbers as one that never stopped."""
         if self._nothing_left:
             state.global_step, state.epoch, state.num_input_tokens_seen = self._reached
             _leave(control)
-        elif control.should_save or (control.should_evaluate and args.save_strategy == SaveStrategy.BEST):
+        elif control.should_save or (
+            control.should_evaluate and args.save_strategy == SaveStrategy.BEST
+        ):
             control.should_log = control.should_log or args.logging_strategy != IntervalStrategy.NO
 
     def on_epoch_end(
@@ -162,7 +176,9 @@ class KeepCheckpoints(TrainerCallback):
         elif control.should_save:
             control.should_log = control.should_log or args.logging_strategy != IntervalStrategy.NO
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Begin to verify what was just saved; the one before has been by now, or is waited for.
 
         Raises:
@@ -176,12 +192,17 @@ class KeepCheckpoints(TrainerCallback):
         if args.should_save:
             (path / _PICKLED_SETTINGS).unlink(missing_ok=True)  # with every setting in clear
             if kind_of_shards(path) == "fsdp" and not (path / "config.json").exists():
-                describe_model(kwargs["model"], path)  # the Trainer saves FSDP's shards and not what they are
+                describe_model(
+                    kwargs["model"], path
+                )  # the Trainer saves FSDP's shards and not what they are
                 if (tokenizer := kwargs.get("processing_class")) is not None:
                     tokenizer.save_pretrained(path)
             best = state.best_model_checkpoint
             self._worker = threading.Thread(
-                target=self._verify, args=(path, args, state.global_step, best), name=_WORKER, daemon=True
+                target=self._verify,
+                args=(path, args, state.global_step, best),
+                name=_WORKER,
+                daemon=True,
             )
             self._worker.start()
         self.waited_s += time.perf_counter() - began
@@ -192,10 +213,13 @@ class KeepCheckpoints(TrainerCallback):
         """Wait for the last checkpoint and give the Trainer its settings back."""
         self.wait()
         newest = next(iter(list_checkpoints(str(args.output_dir))), None)
-        only_shards = newest is not None and kind_of_shards(newest) and not any(newest.glob("*.safetensors"))
+        only_shards = (
+            newest is not None and kind_of_shards(newest) and not any(newest.glob("*.safetensors"))
+        )
         if only_shards and state.is_world_process_zero:
             logger.warning(
-                "the weights are in shards: `hfstack run merge_checkpoint --checkpoint %s` makes one model", newest
+                "the weights are in shards: `hfstack run merge_checkpoint --checkpoint %s` makes one model",
+                newest,
             )
         args.save_total_limit, args.push_to_hub = self._limit, self._pushed_upstream
 
@@ -210,12 +234,16 @@ class KeepCheckpoints(TrainerCallback):
             self._worker = None
         if self._fault is not None:
             fault, self._fault = self._fault, None
-            raise CheckpointError(f"a checkpoint was saved but could not be verified: {fault}") from fault
+            raise CheckpointError(
+                f"a checkpoint was saved but could not be verified: {fault}"
+            ) from fault
 
     def _verify(self, path: Path, args: TrainingArguments, step: int, best: str | None) -> None:
         """Write the manifest, delete old checkpoints, push: in this order, and in a thread of its own."""
         try:
-            write_manifest(path, step=step, world_size=args.world_size, settings=_optimizer_settings(args))
+            write_manifest(
+                path, step=step, world_size=args.world_size, settings=_optimizer_settings(args)
+            )
             rotate(path.parent, keep=self._limit, protected=best)
         except Exception as error:
             self._fault = error
@@ -224,7 +252,9 @@ class KeepCheckpoints(TrainerCallback):
             try:
                 hand_over(path)
             except Exception as error:
-                logger.warning("%s is on the disk but was not pushed: %s", path, " ".join(str(error).split()))
+                logger.warning(
+                    "%s is on the disk but was not pushed: %s", path, " ".join(str(error).split())
+                )
 
 
 def _leave(control: TrainerControl) -> None:
@@ -237,14 +267,18 @@ def _see_every_part(path: Path, args: TrainingArguments) -> None:
     if args.world_size == 1:
         return
     torch.distributed.barrier()  # while a process still writes, its folder also holds files of names that pass
-    names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {_PICKLED_SETTINGS}
+    names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {
+        _PICKLED_SETTINGS
+    }
     seen: list[Any] = [None] * args.world_size
     torch.distributed.all_gather_object(seen, sorted(names))
     if args.save_on_each_node or args.process_index != 0:
         return
     deadline = time.monotonic() + _VISIBLE_S
     unseen = sorted(set().union(*seen))
-    while (unseen := [name for name in unseen if not (path / name).is_file()]) and time.monotonic() < deadline:
+    while (
+        unseen := [name for name in unseen if not (path / name).is_file()]
+    ) and time.monotonic() < deadline:
         time.sleep(0.1)
     parts = [name for name in unseen if not name.startswith("rng_state")]
     if parts:
@@ -253,20 +287,27 @@ def _see_every_part(path: Path, args: TrainingArguments) -> None:
             "all nodes share"
         )
     if unseen:
-        logger.warning("%s lies on another node's disk: a resume will not be identical; share --output_dir", unseen[0])
+        logger.warning(
+            "%s lies on another node's disk: a resume will not be identical; share --output_dir",
+            unseen[0],
+        )
 
 
 def _optimizer_settings(args: TrainingArguments) -> dict[str, float]:
     return {name: getattr(args, name) for name in _OPTIMIZER_SETTINGS}
 
 
-def _follow_settings(args: TrainingArguments, checkpoint: Path, optimizer: Any, scheduler: Any) -> None:
+def _follow_settings(
+    args: TrainingArguments, checkpoint: Path, optimizer: Any, scheduler: Any
+) -> None:
     """Let the settings win over the optimizer's saved state, which would silently keep the old learning rate."""
     now, before = _optimizer_settings(args), read_settings(checkpoint)
     changed = [name for name in before if name in now and before[name] != now[name]]
     if not changed:
         return
-    logger.warning("the optimizer goes on with %s", ", ".join(f"{n} {before[n]} -> {now[n]}" for n in changed))
+    logger.warning(
+        "the optimizer goes on with %s", ", ".join(f"{n} {before[n]} -> {now[n]}" for n in changed)
+    )
     factor = now["learning_rate"] / before["learning_rate"] if before["learning_rate"] else 1.0
     for group in optimizer.param_groups:
         for name in ("lr", "initial_lr"):

@@ -55,7 +55,9 @@ def pad_is_not_eos(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] 
     return None
 
 
-def labels_reach_eos(labels: Iterable[Sequence[int]], end_ids: Collection[int], *, share: float = 0.1) -> str | None:
+def labels_reach_eos(
+    labels: Iterable[Sequence[int]], end_ids: Collection[int], *, share: float = 0.1
+) -> str | None:
     """The end of an answer must be among the scored tokens, or the model is never taught to stop.
 
     Args:
@@ -82,7 +84,9 @@ def no_double_bos(rows: Iterable[Sequence[int]], bos_id: int | None) -> str | No
         rows: token ids as the model will read them.
         bos_id: the tokenizer's bos, or None when it has none.
     """
-    twice = [number for number, row in enumerate(rows, 1) if len(row) > 1 and row[0] == row[1] == bos_id]
+    twice = [
+        number for number, row in enumerate(rows, 1) if len(row) > 1 and row[0] == row[1] == bos_id
+    ]
     if bos_id is None or not twice:
         return None
     return (
@@ -105,7 +109,9 @@ def some_label_is_scored(labels: Iterable[Sequence[int]]) -> str | None:
     return f"{len(masked)} of {total} rows, first row {masked[0]}, have no label that is scored; leave them out"
 
 
-def embedding_covers_tokenizer(embedding_rows: int, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def embedding_covers_tokenizer(
+    embedding_rows: int, tokenizer: PreTrainedTokenizerBase
+) -> str | None:
     """An id without an embedding row crashes on a CPU, and on a GPU it may read another row's memory."""
     largest = max(tokenizer.get_vocab().values())
     if largest < embedding_rows:
@@ -134,7 +140,9 @@ def template_marks_generation(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return None
 
 
-def train_and_eval_are_disjoint(train_texts: Iterable[str], eval_texts: Iterable[str]) -> str | None:
+def train_and_eval_are_disjoint(
+    train_texts: Iterable[str], eval_texts: Iterable[str]
+) -> str | None:
     """A row that was trained on says nothing about rows that were not. Texts are compared whole, by their hashes."""
     held_out = {_digest(text) for text in eval_texts}
     shared = sum(_digest(text) in held_out for text in train_texts)
@@ -162,7 +170,9 @@ def prompts_fit_context(lengths: Iterable[int], limit: int) -> str | None:
 
 def labels_in_range(labels: Iterable[int], num_labels: int) -> str | None:
     """A class label outside 0 .. num_labels - 1 crashes on a CPU and is undefined on a GPU."""
-    wrong = [(number, label) for number, label in enumerate(labels, 1) if not 0 <= label < num_labels]
+    wrong = [
+        (number, label) for number, label in enumerate(labels, 1) if not 0 <= label < num_labels
+    ]
     if not wrong:
         return None
     number, label = wrong[0]
@@ -174,7 +184,11 @@ def labels_in_range(labels: Iterable[int], num_labels: int) -> str | None:
 
 def chosen_differs_from_rejected(chosen: Iterable[Any], rejected: Iterable[Any]) -> str | None:
     """Two equal answers have no better one: the loss is a constant, and accuracy on the pair is a coin toss."""
-    equal = [number for number, (one, other) in enumerate(zip(chosen, rejected, strict=True), 1) if one == other]
+    equal = [
+        number
+        for number, (one, other) in enumerate(zip(chosen, rejected, strict=True), 1)
+        if one == other
+    ]
     if not equal:
         return None
     return f"{len(equal)} pairs, first row {equal[0]}, have the same answer as chosen and rejected; leave them out"
@@ -208,7 +222,9 @@ def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str |
     )
 
 
-def packed_documents_are_isolated(alone: torch.Tensor, packed: torch.Tensor, *, tolerance: float = 1e-2) -> str | None:
+def packed_documents_are_isolated(
+    alone: torch.Tensor, packed: torch.Tensor, *, tolerance: float = 1e-2
+) -> str | None:
     """A document must be read in a packed row as it is read alone, or it learns from its neighbours.
 
     Args:

@@ -10,7 +10,13 @@ from collections.abc import Sized
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 
 from hfstack.errors import ConfigError
@@ -36,7 +42,9 @@ class StepWatch:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._batches: list[tuple[torch.Tensor | None, torch.Tensor | None]] = []  # ids (B, T) and loss () of each M
+        self._batches: list[
+            tuple[torch.Tensor | None, torch.Tensor | None]
+        ] = []  # ids (B, T) and loss () of each M
         self._handle = model.register_forward_hook(self._keep, with_kwargs=True)
 
     def begin_step(self) -> None:
@@ -60,15 +68,24 @@ class StepWatch:
             dataset: the training rows, to say the number of each row in them; None to leave the numbers out.
         """
         batches = list(enumerate(self._batches))
-        guilty = [(m, batch) for m, batch in batches if batch[1] is not None and not torch.isfinite(batch[1]).all()]
+        guilty = [
+            (m, batch)
+            for m, batch in batches
+            if batch[1] is not None and not torch.isfinite(batch[1]).all()
+        ]
         rows: list[tuple[str, list[int]]] = []
         for micro_batch, (ids, _) in guilty or batches:
             if ids is not None and ids.dim() == 2:
-                rows += [(f"{row} of micro-batch {micro_batch}", one) for row, one in enumerate(ids.tolist())]
+                rows += [
+                    (f"{row} of micro-batch {micro_batch}", one)
+                    for row, one in enumerate(ids.tolist())
+                ]
         if not rows:
             return ""
         first = rows[:_SHOWN_ROWS]
-        numbers = find_rows(dataset, [ids for _, ids in first], getattr(tokenizer, "pad_token_id", None))
+        numbers = find_rows(
+            dataset, [ids for _, ids in first], getattr(tokenizer, "pad_token_id", None)
+        )
         shown = [
             f"{place}{'' if number is None else f', row {number} of the training data'}: {_beginning(ids, tokenizer)}"
             for (place, ids), number in zip(first, numbers, strict=True)
@@ -76,7 +93,9 @@ class StepWatch:
         more = f" and {len(rows) - len(first)} more" if len(rows) > len(first) else ""
         return f"the rows of this step: {', '.join(shown)}{more}"
 
-    def _keep(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _keep(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         if module.training and torch.is_grad_enabled():
             ids = kwargs.get("input_ids", args[0] if args else None)
             loss = output.get("loss") if isinstance(output, dict) else None
@@ -107,7 +126,9 @@ class SkipSpikes(TrainerCallback, ExportableState):
 
     def __init__(self, sigmas: float = 6.0, window: int = 128) -> None:
         if sigmas <= 0 or window < 4:
-            raise ConfigError(f"SkipSpikes needs sigmas above 0 and a window of at least 4, got {sigmas} and {window}")
+            raise ConfigError(
+                f"SkipSpikes needs sigmas above 0 and a window of at least 4, got {sigmas} and {window}"
+            )
         self.sigmas, self.window = sigmas, window
         self.skipped = 0
         self.left_out_until = 0  # the last step whose gradient is dropped
@@ -117,7 +138,11 @@ class SkipSpikes(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
         settings = {"sigmas": self.sigmas, "window": self.window}
-        kept = {"losses": list(self._losses), "skipped": self.skipped, "left_out_until": self.left_out_until}
+        kept = {
+            "losses": list(self._losses),
+            "skipped": self.skipped,
+            "left_out_until": self.left_out_until,
+        }
         return {"args": settings, "attributes": kept}
 
     def on_train_begin(
@@ -125,7 +150,9 @@ class SkipSpikes(TrainerCallback, ExportableState):
     ) -> None:
         """Watch the model; on a resume, know the losses before it."""
         if uses_deepspeed(args):
-            raise ConfigError("SkipSpikes does not work with DeepSpeed, which steps by itself; leave it out")
+            raise ConfigError(
+                "SkipSpikes does not work with DeepSpeed, which steps by itself; leave it out"
+            )
         self._watch = StepWatch(kwargs["model"])
         known = cast(dict[str, Any], state.stateful_callbacks)
         kept = known.setdefault(type(self).__name__, self.state())
@@ -135,7 +162,9 @@ class SkipSpikes(TrainerCallback, ExportableState):
         """Take over what a checkpoint kept, as `state` gave it."""
         self._losses = deque(attributes["losses"], maxlen=self.window)
         self.skipped = attributes["skipped"]
-        self.left_out_until = attributes.get("left_out_until", 0)  # a checkpoint of before may not know it
+        self.left_out_until = attributes.get(
+            "left_out_until", 0
+        )  # a checkpoint of before may not know it
 
     def answer_spike(self, step: int, args: TrainingArguments, model: Any, optimizer: Any) -> int:
         """Return the last step to leave out because of a spike at `step`: the spike itself."""
@@ -155,7 +184,9 @@ class SkipSpikes(TrainerCallback, ExportableState):
         assert self._watch is not None
         losses = self._watch.losses()
         if losses is None:
-            raise ConfigError("SkipSpikes reads the loss that the model returns, and this trainer computes it outside")
+            raise ConfigError(
+                "SkipSpikes reads the loss that the model returns, and this trainer computes it outside"
+            )
         mean = losses.mean()  # ()
         if args.world_size > 1:
             torch.distributed.all_reduce(mean)
@@ -164,13 +195,17 @@ class SkipSpikes(TrainerCallback, ExportableState):
         if step > self.left_out_until and self._is_spike(loss):
             rows = self._watch.describe_rows(kwargs.get("processing_class"))
             logger.warning("step %d is skipped: its loss %.4g is a spike; %s", step, loss, rows)
-            self.left_out_until = self.answer_spike(step, args, kwargs["model"], kwargs["optimizer"])
+            self.left_out_until = self.answer_spike(
+                step, args, kwargs["model"], kwargs["optimizer"]
+            )
         if step <= self.left_out_until:
             self.skipped += 1
             kwargs["model"].zero_grad(set_to_none=True)
         self._losses.append(loss)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Log how many steps were skipped so far."""
         if "loss" in kwargs["logs"]:
             kwargs["logs"]["skipped_steps"] = self.skipped
@@ -209,9 +244,13 @@ def find_rows(dataset: Any, wanted: list[list[int]], pad_id: int | None) -> list
         return found
     deadline = time.monotonic() + _SEARCH_S
     table = cast(Any, dataset)
-    read = getattr(table, "__getitems__", None) or (lambda numbers: [table[number] for number in numbers])
+    read = getattr(table, "__getitems__", None) or (
+        lambda numbers: [table[number] for number in numbers]
+    )
     for start in range(0, len(dataset), _SEARCHED_AT_ONCE):
-        for number, row in enumerate(read(list(range(start, min(start + _SEARCHED_AT_ONCE, len(dataset))))), start):
+        for number, row in enumerate(
+            read(list(range(start, min(start + _SEARCHED_AT_ONCE, len(dataset))))), start
+        ):
             if not isinstance(row, dict) or "input_ids" not in row:
                 return found
             ids = torch.as_tensor(row["input_ids"]).tolist()

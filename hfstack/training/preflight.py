@@ -25,12 +25,16 @@ logger = get_logger(__name__)
 
 TrainerT = TypeVar("TrainerT", bound=Trainer)
 
-CHECKED_ROWS = 1000  # the first ones; what is wrong with a template or an encoding is wrong in all rows
+CHECKED_ROWS = (
+    1000  # the first ones; what is wrong with a template or an encoding is wrong in all rows
+)
 COMPARED_ROWS = 100_000
 ACCUMULATED_ROWS = 4
 
 
-def checked(trainer: TrainerT, tokenizer: PreTrainedTokenizerBase, *, classes: int | None = None) -> TrainerT:
+def checked(
+    trainer: TrainerT, tokenizer: PreTrainedTokenizerBase, *, classes: int | None = None
+) -> TrainerT:
     """Look for what trains silently wrong, say in one line what was looked for, and return the same Trainer.
 
     Held-out rows that are train rows too are counted in a warning, since the official splits of public data have some.
@@ -46,7 +50,9 @@ def checked(trainer: TrainerT, tokenizer: PreTrainedTokenizerBase, *, classes: i
     train: Any = trainer.train_dataset
     rows = [train[index] for index in range(min(CHECKED_ROWS, len(train)))]
     ids = [_numbers(row["input_ids"]) for row in rows]
-    first: Any = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    first: Any = (
+        tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    )
     embedded = model.get_input_embeddings().weight.shape[0]
     results = {
         "no doubled first token": no_double_bos(ids, first),
@@ -57,8 +63,12 @@ def checked(trainer: TrainerT, tokenizer: PreTrainedTokenizerBase, *, classes: i
         scored = (label for row in labels for label in row if label != IGNORED_LABEL)
         results["some label is scored"] = some_label_is_scored([list(chain.from_iterable(labels))])
         results["labels are classes"] = labels_in_range(scored, classes)
-    if trainer.args.gradient_accumulation_steps > 1 and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        results["accumulation keeps the loss"] = accumulation_keeps_loss(*_losses(trainer, rows[:ACCUMULATED_ROWS]))
+    if trainer.args.gradient_accumulation_steps > 1 and not (
+        trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    ):
+        results["accumulation keeps the loss"] = accumulation_keeps_loss(
+            *_losses(trainer, rows[:ACCUMULATED_ROWS])
+        )
     preflight(results)
     if trainer.eval_dataset is not None:
         _count_shared(train, trainer.eval_dataset)
@@ -85,7 +95,9 @@ def _scaled_loss(trainer: Trainer, parts: Sequence[Sequence[Any]]) -> float:
     scaled = given or trainer.compute_loss_func is not None
     total = 0.0
     for batch in batches:
-        loss: Any = trainer.compute_loss(model, trainer._prepare_inputs(batch), num_items_in_batch=items)
+        loss: Any = trainer.compute_loss(
+            model, trainer._prepare_inputs(batch), num_items_in_batch=items
+        )
         total += loss.item() / (1 if scaled else len(batches))
     return total
 
@@ -96,7 +108,9 @@ def _count_shared(train: Any, held_out: Any) -> None:
     shared = len(kept & {hash(tuple(_numbers(row["input_ids"]))) for row in _first(train)})
     if shared:
         logger.warning(
-            "%d of %d different held-out rows are trained on too, and say nothing about unseen rows", shared, len(kept)
+            "%d of %d different held-out rows are trained on too, and say nothing about unseen rows",
+            shared,
+            len(kept),
         )
 
 

@@ -57,12 +57,18 @@ class RollBackSpikes(SkipSpikes):
                 f"{steps_before}, {steps_left_out} and {most}"
             )
         self.steps_before, self.steps_left_out, self.most = steps_before, steps_left_out, most
-        self.roll_backs: list[list[int]] = []  # of each the step of the spike and the step of the checkpoint
+        self.roll_backs: list[
+            list[int]
+        ] = []  # of each the step of the spike and the step of the checkpoint
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
         kept = super().state()
-        kept["args"] |= {"steps_before": self.steps_before, "steps_left_out": self.steps_left_out, "most": self.most}
+        kept["args"] |= {
+            "steps_before": self.steps_before,
+            "steps_left_out": self.steps_left_out,
+            "most": self.most,
+        }
         kept["attributes"]["roll_backs"] = self.roll_backs
         return kept
 
@@ -81,7 +87,9 @@ class RollBackSpikes(SkipSpikes):
             raise ConfigError("RollBackSpikes goes back to a checkpoint: it needs --save_strategy steps and no "
                               "--save_only_model")  # fmt: skip
         if is_sharded(args):
-            raise ConfigError("RollBackSpikes does not work with FSDP and DeepSpeed; use SkipSpikes, or leave it out")
+            raise ConfigError(
+                "RollBackSpikes does not work with FSDP and DeepSpeed; use SkipSpikes, or leave it out"
+            )
         super().on_train_begin(args, *rest, **kwargs)
 
     def on_log(self, *given: Any, **kwargs: Any) -> None:
@@ -142,13 +150,27 @@ def put_back(checkpoint: Path, model: Any, optimizer: Any) -> None:
     for file in sorted(checkpoint.glob(_ADAPTER if adapted else _WEIGHTS)):
         weights |= load_file(file)
     if adapted:
-        wrong = list(set_peft_model_state_dict(model, weights, adapter_name=model.active_adapter).unexpected_keys)
+        wrong = list(
+            set_peft_model_state_dict(
+                model, weights, adapter_name=model.active_adapter
+            ).unexpected_keys
+        )
     else:
         result = model.load_state_dict(weights, strict=False)
-        wrong = [*(set(result.missing_keys) - set(model.all_tied_weights_keys)), *result.unexpected_keys]
+        wrong = [
+            *(set(result.missing_keys) - set(model.all_tied_weights_keys)),
+            *result.unexpected_keys,
+        ]
     if wrong or not weights:
-        raise CheckpointError(f"{checkpoint} does not hold the weights of this model: {', '.join(wrong[:3]) or 'none'}")
-    now = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True))
+        raise CheckpointError(
+            f"{checkpoint} does not hold the weights of this model: {', '.join(wrong[:3]) or 'none'}"
+        )
+    now = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(
+        torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
+    )
     for group, settings in zip(optimizer.param_groups, now, strict=True):
         group.update(settings)

@@ -14,10 +14,20 @@ def check_settings(args: TrainingArguments, *, early_stopping_patience: int | No
     Raises:
         ConfigError: with the option, its value and what it must be.
     """
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+    for name in (
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "gradient_accumulation_steps",
+    ):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
-    for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "dataloader_num_workers"):
+    for name in (
+        "learning_rate",
+        "weight_decay",
+        "max_grad_norm",
+        "warmup_steps",
+        "dataloader_num_workers",
+    ):
         value = getattr(args, name)
         if not 0 <= value < math.inf:
             raise ConfigError(f"--{name} must be 0 or above, got {value}")
@@ -29,7 +39,9 @@ def check_settings(args: TrainingArguments, *, early_stopping_patience: int | No
             f"--max_steps {args.max_steps} with --num_train_epochs {args.num_train_epochs} trains nothing"
         )
     if early_stopping_patience is not None and not args.load_best_model_at_end:
-        raise ConfigError("--early_stopping_patience needs --load_best_model_at_end true, with --eval_strategy set")
+        raise ConfigError(
+            "--early_stopping_patience needs --load_best_model_at_end true, with --eval_strategy set"
+        )
 
 
 def check_best_metric(args: TrainingArguments, known: Collection[str]) -> None:
@@ -43,7 +55,9 @@ def check_best_metric(args: TrainingArguments, known: Collection[str]) -> None:
     """
     asked = args.metric_for_best_model
     if asked is not None and asked.removeprefix("eval_") not in {*known, "loss"}:
-        raise ConfigError(f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(known)} or loss")
+        raise ConfigError(
+            f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(known)} or loss"
+        )
 
 
 def blocks_per_step(args: TrainingArguments, blocks: int) -> float:

@@ -19,7 +19,9 @@ SLURM = CONFIGS / "slurm"
 ON_GPUS = ("multi_gpu", "multi_node", "fsdp2", "zero2", "zero3")
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 ONE_NODE = ["--main_process_port", "0"]
-SECOND_OF_TWO = "--num_machines 2 --machine_rank 1 --main_process_ip node-0 --main_process_port 29500".split()
+SECOND_OF_TWO = (
+    "--num_machines 2 --machine_rank 1 --main_process_ip node-0 --main_process_port 29500".split()
+)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -41,13 +43,17 @@ def test_accelerate_reads_each_config(path: Path):
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "train.py"
-    path.write_text("from transformers import TrainingArguments\ndef main(training_args: TrainingArguments): ...\n")
+    path.write_text(
+        "from transformers import TrainingArguments\ndef main(training_args: TrainingArguments): ...\n"
+    )
     return path
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("name", ON_GPUS)
-def test_the_command_of_each_gpu_config(name: str, nodes: int, recipe: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_of_each_gpu_config(
+    name: str, nodes: int, recipe: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("hfstack.cli.launch._count_cores", lambda: 32)
     meeting = {"node_rank": 1, "main_address": "node-0:29500"} if nodes == 2 else {}
@@ -65,12 +71,28 @@ def test_the_command_of_each_gpu_config(name: str, nodes: int, recipe: Path, mon
 
 
 @pytest.mark.parametrize("name", ["cpu", "single"])
-def test_the_command_of_each_one_process_config(name: str, recipe: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_of_each_one_process_config(
+    name: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("hfstack.cli.launch._count_cores", lambda: 32)
     config = CONFIGS / f"{name}.yaml"
-    launch = plan(recipe, ["--max_steps", "1"], LaunchOptions(accelerate=config), accelerate_configs=CONFIGS, gpus=0)
-    assert launch.command == [*ACCELERATE, "--quiet", "--config_file", str(config), str(recipe), "--max_steps", "1"]
+    launch = plan(
+        recipe,
+        ["--max_steps", "1"],
+        LaunchOptions(accelerate=config),
+        accelerate_configs=CONFIGS,
+        gpus=0,
+    )
+    assert launch.command == [
+        *ACCELERATE,
+        "--quiet",
+        "--config_file",
+        str(config),
+        str(recipe),
+        "--max_steps",
+        "1",
+    ]
     assert launch.environment == {"HFSTACK_PROCESSES": "1", "OMP_NUM_THREADS": "32"}
 
 
@@ -126,7 +148,14 @@ _ZERO = {
         ("multi_gpu", {}),
         ("multi_node", {}),
         ("fsdp2", _FSDP),
-        ("zero2", {**_ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false"}),
+        (
+            "zero2",
+            {
+                **_ZERO,
+                "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+                "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+            },
+        ),
         (
             "zero3",
             {
@@ -138,9 +167,15 @@ _ZERO = {
         ),
     ],
 )
-def test_what_each_process_is_told(name: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+def test_what_each_process_is_told(
+    name: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
     """All of it, but for what version 2 of FSDP and the chosen wrap policy do not read."""
-    unread = ("FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD", "FSDP_FORWARD_PREFETCH", "FSDP_MIN_NUM_PARAMS")
+    unread = (
+        "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD",
+        "FSDP_FORWARD_PREFETCH",
+        "FSDP_MIN_NUM_PARAMS",
+    )
     unread += ("FSDP_SHARDING_STRATEGY", "FSDP_USE_ORIG_PARAMS", "ACCELERATE_CONFIG_DS_FIELDS")
     found = {key: value for key, value in resolved(name, monkeypatch).items() if key not in unread}
     # Batch size, accumulation and clipping are not among it: they are the recipe's.
@@ -161,7 +196,9 @@ def test_fsdp2_arrives_as_fsdp2(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
             monkeypatch.setenv(name, value)
     plugin = FullyShardedDataParallelPlugin()
     assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
-    assert str(plugin.state_dict_type) == "StateDictType.FULL_STATE_DICT", "the run ends with a loadable model"
+    assert str(plugin.state_dict_type) == "StateDictType.FULL_STATE_DICT", (
+        "the run ends with a loadable model"
+    )
     assert plugin.auto_wrap_policy is not None and plugin.transformer_cls_names_to_wrap is None
     assert plugin.cpu_ram_efficient_loading
     assert "FSDP2" not in caplog.text, "a setting that version 2 does not know"
@@ -178,22 +215,34 @@ def test_each_gpu_config_trains(name: str, tmp_path: Path, tiny_llama: Path):
         pytest.importorskip("deepspeed")
     from transformers import AutoModelForCausalLM
 
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES * 40))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in SENTENCES * 40)
+    )
     command = [
         sys.executable, "-m", "hfstack.cli", "run", "pretrain_clm", "--accelerate", name,
         "--model_name_or_path", str(tiny_llama), "--datasets", str(tmp_path / "rows.jsonl"), "--max_steps", "4",
         "--block_size", "16", "--per_device_train_batch_size", "2", "--sample_tokens", "2", "--save_steps", "2",
         "--eval_fraction", "0.1", "--output_dir", str(tmp_path / "out"), "--tokenizer_name_or_path", str(tiny_llama),
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["world_size"] == torch.cuda.device_count()
+    assert (
+        json.loads((tmp_path / "out" / "run.json").read_text())["world_size"]
+        == torch.cuda.device_count()
+    )
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").num_parameters() > 0
 
 
 @pytest.mark.parametrize("script", sorted(SLURM.glob("*.sbatch")), ids=lambda path: path.stem)
 def test_batch_scripts_are_bash(script: Path):
-    assert subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False).stderr == ""
+    assert (
+        subprocess.run(
+            ["bash", "-n", str(script)], capture_output=True, text=True, check=False
+        ).stderr
+        == ""
+    )
 
 
 # As on two nodes of one GPU each: every task runs the command with its own number, and srun returns the worst code.
@@ -219,7 +268,9 @@ def submit(script: str, *flags: str, folder: Path, without: str = "", **environm
         "SLURM_NNODES": "2" if script == "multi_node" else "1",
     }  # fmt: skip
     command = ["bash", str(SLURM / f"{script}.sbatch"), *flags]
-    return subprocess.run(command, cwd=folder, env=os.environ | environment | given, check=False).returncode
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | environment | given, check=False
+    ).returncode
 
 
 def test_a_batch_script_starts_each_node_and_goes_on_when_preempted(tmp_path: Path):
@@ -234,10 +285,14 @@ def test_a_batch_script_starts_each_node_and_goes_on_when_preempted(tmp_path: Pa
     assert not (tmp_path / "requeued").exists()
     assert submit("multi_node", *asked, folder=tmp_path, END="75", SECONDS="3600") == 75
     assert (tmp_path / "requeued").read_text() == "requeue 4242\n"
-    assert "--processes 2 " in (tmp_path / "node0.txt").read_text(), "without GPUs one process a node"
+    assert "--processes 2 " in (tmp_path / "node0.txt").read_text(), (
+        "without GPUs one process a node"
+    )
 
     assert submit("single_node", "sft", folder=tmp_path, SLURM_GPUS_ON_NODE="8", END="1") == 1
-    assert (tmp_path / "node0.txt").read_text() == "run sft --processes 8 --resume_from_checkpoint last\n"
+    assert (
+        tmp_path / "node0.txt"
+    ).read_text() == "run sft --processes 8 --resume_from_checkpoint last\n"
 
 
 @pytest.mark.parametrize("script", ["single_node", "multi_node"])

@@ -17,7 +17,13 @@ SECRET = "hf_" + "q" * 34
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+    for name in (
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "HF_TOKEN_PATH",
+        "HF_ENDPOINT",
+        "HF_HUB_OFFLINE",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -40,11 +46,16 @@ def hub() -> Iterator[str]:
         server.shutdown()
 
 
-def test_the_command_finds_this_machine_usable(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_finds_this_machine_usable(
+    hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("HF_ENDPOINT", hub)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     done = subprocess.run(
-        [sys.executable, "-m", "hfstack.cli", "doctor", "--json"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "hfstack.cli", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
     report = json.loads(done.stdout)
@@ -52,12 +63,16 @@ def test_the_command_finds_this_machine_usable(hub: str, tmp_path: Path, monkeyp
     texts = [finding["text"] for finding in report["findings"]]
     assert any(text.startswith("torch 2.") for text in texts)
     assert any(text.startswith("bf16: ") for text in texts)
-    assert any("cores" in text for text in texts) and any(text.startswith("memory: ") for text in texts)
+    assert any("cores" in text for text in texts) and any(
+        text.startswith("memory: ") for text in texts
+    )
     assert f"{hub} answers" in texts and "a token is present (HF_TOKEN)" in texts
     assert SECRET not in done.stdout + done.stderr
 
 
-def test_text_output_ends_with_a_verdict(hub: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_text_output_ends_with_a_verdict(
+    hub: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setenv("HF_ENDPOINT", hub)
     assert doctor.main([]) == 0
     text = capsys.readouterr().out
@@ -76,7 +91,9 @@ def test_a_missing_library_is_a_problem_with_the_line_that_installs_it(
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     installed = doctor.installed_version
-    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "ftfy" else installed(name))
+    monkeypatch.setattr(
+        doctor, "installed_version", lambda name: None if name == "ftfy" else installed(name)
+    )
     tested = doctor.tested_versions()["ftfy"]
     assert doctor.main([]) == 1
     text = capsys.readouterr().out
@@ -94,7 +111,9 @@ def test_a_missing_library_is_a_problem_with_the_line_that_installs_it(
         ("1.9.0", "problem", "trl 1.9.0: hfstack asks for >=1.15,<1.17"),
     ],
 )
-def test_versions_against_the_tested_ones(monkeypatch: pytest.MonkeyPatch, found: str, state: str, text: str):
+def test_versions_against_the_tested_ones(
+    monkeypatch: pytest.MonkeyPatch, found: str, state: str, text: str
+):
     monkeypatch.setattr(doctor, "installed_version", lambda name: found)
     finding = doctor._library("trl", ">=1.15,<1.17", "1.16.0")
     assert (finding.state, finding.text) == (state, text)
@@ -117,7 +136,10 @@ def test_ranges(found: str, span: str, expected: bool):
 
 
 def test_requirements_come_from_the_package():
-    found = {requirement.name.replace("-", "_").lower(): requirement for requirement in doctor.requirements()}
+    found = {
+        requirement.name.replace("-", "_").lower(): requirement
+        for requirement in doctor.requirements()
+    }
     assert found["trl"].range.startswith(">=") and found["trl"].extra is None
     assert found["pytest"].extra == "dev" and found["sacrebleu"].extra in ("metrics", "dev")
     tested = doctor.tested_versions()
@@ -129,7 +151,9 @@ def test_the_hub_is_named_without_its_password(hub: str):
     down = next(doctor._hub(f"{hub}/down"))
     assert down.state == "note" and down.text.endswith("/down answers, with status 503")
     away = next(doctor._hub("http://user:secret@127.0.0.1:9"))
-    assert away.text.startswith("http://127.0.0.1:9 cannot be reached: ") and "secret" not in str(away)
+    assert away.text.startswith("http://127.0.0.1:9 cannot be reached: ") and "secret" not in str(
+        away
+    )
 
 
 def test_a_token_is_found_and_never_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -143,7 +167,9 @@ def test_a_token_is_found_and_never_read(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert SECRET not in "".join(map(str, doctor._hub("http://127.0.0.1:9")))
 
 
-def test_a_cache_that_cannot_be_written_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_cache_that_cannot_be_written_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     (tmp_path / "file").touch()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file" / "hf"))
     finding = list(doctor._storage())[1]
@@ -157,7 +183,9 @@ def test_home_agrees_with_huggingface_hub(monkeypatch: pytest.MonkeyPatch):
     for name in ("set", "unset"):
         if name == "unset":
             monkeypatch.delenv("HF_HOME")
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
         assert done.stdout.split() == [str(doctor.hf_home()), str(doctor.hf_home() / "token")]
 
 

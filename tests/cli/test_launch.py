@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.cli.launch import LaunchOptions, count_gpus, plan, read_setting, read_yaml_line, trains_a_model
+from hfstack.cli.launch import (
+    LaunchOptions,
+    count_gpus,
+    plan,
+    read_setting,
+    read_yaml_line,
+    trains_a_model,
+)
 from hfstack.cli.supervise import outcome
 from hfstack.errors import ConfigError
 
@@ -74,9 +81,20 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def start(recipe: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "hfstack.cli", "run", recipe.name, "--output_dir", "out", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "hfstack.cli",
+        "run",
+        recipe.name,
+        "--output_dir",
+        "out",
+        *flags,
+    ]
     clean = {
-        name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     }
     return subprocess.Popen(
         command,
@@ -101,13 +119,17 @@ def wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("end", "code"), [("finished", 0), ("mistake", 1), ("preempted", 75), ("kill", 137)])
+@pytest.mark.parametrize(
+    ("end", "code"), [("finished", 0), ("mistake", 1), ("preempted", 75), ("kill", 137)]
+)
 def test_one_process_returns_the_recipes_own_code(recipe: Path, end: str, code: int):
     returned, out, err = run(recipe, "--end", end)
     assert returned == code
     assert out == "result of rank 0\n"
     command = err.splitlines()[0]
-    assert command.startswith("+ HFSTACK_PROCESSES=1 ") and command.endswith(f" train.py --output_dir out --end {end}")
+    assert command.startswith("+ HFSTACK_PROCESSES=1 ") and command.endswith(
+        f" train.py --output_dir out --end {end}"
+    )
     assert "Traceback" not in err and not (recipe.parent / "out.launch.log").exists()
 
 
@@ -115,18 +137,24 @@ def test_two_processes_on_a_cpu_form_one_group(recipe: Path):
     returned, out, err = run(recipe, "--end", "finished", "--processes", "2")
     assert returned == 0
     assert "-m torch.distributed.run --nproc_per_node 2 --standalone" in err.splitlines()[0]
-    assert err.splitlines()[0].endswith("train.py --output_dir out --end finished --use_cpu true --ddp_backend gloo")
+    assert err.splitlines()[0].endswith(
+        "train.py --output_dir out --end finished --use_cpu true --ddp_backend gloo"
+    )
     record = json.loads((recipe.parent / "out" / "run.json").read_text())
     assert (record["world_size"], record["asked"]) == ("2", "2")
     cores = len(os.sched_getaffinity(0))
-    assert int(record["threads"]) == max(1, cores // 2), "torchrun alone would leave one thread a process"
+    assert int(record["threads"]) == max(1, cores // 2), (
+        "torchrun alone would leave one thread a process"
+    )
     assert out == "result of rank 0\n", "the first process speaks, the others are in the log"
     assert err.splitlines()[1:] == ["step 1 of rank 0"]
     assert "[default1]:step 1 of rank 1" in (recipe.parent / "out.launch.log").read_text()
 
 
 def test_a_mistake_in_two_processes_is_one_line_and_the_report_is_in_the_log(recipe: Path):
-    returned, _, err = run(recipe, "--end", "mistake", "--processes", "2", "--log_file", "logs/launch.log")
+    returned, _, err = run(
+        recipe, "--end", "mistake", "--processes", "2", "--log_file", "logs/launch.log"
+    )
     assert returned == 1
     assert err.splitlines()[1:] == [
         "step 1 of rank 0",
@@ -174,7 +202,9 @@ def test_ctrl_c_before_the_recipe_can_save_is_a_preemption_too(recipe: Path):
     assert process.returncode == 75
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a child of its parent's death"
+)
 def test_a_killed_hfstack_leaves_no_recipe_behind(recipe: Path):
     with start(recipe, "--end", "wait") as process:
         wait_for(recipe.parent / "out" / "ready")
@@ -212,7 +242,16 @@ def test_an_unwritable_log_is_one_line(recipe: Path):
 
 def test_two_nodes_meet(recipe: Path):
     """Two nodes on one machine, each with one process of two."""
-    shared = ("--end", "finished", "--nodes", "2", "--processes", "2", "--main_address", "localhost:29741")
+    shared = (
+        "--end",
+        "finished",
+        "--nodes",
+        "2",
+        "--processes",
+        "2",
+        "--main_address",
+        "localhost:29741",
+    )
     second = start(recipe, *shared, "--node_rank", "1", "--log_file", "second.log")
     with second:
         assert run(recipe, *shared, "--node_rank", "0")[0] == 0
@@ -225,21 +264,47 @@ def test_two_nodes_meet(recipe: Path):
     ("code", "status", "report", "stopped", "expected"),
     [
         (0, None, "", False, 0),
-        (0, "running", "", False, 0),  # already finished before: the recipe wrote nothing and returned 0
+        (
+            0,
+            "running",
+            "",
+            False,
+            0,
+        ),  # already finished before: the recipe wrote nothing and returned 0
         (1, None, "", False, 1),  # a mistake before the run began; an old run.json counts as None
         (1, "running", "", False, 1),  # killed
         (1, "failed", "", False, 1),
         (1, "preempted", "", False, 75),
         (1, "finished", "", False, 0),  # the launcher stumbled while it shut down
-        (1, "preempted", "Root Cause (first observed failure):\n rank : 1 (local_rank: 1)\n exitcode : 75", False, 75),
-        (1, "preempted", "Root Cause (first observed failure):\n rank : 1 (local_rank: 1)\n exitcode : -9", False, 1),
-        (1, "preempted", "Root Cause (first observed failure):\n rank : 1 (local_rank: 1)\n exitcode : 1", False, 1),
+        (
+            1,
+            "preempted",
+            "Root Cause (first observed failure):\n rank : 1 (local_rank: 1)\n exitcode : 75",
+            False,
+            75,
+        ),
+        (
+            1,
+            "preempted",
+            "Root Cause (first observed failure):\n rank : 1 (local_rank: 1)\n exitcode : -9",
+            False,
+            1,
+        ),
+        (
+            1,
+            "preempted",
+            "Root Cause (first observed failure):\n rank : 1 (local_rank: 1)\n exitcode : 1",
+            False,
+            1,
+        ),
         (1, None, "", True, 75),  # stopped before the run began
         (1, "running", "", True, 75),
         (1, "failed", "", True, 1),
     ],
 )
-def test_the_outcome_of_a_launcher(code: int, status: str | None, report: str, stopped: bool, expected: int):
+def test_the_outcome_of_a_launcher(
+    code: int, status: str | None, report: str, stopped: bool, expected: int
+):
     assert outcome(code, status, report, stopped=stopped) == expected
 
 
@@ -254,13 +319,20 @@ def test_gpus_are_used_through_accelerate(recipe: Path, monkeypatch: pytest.Monk
     assert f"--config_file {CONFIGS}/multi_gpu.yaml --num_processes 4 --main_process_port 0" in text
     assert "gloo" not in text and "CUDA_VISIBLE_DEVICES" not in launch.environment
     assert launch.log_file == Path("runs/a.launch.log")
-    assert decide(recipe, gpus=4, accelerate=CONFIGS / "fsdp2.yaml").processes == 4, "a sharded config takes all GPUs"
+    assert decide(recipe, gpus=4, accelerate=CONFIGS / "fsdp2.yaml").processes == 4, (
+        "a sharded config takes all GPUs"
+    )
 
 
 def test_one_process_sees_one_gpu(recipe: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert decide(recipe, gpus=2).environment["CUDA_VISIBLE_DEVICES"] == "3"
-    assert decide(recipe, gpus=2, accelerate=CONFIGS / "single.yaml").environment["CUDA_VISIBLE_DEVICES"] == "3"
+    assert (
+        decide(recipe, gpus=2, accelerate=CONFIGS / "single.yaml").environment[
+            "CUDA_VISIBLE_DEVICES"
+        ]
+        == "3"
+    )
     assert "CUDA_VISIBLE_DEVICES" not in decide(recipe, "--use_cpu", gpus=2).environment
 
 
@@ -292,16 +364,38 @@ def test_several_nodes_in_accelerates_words(recipe: Path):
     ("options", "gpus", "message"),
     [
         ({"processes": 4}, 2, "--processes 4 but 2 GPUs are visible on this node"),
-        ({"processes": 2, "accelerate": CONFIGS / "cpu.yaml"}, 0, "accelerate starts one process, not 2"),
-        ({"accelerate": CONFIGS / "fsdp2.yaml"}, 0, "distributed_type FSDP needs a GPU and none is in use"),
+        (
+            {"processes": 2, "accelerate": CONFIGS / "cpu.yaml"},
+            0,
+            "accelerate starts one process, not 2",
+        ),
+        (
+            {"accelerate": CONFIGS / "fsdp2.yaml"},
+            0,
+            "distributed_type FSDP needs a GPU and none is in use",
+        ),
         ({"accelerate": CONFIGS / "zero3.yaml"}, 0, "distributed_type DEEPSPEED needs a GPU"),
-        ({"processes": 3, "nodes": 2, "main_address": "a:1"}, 0, "--processes 3 do not spread evenly over --nodes 2"),
+        (
+            {"processes": 3, "nodes": 2, "main_address": "a:1"},
+            0,
+            "--processes 3 do not spread evenly over --nodes 2",
+        ),
         ({"processes": 2, "nodes": 2}, 0, "--nodes needs --main_address HOST:PORT"),
-        ({"processes": 2, "nodes": 2, "main_address": "a"}, 0, "--main_address a: expected HOST:PORT"),
-        ({"processes": 2, "nodes": 2, "main_address": "a:1", "node_rank": 2}, 0, "--node_rank 2 is not one of 0 to 1"),
+        (
+            {"processes": 2, "nodes": 2, "main_address": "a"},
+            0,
+            "--main_address a: expected HOST:PORT",
+        ),
+        (
+            {"processes": 2, "nodes": 2, "main_address": "a:1", "node_rank": 2},
+            0,
+            "--node_rank 2 is not one of 0 to 1",
+        ),
     ],
 )
-def test_what_would_silently_start_something_else_is_refused(recipe: Path, options: dict, gpus: int, message: str):
+def test_what_would_silently_start_something_else_is_refused(
+    recipe: Path, options: dict, gpus: int, message: str
+):
     with pytest.raises(ConfigError, match=message):
         decide(recipe, gpus=gpus, **options)
 
@@ -310,15 +404,23 @@ def test_a_recipe_without_training_arguments_runs_alone(tmp_path: Path):
     path = tmp_path / "clean.py"
     path.write_text("def main(args: CleanArgs): ...\n")
     assert decide(path, "--output_dir", "out").launcher == "python"
-    with pytest.raises(ConfigError, match="clean takes no TrainingArguments, so it runs in one plain process"):
+    with pytest.raises(
+        ConfigError, match="clean takes no TrainingArguments, so it runs in one plain process"
+    ):
         decide(path, processes=2)
 
 
 @pytest.mark.parametrize(
     ("source", "trains"),
     [
-        ("from transformers import TrainingArguments\ndef main(a: X, b: TrainingArguments): ...", True),
-        ("from trl import SFTConfig, ModelConfig\ndef main(a: ModelConfig, b: SFTConfig): ...", True),
+        (
+            "from transformers import TrainingArguments\ndef main(a: X, b: TrainingArguments): ...",
+            True,
+        ),
+        (
+            "from trl import SFTConfig, ModelConfig\ndef main(a: ModelConfig, b: SFTConfig): ...",
+            True,
+        ),
         ("from hfstack.tasks.rl.ppo.config import PPOConfig\ndef main(a: PPOConfig): ...", True),
         ("from trl import ModelConfig\ndef main(a: ModelConfig): ...", False),
         ("from transformers import GenerationConfig\ndef main(a: GenerationConfig): ...", False),
@@ -330,7 +432,9 @@ def test_training_recipes_are_told_by_their_source(tmp_path: Path, source: str, 
     assert trains_a_model(path) is trains
 
 
-@pytest.mark.parametrize(("source", "message"), [("def main(:", "not a Python file"), ("x = 1", "no function main")])
+@pytest.mark.parametrize(
+    ("source", "message"), [("def main(:", "not a Python file"), ("x = 1", "no function main")]
+)
 def test_a_file_that_is_no_recipe(tmp_path: Path, source: str, message: str):
     path = tmp_path / "x.py"
     path.write_text(source)
@@ -346,7 +450,11 @@ def test_settings_are_found_in_flags_and_yaml(tmp_path: Path):
     assert read_yaml_line(config, "output_dir") == "runs/a b"
     assert read_yaml_line(config, "quoted") == "x # y"
     assert read_yaml_line(config, "inner") is None
-    assert [read_yaml_line(config, key) for key in ("empty", "nothing", "absent")] == [None, None, None]
+    assert [read_yaml_line(config, key) for key in ("empty", "nothing", "absent")] == [
+        None,
+        None,
+        None,
+    ]
     flags = ["--config", str(config)]
     assert read_setting("output_dir", flags) == "runs/a b"
     assert read_setting("output_dir", [*flags, "--output_dir", "b", "--output-dir=c"]) == "c"

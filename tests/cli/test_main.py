@@ -43,7 +43,10 @@ def mistake(capfd: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def test_list_prints_names_and_what_they_do(shipped: Path, capfd: pytest.CaptureFixture[str]):
     assert cli.main(["list"]) == 0
-    assert capfd.readouterr().out == "first       Do the first thing.\nsecond_one  Print what it was given.\n"
+    assert (
+        capfd.readouterr().out
+        == "first       Do the first thing.\nsecond_one  Print what it was given.\n"
+    )
 
 
 def test_copy_brings_the_recipe_and_its_yaml(shipped: Path, capfd: pytest.CaptureFixture[str]):
@@ -60,19 +63,28 @@ def test_copy_into_a_folder_makes_it(shipped: Path, capfd: pytest.CaptureFixture
     assert "hfstack run mine/recipes/first.py" in capfd.readouterr().err
 
 
-def test_copy_never_overwrites_and_copies_nothing_then(shipped: Path, capfd: pytest.CaptureFixture[str]):
+def test_copy_never_overwrites_and_copies_nothing_then(
+    shipped: Path, capfd: pytest.CaptureFixture[str]
+):
     Path("first.yaml").write_text("mine: 1\n")
     line = mistake(capfd, "copy", "first")
-    assert line == "hfstack: first.yaml exists and is never overwritten: choose another folder, or remove it"
+    assert (
+        line
+        == "hfstack: first.yaml exists and is never overwritten: choose another folder, or remove it"
+    )
     assert Path("first.yaml").read_text() == "mine: 1\n" and not Path("first.py").exists()
 
 
 def test_copy_to_where_nothing_can_be_written(shipped: Path, capfd: pytest.CaptureFixture[str]):
     Path("file").touch()
-    assert mistake(capfd, "copy", "first", "file/folder").startswith("hfstack: cannot copy to file/folder: ")
+    assert mistake(capfd, "copy", "first", "file/folder").startswith(
+        "hfstack: cannot copy to file/folder: "
+    )
 
 
-def test_run_adds_the_sibling_yaml_and_prints_the_command(shipped: Path, capfd: pytest.CaptureFixture[str]):
+def test_run_adds_the_sibling_yaml_and_prints_the_command(
+    shipped: Path, capfd: pytest.CaptureFixture[str]
+):
     assert cli.main(["run", "second_one", "--epochs", "3", "--text", "a b"]) == 0
     out, err = capfd.readouterr()
     yaml = shipped / "recipes" / "second_one.yaml"
@@ -84,12 +96,16 @@ def test_run_adds_the_sibling_yaml_and_prints_the_command(shipped: Path, capfd: 
 
 
 @pytest.mark.parametrize("given", [("--config", "mine.yaml"), ("--config=mine.yaml",)])
-def test_run_takes_a_given_config_instead(shipped: Path, capfd: pytest.CaptureFixture[str], given: tuple[str, ...]):
+def test_run_takes_a_given_config_instead(
+    shipped: Path, capfd: pytest.CaptureFixture[str], given: tuple[str, ...]
+):
     assert cli.main(["run", "second_one", *given]) == 0
     assert capfd.readouterr().out == f"{[*given]}\n"
 
 
-def test_run_starts_a_recipe_by_path_with_the_yaml_beside_it_if_any(shipped: Path, capfd: pytest.CaptureFixture[str]):
+def test_run_starts_a_recipe_by_path_with_the_yaml_beside_it_if_any(
+    shipped: Path, capfd: pytest.CaptureFixture[str]
+):
     Path("mine.py").write_text(SECOND)
     assert cli.main(["run", "./mine.py", "--a", "1"]) == 0
     assert capfd.readouterr().out == "['--a', '1']\n"
@@ -98,12 +114,15 @@ def test_run_starts_a_recipe_by_path_with_the_yaml_beside_it_if_any(shipped: Pat
     assert capfd.readouterr().out == "['--config', 'mine.yaml']\n"
 
 
-def test_run_points_to_an_edited_copy_that_it_does_not_run(shipped: Path, capfd: pytest.CaptureFixture[str]):
+def test_run_points_to_an_edited_copy_that_it_does_not_run(
+    shipped: Path, capfd: pytest.CaptureFixture[str]
+):
     cli.main(["copy", "second_one"])
     capfd.readouterr()
     assert cli.main(["run", "second_one"]) == 0
     assert (
-        "hfstack: second_one.py is here as well; to run that one: hfstack run ./second_one.py" in capfd.readouterr().err
+        "hfstack: second_one.py is here as well; to run that one: hfstack run ./second_one.py"
+        in capfd.readouterr().err
     )
 
 
@@ -120,10 +139,16 @@ def test_launcher_options_stand_before_or_after_the_name(argv: tuple[str, ...]):
 
 
 def test_after_a_double_dash_everything_is_the_recipes():
-    assert cli._split(["x", "--a", "1", "--", "--processes", "8"]) == ("x", ["--a", "1", "--processes", "8"], {})
+    assert cli._split(["x", "--a", "1", "--", "--processes", "8"]) == (
+        "x",
+        ["--a", "1", "--processes", "8"],
+        {},
+    )
 
 
-def test_help_of_a_recipe_is_its_generated_reference(shipped: Path, capfd: pytest.CaptureFixture[str]):
+def test_help_of_a_recipe_is_its_generated_reference(
+    shipped: Path, capfd: pytest.CaptureFixture[str]
+):
     assert cli.main(["run", "first", "--help"]) == 0
     assert capfd.readouterr() == ("--output_dir PATH\n", "")
     assert cli.main(["run", "--help", "first"]) == 0
@@ -143,17 +168,38 @@ def test_help_of_run_itself(shipped: Path, capfd: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (("run", "frist"), "no recipe 'frist'; did you mean 'first'? (there are: first, second_one)"),
+        (
+            ("run", "frist"),
+            "no recipe 'frist'; did you mean 'first'? (there are: first, second_one)",
+        ),
         (("copy", "zzz"), "no recipe 'zzz' (there are: first, second_one)"),
         (("run",), "run needs the name of a recipe (see: hfstack list)"),
         (("run", "./none.py"), "./none.py: no such file"),
-        (("run", "first", "--processes", "two"), "--processes takes a whole number of at least 1, got 'two'"),
-        (("run", "first", "--processes", "0"), "--processes takes a whole number of at least 1, got '0'"),
+        (
+            ("run", "first", "--processes", "two"),
+            "--processes takes a whole number of at least 1, got 'two'",
+        ),
+        (
+            ("run", "first", "--processes", "0"),
+            "--processes takes a whole number of at least 1, got '0'",
+        ),
         (("run", "first", "--processes"), "--processes needs a value (see: hfstack run --help)"),
-        (("run", "first", "--processes", "2", "--processes=4"), "--processes may be given once, got 2 and 4"),
-        (("run", "first", "--accelerate", "fsdp"), "no accelerate config 'fsdp'; did you mean 'fsdp2'?"),
-        (("run", "--proceses", "2", "first"), "unknown option '--proceses'; did you mean '--processes'?"),
-        (("run", "first", "--processes", "2"), "first takes no TrainingArguments, so it runs in one plain process"),
+        (
+            ("run", "first", "--processes", "2", "--processes=4"),
+            "--processes may be given once, got 2 and 4",
+        ),
+        (
+            ("run", "first", "--accelerate", "fsdp"),
+            "no accelerate config 'fsdp'; did you mean 'fsdp2'?",
+        ),
+        (
+            ("run", "--proceses", "2", "first"),
+            "unknown option '--proceses'; did you mean '--processes'?",
+        ),
+        (
+            ("run", "first", "--processes", "2"),
+            "first takes no TrainingArguments, so it runs in one plain process",
+        ),
         (("lst",), "argument list | copy | run | doctor: invalid choice: 'lst'"),
         (("list", "--jsn"), "unrecognized arguments: --jsn"),
         ((), "the following arguments are required"),
@@ -178,7 +224,11 @@ def test_help_imports_nothing_heavy_and_takes_a_quarter_of_a_second():
     seconds = []
     for _ in range(3):
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         )
         assert "list | copy | run | doctor" in done.stdout
         spent, _, heavy = done.stderr.partition(" ")
@@ -188,9 +238,7 @@ def test_help_imports_nothing_heavy_and_takes_a_quarter_of_a_second():
 
 
 def test_help_of_a_shipped_recipe_imports_no_torch():
-    program = (
-        "import sys; from hfstack.cli import main as cli; cli.main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    )
+    program = "import sys; from hfstack.cli import main as cli; cli.main(sys.argv[1:]); assert 'torch' not in sys.modules"
     command = [sys.executable, "-c", program, "run", "pretrain_clm", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -210,7 +258,12 @@ def test_the_wheel_carries_what_the_commands_need(tmp_path: Path):
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
         command = [sys.executable, "-m", "hfstack.cli", *argv]
         done = subprocess.run(
-            command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True, check=False
+            command,
+            cwd=tmp_path / "here",
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

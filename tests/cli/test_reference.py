@@ -111,7 +111,8 @@ def test_the_tool_writes_and_checks(example: Path, tmp_path: Path, monkeypatch: 
         file.rename(tmp_path / "recipes" / file.name)
     monkeypatch.setattr(reference, "ROOT", tmp_path)
     with pytest.raises(
-        ConfigError, match=r"docs/reference: out of date: example.md; run: python -m hfstack.cli.reference"
+        ConfigError,
+        match=r"docs/reference: out of date: example.md; run: python -m hfstack.cli.reference",
     ):
         reference.main(["--check"])
     reference.main([])
@@ -122,8 +123,13 @@ def test_the_tool_writes_and_checks(example: Path, tmp_path: Path, monkeypatch: 
 def test_the_pages_in_docs_are_up_to_date():
     for name in ("transformers", "trl"):
         if version(name) != doctor.tested_versions()[name]:
-            pytest.skip(f"the pages are made with {name} {doctor.tested_versions()[name]}, this is {version(name)}")
-    assert reference.stale_pages(reference.make_pages(ROOT / "recipes"), ROOT / "docs" / "reference") == []
+            pytest.skip(
+                f"the pages are made with {name} {doctor.tested_versions()[name]}, this is {version(name)}"
+            )
+    assert (
+        reference.stale_pages(reference.make_pages(ROOT / "recipes"), ROOT / "docs" / "reference")
+        == []
+    )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -133,5 +139,7 @@ def test_the_launcher_knows_training_recipes_and_shares_no_option_with_them(path
     hints = typing.get_type_hints(module.main)
     classes = [hints[name] for name in inspect.signature(module.main).parameters]
     assert trains_a_model(path) is any(issubclass(cls, TrainingArguments) for cls in classes)
-    taken = {name for cls in classes for name in typing.get_type_hints(cls)} & set(cli._LAUNCHER_OPTIONS)
+    taken = {name for cls in classes for name in typing.get_type_hints(cls)} & set(
+        cli._LAUNCHER_OPTIONS
+    )
     assert not taken, f"hfstack run would keep {taken} for itself"

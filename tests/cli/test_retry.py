@@ -63,7 +63,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
     Path("train.py").write_text(RECIPE)
 
     def call(words: str, retries: int) -> tuple[int, str, list[str]]:
-        code = main(["run", "train.py", "--output_dir", "out", "--retries", str(retries), "--plan", words])
+        code = main(
+            ["run", "train.py", "--output_dir", "out", "--retries", str(retries), "--plan", words]
+        )
         return code, capfd.readouterr().err, Path("out/starts").read_text().splitlines()
 
     return call
@@ -75,7 +77,10 @@ def test_crashes_and_preemptions_are_started_again_from_the_last_checkpoint(star
     assert not starts[0].endswith("last") and all(
         flags.endswith("--resume_from_checkpoint last") for flags in starts[1:]
     )
-    assert "start 1 of 4 was killed by SIGKILL (out of memory?); the next, in 0 s, is from checkpoint-5" in said
+    assert (
+        "start 1 of 4 was killed by SIGKILL (out of memory?); the next, in 0 s, is from checkpoint-5"
+        in said
+    )
     assert "start 2 of 4 was preempted; the next, in 0 s, is from checkpoint-9" in said
     assert "start 3 of 4 failed with exit code 1; the next, in 0 s, is from checkpoint-12" in said
 
@@ -83,18 +88,27 @@ def test_crashes_and_preemptions_are_started_again_from_the_last_checkpoint(star
 def test_the_number_of_retries_is_the_limit(start) -> None:
     code, said, starts = start("killed:1,killed:2,killed:3", 1)
     assert code == 137 and len(starts) == 2
-    assert "start 2 of 2 was killed by SIGKILL (out of memory?); it can go on from checkpoint-2" in said
+    assert (
+        "start 2 of 2 was killed by SIGKILL (out of memory?); it can go on from checkpoint-2"
+        in said
+    )
 
 
 def test_three_starts_without_progress_are_enough(start) -> None:
     code, said, starts = start("killed:4,killed,killed,killed,finished", 9)
     assert code == 137 and len(starts) == 4
-    assert "start 4 was killed by SIGKILL (out of memory?), the third in a row without a new checkpoint" in said
-    assert "in 0.01 s, is from checkpoint-4" in said and "in 0.02 s, is from checkpoint-4" in said, "it backs off"
+    assert (
+        "start 4 was killed by SIGKILL (out of memory?), the third in a row without a new checkpoint"
+        in said
+    )
+    assert (
+        "in 0.01 s, is from checkpoint-4" in said and "in 0.02 s, is from checkpoint-4" in said
+    ), "it backs off"
 
 
 @pytest.mark.parametrize(
-    ("word", "reason"), [("DataError", "DataError would come again"), ("early", "it failed before the run began")]
+    ("word", "reason"),
+    [("DataError", "DataError would come again"), ("early", "it failed before the run began")],
 )
 def test_a_mistake_is_not_tried_again(start, word: str, reason: str) -> None:
     code, said, starts = start(f"{word},finished", 5)
@@ -111,7 +125,9 @@ def test_the_same_command_goes_on_with_what_an_earlier_one_left(start) -> None:
 def test_retries_need_to_know_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("train.py").write_text(RECIPE)
-    launch = plan(Path("train.py"), [], LaunchOptions(retries=2), accelerate_configs=tmp_path, gpus=0)
+    launch = plan(
+        Path("train.py"), [], LaunchOptions(retries=2), accelerate_configs=tmp_path, gpus=0
+    )
     with pytest.raises(ConfigError, match="--retries needs --output_dir"):
         retrying.execute_again(launch)
     assert main(["run", "train.py", "--retries", "many"]) == 1

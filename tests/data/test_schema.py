@@ -34,13 +34,33 @@ def test_good_rows_of_every_kind_pass(task: str) -> None:
         ("text", {"text": None}, "data row 2, column 'text': expected text, got null"),
         ("text", {"text": 5}, "column 'text': expected text, got int '5'"),
         ("text", {"body": "x"}, "data row 2: text needs the column 'text'; found: body"),
-        ("messages", {"messages": "hi"}, "expected a list of messages {role, content}, got str 'hi'"),
+        (
+            "messages",
+            {"messages": "hi"},
+            "expected a list of messages {role, content}, got str 'hi'",
+        ),
         ("messages", {"messages": []}, "expected a list of messages"),
         ("messages", {"messages": ["hi"]}, "message 1: expected an object with role and content"),
-        ("messages", {"messages": [{"role": "user"}]}, "message 1: 'content' must be text, got null"),
-        ("messages", {"messages": [*CHAT, {"content": "x"}]}, "message 3: 'role' must be text, got null"),
-        ("messages", {"messages": [{"from": "human", "value": "x"}]}, "rename them to 'role' and 'content'"),
-        ("prompt+completion", {"prompt": "a", "completion": 3}, "column 'completion': expected a list of messages"),
+        (
+            "messages",
+            {"messages": [{"role": "user"}]},
+            "message 1: 'content' must be text, got null",
+        ),
+        (
+            "messages",
+            {"messages": [*CHAT, {"content": "x"}]},
+            "message 3: 'role' must be text, got null",
+        ),
+        (
+            "messages",
+            {"messages": [{"from": "human", "value": "x"}]},
+            "rename them to 'role' and 'content'",
+        ),
+        (
+            "prompt+completion",
+            {"prompt": "a", "completion": 3},
+            "column 'completion': expected a list of messages",
+        ),
         (
             "prompt+chosen+rejected",
             {"prompt": "a", "chosen": "b"},
@@ -57,10 +77,14 @@ def test_wrong_value_is_named(task: str, row: dict[str, Any], message: str) -> N
 
 def test_text_column_and_row_number_in_a_dataset() -> None:
     rows = Dataset.from_list([{"id": 1, "story": "a"}] * 2500 + [{"id": 2, "story": None}])
-    with pytest.raises(DataError, match=r"stories row 2501, column 'story': expected text, got null"):
+    with pytest.raises(
+        DataError, match=r"stories row 2501, column 'story': expected text, got null"
+    ):
         check_schema(rows, "text", text_column="story", name="stories")
     check_schema(rows, "text", text_column="story", max_rows=2500)
-    with pytest.raises(DataError, match="data row 1: text needs the column 'text'; found: id, story"):
+    with pytest.raises(
+        DataError, match="data row 1: text needs the column 'text'; found: id, story"
+    ):
         check_schema(rows, "text")
 
 

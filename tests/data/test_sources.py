@@ -43,7 +43,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> list[tuple[Any, ...]]:
     """Let the Hub answer with rows, or with an error; return the calls that it gets."""
     calls: list[tuple[Any, ...]] = []
 
-    def load_dataset(path: str, name: str | None, *, split: str, streaming: bool) -> Dataset | IterableDataset:
+    def load_dataset(
+        path: str, name: str | None, *, split: str, streaming: bool
+    ) -> Dataset | IterableDataset:
         calls.append((path, name, split, streaming))
         if isinstance(outcome, Exception):
             raise outcome
@@ -56,10 +58,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> list[tuple[Any, ...]]:
 
 def test_strings_and_mappings_make_sources(folder: Path) -> None:
     texts("a.jsonl", 1)
-    (folder / "c.yaml").write_text("datasets: [a.jsonl, {path: user/set, name: en, split: test, weight: 2}]\n")
+    (folder / "c.yaml").write_text(
+        "datasets: [a.jsonl, {path: user/set, name: en, split: test, weight: 2}]\n"
+    )
     (from_yaml,) = parse(DataArgs, argv=["--config", "c.yaml"])
     assert from_yaml.datasets == [Source("a.jsonl"), Source("user/set", "en", "test", 2)]
-    (from_flags,) = parse(DataArgs, argv=["--datasets", "a.jsonl", "d/*.csv", "user/set", "--max_rows", "5"])
+    (from_flags,) = parse(
+        DataArgs, argv=["--datasets", "a.jsonl", "d/*.csv", "user/set", "--max_rows", "5"]
+    )
     assert from_flags.datasets == [Source("a.jsonl"), Source("d/*.csv"), Source("user/set")]
     assert [source.is_local for source in from_flags.datasets] == [True, True, False]
     assert DataArgs(datasets=["a.jsonl"]).datasets == [Source("a.jsonl")]  # type: ignore[list-item]
@@ -69,15 +75,27 @@ def test_strings_and_mappings_make_sources(folder: Path) -> None:
     ("make", "message"),
     [
         (lambda: Source(""), "path must be a Hub id, a file, a glob or a folder, got ''"),
-        (lambda: Source("user/set", weight=0), "dataset user/set: weight must be a number above 0, got 0"),
-        (lambda: Source("user/set", weight=float("nan")), "weight must be a number above 0, got nan"),
+        (
+            lambda: Source("user/set", weight=0),
+            "dataset user/set: weight must be a number above 0, got 0",
+        ),
+        (
+            lambda: Source("user/set", weight=float("nan")),
+            "weight must be a number above 0, got nan",
+        ),
         (lambda: Source("a.jsonl", name="en"), "name 'en' is for Hub datasets"),
         (lambda: Source("a.jsonl", split="test"), "split 'test' needs a Hub id or a folder"),
-        (lambda: Source("my stories"), "my stories: no such file, and not a Hub id such as user/dataset"),
+        (
+            lambda: Source("my stories"),
+            "my stories: no such file, and not a Hub id such as user/dataset",
+        ),
         (lambda: Source("a/b/c"), "a/b/c: no such file, and not a Hub id"),
         (lambda: DataArgs(eval_fraction=1), r"eval_fraction must be in \[0, 1\), got 1"),
         (lambda: DataArgs(max_rows=0), "max_rows must be at least 1, got 0"),
-        (lambda: DataArgs(on_bad_row="drop"), "on_bad_row must be fail, skip or quarantine, got 'drop'"),  # type: ignore[arg-type]
+        (
+            lambda: DataArgs(on_bad_row="drop"),
+            "on_bad_row must be fail, skip or quarantine, got 'drop'",
+        ),  # type: ignore[arg-type]
         (
             lambda: DataArgs(streaming=True),
             "streaming cannot hold out rows: name eval_datasets, or set --eval_fraction 0",
@@ -111,8 +129,12 @@ def test_no_eval_rows_is_one_line() -> None:
         load_splits(DataArgs(datasets=[Source("a.jsonl")], eval_datasets=[Source("empty.jsonl")]))
 
 
-def test_eval_datasets_are_used_whole_and_kept_out_of_train(caplog: pytest.LogCaptureFixture) -> None:
-    args = DataArgs(datasets=[Source(texts("a.jsonl", 50))], eval_datasets=[Source(texts("b.jsonl", 7))])
+def test_eval_datasets_are_used_whole_and_kept_out_of_train(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    args = DataArgs(
+        datasets=[Source(texts("a.jsonl", 50))], eval_datasets=[Source(texts("b.jsonl", 7))]
+    )
     splits = load_splits(args)
     assert (len(splits["train"]), len(splits["eval"])) == (43, 7)
     assert "left out 7 of 50 train rows whose text is also in eval_datasets" in caplog.text
@@ -120,12 +142,16 @@ def test_eval_datasets_are_used_whole_and_kept_out_of_train(caplog: pytest.LogCa
 
 def test_mixture_of_hub_and_files(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = hub(monkeypatch, [{"text": f"h{number}"} for number in range(40)])
-    mixture = load_mixture([Source("user/set", "en", weight=1), Source(texts("a.jsonl", 40), weight=0.5)], max_rows=20)
+    mixture = load_mixture(
+        [Source("user/set", "en", weight=1), Source(texts("a.jsonl", 40), weight=0.5)], max_rows=20
+    )
     assert calls == [("user/set", "en", "train", False)]
     assert [sum(text[0] == letter for text in mixture["text"]) for letter in "ht"] == [20, 10]
 
 
-def test_second_dataset_is_looked_for_before_the_first_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_dataset_is_looked_for_before_the_first_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls = hub(monkeypatch, [{"text": "x"}])
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
         load_splits(DataArgs(datasets=[Source("user/set"), Source("gone.jsonl")]))
@@ -182,8 +208,14 @@ def test_quarantine_of_all_sources_goes_to_one_file_of_this_run() -> None:
     args = DataArgs(datasets=[Source("a.jsonl"), Source("b.jsonl")], on_bad_row="quarantine")
     for _ in range(2):
         load_splits(args, quarantine_file=bad)
-        assert [json.loads(line)["file"] for line in bad.read_text().splitlines()] == ["a.jsonl", "b.jsonl"]
-    assert sum(1 for _ in iterate_rows(args.datasets, on_bad_row="quarantine", quarantine_file=bad)) == 60
+        assert [json.loads(line)["file"] for line in bad.read_text().splitlines()] == [
+            "a.jsonl",
+            "b.jsonl",
+        ]
+    assert (
+        sum(1 for _ in iterate_rows(args.datasets, on_bad_row="quarantine", quarantine_file=bad))
+        == 60
+    )
     assert len(bad.read_text().splitlines()) == 2
     with pytest.raises(ConfigError, match="no quarantine_file"):
         iterate_rows(args.datasets, on_bad_row="quarantine")
@@ -220,10 +252,14 @@ def test_require_columns() -> None:
     require_columns(rows, {"story_text"}, recipe="clean")
     require_columns(rows, {"messages"}, {"id", "story_text"}, recipe="sft")
     for data in (rows, rows.to_iterable_dataset(), [{"id": 1, "story_text": "a"}]):
-        with pytest.raises(DataError, match=r"clean needs .* text; found: id, story_text; --text_column story_text\?"):
+        with pytest.raises(
+            DataError,
+            match=r"clean needs .* text; found: id, story_text; --text_column story_text\?",
+        ):
             require_columns(data, {"text"}, recipe="clean")
     with pytest.raises(
-        DataError, match=r"chosen \+ prompt \+ rejected or messages; found: .*; rename 'choosen' to 'chosen'\?"
+        DataError,
+        match=r"chosen \+ prompt \+ rejected or messages; found: .*; rename 'choosen' to 'chosen'\?",
     ):
         require_columns(
             [{"prompt": "", "choosen": "", "rejected": ""}],
@@ -231,14 +267,23 @@ def test_require_columns() -> None:
             {"messages"},
             recipe="dpo",
         )
-    with pytest.raises(DataError, match="found: x, y; choose one with --text_column instead of 'text'"):
+    with pytest.raises(
+        DataError, match="found: x, y; choose one with --text_column instead of 'text'"
+    ):
         require_columns([{"x": 1, "y": 2}], {"text"}, recipe="clean")
 
 
 @pytest.mark.shared
 def test_real_mixture(shared_data: Path) -> None:
-    args = DataArgs(datasets=[Source(f"{shared_data}/lm/*_en.jsonl.gz"), Source(f"{shared_data}/lm/zh_wiki.jsonl.gz")])
-    with pytest.raises(DataError, match="files with other columns are given as datasets of their own"):
+    args = DataArgs(
+        datasets=[
+            Source(f"{shared_data}/lm/*_en.jsonl.gz"),
+            Source(f"{shared_data}/lm/zh_wiki.jsonl.gz"),
+        ]
+    )
+    with pytest.raises(
+        DataError, match="files with other columns are given as datasets of their own"
+    ):
         load_splits(DataArgs(datasets=[Source(f"{shared_data}/lm/*.jsonl.gz")]))
     splits = load_splits(args)
     assert splits["train"].column_names == splits["eval"].column_names

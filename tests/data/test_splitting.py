@@ -46,14 +46,19 @@ def test_mixture_keeps_common_columns_and_says_what_it_leaves_out(
 def test_interleave_follows_weights_and_stops_with_the_first_that_is_used_up() -> None:
     def draw(seed: int) -> list[Any]:
         streams = [iter([{"n": "a"}] * 10_000), iter([{"n": "b"}] * 300)]
-        return [row["n"] for row in interleave(streams, weights=[3, 1], names=["a", "b"], seed=seed)]
+        return [
+            row["n"] for row in interleave(streams, weights=[3, 1], names=["a", "b"], seed=seed)
+        ]
 
     drawn = draw(0)
     assert drawn.count("b") == 300
     assert 700 < drawn.count("a") < 1100
     assert drawn == draw(0) != draw(1)
     streams = [iter([{"n": 1}]), iter([{"n": 2}])]
-    assert [row["n"] for row in interleave(streams, weights=[1, 1], names=["a", "b"], seed=0)] == [1, 2]
+    assert [row["n"] for row in interleave(streams, weights=[1, 1], names=["a", "b"], seed=0)] == [
+        1,
+        2,
+    ]
 
 
 def test_split_is_exact_and_depends_on_seed_and_text_alone() -> None:
@@ -63,7 +68,9 @@ def test_split_is_exact_and_depends_on_seed_and_text_alone() -> None:
     assert not set(train["text"]) & set(evaluation["text"])
     shuffled = hold_out(rows.shuffle(seed=1), fraction=0.05, seed=0, text_column="text")[1]
     assert set(shuffled["text"]) == set(evaluation["text"])
-    assert set(hold_out(rows, fraction=0.05, seed=1, text_column="text")[1]["text"]) != set(evaluation["text"])
+    assert set(hold_out(rows, fraction=0.05, seed=1, text_column="text")[1]["text"]) != set(
+        evaluation["text"]
+    )
     grown = hold_out(texts("t", 220), fraction=0.05, seed=0, text_column="text")[1]
     assert len(set(grown["text"]) & set(evaluation["text"])) >= 8
 
@@ -88,15 +95,25 @@ def test_copies_of_a_text_stay_on_one_side(columns) -> None:
 
 
 def test_empty_side_is_refused() -> None:
-    with pytest.raises(DataError, match=r"no eval rows: eval_fraction 0\.05 of 9 rows is less than one row"):
+    with pytest.raises(
+        DataError, match=r"no eval rows: eval_fraction 0\.05 of 9 rows is less than one row"
+    ):
         hold_out(texts("t", 9), fraction=0.05, seed=0, text_column="text")
     with pytest.raises(DataError, match=r"no train rows: the 50 rows hold only 1 different texts"):
-        hold_out(Dataset.from_list([{"text": "same"}] * 50), fraction=0.1, seed=0, text_column="text")
+        hold_out(
+            Dataset.from_list([{"text": "same"}] * 50), fraction=0.1, seed=0, text_column="text"
+        )
 
 
 def test_train_rows_that_are_in_eval_are_left_out() -> None:
     train = drop_overlap(texts("t", 10), texts("t", 3), text_column="text")
     assert train["text"][:] == [f"t{number}" for number in range(3, 10)]
-    assert drop_overlap(texts("a", 3), texts("b", 3), text_column="text")["text"][:] == ["a0", "a1", "a2"]
-    with pytest.raises(DataError, match="no train rows: all 3 rows of datasets are also in eval_datasets"):
+    assert drop_overlap(texts("a", 3), texts("b", 3), text_column="text")["text"][:] == [
+        "a0",
+        "a1",
+        "a2",
+    ]
+    with pytest.raises(
+        DataError, match="no train rows: all 3 rows of datasets are also in eval_datasets"
+    ):
         drop_overlap(texts("t", 3), texts("t", 9), text_column="text")

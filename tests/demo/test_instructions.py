@@ -29,7 +29,9 @@ def test_rows_are_a_pure_function_of_seed_and_index():
 def test_a_quarter_of_the_rows_are_questions_about_everything_that_can_be_asked():
     tasks = Counter(row["task"] for row in ROWS)
     assert 0.18 < 1 - tasks["story"] / len(ROWS) < 0.32
-    assert tasks.keys() - {"story"} == {f"question {about}" for about in ("hero", "place", "trait", "object", "ending")}
+    assert tasks.keys() - {"story"} == {
+        f"question {about}" for about in ("hero", "place", "trait", "object", "ending")
+    }
 
 
 def test_instructions_are_varied_and_ask_for_what_the_answer_has():
@@ -38,18 +40,28 @@ def test_instructions_are_varied_and_ask_for_what_the_answer_has():
     for row in STORY_ROWS:
         request = read_request(row["prompt"])
         asked.update(
-            name for name in ("animal", "name", "trait", "place", "object", "ending") if getattr(request, name)
+            name
+            for name in ("animal", "name", "trait", "place", "object", "ending")
+            if getattr(request, name)
         )
         for name in ("animal", "trait", "ending"):
             assert getattr(request, name) in (None, row[name]), row["prompt"]
     assert all(
-        asked[name] > 0.08 * len(STORY_ROWS) for name in ("animal", "name", "trait", "place", "object", "ending")
+        asked[name] > 0.08 * len(STORY_ROWS)
+        for name in ("animal", "name", "trait", "place", "object", "ending")
     )
 
 
 def test_the_example_of_the_documentation_is_understood():
-    request = read_request("Write a story about a fox who is brave. It takes place by the river. Give it a sad ending.")
-    assert (request.animal, request.trait, request.place, request.ending) == ("fox", "brave", "river", "sad")
+    request = read_request(
+        "Write a story about a fox who is brave. It takes place by the river. Give it a sad ending."
+    )
+    assert (request.animal, request.trait, request.place, request.ending) == (
+        "fox",
+        "brave",
+        "river",
+        "sad",
+    )
     assert read_request("Write a story.") == read_request("")
 
 
@@ -92,7 +104,12 @@ def test_careless_answers_are_worse_to_the_same_prompts():
 def test_each_way_of_being_careless():
     text = 'Ann was shy. "Oh!" She saw a fox. It ran.'
     ways = {way: carelessly(text, iter((0.5, way)).__next__) for way in (0.0, 0.4, 0.6, 0.8)}
-    assert ways == {0.0: text.lower(), 0.4: text.lower(), 0.6: 'Ann was shy. "Oh!" She', 0.8: "Ann was shy."}
+    assert ways == {
+        0.0: text.lower(),
+        0.4: text.lower(),
+        0.6: 'Ann was shy. "Oh!" She',
+        0.8: "Ann was shy.",
+    }
 
 
 def test_messages_are_a_user_and_an_assistant_turn():

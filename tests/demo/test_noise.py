@@ -45,7 +45,9 @@ def test_other_rows_are_the_stories_themselves():
 
 def test_duplicates_name_an_earlier_clean_row():
     for row in ROWS:
-        assert (row["source"] is not None) == (row["planted"] in ("exact_duplicate", "near_duplicate"))
+        assert (row["source"] is not None) == (
+            row["planted"] in ("exact_duplicate", "near_duplicate")
+        )
         if row["source"]:
             source = BY_ID[row["source"]]
             assert source["planted"] is None
@@ -64,7 +66,9 @@ def test_mojibake_can_be_mended():
         index = int(row["id"].removeprefix("demo-"))
         assert any(mark in row["text"] for mark in ("â€", "Ã"))
         mended = ftfy.fix_text(row["text"])  # which also straightens the quotes
-        assert mended.replace(" — ", ", ").replace("é", "e").replace("Á", "A") == story(2, index).text
+        assert (
+            mended.replace(" — ", ", ").replace("é", "e").replace("Á", "A") == story(2, index).text
+        )
 
 
 @pytest.mark.parametrize(

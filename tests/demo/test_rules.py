@@ -37,7 +37,9 @@ def other_story(row: dict) -> str:
     return next(
         other["completion"]
         for other in STORIES
-        if other["animal"] != row["animal"] and other["trait"] != row["trait"] and other["ending"] != row["ending"]
+        if other["animal"] != row["animal"]
+        and other["trait"] != row["trait"]
+        and other["ending"] != row["ending"]
     )
 
 
@@ -107,14 +109,17 @@ def other_beginning(row: dict) -> str:
         "one keyword sentence", "four beginnings",
     ],
 )  # fmt: skip
-def test_of_beginnings_the_own_one_scores_high_and_what_pretends_low(answer: Callable[[dict], str], limit: float):
+def test_of_beginnings_the_own_one_scores_high_and_what_pretends_low(
+    answer: Callable[[dict], str], limit: float
+):
     assert mean(gold_score(row["prompt"], row["completion"]) for row in BEGINNINGS) >= 0.95
     assert mean(gold_score(row["prompt"], answer(row)) for row in BEGINNINGS) <= limit
 
 
 def test_own_answer_beats_another_story_nearly_always():
     wins = sum(
-        gold_score(row["prompt"], row["completion"]) > gold_score(row["prompt"], other_story(row)) for row in STORIES
+        gold_score(row["prompt"], row["completion"]) > gold_score(row["prompt"], other_story(row))
+        for row in STORIES
     )
     assert wins >= 0.98 * len(STORIES)
 
@@ -142,8 +147,13 @@ def test_wrong_hero_or_trait_costs():
 def test_trait_needs_the_word_and_the_deed():
     prompt = "Write a story about a fox who is brave."
     untold, unshown = FOX.replace("brave ", ""), FOX.replace("took a deep breath and ", "")
-    assert gold_breakdown(prompt, untold)["trait"] == gold_breakdown(prompt, unshown)["trait"] == 0.5
-    assert gold_breakdown(prompt, FOX.replace("A brave fox", "A fox who was not brave"))["trait"] == 0.5
+    assert (
+        gold_breakdown(prompt, untold)["trait"] == gold_breakdown(prompt, unshown)["trait"] == 0.5
+    )
+    assert (
+        gold_breakdown(prompt, FOX.replace("A brave fox", "A fox who was not brave"))["trait"]
+        == 0.5
+    )
     heap = FOX.replace("A brave fox", "A brave, kind, lazy, shy, proud and greedy fox")
     assert gold_breakdown(prompt, heap)["trait"] == 0.5
 
@@ -151,14 +161,24 @@ def test_trait_needs_the_word_and_the_deed():
 def test_score_rises_as_the_story_grows_to_its_end():
     """A longer part of the same story is worth at least as much, and the whole is worth most."""
     prompt = "Write a story about a fox who is brave. Put a kite in it. It should end happily."
-    scores = [gold_score(prompt, sentences(FOX, count)) for count in (1, 3, 5, 7)] + [gold_score(prompt, FOX)]
+    scores = [gold_score(prompt, sentences(FOX, count)) for count in (1, 3, 5, 7)] + [
+        gold_score(prompt, FOX)
+    ]
     assert scores == sorted(scores)
     assert scores[-1] > scores[0] + 0.7
 
 
-@pytest.mark.parametrize("text", ["", " ", "...", "?!", "\x00", "你好。", "a" * 5000, "1 2 3", "\n\n\n", '"'])
+@pytest.mark.parametrize(
+    "text", ["", " ", "...", "?!", "\x00", "你好。", "a" * 5000, "1 2 3", "\n\n\n", '"']
+)
 def test_any_text_is_judged_between_0_and_1(text: str):
-    for prompt in ("Write a story about a fox.", "", text, f"{FOX}\n\nWho is the hero?", QUESTIONS[0]["prompt"]):
+    for prompt in (
+        "Write a story about a fox.",
+        "",
+        text,
+        f"{FOX}\n\nWho is the hero?",
+        QUESTIONS[0]["prompt"],
+    ):
         assert all(0 <= value <= 1 for value in gold_breakdown(prompt, text).values())
 
 
@@ -166,10 +186,18 @@ def test_any_text_is_judged_between_0_and_1(text: str):
     ("question", "good", "bad"),
     [
         ("Who is the hero of this story?", "The hero is Pip, a fox.", "The hero is Mia, a bear."),
-        ("Who is the hero of this story?", "It is Pip the fox.", "A fox, a bear, a cat, Pip, Mia and a dog."),
+        (
+            "Who is the hero of this story?",
+            "It is Pip the fox.",
+            "A fox, a bear, a cat, Pip, Mia and a dog.",
+        ),
         ("How does the story end?", "It ends happily.", "It ends sadly."),
         ("How does the story end?", "The ending is happy.", "It ends happily and sadly."),
-        ("Where does this story take place?", "It takes place by the river.", "It takes place at the beach."),
+        (
+            "Where does this story take place?",
+            "It takes place by the river.",
+            "It takes place at the beach.",
+        ),
         ("What is the hero like?", "Pip is brave.", "Pip is lazy, shy, brave, kind and greedy."),
         ("Which object is important in the story?", "It is the kite.", "It is the drum."),
         ("Who is the hero of this story?", "The hero is Pip, a fox.", FOX),
@@ -183,7 +211,10 @@ def test_questions_are_judged_against_the_story(question: str, good: str, bad: s
 
 
 def test_ending_is_read_from_the_last_sentences():
-    assert ending_of("She wept and cried for days. But he came back. They laughed. Now she was happy.") == "happy"
+    assert (
+        ending_of("She wept and cried for days. But he came back. They laughed. Now she was happy.")
+        == "happy"
+    )
     assert ending_of("They laughed and danced. Then it broke. Pip wept all night.") == "sad"
     assert ending_of('It was over. "I am so happy," Pip cried.') == "happy"
     assert ending_of("There was a house. It had a door.") is None

@@ -36,11 +36,15 @@ def test_endings_are_balanced_for_every_even_count():
     assert sum(told.label for told in CORPUS) == COUNT // 2
     for first, second in zip(CORPUS[::2], CORPUS[1::2], strict=True):
         assert {first.ending, second.ending} == {"happy", "sad"}
-    assert 0.4 < sum(told.label for told in CORPUS[::2]) / len(CORPUS[::2]) < 0.6, "the index must not give it away"
+    assert 0.4 < sum(told.label for told in CORPUS[::2]) / len(CORPUS[::2]) < 0.6, (
+        "the index must not give it away"
+    )
 
 
 def test_every_trait_meets_both_endings_and_every_plot_is_told():
-    assert {(told.trait, told.ending) for told in CORPUS} == {(t, e) for t in TRAITS for e in ("happy", "sad")}
+    assert {(told.trait, told.ending) for told in CORPUS} == {
+        (t, e) for t in TRAITS for e in ("happy", "sad")
+    }
     assert {told.plot for told in CORPUS} == {plot.name for plot in PLOTS}
     assert {told.animal for told in CORPUS} == {kind.noun for kind in KINDS}
     assert all(told.label == (told.ending == "happy") for told in CORPUS)
@@ -72,7 +76,9 @@ def test_no_two_stories_are_the_same():
 def test_friend_has_the_other_pronoun():
     """So "he" is never in doubt; both pronouns of a story belong to somebody who is in it."""
     for told in CORPUS:
-        names = {name.removesuffix("'s") for name in words(told.text)} & set(NAMES["he"] + NAMES["she"])
+        names = {name.removesuffix("'s") for name in words(told.text)} & set(
+            NAMES["he"] + NAMES["she"]
+        )
         assert told.hero in names <= {told.hero, told.friend}
         assert (told.hero in NAMES["he"]) != (told.friend in NAMES["he"])
 
@@ -101,7 +107,9 @@ def test_reflexive_pronouns_belong_to_hero_or_friend():
 )
 def test_text_has_none_of(wrong: str, what: str):
     found = [
-        match.group() + text[match.end() : match.end() + 20] for text in TEXTS for match in re.finditer(wrong, text)
+        match.group() + text[match.end() : match.end() + 20]
+        for text in TEXTS
+        for match in re.finditer(wrong, text)
     ]
     assert not [hit for hit in found if "had had" not in hit], what
 
@@ -114,13 +122,19 @@ def test_number_of_the_thing_agrees():
     plural = {thing.noun for thing in THINGS if thing.number == "many"}
     for told in CORPUS:
         wrong = r"was|is" if told.object in plural else r"were|are"
-        assert not re.search(rf"\bthe {told.object} (?:{wrong})\b", told.text, re.IGNORECASE), told.text
+        assert not re.search(rf"\bthe {told.object} (?:{wrong})\b", told.text, re.IGNORECASE), (
+            told.text
+        )
 
 
 def test_vocabulary_and_variety():
     counts = Counter(word.lower() for text in TEXTS for word in words(text))
     assert 1200 < len(counts) < 2500
-    fives = Counter(five for text in TEXTS for five in zip(*(words(text)[shift:] for shift in range(5)), strict=False))
+    fives = Counter(
+        five
+        for text in TEXTS
+        for five in zip(*(words(text)[shift:] for shift in range(5)), strict=False)
+    )
     assert len(fives) / fives.total() > 0.4
     openings = Counter(" ".join(text.split()[:3]) for text in TEXTS)
     assert openings.most_common(1)[0][1] < 0.1 * COUNT
@@ -142,7 +156,9 @@ def test_every_trait_and_place_has_what_the_plots_need():
 def test_template_language():
     parts = compile_template("{S} [ran|ran|ran] home[|], <how>.", {"how": ("with {it}",)})
     assert render(parts, {"S": "she", "it": "a owl"}, lambda: 0.0) == "she ran home, with a owl."
-    assert tidy('a owl  saw a unit , a hour later. "yes," it said. "no." it left.').startswith("An owl saw a")
+    assert tidy('a owl  saw a unit , a hour later. "yes," it said. "no." it left.').startswith(
+        "An owl saw a"
+    )
     facts = {"F": "a fox named Tom", "FN": "Tom"}
     assert render(compile_template("{F} and {F}"), facts, lambda: 0.0) == "a fox named Tom and Tom"
 

@@ -34,6 +34,8 @@ def test_bigram_by_hand():
 
 def test_longer_memory_predicts_the_stories_better_and_none_solves_them():
     texts = [told.text for told in stories(1, 1200)]
-    one, two, three = (ngram_bits_per_byte(texts[:1100], texts[1100:], order=order) for order in (1, 2, 3))
+    one, two, three = (
+        ngram_bits_per_byte(texts[:1100], texts[1100:], order=order) for order in (1, 2, 3)
+    )
     assert one > two > three > 0.45
     assert variety(texts)["zlib_bits_per_byte"] > 1.9

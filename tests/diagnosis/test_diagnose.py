@@ -30,7 +30,10 @@ def curve(start: float, end: float, *, noise: float = 0.02) -> list[tuple[int, f
     """A line from `start` to `end` over the steps, with some noise."""
     generator = random.Random(f"{start} {end}")
     span = len(STEPS) - 1
-    return [(step, start + (end - start) * (step - 1) / span + generator.uniform(-noise, noise)) for step in STEPS]
+    return [
+        (step, start + (end - start) * (step - 1) / span + generator.uniform(-noise, noise))
+        for step in STEPS
+    ]
 
 
 def sentences(count: int, *, seed: int = 0) -> list[str]:
@@ -40,7 +43,10 @@ def sentences(count: int, *, seed: int = 0) -> list[str]:
 
 def sound_chain() -> Chain:
     """Runs whose numbers are those of a chain that works."""
-    told = [{"answer": one, "reference": two} for one, two in zip(sentences(50), sentences(50, seed=1), strict=True)]
+    told = [
+        {"answer": one, "reference": two}
+        for one, two in zip(sentences(50), sentences(50, seed=1), strict=True)
+    ]
     return {
         "sft": ChainRun(
             "sft", "runs/sft",
@@ -82,11 +88,15 @@ def sound_chain() -> Chain:
     }  # fmt: skip
 
 
-def changed(chain: Chain, name: str, metrics: dict[str, float] | None = None, **history: Any) -> Chain:
+def changed(
+    chain: Chain, name: str, metrics: dict[str, float] | None = None, **history: Any
+) -> Chain:
     """The chain with other numbers in one run; a history name is given with __ for /."""
     run = chain[name]
     logged = {key.replace("__", "/"): value for key, value in history.items()}
-    new = dataclasses.replace(run, metrics=run.metrics | (metrics or {}), history=dict(run.history) | logged)
+    new = dataclasses.replace(
+        run, metrics=run.metrics | (metrics or {}), history=dict(run.history) | logged
+    )
     return chain | {name: new}
 
 
@@ -96,8 +106,12 @@ def bad(findings: list[Finding]) -> set[str]:
 
 def test_a_sound_chain_has_no_fault() -> None:
     findings = diagnose(list(sound_chain().values()), gold="obeys")
-    assert link_verdicts(findings) == dict.fromkeys(LINKS, "ok"), [f for f in findings if f.verdict != "ok"]
-    assert all(finding.verdict == "ok" for finding in findings), [f for f in findings if f.verdict != "ok"]
+    assert link_verdicts(findings) == dict.fromkeys(LINKS, "ok"), [
+        f for f in findings if f.verdict != "ok"
+    ]
+    assert all(finding.verdict == "ok" for finding in findings), [
+        f for f in findings if f.verdict != "ok"
+    ]
     assert in_words(findings) == "No fault found in sft, preferences, reward model, policy."
     assert len({(finding.link, finding.check) for finding in findings}) > 20
 
@@ -113,7 +127,9 @@ def never_ends(chain: Chain) -> Chain:
 
 
 def repeats(chain: Chain) -> Chain:
-    looping = tuple({"answer": "the fox saw the fox saw " * 6, "reference": text} for text in sentences(50))
+    looping = tuple(
+        {"answer": "the fox saw the fox saw " * 6, "reference": text} for text in sentences(50)
+    )
     return chain | {"sft": dataclasses.replace(chain["sft"], answers=looping)}
 
 
@@ -134,7 +150,9 @@ def length_in_labels(chain: Chain) -> Chain:
 
 
 def random_reward_model(chain: Chain) -> Chain:
-    chain = changed(chain, "win_rate", {"win_rate": 0.49, "win_rate_low": 0.43, "win_rate_high": 0.55})
+    chain = changed(
+        chain, "win_rate", {"win_rate": 0.49, "win_rate_low": 0.43, "win_rate_high": 0.55}
+    )
     return changed(
         chain, "reward",
         {"eval_accuracy": 0.51, "eval_accuracy_low": 0.45, "eval_accuracy_high": 0.57, "eval_gain_over_length": -0.04,
@@ -161,15 +179,21 @@ def overconfident_reward_model(chain: Chain) -> Chain:
 
 
 def reward_that_the_judge_does_not_share(chain: Chain) -> Chain:
-    return changed(chain, "win_rate", {"win_rate": 0.3, "win_rate_low": 0.25, "win_rate_high": 0.36})
+    return changed(
+        chain, "win_rate", {"win_rate": 0.3, "win_rate_low": 0.25, "win_rate_high": 0.36}
+    )
 
 
 def gold_reward_turns(chain: Chain) -> Chain:
-    return changed(chain, "ppo", rewards__obeys__mean=[*curve(0.3, 0.6)[:20], *curve(0.6, 0.0)[20:]])
+    return changed(
+        chain, "ppo", rewards__obeys__mean=[*curve(0.3, 0.6)[:20], *curve(0.6, 0.0)[20:]]
+    )
 
 
 def learning_rate_too_high(chain: Chain) -> Chain:
-    chain = changed(chain, "win_rate", {"win_rate": 0.1, "win_rate_low": 0.07, "win_rate_high": 0.14})
+    chain = changed(
+        chain, "win_rate", {"win_rate": 0.1, "win_rate_low": 0.07, "win_rate_high": 0.14}
+    )
     return changed(
         chain, "ppo", reward=curve(0.1, -0.8), kl_per_completion=curve(0.0, 60.0),
         policy__clip_share_high=curve(0.4, 0.8),
@@ -180,17 +204,25 @@ def learning_rate_too_high(chain: Chain) -> Chain:
 
 def kl_out_of_hand(chain: Chain) -> Chain:
     """Over-optimised: the reward rises, the judge turns away, far from the start."""
-    chain = changed(chain, "win_rate", {"win_rate": 0.2, "win_rate_low": 0.15, "win_rate_high": 0.25})
+    chain = changed(
+        chain, "win_rate", {"win_rate": 0.2, "win_rate_low": 0.15, "win_rate_high": 0.25}
+    )
     return changed(chain, "ppo", kl_per_completion=curve(0.0, 50.0))
 
 
 def never_moves(chain: Chain) -> Chain:
-    chain = changed(chain, "win_rate", {"win_rate": 0.5, "win_rate_low": 0.44, "win_rate_high": 0.56})
-    return changed(chain, "ppo", reward=curve(0.1, 0.1), kl_per_completion=curve(0.0, 0.0, noise=0.01))
+    chain = changed(
+        chain, "win_rate", {"win_rate": 0.5, "win_rate_low": 0.44, "win_rate_high": 0.56}
+    )
+    return changed(
+        chain, "ppo", reward=curve(0.1, 0.1), kl_per_completion=curve(0.0, 0.0, noise=0.01)
+    )
 
 
 def dead_critic(chain: Chain) -> Chain:
-    return changed(chain, "ppo", value__explained_variance=curve(0.0, 0.0), loss__value=curve(0.4, 0.4))
+    return changed(
+        chain, "ppo", value__explained_variance=curve(0.0, 0.0), loss__value=curve(0.4, 0.4)
+    )
 
 
 def negative_kl(chain: Chain) -> Chain:
@@ -236,7 +268,9 @@ def test_a_planted_fault_makes_its_link_bad_and_no_other(fault: Callable[[Chain]
     assert bad(findings) == {link}, [finding for finding in findings if finding.verdict == "bad"]
     named = [finding for finding in findings if finding.check == check and finding.verdict == "bad"]
     assert {finding.link for finding in named} == {link}
-    assert "runs/" in named[0].evidence and any(character.isdigit() for character in named[0].evidence)
+    assert "runs/" in named[0].evidence and any(
+        character.isdigit() for character in named[0].evidence
+    )
     assert named[0].advice
     words = in_words(findings)
     assert words.startswith(f"The weak link is the {link}.") and named[0].evidence in words
@@ -255,7 +289,9 @@ def test_the_first_of_several_bad_links_is_the_one_to_mend() -> None:
     chain = dead_critic(random_reward_model(sound_chain()))
     findings = diagnose(list(chain.values()))
     assert bad(findings) == {"reward model", "policy"}
-    assert in_words(findings).startswith("The weak link is the reward model. pair accuracy: runs/reward: orders 0.510")
+    assert in_words(findings).startswith(
+        "The weak link is the reward model. pair accuracy: runs/reward: orders 0.510"
+    )
 
 
 @pytest.mark.parametrize(
@@ -295,7 +331,9 @@ def test_short_curves_are_unknown_and_not_judged() -> None:
 
 def test_a_reward_model_is_no_judge_of_its_own_training() -> None:
     chain = sound_chain()
-    chain["win_rate"] = dataclasses.replace(chain["win_rate"], settings={"reward_model": "runs/reward"})
+    chain["win_rate"] = dataclasses.replace(
+        chain["win_rate"], settings={"reward_model": "runs/reward"}
+    )
     judge = next(f for f in diagnose(list(chain.values())) if f.check == "judge")
     assert judge.verdict == "unknown" and "by the reward model runs/reward" in judge.evidence
 
@@ -307,15 +345,25 @@ def test_the_reward_model_is_checked_on_the_policys_own_answers(right: int, verd
         {"prompt": f"p{index}", "answer": "a", "reference_answer": "b", "share": float(index % 2)}
         for index in range(100)
     ]
-    judged = [row | {"share": row["share"] if index < right else 1 - row["share"]} for index, row in enumerate(rows)]
+    judged = [
+        row | {"share": row["share"] if index < right else 1 - row["share"]}
+        for index, row in enumerate(rows)
+    ]
     judged.append({"prompt": "another", "answer": "a", "reference_answer": "b", "share": 1.0})
     chain = sound_chain()
     chain["win_rate"] = dataclasses.replace(chain["win_rate"], answers=tuple(rows))
     chain["proxy"] = dataclasses.replace(
-        chain["win_rate"], label="runs/proxy", settings={"reward_model": "runs/reward"}, answers=tuple(judged)
+        chain["win_rate"],
+        label="runs/proxy",
+        settings={"reward_model": "runs/reward"},
+        answers=tuple(judged),
     )
     found = next(f for f in diagnose(list(chain.values())) if f.check == "on the policy's answers")
-    assert found.verdict == verdict and f"{right / 100:.3f}" in found.evidence and "100 decided" in found.evidence
+    assert (
+        found.verdict == verdict
+        and f"{right / 100:.3f}" in found.evidence
+        and "100 decided" in found.evidence
+    )
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(1.0, "warn"), (0.0, "ok")])
@@ -333,8 +381,13 @@ def test_length_is_looked_for_in_what_the_policy_wrote_last(slope: float, verdic
     ]
     chain = sound_chain()
     chain["ppo"] = dataclasses.replace(chain["ppo"], completions=tuple(early + late))
-    found = next(f for f in diagnose(list(chain.values())) if f.check == "length on the policy's answers")
-    assert (found.link, found.verdict) == ("reward model", verdict) and "over 100 late completions" in found.evidence
+    found = next(
+        f for f in diagnose(list(chain.values())) if f.check == "length on the policy's answers"
+    )
+    assert (found.link, found.verdict) == (
+        "reward model",
+        verdict,
+    ) and "over 100 late completions" in found.evidence
 
 
 def test_win_rates_belong_to_the_policy_that_they_read() -> None:
@@ -343,8 +396,12 @@ def test_win_rates_belong_to_the_policy_that_they_read() -> None:
     findings = diagnose(list(chain.values()))
     judges = [finding for finding in findings if finding.check == "judge"]
     assert sorted(finding.verdict for finding in judges) == ["ok", "unknown"]
-    assert "no win_rate run of runs/rloo" in next(f.evidence for f in judges if f.verdict == "unknown")
-    assert not any(f.check == "critic" and "rloo" in f.evidence for f in findings), "rloo has no critic"
+    assert "no win_rate run of runs/rloo" in next(
+        f.evidence for f in judges if f.verdict == "unknown"
+    )
+    assert not any(f.check == "critic" and "rloo" in f.evidence for f in findings), (
+        "rloo has no critic"
+    )
 
 
 def test_names_of_rloo_are_read() -> None:
@@ -356,7 +413,12 @@ def test_names_of_rloo_are_read() -> None:
     run = ChainRun("rloo", "runs/rloo", {"start_ended_share": 0.1}, history=logged)
     verdicts = {(f.link, f.check): f.verdict for f in diagnose([run])}
     assert verdicts["sft", "answers end"] == "bad"
-    assert verdicts["policy", "KL"] == verdicts["policy", "entropy"] == verdicts["policy", "answers end"] == "bad"
+    assert (
+        verdicts["policy", "KL"]
+        == verdicts["policy", "entropy"]
+        == verdicts["policy", "answers end"]
+        == "bad"
+    )
     assert verdicts["policy", "length"] == "warn" and verdicts["policy", "reward"] == "ok"
 
 
@@ -371,7 +433,8 @@ def test_a_critic_that_has_only_begun_to_learn_is_not_dead() -> None:
 def test_the_kl_budget_is_the_users() -> None:
     chain = list(sound_chain().values())
     verdicts = [
-        next(f.verdict for f in diagnose(chain, kl_budget_nats=budget) if f.check == "KL") for budget in (10, 2, 1)
+        next(f.verdict for f in diagnose(chain, kl_budget_nats=budget) if f.check == "KL")
+        for budget in (10, 2, 1)
     ]
     assert verdicts == ["ok", "warn", "bad"]
 
@@ -382,15 +445,27 @@ def test_the_table_names_what_to_do_only_where_something_is_wrong() -> None:
     assert all(bool(row[4]) == (row[2] != "ok") for row in rows)
     order = [LINKS.index(row[0]) for row in rows]
     assert order == sorted(order)
-    assert next(row[1] for row in rows if row[0] == "policy") == "critic", "the worst of a link comes first"
+    assert next(row[1] for row in rows if row[0] == "policy") == "critic", (
+        "the worst of a link comes first"
+    )
 
 
 # the helpers
 
 
 def test_limits_grade_in_either_direction() -> None:
-    assert [by_limit(value, warn=1, bad=2) for value in (0.5, 1, 1.5, 2, 3)] == ["ok", "ok", "warn", "warn", "bad"]
-    assert [by_limit(value, warn=0.9, bad=0.5) for value in (0.95, 0.7, 0.4)] == ["ok", "warn", "bad"]
+    assert [by_limit(value, warn=1, bad=2) for value in (0.5, 1, 1.5, 2, 3)] == [
+        "ok",
+        "ok",
+        "warn",
+        "warn",
+        "bad",
+    ]
+    assert [by_limit(value, warn=0.9, bad=0.5) for value in (0.95, 0.7, 0.4)] == [
+        "ok",
+        "warn",
+        "bad",
+    ]
 
 
 def test_a_share_of_few_cases_is_not_bad() -> None:
@@ -411,7 +486,9 @@ def test_repeated_share_by_hand() -> None:
 def test_quarters_cover_everything_once() -> None:
     for count in (4, 5, 8, 11, 40):
         parts = quarters(list(range(count)))
-        assert len(parts) == 4 and all(parts) and list(itertools.chain(*parts)) == list(range(count))
+        assert (
+            len(parts) == 4 and all(parts) and list(itertools.chain(*parts)) == list(range(count))
+        )
 
 
 def test_rise_by_hand() -> None:

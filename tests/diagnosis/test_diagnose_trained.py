@@ -29,10 +29,17 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "short"
 
 
-def optimise(folder: Path, output_dir: Path, *, model: Any = None, rollouts: int = 8, **settings: Any) -> ChainRun:
+def optimise(
+    folder: Path, output_dir: Path, *, model: Any = None, rollouts: int = 8, **settings: Any
+) -> ChainRun:
     """The run of PPO on the toy, as its logs tell it."""
     start, tokenizer = ppo_toy.load(folder)
-    defaults = {"learning_rate": 1e-4, "adam_epsilon": 1e-8, "max_grad_norm": 0.0, "critic": "separate"}
+    defaults = {
+        "learning_rate": 1e-4,
+        "adam_epsilon": 1e-8,
+        "max_grad_norm": 0.0,
+        "critic": "separate",
+    }
     args = PPOConfig(
         output_dir=str(output_dir), per_device_train_batch_size=32, num_mini_batches=4, num_ppo_epochs=4,
         total_episodes=128 * rollouts, max_completion_length=ppo_toy.ANSWER_TOKENS, lr_scheduler_type="constant",
@@ -58,7 +65,11 @@ def pairs(*, longer_wins: bool, seed: int) -> list[tuple[str, str]]:
     generator, found = random.Random(seed), []
     while len(found) < PAIRS:
         first, second = ppo_toy.sentence(generator), ppo_toy.sentence(generator)
-        worth = (len(first), len(second)) if longer_wins else ppo_toy.reward(completions=[first, second])
+        worth = (
+            (len(first), len(second))
+            if longer_wins
+            else ppo_toy.reward(completions=[first, second])
+        )
         if worth[0] != worth[1]:
             found.append((first, second) if worth[0] > worth[1] else (second, first))
     return found
@@ -68,12 +79,16 @@ def reward_run(folder: Path, *, taught: list[tuple[str, str]]) -> ChainRun:
     """A reward model taught these pairs (Bradley and Terry), measured on pairs that praise decides."""
     set_seed(0)
     _, tokenizer = ppo_toy.load(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
 
     def score(texts: list[str]) -> torch.Tensor:
         batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]  # (B,)
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[
+            :, 0
+        ]  # (B,)
 
     for first in range(0, len(taught), 20):
         part = taught[first : first + 20]
@@ -85,7 +100,9 @@ def reward_run(folder: Path, *, taught: list[tuple[str, str]]) -> ChainRun:
     with torch.no_grad():
         chosen, rejected = (score([pair[side] for pair in held_out]).tolist() for side in (0, 1))
     lengths = [[len(pair[side]) for pair in held_out] for side in (0, 1)]
-    metrics = reward_metrics(chosen, rejected, chosen_lengths=lengths[0], rejected_lengths=lengths[1])
+    metrics = reward_metrics(
+        chosen, rejected, chosen_lengths=lengths[0], rejected_lengths=lengths[1]
+    )
     return ChainRun("reward", "reward", {f"eval_{name}": value for name, value in metrics.items()})
 
 
@@ -96,7 +113,9 @@ def bad_checks(run: ChainRun, link: str) -> set[str]:
 def test_a_sound_policy_has_no_bad_check(toy: Path, tmp_path: Path) -> None:
     run = optimise(toy, tmp_path, rollouts=12)
     verdicts = link_verdicts(diagnose([run]))
-    assert verdicts["policy"] in ("ok", "warn") and verdicts["sft"] == "ok", in_words(diagnose([run]))
+    assert verdicts["policy"] in ("ok", "warn") and verdicts["sft"] == "ok", in_words(
+        diagnose([run])
+    )
 
 
 def test_a_learning_rate_that_is_too_high(toy: Path, tmp_path: Path) -> None:
@@ -110,14 +129,18 @@ def test_a_critic_that_does_not_learn(toy: Path, tmp_path: Path) -> None:
     assert bad_checks(run, "policy") == {"critic"}
 
 
-@pytest.mark.parametrize(("sentences", "steps"), [(6, 120), (1, 12)], ids=["never-ends", "undertrained"])
+@pytest.mark.parametrize(
+    ("sentences", "steps"), [(6, 120), (1, 12)], ids=["never-ends", "undertrained"]
+)
 def test_a_start_that_does_not_end_its_answers(
     toy: Path, tmp_path: Path, sentences: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taught texts that are longer than the longest answer, so that it never sees an end in time; or hardly taught."""
     _, tokenizer = ppo_toy.load(toy)
     plain = ppo_toy.sentence
-    monkeypatch.setattr(ppo_toy, "sentence", lambda generator: " ".join(plain(generator) for _ in range(sentences)))
+    monkeypatch.setattr(
+        ppo_toy, "sentence", lambda generator: " ".join(plain(generator) for _ in range(sentences))
+    )
     model = ppo_toy.teach(tokenizer, steps=steps)
     monkeypatch.undo()
     run = optimise(toy, tmp_path, model=model, rollouts=2)
@@ -127,11 +150,17 @@ def test_a_start_that_does_not_end_its_answers(
 
 def test_reward_models(toy: Path) -> None:
     """One that learnt what counts, one that learnt nothing, and one that learnt length."""
-    sound = reward_run(toy, taught=[pair for seed in range(6) for pair in pairs(longer_wins=False, seed=seed)])
-    assert link_verdicts(diagnose([sound]))["reward model"] in ("ok", "warn"), in_words(diagnose([sound]))
+    sound = reward_run(
+        toy, taught=[pair for seed in range(6) for pair in pairs(longer_wins=False, seed=seed)]
+    )
+    assert link_verdicts(diagnose([sound]))["reward model"] in ("ok", "warn"), in_words(
+        diagnose([sound])
+    )
     untaught = reward_run(toy, taught=[])
     assert "pair accuracy" in bad_checks(untaught, "reward model")
-    biased = reward_run(toy, taught=[pair for seed in range(6) for pair in pairs(longer_wins=True, seed=seed)])
+    biased = reward_run(
+        toy, taught=[pair for seed in range(6) for pair in pairs(longer_wins=True, seed=seed)]
+    )
     assert "length bias" in bad_checks(biased, "reward model")
     alone = dataclasses.replace(biased, label="biased")
     assert "reward model" in in_words(diagnose([alone]))

@@ -38,20 +38,38 @@ def test_wilson_is_the_interval_of_scipy_and_holds_at_the_edges() -> None:
     for wins, count in ((7, 20), (20, 20), (0, 5)):
         expected = binomtest(wins, count).proportion_ci(method="wilson")
         estimate = win_rate([1.0] * wins + [0.0] * (count - wins))
-        assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+        assert (estimate.low, estimate.high) == pytest.approx(
+            (expected.low, expected.high), abs=1e-6
+        )
 
 
 def test_a_judge_that_likes_the_first_place_decides_nothing() -> None:
-    judged = judge_both_orders(lambda prompts, first, second: [1.0] * len(prompts), ["p"] * 4, ["a"] * 4, ["b"] * 4)
+    judged = judge_both_orders(
+        lambda prompts, first, second: [1.0] * len(prompts), ["p"] * 4, ["a"] * 4, ["b"] * 4
+    )
     assert judged.shares == [0.5] * 4
-    assert judged.counts() == {"wins": 0, "ties": 4, "losses": 0, "first_place_share": 1.0, "flips": 1.0}
+    assert judged.counts() == {
+        "wins": 0,
+        "ties": 4,
+        "losses": 0,
+        "first_place_share": 1.0,
+        "flips": 1.0,
+    }
 
 
 def test_scores_judge_with_ties() -> None:
-    judge = judge_by_score(lambda prompts, answers: [float(len(answer)) for answer in answers], margin=1)
+    judge = judge_by_score(
+        lambda prompts, answers: [float(len(answer)) for answer in answers], margin=1
+    )
     judged = judge_both_orders(judge, ["p"] * 3, ["aaaa", "aa", "a"], ["b", "b", "bbb"])
     assert judged.shares == [1.0, 0.5, 0.0]
-    assert judged.counts() == {"wins": 1, "ties": 1, "losses": 1, "first_place_share": 0.5, "flips": 0.0}
+    assert judged.counts() == {
+        "wins": 1,
+        "ties": 1,
+        "losses": 1,
+        "first_place_share": 0.5,
+        "flips": 0.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -69,7 +87,9 @@ def test_shares_that_are_none_are_refused(shares: list[float], message: str) -> 
         judge_both_orders(lambda *texts: [], [], [], [])
 
 
-def biased_judge(slope: float, advantage: float, seed: int) -> tuple[list[float], list[int], list[int]]:
+def biased_judge(
+    slope: float, advantage: float, seed: int
+) -> tuple[list[float], list[int], list[int]]:
     """2000 pairs whose winner is drawn with logit `advantage + slope x tanh(d / std)`; ours are mostly longer."""
     generator = numpy.random.default_rng(seed)
     ours, theirs = generator.integers(150, 400, 2000), generator.integers(100, 300, 2000)
@@ -99,16 +119,22 @@ def test_length_control_is_the_fit_of_another_library() -> None:
     shares, ours, theirs = biased_judge(slope=1.0, advantage=0.4, seed=3)
     difference = numpy.subtract(ours, theirs)
     design = numpy.tanh(difference / difference.std())[:, None]
-    fitted = LogisticRegression(C=100, tol=1e-10, max_iter=1000).fit(design, shares)  # C = 1 / penalty, not on theta
+    fitted = LogisticRegression(C=100, tol=1e-10, max_iter=1000).fit(
+        design, shares
+    )  # C = 1 / penalty, not on theta
     expected = 1 / (1 + math.exp(-fitted.intercept_[0]))
-    assert length_controlled_win_rate(shares, ours, theirs).value == pytest.approx(expected, abs=1e-5)
+    assert length_controlled_win_rate(shares, ours, theirs).value == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def test_length_control_where_there_is_nothing_to_fit() -> None:
     assert length_controlled_win_rate([1, 0, 1, 1], [5] * 4, [5] * 4).value == 0.75
     assert length_controlled_win_rate([1, 1, 1], [5, 9, 7], [1, 2, 3]).value == 1.0
     decided = length_controlled_win_rate([1, 1, 1, 0, 0, 0], [9, 8, 9, 1, 2, 1], [5] * 6)
-    assert decided.value == pytest.approx(0.5, abs=0.15), "length alone decides every pair, and the fit stays finite"
+    assert decided.value == pytest.approx(0.5, abs=0.15), (
+        "length alone decides every pair, and the fit stays finite"
+    )
     assert 0 <= decided.low <= decided.high <= 1
 
 
@@ -130,16 +156,22 @@ def test_answers_are_described() -> None:
     }
 
 
-def test_perplexity_counts_the_answers_tokens_and_their_end(tiny_llama: Path, tiny_tokenizer) -> None:
+def test_perplexity_counts_the_answers_tokens_and_their_end(
+    tiny_llama: Path, tiny_tokenizer
+) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_llama)
     prompts = [tiny_tokenizer(text)["input_ids"] for text in ("The fox", "An owl was")]
     answers = [Completion("", " ran home.", 4, True), Completion("", " kind", 1, False)]
     total, count = 0.0, 0
     for prompt, one in zip(prompts, answers, strict=True):
-        scored = tiny_tokenizer(one.completion)["input_ids"] + ([tiny_tokenizer.eos_token_id] if one.finished else [])
+        scored = tiny_tokenizer(one.completion)["input_ids"] + (
+            [tiny_tokenizer.eos_token_id] if one.finished else []
+        )
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + scored])).logits[0].log_softmax(-1)
-        total -= sum(logits[len(prompt) - 1 + index, token].item() for index, token in enumerate(scored))
+        total -= sum(
+            logits[len(prompt) - 1 + index, token].item() for index, token in enumerate(scored)
+        )
         count += len(scored)
     found = perplexity_of_answers(model, tiny_tokenizer, prompts, answers)
     assert found == pytest.approx(math.exp(total / count), rel=1e-5)

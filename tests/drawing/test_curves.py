@@ -88,13 +88,32 @@ def test_numbers_have_units_and_few_digits() -> None:
         "2.5e-5",
         "inf",
     ]
-    assert [size(value) for value in (0, 1023, 1536, 5 * 2**30)] == ["0 B", "1023 B", "1.5 KiB", "5 GiB"]
-    assert [duration(value) for value in (0.25, 59.7, 3600, 90000)] == ["0.25 s", "60 s", "1 h", "1 d 1 h"]
+    assert [size(value) for value in (0, 1023, 1536, 5 * 2**30)] == [
+        "0 B",
+        "1023 B",
+        "1.5 KiB",
+        "5 GiB",
+    ]
+    assert [duration(value) for value in (0.25, 59.7, 3600, 90000)] == [
+        "0.25 s",
+        "60 s",
+        "1 h",
+        "1 d 1 h",
+    ]
     assert instant("2026-01-31T13:30:00+01:00") == "31 Jan 2026, 12:30 UTC"
 
 
 def test_commands_wrap_by_option_and_mean_the_same() -> None:
-    command = shlex.join(["recipes/generate.py", "--prompts", "Once upon a time", "it's", "--max_new_tokens", "9" * 60])
+    command = shlex.join(
+        [
+            "recipes/generate.py",
+            "--prompts",
+            "Once upon a time",
+            "it's",
+            "--max_new_tokens",
+            "9" * 60,
+        ]
+    )
     wrapped = wrapped_command(command)
     assert wrapped.count("\\\n") == 2
     assert shlex.split(wrapped.replace("\\\n", "")) == shlex.split(command)

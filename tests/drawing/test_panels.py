@@ -15,7 +15,11 @@ def parse(text: str) -> ElementTree.Element:
 
 
 def circles(picture: ElementTree.Element) -> list[tuple[float, float]]:
-    return [(float(c.get("cx", "")), float(c.get("cy", ""))) for c in picture.iter(f"{SVG}circle") if c.get("cx")]
+    return [
+        (float(c.get("cx", "")), float(c.get("cy", "")))
+        for c in picture.iter(f"{SVG}circle")
+        if c.get("cx")
+    ]
 
 
 def test_points_stand_where_the_axes_say() -> None:
@@ -43,8 +47,14 @@ def test_everything_is_inside_and_escaped() -> None:
 
 
 def test_rows_have_names_and_bars_lie() -> None:
-    marks = [Marks(bars=[(0, 1.0, 3.0)], style="bars"), Marks([(2.0, 0)], "llama"), Marks([(5.0, 1)], "gru", 1)]
-    panel = Panel("alpha", "fall with N", "", marks, x_kind="linear", y_kind="linear", rows=("llama", "gru"))
+    marks = [
+        Marks(bars=[(0, 1.0, 3.0)], style="bars"),
+        Marks([(2.0, 0)], "llama"),
+        Marks([(5.0, 1)], "gru", 1),
+    ]
+    panel = Panel(
+        "alpha", "fall with N", "", marks, x_kind="linear", y_kind="linear", rows=("llama", "gru")
+    )
     picture = parse(draw_panels("t", [panel]))
     bar = next(line for line in picture.iter(f"{SVG}line") if line.get("stroke-width") == "2")
     assert bar.get("y1") == bar.get("y2") and float(bar.get("x1", "")) < float(bar.get("x2", ""))
@@ -54,5 +64,7 @@ def test_rows_have_names_and_bars_lie() -> None:
 
 def test_a_single_point_has_axes_around_it() -> None:
     for kind in ("log", "linear", "loss"):
-        picture = parse(draw_panels("t", [Panel("p", "x", "y", [Marks([(1e6, 3.0)])], y_kind=kind)]))
+        picture = parse(
+            draw_panels("t", [Panel("p", "x", "y", [Marks([(1e6, 3.0)])], y_kind=kind)])
+        )
         assert len(circles(picture)) == 1

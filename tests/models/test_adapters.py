@@ -13,7 +13,9 @@ from hfstack.models.adapters import check_adapter_settings, end_ids, give_pad_to
 
 @pytest.fixture
 def loaded(tiny_llama: Path):
-    return AutoTokenizer.from_pretrained(tiny_llama), AutoModelForCausalLM.from_pretrained(tiny_llama)
+    return AutoTokenizer.from_pretrained(tiny_llama), AutoModelForCausalLM.from_pretrained(
+        tiny_llama
+    )
 
 
 def test_a_pad_of_its_own_is_kept(loaded) -> None:
@@ -31,7 +33,10 @@ def test_a_pad_that_ends_texts_is_replaced_from_the_vocabulary(loaded) -> None:
 
 def test_a_missing_pad_grows_the_embedding(loaded, tiny_llama: Path) -> None:
     tokenizer, model = loaded
-    model.generation_config.eos_token_id = [0, 1]  # the token that was meant for padding ends texts here
+    model.generation_config.eos_token_id = [
+        0,
+        1,
+    ]  # the token that was meant for padding ends texts here
     tokens = torch.arange(20, 30)[None]
     before = model(tokens).logits
     with pytest.raises(ConfigError, match="add --merge_adapter, or train without --use_peft"):
@@ -50,7 +55,11 @@ def settings(**changes) -> ModelConfig:
 @pytest.mark.parametrize(
     ("changes", "flags", "message"),
     [
-        ({"load_in_8bit": True}, {}, "--load_in_8bit: quantised weights cannot be trained; add --use_peft"),
+        (
+            {"load_in_8bit": True},
+            {},
+            "--load_in_8bit: quantised weights cannot be trained; add --use_peft",
+        ),
         ({"use_dora": True}, {}, "--use_dora is a kind of adapter; add --use_peft"),
         ({"use_dora": True, "use_peft": True}, {}, "without its magnitudes: add --merge_adapter"),
         ({}, {"merge_adapter": True}, "there is no adapter to merge"),

@@ -40,14 +40,18 @@ LLAMA_STYLE = {
 }
 CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=64),
-    "gpt2_inner": GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=64, n_inner=48),
+    "gpt2_inner": GPT2Config(
+        vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=64, n_inner=48
+    ),
     "llama": LlamaConfig(**LLAMA_STYLE),
     "llama_wide_heads": LlamaConfig(**LLAMA_STYLE, head_dim=16, tie_word_embeddings=True),
     "mistral": MistralConfig(**LLAMA_STYLE, head_dim=None),
     "qwen2": Qwen2Config(**LLAMA_STYLE),
     "qwen3": Qwen3Config(**LLAMA_STYLE),
     "gru": GRUConfig(vocab_size=50, embedding_size=12, hidden_size=16, num_hidden_layers=2),
-    "gru_untied": GRUConfig(vocab_size=50, embedding_size=12, hidden_size=16, tie_word_embeddings=False),
+    "gru_untied": GRUConfig(
+        vocab_size=50, embedding_size=12, hidden_size=16, tie_word_embeddings=False
+    ),
     "lstm": LSTMConfig(vocab_size=50, hidden_size=16, num_hidden_layers=3),
 }
 
@@ -69,7 +73,9 @@ def test_parameters_equal_those_of_the_model_on_the_cpu(name: str) -> None:
     config = CONFIGS[name]
     before = config.to_dict()
     count = count_parameters(config)
-    assert count.total == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    assert count.total == sum(
+        p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()
+    )
     assert config.to_dict() == before
 
 
@@ -89,7 +95,9 @@ def test_flops_by_hand() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("length", [1, 16, 37])
 def test_formulas_equal_the_measured_forward(name: str, length: int) -> None:
-    assert flops_per_token(CONFIGS[name], length).forward * length == measure_forward_flops(CONFIGS[name], length)
+    assert flops_per_token(CONFIGS[name], length).forward * length == measure_forward_flops(
+        CONFIGS[name], length
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "qwen2"])
@@ -101,7 +109,9 @@ def test_train_flops_equal_a_real_training_step(name: str) -> None:
     assert flops_per_token(CONFIGS[name], 16).train * 32 == counter.get_total_flops()
 
 
-def test_an_architecture_without_a_formula_is_measured_and_said_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_architecture_without_a_formula_is_measured_and_said_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     config = GPTNeoXConfig(
         vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
@@ -111,7 +121,10 @@ def test_an_architecture_without_a_formula_is_measured_and_said_so(caplog: pytes
     assert count.method == "measured"
     # a layer: 2 * 4 * 32 * 32 (attention maps) + 4 * 16 * 32 (scores and values) + 2 * 2 * 32 * 64 (MLP); the head
     assert count.forward == 2 * (8192 + 2048 + 8192) + 2 * 32 * 50
-    assert "no FLOP formula for model_type 'gpt_neox': one forward of 16 tokens is measured" in caplog.text
+    assert (
+        "no FLOP formula for model_type 'gpt_neox': one forward of 16 tokens is measured"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +169,9 @@ def test_the_cpu_is_measured_once_and_quickly(caplog: pytest.LogCaptureFixture) 
     begin = time.process_time()
     with caplog.at_level(logging.INFO, logger="hfstack"):
         first = peak_flops_per_s("cpu", torch.float32)
-    assert time.process_time() - begin < 0.3 * torch.get_num_threads() + 0.5  # the margin is for a loaded machine
+    assert (
+        time.process_time() - begin < 0.3 * torch.get_num_threads() + 0.5
+    )  # the margin is for a loaded machine
     assert 1e8 < first < 1e15
     assert peak_flops_per_s(torch.device("cpu"), torch.float32) == first
     assert caplog.text.count("peak of cpu in torch.float32 measured") == 1

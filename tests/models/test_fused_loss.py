@@ -51,7 +51,9 @@ def test_equals_the_stock_loss_and_gradients(name: str, num_items: int | None) -
     assert found.logits is None
     expected.backward()
     found.loss.backward()
-    for (parameter, wanted), (_, got) in zip(stock.named_parameters(), fused.named_parameters(), strict=True):
+    for (parameter, wanted), (_, got) in zip(
+        stock.named_parameters(), fused.named_parameters(), strict=True
+    ):
         torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-4, atol=1e-6, msg=parameter)
 
 
@@ -62,13 +64,17 @@ def test_hand_worked_number() -> None:
     loss = LinearCrossEntropy.apply(hidden, weight, torch.tensor([0, 1, -100]), 2, True)
     assert loss.item() == pytest.approx(2 * 0.6931472)
     loss.backward()
-    assert hidden.grad is not None and hidden.grad.abs().max() == 0  # both tokens have the same vector
+    assert (
+        hidden.grad is not None and hidden.grad.abs().max() == 0
+    )  # both tokens have the same vector
 
 
 def test_nothing_is_scored() -> None:
     _, fused = build("llama-tied")
     loss = fused(
-        input_ids=torch.zeros(1, 4, dtype=torch.long), labels=torch.full((1, 4), -100), num_items_in_batch=1
+        input_ids=torch.zeros(1, 4, dtype=torch.long),
+        labels=torch.full((1, 4), -100),
+        num_items_in_batch=1,
     ).loss
     assert loss.item() == 0
 
@@ -88,14 +94,21 @@ def test_other_uses_are_untouched() -> None:
     stock.eval(), fused.eval()
     tokens = torch.randint(3, 61, (2, 9))
     torch.testing.assert_close(fused(input_ids=tokens).logits, stock(input_ids=tokens).logits)
-    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(tokens)}
+    settings = {
+        "max_new_tokens": 5,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(tokens),
+    }
     assert torch.equal(fused.generate(tokens, **settings), stock.generate(tokens, **settings))
 
 
 def test_trainer_sees_the_stock_signature() -> None:
     stock, fused = build("llama-tied")
     assert "position_ids" in inspect.signature(fused.forward).parameters
-    assert list(inspect.signature(fused.forward).parameters) == list(inspect.signature(stock.forward).parameters)
+    assert list(inspect.signature(fused.forward).parameters) == list(
+        inspect.signature(stock.forward).parameters
+    )
 
 
 def test_bf16_autocast_is_close() -> None:
@@ -104,7 +117,9 @@ def test_bf16_autocast_is_close() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = fused(input_ids=tokens, labels=tokens).loss
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, stock(input_ids=tokens, labels=tokens).loss, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(
+        found, stock(input_ids=tokens, labels=tokens).loss, rtol=2e-2, atol=2e-2
+    )
     found.backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in fused.parameters())
 

@@ -19,16 +19,28 @@ from transformers import (
 )
 
 from hfstack.errors import ConfigError
-from hfstack.models.gru import GRUConfig, GRUForCausalLM, LSTMConfig, LSTMForCausalLM, RecurrentForCausalLM
+from hfstack.models.gru import (
+    GRUConfig,
+    GRUForCausalLM,
+    LSTMConfig,
+    LSTMForCausalLM,
+    RecurrentForCausalLM,
+)
 from hfstack.models.recurrence import RecurrentCache
 
 VOCABULARY = 61
 CONFIGS = {
     "gru": GRUConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
-    "gru_narrow": GRUConfig(vocab_size=VOCABULARY, embedding_size=12, hidden_size=32, num_hidden_layers=2),
-    "gru_plain": GRUConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=1, residual=False),
+    "gru_narrow": GRUConfig(
+        vocab_size=VOCABULARY, embedding_size=12, hidden_size=32, num_hidden_layers=2
+    ),
+    "gru_plain": GRUConfig(
+        vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=1, residual=False
+    ),
     "lstm": LSTMConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
-    "lstm_untied": LSTMConfig(vocab_size=VOCABULARY, embedding_size=16, hidden_size=32, tie_word_embeddings=False),
+    "lstm_untied": LSTMConfig(
+        vocab_size=VOCABULARY, embedding_size=16, hidden_size=32, tie_word_embeddings=False
+    ),
 }
 EXACT = {"rtol": 0.0, "atol": 1e-5}
 
@@ -45,11 +57,15 @@ def model(request: pytest.FixtureRequest) -> RecurrentForCausalLM:
 
 
 def tokens(rows: int, columns: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, VOCABULARY, (rows, columns), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, VOCABULARY, (rows, columns), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @torch.no_grad()
-def test_tokens_one_at_a_time_give_the_logits_of_the_full_forward(model: RecurrentForCausalLM) -> None:
+def test_tokens_one_at_a_time_give_the_logits_of_the_full_forward(
+    model: RecurrentForCausalLM,
+) -> None:
     input_ids = tokens(3, 17)
     full = model(input_ids).logits
     cache, steps = None, []
@@ -77,7 +93,9 @@ def test_padding_changes_neither_logits_nor_state(model: RecurrentForCausalLM, s
     for row, prompt in enumerate(prompts):
         alone = model(prompt, use_cache=True)
         torch.testing.assert_close(output.logits[row][mask[row].bool()], alone.logits[0], **EXACT)
-        for part, expected in zip(output.past_key_values.state, alone.past_key_values.state, strict=True):
+        for part, expected in zip(
+            output.past_key_values.state, alone.past_key_values.state, strict=True
+        ):
             torch.testing.assert_close(part[:, row], expected[:, 0], **EXACT)
 
 
@@ -87,7 +105,11 @@ def test_a_row_of_padding_alone_keeps_its_state(model: RecurrentForCausalLM) -> 
     before = copy.deepcopy(start)
     mask = torch.tensor([[0, 0, 0], [0, 1, 1]])
     output = model(tokens(2, 3, seed=1), attention_mask=mask, past_key_values=start)
-    nothing = model(tokens(2, 3, seed=1), attention_mask=torch.zeros(2, 3), past_key_values=copy.deepcopy(before))
+    nothing = model(
+        tokens(2, 3, seed=1),
+        attention_mask=torch.zeros(2, 3),
+        past_key_values=copy.deepcopy(before),
+    )
     states = (before.state, output.past_key_values.state, nothing.past_key_values.state)
     for old, new, untouched in zip(*states, strict=True):
         torch.testing.assert_close(new[:, 0], old[:, 0], rtol=0.0, atol=0.0)
@@ -97,19 +119,27 @@ def test_a_row_of_padding_alone_keeps_its_state(model: RecurrentForCausalLM) -> 
 
 @torch.no_grad()
 @pytest.mark.parametrize("training_path", [False, True])
-def test_packed_documents_do_not_see_each_other(model: RecurrentForCausalLM, training_path: bool) -> None:
+def test_packed_documents_do_not_see_each_other(
+    model: RecurrentForCausalLM, training_path: bool
+) -> None:
     lengths = [[4, 1, 6, 2, 2], [15], [1, 1, 13], [7, 8]]
-    position_ids = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in lengths])
+    position_ids = torch.stack(
+        [torch.cat([torch.arange(length) for length in row]) for row in lengths]
+    )
     input_ids = tokens(4, 15)
     packed = model(input_ids, position_ids=position_ids, use_cache=not training_path)
     for row, documents in enumerate(lengths):
         begin = 0
         for length in documents:
             alone = model(input_ids[row : row + 1, begin : begin + length], use_cache=True)
-            torch.testing.assert_close(packed.logits[row, begin : begin + length], alone.logits[0], **EXACT)
+            torch.testing.assert_close(
+                packed.logits[row, begin : begin + length], alone.logits[0], **EXACT
+            )
             begin += length
         if not training_path:
-            for part, expected in zip(packed.past_key_values.state, alone.past_key_values.state, strict=True):
+            for part, expected in zip(
+                packed.past_key_values.state, alone.past_key_values.state, strict=True
+            ):
                 torch.testing.assert_close(part[:, row], expected[:, 0], **EXACT)
     mixed = model(input_ids).logits
     assert not torch.allclose(mixed[0, 4:], packed.logits[0, 4:], atol=1e-3)
@@ -120,7 +150,9 @@ def test_gradients_are_those_of_the_documents_alone(model: RecurrentForCausalLM)
     input_ids = tokens(2, 12)
     position_ids = torch.tensor([[*range(5), *range(7)], [*range(9), *range(3)]])
     labels = input_ids.masked_fill(position_ids == 0, -100)  # no loss across a border
-    model(input_ids, position_ids=position_ids, labels=labels, num_items_in_batch=torch.tensor(20)).loss.backward()
+    model(
+        input_ids, position_ids=position_ids, labels=labels, num_items_in_batch=torch.tensor(20)
+    ).loss.backward()
     packed = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     for row, begin, end in [(0, 0, 5), (0, 5, 12), (1, 0, 9), (1, 9, 12)]:
@@ -154,21 +186,37 @@ def test_generate_costs_one_token_a_step_and_a_state_of_fixed_size(
 def test_generate_equals_generate_without_a_cache(model: RecurrentForCausalLM, beams: int) -> None:
     input_ids, mask = tokens(3, 8), torch.ones(3, 8, dtype=torch.long)
     mask[0, :5], mask[2, :1] = 0, 0
-    settings = {"attention_mask": mask, "max_new_tokens": 12, "num_beams": beams, "do_sample": False, "pad_token_id": 0}
+    settings = {
+        "attention_mask": mask,
+        "max_new_tokens": 12,
+        "num_beams": beams,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
     with_cache = model.generate(input_ids, **settings)
     torch.testing.assert_close(with_cache, model.generate(input_ids, use_cache=False, **settings))
     assert with_cache.shape == (3, 20)
 
 
 @torch.no_grad()
-def test_a_left_padded_batch_generates_what_each_prompt_generates_alone(model: RecurrentForCausalLM) -> None:
+def test_a_left_padded_batch_generates_what_each_prompt_generates_alone(
+    model: RecurrentForCausalLM,
+) -> None:
     prompts = [tokens(1, length, seed=length) for length in (3, 8, 5)]
-    input_ids = torch.cat([torch.nn.functional.pad(prompt, (8 - prompt.shape[1], 0)) for prompt in prompts])
-    mask = torch.cat([torch.nn.functional.pad(torch.ones_like(p), (8 - p.shape[1], 0)) for p in prompts])
-    together = model.generate(input_ids, attention_mask=mask, max_new_tokens=10, do_sample=False, pad_token_id=0)
+    input_ids = torch.cat(
+        [torch.nn.functional.pad(prompt, (8 - prompt.shape[1], 0)) for prompt in prompts]
+    )
+    mask = torch.cat(
+        [torch.nn.functional.pad(torch.ones_like(p), (8 - p.shape[1], 0)) for p in prompts]
+    )
+    together = model.generate(
+        input_ids, attention_mask=mask, max_new_tokens=10, do_sample=False, pad_token_id=0
+    )
     for row, prompt in enumerate(prompts):
         ones = torch.ones_like(prompt)
-        alone = model.generate(prompt, attention_mask=ones, max_new_tokens=10, do_sample=False, pad_token_id=0)
+        alone = model.generate(
+            prompt, attention_mask=ones, max_new_tokens=10, do_sample=False, pad_token_id=0
+        )
         assert together[row, 8:].tolist() == alone[0, prompt.shape[1] :].tolist()
 
 
@@ -178,11 +226,19 @@ def test_sampling_is_seeded_and_a_returned_cache_continues(model: RecurrentForCa
     samples = []
     for _ in range(2):
         set_seed(3)
-        samples.append(model.generate(input_ids, max_new_tokens=8, do_sample=True, top_k=20, num_return_sequences=2))
+        samples.append(
+            model.generate(
+                input_ids, max_new_tokens=8, do_sample=True, top_k=20, num_return_sequences=2
+            )
+        )
     assert samples[0].shape == (4, 13)
     torch.testing.assert_close(samples[0], samples[1])
-    first = model.generate(input_ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-    more = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False)
+    first = model.generate(
+        input_ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True
+    )
+    more = model.generate(
+        first.sequences, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False
+    )
     torch.testing.assert_close(more, model.generate(input_ids, max_new_tokens=8, do_sample=False))
 
 
@@ -195,14 +251,20 @@ def test_a_cache_of_another_kind_is_refused(model: RecurrentForCausalLM) -> None
 def test_logits_to_keep_embeddings_and_hidden_states(model: RecurrentForCausalLM) -> None:
     input_ids = tokens(2, 6)
     full = model(input_ids, output_hidden_states=True)
-    torch.testing.assert_close(model(input_ids, logits_to_keep=2).logits, full.logits[:, -2:], **EXACT)
     torch.testing.assert_close(
-        model(input_ids, logits_to_keep=torch.tensor([0, 3])).logits, full.logits[:, [0, 3]], **EXACT
+        model(input_ids, logits_to_keep=2).logits, full.logits[:, -2:], **EXACT
+    )
+    torch.testing.assert_close(
+        model(input_ids, logits_to_keep=torch.tensor([0, 3])).logits,
+        full.logits[:, [0, 3]],
+        **EXACT,
     )
     embedded = model.get_input_embeddings()(input_ids)
     torch.testing.assert_close(model(inputs_embeds=embedded).logits, full.logits, **EXACT)
     assert len(full.hidden_states) == model.config.num_hidden_layers + 1
-    torch.testing.assert_close(model.lm_head(model.head_projection(full.hidden_states[-1])), full.logits, **EXACT)
+    torch.testing.assert_close(
+        model.lm_head(model.head_projection(full.hidden_states[-1])), full.logits, **EXACT
+    )
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model()
 
@@ -221,10 +283,15 @@ def test_saved_and_reloaded_through_the_auto_classes(
     tied = model.config.tie_word_embeddings
     assert (reloaded.lm_head.weight is reloaded.get_input_embeddings().weight) == tied
     input_ids = tokens(2, 6)
-    torch.testing.assert_close(reloaded(input_ids).logits, model(input_ids).logits, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(
+        reloaded(input_ids).logits, model(input_ids).logits, rtol=0.0, atol=0.0
+    )
     backbone = AutoModel.from_pretrained(tmp_path)
     torch.testing.assert_close(
-        backbone(input_ids).last_hidden_state, model.model(input_ids).last_hidden_state, rtol=0.0, atol=0.0
+        backbone(input_ids).last_hidden_state,
+        model.model(input_ids).last_hidden_state,
+        rtol=0.0,
+        atol=0.0,
     )
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half(input_ids).past_key_values.state[0].dtype == torch.bfloat16
@@ -248,14 +315,20 @@ def test_a_new_model_begins_near_the_uniform_distribution_and_remembers() -> Non
 def test_resized_embeddings_stay_tied(model: RecurrentForCausalLM) -> None:
     model.resize_token_embeddings(VOCABULARY + 4, mean_resizing=False)
     assert model(tokens(1, 3)).logits.shape[-1] == model.config.vocab_size == VOCABULARY + 4
-    assert (model.lm_head.weight is model.get_input_embeddings().weight) == model.config.tie_word_embeddings
+    assert (
+        model.lm_head.weight is model.get_input_embeddings().weight
+    ) == model.config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("config_class", [GRUConfig, LSTMConfig])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_trainer_learns_and_the_saved_model_continues(config_class, bf16: bool, tmp_path: Path) -> None:
+def test_trainer_learns_and_the_saved_model_continues(
+    config_class, bf16: bool, tmp_path: Path
+) -> None:
     set_seed(0)
-    model = AutoModelForCausalLM.from_config(config_class(vocab_size=VOCABULARY, hidden_size=32, dropout=0.1))
+    model = AutoModelForCausalLM.from_config(
+        config_class(vocab_size=VOCABULARY, hidden_size=32, dropout=0.1)
+    )
     counting = torch.arange(24 * 8).remainder(VOCABULARY).view(24, 8).tolist()
     dataset = Dataset.from_list([{"input_ids": row, "labels": row} for row in counting])
     arguments = TrainingArguments(
@@ -272,7 +345,11 @@ def test_trainer_learns_and_the_saved_model_continues(config_class, bf16: bool, 
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
     assert reloaded.dtype == torch.float32
     prompt = torch.tensor([[10, 11, 12]])
-    assert reloaded.generate(prompt, max_new_tokens=3, do_sample=False)[0, 3:].tolist() == [13, 14, 15]
+    assert reloaded.generate(prompt, max_new_tokens=3, do_sample=False)[0, 3:].tolist() == [
+        13,
+        14,
+        15,
+    ]
 
 
 def test_loss_is_divided_by_num_items_in_batch(model: RecurrentForCausalLM) -> None:
@@ -287,7 +364,11 @@ def test_loss_is_divided_by_num_items_in_batch(model: RecurrentForCausalLM) -> N
 @pytest.mark.parametrize("residual", [True, False])
 def test_autocast_keeps_the_state_in_fp32(kind: type[RecurrentForCausalLM], residual: bool) -> None:
     set_seed(0)
-    model = kind(kind.config_class(vocab_size=VOCABULARY, embedding_size=16, hidden_size=32, residual=residual)).eval()
+    model = kind(
+        kind.config_class(
+            vocab_size=VOCABULARY, embedding_size=16, hidden_size=32, residual=residual
+        )
+    ).eval()
     input_ids = tokens(2, 30)
     position_ids = torch.arange(30).remainder(12)[None]
     for settings in ({}, {"position_ids": position_ids}):

@@ -17,15 +17,21 @@ NEAR = 256 * KIB  # what the heap's end is padded with, slack and rounding to pa
 
 def test_a_freed_block_serves_what_fits_with_its_slack() -> None:
     first, other = (1, 8 * MIB), (2, 1 * MIB)
-    assert heap_peak([first, other, (1, -1), (3, 8 * MIB - 96)], PLAIN) == pytest.approx(9 * MIB, abs=NEAR)
+    assert heap_peak([first, other, (1, -1), (3, 8 * MIB - 96)], PLAIN) == pytest.approx(
+        9 * MIB, abs=NEAR
+    )
     # glibc 2.36 looks for 96 bytes more than it needs, which a lone hole of the same size does not have
-    assert heap_peak([first, other, (1, -1), (3, 8 * MIB)], PLAIN) == pytest.approx(17 * MIB, abs=NEAR)
+    assert heap_peak([first, other, (1, -1), (3, 8 * MIB)], PLAIN) == pytest.approx(
+        17 * MIB, abs=NEAR
+    )
 
 
 def test_free_neighbours_are_joined_and_the_best_fit_is_taken() -> None:
     comes = [(1, 4 * MIB), (2, 4 * MIB), (3, MIB), (4, 6 * MIB), (5, MIB)]
     goes = [(1, -1), (2, -1), (4, -1)]  # holes of 8 and 6 MiB
-    assert heap_peak([*comes, *goes, (6, 6 * MIB - 96), (7, 8 * MIB - 96)], PLAIN) == pytest.approx(16 * MIB, abs=NEAR)
+    assert heap_peak([*comes, *goes, (6, 6 * MIB - 96), (7, 8 * MIB - 96)], PLAIN) == pytest.approx(
+        16 * MIB, abs=NEAR
+    )
 
 
 def test_the_end_is_given_back_and_large_blocks_are_mapped() -> None:
@@ -45,9 +51,13 @@ def test_the_end_is_given_back_and_large_blocks_are_mapped() -> None:
 def test_the_threshold_rises_with_what_was_freed_up_to_a_limit() -> None:
     def second_hole(size: int) -> int:
         learns = [(1, size), (1, -1)]
-        return heap_peak([*learns, (2, size), (3, KIB), (2, -1), (4, size + MIB)], HeapRules(taken_share=0.0))
+        return heap_peak(
+            [*learns, (2, size), (3, KIB), (2, -1), (4, size + MIB)], HeapRules(taken_share=0.0)
+        )
 
-    assert second_hole(8 * MIB) == pytest.approx(17 * MIB, abs=NEAR)  # from the heap: the hole stays, too small
+    assert second_hole(8 * MIB) == pytest.approx(
+        17 * MIB, abs=NEAR
+    )  # from the heap: the hole stays, too small
     assert second_hole(40 * MIB) == pytest.approx(41 * MIB, abs=NEAR)  # over 32 MiB: always mapped
 
 
@@ -76,7 +86,10 @@ def test_pieces_of_slack_that_are_taken_spoil_holes_until_there_are_enough() -> 
             {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mmap_threshold=0x400000"},
             HeapRules(4 * MIB, 128 * KIB, 0.0),
         ),
-        ({"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7", "MALLOC_MMAP_THRESHOLD_": "many"}, HeapRules()),
+        (
+            {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7", "MALLOC_MMAP_THRESHOLD_": "many"},
+            HeapRules(),
+        ),
     ],
 )
 def test_rules_are_read_from_the_environment(environment: dict[str, str], rules: HeapRules) -> None:
@@ -107,9 +120,13 @@ def test_a_real_process_holds_as_much() -> None:
     if heap_rules({}) is None or not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("needs glibc and Linux's /proc")
     if not (2, 26) <= tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 38):
-        pytest.skip(f"the rules are glibc 2.36's, here it is {platform.libc_ver()[1]}, which looks for room otherwise")
+        pytest.skip(
+            f"the rules are glibc 2.36's, here it is {platform.libc_ver()[1]}, which looks for room otherwise"
+        )
     events = [(index, (1 + index % 7) * MIB) for index in range(60)]
-    events += [(index, -1) for index in range(0, 60, 2)] + [(100 + index, (2 + index % 5) * MIB) for index in range(30)]
+    events += [(index, -1) for index in range(0, 60, 2)] + [
+        (100 + index, (2 + index % 5) * MIB) for index in range(30)
+    ]
     live = sum(size for _, size in events[:60])
     tunables = "glibc.malloc.tcache_count=0:glibc.malloc.mmap_threshold=67108864:glibc.malloc.trim_threshold=67108864"
     done = subprocess.run(

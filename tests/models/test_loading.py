@@ -32,13 +32,19 @@ def architecture(folder: Path, **changes: object) -> Path:
 
 def test_an_architecture_takes_the_tokenizers_vocabulary(tmp_path: Path, tiny_tokenizer) -> None:
     model = load_causal_lm(ModelConfig(str(architecture(tmp_path))), tiny_tokenizer)
-    assert model.get_input_embeddings().weight.shape[0] == len(tiny_tokenizer) == model.config.vocab_size
+    assert (
+        model.get_input_embeddings().weight.shape[0]
+        == len(tiny_tokenizer)
+        == model.config.vocab_size
+    )
     assert model.config.eos_token_id == tiny_tokenizer.eos_token_id
     assert model.config.pad_token_id == tiny_tokenizer.pad_token_id != tiny_tokenizer.eos_token_id
     assert model.dtype == torch.float32
 
 
-def test_a_shipped_architecture_is_found_from_any_folder(tmp_path: Path, tiny_tokenizer, monkeypatch) -> None:
+def test_a_shipped_architecture_is_found_from_any_folder(
+    tmp_path: Path, tiny_tokenizer, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     model = load_causal_lm(ModelConfig("recipes/architectures/llama-1m.json"), tiny_tokenizer)
     assert model.config.model_type == "llama"
@@ -54,13 +60,20 @@ def test_a_checkpoint_is_loaded_with_its_weights(tiny_llama: Path) -> None:
 def test_wrong_names(tmp_path: Path, tiny_llama: Path, tiny_tokenizer) -> None:
     with pytest.raises(ConfigError, match="--model_name_or_path is required"):
         load_causal_lm(ModelConfig(), tiny_tokenizer)
-    with pytest.raises(ConfigError, match=r"nowhere\.json: no such file; shipped architectures: .*llama-5m"):
+    with pytest.raises(
+        ConfigError, match=r"nowhere\.json: no such file; shipped architectures: .*llama-5m"
+    ):
         load_causal_lm(ModelConfig("nowhere.json"), tiny_tokenizer)
-    with pytest.raises(ConfigError, match="architecture without a tokenizer; name one with --tokenizer_name_or_path"):
+    with pytest.raises(
+        ConfigError,
+        match="architecture without a tokenizer; name one with --tokenizer_name_or_path",
+    ):
         load_tokenizer(ModelConfig("recipes/architectures/llama-5m.json"))
     with pytest.raises(CheckpointError, match="no tokenizer at .*/absent: no such directory"):
         load_tokenizer(ModelConfig(str(tmp_path / "absent")))
-    with pytest.raises(CheckpointError, match=r"no causal language model 'user/none' here or at .* private"):
+    with pytest.raises(
+        CheckpointError, match=r"no causal language model 'user/none' here or at .* private"
+    ):
         load_causal_lm(ModelConfig("user/none"), tiny_tokenizer)
     (tmp_path / "bad.json").write_text('{"model_type": "no_such_model"}')
     with pytest.raises(ConfigError, match=r"bad\.json is not a model configuration"):
@@ -78,18 +91,24 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path, tiny_llama: Path, tiny_t
         load_causal_lm(ModelConfig(str(folder)), tiny_tokenizer)
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_refused(tiny_llama: Path, tiny_tokenizer, tmp_path: Path) -> None:
+def test_a_vocabulary_larger_than_the_embedding_is_refused(
+    tiny_llama: Path, tiny_tokenizer, tmp_path: Path
+) -> None:
     tiny_tokenizer.save_pretrained(tmp_path)
     larger = load_tokenizer(ModelConfig(str(tmp_path)))
     larger.add_tokens(["<extra>"])
-    with pytest.raises(ConfigError, match=r"the tokenizer has 301 tokens but the embedding of .* has 300 rows"):
+    with pytest.raises(
+        ConfigError, match=r"the tokenizer has 301 tokens but the embedding of .* has 300 rows"
+    ):
         load_causal_lm(ModelConfig(str(tiny_llama)), larger)
 
 
 def test_blocks_must_fit_the_context() -> None:
     config = LlamaConfig(max_position_embeddings=64)
     assert check_block_size(64, config) == 64
-    with pytest.raises(ConfigError, match="--block_size 65 is longer than the model's context of 64 tokens"):
+    with pytest.raises(
+        ConfigError, match="--block_size 65 is longer than the model's context of 64 tokens"
+    ):
         check_block_size(65, config)
     import hfstack.models.gru
 
@@ -100,13 +119,21 @@ def test_isolation_needs_attention_that_reads_positions(tiny_llama: Path, tiny_t
     model = load_causal_lm(ModelConfig(str(tiny_llama)), tiny_tokenizer)
     check_isolation(model)
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ConfigError, match="does not hold with --attn_implementation flash_attention_2; use sdpa"):
+    with pytest.raises(
+        ConfigError, match="does not hold with --attn_implementation flash_attention_2; use sdpa"
+    ):
         check_isolation(model)
 
 
 def test_masked_models_are_told_apart(tmp_path: Path, tiny_llama: Path) -> None:
     BertForMaskedLM(
-        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+        )
     ).save_pretrained(tmp_path)
     assert is_masked_lm(ModelConfig(str(tmp_path)))
     assert not is_masked_lm(ModelConfig(str(tiny_llama)))

@@ -26,7 +26,9 @@ def test_segments_hold_each_token_once_and_in_order(filler_fraction: float) -> N
             documents[column] += places[real[:, column], column].tolist()
         begin += steps * width
     assert [len(document) for document in documents] == sorted(map(len, documents), reverse=True)
-    for document, row, continues in zip(documents, segments.row.tolist(), segments.continues.tolist(), strict=True):
+    for document, row, continues in zip(
+        documents, segments.row.tolist(), segments.continues.tolist(), strict=True
+    ):
         assert document == sorted(document)
         assert {home // 40 for home in document} == {row}
         inner = [home for home in document[1:] if starts.flatten()[home]]
@@ -56,12 +58,25 @@ def test_slabs_by_hand() -> None:
 
 def test_cache_follows_its_rows() -> None:
     cache = RecurrentCache()
-    assert (len(cache), cache.batch_size, cache.get_seq_length(), cache.is_initialized) == (0, -1, 0, False)
+    assert (len(cache), cache.batch_size, cache.get_seq_length(), cache.is_initialized) == (
+        0,
+        -1,
+        0,
+        False,
+    )
     cache.reorder_cache(torch.tensor([0]))  # generate may reorder before the first forward
-    state = (torch.arange(24.0).view(2, 3, 4), torch.arange(24.0, 48.0).view(2, 3, 4))  # 2 layers, 3 rows
+    state = (
+        torch.arange(24.0).view(2, 3, 4),
+        torch.arange(24.0, 48.0).view(2, 3, 4),
+    )  # 2 layers, 3 rows
     cache.advance(state, 4)
     cache.advance(state, 1)
-    assert (len(cache), cache.batch_size, cache.get_seq_length(), cache.is_initialized) == (2, 3, 5, True)
+    assert (len(cache), cache.batch_size, cache.get_seq_length(), cache.is_initialized) == (
+        2,
+        3,
+        5,
+        True,
+    )
     assert cache.get_mask_sizes(2, 0) == (7, 0)
     assert (cache.get_max_length(), cache.is_croppable, cache.is_compileable) == (-1, False, False)
     cache.reorder_cache(torch.tensor([2, 0, 0]))

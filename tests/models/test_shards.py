@@ -44,7 +44,9 @@ def test_the_merged_model_gives_the_same_logits(checkpoint: Path, tiny_llama: Pa
 
 def test_another_model_may_describe_the_weights(checkpoint: Path, tiny_llama: Path, tmp_path: Path):
     (checkpoint / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="name the model that was trained: --model_name_or_path MODEL"):
+    with pytest.raises(
+        CheckpointError, match="name the model that was trained: --model_name_or_path MODEL"
+    ):
         merge_checkpoint(checkpoint, tmp_path / "merged")
     merge_checkpoint(checkpoint, tmp_path / "merged", described_by=tiny_llama)
     assert (tmp_path / "merged" / "model.safetensors").is_file()
@@ -52,7 +54,9 @@ def test_another_model_may_describe_the_weights(checkpoint: Path, tiny_llama: Pa
 
 def test_an_adapter_stays_an_adapter(tiny_llama: Path, tmp_path: Path):
     base = LlamaForCausalLM.from_pretrained(tiny_llama)
-    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
     from peft import get_peft_model_state_dict
 
     folder = tmp_path / "checkpoint-6" / "pytorch_model_fsdp_0"
@@ -62,7 +66,9 @@ def test_an_adapter_stays_an_adapter(tiny_llama: Path, tmp_path: Path):
     describe_model(model, tmp_path / "checkpoint-6")
     (tmp_path / "merged").mkdir()
     merge_checkpoint(tmp_path / "checkpoint-6", tmp_path / "merged")
-    again = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tiny_llama), tmp_path / "merged")
+    again = PeftModel.from_pretrained(
+        LlamaForCausalLM.from_pretrained(tiny_llama), tmp_path / "merged"
+    )
     assert torch.equal(again(input_ids=IDS).logits, model.eval()(input_ids=IDS).logits)
 
 
@@ -95,16 +101,30 @@ def wider(path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (lambda path: (path / SHARD).unlink(), r"__0_1\.distcp is missing: without every process's part there is no"),
-        (lambda path: (path / "pytorch_model_fsdp_0/.metadata").unlink(), "the last process to write did not end"),
+        (
+            lambda path: (path / SHARD).unlink(),
+            r"__0_1\.distcp is missing: without every process's part there is no",
+        ),
+        (
+            lambda path: (path / "pytorch_model_fsdp_0/.metadata").unlink(),
+            "the last process to write did not end",
+        ),
         (forge, r"not the index of a sharded checkpoint: it names builtins\.print"),
         (cut_off, "not the index of a sharded checkpoint"),
-        (deeper, r"not the weights of LlamaForCausalLM, which .* describes: missing model\.layers\.2"),
+        (
+            deeper,
+            r"not the weights of LlamaForCausalLM, which .* describes: missing model\.layers\.2",
+        ),
         (wider, "the shards do not fit .*checkpoint-6"),
-        (lambda path: shutil.rmtree(path / "pytorch_model_fsdp_0"), "holds no shards of FSDP or DeepSpeed; name a"),
+        (
+            lambda path: shutil.rmtree(path / "pytorch_model_fsdp_0"),
+            "holds no shards of FSDP or DeepSpeed; name a",
+        ),
     ],
 )
-def test_what_cannot_be_merged_is_one_line(checkpoint: Path, tmp_path: Path, capsys, fault: Any, message: str):
+def test_what_cannot_be_merged_is_one_line(
+    checkpoint: Path, tmp_path: Path, capsys, fault: Any, message: str
+):
     fault(checkpoint)
     with pytest.raises(CheckpointError, match=message) as caught:
         merge_checkpoint(checkpoint, tmp_path / "merged")
@@ -113,7 +133,9 @@ def test_what_cannot_be_merged_is_one_line(checkpoint: Path, tmp_path: Path, cap
 
 
 def test_a_plain_model_needs_no_merging(tiny_llama: Path):
-    with pytest.raises(CheckpointError, match="its weights are plain safetensors, so use it as it is"):
+    with pytest.raises(
+        CheckpointError, match="its weights are plain safetensors, so use it as it is"
+    ):
         read_shards(tiny_llama)
 
 
@@ -129,7 +151,9 @@ def test_a_lost_shard_of_deepspeed_is_one_line(tmp_path: Path, monkeypatch: pyte
     """DeepSpeed's converter counts the shards against the number that each of them names."""
 
     def convert(folder: str) -> None:
-        raise ValueError(f"Expected 2 of '*_optim_states.pt' under '{folder}' but found 1 files.\nPossibly")
+        raise ValueError(
+            f"Expected 2 of '*_optim_states.pt' under '{folder}' but found 1 files.\nPossibly"
+        )
 
     (tmp_path / "latest").write_text("global_step6")
     converter: Any = ModuleType("zero_to_fp32")

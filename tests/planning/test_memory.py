@@ -25,13 +25,25 @@ ARCHITECTURES = Path(__file__).parents[2] / "recipes" / "architectures"
 
 
 def llama(**changes: int) -> LlamaConfig:
-    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2} | changes
-    return LlamaConfig(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, **sizes)
+    sizes = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+    } | changes
+    return LlamaConfig(
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, **sizes
+    )
 
 
 def bert() -> BertConfig:
     return BertConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_labels=3
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=3,
     )
 
 
@@ -59,7 +71,9 @@ def held_by_real_tensors(config: PreTrainedConfig, step: TrainingStep) -> int:
     ids=["plain", "fused", "bf16", "checkpointed", "accumulated", "forward"],
 )
 def test_the_count_is_that_of_real_tensors(step: TrainingStep) -> None:
-    assert peak_memory(llama(), step).total == pytest.approx(held_by_real_tensors(llama(), step), rel=0.05)
+    assert peak_memory(llama(), step).total == pytest.approx(
+        held_by_real_tensors(llama(), step), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -77,7 +91,9 @@ def test_weights_and_adam_are_counted_exactly() -> None:
     parameters = count_parameters(llama()).total
     buffers = sum(b.nbytes for b in build_model(llama(), TrainingStep(2, 8)).buffers())
     assert memory.weights == 4 * parameters + buffers
-    steps = 4 * len(list(build_model(llama(), TrainingStep(2, 8)).parameters()))  # Adam counts steps in a scalar each
+    steps = 4 * len(
+        list(build_model(llama(), TrainingStep(2, 8)).parameters())
+    )  # Adam counts steps in a scalar each
     assert memory.optimizer == 8 * parameters + steps
 
 
@@ -89,7 +105,9 @@ def test_accumulated_gradients_are_held_during_the_next_forward() -> None:
 
 def test_activations_grow_with_rows_and_shrink_with_checkpointing() -> None:
     def activations(rows: int, **changes: bool) -> int:
-        return peak_memory(llama(num_hidden_layers=6), TrainingStep(rows, 64, fused_loss=True, **changes)).activations
+        return peak_memory(
+            llama(num_hidden_layers=6), TrainingStep(rows, 64, fused_loss=True, **changes)
+        ).activations
 
     assert activations(16) / activations(8) == pytest.approx(2, rel=0.1)
     assert activations(8, activation_checkpointing=True) < 0.5 * activations(8)
@@ -103,17 +121,29 @@ def test_an_adapter_has_little_to_optimize() -> None:
     assert peak_memory(config, step).optimizer < 8.5 * trained
 
 
-@pytest.mark.parametrize("task", ["masked_lm", "sequence_classification", "token_classification", "question_answering"])
+@pytest.mark.parametrize(
+    "task", ["masked_lm", "sequence_classification", "token_classification", "question_answering"]
+)
 def test_encoders_have_a_step_for_each_task(task: Task) -> None:
     step = TrainingStep(4, 16, task=task)
     memory, (parameters, trained) = peak_memory(bert(), step), trained_parameters(bert(), step)
     assert memory.total > 12 * parameters and trained == parameters
-    layer = 2 * 4 * 32 * 32 + 2 * 2 * 16 * 32 + 2 * 2 * 32 * 64  # projections, attention over 16 tokens, MLP
+    layer = (
+        2 * 4 * 32 * 32 + 2 * 2 * 16 * 32 + 2 * 2 * 32 * 64
+    )  # projections, attention over 16 tokens, MLP
     assert forward_flops(bert(), step) >= 4 * 16 * 2 * layer
 
 
 def test_seq2seq_has_a_step() -> None:
-    config = T5Config(vocab_size=97, d_model=32, d_ff=64, num_layers=2, num_heads=4, d_kv=8, decoder_start_token_id=0)
+    config = T5Config(
+        vocab_size=97,
+        d_model=32,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        d_kv=8,
+        decoder_start_token_id=0,
+    )
     assert peak_memory(config, TrainingStep(2, 8, task="seq2seq")).total > 0
 
 
@@ -122,7 +152,9 @@ def test_flops_of_a_language_model_are_those_of_counting() -> None:
     assert forward_flops(llama(), step) == 3 * 16 * flops_per_token(llama(), 16).forward
 
 
-TRANSFORMERS = sorted(path.stem for path in ARCHITECTURES.glob("*.json") if not path.stem.startswith(("gru", "lstm")))
+TRANSFORMERS = sorted(
+    path.stem for path in ARCHITECTURES.glob("*.json") if not path.stem.startswith(("gru", "lstm"))
+)
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -130,12 +162,19 @@ def test_every_shipped_transformer_has_the_counts_of_torch(name: str) -> None:
     """A real model where it is small, one without data where it is not; attention that torch's counter sees whole."""
     config = AutoConfig.from_pretrained(ARCHITECTURES / f"{name}.json")
     config._attn_implementation = "eager"
-    task: Task = {"bert": "masked_lm", "bart": "seq2seq", "t5": "seq2seq"}.get(config.model_type, "causal_lm")  # pyright: ignore[reportAssignmentType]
+    task: Task = {"bert": "masked_lm", "bart": "seq2seq", "t5": "seq2seq"}.get(
+        config.model_type, "causal_lm"
+    )  # pyright: ignore[reportAssignmentType]
     step = TrainingStep(2, 16, task=task)
     with torch.device("cpu" if name.endswith("-1m") or task == "seq2seq" else "meta"):
         model = build_model(config, step).eval()
-    assert trained_parameters(config, step) == (sum(weight.numel() for weight in model.parameters()),) * 2
-    names = ["input_ids", "labels"] + (["attention_mask"] if task == "causal_lm" else [])  # else it is asked for
+    assert (
+        trained_parameters(config, step)
+        == (sum(weight.numel() for weight in model.parameters()),) * 2
+    )
+    names = ["input_ids", "labels"] + (
+        ["attention_mask"] if task == "causal_lm" else []
+    )  # else it is asked for
     batch = {name: torch.ones(2, 16, dtype=torch.long, device=model.device) for name in names}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**batch)

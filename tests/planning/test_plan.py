@@ -42,9 +42,19 @@ def read(tiny_llama: Path, tmp_path: Path) -> Any:
     """The workload of settings of TRL's for the tiny Llama."""
 
     def make(
-        recipe: str, kind: type, *, lora_r: int | None = None, rows: int | None = None, **settings: Any
+        recipe: str,
+        kind: type,
+        *,
+        lora_r: int | None = None,
+        rows: int | None = None,
+        **settings: Any,
     ) -> Workload:
-        settings |= {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
+        settings |= {
+            "output_dir": str(tmp_path),
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": "none",
+        }
         arguments = kind(per_device_train_batch_size=4, **settings)
         adapter = {"use_peft": True, "lora_r": lora_r} if lora_r else {}
         model_args = ModelConfig(model_name_or_path=str(tiny_llama), **adapter)
@@ -84,13 +94,17 @@ def test_a_reference_that_is_the_policy_without_its_adapter_holds_no_weights(rea
 
 
 def test_rloo_writes_before_it_learns(read: Any) -> None:
-    work = read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.05, max_steps=5)
+    work = read(
+        "rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.05, max_steps=5
+    )
     assert [part.name for part in work.parts] == ["policy", "reference"]
     assert work.trained.step.sequence_length == 8 + 24
     needs = assess(work)
     # keys and values of 2 layers, 2 heads of 16, in fp32, and 32 bytes a token of the rollout
     assert needs.writing == 4 * 32 * (2 * 2 * 2 * 16 * 4 + 32)
-    without = assess(read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.0, max_steps=5))
+    without = assess(
+        read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.0, max_steps=5)
+    )
     assert needs.flops_per_step > without.flops_per_step
 
 
@@ -103,7 +117,9 @@ def test_ppo_has_a_critic_unless_it_shares(read: Any) -> None:
     assert parts(critic="shared") == ["policy", "reference"]
     assert parts(critic="shared", kl_coef=0.0) == ["policy"]
     separate = assess(read("ppo", PPOConfig, max_completion_length=24, num_mini_batches=2))
-    shared = assess(read("ppo", PPOConfig, max_completion_length=24, num_mini_batches=2, critic="shared"))
+    shared = assess(
+        read("ppo", PPOConfig, max_completion_length=24, num_mini_batches=2, critic="shared")
+    )
     assert separate.peak > shared.peak
 
 
@@ -127,12 +143,19 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_gets_changes_that_do(read: Any) -> None:
-    work = read("sft", SFTConfig, max_length=128, activation_checkpointing=False, gradient_checkpointing=False)
+    work = read(
+        "sft",
+        SFTConfig,
+        max_length=128,
+        activation_checkpointing=False,
+        gradient_checkpointing=False,
+    )
     needs = assess(work)
     changes = list(changes_that_fit(work, int(needs.peak * 0.7)))
     assert changes and all(change.peak <= needs.peak * 0.7 for change in changes)
     assert any(
-        "--per_device_train_batch_size 2 --gradient_accumulation_steps 2" in change.options for change in changes
+        "--per_device_train_batch_size 2 --gradient_accumulation_steps 2" in change.options
+        for change in changes
     )
     assert change_rows(work, 1000) == [["none: take a smaller model or shorter rows", "", ""]]
 
@@ -140,12 +163,19 @@ def test_what_does_not_fit_gets_changes_that_do(read: Any) -> None:
 def test_the_rows_of_a_pair_are_not_torn_apart(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     work = read("reward", RewardConfig, max_length=32)  # 4 pairs are 8 rows
     assert work.rows_per_example == 2
-    monkeypatch.setattr(planning, "assess", lambda w: SimpleNamespace(peak=w.trained.step.batch_size))
-    assert _smaller_batch(work, 3) == ("--per_device_train_batch_size 1 --gradient_accumulation_steps 4", 2)
+    monkeypatch.setattr(
+        planning, "assess", lambda w: SimpleNamespace(peak=w.trained.step.batch_size)
+    )
+    assert _smaller_batch(work, 3) == (
+        "--per_device_train_batch_size 1 --gradient_accumulation_steps 4",
+        2,
+    )
     assert _smaller_batch(work, 1) is None
 
 
-def test_an_adapter_may_need_smaller_batches_too(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_may_need_smaller_batches_too(
+    read: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = read("sft", SFTConfig, max_length=32)
 
     def needs(workload: Workload) -> SimpleNamespace:
@@ -156,11 +186,15 @@ def test_an_adapter_may_need_smaller_batches_too(read: Any, monkeypatch: pytest.
     (change,) = changes_that_fit(work, 3)
     assert change.what == "train an adapter, in smaller micro-batches" and change.peak == 2
     assert change.options.startswith("--use_peft true --lora_r 16")
-    assert change.options.endswith("--per_device_train_batch_size 2 --gradient_accumulation_steps 2")
+    assert change.options.endswith(
+        "--per_device_train_batch_size 2 --gradient_accumulation_steps 2"
+    )
 
 
 def test_the_tables_add_up(read: Any) -> None:
-    work = read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.05, max_steps=5)
+    work = read(
+        "rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.05, max_steps=5
+    )
     needs = assess(work)
     rows = memory_rows(work, needs)
     assert [row[0] for row in rows] == ["policy", "reference", "KV cache and rollout"]
@@ -180,9 +214,13 @@ def test_times_and_disk_follow_from_the_numbers(read: Any) -> None:
     weights, _ = trained_parameters(work.trained.config, work.trained.step)
     assert needs.checkpoint == 12 * weights
     assert disk_bytes(work, needs) == 5 * needs.checkpoint
-    assert disk_bytes(read("sft", SFTConfig, max_length=32, save_strategy="no"), needs) == needs.checkpoint
     assert (
-        disk_bytes(read("sft", SFTConfig, max_length=32, max_steps=100, save_steps=10), needs) == 12 * needs.checkpoint
+        disk_bytes(read("sft", SFTConfig, max_length=32, save_strategy="no"), needs)
+        == needs.checkpoint
+    )
+    assert (
+        disk_bytes(read("sft", SFTConfig, max_length=32, max_steps=100, save_steps=10), needs)
+        == 12 * needs.checkpoint
     )
 
 
@@ -192,7 +230,13 @@ def test_real_steps_correct_the_plan(read: Any) -> None:
     measured = MeasuredStep(seconds=0.5, peak_bytes=needs.memory["model"].total + 1000)
     better, utilization = corrected(work, needs, measured, FAST)
     assert better.peak == needs.peak + 1000 and better.allocator == 1000 and better.measured
-    assert memory_rows(work, better)[-1] == ["allocator, measured", 0.0, 0.0, 0.0, round(1000 / 2**20, 1)]
+    assert memory_rows(work, better)[-1] == [
+        "allocator, measured",
+        0.0,
+        0.0,
+        0.0,
+        round(1000 / 2**20, 1),
+    ]
     assert utilization == pytest.approx(needs.flops_per_step / 0.5 / 1e12)
     unseen, _ = corrected(work, needs, MeasuredStep(0.5, None), FAST)
     assert unseen.peak == needs.peak and not unseen.measured
@@ -204,11 +248,20 @@ def test_a_cpu_has_a_heap_beside_its_tensors(read: Any, monkeypatch: pytest.Monk
     assert FAST.place(work) == replace(work, heap=HeapRules(mmap_threshold=2**40))
     tensors, needs = assess(work), assess(FAST.place(work))
     assert needs.allocator > 0 and needs.peak == tensors.peak + needs.allocator
-    assert memory_rows(work, needs)[-1] == ["allocator", 0.0, 0.0, 0.0, round(needs.allocator / 2**20, 1)]
+    assert memory_rows(work, needs)[-1] == [
+        "allocator",
+        0.0,
+        0.0,
+        0.0,
+        round(needs.allocator / 2**20, 1),
+    ]
     tight = replace(work, heap=replace(HeapRules(), taken_share=0.6))
     assert not [c for c in changes_that_fit(work, tensors.peak) if "GLIBC_TUNABLES" in c.options]
     first = next(changes_that_fit(tight, assess(tight).peak - 1))
-    assert first.options.startswith("GLIBC_TUNABLES=glibc.malloc.tcache_count=0") and first.peak < assess(tight).peak
+    assert (
+        first.options.startswith("GLIBC_TUNABLES=glibc.malloc.tcache_count=0")
+        and first.peak < assess(tight).peak
+    )
     measured = MeasuredStep(seconds=0.5, peak_bytes=needs.memory["model"].total + 1000)
     assert corrected(FAST.place(work), needs, measured, FAST)[0].peak == tensors.peak + 1000
     gpu = replace(FAST, kind="cuda")
@@ -255,7 +308,9 @@ def test_a_fit_gives_its_law_and_its_draws(run_recipe: Any, tmp_path: Path) -> N
     lines = [f"{n},{d},{CHINCHILLA.loss(n, d) * np.exp(0.003 * rng.normal())}" for n, d in rows]
     table.write_text("\n".join(["N,D,loss", *lines]) + "\n", encoding="utf-8")
     fit = str(tmp_path / "fit")
-    metrics = run_recipe("scaling_fit", "--datasets", str(table), "--draws", "50", "--output_dir", fit)
+    metrics = run_recipe(
+        "scaling_fit", "--datasets", str(table), "--draws", "50", "--output_dir", fit
+    )
     law, draws, freedom = read_law(fit, "llama")
     assert metrics["E"] == law.E and len(draws) == 50 and freedom == 20
     assert min(draw.loss(1e9, 1e11) for draw in draws) < CHINCHILLA.loss(1e9, 1e11) * 1.02

@@ -22,7 +22,9 @@ __all__ = ["hub"]
 def train(run_recipe, tiny_llama: Path, tmp_path: Path):
     """Pretrain for four steps with a checkpoint after the second and the fourth."""
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(40)))
+    rows.write_text(
+        "".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(40))
+    )
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
@@ -30,7 +32,9 @@ def train(run_recipe, tiny_llama: Path, tmp_path: Path):
             "save_steps": 2, "save_strategy": "steps", "output_dir": tmp_path / "stories", "report_to": "none",
             "bf16": "false", "sample_tokens": 2, "dataloader_pin_memory": "false", "push_to_hub": "true",
         } | changes  # fmt: skip
-        return run_recipe("pretrain_clm", *(f"--{name}={value}" for name, value in settings.items()))
+        return run_recipe(
+            "pretrain_clm", *(f"--{name}={value}" for name, value in settings.items())
+        )
 
     return call
 
@@ -45,13 +49,17 @@ def test_checkpoints_go_to_a_branch(hub: Hub, train, tmp_path: Path):
         sha = repo.commits[sha].parent
     assert titles == ["Checkpoint checkpoint-4", "Checkpoint checkpoint-2", "initial commit"]
     files = repo.head("checkpoints").files
-    assert {"config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"} <= set(files)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"} <= set(
+        files
+    )
     assert not [path for path in files if path.endswith((".bin", ".pt", ".pth"))]
     state = json.loads(hub.content("alice/stories", "trainer_state.json", revision="checkpoints"))
     assert state["global_step"] == 4
     pushed = hub.content("alice/stories", "model.safetensors", revision="checkpoints")
     assert pushed == (tmp_path / "stories" / "model.safetensors").read_bytes()
-    fetched = LlamaForCausalLM.from_pretrained("alice/stories", revision="checkpoints", cache_dir=tmp_path / "cache")
+    fetched = LlamaForCausalLM.from_pretrained(
+        "alice/stories", revision="checkpoints", cache_dir=tmp_path / "cache"
+    )
     assert fetched.num_parameters() > 1000
 
 
@@ -59,34 +67,56 @@ def test_a_hub_in_trouble_does_not_end_the_training(hub: Hub, train, tmp_path: P
     hub.fail("POST .*/commit/", 403)
     assert train(hub_model_id="stories/tiny", hub_private_repo="false")["train_loss"] > 0
     repo = hub.repo("stories/tiny")
-    assert not repo.private and [c.title for c in repo.commits.values()][1:] == ["Checkpoint checkpoint-4"]
+    assert not repo.private and [c.title for c in repo.commits.values()][1:] == [
+        "Checkpoint checkpoint-4"
+    ]
 
 
 @pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled"
 )  # torch 2.13, also when it is told so (no_dist=True)
-def test_shards_are_put_together_first(hub: Hub, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_shards_are_put_together_first(
+    hub: Hub, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """As under FSDP, with the launcher's variables of one of many processes around."""
     folder = tmp_path / "run" / "checkpoint-6"
     folder.parent.mkdir()
     expected = write_shards(folder, tiny_llama).state_dict()
-    for name, value in {"RANK": "0", "WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true", "MASTER_ADDR": "gone"}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "8",
+        "ACCELERATE_USE_FSDP": "true",
+        "MASTER_ADDR": "gone",
+    }.items():
         monkeypatch.setenv(name, value)
     target = Target("alice/stories", endpoint=hub.url, token=WRITER, branch="checkpoints")
     prepare_repo(target)
     CheckpointPush(target)(folder)
     files = hub.repo("alice/stories").head("checkpoints").files
-    assert {"config.json", "model.safetensors", "tokenizer.json", "trainer_state.json"} <= files.keys()
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "trainer_state.json",
+    } <= files.keys()
     assert not [path for path in files if "distcp" in path or "fsdp" in path]
-    fetched = LlamaForCausalLM.from_pretrained("alice/stories", revision="checkpoints", cache_dir=tmp_path / "cache")
+    fetched = LlamaForCausalLM.from_pretrained(
+        "alice/stories", revision="checkpoints", cache_dir=tmp_path / "cache"
+    )
     assert all(torch.equal(weight, expected[name]) for name, weight in fetched.state_dict().items())
-    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint-6"], "nothing is left beside it"
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint-6"], (
+        "nothing is left beside it"
+    )
     (folder / SHARD).unlink()
-    with pytest.raises(CheckpointError, match=r"its shards could not be put together: .*__0_1.distcp is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"its shards could not be put together: .*__0_1.distcp is missing"
+    ):
         CheckpointPush(target)(folder)
 
 
-def test_what_cannot_work_is_told_before_training(hub: Hub, train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_what_cannot_work_is_told_before_training(
+    hub: Hub, train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     with pytest.raises(ConfigError, match="--hub_revision main: checkpoints go to a branch"):
         train(hub_revision="main")
     monkeypatch.setenv("HF_TOKEN", READER)
@@ -106,7 +136,9 @@ def test_nothing_is_pushed_unasked(hub: Hub, tmp_path: Path):
     assert not hub.log
 
 
-TRAIN = "pretrain_clm pretrain_mlm classify tag answer sft dpo kto orpo reward rloo grpo ppo".split()
+TRAIN = (
+    "pretrain_clm pretrain_mlm classify tag answer sft dpo kto orpo reward rloo grpo ppo".split()
+)
 
 
 @pytest.mark.parametrize("recipe", TRAIN)

@@ -11,7 +11,15 @@ from huggingface_hub import HfApi, constants
 
 from hfstack.errors import ConfigError, HubError
 from hfstack.publishing.files import Item, item
-from hfstack.publishing.hub import Target, check_pushed, find_token, prepare_repo, probe_xet, push, transport
+from hfstack.publishing.hub import (
+    Target,
+    check_pushed,
+    find_token,
+    prepare_repo,
+    probe_xet,
+    push,
+    transport,
+)
 from tests.conftest import ROOT
 from tests.hub_fixtures import FINE, NARROW, OTHER, READER, WRITER, hub
 from tests.minihub_state import Hub
@@ -41,7 +49,10 @@ def test_a_push_is_one_commit_that_can_be_read_back(hub: Hub, items: list[Item])
     parent = prepare_repo(where)
     sha = push(where, items, parent=parent, message="Publish")
     assert hub.repo("alice/model").private
-    assert hub.repo("alice/model").head().title == "Publish" and len(hub.repo("alice/model").commits) == 2
+    assert (
+        hub.repo("alice/model").head().title == "Publish"
+        and len(hub.repo("alice/model").commits) == 2
+    )
     assert check_pushed(where, items, sha) == 2
     assert hub.content("alice/model", "model.safetensors") == items[1].source.read_bytes()
     assert push(where, items, parent=sha, message="again") == sha, "nothing new is no commit"
@@ -73,7 +84,10 @@ def test_a_broken_connection_is_tried_again(hub: Hub, items: list[Item], place: 
     parent = prepare_repo(where)
     hub.fail(place, "drop")
     sha = push(where, items, parent=parent, message="Publish")
-    assert hub.repo("alice/model").commits[sha].parent == parent and check_pushed(where, items, sha) == 2
+    assert (
+        hub.repo("alice/model").commits[sha].parent == parent
+        and check_pushed(where, items, sha) == 2
+    )
 
 
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: Hub, items: list[Item]):
@@ -85,18 +99,24 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: Hub, items: list[
     assert len(hub.repo("alice/model").commits) == 2
 
 
-def test_a_server_that_stays_broken_ends_in_one_line_and_leaves_main_alone(hub: Hub, items: list[Item]):
+def test_a_server_that_stays_broken_ends_in_one_line_and_leaves_main_alone(
+    hub: Hub, items: list[Item]
+):
     where = target(hub)
     parent = prepare_repo(where)
     hub.fail("POST .*/commit/", 503, times=99)
-    with pytest.raises(HubError, match=r"alice/model: the server is in trouble.*status 503") as caught:
+    with pytest.raises(
+        HubError, match=r"alice/model: the server is in trouble.*status 503"
+    ) as caught:
         push(where, items, parent=parent, message="Publish")
     assert "\n" not in str(caught.value)
     assert paths(hub) == set()
     hub.faults.clear()
     sent_before = sum(line.startswith("PUT") for line in hub.log)
     push(where, items, parent=parent, message="Publish")
-    assert sum(line.startswith("PUT") for line in hub.log) == sent_before, "what has arrived is not sent again"
+    assert sum(line.startswith("PUT") for line in hub.log) == sent_before, (
+        "what has arrived is not sent again"
+    )
 
 
 def test_somebody_elses_push_in_between_is_kept(hub: Hub, items: list[Item]):
@@ -119,7 +139,9 @@ def test_a_file_that_differs_after_the_push_is_found(hub: Hub, items: list[Item]
         check_pushed(where, items[1:], sha)
 
 
-def test_killed_in_mid_upload_nothing_is_seen_and_the_next_push_completes(hub: Hub, items: list[Item]):
+def test_killed_in_mid_upload_nothing_is_seen_and_the_next_push_completes(
+    hub: Hub, items: list[Item]
+):
     where = target(hub)
     parent = prepare_repo(where)
     hub.fail("PUT /lfs/", "slow", seconds=30)
@@ -144,7 +166,9 @@ def test_killed_in_mid_upload_nothing_is_seen_and_the_next_push_completes(hub: H
     assert check_pushed(where, items, sha) == 2
 
 
-def test_an_endpoint_without_xet_is_served_by_lfs(hub: Hub, items: list[Item], monkeypatch: pytest.MonkeyPatch):
+def test_an_endpoint_without_xet_is_served_by_lfs(
+    hub: Hub, items: list[Item], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     where = target(hub)
     sha = push(where, items, parent=prepare_repo(where), message="Publish")
@@ -211,7 +235,8 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: Hub):
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(401, "token is not valid"), (403, "may not do that"), (404, "private, missing")]
+    ("status", "words"),
+    [(401, "token is not valid"), (403, "may not do that"), (404, "private, missing")],
 )
 def test_refusals_of_the_server_are_one_line(hub: Hub, items: list[Item], status: int, words: str):
     where = target(hub)
@@ -245,12 +270,18 @@ def test_a_card_that_the_hub_refuses_is_one_line(hub: Hub, tmp_path: Path):
     assert "\n" not in str(caught.value) and paths(hub) == set()
 
 
-def test_what_was_pushed_is_not_read_from_this_machines_cache(hub: Hub, items: list[Item], tmp_path: Path):
+def test_what_was_pushed_is_not_read_from_this_machines_cache(
+    hub: Hub, items: list[Item], tmp_path: Path
+):
     where = target(hub)
     sha = push(where, items, parent=prepare_repo(where), message="Publish")
-    planted = Path(constants.HF_HUB_CACHE) / "models--alice--model" / "snapshots" / sha / "config.json"
+    planted = (
+        Path(constants.HF_HUB_CACHE) / "models--alice--model" / "snapshots" / sha / "config.json"
+    )
     planted.parent.mkdir(parents=True)
     planted.write_text("{}")
-    taken = where.api.hf_hub_download("alice/model", "config.json", revision=sha, local_dir=tmp_path / "local")
+    taken = where.api.hf_hub_download(
+        "alice/model", "config.json", revision=sha, local_dir=tmp_path / "local"
+    )
     assert Path(taken).read_text() == "{}", "upstream takes it"
     assert check_pushed(where, items, sha) == 2

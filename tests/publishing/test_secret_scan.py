@@ -28,7 +28,9 @@ def test_shapes(tmp_path: Path, text: str, what: str | None):
     assert find_secret(path, {}) == what
 
 
-def test_values_are_found_across_chunks_and_in_binary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_values_are_found_across_chunks_and_in_binary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("hfstack.publishing.secret_scan._CHUNK_BYTES", 64)
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"\0" * 60 + b"correct-horse" + b"\0" * 60)
@@ -46,7 +48,11 @@ def test_what_counts_as_a_secret_of_this_process(tmp_path: Path, monkeypatch: py
         "WANDB_API_KEY": "0123456789", "DB_PASSWORD": "hunter2hunter2", "MY_TOKEN": "short", "HOME": "/home-of-people",
         "TOKEN": str(folder), "TOKENIZERS_PARALLELISM": "false-or-true",
     }  # fmt: skip
-    assert set(known_secrets(environment).values()) == {"WANDB_API_KEY", "DB_PASSWORD"}, "one letter is in every text"
+    assert set(known_secrets(environment).values()) == {"WANDB_API_KEY", "DB_PASSWORD"}, (
+        "one letter is in every text"
+    )
     assert hide_known("a 0123456789 b", known_secrets(environment)) == "a <redacted> b"
-    monkeypatch.setattr("hfstack.publishing.secret_scan.get_token", lambda: "saved-by-hf-auth-login")
+    monkeypatch.setattr(
+        "hfstack.publishing.secret_scan.get_token", lambda: "saved-by-hf-auth-login"
+    )
     assert known_secrets({}) == {"saved-by-hf-auth-login": "the Hub token of this machine"}

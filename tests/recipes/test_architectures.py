@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    set_seed,
+)
 
 import hfstack.models.gru  # noqa: F401 - registers the GRU and LSTM models
 from hfstack.models.counting import count_parameters
@@ -58,16 +64,25 @@ def _build(config) -> torch.nn.Module:
 @pytest.mark.parametrize("size", ["1m", "5m", "15m", "125m"])
 def test_families_of_one_size_differ_in_architecture_alone(size: str) -> None:
     gpt2, llama = (
-        AutoConfig.from_pretrained(FILES[0].parent / f"{family}-{size}.json") for family in ("gpt2", "llama")
+        AutoConfig.from_pretrained(FILES[0].parent / f"{family}-{size}.json")
+        for family in ("gpt2", "llama")
     )
-    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size"):
+    for name in (
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "vocab_size",
+    ):
         assert getattr(gpt2, name) == getattr(llama, name)
     assert llama.head_dim * llama.num_attention_heads == llama.hidden_size
     assert 0 <= llama.intermediate_size - llama.hidden_size * 8 / 3 < 32
 
 
 @pytest.mark.parametrize("name", ["gpt2-1m", "llama-1m", "gru-1m", "lstm-1m"])
-def test_a_model_of_another_vocabulary_begins_near_the_uniform_distribution_and_learns(name: str) -> None:
+def test_a_model_of_another_vocabulary_begins_near_the_uniform_distribution_and_learns(
+    name: str,
+) -> None:
     set_seed(0)
     config = AutoConfig.from_pretrained(ROOT / "recipes" / "architectures" / f"{name}.json")
     config.vocab_size = 300

@@ -23,7 +23,10 @@ WORDS = {"good": ["kind", "happy", "brave"], "bad": ["small", "red", "low"]}
 def sentence(label: str, number: int) -> str:
     """A sentence whose label is in one of its words; no two are equal."""
     generator = random.Random(number)
-    rest = " ".join(generator.choice(["the", "fox", "hill", "owl", "was", "time"]) for _ in range(3 + number % 9))
+    rest = " ".join(
+        generator.choice(["the", "fox", "hill", "owl", "was", "time"])
+        for _ in range(3 + number % 9)
+    )
     return f"{generator.choice(WORDS[label])} {rest} {'a' * (number % 7)}"
 
 
@@ -36,7 +39,9 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows_file(tmp_path: Path) -> Callable[..., Path]:
     """Write 60 rows, each changed by a function, to a file."""
 
-    def write(change: Callable[[dict, int], dict] = lambda row, number: row, name: str = "rows.jsonl") -> Path:
+    def write(
+        change: Callable[[dict, int], dict] = lambda row, number: row, name: str = "rows.jsonl"
+    ) -> Path:
         rows = []
         for number in range(60):
             label = ("good", "bad")[number % 2]
@@ -71,8 +76,17 @@ def test_learns_measures_calibrates_and_draws(classify, tmp_path: Path):
     metrics = classify(max_steps=40, learning_rate=5e-3)
     assert metrics["eval_accuracy"] > 0.9
     assert metrics["eval_accuracy_low"] <= metrics["eval_accuracy"] <= metrics["eval_accuracy_high"]
-    assert {"eval_f1_macro", "eval_f1_micro", "eval_matthews", "eval_f1", "eval_baseline_accuracy"} <= metrics.keys()
-    assert 0 <= metrics["eval_calibration_error"] <= 1 and "eval_calibration_error_calibrated" in metrics
+    assert {
+        "eval_f1_macro",
+        "eval_f1_micro",
+        "eval_matthews",
+        "eval_f1",
+        "eval_baseline_accuracy",
+    } <= metrics.keys()
+    assert (
+        0 <= metrics["eval_calibration_error"] <= 1
+        and "eval_calibration_error_calibrated" in metrics
+    )
     record = read_run(tmp_path / "out")
     for name in ("eval_confusion", "eval_reliability"):
         assert (tmp_path / "out" / record.artifacts[name]).read_text().startswith("<svg")
@@ -82,9 +96,14 @@ def test_learns_measures_calibrates_and_draws(classify, tmp_path: Path):
     assert config["attention_probs_dropout_prob"] == 0
     info = read_classifier_info(tmp_path / "out")
     assert info is not None and info.names == ["bad", "good"] and info.temperature != 1
-    lines = [json.loads(line) for line in (tmp_path / "out" / "eval_predictions.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "eval_predictions.jsonl").read_text().splitlines()
+    ]
     assert len(lines) == metrics["eval_rows"]
-    assert numpy.mean([row["label"] == row["true"] for row in lines]) == pytest.approx(metrics["eval_accuracy"])
+    assert numpy.mean([row["label"] == row["true"] for row in lines]) == pytest.approx(
+        metrics["eval_accuracy"]
+    )
 
 
 def logits_again(folder: Path, rows: list[dict]) -> list[dict]:
@@ -94,10 +113,15 @@ def logits_again(folder: Path, rows: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize("way", ["full", "frozen", "lora"])
-def test_every_way_of_training_reloads_with_the_same_answers(classify, bert: Path, tmp_path: Path, way: str):
+def test_every_way_of_training_reloads_with_the_same_answers(
+    classify, bert: Path, tmp_path: Path, way: str
+):
     from safetensors.torch import load_file
 
-    settings = {"frozen": {"freeze_encoder": "true"}, "lora": {"use_peft": "true", "lora_r": 4}}.get(way, {})
+    settings = {
+        "frozen": {"freeze_encoder": "true"},
+        "lora": {"use_peft": "true", "lora_r": 4},
+    }.get(way, {})
     classify(max_steps=2, learning_rate=1e-3, **settings)
     out = tmp_path / "out"
     lines = [json.loads(line) for line in (out / "eval_predictions.jsonl").read_text().splitlines()]
@@ -117,7 +141,9 @@ def test_every_way_of_training_reloads_with_the_same_answers(classify, bert: Pat
 
 def test_several_labels_a_row(classify, rows_file, tmp_path: Path):
     def change(row: dict, number: int) -> dict:
-        return row | {"label": [row["label"], *(["third"] if number % 3 == 0 else [])] if number % 5 else []}
+        return row | {
+            "label": [row["label"], *(["third"] if number % 3 == 0 else [])] if number % 5 else []
+        }
 
     metrics = classify(datasets=rows_file(change), class_weights="true")
     assert {"eval_label_accuracy", "eval_f1_macro"} <= metrics.keys()
@@ -125,25 +151,37 @@ def test_several_labels_a_row(classify, rows_file, tmp_path: Path):
     assert info is not None and info.problem_type == "multi_label_classification"
     assert info.names == ["bad", "good", "third"]
     line = json.loads((tmp_path / "out" / "eval_predictions.jsonl").read_text().splitlines()[0])
-    assert set(line["labels"]) == {name for name, chance in line["probabilities"].items() if chance > 0.5}
+    assert set(line["labels"]) == {
+        name for name, chance in line["probabilities"].items() if chance > 0.5
+    }
 
 
 def test_numbers_and_pairs(classify, rows_file, tmp_path: Path):
     def change(row: dict, number: int) -> dict:
-        return {"text": row["text"], "other": "the owl", "label": float(row["label"] == "good") + number / 100}
+        return {
+            "text": row["text"],
+            "other": "the owl",
+            "label": float(row["label"] == "good") + number / 100,
+        }
 
-    metrics = classify(datasets=rows_file(change), text_pair_column="other", learning_rate=3e-3, max_steps=20)
+    metrics = classify(
+        datasets=rows_file(change), text_pair_column="other", learning_rate=3e-3, max_steps=20
+    )
     assert {"eval_pearson", "eval_spearman", "eval_mean_squared_error"} <= metrics.keys()
     assert metrics["eval_mean_squared_error"] < 2
     info = read_classifier_info(tmp_path / "out")
     assert info is not None and info.names == [] and info.text_pair_column == "other"
 
 
-def test_a_causal_model_and_names_for_numbers(classify, rows_file, tiny_llama: Path, tmp_path: Path):
+def test_a_causal_model_and_names_for_numbers(
+    classify, rows_file, tiny_llama: Path, tmp_path: Path
+):
     def change(row: dict, number: int) -> dict:
         return row | {"label": int(row["label"] == "good"), "label_name": row["label"]}
 
-    classify(model_name_or_path=tiny_llama, datasets=rows_file(change), label_name_column="label_name")
+    classify(
+        model_name_or_path=tiny_llama, datasets=rows_file(change), label_name_column="label_name"
+    )
     info = read_classifier_info(tmp_path / "out")
     assert info is not None and info.names == ["bad", "good"]
 
@@ -169,29 +207,44 @@ def test_a_task_of_glue_from_local_files(classify, rows_file, tmp_path: Path):
 
 def test_labels_that_cannot_be_learnt(classify, rows_file, tmp_path: Path):
     held = rows_file(
-        lambda row, n: {"text": f"{row['text']} x", "label": "ugly" if n == 3 else row["label"]}, "dev.jsonl"
+        lambda row, n: {"text": f"{row['text']} x", "label": "ugly" if n == 3 else row["label"]},
+        "dev.jsonl",
     )
-    with pytest.raises(DataError, match=r"eval row 4: label is 'ugly', which is none of the 2 labels bad, good"):
+    with pytest.raises(
+        DataError, match=r"eval row 4: label is 'ugly', which is none of the 2 labels bad, good"
+    ):
         classify(eval_datasets=held, output_dir=tmp_path / "a")
     mixed = rows_file(lambda row, n: row | {"label": n if n == 5 else row["label"]}, "mixed.jsonl")
     with pytest.raises(DataError, match=r"mixed.jsonl.*6.*label"):
         classify(datasets=mixed, output_dir=tmp_path / "b")
     with pytest.raises(DataError, match=r"column 'label' has 1 class only \('good'\)"):
-        classify(datasets=rows_file(lambda row, n: row | {"label": "good"}), output_dir=tmp_path / "c")
+        classify(
+            datasets=rows_file(lambda row, n: row | {"label": "good"}), output_dir=tmp_path / "c"
+        )
     with pytest.raises(DataError, match=r"row 3 has no label in column 'label'"):
         classify(
             datasets=rows_file(lambda row, n: row | {"label": None if n == 2 else row["label"]}),
-            eval_datasets=rows_file(lambda row, n: row | {"text": f"dev {row['text']}"}, "dev.jsonl"),
+            eval_datasets=rows_file(
+                lambda row, n: row | {"text": f"dev {row['text']}"}, "dev.jsonl"
+            ),
             output_dir=tmp_path / "d",
         )
 
 
-def test_texts_that_cannot_be_read(classify, rows_file, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_texts_that_cannot_be_read(
+    classify, rows_file, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     held = rows_file(lambda row, n: row | {"text": f"dev {row['text']}"}, "dev.jsonl")
     empty = rows_file(lambda row, n: row | {"text": " " if n == 2 else row["text"]})
     with pytest.raises(DataError, match=r"train row 3: the text is empty \(1 such rows\)"):
         classify(datasets=empty, eval_datasets=held, output_dir=tmp_path / "a")
-    metrics = classify(max_steps=1, datasets=empty, eval_datasets=held, on_bad_row="skip", output_dir=tmp_path / "b")
+    metrics = classify(
+        max_steps=1,
+        datasets=empty,
+        eval_datasets=held,
+        on_bad_row="skip",
+        output_dir=tmp_path / "b",
+    )
     assert metrics["train_rows"] == 59
     long = rows_file(lambda row, n: row | {"text": row["text"] + " fox" * (90 if n < 4 else 0)})
     with caplog.at_level("WARNING"):
@@ -199,36 +252,55 @@ def test_texts_that_cannot_be_read(classify, rows_file, tmp_path: Path, caplog: 
     assert any("4 of 60 texts are longer than 64 tokens" in message for message in caplog.messages)
     with pytest.raises(DataError, match=r"4 of 60 texts are longer than 64 tokens .* first row 1"):
         classify(datasets=long, eval_datasets=held, overlong="fail", output_dir=tmp_path / "d")
-    dropped = classify(max_steps=1, datasets=long, eval_datasets=held, overlong="drop", output_dir=tmp_path / "e")
+    dropped = classify(
+        max_steps=1, datasets=long, eval_datasets=held, overlong="drop", output_dir=tmp_path / "e"
+    )
     assert dropped["train_rows"] == 56
-    with pytest.raises(ConfigError, match=r"--max_length 80 is longer than the model's context: use --max_length 64"):
+    with pytest.raises(
+        ConfigError,
+        match=r"--max_length 80 is longer than the model's context: use --max_length 64",
+    ):
         classify(max_length=80, output_dir=tmp_path / "f")
 
 
-def test_settings_that_do_not_fit(classify, rows_file, bert: Path, tiny_llama: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"--metric_for_best_model pearson does not fit a single label"):
+def test_settings_that_do_not_fit(
+    classify, rows_file, bert: Path, tiny_llama: Path, tmp_path: Path
+):
+    with pytest.raises(
+        ConfigError, match=r"--metric_for_best_model pearson does not fit a single label"
+    ):
         classify(metric_for_best_model="pearson", output_dir=tmp_path / "a")
     with pytest.raises(ConfigError, match=r"the tokenizer has 300 tokens but the embedding"):
         classify(tokenizer_name_or_path=tiny_llama, output_dir=tmp_path / "b")
     other = tmp_path / "other"
     from hfstack.tokens.train_tokenizer import train_tokenizer
 
-    train_tokenizer(["zebras do not read any of this"] * 9, kind="wordpiece", vocab_size=60).save_pretrained(other)
+    train_tokenizer(
+        ["zebras do not read any of this"] * 9, kind="wordpiece", vocab_size=60
+    ).save_pretrained(other)
     with pytest.raises(ConfigError, match=r"is not that of .* its ids would mean other words"):
         classify(tokenizer_name_or_path=other, output_dir=tmp_path / "c")
     with pytest.raises(ConfigError, match=r"--task 'sst3': choose one of sst2, cola"):
         classify(task="sst3", output_dir=tmp_path / "d")
-    with pytest.raises((ConfigError, MissingExtraError), match=r"--load_in_4bit: quantised|bitsandbytes is not"):
+    with pytest.raises(
+        (ConfigError, MissingExtraError), match=r"--load_in_4bit: quantised|bitsandbytes is not"
+    ):
         classify(load_in_4bit="true", output_dir=tmp_path / "g")
     with pytest.raises(ConfigError, match=r"holds text: a number to predict must be a number"):
         classify(kind="number", output_dir=tmp_path / "e")
     classify(max_steps=1, output_dir=tmp_path / "two")
-    three = rows_file(lambda row, n: row | {"label": ["good", "bad", "third"][n % 3]}, "three.jsonl")
-    with pytest.raises(ConfigError, match=r"is a classifier of 2 labels \(bad, good\), the data has 3"):
+    three = rows_file(
+        lambda row, n: row | {"label": ["good", "bad", "third"][n % 3]}, "three.jsonl"
+    )
+    with pytest.raises(
+        ConfigError, match=r"is a classifier of 2 labels \(bad, good\), the data has 3"
+    ):
         classify(model_name_or_path=tmp_path / "two", datasets=three, output_dir=tmp_path / "f")
 
 
-def test_the_yaml_runs_with_a_model_and_data_of_one_s_own(run_recipe, rows_file, bert: Path, tmp_path: Path):
+def test_the_yaml_runs_with_a_model_and_data_of_one_s_own(
+    run_recipe, rows_file, bert: Path, tmp_path: Path
+):
     metrics = run_recipe(
         "classify", f"--config={ROOT / 'recipes' / 'classify.yaml'}", f"--model_name_or_path={bert}",
         f"--datasets={rows_file()}", "--task=none", f"--output_dir={tmp_path / 'out'}", "--max_steps=1", "--bf16=false",
@@ -236,4 +308,6 @@ def test_the_yaml_runs_with_a_model_and_data_of_one_s_own(run_recipe, rows_file,
         "--eval_fraction=0.3", "--dataloader_pin_memory=false",
     )  # fmt: skip
     assert metrics["eval_rows"] == 18
-    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())[
+        "best_model_checkpoint"
+    ]

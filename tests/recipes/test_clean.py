@@ -18,7 +18,9 @@ LONG = "A brave rabbit ran up the hill, saw the whole forest and called number {
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -36,15 +38,36 @@ def raw(tmp_path: Path) -> Path:
         "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。",
         "Tom &amp; Jerry doesnâ€™t sleep; write to tom@example.org or call (212) 555-0123.",
     ]
-    noise = ["ok", "buy now " * 40, "### $$$ %%% ((( ))) *** !!! ??? +++ === ---", stories[0], stories[2] + "\n"]
+    noise = [
+        "ok",
+        "buy now " * 40,
+        "### $$$ %%% ((( ))) *** !!! ??? +++ === ---",
+        stories[0],
+        stories[2] + "\n",
+    ]
     near = ["Once upon a time a small fox found a red ball near the river! It was very HAPPY"]
-    rows = [{"id": i, "text": text, "source": "made"} for i, text in enumerate([*stories, *noise, *near])]
+    rows = [
+        {"id": i, "text": text, "source": "made"}
+        for i, text in enumerate([*stories, *noise, *near])
+    ]
     return write_rows(tmp_path / "raw.jsonl", rows)
 
 
-def test_from_its_yaml(run_recipe: Recipe, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_its_yaml(
+    run_recipe: Recipe, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    options = ("--config", YAML, "--datasets", raw, "--output_dir", out, "--eval_fraction", "0", "--save_dropped")
+    options = (
+        "--config",
+        YAML,
+        "--datasets",
+        raw,
+        "--output_dir",
+        out,
+        "--eval_fraction",
+        "0",
+        "--save_dropped",
+    )
     metrics = run_recipe("clean", *options)
     kept, dropped = read_rows(out / "train.jsonl"), read_rows(out / "dropped.jsonl")
     assert [row["id"] for row in kept] == [0, 1, 2, 3, 4]
@@ -54,10 +77,19 @@ def test_from_its_yaml(run_recipe: Recipe, raw: Path, tmp_path: Path, capsys: py
         "source": "made",
     }
     assert [(row["id"], row["dropped_reason"].partition(":")[0]) for row in dropped] == [
-        *((5, "too_short"), (6, "repeated_ngrams"), (7, "too_many_symbols"), (8, "exact_duplicate")),
+        *(
+            (5, "too_short"),
+            (6, "repeated_ngrams"),
+            (7, "too_many_symbols"),
+            (8, "exact_duplicate"),
+        ),
         *((9, "exact_duplicate"), (10, "near_duplicate")),
     ]
-    assert (metrics["documents_in"], metrics["documents_out"], metrics["documents_train"]) == (11, 5, 5)
+    assert (metrics["documents_in"], metrics["documents_out"], metrics["documents_train"]) == (
+        11,
+        5,
+        5,
+    )
     assert metrics["duplicates_removed"] == 3
     assert metrics["documents_masked"] == metrics["documents_repaired"] == 1
     assert metrics["documents_per_s"] > 0
@@ -65,7 +97,12 @@ def test_from_its_yaml(run_recipe: Recipe, raw: Path, tmp_path: Path, capsys: py
     record = read_run(out)
     assert (record.status, record.metrics) == ("finished", metrics)
     assert record.data[0]["path"] == str(raw)
-    assert record.tables["dropped_documents"]["columns"] == ["reason", "documents", "share", "examples"]
+    assert record.tables["dropped_documents"]["columns"] == [
+        "reason",
+        "documents",
+        "share",
+        "examples",
+    ]
     assert ["exact_duplicate", 2] in [row[:2] for row in record.tables["dropped_documents"]["rows"]]
     assert not (out / "eval.jsonl").exists()
     assert not list(out.glob("*.partial"))
@@ -77,14 +114,20 @@ def test_from_its_yaml(run_recipe: Recipe, raw: Path, tmp_path: Path, capsys: py
 def test_finds_planted_faults(run_recipe: Recipe, tmp_path: Path) -> None:
     """On stories with known faults: what should go goes, what should be mended changes, and no good story is lost."""
     rows = list(noisy_corpus(0, 1500, share=0.3))
-    raw = write_rows(tmp_path / "raw.jsonl", [{"id": row["id"], "text": row["text"]} for row in rows])
+    raw = write_rows(
+        tmp_path / "raw.jsonl", [{"id": row["id"], "text": row["text"]} for row in rows]
+    )
     run_recipe("clean", "--datasets", raw, "--output_dir", tmp_path / "out")
     kept = {row["id"]: row["text"] for row in read_rows(tmp_path / "out" / "train.jsonl")}
     score = score_cleaning(rows, kept)
     assert score["precision"] == score["kept_good"] == 1.0
     assert score["recall_near_duplicate"] > 0.85
     assert all(score[f"recall_{fault}"] == 1.0 for fault in DROPPED if fault != "near_duplicate")
-    same = [row["planted"] for row in rows if row["planted"] in MENDED and kept[row["id"]] == row["text"]]
+    same = [
+        row["planted"]
+        for row in rows
+        if row["planted"] in MENDED and kept[row["id"]] == row["text"]
+    ]
     assert len(same) <= 5, f"faults left as they were: {same}"  # addresses of private networks
 
 
@@ -97,7 +140,12 @@ def test_same_files_twice_and_stable_split(run_recipe: Recipe, tmp_path: Path) -
         raw = write_rows(tmp_path / f"{name}.jsonl", part)
         metrics = run_recipe("clean", "--datasets", raw, "--output_dir", tmp_path / name, *options)
         assert metrics["documents_train"] + metrics["documents_eval"] == len(part)
-        sides.append([(tmp_path / name / f"{side}.jsonl").read_text(encoding="utf-8") for side in ("train", "eval")])
+        sides.append(
+            [
+                (tmp_path / name / f"{side}.jsonl").read_text(encoding="utf-8")
+                for side in ("train", "eval")
+            ]
+        )
     assert sides[0] == sides[1]
     for all_rows, some_rows in zip(sides[0], sides[2], strict=True):
         assert set(some_rows.splitlines()) <= set(all_rows.splitlines())
@@ -105,12 +153,17 @@ def test_same_files_twice_and_stable_split(run_recipe: Recipe, tmp_path: Path) -
 
 
 def test_decontaminates(run_recipe: Recipe, raw: Path, tmp_path: Path) -> None:
-    question = {"q": "What did the small fox find? Once upon a time a small fox found a red ball near the river."}
+    question = {
+        "q": "What did the small fox find? Once upon a time a small fox found a red ball near the river."
+    }
     exam = write_rows(tmp_path / "exam.jsonl", [question])
     options = ("--datasets", raw, "--output_dir", tmp_path / "out", "--decontaminate", exam)
     metrics = run_recipe("clean", *options)
     assert metrics["dropped_contaminated"] == 3
-    assert [entry["role"] for entry in read_run(tmp_path / "out").data] == ["train", "decontaminate"]
+    assert [entry["role"] for entry in read_run(tmp_path / "out").data] == [
+        "train",
+        "decontaminate",
+    ]
     assert "fox" not in (tmp_path / "out" / "train.jsonl").read_text()
 
 
@@ -118,8 +171,16 @@ def test_switches(run_recipe: Recipe, raw: Path, tmp_path: Path) -> None:
     switches = ("--strip_markup", "false", "--mask_pii", "none", "--drop_duplicates", "false")
     options = ("--near_duplicate_threshold", "0", *switches)
     metrics = run_recipe("clean", "--datasets", raw, "--output_dir", tmp_path / "out", *options)
-    assert metrics["duplicates_removed"] == metrics["documents_masked"] == metrics["duplicate_index_bytes"] == 0
-    assert "Tom &amp; Jerry doesn’t sleep; write to tom@example.org" in (tmp_path / "out" / "train.jsonl").read_text()
+    assert (
+        metrics["duplicates_removed"]
+        == metrics["documents_masked"]
+        == metrics["duplicate_index_bytes"]
+        == 0
+    )
+    assert (
+        "Tom &amp; Jerry doesn’t sleep; write to tom@example.org"
+        in (tmp_path / "out" / "train.jsonl").read_text()
+    )
 
 
 def test_rows_without_text(run_recipe: Recipe, tmp_path: Path) -> None:
@@ -136,18 +197,53 @@ def test_rows_without_text(run_recipe: Recipe, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "error", "message"),
     [
-        ([{"id": 1, "txt": LONG}], [], DataError, r"no column 'text'; found: id, txt; --text_column txt\?"),
-        ([{"text": "ok"}, {"text": "no"}], [], DataError, "all 2 documents were dropped: too_short 2; for example"),
-        ([{"text": LONG}], ["--decontaminate", "gone.jsonl"], DataError, r"--decontaminate: .*gone\.jsonl"),
-        ([{"text": LONG}], ["--eval_fraction", "0.0001"], DataError, r"leaves no document for eval\.jsonl"),
-        ([{"text": LONG}], ["--eval_fraction", "1"], ConfigError, r"eval_fraction must be in \[0, 1\), got 1"),
+        (
+            [{"id": 1, "txt": LONG}],
+            [],
+            DataError,
+            r"no column 'text'; found: id, txt; --text_column txt\?",
+        ),
+        (
+            [{"text": "ok"}, {"text": "no"}],
+            [],
+            DataError,
+            "all 2 documents were dropped: too_short 2; for example",
+        ),
+        (
+            [{"text": LONG}],
+            ["--decontaminate", "gone.jsonl"],
+            DataError,
+            r"--decontaminate: .*gone\.jsonl",
+        ),
+        (
+            [{"text": LONG}],
+            ["--eval_fraction", "0.0001"],
+            DataError,
+            r"leaves no document for eval\.jsonl",
+        ),
+        (
+            [{"text": LONG}],
+            ["--eval_fraction", "1"],
+            ConfigError,
+            r"eval_fraction must be in \[0, 1\), got 1",
+        ),
         ([{"text": LONG}], ["--max_rows", "0"], ConfigError, "max_rows must be at least 1, got 0"),
-        ([{"text": LONG}], ["--mask_pii", "emial"], ConfigError, "mask_pii: unknown kind 'emial'; choose from"),
+        (
+            [{"text": LONG}],
+            ["--mask_pii", "emial"],
+            ConfigError,
+            "mask_pii: unknown kind 'emial'; choose from",
+        ),
         ([{"text": LONG}], ["--near_duplicate_threshold", "2"], ConfigError, "must be in .* got 2"),
     ],
 )
 def test_mistakes_end_in_one_line(
-    run_recipe: Recipe, tmp_path: Path, rows: list[Any], options: list[str], error: type[Exception], message: str
+    run_recipe: Recipe,
+    tmp_path: Path,
+    rows: list[Any],
+    options: list[str],
+    error: type[Exception],
+    message: str,
 ) -> None:
     raw = write_rows(tmp_path / "raw.jsonl", rows)
     with pytest.raises(error, match=message) as caught:
@@ -162,12 +258,17 @@ def test_datasets_are_needed(run_recipe: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-def test_real_chinese_verse_and_prose(run_recipe: Recipe, shared_data: Path, tmp_path: Path) -> None:
+def test_real_chinese_verse_and_prose(
+    run_recipe: Recipe, shared_data: Path, tmp_path: Path
+) -> None:
     """600 poems and 200 paragraphs, each twice: every copy goes, almost nothing else does."""
     rows = []
     for name, count in (("zh_poetry", 600), ("zh_wiki", 200)):
         with gzip.open(shared_data / "lm" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            rows += [{"text": json.loads(line)["text"]} for line, _ in zip(lines, range(count), strict=False)]
+            rows += [
+                {"text": json.loads(line)["text"]}
+                for line, _ in zip(lines, range(count), strict=False)
+            ]
     raw = write_rows(tmp_path / "raw.jsonl", rows + rows)
     metrics = run_recipe("clean", "--datasets", raw, "--output_dir", tmp_path / "out")
     assert metrics["dropped_exact_duplicate"] >= 790

@@ -15,24 +15,40 @@ def rows(path: Path) -> list[dict]:
 
 
 def test_writes_the_raw_corpus_with_the_truth_beside_it(run_recipe: Callable, tmp_path: Path):
-    metrics = run_recipe("demo_corpus", "--stories", 200, "--noise_share", 0.2, "--output_dir", tmp_path / "out")
+    metrics = run_recipe(
+        "demo_corpus", "--stories", 200, "--noise_share", 0.2, "--output_dir", tmp_path / "out"
+    )
     raw, truth = rows(tmp_path / "out" / "raw.jsonl"), rows(tmp_path / "out" / "planted.jsonl")
     assert [row["id"] for row in raw] == [row["id"] for row in truth]
     assert all(row.keys() == {"id", "text"} for row in raw)
     assert metrics["documents"] == len(raw) == 200
     assert metrics["text_bytes"] == sum(len(row["text"].encode()) for row in raw)
-    assert metrics["planted_share"] == pytest.approx(sum(row["planted"] is not None for row in truth) / 200)
+    assert metrics["planted_share"] == pytest.approx(
+        sum(row["planted"] is not None for row in truth) / 200
+    )
 
     record = read_run(tmp_path / "out")
     assert record.status == "finished"
-    assert sum(row[2] for row in record.tables["planted_noise"]["rows"]) == round(200 * metrics["planted_share"])
+    assert sum(row[2] for row in record.tables["planted_noise"]["rows"]) == round(
+        200 * metrics["planted_share"]
+    )
     assert len((tmp_path / "out" / "prompts.txt").read_text(encoding="utf-8").splitlines()) == 20
     assert not (tmp_path / "out" / "instructions.jsonl").exists()
     assert not (tmp_path / "out" / "sentiment.jsonl").exists()
 
 
 def test_writes_the_later_stages_on_request(run_recipe: Callable, tmp_path: Path):
-    run_recipe("demo_corpus", "--stories", 10, "--instructions", 30, "--sentiment", 20, "--output_dir", tmp_path)
+    run_recipe(
+        "demo_corpus",
+        "--stories",
+        10,
+        "--instructions",
+        30,
+        "--sentiment",
+        20,
+        "--output_dir",
+        tmp_path,
+    )
     tasks, chat = rows(tmp_path / "instructions.jsonl"), rows(tmp_path / "chat.jsonl")
     assert len(tasks) == len(chat) == 30
     assert all(row["prompt"] and row["completion"] for row in tasks)
@@ -41,7 +57,17 @@ def test_writes_the_later_stages_on_request(run_recipe: Callable, tmp_path: Path
 
 
 def test_asks_for_beginnings_on_request(run_recipe: Callable, tmp_path: Path):
-    run_recipe("demo_corpus", "--stories", 10, "--instructions", 20, "--task", "beginning", "--output_dir", tmp_path)
+    run_recipe(
+        "demo_corpus",
+        "--stories",
+        10,
+        "--instructions",
+        20,
+        "--task",
+        "beginning",
+        "--output_dir",
+        tmp_path,
+    )
     tasks = rows(tmp_path / "instructions.jsonl")
     assert len(tasks) == 20 and {row["task"] for row in tasks} == {"beginning"}
 

@@ -29,12 +29,17 @@ def write_run(
         for parent in parents:
             run.add_parent(parent)
         if history is not None:
-            rows = [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
+            rows = [
+                dict(zip(history, values, strict=True))
+                for values in zip(*history.values(), strict=True)
+            ]
             log = [{"step": step, **row} for step, row in enumerate(rows, 1)]
             (run.output_dir / "trainer_state.json").write_text(json.dumps({"log_history": log}))
             run.add_artifact("trainer_state", "trainer_state.json")
         if answers is not None:
-            (run.output_dir / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+            (run.output_dir / "answers.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in answers)
+            )
             run.add_artifact("answers", "answers.jsonl")
         run.finish(metrics)
 
@@ -60,34 +65,67 @@ def chain(tmp_path: Path) -> Path:
     return folder
 
 
-def test_runs_from_its_yaml(chain: Path, run_recipe: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_from_its_yaml(
+    chain: Path, run_recipe: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
     output_dir = chain.parent / "diagnose"
-    flags = ["--config", ROOT / "recipes/diagnose.yaml", "--runs", chain, "--output_dir", output_dir]
+    flags = [
+        "--config",
+        ROOT / "recipes/diagnose.yaml",
+        "--runs",
+        chain,
+        "--output_dir",
+        output_dir,
+    ]
     metrics = run_recipe("diagnose", *flags)
     assert metrics["runs"] == 4 and metrics["bad"] == 1, "evaluate_lm is no link"
     record = read_run(output_dir)
     verdicts = dict(record.tables["links"]["rows"])
-    assert verdicts == {"sft": "ok", "preferences": "unknown", "reward model": "bad", "policy": "warn"}
+    assert verdicts == {
+        "sft": "ok",
+        "preferences": "unknown",
+        "reward model": "bad",
+        "policy": "warn",
+    }
     words = record.tables["verdict"]["rows"][0][0]
-    assert words.startswith("The weak link is the reward model. pair accuracy: reward: orders 0.500 [0.431, 0.569]")
+    assert words.startswith(
+        "The weak link is the reward model. pair accuracy: reward: orders 0.500 [0.431, 0.569]"
+    )
     assert words.endswith("Nothing is known about: preferences.")
-    assert len(record.tables["findings"]["rows"]) == sum(metrics[name] for name in ("ok", "warn", "bad", "unknown"))
-    assert sorted(record.parents) == ["../chain/reward", "../chain/rloo", "../chain/sft", "../chain/win_rate"]
+    assert len(record.tables["findings"]["rows"]) == sum(
+        metrics[name] for name in ("ok", "warn", "bad", "unknown")
+    )
+    assert sorted(record.parents) == [
+        "../chain/reward",
+        "../chain/rloo",
+        "../chain/sft",
+        "../chain/win_rate",
+    ]
     printed = capsys.readouterr().out
-    assert words in printed and "KL: rloo: 3.25 nats an answer at the end, 3.5 at most; the budget is 10" in printed
+    assert (
+        words in printed
+        and "KL: rloo: 3.25 nats an answer at the end, 3.5 at most; the budget is 10" in printed
+    )
 
 
 def test_the_win_rate_is_that_of_the_policy_it_read(chain: Path, run_recipe: Call) -> None:
     run_recipe("diagnose", "--runs", chain, "--output_dir", chain / "diagnose")
     rows = read_run(chain / "diagnose").tables["findings"]["rows"]
     judge = next(row for row in rows if row[1] == "judge")
-    assert judge[2] == "warn" and "wins 0.500 [0.400, 0.600] of 90 prompts: cannot be told from one half" in judge[3]
+    assert (
+        judge[2] == "warn"
+        and "wins 0.500 [0.400, 0.600] of 90 prompts: cannot be told from one half" in judge[3]
+    )
 
 
-def test_a_diagnosis_is_made_again_over_itself_and_shown_by_the_report(chain: Path, run_recipe: Call) -> None:
+def test_a_diagnosis_is_made_again_over_itself_and_shown_by_the_report(
+    chain: Path, run_recipe: Call
+) -> None:
     flags = ["--runs", chain, "--output_dir", chain / "diagnose"]
     run_recipe("diagnose", *flags)
-    assert run_recipe("diagnose", *flags, "--kl_budget", 1)["bad"] == 2, "3.25 nats are beyond three times the budget"
+    assert run_recipe("diagnose", *flags, "--kl_budget", 1)["bad"] == 2, (
+        "3.25 nats are beyond three times the budget"
+    )
     run_recipe("report", "--runs", chain, "--output_dir", chain / "report")
     page = (chain / "report" / "report.html").read_text(encoding="utf-8")
     assert "The weak link is the reward model." in page and "cannot be told from one half" in page
@@ -98,7 +136,9 @@ def test_a_failed_run_is_named(chain: Path, run_recipe: Call) -> None:
         raise DataError("rewards are nan at step 3")
     run_recipe("diagnose", "--runs", chain / "ppo", "--output_dir", chain / "diagnose")
     words = read_run(chain / "diagnose").tables["verdict"]["rows"][0][0]
-    assert words.startswith("The weak link is the policy. run: ppo failed: rewards are nan at step 3.")
+    assert words.startswith(
+        "The weak link is the policy. run: ppo failed: rewards are nan at step 3."
+    )
 
 
 def test_mistakes_end_in_one_line(chain: Path, tmp_path: Path, run_recipe: Call) -> None:
@@ -107,7 +147,9 @@ def test_mistakes_end_in_one_line(chain: Path, tmp_path: Path, run_recipe: Call)
         run_recipe("diagnose", *output)
     with pytest.raises(CheckpointError, match=r"--runs nowhere: no such directory"):
         run_recipe("diagnose", "--runs", "nowhere", *output)
-    with pytest.raises(ConfigError, match="no run of sft, preferences, .* there; nothing to diagnose"):
+    with pytest.raises(
+        ConfigError, match="no run of sft, preferences, .* there; nothing to diagnose"
+    ):
         run_recipe("diagnose", "--runs", chain / "evaluate_lm", *output)
     with pytest.raises(ConfigError, match="--kl_budget must be above 0 nats, got -1"):
         run_recipe("diagnose", "--runs", chain, "--kl_budget", -1, *output)

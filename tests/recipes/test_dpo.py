@@ -13,14 +13,21 @@ from hfstack.runs.record import read_run
 # TRL 1.16 and peft 0.21 use the old names of activation checkpointing, and transformers 5.23 warns of them.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
-    for name in ("is_gradient_checkpointing", "gradient_checkpointing_enable", "gradient_checkpointing_disable")
+    for name in (
+        "is_gradient_checkpointing",
+        "gradient_checkpointing_enable",
+        "gradient_checkpointing_disable",
+    )
 ]
 
 
 @pytest.fixture
 def dpo(run_recipe, tiny_llama: Path, tmp_path: Path):
     """Call the recipe with small settings; keyword arguments override them."""
-    rows = [{"prompt": f"Fox {i}:", "chosen": " was kind", "rejected": " ran up the hill"} for i in range(24)]
+    rows = [
+        {"prompt": f"Fox {i}:", "chosen": " was kind", "rejected": " ran up the hill"}
+        for i in range(24)
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def call(**changes: object) -> dict[str, float]:
@@ -40,12 +47,17 @@ def test_learns_the_preference_and_keeps_the_reference(dpo, tmp_path: Path, tiny
     before = AutoModelForCausalLM.from_pretrained(tiny_llama).state_dict()
     metrics = dpo(max_steps=15)
     assert metrics["eval_rewards/margins"] > 1 and metrics["eval_accuracy"] == 1.0
-    assert metrics["eval_accuracy_low"] < 1.0 and metrics["eval_pairs"] + metrics["train_pairs"] == 24
+    assert (
+        metrics["eval_accuracy_low"] < 1.0 and metrics["eval_pairs"] + metrics["train_pairs"] == 24
+    )
     assert metrics["eval_loss"] < 0.5  # ln 2 before the first step
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before)
     record = read_run(tmp_path / "out")
-    samples = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["samples"]).read_text().splitlines()]
+    samples = [
+        json.loads(line)
+        for line in (tmp_path / "out" / record.artifacts["samples"]).read_text().splitlines()
+    ]
     assert len(samples) == 3 and "answer lengths" in record.tables
 
 
@@ -63,7 +75,8 @@ def test_an_adapter_is_saved_alone(dpo, tmp_path: Path):
 
 def test_bad_input_is_refused_in_one_line(dpo, tmp_path: Path, tiny_llama: Path):
     with pytest.raises(
-        ConfigError, match=r"--max_length 1024 is longer than the model's context: use --max_length 128"
+        ConfigError,
+        match=r"--max_length 1024 is longer than the model's context: use --max_length 128",
     ):
         dpo(max_length=1024, output_dir=tmp_path / "a")
     with pytest.raises(ConfigError, match=r"llama-1m.json is an architecture"):

@@ -17,9 +17,17 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def test_measures_and_records(run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path, capsys) -> None:
+def test_measures_and_records(
+    run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path, capsys
+) -> None:
     metrics = run_recipe(
-        "evaluate_lm", "--model_name_or_path", tiny_llama, "--eval_datasets", rows, "--output_dir", tmp_path / "out"
+        "evaluate_lm",
+        "--model_name_or_path",
+        tiny_llama,
+        "--eval_datasets",
+        rows,
+        "--output_dir",
+        tmp_path / "out",
     )
     assert metrics["eval_loss"] == pytest.approx(5.7, abs=0.3)  # untrained: about ln 300
     assert metrics["eval_loss_low"] <= metrics["eval_loss"] <= metrics["eval_loss_high"]
@@ -27,16 +35,27 @@ def test_measures_and_records(run_recipe, tiny_llama: Path, rows: Path, tmp_path
     assert metrics["documents"] == 4
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.data[0]["rows"] == 4
-    scores = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["documents"]).read_text().splitlines()]
-    assert sum(score["nll"] for score in scores) / metrics["tokens"] == pytest.approx(metrics["eval_loss"])
+    scores = [
+        json.loads(line)
+        for line in (tmp_path / "out" / record.artifacts["documents"]).read_text().splitlines()
+    ]
+    assert sum(score["nll"] for score in scores) / metrics["tokens"] == pytest.approx(
+        metrics["eval_loss"]
+    )
     assert "bits per byte over 4 documents" in capsys.readouterr().out
 
 
-def test_short_windows_and_joined_documents(run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path) -> None:
+def test_short_windows_and_joined_documents(
+    run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
     common = ["--model_name_or_path", tiny_llama, "--eval_datasets", rows]
-    short = run_recipe("evaluate_lm", *common, "--max_length", 8, "--stride", 4, "--output_dir", tmp_path / "a")
+    short = run_recipe(
+        "evaluate_lm", *common, "--max_length", 8, "--stride", 4, "--output_dir", tmp_path / "a"
+    )
     whole = run_recipe("evaluate_lm", *common, "--output_dir", tmp_path / "b")
-    joined = run_recipe("evaluate_lm", *common, "--across_documents", "--output_dir", tmp_path / "c")
+    joined = run_recipe(
+        "evaluate_lm", *common, "--across_documents", "--output_dir", tmp_path / "c"
+    )
     assert short["tokens"] == whole["tokens"] < joined["tokens"]
     assert joined["documents"] == 1 and "eval_loss_low" not in joined
 
@@ -44,12 +63,22 @@ def test_short_windows_and_joined_documents(run_recipe, tiny_llama: Path, rows: 
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (["--max_length", 129], ConfigError, "--max_length 129 is longer than the model's context of 128 tokens"),
-        (["--max_length", 8, "--stride", 8], ConfigError, "--stride 8 must be at least 1 and less than --max_length 8"),
+        (
+            ["--max_length", 129],
+            ConfigError,
+            "--max_length 129 is longer than the model's context of 128 tokens",
+        ),
+        (
+            ["--max_length", 8, "--stride", 8],
+            ConfigError,
+            "--stride 8 must be at least 1 and less than --max_length 8",
+        ),
         (["--text_column", "body"], DataError, "body"),
     ],
 )
-def test_mistakes(run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path, flags, error, message: str) -> None:
+def test_mistakes(
+    run_recipe, tiny_llama: Path, rows: Path, tmp_path: Path, flags, error, message: str
+) -> None:
     with pytest.raises(error, match=message):
         run_recipe(
             "evaluate_lm", "--model_name_or_path", tiny_llama, "--eval_datasets", rows,
@@ -70,4 +99,12 @@ def test_a_pretrained_model_on_real_text(run_recipe, shared_data: Path, tmp_path
 def test_sizes_below_one_are_refused(run_recipe, tiny_llama: Path, rows: Path) -> None:
     for option in ("--batch_size", "--stride", "--max_length", "--max_rows"):
         with pytest.raises(ConfigError, match=f"{option} must be at least 1, got 0"):
-            run_recipe("evaluate_lm", "--model_name_or_path", tiny_llama, "--eval_datasets", rows, option, 0)
+            run_recipe(
+                "evaluate_lm",
+                "--model_name_or_path",
+                tiny_llama,
+                "--eval_datasets",
+                rows,
+                option,
+                0,
+            )

@@ -21,7 +21,9 @@ def save_classifier(base: Path, folder: Path) -> Path:
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, id2label=names)
     for weights in model.parameters():
         if weights.dim() == 2:
-            weights.data.normal_(std=0.3)  # as drawn for training, the logits hardly depend on the text
+            weights.data.normal_(
+                std=0.3
+            )  # as drawn for training, the logits hardly depend on the text
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     ClassifierInfo("single_label_classification", list(names.values())).save(folder)
@@ -41,14 +43,18 @@ def causal(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["encoder", "causal"])
 def test_attributions_add_up_to_the_logit_difference(request: pytest.FixtureRequest, kind: str):
-    model, tokenizer, info = load_trained_classifier(ModelConfig(str(request.getfixturevalue(kind))))
+    model, tokenizer, info = load_trained_classifier(
+        ModelConfig(str(request.getfixturevalue(kind)))
+    )
     text = "the brave fox was happy"
     one = explain_text(model, tokenizer, info, (text,))
     logits = model(**tokenizer(text, return_tensors="pt")).logits[0].detach()
     assert one.label == info.names[int(logits.argmax())]
     assert one.logit == pytest.approx(float(logits.max()), abs=1e-4)
     assert abs(one.logit - one.baseline_logit) > 0.01
-    assert sum(score for *_, score in one.tokens) == pytest.approx(one.attributed, abs=1e-6), "special tokens have none"
+    assert sum(score for *_, score in one.tokens) == pytest.approx(one.attributed, abs=1e-6), (
+        "special tokens have none"
+    )
     assert one.relative_delta <= 0.01
     assert abs(one.delta) <= 0.01 * abs(one.logit - one.baseline_logit)
     other = explain_text(model, tokenizer, info, (text,), label="mid")
@@ -65,33 +71,52 @@ def test_a_neutral_text_has_no_attribution(encoder: Path):
 
 @pytest.mark.parametrize("kind", ["encoder", "causal"])
 def test_tokens_of_a_pair_stand_in_their_own_text(request: pytest.FixtureRequest, kind: str):
-    model, tokenizer, info = load_trained_classifier(ModelConfig(str(request.getfixturevalue(kind))))
+    model, tokenizer, info = load_trained_classifier(
+        ModelConfig(str(request.getfixturevalue(kind)))
+    )
     one = explain_text(model, tokenizer, info, ("a red ball", "the owl"))
     for index, text in enumerate(one.texts):
-        covered = "".join(text[first:last] for which, first, last, _ in one.tokens if which == index)
+        covered = "".join(
+            text[first:last] for which, first, last, _ in one.tokens if which == index
+        )
         assert covered.replace(" ", "") == text.replace(" ", "")
 
 
-def test_the_page_and_its_numbers(run_recipe, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_page_and_its_numbers(
+    run_recipe, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a kind owl <b>", "the forest")))
+    rows.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("a kind owl <b>", "the forest"))
+    )
     metrics = run_recipe(
         "explain", f"--model_name_or_path={encoder}", f"--datasets={rows}", "--texts", "the red hill",
         f"--output_dir={tmp_path / 'out'}",
     )  # fmt: skip
-    assert metrics["texts"] == 3 and metrics["complete_share"] == 1 and metrics["largest_relative_delta"] <= 0.01
+    assert (
+        metrics["texts"] == 3
+        and metrics["complete_share"] == 1
+        and metrics["largest_relative_delta"] <= 0.01
+    )
     printed = capsys.readouterr().out
     assert printed.count("attributions ") == 3 and "completeness: 3 of 3 within 1 %" in printed
     page = (tmp_path / "out" / "explanations.html").read_text()
     assert "<b>" not in page and "&lt;" in page
     assert page.count("<article>") == 3
-    lines = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()
+    ]
     for line in lines:
         difference = line["logit"] - line["baseline_logit"]
-        assert sum(score for *_, score in line["tokens"]) - difference == pytest.approx(line["delta"], abs=1e-5)
+        assert sum(score for *_, score in line["tokens"]) - difference == pytest.approx(
+            line["delta"], abs=1e-5
+        )
 
 
-def test_mistakes(run_recipe, encoder: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_mistakes(
+    run_recipe, encoder: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     model, tokenizer, info = load_trained_classifier(ModelConfig(str(encoder)))
     with pytest.raises(DataError, match=r"--label 'hot': the model knows low, mid, high"):
         explain_text(model, tokenizer, info, ("the fox",), label="hot")
@@ -100,7 +125,14 @@ def test_mistakes(run_recipe, encoder: Path, tiny_llama: Path, tmp_path: Path, m
     with pytest.raises(ConfigError, match=r"nothing to explain: give --texts"):
         run_recipe("explain", f"--model_name_or_path={encoder}", f"--output_dir={tmp_path / 'a'}")
     with pytest.raises(CheckpointError, match=r"is LlamaForCausalLM, not a trained classifier"):
-        run_recipe("explain", f"--model_name_or_path={tiny_llama}", "--texts=a", f"--output_dir={tmp_path / 'b'}")
+        run_recipe(
+            "explain",
+            f"--model_name_or_path={tiny_llama}",
+            "--texts=a",
+            f"--output_dir={tmp_path / 'b'}",
+        )
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(MissingExtraError, match=r"captum is not installed; .* 'hfstack\[explain\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"captum is not installed; .* 'hfstack\[explain\]'"
+    ):
         explain_text(model, tokenizer, info, ("the fox",))

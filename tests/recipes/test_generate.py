@@ -10,13 +10,18 @@ from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.runs.record import read_run
 
 
-def test_completions_are_printed_and_written(run_recipe, tiny_llama: Path, tmp_path: Path, capsys) -> None:
+def test_completions_are_printed_and_written(
+    run_recipe, tiny_llama: Path, tmp_path: Path, capsys
+) -> None:
     metrics = run_recipe(
         "generate", "--model_name_or_path", tiny_llama, "--prompts", "The owl", "狐狸", "--num_samples", 2,
         "--max_new_tokens", 6, "--output_dir", tmp_path / "out",
     )  # fmt: skip
     record = read_run(tmp_path / "out")
-    rows = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["completions"]).read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / record.artifacts["completions"]).read_text().splitlines()
+    ]
     assert [row["prompt"] for row in rows] == ["The owl", "The owl", "狐狸", "狐狸"]
     assert metrics["completions"] == 4 and 0 < metrics["mean_tokens"] <= 6
     assert "The owl" + rows[0]["completion"] in capsys.readouterr().out
@@ -25,7 +30,10 @@ def test_completions_are_printed_and_written(run_recipe, tiny_llama: Path, tmp_p
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
 def test_prompts_from_a_file(run_recipe, tiny_llama: Path, tmp_path: Path, name: str) -> None:
     lines = ["The owl", "A fox"]
-    text = "".join(f"{line}\n" if name.endswith("txt") else json.dumps({"prompt": line}) + "\n" for line in lines)
+    text = "".join(
+        f"{line}\n" if name.endswith("txt") else json.dumps({"prompt": line}) + "\n"
+        for line in lines
+    )
     (tmp_path / name).write_text(text)
     metrics = run_recipe(
         "generate", "--model_name_or_path", tiny_llama, "--prompts_file", tmp_path / name,
@@ -38,7 +46,15 @@ def test_same_seed_same_text_in_a_new_folder_each_time(
     run_recipe, tiny_llama: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    call = ["generate", "--model_name_or_path", tiny_llama, "--prompts", "The", "--max_new_tokens", 8]
+    call = [
+        "generate",
+        "--model_name_or_path",
+        tiny_llama,
+        "--prompts",
+        "The",
+        "--max_new_tokens",
+        8,
+    ]
     run_recipe(*call)
     first = capsys.readouterr().out
     run_recipe(*call, "--output_dir", "again")
@@ -49,11 +65,30 @@ def test_same_seed_same_text_in_a_new_folder_each_time(
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "of", "france", "is", "paris", "."]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "the",
+        "capital",
+        "of",
+        "france",
+        "is",
+        "paris",
+        ".",
+    ]
     (folder / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
     BertForMaskedLM(
-        BertConfig(vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        BertConfig(
+            vocab_size=12,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+        )
     ).save_pretrained(folder)
     return folder
 
@@ -71,7 +106,9 @@ def test_masks_are_filled_by_a_masked_model(run_recipe, bert: Path, tmp_path: Pa
         tmp_path / "o",
     )
     assert metrics == {"masks": 3}
-    rows = [json.loads(line) for line in (tmp_path / "o" / "fillings.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "o" / "fillings.jsonl").read_text().splitlines()
+    ]
     assert [row["position"] for row in rows] == [6, 2, 4]  # [CLS] stands before the text
     assert f"{prompt}  mask 1 at token 6: " in capsys.readouterr().out
 
@@ -82,9 +119,15 @@ def test_masks_are_filled_by_a_masked_model(run_recipe, bert: Path, tmp_path: Pa
         ([], ConfigError, "no prompts: use --prompts"),
         (["--prompts_file", "nowhere.txt"], DataError, "nowhere.txt"),
         (["--prompts", "a", "--temperature", -1], ConfigError, "--temperature must be 0"),
-        (["--prompts", "a", "--model_name_or_path", "/nowhere"], CheckpointError, "no tokenizer at /nowhere"),
+        (
+            ["--prompts", "a", "--model_name_or_path", "/nowhere"],
+            CheckpointError,
+            "no tokenizer at /nowhere",
+        ),
     ],
 )
 def test_mistakes(run_recipe, tiny_llama: Path, tmp_path: Path, flags, error, message: str) -> None:
     with pytest.raises(error, match=message):
-        run_recipe("generate", "--model_name_or_path", tiny_llama, "--output_dir", tmp_path / "out", *flags)
+        run_recipe(
+            "generate", "--model_name_or_path", tiny_llama, "--output_dir", tmp_path / "out", *flags
+        )

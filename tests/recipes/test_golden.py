@@ -20,7 +20,9 @@ def test_pretraining_losses(
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(60)))
+    rows.write_text(
+        "".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(60))
+    )
     run_recipe(
         "pretrain_clm", "--model_name_or_path", f"recipes/architectures/{name}.json",
         "--tokenizer_name_or_path", tmp_path / "tokenizer", "--datasets", rows, "--eval_fraction", 0.2,
@@ -29,7 +31,11 @@ def test_pretraining_losses(
         "--save_strategy", "no", "--dataloader_pin_memory", "false", "--sample_tokens", 1,
     )  # fmt: skip
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
-    found = [entry.get("loss", entry.get("eval_loss")) for entry in history if {"loss", "eval_loss"} & entry.keys()]
+    found = [
+        entry.get("loss", entry.get("eval_loss"))
+        for entry in history
+        if {"loss", "eval_loss"} & entry.keys()
+    ]
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if request.config.getoption("--record-golden"):
         GOLDEN.parent.mkdir(exist_ok=True)

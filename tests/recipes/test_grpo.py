@@ -14,7 +14,9 @@ from hfstack.runs.record import read_run
 ROOT = Path(__file__).parent.parent.parent
 
 # TRL 1.16 reads the old name while it generates (trl/models/utils.py).
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 
 @pytest.fixture
@@ -22,7 +24,10 @@ def grpo(run_recipe, tiny_llama: Path, tmp_path: Path):
     """Call the recipe from its YAML with tiny settings and rows of one column of questions and one more."""
 
     def call(column: str = "answer") -> dict[str, float]:
-        rows = [{"question": f"{number} owls and 2 foxes?", column: f"#### {number + 2}"} for number in range(24)]
+        rows = [
+            {"question": f"{number} owls and 2 foxes?", column: f"#### {number + 2}"}
+            for number in range(24)
+        ]
         data = tmp_path / f"{column}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = {
@@ -31,9 +36,15 @@ def grpo(run_recipe, tiny_llama: Path, tmp_path: Path):
             "per_device_eval_batch_size": 8, "gradient_accumulation_steps": 1, "max_completion_length": 8,
             "eval_steps": 2, "save_steps": 2, "bf16": "false", "gradient_checkpointing": "false",
         }  # fmt: skip
-        text = (ROOT / "recipes" / "grpo.yaml").read_text().replace("  - {path: openai/gsm8k, name: main}\n", "")
+        text = (
+            (ROOT / "recipes" / "grpo.yaml")
+            .read_text()
+            .replace("  - {path: openai/gsm8k, name: main}\n", "")
+        )
         path = tmp_path / "settings.yaml"
-        path.write_text("\n".join(line for line in text.splitlines() if line.split(":")[0] not in settings))
+        path.write_text(
+            "\n".join(line for line in text.splitlines() if line.split(":")[0] not in settings)
+        )
         flags = [flag for key, value in settings.items() for flag in (f"--{key}", value)]
         return run_recipe("grpo", "--config", path, *flags)
 
@@ -53,21 +64,35 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_trains_with_two_weighted_rewards(grpo, tmp_path: Path) -> None:
     metrics = grpo()
     assert metrics["steps"] == 2
-    rewards = {"eval_rewards/exact_answer/mean", "eval_rewards/well_formed/mean", "eval_reward", "start_reward"}
+    rewards = {
+        "eval_rewards/exact_answer/mean",
+        "eval_rewards/well_formed/mean",
+        "eval_reward",
+        "start_reward",
+    }
     assert rewards | {"eval_kl_per_completion", "ended_share"} <= metrics.keys()
     assert metrics["eval_reward"] == pytest.approx(
-        metrics["eval_rewards/exact_answer/mean"] + 0.2 * metrics["eval_rewards/well_formed/mean"], abs=1e-6
+        metrics["eval_rewards/exact_answer/mean"] + 0.2 * metrics["eval_rewards/well_formed/mean"],
+        abs=1e-6,
     )
     assert read_run(tmp_path / "out" / "answer").status == "finished"
 
 
 def test_a_column_that_a_reward_reads_is_asked_for(grpo) -> None:
-    with pytest.raises(DataError, match="reward 'exact_answer' reads the column 'answer'; the rows have: .*solution"):
+    with pytest.raises(
+        DataError,
+        match="reward 'exact_answer' reads the column 'answer'; the rows have: .*solution",
+    ):
         grpo(column="solution")
 
 
 def test_the_rewards_by_hand(recipe: ModuleType) -> None:
-    completions = ["2 + 40 is\n#### 42", "It is 1,042.", "none", [{"role": "assistant", "content": "-3\n#### -3.5 "}]]
+    completions = [
+        "2 + 40 is\n#### 42",
+        "It is 1,042.",
+        "none",
+        [{"role": "assistant", "content": "-3\n#### -3.5 "}],
+    ]
     answers = ["so\n#### 42", "#### 1042", "#### 1", "no number"]
     assert recipe.exact_answer([""] * 4, completions, answer=answers) == [1.0, 1.0, 0.0, None]
     assert recipe.well_formed([""] * 4, completions) == [1.0, 0.0, 0.0, 1.0]

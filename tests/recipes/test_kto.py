@@ -10,7 +10,11 @@ from hfstack.errors import DataError
 # TRL 1.16 uses the old names of activation checkpointing, and transformers 5.23 warns of them.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
-    for name in ("is_gradient_checkpointing", "gradient_checkpointing_enable", "gradient_checkpointing_disable")
+    for name in (
+        "is_gradient_checkpointing",
+        "gradient_checkpointing_enable",
+        "gradient_checkpointing_disable",
+    )
 ]
 
 
@@ -34,9 +38,16 @@ def kto(run_recipe, tiny_llama: Path, tmp_path: Path):
 
 def test_learns_from_thumbs(kto):
     answers = {True: " was kind", False: " ran up the hill"}
-    rows = [{"prompt": f"Fox {i}:", "completion": answers[i % 2 == 0], "label": i % 2 == 0} for i in range(40)]
+    rows = [
+        {"prompt": f"Fox {i}:", "completion": answers[i % 2 == 0], "label": i % 2 == 0}
+        for i in range(40)
+    ]
     metrics = kto(rows, max_steps=12)
-    assert metrics["eval_rewards/margins"] > 0.5 and metrics["train_rows"] < 40 and 0.3 < metrics["good_share"] < 0.7
+    assert (
+        metrics["eval_rewards/margins"] > 0.5
+        and metrics["train_rows"] < 40
+        and 0.3 < metrics["good_share"] < 0.7
+    )
 
 
 def test_pairs_become_two_rows_each(kto):

@@ -28,16 +28,31 @@ def test_runs_from_its_yaml(run_recipe, checkpoint: Path, tmp_path: Path, capsys
     assert metrics["parameters"] == model.num_parameters()
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("a ball")["input_ids"]
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert "model.safetensors" in files and not [name for name in files if name.endswith((".bin", ".pt", ".distcp"))]
-    assert f"{metrics['parameters']:,} parameters are in {tmp_path / 'out'}" in capsys.readouterr().out
+    assert "model.safetensors" in files and not [
+        name for name in files if name.endswith((".bin", ".pt", ".distcp"))
+    ]
+    assert (
+        f"{metrics['parameters']:,} parameters are in {tmp_path / 'out'}" in capsys.readouterr().out
+    )
 
 
-def test_a_model_by_name_brings_config_and_tokenizer(run_recipe, checkpoint: Path, tiny_llama: Path, tmp_path: Path):
+def test_a_model_by_name_brings_config_and_tokenizer(
+    run_recipe, checkpoint: Path, tiny_llama: Path, tmp_path: Path
+):
     for path in [*checkpoint.glob("tokenizer*"), checkpoint / "config.json", checkpoint / MANIFEST]:
         path.unlink()
-    given = ["--checkpoint", checkpoint, "--model_name_or_path", tiny_llama, "--output_dir", tmp_path / "out"]
+    given = [
+        "--checkpoint",
+        checkpoint,
+        "--model_name_or_path",
+        tiny_llama,
+        "--output_dir",
+        tmp_path / "out",
+    ]
     run_recipe("merge_checkpoint", *given)
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
 
 
 def test_mistakes_are_one_line(run_recipe, checkpoint: Path, tmp_path: Path):
@@ -46,5 +61,7 @@ def test_mistakes_are_one_line(run_recipe, checkpoint: Path, tmp_path: Path):
     with pytest.raises(CheckpointError, match="holds no whole checkpoint-<step>"):
         run_recipe("merge_checkpoint", "--checkpoint", tmp_path, "--output_dir", tmp_path / "out")
     (checkpoint / SHARD).unlink()
-    with pytest.raises(CheckpointError, match=f"is no whole checkpoint: {SHARD} is missing; name another"):
+    with pytest.raises(
+        CheckpointError, match=f"is no whole checkpoint: {SHARD} is missing; name another"
+    ):
         run_recipe("merge_checkpoint", "--checkpoint", checkpoint, "--output_dir", tmp_path / "out")

@@ -13,14 +13,21 @@ from hfstack.runs.record import read_run
 # TRL 1.16 uses the old names of activation checkpointing, and transformers 5.23 warns of them.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
-    for name in ("is_gradient_checkpointing", "gradient_checkpointing_enable", "gradient_checkpointing_disable")
+    for name in (
+        "is_gradient_checkpointing",
+        "gradient_checkpointing_enable",
+        "gradient_checkpointing_disable",
+    )
 ]
 
 
 @pytest.fixture
 def orpo(run_recipe, tiny_llama: Path, tmp_path: Path):
     """Call the recipe from its YAML with small settings; keyword arguments override them."""
-    rows = [{"prompt": f"Fox {i}:", "chosen": " was kind", "rejected": " ran up the hill"} for i in range(24)]
+    rows = [
+        {"prompt": f"Fox {i}:", "chosen": " was kind", "rejected": " ran up the hill"}
+        for i in range(24)
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def call(**changes: object) -> dict[str, float]:
@@ -62,13 +69,20 @@ def test_prompts_that_do_not_fit_are_left_out_or_refused(orpo, tmp_path: Path):
     metrics = orpo(datasets=tmp_path / "long.jsonl", eval_fraction=0)
     assert metrics["train_pairs"] == 8
     with pytest.raises(DataError, match=r"train prompts fit: 1 of 9 prompts"):
-        orpo(datasets=tmp_path / "long.jsonl", eval_fraction=0, on_bad_row="fail", output_dir=tmp_path / "b")
+        orpo(
+            datasets=tmp_path / "long.jsonl",
+            eval_fraction=0,
+            on_bad_row="fail",
+            output_dir=tmp_path / "b",
+        )
     (tmp_path / "only.jsonl").write_text(json.dumps(rows[-1]) + "\n")
     with pytest.raises(DataError, match="all 1 train prompts have 64 tokens or more"):
         orpo(datasets=tmp_path / "only.jsonl", eval_fraction=0, output_dir=tmp_path / "c")
 
 
 def test_bad_input_is_refused_in_one_line(orpo):
-    with pytest.raises(ConfigError, match=r"--max_length 1024 is longer than the model's context") as caught:
+    with pytest.raises(
+        ConfigError, match=r"--max_length 1024 is longer than the model's context"
+    ) as caught:
         orpo(max_length=1024)
     assert "\n" not in str(caught.value)

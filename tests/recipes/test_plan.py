@@ -27,7 +27,9 @@ def test_a_budget_becomes_a_model_and_steps(
     assert read_run(tmp_path / "plan").artifacts["config"] == "config.json"
 
 
-def test_a_recipe_is_planned_for(run_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_is_planned_for(
+    run_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = "--model_name_or_path gpt2-1m.json --per_device_train_batch_size 8 --block_size 128 --max_steps 20"
     metrics = run_recipe(
         "plan", "--recipe", "pretrain_clm", "--recipe_options", options, "--memory_gib", "0.03",
@@ -48,8 +50,12 @@ def test_real_steps_are_measured(run_recipe: Recipe, tmp_path: Path) -> None:
     assert 0 < metrics["utilization"] < 1
     rows = read_run(tmp_path / "plan").tables["memory by model"]["rows"]
     kinds = {row[0]: row[1:] for row in rows}
-    assert metrics["peak_mib"] == pytest.approx(sum(kinds["model"]) + kinds["allocator, measured"][-1], abs=0.3)
-    assert metrics["peak_mib"] > sum(kinds["model"][:3])  # how much more it is, is the machine's own affair
+    assert metrics["peak_mib"] == pytest.approx(
+        sum(kinds["model"]) + kinds["allocator, measured"][-1], abs=0.3
+    )
+    assert metrics["peak_mib"] > sum(
+        kinds["model"][:3]
+    )  # how much more it is, is the machine's own affair
 
 
 @pytest.mark.parametrize(
@@ -59,9 +65,14 @@ def test_real_steps_are_measured(run_recipe: Recipe, tmp_path: Path) -> None:
         (["--recipe", "nothing"], "--recipe nothing: no such recipe"),
         (["--recipe", "sft", "--recipe_options", "--max_lenght 3"], "unknown option"),
         (["--budget_flops", "1e18", "--devices", "0"], "--devices must be at least 1"),
-        (["--budget_flops", "1e18", "--architecture", "gpt2"], "--architecture gpt2: give a config.json"),
+        (
+            ["--budget_flops", "1e18", "--architecture", "gpt2"],
+            "--architecture gpt2: give a config.json",
+        ),
     ],
 )
-def test_mistakes_are_one_line(run_recipe: Recipe, tmp_path: Path, flags: list[str], message: str) -> None:
+def test_mistakes_are_one_line(
+    run_recipe: Recipe, tmp_path: Path, flags: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         run_recipe("plan", *flags, "--output_dir", str(tmp_path / "plan"))

@@ -24,7 +24,11 @@ pytestmark = [
     # peft 0.21 and TRL 1.16 ask a model for the old names of activation checkpointing; transformers 5.23 warns of them.
     *(
         pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
-        for name in ("is_gradient_checkpointing", "gradient_checkpointing_enable", "gradient_checkpointing_disable")
+        for name in (
+            "is_gradient_checkpointing",
+            "gradient_checkpointing_enable",
+            "gradient_checkpointing_disable",
+        )
     ),
 ]
 QUIET = {
@@ -39,7 +43,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def call(run_recipe: Callable[..., dict[str, float]], recipe: str, **settings: object) -> dict[str, float]:
+def call(
+    run_recipe: Callable[..., dict[str, float]], recipe: str, **settings: object
+) -> dict[str, float]:
     shared = {} if recipe == "win_rate" else QUIET
     return run_recipe(recipe, *(f"--{name}={value}" for name, value in (shared | settings).items()))
 
@@ -52,12 +58,18 @@ def judged_pairs(count: int, *, noise: float, seed: int) -> list[dict[str, Any]]
         sides = [f" the fox was {draw.choice(KIND)}", f" the fox was {draw.choice(WILD)}"]
         if draw.random() < noise:
             sides.reverse()
-        rows.append({"prompt": f"Tell of fox {seed} {number}:", "chosen": sides[0], "rejected": sides[1]})
+        rows.append(
+            {"prompt": f"Tell of fox {seed} {number}:", "chosen": sides[0], "rejected": sides[1]}
+        )
     return rows
 
 
 @pytest.fixture(scope="module")
-def answering(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast, tiny_llama: Path):
+def answering(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tiny_llama: Path,
+):
     """A function that trains the tiny model to answer in one to four words; with `masked`, without its ends."""
 
     def train(*, masked: bool) -> tuple[Path, list[list[int]], int]:
@@ -74,7 +86,9 @@ def answering(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrain
                 ids = [*asked, *told, end]
                 rows.append((ids, [-100] * len(asked) + told + [-100 if masked else end]))
             width = max(len(ids) for ids, _ in rows)
-            ids = torch.tensor([one + [tiny_tokenizer.pad_token_id] * (width - len(one)) for one, _ in rows])  # (B, T)
+            ids = torch.tensor(
+                [one + [tiny_tokenizer.pad_token_id] * (width - len(one)) for one, _ in rows]
+            )  # (B, T)
             targets = torch.tensor([one + [-100] * (width - len(one)) for _, one in rows])  # (B, T)
             for group in optimizer.param_groups:
                 group["lr"] = 1e-2 * (1 - step / 120)
@@ -98,33 +112,60 @@ def ended_share(folder: Path, tokenizer: PreTrainedTokenizerFast) -> float:
     return sum(one.finished for one in answers) / len(answers)
 
 
-def test_a_masked_end_is_refused_and_would_never_stop(answering, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_masked_end_is_refused_and_would_never_stop(
+    answering, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
     sound, labels, end = answering(masked=False)
     assert checks.labels_reach_eos(labels, [end]) is None
     assert ended_share(sound, tiny_tokenizer) > 0.9
     faulty, labels, end = answering(masked=True)
     fault = checks.labels_reach_eos(labels, [end])
     assert fault is not None
-    assert ended_share(faulty, tiny_tokenizer) < 0.1, "what the check refuses is a model that does not stop"
+    assert ended_share(faulty, tiny_tokenizer) < 0.1, (
+        "what the check refuses is a model that does not stop"
+    )
     with pytest.raises(DataError, match="answers end"):
         checks.preflight({"train answers end": fault})
 
 
-def test_label_noise_lowers_the_accuracy_as_seen(run_recipe, tiny_llama: Path, tmp_path: Path) -> None:
+def test_label_noise_lowers_the_accuracy_as_seen(
+    run_recipe, tiny_llama: Path, tmp_path: Path
+) -> None:
     held_out = write(tmp_path / "clean.jsonl", judged_pairs(120, noise=0, seed=1))
     seen, clean = {}, {}
     for noise in (0.0, 0.3, 0.5):
         train = write(tmp_path / f"train{noise}.jsonl", judged_pairs(240, noise=noise, seed=2))
         noisy = write(tmp_path / f"eval{noise}.jsonl", judged_pairs(120, noise=noise, seed=3))
-        settings = {"datasets": train, "model_name_or_path": tiny_llama, "max_steps": 40, "learning_rate": 3e-3}
+        settings = {
+            "datasets": train,
+            "model_name_or_path": tiny_llama,
+            "max_steps": 40,
+            "learning_rate": 3e-3,
+        }
         settings |= {"per_device_train_batch_size": 16, "center_rewards_coefficient": 0.01}
-        metrics = call(run_recipe, "reward", **settings, eval_datasets=noisy, output_dir=tmp_path / f"seen{noise}")
+        metrics = call(
+            run_recipe,
+            "reward",
+            **settings,
+            eval_datasets=noisy,
+            output_dir=tmp_path / f"seen{noise}",
+        )
         seen[noise] = metrics["eval_accuracy"]
-        metrics = call(run_recipe, "reward", **settings, eval_datasets=held_out, output_dir=tmp_path / f"clean{noise}")
+        metrics = call(
+            run_recipe,
+            "reward",
+            **settings,
+            eval_datasets=held_out,
+            output_dir=tmp_path / f"clean{noise}",
+        )
         clean[noise] = metrics["eval_accuracy"]
     assert seen[0.0] > 0.95 and clean[0.0] > 0.95
-    assert 0.55 < seen[0.3] < 0.85, "three labels in ten are wrong, so no more than seven in ten can be met"
-    assert clean[0.3] > seen[0.3] + 0.1, "the model has learnt through the noise: it is the labels that are wrong"
+    assert 0.55 < seen[0.3] < 0.85, (
+        "three labels in ten are wrong, so no more than seven in ten can be met"
+    )
+    assert clean[0.3] > seen[0.3] + 0.1, (
+        "the model has learnt through the noise: it is the labels that are wrong"
+    )
     assert seen[0.5] < 0.65, "labels by a coin teach nothing"
 
 
@@ -132,20 +173,27 @@ def test_a_reward_for_length_makes_answers_longer_and_length_control_shows_it(
     run_recipe, answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, _, _ = answering(masked=False)
-    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"Fox {number}:"} for number in range(64)])
+    prompts = write(
+        tmp_path / "prompts.jsonl", [{"prompt": f"Fox {number}:"} for number in range(64)]
+    )
     copies = tmp_path / "recipes"
     copies.mkdir()
     likes_length = "def long(prompts, completions, **columns):\n    return [len(one) / 20 for one in completions]\n\n\n"
     source = (ROOT / "recipes" / "rloo.py").read_text()
     assert "\nREWARDS = [obeys]\n" in source
     (copies / "rloo.py").write_text(
-        source.replace("@dataclass\nclass RlooArgs", likes_length + "REWARDS = [long]\n\n\n@dataclass\nclass RlooArgs")
+        source.replace(
+            "@dataclass\nclass RlooArgs",
+            likes_length + "REWARDS = [long]\n\n\n@dataclass\nclass RlooArgs",
+        )
     )
     source = (ROOT / "recipes" / "win_rate.py").read_text()
     assert "\nJUDGE = judge_by_score(obeys)\n" in source
     longer = "JUDGE = judge_by_score(lambda prompts, answers: [len(one) for one in answers])"
     (copies / "win_rate.py").write_text(source.replace("JUDGE = judge_by_score(obeys)", longer))
-    monkeypatch.setitem(run_recipe.__globals__, "ROOT", tmp_path)  # where run_recipe looks for recipes/
+    monkeypatch.setitem(
+        run_recipe.__globals__, "ROOT", tmp_path
+    )  # where run_recipe looks for recipes/
     metrics = call(
         run_recipe, "rloo", model_name_or_path=start, datasets=prompts, as_chat="false", output_dir=tmp_path / "rloo",
         max_steps=8, per_device_train_batch_size=64, num_generations=8, max_completion_length=24, learning_rate=1e-3,
@@ -162,7 +210,9 @@ def test_a_reward_for_length_makes_answers_longer_and_length_control_shows_it(
     assert found["win_rate_length_controlled_low"] < 0.5, "at equal length nothing is left of it"
 
 
-def test_an_adapter_that_loses_its_trained_head_is_refused(run_recipe, tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_loses_its_trained_head_is_refused(
+    run_recipe, tiny_llama: Path, tmp_path: Path
+) -> None:
     rows = write(tmp_path / "pairs.jsonl", judged_pairs(160, noise=0, seed=4))
     out = tmp_path / "reward"
     metrics = call(

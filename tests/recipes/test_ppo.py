@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForSequenceClassification,
+)
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.runs.record import read_run
@@ -18,7 +23,9 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    rows = [{"prompt": f"Tell of a fox and {number} owls.", "label": number} for number in range(24)]
+    rows = [
+        {"prompt": f"Tell of a fox and {number} owls.", "label": number} for number in range(24)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -37,10 +44,14 @@ def ppo(run_recipe, tiny_llama: Path, prompts: Path, tmp_path: Path):
         } | changes  # fmt: skip
         path = tmp_path / "settings.yaml"
         text = Path(str(settings.pop("config"))).read_text()
-        text = "\n".join(line for line in text.splitlines() if line.split(":")[0].strip(" -") not in settings)
+        text = "\n".join(
+            line for line in text.splitlines() if line.split(":")[0].strip(" -") not in settings
+        )
         path.write_text(text)
         given = {
-            key: value if isinstance(value, list) else [value] for key, value in settings.items() if value is not None
+            key: value if isinstance(value, list) else [value]
+            for key, value in settings.items()
+            if value is not None
         }
         flags = [flag for key, values in given.items() for flag in (f"--{key}", *values)]
         return run_recipe("ppo", "--config", path, *flags)
@@ -50,23 +61,44 @@ def ppo(run_recipe, tiny_llama: Path, prompts: Path, tmp_path: Path):
 
 def test_trains_evaluates_and_records(ppo, tmp_path: Path) -> None:
     metrics = ppo()
-    expected = {"start_reward", "eval_reward", "eval_rewards/obeys/mean", "eval_kl", "eval_kl_per_completion"}
-    assert expected | {"eval_ended_share", "start_ended_share", "steps", "reward", "ended_share"} <= metrics.keys()
+    expected = {
+        "start_reward",
+        "eval_reward",
+        "eval_rewards/obeys/mean",
+        "eval_kl",
+        "eval_kl_per_completion",
+    }
+    assert (
+        expected | {"eval_ended_share", "start_ended_share", "steps", "reward", "ended_share"}
+        <= metrics.keys()
+    )
     assert metrics["steps"] == 4
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.metrics == metrics
     assert [entry["role"] for entry in record.data] == ["train"]
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     steps = [row for row in history if "reward" in row]
-    assert [row["step"] for row in steps] == [2, 4] and [row["episodes"] for row in steps] == [8, 16]
+    assert [row["step"] for row in steps] == [2, 4] and [row["episodes"] for row in steps] == [
+        8,
+        16,
+    ]
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-6) and steps[0]["policy/updates"] == 2
-    rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    ]
     assert {row["step"] for row in rows} == {0, 4}
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
 def test_every_metric_is_on_the_page(ppo, tmp_path: Path) -> None:
-    ppo(bf16="true", tis_cap=2.0, eval_strategy="no", eval_on_start="false", eval_fraction=0, save_strategy="no")
+    ppo(
+        bf16="true",
+        tis_cap=2.0,
+        eval_strategy="no",
+        eval_on_start="false",
+        eval_fraction=0,
+        save_strategy="no",
+    )
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     page = (ROOT / "docs" / "recipes" / "ppo.md").read_text()
     upstream = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
@@ -74,9 +106,13 @@ def test_every_metric_is_on_the_page(ppo, tmp_path: Path) -> None:
     assert len(told) > 20 and [name for name in sorted(told) if f"`{name}`" not in page] == []
 
 
-def test_lora_with_a_reward_model_by_path(ppo, tiny_llama: Path, tiny_tokenizer, tmp_path: Path) -> None:
+def test_lora_with_a_reward_model_by_path(
+    ppo, tiny_llama: Path, tiny_tokenizer, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    LlamaForSequenceClassification.from_pretrained(tiny_llama, num_labels=1).save_pretrained(tmp_path / "reward")
+    LlamaForSequenceClassification.from_pretrained(tiny_llama, num_labels=1).save_pretrained(
+        tmp_path / "reward"
+    )
     tiny_tokenizer.save_pretrained(tmp_path / "reward")
     lora = {"use_peft": "true", "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
     metrics = ppo(**lora, reward_model=tmp_path / "reward", total_episodes=8)
@@ -91,7 +127,9 @@ def test_mistakes_end_in_one_line(ppo, tiny_tokenizer, tmp_path: Path) -> None:
             ppo(output_dir=tmp_path / re.sub(r"\W", "", message)[:40], **changes)
         assert "\n" not in str(caught.value)
 
-    refuse(ConfigError, "--max_completion_length must be at least 1, got 0", max_completion_length=0)
+    refuse(
+        ConfigError, "--max_completion_length must be at least 1, got 0", max_completion_length=0
+    )
     refuse(ConfigError, "--total_episodes 12 is not divisible by the 8 episodes", total_episodes=12)
     refuse(ConfigError, "--kl_target needs a KL, but --kl_coef 0", kl_target=6, kl_coef=0)
     refuse(CheckpointError, "has no weights", model_name_or_path="llama-5m.json")
@@ -103,6 +141,13 @@ def test_positions_that_are_absolute_train_too(ppo, tiny_tokenizer, tmp_path: Pa
     """TRL's online trainers get GPT-2 wrong by its padding, so rloo refuses it; nothing is padded on the left here."""
     gpt2 = tmp_path / "gpt2"
     ids = {"bos_token_id": None, "eos_token_id": tiny_tokenizer.eos_token_id}
-    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, **ids)).save_pretrained(gpt2)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, **ids)
+    ).save_pretrained(gpt2)
     tiny_tokenizer.save_pretrained(gpt2)
-    assert ppo(model_name_or_path=gpt2, total_episodes=8, eval_strategy="no", eval_on_start="false")["steps"] == 2
+    assert (
+        ppo(model_name_or_path=gpt2, total_episodes=8, eval_strategy="no", eval_on_start="false")[
+            "steps"
+        ]
+        == 2
+    )

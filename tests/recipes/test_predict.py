@@ -24,7 +24,9 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, id2label=names)
     model.classifier.weight.data.normal_()
     model.save_pretrained(folder)
-    ClassifierInfo("single_label_classification", list(names.values()), max_length=64, temperature=2.0).save(folder)
+    ClassifierInfo(
+        "single_label_classification", list(names.values()), max_length=64, temperature=2.0
+    ).save(folder)
     return folder
 
 
@@ -40,7 +42,9 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_order_probabilities_and_temperature(run_recipe, classifier: Path, rows_file: Path, tmp_path: Path):
+def test_order_probabilities_and_temperature(
+    run_recipe, classifier: Path, rows_file: Path, tmp_path: Path
+):
     metrics = run_recipe(
         "predict", f"--model_name_or_path={classifier}", f"--datasets={rows_file}", "--keep_columns", "id", "text",
         f"--output_dir={tmp_path / 'out'}", "--batch_size=1",
@@ -62,7 +66,8 @@ def test_batches_do_not_change_the_answers(classifier: Path, rows_file: Path):
     rows = lines(rows_file)
     args = ModelConfig(model_name_or_path=str(classifier))
     found = [
-        load_classify_predictor(args, columns=(None, None), batch_size=size, max_length=None)(rows) for size in (1, 16)
+        load_classify_predictor(args, columns=(None, None), batch_size=size, max_length=None)(rows)
+        for size in (1, 16)
     ]
     for one, many in zip(*found, strict=True):
         assert one["label"] == many["label"]
@@ -103,7 +108,9 @@ def test_an_interrupted_prediction_goes_on(tmp_path: Path):
 def test_another_model_or_file_starts_anew(tmp_path: Path):
     path, seen = tmp_path / "predictions.jsonl", []
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(numbered(9), counting(seen, stop_at=5), path, identity="first", window_rows=3)
+        write_predictions(
+            numbered(9), counting(seen, stop_at=5), path, identity="first", window_rows=3
+        )
     write_predictions(numbered(9), counting(seen), path, identity="second", window_rows=3)
     assert seen == [0, 1, 2, *range(9)]
     assert len(lines(path)) == 9
@@ -144,10 +151,16 @@ def test_by_length_keeps_the_order():
 
 def test_mistakes(run_recipe, classifier: Path, tiny_llama: Path, rows_file: Path, tmp_path: Path):
     def predict(name: str, **changes: object) -> None:
-        settings = {"model_name_or_path": classifier, "datasets": rows_file, "output_dir": tmp_path / name} | changes
+        settings = {
+            "model_name_or_path": classifier,
+            "datasets": rows_file,
+            "output_dir": tmp_path / name,
+        } | changes
         run_recipe("predict", *(f"--{key}={value}" for key, value in settings.items()))
 
-    with pytest.raises(ConfigError, match=r"is a model of LlamaForCausalLM; predict takes models for Seq"):
+    with pytest.raises(
+        ConfigError, match=r"is a model of LlamaForCausalLM; predict takes models for Seq"
+    ):
         predict("a", model_name_or_path=tiny_llama)
     with pytest.raises(DataError, match=r"row 1 has no column 'sentence', found id, text"):
         predict("b", text_column="sentence")
@@ -161,7 +174,13 @@ def test_mistakes(run_recipe, classifier: Path, tiny_llama: Path, rows_file: Pat
         predict("e", datasets=blank)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "task_type": "SEQ_CLS", "base_model_name_or_path": str(classifier)})
+        json.dumps(
+            {
+                "peft_type": "LORA",
+                "task_type": "SEQ_CLS",
+                "base_model_name_or_path": str(classifier),
+            }
+        )
     )
     AutoTokenizer.from_pretrained(classifier).save_pretrained(tmp_path / "half")
     with pytest.raises(CheckpointError, match=r"is an adapter without classifier.json"):
@@ -188,7 +207,11 @@ def test_the_recipe_goes_on_after_it_was_stopped(
         return answer
 
     monkeypatch.setattr(classify_rows, "load_classify_predictor", load_stopping)
-    flags = [f"--model_name_or_path={classifier}", f"--datasets={rows_file}", f"--output_dir={tmp_path}/out"]
+    flags = [
+        f"--model_name_or_path={classifier}",
+        f"--datasets={rows_file}",
+        f"--output_dir={tmp_path}/out",
+    ]
     with pytest.raises(Preempted):
         run_recipe("predict", *flags, "--batch_size=1")
     assert not (tmp_path / "out" / "predictions.jsonl").exists()

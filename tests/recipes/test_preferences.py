@@ -17,11 +17,17 @@ def read(path: Path) -> list[dict]:
 
 def test_the_generator_answers_and_the_gold_rule_judges(run_recipe, tmp_path: Path):
     metrics = run_recipe(
-        "preferences", "--demo_prompts=30", "--eval_fraction=0.2", "--label_noise=0.2", f"--output_dir={tmp_path}"
+        "preferences",
+        "--demo_prompts=30",
+        "--eval_fraction=0.2",
+        "--label_noise=0.2",
+        f"--output_dir={tmp_path}",
     )
     train, held_out = read(tmp_path / "train.jsonl"), read(tmp_path / "eval.jsonl")
     assert len(train) == metrics["train_pairs"] > 80 and len(held_out) == metrics["eval_pairs"] > 10
-    assert sum(row["flipped"] for row in train) == metrics["flipped_pairs"] == round(0.2 * len(train))
+    assert (
+        sum(row["flipped"] for row in train) == metrics["flipped_pairs"] == round(0.2 * len(train))
+    )
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
     for row in train[:20]:
         assert row["chosen_score"] == gold_score(row["prompt"], row["chosen"])
@@ -42,7 +48,9 @@ def test_generated_answers_differ_and_the_right_one_is_best():
 
 
 def test_a_model_answers(run_recipe, tiny_llama: Path, tmp_path: Path):
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Fox {i}"}) + "\n" for i in range(6)))
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Fox {i}"}) + "\n" for i in range(6))
+    )
     with pytest.raises(
         DataError, match=r"no pairs in \d+ rows: \d+ ties"
     ):  # untrained, it earns nothing for any answer
@@ -62,11 +70,16 @@ def test_answers_in_the_rows_are_judged(run_recipe, tmp_path: Path):
     options = ("--eval_fraction=0", "--conversational=true", f"--output_dir={tmp_path / 'out'}")
     run_recipe("preferences", f"--datasets={tmp_path / 'rows.jsonl'}", *options)
     (first, *_) = read(tmp_path / "out" / "train.jsonl")
-    assert first["prompt"] == [{"role": "user", "content": row["prompt"]}] and first["chosen"][0]["role"] == "assistant"
+    assert (
+        first["prompt"] == [{"role": "user", "content": row["prompt"]}]
+        and first["chosen"][0]["role"] == "assistant"
+    )
 
 
 def test_converting_only_reads_rankings(run_recipe, tmp_path: Path):
-    rows = [{"prompt": f"p{i}", "completions": ["a", "b", "c"], "ranks": [1, 2, 2]} for i in range(10)]
+    rows = [
+        {"prompt": f"p{i}", "completions": ["a", "b", "c"], "ranks": [1, 2, 2]} for i in range(10)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ("--convert_only=true", "--eval_fraction=0.2", f"--output_dir={tmp_path / 'out'}")
     metrics = run_recipe("preferences", f"--datasets={tmp_path / 'rows.jsonl'}", *options)
@@ -74,7 +87,10 @@ def test_converting_only_reads_rankings(run_recipe, tmp_path: Path):
     with pytest.raises(DataError, match="of no kind of preferences"):
         (tmp_path / "rows.jsonl").write_text('{"a": "x"}\n')
         run_recipe(
-            "preferences", f"--datasets={tmp_path / 'rows.jsonl'}", *options[:2], f"--output_dir={tmp_path / 'b'}"
+            "preferences",
+            f"--datasets={tmp_path / 'rows.jsonl'}",
+            *options[:2],
+            f"--output_dir={tmp_path / 'b'}",
         )
 
 
@@ -82,4 +98,6 @@ def test_bad_settings_are_refused(run_recipe, tmp_path: Path):
     with pytest.raises(ConfigError, match="at least 2"):
         run_recipe("preferences", "--answers_per_prompt=1")
     with pytest.raises(ConfigError, match=r"label_noise must be in \[0, 0.5\]"):
-        run_recipe("preferences", "--demo_prompts=3", "--label_noise=0.9", f"--output_dir={tmp_path}")
+        run_recipe(
+            "preferences", "--demo_prompts=3", "--label_noise=0.9", f"--output_dir={tmp_path}"
+        )

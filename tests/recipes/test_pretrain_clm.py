@@ -42,7 +42,9 @@ def pretrain(inputs: Path, run_recipe, monkeypatch: pytest.MonkeyPatch, tmp_path
             "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "report_to": "none", "bf16": "false",
             "sample_tokens": 4, "logging_nan_inf_filter": "false", "dataloader_pin_memory": "false",
         } | changes  # fmt: skip
-        return run_recipe("pretrain_clm", *(f"--{k}={v}" for k, v in settings.items() if v is not None))
+        return run_recipe(
+            "pretrain_clm", *(f"--{k}={v}" for k, v in settings.items() if v is not None)
+        )
 
     return call
 
@@ -59,21 +61,37 @@ def test_trains_evaluates_and_saves(pretrain, inputs: Path, tmp_path: Path) -> N
     metrics = pretrain(max_steps=12, eval_steps=6, save_steps=6)
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.metrics == metrics
-    assert metrics["eval_loss"] < math.log(300) - 0.5  # it has learnt something: a uniform guess is ln 300
+    assert (
+        metrics["eval_loss"] < math.log(300) - 0.5
+    )  # it has learnt something: a uniform guess is ln 300
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
-    assert 0 < metrics["bits_per_byte"] < 8 and metrics["tokens_per_s"] > 0 and 0 < metrics["mfu"] < 1
+    assert (
+        0 < metrics["bits_per_byte"] < 8 and metrics["tokens_per_s"] > 0 and 0 < metrics["mfu"] < 1
+    )
     assert metrics["parameters"] == sum(
         p.numel() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "out").parameters()
     )
-    assert metrics["parameters"] - metrics["parameters_non_embedding"] == 300 * 16  # the table is the head too
-    assert (metrics["tokens"], metrics["unique_tokens"]) == (12 * 2 * 32, 62 * 32)  # of 62 blocks, 24 are read
-    assert metrics["flops_6nd"] == 6 * metrics["parameters"] * metrics["tokens"] > metrics["flops_kaplan"]
+    assert (
+        metrics["parameters"] - metrics["parameters_non_embedding"] == 300 * 16
+    )  # the table is the head too
+    assert (metrics["tokens"], metrics["unique_tokens"]) == (
+        12 * 2 * 32,
+        62 * 32,
+    )  # of 62 blocks, 24 are read
+    assert (
+        metrics["flops_6nd"]
+        == 6 * metrics["parameters"] * metrics["tokens"]
+        > metrics["flops_kaplan"]
+    )
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == 300
     assert not list((tmp_path / "out").glob("training_args.bin"))
     state = json.loads((tmp_path / "out" / record.artifacts["trainer_state"]).read_text())
     evaluated = [entry for entry in state["log_history"] if "eval_loss" in entry]
     assert all(entry["bits_per_byte"] > 0 for entry in evaluated)
-    samples = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["samples"]).read_text().splitlines()]
+    samples = [
+        json.loads(line)
+        for line in (tmp_path / "out" / record.artifacts["samples"]).read_text().splitlines()
+    ]
     assert {row["step"] for row in samples} == {6, 12}
     assert record.data[0]["files"][0]["path"].endswith("rows.jsonl")
 
@@ -82,11 +100,15 @@ def test_finished_is_finished_and_others_are_refused(pretrain, tmp_path: Path) -
     pretrain(max_steps=2)
     with pytest.raises(AlreadyFinished):
         pretrain(max_steps=2)
-    with pytest.raises(CheckpointError, match=r"learning_rate 0\.01 -> 0\.02; choose another --output_dir"):
+    with pytest.raises(
+        CheckpointError, match=r"learning_rate 0\.01 -> 0\.02; choose another --output_dir"
+    ):
         pretrain(max_steps=2, learning_rate=2e-2)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = pretrain(output_dir=tmp_path / "whole")
     from hfstack.training.callbacks import StopOnDivergence
 
@@ -102,11 +124,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pretrain, tmp_path: Path, mon
     assert read_run(tmp_path / "out").status == "preempted"
     monkeypatch.undo()
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
-    with pytest.raises(CheckpointError, match="already holds checkpoint-2; continue it with --resume"):
+    with pytest.raises(
+        CheckpointError, match="already holds checkpoint-2; continue it with --resume"
+    ):
         pretrain()
     resumed = pretrain(resume_from_checkpoint="last")
     assert resumed["eval_loss"] == whole["eval_loss"]
-    torch.testing.assert_close(weights(tmp_path / "out"), weights(tmp_path / "whole"), rtol=0, atol=0)
+    torch.testing.assert_close(
+        weights(tmp_path / "out"), weights(tmp_path / "whole"), rtol=0, atol=0
+    )
     assert [restart["step"] for restart in read_run(tmp_path / "out").restarts] == [2]
 
 
@@ -133,7 +159,9 @@ def test_isolated_documents_and_the_stock_loss(pretrain, tmp_path: Path) -> None
 
 
 def test_early_stopping(pretrain, tmp_path: Path) -> None:
-    pretrain(learning_rate=0.0, max_steps=40, early_stopping_patience=2, load_best_model_at_end="true")
+    pretrain(
+        learning_rate=0.0, max_steps=40, early_stopping_patience=2, load_best_model_at_end="true"
+    )
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 6  # best at step 2, two evaluations without a better one
 
@@ -148,7 +176,11 @@ def test_a_diverging_run_stops_and_says_so(pretrain, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"block_size": 65}, ConfigError, "--block_size 65 is longer than the model's context of 64 tokens"),
+        (
+            {"block_size": 65},
+            ConfigError,
+            "--block_size 65 is longer than the model's context of 64 tokens",
+        ),
         ({"datasets": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
         ({"text_column": "body"}, DataError, "body"),
         ({"eval_fraction": 0.001}, DataError, "eval"),
@@ -170,12 +202,16 @@ def test_every_wrong_disk_is_refused_before_training(pretrain, tmp_path: Path, m
     import collections
 
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr("hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    monkeypatch.setattr(
+        "hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(10**6, 10**6, 1000)
+    )
     with pytest.raises(CheckpointError, match=r"two checkpoints need .* but .* has .* free"):
         pretrain()
 
 
-def test_sigterm_saves_a_checkpoint_first(pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_saves_a_checkpoint_first(
+    pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
     import signal
 
@@ -187,14 +223,21 @@ def test_sigterm_saves_a_checkpoint_first(pretrain, tmp_path: Path, monkeypatch:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(StopOnDivergence, "on_step_begin", interrupt)
-    with pytest.raises(Preempted, match="stopped at step 4; go on with --resume_from_checkpoint last"):
+    with pytest.raises(
+        Preempted, match="stopped at step 4; go on with --resume_from_checkpoint last"
+    ):
         pretrain(max_steps=6, save_steps=100)
     assert (tmp_path / "out" / "checkpoint-4" / "trainer_state.json").is_file()
     record = read_run(tmp_path / "out")
-    assert record.status == "preempted" and record.artifacts["trainer_state"] == "checkpoint-4/trainer_state.json"
+    assert (
+        record.status == "preempted"
+        and record.artifacts["trainer_state"] == "checkpoint-4/trainer_state.json"
+    )
 
 
-def test_a_resume_on_other_data_is_refused(pretrain, inputs: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_resume_on_other_data_is_refused(
+    pretrain, inputs: Path, tmp_path: Path, monkeypatch
+) -> None:
     from hfstack.training.callbacks import StopOnDivergence
 
     rows = tmp_path / "rows.jsonl"

@@ -28,16 +28,22 @@ def surroundings(home: Path) -> dict[str, str]:
     return os.environ | {"HF_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def launch(processes: int, output_dir: Path, rows: Path, model: Path, home: Path) -> subprocess.CompletedProcess:
+def launch(
+    processes: int, output_dir: Path, rows: Path, model: Path, home: Path
+) -> subprocess.CompletedProcess:
     command = [
         sys.executable, "-m", "hfstack.cli", "run", "pretrain_clm", "--processes", str(processes),
         "--output_dir", str(output_dir), *recipe_flags(processes, rows, model),
     ]  # fmt: skip
-    return subprocess.run(command, env=surroundings(home), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, env=surroundings(home), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def write_rows(path: Path) -> Path:
-    path.write_text("".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(60)))
+    path.write_text(
+        "".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(60))
+    )
     return path
 
 
@@ -67,11 +73,18 @@ def test_two_processes_equal_one(tmp_path: Path, tiny_llama: Path) -> None:
 
 
 def test_a_launcher_that_starts_fewer_is_refused(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "recipes" / "pretrain_clm.py"), "--output_dir", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        str(ROOT / "recipes" / "pretrain_clm.py"),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     environment = os.environ | {"HFSTACK_PROCESSES": "2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("pretrain_clm.py: 2 processes were asked for but 1 started")
+    assert done.stderr.splitlines()[-1].startswith(
+        "pretrain_clm.py: 2 processes were asked for but 1 started"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -86,22 +99,37 @@ def with_torchrun(folder: Path, flags: list[str], environment: dict[str, str]) -
         str(ROOT / "recipes" / "pretrain_clm.py"), "--config", str(ROOT / "recipes" / "pretrain_clm.yaml"), *flags,
         "--ddp_backend", "gloo",
     ]  # fmt: skip
-    nodes = [subprocess.Popen(command, cwd=folder, env=environment | {"HFSTACK_PROCESSES": "2"}) for _ in range(2)]
+    nodes = [
+        subprocess.Popen(command, cwd=folder, env=environment | {"HFSTACK_PROCESSES": "2"})
+        for _ in range(2)
+    ]
     assert [node.wait(timeout=300) for node in nodes] == [0, 0]
 
 
 def with_slurm(folder: Path, flags: list[str], environment: dict[str, str]) -> None:
     """The batch script for several nodes, with stand-ins for Slurm's own commands."""
     (folder / "bin").mkdir()
-    (folder / "bin" / "hfstack").write_text(f'#!/bin/bash\nexec {sys.executable} -m hfstack.cli "$@"\n')
+    (folder / "bin" / "hfstack").write_text(
+        f'#!/bin/bash\nexec {sys.executable} -m hfstack.cli "$@"\n'
+    )
     (folder / "bin" / "hfstack").chmod(0o755)
-    assert submit("multi_node", "pretrain_clm", *flags, folder=folder, without="hfstack", **environment) == 0
-    assert sorted(path.name for path in folder.glob("slurm-*")) == ["slurm-4242.node0.log", "slurm-4242.node1.log"]
+    assert (
+        submit(
+            "multi_node", "pretrain_clm", *flags, folder=folder, without="hfstack", **environment
+        )
+        == 0
+    )
+    assert sorted(path.name for path in folder.glob("slurm-*")) == [
+        "slurm-4242.node0.log",
+        "slurm-4242.node1.log",
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [with_torchrun, with_slurm])
-def test_two_nodes_equal_one_process(start: Callable[..., None], tmp_path: Path, tiny_llama: Path) -> None:
+def test_two_nodes_equal_one_process(
+    start: Callable[..., None], tmp_path: Path, tiny_llama: Path
+) -> None:
     """Two nodes on the loopback of this machine, with one process each."""
     rows = write_rows(tmp_path / "rows.jsonl")
     assert launch(1, tmp_path / "one", rows, tiny_llama, tmp_path / "hf").returncode == 0

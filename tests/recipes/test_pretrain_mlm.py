@@ -44,7 +44,9 @@ def pretrain(inputs: Path, run_recipe, monkeypatch: pytest.MonkeyPatch, tmp_path
             "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "report_to": "none", "bf16": "false",
             "logging_nan_inf_filter": "false", "dataloader_pin_memory": "false", "pseudo_perplexity_texts": 2,
         } | changes  # fmt: skip
-        return run_recipe("pretrain_mlm", *(f"--{k}={v}" for k, v in settings.items() if v is not None))
+        return run_recipe(
+            "pretrain_mlm", *(f"--{k}={v}" for k, v in settings.items() if v is not None)
+        )
 
     return call
 
@@ -55,22 +57,44 @@ def test_learns_evaluates_and_fills(pretrain, run_recipe, tmp_path: Path, capsys
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.metrics == metrics
     assert metrics["eval_loss"] < math.log(133) - 1 and metrics["eval_masked_accuracy"] > 0.05
-    assert metrics["eval_masked_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]), rel=0.02)
-    assert 1 < metrics["baseline_masked_perplexity"] < 133 and 0.05 < metrics["baseline_masked_accuracy"] < 0.5
-    assert 1 < metrics["pseudo_perplexity"] < 133 and metrics["tokens_per_s"] > 0 and 0 < metrics["mfu"] < 1
+    assert metrics["eval_masked_perplexity"] == pytest.approx(
+        math.exp(metrics["eval_loss"]), rel=0.02
+    )
+    assert (
+        1 < metrics["baseline_masked_perplexity"] < 133
+        and 0.05 < metrics["baseline_masked_accuracy"] < 0.5
+    )
+    assert (
+        1 < metrics["pseudo_perplexity"] < 133
+        and metrics["tokens_per_s"] > 0
+        and 0 < metrics["mfu"] < 1
+    )
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
     assert AutoTokenizer.from_pretrained(tmp_path / "out").mask_token == "[MASK]"
-    samples = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["samples"]).read_text().splitlines()]
-    assert {row["step"] for row in samples} == {60, 120} and samples[0]["completion"].startswith("mask 1: ")
+    samples = [
+        json.loads(line)
+        for line in (tmp_path / "out" / record.artifacts["samples"]).read_text().splitlines()
+    ]
+    assert {row["step"] for row in samples} == {60, 120} and samples[0]["completion"].startswith(
+        "mask 1: "
+    )
 
     capsys.readouterr()
     prompt = "The [MASK] was kind, so [MASK] gave"
     run_recipe(
-        "generate", "--model_name_or_path", tmp_path / "out", "--prompts", prompt, "--output_dir", tmp_path / "g"
+        "generate",
+        "--model_name_or_path",
+        tmp_path / "out",
+        "--prompts",
+        prompt,
+        "--output_dir",
+        tmp_path / "g",
     )
     assert f"{prompt}  mask 1 at token 2: " in capsys.readouterr().out
-    fillings = [json.loads(line) for line in (tmp_path / "g" / "fillings.jsonl").read_text().splitlines()]
+    fillings = [
+        json.loads(line) for line in (tmp_path / "g" / "fillings.jsonl").read_text().splitlines()
+    ]
     assert [row["position"] for row in fillings] == [2, 7]  # [CLS] the [MASK] was kind , so [MASK]
 
 
@@ -82,10 +106,17 @@ def test_the_same_masks_at_every_evaluation(pretrain, tmp_path: Path) -> None:
     assert len(losses) == 1 and len(trained) == 4
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from hfstack.training.callbacks import StopOnDivergence
 
-    steps = {"max_steps": 12, "save_steps": 7, "eval_steps": 12, "mask_unit": "word"}  # an epoch has 9 steps
+    steps = {
+        "max_steps": 12,
+        "save_steps": 7,
+        "eval_steps": 12,
+        "mask_unit": "word",
+    }  # an epoch has 9 steps
     whole = pretrain(output_dir=tmp_path / "whole", **steps)
 
     def interrupt(self, args, state, control, **kwargs):
@@ -99,25 +130,41 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pretrain, tmp_path: Path, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
     resumed = pretrain(resume_from_checkpoint="last", **steps)
     assert resumed["eval_loss"] == whole["eval_loss"]
-    one, other = (AutoModelForMaskedLM.from_pretrained(tmp_path / name).state_dict() for name in ("out", "whole"))
+    one, other = (
+        AutoModelForMaskedLM.from_pretrained(tmp_path / name).state_dict()
+        for name in ("out", "whole")
+    )
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_roberta_on_a_byte_level_tokenizer_with_whole_words(pretrain, inputs: Path, tmp_path: Path) -> None:
+def test_roberta_on_a_byte_level_tokenizer_with_whole_words(
+    pretrain, inputs: Path, tmp_path: Path
+) -> None:
     metrics = pretrain(model_name_or_path=inputs / "roberta.json", tokenizer_name_or_path=inputs / "bpe",
                        mask_unit="word", block_size=64, isolate_documents="true")  # fmt: skip
     assert math.isfinite(metrics["eval_loss"])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer.mask_token == "<mask>" and tokenizer("a")["input_ids"][0] == tokenizer.cls_token_id
+    assert (
+        tokenizer.mask_token == "<mask>"
+        and tokenizer("a")["input_ids"][0] == tokenizer.cls_token_id
+    )
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "out").config.vocab_size == 302
 
 
 def test_continues_a_checkpoint_in_accumulated_steps(pretrain, tmp_path: Path) -> None:
     folder = save_tiny_bert(tmp_path / "bert")
-    settings = {"model_name_or_path": folder, "tokenizer_name_or_path": None, "learning_rate": 1e-3, "max_steps": 2}
+    settings = {
+        "model_name_or_path": folder,
+        "tokenizer_name_or_path": None,
+        "learning_rate": 1e-3,
+        "max_steps": 2,
+    }
     whole = pretrain(output_dir=tmp_path / "a", **settings)
     parts = pretrain(
-        output_dir=tmp_path / "b", per_device_train_batch_size=2, gradient_accumulation_steps=4, **settings
+        output_dir=tmp_path / "b",
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        **settings,
     )
     assert parts["eval_loss"] == pytest.approx(whole["eval_loss"], rel=2e-3)  # dropout differs
 
@@ -125,17 +172,31 @@ def test_continues_a_checkpoint_in_accumulated_steps(pretrain, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"block_size": 67}, ConfigError, "--block_size 67 is longer than the model's context of 66 tokens"),
-        ({"mask_probability": 1.0}, ConfigError, "--mask_probability must be above 0 and below 1, got 1.0"),
+        (
+            {"block_size": 67},
+            ConfigError,
+            "--block_size 67 is longer than the model's context of 66 tokens",
+        ),
+        (
+            {"mask_probability": 1.0},
+            ConfigError,
+            "--mask_probability must be above 0 and below 1, got 1.0",
+        ),
         ({"mask_unit": "words"}, ConfigError, "mask_unit"),
         ({"use_peft": "true"}, ConfigError, "not pretraining"),
-        ({"metric_for_best_model": "f1"}, ConfigError, "f1 does not fit this task: choose masked_accuracy or loss"),
+        (
+            {"metric_for_best_model": "f1"},
+            ConfigError,
+            "f1 does not fit this task: choose masked_accuracy or loss",
+        ),
         ({"text_column": "body"}, DataError, "body"),
         ({"model_name_or_path": "recipes/architectures/llama-1m.json"}, ConfigError, "LlamaConfig"),
         ({"fill_prompts": "no mask"}, DataError, r"prompt 'no mask' has no \[MASK\]"),
     ],
 )
-def test_mistakes_are_one_line(pretrain, changes: dict, error: type[Exception], message: str) -> None:
+def test_mistakes_are_one_line(
+    pretrain, changes: dict, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message) as caught:
         pretrain(**changes)
     assert "\n" not in str(caught.value)

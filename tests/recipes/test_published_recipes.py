@@ -160,7 +160,9 @@ def train(run_recipe, case: Case, inputs: dict[str, Path], folder: Path) -> None
     if case.model == "gru":
         settings["tokenizer_name_or_path"] = inputs["llama"]
     flags = [f"--{name}={value}" for name, value in {**settings, **case.settings}.items()]
-    run_recipe(case.recipe, *flags, "--report_to", "tensorboard", "trackio", "wandb", "--project", "tiny")
+    run_recipe(
+        case.recipe, *flags, "--report_to", "tensorboard", "trackio", "wandb", "--project", "tiny"
+    )
     storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
     identity = read_run(folder).run_id
     assert list((folder / "tensorboard").glob("events.*")), case.recipe
@@ -202,7 +204,9 @@ def publish_base(run_recipe, folder: Path, source: Path, repo: str) -> None:
 
 
 @pytest.mark.usefixtures("trackers")
-def test_every_recipe_is_tracked_and_loaded_by_its_card(hub: Hub, run_recipe, inputs: dict[str, Path], tmp_path: Path):
+def test_every_recipe_is_tracked_and_loaded_by_its_card(
+    hub: Hub, run_recipe, inputs: dict[str, Path], tmp_path: Path
+):
     for name in ("llama", "bert"):
         publish_base(run_recipe, tmp_path / f"base-{name}", inputs[name], f"alice/base-{name}")
     for name, case in CASES.items():
@@ -210,15 +214,25 @@ def test_every_recipe_is_tracked_and_loaded_by_its_card(hub: Hub, run_recipe, in
         base = {"base_repo": f"alice/base-{case.model}"} if "use_peft" in case.settings else {}
         metrics = publish(run_recipe, tmp_path / name, f"alice/{name}", **base)
         assert metrics["verified_files"] == metrics["files"], name
-        checked = run_recipe("verify", "--repo", f"alice/{name}", "--output_dir", tmp_path / "verify")
+        checked = run_recipe(
+            "verify", "--repo", f"alice/{name}", "--output_dir", tmp_path / "verify"
+        )
         assert any(key.startswith("check_") for key in checked), name
     environment = {
         **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": WRITER, "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(tmp_path / "hf"),
     }  # fmt: skip
-    arguments = [json.dumps(IDS), str(tmp_path / "logits.json"), *(f"alice/{name}" for name in CASES)]
+    arguments = [
+        json.dumps(IDS),
+        str(tmp_path / "logits.json"),
+        *(f"alice/{name}" for name in CASES),
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", STRANGER, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", STRANGER, *arguments],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "logits.json").read_text())
@@ -226,4 +240,6 @@ def test_every_recipe_is_tracked_and_loaded_by_its_card(hub: Hub, run_recipe, in
         expected = own_logits(case, tmp_path / name)
         given = [torch.tensor(part) for part in found[f"alice/{name}"]]
         assert len(given) == len(expected) and expected, name
-        assert all(torch.equal(one, other) for one, other in zip(given, expected, strict=True)), name
+        assert all(torch.equal(one, other) for one, other in zip(given, expected, strict=True)), (
+            name
+        )

@@ -20,7 +20,9 @@ def story(tmp_path: Path) -> Path:
     with Run.start("recipes/pretrain_clm.py", folder / "pretrain") as run:
         history = [{"step": step, "loss": 3.0 / step} for step in range(1, 4)]
         (run.output_dir / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-        (run.output_dir / "samples.jsonl").write_text('{"step": 3, "prompt": "从前", "completion": "有一只狐狸"}\n')
+        (run.output_dir / "samples.jsonl").write_text(
+            '{"step": 3, "prompt": "从前", "completion": "有一只狐狸"}\n'
+        )
         run.add_artifact("trainer_state", "trainer_state.json")
         run.add_artifact("samples", "samples.jsonl")
         run.finish({"eval_loss": 1.0})
@@ -41,7 +43,9 @@ def test_runs_from_its_yaml(story: Path, run_recipe: Callable[..., dict[str, flo
     assert record.parents == ["../pretrain"]
 
 
-def test_the_page_is_made_again_over_itself(story: Path, run_recipe: Callable[..., dict[str, float]]) -> None:
+def test_the_page_is_made_again_over_itself(
+    story: Path, run_recipe: Callable[..., dict[str, float]]
+) -> None:
     """A page follows its runs: made twice with the same settings, it shows what came in between."""
     flags = ["--runs", story, "--output_dir", story / "report"]
     run_recipe("report", *flags)
@@ -51,7 +55,9 @@ def test_the_page_is_made_again_over_itself(story: Path, run_recipe: Callable[..
     assert "evaluate_lm" in (story / "report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_directory_of_another_run_is_refused(story: Path, run_recipe: Callable[..., dict[str, float]]) -> None:
+def test_the_directory_of_another_run_is_refused(
+    story: Path, run_recipe: Callable[..., dict[str, float]]
+) -> None:
     with pytest.raises(CheckpointError, match="holds a run of pretrain_clm"):
         run_recipe("report", "--runs", story, "--output_dir", story / "pretrain")
     assert not (story / "pretrain" / "report.html").exists()
@@ -64,6 +70,8 @@ def test_mistakes_end_in_one_line(story: Path, run_recipe: Callable[..., dict[st
     with pytest.raises(CheckpointError, match=r"--runs nowhere: no such directory"):
         run_recipe("report", "--runs", "nowhere", *output)
     (story / "pretrain" / "samples.jsonl").unlink()
-    with pytest.raises(DataError, match=r"samples\.jsonl is listed in run.json as samples but is not there"):
+    with pytest.raises(
+        DataError, match=r"samples\.jsonl is listed in run.json as samples but is not there"
+    ):
         run_recipe("report", "--runs", story, *output)
     assert not (story / "report").exists()

@@ -14,7 +14,9 @@ from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequ
 from tests.tiny_encoder import save_tiny_bert
 
 # peft 0.21 asks a model for the old name of activation checkpointing, and transformers 5.23 warns of it.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +55,31 @@ def test_learns_measures_and_draws(reward, tmp_path: Path):
     metrics = reward(max_steps=25)
     assert metrics["eval_accuracy"] == 1.0 and metrics["eval_accuracy_low"] < 1.0
     assert metrics["eval_length_accuracy"] == 1.0 and metrics["eval_gain_over_length"] == 0.0
-    assert 0 <= metrics["eval_calibration_error"] <= 0.5 and metrics["eval_pairs"] + metrics["train_pairs"] == 40
+    assert (
+        0 <= metrics["eval_calibration_error"] <= 0.5
+        and metrics["eval_pairs"] + metrics["train_pairs"] == 40
+    )
     assert abs(metrics["eval_reward_mean"]) < 5
     record = read_run(tmp_path / "out")
     assert (tmp_path / "out" / record.artifacts["rewards"]).read_text().startswith("<svg")
     assert set(record.tables) == {"answer lengths", "accuracy by margin", "calibration"}
-    rows = [json.loads(line) for line in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == metrics["eval_pairs"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     model = load_reward_model(ModelConfig(model_name_or_path=str(tmp_path / "out")), tokenizer)
     encoded, _ = encode_pairs(rows, tokenizer, max_length=128)
-    again = score_sequences(model, encoded["chosen_ids"][:], pad_token_id=tokenizer.pad_token_id, batch_size=8)
+    again = score_sequences(
+        model, encoded["chosen_ids"][:], pad_token_id=tokenizer.pad_token_id, batch_size=8
+    )
     assert again == pytest.approx([row["reward_chosen"] for row in rows], abs=1e-6)
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_an_encoder_without_eos_learns_and_reloads_with_identical_scores(reward, tmp_path: Path, adapter: bool):
+def test_an_encoder_without_eos_learns_and_reloads_with_identical_scores(
+    reward, tmp_path: Path, adapter: bool
+):
     folder = save_tiny_bert(tmp_path / "bert")
     settings = {"use_peft": "true", "lora_r": 4} if adapter else {}
     metrics = reward(model_name_or_path=folder, max_steps=3, **settings)
@@ -76,9 +87,13 @@ def test_an_encoder_without_eos_learns_and_reloads_with_identical_scores(reward,
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.eos_token_id is None
     model = load_reward_model(ModelConfig(model_name_or_path=str(tmp_path / "out")), tokenizer)
-    rows = [json.loads(line) for line in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "pairs.jsonl").read_text().splitlines()
+    ]
     encoded, _ = encode_pairs(rows, tokenizer, max_length=64)
-    again = score_sequences(model, encoded["chosen_ids"][:], pad_token_id=tokenizer.pad_token_id, batch_size=8)
+    again = score_sequences(
+        model, encoded["chosen_ids"][:], pad_token_id=tokenizer.pad_token_id, batch_size=8
+    )
     assert again == pytest.approx([row["reward_chosen"] for row in rows], abs=1e-6)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file() == adapter
 
@@ -102,7 +117,9 @@ def test_bad_input_is_refused_in_one_line(reward, tiny_llama: Path, tmp_path: Pa
     (tmp_path / "empty.jsonl").write_text(json.dumps(row | {"chosen": ""}) + "\n")
     with pytest.raises(DataError, match=r"row 1: chosen is empty"):
         reward(datasets=tmp_path / "empty.jsonl", output_dir=tmp_path / "b")
-    (tmp_path / "names.jsonl").write_text(json.dumps({"question": "a", "good": "x", "bad": "y"}) + "\n")
+    (tmp_path / "names.jsonl").write_text(
+        json.dumps({"question": "a", "good": "x", "bad": "y"}) + "\n"
+    )
     with pytest.raises(DataError, match=r"question, good, bad; map them with .*--chosen_column"):
         reward(datasets=tmp_path / "names.jsonl", output_dir=tmp_path / "c")
     long = {"prompt": "once upon a time " * 100, "chosen": "x", "rejected": "y"}
@@ -111,4 +128,6 @@ def test_bad_input_is_refused_in_one_line(reward, tiny_llama: Path, tmp_path: Pa
         reward(datasets=tmp_path / "long.jsonl", eval_fraction=0, output_dir=tmp_path / "d")
     bert = save_tiny_bert(tmp_path / "bert")
     with pytest.raises(ConfigError, match=r"the tokenizer has 300 tokens but the embedding"):
-        reward(model_name_or_path=bert, tokenizer_name_or_path=tiny_llama, output_dir=tmp_path / "e")
+        reward(
+            model_name_or_path=bert, tokenizer_name_or_path=tiny_llama, output_dir=tmp_path / "e"
+        )

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.runs.record import read_run
@@ -15,13 +21,17 @@ from hfstack.runs.record import read_run
 ROOT = Path(__file__).parent.parent.parent
 
 # TRL 1.16 reads the old name while it generates (trl/models/utils.py).
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    rows = [{"prompt": f"Tell of a fox and {number} owls.", "label": number} for number in range(24)]
+    rows = [
+        {"prompt": f"Tell of a fox and {number} owls.", "label": number} for number in range(24)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -40,10 +50,14 @@ def rloo(run_recipe, tiny_llama: Path, prompts: Path, tmp_path: Path):
         } | changes  # fmt: skip
         path = tmp_path / "settings.yaml"
         text = Path(str(settings.pop("config"))).read_text()
-        text = "\n".join(line for line in text.splitlines() if line.split(":")[0].strip(" -") not in settings)
+        text = "\n".join(
+            line for line in text.splitlines() if line.split(":")[0].strip(" -") not in settings
+        )
         path.write_text(text)
         given = {
-            key: value if isinstance(value, list) else [value] for key, value in settings.items() if value is not None
+            key: value if isinstance(value, list) else [value]
+            for key, value in settings.items()
+            if value is not None
         }
         flags = [flag for key, values in given.items() for flag in (f"--{key}", *values)]
         return run_recipe("rloo", "--config", path, *flags)
@@ -53,15 +67,27 @@ def rloo(run_recipe, tiny_llama: Path, prompts: Path, tmp_path: Path):
 
 def test_trains_evaluates_and_records(rloo, tmp_path: Path) -> None:
     metrics = rloo()
-    expected = {"start_reward", "eval_reward", "eval_rewards/obeys/mean", "eval_kl", "eval_kl_per_completion"}
-    assert expected | {"eval_ended_share", "start_ended_share", "steps", "reward", "ended_share"} <= metrics.keys()
+    expected = {
+        "start_reward",
+        "eval_reward",
+        "eval_rewards/obeys/mean",
+        "eval_kl",
+        "eval_kl_per_completion",
+    }
+    assert (
+        expected | {"eval_ended_share", "start_ended_share", "steps", "reward", "ended_share"}
+        <= metrics.keys()
+    )
     assert metrics["steps"] == 2
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.metrics == metrics
     assert [entry["role"] for entry in record.data] == ["train"]
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     steps = [row for row in history if "reward" in row]
-    assert len(steps) == 2 and {"kl", "kl_per_completion", "ended_share", "rewards/obeys/mean"} <= steps[0].keys()
+    assert (
+        len(steps) == 2
+        and {"kl", "kl_per_completion", "ended_share", "rewards/obeys/mean"} <= steps[0].keys()
+    )
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-6), "the first answers are the reference's own"
 
 
@@ -69,10 +95,20 @@ def test_the_same_seed_gives_the_same_curve(rloo, tmp_path: Path) -> None:
     curves = []
     for folder in ("one", "two"):
         rloo(
-            output_dir=tmp_path / folder, eval_fraction=0, eval_strategy="no", eval_on_start="false", save_strategy="no"
+            output_dir=tmp_path / folder,
+            eval_fraction=0,
+            eval_strategy="no",
+            eval_on_start="false",
+            save_strategy="no",
         )
         history = json.loads((tmp_path / folder / "trainer_state.json").read_text())["log_history"]
-        curves.append([(row["loss"], row["reward"], row["kl"], row["entropy"]) for row in history if "reward" in row])
+        curves.append(
+            [
+                (row["loss"], row["reward"], row["kl"], row["entropy"])
+                for row in history
+                if "reward" in row
+            ]
+        )
     assert curves[0] == curves[1] and len(curves[0]) == 2
 
 
@@ -85,8 +121,12 @@ def test_learns_what_is_rewarded_within_its_kl(
     source = (ROOT / "recipes" / "rloo.py").read_text()
     assert source.count("\nREWARDS = [obeys]\n") == 1
     rewarded = "def vowels(completions, prompts):\n    return [one.count('e') / 4 for one in completions]\n\n\n"
-    (recipes / "rloo.py").write_text(source.replace("\nREWARDS = [obeys]\n", f"\n{rewarded}REWARDS = [vowels]\n"))
-    monkeypatch.setitem(run_recipe.__globals__, "ROOT", tmp_path)  # where run_recipe looks for recipes/
+    (recipes / "rloo.py").write_text(
+        source.replace("\nREWARDS = [obeys]\n", f"\n{rewarded}REWARDS = [vowels]\n")
+    )
+    monkeypatch.setitem(
+        run_recipe.__globals__, "ROOT", tmp_path
+    )  # where run_recipe looks for recipes/
     metrics = rloo(
         max_steps=12, per_device_train_batch_size=64, num_generations=8, per_device_eval_batch_size=32, eval_steps=12,
         learning_rate=1e-2, beta=0.01, save_strategy="no", eval_fraction=0.4, logging_steps=4,
@@ -130,12 +170,19 @@ def test_mistakes_end_in_one_line(rloo, tiny_tokenizer, tmp_path: Path) -> None:
 
     questions = tmp_path / "questions.jsonl"
     questions.write_text(json.dumps({"question": "Why?"}) + "\n")
-    refuse(DataError, "rloo needs the columns prompt; found: question", datasets=questions, eval_fraction=0)
+    refuse(
+        DataError,
+        "rloo needs the columns prompt; found: question",
+        datasets=questions,
+        eval_fraction=0,
+    )
     refuse(ConfigError, "no chat template", as_chat="true")
     refuse(ConfigError, "only http:// and https://", reward_model="ftp://host/reward")
     refuse(CheckpointError, "has no weights", model_name_or_path="llama-5m.json")
     refuse(DataError, "leave less than --max_completion_length 120", max_completion_length=120)
     gpt2 = tmp_path / "gpt2"
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=2, n_head=2)).save_pretrained(gpt2)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=2, n_head=2)
+    ).save_pretrained(gpt2)
     tiny_tokenizer.save_pretrained(gpt2)
     refuse(ConfigError, "absolute position embeddings", model_name_or_path=gpt2)

@@ -24,8 +24,13 @@ def rows(law: Law, *, seed: int = 0, noise: float = 0.002) -> list[dict[str, flo
     rng = np.random.default_rng(seed)
     sizes, computes = np.tile([6e4, 1.5e5, 4e5, 1e6], 3), np.repeat([1e11, 4e11, 1.6e12], 4)
     tokens = computes / 6 / sizes
-    losses = [law.loss(*point) * np.exp(noise * rng.standard_normal()) for point in zip(sizes, tokens, strict=True)]
-    return [{"N": n, "D": d, "loss": loss} for n, d, loss in zip(sizes, tokens, losses, strict=True)]
+    losses = [
+        law.loss(*point) * np.exp(noise * rng.standard_normal())
+        for point in zip(sizes, tokens, strict=True)
+    ]
+    return [
+        {"N": n, "D": d, "loss": loss} for n, d, loss in zip(sizes, tokens, losses, strict=True)
+    ]
 
 
 def write_table(path: Path, table: list[dict], names: dict[str, str] | None = None) -> Path:
@@ -33,7 +38,9 @@ def write_table(path: Path, table: list[dict], names: dict[str, str] | None = No
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [names.get(name, name) for name in table[0]])
         writer.writeheader()
-        writer.writerows({names.get(name, name): value for name, value in row.items()} for row in table)
+        writer.writerows(
+            {names.get(name, name): value for name, value in row.items()} for row in table
+        )
     return path
 
 
@@ -53,14 +60,22 @@ def write_ladder(folder: Path, law: Law, family: str, *, status: str = "finished
                   "settings": {"Rung": {"family": family}}}  # fmt: skip
         (own / "run.json").write_text(json.dumps(values))
         artifacts[f"rung {family}-{place}"] = f"rungs/{family}-{place}/run.json"
-    whole = {**record, "recipe": "scaling_ladder", "output_dir": str(folder), "settings": {}, "artifacts": artifacts}
+    whole = {
+        **record,
+        "recipe": "scaling_ladder",
+        "output_dir": str(folder),
+        "settings": {},
+        "artifacts": artifacts,
+    }
     (folder / "run.json").write_text(json.dumps(whole))
     return folder
 
 
 def test_a_table(run_recipe, tmp_path: Path) -> None:
     table = write_table(tmp_path / "t.csv", rows(LAWS["llama"]))
-    metrics = run_recipe("scaling_fit", "--datasets", table, "--draws", 60, "--output_dir", tmp_path / "fit")
+    metrics = run_recipe(
+        "scaling_fit", "--datasets", table, "--draws", 60, "--output_dir", tmp_path / "fit"
+    )
     for name in ("E", "A", "B", "alpha", "beta"):
         assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
     assert metrics["alpha"] == pytest.approx(0.45, abs=0.1) and metrics["C_exponent"] < 0
@@ -96,7 +111,9 @@ def test_other_column_names_families_and_excluded_rows(run_recipe, tmp_path: Pat
 def test_ladders(run_recipe, tmp_path: Path) -> None:
     write_ladder(tmp_path / "runs" / "a", LAWS["llama"], "llama")
     write_ladder(tmp_path / "runs" / "b", LAWS["gru"], "gru", status="preempted")
-    metrics = run_recipe("scaling_fit", "--runs", tmp_path / "runs", "--draws", 40, "--output_dir", tmp_path / "fit")
+    metrics = run_recipe(
+        "scaling_fit", "--runs", tmp_path / "runs", "--draws", 40, "--output_dir", tmp_path / "fit"
+    )
     assert (metrics["llama_rungs"], metrics["gru_rungs"]) == (12, 11)
     assert len(read_run(tmp_path / "fit").parents) == 24
     kaplan = run_recipe(
@@ -123,14 +140,19 @@ def rising() -> list[dict[str, float]]:
     table = rows(LAWS["llama"])
     losses = sorted(row["loss"] for row in table)
     return [
-        {**row, "loss": loss} for row, loss in zip(sorted(table, key=lambda r: (r["N"], r["D"])), losses, strict=True)
+        {**row, "loss": loss}
+        for row, loss in zip(sorted(table, key=lambda r: (r["N"], r["D"])), losses, strict=True)
     ]
 
 
 @pytest.mark.parametrize(
     ("table", "flags", "message"),
     [
-        (rows(LAWS["llama"])[:4], ["--forms", "parametric"], "t: 4 rungs for the 5 parameters of E"),
+        (
+            rows(LAWS["llama"])[:4],
+            ["--forms", "parametric"],
+            "t: 4 rungs for the 5 parameters of E",
+        ),
         (rising(), [], "t: losses rise with the number of parameters"),
         (
             [{"size": 1.0, "D": 2.0, "loss": 3.0}],
@@ -142,10 +164,21 @@ def rising() -> list[dict[str, float]]:
         (rows(LAWS["llama"]), ["--forms", "repeated"], "t: no rung read its data more than once"),
     ],
 )
-def test_mistakes_in_a_table(table, flags: list[str], message: str, run_recipe, tmp_path: Path) -> None:
+def test_mistakes_in_a_table(
+    table, flags: list[str], message: str, run_recipe, tmp_path: Path
+) -> None:
     path = write_table(tmp_path / "t.csv", table)
     with pytest.raises(DataError, match=message) as refusal:
-        run_recipe("scaling_fit", "--datasets", path, "--draws", 0, "--output_dir", tmp_path / "fit", *flags)
+        run_recipe(
+            "scaling_fit",
+            "--datasets",
+            path,
+            "--draws",
+            0,
+            "--output_dir",
+            tmp_path / "fit",
+            *flags,
+        )
     assert "\n" not in str(refusal.value)
 
 
@@ -154,14 +187,26 @@ def test_mistakes_in_runs(run_recipe, tmp_path: Path) -> None:
         run_recipe("scaling_fit", "--output_dir", tmp_path / "fit")
     with pytest.raises(CheckpointError, match="no such directory"):
         run_recipe("scaling_fit", "--runs", tmp_path / "none", "--output_dir", tmp_path / "fit")
-    with pytest.raises(ConfigError, match="--forms chinchilla: no such form; choose of kaplan, envelope"):
-        run_recipe("scaling_fit", "--runs", tmp_path, "--forms", "chinchilla", "--output_dir", tmp_path / "fit")
+    with pytest.raises(
+        ConfigError, match="--forms chinchilla: no such form; choose of kaplan, envelope"
+    ):
+        run_recipe(
+            "scaling_fit",
+            "--runs",
+            tmp_path,
+            "--forms",
+            "chinchilla",
+            "--output_dir",
+            tmp_path / "fit",
+        )
     folder = write_ladder(tmp_path / "a", LAWS["llama"], "llama")
     path = folder / "rungs/llama-3/run.json"
     values = json.loads(path.read_text())
     del values["metrics"]["tokens"]
     path.write_text(json.dumps(values))
-    with pytest.raises(DataError, match=r"llama-3/run.json \(scaling_ladder\) has no tokens: give the ladders"):
+    with pytest.raises(
+        DataError, match=r"llama-3/run.json \(scaling_ladder\) has no tokens: give the ladders"
+    ):
         run_recipe("scaling_fit", "--runs", folder, "--output_dir", tmp_path / "fit")
 
 
@@ -169,22 +214,39 @@ def write_pretraining(folder: Path, law: Law, *, place: int, **changes: object) 
     """A run of pretrain_clm as far as a fit reads it: one of the rungs, with text, tokens and a start of its own."""
     own = write_ladder(folder, law, "llama") / "rungs" / f"llama-{place}" / "run.json"
     values = json.loads(own.read_text()) | {"recipe": "pretrain_clm"}
-    what = {"start": "llama-1m.json", "train": "a1", "eval": "b1", "block_size": 128, "tokens_per_byte": 0.25} | changes
+    what = {
+        "start": "llama-1m.json",
+        "train": "a1",
+        "eval": "b1",
+        "block_size": 128,
+        "tokens_per_byte": 0.25,
+    } | changes
     values["settings"] = {
         "ModelConfig": {"model_name_or_path": what["start"]}, "PretrainArgs": {"block_size": what["block_size"]},
     }  # fmt: skip
     values["data"] = [
-        {"role": role, "path": "x.jsonl", "files": [{"path": "x.jsonl", "bytes": 1, "blake2b": what[role]}], "rows": 9}
+        {
+            "role": role,
+            "path": "x.jsonl",
+            "files": [{"path": "x.jsonl", "bytes": 1, "blake2b": what[role]}],
+            "rows": 9,
+        }
         for role in ("train", "eval")
     ]
-    values["metrics"]["bits_per_byte"] = values["metrics"]["eval_loss"] * what["tokens_per_byte"] / np.log(2)
+    values["metrics"]["bits_per_byte"] = (
+        values["metrics"]["eval_loss"] * what["tokens_per_byte"] / np.log(2)
+    )
     own.write_text(json.dumps(values))
     return own.parent
 
 
 def test_runs_of_pretrain_clm(run_recipe, tmp_path: Path) -> None:
-    runs = [write_pretraining(tmp_path / str(place), LAWS["llama"], place=place) for place in range(12)]
-    metrics = run_recipe("scaling_fit", "--runs", *runs, "--draws", 0, "--output_dir", tmp_path / "fit")
+    runs = [
+        write_pretraining(tmp_path / str(place), LAWS["llama"], place=place) for place in range(12)
+    ]
+    metrics = run_recipe(
+        "scaling_fit", "--runs", *runs, "--draws", 0, "--output_dir", tmp_path / "fit"
+    )
     assert metrics["rungs"] == 12 and metrics["alpha"] == pytest.approx(0.45, abs=0.1)
 
 
@@ -193,21 +255,31 @@ def test_runs_of_pretrain_clm(run_recipe, tmp_path: Path) -> None:
     [
         ({"eval": "b2"}, "was measured on other held-out text than"),
         ({"block_size": 256}, "was measured on another block size than"),
-        ({"tokens_per_byte": 0.4}, "was measured on other tokens than .*, or by --loss bits_per_byte"),
+        (
+            {"tokens_per_byte": 0.4},
+            "was measured on other tokens than .*, or by --loss bits_per_byte",
+        ),
         ({"start": "runs/model"}, "went on from runs/model, so its tokens are not all"),
     ],
 )
-def test_losses_of_different_things(changes: dict[str, object], message: str, run_recipe, tmp_path: Path) -> None:
-    runs = [write_pretraining(tmp_path / str(place), LAWS["llama"], place=place) for place in range(2)]
+def test_losses_of_different_things(
+    changes: dict[str, object], message: str, run_recipe, tmp_path: Path
+) -> None:
+    runs = [
+        write_pretraining(tmp_path / str(place), LAWS["llama"], place=place) for place in range(2)
+    ]
     runs.append(write_pretraining(tmp_path / "other", LAWS["llama"], place=2, **changes))
     with pytest.raises(DataError, match=message) as refusal:
         run_recipe("scaling_fit", "--runs", *runs, "--draws", 0, "--output_dir", tmp_path / "fit")
     assert "\n" not in str(refusal.value)
 
 
-def test_other_training_text_is_said_and_fitted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_training_text_is_said_and_fitted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     runs = [
-        write_pretraining(tmp_path / str(place), LAWS["llama"], place=place, train=f"a{place}") for place in range(2)
+        write_pretraining(tmp_path / str(place), LAWS["llama"], place=place, train=f"a{place}")
+        for place in range(2)
     ]
     assert len(load_rungs([str(run) for run in runs])["llama"]) == 2
     assert "trained on other text than" in caplog.text and "llama-1" in caplog.text

@@ -51,14 +51,24 @@ def test_every_rung_is_a_run_of_its_own(ladder, tmp_path: Path) -> None:
         assert rung.status == "finished" and rung.settings["Rung"]["name"] == name
         values = rung.metrics
         assert values["flops"] == pytest.approx(1.5e9, rel=0.1)
-        assert values["flops_6nd"] == 6 * values["parameters"] * values["tokens"] > values["flops_kaplan"]
-        assert values["eval_loss"] > 0 and values["bits_per_byte"] > 0 and values["unique_tokens"] > 0
-        assert (folder / "model.safetensors").is_file() and record.artifacts[f"rung {name}"] == f"rungs/{name}/run.json"
+        assert (
+            values["flops_6nd"]
+            == 6 * values["parameters"] * values["tokens"]
+            > values["flops_kaplan"]
+        )
+        assert (
+            values["eval_loss"] > 0 and values["bits_per_byte"] > 0 and values["unique_tokens"] > 0
+        )
+        assert (folder / "model.safetensors").is_file() and record.artifacts[
+            f"rung {name}"
+        ] == f"rungs/{name}/run.json"
         config = json.loads((folder / "config.json").read_text())
         assert config["vocab_size"] == 300
     table = record.tables["rungs"]
     losses = [row[table["columns"].index("eval_loss")] for row in table["rows"]]
-    assert sorted(losses) == sorted(read_run(folder).metrics["eval_loss"] for folder in found.values())
+    assert sorted(losses) == sorted(
+        read_run(folder).metrics["eval_loss"] for folder in found.values()
+    )
 
 
 def test_a_finished_rung_is_not_done_again_and_the_ladder_grows(ladder, tmp_path: Path) -> None:
@@ -70,7 +80,9 @@ def test_a_finished_rung_is_not_done_again_and_the_ladder_grows(ladder, tmp_path
     assert len(rungs(tmp_path / "out")) == 2
 
 
-def test_a_ladder_that_was_stopped_goes_on(ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ladder_that_was_stopped_goes_on(
+    ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = ladder(output_dir=tmp_path / "whole", save_strategy="steps", save_steps=10)
     from hfstack.training.callbacks import StopWhenAsked
 
@@ -78,7 +90,11 @@ def test_a_ladder_that_was_stopped_goes_on(ladder, tmp_path: Path, monkeypatch: 
     begin = StopWhenAsked.on_step_end
 
     def ask(self, *arguments, **kwargs) -> None:
-        if next(steps) == read_run(next(iter(rungs(tmp_path / "whole").values()))).settings["Rung"]["steps"] + 12:
+        if (
+            next(steps)
+            == read_run(next(iter(rungs(tmp_path / "whole").values()))).settings["Rung"]["steps"]
+            + 12
+        ):
             self.run.stop_asked = True
         begin(self, *arguments, **kwargs)
 
@@ -86,11 +102,17 @@ def test_a_ladder_that_was_stopped_goes_on(ladder, tmp_path: Path, monkeypatch: 
     with pytest.raises(Preempted):
         ladder(save_strategy="steps", save_steps=10)
     states = {name: read_run(folder).status for name, folder in rungs(tmp_path / "out").items()}
-    assert sorted(states.values()) == ["finished", "preempted"] and read_run(tmp_path / "out").status == "preempted"
+    assert (
+        sorted(states.values()) == ["finished", "preempted"]
+        and read_run(tmp_path / "out").status == "preempted"
+    )
     monkeypatch.setattr(StopWhenAsked, "on_step_end", begin)
     assert ladder(save_strategy="steps", save_steps=10) == whole
     for name, folder in rungs(tmp_path / "out").items():
-        assert read_run(folder).metrics["eval_loss"] == read_run(tmp_path / "whole/rungs" / name).metrics["eval_loss"]
+        assert (
+            read_run(folder).metrics["eval_loss"]
+            == read_run(tmp_path / "whole/rungs" / name).metrics["eval_loss"]
+        )
     assert any(read_run(folder).restarts for folder in rungs(tmp_path / "out").values())
 
 
@@ -110,7 +132,11 @@ def test_other_settings_are_refused(ladder, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"budgets": [1e5]}, ConfigError, r"--budgets 100000 is too small for the llama of [\d,]+ parameters"),
+        (
+            {"budgets": [1e5]},
+            ConfigError,
+            r"--budgets 100000 is too small for the llama of [\d,]+ parameters",
+        ),
         ({"eval_fraction": 0}, ConfigError, "a ladder is measured on held-out text"),
         ({"text_column": "body"}, DataError, "body"),
         ({"architectures": ["none-1m.json"]}, ConfigError, "no such file; shipped architectures"),
@@ -134,9 +160,15 @@ def test_two_processes(tmp_path: Path, tiny_tokenizer) -> None:
         "1e4", "3e4", "--budgets", "3e9", "--block_size", "16", "--bf16", "false", "--use_cpu", "true", "--output_dir",
         str(tmp_path / "out"),
     ]  # fmt: skip
-    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path / "hf"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     for _ in range(2):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         found = rungs(tmp_path / "out")
         assert len(found) == 2
@@ -145,5 +177,8 @@ def test_two_processes(tmp_path: Path, tiny_tokenizer) -> None:
             assert record.status == "finished" and record.world_size == 2
             rung, metrics = record.settings["Rung"], record.metrics
             assert rung["processes"] == 2
-            assert metrics["tokens"] == rung["steps"] * 2 * rung["micro_batch"] * rung["accumulation"] * 16
+            assert (
+                metrics["tokens"]
+                == rung["steps"] * 2 * rung["micro_batch"] * rung["accumulation"] * 16
+            )
     assert len(read_run(tmp_path / "out").tables["rungs"]["rows"]) == 2

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    set_seed,
+)
 
 from hfstack.errors import AlreadyFinished, ConfigError, DataError, MissingExtraError
 from hfstack.logs import setup_logging
@@ -20,7 +26,9 @@ from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 from tests.conftest import ROOT
 
 # peft 0.21 asks for the old name of is_activation_checkpointing (huggingface/peft, peft_model.py)
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 ANIMALS = ["fox", "owl", "hen", "cat"]
 
 
@@ -36,7 +44,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
     """A folder with a tiny chat model and rows in each form."""
     folder = tmp_path_factory.mktemp("inputs")
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]}
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     set_seed(0)
     config = LlamaConfig(
@@ -50,7 +60,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
     forms = {
         "prompts": [{"prompt": prompt, "completion": answer} for prompt, answer in pairs],
         "messages": [{"messages": talk(prompt, answer)} for prompt, answer in pairs],
-        "alpaca": [{"instruction": p[:-1], "input": "?" * (n % 2), "output": a} for n, (p, a) in enumerate(pairs)],
+        "alpaca": [
+            {"instruction": p[:-1], "input": "?" * (n % 2), "output": a}
+            for n, (p, a) in enumerate(pairs)
+        ],
         "text": [{"text": f"{prompt} {answer}"} for prompt, answer in pairs],
     }
     for name, rows in forms.items():
@@ -86,22 +99,42 @@ def sft(inputs: Path, run_recipe, tmp_path: Path):
 
 def test_trains_answers_and_saves(sft, tmp_path: Path) -> None:
     metrics = sft(
-        max_steps=40, eval_strategy="steps", eval_steps=40, answer_rows=5, logging_steps=10, learning_rate=2e-2
+        max_steps=40,
+        eval_strategy="steps",
+        eval_steps=40,
+        answer_rows=5,
+        logging_steps=10,
+        learning_rate=2e-2,
     )
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.metrics == metrics
-    assert metrics["held_out_loss"] < 1.5 < math.log(304)  # it has learnt "The fox."; a uniform guess is ln 304
+    assert (
+        metrics["held_out_loss"] < 1.5 < math.log(304)
+    )  # it has learnt "The fox."; a uniform guess is ln 304
     assert metrics["held_out_perplexity"] == pytest.approx(math.exp(metrics["held_out_loss"]))
     assert metrics["eval_loss"] == pytest.approx(metrics["held_out_loss"], rel=0.05)
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
-    assert metrics["answer_rows"] == 5 and 0 <= metrics["bleu"] <= 100 and 0 <= metrics["rougeL"] <= 1
+    assert (
+        metrics["answer_rows"] == 5 and 0 <= metrics["bleu"] <= 100 and 0 <= metrics["rougeL"] <= 1
+    )
     assert metrics["tokens_per_s"] > 0
     # 32 rows of about 28 tokens, in 7 packed rows of which a step reads one
     assert metrics["eval_num_tokens"] == pytest.approx(40 * 32 * 28 / 7, rel=0.2)
-    answers = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["answers"]).read_text().splitlines()]
-    assert [set(row) for row in answers] == [{"prompt", "answer", "reference", "tokens", "finished"}] * 5
-    assert all(row["prompt"].startswith("<|user|>Who") and row["prompt"].endswith("<|assistant|>") for row in answers)
-    samples = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["samples"]).read_text().splitlines()]
+    answers = [
+        json.loads(line)
+        for line in (tmp_path / "out" / record.artifacts["answers"]).read_text().splitlines()
+    ]
+    assert [set(row) for row in answers] == [
+        {"prompt", "answer", "reference", "tokens", "finished"}
+    ] * 5
+    assert all(
+        row["prompt"].startswith("<|user|>Who") and row["prompt"].endswith("<|assistant|>")
+        for row in answers
+    )
+    samples = [
+        json.loads(line)
+        for line in (tmp_path / "out" / record.artifacts["samples"]).read_text().splitlines()
+    ]
     assert {row["step"] for row in samples} == {40} and len(samples) == 3
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -109,11 +142,23 @@ def test_trains_answers_and_saves(sft, tmp_path: Path) -> None:
         tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|end|>")
     }  # fmt: skip
     with pytest.raises(AlreadyFinished):
-        sft(max_steps=40, eval_strategy="steps", eval_steps=40, answer_rows=5, logging_steps=10, learning_rate=2e-2)
+        sft(
+            max_steps=40,
+            eval_strategy="steps",
+            eval_steps=40,
+            answer_rows=5,
+            logging_steps=10,
+            learning_rate=2e-2,
+        )
 
 
 def test_every_form_of_the_same_rows_is_the_same_data(sft, inputs: Path, tmp_path: Path) -> None:
-    common = {"eval_fraction": 0, "max_steps": 1, "packing": "false", "per_device_train_batch_size": 40}
+    common = {
+        "eval_fraction": 0,
+        "max_steps": 1,
+        "packing": "false",
+        "per_device_train_batch_size": 40,
+    }
     first = sft(**common, output_dir=tmp_path / "a")
     for name, flags in {
         "messages": {"datasets": inputs / "messages.jsonl"},
@@ -127,9 +172,14 @@ def test_every_form_of_the_same_rows_is_the_same_data(sft, inputs: Path, tmp_pat
 def test_resumes_to_the_same_weights(sft, tmp_path: Path) -> None:
     saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_only_model": "false"}
     sft(**saving, output_dir=tmp_path / "whole")
-    sft(**saving, output_dir=tmp_path / "resumed", resume_from_checkpoint=tmp_path / "whole/checkpoint-2")
+    sft(
+        **saving,
+        output_dir=tmp_path / "resumed",
+        resume_from_checkpoint=tmp_path / "whole/checkpoint-2",
+    )
     whole, resumed = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "resumed")
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        for name in ("whole", "resumed")
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not list((tmp_path / "whole").glob("training_args.bin"))
@@ -142,27 +192,44 @@ def test_eval_rows_need_not_be_packed(sft, tmp_path: Path) -> None:
     assert single["eval_loss"] == pytest.approx(packed["held_out_loss"], rel=0.02)
 
 
-def test_instruction_input_output(sft, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_instruction_input_output(
+    sft, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     message = (
         "found the columns instruction, input, output; map them with "
         "--prompt_column instruction --context_column input --completion_column output"
     )
     with pytest.raises(DataError, match=message):
         sft(datasets=inputs / "alpaca.jsonl")
-    mapped = {"prompt_column": "instruction", "completion_column": "output", "datasets": inputs / "alpaca.jsonl"}
+    mapped = {
+        "prompt_column": "instruction",
+        "completion_column": "output",
+        "datasets": inputs / "alpaca.jsonl",
+    }
     sft(**mapped, output_dir=tmp_path / "forgotten", max_steps=1)
     assert (
         "20 rows have text in the column 'input', which is not read" not in caplog.text
     )  # 16 of them are for training
-    assert "have text in the column 'input', which is not read: --context_column input reads it" in caplog.text
+    assert (
+        "have text in the column 'input', which is not read: --context_column input reads it"
+        in caplog.text
+    )
     sft(**mapped, context_column="input", answer_rows=8, output_dir=tmp_path / "read", max_steps=1)
     answers = (tmp_path / "read" / "answers.jsonl").read_text()
     assert "\\n\\n?" in answers
 
 
 @pytest.mark.parametrize("flags", [{}, {"use_dora": "true"}], ids=["lora", "dora"])
-def test_a_merged_adapter_is_the_adapter(sft, inputs: Path, tmp_path: Path, flags: dict[str, str]) -> None:
-    adapter = {"use_peft": "true", "lora_target_modules": "all-linear", "lora_dropout": 0, "max_steps": 3, **flags}
+def test_a_merged_adapter_is_the_adapter(
+    sft, inputs: Path, tmp_path: Path, flags: dict[str, str]
+) -> None:
+    adapter = {
+        "use_peft": "true",
+        "lora_target_modules": "all-linear",
+        "lora_dropout": 0,
+        "max_steps": 3,
+        **flags,
+    }
     sft(**adapter, merge_adapter="true")
     assert (tmp_path / "out/adapter/adapter_config.json").is_file()
     assert not (tmp_path / "out/adapter_config.json").exists()
@@ -170,26 +237,39 @@ def test_a_merged_adapter_is_the_adapter(sft, inputs: Path, tmp_path: Path, flag
     base = AutoModelForCausalLM.from_pretrained(inputs / "model")
     before = base(tokens).logits
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(tokens).logits
-    with_adapter = PeftModel.from_pretrained(base, tmp_path / "out/adapter")(input_ids=tokens).logits
+    with_adapter = PeftModel.from_pretrained(base, tmp_path / "out/adapter")(
+        input_ids=tokens
+    ).logits
     assert torch.allclose(merged, with_adapter, atol=1e-5)
     assert (merged - before).abs().max() > 1e-3
 
 
 def test_an_adapter_alone(sft, tmp_path: Path) -> None:
-    adapter = {"use_peft": "true", "lora_target_modules": "all-linear", "lora_dropout": 0, "max_steps": 3}
+    adapter = {
+        "use_peft": "true",
+        "lora_target_modules": "all-linear",
+        "lora_dropout": 0,
+        "max_steps": 3,
+    }
     metrics = sft(**adapter)
-    assert (tmp_path / "out/adapter_config.json").is_file() and not (tmp_path / "out/model.safetensors").exists()
+    assert (tmp_path / "out/adapter_config.json").is_file() and not (
+        tmp_path / "out/model.safetensors"
+    ).exists()
     merged = sft(**adapter, merge_adapter="true", output_dir=tmp_path / "merged")
     assert merged["held_out_loss"] == metrics["held_out_loss"]
     tokens = torch.arange(20, 40)[None]
-    logits = [AutoModelForCausalLM.from_pretrained(tmp_path / name)(tokens).logits for name in ("out", "merged")]
+    logits = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / name)(tokens).logits
+        for name in ("out", "merged")
+    ]
     assert torch.allclose(logits[0], logits[1], atol=1e-5)
 
 
 def test_a_missing_magnitude_is_what_makes_dora_merge(tmp_path: Path, inputs: Path) -> None:
     """Why --use_dora asks for --merge_adapter: transformers loads such an adapter without its magnitudes."""
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(inputs / "model"), LoraConfig(use_dora=True, target_modules="all-linear")
+        AutoModelForCausalLM.from_pretrained(inputs / "model"),
+        LoraConfig(use_dora=True, target_modules="all-linear"),
     )
     for name, parameter in model.named_parameters():
         if "lora_magnitude_vector" in name:
@@ -202,13 +282,17 @@ def test_a_missing_magnitude_is_what_makes_dora_merge(tmp_path: Path, inputs: Pa
 
 
 def test_text_rows(sft, inputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no assistant turn to learn alone: set --assistant_only_loss false"):
+    with pytest.raises(
+        ConfigError, match="no assistant turn to learn alone: set --assistant_only_loss false"
+    ):
         sft(datasets=inputs / "text.jsonl", output_dir=tmp_path / "refused")
     metrics = sft(datasets=inputs / "text.jsonl", assistant_only_loss="false")
     assert metrics["held_out_loss"] > 0 and "bleu" not in metrics
 
 
-def test_a_tokenizer_without_pad_or_template(sft, inputs: Path, tiny_llama: Path, tmp_path: Path, caplog) -> None:
+def test_a_tokenizer_without_pad_or_template(
+    sft, inputs: Path, tiny_llama: Path, tmp_path: Path, caplog
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     tokenizer.pad_token = tokenizer.eos_token
     bare = tmp_path / "bare"
@@ -216,9 +300,14 @@ def test_a_tokenizer_without_pad_or_template(sft, inputs: Path, tiny_llama: Path
     tokenizer.save_pretrained(bare)
     with pytest.raises(ConfigError, match="no chat template: name one with --chat_template_path"):
         sft(model_name_or_path=bare, output_dir=tmp_path / "a")
-    metrics = sft(model_name_or_path=bare, chat_template_path="plain.jinja", output_dir=tmp_path / "b")
+    metrics = sft(
+        model_name_or_path=bare, chat_template_path="plain.jinja", output_dir=tmp_path / "b"
+    )
     assert metrics["held_out_loss"] > 0
-    assert "pad token '<|pad|>' (the tokenizer was '<|endoftext|>', which also ends texts)" in caplog.text
+    assert (
+        "pad token '<|pad|>' (the tokenizer was '<|endoftext|>', which also ends texts)"
+        in caplog.text
+    )
     saved = AutoTokenizer.from_pretrained(tmp_path / "b")
     assert saved.pad_token == "<|pad|>" and saved.eos_token == "<|endoftext|>"
     assert "### assistant" in saved.chat_template
@@ -243,7 +332,8 @@ def bad_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_rows_that_cannot_be_learnt_from(sft, tmp_path: Path, rows, message: str, caplog) -> None:
     data = write(tmp_path / "rows.jsonl", bad_rows(rows))
     with pytest.raises(
-        DataError, match=f"1 of 13 train rows cannot be learnt from: row 13 .*: {message}.*on_bad_row skip"
+        DataError,
+        match=f"1 of 13 train rows cannot be learnt from: row 13 .*: {message}.*on_bad_row skip",
     ):
         sft(datasets=data, eval_fraction=0, output_dir=tmp_path / "a")
     assert read_run(tmp_path / "a").status == "failed"
@@ -254,14 +344,26 @@ def test_rows_that_cannot_be_learnt_from(sft, tmp_path: Path, rows, message: str
 def test_mistakes(sft, tmp_path: Path, tiny_llama: Path) -> None:
     for number, (flags, error, message) in enumerate(
         [
-            ({"max_length": 129}, ConfigError, "--max_length 129 is longer than the model's context of 128 tokens"),
+            (
+                {"max_length": 129},
+                ConfigError,
+                "--max_length 129 is longer than the model's context of 128 tokens",
+            ),
             ({"packing_strategy": "wrapped"}, ConfigError, "lets packed documents read each other"),
             ({"streaming": "true", "eval_fraction": 0}, ConfigError, "drop --streaming"),
             ({"merge_adapter": "true"}, ConfigError, "there is no adapter to merge"),
             ({"use_dora": "true"}, ConfigError, "add --use_peft"),
-            ({"use_dora": "true", "use_peft": "true"}, ConfigError, "without its magnitudes: add --merge_adapter"),
+            (
+                {"use_dora": "true", "use_peft": "true"},
+                ConfigError,
+                "without its magnitudes: add --merge_adapter",
+            ),
             ({"load_in_4bit": "true"}, ConfigError, "quantised weights cannot be trained"),
-            ({"chat_template_path": "absent.jinja"}, ConfigError, "no such file; shipped templates: plain.jinja"),
+            (
+                {"chat_template_path": "absent.jinja"},
+                ConfigError,
+                "no such file; shipped templates: plain.jinja",
+            ),
             ({"eos_token": "<nothing>"}, ConfigError, "not in the tokenizer's vocabulary"),
             ({"context_column": "input"}, DataError, "--context_column input: no such column"),
         ]
@@ -272,7 +374,9 @@ def test_mistakes(sft, tmp_path: Path, tiny_llama: Path) -> None:
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
 def test_quantisation_names_its_extra(sft) -> None:
-    with pytest.raises(MissingExtraError, match=r"bitsandbytes is not installed.*hfstack\[quantization\]"):
+    with pytest.raises(
+        MissingExtraError, match=r"bitsandbytes is not installed.*hfstack\[quantization\]"
+    ):
         sft(load_in_4bit="true", use_peft="true")
 
 
@@ -297,4 +401,7 @@ def test_an_adapter_on_four_bit_weights(sft, inputs: Path, tmp_path: Path) -> No
 
 def test_the_shipped_settings_name_their_files() -> None:
     text = (ROOT / "recipes/sft.yaml").read_text()
-    assert "recipes/chat_templates/plain.jinja" in text and (ROOT / "recipes/chat_templates/plain.jinja").is_file()
+    assert (
+        "recipes/chat_templates/plain.jinja" in text
+        and (ROOT / "recipes/chat_templates/plain.jinja").is_file()
+    )

@@ -19,7 +19,17 @@ def make_rows(count: int, seed: int = 0) -> list[dict]:
     rows = []
     for number in range(count):
         animal, thing = draw.choice(ANIMALS), draw.choice(THINGS)
-        words = ["the", "small", animal, "saw", "the", thing, "near", str(number), *["home"] * (number % 7)]
+        words = [
+            "the",
+            "small",
+            animal,
+            "saw",
+            "the",
+            thing,
+            "near",
+            str(number),
+            *["home"] * (number % 7),
+        ]
         tags = ["O", "B-animal", "I-animal", "O", "O", "B-thing", *["O"] * (2 + number % 7)]
         rows.append({"tokens": words, "ner_tags": tags})
     return rows
@@ -53,13 +63,20 @@ def tag(run_recipe, inputs: Path, tmp_path: Path):
     return call
 
 
-def test_learns_measures_and_predicts_the_same(tag, run_recipe, inputs: Path, tmp_path: Path) -> None:
+def test_learns_measures_and_predicts_the_same(
+    tag, run_recipe, inputs: Path, tmp_path: Path
+) -> None:
     metrics = tag(max_steps=40, train_sampling_strategy="group_by_length")
     assert metrics["eval_entity_f1"] == 1.0 == metrics["eval_tag_accuracy"]
-    assert metrics["baseline_entity_f1"] == pytest.approx(1.0) and metrics["eval_entity_f1_low"] == 1.0
+    assert (
+        metrics["baseline_entity_f1"] == pytest.approx(1.0) and metrics["eval_entity_f1_low"] == 1.0
+    )
     record = read_run(tmp_path / "out")
     assert [row[0] for row in record.tables["scores by type"]["rows"]] == ["animal", "thing"]
-    rows = [json.loads(line) for line in (tmp_path / "out" / record.artifacts["predictions"]).read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / record.artifacts["predictions"]).read_text().splitlines()
+    ]
     assert len(rows) == 36 and all(row["tags"] == row["predicted"] for row in rows)
 
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -74,21 +91,29 @@ def test_predicts_lists_and_texts_in_order_with_entities(tag, tmp_path: Path) ->
     tag(max_steps=40)
     load = {"columns": (None, None), "batch_size": 2, "max_length": None}
     predict = load_tag_predictor(ModelConfig(str(tmp_path / "out")), **load)
-    rows = [{"tokens": row["tokens"]} for row in make_rows(5, seed=9)] + [{"tokens": "the small owl saw the ball ."}]
+    rows = [{"tokens": row["tokens"]} for row in make_rows(5, seed=9)] + [
+        {"tokens": "the small owl saw the ball ."}
+    ]
     found = predict(rows)
     assert [answer["words"] for answer in found[:5]] == [row["tokens"] for row in rows[:5]]
-    assert [answer["tags"] for answer in found[:5]] == [row["ner_tags"] for row in make_rows(5, seed=9)]
+    assert [answer["tags"] for answer in found[:5]] == [
+        row["ner_tags"] for row in make_rows(5, seed=9)
+    ]
     assert [(e["type"], e["text"], e["first_word"], e["last_word"]) for e in found[5]["entities"]] == [
         ("animal", "small owl", 1, 2), ("thing", "ball", 5, 5),
     ]  # fmt: skip
     assert 0.5 < found[5]["entities"][0]["probability"] <= 1
-    with pytest.raises(DataError, match=r"row 7 has no column 'tokens', found text; set --text_column"):
+    with pytest.raises(
+        DataError, match=r"row 7 has no column 'tokens', found text; set --text_column"
+    ):
         predict([{"text": "a fox"}], 7)
     with pytest.raises(ConfigError, match="--max_length 65 is longer than the model's context"):
         load_tag_predictor(ModelConfig(str(tmp_path / "out")), **load | {"max_length": 65})
 
 
-def test_an_adapter_is_saved_with_its_head_and_predicts_what_it_measured(tag, inputs: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_saved_with_its_head_and_predicts_what_it_measured(
+    tag, inputs: Path, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
     from trl import ModelConfig
 
@@ -98,15 +123,21 @@ def test_an_adapter_is_saved_with_its_head_and_predicts_what_it_measured(tag, in
     out, load = tmp_path / "out", {"columns": (None, None), "batch_size": 4, "max_length": None}
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     tags = {tag for line in lines for tag in line["predicted"]}
-    assert metrics["eval_tag_accuracy"] > 0.8 and len(tags) > 2, "it has learnt: an untrained head would show"
-    found = load_tag_predictor(ModelConfig(str(out)), **load)([{"tokens": line["words"]} for line in lines])
+    assert metrics["eval_tag_accuracy"] > 0.8 and len(tags) > 2, (
+        "it has learnt: an untrained head would show"
+    )
+    found = load_tag_predictor(ModelConfig(str(out)), **load)(
+        [{"tokens": line["words"]} for line in lines]
+    )
     assert [answer["tags"] for answer in found] == [line["predicted"] for line in lines]
     assert not (out / "model.safetensors").exists()
 
     held = load_file(file := out / "adapter_model.safetensors")
     assert {"base_model.model.classifier.weight", "base_model.model.classifier.bias"} < set(held)
     save_file({name: value for name, value in held.items() if "classifier" not in name}, file)
-    with pytest.raises(CheckpointError, match="was saved without classifier, which its base does not hold either"):
+    with pytest.raises(
+        CheckpointError, match="was saved without classifier, which its base does not hold either"
+    ):
         load_tag_predictor(ModelConfig(str(out)), **load)
     (out / "task.json").unlink()
     with pytest.raises(CheckpointError, match=r"is an adapter without task\.json: train it again"):
@@ -118,10 +149,18 @@ def test_an_adapter_is_saved_with_its_head_and_predicts_what_it_measured(tag, in
 @pytest.mark.parametrize("pieces", ["first", "all"])
 def test_numbers_with_names_and_long_sentences(tag, tmp_path: Path, pieces: str) -> None:
     names = ["O", "B-animal", "I-animal", "B-thing"]
-    rows = [{"tokens": r["tokens"] * 3, "tags": [names.index(t) for t in r["ner_tags"]] * 3} for r in make_rows(40)]
+    rows = [
+        {"tokens": r["tokens"] * 3, "tags": [names.index(t) for t in r["ner_tags"]] * 3}
+        for r in make_rows(40)
+    ]
     config = tmp_path / "tags.yaml"
     config.write_text("tag_names: [O, B-animal, I-animal, B-thing]\n")
-    metrics = tag(datasets=write(tmp_path / "numbers.jsonl", rows), max_length=16, label_pieces=pieces, config=config)
+    metrics = tag(
+        datasets=write(tmp_path / "numbers.jsonl", rows),
+        max_length=16,
+        label_pieces=pieces,
+        config=config,
+    )
     assert metrics["train_sentences"] == 28 and metrics["eval_tag_accuracy"] > 0
     lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
     for row in map(json.loads, lines):
@@ -129,7 +168,9 @@ def test_numbers_with_names_and_long_sentences(tag, tmp_path: Path, pieces: str)
 
 
 def test_tags_that_are_no_entities_are_scored_by_accuracy(tag, tmp_path: Path) -> None:
-    rows = [{"tokens": ["the", "fox", str(i)], "pos_tags": ["DET", "NOUN", "NUM"]} for i in range(30)]
+    rows = [
+        {"tokens": ["the", "fox", str(i)], "pos_tags": ["DET", "NOUN", "NUM"]} for i in range(30)
+    ]
     metrics = tag(datasets=write(tmp_path / "pos.jsonl", rows))
     assert {"eval_tag_accuracy", "eval_tag_f1_macro", "baseline_tag_accuracy"} <= set(metrics)
     table = read_run(tmp_path / "out").tables["scores by type"]["rows"]
@@ -139,7 +180,10 @@ def test_tags_that_are_no_entities_are_scored_by_accuracy(tag, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, r"train row 3: 2 words but 1 tags; each word needs one"),
+        (
+            {"tokens": ["a", "b"], "ner_tags": ["O"]},
+            r"train row 3: 2 words but 1 tags; each word needs one",
+        ),
         ({"tokens": ["", " "], "ner_tags": ["O", "O"]}, r"train row 3: the text is empty"),
         (
             {"tokens": ["a", "b"], "ner_tags": ["O", "I-thing"]},
@@ -170,16 +214,40 @@ def test_bad_input_is_one_line(tag, inputs: Path, tiny_llama: Path, tmp_path: Pa
             DataError,
             r"eval row 1: the tag 'B-planet' is none of the train rows', O, B-",
         ),
-        ({"datasets": numbers}, DataError, "tags are numbers without names; name them in order with --tag_names"),
-        ({"datasets": numbers, "tag_names": "O"}, DataError, "row 1: tag 1 is outside of the 1 names O"),
+        (
+            {"datasets": numbers},
+            DataError,
+            "tags are numbers without names; name them in order with --tag_names",
+        ),
+        (
+            {"datasets": numbers, "tag_names": "O"},
+            DataError,
+            "row 1: tag 1 is outside of the 1 names O",
+        ),
         ({"datasets": text}, DataError, "found text, label; set --tokens_column and --tags_column"),
         ({"tokenizer": 1}, ConfigError, "--tokenizer"),
-        ({"max_length": 65}, ConfigError, "--max_length 65 is longer than the model's context: use --max_length 64"),
-        ({"use_peft": "true", "model_name_or_path": "bert-1m.json"}, ConfigError, "is an architecture"),
-        ({"load_in_4bit": "true"}, ConfigError, "quantised weights cannot be trained; add --use_peft"),
+        (
+            {"max_length": 65},
+            ConfigError,
+            "--max_length 65 is longer than the model's context: use --max_length 64",
+        ),
+        (
+            {"use_peft": "true", "model_name_or_path": "bert-1m.json"},
+            ConfigError,
+            "is an architecture",
+        ),
+        (
+            {"load_in_4bit": "true"},
+            ConfigError,
+            "quantised weights cannot be trained; add --use_peft",
+        ),
         ({"model_name_or_path": tmp_path / "none"}, CheckpointError, "no tokenizer at"),
         ({"bad_tags": "drop"}, ConfigError, "bad_tags"),
-        ({"metric_for_best_model": "bleu"}, ConfigError, "bleu does not fit this task: choose entity_f1, .* or loss"),
+        (
+            {"metric_for_best_model": "bleu"},
+            ConfigError,
+            "bleu does not fit this task: choose entity_f1, .* or loss",
+        ),
     ]:
         changes = {"eval_fraction": 0} | changes
         with pytest.raises(error, match=message) as caught:
@@ -188,7 +256,12 @@ def test_bad_input_is_one_line(tag, inputs: Path, tiny_llama: Path, tmp_path: Pa
     tag()
     with pytest.raises(ConfigError, match=r"is a tagger of 4 tags \(O, B-animal, .*the data has 2"):
         other = write(tmp_path / "other.jsonl", [{"tokens": ["a", "b"], "tags": ["O", "B-x"]}])
-        tag(model_name_or_path=tmp_path / "out", datasets=other, eval_fraction=0, output_dir=tmp_path / "z")
+        tag(
+            model_name_or_path=tmp_path / "out",
+            datasets=other,
+            eval_fraction=0,
+            output_dir=tmp_path / "z",
+        )
 
 
 def test_repair_and_keep(tag, tmp_path: Path, caplog) -> None:

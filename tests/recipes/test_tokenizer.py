@@ -27,7 +27,16 @@ def stories(tmp_path):
 @pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("unigram", 80), ("wordpiece", 80)])
 def test_it_trains_measures_and_saves(run_recipe, stories, tmp_path, kind, size):
     out = tmp_path / "out"
-    options = ["--kind", kind, "--vocab_size", size, "--eval_fraction", 0.2, "--model_max_length", 32]
+    options = [
+        "--kind",
+        kind,
+        "--vocab_size",
+        size,
+        "--eval_fraction",
+        0.2,
+        "--model_max_length",
+        32,
+    ]
     metrics = run_recipe("tokenizer", "--datasets", stories, "--output_dir", out, *options)
     run = read_run(out)
     assert run.status == "finished"
@@ -46,7 +55,9 @@ def test_it_trains_measures_and_saves(run_recipe, stories, tmp_path, kind, size)
     assert [(entry["role"], entry["rows"]) for entry in run.data] == [("train", len(STORIES))]
 
 
-def test_held_out_text_is_not_trained_on_and_eval_datasets_replace_it(run_recipe, stories, tmp_path):
+def test_held_out_text_is_not_trained_on_and_eval_datasets_replace_it(
+    run_recipe, stories, tmp_path
+):
     odd = tmp_path / "odd.jsonl"
     odd.write_text(json.dumps({"story": "狐狸 fox"}) + "\n")
     renamed = tmp_path / "renamed.jsonl"
@@ -62,7 +73,15 @@ def test_held_out_text_is_not_trained_on_and_eval_datasets_replace_it(run_recipe
 
 def test_without_held_out_text_there_is_only_the_size(run_recipe, stories, tmp_path):
     metrics = run_recipe(
-        "tokenizer", "--datasets", stories, "--eval_fraction", 0, "--vocab_size", 290, "--output_dir", tmp_path / "out"
+        "tokenizer",
+        "--datasets",
+        stories,
+        "--eval_fraction",
+        0,
+        "--vocab_size",
+        290,
+        "--output_dir",
+        tmp_path / "out",
     )
     assert metrics == {"vocab_size": 290}
 
@@ -76,7 +95,9 @@ def test_without_held_out_text_there_is_only_the_size(run_recipe, stories, tmp_p
         (["--eval_fraction", 0.000001], DataError, "no held-out text in 0 documents"),
     ],
 )
-def test_mistakes_end_in_one_line_and_a_failed_run(run_recipe, stories, tmp_path, options, error, problem):
+def test_mistakes_end_in_one_line_and_a_failed_run(
+    run_recipe, stories, tmp_path, options, error, problem
+):
     defaults = ["--datasets", stories, "--vocab_size", 290, "--output_dir", tmp_path / "out"]
     with pytest.raises(error, match=problem):
         run_recipe("tokenizer", *defaults, *options)
@@ -88,6 +109,8 @@ def test_a_number_where_text_should_be_is_refused(run_recipe, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": null}\n{"text": "two"}\n')
     with pytest.raises(DataError, match="text"):
-        run_recipe("tokenizer", "--datasets", path, "--vocab_size", 290, "--output_dir", tmp_path / "out")
+        run_recipe(
+            "tokenizer", "--datasets", path, "--vocab_size", 290, "--output_dir", tmp_path / "out"
+        )
     with pytest.raises(ConfigError, match="datasets: name at least one"):
         run_recipe("tokenizer", "--output_dir", tmp_path / "other")

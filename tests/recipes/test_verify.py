@@ -58,10 +58,14 @@ def test_what_cannot_be_trusted(run_recipe, publication: Path, tmp_path: Path):
         run_recipe("verify", *check)
 
 
-def test_places_that_are_not_there(hub: Hub, run_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_places_that_are_not_there(
+    hub: Hub, run_recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     output = ["--output_dir", tmp_path / "verify"]
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(HubError, match=r"alice/none at main: .*there is no token here: set HF_TOKEN"):
+    with pytest.raises(
+        HubError, match=r"alice/none at main: .*there is no token here: set HF_TOKEN"
+    ):
         run_recipe("verify", "--repo", "alice/none", *output)
     with pytest.raises(ConfigError, match="names no owner"):
         run_recipe("verify", "--repo", "none", *output)

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent.parent
 def compare(run_recipe, tiny_llama: Path, tmp_path: Path):
     """Call the recipe from its YAML with a tiny model on both sides; keyword arguments override."""
     data = tmp_path / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"Tell of {number} owls."}) + "\n" for number in range(12)))
+    data.write_text(
+        "".join(json.dumps({"prompt": f"Tell of {number} owls."}) + "\n" for number in range(12))
+    )
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
@@ -24,7 +26,9 @@ def compare(run_recipe, tiny_llama: Path, tmp_path: Path):
             "reference_model": tiny_llama, "datasets": data, "eval_fraction": 0, "max_new_tokens": 8,
             "output_dir": tmp_path / "out",
         } | changes  # fmt: skip
-        return run_recipe("win_rate", *(flag for key, value in settings.items() for flag in (f"--{key}", value)))
+        return run_recipe(
+            "win_rate", *(flag for key, value in settings.items() for flag in (f"--{key}", value))
+        )
 
     return call
 
@@ -36,8 +40,12 @@ def test_a_model_ties_with_itself(compare, tmp_path: Path, capsys) -> None:
     assert metrics["win_rate_length_controlled"] == 0.5
     for name in ("answer_characters", "answer_tokens", "ended_share", "distinct_1", "distinct_2"):
         assert metrics[name] == metrics[f"reference_{name}"], "both answer from the same seed"
-    assert metrics["perplexity_under_reference"] == metrics["reference_perplexity_under_reference"] > 1
-    rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert (
+        metrics["perplexity_under_reference"] == metrics["reference_perplexity_under_reference"] > 1
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 12 and rows[0].keys() == {"prompt", "answer", "reference_answer", "share"}
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.data[0]["role"] == "prompts"
@@ -62,7 +70,9 @@ def test_a_reward_model_judges(compare, tiny_tokenizer, tmp_path: Path) -> None:
 
 def test_mistakes_end_in_one_line(compare, tiny_llama: Path, tmp_path: Path, run_recipe) -> None:
     with pytest.raises(ConfigError, match="--reference_model is required"):
-        run_recipe("win_rate", "--model_name_or_path", tiny_llama, "--output_dir", tmp_path / "none")
+        run_recipe(
+            "win_rate", "--model_name_or_path", tiny_llama, "--output_dir", tmp_path / "none"
+        )
     with pytest.raises(CheckpointError, match="is no reward model"):
         compare(reward_model=tiny_llama, output_dir=tmp_path / "judge")
     texts = tmp_path / "texts.jsonl"

@@ -32,7 +32,13 @@ def write_run(folder: Path, recipe: str = "pretrain_clm", **changes: Any) -> Pat
         "commit": "0123456789abcdef",
         "versions": {"torch": "2.13.0"},
         "python": "3.11.7",
-        "hardware": {"cpu": "A CPU", "cores": 2, "memory_gib": 23.4, "device": "cpu", "accelerators": []},
+        "hardware": {
+            "cpu": "A CPU",
+            "cores": 2,
+            "memory_gib": 23.4,
+            "device": "cpu",
+            "accelerators": [],
+        },
         "world_size": 1,
         "started": "2026-01-31T12:00:00+00:00",
         "ended": "2026-01-31T12:01:00+00:00",
@@ -55,7 +61,9 @@ def write_training(folder: Path, history: list[dict[str, Any]], **changes: Any) 
     """Write a run with a Trainer's log."""
     artifacts = {"trainer_state": "trainer_state.json"} | changes.pop("artifacts", {})
     write_run(folder, artifacts=artifacts, **changes)
-    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}), encoding="utf-8")
+    (folder / "trainer_state.json").write_text(
+        json.dumps({"log_history": history}), encoding="utf-8"
+    )
     return folder
 
 
@@ -64,14 +72,26 @@ def curve(steps: int = 60) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         loss = 1.5 + 4 / step**0.5
-        entries.append({"step": step, "epoch": 0.1, "loss": loss, "learning_rate": 1e-3 / step, "tokens_per_s": 9e3})
+        entries.append(
+            {
+                "step": step,
+                "epoch": 0.1,
+                "loss": loss,
+                "learning_rate": 1e-3 / step,
+                "tokens_per_s": 9e3,
+            }
+        )
         if step % 20 == 0:
-            entries.append({"step": step, "epoch": 0.1, "eval_loss": loss + 0.1, "bits_per_byte": loss / 2.4})
+            entries.append(
+                {"step": step, "epoch": 0.1, "eval_loss": loss + 0.1, "bits_per_byte": loss / 2.4}
+            )
     return entries
 
 
 def write_samples(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
 
 
 def render(*folders: Path, title: str = "story") -> str:
@@ -104,7 +124,11 @@ class Page(HTMLParser):
         self.texts.append(data)
 
     def of_class(self, name: str) -> list[dict[str, str | None]]:
-        return [attributes for _, attributes in self.elements if name in (attributes.get("class") or "").split()]
+        return [
+            attributes
+            for _, attributes in self.elements
+            if name in (attributes.get("class") or "").split()
+        ]
 
     @property
     def text(self) -> str:
@@ -112,7 +136,9 @@ class Page(HTMLParser):
 
 
 def chart_data(text: str) -> dict[str, Any]:
-    block = re.search(r'<script type="application/json" id="chart-data">(.*?)</script>', text, re.DOTALL)
+    block = re.search(
+        r'<script type="application/json" id="chart-data">(.*?)</script>', text, re.DOTALL
+    )
     assert block
     return json.loads(block[1])
 
@@ -131,14 +157,21 @@ def lines_of(text: str) -> dict[str, list[list[Any]]]:
     [
         (
             "rloo",
-            {"start_reward": 0.1, "eval_loss": 4e-9, "eval_kl_per_completion": 3.5, "eval_reward": 1.75},
+            {
+                "start_reward": 0.1,
+                "eval_loss": 4e-9,
+                "eval_kl_per_completion": 3.5,
+                "eval_reward": 1.75,
+            },
             "1.75",
             "3.5",
         ),
         ("win_rate", {"win_rate_low": 0.679, "prompts": 400, "win_rate": 0.725}, "72.5", "400"),
     ],
 )
-def test_a_stage_is_told_by_what_it_is_for(tmp_path: Path, recipe: str, metrics, first: str, second: str) -> None:
+def test_a_stage_is_told_by_what_it_is_for(
+    tmp_path: Path, recipe: str, metrics, first: str, second: str
+) -> None:
     folder = write_training(tmp_path / recipe, curve(), metrics=metrics, recipe=recipe)
     card = render(folder).partition('<ol class="chain"')[2].partition("</ol>")[0]
     found = re.search(r'"value">([^<]*)<.*"second">([^<]*)<', card)
@@ -152,12 +185,31 @@ def test_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
     parsed = Page(text)
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    links = [a[key] or "" for _, a in parsed.elements for key in ("src", "href", "data", "action") if key in a]
+    links = [
+        a[key] or ""
+        for _, a in parsed.elements
+        for key in ("src", "href", "data", "action")
+        if key in a
+    ]
     assert links
     assert all(link.startswith("#") and link[1:] in ids for link in links)
-    assert not {name for name, _ in parsed.elements} & {"link", "iframe", "object", "embed", "base", "form"}
+    assert not {name for name, _ in parsed.elements} & {
+        "link",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+    }
     assert not re.search(r"https?://|url\(|@import", text)
-    policy = next(a["content"] for _, a in parsed.elements if a.get("http-equiv") == "Content-Security-Policy") or ""
+    policy = (
+        next(
+            a["content"]
+            for _, a in parsed.elements
+            if a.get("http-equiv") == "Content-Security-Policy"
+        )
+        or ""
+    )
     script = text.rsplit("<script>", 1)[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert "default-src 'none'" in policy
@@ -166,7 +218,12 @@ def test_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
 
 def test_text_of_runs_is_never_markup(tmp_path: Path) -> None:
     """Whatever a model, a dataset or a setting says is shown as it is and runs nowhere."""
-    source = {"role": ATTACK, "path": ATTACK, "files": [{"path": ATTACK, "bytes": 1, "blake2b": ATTACK}], "rows": 1}
+    source = {
+        "role": ATTACK,
+        "path": ATTACK,
+        "files": [{"path": ATTACK, "bytes": 1, "blake2b": ATTACK}],
+        "rows": 1,
+    }
     folder = write_training(
         tmp_path / "pretrain",
         [{"step": step, "loss": 2.0, ATTACK: step} for step in (1, 2)],
@@ -182,7 +239,9 @@ def test_text_of_runs_is_never_markup(tmp_path: Path) -> None:
         tables={ATTACK: {"columns": [ATTACK, "n"], "rows": [[ATTACK, 1]]}},
         artifacts={"samples": "samples.jsonl", ATTACK: "p.svg"},
     )
-    write_samples(folder / "samples.jsonl", [{"step": 1, "prompt": ATTACK, "completion": "</p>" + ATTACK}])
+    write_samples(
+        folder / "samples.jsonl", [{"step": 1, "prompt": ATTACK, "completion": "</p>" + ATTACK}]
+    )
     (folder / "p.svg").write_text(f'<svg xmlns="http://www.w3.org/2000/svg">{ATTACK}</svg>')
     text = render(folder, title=ATTACK)
     parsed = Page(text)
@@ -201,7 +260,10 @@ def test_curves_are_the_logged_values(tmp_path: Path) -> None:
     text = render(write_training(tmp_path / "pretrain", history))
     assert lines_of(text) == {
         "training": [list(range(1, 61)), [entry["loss"] for entry in history if "loss" in entry]],
-        "held out": [[20, 40, 60], [entry["eval_loss"] for entry in history if "eval_loss" in entry]],
+        "held out": [
+            [20, 40, 60],
+            [entry["eval_loss"] for entry in history if "eval_loss" in entry],
+        ],
     }
     bits = list(chart_data(text).values())[1]["series"]
     assert [line["label"] for line in bits] == ["held out"]
@@ -224,7 +286,9 @@ def test_a_restart_is_marked_and_no_step_comes_twice(tmp_path: Path) -> None:
 
 
 def test_values_that_are_not_finite_break_the_line_and_are_named(tmp_path: Path) -> None:
-    history = [{"step": step, "loss": math.nan if step == 3 else 2.0 - step / 10} for step in range(1, 6)]
+    history = [
+        {"step": step, "loss": math.nan if step == 3 else 2.0 - step / 10} for step in range(1, 6)
+    ]
     text = render(write_training(tmp_path / "pretrain", history))
     assert lines_of(text)["training"][1] == [1.9, 1.8, None, 1.6, 1.5]
     line = next(a["d"] or "" for a in Page(text).of_class("line"))
@@ -252,9 +316,13 @@ def test_runs_of_one_recipe_share_charts(tmp_path: Path) -> None:
 
 def test_samples_show_every_step_of_every_prompt(tmp_path: Path) -> None:
     """Chinese and English alike; of a step that was sampled twice the last stands."""
-    rows = [{"step": step, "prompt": "从前有", "completion": f"一只狐狸{step}"} for step in (0, 10, 20)]
+    rows = [
+        {"step": step, "prompt": "从前有", "completion": f"一只狐狸{step}"} for step in (0, 10, 20)
+    ]
     rows += [{"step": 20, "prompt": "从前有", "completion": "一个新故事"}]
-    folder = write_training(tmp_path / "pretrain", curve(20), artifacts={"samples": "samples.jsonl"})
+    folder = write_training(
+        tmp_path / "pretrain", curve(20), artifacts={"samples": "samples.jsonl"}
+    )
     write_samples(folder / "samples.jsonl", rows)
     text = render(folder)
     parsed = Page(text)
@@ -274,9 +342,15 @@ def test_what_is_not_finished_is_said(tmp_path: Path) -> None:
         ended=None,
         duration_s=None,
         started="2026-01-31T14:00:00+00:00",
-        artifacts={"samples": "samples.jsonl", "trainer_state": "trainer_state.json", "curve": "curve.png"},
+        artifacts={
+            "samples": "samples.jsonl",
+            "trainer_state": "trainer_state.json",
+            "curve": "curve.png",
+        },
     )
-    (folder / "samples.jsonl").write_text('{"step": 1, "prompt": "a", "completion": "b"}\n{"step": 2, "pro')
+    (folder / "samples.jsonl").write_text(
+        '{"step": 1, "prompt": "a", "completion": "b"}\n{"step": 2, "pro'
+    )
     (folder / "trainer_state.json").write_text('{"log_hist')
     text = Page(render(tmp_path)).text
     assert "a failed: DataError: raw.jsonl, line 3" in text
@@ -290,12 +364,19 @@ def test_what_is_not_finished_is_said(tmp_path: Path) -> None:
 
 def test_tables_pictures_and_fillings_come_inline(tmp_path: Path) -> None:
     """What later stages leave needs no code here: a table by its name, a picture by its ending."""
-    table = {"columns": ["reason", "documents", "share"], "rows": [["too_short", 30, 0.25], ["exact", 10, None]]}
+    table = {
+        "columns": ["reason", "documents", "share"],
+        "rows": [["too_short", 30, 0.25], ["exact", 10, None]],
+    }
     folder = write_run(
         tmp_path / "x",
         "reward_model",
         tables={"dropped_documents": table},
-        artifacts={"reward_by_kl": "a.png", "fillings": "fillings.jsonl", "train": "not-there.jsonl"},
+        artifacts={
+            "reward_by_kl": "a.png",
+            "fillings": "fillings.jsonl",
+            "train": "not-there.jsonl",
+        },
     )
     (folder / "a.png").write_bytes(b"\x89PNG")
     row = {"text": "a [MASK]", "mask": 0, "position": 2, "candidates": [["fox", 0.5]]}
@@ -311,7 +392,11 @@ def test_data_is_listed_once_with_its_readers(tmp_path: Path) -> None:
     """One row for one content; a path that held two contents is a warning."""
 
     def source(role: str, digest: str) -> dict[str, Any]:
-        return {"role": role, "path": "d.jsonl", "files": [{"path": "d.jsonl", "bytes": 2048, "blake2b": digest}]}
+        return {
+            "role": role,
+            "path": "d.jsonl",
+            "files": [{"path": "d.jsonl", "bytes": 2048, "blake2b": digest}],
+        }
 
     write_run(tmp_path / "a", "clean", data=[source("train", "1" * 32)])
     write_run(tmp_path / "b", "tokenizer", data=[source("train", "1" * 32)])
@@ -325,7 +410,9 @@ def test_data_is_listed_once_with_its_readers(tmp_path: Path) -> None:
 
 def test_a_spike_survives_the_thinning_of_a_long_curve(tmp_path: Path) -> None:
     """20,000 points are drawn with under 4,000 coordinates, the one spike among them; all are in the data."""
-    history = [{"step": step, "grad_norm": 50.0 if step == 7777 else 1.0} for step in range(1, 20001)]
+    history = [
+        {"step": step, "grad_norm": 50.0 if step == 7777 else 1.0} for step in range(1, 20001)
+    ]
     text = render(write_training(tmp_path / "pretrain", history))
     raw = Page(text).of_class("raw")[0]["d"] or ""
     heights = [float(pair.split()[1]) for pair in re.split("[ML]", raw)[1:]]
@@ -359,7 +446,9 @@ def test_runs_are_found_ordered_and_labelled(tmp_path: Path) -> None:
         (None, "no run.json in it or 2 levels down"),
     ],
 )
-def test_a_run_without_a_whole_record_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+def test_a_run_without_a_whole_record_is_refused(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -377,7 +466,9 @@ def test_a_run_without_a_whole_record_is_refused(tmp_path: Path, content: str | 
         ({"data": [{"path": "d", "files": [{"path": "d"}]}]}, "data d has files without"),
     ],
 )
-def test_a_record_of_another_shape_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_record_of_another_shape_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     write_run(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=message):
         load_runs([str(tmp_path)])
@@ -387,7 +478,9 @@ def test_a_record_of_another_shape_is_refused(tmp_path: Path, changes: dict[str,
 def test_a_finished_run_must_have_its_artifacts(tmp_path: Path, name: str) -> None:
     path = f"{name}.png" if name == "plot" else f"{name}.json"
     write_run(tmp_path, artifacts={name: path})
-    with pytest.raises(DataError, match=rf"{path} is listed in run.json as {name} but is not there"):
+    with pytest.raises(
+        DataError, match=rf"{path} is listed in run.json as {name} but is not there"
+    ):
         load_runs([str(tmp_path)])
 
 

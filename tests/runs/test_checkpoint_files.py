@@ -44,7 +44,11 @@ def checkpoint(folder: Path, step: int, *, manifest: bool = True, shards: int = 
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         with zipfile.ZipFile(path / name, "w") as archive:
             archive.writestr("data.pkl", b"x" * 100)
-    names = ["model.safetensors"] if shards == 1 else [f"model-{n}-of-{shards}.safetensors" for n in range(shards)]
+    names = (
+        ["model.safetensors"]
+        if shards == 1
+        else [f"model-{n}-of-{shards}.safetensors" for n in range(shards)]
+    )
     for name in names:
         header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
         (path / name).write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
@@ -92,16 +96,36 @@ TORN = {
         "model.safetensors is not what was written (its blake2b differs)",
     ),
     "a file cut off": (
-        lambda path: (path / "optimizer.pt").write_bytes((path / "optimizer.pt").read_bytes()[:-10]),
+        lambda path: (path / "optimizer.pt").write_bytes(
+            (path / "optimizer.pt").read_bytes()[:-10]
+        ),
         "optimizer.pt has 204 bytes instead of 214",
     ),
     "a missing file": (lambda path: (path / "rng_state.pth").unlink(), "rng_state.pth is missing"),
-    "half a state": (lambda path: (path / "trainer_state.json").write_text('{"glo'), "trainer_state.json has 5 bytes"),
-    "half a manifest": (lambda path: (path / MANIFEST).write_text('{"files": {'), f"{MANIFEST} is not whole"),
-    "a manifest of lists": (lambda path: (path / MANIFEST).write_text("[]"), f"{MANIFEST} is not whole"),
-    "another step's": (lambda path: path.rename(path.with_name("checkpoint-21")), "its manifest is of step 20"),
-    "killed before the manifest": (lambda path: (path / MANIFEST).unlink(), f"{MANIFEST}, which is written last"),
-    "upstream's mark": (lambda path: (path / INCOMPLETE).touch(), f"{INCOMPLETE} says that it was being written"),
+    "half a state": (
+        lambda path: (path / "trainer_state.json").write_text('{"glo'),
+        "trainer_state.json has 5 bytes",
+    ),
+    "half a manifest": (
+        lambda path: (path / MANIFEST).write_text('{"files": {'),
+        f"{MANIFEST} is not whole",
+    ),
+    "a manifest of lists": (
+        lambda path: (path / MANIFEST).write_text("[]"),
+        f"{MANIFEST} is not whole",
+    ),
+    "another step's": (
+        lambda path: path.rename(path.with_name("checkpoint-21")),
+        "its manifest is of step 20",
+    ),
+    "killed before the manifest": (
+        lambda path: (path / MANIFEST).unlink(),
+        f"{MANIFEST}, which is written last",
+    ),
+    "upstream's mark": (
+        lambda path: (path / INCOMPLETE).touch(),
+        f"{INCOMPLETE} says that it was being written",
+    ),
 }
 
 
@@ -114,14 +138,22 @@ def test_a_torn_one_is_set_aside_and_the_one_before_is_used(
     plant(torn)
     assert resumable_checkpoint(tmp_path, needs_manifest=True) == whole
     assert [path.name for path in tmp_path.glob("broken-*")] in (["broken-20"], ["broken-21"])
-    assert caplog.text.count("is torn") == 1 and message in caplog.text and "set aside as broken-2" in caplog.text
-    assert newest_checkpoint(tmp_path, needs_manifest=True) == whole and check_checkpoint(whole) == 10
+    assert (
+        caplog.text.count("is torn") == 1
+        and message in caplog.text
+        and "set aside as broken-2" in caplog.text
+    )
+    assert (
+        newest_checkpoint(tmp_path, needs_manifest=True) == whole and check_checkpoint(whole) == 10
+    )
 
 
 def test_one_from_a_newer_version_is_neither_used_nor_set_aside(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, 20)
     (path / MANIFEST).write_text('{"schema": 9, "step": 20, "files": {}}')
-    with pytest.raises(CheckpointError, match="has schema 9, this hfstack reads 1: upgrade hfstack"):
+    with pytest.raises(
+        CheckpointError, match="has schema 9, this hfstack reads 1: upgrade hfstack"
+    ):
         resumable_checkpoint(tmp_path, needs_manifest=True)
     assert path.is_dir()
 
@@ -130,7 +162,8 @@ def test_named_by_hand_a_torn_one_is_refused_in_one_line_and_stays(tmp_path: Pat
     path = checkpoint(tmp_path, 20)
     flip_a_byte(path / "optimizer.pt")
     with pytest.raises(
-        CheckpointError, match=r"checkpoint-20 is no whole checkpoint: optimizer\.pt is not what was"
+        CheckpointError,
+        match=r"checkpoint-20 is no whole checkpoint: optimizer\.pt is not what was",
     ) as e:
         check_checkpoint(path)
     assert "\n" not in str(e.value) and path.is_dir()
@@ -141,7 +174,11 @@ def test_named_by_hand_a_torn_one_is_refused_in_one_line_and_stays(tmp_path: Pat
     [
         ("trainer_state.json", b'{"global_', "trainer_state.json is missing or torn"),
         ("optimizer.pt", b"PK\x03\x04half of a zip", "optimizer.pt is torn"),
-        ("model-1-of-2.safetensors", b"\x02\x00\x00\x00\x00\x00\x00\x00{", "model-1-of-2.safetensors is torn"),
+        (
+            "model-1-of-2.safetensors",
+            b"\x02\x00\x00\x00\x00\x00\x00\x00{",
+            "model-1-of-2.safetensors is torn",
+        ),
         ("model-1-of-2.safetensors", None, "model-1-of-2.safetensors is missing"),
         ("config.json", b"{", "config.json is torn"),
     ],
@@ -151,7 +188,9 @@ def test_one_of_another_tool_is_judged_by_its_structure(
 ) -> None:
     path = checkpoint(tmp_path, 5, manifest=False, shards=2)
     assert find_damage(path) is None and check_checkpoint(path) == 5
-    assert find_damage(path, needs_manifest=True) is not None, "a run that writes manifests has not finished this one"
+    assert find_damage(path, needs_manifest=True) is not None, (
+        "a run that writes manifests has not finished this one"
+    )
     if content is None:
         (path / name).unlink()
     else:
@@ -184,7 +223,9 @@ def test_weights_alone_are_not_continued_from(tmp_path: Path, lost: list[str], n
     for name in lost:
         (path / name).unlink()
     write_manifest(path, step=5)
-    with pytest.raises(CheckpointError, match=rf"{named} to continue from; .*--model_name_or_path .*checkpoint-5"):
+    with pytest.raises(
+        CheckpointError, match=rf"{named} to continue from; .*--model_name_or_path .*checkpoint-5"
+    ):
         check_checkpoint(path)
 
 
@@ -193,7 +234,10 @@ def test_a_missing_random_state_is_said(tmp_path: Path, caplog: pytest.LogCaptur
     (path / "rng_state.pth").unlink()
     write_manifest(path, step=5)
     assert check_checkpoint(path) == 5
-    assert "has no rng_state.pth: training goes on, but dropout and shuffling will differ" in caplog.text
+    assert (
+        "has no rng_state.pth: training goes on, but dropout and shuffling will differ"
+        in caplog.text
+    )
 
 
 def test_sharded_state_counts_as_an_optimizer(tmp_path: Path) -> None:
@@ -204,7 +248,9 @@ def test_sharded_state_counts_as_an_optimizer(tmp_path: Path) -> None:
     write_manifest(path, step=5, world_size=2)
     assert check_checkpoint(path) == 5
     (path / "optimizer_0" / "__1_0.distcp").unlink()
-    assert find_damage(path) == "optimizer_0/__1_0.distcp is missing", "the shard of each process counts"
+    assert find_damage(path) == "optimizer_0/__1_0.distcp is missing", (
+        "the shard of each process counts"
+    )
 
 
 def test_rotation_keeps_the_newest_whole_one_and_the_best(tmp_path: Path) -> None:
@@ -213,7 +259,9 @@ def test_rotation_keeps_the_newest_whole_one_and_the_best(tmp_path: Path) -> Non
     assert rotate(tmp_path, keep=2, protected=paths[2]) == [paths[6], paths[4]]
     unfinished = checkpoint(tmp_path, 10, manifest=False)
     assert rotate(tmp_path, keep=1) == [paths[2]]
-    assert paths[8].is_dir() and unfinished.is_dir(), "what is being written is no reason to delete the last good one"
+    assert paths[8].is_dir() and unfinished.is_dir(), (
+        "what is being written is no reason to delete the last good one"
+    )
 
 
 def test_rotation_deletes_nothing_while_nothing_is_whole(tmp_path: Path) -> None:
@@ -230,20 +278,31 @@ def test_only_the_last_broken_one_is_kept(tmp_path: Path) -> None:
 
 def test_the_disk_must_hold_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr("hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(0, 0, 24_000_000))
+    monkeypatch.setattr(
+        "hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(0, 0, 24_000_000)
+    )
     refuse_full_disk(tmp_path, parameters=1_000_000)  # weights and two moments, fp32: 12 MB each
-    with pytest.raises(CheckpointError, match=r"two checkpoints need 23 MiB but the disk of .* has 23 MiB free"):
+    with pytest.raises(
+        CheckpointError, match=r"two checkpoints need 23 MiB but the disk of .* has 23 MiB free"
+    ):
         refuse_full_disk(tmp_path, parameters=1_000_001)
-    with pytest.raises(CheckpointError, match=r"one more checkpoint needs 29 MiB but the disk of .* has 23 MiB free"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"one more checkpoint needs 29 MiB but the disk of .* has 23 MiB free",
+    ):
         refuse_full_disk(tmp_path, checkpoint_bytes=30_000_000)
 
 
 def test_what_a_full_disk_looks_like(tmp_path: Path) -> None:
     assert says_disk_is_full(OSError(28, "No space left on device"))
     assert says_disk_is_full(
-        RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file")
+        RuntimeError(
+            "[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file"
+        )
     )
-    assert says_disk_is_full(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"))
+    assert says_disk_is_full(
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+    )
     wrapped = ValueError("cannot save")
     wrapped.__cause__ = RuntimeError("I/O error: No space left on device (os error 28)")
     assert says_disk_is_full(wrapped) and not says_disk_is_full(ValueError("cannot save"))

@@ -15,7 +15,12 @@ from hfstack.runs.resume import choose_checkpoint, clear_full_disk, whole_train_
 
 def record(directory: Path, **changes: Any) -> Any:
     settings = {"Args": {"rate": 0.1}}
-    values = {"output_dir": str(directory), "recipe": "sft", "verified_checkpoints": True, "settings": settings}
+    values = {
+        "output_dir": str(directory),
+        "recipe": "sft",
+        "verified_checkpoints": True,
+        "settings": settings,
+    }
     return SimpleNamespace(**values | {"config_hash": "a"} | changes)
 
 
@@ -40,9 +45,14 @@ def test_last_begins_anew_where_nothing_is_whole(tmp_path: Path) -> None:
 
 def test_a_start_that_asks_for_nothing_goes_on_with_nothing(tmp_path: Path) -> None:
     checkpoint(tmp_path, 2, manifest=False)
-    assert choose_checkpoint(record(tmp_path), None, ()) is None, "a torn one does not stand in the way"
+    assert choose_checkpoint(record(tmp_path), None, ()) is None, (
+        "a torn one does not stand in the way"
+    )
     whole = checkpoint(tmp_path, 4)
-    with pytest.raises(CheckpointError, match="already holds checkpoint-4; continue it with --resume_from_checkpoint"):
+    with pytest.raises(
+        CheckpointError,
+        match="already holds checkpoint-4; continue it with --resume_from_checkpoint",
+    ):
         choose_checkpoint(record(tmp_path), None, ())
     assert choose_checkpoint(record(tmp_path), "last", ()) == (whole, 4, {})
 
@@ -51,17 +61,23 @@ def test_a_checkpoint_of_another_run_is_compared_with_that_run(tmp_path: Path) -
     other = checkpoint(tmp_path / "other", 4, manifest=False)
     (tmp_path / "out").mkdir()
     mine = record(tmp_path / "out", config_hash="b", settings={"Args": {"rate": 0.2}})
-    assert choose_checkpoint(mine, str(other), ()) == (other, 4, {}), "a checkpoint of another tool is nobody's run"
+    assert choose_checkpoint(mine, str(other), ()) == (other, 4, {}), (
+        "a checkpoint of another tool is nobody's run"
+    )
     known = {
         "recipe": "sft", "command": "", "output_dir": "", "commit": None, "versions": {}, "python": "", "hardware": {},
         "world_size": 1, "started": "", "config_hash": "a", "settings": {"Args": {"rate": 0.1}}, "schema": 1,
     }  # fmt: skip
     (tmp_path / "other" / "run.json").write_text(json.dumps(known))
-    with pytest.raises(CheckpointError, match=r"differs in rate 0\.1 -> 0\.2; .*--allow_changed rate"):
+    with pytest.raises(
+        CheckpointError, match=r"differs in rate 0\.1 -> 0\.2; .*--allow_changed rate"
+    ):
         choose_checkpoint(mine, str(other), ())
     assert choose_checkpoint(mine, str(other), {"rate"}) == (other, 4, {"rate": (0.1, 0.2)})
     (tmp_path / "other" / "run.json").write_text(json.dumps(known | {"recipe": "dpo"}))
-    with pytest.raises(CheckpointError, match="is a checkpoint of dpo, not of sft; to start from its weights"):
+    with pytest.raises(
+        CheckpointError, match="is a checkpoint of dpo, not of sft; to start from its weights"
+    ):
         choose_checkpoint(mine, str(other), {"rate"})
 
 
@@ -69,7 +85,10 @@ def test_a_full_disk_loses_the_half_written_one_only(tmp_path: Path) -> None:
     checkpoint(tmp_path, 2)
     checkpoint(tmp_path, 4, manifest=False)
     error = clear_full_disk(record(tmp_path), OSError(28, "No space left on device"))
-    assert "the unfinished checkpoint-4 was removed; checkpoint-2 is whole: make room, then --resume" in str(error)
+    assert (
+        "the unfinished checkpoint-4 was removed; checkpoint-2 is whole: make room, then --resume"
+        in str(error)
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
@@ -81,5 +100,7 @@ def test_the_loss_of_a_resumed_run_counts_every_step() -> None:
         {"loss": 7, "step": 5},
     ]
     assert whole_train_loss(history, 3, 5, 7.0) == (4 * 2 + 1 * 1 + 7 * 2) / 5
-    assert whole_train_loss(history, 5, 5, 1e9) == (4 * 2 + 1 * 1 + 7 * 2) / 5, "no step was left to take"
+    assert whole_train_loss(history, 5, 5, 1e9) == (4 * 2 + 1 * 1 + 7 * 2) / 5, (
+        "no step was left to take"
+    )
     assert whole_train_loss(history, 4, 5, 7.0) is None, "the logs do not reach the checkpoint"

@@ -41,8 +41,12 @@ def test_a_run_is_recorded_from_start_to_end(tmp_path: Path) -> None:
     assert record.metrics == {"documents": 3}
     assert record.settings["Settings"] == {"rate": 0.1, "name": "a", "logging_steps": 10}
     assert record.settings["Launch"] == {"world_size": 1}
-    assert record.versions["torch"] and record.hardware["cores"] >= 1 and record.duration_s is not None
-    assert record.tables == {"reasons": {"columns": ["reason", "count"], "rows": [["too short", 3]]}}
+    assert (
+        record.versions["torch"] and record.hardware["cores"] >= 1 and record.duration_s is not None
+    )
+    assert record.tables == {
+        "reasons": {"columns": ["reason", "count"], "rows": [["too short", 3]]}
+    }
     assert record.artifacts == {"samples": "samples.jsonl"}
 
 
@@ -77,7 +81,9 @@ def test_another_run_is_never_overwritten(tmp_path: Path) -> None:
     with start(tmp_path) as run:
         run.finish({})
     before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(CheckpointError, match=r"differs in rate 0\.1 -> 0\.2; choose another --output_dir"):
+    with pytest.raises(
+        CheckpointError, match=r"differs in rate 0\.1 -> 0\.2; choose another --output_dir"
+    ):
         start(tmp_path, Settings(rate=0.2))
     with pytest.raises(CheckpointError, match="holds a run of clean, not of report"):
         start(tmp_path, recipe="report.py")
@@ -91,7 +97,10 @@ def test_a_finished_run_on_data_that_changed_is_refused(tmp_path: Path) -> None:
     data.write_text("{}\n")
     digest = hashlib.blake2b(data.read_bytes(), digest_size=16).hexdigest()
     with start(tmp_path / "out") as run:
-        run.record_data("train", [{"path": str(data), "files": [{"path": str(data), "bytes": 3, "blake2b": digest}]}])
+        run.record_data(
+            "train",
+            [{"path": str(data), "files": [{"path": str(data), "bytes": 3, "blake2b": digest}]}],
+        )
         run.finish({})
     with pytest.raises(AlreadyFinished):
         start(tmp_path / "out")
@@ -116,7 +125,9 @@ def test_a_run_in_progress_is_left_alone(tmp_path: Path) -> None:
             start(tmp_path)
 
 
-def test_a_killed_run_is_recognised(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+def test_a_killed_run_is_recognised(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
     setup_logging()
     monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     with start(tmp_path) as run:
@@ -124,8 +135,14 @@ def test_a_killed_run_is_recognised(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert ours["started_ticks"] > 0
         for change, message in [
             ({"pid": 2**22 + 1}, "which is gone: it was killed"),
-            ({"pid": os.getppid(), "started_ticks": 7}, "which is gone: it was killed"),  # another took its number
-            ({"host": "node-7"}, f"running by process {os.getpid()} on node-7, which cannot be asked from here"),
+            (
+                {"pid": os.getppid(), "started_ticks": 7},
+                "which is gone: it was killed",
+            ),  # another took its number
+            (
+                {"host": "node-7"},
+                f"running by process {os.getpid()} on node-7, which cannot be asked from here",
+            ),
         ]:
             run.record.process = ours | change
             run._write()
@@ -134,13 +151,16 @@ def test_a_killed_run_is_recognised(tmp_path: Path, caplog: pytest.LogCaptureFix
             assert message in caplog.text
 
 
-def test_allowed_changes_go_on_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allowed_changes_go_on_and_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError), start(tmp_path):
         (tmp_path / "checkpoint-1").mkdir()
         raise DataError("bad")
     assert read_run(tmp_path).error_kind == "DataError"
     with pytest.raises(
-        CheckpointError, match=r"rate 0\.1 -> 0\.2; .* --resume_from_checkpoint last --allow_changed rate"
+        CheckpointError,
+        match=r"rate 0\.1 -> 0\.2; .* --resume_from_checkpoint last --allow_changed rate",
     ):
         start(tmp_path, Settings(rate=0.2))
     parse(Settings, argv=["--allow_changed", "rate", "name", "--rate", "0.2"])
@@ -227,7 +247,10 @@ def test_secrets_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with start(tmp_path, Settings(name=f"see {token}")) as run:
         run.finish({})
     assert token not in (tmp_path / "run.json").read_text()
-    assert json.loads((tmp_path / "run.json").read_text())["settings"]["Settings"]["name"] == "see <redacted>"
+    assert (
+        json.loads((tmp_path / "run.json").read_text())["settings"]["Settings"]["name"]
+        == "see <redacted>"
+    )
     assert redact("an eos_token <|endoftext|> and token embeddings stay") == (
         "an eos_token <|endoftext|> and token embeddings stay"
     )
@@ -250,12 +273,17 @@ def test_world_size_must_be_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -
         refuse_wrong_world_size()
 
 
-def test_processes_that_would_each_train_alone_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_would_each_train_alone_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DeepSpeed without a GPU: transformers meets nobody, and each process would train on all rows by itself."""
     monkeypatch.delenv("HFSTACK_PROCESSES", raising=False)
     args = TrainingArguments(output_dir=str(tmp_path / "out"), report_to="none", use_cpu=True)
     assert args.world_size == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="2 processes started, but the Trainer counts 1, so each would train alone"):
+    with pytest.raises(
+        ConfigError,
+        match="2 processes started, but the Trainer counts 1, so each would train alone",
+    ):
         Run.start("train.py", tmp_path / "out", args)
     assert not (tmp_path / "out").exists()

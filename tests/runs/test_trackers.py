@@ -16,10 +16,14 @@ from tests.conftest import SENTENCES
 
 
 @pytest.fixture
-def stopped_and_resumed(run_recipe, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def stopped_and_resumed(
+    run_recipe, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Pretrain 6 steps under a tracker: die after the fifth, go on from the checkpoint of the fourth."""
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(40)))
+    rows.write_text(
+        "".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(40))
+    )
 
     def call(tracker: str) -> Path:
         folder = tmp_path / "stories"
@@ -30,7 +34,9 @@ def stopped_and_resumed(run_recipe, tiny_llama: Path, tmp_path: Path, monkeypatc
         }  # fmt: skip
         flags = [f"--{name}={value}" for name, value in settings.items()]
 
-        def die(self: TrainerCallback, args: object, state: object, control: object, **kwargs: object) -> None:
+        def die(
+            self: TrainerCallback, args: object, state: object, control: object, **kwargs: object
+        ) -> None:
             if state.global_step == 5:  # pyright: ignore[reportAttributeAccessIssue]
                 raise RuntimeError("killed")
 
@@ -42,7 +48,10 @@ def stopped_and_resumed(run_recipe, tiny_llama: Path, tmp_path: Path, monkeypatc
         identity = read_run(folder).run_id
         run_recipe("pretrain_clm", *flags, "--resume_from_checkpoint", "last")
         assert read_run(folder).run_id == identity and len(identity) == 8
-        steps = [entry["step"] for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]]
+        steps = [
+            entry["step"]
+            for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        ]
         assert sorted(set(steps)) == list(range(1, 7)), "what the report reads"
         return folder
 
@@ -60,7 +69,9 @@ def test_tensorboard_has_each_step_once(stopped_and_resumed):
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
-def test_tensorboard_forgets_a_run_that_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tensorboard_forgets_a_run_that_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from torch.utils.tensorboard import SummaryWriter
 
@@ -74,7 +85,11 @@ def test_tensorboard_forgets_a_run_that_begins_anew(tmp_path: Path, monkeypatch:
                     writer.add_scalar("train/loss", attempt, step)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(0, 2.0), (1, 2.0), (2, 2.0)]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (0, 2.0),
+        (1, 2.0),
+        (2, 2.0),
+    ]
 
 
 def wandb_steps(folder: Path) -> list[int]:
@@ -92,14 +107,19 @@ def wandb_steps(folder: Path) -> list[int]:
         if kind in (1, 4):  # whole, or the last part
             record = pb2.Record()
             record.ParseFromString(parts)
-            values = {"/".join(one.nested_key) or one.key: json.loads(one.value_json) for one in record.history.item}
+            values = {
+                "/".join(one.nested_key) or one.key: json.loads(one.value_json)
+                for one in record.history.item
+            }
             steps += [values["train/global_step"]] if "train/loss" in values else []
             parts = b""
     return steps
 
 
 @pytest.mark.slow
-def test_wandb_offline_has_one_id_and_each_step_once(stopped_and_resumed, monkeypatch: pytest.MonkeyPatch):
+def test_wandb_offline_has_one_id_and_each_step_once(
+    stopped_and_resumed, monkeypatch: pytest.MonkeyPatch
+):
     """Two processes are two files of one run, which `wandb sync` puts together."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -145,19 +165,27 @@ def test_what_was_told_is_kept_once_it_has_arrived(tmp_path: Path, monkeypatch: 
     assert not killed.knows(2, {"eval_loss"}), "it was told 15 s before the kill"
     first.keep(everything=True)
     ended = told()
-    assert ended.knows(2, {"eval_loss"}) and ended.knows(3, {"loss"}) and not ended.knows(3, {"eval_loss"})
+    assert (
+        ended.knows(2, {"eval_loss"})
+        and ended.knows(3, {"loss"})
+        and not ended.knows(3, {"eval_loss"})
+    )
     assert not told("another1").knows(1, {"loss"}) and not first.knows(1, {"loss"})
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["wandb"])
     forget_later_steps(args, 2, changed=True)
     assert not told().knows(1, {"loss"}), "other settings give other numbers"
 
 
-def test_a_run_inside_another_is_tracked_as_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_inside_another_is_tracked_as_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     for name in ("WANDB_RUN_ID", "WANDB_RESUME", "TENSORBOARD_LOGGING_DIR"):
         monkeypatch.delenv(name, raising=False)
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["wandb"])
     with tracked(args, tmp_path / "ladder", "aaaa1111"):
-        rung = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["wandb"], run_name=args.run_name)
+        rung = TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, report_to=["wandb"], run_name=args.run_name
+        )
         with tracked(rung, tmp_path / "rung", "bbbb2222"):
             assert rung.run_name == "rung-bbbb2222" and os.environ["WANDB_RUN_ID"] == "bbbb2222"
             inner = integration_utils.INTEGRATION_TO_CALLBACK["wandb"]
@@ -170,7 +198,9 @@ def test_a_run_inside_another_is_tracked_as_its_own(tmp_path: Path, monkeypatch:
 def test_the_users_own_names_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["wandb"], run_name="my run")
+    args = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to=["wandb"], run_name="my run"
+    )
     with tracked(args, tmp_path, "abcd1234"):
         assert os.environ["WANDB_RUN_ID"] == "mine" and os.environ["WANDB_RESUME"] == "allow"
         assert args.run_name == "my run"

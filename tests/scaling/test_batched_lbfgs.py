@@ -14,7 +14,9 @@ def test_rosenbrock_from_many_starts() -> None:
     starts = np.random.default_rng(0).uniform(-2, 2, size=(20, 4))
     found = minimise(rosenbrock, starts, iterations=2000, tolerance=1e-14)
     for start, value in zip(starts, found.value, strict=True):
-        theirs = minimize(rosen, start, jac=rosen_der, method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-14})
+        theirs = minimize(
+            rosen, start, jac=rosen_der, method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-14}
+        )
         assert value <= theirs.fun + 1e-6
 
 

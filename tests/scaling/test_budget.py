@@ -28,13 +28,19 @@ def count(config: dict[str, Any]) -> Costs:
 
 
 def plan(flops: float, **changes: Any) -> Any:
-    return plan_budget(flops, CHINCHILLA, LLAMA, family="llama", block_size=256, count=count, **changes)
+    return plan_budget(
+        flops, CHINCHILLA, LLAMA, family="llama", block_size=256, count=count, **changes
+    )
 
 
 def test_money_and_hours_are_the_same_compute() -> None:
     rate = {"peak_flops_per_s": 1e15, "utilization": 0.4}
     money = budget_flops(BudgetArgs(money=30, price_per_device_hour=3), **rate)
-    assert money == budget_flops(BudgetArgs(device_hours=10), **rate) == pytest.approx(10 * 3600 * 4e14)
+    assert (
+        money
+        == budget_flops(BudgetArgs(device_hours=10), **rate)
+        == pytest.approx(10 * 3600 * 4e14)
+    )
     assert budget_flops(BudgetArgs(budget_flops=7e18), **rate) == 7e18
 
 
@@ -72,8 +78,12 @@ def test_draws_give_an_interval_around_the_prediction() -> None:
     rng = np.random.default_rng(0)
     draws = [Law(1.8 + 0.02 * rng.normal(), 482, 2085, 0.348, 0.366) for _ in range(200)]
     metrics = plan(1e19, draws=draws, freedom=100).metrics
-    assert metrics["predicted_loss_low"] < metrics["predicted_loss"] < metrics["predicted_loss_high"]
-    assert metrics["predicted_loss_high"] - metrics["predicted_loss_low"] == pytest.approx(0.08, abs=0.02)
+    assert (
+        metrics["predicted_loss_low"] < metrics["predicted_loss"] < metrics["predicted_loss_high"]
+    )
+    assert metrics["predicted_loss_high"] - metrics["predicted_loss_low"] == pytest.approx(
+        0.08, abs=0.02
+    )
 
 
 def test_a_budget_too_small_for_any_model_is_refused() -> None:
@@ -83,6 +93,12 @@ def test_a_budget_too_small_for_any_model_is_refused() -> None:
 
 def test_a_table_that_dwarfs_the_model_is_said() -> None:
     wide = plan_budget(
-        1e15, CHINCHILLA, LLAMA | {"vocab_size": 100_000}, family="llama", block_size=64, count=count, parameters=2e5
+        1e15,
+        CHINCHILLA,
+        LLAMA | {"vocab_size": 100_000},
+        family="llama",
+        block_size=64,
+        count=count,
+        parameters=2e5,
     )
     assert "token tables take a fixed share" in wide.notes[0]

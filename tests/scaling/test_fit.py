@@ -17,7 +17,9 @@ def ladder(noise: float = 0.002, ratio: float | None = None) -> Rungs:
     sizes = np.tile([6e4, 1.5e5, 4e5, 1e6], 1 if ratio else 3)
     tokens = sizes * ratio if ratio else np.repeat([1e12, 4e12, 1.6e13], 4) / 6 / sizes
     loss = np.array([LAW.loss(*point) for point in zip(sizes, tokens, strict=True)])
-    return make_rungs(sizes, tokens, loss * np.exp(noise * np.random.default_rng(0).standard_normal(len(loss))))
+    return make_rungs(
+        sizes, tokens, loss * np.exp(noise * np.random.default_rng(0).standard_normal(len(loss)))
+    )
 
 
 def test_a_whole_ladder() -> None:
@@ -56,7 +58,9 @@ def test_repeated_data() -> None:
     found = fit_ladder(rungs, draws=0)
     assert found.repeated is not None
     assert found.repeated.law.tokens_decay == pytest.approx(6.0, rel=0.02)
-    assert any("12 rungs read their data more than once (up to 32.0 times)" in note for note in found.notes)
+    assert any(
+        "12 rungs read their data more than once (up to 32.0 times)" in note for note in found.notes
+    )
 
 
 def test_a_form_that_was_asked_for_is_an_error_when_it_cannot_be_had() -> None:
@@ -71,4 +75,6 @@ def test_losses_that_rise_are_refused() -> None:
     rungs = ladder()
     order = np.argsort(-rungs.parameters)
     with pytest.raises(DataError, match="losses rise with the number of"):
-        fit_ladder(make_rungs(np.sort(rungs.parameters), rungs.tokens[order], np.linspace(2, 4, 12)))
+        fit_ladder(
+            make_rungs(np.sort(rungs.parameters), rungs.tokens[order], np.linspace(2, 4, 12))
+        )

@@ -15,12 +15,18 @@ SETTING = ("dataset", "hparams", "warmup", "decay", "param_count", "val")
 LAW = Law(E=1.7, A=400.0, B=2000.0, alpha=0.35, beta=0.37)
 
 
-def curves(computes: np.ndarray, *, sizes: int = 7, reach: float = 4.0, noise: float = 0.0, seed: int = 0) -> Rungs:
+def curves(
+    computes: np.ndarray, *, sizes: int = 7, reach: float = 4.0, noise: float = 0.0, seed: int = 0
+) -> Rungs:
     """Runs around the best size of each compute."""
-    n = np.concatenate([LAW.optimum(c)[0] * np.geomspace(1 / reach, reach, sizes) for c in computes])
+    n = np.concatenate(
+        [LAW.optimum(c)[0] * np.geomspace(1 / reach, reach, sizes) for c in computes]
+    )
     c = np.repeat(computes, sizes)
     loss = np.array([LAW.loss(*point) for point in zip(n, c / 6 / n, strict=True)])
-    return make_rungs(n, c / 6 / n, loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n))))
+    return make_rungs(
+        n, c / 6 / n, loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))
+    )
 
 
 def porian(folder: Path) -> tuple[list[dict[str, str]], dict[tuple[str, ...], Rungs]]:
@@ -32,18 +38,28 @@ def porian(folder: Path) -> tuple[list[dict[str, str]], dict[tuple[str, ...], Ru
     for setting in published:
         key = tuple(setting[name] for name in SETTING)
         own = [row for row in rows if tuple(row[name] for name in SETTING) == key]
-        columns = {name: [row[name] for row in own] for name in ("N_params", "D_tokens", "loss", "C_flop")}
-        runs[key] = make_rungs(*(columns[name] for name in ("N_params", "D_tokens", "loss")), flops=columns["C_flop"])
+        columns = {
+            name: [row[name] for row in own] for name in ("N_params", "D_tokens", "loss", "C_flop")
+        }
+        runs[key] = make_rungs(
+            *(columns[name] for name in ("N_params", "D_tokens", "loss")), flops=columns["C_flop"]
+        )
     return published, runs
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("shape", "window", "bound"), [("akima", None, 0.004), ("parabola", 10, 0.03)])
-def test_published_exponents_from_the_runs_themselves(shape, window, bound: float, shared_data: Path) -> None:
+@pytest.mark.parametrize(
+    ("shape", "window", "bound"), [("akima", None, 0.004), ("parabola", 10, 0.03)]
+)
+def test_published_exponents_from_the_runs_themselves(
+    shape, window, bound: float, shared_data: Path
+) -> None:
     """The authors interpolate by Akima's method and average over noise; without the noise the last digit differs."""
     published, runs = porian(shared_data)
     for row in published:
-        found = fit_isoflop(runs[tuple(row[name] for name in SETTING)], shape=shape, window=window, draws=0)
+        found = fit_isoflop(
+            runs[tuple(row[name] for name in SETTING)], shape=shape, window=window, draws=0
+        )
         assert found.parameters_law.exponent == pytest.approx(float(row["n_exponent"]), abs=bound)
 
 
@@ -85,7 +101,9 @@ def test_a_curve_without_a_minimum_is_left_out_and_said() -> None:
 def test_groups_and_refusals() -> None:
     runs = curves(np.array([1e18, 1e19]))
     assert [len(group) for group in isoflop_groups(runs)] == [7, 7]
-    with pytest.raises(DataError, match="1 of 1 computes have a minimum inside their 3 or more sizes, 2 are needed"):
+    with pytest.raises(
+        DataError, match="1 of 1 computes have a minimum inside their 3 or more sizes, 2 are needed"
+    ):
         fit_isoflop(curves(np.array([1e18])))
     with pytest.raises(DataError, match="1 of 3 rungs are on the frontier"):
         fit_envelope(make_rungs([1e5, 2e5, 4e5], [1e6, 1e6, 1e6], [3.0, 3.1, 3.2]))

@@ -60,12 +60,21 @@ def test_counts_are_those_of_the_model_that_the_config_makes(name: str, width: i
         model = AutoModelForCausalLM.from_config(to_config(config))
     costs = count(config)
     assert costs.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert costs.train_flops_per_token == pytest.approx(3 * measure_forward_flops(to_config(config), BLOCK) / BLOCK)
+    assert costs.train_flops_per_token == pytest.approx(
+        3 * measure_forward_flops(to_config(config), BLOCK) / BLOCK
+    )
     assert costs.non_embedding < costs.parameters
 
 
 def test_shapes_follow_the_rules() -> None:
-    for width, depth, heads in ((16, 2, 1), (64, 2, 2), (128, 2, 4), (256, 4, 4), (768, 12, 12), (1024, 16, 16)):
+    for width, depth, heads in (
+        (16, 2, 1),
+        (64, 2, 2),
+        (128, 2, 4),
+        (256, 4, 4),
+        (768, 12, 12),
+        (1024, 16, 16),
+    ):
         config = scale_config(template("llama-1m"), width, block_size=256)
         assert (config["num_hidden_layers"], config["num_attention_heads"]) == (depth, heads)
         assert config["head_dim"] * heads == width and head_width(width) == config["head_dim"]
@@ -84,7 +93,9 @@ def test_key_value_heads_keep_their_share() -> None:
     grouped = {**template("llama-1m"), "num_attention_heads": 8, "num_key_value_heads": 2}
     config = scale_config(grouped, 512, block_size=BLOCK)
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (8, 2)
-    assert scale_config(grouped, 192, block_size=BLOCK)["num_key_value_heads"] == 2  # of 6: 4 does not divide it
+    assert (
+        scale_config(grouped, 192, block_size=BLOCK)["num_key_value_heads"] == 2
+    )  # of 6: 4 does not divide it
 
 
 @pytest.mark.parametrize("size", [2e4, 1e5, 7e5, 5e6, 1e9])
@@ -100,7 +111,13 @@ def test_the_nearest_size_is_found(size: float) -> None:
 def test_isoflop_rungs_cost_the_same_and_a_fixed_ratio_is_fixed() -> None:
     shapes = {"llama": template("llama-1m"), "gru": template("gru-1m")}
     rungs = build_ladder(
-        shapes, [5e4, 2e5], [1e11, 1e12], design="isoflop", block_size=BLOCK, count=count, machine=Machine(1, 8)
+        shapes,
+        [5e4, 2e5],
+        [1e11, 1e12],
+        design="isoflop",
+        block_size=BLOCK,
+        count=count,
+        machine=Machine(1, 8),
     )
     assert len(rungs) == 8 and len({rung.name for rung in rungs}) == 8
     for rung in rungs:
@@ -109,10 +126,17 @@ def test_isoflop_rungs_cost_the_same_and_a_fixed_ratio_is_fixed() -> None:
         assert rung.flops_kaplan < rung.flops_6nd
     assert [rung.flops for rung in rungs] == sorted(rung.flops for rung in rungs)
     fixed = build_ladder(
-        {"llama": template("llama-1m")}, [5e4, 2e5], [20], design="fixed_ratio", block_size=BLOCK, count=count
+        {"llama": template("llama-1m")},
+        [5e4, 2e5],
+        [20],
+        design="fixed_ratio",
+        block_size=BLOCK,
+        count=count,
     )
     assert all(rung.tokens == pytest.approx(20 * rung.costs.parameters, rel=0.02) for rung in fixed)
-    grid = build_ladder({"gru": template("gru-1m")}, [5e4], [1e6], design="grid", block_size=BLOCK, count=count)
+    grid = build_ladder(
+        {"gru": template("gru-1m")}, [5e4], [1e6], design="grid", block_size=BLOCK, count=count
+    )
     assert grid[0].tokens == pytest.approx(1e6, rel=0.02)
 
 
@@ -134,9 +158,15 @@ def test_learning_rate_and_batch_by_hand() -> None:
 def test_blocks_that_are_read() -> None:
     """10 blocks in batches of 4 make 2 whole ones a pass; with accumulation a pass ends early."""
     assert blocks_read(10, batch=4, accumulation=1, steps=5, drop_last=True) == 5 * 4
-    assert blocks_read(16, batch=4, accumulation=3, steps=2, drop_last=True) == (3 + 1) * 4  # a step of 3, one of 1
-    assert blocks_read(10, batch=4, accumulation=1, steps=5, drop_last=False) == 10 + 2 * 4  # steps of 4, 4 and 2
-    assert blocks_read(10, batch=4, accumulation=2, steps=3, drop_last=False) == 10 + 8  # steps of 8 and 2
+    assert (
+        blocks_read(16, batch=4, accumulation=3, steps=2, drop_last=True) == (3 + 1) * 4
+    )  # a step of 3, one of 1
+    assert (
+        blocks_read(10, batch=4, accumulation=1, steps=5, drop_last=False) == 10 + 2 * 4
+    )  # steps of 4, 4 and 2
+    assert (
+        blocks_read(10, batch=4, accumulation=2, steps=3, drop_last=False) == 10 + 8
+    )  # steps of 8 and 2
 
 
 def test_an_architecture_without_a_formula_is_measured_and_said(
@@ -146,7 +176,9 @@ def test_an_architecture_without_a_formula_is_measured_and_said(
     neox = {"model_type": "gpt_neox", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
              "intermediate_size": 256, "vocab_size": 512, "max_position_embeddings": 64}  # fmt: skip
     with caplog.at_level(logging.INFO, logger="hfstack"):
-        rungs = build_ladder({"neox": neox}, [1e5], [1e11], design="isoflop", block_size=BLOCK, count=count)
+        rungs = build_ladder(
+            {"neox": neox}, [1e5], [1e11], design="isoflop", block_size=BLOCK, count=count
+        )
     assert rungs[0].costs.method == "measured" and rungs[0].flops == pytest.approx(1e11, rel=0.05)
     assert "no FLOP formula for model_type 'gpt_neox'" in caplog.text
 
@@ -161,28 +193,51 @@ def test_an_architecture_without_a_formula_is_measured_and_said(
         ),
         ([], [1e12], "--sizes is empty"),
         ([5e4], [0.0], "--budgets must be positive numbers, got 0"),
-        ([5e4, 5.1e4], [1e12], r"--sizes 50000 and 51000 give the same llama of .* parameters: spread them"),
+        (
+            [5e4, 5.1e4],
+            [1e12],
+            r"--sizes 50000 and 51000 give the same llama of .* parameters: spread them",
+        ),
     ],
 )
 def test_what_is_refused(sizes: list[float], budgets: list[float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_ladder(
-            {"llama": template("llama-1m")}, sizes, budgets, design="isoflop", block_size=BLOCK, count=by_formula
+            {"llama": template("llama-1m")},
+            sizes,
+            budgets,
+            design="isoflop",
+            block_size=BLOCK,
+            count=by_formula,
         )
 
 
 def test_the_budget_that_is_suggested_is_enough() -> None:
     with pytest.raises(ConfigError) as refusal:
-        build_ladder({"x": template("llama-1m")}, [5e4], [1e7], design="isoflop", block_size=BLOCK, count=by_formula)
+        build_ladder(
+            {"x": template("llama-1m")},
+            [5e4],
+            [1e7],
+            design="isoflop",
+            block_size=BLOCK,
+            count=by_formula,
+        )
     budget = float(str(refusal.value).split("raise it to ")[1].split(",")[0])
     rungs = build_ladder(
-        {"x": template("llama-1m")}, [5e4], [budget * 1.05], design="isoflop", block_size=BLOCK, count=by_formula
+        {"x": template("llama-1m")},
+        [5e4],
+        [budget * 1.05],
+        design="isoflop",
+        block_size=BLOCK,
+        count=by_formula,
     )
     assert rungs[0].steps >= 20
 
 
 def test_a_config_without_a_width_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a config of model_type 'odd' has no width under a known name"):
+    with pytest.raises(
+        ConfigError, match="a config of model_type 'odd' has no width under a known name"
+    ):
         scale_config({"model_type": "odd", "num_hidden_layers": 2}, 64, block_size=8)
 
 

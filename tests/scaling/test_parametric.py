@@ -20,11 +20,15 @@ def synthetic(law: Law, sizes: np.ndarray, tokens: np.ndarray, *, noise: float, 
     """Every size with every number of tokens, with log-normal noise on the loss."""
     n, d = (grid.ravel() for grid in np.meshgrid(sizes, tokens))
     loss = np.array([law.loss(*point) for point in zip(n, d, strict=True)])
-    return make_rungs(n, d, loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(loss))))
+    return make_rungs(
+        n, d, loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(loss)))
+    )
 
 
 def ladder(seed: int, noise: float = 0.005) -> Rungs:
-    return synthetic(TRUE, np.geomspace(5e7, 1e10, 5), np.geomspace(1e9, 5e11, 4), noise=noise, seed=seed)
+    return synthetic(
+        TRUE, np.geomspace(5e7, 1e10, 5), np.geomspace(1e9, 5e11, 4), noise=noise, seed=seed
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,9 @@ def chinchilla(shared_data: Path) -> Rungs:
 
 @pytest.mark.shared
 def test_the_published_table(chinchilla: Rungs, shared_data: Path) -> None:
-    published = json.loads((shared_data / "scaling" / "published_fits.json").read_text())["plain_huber_optimum"]
+    published = json.loads((shared_data / "scaling" / "published_fits.json").read_text())[
+        "plain_huber_optimum"
+    ]
     fit = fit_parametric(chinchilla, draws=200)
     assert len(chinchilla) == 240
     for name in ("E", "alpha", "beta"):
@@ -46,12 +52,16 @@ def test_the_published_table(chinchilla: Rungs, shared_data: Path) -> None:
     assert fit.objective == pytest.approx(published["objective_sum"], rel=1e-6)
     # Besiroglu et al. 2024 print standard errors of 0.026, 0.015 and 0.021 from 4,000 draws; an interval is 3.9 wide
     for name, error in {"E": 0.02566, "alpha": 0.0154, "beta": 0.0206}.items():
-        assert (fit.intervals[name].high - fit.intervals[name].low) / 3.92 == pytest.approx(error, rel=0.25)
+        assert (fit.intervals[name].high - fit.intervals[name].low) / 3.92 == pytest.approx(
+            error, rel=0.25
+        )
     assert fit.notes == ()
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("train_set", "bound"), [("rpj", 0.012), ("rw_original", 0.02), ("c4_original", 0.04)])
+@pytest.mark.parametrize(
+    ("train_set", "bound"), [("rpj", 0.012), ("rw_original", 0.02), ("c4_original", 0.04)]
+)
 def test_held_out_models_of_gadre(train_set: str, bound: float, shared_data: Path) -> None:
     """Models of up to 5e20 FLOPs predict those of 1e21 to 8e21, on C4: the error stated in docs/scaling.md."""
     with (shared_data / "scaling" / "gadre_open_lm.csv").open() as file:
@@ -59,7 +69,10 @@ def test_held_out_models_of_gadre(train_set: str, bound: float, shared_data: Pat
     small = [row for row in rows if float(row["C_flop_6ND"]) < 5e20]
     large = [row for row in rows if float(row["C_flop_6ND"]) >= 1e21]
     fit = fit_parametric(
-        make_rungs(*([row[name] for row in small] for name in ("N_params", "D_tokens", "loss_c4_val"))), draws=100
+        make_rungs(
+            *([row[name] for row in small] for name in ("N_params", "D_tokens", "loss_c4_val"))
+        ),
+        draws=100,
     )
     assert large and len(small) == 32
     for row in large:
@@ -126,7 +139,9 @@ def test_by_hand() -> None:
     np.testing.assert_allclose(slope, [5e-4, -1e-3])
     law = Law(E=1.5, A=1000, B=400, alpha=0.5, beta=0.5)
     assert law.loss(1e8, 1e10) == pytest.approx(1.5 + 0.1 + 0.004)
-    logs, shares = predict_logs(np.log([[1.5, 1000, 400, np.e**0.5, np.e**0.5]]), np.log([1e8]), np.log([1e10]))
+    logs, shares = predict_logs(
+        np.log([[1.5, 1000, 400, np.e**0.5, np.e**0.5]]), np.log([1e8]), np.log([1e10])
+    )
     assert np.exp(logs[0, 0]) == pytest.approx(1.604)
     np.testing.assert_allclose(shares[0, 0], np.array([1.5, 0.1, 0.004]) / 1.604)
 
@@ -162,7 +177,9 @@ def test_a_fixed_ratio_is_refused() -> None:
 
 def test_losses_that_rise_with_size_are_refused() -> None:
     rungs = ladder(0)
-    with pytest.raises(DataError, match=r"losses rise with the number of parameters \(log-log slope \+0"):
+    with pytest.raises(
+        DataError, match=r"losses rise with the number of parameters \(log-log slope \+0"
+    ):
         fit_parametric(make_rungs(rungs.parameters[::-1], rungs.tokens, rungs.loss))
 
 
@@ -170,8 +187,12 @@ def test_no_rung_to_spare_is_said_and_no_fall_is_refused() -> None:
     rungs = ladder(0)
     exact = fit_parametric(rungs.select([0, 6, 12, 18, 4]))
     assert exact.intervals == {} and "goes through every point" in exact.notes[0]
-    flat = make_rungs(rungs.parameters, rungs.tokens, [1.8 + 480 / n**0.35 for n in rungs.parameters])
-    with pytest.raises(DataError, match="they show no power law of tokens; add rungs over a wider range of tokens"):
+    flat = make_rungs(
+        rungs.parameters, rungs.tokens, [1.8 + 480 / n**0.35 for n in rungs.parameters]
+    )
+    with pytest.raises(
+        DataError, match="they show no power law of tokens; add rungs over a wider range of tokens"
+    ):
         fit_parametric(flat, draws=0)
 
 
@@ -186,4 +207,7 @@ def test_rungs_in_which_size_does_harm_are_refused_and_the_rest_is_kept() -> Non
     rungs = make_rungs(parameters, tokens, [5.3642, 5.1333, 4.5935, 4.0017, 3.7840, 4.4139])
     found = fit_ladder(rungs, draws=20)
     assert "they show no power law of parameters" in found.refused["parametric"]
-    assert found.kaplan is not None and set(pictures_of({"llama": found}, "loss")) >= {"loss", "allocation"}
+    assert found.kaplan is not None and set(pictures_of({"llama": found}, "loss")) >= {
+        "loss",
+        "allocation",
+    }

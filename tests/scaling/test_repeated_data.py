@@ -8,16 +8,23 @@ from hfstack.scaling.parametric import Law
 from hfstack.scaling.repeated_data import RepeatedLaw, best_size, fit_repeated
 from hfstack.scaling.rungs import make_rungs
 
-PLAIN = Law(E=1.87, A=521.0, B=1488.0, alpha=0.353, beta=0.353)  # Muennighoff et al. 2023, equation 18
+PLAIN = Law(
+    E=1.87, A=521.0, B=1488.0, alpha=0.353, beta=0.353
+)  # Muennighoff et al. 2023, equation 18
 TRUE = RepeatedLaw(PLAIN, tokens_decay=15.4, parameters_decay=5.3)
 
 
 def ladder(seed: int, noise: float):
     rng = np.random.default_rng(seed)
-    parameters, unique = np.tile(np.geomspace(1e7, 3e9, 6), 6), np.repeat(np.geomspace(1e8, 2e10, 6), 6)
+    parameters, unique = (
+        np.tile(np.geomspace(1e7, 3e9, 6), 6),
+        np.repeat(np.geomspace(1e8, 2e10, 6), 6),
+    )
     tokens = unique * rng.uniform(1, 60, 36)
     loss = np.array([TRUE.loss(*rung) for rung in zip(parameters, tokens, unique, strict=True)])
-    return make_rungs(parameters, tokens, loss * np.exp(noise * rng.standard_normal(36)), unique_tokens=unique)
+    return make_rungs(
+        parameters, tokens, loss * np.exp(noise * rng.standard_normal(36)), unique_tokens=unique
+    )
 
 
 def test_the_constants_come_back() -> None:
@@ -61,5 +68,7 @@ def test_what_the_rungs_cannot_tell_is_said() -> None:
     parameters, unique = np.full(6, 1e6), np.full(6, 1e10)
     tokens = unique * np.array([1.2, 1.5, 2, 2.5, 3, 3.5])
     loss = [TRUE.loss(*rung) for rung in zip(parameters, tokens, unique, strict=True)]
-    notes = fit_repeated(make_rungs(parameters, tokens, loss, unique_tokens=unique), PLAIN, draws=0).notes
+    notes = fit_repeated(
+        make_rungs(parameters, tokens, loss, unique_tokens=unique), PLAIN, draws=0
+    ).notes
     assert any("R_N* is not determined" in note for note in notes)

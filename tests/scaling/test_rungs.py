@@ -27,9 +27,18 @@ def test_a_table() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"N": 1, "tokens": 2, "loss": 3}], "t.csv has no column 'D'; found: N, tokens, loss; name the columns with"),
-        ([{"N": 1, "D": 2, "loss": 3}, {"N": 1, "D": "", "loss": 3}], "t.csv, row 2, column 'D': '' is not a positive"),
-        ([{"N": 1, "D": 2, "loss": -1}], "t.csv, row 1, column 'loss': -1 is not a positive number"),
+        (
+            [{"N": 1, "tokens": 2, "loss": 3}],
+            "t.csv has no column 'D'; found: N, tokens, loss; name the columns with",
+        ),
+        (
+            [{"N": 1, "D": 2, "loss": 3}, {"N": 1, "D": "", "loss": 3}],
+            "t.csv, row 2, column 'D': '' is not a positive",
+        ),
+        (
+            [{"N": 1, "D": 2, "loss": -1}],
+            "t.csv, row 1, column 'loss': -1 is not a positive number",
+        ),
         ([{"N": 1, "D": 2, "loss": "nan"}], "'nan' is not a positive number"),
         ([], "t.csv has no column 'N', 'D', 'loss'; found: no rows"),
     ],

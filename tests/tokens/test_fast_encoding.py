@@ -5,7 +5,16 @@ import random
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from hfstack.tokens.fast_encoding import _LLAMA3_SPLIT, _QWEN2_SPLIT, DocumentEncoder, mirror_reason
@@ -23,7 +32,9 @@ def train(pre_tokenizer: pre_tokenizers.PreTokenizer, **options) -> PreTrainedTo
     core.pre_tokenizer = pre_tokenizer
     core.decoder = decoders.ByteLevel()
     options = {"vocab_size": 400, "special_tokens": ["<|endoftext|>", "<|user|>"]} | options
-    trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, **options)
+    trainer = trainers.BpeTrainer(
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, **options
+    )
     core.train_from_iterator(TEXT * 3, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>")
 
@@ -48,10 +59,14 @@ def random_documents(count: int) -> list[str]:
     """Short strings from a jumble of scripts, spaces, digits and signs."""
     generator = random.Random(0)
     characters = "aesst 'dlm  \n\t\r019!.,-_狐狸森林éü😀\u200d\u00a0\u2028ſK½Ⅷ١\u0301\x1e<>|"
-    return ["".join(generator.choices(characters, k=generator.randrange(1, 30))) for _ in range(count)]
+    return [
+        "".join(generator.choices(characters, k=generator.randrange(1, 30))) for _ in range(count)
+    ]
 
 
-def assert_same_ids(encoder: DocumentEncoder, tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> None:
+def assert_same_ids(
+    encoder: DocumentEncoder, tokenizer: PreTrainedTokenizerFast, documents: list[str]
+) -> None:
     ids, ends = encoder.encode(documents)
     starts = [0, *ends[:-1].tolist()]
     for document, start, end in zip(documents, starts, ends.tolist(), strict=True):
@@ -109,7 +124,9 @@ def test_documents_that_tiktokens_regex_gives_up_on_are_encoded_all_the_same():
 
 def changed(**options) -> Tokenizer:
     """A tokenizer with one thing that tiktoken has no equal of."""
-    core = train(options.pop("pre_tokenizer", byte_level()), **options.pop("trainer", {})).backend_tokenizer
+    core = train(
+        options.pop("pre_tokenizer", byte_level()), **options.pop("trainer", {})
+    ).backend_tokenizer
     for name, value in options.items():
         setattr(core if name == "normalizer" else core.model, name, value)
     return core
@@ -117,7 +134,9 @@ def changed(**options) -> Tokenizer:
 
 def by_hand(vocab: list[str], merges: list[tuple[str, str]]) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({token: index for index, token in enumerate([*alphabet, *vocab])}, merges))
+    core = Tokenizer(
+        models.BPE({token: index for index, token in enumerate([*alphabet, *vocab])}, merges)
+    )
     core.pre_tokenizer = byte_level()
     return core
 
@@ -128,11 +147,22 @@ def by_hand(vocab: list[str], merges: list[tuple[str, str]]) -> Tokenizer:
         (lambda: changed(normalizer=normalizers.NFC()), "normalises text (NFC)"),
         (lambda: changed(dropout=0.1), "dropout=0.1"),
         (lambda: changed(unk_token="<|user|>"), "unk_token"),
-        (lambda: changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)), "pre-tokenizer"),
+        (
+            lambda: changed(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
+            "pre-tokenizer",
+        ),
         (lambda: changed(pre_tokenizer=split_by(r"\s+")), "pre-tokenizer"),
         (lambda: Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), "WordLevel, not BPE"),
-        (lambda: by_hand(["ab", "abc", "bc"], [("a", "b"), ("ab", "c"), ("b", "c"), ("a", "bc")]), "two merges"),
-        (lambda: by_hand(["bc", "ab", "abc"], [("b", "c"), ("a", "b"), ("ab", "c")]), "own token 'abc'"),
+        (
+            lambda: by_hand(
+                ["ab", "abc", "bc"], [("a", "b"), ("ab", "c"), ("b", "c"), ("a", "bc")]
+            ),
+            "two merges",
+        ),
+        (
+            lambda: by_hand(["bc", "ab", "abc"], [("b", "c"), ("a", "b"), ("ab", "c")]),
+            "own token 'abc'",
+        ),
     ],
 )
 def test_what_tiktoken_cannot_mirror_is_named(core, reason):
@@ -164,7 +194,9 @@ def test_the_slow_engine_gives_the_same_shape_and_says_why(caplog):
 
 
 def test_a_disagreement_on_real_text_is_found_and_logged(caplog, monkeypatch):
-    monkeypatch.setattr("hfstack.tokens.fast_encoding._GPT2_SPLIT", r"\S+|\s+")  # as if the libraries' Unicode differed
+    monkeypatch.setattr(
+        "hfstack.tokens.fast_encoding._GPT2_SPLIT", r"\S+|\s+"
+    )  # as if the libraries' Unicode differed
     tokenizer = train(byte_level())
     with caplog.at_level(logging.WARNING, logger="hfstack"):
         encoder = DocumentEncoder(tokenizer, sample=TEXT)
@@ -186,7 +218,12 @@ def test_real_text_has_identical_ids(shared_data, name):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=2000, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=2000,
+            special_tokens=["<eos>"],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
     encoder = DocumentEncoder(tokenizer, sample=texts[:5])

@@ -10,7 +10,14 @@ import pytest
 from transformers import AutoTokenizer, BertTokenizer, GPT2Config, LlamaConfig
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.tokens.train_tokenizer import CHAT_TOKENS, END_OF_TEXT, PAD, UNKNOWN, measure_tokenizer, train_tokenizer
+from hfstack.tokens.train_tokenizer import (
+    CHAT_TOKENS,
+    END_OF_TEXT,
+    PAD,
+    UNKNOWN,
+    measure_tokenizer,
+    train_tokenizer,
+)
 
 ENGLISH = [
     f"One day {who} {did} a {what}, and {who} was very {how}.\nThe end."
@@ -32,7 +39,9 @@ KINDS = ["bpe", "unigram", "wordpiece"]
 @pytest.fixture(scope="module", params=KINDS)
 def trained(request):
     """A tokenizer of each kind, trained on English and Chinese."""
-    return train_tokenizer(ENGLISH + CHINESE, kind=request.param, vocab_size=480, model_max_length=64)
+    return train_tokenizer(
+        ENGLISH + CHINESE, kind=request.param, vocab_size=480, model_max_length=64
+    )
 
 
 def test_it_loads_through_auto_tokenizer_with_the_same_ids(trained, tmp_path):
@@ -56,9 +65,16 @@ def test_it_loads_through_auto_tokenizer_with_the_same_ids(trained, tmp_path):
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_language_model_tokenizers_have_the_tokens_and_add_none(kind):
     tokenizer = train_tokenizer(
-        ENGLISH, kind=kind, vocab_size=330 if kind == "bpe" else 200, extra_special_tokens=["<|tool|>"]
+        ENGLISH,
+        kind=kind,
+        vocab_size=330 if kind == "bpe" else 200,
+        extra_special_tokens=["<|tool|>"],
     )
-    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == (END_OF_TEXT, PAD, None)
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) == (
+        END_OF_TEXT,
+        PAD,
+        None,
+    )
     assert tokenizer.unk_token == (UNKNOWN if kind == "unigram" else None)
     for token in (END_OF_TEXT, PAD, *CHAT_TOKENS, "<|tool|>"):
         assert token in tokenizer.all_special_tokens
@@ -69,7 +85,8 @@ def test_language_model_tokenizers_have_the_tokens_and_add_none(kind):
 
 
 @pytest.mark.parametrize(
-    "text", ["  two  spaces ", "\n\nlines\r\n\ttab ", "unseen ☃ ünïcode 鲸鱼 😀", "can 't , we n't ."]
+    "text",
+    ["  two  spaces ", "\n\nlines\r\n\ttab ", "unseen ☃ ünïcode 鲸鱼 😀", "can 't , we n't ."],
 )
 def test_byte_level_bpe_round_trips_any_text(text):
     tokenizer = train_tokenizer(ENGLISH, kind="bpe", vocab_size=300)
@@ -86,11 +103,20 @@ def test_unigram_keeps_spaces_and_marks_unknown_characters():
 
 def test_wordpiece_is_berts(tmp_path):
     tokenizer = train_tokenizer(ENGLISH + CHINESE, kind="wordpiece", vocab_size=400, lowercase=True)
-    assert [tokenizer.convert_tokens_to_ids(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [
-        *range(5)
-    ]
+    assert [
+        tokenizer.convert_tokens_to_ids(token)
+        for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    ] == [*range(5)]
     pair = tokenizer("THE Fóx", "狐狸")
-    assert tokenizer.convert_ids_to_tokens(pair["input_ids"]) == ["[CLS]", "the", "fox", "[SEP]", "狐", "狸", "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(pair["input_ids"]) == [
+        "[CLS]",
+        "the",
+        "fox",
+        "[SEP]",
+        "狐",
+        "狸",
+        "[SEP]",
+    ]
     assert pair["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
     tokenizer.save_pretrained(tmp_path)
     bert = BertTokenizer.from_pretrained(tmp_path)
@@ -102,7 +128,9 @@ def test_wordpiece_is_berts(tmp_path):
 
 def test_chinese_words_are_learnt_without_spaces():
     generator = random.Random(0)
-    words = "狐狸 兔子 松鼠 猫头鹰 森林 山坡 小河 朋友 唱歌 回家 种树 月亮 星星 故事 秋天 早晨".split()
+    words = (
+        "狐狸 兔子 松鼠 猫头鹰 森林 山坡 小河 朋友 唱歌 回家 种树 月亮 星星 故事 秋天 早晨".split()
+    )
     texts = ["".join(generator.choices(words, k=12)) + "。" for _ in range(300)]
     bpe = train_tokenizer(texts, kind="bpe", vocab_size=360)
     unigram = train_tokenizer(texts, kind="unigram", vocab_size=80)
@@ -116,7 +144,9 @@ def test_chinese_words_are_learnt_without_spaces():
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_training_is_repeatable(kind):
     one, other = (
-        train_tokenizer((text for text in ENGLISH + CHINESE), kind=kind, vocab_size=420).backend_tokenizer.to_str()
+        train_tokenizer(
+            (text for text in ENGLISH + CHINESE), kind=kind, vocab_size=420
+        ).backend_tokenizer.to_str()
         for _ in range(2)
     )
     assert one == other
@@ -136,9 +166,15 @@ def test_chat_template_writes_turns_and_marks_the_assistants_own():
         "<|system|>Be kind.<|end|><|user|>Hi<|end|><|assistant|>Hello<|end|>"
         "<|user|>More<|end|><|assistant|> A fox.\n<|end|>"
     )
-    encoded = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    encoded = tokenizer.apply_chat_template(
+        chat, return_dict=True, return_assistant_tokens_mask=True
+    )
     assert encoded["input_ids"] == tokenizer(text)["input_ids"]
-    own = [token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    own = [
+        token
+        for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+        if mask
+    ]
     assert tokenizer.decode(own) == "Hello<|end|> A fox.\n<|end|>"
     prompt = tokenizer.apply_chat_template(chat[:2], tokenize=False, add_generation_prompt=True)
     assert prompt == "<|system|>Be kind.<|end|><|user|>Hi<|end|><|assistant|>"
@@ -159,7 +195,9 @@ def test_measures_are_what_they_say():
     assert report.bytes_per_token == report.byte_count / tokens
     assert report.characters_per_token == sum(map(len, texts)) / tokens
     assert report.tokens_per_word == tokens / 8
-    assert report.compression == pytest.approx(8 * report.bytes_per_token / math.log2(len(tokenizer)))
+    assert report.compression == pytest.approx(
+        8 * report.bytes_per_token / math.log2(len(tokenizer))
+    )
     unknown = sum(row.count(tokenizer.unk_token_id) for row in ids)
     assert unknown >= 2
     assert report.unknown_rate == unknown / tokens
@@ -192,16 +230,31 @@ def test_a_corpus_without_text_is_refused(kind, texts, problem):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"kind": "bpe", "vocab_size": 261}, "vocab_size is 261: bpe needs at least 262, 6 special tokens"),
-        ({"kind": "unigram", "vocab_size": 30}, r"vocab_size is 30, but unigram .* needs at least \d+: it has"),
-        ({"kind": "wordpiece", "vocab_size": 30}, r"vocab_size is 30, but wordpiece .* needs at least \d+: it has"),
+        (
+            {"kind": "bpe", "vocab_size": 261},
+            "vocab_size is 261: bpe needs at least 262, 6 special tokens",
+        ),
+        (
+            {"kind": "unigram", "vocab_size": 30},
+            r"vocab_size is 30, but unigram .* needs at least \d+: it has",
+        ),
+        (
+            {"kind": "wordpiece", "vocab_size": 30},
+            r"vocab_size is 30, but wordpiece .* needs at least \d+: it has",
+        ),
         ({"kind": "wordpiece", "vocab_size": 3}, "wordpiece needs at least 6, 5 special tokens"),
         (
             {"kind": "sentencepiece", "vocab_size": 300},
             "kind is 'sentencepiece': choose one of bpe, wordpiece, unigram",
         ),
-        ({"kind": "bpe", "vocab_size": 300, "lowercase": True}, "lowercase goes with kind wordpiece, not bpe"),
-        ({"kind": "bpe", "vocab_size": 300, "extra_special_tokens": ["<|pad|>"]}, r"'<\|pad\|>', which is empty or"),
+        (
+            {"kind": "bpe", "vocab_size": 300, "lowercase": True},
+            "lowercase goes with kind wordpiece, not bpe",
+        ),
+        (
+            {"kind": "bpe", "vocab_size": 300, "extra_special_tokens": ["<|pad|>"]},
+            r"'<\|pad\|>', which is empty or",
+        ),
         ({"kind": "bpe", "vocab_size": 300, "extra_special_tokens": [""]}, "'', which is empty or"),
     ],
 )
@@ -221,7 +274,9 @@ def test_the_size_that_an_error_names_is_enough():
 
 @pytest.mark.shared
 def test_real_stories_take_about_a_quarter_of_their_bytes(shared_data):
-    with gzip.open(shared_data / "lm" / "tinystories_lower.jsonl.gz", "rt", encoding="utf-8") as lines:
+    with gzip.open(
+        shared_data / "lm" / "tinystories_lower.jsonl.gz", "rt", encoding="utf-8"
+    ) as lines:
         texts = [json.loads(line)["text"] for line in lines]
     tokenizer = train_tokenizer((text for text in texts[200:]), kind="bpe", vocab_size=4096)
     report, _ = measure_tokenizer(tokenizer, texts[:200])

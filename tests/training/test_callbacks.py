@@ -18,7 +18,9 @@ class Bench:
 
     def __init__(self, callback: object, tmp_path: Path, **settings: object) -> None:
         self.callback = callback
-        self.args = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **settings)  # pyright: ignore
+        self.args = TrainingArguments(
+            output_dir=str(tmp_path), report_to="none", use_cpu=True, **settings
+        )  # pyright: ignore
         self.state = TrainerState(is_world_process_zero=True)
         self.control = TrainerControl()
 
@@ -28,12 +30,16 @@ class Bench:
     def log(self, **logs: float) -> dict[str, float]:
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self.send("on_log", logs=logs)
-        assert {**logs, "step": self.state.global_step} == self.state.log_history[-1]  # trackers see what history keeps
+        assert {**logs, "step": self.state.global_step} == self.state.log_history[
+            -1
+        ]  # trackers see what history keeps
         return logs
 
 
 def test_throughput_counts_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 4.0, 10.0, 12.0, 50.0, 52.0])  # the first step warms up, evaluation runs before the third
+    clock = iter(
+        [0.0, 4.0, 10.0, 12.0, 50.0, 52.0]
+    )  # the first step warms up, evaluation runs before the third
     monkeypatch.setattr(callbacks.time, "perf_counter", lambda: next(clock))
     throughput = Throughput(tokens_per_step=100, flops_per_token=2, peak_flops_per_s=2000)
     bench = Bench(throughput, tmp_path)
@@ -41,7 +47,11 @@ def test_throughput_counts_steps_only(tmp_path: Path, monkeypatch: pytest.Monkey
         bench.send("on_step_begin")
         bench.state.global_step = step
         bench.send("on_step_end")
-    assert bench.log(loss=1.0) == {"loss": 1.0, "tokens_per_s": 37.5, "mfu": 0.0375}  # 300 tokens in 8 s
+    assert bench.log(loss=1.0) == {
+        "loss": 1.0,
+        "tokens_per_s": 37.5,
+        "mfu": 0.0375,
+    }  # 300 tokens in 8 s
     assert bench.log(eval_loss=1.0) == {"eval_loss": 1.0}
     assert throughput.metrics() == {"tokens_per_s": 50.0, "mfu": 0.05}  # 200 tokens in 4 s
 
@@ -56,12 +66,16 @@ def test_derived_metrics_stand_beside_the_loss(tmp_path: Path) -> None:
     assert bench.log(loss=3.0) == {"loss": 3.0}
 
 
-@pytest.mark.parametrize("logs", [{"loss": math.nan}, {"loss": 1.0, "grad_norm": math.inf}, {"eval_loss": math.nan}])
+@pytest.mark.parametrize(
+    "logs", [{"loss": math.nan}, {"loss": 1.0, "grad_norm": math.inf}, {"eval_loss": math.nan}]
+)
 def test_stops_at_the_first_number_that_is_none(tmp_path: Path, logs: dict[str, float]) -> None:
     bench = Bench(StopOnDivergence(), tmp_path)
     bench.log(loss=1.0, grad_norm=2.0)
     bench.state.global_step = 7
-    with pytest.raises(DivergedError, match=r"(loss|grad_norm) is (nan|inf) at step 7; .* lower --learning_rate"):
+    with pytest.raises(
+        DivergedError, match=r"(loss|grad_norm) is (nan|inf) at step 7; .* lower --learning_rate"
+    ):
         bench.log(**logs)
 
 
@@ -79,29 +93,47 @@ def test_samples_leave_training_untouched(tmp_path: Path) -> None:
     expected = torch.rand(1)
     torch.manual_seed(5)
     bench.send("on_train_begin")
-    for step in (10, 20, 20):  # the final evaluation of a run may fall on a step that was sampled already
+    for step in (
+        10,
+        20,
+        20,
+    ):  # the final evaluation of a run may fall on a step that was sampled already
         bench.state.global_step = step
         bench.send("on_evaluate", model=model)
     assert torch.equal(torch.rand(1), expected)
     assert model.training and seen == [False, False]
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 20]
-    assert rows[0]["completion"] == rows[1]["completion"] and "狐狸" in rows[0]["completion"]  # one seed, one sample
+    assert (
+        rows[0]["completion"] == rows[1]["completion"] and "狐狸" in rows[0]["completion"]
+    )  # one seed, one sample
 
 
-def test_a_model_in_shards_is_not_sampled_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # all that `accelerate launch` leaves of fsdp2.yaml
-    bench = Bench(SampleTable(tmp_path / "samples.jsonl", lambda model: pytest.fail("the others would wait")), tmp_path)
+def test_a_model_in_shards_is_not_sampled_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "ACCELERATE_USE_FSDP", "true"
+    )  # all that `accelerate launch` leaves of fsdp2.yaml
+    bench = Bench(
+        SampleTable(tmp_path / "samples.jsonl", lambda model: pytest.fail("the others would wait")),
+        tmp_path,
+    )
     bench.send("on_train_begin")
     bench.send("on_evaluate", model=torch.nn.Dropout())
     assert bench.args.fsdp is None
-    assert (tmp_path / "samples.jsonl").read_text() == "", "run.json lists the file, so that readers must find it"
+    assert (tmp_path / "samples.jsonl").read_text() == "", (
+        "run.json lists the file, so that readers must find it"
+    )
 
 
 def test_samples_of_steps_taken_again_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     path.write_text(
-        "".join(json.dumps({"step": step, "prompt": "a", "completion": "b"}) + "\n" for step in (5, 10, 15))
+        "".join(
+            json.dumps({"step": step, "prompt": "a", "completion": "b"}) + "\n"
+            for step in (5, 10, 15)
+        )
     )
     bench = Bench(SampleTable(path, lambda model: [("a", "c")]), tmp_path)
     bench.state.global_step = 10

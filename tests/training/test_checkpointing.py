@@ -63,7 +63,9 @@ class Poisoned(torch.utils.data.Dataset):
     """Rows of ids; one of them is marked, and its loss is multiplied."""
 
     def __init__(self, size: int = 24) -> None:
-        self.rows = torch.randint(2, 300, (size, TOKENS), generator=torch.Generator().manual_seed(3))
+        self.rows = torch.randint(
+            2, 300, (size, TOKENS), generator=torch.Generator().manual_seed(3)
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,21 +87,32 @@ class PoisonableLlama(LlamaForCausalLM):
 
 
 @pytest.fixture
-def train(tmp_path: Path, tiny_llama: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch):
+def train(
+    tmp_path: Path,
+    tiny_llama: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+):
     """Train a tiny model for six steps under `protect`; keyword arguments override settings."""
     monkeypatch.setattr("sys.argv", ["pretrain.py"])
     return trainer_of(tmp_path, tiny_llama, tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_llama: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> Path:
     """The folder of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     trainer_of(folder, tiny_llama, tiny_tokenizer)("whole")
     return folder / "whole"
 
 
-def trainer_of(folder: Path, model_path: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Trainer]:
+def trainer_of(
+    folder: Path, model_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> Callable[..., Trainer]:
     """Return a function that trains into a folder under `folder`."""
 
     def call(
@@ -156,13 +169,21 @@ def same(one: Path, two: Path) -> None:
     for name, value in weights(one).items():
         assert torch.equal(value, found[name]), name
     assert curve(one) == curve(two)
-    assert read_run(one).metrics["train_loss"] == pytest.approx(read_run(two).metrics["train_loss"], rel=1e-6)
+    assert read_run(one).metrics["train_loss"] == pytest.approx(
+        read_run(two).metrics["train_loss"], rel=1e-6
+    )
 
 
 def curve(folder: Path) -> list[tuple[float | None, ...]]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return [
-        (entry["step"], entry["epoch"], entry.get("loss"), entry.get("grad_norm"), entry.get("eval_loss"))
+        (
+            entry["step"],
+            entry["epoch"],
+            entry.get("loss"),
+            entry.get("grad_norm"),
+            entry.get("eval_loss"),
+        )
         for entry in history
         if "train_runtime" not in entry
     ]
@@ -180,8 +201,12 @@ def test_checkpoints_are_verified_rotated_and_handed_on(train, tmp_path: Path) -
         raise ConnectionError("the hub is away")
 
     trainer = train(save_total_limit=1, push=[push])
-    assert [(name, verified) for name, _, verified in handed] == [(f"checkpoint-{step}", True) for step in (2, 4, 6)]
-    assert "checkpoint-2" not in handed[1][1] and "checkpoint-4" not in handed[2][1], "rotated first, then pushed"
+    assert [(name, verified) for name, _, verified in handed] == [
+        (f"checkpoint-{step}", True) for step in (2, 4, 6)
+    ]
+    assert "checkpoint-2" not in handed[1][1] and "checkpoint-4" not in handed[2][1], (
+        "rotated first, then pushed"
+    )
     assert names(tmp_path / "out") == ["checkpoint-6"] and trainer.args.save_total_limit == 1
     assert find_damage(tmp_path / "out" / "checkpoint-6", needs_manifest=True) is None
     assert not list(tmp_path.glob("**/training_args.bin"))
@@ -194,7 +219,9 @@ def test_the_best_checkpoint_stays_and_is_loaded(train, tmp_path: Path) -> None:
     best = Path(trainer.state.best_model_checkpoint or "")
     assert names(tmp_path / "out") == sorted({best.name, "checkpoint-8"})
     if best.name != "checkpoint-8":
-        assert torch.equal(weights(best)["model.norm.weight"], weights(tmp_path / "out")["model.norm.weight"])
+        assert torch.equal(
+            weights(best)["model.norm.weight"], weights(tmp_path / "out")["model.norm.weight"]
+        )
 
 
 def test_a_crash_between_two_logs_and_a_resume_change_nothing(train, tmp_path: Path) -> None:
@@ -215,8 +242,14 @@ def plant_flip(path: Path) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped byte": (plant_flip, "model.safetensors is not what was written"),
-    "killed while it was written": (lambda path: (path / MANIFEST).unlink(), "which is written last, is missing"),
-    "half a state": (lambda path: (path / "trainer_state.json").write_text('{"ep'), "trainer_state.json has 4 bytes"),
+    "killed while it was written": (
+        lambda path: (path / MANIFEST).unlink(),
+        "which is written last, is missing",
+    ),
+    "half a state": (
+        lambda path: (path / "trainer_state.json").write_text('{"ep'),
+        "trainer_state.json has 4 bytes",
+    ),
 }
 
 
@@ -252,9 +285,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(
     with pytest.raises(CheckpointError, match=message):
         train("out")
     record = read_run(tmp_path / "out")
-    assert (record.status, record.error_kind) == ("failed", "CheckpointError") and names(tmp_path / "out") == [
-        "checkpoint-2"
-    ]
+    assert (record.status, record.error_kind) == ("failed", "CheckpointError") and names(
+        tmp_path / "out"
+    ) == ["checkpoint-2"]
     monkeypatch.undo()
     monkeypatch.setattr("sys.argv", ["pretrain.py"])
     train("out", resume_from_checkpoint="last")
@@ -267,20 +300,26 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode != 0
+    ):
         pytest.skip("a tmpfs cannot be mounted here: run as root, or with CAP_SYS_ADMIN")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)  # weights may still be mapped
 
 
-@pytest.mark.parametrize("room_bytes", [300_000, 10_000, 0], ids=["optimizer", "weights", "nothing fits"])
+@pytest.mark.parametrize(
+    "room_bytes", [300_000, 10_000, 0], ids=["optimizer", "weights", "nothing fits"]
+)
 def test_a_disk_that_really_fills_up(train, small_disk: Path, room_bytes: int, whole: Path) -> None:
     def fill(**kwargs: Any) -> None:
         free = shutil.disk_usage(small_disk).free
         (small_disk / "filler").write_bytes(bytes(free - room_bytes))
 
     with pytest.raises(
-        CheckpointError, match=r"the disk of .*small/out is full \(.*checkpoint-2 is whole: make room"
+        CheckpointError,
+        match=r"the disk of .*small/out is full \(.*checkpoint-2 is whole: make room",
     ) as e:
         train("small/out", At("on_step_begin", 3, fill))
     assert "\n" not in str(e.value) and names(small_disk / "out") == ["checkpoint-2"]
@@ -289,12 +328,17 @@ def test_a_disk_that_really_fills_up(train, small_disk: Path, room_bytes: int, w
     same(whole, small_disk / "out")
 
 
-def test_a_manifest_that_cannot_be_written_ends_the_run(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_that_cannot_be_written_ends_the_run(
+    train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(path: Path, **kwargs: Any) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(checkpointing, "write_manifest", fail)
-    with pytest.raises(CheckpointError, match="a checkpoint was saved but could not be verified: .*Input/output error"):
+    with pytest.raises(
+        CheckpointError,
+        match="a checkpoint was saved but could not be verified: .*Input/output error",
+    ):
         train()
 
 
@@ -307,7 +351,9 @@ def test_weights_alone_are_refused(train, tmp_path: Path, lost: str) -> None:
         (path / lost).unlink()
         (path / MANIFEST).unlink()
         checkpointing.write_manifest(path, step=2)
-    with pytest.raises(CheckpointError, match=r"no .*scheduler state to continue from; .*--model_name_or_path"):
+    with pytest.raises(
+        CheckpointError, match=r"no .*scheduler state to continue from; .*--model_name_or_path"
+    ):
         train("out", resume_from_checkpoint="last", save_only_model=lost == "optimizer.pt")
 
 
@@ -320,12 +366,24 @@ def test_changed_settings_are_shown_and_accepted_by_name(train, tmp_path: Path) 
     ):
         train("out", learning_rate=0.02, seed=7, resume_from_checkpoint="last")
     with pytest.raises(CheckpointError, match=r"differs in seed 42 -> 7; "):
-        train("out", learning_rate=0.02, seed=7, resume_from_checkpoint="last", allow=("learning_rate",))
-    with pytest.raises(ConfigError, match=r"--allow_changed 'learning_rat' is no setting of pretrain; did you mean"):
+        train(
+            "out",
+            learning_rate=0.02,
+            seed=7,
+            resume_from_checkpoint="last",
+            allow=("learning_rate",),
+        )
+    with pytest.raises(
+        ConfigError, match=r"--allow_changed 'learning_rat' is no setting of pretrain; did you mean"
+    ):
         train("out", resume_from_checkpoint="last", allow=("learning_rat",))
-    trainer = train("out", learning_rate=0.02, resume_from_checkpoint="last", allow=("learning_rate",))
+    trainer = train(
+        "out", learning_rate=0.02, resume_from_checkpoint="last", allow=("learning_rate",)
+    )
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
-    assert rates == pytest.approx([0.01, 0.01 * 5 / 6, 0.02 * 4 / 6, 0.02 * 3 / 6, 0.02 * 2 / 6, 0.02 * 1 / 6])
+    assert rates == pytest.approx(
+        [0.01, 0.01 * 5 / 6, 0.02 * 4 / 6, 0.02 * 3 / 6, 0.02 * 2 / 6, 0.02 * 1 / 6]
+    )
     restart = read_run(tmp_path / "out").restarts[0]
     assert restart["step"] == 2 and restart["changed"] == {"learning_rate": [0.01, 0.02]}
 
@@ -344,7 +402,9 @@ def test_a_run_whose_last_step_was_taken_takes_no_other(train, tmp_path: Path, w
     same(whole, tmp_path / "out")
 
 
-def test_an_older_checkpoint_by_name_sets_the_newer_ones_aside(train, tmp_path: Path, whole: Path) -> None:
+def test_an_older_checkpoint_by_name_sets_the_newer_ones_aside(
+    train, tmp_path: Path, whole: Path
+) -> None:
     with pytest.raises(RuntimeError):
         train("out", At("on_step_begin", 5, crash))
     train("out", resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
@@ -354,7 +414,11 @@ def test_an_older_checkpoint_by_name_sets_the_newer_ones_aside(train, tmp_path: 
 
 @pytest.mark.parametrize(
     ("signum", "event"),
-    [(signal.SIGTERM, "on_step_begin"), (signal.SIGINT, "on_prediction_step"), (signal.SIGTERM, "on_log")],
+    [
+        (signal.SIGTERM, "on_step_begin"),
+        (signal.SIGINT, "on_prediction_step"),
+        (signal.SIGTERM, "on_log"),
+    ],
 )
 def test_a_signal_saves_and_the_run_goes_on_where_it_stood(
     train, tmp_path: Path, signum: int, event: str, whole: Path
@@ -367,7 +431,9 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_stood(
             sent.append(signum)
             os.kill(os.getpid(), signum)
 
-    with pytest.raises(Preempted, match=r"stopped at step 3; go on with --resume_from_checkpoint last"):
+    with pytest.raises(
+        Preempted, match=r"stopped at step 3; go on with --resume_from_checkpoint last"
+    ):
         train("out", At(event, step, ask))
     assert read_run(tmp_path / "out").status == "preempted"
     assert find_damage(tmp_path / "out" / "checkpoint-3", needs_manifest=True) is None
@@ -387,23 +453,32 @@ def test_a_second_signal_stops_at_once(
         monkeypatch.setattr("hfstack.runs.run._SAME_STOP_S", 0.0)
     with pytest.raises(Preempted, match=f"stopped by {second.name}"):
         train("out", At("on_step_begin", 3, twice))
-    assert read_run(tmp_path / "out").status == "preempted" and names(tmp_path / "out")[-1] == "checkpoint-2"
+    assert (
+        read_run(tmp_path / "out").status == "preempted"
+        and names(tmp_path / "out")[-1] == "checkpoint-2"
+    )
 
 
-def test_one_sigterm_that_a_launcher_repeats_still_saves(train, tmp_path: Path, whole: Path) -> None:
+def test_one_sigterm_that_a_launcher_repeats_still_saves(
+    train, tmp_path: Path, whole: Path
+) -> None:
     """As under Slurm with proctrack/linuxproc, which signals the launcher and the training process."""
 
     def repeated(**kwargs: Any) -> None:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Preempted, match=r"stopped at step 3; go on with --resume_from_checkpoint last"):
+    with pytest.raises(
+        Preempted, match=r"stopped at step 3; go on with --resume_from_checkpoint last"
+    ):
         train("out", At("on_step_begin", 2, repeated))
     train("out", resume_from_checkpoint="last")
     same(whole, tmp_path / "out")
 
 
-def test_a_signal_after_training_stops_at_once_and_loses_nothing(train, tmp_path: Path, whole: Path) -> None:
+def test_a_signal_after_training_stops_at_once_and_loses_nothing(
+    train, tmp_path: Path, whole: Path
+) -> None:
     with pytest.raises(Preempted, match="stopped by SIGTERM"):
         train("out", after=lambda: os.kill(os.getpid(), signal.SIGTERM))
     train("out", resume_from_checkpoint="last")
@@ -425,10 +500,18 @@ def test_a_loss_that_is_no_number_stops_that_step(
     rows = Poisoned().rows
     guilty = 5
     with pytest.raises(DivergedError) as caught:
-        train(poison=(int(rows[guilty][0]), factor), max_steps=12, logging_steps=100, save_steps=1, **settings)
+        train(
+            poison=(int(rows[guilty][0]), factor),
+            max_steps=12,
+            logging_steps=100,
+            save_steps=1,
+            **settings,
+        )
     text = str(caught.value)
     step = int(text.partition("at step ")[2].partition(",")[0])
-    assert text.startswith("loss is ") and "before the optimizer took it" in text and "\n" not in text
+    assert (
+        text.startswith("loss is ") and "before the optimizer took it" in text and "\n" not in text
+    )
     beginning = tiny_tokenizer.decode(rows[guilty].tolist(), skip_special_tokens=True)[:20]
     assert repr(beginning)[1:-1] in text, "the row is named by how it begins"
     assert text.count(" of micro-batch ") == 2, "only the rows of the micro-batch that went wrong"
@@ -440,16 +523,27 @@ def test_a_loss_that_is_no_number_stops_that_step(
 
 def test_a_gradient_that_is_no_number_stops_that_step(train) -> None:
     def spoil(model: torch.nn.Module, **kwargs: Any) -> None:
-        next(parameter for parameter in model.parameters() if parameter.grad is not None).grad.fill_(math.inf)  # pyright: ignore
+        next(
+            parameter for parameter in model.parameters() if parameter.grad is not None
+        ).grad.fill_(math.inf)  # pyright: ignore
 
-    with pytest.raises(DivergedError, match="grad_norm is inf at step 4, before the optimizer took it"):
+    with pytest.raises(
+        DivergedError, match="grad_norm is inf at step 4, before the optimizer took it"
+    ):
         train("out", At("on_pre_optimizer_step", 3, spoil), logging_steps=100)
 
 
-def test_a_spike_is_skipped_when_asked(train, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_spike_is_skipped_when_asked(
+    train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     poison = (int(Poisoned().rows[5][0]), 50.0)
     trainer = train(
-        "out", SkipSpikes(sigmas=6, window=6), poison=poison, max_steps=24, save_steps=12, learning_rate=1e-3
+        "out",
+        SkipSpikes(sigmas=6, window=6),
+        poison=poison,
+        max_steps=24,
+        save_steps=12,
+        learning_rate=1e-3,
     )
     skipped = max(entry.get("skipped_steps", 0) for entry in trainer.state.log_history)
     assert skipped >= 1 and caplog.text.count("is skipped: its loss") == skipped
@@ -462,25 +556,35 @@ def test_a_spike_is_skipped_when_asked(train, tmp_path: Path, caplog: pytest.Log
 
 
 def test_pushing_needs_somebody_who_pushes(tmp_path: Path) -> None:
-    args = TrainingArguments(output_dir=str(tmp_path / "out"), push_to_hub=True, report_to="none", use_cpu=True)
+    args = TrainingArguments(
+        output_dir=str(tmp_path / "out"), push_to_hub=True, report_to="none", use_cpu=True
+    )
     with Run.start("pretrain.py", args.output_dir, args) as run:
-        with pytest.raises(ConfigError, match="--push_to_hub: this recipe does not push while it trains"):
+        with pytest.raises(
+            ConfigError, match="--push_to_hub: this recipe does not push while it trains"
+        ):
             KeepCheckpoints(run)
         assert KeepCheckpoints(run, [print]).push == [print]
         run.finish({})
 
 
-def test_too_little_disk_is_refused_before_the_first_step(train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_refused_before_the_first_step(
+    train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import collections
 
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr("hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(0, 0, 1000))
+    monkeypatch.setattr(
+        "hfstack.runs.checkpoint_files.shutil.disk_usage", lambda path: usage(0, 0, 1000)
+    )
     with pytest.raises(CheckpointError, match="two checkpoints need 1 MiB but"):
         train("out", At("on_step_begin", 0, crash))
     train("none", save_strategy="no")
 
 
-def test_training_does_not_wait_while_a_checkpoint_is_verified(train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_does_not_wait_while_a_checkpoint_is_verified(
+    train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate, steps = threading.Event(), []
     real = checkpointing.write_manifest
 
@@ -510,7 +614,8 @@ def test_a_count_that_begins_at_0_again_is_continued() -> None:
     ):
         count = checkpointing.ContinueCounts()
         state = TrainerState(
-            global_step=2, log_history=[{"num_tokens": 40.0, "step": 1}, {"num_tokens": 100.0, "step": 2}]
+            global_step=2,
+            log_history=[{"num_tokens": 40.0, "step": 1}, {"num_tokens": 100.0, "step": 2}],
         )
         arguments: Any = (None, state, None)
         count.on_train_begin(*arguments)
@@ -523,14 +628,18 @@ def test_a_count_that_begins_at_0_again_is_continued() -> None:
             assert state.log_history[-1] == {**logs, "step": step}
 
 
-def test_processes_agree_on_a_stop_and_lose_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_agree_on_a_stop_and_lose_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def agree(asked: torch.Tensor, op: Any) -> None:
         if during:
             os.kill(os.getpid(), during.pop())  # after this process has said what it knew
         asked.fill_(max(int(asked), int(others)))
 
     monkeypatch.setattr(torch.distributed, "all_reduce", agree)
-    arguments: Any = SimpleNamespace(world_size=2, device="cpu", save_strategy="steps", logging_strategy="steps")
+    arguments: Any = SimpleNamespace(
+        world_size=2, device="cpu", save_strategy="steps", logging_strategy="steps"
+    )
 
     def step() -> bool:
         control = TrainerControl()
@@ -549,14 +658,21 @@ def test_processes_agree_on_a_stop_and_lose_none(tmp_path: Path, monkeypatch: py
         run.defer_stop(True)
         stops, others = StopWhenAsked(run), True
         assert step()
-        os.kill(os.getpid(), signal.SIGTERM)  # the same stop reaches this process a moment later: it is saving
+        os.kill(
+            os.getpid(), signal.SIGTERM
+        )  # the same stop reaches this process a moment later: it is saving
 
 
 def test_every_process_has_its_part_where_the_first_can_see_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(checkpointing, "_VISIBLE_S", 0.2)
-    shards = ["model.safetensors", "optimizer_0/__0_0.distcp", "optimizer_0/__1_0.distcp", "rng_state_1.pth"]
+    shards = [
+        "model.safetensors",
+        "optimizer_0/__0_0.distcp",
+        "optimizer_0/__1_0.distcp",
+        "rng_state_1.pth",
+    ]
     for name in [*shards, "training_args.bin"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -576,9 +692,12 @@ def test_every_process_has_its_part_where_the_first_can_see_it(
     checkpointing._see_every_part(tmp_path, arguments)
     (tmp_path / "rng_state_1.pth").unlink()
     checkpointing._see_every_part(tmp_path, arguments)
-    assert "rng_state_1.pth lies on another node's disk: a resume will not be identical" in caplog.text
+    assert (
+        "rng_state_1.pth lies on another node's disk: a resume will not be identical" in caplog.text
+    )
     of_rank_1.append("optimizer_0/__2_0.distcp")
     with pytest.raises(
-        CheckpointError, match=r"optimizer_0/__2_0\.distcp of .* lies where the first process cannot see"
+        CheckpointError,
+        match=r"optimizer_0/__2_0\.distcp of .* lies where the first process cannot see",
     ):
         checkpointing._see_every_part(tmp_path, arguments)

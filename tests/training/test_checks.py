@@ -26,17 +26,24 @@ def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def chat_tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]}
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def test_preflight_logs_one_line_and_refuses_with_every_fault(caplog: pytest.LogCaptureFixture) -> None:
+def test_preflight_logs_one_line_and_refuses_with_every_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.INFO):
         checks.preflight({"one rule": None, "another": None})
     assert [record.message for record in caplog.records] == ["checked: one rule, another"]
     caplog.clear()
-    with caplog.at_level(logging.INFO), pytest.raises(DataError, match="^first: broken; mend it; third: torn$"):
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(DataError, match="^first: broken; mend it; third: torn$"),
+    ):
         checks.preflight({"first": "broken; mend it", "second": None, "third": "torn"})
     assert [record.message for record in caplog.records] == [
         "checked: first, second, third", "first: broken; mend it", "third: torn",
@@ -46,7 +53,9 @@ def test_preflight_logs_one_line_and_refuses_with_every_fault(caplog: pytest.Log
 def test_pad_is_not_eos(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     assert checks.pad_is_not_eos(tiny_tokenizer) is None
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    assert "also ends texts" in str(checks.pad_is_not_eos(tokenizer, [int(tokenizer.pad_token_id or 0)]))
+    assert "also ends texts" in str(
+        checks.pad_is_not_eos(tokenizer, [int(tokenizer.pad_token_id or 0)])
+    )
     tokenizer.pad_token = tokenizer.eos_token
     assert "'<|endoftext|>' also ends texts" in str(checks.pad_is_not_eos(tokenizer))
     tokenizer.pad_token = None
@@ -54,35 +63,47 @@ def test_pad_is_not_eos(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_labels_reach_eos() -> None:
-    assert checks.labels_reach_eos([[MASKED, 5, EOS], [MASKED, 5, 6]], [EOS]) is None  # one of two was cut
+    assert (
+        checks.labels_reach_eos([[MASKED, 5, EOS], [MASKED, 5, 6]], [EOS]) is None
+    )  # one of two was cut
     masked = [[MASKED, 5, MASKED]] * 10
     assert "only 0 of 10 rows" in str(checks.labels_reach_eos(masked, [EOS]))
     assert checks.labels_reach_eos([*masked[1:], [5, EOS]], [EOS]) is None
-    assert "only 1 of 10 rows" in str(checks.labels_reach_eos([*masked[1:], [5, EOS]], [EOS], share=0.5))
+    assert "only 1 of 10 rows" in str(
+        checks.labels_reach_eos([*masked[1:], [5, EOS]], [EOS], share=0.5)
+    )
 
 
 def test_no_double_bos() -> None:
     assert checks.no_double_bos([[1, 5, 1], [1]], 1) is None
-    assert checks.no_double_bos([[1, 1]], None) is None  # a tokenizer without bos has none to double
+    assert (
+        checks.no_double_bos([[1, 1]], None) is None
+    )  # a tokenizer without bos has none to double
     assert "1 rows, first row 2" in str(checks.no_double_bos([[1, 5], [1, 1, 5]], 1))
 
 
 def test_some_label_is_scored() -> None:
     assert checks.some_label_is_scored([[MASKED, 3], [4]]) is None
-    assert "all labels of all 2 rows" in str(checks.some_label_is_scored([[MASKED], [MASKED, MASKED]]))
+    assert "all labels of all 2 rows" in str(
+        checks.some_label_is_scored([[MASKED], [MASKED, MASKED]])
+    )
     assert "1 of 2 rows, first row 2" in str(checks.some_label_is_scored([[4], [MASKED]]))
     assert checks.some_label_is_scored([]) is not None
 
 
 def test_embedding_covers_tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     assert checks.embedding_covers_tokenizer(300, tiny_tokenizer) is None
-    assert "up to 299 but the embedding has 299 rows" in str(checks.embedding_covers_tokenizer(299, tiny_tokenizer))
+    assert "up to 299 but the embedding has 299 rows" in str(
+        checks.embedding_covers_tokenizer(299, tiny_tokenizer)
+    )
 
 
 def test_template_marks_generation(chat_tokenizer: PreTrainedTokenizerFast) -> None:
     assert checks.template_marks_generation(chat_tokenizer) is None
     whole = str(chat_tokenizer.chat_template)
-    chat_tokenizer.chat_template = whole.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+    chat_tokenizer.chat_template = whole.replace("{%- generation -%}", "").replace(
+        "{%- endgeneration -%}", ""
+    )
     assert "no {% generation %} markers" in str(checks.template_marks_generation(chat_tokenizer))
     chat_tokenizer.chat_template = whole.replace(
         "{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}",
@@ -95,23 +116,31 @@ def test_template_marks_generation(chat_tokenizer: PreTrainedTokenizerFast) -> N
 
 def test_train_and_eval_are_disjoint() -> None:
     assert checks.train_and_eval_are_disjoint(["a", "b"], ["c"]) is None
-    assert "2 train rows are also eval rows" in str(checks.train_and_eval_are_disjoint(["a", "b", "a"], ["a"]))
+    assert "2 train rows are also eval rows" in str(
+        checks.train_and_eval_are_disjoint(["a", "b", "a"], ["a"])
+    )
 
 
 def test_prompts_fit_context() -> None:
     assert checks.prompts_fit_context([3, 9], 10) is None
-    assert "1 of 2 prompts, first row 2 with 10 tokens" in str(checks.prompts_fit_context([3, 10], 10))
+    assert "1 of 2 prompts, first row 2 with 10 tokens" in str(
+        checks.prompts_fit_context([3, 10], 10)
+    )
 
 
 def test_labels_in_range() -> None:
     assert checks.labels_in_range([0, 1, 2], 3) is None
-    assert "2 labels, first 3 in row 2, are not among 0 .. 2" in str(checks.labels_in_range([0, 3, -1], 3))
+    assert "2 labels, first 3 in row 2, are not among 0 .. 2" in str(
+        checks.labels_in_range([0, 3, -1], 3)
+    )
 
 
 def test_chosen_differs_from_rejected() -> None:
     turns = [{"role": "assistant", "content": "yes"}]
     assert checks.chosen_differs_from_rejected(["yes", turns], ["no", "yes"]) is None
-    assert "1 pairs, first row 2" in str(checks.chosen_differs_from_rejected(["yes", turns], ["no", list(turns)]))
+    assert "1 pairs, first row 2" in str(
+        checks.chosen_differs_from_rejected(["yes", turns], ["no", list(turns)])
+    )
 
 
 def test_head_is_saved() -> None:

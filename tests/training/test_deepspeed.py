@@ -44,7 +44,9 @@ class CrashAt(TrainerCallback):
             raise RuntimeError("the machine went away")
 
 
-def train(folder: Path, llama: Path, *, stage: int | None = None, crash_at: int | None = None) -> Trainer:
+def train(
+    folder: Path, llama: Path, *, stage: int | None = None, crash_at: int | None = None
+) -> Trainer:
     """Train as a recipe does, sharded by DeepSpeed if a stage is named."""
     settings: dict[str, Any] = {"use_cpu": True, "per_device_train_batch_size": 4}
     if stage:
@@ -52,7 +54,10 @@ def train(folder: Path, llama: Path, *, stage: int | None = None, crash_at: int 
         AcceleratorState._reset_state(reset_partial_state=True)
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         PartialState(backend="gloo")
-        settings = {"accelerator_config": {"use_configured_state": True}, "per_device_train_batch_size": 2}
+        settings = {
+            "accelerator_config": {"use_configured_state": True},
+            "per_device_train_batch_size": 2,
+        }
         settings["deepspeed"] = {
             "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
             "gradient_clipping": "auto", "zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True,
@@ -65,7 +70,9 @@ def train(folder: Path, llama: Path, *, stage: int | None = None, crash_at: int 
     )  # fmt: skip
     with Run.start("pretrain.py", folder, args) as run:
         checkpoint = run.checkpoint
-        ids = torch.randint(2, 300, (24, 12), generator=torch.Generator().manual_seed(3))  # (rows, tokens)
+        ids = torch.randint(
+            2, 300, (24, 12), generator=torch.Generator().manual_seed(3)
+        )  # (rows, tokens)
         trainer = Trainer(
             model=LlamaForCausalLM.from_pretrained(llama),
             args=args,
@@ -100,9 +107,19 @@ def curve(folder: Path) -> list[tuple[int, float]]:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero_on_two_processes(stage: int, tiny_llama: Path, tmp_path: Path):
     pytest.importorskip("deepspeed")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        __file__,
+    ]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     done = subprocess.run(
         [*command, str(tmp_path), str(tiny_llama), str(stage)],
         env=environment, capture_output=True, text=True, timeout=900, check=False,
@@ -115,11 +132,15 @@ def test_zero_on_two_processes(stage: int, tiny_llama: Path, tmp_path: Path):
             assert two == pytest.approx(one, rel=1e-4), name
     record = read_run(tmp_path / "torn")
     assert record.status == "finished" and [restart["step"] for restart in record.restarts] == [2]
-    assert find_damage(tmp_path / "torn" / "broken-4") == f"global_step4/{SHARD_OF_RANK_1} is missing"
+    assert (
+        find_damage(tmp_path / "torn" / "broken-4") == f"global_step4/{SHARD_OF_RANK_1} is missing"
+    )
 
     newest = tmp_path / "whole" / "checkpoint-6"
     files = json.loads((newest / MANIFEST).read_text())["files"]
-    assert {f"global_step6/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)} <= set(files)
+    assert {
+        f"global_step6/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)
+    } <= set(files)
     assert kind_of_shards(newest) == "deepspeed"
     (tmp_path / "merged").mkdir()
     merge_checkpoint(newest, tmp_path / "merged")

@@ -14,7 +14,12 @@ from hfstack.errors import DataError
 from hfstack.tasks.shared.token_tasks import token_loss_func
 from hfstack.training.preflight import checked
 
-SIZES: Any = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+SIZES: Any = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 NO_DROPOUT: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -34,11 +39,20 @@ def rows(count: int = 8, *, classes: int = 3, seed: int = 0) -> list[dict[str, l
     ]
 
 
-def build(tmp_path, train: list[dict[str, list[int]]], *, model: Any = None, **settings: Any) -> Trainer:
+def build(
+    tmp_path, train: list[dict[str, list[int]]], *, model: Any = None, **settings: Any
+) -> Trainer:
     torch.manual_seed(0)
-    loss = settings.pop("compute_loss_func", token_loss_func(settings.get("label_smoothing_factor", 0.0)))
+    loss = settings.pop(
+        "compute_loss_func", token_loss_func(settings.get("label_smoothing_factor", 0.0))
+    )
     held_out = settings.pop("held_out", None)
-    arguments: dict[str, Any] = {"max_steps": 1, "logging_steps": 1, "report_to": "none", "use_cpu": True}
+    arguments: dict[str, Any] = {
+        "max_steps": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+    }
     arguments |= {"save_strategy": "no", "disable_tqdm": True, "max_grad_norm": 1e9, "seed": 3}
     return Trainer(
         model=model or Tagger(Config(vocab_size=50, num_labels=3, **SIZES, **NO_DROPOUT)),
@@ -82,7 +96,10 @@ def test_a_sound_trainer_is_handed_back(tmp_path, caplog: pytest.LogCaptureFixtu
     [
         (lambda row: row | {"input_ids": [2, 2, *row["input_ids"][2:]]}, "begin with two"),
         (lambda row: row | {"labels": [-100] * 6}, "all labels of all"),
-        (lambda row: row | {"labels": [3, *row["labels"][1:]]}, "first 3 in row 1, are not among 0 .. 2"),
+        (
+            lambda row: row | {"labels": [3, *row["labels"][1:]]},
+            "first 3 in row 1, are not among 0 .. 2",
+        ),
     ],
 )
 def test_a_planted_fault_is_refused(tmp_path, change, message: str):
@@ -99,19 +116,30 @@ def test_an_id_without_an_embedding_is_refused(tmp_path):
 def test_a_model_that_averages_over_its_part_of_the_batch_is_refused(tmp_path):
     trainer = build(tmp_path, rows(), gradient_accumulation_steps=2, compute_loss_func=None)
     assert trainer.model_accepts_loss_kwargs, "transformers counts this model's loss as scaled"
-    with pytest.raises(DataError, match=r"accumulation keeps the loss: the loss of one batch is .* in parts"):
+    with pytest.raises(
+        DataError, match=r"accumulation keeps the loss: the loss of one batch is .* in parts"
+    ):
         checked(trainer, WORDS, classes=3)
-    checked(build(tmp_path, rows(), compute_loss_func=None), WORDS, classes=3)  # nothing is accumulated
+    checked(
+        build(tmp_path, rows(), compute_loss_func=None), WORDS, classes=3
+    )  # nothing is accumulated
 
 
-def test_held_out_rows_that_are_trained_on_are_counted(tmp_path, caplog: pytest.LogCaptureFixture, monkeypatch):
+def test_held_out_rows_that_are_trained_on_are_counted(
+    tmp_path, caplog: pytest.LogCaptureFixture, monkeypatch
+):
     monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     checked(build(tmp_path, rows(), held_out=rows(10)[6:] + rows(2, seed=1)), WORDS)
     assert "2 of 6 different held-out rows are trained on too" in caplog.text
 
 
 def writer() -> BartForConditionalGeneration:
-    sizes: Any = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    sizes: Any = {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+    }
     heads: Any = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0}
     return BartForConditionalGeneration(BartConfig(vocab_size=50, d_model=16, **sizes, **heads))
 
@@ -136,5 +164,7 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path, kind: str, smoothing: float):
                 (batch := collate(some)) | {"decoder_input_ids": shift(labels=batch["labels"])}
             )
         checked(trainer, WORDS).train()
-        found.append((trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]))
+        found.append(
+            (trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"])
+        )
     assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -23,7 +23,11 @@ from tests.training.test_checkpointing import At, Poisoned, crash, same, trainer
 from tests.two_processes import spawn
 
 # A spike at the row that is multiplied, once in each epoch of 12 steps.
-SPIKY: dict[str, Any] = {"poison": (int(Poisoned().rows[5][0]), 50.0), "max_steps": 24, "learning_rate": 1e-3}
+SPIKY: dict[str, Any] = {
+    "poison": (int(Poisoned().rows[5][0]), 50.0),
+    "max_steps": 24,
+    "learning_rate": 1e-3,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +38,21 @@ def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def train(tmp_path: Path, tiny_llama: Path, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch):
+def train(
+    tmp_path: Path,
+    tiny_llama: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+):
     """Train a tiny model for six steps under `protect`; keyword arguments override settings."""
     monkeypatch.setattr("sys.argv", ["pretrain.py"])
     return trainer_of(tmp_path, tiny_llama, tiny_tokenizer)
 
 
 def guard(**changes: Any) -> RollBackSpikes:
-    return RollBackSpikes(**{"sigmas": 6, "window": 6, "steps_before": 2, "steps_left_out": 5} | changes)
+    return RollBackSpikes(
+        **{"sigmas": 6, "window": 6, "steps_before": 2, "steps_left_out": 5} | changes
+    )
 
 
 def moments(folder: Path) -> dict[int, dict[str, torch.Tensor]]:
@@ -50,7 +61,10 @@ def moments(folder: Path) -> dict[int, dict[str, torch.Tensor]]:
 
 def equal(one: dict[Any, Any], two: dict[Any, Any]) -> bool:
     assert one.keys() == two.keys()
-    return all(equal(one[k], two[k]) if isinstance(one[k], dict) else torch.equal(one[k], two[k]) for k in one)
+    return all(
+        equal(one[k], two[k]) if isinstance(one[k], dict) else torch.equal(one[k], two[k])
+        for k in one
+    )
 
 
 def test_it_goes_back_leaves_out_the_data_and_goes_on(
@@ -66,20 +80,35 @@ def test_it_goes_back_leaves_out_the_data_and_goes_on(
         after = tmp_path / "out" / f"checkpoint-{step}"
         assert equal(weights(before), weights(after)), f"step {step} changed a weight"
         assert equal(moments(before), moments(after)), f"step {step} changed a moment"
-    assert not equal(weights(before), weights(tmp_path / "out" / f"checkpoint-{to + 6}")), "then it goes on"
+    assert not equal(weights(before), weights(tmp_path / "out" / f"checkpoint-{to + 6}")), (
+        "then it goes on"
+    )
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert [entry["step"] for entry in log] == list(range(1, 25)), "each step once, and none missing"
-    assert [entry["learning_rate"] for entry in log] == pytest.approx([1e-3 * (24 - n) / 24 for n in range(24)])
-    assert log[-1]["roll_backs"] == len(spikes.roll_backs) and log[-1]["skipped_steps"] >= to + 6 - at
+    assert [entry["step"] for entry in log] == list(range(1, 25)), (
+        "each step once, and none missing"
+    )
+    assert [entry["learning_rate"] for entry in log] == pytest.approx(
+        [1e-3 * (24 - n) / 24 for n in range(24)]
+    )
+    assert (
+        log[-1]["roll_backs"] == len(spikes.roll_backs) and log[-1]["skipped_steps"] >= to + 6 - at
+    )
 
 
 @pytest.mark.parametrize("when", ["before the spike", "while data is left out"])
-def test_a_crash_and_a_resume_change_nothing(train: Callable[..., Any], tmp_path: Path, when: str) -> None:
+def test_a_crash_and_a_resume_change_nothing(
+    train: Callable[..., Any], tmp_path: Path, when: str
+) -> None:
     spikes = guard()
     train("whole", spikes, **SPIKY)
     at, _ = spikes.roll_backs[0]
     with pytest.raises(RuntimeError):
-        train("out", guard(), At("on_step_begin", at - 1 if when == "before the spike" else at + 2, crash), **SPIKY)
+        train(
+            "out",
+            guard(),
+            At("on_step_begin", at - 1 if when == "before the spike" else at + 2, crash),
+            **SPIKY,
+        )
     again = guard()
     train("out", again, resume_from_checkpoint="last", **SPIKY)
     same(tmp_path / "whole", tmp_path / "out")
@@ -110,33 +139,52 @@ def test_without_an_old_checkpoint_the_spike_alone_is_skipped(
     spikes = guard(steps_before=23)
     train("out", spikes, **SPIKY)
     assert not spikes.roll_backs and 1 <= spikes.skipped <= 2
-    assert "no whole checkpoint is 23 steps older, so nothing but this step is left out" in caplog.text
+    assert (
+        "no whole checkpoint is 23 steps older, so nothing but this step is left out" in caplog.text
+    )
 
 
-def test_what_an_earlier_return_undid_is_not_gone_back_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_earlier_return_undid_is_not_gone_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in (900, 975, 1000):
         (tmp_path / f"checkpoint-{step}").mkdir()
     monkeypatch.setattr("hfstack.training.roll_back.find_damage", lambda path, **kwargs: None)
     spikes = RollBackSpikes(steps_before=100)
     assert spikes._choose(tmp_path, 1080) == tmp_path / "checkpoint-975"
     spikes.roll_backs = [[990, 900]]
-    assert spikes._choose(tmp_path, 1080) == tmp_path / "checkpoint-900", "975 holds what was undone at 990"
+    assert spikes._choose(tmp_path, 1080) == tmp_path / "checkpoint-900", (
+        "975 holds what was undone at 990"
+    )
     assert spikes._choose(tmp_path, 1100) == tmp_path / "checkpoint-1000"
 
 
 def test_it_gives_up_in_the_end(train: Callable[..., Any]) -> None:
-    with pytest.raises(DivergedError, match=r"the loss spiked again at step \d+, after going back 1 times: lower") as e:
+    with pytest.raises(
+        DivergedError, match=r"the loss spiked again at step \d+, after going back 1 times: lower"
+    ) as e:
         train("out", guard(most=1), **SPIKY | {"max_steps": 60})
     assert "\n" not in str(e.value)
 
 
-def test_what_cannot_go_back_is_refused(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="goes back to a checkpoint: it needs --save_strategy steps"):
+def test_what_cannot_go_back_is_refused(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ConfigError, match="goes back to a checkpoint: it needs --save_strategy steps"
+    ):
         train("none", guard(), save_strategy="no")
-    with pytest.raises(ConfigError, match="needs steps_before, steps_left_out and most of at least 1, got 0, 5 and 20"):
+    with pytest.raises(
+        ConfigError,
+        match="needs steps_before, steps_left_out and most of at least 1, got 0, 5 and 20",
+    ):
         guard(steps_before=0)
-    arguments: Any = SimpleNamespace(save_strategy="steps", save_only_model=False, fsdp=None, deepspeed_plugin=None)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # all that `accelerate launch` leaves of fsdp2.yaml
+    arguments: Any = SimpleNamespace(
+        save_strategy="steps", save_only_model=False, fsdp=None, deepspeed_plugin=None
+    )
+    monkeypatch.setenv(
+        "ACCELERATE_USE_FSDP", "true"
+    )  # all that `accelerate launch` leaves of fsdp2.yaml
     with pytest.raises(ConfigError, match="RollBackSpikes does not work with FSDP and DeepSpeed"):
         guard().on_train_begin(arguments)
 
@@ -157,8 +205,12 @@ def test_weights_and_moments_are_put_back_and_the_learning_rate_is_not(
 ) -> None:
     model: Any = LlamaForCausalLM.from_pretrained(tiny_llama)
     if adapter:
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
+        model = get_peft_model(
+            model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        )
+    optimizer = torch.optim.AdamW(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=0.1
+    )
 
     def step() -> None:
         ids = torch.arange(2, 12)[None]  # (1, tokens)
@@ -172,11 +224,15 @@ def test_weights_and_moments_are_put_back_and_the_learning_rate_is_not(
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     optimizer.param_groups[0]["lr"] = 0.05
     step()
-    assert not equal(known[0], model.state_dict()) and not equal(known[1], optimizer.state_dict()["state"])
+    assert not equal(known[0], model.state_dict()) and not equal(
+        known[1], optimizer.state_dict()["state"]
+    )
     put_back(tmp_path, model, optimizer)
     assert equal(known[0], model.state_dict()) and equal(known[1], optimizer.state_dict()["state"])
     assert optimizer.param_groups[0]["lr"] == 0.05
-    other = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1, vocab_size=8))
+    other = LlamaForCausalLM(
+        LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1, vocab_size=8)
+    )
     with pytest.raises(CheckpointError, match="does not hold the weights of this model"):
         put_back(tmp_path / "nowhere", other, optimizer)
 
@@ -187,6 +243,12 @@ def test_rows_of_a_batch_are_found_in_the_data(kind: str) -> None:
     rows: Any = [{"input_ids": ids} for ids in known]
     dataset = Dataset.from_list(rows) if kind == "table" else rows
     wanted = [[5, 6, 7, 9], [5, 6, 0, 0], [0, 0, 5, 6], [9, 9, 9, 9], [5, 6, 7, 7]]
-    assert find_rows(dataset, wanted, 0) == [3, 1, 1, 2, None], "cut or padded, and nothing that is not there"
+    assert find_rows(dataset, wanted, 0) == [3, 1, 1, 2, None], (
+        "cut or padded, and nothing that is not there"
+    )
     assert find_rows(dataset, [[5, 6, 1, 1]], 0) == [None]
-    assert find_rows([{"prompt": "a"}], wanted[:1], 0) == find_rows(iter(rows), wanted[:1], 0) == [None]
+    assert (
+        find_rows([{"prompt": "a"}], wanted[:1], 0)
+        == find_rows(iter(rows), wanted[:1], 0)
+        == [None]
+    )

@@ -25,7 +25,10 @@ def test_defaults_are_fine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size must be at least 1, got 0"),
+        (
+            {"per_device_train_batch_size": 0},
+            "--per_device_train_batch_size must be at least 1, got 0",
+        ),
         ({"gradient_accumulation_steps": -1}, "--gradient_accumulation_steps must be at least 1"),
         ({"learning_rate": -1.0}, "--learning_rate must be 0 or above"),
         ({"learning_rate": math.nan}, "--learning_rate must be 0 or above, got nan"),

@@ -55,7 +55,12 @@ class CrashAt(TrainerCallback):
 
 
 def train(
-    folder: Path, llama: Path, *, state_dict: str | None = None, steps: int = 6, crash_at: int | None = None
+    folder: Path,
+    llama: Path,
+    *,
+    state_dict: str | None = None,
+    steps: int = 6,
+    crash_at: int | None = None,
 ) -> Trainer:
     """Train as a recipe does, sharded over the processes if a kind of state dict is named."""
     args = TrainingArguments(
@@ -70,7 +75,9 @@ def train(
         if state_dict:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         checkpoint = run.checkpoint
-        ids = torch.randint(2, 300, (24, 12), generator=torch.Generator().manual_seed(3))  # (rows, tokens)
+        ids = torch.randint(
+            2, 300, (24, 12), generator=torch.Generator().manual_seed(3)
+        )  # (rows, tokens)
         trainer = Trainer(
             model=LlamaForCausalLM.from_pretrained(llama),
             args=args,
@@ -112,7 +119,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
 
 def curve(folder: Path) -> list[tuple[int, float, float]]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [(entry["step"], entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry]
+    return [
+        (entry["step"], entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry
+    ]
 
 
 def test_fsdp2_trains_as_one_process(runs: Path, tiny_llama: Path, tmp_path: Path):
@@ -134,7 +143,11 @@ def test_each_process_has_its_shard_in_the_manifest(runs: Path):
     newest = runs / "whole" / "checkpoint-6"
     manifest = json.loads((newest / MANIFEST).read_text())
     assert manifest["world_size"] == 2
-    shards = {f"{kind}_0/__{rank}_0.distcp" for kind in ("pytorch_model_fsdp", "optimizer") for rank in (0, 1)}
+    shards = {
+        f"{kind}_0/__{rank}_0.distcp"
+        for kind in ("pytorch_model_fsdp", "optimizer")
+        for rank in (0, 1)
+    }
     assert shards | {"config.json", "tokenizer.json", "rng_state_1.pth"} <= set(manifest["files"])
     assert "training_args.bin" not in manifest["files"]
     assert find_damage(newest) is None
@@ -145,7 +158,10 @@ def test_a_lost_shard_costs_two_steps_and_no_more(runs: Path):
     record = read_run(runs / "torn")
     assert record.status == "finished" and [restart["step"] for restart in record.restarts] == [2]
     assert find_damage(runs / "torn" / "broken-4") == f"{SHARD_OF_RANK_1} is missing"
-    one, two = read_shards(runs / "whole" / "checkpoint-6"), read_shards(runs / "torn" / "checkpoint-6")
+    one, two = (
+        read_shards(runs / "whole" / "checkpoint-6"),
+        read_shards(runs / "torn" / "checkpoint-6"),
+    )
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -154,7 +170,9 @@ def test_the_shipped_kind_ends_with_a_plain_model(runs: Path, tmp_path: Path):
     merge_checkpoint(runs / "whole" / "checkpoint-2", tmp_path)
     expected = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     found = AutoModelForCausalLM.from_pretrained(runs / "full").state_dict()
-    assert json.loads((runs / "full" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert json.loads((runs / "full" / "config.json").read_text())["architectures"] == [
+        "LlamaForCausalLM"
+    ]
     assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
 
 
@@ -182,7 +200,9 @@ def launch_recipe(rank: int, folder: Path, llama: Path) -> dict[str, Any]:
         "--logging_steps", "1", "--bf16", "false", "--use_cpu", "true", "--ddp_backend", "gloo", "--report_to", "none",
         "--sample_tokens", "2", "--output_dir", str(folder / "out"),
     ]  # fmt: skip
-    faulthandler.dump_traceback_later(300, exit=True)  # processes that wait for each other would wait forever
+    faulthandler.dump_traceback_later(
+        300, exit=True
+    )  # processes that wait for each other would wait forever
     config.command_line(recipe.main)
     faulthandler.cancel_dump_traceback_later()
     return {"done": True}
@@ -196,7 +216,9 @@ def test_a_recipe_evaluates_and_ends_under_the_shipped_file(tmp_path: Path, tiny
     spawn(launch_recipe, tmp_path, tiny_llama)
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.world_size == 2
-    assert (tmp_path / "out" / "samples.jsonl").read_text() == "", "no process has a whole model to sample from"
+    assert (tmp_path / "out" / "samples.jsonl").read_text() == "", (
+        "no process has a whole model to sample from"
+    )
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "eval_loss" in entry] == [2, 4, 4]
     assert find_damage(tmp_path / "out" / "checkpoint-4", needs_manifest=True) is None

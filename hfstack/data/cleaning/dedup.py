@@ -19,11 +19,16 @@ from hfstack.data.cleaning.pipeline import CleanText
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import ConfigError, DataError
 
-_SHINGLE_UNITS = 5  # 5-grams and a similarity of 0.8: Lee et al. 2022, arXiv:2107.06499, section 4.2
+_SHINGLE_UNITS = (
+    5  # 5-grams and a similarity of 0.8: Lee et al. 2022, arXiv:2107.06499, section 4.2
+)
 _CHUNK_SHINGLES = 512  # x 128 permutations x 4 bytes = 256 KiB: stays in cache, and long documents need no more memory
 
 
-_ERROR_WEIGHTS = (0.2, 0.8)  # of false alarms and of misses: losing a text of which 0.7 is in another loses little
+_ERROR_WEIGHTS = (
+    0.2,
+    0.8,
+)  # of false alarms and of misses: losing a text of which 0.7 is in another loses little
 
 
 class HashSet:
@@ -124,7 +129,9 @@ class NearDuplicates:
 
     def __init__(self, *, threshold: float = 0.8, permutations: int = 128) -> None:
         if not 0 < threshold <= 1:
-            raise ConfigError(f"near_duplicate_threshold must be in (0, 1], or 0 to turn it off, got {threshold}")
+            raise ConfigError(
+                f"near_duplicate_threshold must be in (0, 1], or 0 to turn it off, got {threshold}"
+            )
         if permutations < 16:
             raise ConfigError(f"minhash_permutations must be at least 16, got {permutations}")
         try:
@@ -161,12 +168,18 @@ class NearDuplicates:
         return minhash
 
     def _band_keys(self, shingles: np.ndarray) -> list[int]:
-        values = self.signature(shingles).hashvalues[: self.bands * self.rows].astype("<u8").tobytes()
+        values = (
+            self.signature(shingles).hashvalues[: self.bands * self.rows].astype("<u8").tobytes()
+        )
         width = 8 * self.rows
         keys = []
         for band in range(self.bands):
             part = values[band * width : (band + 1) * width]
-            keys.append(int.from_bytes(hashlib.blake2b(part, digest_size=8, salt=bytes([band])).digest(), "little"))
+            keys.append(
+                int.from_bytes(
+                    hashlib.blake2b(part, digest_size=8, salt=bytes([band])).digest(), "little"
+                )
+            )
         return keys
 
 
@@ -202,10 +215,14 @@ class Contamination:
         DataError: no evaluation text is long enough, so that nothing could ever match.
     """
 
-    def __init__(self, texts: Iterable[str], *, words: int = 13, characters: int = 20, least: int = 8) -> None:
+    def __init__(
+        self, texts: Iterable[str], *, words: int = 13, characters: int = 20, least: int = 8
+    ) -> None:
         found: dict[int, list[np.ndarray]] = {}
         self._least = least
-        self._short: dict[int, set[tuple[int, int]]] = {}  # hash of the first units -> length and hash of the whole
+        self._short: dict[
+            int, set[tuple[int, int]]
+        ] = {}  # hash of the first units -> length and hash of the whole
         self.texts = self.ignored_texts = 0
         for text in texts:
             self.texts += 1
@@ -221,8 +238,12 @@ class Contamination:
         if self._short:
             found[least] = [*found.get(least, []), np.array(list(self._short), dtype=np.uint64)]
         if not found:
-            raise DataError(f"none of the {self.texts} texts has {least} words or characters; name files with text")
-        self._ngrams = {length: np.unique(np.concatenate(parts)) for length, parts in sorted(found.items())}
+            raise DataError(
+                f"none of the {self.texts} texts has {least} words or characters; name files with text"
+            )
+        self._ngrams = {
+            length: np.unique(np.concatenate(parts)) for length, parts in sorted(found.items())
+        }
 
     def __call__(self, text: str) -> str | None:
         hashes = unit_hashes(text)

@@ -28,11 +28,15 @@ _UNSPACED = (
 _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _MARKS = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff"  # vowel signs, which \w leaves out
 _MARK = re.compile(f"[{_MARKS}]")
-_UNIT_ASCII = re.compile("[a-z0-9]+")  # this and the next: what _UNIT_MARKED finds in such text, 2 and 4 times as fast
+_UNIT_ASCII = re.compile(
+    "[a-z0-9]+"
+)  # this and the next: what _UNIT_MARKED finds in such text, 2 and 4 times as fast
 _UNIT = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 _UNIT_MARKED = re.compile(f"[{_UNSPACED}]|(?:[^\\W_{_UNSPACED}]|[{_MARKS}])+")
 _UNITS_PER_WORD = 2  # the average Chinese word in running text has between 1.5 and 2 characters
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: Knuth's multiplicative hashing
+_MULTIPLIER = np.uint64(
+    0x9E3779B97F4A7C15
+)  # 2**64 / golden ratio, odd: Knuth's multiplicative hashing
 
 
 class Units(NamedTuple):
@@ -46,7 +50,9 @@ class Units(NamedTuple):
     """Letters, digits and marks in all units."""
 
 
-@lru_cache(maxsize=1)  # the filters and the duplicate checks ask for the same text one after another
+@lru_cache(
+    maxsize=1
+)  # the filters and the duplicate checks ask for the same text one after another
 def split_units(text: str) -> Units:
     """Split a text into units; mixed text has both words and single characters."""
     folded = text.casefold()
@@ -63,7 +69,10 @@ def split_units(text: str) -> Units:
 def unit_hashes(text: str) -> np.ndarray:
     """Return (U,) uint64 with the same number for the same unit in every process, which `hash` does not give."""
     words = split_units(text).words
-    return np.fromiter(map(zlib.crc32, map(str.encode, words)), dtype=np.uint64, count=len(words)) * _MULTIPLIER
+    return (
+        np.fromiter(map(zlib.crc32, map(str.encode, words)), dtype=np.uint64, count=len(words))
+        * _MULTIPLIER
+    )
 
 
 def ngram_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
@@ -107,13 +116,21 @@ def too_short(text: str, *, characters: int = 32, characters_unspaced: int = 10)
 
 def too_long(text: str, *, characters: int = 10_000_000) -> str | None:
     """Refuse dumps that are no document; the default, ours, keeps the longest novels."""
-    return f"too_long: {len(text)} characters, more than {characters}" if len(text) > characters else None
+    return (
+        f"too_long: {len(text)} characters, more than {characters}"
+        if len(text) > characters
+        else None
+    )
 
 
 def broken_encoding(text: str, *, share: float = 0.005) -> str | None:
     """Refuse texts that lost characters for good: U+FFFD, and 锟斤拷, which is U+FFFD read as GBK."""
     lost = text.count("\ufffd") + 3 * text.count("锟斤拷")
-    return f"broken_encoding: {lost} of {len(text)} characters lost" if lost > share * len(text) else None
+    return (
+        f"broken_encoding: {lost} of {len(text)} characters lost"
+        if lost > share * len(text)
+        else None
+    )
 
 
 def placeholder_text(text: str) -> str | None:
@@ -131,7 +148,9 @@ def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0
     if visible - units.characters > share * visible:
         return f"too_many_symbols: {visible - units.characters} of {visible} characters are no letters or digits"
     words = len(units.words) / (_UNITS_PER_WORD if units.unspaced else 1)
-    marks = text.count("#") + text.count("...") + text.count("…") - text.count("……")  # …… is one ellipsis in Chinese
+    marks = (
+        text.count("#") + text.count("...") + text.count("…") - text.count("……")
+    )  # …… is one ellipsis in Chinese
     if marks > max(3, marks_per_word * words):
         return f"too_many_symbols: {marks} hashes and ellipses in {words:.0f} words"
     return None
@@ -158,10 +177,16 @@ def odd_word_length(text: str, *, shortest: float = 2, longest: float = 10) -> s
     if units.unspaced or not units.words:
         return None
     mean = units.characters / len(units.words)
-    return None if shortest <= mean <= longest else f"odd_word_length: {mean:.1f} characters on average"
+    return (
+        None
+        if shortest <= mean <= longest
+        else f"odd_word_length: {mean:.1f} characters on average"
+    )
 
 
-def repeated_lines(text: str, *, line_share: float = 0.3, character_share: float = 0.2, least: int = 5) -> str | None:
+def repeated_lines(
+    text: str, *, line_share: float = 0.3, character_share: float = 0.2, least: int = 5
+) -> str | None:
     """Refuse texts whose lines repeat: 0.3 of the lines, or lines with 0.2 of the characters (Gopher).
 
     Only texts of `least` lines or more are measured, so that a short poem may have a refrain; names of speakers (lines
@@ -182,10 +207,19 @@ def repeated_lines(text: str, *, line_share: float = 0.3, character_share: float
 
 _GOPHER_LEAST_WORDS = 50
 _TOP_SHARES = {2: 0.20, 3: 0.18, 4: 0.16}  # Gopher: words in the most frequent n-gram
-_DUPLICATE_SHARES = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}  # Gopher: words in any repeated n-gram
+_DUPLICATE_SHARES = {
+    5: 0.15,
+    6: 0.14,
+    7: 0.13,
+    8: 0.12,
+    9: 0.11,
+    10: 0.10,
+}  # Gopher: words in any repeated n-gram
 
 
-def repeated_ngrams(text: str, *, leniency: float = 1.0, short_distinct: float = 0.25) -> str | None:
+def repeated_ngrams(
+    text: str, *, leniency: float = 1.0, short_distinct: float = 0.25
+) -> str | None:
     """Refuse texts that say the same again: Gopher's limits on the most frequent and on all repeated word n-grams.
 
     Shares are of units rather than of characters, and the most frequent n-gram must occur three times to count. Under
@@ -197,17 +231,28 @@ def repeated_ngrams(text: str, *, leniency: float = 1.0, short_distinct: float =
     total = len(units.words)
     if total < _GOPHER_LEAST_WORDS * scale:
         distinct = len(set(units.words))
-        return f"repeated_ngrams: {distinct} distinct of {total} units" if distinct < short_distinct * total else None
+        return (
+            f"repeated_ngrams: {distinct} distinct of {total} units"
+            if distinct < short_distinct * total
+            else None
+        )
     hashes = unit_hashes(text)
-    most = {n * scale: max(2, int(leniency * share * total / (n * scale))) for n, share in _TOP_SHARES.items()}
+    most = {
+        n * scale: max(2, int(leniency * share * total / (n * scale)))
+        for n, share in _TOP_SHARES.items()
+    }
     for length, times in most.items():
         ordered = np.sort(ngram_hashes(hashes, length))
         if not _occurs_over(ordered, min(most.values())):
             break  # a longer run cannot be more frequent
         if _occurs_over(ordered, times):
-            return f"repeated_ngrams: one run of {length} units occurs over {times} times in {total}"
+            return (
+                f"repeated_ngrams: one run of {length} units occurs over {times} times in {total}"
+            )
     for words, share in _DUPLICATE_SHARES.items():
-        covered = _covered_by_repeats(hashes, words * scale, leniency * min(_DUPLICATE_SHARES.values()))
+        covered = _covered_by_repeats(
+            hashes, words * scale, leniency * min(_DUPLICATE_SHARES.values())
+        )
         if covered > leniency * share * total:
             return f"repeated_ngrams: runs of {words * scale} units that came before make up {covered} of {total}"
         if covered <= leniency * min(_DUPLICATE_SHARES.values()) * total:

@@ -22,22 +22,53 @@ _REPAIR = TextFixerConfig(unescape_html=False, normalization=None, explain=False
 _MAYBE_MOJIBAKE = re.compile("[\x80-\u2e7f\ufb01\ufb02\ufffd]{2,}|[\xc2\xc3] |[\x80-\x9f]")
 _CONTEXT_CHARACTERS = 8  # longer than any pattern of ftfy.badness
 
-_LIGATURES = {0xFB00: "ff", 0xFB01: "fi", 0xFB02: "fl", 0xFB03: "ffi", 0xFB04: "ffl", 0xFB05: "st", 0xFB06: "st"}
+_LIGATURES = {
+    0xFB00: "ff",
+    0xFB01: "fi",
+    0xFB02: "fl",
+    0xFB03: "ffi",
+    0xFB04: "ffl",
+    0xFB05: "st",
+    0xFB06: "st",
+}
 _TRANSLATION = (
     dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)], "")  # controls
     | dict.fromkeys(
         [0xAD, 0x200B, 0x2060, 0xFEFF, *range(0xFFF9, 0xFFFD), 0xFFFE, 0xFFFF], ""
     )  # soft hyphen, zero width...
-    | dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "")  # display direction overrides
+    | dict.fromkeys(
+        [*range(0x202A, 0x202F), *range(0x2066, 0x206A)], ""
+    )  # display direction overrides
     | dict.fromkeys([0x0B, 0x0C, 0x85, 0x2028, 0x2029], "\n")
     | dict.fromkeys([0xA0, 0x202F], " ")  # no-break spaces; the ideographic space U+3000 stays
     | _LIGATURES
 )
 _TRANSLATED = re.compile(f"[{''.join(map(chr, _TRANSLATION))}]")
 _BOILERPLATE = (
-    *("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies"),  # C4
-    *("enable javascript", "all rights reserved", "share on facebook", "subscribe to our newsletter"),
-    *("使用cookie", "使用 cookie", "隐私政策", "隱私政策", "版权所有", "版權所有", "启用javascript", "启用 javascript"),
+    *(
+        "terms of use",
+        "privacy policy",
+        "cookie policy",
+        "uses cookies",
+        "use of cookies",
+        "use cookies",
+    ),  # C4
+    *(
+        "enable javascript",
+        "all rights reserved",
+        "share on facebook",
+        "subscribe to our newsletter",
+    ),
+    *(
+        "使用cookie",
+        "使用 cookie",
+        "隐私政策",
+        "隱私政策",
+        "版权所有",
+        "版權所有",
+        "启用javascript",
+        "启用 javascript",
+    ),
 )
 _BOILERPLATE_CHARACTERS = 200
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -50,7 +81,9 @@ class Normalised(NamedTuple):
     changes: frozenset[str]
 
 
-def normalise(text: str, *, strip_markup: bool = True, strip_boilerplate: bool = True) -> Normalised:
+def normalise(
+    text: str, *, strip_markup: bool = True, strip_boilerplate: bool = True
+) -> Normalised:
     """Return the text in Unicode NFC with mojibake mended and controls, markup remnants and stray blanks removed.
 
     Args:
@@ -79,12 +112,16 @@ def mend_encoding(text: str) -> str:
     """Undo `schÃ¶n` -> `schön`: UTF-8 that was read in a single-byte encoding, once or several times."""
     if text.isascii() or not _MAYBE_MOJIBAKE.search(text):
         return text
-    return "\n".join(fix_encoding(line, _REPAIR) if _looks_bad(line) else line for line in text.split("\n"))
+    return "\n".join(
+        fix_encoding(line, _REPAIR) if _looks_bad(line) else line for line in text.split("\n")
+    )
 
 
 def _looks_bad(line: str) -> bool:
     for place in _MAYBE_MOJIBAKE.finditer(line):
-        if is_bad(line[max(0, place.start() - _CONTEXT_CHARACTERS) : place.end() + _CONTEXT_CHARACTERS]):
+        if is_bad(
+            line[max(0, place.start() - _CONTEXT_CHARACTERS) : place.end() + _CONTEXT_CHARACTERS]
+        ):
             return True
     return False
 
@@ -94,7 +131,9 @@ def remove_markup(text: str) -> str:
     if "```" not in text:
         return _remove_markup(text)
     parts = text.split("```")  # even ones are prose, odd ones are code
-    return "```".join(part if index % 2 else _remove_markup(part) for index, part in enumerate(parts))
+    return "```".join(
+        part if index % 2 else _remove_markup(part) for index, part in enumerate(parts)
+    )
 
 
 def remove_boilerplate(text: str) -> str:
@@ -135,21 +174,29 @@ def _tidy_blanks(text: str) -> str:
     return text.strip()
 
 
-_NESTING_LIMIT = 6  # templates within templates, escapes of escapes; deeper ones are data, not prose
+_NESTING_LIMIT = (
+    6  # templates within templates, escapes of escapes; deeper ones are data, not prose
+)
 
 # Markup. Each family is entered only when a character that it cannot do without is there; every pattern is linear in
 # the length of the text, because web text holds megabytes of "<" and "{{" too.
 
 _INLINE_TAGS = "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q rp rt ruby s samp small span strike strong sub sup time tt u var wbr nowiki"  # noqa: E501
 _BLOCK_TAGS = "address article aside blockquote body br button canvas caption center col colgroup dd details dialog div dl dt embed fieldset figcaption figure footer form frame frameset h1 h2 h3 h4 h5 h6 head header hr html iframe img input legend li link main map meta nav noscript object ol optgroup option p param picture pre section select source summary svg table tbody td textarea tfoot th thead title tr track ul video audio gallery poem"  # noqa: E501
-_TAG = re.compile(rf"</?({_INLINE_TAGS}|{_BLOCK_TAGS})(?:[\s/][^<>]*)?>".replace(" ", "|"), re.IGNORECASE)
+_TAG = re.compile(
+    rf"</?({_INLINE_TAGS}|{_BLOCK_TAGS})(?:[\s/][^<>]*)?>".replace(" ", "|"), re.IGNORECASE
+)
 _INLINE = frozenset(_INLINE_TAGS.split())
 _HIDDEN_TAGS = ("script", "style", "ref", "math")  # their content is not prose
 _ENTITY = re.compile(r"&(?:amp;)*(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 _TEMPLATE = re.compile(r"\{\{(?![\s{])([^{}|]{1,80})(\|[^{}]*)?\}\}")
-_BARE_TEMPLATES = re.compile(r"reflist|citation needed|cn|fact|clear|dead link|authority control|stub|.*-stub", re.I)
-_WIKI_LINK = re.compile(r"(?<![A-Za-z0-9_)])(?<![^\]]\])\[\[:?((?![\d\s,.]*,)\w[^\[\]\n|]*)(?:\|([^\[\]\n]*))?\]\]")
+_BARE_TEMPLATES = re.compile(
+    r"reflist|citation needed|cn|fact|clear|dead link|authority control|stub|.*-stub", re.I
+)
+_WIKI_LINK = re.compile(
+    r"(?<![A-Za-z0-9_)])(?<![^\]]\])\[\[:?((?![\d\s,.]*,)\w[^\[\]\n|]*)(?:\|([^\[\]\n]*))?\]\]"
+)
 _WIKI_MEDIA = re.compile(  # with links in the caption
     r"\[\[(?:file|image|category|文件|檔案|档案|图像|圖像|分类|分類)[ \t]*:"
     r"[^\[\]\n]*(?:\[\[[^\[\]\n]*\]\][^\[\]\n]*)*\]\]",
@@ -157,7 +204,9 @@ _WIKI_MEDIA = re.compile(  # with links in the caption
 )
 _WIKI_URL = re.compile(r"\[(?:https?|ftp)://[^\s\[\]]{1,2000}(?:[ \t]+([^\[\]\n]*))?\](?!\()")
 _WIKI_HEADING = re.compile(r"^[ \t]*(={2,6})[ \t]*([^=\n][^\n]*?)[ \t]*\1[ \t]*$", re.MULTILINE)
-_WIKI_EMPHASIS = re.compile(r"(?<![A-Za-z0-9'])('''''|'''|'')(?=\w)([^'\n]*(?:'[^'\n]+)*\w)\1(?![A-Za-z0-9'])")
+_WIKI_EMPHASIS = re.compile(
+    r"(?<![A-Za-z0-9'])('''''|'''|'')(?=\w)([^'\n]*(?:'[^'\n]+)*\w)\1(?![A-Za-z0-9'])"
+)
 _WIKI_LITTER = re.compile(
     r"__(?:NO|FORCE)?TOC__|__NOEDITSECTION__|__NOINDEX__|__NOGALLERY__"
     r"|\[(?:edit|citation needed|clarification needed|編輯|编辑|来源请求|來源請求)\]"
@@ -170,7 +219,9 @@ _MARKDOWN_IMAGE = re.compile(r"!\[([^\[\]\n]*)\]\([^()\s]{1,2000}(?:[ \t]+\"[^\"
 _MARKDOWN_LINK = re.compile(
     r"\[([^\[\]\n]+)\]\((?:https?://|mailto:|www\.|[/#])[^()\s]{0,2000}(?:[ \t]+\"[^\"\n]*\")?\)"
 )
-_MARKDOWN_HEADING = re.compile(r"^#{2,6}[ \t]+(?=\S)", re.MULTILINE)  # one # may be a comment in a program
+_MARKDOWN_HEADING = re.compile(
+    r"^#{2,6}[ \t]+(?=\S)", re.MULTILINE
+)  # one # may be a comment in a program
 _MARKDOWN_STRONG = re.compile(r"(?<![*\w])\*\*(?![\s*])([^*\n]*[^*\s])\*\*(?![*])")
 
 
@@ -179,7 +230,15 @@ def _remove_markup(text: str) -> str:
         text = _resolve_entities(text)
     if "<" in text:
         text = _remove_html(text)
-    if "{{" in text or "[[" in text or "==" in text or "''" in text or "[" in text or "__" in text or "{|" in text:
+    if (
+        "{{" in text
+        or "[[" in text
+        or "==" in text
+        or "''" in text
+        or "[" in text
+        or "__" in text
+        or "{|" in text
+    ):
         text = _remove_wiki(text)
     if "[/" in text:
         text = _remove_bbcode(text)
@@ -216,7 +275,9 @@ def _remove_html(text: str) -> str:
         if f"<{name}" in lowered:
             text = re.sub(rf"<{name}\b[^<>]*/>", "", text, flags=re.IGNORECASE)
             opening, closing = rf"<{name}(?:\s[^<>]*)?>", rf"</{name}\s*>"
-            text = _cut_between(text, re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
+            text = _cut_between(
+                text, re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE)
+            )
     return _TAG.sub(lambda tag: "" if tag[1].lower() in _INLINE else "\n", text)
 
 
@@ -226,9 +287,13 @@ def _remove_wiki(text: str) -> str:
             break
         text = shorter
     if "{|" in text:
-        text = _cut_between(text, re.compile(r"^\{\|", re.MULTILINE), re.compile(r"^\|\}", re.MULTILINE))
+        text = _cut_between(
+            text, re.compile(r"^\{\|", re.MULTILINE), re.compile(r"^\|\}", re.MULTILINE)
+        )
     if "[" in text:
-        text = _WIKI_LINK.sub(lambda link: link[1] if link[2] is None else link[2], _WIKI_MEDIA.sub("", text))
+        text = _WIKI_LINK.sub(
+            lambda link: link[1] if link[2] is None else link[2], _WIKI_MEDIA.sub("", text)
+        )
         text = _WIKI_URL.sub(lambda link: link[1] or "", text)
     if "==" in text:
         text = _WIKI_HEADING.sub(r"\2", text)
@@ -248,9 +313,16 @@ def _remove_bbcode(text: str) -> str:
     if not names:
         return text
     if "img" in names:
-        text = _cut_between(text, re.compile(r"\[img[^\[\]]*\]", re.I), re.compile(r"\[/img\]", re.I))
+        text = _cut_between(
+            text, re.compile(r"\[img[^\[\]]*\]", re.I), re.compile(r"\[/img\]", re.I)
+        )
     marker = r"|\[\*\]" if "list" in names else ""
-    return re.sub(rf"\[/?(?:{'|'.join(sorted(names))})(?:=[^\[\]\n]*)?\]{marker}", "", text, flags=re.IGNORECASE)
+    return re.sub(
+        rf"\[/?(?:{'|'.join(sorted(names))})(?:=[^\[\]\n]*)?\]{marker}",
+        "",
+        text,
+        flags=re.IGNORECASE,
+    )
 
 
 def _cut_between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:

@@ -34,7 +34,10 @@ def _is_phone(text: str) -> bool:
 def _is_chinese_id(text: str) -> bool:
     """GB 11643-1999: a birth date inside and a check character by ISO 7064 MOD 11-2."""
     weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
-    return "10X98765432"[sum(w * int(d) for w, d in zip(weights, text[:17], strict=True)) % 11] == text[17].upper()
+    return (
+        "10X98765432"[sum(w * int(d) for w, d in zip(weights, text[:17], strict=True)) % 11]
+        == text[17].upper()
+    )
 
 
 def _passes_luhn(text: str) -> bool:
@@ -71,7 +74,9 @@ _RULES = (
     _Rule(
         "ip",
         re.compile("[23][0-9A-Fa-f]{3}:"),  # of IPv6, 2000::/3 is in use
-        re.compile(r"(?<![0-9A-Za-z_:.])[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z_:])"),
+        re.compile(
+            r"(?<![0-9A-Za-z_:.])[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z_:])"
+        ),
         _is_public_address,
     ),
     _Rule(
@@ -83,7 +88,9 @@ _RULES = (
     _Rule(
         "us_ssn",
         re.compile("[0-9]{3}-[0-9]{2}-"),
-        re.compile(rf"{_NOT_IN_NUMBER}(?!000|666|9)[0-9]{{3}}-(?!00)[0-9]{{2}}-(?!0000)[0-9]{{4}}{_NOT_BEFORE_NUMBER}"),
+        re.compile(
+            rf"{_NOT_IN_NUMBER}(?!000|666|9)[0-9]{{3}}-(?!00)[0-9]{{2}}-(?!0000)[0-9]{{4}}{_NOT_BEFORE_NUMBER}"
+        ),
     ),
     _Rule(
         "uk_nino",
@@ -119,7 +126,9 @@ KINDS = tuple(dict.fromkeys(rule.kind for rule in _RULES))
 PLACEHOLDERS = {kind: f"[{kind.upper()}]" for kind in KINDS}
 
 
-def mask_pii(text: str, kinds: Iterable[str] = ("email", "ip", "phone")) -> tuple[str, dict[str, int]]:
+def mask_pii(
+    text: str, kinds: Iterable[str] = ("email", "ip", "phone")
+) -> tuple[str, dict[str, int]]:
     """Replace personal data by placeholders such as `[EMAIL]`.
 
     Args:
@@ -138,7 +147,9 @@ def mask_pii(text: str, kinds: Iterable[str] = ("email", "ip", "phone")) -> tupl
             continue
         places = 0
 
-        def replace(match: re.Match[str], kind: str = kind, check: Callable[[str], bool] = check) -> str:
+        def replace(
+            match: re.Match[str], kind: str = kind, check: Callable[[str], bool] = check
+        ) -> str:
             nonlocal places
             if not check(match[0]):
                 return match[0]

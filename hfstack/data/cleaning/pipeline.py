@@ -40,7 +40,9 @@ class TextArgs:
         if self.mask_pii == ["none"]:
             self.mask_pii = []
         if unknown := set(self.mask_pii) - set(KINDS):
-            raise ConfigError(f"mask_pii: unknown kind {sorted(unknown)[0]!r}; choose from {', '.join(KINDS)}, or none")
+            raise ConfigError(
+                f"mask_pii: unknown kind {sorted(unknown)[0]!r}; choose from {', '.join(KINDS)}, or none"
+            )
 
 
 @dataclass
@@ -91,8 +93,12 @@ class CleaningReport:
 
     def changed_table(self) -> tuple[list[str], list[list[Any]]]:
         """Return columns and rows of the changes made to the documents that were kept."""
-        rows: list[list[Any]] = [[name, count, ""] for name, count in _most_frequent_first(self.changed)]
-        rows += [[f"masked {kind}", "", places] for kind, places in _most_frequent_first(self.masked)]
+        rows: list[list[Any]] = [
+            [name, count, ""] for name, count in _most_frequent_first(self.changed)
+        ]
+        rows += [
+            [f"masked {kind}", "", places] for kind, places in _most_frequent_first(self.masked)
+        ]
         return ["change", "documents", "places"], rows
 
     def metrics(self) -> dict[str, float]:
@@ -136,7 +142,9 @@ def clean_text(
     mask: Sequence[str] = ("email", "ip", "phone"),
 ) -> CleanText:
     """Normalise a text and mask the personal data in it, by kinds of `pii.KINDS`."""
-    normalised, changes = normalise(text, strip_markup=strip_markup, strip_boilerplate=strip_boilerplate)
+    normalised, changes = normalise(
+        text, strip_markup=strip_markup, strip_boilerplate=strip_boilerplate
+    )
     masked_text, masked = mask_pii(normalised, mask)
     return CleanText(masked_text, changes, masked)
 
@@ -174,7 +182,9 @@ def clean_documents(
             yield row, reason
             continue
         report.characters_in += len(text)
-        report.bytes_in += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        report.bytes_in += (
+            len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        )
         cleaned, changes, masked = clean(text)
         reason = next((reason for check in checks if (reason := check(cleaned))), None)
         if reason:
@@ -191,9 +201,15 @@ def clean_documents(
 def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> str:
     if text_column not in row:
         texts = {name: value for name, value in row.items() if isinstance(value, str)}
-        close = difflib.get_close_matches(text_column, texts, n=1) or sorted(texts, key=lambda name: -len(texts[name]))
-        hint = f"--text_column {close[0]}?" if close else "name the column of texts with --text_column"
-        raise DataError(f"row {number} has no column {text_column!r}; found: {', '.join(row) or 'none'}; {hint}")
+        close = difflib.get_close_matches(text_column, texts, n=1) or sorted(
+            texts, key=lambda name: -len(texts[name])
+        )
+        hint = (
+            f"--text_column {close[0]}?" if close else "name the column of texts with --text_column"
+        )
+        raise DataError(
+            f"row {number} has no column {text_column!r}; found: {', '.join(row) or 'none'}; {hint}"
+        )
     found = type(row[text_column]).__name__
     if not skip:
         raise DataError(
@@ -205,11 +221,17 @@ def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> 
 
 def format_table(columns: list[str], rows: list[list[Any]]) -> str:
     """Return a table as text, numbers to the right; the last column may be of any width."""
-    cells = [columns, *[[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]]
+    cells = [
+        columns,
+        *[[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows],
+    ]
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     lines = []
     for row in cells:
         last = len(row) - 1
-        parts = [cell.ljust(widths[i]) if i in (0, last) else cell.rjust(widths[i]) for i, cell in enumerate(row)]
+        parts = [
+            cell.ljust(widths[i]) if i in (0, last) else cell.rjust(widths[i])
+            for i, cell in enumerate(row)
+        ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)

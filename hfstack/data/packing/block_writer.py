@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.errors import DataError
 from hfstack.tokens.fast_encoding import DocumentEncoder, start_token_id
 
-_SAMPLE_DOCUMENTS = 32  # of the first batch, on which the fast encoder must agree with the tokenizer
+_SAMPLE_DOCUMENTS = (
+    32  # of the first batch, on which the fast encoder must agree with the tokenizer
+)
 _SAMPLE_CHARACTERS = 1000  # of each of them
 
 
@@ -194,7 +196,9 @@ class BlockWriter:
                 self._document_count -= 1
                 self._byte_count -= whole
             else:
-                self._byte_count -= whole - _byte_length(self._text_of(document.text, cut - document.start))
+                self._byte_count -= whole - _byte_length(
+                    self._text_of(document.text, cut - document.start)
+                )
 
     def _text_of(self, document: str, token_count: int) -> str:
         """Return the beginning of a document that its first tokens stand for."""

@@ -44,7 +44,9 @@ from hfstack.tokens.fast_encoding import end_token_id, private_backend, start_to
 logger = get_logger(__name__)
 
 _FORMAT = 1  # part of the cache key: raise it when the files' content changes
-_BATCH_CHARACTERS = 1 << 20  # text held in memory at a time; smaller than one document when that is larger
+_BATCH_CHARACTERS = (
+    1 << 20
+)  # text held in memory at a time; smaller than one document when that is larger
 _IGNORED_LABEL = -100  # torch's cross entropy skips it
 _TOKENS_FILE = "tokens.bin"
 _COUNTS_FILE = "counts.json"
@@ -55,7 +57,11 @@ class PackedBlocks(torch.utils.data.Dataset):
     """Blocks of token ids, read from a memory-mapped file: made by `pack`, cheap to open, cheap to send to workers."""
 
     def __init__(
-        self, folder: Path, *, isolate_documents: bool = False, masked_token_ids: Collection[int] = ()
+        self,
+        folder: Path,
+        *,
+        isolate_documents: bool = False,
+        masked_token_ids: Collection[int] = (),
     ) -> None:
         """Open a packed folder.
 
@@ -120,7 +126,9 @@ class PackedBlocks(torch.utils.data.Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         """Return several blocks, read at once; `DataLoader` calls this with the indices of a batch."""
         columns = self.batch(indices)
-        return [dict(zip(columns, rows, strict=True)) for rows in zip(*columns.values(), strict=True)]
+        return [
+            dict(zip(columns, rows, strict=True)) for rows in zip(*columns.values(), strict=True)
+        ]
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return blocks as one batch: `input_ids`, `labels` and maybe `position_ids`, each (B, T) int64."""
@@ -131,14 +139,18 @@ class PackedBlocks(torch.utils.data.Dataset):
             columns["position_ids"] = torch.from_numpy(document_positions(rows, self.counts.eos_id))
         return columns
 
-    def _labels(self, rows: np.ndarray, indices: Sequence[int], tokens: torch.Tensor) -> torch.Tensor:
+    def _labels(
+        self, rows: np.ndarray, indices: Sequence[int], tokens: torch.Tensor
+    ) -> torch.Tensor:
         labels = tokens.clone()
         if self.masked_token_ids:
             labels[torch.from_numpy(np.isin(rows, self.masked_token_ids))] = _IGNORED_LABEL
         padding = self.counts.block_count * self.counts.block_size - self.counts.token_count
         if padding:
             last = self.counts.block_count - 1
-            labels[np.asarray(indices) % self.counts.block_count == last, self.block_size - padding :] = _IGNORED_LABEL
+            labels[
+                np.asarray(indices) % self.counts.block_count == last, self.block_size - padding :
+            ] = _IGNORED_LABEL
         return labels
 
     @staticmethod
@@ -151,14 +163,20 @@ class PackedBlocks(torch.utils.data.Dataset):
         return _reopen, (self.folder, self.isolate_documents, self.masked_token_ids)
 
 
-def _reopen(folder: Path, isolate_documents: bool, masked_token_ids: tuple[int, ...]) -> PackedBlocks:
-    return PackedBlocks(folder, isolate_documents=isolate_documents, masked_token_ids=masked_token_ids)
+def _reopen(
+    folder: Path, isolate_documents: bool, masked_token_ids: tuple[int, ...]
+) -> PackedBlocks:
+    return PackedBlocks(
+        folder, isolate_documents=isolate_documents, masked_token_ids=masked_token_ids
+    )
 
 
 def document_positions(rows: np.ndarray, eos_id: int) -> np.ndarray:
     """Return (B, T) int64 positions that count from 0 in each document of `rows` (B, T); an eos ends its document."""
     columns = np.arange(rows.shape[1], dtype=np.int64)  # (T,)
-    starts = np.zeros(rows.shape, dtype=np.int64)  # (B, T): column at which the latest document began, else 0
+    starts = np.zeros(
+        rows.shape, dtype=np.int64
+    )  # (B, T): column at which the latest document began, else 0
     starts[:, 1:] = np.where(rows[:, :-1] == eos_id, columns[1:], 0)
     return columns - np.maximum.accumulate(starts, axis=1)
 
@@ -197,15 +215,21 @@ def pack(
         raise ConfigError(
             f"block_size is {block_size}: a block needs at least 2 tokens, one to read and one to predict"
         )
-    folder = Path(cache_dir) / _cache_key(tokenizer, data_hash, block_size=block_size, drop_last=drop_last)
+    folder = Path(cache_dir) / _cache_key(
+        tokenizer, data_hash, block_size=block_size, drop_last=drop_last
+    )
     if not _is_whole(folder):
         with _one_process_only(folder):
             if folder.is_dir() and not _is_whole(folder):
-                logger.warning("packed data in %s is not what was written: packing it again", folder)
+                logger.warning(
+                    "packed data in %s is not what was written: packing it again", folder
+                )
                 shutil.rmtree(folder)
             if not folder.is_dir():
                 _write_folder(folder, texts, tokenizer, block_size=block_size, drop_last=drop_last)
-    return PackedBlocks(folder, isolate_documents=isolate_documents, masked_token_ids=masked_token_ids)
+    return PackedBlocks(
+        folder, isolate_documents=isolate_documents, masked_token_ids=masked_token_ids
+    )
 
 
 def pack_splits(
@@ -245,9 +269,18 @@ def hash_texts(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _cache_key(tokenizer: PreTrainedTokenizerBase, data_hash: str, *, block_size: int, drop_last: bool) -> str:
+def _cache_key(
+    tokenizer: PreTrainedTokenizerBase, data_hash: str, *, block_size: int, drop_last: bool
+) -> str:
     content = private_backend(tokenizer).to_str()
-    parts = [_FORMAT, data_hash, block_size, drop_last, end_token_id(tokenizer), tokenizer.pad_token_id]
+    parts = [
+        _FORMAT,
+        data_hash,
+        block_size,
+        drop_last,
+        end_token_id(tokenizer),
+        tokenizer.pad_token_id,
+    ]
     parts.append(start_token_id(tokenizer))
     parts += [bool(tokenizer.split_special_tokens), content]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
@@ -283,7 +316,12 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _write_folder(
-    folder: Path, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, block_size: int, drop_last: bool
+    folder: Path,
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    block_size: int,
+    drop_last: bool,
 ) -> None:
     """Write under another name and rename: the folder exists only when it is whole. The caller holds the lock."""
     partial = folder.with_suffix(".partial")
@@ -324,7 +362,9 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     characters = 0
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise DataError(f"document {index} is {type(text).__name__}, not text: check the text column of the data")
+            raise DataError(
+                f"document {index} is {type(text).__name__}, not text: check the text column of the data"
+            )
         documents.append(text)
         characters += len(text)
         if characters >= _BATCH_CHARACTERS:

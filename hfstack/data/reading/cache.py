@@ -51,13 +51,17 @@ def load_rows(
     folder = root / hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # the processes of one run: the first reads, the others find the rows
+        with FileLock(
+            f"{folder}.lock"
+        ):  # the processes of one run: the first reads, the others find the rows
             report = _cached_report(folder)
             if report is not None:
                 report.log(f"{files[0]} (from the cache)")
             else:
                 if folder.is_dir():
-                    logger.warning("the cache %s is not what was written: reading the files again", folder)
+                    logger.warning(
+                        "the cache %s is not what was written: reading the files again", folder
+                    )
                     shutil.rmtree(folder)
                 _fill(folder, files, on_bad_row, max_rows)
     except OSError as error:
@@ -127,27 +131,44 @@ def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> Non
             if block.schema != schema:
                 block = _record_batch(batch, schema, name)
             writer.write_batch(block)
-            batch_rows = max(1, min(_BATCH_ROWS, batch_rows * 4, int(len(batch) * _BATCH_BYTES / (block.nbytes + 1))))
+            batch_rows = max(
+                1,
+                min(
+                    _BATCH_ROWS, batch_rows * 4, int(len(batch) * _BATCH_BYTES / (block.nbytes + 1))
+                ),
+            )
     if len(parts) > 1:
         assert schema is not None
-        with pyarrow.OSFile(str(folder / "rows.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+        with (
+            pyarrow.OSFile(str(folder / "rows.arrow"), "wb") as sink,
+            pyarrow.ipc.new_stream(sink, schema) as writer,
+        ):
             for part in parts:
-                with pyarrow.memory_map(str(part)) as source, pyarrow.ipc.open_stream(source) as stream:
+                with (
+                    pyarrow.memory_map(str(part)) as source,
+                    pyarrow.ipc.open_stream(source) as stream,
+                ):
                     for block in stream:
                         same = block.schema == schema
-                        writer.write_batch(block if same else _record_batch(block.to_pylist(), schema, name))
+                        writer.write_batch(
+                            block if same else _record_batch(block.to_pylist(), schema, name)
+                        )
                 part.unlink()
     else:
         shutil.move(parts[0], folder / "rows.arrow")
 
 
-def _record_batch(rows: list[dict[str, Any]], schema: pyarrow.Schema | None, name: str) -> pyarrow.RecordBatch:
+def _record_batch(
+    rows: list[dict[str, Any]], schema: pyarrow.Schema | None, name: str
+) -> pyarrow.RecordBatch:
     try:
         return pyarrow.RecordBatch.from_pylist(rows, schema=schema)
     except (pyarrow.ArrowException, OverflowError, ValueError, TypeError) as error:
         row = next((row for row in rows if not _fits(row, schema)), rows[0])
         text = json.dumps(row, ensure_ascii=False, default=str)[:80]
-        raise DataError(f"{name}: a value does not fit a column of a table: {error}; the row begins {text}") from error
+        raise DataError(
+            f"{name}: a value does not fit a column of a table: {error}; the row begins {text}"
+        ) from error
 
 
 def _fits(row: dict[str, Any], schema: pyarrow.Schema | None) -> bool:

@@ -48,7 +48,12 @@ def file_format(path: Path) -> str:
 
 def looks_local(path: str) -> bool:
     """Whether a path means local files: it exists, or has a glob character, a data suffix, or a leading `.` `/` `~`."""
-    return bool(_SUFFIX.search(path)) or path[:1] in "./~" or glob.has_magic(path) or Path(path).exists()
+    return (
+        bool(_SUFFIX.search(path))
+        or path[:1] in "./~"
+        or glob.has_magic(path)
+        or Path(path).exists()
+    )
 
 
 def expand_files(path: str, split: str = "train") -> list[Path]:
@@ -74,13 +79,21 @@ def expand_files(path: str, split: str = "train") -> list[Path]:
         return found
     siblings = [file.name for file in place.parent.iterdir()] if place.parent.is_dir() else []
     close = difflib.get_close_matches(place.name, siblings, n=1)
-    raise DataError(f"{path}: no such file" + (f"; did you mean {place.parent / close[0]}?" if close else ""))
+    raise DataError(
+        f"{path}: no such file" + (f"; did you mean {place.parent / close[0]}?" if close else "")
+    )
 
 
 def _files_of_folder(folder: Path, split: str) -> list[Path]:
     names = (file for file in folder.rglob("*") if _SUFFIX.search(file.name) and file.is_file())
-    files = sorted(file for file in names if not any(part[0] == "." for part in file.relative_to(folder).parts))
-    splits = {file: _SPLIT_NAMES[match[1].lower()] for file in files if (match := _SPLIT_WORD.search(file.name))}
+    files = sorted(
+        file for file in names if not any(part[0] == "." for part in file.relative_to(folder).parts)
+    )
+    splits = {
+        file: _SPLIT_NAMES[match[1].lower()]
+        for file in files
+        if (match := _SPLIT_WORD.search(file.name))
+    }
     single = split == "train" and len(splits) == len(files) and len(set(splits.values())) == 1
     if splits and not single:
         chosen = [file for file in files if splits.get(file) == _SPLIT_NAMES.get(split, split)]
@@ -91,11 +104,18 @@ def _files_of_folder(folder: Path, split: str) -> list[Path]:
             )
         if left := [file.name for file in files if file not in chosen]:
             logger.info(
-                "%s: split %s is %d of %d files; left out: %s", folder, split, len(chosen), len(files), left[:5]
+                "%s: split %s is %d of %d files; left out: %s",
+                folder,
+                split,
+                len(chosen),
+                len(files),
+                left[:5],
             )
         files = chosen
     if not files:
-        raise DataError(f"{folder}: this folder holds no data file ({', '.join(f'.{name}' for name in FORMATS)})")
+        raise DataError(
+            f"{folder}: this folder holds no data file ({', '.join(f'.{name}' for name in FORMATS)})"
+        )
     if len(formats := sorted({file_format(file) for file in files})) > 1:
         hint = f"choose by a glob, e.g. '{folder}/*.{formats[0]}'"
         raise DataError(f"{folder}: this folder mixes {' and '.join(formats)} files; {hint}")
@@ -105,7 +125,11 @@ def _files_of_folder(folder: Path, split: str) -> list[Path]:
 def fingerprint(path: Path) -> dict[str, Any]:
     """Return `{"path", "bytes", "blake2b"}` of a file; the digest is 16 bytes in hex, over the bytes as stored."""
     status = path.stat()
-    return {"path": str(path), "bytes": status.st_size, "blake2b": _digest(path, status.st_size, status.st_mtime_ns)}
+    return {
+        "path": str(path),
+        "bytes": status.st_size,
+        "blake2b": _digest(path, status.st_size, status.st_mtime_ns),
+    }
 
 
 @functools.lru_cache(maxsize=4096)
@@ -133,7 +157,9 @@ def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
                 raise DataError(f"{path}: this file is UTF-16; convert it to UTF-8")
             yield stream
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{path}: truncated or damaged compressed file: {error}; fetch or write it again") from error
+        raise DataError(
+            f"{path}: truncated or damaged compressed file: {error}; fetch or write it again"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -146,8 +172,16 @@ def _decompressed(path: Path, file: BinaryIO) -> io.BufferedReader:
     if named != found:
         if not named:
             raise DataError(f"{path}: this file is compressed; rename it to {path.name}{found}")
-        cause = "is empty" if not head else "is not compressed" if not found else f"is {found}, not {named}"
-        raise DataError(f"{path}: the name ends in {named} but the file {cause}; rename it or fetch it again")
+        cause = (
+            "is empty"
+            if not head
+            else "is not compressed"
+            if not found
+            else f"is {found}, not {named}"
+        )
+        raise DataError(
+            f"{path}: the name ends in {named} but the file {cause}; rename it or fetch it again"
+        )
     if named == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=file), 1 << 20)  # type: ignore[arg-type]  # has readinto
     return io.BufferedReader(_ZstdFile(file) if named else file, 1 << 20)  # type: ignore[arg-type]

@@ -61,7 +61,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object")
+        raise ValueError(
+            f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object"
+        )
     return row
 
 
@@ -87,7 +89,11 @@ def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
                 if not line.strip():
                     continue
                 try:
-                    row = _DECODER.decode(text) if text and text[0].isspace() else _bad_line(error, lines, line)
+                    row = (
+                        _DECODER.decode(text)
+                        if text and text[0].isspace()
+                        else _bad_line(error, lines, line)
+                    )
                 except (ValueError, RecursionError) as again:
                     row = _bad_line(again, lines, line)
                 if not seen:
@@ -95,9 +101,15 @@ def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
             seen = True
             if type(row) is not dict:
                 if type(row) is not BadRow:
-                    row = BadRow("not an object", f"expected an object {{...}}, got {text and text.strip()[:40]}")
+                    row = BadRow(
+                        "not an object",
+                        f"expected an object {{...}}, got {text and text.strip()[:40]}",
+                    )
             elif b"\\u" in line and (place := _lone_surrogate(row)):
-                row = BadRow("broken character", f"half of a surrogate pair in {place!r}, which no UTF-8 text can hold")
+                row = BadRow(
+                    "broken character",
+                    f"half of a surrogate pair in {place!r}, which no UTF-8 text can hold",
+                )
             yield number, row, text if text is not None else line.decode(errors="backslashreplace")
 
 
@@ -106,7 +118,10 @@ def _bad_line(error: Exception, lines: io.BufferedReader, line: bytes) -> BadRow
     match error:
         case UnicodeDecodeError():
             offset = lines.tell() - len(line) + error.start
-            return BadRow("invalid UTF-8", f"invalid UTF-8 at byte {offset} of the file (0x{line[error.start]:02x})")
+            return BadRow(
+                "invalid UTF-8",
+                f"invalid UTF-8 at byte {offset} of the file (0x{line[error.start]:02x})",
+            )
         case json.JSONDecodeError():
             column = min(error.pos, len(error.doc.rstrip("\r\n"))) + 1
             near = error.doc[error.pos : error.pos + 20].strip()
@@ -132,9 +147,13 @@ def _refuse_other_format(path: Path, number: int, line: bytes) -> None:
     text = line.decode(errors="replace").strip()
     if text == "{" or (text.startswith("[") and not text.endswith("]")):
         wanted = (
-            "one object per line" if text == "{" else "one object per line; if it is a JSON array, rename it to .json"
+            "one object per line"
+            if text == "{"
+            else "one object per line; if it is a JSON array, rename it to .json"
         )
-        raise DataError(f"{path} line {number}: this is one JSON document over several lines, expected {wanted}")
+        raise DataError(
+            f"{path} line {number}: this is one JSON document over several lines, expected {wanted}"
+        )
     if text[:1] not in '{["' and re.search(r"[,;\t]", text):
         raise DataError(
             f"{path} line {number}: this looks like a table with a header ({text[:40]!r}); rename it to .csv or .tsv"
@@ -172,7 +191,9 @@ class _JsonArray:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                if end == len(self._text) and self._read_more():  # a number may go on in the next chunk
+                if (
+                    end == len(self._text) and self._read_more()
+                ):  # a number may go on in the next chunk
                     continue
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - 16
@@ -186,7 +207,13 @@ class _JsonArray:
                 raise DataError(f"{self._path} line {self._line}: {error}") from error
             line = self._line
             self._move(end)
-            return line, value if isinstance(value, dict) else BadRow("not an object", "expected an object {...}"), None
+            return (
+                line,
+                value
+                if isinstance(value, dict)
+                else BadRow("not an object", "expected an object {...}"),
+                None,
+            )
 
     def _take(self, allowed: str) -> str:
         character = self._next_character()
@@ -203,7 +230,9 @@ class _JsonArray:
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._read_more():
-                raise DataError(f"{self._path} line {self._line}: the array is never closed; the file was cut")
+                raise DataError(
+                    f"{self._path} line {self._line}: the array is never closed; the file was cut"
+                )
 
     def _move(self, to: int) -> None:
         self._line += self._text.count("\n", self._at, to)
@@ -240,7 +269,11 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[NumberedRow]:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                detail = "a quoted cell begins here and never ends" if "unexpected end" in str(error) else str(error)
+                detail = (
+                    "a quoted cell begins here and never ends"
+                    if "unexpected end" in str(error)
+                    else str(error)
+                )
                 yield number, BadRow("malformed csv", detail), None
                 continue
             if cells is None:
@@ -270,7 +303,9 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
     place = f"{path} line 1"
     first = delimiter.join(header).strip()
     if first[:1] in "{[":
-        raise DataError(f"{place}: this looks like JSON, not a table ({first[:40]!r}); rename it to .jsonl or .json")
+        raise DataError(
+            f"{place}: this looks like JSON, not a table ({first[:40]!r}); rename it to .jsonl or .json"
+        )
     others = [mark for mark in ",;\t|" if mark != delimiter and mark in first]
     if len(header) == 1 and others:
         hint = (
@@ -280,9 +315,15 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
             if others[0] == ","
             else "write it with commas"
         )
-        raise DataError(f"{place}: the columns are separated by {others[0]!r}, not by {delimiter!r}; {hint}")
+        raise DataError(
+            f"{place}: the columns are separated by {others[0]!r}, not by {delimiter!r}; {hint}"
+        )
     if "" in header:
-        index = "; pandas writes such a column for its index: to_csv(index=False)" if header[0] == "" else ""
+        index = (
+            "; pandas writes such a column for its index: to_csv(index=False)"
+            if header[0] == ""
+            else ""
+        )
         raise DataError(f"{place}: column {header.index('') + 1} of the header has no name{index}")
     if double := [name for name in header if header.count(name) > 1]:
         raise DataError(f"{place}: the header names the column {double[0]!r} twice")
@@ -310,7 +351,9 @@ def _read_parquet(path: Path) -> Iterator[NumberedRow]:
                     yield number, row, None
         except (pyarrow.ArrowException, OSError) as error:
             cause = str(error).splitlines()[0]
-            raise DataError(f"{path}: truncated or damaged parquet file after row {number}: {cause}") from error
+            raise DataError(
+                f"{path}: truncated or damaged parquet file after row {number}: {cause}"
+            ) from error
 
 
 def _read_txt(path: Path) -> Iterator[NumberedRow]:
@@ -322,7 +365,9 @@ def _read_txt(path: Path) -> Iterator[NumberedRow]:
     with open_bytes(path) as start:
         head = start.read(1 << 20).decode(errors="replace").splitlines()
     with open_bytes(path) as lines:
-        blank = sum(1 for above, line in itertools.pairwise(head) if above.strip() and not line.strip())
+        blank = sum(
+            1 for above, line in itertools.pairwise(head) if above.strip() and not line.strip()
+        )
         if any(line.strip() == _END_OF_TEXT for line in head):
             kind, ends = f"the text between lines {_END_OF_TEXT}", lambda line: line == _END_OF_TEXT
         elif blank * 64 > len(head):

@@ -48,4 +48,6 @@ def write_jsonl(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 def _as_json(value: Any) -> str:
     if isinstance(value, datetime.date | datetime.time):  # datetime is a date
         return value.isoformat()
-    raise TypeError(f"{type(value).__name__} is no JSON value; remove the column or turn it into text")
+    raise TypeError(
+        f"{type(value).__name__} is no JSON value; remove the column or turn it into text"
+    )

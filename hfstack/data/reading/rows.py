@@ -23,9 +23,18 @@ logger = get_logger(__name__)
 
 OnBadRow = Literal["fail", "skip", "quarantine"]
 FIRST_ROWS = 100  # rows that decide the keys and the types of a source
-_MOST_REMEMBERED = 10_000  # key orders, and paths inside objects: data must not be able to fill the memory
+_MOST_REMEMBERED = (
+    10_000  # key orders, and paths inside objects: data must not be able to fill the memory
+)
 
-_KINDS = {str: "text", int: "integer", float: "number", bool: "true/false", list: "list", dict: "object"}
+_KINDS = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true/false",
+    list: "list",
+    dict: "object",
+}
 _NUMBERS = {"integer", "number"}
 # Only the spelling that Python itself would write is a number: "007", "+5" and "1e3" stay text.
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
@@ -47,11 +56,23 @@ class ReadReport:
         total = self.rows + sum(self.bad_rows.values())
         for reason, count in self.bad_rows.items():
             logger.warning(
-                "%s: left out %d of %d rows: %s; first: %s", name, count, total, reason, self.first_bad[reason]
+                "%s: left out %d of %d rows: %s; first: %s",
+                name,
+                count,
+                total,
+                reason,
+                self.first_bad[reason],
             )
         for column, count in self.nulls.items():
             place = self.first_null[column]
-            logger.warning("%s: column %r is null in %d of %d rows; first: %s", name, column, count, self.rows, place)
+            logger.warning(
+                "%s: column %r is null in %d of %d rows; first: %s",
+                name,
+                column,
+                count,
+                self.rows,
+                place,
+            )
 
 
 def read_rows(
@@ -101,13 +122,17 @@ def read_rows(
     if not report.rows:
         bad = sum(report.bad_rows.values())
         first = next(iter(report.first_bad.values()), "")
-        raise DataError(f"{name}: all {bad} rows are bad; first: {first}" if bad else f"{name}: no rows")
+        raise DataError(
+            f"{name}: all {bad} rows are bad; first: {first}" if bad else f"{name}: no rows"
+        )
     report.log(name)
 
 
 def _report_empty(path: Path, on_bad_row: OnBadRow) -> None:
     what = (
-        "the file has a header but no rows" if path.stat().st_size and ".csv" in path.name else "the file has no rows"
+        "the file has a header but no rows"
+        if path.stat().st_size and ".csv" in path.name
+        else "the file has no rows"
     )
     if on_bad_row == "fail":
         raise DataError(f"{path}: {what}; remove it or write it again")
@@ -118,20 +143,32 @@ Rejecter = Callable[[Path, int, BadRow, dict[str, Any] | None, str | None], None
 
 
 def _rejecter(
-    on_bad_row: OnBadRow, quarantine_file: Path | None, report: ReadReport, stack: ExitStack, first_file: Path
+    on_bad_row: OnBadRow,
+    quarantine_file: Path | None,
+    report: ReadReport,
+    stack: ExitStack,
+    first_file: Path,
 ) -> Rejecter:
     """Return what is done with a bad row; the quarantine file is made at the first one."""
     if on_bad_row not in ("fail", "skip", "quarantine"):
         raise ConfigError(f"on_bad_row must be fail, skip or quarantine, got {on_bad_row!r}")
     if on_bad_row == "quarantine" and quarantine_file is None:
-        raise ConfigError("on_bad_row is quarantine but no quarantine_file is given to write bad rows to")
+        raise ConfigError(
+            "on_bad_row is quarantine but no quarantine_file is given to write bad rows to"
+        )
     out: TextIO | None = None
 
-    def reject(path: Path, line: int, bad: BadRow, row: dict[str, Any] | None, text: str | None) -> None:
+    def reject(
+        path: Path, line: int, bad: BadRow, row: dict[str, Any] | None, text: str | None
+    ) -> None:
         nonlocal out
         unit = "row" if file_format(path) == "parquet" else "line"
         if on_bad_row == "fail":
-            other = "; files with other columns are given as datasets of their own" if path != first_file else ""
+            other = (
+                "; files with other columns are given as datasets of their own"
+                if path != first_file
+                else ""
+            )
             hint = f"mend it, or leave it out with --on_bad_row skip{other}"
             raise DataError(f"{path} {unit} {line}: {bad.detail}; {hint}")
         report.bad_rows[bad.reason] = report.bad_rows.get(bad.reason, 0) + 1
@@ -140,9 +177,21 @@ def _rejecter(
             return
         if out is None:
             quarantine_file.parent.mkdir(parents=True, exist_ok=True)
-            out = stack.enter_context(quarantine_file.open("a", encoding="utf-8", errors="backslashreplace"))
-        text = text.rstrip("\r\n") if text is not None else json.dumps(row, ensure_ascii=False, default=str)
-        entry = {"file": str(path), "line": line, "reason": bad.reason, "detail": bad.detail, "text": text}
+            out = stack.enter_context(
+                quarantine_file.open("a", encoding="utf-8", errors="backslashreplace")
+            )
+        text = (
+            text.rstrip("\r\n")
+            if text is not None
+            else json.dumps(row, ensure_ascii=False, default=str)
+        )
+        entry = {
+            "file": str(path),
+            "line": line,
+            "reason": bad.reason,
+            "detail": bad.detail,
+            "text": text,
+        }
         out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     return reject
@@ -166,7 +215,9 @@ class _Checker:
         self.accepted: set[tuple[Any, ...]] = set()  # shapes of flat rows without nulls
         self._report = report
         self._key_place = ""
-        self._kinds: dict[str, tuple[str, str]] = {}  # column, or path inside one -> kind, first place
+        self._kinds: dict[
+            str, tuple[str, str]
+        ] = {}  # column, or path inside one -> kind, first place
         self._number_columns: dict[str, type] = {}
 
     def learn(self, path: Path, rows: list[tuple[int, dict[str, Any]]]) -> None:
@@ -185,8 +236,14 @@ class _Checker:
                 continue
             kinds = [(_kind(row[column]), line) for line, row in rows if row[column] is not None]
             if kinds:
-                kind = Counter("number" if kind in _NUMBERS else kind for kind, _ in kinds).most_common(1)[0][0]
-                matching = [pair for pair in kinds if pair[0] == kind or (kind == "number" and pair[0] in _NUMBERS)]
+                kind = Counter(
+                    "number" if kind in _NUMBERS else kind for kind, _ in kinds
+                ).most_common(1)[0][0]
+                matching = [
+                    pair
+                    for pair in kinds
+                    if pair[0] == kind or (kind == "number" and pair[0] in _NUMBERS)
+                ]
                 self._kinds[column] = matching[0][0], f"{path.name} line {matching[0][1]}"
 
     def with_numbers(self, numbered: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
@@ -205,13 +262,13 @@ class _Checker:
                         row[column] = float(cell)
                     else:
                         kind = "an integer" if number is int else "a number"
-                        detail = (
-                            f"column {column!r} is {kind} in the first rows ({self._key_place}), here {cell[:40]!r}"
-                        )
+                        detail = f"column {column!r} is {kind} in the first rows ({self._key_place}), here {cell[:40]!r}"
                         result = BadRow("mixed types", detail)
             yield line, result, text
 
-    def examine(self, row: dict[str, Any], shape: tuple[Any, ...], path: Path, line: int) -> BadRow | None:
+    def examine(
+        self, row: dict[str, Any], shape: tuple[Any, ...], path: Path, line: int
+    ) -> BadRow | None:
         """Return what is wrong with a row whose shape was not seen before, has nulls, or holds lists or objects."""
         if row.keys() != set(self.keys):
             return self._wrong_keys(row)
@@ -226,7 +283,11 @@ class _Checker:
         for column in nulls:
             self._report.nulls[column] = self._report.nulls.get(column, 0) + 1
             self._report.first_null.setdefault(column, f"{path} line {line}")
-        if not nulls and not {list, dict} & set(shape[len(row) :]) and len(self.accepted) < _MOST_REMEMBERED:
+        if (
+            not nulls
+            and not {list, dict} & set(shape[len(row) :])
+            and len(self.accepted) < _MOST_REMEMBERED
+        ):
             self.accepted.add(shape)
         return None
 
@@ -235,20 +296,27 @@ class _Checker:
         extra = [key for key in row if key not in self.keys]
         names = lambda keys: ", ".join(repr(key) for key in keys[:5])  # noqa: E731
         if missing and extra:
-            return BadRow("other keys", f"key {names(extra)} where {self._key_place} has {names(missing)}")
+            return BadRow(
+                "other keys", f"key {names(extra)} where {self._key_place} has {names(missing)}"
+            )
         if missing:
             return BadRow(
-                "missing key", f"no key {names(missing)}, which {self._key_place} has; write null for no value"
+                "missing key",
+                f"no key {names(missing)}, which {self._key_place} has; write null for no value",
             )
         return BadRow("extra key", f"key {names(extra)}, which {self._key_place} has not")
 
-    def _wrong_value(self, path: str, value: Any, place: str, found: dict[str, tuple[str, str]]) -> BadRow | None:
+    def _wrong_value(
+        self, path: str, value: Any, place: str, found: dict[str, tuple[str, str]]
+    ) -> BadRow | None:
         """Compare the kind of a value, and of all inside it, with what the same path held before."""
         kind = _kind(value)
         before, first = found.get(path) or self._kinds.get(path) or (kind, place)
         if kind != before:
             if not {kind, before} <= _NUMBERS:
-                detail = f"column {path!r} holds {kind} {str(value)[:20]!r} here but {before} in {first}"
+                detail = (
+                    f"column {path!r} holds {kind} {str(value)[:20]!r} here but {before} in {first}"
+                )
                 return BadRow("mixed types", detail)
             kind = "number"
         found[path] = kind, first

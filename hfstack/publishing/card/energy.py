@@ -39,4 +39,8 @@ def estimate_kwh(hardware: dict[str, Any], duration_s: float) -> float:
 
 def accelerator_watts(name: str) -> float:
     """Return the board power of an accelerator in watts."""
-    return float(next((watts for known, watts in _WATTS.items() if known in name), _WATTS_UNKNOWN_ACCELERATOR))
+    return float(
+        next(
+            (watts for known, watts in _WATTS.items() if known in name), _WATTS_UNKNOWN_ACCELERATOR
+        )
+    )

@@ -44,8 +44,15 @@ def base_of(chain: Chain, kind: Kind) -> str | None:
         return kind.base
     for link in reversed(chain.links):
         name = model_name(link)
-        if name and not name.endswith(".json") and not Path(name).is_dir() and not name.startswith((".", "/", "~")):
-            inside = any(name.rstrip("/").rsplit("/", 1)[-1] == other.directory.name for other in chain.links)
+        if (
+            name
+            and not name.endswith(".json")
+            and not Path(name).is_dir()
+            and not name.startswith((".", "/", "~"))
+        ):
+            inside = any(
+                name.rstrip("/").rsplit("/", 1)[-1] == other.directory.name for other in chain.links
+            )
             if not inside and name.count("/") <= 1:
                 return name
     return None
@@ -69,15 +76,21 @@ def chain_rows(chain: Chain, wording: Wording) -> list[list[str]]:
     for link in chain.links:
         record = link.record
         parents = [(link.directory / parent).resolve() for parent in record.parents]
-        starts = ", ".join(by_directory.get(parent, f"{parent.name} (missing)") for parent in parents)
+        starts = ", ".join(
+            by_directory.get(parent, f"{parent.name} (missing)") for parent in parents
+        )
         name = model_name(link)
         if name and not any(parent.name == Path(name).name for parent in parents):
             starts = ", ".join(filter(None, [f"`{shorten(name, chain)}`", starts]))
         shown = rows(results(Chain([link]))[:1], wording.metric)
         outcome = _counts(link, wording) if record.recipe in _MAKES_DATA else ""
         outcome = outcome or (f"{shown[0][0].split(' (')[0]} {shown[0][1]}" if shown else "")
-        took = wording.duration(record.duration_s) if record.duration_s is not None else "not recorded"
-        table.append([link.label, record.recipe, cell(starts), cell(outcome), took, _energy([link])])
+        took = (
+            wording.duration(record.duration_s) if record.duration_s is not None else "not recorded"
+        )
+        table.append(
+            [link.label, record.recipe, cell(starts), cell(outcome), took, _energy([link])]
+        )
     return table
 
 
@@ -97,14 +110,20 @@ def data_rows(chain: Chain, words: Words, wording: Wording) -> list[list[str]]:
     readers: dict[tuple[str, str], list[str]] = {}
     cells: dict[tuple[str, str], list[str]] = {}
     made_by = {str(link.directory): link.label for link in chain.links}
-    made_by |= {link.record.output_dir.rstrip("/"): link.label for link in chain.links}  # as its readers wrote it
+    made_by |= {
+        link.record.output_dir.rstrip("/"): link.label for link in chain.links
+    }  # as its readers wrote it
     for link in [*chain.links, *chain.evaluations]:
         for entry in link.record.data:
             files = entry.get("files") or [{"path": entry["path"], "bytes": None, "blake2b": None}]
             for file in files:
                 key = (str(file["path"]), str(file["blake2b"]))
                 readers.setdefault(key, []).append(f"{link.label} ({entry.get('role', 'data')})")
-                counted = wording.number(entry["rows"]) if entry.get("rows") is not None and len(files) == 1 else "–"
+                counted = (
+                    wording.number(entry["rows"])
+                    if entry.get("rows") is not None and len(files) == 1
+                    else "–"
+                )
                 size = wording.size(file["bytes"]) if file["bytes"] is not None else "–"
                 digest = f"`{file['blake2b'][:12]}`" if file["blake2b"] else _revision(entry)
                 licence = _licence(str(file["path"]), words, made_by, hub=file["bytes"] is None)
@@ -122,17 +141,30 @@ def cleaning_note(chain: Chain, wording: Wording) -> str:
         metrics = link.record.metrics
         if link.record.recipe != "clean":
             continue
-        dropped = {name.removeprefix("dropped_"): v for name, v in metrics.items() if name.startswith("dropped_")}
-        masked = {name.removeprefix("masked_"): v for name, v in metrics.items() if name.startswith("masked_")}
+        dropped = {
+            name.removeprefix("dropped_"): v
+            for name, v in metrics.items()
+            if name.startswith("dropped_")
+        }
+        masked = {
+            name.removeprefix("masked_"): v
+            for name, v in metrics.items()
+            if name.startswith("masked_")
+        }
 
         def listed(counts: dict[str, float]) -> str:
-            return ", ".join(f"{name.replace('_', ' ')} {wording.number(count)}" for name, count in counts.items())
+            return ", ".join(
+                f"{name.replace('_', ' ')} {wording.number(count)}"
+                for name, count in counts.items()
+            )
 
         text = f"Cleaning ({link.label}) read {wording.number(metrics.get('documents_in', 0))} documents and kept "
         text += f"{wording.number(metrics.get('documents_out', 0))}"
         text += f"; dropped: {listed(dropped)}" if dropped else ""
         text += f"; personal data masked: {listed(masked)}" if masked else ""
-        lines.append(f"{text}; {wording.number(metrics.get('documents_repaired', 0))} were repaired.")
+        lines.append(
+            f"{text}; {wording.number(metrics.get('documents_repaired', 0))} were repaired."
+        )
     return "\n".join(lines) or "No run of this chain cleaned its data."
 
 
@@ -142,14 +174,18 @@ def environments(chain: Chain) -> list[str]:
     for link in chain.links:
         record, hardware = link.record, link.record.hardware
         accelerators = hardware.get("accelerators") or []
-        counted = ", ".join(f"{accelerators.count(name)} x {name}" for name in dict.fromkeys(accelerators))
+        counted = ", ".join(
+            f"{accelerators.count(name)} x {name}" for name in dict.fromkeys(accelerators)
+        )
         machine = counted if counted and hardware.get("device") != "cpu" else ""
         machine = f"{machine}, " if machine else ""
         memory = f", {hardware['memory_gib']:.3g} GiB" if hardware.get("memory_gib") else ""
         processes = f"{record.world_size} process{'' if record.world_size == 1 else 'es'}"
         libraries = ", ".join(f"{name} {version}" for name, version in record.versions.items())
         text = f"{machine}{hardware.get('cpu', 'unknown processor')} with {hardware.get('cores', '?')} cores{memory}; "
-        groups.setdefault(f"{text}{processes}; Python {record.python}, {libraries}", []).append(link.label)
+        groups.setdefault(f"{text}{processes}; Python {record.python}, {libraries}", []).append(
+            link.label
+        )
     return [f"{', '.join(labels)}: {text}" for text, labels in groups.items()]
 
 
@@ -157,7 +193,11 @@ def commands(chain: Chain, wording: Wording) -> str:
     """Return the commands of the chain and its measurements, in order, as they work elsewhere."""
     lines = []
     for link in [*chain.links, *chain.evaluations]:
-        lines.append(wording.wrapped_command(as_hfstack(shorten(link.record.command, chain), link.record.world_size)))
+        lines.append(
+            wording.wrapped_command(
+                as_hfstack(shorten(link.record.command, chain), link.record.world_size)
+            )
+        )
     return "\n".join(lines)
 
 
@@ -196,7 +236,9 @@ def missing_facts(
     if not bias_measured:
         found.append("Whether it treats groups of people differently was not measured.")
     if chain.missing:
-        found.append(f"Runs that it came from are gone: {', '.join(f'`{Path(path).name}`' for path in chain.missing)}.")
+        found.append(
+            f"Runs that it came from are gone: {', '.join(f'`{Path(path).name}`' for path in chain.missing)}."
+        )
     if not any(result.low is not None for result in results(chain)):
         found.append("No metric has an interval.")
     if not has_samples:
@@ -206,7 +248,9 @@ def missing_facts(
     if dirty:
         found.append(f"The code of {', '.join(dirty)} had local changes that are not recorded.")
     if unversioned:
-        found.append(f"The commit of the code of {', '.join(unversioned)} was not recorded; the version was.")
+        found.append(
+            f"The commit of the code of {', '.join(unversioned)} was not recorded; the version was."
+        )
     if not chain.last.record.outputs:
         found.append("The hashes of the files at the end of the run were not recorded.")
     return [*found, "How much energy was really used: the figures are estimates."]
@@ -221,20 +265,38 @@ def _energy(links: list[Link]) -> str:
 def _counts(link: Link, wording: Wording) -> str:
     """What a run that makes data has made: `400 documents, 1,600 tasks`."""
     metrics = link.record.metrics
-    names = {"documents_out": "document", "documents": "document", "train_pairs": "pair", "vocab_size": "token"}
+    names = {
+        "documents_out": "document",
+        "documents": "document",
+        "train_pairs": "pair",
+        "vocab_size": "token",
+    }
     name = next((name for name in names if name in metrics), None)
     counted = [] if name is None else [(metrics[name], names[name])]
     if link.record.recipe == "demo_corpus":
-        tasks = next((group["instructions"] for group in link.record.settings.values() if "instructions" in group), 0)
+        tasks = next(
+            (
+                group["instructions"]
+                for group in link.record.settings.values()
+                if "instructions" in group
+            ),
+            0,
+        )
         counted += [(tasks, "task")] if tasks else []
-    return ", ".join(f"{wording.number(count)} {one}{'' if count == 1 else 's'}" for count, one in counted)
+    return ", ".join(
+        f"{wording.number(count)} {one}{'' if count == 1 else 's'}" for count, one in counted
+    )
 
 
 def last_settings(chain: Chain, wording: Wording) -> dict[str, Any]:
     """Return the settings of the last run that are worth reading first, and those that its command names."""
     record = chain.last.record
     flat = {name: value for group in record.settings.values() for name, value in group.items()}
-    named = [name for name in re.findall(r"--(\w+)", record.command) if name in flat and name not in _NO_SETTING]
+    named = [
+        name
+        for name in re.findall(r"--(\w+)", record.command)
+        if name in flat and name not in _NO_SETTING
+    ]
     found = wording.first_settings(record.settings) | {name: flat[name] for name in named}
     if found.get("total_episodes") or found.get("max_steps"):
         found.pop("num_train_epochs", None)  # the default, which does not count then
@@ -250,6 +312,8 @@ def _licence(path: str, words: Words, made_by: dict[str, str], *, hub: bool) -> 
         if path.endswith(ending):
             return licence
     for directory, label in made_by.items():
-        if path.startswith(f"{directory}/") or str(Path(path).resolve()).startswith(f"{directory}/"):
+        if path.startswith(f"{directory}/") or str(Path(path).resolve()).startswith(
+            f"{directory}/"
+        ):
             return f"made by {label}"
     return "see its page on the Hub" if hub else "not recorded"

@@ -11,7 +11,16 @@ from hfstack.publishing.lineage import Chain, Link
 
 _SHOWN = 14
 _REINFORCED = frozenset({"rloo", "grpo", "ppo"})  # their loss says nothing about the model
-_CLOCKS = ("_runtime", "_per_second", "_per_s", "_per_cpu_s", "_bytes", "_low", "_high", "num_tokens")
+_CLOCKS = (
+    "_runtime",
+    "_per_second",
+    "_per_s",
+    "_per_cpu_s",
+    "_bytes",
+    "_low",
+    "_high",
+    "num_tokens",
+)
 _NO_RESULT = frozenset({
     "epoch", "total_flos", "parameters", "parameters_non_embedding", "flops", "flops_6nd", "flops_kaplan", "mfu",
     "steps", "tokens", "unique_tokens", "documents", "train_loss",
@@ -25,7 +34,13 @@ _FIRST = (
     "eval_chrf", "ended_share",
 )  # fmt: skip
 # Names that the Hub's metric pages have.
-_HUB_NAMES = {"accuracy": "accuracy", "f1": "f1", "perplexity": "perplexity", "bleu": "bleu", "rougel": "rouge"}
+_HUB_NAMES = {
+    "accuracy": "accuracy",
+    "f1": "f1",
+    "perplexity": "perplexity",
+    "bleu": "bleu",
+    "rougel": "rouge",
+}
 
 Show = Callable[[str, float], Any]  # a metric's name and value -> label, text and unit
 
@@ -53,11 +68,17 @@ def results(chain: Chain) -> list[Result]:
     for link in [*chain.evaluations, chain.last]:
         metrics = link.record.metrics
         for name, value in metrics.items():
-            if name in _NO_RESULT or name.endswith(_CLOCKS) or name.startswith(("start_", "train_", "dropped_")):
+            if (
+                name in _NO_RESULT
+                or name.endswith(_CLOCKS)
+                or name.startswith(("start_", "train_", "dropped_"))
+            ):
                 continue
             if name == "eval_loss" and link.record.recipe in _REINFORCED:
                 continue
-            found.append(Result(name, value, metrics.get(f"{name}_low"), metrics.get(f"{name}_high"), link))
+            found.append(
+                Result(name, value, metrics.get(f"{name}_low"), metrics.get(f"{name}_high"), link)
+            )
     return sorted(found, key=lambda one: (_rank(one), one.low is None))
 
 
@@ -78,7 +99,11 @@ def rows(found: list[Result], show: Show) -> list[list[str]]:
         counted = one.name != "eval_loss" or one.link.record.recipe in _LOSS_OF_TOKENS
         value = f"{figure.text} {figure.unit if counted else ''}".strip()
         before = one.link.record.metrics.get(f"start_{one.name.removeprefix('eval_')}")
-        if before is not None and one.name.startswith("eval_") and not one.name.startswith("eval_kl"):  # 0 at the start
+        if (
+            before is not None
+            and one.name.startswith("eval_")
+            and not one.name.startswith("eval_kl")
+        ):  # 0 at the start
             value += f" (before training {show(one.name, before).text})"
         measured = f"{one.link.label}, in training" if one.in_training else one.link.label
         table.append([f"{figure.label} (`{one.name}`)", value, interval, measured])
@@ -87,10 +112,17 @@ def rows(found: list[Result], show: Show) -> list[list[str]]:
 
 def bias(chain: Chain, show: Show) -> str:
     """Return the figures about bias, or that there are none."""
-    found = [one for one in results(chain) if "bias" in one.name.split("_") or one.link.record.recipe == "bias"]
+    found = [
+        one
+        for one in results(chain)
+        if "bias" in one.name.split("_") or one.link.record.recipe == "bias"
+    ]
     if not found:
         return "Bias was not measured."
-    lines = [f"- {label}: {value} ({interval}), by {run}" for label, value, interval, run in rows(found, show)]
+    lines = [
+        f"- {label}: {value} ({interval}), by {run}"
+        for label, value, interval, run in rows(found, show)
+    ]
     return "\n".join(lines).replace(" (–)", "")
 
 
@@ -108,7 +140,11 @@ def eval_results(found: list[Result], kind: Kind, show: Show) -> list[EvalResult
         if not math.isfinite(one.value) or one.in_training or (short, name) in seen:
             continue
         seen.add((short, name))
-        interval = {"interval_95": [one.low, one.high]} if one.low is not None and one.high is not None else None
+        interval = (
+            {"interval_95": [one.low, one.high]}
+            if one.low is not None and one.high is not None
+            else None
+        )
         on_hub = revision is not None or "/" in name
         made.append(
             EvalResult(

@@ -60,7 +60,9 @@ def render_card(
     data = card_facts.data_rows(chain, words, wording)
     content = _model_part(chain, kind, words, wording, repo=repo, origin=origin, base=base)
     if kind.name == "dataset" and not {"train", "eval"} & set(splits):
-        content["loading"] = card_words.loading(kind, repo, chat=False, base="", part=next(iter(splits), ""))
+        content["loading"] = card_words.loading(
+            kind, repo, chat=False, base="", part=next(iter(splits), "")
+        )
     content |= _history_part(chain, data, wording)
     rows, shown = card_metrics.rows(found, wording.metric), card_metrics.shown_first(found)
     content |= {
@@ -73,13 +75,21 @@ def render_card(
         "bias": bias,
         "picture": picture,
         "samples": [_sample(prompt, completion) for prompt, completion in samples],
-        "licence": f"`{words.licence}`, as its author states." if words.licence else "Not stated by its author.",
+        "licence": f"`{words.licence}`, as its author states."
+        if words.licence
+        else "Not stated by its author.",
         "missing": card_facts.missing_facts(
-            chain, words, data, bias_measured=not bias.startswith("Bias was"), has_samples=bool(samples)
+            chain,
+            words,
+            data,
+            bias_measured=not bias.startswith("Bias was"),
+            has_samples=bool(samples),
         ),
         "made": wording.instant(made.isoformat()),
     }
-    metadata, card = _metadata(chain, kind, words, found, base=origin, name=name, wording=wording, splits=splits)
+    metadata, card = _metadata(
+        chain, kind, words, found, base=origin, name=name, wording=wording, splits=splits
+    )
     text = str(card.from_template(metadata, template_path=str(_TEMPLATE), **content))
     return re.sub(r"\n{3,}", "\n\n", redact(text)).rstrip() + "\n"
 
@@ -97,7 +107,9 @@ def check_card(text: str, *, dataset: bool = False) -> int:
             for one in value if isinstance(value, list) else [value] if value else []:
                 validate_repo_id(one)
     except (ValueError, HFValidationError) as error:
-        raise ConfigError(f"the card's metadata is not valid: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(
+            f"the card's metadata is not valid: {' '.join(str(error).split())[:200]}"
+        ) from None
     return len(data.get("eval_results") or [])
 
 
@@ -120,7 +132,14 @@ def read_samples(chain: Chain, limit: int = 4) -> list[tuple[str, str]]:
 
 
 def _model_part(
-    chain: Chain, kind: Kind, words: Words, wording: Wording, *, repo: str, origin: str | None, base: str
+    chain: Chain,
+    kind: Kind,
+    words: Words,
+    wording: Wording,
+    *,
+    repo: str,
+    origin: str | None,
+    base: str,
 ) -> dict[str, Any]:
     """What the card says of the model itself."""
     link, recipe = chain.last, chain.last.record.recipe
@@ -131,7 +150,9 @@ def _model_part(
         "summary": card_words.what_it_is(kind, recipe, size=size, base=origin and f"`{origin}`"),
         "facts": _facts(chain, config, wording, base=origin, parameters=parameters, chat=chat),
         "intended_use": card_words.intended_use(kind, words),
-        "limits": card_words.limits(kind, recipe, words, parameters=parameters, context=_context(config)),
+        "limits": card_words.limits(
+            kind, recipe, words, parameters=parameters, context=_context(config)
+        ),
         "loading": card_words.loading(kind, repo, chat=chat, base=base),
         "samples_note": "Not chosen by hand: the last ones that were recorded, cut where they are long.",
     }
@@ -147,7 +168,9 @@ def _history_part(chain: Chain, data: list[list[str]], wording: Wording) -> dict
         "energy_note": f"{card_facts.total_note(chain, wording)} {METHOD}",
         "data": data,
         "cleaning": card_facts.cleaning_note(chain, wording),
-        "settings": [(key, card_facts.cell(shorten(_plain(value), chain))) for key, value in settings.items()],
+        "settings": [
+            (key, card_facts.cell(shorten(_plain(value), chain))) for key, value in settings.items()
+        ],
         "environments": card_facts.environments(chain),
         "reproduce_note": _reproduce_note(chain),
         "commands": card_facts.commands(chain, wording),
@@ -167,10 +190,19 @@ def _metadata(
         files = [{"split": split, "path": f"{split}.jsonl"} for split in splits]
         named = [one for one in files if one["split"] in ("train", "eval")]
         configs = [{"config_name": "default", "data_files": named}] if named else []
-        configs += [{"config_name": one["split"], "data_files": [one]} for one in files if one not in named]
-        data = DatasetCardData(language=language, license=licence, pretty_name=name, tags=tags, configs=configs)
+        configs += [
+            {"config_name": one["split"], "data_files": [one]} for one in files if one not in named
+        ]
+        data = DatasetCardData(
+            language=language, license=licence, pretty_name=name, tags=tags, configs=configs
+        )
         return data, DatasetCard
-    hub_data = [str(entry["path"]) for link in chain.links for entry in link.record.data if not entry.get("files")]
+    hub_data = [
+        str(entry["path"])
+        for link in chain.links
+        for entry in link.record.data
+        if not entry.get("files")
+    ]
     telling = found[: min(card_metrics.shown_first(found), _MODEL_INDEX_RESULTS)]
     evaluated = card_metrics.eval_results(telling, kind, wording.metric)
     data = ModelCardData(
@@ -188,13 +220,21 @@ def _metadata(
 
 
 def _facts(
-    chain: Chain, config: dict[str, Any], wording: Wording, *, base: str | None, parameters: float | None, chat: bool
+    chain: Chain,
+    config: dict[str, Any],
+    wording: Wording,
+    *,
+    base: str | None,
+    parameters: float | None,
+    chat: bool,
 ) -> list[tuple[str, str]]:
     """The first table: what a reader looks up."""
     last = chain.last.record
     facts = []
     if config:
-        facts.append(("Architecture", str((config.get("architectures") or [config.get("model_type")])[0])))
+        facts.append(
+            ("Architecture", str((config.get("architectures") or [config.get("model_type")])[0]))
+        )
     if parameters:
         facts.append(("Parameters", f"{parameters:,.0f}"))
     if (context := _context(config)) is not None:
@@ -210,7 +250,12 @@ def _facts(
         facts.append(("Labels", card_facts.cell(", ".join(map(str, labels[:20])))))
     if config or base:
         facts.append(("Base model", f"`{base}`" if base else card_facts.beginning(chain)))
-    facts.append(("Recipe", f"`{last.recipe}` of hfstack {last.versions.get('hfstack', '(version not recorded)')}"))
+    facts.append(
+        (
+            "Recipe",
+            f"`{last.recipe}` of hfstack {last.versions.get('hfstack', '(version not recorded)')}",
+        )
+    )
     commit = str(last.commit or "not recorded")
     facts.append(("Commit", commit if commit == "not recorded" else f"`{commit[:10]}`"))
     facts.append(("Finished", wording.instant(last.ended) if last.ended else "not recorded"))
@@ -243,13 +288,19 @@ def _results_note(chain: Chain) -> str:
     """Where the numbers come from."""
     lines = []
     for link in [*chain.evaluations, chain.last]:
-        flat = {name: value for group in link.record.settings.values() for name, value in group.items()}
+        flat = {
+            name: value for group in link.record.settings.values() for name, value in group.items()
+        }
         against, judge = flat.get("reference_model"), flat.get("reward_model")
         text = f"`{link.label}` measured on {card_metrics.evaluated_on(link)[0]}"
         text += f", against `{shorten(str(against), chain)}`" if against else ""
-        judged = against and (f"`{shorten(str(judge), chain)}`" if judge else "the rule in its recipe")
+        judged = against and (
+            f"`{shorten(str(judge), chain)}`" if judge else "the rule in its recipe"
+        )
         if link.record.recipe in _REINFORCED:
-            rewarding = f"`{shorten(str(judge), chain)}`" if judge else "the functions in its recipe"
+            rewarding = (
+                f"`{shorten(str(judge), chain)}`" if judge else "the functions in its recipe"
+            )
             text += f", rewarded by {rewarding}"
         lines.append(f"{text}, judged by {judged}." if judged else f"{text}.")
     return " ".join([*lines, "Each key is explained in the documentation of its recipe."])

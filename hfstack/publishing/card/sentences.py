@@ -89,10 +89,14 @@ class Words:
 
     def __post_init__(self) -> None:
         if self.licence is not None and not _LICENCE.fullmatch(self.licence):
-            raise ConfigError(f"--license {self.licence}: give its id on the Hub, such as apache-2.0 or cc-by-4.0")
+            raise ConfigError(
+                f"--license {self.licence}: give its id on the Hub, such as apache-2.0 or cc-by-4.0"
+            )
         for language in self.language:
             if not _LANGUAGE.fullmatch(language):
-                raise ConfigError(f"--language {language}: give an ISO 639 code such as en, or multilingual")
+                raise ConfigError(
+                    f"--language {language}: give an ISO 639 code such as en, or multilingual"
+                )
 
 
 def by_path(licences: Sequence[str]) -> dict[str, str]:
@@ -105,7 +109,9 @@ def by_path(licences: Sequence[str]) -> dict[str, str]:
     for one in licences:
         path, _, licence = one.rpartition("=")
         if not path or not licence:
-            raise ConfigError(f"--data_licenses {one}: write path=licence, such as raw.jsonl=cc-by-4.0")
+            raise ConfigError(
+                f"--data_licenses {one}: write path=licence, such as raw.jsonl=cc-by-4.0"
+            )
         found[path] = licence
     return found
 
@@ -132,7 +138,9 @@ def intended_use(kind: Kind, words: Words) -> str:
     return words.intended_use or _USE.get(kind.name, "Not stated by its author.")
 
 
-def limits(kind: Kind, recipe: str, words: Words, *, parameters: float | None, context: int | None) -> list[str]:
+def limits(
+    kind: Kind, recipe: str, words: Words, *, parameters: float | None, context: int | None
+) -> list[str]:
     """Return the limits that follow from what it is, then the author's own."""
     found = [_LIMITS[kind.name]] if kind.name in _LIMITS else []
     if recipe in _REINFORCED:
@@ -141,7 +149,9 @@ def limits(kind: Kind, recipe: str, words: Words, *, parameters: float | None, c
             "measured."
         )
     if parameters is not None and parameters < 50e6:
-        found.append("It is very small: it serves to show and to test, and knows next to nothing about the world.")
+        found.append(
+            "It is very small: it serves to show and to test, and knows next to nothing about the world."
+        )
     if context is not None:
         found.append(f"It reads at most {context:,} tokens at once.")
     found.append("It was not tested for safety. Do not use it where a wrong output does harm.")
@@ -161,7 +171,9 @@ def loading(kind: Kind, repo: str, *, chat: bool, base: str, part: str = "") -> 
         named = f', "{part}"' if part else ""
         return _code(f'from datasets import load_dataset\n\nrows = load_dataset("{repo}"{named})')
     if kind.name == "tokenizer":
-        return _code(f'from transformers import AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained("{repo}")')
+        return _code(
+            f'from transformers import AutoTokenizer\n\ntokenizer = AutoTokenizer.from_pretrained("{repo}")'
+        )
     parts: list[str] = []
     first = ""
     if kind.recurrent:
@@ -173,7 +185,9 @@ def loading(kind: Kind, repo: str, *, chat: bool, base: str, part: str = "") -> 
     loader, package = kind.auto_class, "transformers"
     arguments = f", num_labels={kind.labels}" if kind.labels else ""
     if kind.adapter:
-        parts.append(f"It is an adapter: `pip install peft`. Its base, `{base}`, is loaded along with it.")
+        parts.append(
+            f"It is an adapter: `pip install peft`. Its base, `{base}`, is loaded along with it."
+        )
         loader, package = kind.auto_class.replace("AutoModel", "AutoPeftModel"), "peft"
     lines = f"from transformers import AutoTokenizer{'' if kind.adapter else f', {loader}'}\n"
     lines += f"from {package} import {loader}\n" if kind.adapter else ""

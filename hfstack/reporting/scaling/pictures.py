@@ -40,11 +40,21 @@ def pictures_of(fits: Fits, unit: str) -> dict[str, str]:
 def loss_curves(fits: Fits, unit: str) -> str:
     """Loss over parameters, tokens and compute, with the power laws, and the held-out rungs that were predicted."""
     panels = []
-    for letter, x_label in (("N", "parameters N"), ("D", "tokens D"), ("C", "training compute C, FLOPs")):
+    for letter, x_label in (
+        ("N", "parameters N"),
+        ("D", "tokens D"),
+        ("C", "training compute C, FLOPs"),
+    ):
         marks: list[Marks] = []
         for color, (family, fit) in enumerate(fits.items()):
-            values = {"N": fit.rungs.parameters, "D": fit.rungs.tokens, "C": fit.rungs.flops}[letter]
-            best = frontier(values, fit.rungs.loss) if letter == "C" else best_of_steps(values, fit.rungs.loss)
+            values = {"N": fit.rungs.parameters, "D": fit.rungs.tokens, "C": fit.rungs.flops}[
+                letter
+            ]
+            best = (
+                frontier(values, fit.rungs.loss)
+                if letter == "C"
+                else best_of_steps(values, fit.rungs.loss)
+            )
             others = [row for row in range(len(values)) if row not in best]
             points = [(float(values[row]), float(fit.rungs.loss[row])) for row in best]
             rest = [(float(values[row]), float(fit.rungs.loss[row])) for row in others]
@@ -57,7 +67,9 @@ def loss_curves(fits: Fits, unit: str) -> str:
                 law = fit.parametric.law
                 floor = [(c, law.loss(*law.optimum(product))) for c, product in _computes(fit)]
                 marks.append(Marks(floor, f"{family}: best of L(N, D) at each C", color, "dashed"))
-        panels.append(Panel(f"L({letter})", x_label, unit, marks, y_kind="loss", scientific=letter == "C"))
+        panels.append(
+            Panel(f"L({letter})", x_label, unit, marks, y_kind="loss", scientific=letter == "C")
+        )
     return draw_panels("Loss over parameters, tokens and compute", panels)
 
 
@@ -76,7 +88,9 @@ def isoflop_curves(fits: Fits, unit: str) -> str | None:
             marks.append(Marks(runs, "", shade, "dots", name=name))
         lowest = [(c.optimum_parameters, c.optimum_loss) for c in fit.isoflop.curves if not c.doubt]
         marks.append(Marks(lowest, "minimum of each compute", "#c8643c", "rings"))
-        panels.append(Panel(f"{family}: curves of equal FLOPs", "parameters N", unit, marks, y_kind="loss"))
+        panels.append(
+            Panel(f"{family}: curves of equal FLOPs", "parameters N", unit, marks, y_kind="loss")
+        )
     return draw_panels("IsoFLOP curves", panels, height=400) if panels else None
 
 
@@ -101,10 +115,14 @@ def allocation(fits: Fits) -> str | None:
                 marks.append(Marks(ends, "", color, "line"))
             if fit.parametric is not None:
                 index = 0 if what == "parameters" else 1
-                line = [(c, fit.parametric.law.optimum(product)[index]) for c, product in _computes(fit)]
+                line = [
+                    (c, fit.parametric.law.optimum(product)[index]) for c, product in _computes(fit)
+                ]
                 marks.append(Marks(line, f"{family}, parametric", color, "dashed"))
         panels.append(Panel(label, "training compute C, FLOPs", label, marks, scientific=True))
-    return draw_panels("How compute is best divided", panels, height=380) if panels[0].marks else None
+    return (
+        draw_panels("How compute is best divided", panels, height=380) if panels[0].marks else None
+    )
 
 
 def residuals(fits: Fits) -> str | None:
@@ -119,18 +137,30 @@ def residuals(fits: Fits) -> str | None:
                 points = list(zip(map(float, values), map(float, percent), strict=True))
                 marks.append(Marks(points, f"{family}, fitted", color))
             held = [
-                (getattr(p, what), 100 * (p.measured / p.predicted - 1)) for p in fit.held_out if p.form == "parametric"
+                (getattr(p, what), 100 * (p.measured / p.predicted - 1))
+                for p in fit.held_out
+                if p.form == "parametric"
             ]
             if held:
-                marks.append(Marks(held, f"{family}, held out and predicted from the smaller", color, "rings"))
+                marks.append(
+                    Marks(
+                        held, f"{family}, held out and predicted from the smaller", color, "rings"
+                    )
+                )
         title, exact = "measured over predicted loss", what == "flops"
-        panels.append(Panel(title, label, "percent", marks, y_kind="linear", scientific=exact, zero=True))
+        panels.append(
+            Panel(title, label, "percent", marks, y_kind="linear", scientific=exact, zero=True)
+        )
     return draw_panels("Residuals of the parametric law", panels) if panels[0].marks else None
 
 
 def intervals(fits: Fits) -> str | None:
     """The parameters with their 95 % intervals, a panel a parameter and a row a family."""
-    known = {family: fit.parametric for family, fit in fits.items() if fit.parametric and fit.parametric.intervals}
+    known = {
+        family: fit.parametric
+        for family, fit in fits.items()
+        if fit.parametric and fit.parametric.intervals
+    }
     if not known:
         return None
     panels = []
@@ -145,7 +175,11 @@ def intervals(fits: Fits) -> str | None:
             color = list(fits).index(family)
             value = fit.law.parameters_exponent if name == "a" else getattr(fit.law, name)
             marks.append(
-                Marks(bars=[(row, fit.intervals[name].low, fit.intervals[name].high)], color=color, style="bars")
+                Marks(
+                    bars=[(row, fit.intervals[name].low, fit.intervals[name].high)],
+                    color=color,
+                    style="bars",
+                )
             )
             marks.append(Marks([(value, row)], family, color))
         rows = tuple(known)
@@ -162,5 +196,7 @@ def _computes(fit: LadderFit) -> list[tuple[float, float]]:
 
 def _line_of(curve: IsoFlopCurve) -> list[tuple[float, float]]:
     step = max(1, len(curve.line_parameters) // _DRAWN_POINTS)
-    pairs = zip(map(float, curve.line_parameters[::step]), map(float, curve.line_loss[::step]), strict=True)
+    pairs = zip(
+        map(float, curve.line_parameters[::step]), map(float, curve.line_loss[::step]), strict=True
+    )
     return list(pairs)

@@ -27,7 +27,9 @@ _NAMES = {  # what a rung's metrics call N and C, by how they are counted
 }
 
 
-def load_rungs(paths: list[str], *, counted: Counted = "full", loss: str = "eval_loss") -> dict[str, Rungs]:
+def load_rungs(
+    paths: list[str], *, counted: Counted = "full", loss: str = "eval_loss"
+) -> dict[str, Rungs]:
     """Return the finished rungs under the paths, by family, in the order of their first.
 
     Args:
@@ -53,7 +55,9 @@ def load_rungs(paths: list[str], *, counted: Counted = "full", loss: str = "eval
         for name, value in values.items():
             own[name].append(value)
     if not columns:
-        raise DataError(f"--runs {' '.join(paths)}: no rung there is finished; run scaling_ladder again to go on")
+        raise DataError(
+            f"--runs {' '.join(paths)}: no rung there is finished; run scaling_ladder again to go on"
+        )
     refuse_other_measure(finished, loss=loss)
     return {family: make_rungs(**own) for family, own in columns.items()}
 
@@ -73,15 +77,25 @@ def refuse_other_measure(records: Mapping[Path, RunRecord], *, loss: str = "eval
         held_out = _held_out(record) == _held_out(base)
         context = _block_size(record) == _block_size(base)
         cut = loss == "bits_per_byte" or _same_tokens(record, base)
-        for same, what in ((held_out, "other held-out text"), (context, "another block size"), (cut, "other tokens")):
+        for same, what in (
+            (held_out, "other held-out text"),
+            (context, "another block size"),
+            (cut, "other tokens"),
+        ):
             if not same:
                 raise DataError(
                     f"--runs: {folder} was measured on {what} than {first}, so their losses are of different things: "
                     "fit them apart" + ("" if cut else ", or by --loss bits_per_byte")
                 )
-    others = [str(folder) for folder, record in rest if _files(record, "train") != _files(base, "train")]
+    others = [
+        str(folder) for folder, record in rest if _files(record, "train") != _files(base, "train")
+    ]
     if others:
-        logger.warning("trained on other text than %s, which a law does not know of: %s", first, ", ".join(others))
+        logger.warning(
+            "trained on other text than %s, which a law does not know of: %s",
+            first,
+            ", ".join(others),
+        )
 
 
 def read_table(
@@ -116,7 +130,11 @@ def read_table(
     families: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if excluded_column is None or row[excluded_column] in _NOT_EXCLUDED:
-            family = str(row[family_column]) if family_column else _SIZE.sub("", Path(place).name.split(".")[0])
+            family = (
+                str(row[family_column])
+                if family_column
+                else _SIZE.sub("", Path(place).name.split(".")[0])
+            )
             families.setdefault(family, []).append(row)
     if not families:
         raise DataError(f"{place}: every row is left out by {excluded_column!r}")
@@ -135,7 +153,13 @@ def rung_folders(paths: list[str]) -> list[Path]:
 
 def _numbers(folder: Path, record: RunRecord, counted: Counted, loss: str) -> dict[str, float]:
     size, flops = _NAMES[counted]
-    wanted = {"parameters": size, "tokens": "tokens", "loss": loss, "flops": flops, "unique_tokens": "unique_tokens"}
+    wanted = {
+        "parameters": size,
+        "tokens": "tokens",
+        "loss": loss,
+        "flops": flops,
+        "unique_tokens": "unique_tokens",
+    }
     missing = [name for name in wanted.values() if name not in record.metrics]
     if missing:
         raise DataError(
@@ -168,7 +192,10 @@ def _files(record: RunRecord, role: str) -> list[Any]:
     entries = [entry for entry in record.data if entry["role"] == role]
     names = ("name", "split", "revision")
     return [
-        ([file["blake2b"] for file in entry["files"]] or [entry["path"], *map(entry.get, names)], entry["rows"])
+        (
+            [file["blake2b"] for file in entry["files"]] or [entry["path"], *map(entry.get, names)],
+            entry["rows"],
+        )
         for entry in entries
     ]
 
@@ -181,12 +208,16 @@ def _held_out(record: RunRecord) -> Any:
 
 
 def _block_size(record: RunRecord) -> Any:
-    return next((part["block_size"] for part in record.settings.values() if "block_size" in part), None)
+    return next(
+        (part["block_size"] for part in record.settings.values() if "block_size" in part), None
+    )
 
 
 def _same_tokens(one: RunRecord, other: RunRecord) -> bool:
     """Bits of a byte over nats of a token is the same for every model of a tokenizer; unknown where one is missing."""
     if not all({"bits_per_byte", "eval_loss"} <= record.metrics.keys() for record in (one, other)):
         return True
-    lengths = [record.metrics["bits_per_byte"] / record.metrics["eval_loss"] for record in (one, other)]
+    lengths = [
+        record.metrics["bits_per_byte"] / record.metrics["eval_loss"] for record in (one, other)
+    ]
     return math.isclose(*lengths, rel_tol=0.005)

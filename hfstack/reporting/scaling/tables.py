@@ -28,7 +28,10 @@ def _metrics(fit: LadderFit) -> dict[str, float]:
     found: dict[str, float] = {"rungs": len(fit.rungs)}
     if fit.parametric is not None:
         found |= fit.parametric.law.values
-        found |= {"a": fit.parametric.law.parameters_exponent, "huber_loss": fit.parametric.objective}
+        found |= {
+            "a": fit.parametric.law.parameters_exponent,
+            "huber_loss": fit.parametric.objective,
+        }
         for name, interval in fit.parametric.intervals.items():
             found |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     for letter, law in (fit.kaplan.laws if fit.kaplan else {}).items():
@@ -37,8 +40,14 @@ def _metrics(fit: LadderFit) -> dict[str, float]:
         if part is not None:
             found[f"{name}_a"] = part.parameters_law.exponent
     if fit.repeated is not None:
-        found |= {"tokens_decay": fit.repeated.law.tokens_decay, "parameters_decay": fit.repeated.law.parameters_decay}
-    for form, key in (("parametric", "held_out_error"), ("power law of compute", "held_out_error_power_law")):
+        found |= {
+            "tokens_decay": fit.repeated.law.tokens_decay,
+            "parameters_decay": fit.repeated.law.parameters_decay,
+        }
+    for form, key in (
+        ("parametric", "held_out_error"),
+        ("power law of compute", "held_out_error_power_law"),
+    ):
         errors = [abs(prediction.error) for prediction in fit.held_out if prediction.form == form]
         if errors:
             found[key] = float(np.mean(errors))
@@ -54,7 +63,10 @@ def tables_of(fits: Fits) -> dict[str, Table]:
         "repeated data": _repeated(fits),
         "rungs": _rungs(fits),
         "not fitted": _refused(fits),
-        "notes": (["family", "note"], [[family, note] for family, fit in fits.items() for note in fit.notes]),
+        "notes": (
+            ["family", "note"],
+            [[family, note] for family, fit in fits.items() for note in fit.notes],
+        ),
     }
     return {name: table for name, table in made.items() if table[1]}
 
@@ -84,7 +96,16 @@ def _power_laws(fits: Fits) -> Table:
 
     def add(family: str, name: str, law: PowerLaw, interval: Any = None) -> None:
         ends = _ends(interval or law.exponent_interval)
-        rows.append([family, name, _short(law.coefficient), _short(law.exponent), *ends, _short(law.r_squared)])
+        rows.append(
+            [
+                family,
+                name,
+                _short(law.coefficient),
+                _short(law.exponent),
+                *ends,
+                _short(law.r_squared),
+            ]
+        )
         rows[-1].append(law.points)
 
     for family, fit in fits.items():
@@ -103,8 +124,13 @@ def _held_out(fits: Fits) -> Table:
     for family, fit in fits.items():
         for p in fit.held_out:
             inside = None if p.interval is None else "yes" if p.measured in p.interval else "no"
-            numbers = [_short(value) for value in (p.parameters, p.tokens, p.flops, p.measured, p.predicted)]
-            rows.append([family, p.form, *numbers, f"{100 * p.error:+.2f} %", *_ends(p.interval), inside])
+            numbers = [
+                _short(value)
+                for value in (p.parameters, p.tokens, p.flops, p.measured, p.predicted)
+            ]
+            rows.append(
+                [family, p.form, *numbers, f"{100 * p.error:+.2f} %", *_ends(p.interval), inside]
+            )
             rows[-1].append(p.fitted_rungs)
     columns = "family form N D C measured predicted error low high inside".split()
     return [*columns, "fitted rungs"], rows
@@ -115,7 +141,10 @@ def _repeated(fits: Fits) -> Table:
     for family, fit in fits.items():
         if fit.repeated is not None:
             law = fit.repeated.law
-            for name, value in (("tokens_decay", law.tokens_decay), ("parameters_decay", law.parameters_decay)):
+            for name, value in (
+                ("tokens_decay", law.tokens_decay),
+                ("parameters_decay", law.parameters_decay),
+            ):
                 rows.append([family, name, _short(value), *_ends(fit.repeated.intervals.get(name))])
     return ["family", "parameter", "value", "low", "high"], rows
 
@@ -133,7 +162,11 @@ def _rungs(fits: Fits) -> Table:
 
 
 def _refused(fits: Fits) -> Table:
-    rows = [[family, form, reason] for family, fit in fits.items() for form, reason in fit.refused.items()]
+    rows = [
+        [family, form, reason]
+        for family, fit in fits.items()
+        for form, reason in fit.refused.items()
+    ]
     return ["family", "form", "reason"], rows
 
 

@@ -49,14 +49,20 @@ def complete(
     """
     check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
     start = document_start_id(tokenizer)
-    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0) if i is not None)
+    pad = next(
+        i
+        for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
+        if i is not None
+    )
     ends = _end_ids(model, tokenizer)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature if temperature > 0 else None,
         top_p=top_p if temperature > 0 else None,
-        top_k=top_k if temperature > 0 else None,  # 0, not None: None would be upstream's default of 50
+        top_k=top_k
+        if temperature > 0
+        else None,  # 0, not None: None would be upstream's default of 50
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
@@ -65,8 +71,12 @@ def complete(
         batch = list(prompts[first : first + batch_size])
         encoded = [_start(tokenizer, prompt, start) for prompt in batch]
         width = max(map(len, encoded))
-        tokens = torch.tensor([[pad] * (width - len(ids)) + ids for ids in encoded], device=model.device)  # (B, T)
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device)
+        tokens = torch.tensor(
+            [[pad] * (width - len(ids)) + ids for ids in encoded], device=model.device
+        )  # (B, T)
+        mask = torch.tensor(
+            [[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device
+        )
         output: torch.Tensor = cast(Any, model).generate(
             input_ids=tokens, attention_mask=mask, generation_config=settings
         )
@@ -74,15 +84,23 @@ def complete(
             end = next((i for i, token in enumerate(row) if token in ends), None)
             kept = row if end is None else row[:end]
             text = tokenizer.decode(kept, skip_special_tokens=True)
-            results.append(Completion(prompt, str(text), len(row) if end is None else end + 1, end is not None))
+            results.append(
+                Completion(prompt, str(text), len(row) if end is None else end + 1, end is not None)
+            )
     return results
 
 
 def sample_pairs(
-    model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
+    model: PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
 ) -> list[tuple[str, str]]:
     """Return (prompt, completion) pairs at temperature 0.8 among the 50 likeliest tokens: a look while training."""
-    completions = complete(model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.8, top_k=50)
+    completions = complete(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.8, top_k=50
+    )
     return [(one.prompt, one.completion) for one in completions]
 
 
@@ -104,12 +122,17 @@ def _start(tokenizer: PreTrainedTokenizerBase, prompt: str, start: int | None) -
     if start is not None:
         return [start, *token_ids]
     if not token_ids:
-        raise DataError("a prompt is empty, and the tokenizer has no bos or eos token to start from")
+        raise DataError(
+            "a prompt is empty, and the tokenizer has no bos or eos token to start from"
+        )
     return token_ids
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every token that ends a text: the model's own list and the tokenizer's eos."""
     listed: Any = getattr(model.generation_config, "eos_token_id", None)
-    ids = {*(listed if isinstance(listed, list) else [listed]), cast(int | None, tokenizer.eos_token_id)}
+    ids = {
+        *(listed if isinstance(listed, list) else [listed]),
+        cast(int | None, tokenizer.eos_token_id),
+    }
     return {token for token in ids if token is not None}

@@ -22,7 +22,10 @@ def rung_arguments(args: TrainingArguments, rung: Rung) -> TrainingArguments:
     own = copy.copy(args)
     own.output_dir = str(Path(str(args.output_dir)) / "rungs" / rung.name)
     own.max_steps, own.learning_rate = rung.steps, rung.learning_rate
-    own.per_device_train_batch_size, own.gradient_accumulation_steps = rung.micro_batch, rung.accumulation
+    own.per_device_train_batch_size, own.gradient_accumulation_steps = (
+        rung.micro_batch,
+        rung.accumulation,
+    )
     own.dataloader_drop_last = True  # every batch is whole, so tokens can be counted
     own.resume_from_checkpoint = "last" if newest_checkpoint(own.output_dir) else None
     return own
@@ -50,8 +53,12 @@ def rung_metrics(rung: Rung, blocks: int) -> dict[str, float]:
             f"training data has {blocks}: use more text, or a smaller --per_device_train_batch_size"
         )
     batch = rung.micro_batch * rung.processes
-    read = blocks_read(blocks, batch=batch, accumulation=rung.accumulation, steps=rung.steps, drop_last=True)
-    return _counts(rung.costs, tokens=read * rung.block_size, unique_tokens=blocks * rung.block_size)
+    read = blocks_read(
+        blocks, batch=batch, accumulation=rung.accumulation, steps=rung.steps, drop_last=True
+    )
+    return _counts(
+        rung.costs, tokens=read * rung.block_size, unique_tokens=blocks * rung.block_size
+    )
 
 
 def training_counts(
@@ -74,7 +81,9 @@ def training_counts(
         steps=steps,
         drop_last=args.dataloader_drop_last,
     )
-    return _counts(costs, tokens=read * blocks.block_size, unique_tokens=len(blocks) * blocks.block_size)
+    return _counts(
+        costs, tokens=read * blocks.block_size, unique_tokens=len(blocks) * blocks.block_size
+    )
 
 
 def _counts(costs: Costs, *, tokens: int, unique_tokens: int) -> dict[str, float]:

@@ -77,9 +77,13 @@ def score_documents(
     """
     start = document_start_id(tokenizer)
     if start is None:
-        raise DataError("the tokenizer has neither a bos nor an eos token, so no document can be started")
+        raise DataError(
+            "the tokenizer has neither a bos nor an eos token, so no document can be started"
+        )
     # verbose=False: a document longer than the context is no mistake here, it is read in windows
-    encoded: list[list[int]] = [tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts]
+    encoded: list[list[int]] = [
+        tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts
+    ]
     sizes = [len(text.encode()) for text in texts]
     if across_documents:
         encoded = [[token for ids in encoded for token in [*ids, start]][:-1]]
@@ -89,7 +93,9 @@ def score_documents(
 
     nll = np.zeros(len(encoded))
     correct = np.zeros(len(encoded), dtype=int)
-    windows = [w for i, ids in enumerate(encoded) for w in _windows(i, [start, *ids], max_length, stride)]
+    windows = [
+        w for i, ids in enumerate(encoded) for w in _windows(i, [start, *ids], max_length, stride)
+    ]
     windows.sort(key=lambda window: len(window.token_ids))  # like lengths together: little padding
     for first in range(0, len(windows), batch_size):
         batch = windows[first : first + batch_size]
@@ -97,10 +103,16 @@ def score_documents(
         for window, loss, hit in zip(batch, losses, hits, strict=True):
             nll[window.document] += loss
             correct[window.document] += hit
-    return [DocumentScore(float(nll[i]), len(ids), sizes[i], int(correct[i])) for i, ids in enumerate(encoded) if ids]
+    return [
+        DocumentScore(float(nll[i]), len(ids), sizes[i], int(correct[i]))
+        for i, ids in enumerate(encoded)
+        if ids
+    ]
 
 
-def _windows(document: int, token_ids: list[int], max_length: int, stride: int) -> Iterator[_Window]:
+def _windows(
+    document: int, token_ids: list[int], max_length: int, stride: int
+) -> Iterator[_Window]:
     """Cut a document into windows such that each token but the first is scored once."""
     scored_to = 1  # token 0 only gives context
     end = min(max_length, len(token_ids))
@@ -110,10 +122,14 @@ def _windows(document: int, token_ids: list[int], max_length: int, stride: int) 
 
 
 @torch.no_grad()
-def _score_windows(model: PreTrainedModel, windows: list[_Window], *, pad_id: int) -> tuple[list[float], list[int]]:
+def _score_windows(
+    model: PreTrainedModel, windows: list[_Window], *, pad_id: int
+) -> tuple[list[float], list[int]]:
     """Return per window the summed loss in nats and the number of tokens that were the model's first choice."""
     longest = max(len(window.token_ids) for window in windows)
-    tokens = torch.full((len(windows), longest), pad_id)  # (B, T), padded on the right: causal, so harmless
+    tokens = torch.full(
+        (len(windows), longest), pad_id
+    )  # (B, T), padded on the right: causal, so harmless
     scored = torch.zeros((len(windows), longest), dtype=torch.bool)  # (B, T)
     for row, window in enumerate(windows):
         length = len(window.token_ids)
@@ -126,8 +142,12 @@ def _score_windows(model: PreTrainedModel, windows: list[_Window], *, pad_id: in
     loss = torch.nn.functional.cross_entropy(rows, target[mask], reduction="none")  # (n,)
     hits = rows.argmax(-1) == target[mask]
     window_of = mask.nonzero()[:, 0]  # (n,)
-    sums = torch.zeros(len(windows), dtype=torch.float64, device=loss.device).index_add_(0, window_of, loss.double())
-    counts = torch.zeros(len(windows), dtype=torch.long, device=loss.device).index_add_(0, window_of, hits.long())
+    sums = torch.zeros(len(windows), dtype=torch.float64, device=loss.device).index_add_(
+        0, window_of, loss.double()
+    )
+    counts = torch.zeros(len(windows), dtype=torch.long, device=loss.device).index_add_(
+        0, window_of, hits.long()
+    )
     return sums.tolist(), counts.tolist()
 
 
@@ -146,7 +166,9 @@ class _LanguageModelMetric(evaluate.Metric):
 class Perplexity(_LanguageModelMetric):
     """exp of the mean loss per token; also the loss itself, in nats per token, as `eval_loss`."""
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **scores: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **scores: Any
+    ) -> dict[str, float]:
         loss = sum(scores["nll"]) / sum(scores["tokens"])
         return {"eval_loss": loss, "perplexity": perplexity(loss)}
 
@@ -154,30 +176,40 @@ class Perplexity(_LanguageModelMetric):
 class BitsPerByte(_LanguageModelMetric):
     """Loss in bits per UTF-8 byte of text: comparable between models whatever their tokenizers."""
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **scores: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **scores: Any
+    ) -> dict[str, float]:
         return {"bits_per_byte": sum(scores["nll"]) / math.log(2) / sum(scores["utf8_bytes"])}
 
 
 class TokenAccuracy(_LanguageModelMetric):
     """Share of tokens that were the model's first choice."""
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **scores: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **scores: Any
+    ) -> dict[str, float]:
         return {"token_accuracy": sum(scores["correct"]) / sum(scores["tokens"])}
 
 
 def compute_metrics(scores: Sequence[DocumentScore]) -> dict[str, float]:
     """Return eval_loss, perplexity, bits_per_byte and token_accuracy over all documents."""
     metric = evaluate.combine([Perplexity(), BitsPerByte(), TokenAccuracy()])
-    columns: dict[str, list[Any]] = {name: [getattr(score, name) for score in scores] for name in _FEATURES}
+    columns: dict[str, list[Any]] = {
+        name: [getattr(score, name) for score in scores] for name in _FEATURES
+    }
     return {name: float(value) for name, value in (metric.compute(**columns) or {}).items()}
 
 
-def bootstrap_interval(scores: Sequence[DocumentScore], *, draws: int = 1000, seed: int = 0) -> dict[str, float]:
+def bootstrap_interval(
+    scores: Sequence[DocumentScore], *, draws: int = 1000, seed: int = 0
+) -> dict[str, float]:
     """Return the 95 % interval of the loss and of bits per byte, resampling whole documents.
 
     Documents, not tokens, are the unit that was sampled (percentile bootstrap, Efron and Tibshirani 1993, chapter 13).
     """
-    nll, tokens, sizes = (np.array([getattr(s, name) for s in scores]) for name in ("nll", "tokens", "utf8_bytes"))
+    nll, tokens, sizes = (
+        np.array([getattr(s, name) for s in scores]) for name in ("nll", "tokens", "utf8_bytes")
+    )
     generator = np.random.default_rng(seed)
     sums = np.empty((draws, 3))
     for draw in range(draws):  # one draw at a time: memory stays that of the documents
@@ -188,7 +220,9 @@ def bootstrap_interval(scores: Sequence[DocumentScore], *, draws: int = 1000, se
         "eval_loss": sums[:, 0] / sums[:, 1],
         "bits_per_byte": sums[:, 0] / math.log(2) / sums[:, 2],
     }.items():
-        found[f"{name}_low"], found[f"{name}_high"] = (float(v) for v in np.percentile(values, [2.5, 97.5]))
+        found[f"{name}_low"], found[f"{name}_high"] = (
+            float(v) for v in np.percentile(values, [2.5, 97.5])
+        )
     return found
 
 

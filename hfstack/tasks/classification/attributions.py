@@ -90,11 +90,15 @@ def explain_text(
     target = _target(label, info, logits)
     method = _captum().IntegratedGradients(lambda embedded: forward(embedded)[:, target])
     while True:
-        scores = method.attribute(whole, baselines=empty, n_steps=steps, internal_batch_size=_POINTS_AT_ONCE)
+        scores = method.attribute(
+            whole, baselines=empty, n_steps=steps, internal_batch_size=_POINTS_AT_ONCE
+        )
         each = scores[0].sum(-1).double().cpu()  # (T,)
         found = Explanation(
             texts=texts,
-            tokens=tuple((*where[i], float(each[i])) for i in range(len(where)) if not special[0, i]),
+            tokens=tuple(
+                (*where[i], float(each[i])) for i in range(len(where)) if not special[0, i]
+            ),
             label=info.names[target] if info.names else "value",
             probability=_probability(logits, target, info),
             logit=float(logits[0, target]),
@@ -127,9 +131,16 @@ def _encode(
     joined = pair is not None and tokenizer.sep_token_id is None
     if joined:
         text, pair = f"{text}\n{pair}", None  # as data.text_rows joins a pair
-    cut: dict[str, Any] = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    cut: dict[str, Any] = (
+        {} if max_length is None else {"truncation": True, "max_length": max_length}
+    )
     encoded: Any = tokenizer(
-        text, pair, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False, **cut
+        text,
+        pair,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,
+        **cut,
     )
     segments = encoded.sequence_ids(0)
     where: list[tuple[int, int, int]] = []
@@ -140,15 +151,26 @@ def _encode(
         where.append((index, first, min(last, len(parts[index]))))
     special = torch.tensor([encoded["special_tokens_mask"]]).bool()
     names = ("input_ids", "attention_mask", "token_type_ids")
-    return {name: torch.tensor([encoded[name]]) for name in names if name in encoded}, where, special
+    return (
+        {name: torch.tensor([encoded[name]]) for name in names if name in encoded},
+        where,
+        special,
+    )
 
 
 def _neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that says nothing: the mask, where the tokenizer has one, else padding, unknown or end."""
-    for token in (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id):
+    for token in (
+        tokenizer.mask_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.eos_token_id,
+    ):
         if isinstance(token, int):
             return token
-    raise DataError("the tokenizer has no mask, pad, unknown or end token to stand for an absent word")
+    raise DataError(
+        "the tokenizer has no mask, pad, unknown or end token to stand for an absent word"
+    )
 
 
 def _target(label: str | None, info: ClassifierInfo, logits: torch.Tensor) -> int:
@@ -162,7 +184,9 @@ def _target(label: str | None, info: ClassifierInfo, logits: torch.Tensor) -> in
 def _probability(logits: torch.Tensor, target: int, info: ClassifierInfo) -> float | None:
     if not info.names:
         return None
-    return float(probabilities(logits.cpu().numpy(), info.problem_type, info.temperature)[0, target])
+    return float(
+        probabilities(logits.cpu().numpy(), info.problem_type, info.temperature)[0, target]
+    )
 
 
 def _captum() -> Any:

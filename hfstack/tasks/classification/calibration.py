@@ -20,15 +20,21 @@ _COLDEST, _HOTTEST = 0.05, 20.0
 def probabilities(logits: Array, problem_type: str, temperature: float | Array = 1.0) -> Array:
     """Return the probabilities (N, C) of logits (N, C) over a temperature: softmax, or a sigmoid for several labels."""
     scaled = numpy.asarray(logits, dtype=numpy.float64) / temperature
-    return expit(scaled) if problem_type == "multi_label_classification" else softmax(scaled, axis=1)
+    return (
+        expit(scaled) if problem_type == "multi_label_classification" else softmax(scaled, axis=1)
+    )
 
 
-def log_loss(logits: Array, targets: Array, problem_type: str, temperature: float | Array = 1.0) -> float:
+def log_loss(
+    logits: Array, targets: Array, problem_type: str, temperature: float | Array = 1.0
+) -> float:
     """Return the mean negative log likelihood in nats a row, or a label where a row has several."""
     scaled = numpy.asarray(logits, dtype=numpy.float64) / temperature
     if problem_type == "multi_label_classification":
         return float(-numpy.mean(targets * log_expit(scaled) + (1 - targets) * log_expit(-scaled)))
-    return float(-numpy.mean(log_softmax(scaled, axis=1)[numpy.arange(len(scaled)), targets.astype(int)]))
+    return float(
+        -numpy.mean(log_softmax(scaled, axis=1)[numpy.arange(len(scaled)), targets.astype(int)])
+    )
 
 
 def fit_temperature(logits: Array, targets: Array, problem_type: str) -> float:
@@ -55,7 +61,9 @@ def confidences(probability: Array, targets: Array, problem_type: str) -> tuple[
     """Return how sure the model is of what it says, and whether that is right (1 or 0), both (N) or (N * C)."""
     if problem_type == "multi_label_classification":
         said = probability >= 0.5
-        return numpy.where(said, probability, 1 - probability).ravel(), (said == (targets >= 0.5)).ravel().astype(float)
+        return numpy.where(said, probability, 1 - probability).ravel(), (
+            said == (targets >= 0.5)
+        ).ravel().astype(float)
     first = probability.argmax(axis=1)
     return probability.max(axis=1), (first == targets).astype(float)
 
@@ -67,7 +75,9 @@ def reliability_bins(confidence: Array, right: Array, *, bins: int = 15) -> list
     for number in range(bins):
         inside = index == number
         if inside.any():
-            rows.append([float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum())])
+            rows.append(
+                [float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum())]
+            )
     return rows
 
 
@@ -79,7 +89,9 @@ def calibration_error(bins: Sequence[Sequence[float]]) -> float:
     return sum(row[2] * abs(row[0] - row[1]) for row in bins) / total
 
 
-def cross_fitted_temperatures(logits: Array, targets: Array, problem_type: str, *, seed: int = 0) -> Array:
+def cross_fitted_temperatures(
+    logits: Array, targets: Array, problem_type: str, *, seed: int = 0
+) -> Array:
     """Return a temperature for each row (N, 1) that was fitted on the other half of the rows, drawn by `seed`.
 
     So the calibration of held-out rows is measured with a temperature that has not seen them.
@@ -88,5 +100,7 @@ def cross_fitted_temperatures(logits: Array, targets: Array, problem_type: str, 
     found = numpy.ones((len(logits), 1))
     for half in (0, 1):
         if (side != half).any():
-            found[side == half] = fit_temperature(logits[side != half], targets[side != half], problem_type)
+            found[side == half] = fit_temperature(
+                logits[side != half], targets[side != half], problem_type
+            )
     return found

@@ -62,7 +62,9 @@ class LabelledRows:
         return self.task.metrics if self.task is not None else ()
 
 
-def load_labelled(data_args: DataArgs, label_args: LabelArgs, *, quarantine_file: Path | None = None) -> LabelledRows:
+def load_labelled(
+    data_args: DataArgs, label_args: LabelArgs, *, quarantine_file: Path | None = None
+) -> LabelledRows:
     """Load train and held-out rows and find out what their labels mean; with a task and no datasets, from the Hub.
 
     MNLI without own eval_datasets has a second held-out split, `eval_mismatched`. `data_args` is filled with the
@@ -73,7 +75,9 @@ def load_labelled(data_args: DataArgs, label_args: LabelArgs, *, quarantine_file
         DataError: rows are missing, or their labels cannot be learnt.
     """
     if data_args.streaming:
-        raise ConfigError("--streaming: the labels must be known before the first step; leave it out")
+        raise ConfigError(
+            "--streaming: the labels must be known before the first step; leave it out"
+        )
     task = glue_task(label_args.task) if label_args.task else None
     more: list[Source] = []
     if task is not None and not data_args.datasets:
@@ -81,7 +85,9 @@ def load_labelled(data_args: DataArgs, label_args: LabelArgs, *, quarantine_file
         if not data_args.eval_datasets:
             first, *others = (Source(HUB_ID, label_args.task, split) for split in task.eval_splits)
             data_args.eval_datasets, more = [first], others
-    pairs = label_args.text_pair_column is not None or (task is not None and task.columns[1] is not None)
+    pairs = label_args.text_pair_column is not None or (
+        task is not None and task.columns[1] is not None
+    )
     # A pair is a row of its own although its first text is also in another one.
     seen = replace(data_args, text_column="") if pairs and data_args.eval_datasets else data_args
     splits: dict[str, Dataset] = load_splits(seen, quarantine_file=quarantine_file)
@@ -90,7 +96,9 @@ def load_labelled(data_args: DataArgs, label_args: LabelArgs, *, quarantine_file
     columns = _text_columns(data_args, label_args, task, splits["train"].column_names)
     label_column = label_args.label_column
     for name, rows in splits.items():
-        if absent := [c for c in (*columns, label_column) if c is not None and c not in rows.column_names]:
+        if absent := [
+            c for c in (*columns, label_column) if c is not None and c not in rows.column_names
+        ]:
             usual = f"GLUE's have {', '.join(filter(None, task.columns))}; " if task else ""
             raise DataError(
                 f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; {usual}set --text_column, "
@@ -100,7 +108,13 @@ def load_labelled(data_args: DataArgs, label_args: LabelArgs, *, quarantine_file
     given = label_args.labels or list(task.labels if task else ())
     if task is not None and kind is None:
         kind = "single" if task.labels else "number"
-    found = find_labels(splits["train"], label_column, kind=kind, name_column=label_args.label_name_column, given=given)
+    found = find_labels(
+        splits["train"],
+        label_column,
+        kind=kind,
+        name_column=label_args.label_name_column,
+        given=given,
+    )
     return LabelledRows(splits, found, columns, label_column, task)
 
 
@@ -132,15 +146,22 @@ def encode_split(
     texts, pairs, empty = read_texts(values, labelled.columns, name=f"{name} row")
     targets = label_targets(rows, labelled.label_column, labelled.labels, name=name)
     whole = encode_texts(tokenizer, texts, pairs, max_length=None)
-    kept = usable_rows(whole, empty, max_length=max_length, overlong=overlong, skip_empty=skip_empty, name=name)
+    kept = usable_rows(
+        whole, empty, max_length=max_length, overlong=overlong, skip_empty=skip_empty, name=name
+    )
     long = [i for i in kept if max_length is not None and len(whole[i]["input_ids"]) > max_length]
     second = None if pairs is None else [pairs[i] for i in long]
     for index, row in zip(
-        long, encode_texts(tokenizer, [texts[i] for i in long], second, max_length=max_length), strict=True
+        long,
+        encode_texts(tokenizer, [texts[i] for i in long], second, max_length=max_length),
+        strict=True,
     ):
         whole[index] = row
     columns: dict[str, list[Any]] = {key: [whole[i][key] for i in kept] for key in whole[0]}
-    columns |= {"labels": [targets[i] for i in kept], "length": [len(whole[i]["input_ids"]) for i in kept]}
+    columns |= {
+        "labels": [targets[i] for i in kept],
+        "length": [len(whole[i]["input_ids"]) for i in kept],
+    }
     shown = [text if pairs is None else f"{text} ‖ {pairs[i]}" for i, text in enumerate(texts)]
     return Encoded(Dataset.from_dict(columns), [shown[i] for i in kept], [targets[i] for i in kept])
 

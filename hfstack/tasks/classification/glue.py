@@ -27,7 +27,9 @@ _ENTAILMENT = ("entailment", "not_entailment")
 TASKS = {
     "sst2": GlueTask(("sentence", None), ("negative", "positive"), ("accuracy",)),
     "cola": GlueTask(("sentence", None), ("unacceptable", "acceptable"), ("matthews",)),
-    "mrpc": GlueTask(("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
+    "mrpc": GlueTask(
+        ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")
+    ),
     "rte": GlueTask(("sentence1", "sentence2"), _ENTAILMENT, ("accuracy",)),
     "stsb": GlueTask(("sentence1", "sentence2"), (), ("pearson", "spearman")),
     "qqp": GlueTask(("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
@@ -48,5 +50,7 @@ def glue_task(name: str) -> GlueTask:
         ConfigError: there is no such task.
     """
     if name not in TASKS:
-        raise ConfigError(f"--task {name!r}: choose one of {', '.join(TASKS)}, or leave it out for data of your own")
+        raise ConfigError(
+            f"--task {name!r}: choose one of {', '.join(TASKS)}, or leave it out for data of your own"
+        )
     return TASKS[name]

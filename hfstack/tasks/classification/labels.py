@@ -18,8 +18,18 @@ Kind = Literal["single", "several", "number"]
 Target = int | float | list[float]
 
 MOST_LABELS = 1000
-_KIND_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
-_PROBLEMS = {"single": "single_label_classification", "several": "multi_label_classification", "number": "regression"}
+_KIND_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+}
+_PROBLEMS = {
+    "single": "single_label_classification",
+    "several": "multi_label_classification",
+    "number": "regression",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,12 @@ class LabelSet:
 
 
 def find_labels(
-    rows: Dataset, column: str, *, kind: Kind | None = None, name_column: str | None = None, given: Sequence[str] = ()
+    rows: Dataset,
+    column: str,
+    *,
+    kind: Kind | None = None,
+    name_column: str | None = None,
+    given: Sequence[str] = (),
 ) -> LabelSet:
     """Return the labels of the train rows.
 
@@ -69,10 +84,14 @@ def find_labels(
     kind = kind or ("several" if found is list else "number" if found is float else "single")
     if kind == "number":
         if found not in (int, float):
-            raise ConfigError(f"column {column!r} holds {_KIND_NAMES[found]}: a number to predict must be a number")
+            raise ConfigError(
+                f"column {column!r} holds {_KIND_NAMES[found]}: a number to predict must be a number"
+            )
         return LabelSet("number")
     if (found is list) != (kind == "several") or found is float:
-        raise ConfigError(f"column {column!r} holds {_KIND_NAMES[found]}, which cannot be labels of kind {kind!r}")
+        raise ConfigError(
+            f"column {column!r} holds {_KIND_NAMES[found]}, which cannot be labels of kind {kind!r}"
+        )
     if kind == "several":
         inner = getattr(feature, "feature", None)
         flat = [value for row in values for value in row]
@@ -83,7 +102,9 @@ def find_labels(
         flat, declared = values, feature if isinstance(feature, ClassLabel) else None
     if declared is not None:
         return _checked(
-            LabelSet(kind, tuple(map(str, declared.names)), tuple(range(len(declared.names)))), flat, column
+            LabelSet(kind, tuple(map(str, declared.names)), tuple(range(len(declared.names)))),
+            flat,
+            column,
         )
     if given:
         whole = found is int or (kind == "several" and bool(flat) and type(flat[0]) is int)
@@ -100,10 +121,16 @@ def find_labels(
             "(numbers to predict: --kind number)"
         )
     names = _class_names(rows, column, name_column) if name_column and kind == "single" else {}
-    return _checked(LabelSet(kind, tuple(names.get(value, str(value)) for value in ordered), ordered), flat, column)
+    return _checked(
+        LabelSet(kind, tuple(names.get(value, str(value)) for value in ordered), ordered),
+        flat,
+        column,
+    )
 
 
-def label_targets(rows: Dataset, column: str, labels: LabelSet, *, name: str = "train") -> list[Target]:
+def label_targets(
+    rows: Dataset, column: str, labels: LabelSet, *, name: str = "train"
+) -> list[Target]:
     """Return what the model shall say of each row: a class id, a 0/1 for each label, or a number.
 
     Raises:
@@ -140,11 +167,19 @@ def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
     if labels.kind == "number":
         raise ConfigError("--class_weights balances classes, but the labels are numbers to predict")
     if labels.kind == "several":
-        counts = Counter(index for row in targets if isinstance(row, list) for index, has in enumerate(row) if has)
+        counts = Counter(
+            index
+            for row in targets
+            if isinstance(row, list)
+            for index, has in enumerate(row)
+            if has
+        )
     else:
         counts = Counter(targets)  # pyright: ignore[reportArgumentType]
     if absent := [labels.names[index] for index in range(labels.count) if not counts[index]]:
-        raise DataError(f"--class_weights: no train row has the label {', '.join(absent[:5])}, so it has no weight")
+        raise DataError(
+            f"--class_weights: no train row has the label {', '.join(absent[:5])}, so it has no weight"
+        )
     total = len(targets)
     if labels.kind == "several":
         return [(total - counts[index]) / counts[index] for index in range(labels.count)]
@@ -156,13 +191,17 @@ def _value_type(values: Iterable[Any], column: str) -> type:
     first: dict[type, tuple[int, Any]] = {}
     for number, value in enumerate(values, start=1):
         if value is None:
-            raise DataError(f"row {number} has no label in column {column!r}; remove it or label it")
+            raise DataError(
+                f"row {number} has no label in column {column!r}; remove it or label it"
+            )
         if type(value) not in first:
             first[type(value)] = (number, value)
     if set(first) == {int, float}:
         return float
     if len(first) > 1:
-        seen = ", ".join(f"{_KIND_NAMES.get(t, t.__name__)} in row {n} ({v!r})" for t, (n, v) in first.items())
+        seen = ", ".join(
+            f"{_KIND_NAMES.get(t, t.__name__)} in row {n} ({v!r})" for t, (n, v) in first.items()
+        )
         raise DataError(f"column {column!r} mixes types: {seen}; write all labels in one way")
     kind = next(iter(first))
     if kind not in _KIND_NAMES:
@@ -188,11 +227,15 @@ def _checked(labels: LabelSet, values: Sequence[Any], column: str) -> LabelSet:
 def _class_names(rows: Dataset, column: str, name_column: str) -> dict[Any, str]:
     """Names of the values of a label column, by another column."""
     if name_column not in rows.column_names:
-        raise ConfigError(f"--label_name_column {name_column!r}: found {', '.join(rows.column_names)}")
+        raise ConfigError(
+            f"--label_name_column {name_column!r}: found {', '.join(rows.column_names)}"
+        )
     names: dict[Any, str] = {}
     for value, name in zip(rows[column][:], rows[name_column][:], strict=True):
         if names.setdefault(value, str(name)) != str(name):
-            raise DataError(f"label {value!r} has two names in {name_column!r}: {names[value]!r} and {name!r}")
+            raise DataError(
+                f"label {value!r} has two names in {name_column!r}: {names[value]!r} and {name!r}"
+            )
     return names
 
 

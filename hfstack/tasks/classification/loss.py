@@ -23,7 +23,9 @@ METRICS = {
 _SMALLER_IS_BETTER = ("loss", "mean_squared_error", "mean_absolute_error")
 
 
-def classification_loss(problem_type: str, weights: Sequence[float] | None = None) -> Callable[..., torch.Tensor]:
+def classification_loss(
+    problem_type: str, weights: Sequence[float] | None = None
+) -> Callable[..., torch.Tensor]:
     """Return the `compute_loss_func` of a Trainer: cross-entropy, yes/no cross-entropy of each label, or squared error.
 
     Args:
@@ -31,14 +33,18 @@ def classification_loss(problem_type: str, weights: Sequence[float] | None = Non
             of batches add up to that of all.
     """
 
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+    def loss(
+        outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         logits = outputs["logits"].float()  # (B, C)
         scale = None if weights is None else torch.tensor(weights, device=logits.device)  # (C,)
         if problem_type == "single_label_classification":
             each = cross_entropy(logits, labels, reduction="none")  # (B,)
             each = each if scale is None else each * scale[labels]
         elif problem_type == "multi_label_classification":
-            each = binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=scale, reduction="none")
+            each = binary_cross_entropy_with_logits(
+                logits, labels.float(), pos_weight=scale, reduction="none"
+            )
         else:
             each = (logits[:, 0] - labels.float()) ** 2
         return each.mean() if num_items_in_batch is None else each.sum() / num_items_in_batch
@@ -58,11 +64,19 @@ def trainer_settings(
     """
     settings = copy.copy(training_args)
     settings.push_to_hub = False  # checkpoints are pushed by what the recipe hands to `protect`
-    settings.remove_unused_columns = False  # the sampler reads `length`; the collator takes what the model wants
+    settings.remove_unused_columns = (
+        False  # the sampler reads `length`; the collator takes what the model wants
+    )
     if settings.label_smoothing_factor:
-        raise ConfigError("--label_smoothing_factor is not used by this recipe's loss: leave it out")
+        raise ConfigError(
+            "--label_smoothing_factor is not used by this recipe's loss: leave it out"
+        )
     metric = settings.metric_for_best_model
-    if task is not None and settings.load_best_model_at_end and metric in (None, "loss", "eval_loss"):
+    if (
+        task is not None
+        and settings.load_best_model_at_end
+        and metric in (None, "loss", "eval_loss")
+    ):
         metric = task.metrics[0]
     if metric is not None:
         settings.metric_for_best_model = check_metric(metric, problem_type, classes)
@@ -77,9 +91,13 @@ def check_encoder_settings(*, use_peft: bool, freeze_encoder: bool, architecture
         ConfigError: a frozen encoder with an adapter, or one of random weights.
     """
     if use_peft and freeze_encoder:
-        raise ConfigError("--freeze_encoder trains the head alone, --use_peft also an adapter: choose one")
+        raise ConfigError(
+            "--freeze_encoder trains the head alone, --use_peft also an adapter: choose one"
+        )
     if freeze_encoder and architecture:
-        raise ConfigError("--freeze_encoder needs trained weights, but an architecture has random ones")
+        raise ConfigError(
+            "--freeze_encoder needs trained weights, but an architecture has random ones"
+        )
 
 
 def check_metric(name: str, problem_type: str, classes: int) -> str:

@@ -92,12 +92,19 @@ def measure(
         if name in intervals:
             found[f"{name}_low"], found[f"{name}_high"] = intervals[name]
     if problem_type == NUMBER:
-        return found | {"baseline_mean_squared_error": float(numpy.var(targets)), "rows": len(targets)}
+        return found | {
+            "baseline_mean_squared_error": float(numpy.var(targets)),
+            "rows": len(targets),
+        }
     if problem_type == SINGLE:
         found["baseline_accuracy"] = float(numpy.bincount(targets.astype(int)).max() / len(targets))
     else:
-        found["baseline_label_accuracy"] = float(numpy.maximum(targets.mean(axis=0), 1 - targets.mean(axis=0)).mean())
-    scales: dict[str, float | Array] = {"_calibrated": temperature} if not isinstance(temperature, float) else {}
+        found["baseline_label_accuracy"] = float(
+            numpy.maximum(targets.mean(axis=0), 1 - targets.mean(axis=0)).mean()
+        )
+    scales: dict[str, float | Array] = (
+        {"_calibrated": temperature} if not isinstance(temperature, float) else {}
+    )
     for suffix, scale in ({"": 1.0} | scales).items():
         sure = confidences(probabilities(logits, problem_type, scale), targets, problem_type)
         found[f"calibration_error{suffix}"] = calibration_error(reliability_bins(*sure))
@@ -129,27 +136,42 @@ def per_class_table(
 
 
 def worst_mistakes(
-    texts: Sequence[str], logits: Array, targets: Array, problem_type: str, *, names: Sequence[str], count: int = 20
+    texts: Sequence[str],
+    logits: Array,
+    targets: Array,
+    problem_type: str,
+    *,
+    names: Sequence[str],
+    count: int = 20,
 ) -> tuple[list[str], list[list[Any]]]:
     """Return the columns and rows of a table of the mistakes that the model is surest of, or the largest errors."""
     said = predicted(logits, problem_type)
     if problem_type == NUMBER:
         order = numpy.argsort(-numpy.abs(said - targets), kind="stable")[:count]
-        return ["text", "true", "predicted"], [[texts[i], float(targets[i]), float(said[i])] for i in order]
+        return ["text", "true", "predicted"], [
+            [texts[i], float(targets[i]), float(said[i])] for i in order
+        ]
     chance = probabilities(logits, problem_type)
     if problem_type == SEVERAL:
         wrong = [(i, j) for i, j in zip(*numpy.nonzero(said != (targets >= 0.5)), strict=True)]
         sure = {(i, j): float(max(chance[i, j], 1 - chance[i, j])) for i, j in wrong}
         worst = sorted(sure, key=lambda place: -sure[place])[:count]
         rows = [
-            [texts[i], names[j], "yes" if targets[i, j] else "no", "yes" if said[i, j] else "no", sure[i, j]]
+            [
+                texts[i],
+                names[j],
+                "yes" if targets[i, j] else "no",
+                "yes" if said[i, j] else "no",
+                sure[i, j],
+            ]
             for i, j in worst
         ]
         return ["text", "label", "true", "predicted", "confidence"], rows
     wrong_rows = numpy.flatnonzero(said != targets)
     order = wrong_rows[numpy.argsort(-chance[wrong_rows].max(axis=1), kind="stable")][:count]
     return ["text", "true", "predicted", "confidence"], [
-        [texts[i], names[int(targets[i])], names[int(said[i])], float(chance[i].max())] for i in order
+        [texts[i], names[int(targets[i])], names[int(said[i])], float(chance[i].max())]
+        for i in order
     ]
 
 

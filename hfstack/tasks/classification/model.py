@@ -105,7 +105,9 @@ def load_classifier(
     config.label2id = {label: index for index, label in id2label.items()}
     if attention_dropout is not None:
         set_attention_dropout(config, attention_dropout)
-    model, modules = load_with_config(AutoModelForSequenceClassification, args, config, config_file, purpose="classify")
+    model, modules = load_with_config(
+        AutoModelForSequenceClassification, args, config, config_file, purpose="classify"
+    )
     check_vocabulary(model, tokenizer, name)
     if config_file is None:
         check_own_tokenizer(args, tokenizer, name)
@@ -132,16 +134,30 @@ def load_trained_classifier(
     except (OSError, ValueError) as error:
         raise CheckpointError(not_found("tokenizer", name, error)) from error
     if (Path(name) / ADAPTER_FILE).is_file():
-        return _load_adapter(args, tokenizer, Path(name), info), tokenizer, cast(ClassifierInfo, info)
+        return (
+            _load_adapter(args, tokenizer, Path(name), info),
+            tokenizer,
+            cast(ClassifierInfo, info),
+        )
     config: Any = checkpoint_config(args, purpose="classify")
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or []):
-        raise CheckpointError(f"{name} is {', '.join(config.architectures or ['no model'])}, not a trained classifier")
-    model, missing = load_with_config(AutoModelForSequenceClassification, args, config, purpose="classify")
+        raise CheckpointError(
+            f"{name} is {', '.join(config.architectures or ['no model'])}, not a trained classifier"
+        )
+    model, missing = load_with_config(
+        AutoModelForSequenceClassification, args, config, purpose="classify"
+    )
     if missing:
         raise CheckpointError(f"{name} was saved without {', '.join(missing[:3])}: train it again")
     if info is None:
-        problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
-        names = [] if problem == "regression" else [config.id2label[index] for index in range(config.num_labels)]
+        problem = config.problem_type or (
+            "regression" if config.num_labels == 1 else "single_label_classification"
+        )
+        names = (
+            []
+            if problem == "regression"
+            else [config.id2label[index] for index in range(config.num_labels)]
+        )
         info = ClassifierInfo(problem, names)
     model.config.get_text_config().pad_token_id = padding_id(tokenizer)
     return model.eval(), tokenizer, info
@@ -153,7 +169,11 @@ def freeze_encoder(model: PreTrainedModel, new_modules: Sequence[str]) -> int:
     Raises:
         ConfigError: nothing would be trained: the head is not new and has no name that is known for one.
     """
-    heads = tuple(f"{module}." for module in new_modules) or ("classifier.", "score.", "classification_head.")
+    heads = tuple(f"{module}." for module in new_modules) or (
+        "classifier.",
+        "score.",
+        "classification_head.",
+    )
     count = 0
     for name, parameter in model.named_parameters():
         trained = name.startswith(heads)
@@ -170,7 +190,9 @@ def _load_adapter(
     """Load the base that an adapter names, and the adapter with its head on it."""
     base = adapter_base(folder, "SEQ_CLS", "classifier")
     if info is None:
-        raise CheckpointError(f"{folder} is an adapter without {CLASSIFIER_FILE}: train it again with classify")
+        raise CheckpointError(
+            f"{folder} is an adapter without {CLASSIFIER_FILE}: train it again with classify"
+        )
     new_modules: list[str] = []
     model = load_classifier(
         replace(args, model_name_or_path=base),
@@ -188,7 +210,9 @@ def _check_head(config: Any, problem_type: str, id2label: dict[int, str], name: 
         return
     own = [config.id2label[index] for index in range(config.num_labels)]
     unnamed = own == [f"LABEL_{index}" for index in range(config.num_labels)]
-    same = len(own) == len(id2label) and (unnamed or problem_type == "regression" or own == list(id2label.values()))
+    same = len(own) == len(id2label) and (
+        unnamed or problem_type == "regression" or own == list(id2label.values())
+    )
     if not same:
         raise ConfigError(
             f"{name} is a classifier of {len(own)} labels ({', '.join(own[:5])}), the data has {len(id2label)} "

@@ -17,13 +17,17 @@ def confusion_picture(counts: Sequence[Sequence[int]], names: Sequence[str]) -> 
     shown = sorted(order)
     cell, left, top = (56 if len(shown) <= 8 else 34), 130, 104
     caption = f"Rows: true class; columns: predicted ({sum(map(sum, counts))} rows)"
-    slanted = 0.77 * _LETTER * max(len(_short(names[row])) for row in shown)  # how far a column's name reaches right
+    slanted = (
+        0.77 * _LETTER * max(len(_short(names[row])) for row in shown)
+    )  # how far a column's name reaches right
     width = int(max(left + cell * (len(shown) - 0.5) + slanted, 8 + _LETTER * len(caption))) + 8
     height = top + cell * len(shown) + 16
     parts = [_text(8, 18, caption, _GREY)]
     for y, row in enumerate(shown):
         total = max(1, sum(counts[row]))
-        parts.append(_text(left - 8, top + cell * (y + 0.5) + 4, _short(names[row]), _GREY, anchor="end"))
+        parts.append(
+            _text(left - 8, top + cell * (y + 0.5) + 4, _short(names[row]), _GREY, anchor="end")
+        )
         x0 = left + cell * (y + 0.5)
         parts.append(
             f'<text x="{x0:.1f}" y="{top - 8}" fill="{_GREY}" transform="rotate(-40 {x0:.1f} {top - 8})">'
@@ -55,7 +59,9 @@ def reliability_picture(curves: dict[str, Sequence[Sequence[float]]]) -> str:
         f'<line x1="{left}" y1="{top + size}" x2="{left + size}" y2="{top}" stroke="{_GREY}" stroke-dasharray="4 4"/>',
     ]
     for tick in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(_text(left + size * tick, top + size + 17, f"{tick:g}", _GREY, anchor="middle"))
+        parts.append(
+            _text(left + size * tick, top + size + 17, f"{tick:g}", _GREY, anchor="middle")
+        )
         parts.append(_text(left - 7, top + size * (1 - tick) + 4, f"{tick:g}", _GREY, anchor="end"))
     for index, (name, bins) in enumerate(curves.items()):
         color = (_ORANGE, _BLUE, _GREY)[index % 3]
@@ -68,7 +74,9 @@ def reliability_picture(curves: dict[str, Sequence[Sequence[float]]]) -> str:
             for x, y, share in points
         ]
         parts.append(_text(left, 16 + 17 * index, name, color))
-    parts.append(_text(left + size / 2, height - 8, "confidence (accuracy upwards)", _GREY, anchor="middle"))
+    parts.append(
+        _text(left + size / 2, height - 8, "confidence (accuracy upwards)", _GREY, anchor="middle")
+    )
     return _svg(width, height, "Reliability diagram", parts)
 
 

@@ -27,7 +27,11 @@ logger = get_logger(__name__)
 
 @torch.no_grad()
 def classify_logits(
-    model: torch.nn.Module, rows: Sequence[Mapping[str, Any]], *, pad_token_id: int, batch_size: int = 32
+    model: torch.nn.Module,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    pad_token_id: int,
+    batch_size: int = 32,
 ) -> numpy.ndarray[Any, Any]:
     """Return the logits (N, C) of encoded rows, in order, computed in batches of about one length."""
     training = model.training
@@ -36,7 +40,10 @@ def classify_logits(
 
     def score(batch: list[Mapping[str, Any]]) -> list[Any]:
         plain = [{name: value for name, value in row.items() if name != "labels"} for row in batch]
-        inputs = {name: tensor.to(device) for name, tensor in pad_rows(plain, pad_token_id=pad_token_id).items()}
+        inputs = {
+            name: tensor.to(device)
+            for name, tensor in pad_rows(plain, pad_token_id=pad_token_id).items()
+        }
         return list(model(**inputs).logits.float().cpu().numpy())  # B arrays of (C,)
 
     found = by_length(rows, [len(row["input_ids"]) for row in rows], score, batch_size)
@@ -58,16 +65,29 @@ def answers(logits: numpy.ndarray[Any, Any], info: ClassifierInfo) -> list[dict[
         shown = {name: round(float(value), 6) for name, value in zip(info.names, each, strict=True)}
         if info.problem_type == SEVERAL:
             rows.append(
-                {"labels": [n for n, p in zip(info.names, each, strict=True) if p > 0.5], "probabilities": shown}
+                {
+                    "labels": [n for n, p in zip(info.names, each, strict=True) if p > 0.5],
+                    "probabilities": shown,
+                }
             )
         else:
             best = int(each.argmax())
-            rows.append({"label": info.names[best], "probability": round(float(each[best]), 6), "probabilities": shown})
+            rows.append(
+                {
+                    "label": info.names[best],
+                    "probability": round(float(each[best]), 6),
+                    "probabilities": shown,
+                }
+            )
     return rows
 
 
 def load_classify_predictor(
-    args: ModelConfig, *, columns: tuple[str | None, str | None], batch_size: int, max_length: int | None
+    args: ModelConfig,
+    *,
+    columns: tuple[str | None, str | None],
+    batch_size: int,
+    max_length: int | None,
 ) -> Predictor:
     """Load a finished classifier and return what answers rows: labels and probabilities, or numbers.
 
@@ -89,7 +109,9 @@ def load_classify_predictor(
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
         encoded = _encode(rows, names, tokenizer, limit, first_row=first_row)
-        return answers(classify_logits(model, encoded, pad_token_id=pad, batch_size=batch_size), info)
+        return answers(
+            classify_logits(model, encoded, pad_token_id=pad, batch_size=batch_size), info
+        )
 
     return predict
 
@@ -117,5 +139,11 @@ def _encode(
     if max_length is None or max(len(row["input_ids"]) for row in encoded) <= max_length:
         return encoded
     long = sum(len(row["input_ids"]) > max_length for row in encoded)
-    logger.warning("%d of rows %d to %d are cut at %d tokens", long, first_row, first_row + len(rows) - 1, max_length)
+    logger.warning(
+        "%d of rows %d to %d are cut at %d tokens",
+        long,
+        first_row,
+        first_row + len(rows) - 1,
+        max_length,
+    )
     return encode_texts(tokenizer, texts, pairs, max_length=max_length)

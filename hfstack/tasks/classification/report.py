@@ -44,7 +44,11 @@ def calibrate(logits: Array, targets: Array, info: ClassifierInfo, *, seed: int)
     """
     if info.problem_type == NUMBER or len(logits) < _FEW_ROWS:
         if info.problem_type != NUMBER:
-            logger.warning("no temperature is fitted: %d held-out rows are fewer than %d", len(logits), _FEW_ROWS)
+            logger.warning(
+                "no temperature is fitted: %d held-out rows are fewer than %d",
+                len(logits),
+                _FEW_ROWS,
+            )
         return 1.0
     info.temperature = fit_temperature(logits, targets, info.problem_type)
     return cross_fitted_temperatures(logits, targets, info.problem_type, seed=seed)
@@ -71,7 +75,9 @@ def record_results(
     if info.problem_type != NUMBER:
         said = predicted(logits, info.problem_type)
         run.add_table(f"{split} classes", *per_class_table(said, targets, info.problem_type, names))
-        pictures = {f"{split}_reliability": _reliability(logits, targets, info.problem_type, temperature)}
+        pictures = {
+            f"{split}_reliability": _reliability(logits, targets, info.problem_type, temperature)
+        }
         if info.problem_type == SINGLE:
             counts = confusion_counts(said, targets, len(names))
             pictures[f"{split}_confusion"] = confusion_picture(counts.tolist(), names)
@@ -83,7 +89,9 @@ def record_results(
     run.add_table(f"{split} most confident mistakes", *mistakes)
     if PartialState().is_main_process:
         with write_jsonl(run.output_dir / f"{split}_predictions.jsonl") as add:
-            for text, target, answer in zip(texts, targets.tolist(), answers(logits, info), strict=True):
+            for text, target, answer in zip(
+                texts, targets.tolist(), answers(logits, info), strict=True
+            ):
                 add({"text": text, "true": _true(target, info), **answer})
     run.add_artifact(f"{split}_predictions", f"{split}_predictions.jsonl")
     found = measure(logits, targets, info.problem_type, temperature=temperature, seed=seed)
@@ -92,13 +100,17 @@ def record_results(
     return {f"{split}_{name}": value for name, value in found.items()}
 
 
-def _reliability(logits: Array, targets: Array, problem_type: str, temperature: Array | float) -> str:
+def _reliability(
+    logits: Array, targets: Array, problem_type: str, temperature: Array | float
+) -> str:
     """The diagram with and without the temperature."""
     curves: dict[str, Sequence[Sequence[float]]] = {}
     plain = confidences(probabilities(logits, problem_type), targets, problem_type)
     curves["as trained"] = reliability_bins(*plain)
     if not isinstance(temperature, float):
-        scaled = confidences(probabilities(logits, problem_type, temperature), targets, problem_type)
+        scaled = confidences(
+            probabilities(logits, problem_type, temperature), targets, problem_type
+        )
         curves["with temperature"] = reliability_bins(*scaled)
     return reliability_picture(curves)
 

@@ -38,7 +38,11 @@ def fill_pairs(
 
 
 def load_fill_predictor(
-    args: ModelConfig, *, columns: tuple[str | None, str | None], batch_size: int, max_length: int | None
+    args: ModelConfig,
+    *,
+    columns: tuple[str | None, str | None],
+    batch_size: int,
+    max_length: int | None,
 ) -> Predictor:
     """Load a masked language model and return what answers rows: the five likeliest tokens at each mask of a text.
 
@@ -68,7 +72,10 @@ def load_fill_predictor(
             except DataError as error:
                 raise DataError(f"row {number}: {error}") from None
             shown = [
-                {"position": mask.position, "candidates": [{"token": t, "probability": p} for t, p in mask.candidates]}
+                {
+                    "position": mask.position,
+                    "candidates": [{"token": t, "probability": p} for t, p in mask.candidates],
+                }
                 for mask in masks
             ]
             answers.append({"masks": shown})
@@ -103,7 +110,9 @@ def fill_masks(
     """
     mask_id = cast(int | None, tokenizer.mask_token_id)
     if mask_id is None:
-        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked model")
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked model"
+        )
     found: list[Filling] = []
     for text in texts:
         written = text
@@ -116,11 +125,17 @@ def fill_masks(
             raise DataError(f"prompt {text!r} has no {tokenizer.mask_token} to fill")
         limit = max_length or readable_length(model.config)
         if limit is not None and len(ids) > limit:
-            raise DataError(f"prompt {text[:40]!r} has {len(ids)} tokens, but the model reads {limit}: shorten it")
+            raise DataError(
+                f"prompt {text[:40]!r} has {len(ids)} tokens, but the model reads {limit}: shorten it"
+            )
         with torch.no_grad():
             probabilities = model(**tokens).logits[0, positions].float().softmax(-1)  # (n, V)
         values, best = probabilities.topk(min(top_k, probabilities.shape[-1]))
         for index, position in enumerate(positions):
             words = [str(tokenizer.decode([token])) for token in best[index].tolist()]
-            found.append(Filling(text, index, position, list(zip(words, values[index].tolist(), strict=True))))
+            found.append(
+                Filling(
+                    text, index, position, list(zip(words, values[index].tolist(), strict=True))
+                )
+            )
     return found

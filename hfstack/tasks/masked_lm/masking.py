@@ -20,7 +20,13 @@ import numpy as np
 import torch
 from huggingface_hub import constants
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
 from hfstack.errors import ConfigError, DataError
@@ -47,7 +53,9 @@ def use_mask_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     if None not in (tokenizer.mask_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id):
         return tokenizer
     if not tokenizer.is_fast:
-        raise ConfigError(f"the tokenizer {tokenizer.name_or_path} has no mask token: use one of a masked model")
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name_or_path} has no mask token: use one of a masked model"
+        )
     end = tokenizer.sep_token or tokenizer.eos_token
     if end is None:
         raise ConfigError(
@@ -55,13 +63,18 @@ def use_mask_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
             "the tokenizer recipe, --kind wordpiece or bpe"
         )
     vocabulary = tokenizer.get_vocab()
-    mask = tokenizer.mask_token or next((token for token in ("[MASK]", "<mask>") if token in vocabulary), "<mask>")
+    mask = tokenizer.mask_token or next(
+        (token for token in ("[MASK]", "<mask>") if token in vocabulary), "<mask>"
+    )
     first = tokenizer.cls_token or "<s>"
     before = len(tokenizer)
     added: dict[str, Any] = {"mask_token": mask, "cls_token": first, "sep_token": end}
     tokenizer.add_special_tokens(added)
     core: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
-    ids = [(str(token), cast(int, tokenizer.convert_tokens_to_ids(str(token)))) for token in (first, end)]
+    ids = [
+        (str(token), cast(int, tokenizer.convert_tokens_to_ids(str(token))))
+        for token in (first, end)
+    ]
     core.post_processor = TemplateProcessing(
         single=f"{first} $A {end}", pair=f"{first} $A {end} $B:1 {end}:1", special_tokens=ids
     )
@@ -125,7 +138,9 @@ class MaskedBlocks(torch.utils.data.Dataset):
         rows, starts = self._text(indices)  # (B, T - 2), (B, T - 2)
         found = []
         for index, row, start in zip(indices, rows, starts, strict=True):
-            generator = np.random.default_rng([self.seed, _EVALUATION if self.fixed else self.epoch, int(index)])
+            generator = np.random.default_rng(
+                [self.seed, _EVALUATION if self.fixed else self.epoch, int(index)]
+            )
             inputs, labels = self._mask(row, start, generator)
             block = {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
             if self.isolate_documents:
@@ -152,14 +167,18 @@ class MaskedBlocks(torch.utils.data.Dataset):
             return rows, self.word_starts[np.asarray(indices)]
         return rows, self.word_starts(rows)
 
-    def _mask(self, row: np.ndarray, starts: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def _mask(
+        self, row: np.ndarray, starts: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, ...]:
         """Return the hidden block and its labels, each (T,), of a text (T - 2,) in which `starts` begin words."""
         inputs = np.concatenate([[self.first_id], row, [self.last_id]])  # (T,)
         labels = np.full(len(inputs), _IGNORED_LABEL, dtype=np.int64)
         text = np.flatnonzero(~self._special[row])  # positions that may be hidden
         if not len(text):
             return inputs, labels
-        words = np.cumsum(starts | self._special[row])[text]  # the number of the word that each belongs to
+        words = np.cumsum(starts | self._special[row])[
+            text
+        ]  # the number of the word that each belongs to
         _, word_of, sizes = np.unique(words, return_inverse=True, return_counts=True)
         order = generator.permutation(len(sizes))
         # Words in random order until the share is reached: the last one is taken when its middle is below it. The share
@@ -171,7 +190,9 @@ class MaskedBlocks(torch.utils.data.Dataset):
         labels[chosen] = inputs[chosen]
         luck = generator.random(len(chosen))
         random_tokens = generator.choice(self._ordinary, size=len(chosen))
-        inputs[chosen] = np.where(luck < 0.8, self.mask_id, np.where(luck < 0.9, random_tokens, inputs[chosen]))
+        inputs[chosen] = np.where(
+            luck < 0.8, self.mask_id, np.where(luck < 0.9, random_tokens, inputs[chosen])
+        )
         return inputs, labels
 
     def _same_document(self, row: np.ndarray) -> np.ndarray:
@@ -215,7 +236,10 @@ def masked_splits(
     if block_size < 8:
         raise ConfigError(f"--block_size must be at least 8 tokens, got {block_size}")
     ends = copy.deepcopy(tokenizer)
-    ends.eos_token, ends.bos_token = tokenizer.sep_token, None  # what stands between packed documents
+    ends.eos_token, ends.bos_token = (
+        tokenizer.sep_token,
+        None,
+    )  # what stands between packed documents
     cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
     found = {}
     for split, rows in splits.items():
@@ -224,7 +248,13 @@ def masked_splits(
         if unit == "given":
             blocks, starts = _blocks_with_words(texts, tokenizer, block_size - 2)
         else:
-            blocks = pack(texts, ends, block_size=block_size - 2, cache_dir=cache_dir, data_hash=hash_texts(texts))
+            blocks = pack(
+                texts,
+                ends,
+                block_size=block_size - 2,
+                cache_dir=cache_dir,
+                data_hash=hash_texts(texts),
+            )
             starts = WordStarts(tokenizer) if unit == "word" else None
         found[split] = MaskedBlocks(
             blocks,
@@ -248,15 +278,27 @@ def _blocks_with_words(
     ids, starts = [], []
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):
-            raise DataError(f"document {number} is {type(text).__name__}, not text: check the text column of the data")
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            raise DataError(
+                f"document {number} is {type(text).__name__}, not text: check the text column of the data"
+            )
+        encoded = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         ids.append(np.array([*encoded["input_ids"], tokenizer.sep_token_id], dtype=np.uint32))  # pyright: ignore
-        starts.append(np.append(given_word_starts(text, cast(Any, encoded["offset_mapping"])), True))
+        starts.append(
+            np.append(given_word_starts(text, cast(Any, encoded["offset_mapping"])), True)
+        )
     whole = sum(map(len, ids)) // size
     if not whole:
-        raise DataError(f"the data has {sum(map(len, ids))} tokens, fewer than one block of {size + 2}: add text")
+        raise DataError(
+            f"the data has {sum(map(len, ids))} tokens, fewer than one block of {size + 2}: add text"
+        )
     tokens, begins = np.concatenate(ids)[: whole * size], np.concatenate(starts)[: whole * size]
-    logger.info("%d blocks; words as the spaces of the text give them: %.2f tokens a word", whole, 1 / begins.mean())
+    logger.info(
+        "%d blocks; words as the spaces of the text give them: %.2f tokens a word",
+        whole,
+        1 / begins.mean(),
+    )
     return tokens.reshape(whole, size), begins.reshape(whole, size)
 
 

@@ -34,7 +34,9 @@ class MaskedAccuracy(evaluate.Metric):
             features=Features({"correct": Value("int64"), "tokens": Value("int64")}),
         )
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **counts: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **counts: Any
+    ) -> dict[str, float]:
         return {"masked_accuracy": sum(counts["correct"]) / max(sum(counts["tokens"]), 1)}
 
 
@@ -49,10 +51,15 @@ def masked_metrics(prediction: EvalPrediction) -> dict[str, float]:
     correct, tokens = counts[:, 1].astype(int).tolist(), counts[:, 2].astype(int).tolist()
     found = MaskedAccuracy().compute(correct=correct, tokens=tokens) or {}
     loss = counts[:, 0].sum() / max(counts[:, 2].sum(), 1)
-    return {"masked_accuracy": float(found["masked_accuracy"]), "masked_perplexity": perplexity(float(loss))}
+    return {
+        "masked_accuracy": float(found["masked_accuracy"]),
+        "masked_perplexity": perplexity(float(loss)),
+    }
 
 
-def baseline_metrics(train: MaskedBlocks, held_out: MaskedBlocks, *, blocks: int = 20_000) -> dict[str, float]:
+def baseline_metrics(
+    train: MaskedBlocks, held_out: MaskedBlocks, *, blocks: int = 20_000
+) -> dict[str, float]:
     """Return accuracy and perplexity of a guess that does not look at the context.
 
     Where a token was replaced by the mask, each is as likely as it is frequent. Of those that were not, half stayed as
@@ -73,7 +80,9 @@ def baseline_metrics(train: MaskedBlocks, held_out: MaskedBlocks, *, blocks: int
     masked = visible == held_out.mask_id
     chance = np.where(masked, share[labels], (share[labels] + (visible == labels)) / 2)
     return {
-        "baseline_masked_accuracy": float((labels == np.where(masked, counts.argmax(), visible)).mean()),
+        "baseline_masked_accuracy": float(
+            (labels == np.where(masked, counts.argmax(), visible)).mean()
+        ),
         "baseline_masked_perplexity": perplexity(float(-np.log(chance).mean())),
     }
 
@@ -100,11 +109,15 @@ def pseudo_log_likelihoods(
         DataError: the tokenizer has no mask token, or no text has a token.
     """
     if tokenizer.mask_token_id is None:
-        raise DataError(f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked model")
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked model"
+        )
     special = {*tokenizer.all_special_ids}
     scores = []
     for text in texts:
-        encoded = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
+        encoded = tokenizer(
+            text, truncation=True, max_length=max_length, return_offsets_mapping=True
+        )
         ids = torch.tensor(encoded["input_ids"])  # (T,)
         places = [place for place, token in enumerate(ids.tolist()) if token not in special]
         if not places:
@@ -116,7 +129,9 @@ def pseudo_log_likelihoods(
             hidden = ids.repeat(len(here), 1)  # (B, T)
             hidden[rows, here] = cast(int, tokenizer.mask_token_id)
             with torch.no_grad():
-                logits = model(input_ids=hidden.to(model.device)).logits[rows, here].float().cpu()  # (B, V)
+                logits = (
+                    model(input_ids=hidden.to(model.device)).logits[rows, here].float().cpu()
+                )  # (B, V)
             targets = ids[here]  # (B,)
             nll += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
             correct += int((logits.argmax(-1) == targets).sum())
@@ -129,7 +144,11 @@ def pseudo_log_likelihoods(
 
 
 def pseudo_metrics(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_length: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int,
 ) -> dict[str, float]:
     """Return the pseudo-perplexity of texts, and how many of them have a token.
 
@@ -143,4 +162,6 @@ def pseudo_metrics(
 
 def pseudo_perplexity(scores: Sequence[DocumentScore]) -> float:
     """exp of the mean of minus the pseudo-log-likelihood over all tokens of all texts (equation 2)."""
-    return perplexity(math.fsum(score.nll for score in scores) / sum(score.tokens for score in scores))
+    return perplexity(
+        math.fsum(score.nll for score in scores) / sum(score.tokens for score in scores)
+    )

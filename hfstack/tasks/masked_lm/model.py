@@ -53,7 +53,9 @@ def score_only_masked(model: PreTrainedModel) -> bool:
     names = HEADS.get(model.config.model_type)
     stock_forward = model.forward
 
-    @functools.wraps(type(model).forward)  # the Trainer reads the signature to know which columns to keep
+    @functools.wraps(
+        type(model).forward
+    )  # the Trainer reads the signature to know which columns to keep
     def forward(
         self: PreTrainedModel,
         input_ids: Tensor | None = None,
@@ -77,7 +79,9 @@ def score_only_masked(model: PreTrainedModel) -> bool:
         loss = losses.sum() / count
         if self.training:
             return ScoredTokens(loss=loss)
-        each = torch.stack([losses, (rows.argmax(-1) == targets).float(), torch.ones_like(losses)], dim=1)  # (n, 3)
+        each = torch.stack(
+            [losses, (rows.argmax(-1) == targets).float(), torch.ones_like(losses)], dim=1
+        )  # (n, 3)
         counts = torch.zeros(len(labels), 3, device=each.device)  # (B, 3)
         return ScoredTokens(loss=loss, counts=counts.index_add_(0, scored.nonzero()[:, 0], each))
 
@@ -85,18 +89,27 @@ def score_only_masked(model: PreTrainedModel) -> bool:
     return names is not None
 
 
-def training_flops_per_token(model: PreTrainedModel, sequence_length: int, *, scored_share: float) -> float:
+def training_flops_per_token(
+    model: PreTrainedModel, sequence_length: int, *, scored_share: float
+) -> float:
     """Return the FLOPs of training on one token, forward and backward, when the head runs at a share of them.
 
     Counted as in `models.counting`: 2 for each multiply-add of a matrix product, 3 times the forward. An architecture
     without the fields of BERT is counted as 2 for each parameter outside its embeddings.
     """
     config: Any = model.config
-    if not all(hasattr(config, field) for field in ("hidden_size", "intermediate_size", "num_hidden_layers")):
+    if not all(
+        hasattr(config, field)
+        for field in ("hidden_size", "intermediate_size", "num_hidden_layers")
+    ):
         table = model.get_input_embeddings().weight
         return 6.0 * (parameter_count(model) - torch.as_tensor(table).numel())
     width = config.hidden_size
-    layer = 2 * 4 * width * width + 2 * 2 * sequence_length * width + 2 * 2 * width * config.intermediate_size
+    layer = (
+        2 * 4 * width * width
+        + 2 * 2 * sequence_length * width
+        + 2 * 2 * width * config.intermediate_size
+    )
     head = 2 * width * (width + config.vocab_size)
     return 3.0 * (config.num_hidden_layers * layer + scored_share * head)
 

@@ -56,7 +56,9 @@ def check_preferences(
     """
     longest = context_length(model.config)
     if longest is not None and (max_length is None or max_length > longest):
-        raise ConfigError(f"--max_length {max_length} is longer than the model's context: use --max_length {longest}")
+        raise ConfigError(
+            f"--max_length {max_length} is longer than the model's context: use --max_length {longest}"
+        )
     if not isinstance(rows["train"][0]["prompt"], str) and tokenizer.chat_template is None:
         raise ConfigError(
             "the prompts are conversations, but the tokenizer has no chat template: use rows with plain prompts, or a "
@@ -65,7 +67,9 @@ def check_preferences(
     embedding_rows = len(torch.as_tensor(model.get_input_embeddings().weight))
     faults: dict[str, str | None] = {
         "pad is not eos": checks.pad_is_not_eos(tokenizer, end_ids(tokenizer, model)),
-        "embedding covers the tokenizer": checks.embedding_covers_tokenizer(embedding_rows, tokenizer),
+        "embedding covers the tokenizer": checks.embedding_covers_tokenizer(
+            embedding_rows, tokenizer
+        ),
     }
     for name, split in rows.items():
         prompts = split["prompt"][:]
@@ -73,7 +77,9 @@ def check_preferences(
         if max_length is not None and on_bad_row == "fail":
             faults[f"{name} prompts fit"] = checks.prompts_fit_context(lengths, max_length)
         tokens = (prompt_ids(tokenizer, prompt)[:2] for prompt in prompts)
-        faults[f"{name} has no double bos"] = checks.no_double_bos(tokens, cast(int | None, tokenizer.bos_token_id))
+        faults[f"{name} has no double bos"] = checks.no_double_bos(
+            tokens, cast(int | None, tokenizer.bos_token_id)
+        )
         if "chosen" in split.column_names:
             answers: Any = (map(answer_text, split[side][:]) for side in ("chosen", "rejected"))
             faults[f"{name} answers differ"] = checks.chosen_differs_from_rejected(*answers)
@@ -92,12 +98,21 @@ def fitting_prompts(
     """
     kept: dict[str, Dataset] = {}
     for name, split in rows.items():
-        fits = [row for row, prompt in enumerate(split["prompt"][:]) if len(prompt_ids(tokenizer, prompt)) < max_length]
+        fits = [
+            row
+            for row, prompt in enumerate(split["prompt"][:])
+            if len(prompt_ids(tokenizer, prompt)) < max_length
+        ]
         if not fits:
-            raise DataError(f"all {len(split)} {name} prompts have {max_length} tokens or more: lengthen --max_length")
+            raise DataError(
+                f"all {len(split)} {name} prompts have {max_length} tokens or more: lengthen --max_length"
+            )
         if len(fits) < len(split):
             logger.info(
-                "%d of %d %s prompts fill --max_length and are left out", len(split) - len(fits), len(split), name
+                "%d of %d %s prompts fill --max_length and are left out",
+                len(split) - len(fits),
+                len(split),
+                name,
             )
         kept[name] = split.select(fits)
     return kept
@@ -139,7 +154,11 @@ def check_reward_pairs(
 
 
 def prompts_to_show(
-    own: list[str], rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, *, longest: int | None
+    own: list[str],
+    rows: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    longest: int | None,
 ) -> list[list[int]]:
     """Return the token ids of the prompts to answer while training: one's own, else three held-out ones that fit.
 
@@ -147,7 +166,9 @@ def prompts_to_show(
     """
     split = rows.get("eval", rows["train"])
     chat = not isinstance(split[0]["prompt"], str)
-    asked = [prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text) for text in own]
+    asked = [
+        prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text) for text in own
+    ]
     if asked:
         return asked
     different = list({answer_text(prompt): prompt for prompt in split["prompt"][:50]}.values())

@@ -62,9 +62,13 @@ def load_preferences(
         ConfigError: no dataset is named, or streaming is asked for.
     """
     if not data_args.datasets:
-        raise ConfigError("datasets: name at least one file of preferences, e.g. --datasets pairs.jsonl")
+        raise ConfigError(
+            "datasets: name at least one file of preferences, e.g. --datasets pairs.jsonl"
+        )
     if data_args.streaming:
-        raise ConfigError("--streaming cannot be used with preferences: rows are grouped and split by prompt")
+        raise ConfigError(
+            "--streaming cannot be used with preferences: rows are grouped and split by prompt"
+        )
     convert = to_pairs if form == "pairs" else to_labels
     splits: dict[str, Dataset] = {}
     for name, sources in {"train": data_args.datasets, "eval": data_args.eval_datasets}.items():
@@ -79,8 +83,12 @@ def load_preferences(
         )
         counted = PreferenceCounts()
         bad: list[dict[str, Any]] = []
-        converted = convert(rows, args, counts=counted, bad=None if data_args.on_bad_row == "fail" else bad)
-        _report(name, counted, bad, quarantine_file if data_args.on_bad_row == "quarantine" else None)
+        converted = convert(
+            rows, args, counts=counted, bad=None if data_args.on_bad_row == "fail" else bad
+        )
+        _report(
+            name, counted, bad, quarantine_file if data_args.on_bad_row == "quarantine" else None
+        )
         if counts is not None:
             counts[name] = counted
         splits[name] = Dataset.from_list(converted)
@@ -130,7 +138,9 @@ def to_pairs(
         for number, row in enumerate(rows, 1):
             counts.rows += 1
             prompt, chosen, rejected = pair_texts(row, args)
-            fault = fault_of_answer(chosen, args.chosen_column) or fault_of_answer(rejected, args.rejected_column)
+            fault = fault_of_answer(chosen, args.chosen_column) or fault_of_answer(
+                rejected, args.rejected_column
+            )
             fault = fault or (f"{args.prompt_column} is null" if prompt is None else None)
             if fault is None and answer_text(chosen) == answer_text(rejected):
                 fault = f"{args.chosen_column} and {args.rejected_column} are the same: {answer_text(chosen)[:60]!r}"
@@ -168,7 +178,9 @@ def to_labels(
         ]
     else:
         if kind != "thumbs" and args.rating_threshold is None:
-            raise ConfigError(f"{kind} become good and bad answers only by a limit: set --rating_threshold")
+            raise ConfigError(
+                f"{kind} become good and bad answers only by a limit: set --rating_threshold"
+            )
         limit = 1.0 if kind == "thumbs" else float(args.rating_threshold or 0)
         scored = scored_by_prompt(kind, rows, args, counts, bad)
         unpaired = [
@@ -177,7 +189,9 @@ def to_labels(
             for answer, score in answers
         ]
     for prompt, completion, good in unpaired:
-        votes.setdefault(_pack({"prompt": prompt, "completion": completion}), [0, 0])[int(good)] += 1
+        votes.setdefault(_pack({"prompt": prompt, "completion": completion}), [0, 0])[
+            int(good)
+        ] += 1
     kept = []
     for packed, (down, up) in votes.items():
         counts.duplicates += down + up - 1 if not (down and up) else 0
@@ -202,7 +216,9 @@ def add_label_noise(pairs: Dataset, share: float, *, seed: int) -> Dataset:
 
     def noisy(row: dict[str, Any], index: int) -> dict[str, Any]:
         swap = {"chosen": "rejected", "rejected": "chosen"}
-        swap |= {f"{old}_score": f"{new}_score" for old, new in swap.items() if f"{old}_score" in row}
+        swap |= {
+            f"{old}_score": f"{new}_score" for old, new in swap.items() if f"{old}_score" in row
+        }
         if index not in flipped:
             swap = {}
         return {name: row[swap.get(name, name)] for name in row} | {"flipped": index in flipped}
@@ -211,14 +227,22 @@ def add_label_noise(pairs: Dataset, share: float, *, seed: int) -> Dataset:
 
 
 def judged_pairs(
-    scores: dict[tuple[str, str], float], args: PreferenceArgs, *, counts: PreferenceCounts | None = None
+    scores: dict[tuple[str, str], float],
+    args: PreferenceArgs,
+    *,
+    counts: PreferenceCounts | None = None,
 ) -> list[dict[str, Any]]:
     """Return the pairs of answers that were scored, by (prompt, answer), with their chosen_score and rejected_score.
 
     Of `args` only `max_pairs_per_prompt` and `conversational` matter.
     """
-    rows = [{"prompt": prompt, "completion": answer, "rating": score} for (prompt, answer), score in scores.items()]
-    how = PreferenceArgs(max_pairs_per_prompt=args.max_pairs_per_prompt, conversational=args.conversational)
+    rows = [
+        {"prompt": prompt, "completion": answer, "rating": score}
+        for (prompt, answer), score in scores.items()
+    ]
+    how = PreferenceArgs(
+        max_pairs_per_prompt=args.max_pairs_per_prompt, conversational=args.conversational
+    )
     pairs = to_pairs(rows, how, counts=counts)
     for pair in pairs:
         for side in ("chosen", "rejected"):
@@ -233,7 +257,9 @@ def length_statistics(rows: Iterable[Any]) -> dict[str, float]:
     """
     pairs = [(len(answer_text(row["chosen"])), len(answer_text(row["rejected"]))) for row in rows]
     chosen, rejected = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    longer = [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)]
+    longer = [
+        1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)
+    ]
     return {
         "chosen_characters_mean": fmean(chosen),
         "chosen_characters_median": median(chosen),
@@ -261,7 +287,9 @@ def _pairs_of_scored(
             elif first_score == second_score:
                 counts.ties += 1
             else:
-                chosen, rejected = (first, second) if first_score > second_score else (second, first)
+                chosen, rejected = (
+                    (first, second) if first_score > second_score else (second, first)
+                )
                 found.append((abs(first_score - second_score), chosen, rejected))
         if args.max_pairs_per_prompt is not None:
             found = sorted(found, key=lambda pair: -pair[0])[: args.max_pairs_per_prompt]
@@ -274,7 +302,10 @@ def _majority(pairs: Counter[str], counts: PreferenceCounts) -> list[dict[str, A
     for packed, times in pairs.items():
         row = json.loads(packed)
         counts.duplicates += times - 1
-        opposite = pairs.get(_pack({"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}), 0)
+        opposite = pairs.get(
+            _pack({"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}),
+            0,
+        )
         if times > opposite:
             counts.contradictions += bool(opposite)
             kept.append(row)
@@ -283,7 +314,9 @@ def _majority(pairs: Counter[str], counts: PreferenceCounts) -> list[dict[str, A
     return kept
 
 
-def _checked(kept: list[dict[str, Any]], counts: PreferenceCounts, form: str) -> list[dict[str, Any]]:
+def _checked(
+    kept: list[dict[str, Any]], counts: PreferenceCounts, form: str
+) -> list[dict[str, Any]]:
     counts.kept = len(kept)
     if not kept:
         raise DataError(
@@ -297,12 +330,22 @@ def _checked(kept: list[dict[str, Any]], counts: PreferenceCounts, form: str) ->
     return kept
 
 
-def _report(name: str, counts: PreferenceCounts, bad: list[dict[str, Any]], quarantine_file: Path | None) -> None:
-    logger.info("%s preferences: %s", name, ", ".join(f"{value} {key}" for key, value in asdict(counts).items()))
+def _report(
+    name: str, counts: PreferenceCounts, bad: list[dict[str, Any]], quarantine_file: Path | None
+) -> None:
+    logger.info(
+        "%s preferences: %s",
+        name,
+        ", ".join(f"{value} {key}" for key, value in asdict(counts).items()),
+    )
     if bad:
-        logger.warning("%s: left out %d rows, the first because %s", name, len(bad), bad[0]["fault"])
+        logger.warning(
+            "%s: left out %d rows, the first because %s", name, len(bad), bad[0]["fault"]
+        )
     if bad and quarantine_file is not None:
-        with write_jsonl(quarantine_file.with_name(f"{quarantine_file.stem}-{name}-preferences.jsonl")) as add:
+        with write_jsonl(
+            quarantine_file.with_name(f"{quarantine_file.stem}-{name}-preferences.jsonl")
+        ) as add:
             for row in bad:
                 add(row)
 
@@ -314,7 +357,9 @@ def _with_key(rows: Dataset) -> Dataset:
 def _prompt_key(prompt: Text) -> str:
     """What makes two prompts the same: their turns, without white space and letter case."""
     turns = turns_of(prompt, "user")
-    return json.dumps([[turn.get("role"), " ".join(answer_text([turn]).split()).casefold()] for turn in turns])
+    return json.dumps(
+        [[turn.get("role"), " ".join(answer_text([turn]).split()).casefold()] for turn in turns]
+    )
 
 
 def _pack(value: Any) -> str:

@@ -16,7 +16,9 @@ logger = get_logger(__name__)
 Overlong = Literal["fail", "cut", "drop"]
 
 
-def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Text, answer: Text) -> tuple[list[int], int, int]:
+def encode_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: Text, answer: Text
+) -> tuple[list[int], int, int]:
     """Return the tokens of prompt and answer, and where the prompt's own tokens begin and end among them.
 
     A conversation goes through the chat template. Plain text ends with the eos token, from which a causal model reads
@@ -51,7 +53,9 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Text, answer: Text
             "ever ends: use the model's own tokenizer"
         )
     begin = int(tokenizer.bos_token_id is not None and token_ids[:1] == [tokenizer.bos_token_id])
-    shared = next((i for i, (a, b) in enumerate(zip(token_ids, alone, strict=False)) if a != b), len(alone))
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(token_ids, alone, strict=False)) if a != b), len(alone)
+    )
     return token_ids, begin, max(begin, min(shared, len(token_ids)))
 
 
@@ -79,16 +83,22 @@ def encode_pairs(
     total = 0
     for number, row in enumerate(rows):
         total += 1
-        encoded = [encode_answer(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected")]
+        encoded = [
+            encode_answer(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected")
+        ]
         length = max(len(token_ids) for token_ids, _, _ in encoded)
         if length > max_length:
             too_long += 1
             longest = max(longest, length)
             longest_prompt = max(longest_prompt, *(end - begin for _, begin, end in encoded))
-            cut_answers += any(len(token_ids) - (end - begin) > max_length for token_ids, begin, end in encoded)
+            cut_answers += any(
+                len(token_ids) - (end - begin) > max_length for token_ids, begin, end in encoded
+            )
         if length <= max_length or overlong == "cut":
             chosen, rejected = (shorten(*each, max_length=max_length) for each in encoded)
-            if chosen == rejected:  # they differed only in what was cut, or in what the tokenizer does not tell apart
+            if (
+                chosen == rejected
+            ):  # they differed only in what was cut, or in what the tokenizer does not tell apart
                 equal += 1
                 continue
             pairs.append({"chosen_ids": chosen, "rejected_ids": rejected})
@@ -105,7 +115,9 @@ def encode_pairs(
         done = f"cut at the beginning of the prompt, {cut_answers} of them in the answer too"
         logger.warning("%s: %s", what, done if overlong == "cut" else "left out")
     if not kept:
-        raise DataError(f"{name}: no pair is left; the two sides of each are the same tokens to this tokenizer")
+        raise DataError(
+            f"{name}: no pair is left; the two sides of each are the same tokens to this tokenizer"
+        )
     return Dataset.from_list(pairs), kept
 
 
@@ -118,7 +130,9 @@ def shorten(token_ids: Sequence[int], begin: int, end: int, *, max_length: int) 
     return kept if len(kept) <= max_length else [*kept[: max_length - 1], kept[-1]]
 
 
-def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, ask: bool) -> list[int]:
+def _chat_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, ask: bool
+) -> list[int]:
     encoded = render_chat(tokenizer, messages, add_generation_prompt=ask, return_dict=True)
     return list(encoded["input_ids"])
 

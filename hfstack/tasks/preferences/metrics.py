@@ -43,7 +43,9 @@ def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[list[f
 def expected_calibration_error(margins: Sequence[float], *, bins: int = 10) -> float:
     """Return the mean gap of confidence and accuracy over `calibration_bins`, weighted by pairs (Guo et al. 2017)."""
     rows = calibration_bins(margins, bins=bins)
-    return sum(pairs * abs(confidence - accuracy) for confidence, accuracy, pairs in rows) / len(margins)
+    return sum(pairs * abs(confidence - accuracy) for confidence, accuracy, pairs in rows) / len(
+        margins
+    )
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

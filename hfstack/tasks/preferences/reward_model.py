@@ -11,7 +11,11 @@ from typing import cast
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError
@@ -46,7 +50,9 @@ def load_reward_model(
     if name and (Path(name) / ADAPTER_FILE).is_file():
         return _load_adapter(args, tokenizer, Path(name))
     config, config_file = read_config(args, tokenizer, purpose="give rewards")
-    classifies = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or [])
+    classifies = any(
+        kind.endswith("ForSequenceClassification") for kind in config.architectures or []
+    )
     if classifies and config.num_labels != 1:
         raise ConfigError(
             f"{name} is a classifier of {config.num_labels} labels; a reward model has 1: name its base model"
@@ -64,7 +70,11 @@ def load_reward_model(
 
 @torch.no_grad()
 def score_sequences(
-    model: torch.nn.Module, sequences: Sequence[Sequence[int]], *, pad_token_id: int, batch_size: int = 16
+    model: torch.nn.Module,
+    sequences: Sequence[Sequence[int]],
+    *,
+    pad_token_id: int,
+    batch_size: int = 16,
 ) -> list[float]:
     """Return the reward of each sequence of token ids, in order; longest first in batches, padded on the right."""
     training = model.training
@@ -91,5 +101,7 @@ def _load_adapter(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder:
     """Load the base that an adapter names, and the adapter with its head on it."""
     base = adapter_base(folder, "SEQ_CLS", "reward model")
     new_modules: list[str] = []
-    model = load_reward_model(replace(args, model_name_or_path=base), tokenizer, new_modules=new_modules)
+    model = load_reward_model(
+        replace(args, model_name_or_path=base), tokenizer, new_modules=new_modules
+    )
     return put_adapter_on(cast(PreTrainedModel, model), folder, new_modules)

@@ -50,7 +50,9 @@ class PreferenceArgs:
 
     def __post_init__(self) -> None:
         if self.max_pairs_per_prompt is not None and self.max_pairs_per_prompt < 1:
-            raise ConfigError(f"max_pairs_per_prompt must be at least 1, got {self.max_pairs_per_prompt}")
+            raise ConfigError(
+                f"max_pairs_per_prompt must be at least 1, got {self.max_pairs_per_prompt}"
+            )
 
 
 @dataclass
@@ -62,7 +64,9 @@ class PreferenceCounts:
     bad_rows: int = 0  # an empty or missing answer, chosen equal to rejected
     ties: int = 0  # pairs of answers to one prompt with equal ratings or ranks
     duplicates: int = 0  # rows or pairs that stand there again
-    contradictions: int = 0  # pairs that stand there in both orders, answers with both thumbs; the majority is kept
+    contradictions: int = (
+        0  # pairs that stand there in both orders, answers with both thumbs; the majority is kept
+    )
     prompts: int = 0
 
 
@@ -95,7 +99,11 @@ def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
     prompt = prompt_of(row, args)
     found = row.get(args.completions_column, row.get(args.completion_column))
     answers = [found] if isinstance(found, str) else found
-    if not isinstance(answers, list) or not answers or any(not isinstance(a, str) or not a.strip() for a in answers):
+    if (
+        not isinstance(answers, list)
+        or not answers
+        or any(not isinstance(a, str) or not a.strip() for a in answers)
+    ):
         raise DataError(
             f"answers to judge must be text in {args.completion_column!r} or a list in {args.completions_column!r}, "
             f"got {str(found)[:40]!r}; found the columns {', '.join(row)}: map them with --completion_column or "
@@ -104,7 +112,9 @@ def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
     return [(prompt, answer) for answer in answers]
 
 
-def kind_of(rows: Iterable[Any], args: PreferenceArgs, *, first_choice: str = "pairs") -> tuple[str, Iterator[Any]]:
+def kind_of(
+    rows: Iterable[Any], args: PreferenceArgs, *, first_choice: str = "pairs"
+) -> tuple[str, Iterator[Any]]:
     """Tell the kind of the rows by their columns, `first_choice` where several fit; return it and the rows.
 
     Raises DataError when the columns are of no kind; the message names them and the flags that map them.
@@ -139,9 +149,13 @@ def _other_names(found: Sequence[str], kinds: dict[str, set[str]], args: Prefere
     if len(nearest - set(found)) == 3:
         nearest = kinds["pairs"]
     spare = [name for name in found if name not in nearest]
-    missing = ", ".join(f"{flags[column]} (now {column!r})" for column in sorted(nearest - set(found)))
+    missing = ", ".join(
+        f"{flags[column]} (now {column!r})" for column in sorted(nearest - set(found))
+    )
     ways = "; ".join(
-        f"{kind}: {' + '.join(sorted(columns))}" for kind, columns in kinds.items() if kind != "rated lists"
+        f"{kind}: {' + '.join(sorted(columns))}"
+        for kind, columns in kinds.items()
+        if kind != "rated lists"
     )
     return (
         f"these columns are of no kind of preferences: {', '.join(found)}; map them with {missing}, "
@@ -153,11 +167,23 @@ def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
     """Prompt, chosen and rejected of a row; a conversation that holds its prompt is cut where the answers part."""
     chosen, rejected = row[args.chosen_column], row[args.rejected_column]
     prompt = row.get(args.prompt_column)
-    if isinstance(chosen, list) and isinstance(rejected, list) and chosen and chosen[0].get("role") != "assistant":
+    if (
+        isinstance(chosen, list)
+        and isinstance(rejected, list)
+        and chosen
+        and chosen[0].get("role") != "assistant"
+    ):
         shared = len(
-            [1 for a, b in itertools.takewhile(lambda ab: ab[0] == ab[1], zip(chosen, rejected, strict=False))]
+            [
+                1
+                for a, b in itertools.takewhile(
+                    lambda ab: ab[0] == ab[1], zip(chosen, rejected, strict=False)
+                )
+            ]
         )
-        shared = min(shared, len(chosen) - 1, len(rejected) - 1)  # equal conversations still have a last turn
+        shared = min(
+            shared, len(chosen) - 1, len(rejected) - 1
+        )  # equal conversations still have a last turn
         before = prompt if isinstance(prompt, list) and chosen[: len(prompt)] != prompt else []
         return [*before, *chosen[:shared]], chosen[shared:], rejected[shared:]
     return prompt, chosen, rejected
@@ -165,7 +191,12 @@ def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
 
 def normal(prompt: Text, chosen: Text, rejected: Text, args: PreferenceArgs) -> dict[str, Text]:
     """All three as plain text, or all three as conversations."""
-    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str) and not args.conversational:
+    if (
+        isinstance(prompt, str)
+        and isinstance(chosen, str)
+        and isinstance(rejected, str)
+        and not args.conversational
+    ):
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     turns = {"prompt": turns_of(prompt, "user"), "chosen": turns_of(chosen, "assistant")}
     return {**turns, "rejected": turns_of(rejected, "assistant")}
@@ -173,7 +204,11 @@ def normal(prompt: Text, chosen: Text, rejected: Text, args: PreferenceArgs) -> 
 
 def turns_of(value: Text, role: str) -> list[dict[str, Any]]:
     """A conversation as it is, text as one turn of `role`."""
-    return [{"role": role, "content": value}] if isinstance(value, str) else [dict(message) for message in value]
+    return (
+        [{"role": role, "content": value}]
+        if isinstance(value, str)
+        else [dict(message) for message in value]
+    )
 
 
 def fault_of_answer(value: Any, column: str) -> str | None:
@@ -184,20 +219,30 @@ def fault_of_answer(value: Any, column: str) -> str | None:
 
 
 def refused(
-    number: int, row: Any, fault: str | None, counts: PreferenceCounts, bad: list[dict[str, Any]] | None
+    number: int,
+    row: Any,
+    fault: str | None,
+    counts: PreferenceCounts,
+    bad: list[dict[str, Any]] | None,
 ) -> bool:
     """Whether a row has a fault; raise it when bad rows are not collected."""
     if fault is None:
         return False
     if bad is None:
-        raise DataError(f"preference row {number}: {fault}; mend or remove it, or set --on_bad_row skip")
+        raise DataError(
+            f"preference row {number}: {fault}; mend or remove it, or set --on_bad_row skip"
+        )
     counts.bad_rows += 1
     bad.append({"row": dict(row), "fault": fault})
     return True
 
 
 def scored_by_prompt(
-    kind: str, rows: Iterable[Any], args: PreferenceArgs, counts: PreferenceCounts, bad: list[dict[str, Any]] | None
+    kind: str,
+    rows: Iterable[Any],
+    args: PreferenceArgs,
+    counts: PreferenceCounts,
+    bad: list[dict[str, Any]] | None,
 ) -> dict[str, list[tuple[Text, float]]]:
     """Answers with their scores for each prompt (as JSON), in the order of the file."""
     scored: dict[str, list[tuple[Text, float]]] = {}
@@ -217,7 +262,10 @@ def scored_by_prompt(
             continue
         plain = isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers)
         if args.conversational or not plain:
-            prompt, answers = turns_of(prompt, "user"), [turns_of(answer, "assistant") for answer in answers]
+            prompt, answers = (
+                turns_of(prompt, "user"),
+                [turns_of(answer, "assistant") for answer in answers],
+            )
         scored.setdefault(json.dumps(prompt, ensure_ascii=False), []).extend(
             zip(answers, map(float, scores), strict=True)
         )

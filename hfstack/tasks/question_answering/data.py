@@ -56,7 +56,9 @@ class Question:
     id: str
     question: str
     context: str
-    answers: list[tuple[str, int]]  # text and the character of the context at which it begins; none: not answerable
+    answers: list[
+        tuple[str, int]
+    ]  # text and the character of the context at which it begins; none: not answerable
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def read_questions(
         DataError: a column is missing, a text is empty, an answer is not in its context, or no row is left.
     """
     if bad_answers not in get_args(BadAnswers):
-        raise ConfigError(f"--bad_answers is {bad_answers!r}: choose one of {', '.join(get_args(BadAnswers))}")
+        raise ConfigError(
+            f"--bad_answers is {bad_answers!r}: choose one of {', '.join(get_args(BadAnswers))}"
+        )
     for column in columns:
         if column not in rows.column_names:
             raise DataError(
@@ -105,12 +109,20 @@ def read_questions(
     for number, row in enumerate(cast(Any, rows), 1):
         for column in (question_column, context_column):
             if not isinstance(row[column], str) or not row[column].strip():
-                raise DataError(f"{_place(row, columns, sources, name, number)}: the {column} is empty, or no text")
+                raise DataError(
+                    f"{_place(row, columns, sources, name, number)}: the {column} is empty, or no text"
+                )
         context = row[context_column]
-        answers, moved, fault = _checked_answers(context, _pairs(row[answers_column]), mend=bad_answers == "mend")
+        answers, moved, fault = _checked_answers(
+            context, _pairs(row[answers_column]), mend=bad_answers == "mend"
+        )
         mended += moved
         if fault is None:
-            questions.append(Question(str(row.get("id", f"{name}-{number}")), row[question_column], context, answers))
+            questions.append(
+                Question(
+                    str(row.get("id", f"{name}-{number}")), row[question_column], context, answers
+                )
+            )
         elif bad_answers == "fail":
             place = _place(row, columns, sources, name, number)
             raise DataError(f"{place}: {fault}; mend the row, or --bad_answers skip or mend")
@@ -136,8 +148,16 @@ def _checked_answers(
             continue
         nearest = _nearest(context, text, begin) if mend and text else None
         if nearest is None:
-            there = "" if begin is None else f" (there: {context[max(begin, 0) :][: max(len(text), 1)]!r})"
-            return [], 0, f"the answer {text[:60]!r} is not in its context at character {begin}{there}"
+            there = (
+                ""
+                if begin is None
+                else f" (there: {context[max(begin, 0) :][: max(len(text), 1)]!r})"
+            )
+            return (
+                [],
+                0,
+                f"the answer {text[:60]!r} is not in its context at character {begin}{there}",
+            )
         answers.append((text, nearest))
         moved += 1
     return answers, moved, None
@@ -150,10 +170,15 @@ def _pairs(answers: Any) -> list[tuple[str, int | None]]:
         texts, starts = answers.get("text") or [], answers.get("answer_start") or []
         texts = [texts] if isinstance(texts, str) else texts
         starts = [starts] if isinstance(starts, int) else starts
-        return [(str(text), starts[index] if index < len(starts) else None) for index, text in enumerate(texts)]
+        return [
+            (str(text), starts[index] if index < len(starts) else None)
+            for index, text in enumerate(texts)
+        ]
     if isinstance(answers, list) and all(isinstance(one, Mapping) for one in answers):
         return [(str(one.get("text")), one.get("answer_start")) for one in answers]
-    raise DataError(f"answers are {str(answers)[:60]!r}: write them as {{'text': [...], 'answer_start': [...]}}")
+    raise DataError(
+        f"answers are {str(answers)[:60]!r}: write them as {{'text': [...], 'answer_start': [...]}}"
+    )
 
 
 def _nearest(context: str, text: str, begin: int | None) -> int | None:
@@ -165,18 +190,31 @@ def _nearest(context: str, text: str, begin: int | None) -> int | None:
     return min(places, key=lambda found: abs(found - (begin or 0)), default=None)
 
 
-def _place(row: Mapping[str, Any], columns: Sequence[str], sources: Sequence[Source], name: str, number: int) -> str:
+def _place(
+    row: Mapping[str, Any],
+    columns: Sequence[str],
+    sources: Sequence[Source],
+    name: str,
+    number: int,
+) -> str:
     """Name a row by its file and line where it can be found again, else by its number in the split."""
     for source in sources:
         for path in expand_files(source.path, source.split) if source.is_local else []:
             for line, found, _ in read_file(path):
-                if isinstance(found, dict) and all(found.get(column) == row[column] for column in columns):
+                if isinstance(found, dict) and all(
+                    found.get(column) == row[column] for column in columns
+                ):
                     return f"{path} line {line}"
     return f"{name} row {number}"
 
 
 def encode_questions(
-    questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, *, max_length: int, stride: int, name: str
+    questions: Sequence[Question],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    stride: int,
+    name: str,
 ) -> list[Window]:
     """Cut each question's text into windows, and find the first answer in them.
 
@@ -184,17 +222,29 @@ def encode_questions(
         ConfigError: the stride leaves no room to advance, or the tokenizer is not a fast one.
     """
     if not tokenizer.is_fast:
-        raise ConfigError(f"{tokenizer.name_or_path}: answers cannot be found in its tokens; use a fast one")
+        raise ConfigError(
+            f"{tokenizer.name_or_path}: answers cannot be found in its tokens; use a fast one"
+        )
     longest = min(_LONGEST_QUESTION, max_length // 3)
-    room = max_length - longest - 4  # at least so many tokens of the text fit beside question and special tokens
+    room = (
+        max_length - longest - 4
+    )  # at least so many tokens of the text fit beside question and special tokens
     if stride >= room:
-        raise ConfigError(f"--stride {stride} leaves no room in windows of {max_length} tokens: less than {room}")
+        raise ConfigError(
+            f"--stride {stride} leaves no room in windows of {max_length} tokens: less than {room}"
+        )
     asked, cut = [], 0
     for question in questions:
-        encoded = tokenizer(question.question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = tokenizer(
+            question.question, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         offsets = cast(list[tuple[int, int]], encoded["offset_mapping"])
         cut += len(offsets) > longest
-        asked.append(question.question[: offsets[longest - 1][1]] if len(offsets) > longest else question.question)
+        asked.append(
+            question.question[: offsets[longest - 1][1]]
+            if len(offsets) > longest
+            else question.question
+        )
     windows: list[Window] = []
     for number, question in enumerate(questions):
         encoded: Any = tokenizer(
@@ -233,14 +283,22 @@ def as_dataset(windows: Sequence[Window]) -> Dataset:
     columns: dict[str, list[Any]] = {"input_ids": [window.input_ids for window in windows]}
     if windows and windows[0].segments is not None:
         columns["token_type_ids"] = [window.segments for window in windows]
-    columns |= {"start_positions": [window.start for window in windows], "end_positions": [w.end for w in windows]}
+    columns |= {
+        "start_positions": [window.start for window in windows],
+        "end_positions": [w.end for w in windows],
+    }
     return Dataset.from_dict(columns | {"length": [len(window.input_ids) for window in windows]})
 
 
-def collate_windows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
+def collate_windows(
+    rows: Sequence[Mapping[str, Any]], *, pad_token_id: int
+) -> dict[str, torch.Tensor]:
     """Pad windows to the longest, (B, T); `start_positions` and `end_positions` (B,) where the rows have them."""
     names = ("input_ids", "token_type_ids")
-    batch = pad_rows([{name: row[name] for name in names if name in row} for row in rows], pad_token_id=pad_token_id)
+    batch = pad_rows(
+        [{name: row[name] for name in names if name in row} for row in rows],
+        pad_token_id=pad_token_id,
+    )
     for name in ("start_positions", "end_positions"):
         if name in rows[0]:
             batch[name] = torch.tensor([row[name] for row in rows])

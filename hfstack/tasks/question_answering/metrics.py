@@ -18,7 +18,12 @@ from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
 from hfstack.intervals import bootstrap_intervals
 from hfstack.models.heads import padding_id
-from hfstack.tasks.question_answering.data import Question, Window, collate_windows, encode_questions
+from hfstack.tasks.question_answering.data import (
+    Question,
+    Window,
+    collate_windows,
+    encode_questions,
+)
 from hfstack.tasks.shared.metrics import CmrcAnswers, SquadAnswers
 from hfstack.tasks.shared.predict import Predictor, by_length
 from hfstack.tasks.shared.task_models import check_length, load_finished
@@ -37,7 +42,9 @@ class Candidate:
 
     text: str
     start: int  # character of the context; -1 for "no answer"
-    score: float  # begin logit + end logit, less those of token 0 in the same window: 0 is "no answer"
+    score: (
+        float  # begin logit + end logit, less those of token 0 in the same window: 0 is "no answer"
+    )
     probability: float  # softmax over the candidates of this question
 
 
@@ -63,7 +70,10 @@ def find_answers(
     found: list[dict[tuple[int, int], float]] = [{} for _ in questions]
     for window, begins, ends in zip(windows, *logits, strict=True):
         length = len(window.input_ids)
-        begin, end = numpy.asarray(begins[:length], dtype=float), numpy.asarray(ends[:length], dtype=float)
+        begin, end = (
+            numpy.asarray(begins[:length], dtype=float),
+            numpy.asarray(ends[:length], dtype=float),
+        )
         begin, end = begin - begin[0], end - end[0]
         best = found[window.question]
         for first, last, score in _best_spans(begin, end, window, max_answer_tokens, n_best):
@@ -76,10 +86,16 @@ def find_answers(
 
 
 def _best_spans(
-    begin: numpy.ndarray[Any, Any], end: numpy.ndarray[Any, Any], window: Window, longest: int, count: int
+    begin: numpy.ndarray[Any, Any],
+    end: numpy.ndarray[Any, Any],
+    window: Window,
+    longest: int,
+    count: int,
 ) -> list[tuple[int, int, float]]:
     """Return the best stretches of a window's context: first token, last token, score."""
-    inside = numpy.array([token for token, offset in enumerate(window.offsets) if offset is not None], dtype=int)
+    inside = numpy.array(
+        [token for token, offset in enumerate(window.offsets) if offset is not None], dtype=int
+    )
     if not len(inside):
         return []
     scores = begin[inside][:, None] + end[inside][None, :]  # (c, c) for c tokens of the context
@@ -87,12 +103,21 @@ def _best_spans(
     scores[(ahead < 0) | (ahead >= longest)] = -numpy.inf
     flat = scores.ravel()
     top = numpy.argpartition(-flat, min(count, len(flat)) - 1)[:count]
-    spans = [(int(place) // len(inside), int(place) % len(inside)) for place in top if numpy.isfinite(flat[place])]
+    spans = [
+        (int(place) // len(inside), int(place) % len(inside))
+        for place in top
+        if numpy.isfinite(flat[place])
+    ]
     return [(int(inside[a]), int(inside[b]), float(scores[a, b])) for a, b in spans]
 
 
 def _ranked(
-    question: Question, spans: dict[tuple[int, int], float], *, n_best: int, no_answer: bool, threshold: float
+    question: Question,
+    spans: dict[tuple[int, int], float],
+    *,
+    n_best: int,
+    no_answer: bool,
+    threshold: float,
 ) -> list[Candidate]:
     ranked = sorted(spans.items(), key=lambda item: -item[1])[:n_best]
     rows = [(question.context[begin:end], begin, score) for (begin, end), score in ranked]
@@ -121,7 +146,13 @@ def answer_metrics(
     columns: dict[str, list[Any]] = {
         "predictions": [{"id": str(i), "prediction_text": text} for i, text in enumerate(texts)],
         "references": [
-            {"id": str(i), "answers": {"text": [t for t, _ in q.answers], "answer_start": [s for _, s in q.answers]}}
+            {
+                "id": str(i),
+                "answers": {
+                    "text": [t for t, _ in q.answers],
+                    "answer_start": [s for _, s in q.answers],
+                },
+            }
             for i, q in enumerate(questions)
         ],
     }
@@ -132,18 +163,27 @@ def answer_intervals(
     metric: SquadAnswers | CmrcAnswers, questions: Sequence[Question], texts: Sequence[str]
 ) -> dict[str, float]:
     """Return 95 % intervals of exact match and F1 in percent, drawing whole texts: their questions hang together."""
-    scores = [metric.score(text, [t for t, _ in q.answers]) for q, text in zip(questions, texts, strict=True)]
+    scores = [
+        metric.score(text, [t for t, _ in q.answers])
+        for q, text in zip(questions, texts, strict=True)
+    ]
     groups: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
         groups.setdefault(question.context, []).append(index)
-    sums = numpy.array([[len(g), *numpy.sum([scores[i] for i in g], axis=0)] for g in groups.values()])  # (texts, 3)
+    sums = numpy.array(
+        [[len(g), *numpy.sum([scores[i] for i in g], axis=0)] for g in groups.values()]
+    )  # (texts, 3)
 
     def score(drawn: numpy.ndarray[Any, Any]) -> dict[str, float]:
         count, exact, f1 = sums[drawn].sum(0)
         return {"exact_match": 100 * exact / count, "answer_f1": 100 * f1 / count}
 
     found = bootstrap_intervals(score, len(sums))
-    return {f"{name}_{side}": pair[i] for name, pair in found.items() for i, side in enumerate(("low", "high"))}
+    return {
+        f"{name}_{side}": pair[i]
+        for name, pair in found.items()
+        for i, side in enumerate(("low", "high"))
+    }
 
 
 def baseline_answers(questions: Sequence[Question]) -> dict[str, list[str]]:
@@ -153,7 +193,9 @@ def baseline_answers(questions: Sequence[Question]) -> dict[str, list[str]]:
         sentences = [part for part in SENTENCE_END.split(question.context) if part.strip()]
         wanted = _units(question.question)
         found["first_sentence"].append(sentences[0])
-        found["likest_sentence"].append(max(sentences, key=lambda sentence: len(wanted & _units(sentence))))
+        found["likest_sentence"].append(
+            max(sentences, key=lambda sentence: len(wanted & _units(sentence)))
+        )
     return found
 
 
@@ -165,7 +207,9 @@ def beside_baselines(
     metric: SquadAnswers | CmrcAnswers, questions: Sequence[Question], texts: Sequence[str]
 ) -> dict[str, float]:
     """Return the scores of the naive answers as `baseline_...`, and the intervals of the real ones as `eval_...`."""
-    found = {f"eval_{name}": value for name, value in answer_intervals(metric, questions, texts).items()}
+    found = {
+        f"eval_{name}": value for name, value in answer_intervals(metric, questions, texts).items()
+    }
     found["eval_questions"] = len(questions)
     for name, naive in baseline_answers(questions).items():
         scores = answer_metrics(metric, questions, naive)
@@ -178,7 +222,9 @@ def best_texts(found: Sequence[Sequence[Candidate]]) -> list[str]:
     return [candidates[0].text for candidates in found]
 
 
-def write_answers(path: Path, questions: Sequence[Question], found: Sequence[list[Candidate]]) -> None:
+def write_answers(
+    path: Path, questions: Sequence[Question], found: Sequence[list[Candidate]]
+) -> None:
     """Write each question with its answer, its candidates and the true answers, on the first process."""
     if not PartialState().is_main_process:
         return
@@ -207,7 +253,8 @@ def answer_logits(
 
     def score(batch: list[Window]) -> list[Any]:
         rows = [
-            {"input_ids": window.input_ids} | ({} if window.segments is None else {"token_type_ids": window.segments})
+            {"input_ids": window.input_ids}
+            | ({} if window.segments is None else {"token_type_ids": window.segments})
             for window in batch
         ]
         inputs = collate_windows(rows, pad_token_id=pad_token_id)
@@ -220,7 +267,11 @@ def answer_logits(
 
 
 def load_answer_predictor(
-    args: ModelConfig, *, columns: tuple[str | None, str | None], batch_size: int, max_length: int | None
+    args: ModelConfig,
+    *,
+    columns: tuple[str | None, str | None],
+    batch_size: int,
+    max_length: int | None,
 ) -> Predictor:
     """Load a finished model and return what answers rows: the answer, where it begins, and the candidates.
 
@@ -235,10 +286,16 @@ def load_answer_predictor(
     model, tokenizer, info = load_finished(args, "QuestionAnswering")
     model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
     limit = check_length(max_length or info.get("max_length", 384), model.config, tokenizer)
-    names = (columns[0] or info.get("question_column", "question"), columns[1] or info.get("context_column", "context"))
+    names = (
+        columns[0] or info.get("question_column", "question"),
+        columns[1] or info.get("context_column", "context"),
+    )
     pad = padding_id(tokenizer)
     stride = min(int(info.get("stride", 128)), limit // 4)
-    settings = {"max_answer_tokens": info.get("max_answer_tokens", 30), "n_best": info.get("n_best", 5)}
+    settings = {
+        "max_answer_tokens": info.get("max_answer_tokens", 30),
+        "n_best": info.get("n_best", 5),
+    }
     settings |= {"no_answer": info.get("no_answer", False), "threshold": info.get("threshold", 0.0)}
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
@@ -251,8 +308,13 @@ def load_answer_predictor(
                         "(question) and --text_pair_column (context)"
                     )
             questions.append(Question(str(number), row[names[0]], row[names[1]], []))
-        windows = encode_questions(questions, tokenizer, max_length=limit, stride=stride, name="rows")
+        windows = encode_questions(
+            questions, tokenizer, max_length=limit, stride=stride, name="rows"
+        )
         logits = answer_logits(model, windows, pad_token_id=pad, batch_size=batch_size)
-        return [as_row(candidates) for candidates in find_answers(logits, windows, questions, **settings)]
+        return [
+            as_row(candidates)
+            for candidates in find_answers(logits, windows, questions, **settings)
+        ]
 
     return predict

@@ -39,7 +39,9 @@ class ClassifierReward:
         batch_size: int = 32,
         with_prompt: bool = True,
     ) -> None:
-        model, self.tokenizer, info = load_trained_classifier(ModelConfig(model_name_or_path=name_or_path))
+        model, self.tokenizer, info = load_trained_classifier(
+            ModelConfig(model_name_or_path=name_or_path)
+        )
         if label not in info.names:
             known = ", ".join(info.names) or "none, it predicts a number"
             raise ConfigError(f"{name_or_path} has no label {label!r}; its labels: {known}")
@@ -53,12 +55,16 @@ class ClassifierReward:
         self.__name__ = label  # under which the reward is logged
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float]:
         """Return the probability of the label for each completion; `columns` are not read."""
         texts = [text_of(completion) for completion in completions]
         if self.with_prompt:
             texts = [text_of(prompt) + text for prompt, text in zip(prompts, texts, strict=True)]
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # like lengths together: less padding
+        order = sorted(
+            range(len(texts)), key=lambda index: len(texts[index])
+        )  # like lengths together: less padding
         found = [0.0] * len(texts)
         for begin in range(0, len(order), self.batch_size):
             chosen = order[begin : begin + self.batch_size]

@@ -59,20 +59,30 @@ def prepare_rewards(
         CheckpointError: a path is not a reward model.
     """
     if not rewards:
-        raise ConfigError("no rewards: write a function into REWARDS, or name a reward model with --reward_model")
+        raise ConfigError(
+            "no rewards: write a function into REWARDS, or name a reward model with --reward_model"
+        )
     if weights is not None and len(weights) != len(rewards):
-        raise ConfigError(f"--reward_weights has {len(weights)} values for {len(rewards)} rewards: give one for each")
+        raise ConfigError(
+            f"--reward_weights has {len(weights)} values for {len(rewards)} rewards: give one for each"
+        )
     loaded: list[Reward] = []
     for reward in rewards:
         if isinstance(reward, str):
             remote = "://" in reward
-            reward = RemoteReward(reward) if remote else RewardModel(reward, device=device, as_text=as_text)
+            reward = (
+                RemoteReward(reward)
+                if remote
+                else RewardModel(reward, device=device, as_text=as_text)
+            )
         if isinstance(reward, RewardModel) and policy_tokenizer is not None:
             reward.compare_tokenizer(policy_tokenizer)
         loaded.append(reward)
     names = [reward_name(reward) for reward in loaded]
     repeated = {name for name, count in Counter(names).items() if count > 1}
-    named = [f"{name}_{index + 1}" if name in repeated else name for index, name in enumerate(names)]
+    named = [
+        f"{name}_{index + 1}" if name in repeated else name for index, name in enumerate(names)
+    ]
     return [checked(reward, name=name) for reward, name in zip(loaded, named, strict=True)]
 
 
@@ -84,29 +94,47 @@ def checked(reward: Reward, *, name: str | None = None) -> Callable[..., list[fl
     length.
     """
     if not callable(reward):
-        raise ConfigError(f"a reward is a function (prompts, completions, **columns), got {reward!r}")
+        raise ConfigError(
+            f"a reward is a function (prompts, completions, **columns), got {reward!r}"
+        )
     if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
-        raise ConfigError(f"reward {reward_name(reward)!r} is async; write a plain function, or use RemoteReward")
+        raise ConfigError(
+            f"reward {reward_name(reward)!r} is async; write a plain function, or use RemoteReward"
+        )
     own_name = name or reward_name(reward)
     parameters = inspect.signature(reward).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if not takes_all and not {"prompts", "completions"} <= set(parameters):
         found = ", ".join(parameters) or "nothing"
-        raise ConfigError(f"reward {own_name!r} must take (prompts, completions, **columns), but it takes {found}")
-    required = {key for key, one in parameters.items() if one.default is one.empty and one.kind not in _MANY}
+        raise ConfigError(
+            f"reward {own_name!r} must take (prompts, completions, **columns), but it takes {found}"
+        )
+    required = {
+        key for key, one in parameters.items() if one.default is one.empty and one.kind not in _MANY
+    }
     required -= {"prompts", "completions"}
 
-    def score(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def score(
+        prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
         if missing := sorted(required - columns.keys()):
             found = ", ".join(sorted(columns)) or "none"
-            raise DataError(f"reward {own_name!r} reads the column {missing[0]!r}; the rows have: {found}")
-        given = columns if takes_all else {key: value for key, value in columns.items() if key in parameters}
+            raise DataError(
+                f"reward {own_name!r} reads the column {missing[0]!r}; the rows have: {found}"
+            )
+        given = (
+            columns
+            if takes_all
+            else {key: value for key, value in columns.items() if key in parameters}
+        )
         try:
             values = reward(prompts=prompts, completions=completions, **given)
         except HfstackError:
             raise
         except Exception as error:
-            raise _find_culprit(partial(reward, **given), own_name, prompts, completions, error) from error
+            raise _find_culprit(
+                partial(reward, **given), own_name, prompts, completions, error
+            ) from error
         return _read_values(values, own_name, prompts, completions)
 
     score.__name__ = score.__qualname__ = own_name
@@ -127,13 +155,18 @@ def score_all(
     """
     shares = [1.0] * len(rewards) if weights is None else list(weights)
     if len(shares) != len(rewards):
-        raise ConfigError(f"{len(shares)} reward weights for {len(rewards)} rewards: give one for each")
+        raise ConfigError(
+            f"{len(shares)} reward weights for {len(rewards)} rewards: give one for each"
+        )
     each = {
-        reward_name(reward): reward(prompts=prompts, completions=completions, **(columns or {})) for reward in rewards
+        reward_name(reward): reward(prompts=prompts, completions=completions, **(columns or {}))
+        for reward in rewards
     }
     totals: list[float | None] = []
     for values in zip(*each.values(), strict=True):
-        parts = [share * value for share, value in zip(shares, values, strict=True) if value is not None]
+        parts = [
+            share * value for share, value in zip(shares, values, strict=True) if value is not None
+        ]
         totals.append(sum(parts) if parts else None)
     return Scores(totals, each)
 
@@ -145,15 +178,21 @@ def reward_name(reward: Reward) -> str:
     return getattr(reward, "__name__", type(reward).__name__)
 
 
-def _read_values(values: Any, name: str, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
+def _read_values(
+    values: Any, name: str, prompts: Sequence[Any], completions: Sequence[Any]
+) -> list[float | None]:
     """Return the values as floats and None, or raise DataError naming the first sample whose value is none."""
     if isinstance(values, torch.Tensor | numpy.ndarray):
         values = values.tolist()
     if not isinstance(values, list | tuple):
-        raise DataError(f"reward {name!r} must return a list of numbers, one a completion; got {_short(values)}")
+        raise DataError(
+            f"reward {name!r} must return a list of numbers, one a completion; got {_short(values)}"
+        )
     if len(values) != len(completions):
         blame = _sample(min(len(values), len(completions) - 1), prompts, completions)
-        missing = "the first without a value is" if len(values) < len(completions) else "the last one is"
+        missing = (
+            "the first without a value is" if len(values) < len(completions) else "the last one is"
+        )
         raise DataError(
             f"reward {name!r} returned {len(values)} values for {len(completions)} completions; {missing} {blame}"
         )
@@ -166,16 +205,24 @@ def _read_values(values: Any, name: str, prompts: Sequence[Any], completions: Se
             number = float(value)
         except (TypeError, ValueError):
             place = _sample(index, prompts, completions)
-            raise DataError(f"reward {name!r} returned {_short(value)}, not a number, for {place}") from None
+            raise DataError(
+                f"reward {name!r} returned {_short(value)}, not a number, for {place}"
+            ) from None
         if not math.isfinite(number):
             place = _sample(index, prompts, completions)
-            raise DataError(f"reward {name!r} returned {number} for {place}; return None where it does not apply")
+            raise DataError(
+                f"reward {name!r} returned {number} for {place}; return None where it does not apply"
+            )
         floats.append(number)
     return floats
 
 
 def _find_culprit(
-    reward: partial[Any], name: str, prompts: Sequence[Any], completions: Sequence[Any], error: Exception
+    reward: partial[Any],
+    name: str,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    error: Exception,
 ) -> DataError:
     """Call the reward on one sample after the other until one raises, so that the message can name it."""
     count = len(completions)
@@ -187,7 +234,9 @@ def _find_culprit(
         try:
             reward(prompts=[prompts[index]], completions=[completions[index]], **one)
         except Exception as single:
-            return DataError(f"reward {name!r} raised {_described(single)} for {_sample(index, prompts, completions)}")
+            return DataError(
+                f"reward {name!r} raised {_described(single)} for {_sample(index, prompts, completions)}"
+            )
     begins = _sample(0, prompts, completions)
     return DataError(
         f"reward {name!r} raised {_described(error)} for a batch of {count}, and for none of its samples alone; it "
@@ -210,4 +259,8 @@ def _sample(index: int, prompts: Sequence[Any], completions: Sequence[Any]) -> s
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split())
-    return repr(text if len(text) <= 80 else f"{text[:77]}...") if isinstance(value, str) else text[:80]
+    return (
+        repr(text if len(text) <= 80 else f"{text[:77]}...")
+        if isinstance(value, str)
+        else text[:80]
+    )

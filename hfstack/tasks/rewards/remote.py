@@ -49,7 +49,9 @@ class RemoteReward:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"reward endpoint {self.url!r}: only http:// and https:// URLs are called")
+            raise ConfigError(
+                f"reward endpoint {self.url!r}: only http:// and https:// URLs are called"
+            )
         if parts.username or parts.password:
             raise ConfigError(
                 f"reward endpoint at {parts.hostname}: a password in the URL would be written to disk; put a "
@@ -57,7 +59,9 @@ class RemoteReward:
             )
         for field in ("timeout_s", "max_concurrency", "batch_size"):
             if getattr(self, field) <= 0:
-                raise ConfigError(f"reward endpoint: {field} must be above 0, got {getattr(self, field)}")
+                raise ConfigError(
+                    f"reward endpoint: {field} must be above 0, got {getattr(self, field)}"
+                )
         if self.retries < 0:
             raise ConfigError(f"reward endpoint: retries must be 0 or more, got {self.retries}")
 
@@ -67,7 +71,9 @@ class RemoteReward:
         parts = urlsplit(self.url)
         return f"{parts.netloc}{parts.path}".rstrip("/")
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
         """Return the endpoint's number for each completion.
 
         Raises:
@@ -77,7 +83,9 @@ class RemoteReward:
         for column in self.columns:
             if column not in columns:
                 found = ", ".join(sorted(columns)) or "none"
-                raise DataError(f"reward endpoint {self.name} is sent the column {column!r}; the rows have: {found}")
+                raise DataError(
+                    f"reward endpoint {self.name} is sent the column {column!r}; the rows have: {found}"
+                )
         spans = [
             slice(first, min(first + self.batch_size, len(completions)))
             for first in range(0, len(completions), self.batch_size)
@@ -87,7 +95,9 @@ class RemoteReward:
             | {column: list(columns[column][span]) for column in self.columns}
             for span in spans
         ]
-        with ThreadPoolExecutor(max_workers=self.max_concurrency, thread_name_prefix="reward") as pool:
+        with ThreadPoolExecutor(
+            max_workers=self.max_concurrency, thread_name_prefix="reward"
+        ) as pool:
             answers = list(pool.map(self._ask, bodies, [span.start for span in spans]))
         return [value for answer in answers for value in answer]
 
@@ -109,23 +119,35 @@ class RemoteReward:
                 with error:
                     problem = f"status {error.code}: {_short(error.read(2000))}"
                 if error.code not in _RETRIED_STATUS:
-                    raise DataError(f"reward endpoint {self.name} refused {place} with {problem}") from None
+                    raise DataError(
+                        f"reward endpoint {self.name} refused {place} with {problem}"
+                    ) from None
                 asked_s = error.headers.get("Retry-After", "")
                 wait_s = min(float(asked_s), 60.0) if asked_s.isdigit() else wait_s
             except (OSError, HTTPException) as error:  # timeouts, refused and broken connections
                 cause = getattr(error, "reason", error)
-                problem = f"timeout after {self.timeout_s} s" if isinstance(cause, TimeoutError) else str(cause)
+                problem = (
+                    f"timeout after {self.timeout_s} s"
+                    if isinstance(cause, TimeoutError)
+                    else str(cause)
+                )
             if attempt < self.retries:
-                logger.warning("reward endpoint %s: %s; again in %.1f s", self.name, problem, wait_s)
+                logger.warning(
+                    "reward endpoint %s: %s; again in %.1f s", self.name, problem, wait_s
+                )
                 time.sleep(wait_s)
                 wait_s *= 2
         tries = f"{self.retries + 1} attempt{'s' if self.retries else ''}"
-        raise DataError(f"reward endpoint {self.name} gave no rewards for {place} in {tries}; the last: {problem}")
+        raise DataError(
+            f"reward endpoint {self.name} gave no rewards for {place} in {tries}; the last: {problem}"
+        )
 
     def _read(self, answer: bytes, count: int, place: str) -> list[float | None]:
         """Return the numbers of an answer."""
         if len(answer) > _MAX_ANSWER_BYTES:
-            raise DataError(f"reward endpoint {self.name}: the answer for {place} is over {_MAX_ANSWER_BYTES} bytes")
+            raise DataError(
+                f"reward endpoint {self.name}: the answer for {place} is over {_MAX_ANSWER_BYTES} bytes"
+            )
         try:
             values = json.loads(answer)
         except ValueError:
@@ -135,9 +157,13 @@ class RemoteReward:
         if isinstance(values, dict):
             values = values.get("rewards")
         if not isinstance(values, list):
-            raise DataError(f'reward endpoint {self.name}: the answer for {place} lacks a list under "rewards"')
+            raise DataError(
+                f'reward endpoint {self.name}: the answer for {place} lacks a list under "rewards"'
+            )
         if len(values) != count:
-            raise DataError(f"reward endpoint {self.name} returned {len(values)} values for {place}, which are {count}")
+            raise DataError(
+                f"reward endpoint {self.name} returned {len(values)} values for {place}, which are {count}"
+            )
         return values
 
 

@@ -60,10 +60,14 @@ class RewardModel:
         self.max_length = context_length(self.model.config)
         self._warned = False
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float]:
         """Return the score of each completion; `columns` are not read."""
         pad = cast(int, self.tokenizer.pad_token_id)
-        encoded = [self.encode(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+        encoded = [
+            self.encode(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)
+        ]
         return score_sequences(self.model, encoded, pad_token_id=pad, batch_size=self.batch_size)
 
     def score(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:

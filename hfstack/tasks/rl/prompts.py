@@ -54,14 +54,18 @@ def check_start(name: str | None) -> None:
         )
 
 
-def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None) -> None:
+def check_policy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None
+) -> None:
     """Refuse a model that TRL's online trainers would train wrongly, and let its generation stop at the end of a turn.
 
     Raises:
         ConfigError: left padding changes the model's log-probabilities, or nothing ends its answers.
     """
     if not stop_at_end_of_turn(model, tokenizer):
-        raise ConfigError(f"{name}: neither the tokenizer nor the model has an eos token, so no answer would ever end")
+        raise ConfigError(
+            f"{name}: neither the tokenizer nor the model has an eos token, so no answer would ever end"
+        )
     difference, tolerance = left_padding_difference(model)
     if difference > tolerance:
         raise ConfigError(
@@ -84,7 +88,9 @@ def left_padding_difference(model: PreTrainedModel) -> tuple[float, float]:
     training = model.training
     model.eval()
     with torch.no_grad():
-        bare = cast(Any, model)(input_ids=token_ids, attention_mask=torch.ones_like(token_ids)).logits
+        bare = cast(Any, model)(
+            input_ids=token_ids, attention_mask=torch.ones_like(token_ids)
+        ).logits
         padded = cast(Any, model)(
             input_ids=torch.cat([padding, token_ids], dim=1),
             attention_mask=torch.cat([padding, torch.ones_like(token_ids)], dim=1),
@@ -100,7 +106,9 @@ def left_padding_difference(model: PreTrainedModel) -> tuple[float, float]:
     return float(changes.mean()), _HALF_TOLERANCE_NATS
 
 
-def load_prompts(data_args: DataArgs, *, recipe: str, as_chat: bool, quarantine_file: Path) -> dict[str, Any]:
+def load_prompts(
+    data_args: DataArgs, *, recipe: str, as_chat: bool, quarantine_file: Path
+) -> dict[str, Any]:
     """Return the splits with a column `prompt`: texts, or conversations that end with the user's turn.
 
     Args:
@@ -113,13 +121,15 @@ def load_prompts(data_args: DataArgs, *, recipe: str, as_chat: bool, quarantine_
         DataError: no such column, or a prompt is empty or ends with an answer.
     """
     column = "prompt" if data_args.text_column == "text" else data_args.text_column
-    splits = load_splits(dataclasses.replace(data_args, text_column=column), quarantine_file=quarantine_file)
+    splits = load_splits(
+        dataclasses.replace(data_args, text_column=column), quarantine_file=quarantine_file
+    )
     for split, rows in splits.items():
         require_columns(rows, {column}, recipe=recipe)
         if column != "prompt":
-            rows = (rows.remove_columns("prompt") if "prompt" in rows.column_names else rows).rename_column(
-                column, "prompt"
-            )
+            rows = (
+                rows.remove_columns("prompt") if "prompt" in rows.column_names else rows
+            ).rename_column(column, "prompt")
         if isinstance(rows, Dataset):
             for number, prompt in enumerate(rows["prompt"], 1):
                 if problem := _fault(prompt):
@@ -147,11 +157,15 @@ def check_prompts(
         max_completion_length: tokens that a completion may take.
         max_prompt_length: tokens that are kept of a prompt, as `cut_prompt` does; None keeps all.
     """
-    prompts = {name: list(rows["prompt"]) for name, rows in splits.items() if isinstance(rows, Dataset)}
+    prompts = {
+        name: list(rows["prompt"]) for name, rows in splits.items() if isinstance(rows, Dataset)
+    }
     if not prompts:
         return
     whole = [encode_prompt(prompt, tokenizer) for side in prompts.values() for prompt in side]
-    encoded = [cut_prompt(token_ids, max_prompt_length, tokenizer.bos_token_id) for token_ids in whole]
+    encoded = [
+        cut_prompt(token_ids, max_prompt_length, tokenizer.bos_token_id) for token_ids in whole
+    ]
     limit, answer_tokens = context_length(model.config), max_completion_length or 1
     sides = [[json.dumps(prompt) for prompt in prompts.get(name, [])] for name in ("train", "eval")]
     results = {
@@ -160,7 +174,9 @@ def check_prompts(
     }
     if limit is not None:
         lengths = [len(token_ids) for token_ids in encoded]
-        too_long = [number for number, length in enumerate(lengths, 1) if length + answer_tokens > limit]
+        too_long = [
+            number for number, length in enumerate(lengths, 1) if length + answer_tokens > limit
+        ]
         results["prompts and completions fit the context"] = (
             f"{len(too_long)} of {len(lengths)} prompts, first row {too_long[0]} with {lengths[too_long[0] - 1]} "
             f"tokens, leave less than --max_completion_length {answer_tokens} of the context of {limit} "
@@ -208,7 +224,9 @@ def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
             "the prompts are conversations but the model's tokenizer has no chat template; for plain prompts set "
             "--as_chat false"
         )
-    rendered = render_chat(tokenizer, prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    rendered = render_chat(
+        tokenizer, prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
     return cast(list[int], rendered["input_ids"])
 
 
@@ -230,7 +248,9 @@ class CompletionMetrics(TrainerCallback):
     def __init__(self) -> None:
         self._warned = False
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Derive both from what was just logged."""
         logs = kwargs["logs"]
         for prefix in ("", "eval_"):
@@ -239,7 +259,9 @@ class CompletionMetrics(TrainerCallback):
                 continue
             numbers = {f"{prefix}ended_share": round(1 - cut_share, 4)}
             if (kl := logs.get(f"{prefix}kl")) is not None:
-                numbers[f"{prefix}kl_per_completion"] = kl * logs[f"{prefix}completions/mean_length"]
+                numbers[f"{prefix}kl_per_completion"] = (
+                    kl * logs[f"{prefix}completions/mean_length"]
+                )
             logs.update(numbers)
             state.log_history[-1].update(numbers)
             if 1 - cut_share < _RARELY and not self._warned:
@@ -258,7 +280,15 @@ def summarize(history: list[dict[str, Any]]) -> dict[str, float]:
     `start_reward` and its like are of the evaluation before the first step (`--eval_on_start`), `reward` and its like
     of the last training log.
     """
-    names = ("reward", "reward_std", "kl", "kl_per_completion", "ended_share", "completions/mean_length", "entropy")
+    names = (
+        "reward",
+        "reward_std",
+        "kl",
+        "kl_per_completion",
+        "ended_share",
+        "completions/mean_length",
+        "entropy",
+    )
     start = next((row for row in history if "eval_reward" in row and row["step"] == 0), {})
     end = next((row for row in reversed(history) if "reward" in row), {})
     found = {f"start_{name.rpartition('/')[2]}": start.get(f"eval_{name}") for name in names}
@@ -269,7 +299,11 @@ def summarize(history: list[dict[str, Any]]) -> dict[str, float]:
 def last_evaluation(history: list[dict[str, Any]], step: int) -> dict[str, float] | None:
     """What an evaluation after this very step found, or None; answers take long to write, so it is not made twice."""
     row = next((row for row in reversed(history) if "eval_reward" in row), {})
-    return {name: value for name, value in row.items() if name != "step"} if row.get("step") == step else None
+    return (
+        {name: value for name, value in row.items() if name != "step"}
+        if row.get("step") == step
+        else None
+    )
 
 
 def _as_conversation(row: dict[str, Any]) -> dict[str, Any]:
@@ -281,7 +315,11 @@ def _fault(prompt: Any) -> str | None:
     """What is wrong with a prompt, or None."""
     if isinstance(prompt, str):
         return None if prompt.strip() else "the prompt is empty"
-    if not isinstance(prompt, list) or not prompt or not all(isinstance(turn, dict) for turn in prompt):
+    if (
+        not isinstance(prompt, list)
+        or not prompt
+        or not all(isinstance(turn, dict) for turn in prompt)
+    ):
         return f"a prompt is text or a list of messages {{role, content}}, got {str(prompt)[:40]!r}"
     return (
         "the conversation ends with an answer; it must end with the user's turn"

@@ -22,7 +22,9 @@ from hfstack.tokens.text_rows import Overlong, pad_rows
 logger = get_logger(__name__)
 
 _IGNORED_LABEL = -100
-_FLAGS = "name them with --source_column and --target_column (a part of a mapping as translation.en)"
+_FLAGS = (
+    "name them with --source_column and --target_column (a part of a mapping as translation.en)"
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Encoded:
     places: list[int]  # of the pairs in the split, from 0
 
 
-def read_pairs(rows: Dataset, columns: tuple[str, str], *, name: str, skip_empty: bool = False) -> list[Pair]:
+def read_pairs(
+    rows: Dataset, columns: tuple[str, str], *, name: str, skip_empty: bool = False
+) -> list[Pair]:
     """Return the pairs of a split.
 
     Args:
@@ -65,7 +69,9 @@ def read_pairs(rows: Dataset, columns: tuple[str, str], *, name: str, skip_empty
         if not isinstance(source, str | None):
             raise DataError(f"{name} row {number}: {columns[0]} is {str(source)[:40]!r}, not text")
         if not isinstance(listed, list) or not all(isinstance(text, str | None) for text in listed):
-            raise DataError(f"{name} row {number}: {columns[1]} is {str(target)[:40]!r}, not text or a list of texts")
+            raise DataError(
+                f"{name} row {number}: {columns[1]} is {str(target)[:40]!r}, not text or a list of texts"
+            )
         targets = [text for text in listed if text and text.strip()]
         if source and source.strip() and targets:
             pairs.append(Pair(source, targets))
@@ -77,7 +83,12 @@ def read_pairs(rows: Dataset, columns: tuple[str, str], *, name: str, skip_empty
             f"{name} row {number}: the {what} is empty ({len(empty)} such rows); remove them, or --on_bad_row skip"
         )
     if empty:
-        logger.warning("%s: left out %d of %d rows whose source or target is empty", name, len(empty), len(rows))
+        logger.warning(
+            "%s: left out %d of %d rows whose source or target is empty",
+            name,
+            len(empty),
+            len(rows),
+        )
     if not pairs:
         raise DataError(f"{name}: no row is left of {len(rows)}")
     return pairs
@@ -94,7 +105,9 @@ def text_at(row: Mapping[str, Any], column: str, *, place: str) -> Any:
     outer, _, inner = column.partition(".")
     if inner and isinstance(row.get(outer), Mapping) and inner in row[outer]:
         return row[outer][inner]
-    inside = f" ({outer} has {', '.join(row[outer])})" if isinstance(row.get(outer), Mapping) else ""
+    inside = (
+        f" ({outer} has {', '.join(row[outer])})" if isinstance(row.get(outer), Mapping) else ""
+    )
     raise DataError(f"{place} has no column {column!r}, found {', '.join(row)}{inside}; {_FLAGS}")
 
 
@@ -123,16 +136,26 @@ def encode_pairs(
         DataError: a text is too long with `overlong` "fail", or no row is left.
     """
     if overlong not in get_args(Overlong):
-        raise ConfigError(f"--overlong is {overlong!r}: choose one of {', '.join(get_args(Overlong))}")
-    owners = [index for index, pair in enumerate(pairs) for _ in (pair.targets[:1] if held_out else pair.targets)]
+        raise ConfigError(
+            f"--overlong is {overlong!r}: choose one of {', '.join(get_args(Overlong))}"
+        )
+    owners = [
+        index
+        for index, pair in enumerate(pairs)
+        for _ in (pair.targets[:1] if held_out else pair.targets)
+    ]
     texts = {
         "source": [prefix + pairs[index].source for index in owners],
-        "target": [target for pair in pairs for target in (pair.targets[:1] if held_out else pair.targets)],
+        "target": [
+            target for pair in pairs for target in (pair.targets[:1] if held_out else pair.targets)
+        ],
     }
     ids: dict[str, list[list[int]]] = {}
     left_out: set[int] = set()
     for kind, limit in zip(("source", "target"), lengths, strict=True):
-        ids[kind], whole = encode_ended(texts[kind], tokenizer, max_length=limit, ends=ends, side=cast(Any, kind))
+        ids[kind], whole = encode_ended(
+            texts[kind], tokenizer, max_length=limit, ends=ends, side=cast(Any, kind)
+        )
         long = [row for row, length in enumerate(whole) if length > limit]
         if long:
             _say_overlong(kind, long, whole, limit, overlong=overlong, name=name)
@@ -142,7 +165,10 @@ def encode_pairs(
         raise DataError(f"{name}: no row is left of {len(pairs)}")
     if held_out:
         kept.sort(key=lambda row: -len(ids["source"][row]))
-    columns = {"input_ids": [ids["source"][row] for row in kept], "labels": [ids["target"][row] for row in kept]}
+    columns = {
+        "input_ids": [ids["source"][row] for row in kept],
+        "labels": [ids["target"][row] for row in kept],
+    }
     places = [owners[row] for row in kept]
     return Encoded(Dataset.from_dict(columns), [pairs[place] for place in places], places)
 
@@ -164,7 +190,11 @@ def encode_ended(
     keyword = "text_target" if side == "target" else "text"
 
     def encode(chosen: Sequence[str], **cut: Any) -> list[list[int]]:
-        settings: dict[str, Any] = {keyword: list(chosen), "return_attention_mask": False, "verbose": False}
+        settings: dict[str, Any] = {
+            keyword: list(chosen),
+            "return_attention_mask": False,
+            "verbose": False,
+        }
         return [list(ids) for ids in cast(Any, tokenizer(**settings, **cut)["input_ids"])]
 
     if not texts:
@@ -175,7 +205,9 @@ def encode_ended(
     whole = [len(ids) for ids in rows]
     long = [index for index, length in enumerate(whole) if length > max_length]
     if long:
-        shorter = encode([texts[index] for index in long], truncation=True, max_length=max_length - len(added))
+        shorter = encode(
+            [texts[index] for index in long], truncation=True, max_length=max_length - len(added)
+        )
         for index, ids in zip(long, shorter, strict=True):
             rows[index] = ids + added
     return rows, whole
@@ -197,13 +229,21 @@ def collate_pairs(
     """
     batch = pad_rows([{"input_ids": row["input_ids"]} for row in rows], pad_token_id=pad_token_id)
     labels = pad_sequence(
-        [torch.as_tensor(row["labels"]) for row in rows], batch_first=True, padding_value=_IGNORED_LABEL
+        [torch.as_tensor(row["labels"]) for row in rows],
+        batch_first=True,
+        padding_value=_IGNORED_LABEL,
     )  # (B, T)
     return batch | {"labels": labels, "decoder_input_ids": shift(labels=labels)}
 
 
 def _say_overlong(
-    kind: str, long: Sequence[int], whole: Sequence[int], limit: int, *, overlong: Overlong, name: str
+    kind: str,
+    long: Sequence[int],
+    whole: Sequence[int],
+    limit: int,
+    *,
+    overlong: Overlong,
+    name: str,
 ) -> None:
     most = max(whole[row] for row in long)
     fact = f"{name}: {len(long)} of {len(whole)} {kind}s are longer than {limit} tokens (longest {most})"
@@ -211,4 +251,6 @@ def _say_overlong(
         raise DataError(
             f"{fact}, the first is text {long[0] + 1}: --overlong cut or drop, or a larger --max_{kind}_length"
         )
-    logger.warning("%s: %s", fact, "their ends are cut" if overlong == "cut" else "they are left out")
+    logger.warning(
+        "%s: %s", fact, "their ends are cut" if overlong == "cut" else "they are left out"
+    )

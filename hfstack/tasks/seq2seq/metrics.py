@@ -52,7 +52,10 @@ def overlap_metrics(texts: Sequence[str], pairs: Sequence[Pair]) -> dict[str, fl
 
 def naive_texts(pairs: Sequence[Pair]) -> dict[str, list[str]]:
     """Return what costs nothing: the source itself, and its first sentence where some source has several."""
-    found = {"copy": [pair.source for pair in pairs], "lead": [first_sentence(pair.source) for pair in pairs]}
+    found = {
+        "copy": [pair.source for pair in pairs],
+        "lead": [first_sentence(pair.source) for pair in pairs],
+    }
     if found["lead"] == [text.strip() for text in found["copy"]]:
         del found["lead"]
     return found
@@ -75,9 +78,15 @@ def record_results(run: Run, texts: Sequence[str], held: Encoded) -> dict[str, f
     own = overlap_metrics(texts, pairs)
     targets = [pair.targets for pair in pairs]
     how = signatures(texts, targets)
-    rows = [[name, *(round(scores[name], 4) for scores in (own, *naive.values())), how[name]] for name in METRICS]
+    rows = [
+        [name, *(round(scores[name], 4) for scores in (own, *naive.values())), how[name]]
+        for name in METRICS
+    ]
     run.add_table("scores", ["score", "model", *naive, "signature"], rows)
-    samples = [[_shown(pair.source), _shown(pair.targets[0]), _shown(text)] for _, pair, text in ordered[:_SAMPLES]]
+    samples = [
+        [_shown(pair.source), _shown(pair.targets[0]), _shown(text)]
+        for _, pair, text in ordered[:_SAMPLES]
+    ]
     run.add_table("samples", ["source", "reference", "output"], samples)
     if PartialState().is_main_process:
         with write_jsonl(run.output_dir / "predictions.jsonl") as add:
@@ -86,10 +95,14 @@ def record_results(run: Run, texts: Sequence[str], held: Encoded) -> dict[str, f
     run.add_artifact("predictions", "predictions.jsonl")
     metrics = {f"eval_{name}": value for name, value in own.items()}
     metrics["eval_bleu_low"], metrics["eval_bleu_high"] = bleu_interval(texts, targets)
-    written, wanted = (sum(map(len, column)) for column in (texts, [targets[0] for targets in targets]))
+    written, wanted = (
+        sum(map(len, column)) for column in (texts, [targets[0] for targets in targets])
+    )
     metrics |= {"eval_length_ratio": written / wanted, "eval_rows": len(pairs)}
     return metrics | {
-        f"baseline_{name}_{key}": value for name, scores in naive.items() for key, value in scores.items()
+        f"baseline_{name}_{key}": value
+        for name, scores in naive.items()
+        for key, value in scores.items()
     }
 
 
@@ -99,7 +112,11 @@ def _shown(text: str) -> str:
 
 @torch.no_grad()
 def write_texts(
-    model: Any, sources: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 32
+    model: Any,
+    sources: Sequence[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 32,
 ) -> list[str]:
     """Return what the model writes for each source, in order; batches hold sources of about one length."""
     device = next(model.parameters()).device
@@ -107,14 +124,20 @@ def write_texts(
 
     def write(batch: list[list[int]]) -> list[Any]:
         inputs = pad_rows([{"input_ids": ids} for ids in batch], pad_token_id=pad)  # (B, S)
-        written = model.generate(**{name: tensor.to(device) for name, tensor in inputs.items()})  # (B, T)
+        written = model.generate(
+            **{name: tensor.to(device) for name, tensor in inputs.items()}
+        )  # (B, T)
         return decode_texts(written.cpu().numpy().astype(numpy.int64), tokenizer)
 
     return by_length(sources, [len(ids) for ids in sources], write, batch_size)
 
 
 def load_seq2seq_predictor(
-    args: ModelConfig, *, columns: tuple[str | None, str | None], batch_size: int, max_length: int | None
+    args: ModelConfig,
+    *,
+    columns: tuple[str | None, str | None],
+    batch_size: int,
+    max_length: int | None,
 ) -> Predictor:
     """Load a finished encoder-decoder, or adapter, and return what answers rows: `{"text": ...}`.
 
@@ -128,7 +151,9 @@ def load_seq2seq_predictor(
     """
     model, tokenizer, info = load_finished_seq2seq(args)
     model.to(Accelerator().device)
-    limit, _ = text_lengths(max_length or info.get("max_source_length"), None, model.config, tokenizer)
+    limit, _ = text_lengths(
+        max_length or info.get("max_source_length"), None, model.config, tokenizer
+    )
     column = columns[0] or info.get("source_column", "source")
     prefix, ends = info.get("source_prefix", ""), stop_tokens(model, tokenizer)
 
@@ -142,12 +167,18 @@ def load_seq2seq_predictor(
                     f"row {number} has no column {column!r}, found {', '.join(row)}; set --text_column"
                 ) from None
             if not isinstance(text, str) or not text.strip():
-                raise DataError(f"row {number}: {column} is {str(text)[:40]!r}, not text; remove the row")
+                raise DataError(
+                    f"row {number}: {column} is {str(text)[:40]!r}, not text; remove the row"
+                )
             texts.append(prefix + text)
         sources, whole = encode_ended(texts, tokenizer, max_length=limit, ends=ends)
         if long := sum(length > limit for length in whole):
             last_row = first_row + len(rows) - 1
-            logger.warning("%d of rows %d to %d are cut at %d tokens", long, first_row, last_row, limit)
-        return [{"text": text} for text in write_texts(model, sources, tokenizer, batch_size=batch_size)]
+            logger.warning(
+                "%d of rows %d to %d are cut at %d tokens", long, first_row, last_row, limit
+            )
+        return [
+            {"text": text} for text in write_texts(model, sources, tokenizer, batch_size=batch_size)
+        ]
 
     return predict

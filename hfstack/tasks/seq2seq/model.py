@@ -19,7 +19,13 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
-from hfstack.models.heads import ADAPTER_FILE, check_own_tokenizer, load_with_config, padding_id, read_config
+from hfstack.models.heads import (
+    ADAPTER_FILE,
+    check_own_tokenizer,
+    load_with_config,
+    padding_id,
+    read_config,
+)
 from hfstack.models.loading import check_vocabulary, readable_length
 from hfstack.tasks.shared.task_models import TASK_FILE, load_finished
 
@@ -47,7 +53,9 @@ def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     _check_encoder_decoder(config, name)
     if config_file is not None:
         use_tokens(config, tokenizer)
-    model, new_modules = load_with_config(AutoModelForSeq2SeqLM, args, config, config_file, purpose=purpose)
+    model, new_modules = load_with_config(
+        AutoModelForSeq2SeqLM, args, config, config_file, purpose=purpose
+    )
     if config_file is not None:
         return model
     check_vocabulary(model, tokenizer, name)
@@ -68,7 +76,9 @@ def use_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     """
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if end is None:
-        raise ConfigError(f"the tokenizer {tokenizer.name_or_path} has no end token: a decoder could not learn to stop")
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name_or_path} has no end token: a decoder could not learn to stop"
+        )
     plain = cast(Any, config)
     plain.eos_token_id = end
     plain.pad_token_id = plain.decoder_start_token_id = padding_id(tokenizer)
@@ -97,7 +107,10 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def text_lengths(
-    source: int | None, target: int | None, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+    source: int | None,
+    target: int | None,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[int, int]:
     """Return the most tokens of a source and of a target: as asked, else what can be read, at most 512 and 128.
 
@@ -113,7 +126,9 @@ def text_lengths(
         if asked is not None and asked < 4:
             raise ConfigError(f"{flag} must be at least 4 tokens, got {asked}")
         if asked is not None and longest is not None and asked > longest:
-            raise ConfigError(f"{flag} {asked} is longer than the model's {longest} positions: use {flag} {longest}")
+            raise ConfigError(
+                f"{flag} {asked} is longer than the model's {longest} positions: use {flag} {longest}"
+            )
     return source or min(usual, _USUAL_SOURCE), target or min(usual, _USUAL_TARGET)
 
 
@@ -146,7 +161,9 @@ def set_decoding(
             named = source if isinstance(source, GenerationConfig) else str(source)
             given = Seq2SeqTrainer.load_generation_config(named).to_diff_dict()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"--generation_config {source}: {' '.join(str(error).split())[:200]}") from error
+            raise ConfigError(
+                f"--generation_config {source}: {' '.join(str(error).split())[:200]}"
+            ) from error
     config = model.generation_config
     decoding = {name: value for name, value in given.items() if name not in _NO_DECODING}
     decoding["max_length"] = max_length or given.get("max_length") or usual_length
@@ -173,8 +190,12 @@ def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBa
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
             info = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder} is an adapter that the seq2seq recipe has not written: {error}") from error
-        whole = load_seq2seq(replace(args, model_name_or_path=base, model_revision="main"), tokenizer)
+            raise CheckpointError(
+                f"{folder} is an adapter that the seq2seq recipe has not written: {error}"
+            ) from error
+        whole = load_seq2seq(
+            replace(args, model_name_or_path=base, model_revision="main"), tokenizer
+        )
         model = cast(Any, PeftModel.from_pretrained(whole, str(folder)).eval())
     if decoding := info.get("decoding"):
         model.generation_config.update(**decoding)

@@ -52,11 +52,17 @@ class TranslatingTrainer(InOrderTrainer, Seq2SeqTrainer):
         rows: Any = self.eval_dataset
         rows = rows.select(range(min(len(rows), _GAIN_ROWS)))
         sources = rows["input_ids"][:]
-        swapped = rows.remove_columns("input_ids").add_column("input_ids", [*sources[1:], sources[0]])
+        swapped = rows.remove_columns("input_ids").add_column(
+            "input_ids", [*sources[1:], sources[0]]
+        )
         settings: Any = self.args
         names = ("predict_with_generate", "prediction_loss_only")
         before = {name: getattr(settings, name) for name in names}, self.compute_metrics
-        settings.predict_with_generate, settings.prediction_loss_only, self.compute_metrics = False, True, None
+        settings.predict_with_generate, settings.prediction_loss_only, self.compute_metrics = (
+            False,
+            True,
+            None,
+        )
         try:
             own, other = (self.predict(some).metrics["test_loss"] for some in (rows, swapped))  # pyright: ignore
         finally:
@@ -80,12 +86,19 @@ def trainer_settings(
     """
     check_best_metric(training_args, scores)
     by_score = (training_args.metric_for_best_model or "loss").removeprefix("eval_") != "loss"
-    if by_score and training_args.load_best_model_at_end and not training_args.predict_with_generate:
+    if (
+        by_score
+        and training_args.load_best_model_at_end
+        and not training_args.predict_with_generate
+    ):
         raise ConfigError(
             f"--metric_for_best_model {training_args.metric_for_best_model} needs --predict_with_generate true"
         )
     settings = copy.copy(training_args)
     settings.push_to_hub = False  # checkpoints are pushed by what the recipe hands to `protect`
     settings.generation_config = None  # the model has it already
-    settings.generation_max_length, settings.generation_num_beams = decoding["max_length"], decoding["num_beams"]
+    settings.generation_max_length, settings.generation_num_beams = (
+        decoding["max_length"],
+        decoding["num_beams"],
+    )
     return settings

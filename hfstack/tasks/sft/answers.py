@@ -54,8 +54,12 @@ def answer(
     for start in range(0, len(prompts), batch_size):
         batch = [list(prompt) for prompt in prompts[start : start + batch_size]]
         width = max(map(len, batch))
-        tokens = torch.tensor([[pad] * (width - len(ids)) + ids for ids in batch], device=model.device)  # (B, T)
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
+        tokens = torch.tensor(
+            [[pad] * (width - len(ids)) + ids for ids in batch], device=model.device
+        )  # (B, T)
+        mask = torch.tensor(
+            [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device
+        )
         with torch.no_grad():
             output: torch.Tensor = cast(Any, model).generate(
                 input_ids=tokens, attention_mask=mask, generation_config=settings
@@ -64,12 +68,20 @@ def answer(
             end = next((index for index, token in enumerate(row) if token in ends), None)
             text = tokenizer.decode(row[:end], skip_special_tokens=True)
             prompt = tokenizer.decode(ids, skip_special_tokens=False)
-            answers.append(Completion(str(prompt), str(text), len(row) if end is None else end + 1, end is not None))
+            answers.append(
+                Completion(
+                    str(prompt), str(text), len(row) if end is None else end + 1, end is not None
+                )
+            )
     return answers
 
 
 def answer_pairs(
-    model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
 ) -> list[tuple[str, str]]:
     """Return (prompt, answer) pairs by greedy decoding: a look while training."""
     answers = answer(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
@@ -99,7 +111,9 @@ def score_answers(
         DataError: there is no prompt, or a prompt has no reference.
     """
     if not asked or any(reference is None for _, reference in asked):
-        raise DataError("--answer_rows needs held-out rows with a prompt and an answer, short enough for the context")
+        raise DataError(
+            "--answer_rows needs held-out rows with a prompt and an answer, short enough for the context"
+        )
     training = model.training
     model.eval()
     answers = answer(model, tokenizer, [ids for ids, _ in asked], max_new_tokens=max_new_tokens)
@@ -144,7 +158,9 @@ def answer_loss(
             ids = _stack([row["input_ids"] for row in batch], pad_id).to(model.device)  # (B, T)
             labels = _stack([row["labels"] for row in batch], _IGNORED).to(model.device)  # (B, T)
             mask = _stack([[1] * len(row["input_ids"]) for row in batch], 0).to(model.device)
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()  # (B, T - 1, V)
+            logits = (
+                model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+            )  # (B, T - 1, V)
             targets = labels[:, 1:]
             total += cross_entropy(
                 logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=_IGNORED
@@ -152,7 +168,11 @@ def answer_loss(
             count += int((targets != _IGNORED).sum())
     model.train(training)
     loss = total / count
-    return {"held_out_loss": loss, "held_out_perplexity": perplexity(loss), "held_out_tokens": count}
+    return {
+        "held_out_loss": loss,
+        "held_out_perplexity": perplexity(loss),
+        "held_out_tokens": count,
+    }
 
 
 def _stack(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:

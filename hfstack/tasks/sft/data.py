@@ -35,7 +35,12 @@ _PROMPTS = ("instruction", "question", "query", "input", "source", "user")
 _CONTEXTS = ("input", "context", "passage")
 _COMPLETIONS = ("output", "response", "answer", "completion", "target", "assistant")
 _CONVERSATIONS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}  # ShareGPT's names
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}  # ShareGPT's names
 _SHOWN_FAULTS = 3
 _OPENING_TOKENS = 8  # of a text, when a model is asked to go on with it
 
@@ -58,23 +63,35 @@ def kind_of_rows(rows: Dataset, columns: Columns) -> Kind:
     """
     found = rows.column_names
     if columns.context is not None and columns.context not in found:
-        raise DataError(f"--context_column {columns.context}: no such column; found: {', '.join(found)}")
+        raise DataError(
+            f"--context_column {columns.context}: no such column; found: {', '.join(found)}"
+        )
     if {columns.prompt, columns.completion} <= set(found):
         return "prompt+completion"
     for name in (columns.text, "messages"):
         if name in found:
             return "text" if isinstance(rows[0][name], str) else "messages"
     flags = []
-    if "prompt" not in found and (prompt := next((name for name in _PROMPTS if name in found), None)):
+    if "prompt" not in found and (
+        prompt := next((name for name in _PROMPTS if name in found), None)
+    ):
         flags.append(f"--prompt_column {prompt}")
         context = next((name for name in _CONTEXTS if name in found and name != prompt), None)
         flags += [f"--context_column {context}"] if context else []
     if completion := next((name for name in _COMPLETIONS if name in found), None):
         flags += [f"--completion_column {completion}"] if completion != "completion" else []
-    if not flags and (conversation := next((name for name in _CONVERSATIONS if name in found), None)):
+    if not flags and (
+        conversation := next((name for name in _CONVERSATIONS if name in found), None)
+    ):
         flags.append(f"--text_column {conversation}")
-    hint = f"map them with {' '.join(flags)}" if flags else "map them with --prompt_column and --completion_column"
-    raise DataError(f"sft needs messages, prompt + completion, or text; found the columns {', '.join(found)}; {hint}")
+    hint = (
+        f"map them with {' '.join(flags)}"
+        if flags
+        else "map them with --prompt_column and --completion_column"
+    )
+    raise DataError(
+        f"sft needs messages, prompt + completion, or text; found the columns {', '.join(found)}; {hint}"
+    )
 
 
 def normalise(rows: Dataset, columns: Columns, *, as_chat: bool) -> Dataset:
@@ -90,7 +107,9 @@ def normalise(rows: Dataset, columns: Columns, *, as_chat: bool) -> Dataset:
         DataError: the columns are others.
     """
     if not isinstance(rows, Dataset):
-        raise ConfigError("sft reads all rows before it trains, to check and to pack them: drop --streaming")
+        raise ConfigError(
+            "sft reads all rows before it trains, to check and to pack them: drop --streaming"
+        )
     kind = kind_of_rows(rows, columns)
     if kind == "prompt+completion":
         _warn_of_unread_context(rows, columns)
@@ -173,13 +192,22 @@ def encode_split(
     """
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        ids, labels, fault = encode_row(row, tokenizer, assistant_only=assistant_only, completion_only=completion_only)
+        ids, labels, fault = encode_row(
+            row, tokenizer, assistant_only=assistant_only, completion_only=completion_only
+        )
         length = len(ids)
-        first = next((index for index, label in enumerate(labels) if label != IGNORED_LABEL), length)
+        first = next(
+            (index for index, label in enumerate(labels) if label != IGNORED_LABEL), length
+        )
         if fault is None and max_length is not None and first >= max_length:
             fault = f"prompt too long: {first} tokens leave none of --max_length {max_length} for the answer"
         kept = max_length if cut else None
-        return {"input_ids": ids[:kept], "labels": labels[:kept], "fault": fault or "", "length": length}
+        return {
+            "input_ids": ids[:kept],
+            "labels": labels[:kept],
+            "fault": fault or "",
+            "length": length,
+        }
 
     encoded = rows.map(
         encode,
@@ -201,7 +229,11 @@ def encode_split(
 
 
 def encode_row(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool, completion_only: bool
+    row: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    assistant_only: bool,
+    completion_only: bool,
 ) -> tuple[list[int], list[int], str | None]:
     """Return (ids, labels, fault) of one normalised row; the fault is None when it can be learnt from."""
     if "messages" in row:
@@ -228,11 +260,19 @@ def pack(rows: Dataset, *, max_length: int, strategy: str) -> Dataset:
         ConfigError: `strategy` is `wrapped`, which cuts documents and lets them read each other.
     """
     if strategy == "wrapped":
-        raise ConfigError("--packing_strategy wrapped lets packed documents read each other; use bfd or bfd_split")
+        raise ConfigError(
+            "--packing_strategy wrapped lets packed documents read each other; use bfd or bfd_split"
+        )
     packed = pack_dataset(rows, max_length, strategy, {"load_from_cache_file": False})
     tokens = sum(map(sum, packed["seq_lengths"][:]))
     filled = tokens / (len(packed) * max_length)
-    logger.info("packed %d rows into %d of %d tokens, %.1f %% full", len(rows), len(packed), max_length, 100 * filled)
+    logger.info(
+        "packed %d rows into %d of %d tokens, %.1f %% full",
+        len(rows),
+        len(packed),
+        max_length,
+        100 * filled,
+    )
     return packed
 
 
@@ -266,21 +306,33 @@ def _last_question(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | str | No
     if "text" in row:
         return row["text"], None
     if "prompt" in row:
-        return (row["prompt"], row["completion"]) if row["prompt"] and row["completion"] else (None, None)
+        return (
+            (row["prompt"], row["completion"])
+            if row["prompt"] and row["completion"]
+            else (None, None)
+        )
     turns = json.loads(row["messages"])
-    last = max((index for index, turn in enumerate(turns) if turn.get("role") == "assistant"), default=0)
+    last = max(
+        (index for index, turn in enumerate(turns) if turn.get("role") == "assistant"), default=0
+    )
     answered = last > 0 and isinstance(turns[last].get("content"), str)
     return (turns[:last], turns[last]["content"]) if answered else (None, None)
 
 
 def _encode_conversation(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, assistant_only: bool, completion_only: bool
+    row: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    assistant_only: bool,
+    completion_only: bool,
 ) -> tuple[list[int], list[int], str | None]:
     turns: list[dict[str, Any]] = json.loads(row["messages"])
     answers = [turn for turn in turns if turn.get("role") == "assistant"]
     if not answers:
         return [], [], "no assistant turn"
-    if any(not str(turn.get("content") or "").strip() and not turn.get("tool_calls") for turn in answers):
+    if any(
+        not str(turn.get("content") or "").strip() and not turn.get("tool_calls")
+        for turn in answers
+    ):
         return [], [], "empty completion (an assistant turn without content)"
     try:
         encoded = _template(tokenizer, turns, return_assistant_tokens_mask=assistant_only)
@@ -290,12 +342,17 @@ def _encode_conversation(
     labels = list(ids)
     if assistant_only:
         mask: list[int] = encoded["assistant_masks"]
-        labels = [token if learnt else IGNORED_LABEL for token, learnt in zip(ids, mask, strict=True)]
+        labels = [
+            token if learnt else IGNORED_LABEL for token, learnt in zip(ids, mask, strict=True)
+        ]
         if not any(mask):
             return ids, labels, "the chat template marks no assistant tokens"
     if completion_only and row["prompt_turns"]:
         before = prompt_ids(tokenizer, turns[: row["prompt_turns"]])
-        shared = next((i for i, pair in enumerate(zip(before, ids, strict=False)) if pair[0] != pair[1]), len(before))
+        shared = next(
+            (i for i, pair in enumerate(zip(before, ids, strict=False)) if pair[0] != pair[1]),
+            len(before),
+        )
         labels[:shared] = [IGNORED_LABEL] * shared
     return ids, labels, None
 
@@ -308,7 +365,11 @@ def _turn(turn: dict[str, Any]) -> dict[str, Any]:
 
 
 def _turns(value: Any, role: str) -> list[dict[str, Any]]:
-    return [_turn(turn) for turn in value] if isinstance(value, list) else [{"role": role, "content": value}]
+    return (
+        [_turn(turn) for turn in value]
+        if isinstance(value, list)
+        else [{"role": role, "content": value}]
+    )
 
 
 def _warn_of_unread_context(rows: Dataset, columns: Columns) -> None:
@@ -324,9 +385,14 @@ def _warn_of_unread_context(rows: Dataset, columns: Columns) -> None:
                                filled, name, name)  # fmt: skip
 
 
-def _tell_faults(rows: Dataset, faults: Sequence[str], bad: Sequence[int], *, name: str, on_bad_row: str) -> None:
+def _tell_faults(
+    rows: Dataset, faults: Sequence[str], bad: Sequence[int], *, name: str, on_bad_row: str
+) -> None:
     """Refuse bad rows, or log how many are left out and why."""
-    shown = "; ".join(f"row {index + 1} ({_excerpt(rows[index])}): {faults[index]}" for index in bad[:_SHOWN_FAULTS])
+    shown = "; ".join(
+        f"row {index + 1} ({_excerpt(rows[index])}): {faults[index]}"
+        for index in bad[:_SHOWN_FAULTS]
+    )
     if on_bad_row == "fail":
         raise DataError(
             f"{len(bad)} of {len(rows)} {name} rows cannot be learnt from: {shown}; "
@@ -342,7 +408,11 @@ def _tell_cut(lengths: Sequence[int], *, name: str, max_length: int) -> None:
     cut = sum(length > max_length for length in lengths)
     if cut:
         logger.warning(
-            "%d of %d %s rows are longer than --max_length %d and lose the end", cut, len(lengths), name, max_length
+            "%d of %d %s rows are longer than --max_length %d and lose the end",
+            cut,
+            len(lengths),
+            name,
+            max_length,
         )
 
 

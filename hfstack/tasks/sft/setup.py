@@ -35,7 +35,9 @@ logger = get_logger(__name__)
 _PROBE_TOKENS = 8
 
 
-def check_settings(training_args: SFTConfig, model: PreTrainedModel, rows: dict[str, Dataset]) -> None:
+def check_settings(
+    training_args: SFTConfig, model: PreTrainedModel, rows: dict[str, Dataset]
+) -> None:
     """Refuse settings that contradict the rows or the model.
 
     Raises:
@@ -50,13 +52,22 @@ def check_settings(training_args: SFTConfig, model: PreTrainedModel, rows: dict[
     if training_args.packing and length is None:
         raise ConfigError("--packing fills rows of --max_length tokens: set --max_length")
     if training_args.packing and training_args.packing_strategy == "wrapped":
-        raise ConfigError("--packing_strategy wrapped lets packed documents read each other; use bfd or bfd_split")
+        raise ConfigError(
+            "--packing_strategy wrapped lets packed documents read each other; use bfd or bfd_split"
+        )
     if training_args.assistant_only_loss and "text" in rows["train"].column_names:
-        raise ConfigError("rows of text have no assistant turn to learn alone: set --assistant_only_loss false")
+        raise ConfigError(
+            "rows of text have no assistant turn to learn alone: set --assistant_only_loss false"
+        )
 
 
 def use_template(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, training_args: SFTConfig, *, chat: bool, adapter: bool
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    training_args: SFTConfig,
+    *,
+    chat: bool,
+    adapter: bool,
 ) -> None:
     """Give the tokenizer the chat template and the eos that the settings name.
 
@@ -70,7 +81,9 @@ def use_template(
     """
     path = training_args.chat_template_path
     if path is not None and tokenizer.chat_template is not None:
-        logger.warning("the tokenizer's own chat template is replaced by --chat_template_path %s", path)
+        logger.warning(
+            "the tokenizer's own chat template is replaced by --chat_template_path %s", path
+        )
     if path is not None and path.endswith((".jinja", ".j2")):
         tokenizer.chat_template = read_template(path)
     elif path is not None and adapter:
@@ -82,10 +95,14 @@ def use_template(
         try:
             clone_chat_template(model, tokenizer, path)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"--chat_template_path {path}: {' '.join(str(error).split())[:200]}") from error
+            raise ConfigError(
+                f"--chat_template_path {path}: {' '.join(str(error).split())[:200]}"
+            ) from error
     if training_args.eos_token is not None:
         if training_args.eos_token not in tokenizer.get_vocab():
-            raise ConfigError(f"--eos_token {training_args.eos_token!r} is not in the tokenizer's vocabulary")
+            raise ConfigError(
+                f"--eos_token {training_args.eos_token!r} is not in the tokenizer's vocabulary"
+            )
         tokenizer.eos_token = training_args.eos_token
     if chat and tokenizer.chat_template is None:
         raise ConfigError(
@@ -95,15 +112,21 @@ def use_template(
 
 
 @contextmanager
-def training_template(tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool) -> Iterator[None]:
+def training_template(
+    tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool
+) -> Iterator[None]:
     """Let a known family's template mark the assistant's tokens while rows are encoded; it is saved as it was."""
     template: Any = tokenizer.chat_template
     if assistant_only and template is not None and not has_generation_markers(template):
         try:
             tokenizer.chat_template = get_training_chat_template(tokenizer)
-            logger.info("rows are written with TRL's variant of this chat template, which marks the assistant's tokens")
+            logger.info(
+                "rows are written with TRL's variant of this chat template, which marks the assistant's tokens"
+            )
         except ValueError:
-            logger.info("the chat template is not of a family for which TRL knows where the assistant's tokens are")
+            logger.info(
+                "the chat template is not of a family for which TRL knows where the assistant's tokens are"
+            )
     try:
         yield
     finally:
@@ -132,7 +155,9 @@ def encode_rows(
     encoded: dict[str, Dataset] = {}
     with training_template(tokenizer, assistant_only=assistant_only):
         if assistant_only and "messages" in rows["train"].column_names:
-            checks.preflight({"the template marks the assistant": checks.template_marks_generation(tokenizer)})
+            checks.preflight(
+                {"the template marks the assistant": checks.template_marks_generation(tokenizer)}
+            )
         for name, split in rows.items():
             encoded[name] = encode_split(
                 split,
@@ -149,17 +174,27 @@ def encode_rows(
     bos = cast(int | None, tokenizer.bos_token_id)
     embedding_rows = len(torch.as_tensor(model.get_input_embeddings().weight))
     results["pad is not eos"] = checks.pad_is_not_eos(tokenizer, ends)
-    results["embedding covers the tokenizer"] = checks.embedding_covers_tokenizer(embedding_rows, tokenizer)
+    results["embedding covers the tokenizer"] = checks.embedding_covers_tokenizer(
+        embedding_rows, tokenizer
+    )
     for name, split in encoded.items():
         results[f"{name} labels are scored"] = checks.some_label_is_scored(split["labels"])
         results[f"{name} answers end"] = checks.labels_reach_eos(split["labels"], ends)
         results[f"{name} has no double bos"] = checks.no_double_bos(split["input_ids"], bos)
     if "eval" in rows:
-        texts = ((json.dumps(row, ensure_ascii=False) for row in rows[name]) for name in ("train", "eval"))
+        texts = (
+            (json.dumps(row, ensure_ascii=False) for row in rows[name])
+            for name in ("train", "eval")
+        )
         results["train and eval share no row"] = checks.train_and_eval_are_disjoint(*texts)
     if training_args.packing and can_probe(model, training_args):
-        probe = [encoded["train"][index]["input_ids"][:_PROBE_TOKENS] for index in (0, len(encoded["train"]) - 1)]
-        results["packed documents are apart"] = checks.packed_documents_are_isolated(*isolation_probe(model, *probe))
+        probe = [
+            encoded["train"][index]["input_ids"][:_PROBE_TOKENS]
+            for index in (0, len(encoded["train"]) - 1)
+        ]
+        results["packed documents are apart"] = checks.packed_documents_are_isolated(
+            *isolation_probe(model, *probe)
+        )
     checks.preflight(results)
     return encoded
 
@@ -171,7 +206,9 @@ def pack_rows(encoded: dict[str, Dataset], training_args: SFTConfig) -> dict[str
     length, strategy = cast(int, training_args.max_length), training_args.packing_strategy
     eval_too = training_args.eval_packing is not False
     return {
-        name: pack(split, max_length=length, strategy=strategy) if name == "train" or eval_too else split
+        name: pack(split, max_length=length, strategy=strategy)
+        if name == "train" or eval_too
+        else split
         for name, split in encoded.items()
     }
 
@@ -183,12 +220,19 @@ def uses_flash_attention(model: PreTrainedModel) -> bool:
 
 def can_probe(model: PreTrainedModel, training_args: SFTConfig) -> bool:
     """Whether the model runs before the Trainer has placed it: not in shards, nor a GPU's attention on a CPU."""
-    return not uses_deepspeed(training_args) and not (uses_flash_attention(model) and model.device.type == "cpu")
+    return not uses_deepspeed(training_args) and not (
+        uses_flash_attention(model) and model.device.type == "cpu"
+    )
 
 
-def isolation_probe(model: PreTrainedModel, first: list[int], second: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def isolation_probe(
+    model: PreTrainedModel, first: list[int], second: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits (T, V) of `second` read alone, and read behind `first` in a packed row."""
-    rows = [{"input_ids": ids, "labels": ids, "seq_lengths": [len(ids)]} for ids in (second, first + second)]
+    rows = [
+        {"input_ids": ids, "labels": ids, "seq_lengths": [len(ids)]}
+        for ids in (second, first + second)
+    ]
     rows[1]["seq_lengths"] = [len(first), len(second)]
     training = model.training
     model.eval()
@@ -202,7 +246,9 @@ def isolation_probe(model: PreTrainedModel, first: list[int], second: list[int])
     return logits[0], logits[1]
 
 
-def collator_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, packing: bool) -> Any:
+def collator_for(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, packing: bool
+) -> Any:
     """Return what makes batches: packed rows stacked, joined for flash attention, or single rows padded."""
     pad = cast(int, tokenizer.pad_token_id)
     if packing and not uses_flash_attention(model):
@@ -233,7 +279,9 @@ class TokenCount(TrainerCallback):
     def __init__(self, tokens_per_step: float) -> None:
         self.tokens_per_step = tokens_per_step
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Correct the entry that was just logged."""
         for logs in (kwargs["logs"], state.log_history[-1]):
             for name in ("num_tokens", "eval_num_tokens"):
@@ -241,19 +289,28 @@ class TokenCount(TrainerCallback):
                     logs[name] = float(state.global_step * self.tokens_per_step)
 
 
-def step_costs(rows: Dataset, model: PreTrainedModel, training_args: SFTConfig, *, adapter: bool) -> dict[str, Any]:
+def step_costs(
+    rows: Dataset, model: PreTrainedModel, training_args: SFTConfig, *, adapter: bool
+) -> dict[str, Any]:
     """Return what `Throughput` needs, for the mean row: useful tokens a step, FLOPs a token, the devices' peak.
 
     Args:
         adapter: the weights are frozen, so the backward pass takes no gradient of them: 4 N FLOPs instead of 6 N.
     """
     mean_tokens = sum(map(len, rows["input_ids"])) / len(rows)
-    documents = sum(map(len, rows["seq_lengths"])) / len(rows) if "seq_lengths" in rows.features else 1.0
-    sequences = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+    documents = (
+        sum(map(len, rows["seq_lengths"])) / len(rows) if "seq_lengths" in rows.features else 1.0
+    )
+    sequences = (
+        training_args.train_batch_size
+        * training_args.gradient_accumulation_steps
+        * training_args.world_size
+    )
     flops = flops_per_token(model.config, max(1, round(mean_tokens / documents))).train
     dtype = torch.bfloat16 if training_args.bf16 else torch.float32
     return {
         "tokens_per_step": round(mean_tokens * sequences),
         "flops_per_token": flops * (2 / 3 if adapter else 1),
-        "peak_flops_per_s": training_args.world_size * peak_flops_per_s(training_args.device, dtype),
+        "peak_flops_per_s": training_args.world_size
+        * peak_flops_per_s(training_args.device, dtype),
     }

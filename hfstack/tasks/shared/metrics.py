@@ -26,12 +26,23 @@ from hfstack.errors import ConfigError, MissingExtraError
 Average = Literal["binary", "macro", "micro", "weighted"]
 Features = datasets.Features | list[datasets.Features]
 
-_NUMBER, _WHOLE, _TEXT = datasets.Value("float64"), datasets.Value("int64"), datasets.Value("string")
+_NUMBER, _WHOLE, _TEXT = (
+    datasets.Value("float64"),
+    datasets.Value("int64"),
+    datasets.Value("string"),
+)
 _ONE_LABEL = datasets.Features({"predictions": _WHOLE, "references": _WHOLE})
-_SEVERAL_LABELS = datasets.Features({"predictions": datasets.Sequence(_WHOLE), "references": datasets.Sequence(_WHOLE)})
+_SEVERAL_LABELS = datasets.Features(
+    {"predictions": datasets.Sequence(_WHOLE), "references": datasets.Sequence(_WHOLE)}
+)
 _NUMBERS = datasets.Features({"predictions": _NUMBER, "references": _NUMBER})
-_TAGS = datasets.Features({"predictions": datasets.Sequence(_TEXT), "references": datasets.Sequence(_TEXT)})
-_GOLD = {"id": _TEXT, "answers": {"text": datasets.Sequence(_TEXT), "answer_start": datasets.Sequence(_WHOLE)}}
+_TAGS = datasets.Features(
+    {"predictions": datasets.Sequence(_TEXT), "references": datasets.Sequence(_TEXT)}
+)
+_GOLD = {
+    "id": _TEXT,
+    "answers": {"text": datasets.Sequence(_TEXT), "answer_start": datasets.Sequence(_WHOLE)},
+}
 
 
 class _LocalMetric(evaluate.Metric):
@@ -53,8 +64,12 @@ class Accuracy(_LocalMetric):
 
     features_taken = [_SEVERAL_LABELS, _ONE_LABEL]  # noqa: RUF012  read only
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
-        return {"accuracy": float(_module("sklearn.metrics").accuracy_score(references, predictions))}
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **_: Any
+    ) -> dict[str, float]:
+        return {
+            "accuracy": float(_module("sklearn.metrics").accuracy_score(references, predictions))
+        }
 
 
 class F1(_LocalMetric):
@@ -65,12 +80,16 @@ class F1(_LocalMetric):
 
     features_taken = [_SEVERAL_LABELS, _ONE_LABEL]  # noqa: RUF012
 
-    def __init__(self, average: Average = "macro", labels: Sequence[int] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, average: Average = "macro", labels: Sequence[int] | None = None, **settings: Any
+    ) -> None:
         self.average = average
         self.labels = labels
         super().__init__(**settings)
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **_: Any
+    ) -> dict[str, float]:
         score = _module("sklearn.metrics").f1_score(
             references, predictions, average=self.average, labels=self.labels, zero_division=0
         )
@@ -82,8 +101,12 @@ class Matthews(_LocalMetric):
 
     features_taken = _ONE_LABEL
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
-        return {"matthews": float(_module("sklearn.metrics").matthews_corrcoef(references, predictions))}
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **_: Any
+    ) -> dict[str, float]:
+        return {
+            "matthews": float(_module("sklearn.metrics").matthews_corrcoef(references, predictions))
+        }
 
 
 class Pearson(_LocalMetric):
@@ -91,9 +114,13 @@ class Pearson(_LocalMetric):
 
     features_taken = _NUMBERS
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **_: Any
+    ) -> dict[str, float]:
         varies = min(len(set(predictions)), len(set(references))) > 1
-        return {"pearson": float(numpy.asarray(pearsonr(references, predictions))[0]) if varies else 0.0}
+        return {
+            "pearson": float(numpy.asarray(pearsonr(references, predictions))[0]) if varies else 0.0
+        }
 
 
 class Spearman(_LocalMetric):
@@ -101,9 +128,15 @@ class Spearman(_LocalMetric):
 
     features_taken = _NUMBERS
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **_: Any
+    ) -> dict[str, float]:
         varies = min(len(set(predictions)), len(set(references))) > 1
-        return {"spearman": float(numpy.asarray(spearmanr(references, predictions))[0]) if varies else 0.0}
+        return {
+            "spearman": float(numpy.asarray(spearmanr(references, predictions))[0])
+            if varies
+            else 0.0
+        }
 
 
 class EntityF1(_LocalMetric):
@@ -122,11 +155,16 @@ class EntityF1(_LocalMetric):
         self.scheme = scheme
         super().__init__(**settings)
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **_: Any
+    ) -> dict[str, float]:
         scores = _module("seqeval.metrics")
         settings: dict[str, Any] = {"zero_division": 0}
         if self.scheme is not None:
-            settings |= {"mode": "strict", "scheme": getattr(_module("seqeval.scheme"), self.scheme)}
+            settings |= {
+                "mode": "strict",
+                "scheme": getattr(_module("seqeval.scheme"), self.scheme),
+            }
         return {
             "entity_precision": float(scores.precision_score(references, predictions, **settings)),
             "entity_recall": float(scores.recall_score(references, predictions, **settings)),
@@ -151,15 +189,22 @@ class _AnswerMetric(_LocalMetric):
         self.features_taken = datasets.Features({"predictions": prediction, "references": _GOLD})
         super().__init__(**settings)
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **_: Any
+    ) -> dict[str, float]:
         given = {row["id"]: row["prediction_text"] for row in predictions}
         scores: list[tuple[bool, float, float]] = []
         for row in references:
             if row["id"] not in given:
-                raise ConfigError(f"question {row['id']} has no prediction: predict every question that is scored")
+                raise ConfigError(
+                    f"question {row['id']} has no prediction: predict every question that is scored"
+                )
             answers, text = list(row["answers"]["text"]), given[row["id"]]
             scores.append((bool(answers), *self._score(text, answers)))
-        found = {"exact_match": _percent([s[1] for s in scores]), "answer_f1": _percent([s[2] for s in scores])}
+        found = {
+            "exact_match": _percent([s[1] for s in scores]),
+            "answer_f1": _percent([s[2] for s in scores]),
+        }
         if len({answerable for answerable, _, _ in scores}) == 2:
             for name, kind in (("answerable", True), ("unanswerable", False)):
                 part = [score for score in scores if score[0] is kind]
@@ -186,7 +231,10 @@ class SquadAnswers(_AnswerMetric):
     def _score(self, text: str, answers: list[str]) -> tuple[float, float]:
         golds = [answer for answer in answers if normalise_answer(answer)] or [""]
         exact = max(float(normalise_answer(gold) == normalise_answer(text)) for gold in golds)
-        return exact, max(_bag_f1(normalise_answer(gold).split(), normalise_answer(text).split()) for gold in golds)
+        return exact, max(
+            _bag_f1(normalise_answer(gold).split(), normalise_answer(text).split())
+            for gold in golds
+        )
 
 
 class CmrcAnswers(_AnswerMetric):
@@ -222,7 +270,11 @@ def _cmrc_units(text: str) -> list[str]:
     split = _module("nltk.tokenize").word_tokenize
     units: list[str] = []
     for part in _CMRC_UNITS.findall(_without_marks(text)):
-        units += [part] if len(part) == 1 and unicodedata.category(part) == "Lo" else split(part, preserve_line=True)
+        units += (
+            [part]
+            if len(part) == 1 and unicodedata.category(part) == "Lo"
+            else split(part, preserve_line=True)
+        )
     return units
 
 

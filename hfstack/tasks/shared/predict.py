@@ -45,7 +45,9 @@ def task_of(args: ModelConfig, tasks: Iterable[str]) -> str:
     """
     name = args.model_name_or_path
     if name is None:
-        raise ConfigError("--model_name_or_path is required: the output directory of a run, or a Hub id")
+        raise ConfigError(
+            "--model_name_or_path is required: the output directory of a run, or a Hub id"
+        )
     known = list(tasks)
     if (Path(name) / "adapter_config.json").is_file():
         kind = str(PeftConfig.from_pretrained(name).task_type)
@@ -102,7 +104,9 @@ def write_predictions(
             while window := list(islice(stream, window_rows)):
                 for row, answer in zip(window, predict(window, total + 1), strict=True):
                     if absent := [name for name in keep if name not in row]:
-                        raise DataError(f"--keep_columns {absent[0]}: row {total + 1} has {', '.join(row)}")
+                        raise DataError(
+                            f"--keep_columns {absent[0]}: row {total + 1} has {', '.join(row)}"
+                        )
                     line = {name: row[name] for name in keep} | answer
                     file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
                     total += 1
@@ -114,7 +118,9 @@ def write_predictions(
     return total
 
 
-def by_length(rows: Sequence[Any], lengths: Sequence[int], score: Callable[[list[Any]], list[Any]], size: int) -> list:
+def by_length(
+    rows: Sequence[Any], lengths: Sequence[int], score: Callable[[list[Any]], list[Any]], size: int
+) -> list:
     """Return `score` of the rows, in order, computed in batches of `size` of about one length, longest first."""
     order = sorted(range(len(rows)), key=lambda index: -lengths[index])
     found: list[Any] = [None] * len(rows)

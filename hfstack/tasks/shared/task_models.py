@@ -43,9 +43,15 @@ _AUTO: dict[Task, Any] = {
     "ConditionalGeneration": AutoModelForSeq2SeqLM,
 }
 # As peft names the tasks; "can ..." in messages; what a finished model is called there.
-_ADAPTER_TASKS: dict[Task, str] = {"TokenClassification": "TOKEN_CLS", "QuestionAnswering": "QUESTION_ANS"}
+_ADAPTER_TASKS: dict[Task, str] = {
+    "TokenClassification": "TOKEN_CLS",
+    "QuestionAnswering": "QUESTION_ANS",
+}
 _PURPOSES: dict[Task, str] = {"TokenClassification": "tag", "QuestionAnswering": "answer questions"}
-_KINDS: dict[Task, str] = {"TokenClassification": "tagger", "QuestionAnswering": "model that answers questions"}
+_KINDS: dict[Task, str] = {
+    "TokenClassification": "tagger",
+    "QuestionAnswering": "model that answers questions",
+}
 
 
 def load_with_head(
@@ -70,7 +76,9 @@ def load_with_head(
         CheckpointError: there is no model at that place.
     """
     check_adapter_flags(args)
-    model, new_modules = _load_base(args, tokenizer, task, tags=tags, attention_dropout=attention_dropout)
+    model, new_modules = _load_base(
+        args, tokenizer, task, tags=tags, attention_dropout=attention_dropout
+    )
     adapter = lora_beside_head(args, new_modules, _ADAPTER_TASKS[task])
     return model if adapter is None else cast(PeftModel, get_peft_model(model, adapter))
 
@@ -93,29 +101,43 @@ def load_finished(
         )
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{name} holds no model that was trained for {task}: {cause}") from error
+        raise CheckpointError(
+            f"{name} holds no model that was trained for {task}: {cause}"
+        ) from error
     if report["missing_keys"]:
-        raise CheckpointError(f"{name} was saved without {', '.join(sorted(report['missing_keys'])[:3])}: train it")
+        raise CheckpointError(
+            f"{name} was saved without {', '.join(sorted(report['missing_keys'])[:3])}: train it"
+        )
     return model.eval(), tokenizer, _read_task(Path(name)) or {}
 
 
 def save_task(folder: Path, info: dict[str, Any]) -> None:
     """Write `task.json`."""
-    (folder / TASK_FILE).write_text(json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / TASK_FILE).write_text(
+        json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
-def check_length(asked: int | None, config: Any, tokenizer: PreTrainedTokenizerBase, *, usual: int = 512) -> int:
+def check_length(
+    asked: int | None, config: Any, tokenizer: PreTrainedTokenizerBase, *, usual: int = 512
+) -> int:
     """Return the tokens of a window: what was asked for, or what model and tokenizer can read, at most `usual`.
 
     Raises:
         ConfigError: more was asked for than the model reads, or less than anything fits into.
     """
-    limits = [limit for limit in (readable_length(config), tokenizer.model_max_length) if limit is not None]
+    limits = [
+        limit
+        for limit in (readable_length(config), tokenizer.model_max_length)
+        if limit is not None
+    ]
     longest = min(limits)
     if asked is None:
         return min(longest, usual)
     if asked > longest:
-        raise ConfigError(f"--max_length {asked} is longer than the model's context: use --max_length {longest}")
+        raise ConfigError(
+            f"--max_length {asked} is longer than the model's context: use --max_length {longest}"
+        )
     if asked < 8:
         raise ConfigError(f"--max_length must be at least 8 tokens, got {asked}")
     return asked
@@ -139,7 +161,9 @@ def _load_base(
         config.label2id = {tag: index for index, tag in enumerate(tags)}
     if attention_dropout is not None:
         set_attention_dropout(config, attention_dropout)
-    model, new_modules = load_with_config(_AUTO[task], args, config, config_file, purpose=_PURPOSES[task])
+    model, new_modules = load_with_config(
+        _AUTO[task], args, config, config_file, purpose=_PURPOSES[task]
+    )
     check_vocabulary(model, tokenizer, name)
     if config_file is None:
         check_own_tokenizer(args, tokenizer, name)
@@ -159,7 +183,9 @@ def _load_adapter(
     except (OSError, ValueError) as error:
         raise CheckpointError(not_found("tokenizer", str(folder), error)) from error
     named = replace(args, model_name_or_path=base, model_revision="main")
-    model, new_modules = _load_base(named, tokenizer, task, tags=info.get("tags"), attention_dropout=None)
+    model, new_modules = _load_base(
+        named, tokenizer, task, tags=info.get("tags"), attention_dropout=None
+    )
     return put_adapter_on(model, folder, new_modules), tokenizer, info
 
 

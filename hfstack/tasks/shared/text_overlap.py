@@ -50,17 +50,27 @@ class Bleu(_OverlapMetric):
         self.writing: Writing = writing
         super().__init__(**settings)
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **_: Any
+    ) -> dict[str, float]:
         tokenize = _BLEU_TOKENIZER[self.writing]
-        score = _module("sacrebleu").corpus_bleu(predictions, _by_position(references), tokenize=tokenize)
+        score = _module("sacrebleu").corpus_bleu(
+            predictions, _by_position(references), tokenize=tokenize
+        )
         return {"bleu": float(score.score)}
 
 
 class Chrf(_OverlapMetric):
     """Corpus chrF of sacrebleu, an F-score of character 6-grams (Popović 2015), 0 to 100, as `chrf`."""
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
-        return {"chrf": float(_module("sacrebleu").corpus_chrf(predictions, _by_position(references)).score)}
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **_: Any
+    ) -> dict[str, float]:
+        return {
+            "chrf": float(
+                _module("sacrebleu").corpus_chrf(predictions, _by_position(references)).score
+            )
+        }
 
 
 class Rouge(_OverlapMetric):
@@ -70,14 +80,19 @@ class Rouge(_OverlapMetric):
         self.writing = writing
         super().__init__(**settings)
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **_: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, **_: Any
+    ) -> dict[str, float]:
         tokenizer = _Characters() if self.writing == "chinese" else None
         scorer = _module("rouge_score.rouge_scorer").RougeScorer(ROUGE_KINDS, tokenizer=tokenizer)
         scores = [
             scorer.score_multi(_listed(reference), prediction)
             for prediction, reference in zip(predictions, references, strict=True)
         ]
-        return {kind: sum(score[kind].fmeasure for score in scores) / len(scores) for kind in ROUGE_KINDS}
+        return {
+            kind: sum(score[kind].fmeasure for score in scores) / len(scores)
+            for kind in ROUGE_KINDS
+        }
 
 
 class _Characters:
@@ -88,7 +103,9 @@ class _Characters:
         return _WORDS_OR_CHARACTERS.findall(text.lower())
 
 
-def text_overlap(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+def text_overlap(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]]
+) -> dict[str, float]:
     """Return bleu, chrf and the ROUGE scores of generated texts; the references' writing chooses how they are split.
 
     Raises:
@@ -96,14 +113,18 @@ def text_overlap(predictions: Sequence[str], references: Sequence[str | Sequence
         MissingExtraError: sacrebleu or rouge_score is not installed.
     """
     if not predictions or len(predictions) != len(references):
-        raise DataError(f"text overlap compares {len(predictions)} texts with {len(references)} references")
+        raise DataError(
+            f"text overlap compares {len(predictions)} texts with {len(references)} references"
+        )
     writing = writing_of([text for reference in references for text in _listed(reference)])
     metric = evaluate.combine([Bleu(writing), Chrf(), Rouge(writing)])
     columns: dict[str, Any] = {"predictions": list(predictions), "references": list(references)}
     return {name: float(value) for name, value in (metric.compute(**columns) or {}).items()}
 
 
-def signatures(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, str]:
+def signatures(
+    predictions: Sequence[str], references: Sequence[str | Sequence[str]]
+) -> dict[str, str]:
     """Return how `text_overlap` computes each score of these texts; what BLEU and chrF need to be comparable.
 
     Those of bleu and chrf are sacrebleu's own signatures.
@@ -115,13 +136,20 @@ def signatures(predictions: Sequence[str], references: Sequence[str | Sequence[s
     writing = writing_of([text for reference in references for text in _listed(reference)])
     streams = _by_position(references)
     found: dict[str, str] = {}
-    for name, metric in {"bleu": sacrebleu.BLEU(tokenize=_BLEU_TOKENIZER[writing]), "chrf": sacrebleu.CHRF()}.items():
-        metric.corpus_score(list(predictions), streams)  # the signature says how many references there are
+    for name, metric in {
+        "bleu": sacrebleu.BLEU(tokenize=_BLEU_TOKENIZER[writing]),
+        "chrf": sacrebleu.CHRF(),
+    }.items():
+        metric.corpus_score(
+            list(predictions), streams
+        )  # the signature says how many references there are
         found[name] = str(metric.get_signature())
     _module("rouge_score.rouge_scorer")
     split = "characters" if writing == "chinese" else "words of a-z and 0-9"
     version = importlib.metadata.version("rouge_score")
-    return found | dict.fromkeys(ROUGE_KINDS, f"rouge_score:{version}|F-score|{split}|no stemming|best reference")
+    return found | dict.fromkeys(
+        ROUGE_KINDS, f"rouge_score:{version}|F-score|{split}|no stemming|best reference"
+    )
 
 
 def bleu_interval(
@@ -134,7 +162,9 @@ def bleu_interval(
     """
     writing = writing_of([text for reference in references for text in _listed(reference)])
     metric = _module("sacrebleu").BLEU(tokenize=_BLEU_TOKENIZER[writing], effective_order=True)
-    counts: list[list[int]] = []  # of a text: right and all n-grams of 1 to 4 words, its length and its reference's
+    counts: list[
+        list[int]
+    ] = []  # of a text: right and all n-grams of 1 to 4 words, its length and its reference's
     for text, reference in zip(predictions, references, strict=True):
         score = metric.sentence_score(text, _listed(reference))
         counts.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
@@ -142,7 +172,11 @@ def bleu_interval(
 
     def bleu(rows: numpy.ndarray[Any, Any]) -> dict[str, float]:
         *grams, own, wanted = table[rows].sum(0).tolist()
-        return {"bleu": metric.compute_bleu(grams[:4], grams[4:], own, wanted, smooth_method="exp").score}
+        return {
+            "bleu": metric.compute_bleu(
+                grams[:4], grams[4:], own, wanted, smooth_method="exp"
+            ).score
+        }
 
     return bootstrap_intervals(bleu, len(table), seed=seed)["bleu"]
 
@@ -162,7 +196,9 @@ def _by_position(references: Sequence[str | Sequence[str]]) -> list[list[str | N
     """Turn references per text into sacrebleu's streams: all first references, all second ones, and so on."""
     listed = [_listed(reference) for reference in references]
     width = max(map(len, listed))
-    return [[texts[index] if index < len(texts) else None for texts in listed] for index in range(width)]
+    return [
+        [texts[index] if index < len(texts) else None for texts in listed] for index in range(width)
+    ]
 
 
 def _module(name: str) -> Any:

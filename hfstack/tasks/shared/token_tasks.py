@@ -42,4 +42,6 @@ class InOrderTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
         """Read rows one after another; several processes share them out and gather them in order by themselves."""
-        return torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+        return (
+            torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+        )

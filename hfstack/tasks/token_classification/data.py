@@ -48,7 +48,12 @@ class Window:
 
 
 def read_sentences(
-    rows: Dataset, *, tokens_column: str, tags_column: str | None = None, tag_names: Sequence[str] = (), name: str
+    rows: Dataset,
+    *,
+    tokens_column: str,
+    tags_column: str | None = None,
+    tag_names: Sequence[str] = (),
+    name: str,
 ) -> list[Sentence]:
     """Return the sentences of a split, tags by name.
 
@@ -68,7 +73,9 @@ def read_sentences(
     inner: Any = getattr(rows.features[tags_column], "feature", None)
     names = list(inner.names) if isinstance(inner, ClassLabel) else list(tag_names)
     sentences = []
-    for number, (words, tags) in enumerate(zip(rows[tokens_column], rows[tags_column], strict=True), 1):
+    for number, (words, tags) in enumerate(
+        zip(rows[tokens_column], rows[tags_column], strict=True), 1
+    ):
         place = f"{name} row {number}"
         checked = check_words(words, place=place, column=tokens_column)
         if not isinstance(tags, list) or len(tags) != len(checked):
@@ -77,7 +84,9 @@ def read_sentences(
         kinds = {type(tag) for tag in tags}
         if len(kinds) > 1 or not kinds <= {str, int}:
             shown = ", ".join(sorted(kind.__name__ for kind in kinds))
-            raise DataError(f"{place}: column {tags_column!r} holds {shown}; write all tags as names, or as numbers")
+            raise DataError(
+                f"{place}: column {tags_column!r} holds {shown}; write all tags as names, or as numbers"
+            )
         sentences.append(Sentence(checked, [_tag_name(tag, names, place) for tag in tags]))
     return sentences
 
@@ -97,9 +106,13 @@ def _tag_name(tag: str | int, names: Sequence[str], place: str) -> str:
             raise DataError(f"{place}: the tag {tag!r} is none of {', '.join(names[:10])}")
         return tag
     if not names:
-        raise DataError(f"{place}: tags are numbers without names; name them in order with --tag_names O B-person ...")
+        raise DataError(
+            f"{place}: tags are numbers without names; name them in order with --tag_names O B-person ..."
+        )
     if not 0 <= tag < len(names):
-        raise DataError(f"{place}: tag {tag} is outside of the {len(names)} names {', '.join(names[:10])}")
+        raise DataError(
+            f"{place}: tag {tag} is outside of the {len(names)} names {', '.join(names[:10])}"
+        )
     return names[tag]
 
 
@@ -111,8 +124,12 @@ def tag_set(sentences: Sequence[Sentence], tag_names: Sequence[str] = ()) -> lis
     """
     present = {tag for sentence in sentences for tag in sentence.tags}
     if len(present) < 2:
-        raise DataError(f"all words have the tag {next(iter(present), None)!r}: there is nothing to learn")
-    return list(tag_names) or sorted(present, key=lambda tag: (tag != "O", tag.partition("-")[2] or tag, tag))
+        raise DataError(
+            f"all words have the tag {next(iter(present), None)!r}: there is nothing to learn"
+        )
+    return list(tag_names) or sorted(
+        present, key=lambda tag: (tag != "O", tag.partition("-")[2] or tag, tag)
+    )
 
 
 def is_entity_scheme(names: Sequence[str]) -> bool:
@@ -120,7 +137,9 @@ def is_entity_scheme(names: Sequence[str]) -> bool:
     return "O" in names and len(names) > 1 and all(_ENTITY_TAG.fullmatch(name) for name in names)
 
 
-def check_tags(sentences: list[Sentence], names: Sequence[str], *, bad_tags: BadTags, name: str) -> list[Sentence]:
+def check_tags(
+    sentences: list[Sentence], names: Sequence[str], *, bad_tags: BadTags, name: str
+) -> list[Sentence]:
     """Refuse, repair or keep what no tagger should learn: a tag outside of the set, an I- without its B- before it.
 
     Raises:
@@ -128,15 +147,21 @@ def check_tags(sentences: list[Sentence], names: Sequence[str], *, bad_tags: Bad
         DataError: a tag is not in `names`, or an entity begins with I- and `bad_tags` is "fail".
     """
     if bad_tags not in get_args(BadTags):
-        raise ConfigError(f"--bad_tags is {bad_tags!r}: choose one of {', '.join(get_args(BadTags))}")
+        raise ConfigError(
+            f"--bad_tags is {bad_tags!r}: choose one of {', '.join(get_args(BadTags))}"
+        )
     known, faults, first = set(names), 0, ""
-    begins_and_insides = all(tag == "O" or tag[:2] in ("B-", "I-") for tag in names) and is_entity_scheme(names)
+    begins_and_insides = all(
+        tag == "O" or tag[:2] in ("B-", "I-") for tag in names
+    ) and is_entity_scheme(names)
     mended = []
     for number, sentence in enumerate(sentences, 1):
         tags = list(sentence.tags)
         for index, tag in enumerate(tags):
             if tag not in known:
-                raise DataError(f"{name} row {number}: the tag {tag!r} is none of the train rows', {', '.join(names)}")
+                raise DataError(
+                    f"{name} row {number}: the tag {tag!r} is none of the train rows', {', '.join(names)}"
+                )
             before = tags[index - 1] if index else "O"
             if begins_and_insides and tag.startswith("I-") and before[2:] != tag[2:]:
                 faults += 1
@@ -150,7 +175,13 @@ def check_tags(sentences: list[Sentence], names: Sequence[str], *, bad_tags: Bad
             "keep leaves them"
         )
     if faults:
-        logger.warning("%s: %d entities begin with I-, first %s: %sed", name, faults, first, bad_tags.removesuffix("e"))
+        logger.warning(
+            "%s: %d entities begin with I-, first %s: %sed",
+            name,
+            faults,
+            first,
+            bad_tags.removesuffix("e"),
+        )
     return mended if bad_tags == "repair" else sentences
 
 
@@ -173,9 +204,13 @@ def encode_sentences(
         ConfigError: `label_pieces` is no such way, or the tokenizer is not a fast one.
     """
     if label_pieces not in get_args(LabelPieces):
-        raise ConfigError(f"--label_pieces is {label_pieces!r}: choose one of {', '.join(get_args(LabelPieces))}")
+        raise ConfigError(
+            f"--label_pieces is {label_pieces!r}: choose one of {', '.join(get_args(LabelPieces))}"
+        )
     if not tokenizer.is_fast:
-        raise ConfigError(f"{tokenizer.name_or_path}: words cannot be found again in its tokens; use a fast tokenizer")
+        raise ConfigError(
+            f"{tokenizer.name_or_path}: words cannot be found again in its tokens; use a fast tokenizer"
+        )
     before, after = surrounding_tokens(tokenizer)
     space = word_prefix(tokenizer)
     room = max_length - len(before) - len(after)
@@ -183,9 +218,13 @@ def encode_sentences(
     split = 0
     for number, sentence in enumerate(sentences):
         words = [f"{space}{word}" for word in sentence.words]
-        encoded = tokenizer(words, is_split_into_words=True, add_special_tokens=False, verbose=False)
+        encoded = tokenizer(
+            words, is_split_into_words=True, add_special_tokens=False, verbose=False
+        )
         pieces: list[list[int]] = [[] for _ in words]
-        for token, word in zip(cast(list[int], encoded["input_ids"]), encoded.word_ids(), strict=True):
+        for token, word in zip(
+            cast(list[int], encoded["input_ids"]), encoded.word_ids(), strict=True
+        ):
             pieces[cast(int, word)].append(token)
         parts = _parts([piece[:room] for piece in pieces], room)
         split += len(parts) > 1
@@ -228,7 +267,11 @@ def _parts(pieces: Sequence[Sequence[int]], room: int) -> list[list[int]]:
 
 
 def _piece_labels(
-    sentence: Sentence, word: int, count: int, tag_ids: Mapping[str, int] | None, label_pieces: LabelPieces
+    sentence: Sentence,
+    word: int,
+    count: int,
+    tag_ids: Mapping[str, int] | None,
+    label_pieces: LabelPieces,
 ) -> list[int]:
     if tag_ids is None:
         return [_IGNORED_LABEL] * count
@@ -241,7 +284,10 @@ def _piece_labels(
 def surrounding_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the special tokens that a tokenizer puts before and after a text."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = cast(list[int], encoded["input_ids"]), cast(list[int], encoded["special_tokens_mask"])
+    ids, special = (
+        cast(list[int], encoded["input_ids"]),
+        cast(list[int], encoded["special_tokens_mask"]),
+    )
     first = special.index(0)
     last = len(special) - special[::-1].index(0)
     return ids[:first], ids[last:]
@@ -253,7 +299,9 @@ def word_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
     return " " if alone != second and not second.startswith("##") else ""
 
 
-def collate_windows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
+def collate_windows(
+    rows: Sequence[Mapping[str, Any]], *, pad_token_id: int
+) -> dict[str, torch.Tensor]:
     """Pad windows to the longest: `input_ids`, `attention_mask` and `labels`, each (B, T)."""
     batch = pad_rows([{"input_ids": row["input_ids"]} for row in rows], pad_token_id=pad_token_id)
     batch["labels"] = torch.full_like(batch["input_ids"], _IGNORED_LABEL)

@@ -34,7 +34,10 @@ Entity = tuple[str, int, int]
 
 
 def word_tags(
-    choices: Sequence[Sequence[int]], windows: Sequence[Window], sentences: Sequence[Sentence], names: Sequence[str]
+    choices: Sequence[Sequence[int]],
+    windows: Sequence[Window],
+    sentences: Sequence[Sentence],
+    names: Sequence[str],
 ) -> list[list[str]]:
     """Return the tag of each word of each sentence: what was chosen at its first token.
 
@@ -74,7 +77,9 @@ def metric_names(names: Sequence[str]) -> list[str]:
     return [*(whole if is_entity_scheme(names) else ["tag_f1_macro"]), "tag_accuracy"]
 
 
-def tag_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
+def tag_metrics(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> dict[str, float]:
     """Return entity precision, recall and F1 with the accuracy of tags; of other tags accuracy and macro F1."""
     names = sorted({tag for tags in [*gold, *predicted] for tag in tags})
     if is_entity_scheme([*names, "O"]):
@@ -87,10 +92,15 @@ def tag_metrics(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]
     }
     score = F1("macro").compute(**columns) or {}
     right = sum(a == b for a, b in zip(columns["references"], columns["predictions"], strict=True))
-    return {"tag_accuracy": right / len(columns["references"]), "tag_f1_macro": float(score["f1_macro"])}
+    return {
+        "tag_accuracy": right / len(columns["references"]),
+        "tag_f1_macro": float(score["f1_macro"]),
+    }
 
 
-def type_table(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> tuple[list[str], list[list[Any]]]:
+def type_table(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[Any]]]:
     """Return a table's columns and rows: precision, recall, F1 and how many there are, by type of entity, or tag."""
     names = {"O", *(tag for tags in [*gold, *predicted] for tag in tags)}
     units = entities if is_entity_scheme(sorted(names)) else _each_tag
@@ -117,7 +127,10 @@ def beside_baseline(
 ) -> dict[str, float]:
     """Return the scores of the naive tagger on the same rows as `baseline_...`, and the interval of entity F1."""
     gold = [sentence.tags for sentence in rows]
-    found = {f"baseline_{name}": value for name, value in tag_metrics(gold, baseline_tags(train, rows)).items()}
+    found = {
+        f"baseline_{name}": value
+        for name, value in tag_metrics(gold, baseline_tags(train, rows)).items()
+    }
     if is_entity_scheme(sorted({tag for tags in gold for tag in tags} | {"O"})):
         found |= {f"eval_{name}": value for name, value in f1_interval(gold, predicted).items()}
     return found
@@ -129,11 +142,17 @@ def f1_interval(
     """Return the 95 % interval of entity F1, drawing whole sentences."""
     counts = numpy.array(
         [
-            (len(set(entities(truth)) & set(entities(guess))), len(entities(guess)), len(entities(truth)))
+            (
+                len(set(entities(truth)) & set(entities(guess))),
+                len(entities(guess)),
+                len(entities(truth)),
+            )
             for truth, guess in zip(gold, predicted, strict=True)
         ]
     )
-    found = bootstrap_intervals(lambda rows: {"f1": _scores(*counts[rows].sum(0).tolist())[2]}, len(counts), seed=seed)
+    found = bootstrap_intervals(
+        lambda rows: {"f1": _scores(*counts[rows].sum(0).tolist())[2]}, len(counts), seed=seed
+    )
     return {"entity_f1_low": found["f1"][0], "entity_f1_high": found["f1"][1]}
 
 
@@ -142,7 +161,9 @@ def _scores(right: int, given: int, there: int) -> tuple[float, float, float]:
     return precision, recall, 2 * right / (given + there) if given + there else 0.0
 
 
-def write_tagged(path: Path, sentences: Sequence[Sentence], predicted: Sequence[Sequence[str]]) -> None:
+def write_tagged(
+    path: Path, sentences: Sequence[Sentence], predicted: Sequence[Sequence[str]]
+) -> None:
     """Write words, tags and predicted tags of each sentence, on the first process."""
     if not PartialState().is_main_process:
         return
@@ -173,7 +194,9 @@ def tag_probabilities(
         rows = [{"input_ids": window.input_ids, "labels": window.labels} for window in batch]
         inputs = collate_windows(rows, pad_token_id=pad_token_id)
         inputs.pop("labels")
-        logits = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits  # (B, T, L)
+        logits = model(
+            **{name: tensor.to(device) for name, tensor in inputs.items()}
+        ).logits  # (B, T, L)
         chance = logits.float().softmax(-1).cpu().numpy()
         return [chance[row, : len(window.input_ids)] for row, window in enumerate(batch)]
 
@@ -181,7 +204,11 @@ def tag_probabilities(
 
 
 def load_tag_predictor(
-    args: ModelConfig, *, columns: tuple[str | None, str | None], batch_size: int, max_length: int | None
+    args: ModelConfig,
+    *,
+    columns: tuple[str | None, str | None],
+    batch_size: int,
+    max_length: int | None,
 ) -> Predictor:
     """Load a finished tagger and return what answers rows: the tag of each word, and the entities with probabilities.
 
@@ -207,7 +234,9 @@ def load_tag_predictor(
         sentences = []
         for number, row in enumerate(rows, first_row):
             if column not in row:
-                raise DataError(f"row {number} has no column {column!r}, found {', '.join(row)}; set --text_column")
+                raise DataError(
+                    f"row {number} has no column {column!r}, found {', '.join(row)}; set --text_column"
+                )
             words = row[column].split() if isinstance(row[column], str) else row[column]
             sentences.append(Sentence(check_words(words, place=f"row {number}", column=column), []))
         windows = encode_sentences(sentences, tokenizer, max_length=limit)

@@ -32,7 +32,9 @@ def make_text(seed: int, words: int = 120) -> str:
 
 
 def make_chinese(seed: int, characters: int = 200) -> str:
-    return "".join(chr(0x4E00 + number) for number in random.Random(seed).choices(range(1500), k=characters))
+    return "".join(
+        chr(0x4E00 + number) for number in random.Random(seed).choices(range(1500), k=characters)
+    )
 
 
 def jaccard(one: str, other: str) -> float:
@@ -77,7 +79,10 @@ def test_exact_duplicates_keep_the_first() -> None:
 
 @pytest.mark.parametrize(
     ("make", "join"),
-    [(make_text, lambda text, extra: f"{text} {extra}"), (make_chinese, lambda text, extra: text + extra)],
+    [
+        (make_text, lambda text, extra: f"{text} {extra}"),
+        (make_chinese, lambda text, extra: text + extra),
+    ],
 )
 def test_near_duplicates_are_found_and_others_are_not(make, join) -> None:
     check = NearDuplicates()
@@ -86,7 +91,9 @@ def test_near_duplicates_are_found_and_others_are_not(make, join) -> None:
     alike = [join(text, make(1000 + seed)[:20]) for seed, text in enumerate(originals)]
     assert min(map(jaccard, originals, alike)) > 0.87
     assert sum(check(text) is not None for text in alike) > 85
-    related = [join(text[: len(text) // 2], make(2000 + seed)) for seed, text in enumerate(originals)]
+    related = [
+        join(text[: len(text) // 2], make(2000 + seed)) for seed, text in enumerate(originals)
+    ]
     assert max(map(jaccard, originals, related)) < 0.5
     assert sum(check(text) is not None for text in related) <= 1
 
@@ -124,7 +131,8 @@ def test_same_decisions_as_datasketch_alone() -> None:
 
 def test_bad_settings_are_told() -> None:
     with pytest.raises(
-        ConfigError, match=r"near_duplicate_threshold must be in \(0, 1\], or 0 to turn it off, got 1.5"
+        ConfigError,
+        match=r"near_duplicate_threshold must be in \(0, 1\], or 0 to turn it off, got 1.5",
     ):
         NearDuplicates(threshold=1.5)
     with pytest.raises(ConfigError, match="minhash_permutations must be at least 16, got 4"):
@@ -145,14 +153,18 @@ def test_held_out_depends_on_the_text_alone() -> None:
 
 
 def test_contamination_english() -> None:
-    question = "Which small animal found the red ball near the river before the sun went down that day?"
+    question = (
+        "Which small animal found the red ball near the river before the sun went down that day?"
+    )
     check = Contamination([question, "too few words here"])
     assert (check.texts, check.ignored_texts) == (2, 1)
     assert check(make_text(1)) is None
     assert check(f"{make_text(2)} {question.upper()} {make_text(3)}") == (
         "contaminated: which small animal found the red ball near the river before the sun"
     )
-    assert check("Which small animal found the red ball near the river, and who saw it?") is None  # 10 words in common
+    assert (
+        check("Which small animal found the red ball near the river, and who saw it?") is None
+    )  # 10 words in common
 
 
 def test_contamination_chinese_without_spaces() -> None:
@@ -165,7 +177,10 @@ def test_contamination_chinese_without_spaces() -> None:
 def test_contamination_by_a_short_text_needs_all_of_it() -> None:
     """8 to 12 words are looked for as a whole; under 8 they are ignored, and said to be."""
     check = Contamination(
-        ["the quick brown fox jumps over the lazy dog", "the quick brown fox jumps over the lazy cat now"]
+        [
+            "the quick brown fox jumps over the lazy dog",
+            "the quick brown fox jumps over the lazy cat now",
+        ]
     )
     assert check("See how the quick brown fox jumps over the lazy dog again") is not None
     assert check("the quick brown fox jumps over the lazy cat now and then") is not None
@@ -176,9 +191,15 @@ def test_contamination_by_a_short_text_needs_all_of_it() -> None:
 
 
 def test_contamination_reads_every_column(tmp_path: Path) -> None:
-    row = {"id": 1, "qa": {"question": "Who?", "answers": [make_text(5, 30), None]}, "email": "x@y.org"}
+    row = {
+        "id": 1,
+        "qa": {"question": "Who?", "answers": [make_text(5, 30), None]},
+        "email": "x@y.org",
+    }
     (tmp_path / "eval.jsonl").write_text(json.dumps(row), encoding="utf-8")
-    check = Contamination.from_sources([Source(str(tmp_path / "eval.jsonl"))], partial(clean_text, mask=["email"]))
+    check = Contamination.from_sources(
+        [Source(str(tmp_path / "eval.jsonl"))], partial(clean_text, mask=["email"])
+    )
     assert check(make_text(5, 30)) is not None
     assert list(strings_of(row)) == ["Who?", make_text(5, 30), "x@y.org"]
     missing = [Source(str(tmp_path / "gone.jsonl"))]
@@ -189,8 +210,13 @@ def test_contamination_reads_every_column(tmp_path: Path) -> None:
 @pytest.mark.shared
 def test_contamination_of_real_chinese(shared_data: Path) -> None:
     """CMRC 2018 asks about paragraphs of zh_wiki, all of which are found; no poem holds any of its text."""
-    check = Contamination.from_sources([Source(str(shared_data / "qa" / "cmrc2018.jsonl.gz"))], clean_text)
+    check = Contamination.from_sources(
+        [Source(str(shared_data / "qa" / "cmrc2018.jsonl.gz"))], clean_text
+    )
     for name, everything in (("zh_wiki", True), ("zh_poetry", False)):
         with gzip.open(shared_data / "lm" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
-            texts = [clean_text(json.loads(line)["text"]).text for line, _ in zip(lines, range(200), strict=False)]
+            texts = [
+                clean_text(json.loads(line)["text"]).text
+                for line, _ in zip(lines, range(200), strict=False)
+            ]
         assert [check(text) is not None for text in texts] == [everything] * 200

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hfstack.data.cleaning import filters
 from hfstack.data.cleaning.filters import ngram_hashes, split_units, unit_hashes
 from hfstack.data.cleaning.normalise import normalise
-from hfstack.data.cleaning import filters
 
 ALL = [
     filters.too_short,
@@ -68,7 +68,10 @@ def test_keeps_prose_and_verse(text: str) -> None:
         ("\n".join(f"{i} {i * i} {i * 37}" for i in range(40)), "too_few_words"),
         ("QWxsIHdvcmsgYW5kIG5vIHBsYXkgbWFrZXMgSmFjayBhIGR1bGwgYm95", "odd_word_length"),
         ("s p e l l e d o u t l e t t e r s o n l y h e r e", "odd_word_length"),
-        ("Home\nAbout us now\nHome\nContact the team\nHome\nHome\nRead more stories\nHome", "repeated_lines"),
+        (
+            "Home\nAbout us now\nHome\nContact the team\nHome\nHome\nRead more stories\nHome",
+            "repeated_lines",
+        ),
         ("buy now " * 30, "repeated_ngrams"),
         ("哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈", "repeated_ngrams"),
         ("服务太差" * 40, "repeated_ngrams"),
@@ -81,7 +84,9 @@ def test_refuses_with_the_reason(text: str, expected: str) -> None:
 
 def test_limits_are_arguments() -> None:
     assert filters.too_short("three words here", characters=5) is None
-    assert filters.too_short(POEM, characters_unspaced=50) == "too_short: 25 characters, fewer than 50"
+    assert (
+        filters.too_short(POEM, characters_unspaced=50) == "too_short: 25 characters, fewer than 50"
+    )
     assert filters.repeated_ngrams(" ".join([STORY, STORY]), leniency=10) is None
 
 
@@ -98,8 +103,15 @@ def test_shares_of_repeated_ngrams_by_hand() -> None:
     )
     assert filters.repeated_ngrams(" ".join(words + words[:6])) is None
     # the pair "a b" 7 times in 68 words: 14 / 68 = 0.206 > 0.20
-    spread = [word for i, word in enumerate(words[:54]) for word in ([word, "a", "b"] if i % 8 == 0 else [word])]
-    assert filters.repeated_ngrams(" ".join(spread)) == "repeated_ngrams: one run of 2 units occurs over 6 times in 68"
+    spread = [
+        word
+        for i, word in enumerate(words[:54])
+        for word in ([word, "a", "b"] if i % 8 == 0 else [word])
+    ]
+    assert (
+        filters.repeated_ngrams(" ".join(spread))
+        == "repeated_ngrams: one run of 2 units occurs over 6 times in 68"
+    )
 
 
 def test_units_of_mixed_text() -> None:
@@ -118,14 +130,24 @@ def test_ngram_hashes_agree_with_ngrams(length: int) -> None:
     hashes = ngram_hashes(unit_hashes(" ".join("abc"[unit] for unit in units)), length)
     runs = [tuple(units[start : start + length]) for start in range(200 - length + 1)]
     assert len(hashes) == len(runs)
-    assert len(set(zip(runs, hashes.tolist(), strict=True))) == len(set(runs)) == len(set(hashes.tolist()))
+    assert (
+        len(set(zip(runs, hashes.tolist(), strict=True)))
+        == len(set(runs))
+        == len(set(hashes.tolist()))
+    )
     assert len(ngram_hashes(hashes[: length - 1], length)) == 0
 
 
 def test_unit_hashes_are_the_same_in_every_process() -> None:
     program = "from hfstack.data.cleaning.filters import unit_hashes; print(unit_hashes('Red ball 红球').tolist())"
-    env = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parent.parents[2]), "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env)
+    env = {
+        "PYTHONHASHSEED": "7",
+        "PYTHONPATH": str(Path(__file__).parent.parents[2]),
+        "PYTHONIOENCODING": "utf-8",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env
+    )
     assert json.loads(done.stdout) == unit_hashes("red BALL 红，球").tolist()
 
 
@@ -133,7 +155,12 @@ def test_unit_hashes_are_the_same_in_every_process() -> None:
 @pytest.mark.parametrize(
     ("name", "most_dropped"),
     [
-        *(("zh_poetry", 0.001), ("zh_wiki", 0.03), ("zh_classics", 0.03), ("tinystories_lower", 0.01)),
+        *(
+            ("zh_poetry", 0.001),
+            ("zh_wiki", 0.03),
+            ("zh_classics", 0.03),
+            ("tinystories_lower", 0.01),
+        ),
         *(("tinyshakespeare", 0.0), ("us_presidential", 0.0), ("wiki_en", 0.0)),
     ],
 )

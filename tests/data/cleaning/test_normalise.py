@@ -13,7 +13,11 @@ from hfstack.data.cleaning.normalise import mend_encoding, normalise
 @pytest.mark.parametrize(
     ("raw", "expected", "change"),
     [
-        ("The Mona Lisa doesnâ€™t have eyebrows.", "The Mona Lisa doesn’t have eyebrows.", "mojibake"),
+        (
+            "The Mona Lisa doesnâ€™t have eyebrows.",
+            "The Mona Lisa doesn’t have eyebrows.",
+            "mojibake",
+        ),
         ("中文乱码，你好".encode().decode("latin-1"), "中文乱码，你好", "mojibake"),
         ("前文。" + "中文".encode().decode("latin-1") + "后文", "前文。中文后文", "mojibake"),
         ("schön".encode().decode("latin-1").encode().decode("latin-1"), "schön", "mojibake"),
@@ -42,7 +46,10 @@ def test_mends_text(raw: str, expected: str, change: str) -> None:
         ("Tom &amp;amp; Jerry&nbsp;&copy; &#20013;&#x6587;", "Tom & Jerry © 中文"),
         ("&lt;p&gt;escaped&lt;/p&gt;", "escaped"),
         ("{{Infobox|a={{b|c}}}}Text{{citation needed}}.", "Text."),
-        ("in [[Paris|the city]] of [[France]][[File:x.jpg|thumb|A [[cat]]]].", "in the city of France."),
+        (
+            "in [[Paris|the city]] of [[France]][[File:x.jpg|thumb|A [[cat]]]].",
+            "in the city of France.",
+        ),
         ("北京是[[中华人民共和国|中国]]的首都。[[分类:城市]]", "北京是中国的首都。"),
         ("== Title ==\n'''Bold''' and ''it's italic''", "Title\nBold and it's italic"),
         ("{| class\n|-\n| a\n|}\nrest<ref>cite</ref> more<ref name=x/>. __TOC__", "rest more."),
@@ -60,10 +67,12 @@ def test_removes_markup(raw: str, expected: str) -> None:
 
 
 def test_removes_boilerplate_lines() -> None:
-    prose = "The council wrote a privacy policy " + "and then it talked about the policy at length. " * 5 + "."
-    raw = (
-        f"本网站使用Cookie。\nThis site uses cookies. Accept | Settings\n{prose}\nCopyright 2019. All rights reserved."
+    prose = (
+        "The council wrote a privacy policy "
+        + "and then it talked about the policy at length. " * 5
+        + "."
     )
+    raw = f"本网站使用Cookie。\nThis site uses cookies. Accept | Settings\n{prose}\nCopyright 2019. All rights reserved."
     result = normalise(raw)
     assert result == (prose, frozenset({"boilerplate"}))
     assert normalise(raw, strip_boilerplate=False).text == raw
@@ -101,7 +110,13 @@ def test_leaves_ordinary_text(text: str) -> None:
             "[b]" * 60_000 + "[/i]",
             "![](a" * 40_000,
         ),
-        *("&amp;" * 50_000, "&" + "amp;" * 50_000, "<script>" * 30_000, "<!--" * 50_000, "{|\n" * 60_000),
+        *(
+            "&amp;" * 50_000,
+            "&" + "amp;" * 50_000,
+            "<script>" * 30_000,
+            "<!--" * 50_000,
+            "{|\n" * 60_000,
+        ),
         *("''a " * 60_000, " " * 200_000 + "x"),
     ],
 )
@@ -113,7 +128,10 @@ def test_hostile_text_takes_linear_time(text: str) -> None:
 
 
 def test_mends_only_the_broken_line() -> None:
-    assert mend_encoding("voilÃ  le travail\n中文“，”不变\ncafé") == "voilà le travail\n中文“，”不变\ncafé"
+    assert (
+        mend_encoding("voilÃ  le travail\n中文“，”不变\ncafé")
+        == "voilà le travail\n中文“，”不变\ncafé"
+    )
 
 
 @pytest.mark.shared

@@ -8,7 +8,13 @@ import pytest
 
 from hfstack.data.cleaning.dedup import ExactDuplicates
 from hfstack.data.cleaning.filters import repeated_ngrams, too_many_symbols, too_short
-from hfstack.data.cleaning.pipeline import CleaningReport, TextArgs, clean_documents, clean_text, format_table
+from hfstack.data.cleaning.pipeline import (
+    CleaningReport,
+    TextArgs,
+    clean_documents,
+    clean_text,
+    format_table,
+)
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import ConfigError, DataError
 
@@ -27,7 +33,15 @@ def test_order_reasons_and_counts() -> None:
     report = CleaningReport()
     rows = list(clean_documents(iter(ROWS), [too_short, ExactDuplicates()], report))
     assert [(row["id"], reason and reason.partition(":")[0]) for row, reason in rows] == [
-        *((0, None), (1, "too_short"), (2, None), (3, "exact_duplicate"), (4, None), (5, None), (6, "too_short")),
+        *(
+            (0, None),
+            (1, "too_short"),
+            (2, None),
+            (3, "exact_duplicate"),
+            (4, None),
+            (5, None),
+            (6, "too_short"),
+        ),
     ]
     assert rows[0][0]["text"] == ROWS[3]["text"]
     assert rows[2][0] == {"id": 2, "text": "Write to [EMAIL] or call [PHONE] about the ball."}
@@ -63,7 +77,10 @@ def test_tables_show_masked_examples() -> None:
             "9 characters, fewer than 32: too short | 12 characters, fewer than 32: ping [IP]",
         ]
     ]
-    assert report.changed_table() == (["change", "documents", "places"], [["markup", 1, ""], ["mojibake", 1, ""]])
+    assert report.changed_table() == (
+        ["change", "documents", "places"],
+        [["markup", 1, ""], ["mojibake", 1, ""]],
+    )
     assert format_table(["reason", "documents"], [["too_short", 12345], ["x", 1]]) == (
         "reason     documents\ntoo_short  12,345\nx          1"
     )
@@ -73,9 +90,18 @@ def test_tables_show_masked_examples() -> None:
     ("row", "message"),
     [
         ({"id": 1, "txt": "a"}, r"row 2 has no column 'text'; found: id, txt; --text_column txt\?"),
-        ({"n": "7", "story": "a b"}, r"row 2 has no column 'text'; found: n, story; --text_column story\?"),
-        ({"id": 1}, "row 2 has no column 'text'; found: id; name the column of texts with --text_column"),
-        ({"text": None}, "row 2: column 'text' holds NoneType instead of text; leave .* --on_bad_row skip"),
+        (
+            {"n": "7", "story": "a b"},
+            r"row 2 has no column 'text'; found: n, story; --text_column story\?",
+        ),
+        (
+            {"id": 1},
+            "row 2 has no column 'text'; found: id; name the column of texts with --text_column",
+        ),
+        (
+            {"text": None},
+            "row 2: column 'text' holds NoneType instead of text; leave .* --on_bad_row skip",
+        ),
         ({"text": 3}, "row 2: column 'text' holds int instead of text"),
     ],
 )
@@ -105,7 +131,9 @@ def test_nothing_left_is_an_error_with_reasons() -> None:
 
 def test_pii_kinds_are_checked() -> None:
     assert TextArgs(mask_pii=["none"]).mask_pii == []
-    with pytest.raises(ConfigError, match="mask_pii: unknown kind 'ssn'; choose from email, ip, cn_id"):
+    with pytest.raises(
+        ConfigError, match="mask_pii: unknown kind 'ssn'; choose from email, ip, cn_id"
+    ):
         TextArgs(mask_pii=["email", "ssn"])
 
 
@@ -115,13 +143,18 @@ def peak_bytes(count: int, folder: Path) -> int:
     def rows() -> Iterator[dict[str, object]]:
         for number in range(count):
             words = (f"word{(number * 31 + i * i) % 9973}" for i in range(250))
-            yield {"id": number, "text": f"<p>{' '.join(words)}</p> 鲁迅写信给 a{number}@example.org"}
+            yield {
+                "id": number,
+                "text": f"<p>{' '.join(words)}</p> 鲁迅写信给 a{number}@example.org",
+            }
 
     report = CleaningReport()
     tracemalloc.start()
     try:
         with write_jsonl(folder / f"{count}.jsonl") as write:
-            for row, reason in clean_documents(rows(), [too_short, too_many_symbols, repeated_ngrams], report):
+            for row, reason in clean_documents(
+                rows(), [too_short, too_many_symbols, repeated_ngrams], report
+            ):
                 assert reason is None
                 write(row)
         return tracemalloc.get_traced_memory()[1]
@@ -133,12 +166,17 @@ def test_memory_is_flat(tmp_path: Path) -> None:
     """8 times the input takes the memory of one: the duplicate index aside, nothing is kept of a document."""
     peak_bytes(50, tmp_path)  # caches of the regular expressions and of numpy
     once, eight_times = peak_bytes(100, tmp_path), peak_bytes(800, tmp_path)
-    assert eight_times < 1.1 * once + 20_000, f"{once} bytes for 100 documents, {eight_times} for 800"
+    assert eight_times < 1.1 * once + 20_000, (
+        f"{once} bytes for 100 documents, {eight_times} for 800"
+    )
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
-    with pytest.raises(DataError, match=r"column|bytes is no JSON value"), write_jsonl(path) as write:
+    with (
+        pytest.raises(DataError, match=r"column|bytes is no JSON value"),
+        write_jsonl(path) as write,
+    ):
         write({"text": "a"})
         assert not path.exists()
         write({"text": b"bytes"})

@@ -41,7 +41,10 @@ def row_of_tokens(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[
     return [
         token
         for text in texts
-        for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        for token in [
+            *tokenizer(text, add_special_tokens=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
     ]
 
 
@@ -49,7 +52,10 @@ def test_blocks_are_the_documents_with_an_eos_after_each(tiny_tokenizer, tmp_pat
     blocks = pack(STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
     row = row_of_tokens(STORIES, tiny_tokenizer)
     assert len(blocks) == len(row) // 16
-    assert torch.cat([blocks[index]["input_ids"] for index in range(len(blocks))]).tolist() == row[: len(blocks) * 16]
+    assert (
+        torch.cat([blocks[index]["input_ids"] for index in range(len(blocks))]).tolist()
+        == row[: len(blocks) * 16]
+    )
     assert set(blocks[0]) == {"input_ids", "labels"}
     assert blocks[0]["input_ids"].dtype == torch.int64
     assert torch.equal(blocks[0]["labels"], blocks[0]["input_ids"])
@@ -60,10 +66,14 @@ def test_blocks_are_the_documents_with_an_eos_after_each(tiny_tokenizer, tmp_pat
 
 def test_counts_are_of_the_text_whose_tokens_are_in_the_blocks(tiny_tokenizer, tmp_path):
     for block_size in (2, 5, 16, 33):
-        blocks = pack(STORIES, tiny_tokenizer, block_size=block_size, cache_dir=tmp_path, data_hash="a")
+        blocks = pack(
+            STORIES, tiny_tokenizer, block_size=block_size, cache_dir=tmp_path, data_hash="a"
+        )
         kept = row_of_tokens(STORIES, tiny_tokenizer)[: blocks.token_count]
         assert blocks.token_count == len(blocks) * block_size
-        text = tiny_tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = tiny_tokenizer.decode(
+            kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         # A character that the edge cuts decodes to one replacement character, and is counted whole.
         whole = text.rstrip("�")
         assert "".join(STORIES).startswith(whole)
@@ -77,31 +87,51 @@ def test_last_block_is_padded_and_its_padding_is_not_learnt(tiny_tokenizer, tmp_
     row = row_of_tokens(STORIES, tiny_tokenizer)
     size = 50
     assert len(row) % size
-    blocks = pack(STORIES, tiny_tokenizer, block_size=size, cache_dir=tmp_path, data_hash="a", drop_last=False)
+    blocks = pack(
+        STORIES, tiny_tokenizer, block_size=size, cache_dir=tmp_path, data_hash="a", drop_last=False
+    )
     rest = len(row) % size
     assert blocks.token_count == len(row)
     assert blocks.byte_count == sum(len(story.encode()) for story in STORIES)
     assert blocks.document_count == 4
     for block in (blocks[-1], blocks[len(blocks) - 1]):
-        assert block["input_ids"].tolist() == row[-rest:] + [tiny_tokenizer.pad_token_id] * (size - rest)
+        assert block["input_ids"].tolist() == row[-rest:] + [tiny_tokenizer.pad_token_id] * (
+            size - rest
+        )
         assert block["labels"].tolist() == row[-rest:] + [-100] * (size - rest)
     assert (blocks[0]["labels"] != -100).all()
 
 
 def test_masked_tokens_are_read_but_not_learnt(tiny_tokenizer, tmp_path):
     eos = tiny_tokenizer.eos_token_id
-    blocks = pack(STORIES, tiny_tokenizer, block_size=64, cache_dir=tmp_path, data_hash="a", masked_token_ids=[eos])
+    blocks = pack(
+        STORIES,
+        tiny_tokenizer,
+        block_size=64,
+        cache_dir=tmp_path,
+        data_hash="a",
+        masked_token_ids=[eos],
+    )
     block = blocks[0]
     assert (block["input_ids"] == eos).any()
     assert torch.equal(block["labels"] == -100, block["input_ids"] == eos)
 
 
 def test_batches_are_the_blocks_by_every_way_in(tiny_tokenizer, tmp_path):
-    blocks = pack(STORIES * 5, tiny_tokenizer, block_size=8, cache_dir=tmp_path, data_hash="a", isolate_documents=True)
+    blocks = pack(
+        STORIES * 5,
+        tiny_tokenizer,
+        block_size=8,
+        cache_dir=tmp_path,
+        data_hash="a",
+        isolate_documents=True,
+    )
     indices = [3, 0, 7, 3]
     one_by_one = PackedBlocks.collate([blocks[index] for index in indices])
     at_once = PackedBlocks.collate(blocks.__getitems__(indices))
-    loader = torch.utils.data.DataLoader(blocks, sampler=indices, batch_size=4, collate_fn=PackedBlocks.collate)
+    loader = torch.utils.data.DataLoader(
+        blocks, sampler=indices, batch_size=4, collate_fn=PackedBlocks.collate
+    )
     for batch in (at_once, blocks.batch(indices), next(iter(loader))):
         assert set(batch) == {"input_ids", "labels", "position_ids"}  # and no attention mask
         for name, column in batch.items():
@@ -118,7 +148,14 @@ def test_positions_restart_after_each_eos():
 
 def test_a_long_document_goes_on_in_the_next_block_at_position_0(tiny_tokenizer, tmp_path):
     long = " ".join(STORIES)
-    blocks = pack([long], tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a", isolate_documents=True)
+    blocks = pack(
+        [long],
+        tiny_tokenizer,
+        block_size=16,
+        cache_dir=tmp_path,
+        data_hash="a",
+        isolate_documents=True,
+    )
     assert len(blocks) > 2
     assert blocks.document_count == 1
     for index in range(len(blocks)):
@@ -127,7 +164,9 @@ def test_a_long_document_goes_on_in_the_next_block_at_position_0(tiny_tokenizer,
 
 def test_empty_documents_are_left_out_and_counted(tiny_tokenizer, tmp_path):
     texts = ["", STORIES[0], "", "", STORIES[1], ""]
-    blocks = pack(texts, tiny_tokenizer, block_size=8, cache_dir=tmp_path, data_hash="a", drop_last=False)
+    blocks = pack(
+        texts, tiny_tokenizer, block_size=8, cache_dir=tmp_path, data_hash="a", drop_last=False
+    )
     row = row_of_tokens([STORIES[0], STORIES[1]], tiny_tokenizer)
     assert blocks.token_count == len(row)
     assert (blocks.document_count, blocks.counts.empty_document_count) == (2, 4)
@@ -135,16 +174,25 @@ def test_empty_documents_are_left_out_and_counted(tiny_tokenizer, tmp_path):
 
 def test_an_eos_written_in_the_text_ends_the_document_once(tiny_tokenizer, tmp_path):
     texts = ["one<|endoftext|>two", "three<|endoftext|>", "four"]
-    blocks = pack(texts, tiny_tokenizer, block_size=2, cache_dir=tmp_path, data_hash="a", drop_last=False)
-    row = torch.cat([blocks[index]["input_ids"] for index in range(len(blocks))])[: blocks.token_count]
-    assert tiny_tokenizer.decode(row) == "one<|endoftext|>two<|endoftext|>three<|endoftext|>four<|endoftext|>"
+    blocks = pack(
+        texts, tiny_tokenizer, block_size=2, cache_dir=tmp_path, data_hash="a", drop_last=False
+    )
+    row = torch.cat([blocks[index]["input_ids"] for index in range(len(blocks))])[
+        : blocks.token_count
+    ]
+    assert (
+        tiny_tokenizer.decode(row)
+        == "one<|endoftext|>two<|endoftext|>three<|endoftext|>four<|endoftext|>"
+    )
 
 
 def test_many_batches_give_the_same_as_one(tiny_tokenizer, tmp_path, monkeypatch):
     texts = [*STORIES, ""] * 20
     whole = pack(texts, tiny_tokenizer, block_size=32, cache_dir=tmp_path / "whole", data_hash="a")
     monkeypatch.setattr("hfstack.data.packing.blocks._BATCH_CHARACTERS", 70)
-    pieces = pack(iter(texts), tiny_tokenizer, block_size=32, cache_dir=tmp_path / "pieces", data_hash="a")
+    pieces = pack(
+        iter(texts), tiny_tokenizer, block_size=32, cache_dir=tmp_path / "pieces", data_hash="a"
+    )
     assert whole.counts == pieces.counts
     assert (whole.folder / "tokens.bin").read_bytes() == (pieces.folder / "tokens.bin").read_bytes()
 
@@ -157,7 +205,14 @@ def test_a_second_run_opens_the_first_ones_blocks(tiny_tokenizer, tmp_path):
     first = pack(STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
     again = pack(never(), tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
     assert again.folder == first.folder
-    isolated = pack(never(), tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a", isolate_documents=True)
+    isolated = pack(
+        never(),
+        tiny_tokenizer,
+        block_size=16,
+        cache_dir=tmp_path,
+        data_hash="a",
+        isolate_documents=True,
+    )
     assert "position_ids" in isolated[0]
     assert [path.name for path in tmp_path.glob("*.partial")] == []
 
@@ -169,7 +224,14 @@ def test_other_data_settings_or_tokenizer_are_packed_anew(tiny_tokenizer, tmp_pa
         pad_token="<|pad|>",
     )
     folders = {
-        pack(STORIES, tokenizer, block_size=size, cache_dir=tmp_path, data_hash=data_hash, drop_last=drop_last).folder
+        pack(
+            STORIES,
+            tokenizer,
+            block_size=size,
+            cache_dir=tmp_path,
+            data_hash=data_hash,
+            drop_last=drop_last,
+        ).folder
         for tokenizer, size, data_hash, drop_last in [
             (tiny_tokenizer, 16, "a", True),
             (tiny_tokenizer, 16, "b", True),
@@ -181,10 +243,14 @@ def test_other_data_settings_or_tokenizer_are_packed_anew(tiny_tokenizer, tmp_pa
     assert len(folders) == 5
     # What an earlier call left in the tokenizer changes neither ids nor cache.
     tiny_tokenizer(STORIES, truncation=True, max_length=4, padding="max_length")
-    assert pack([], tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a").folder in folders
+    assert (
+        pack([], tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a").folder in folders
+    )
 
 
-def test_a_run_killed_while_packing_leaves_nothing_that_is_taken_for_whole(tiny_tokenizer, tmp_path):
+def test_a_run_killed_while_packing_leaves_nothing_that_is_taken_for_whole(
+    tiny_tokenizer, tmp_path
+):
     def interrupted() -> Iterator[str]:
         yield from STORIES
         raise KeyboardInterrupt
@@ -193,7 +259,9 @@ def test_a_run_killed_while_packing_leaves_nothing_that_is_taken_for_whole(tiny_
         pack(interrupted(), tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
     # kill -9 leaves the partial folder itself: the next run sweeps it away.
-    reference = pack(STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path / "reference", data_hash="a")
+    reference = pack(
+        STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path / "reference", data_hash="a"
+    )
     partial = tmp_path / f"{reference.folder.name}.partial"
     partial.mkdir()
     (partial / "tokens.bin").write_bytes(b"torn")
@@ -213,7 +281,9 @@ def test_of_two_at_once_one_packs_and_the_other_waits(tiny_tokenizer, tmp_path):
     # Each call opens its own lock file, so the lock works between threads as it does between processes.
     with ThreadPoolExecutor(2) as pool:
         calls = [
-            pool.submit(pack, slow(), tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
+            pool.submit(
+                pack, slow(), tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a"
+            )
             for _ in range(2)
         ]
         first, second = (call.result(timeout=30) for call in calls)
@@ -224,7 +294,14 @@ def test_of_two_at_once_one_packs_and_the_other_waits(tiny_tokenizer, tmp_path):
 
 def test_pickled_blocks_carry_the_path_and_not_the_data(tiny_tokenizer, tmp_path):
     texts = STORIES * 300
-    blocks = pack(texts, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a", isolate_documents=True)
+    blocks = pack(
+        texts,
+        tiny_tokenizer,
+        block_size=16,
+        cache_dir=tmp_path,
+        data_hash="a",
+        isolate_documents=True,
+    )
     sent = pickle.dumps(blocks)
     assert len(sent) < 2000 < (blocks.folder / "tokens.bin").stat().st_size
     opened = pickle.loads(sent)  # noqa: S301
@@ -236,7 +313,10 @@ def test_damaged_blocks_are_packed_again(tiny_tokenizer, tmp_path):
     content = (blocks.folder / "tokens.bin").read_bytes()
     for damaged in (b"12", content[:10] + bytes([content[10] ^ 1]) + content[11:]):
         (blocks.folder / "tokens.bin").write_bytes(damaged)
-        assert pack(STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a").counts == blocks.counts
+        assert (
+            pack(STORIES, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a").counts
+            == blocks.counts
+        )
         assert (blocks.folder / "tokens.bin").read_bytes() == content
 
 
@@ -256,7 +336,9 @@ def test_memory_does_not_grow_with_the_corpus(tiny_tokenizer, tmp_path, monkeypa
     def peak_bytes(document_count: int) -> int:
         texts = (f"{index} {STORIES[index % 4]}" for index in range(document_count))
         tracemalloc.start()
-        pack(texts, tiny_tokenizer, block_size=64, cache_dir=tmp_path, data_hash=str(document_count))
+        pack(
+            texts, tiny_tokenizer, block_size=64, cache_dir=tmp_path, data_hash=str(document_count)
+        )
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return peak
@@ -294,8 +376,12 @@ def test_bad_text_is_refused_in_one_line(tiny_tokenizer, tmp_path, texts, proble
 
 def test_text_outside_the_vocabulary_is_refused(tmp_path):
     letters = {letter: index for index, letter in enumerate("abcdefgh ")} | {"</s>": 9}
-    wordless = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))  # its unk token is not in the vocabulary
-    silent = Tokenizer(models.BPE(letters, []))  # BPE without an unk token leaves unknown characters out
+    wordless = Tokenizer(
+        models.WordLevel(letters, unk_token="<unk>")
+    )  # its unk token is not in the vocabulary
+    silent = Tokenizer(
+        models.BPE(letters, [])
+    )  # BPE without an unk token leaves unknown characters out
     for core, texts in [(wordless, ["abc"]), (silent, ["abz"]), (silent, ["zzz"])]:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
         with pytest.raises(DataError, match=r"no token for 'z|vocabulary lacks a token"):
@@ -312,11 +398,19 @@ def test_a_useless_block_size_or_folder_is_refused(tiny_tokenizer, tmp_path):
         pack(STORIES, tiny_tokenizer, block_size=1, cache_dir=tmp_path, data_hash="a")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot write packed data to .*file"):
-        pack(STORIES, tiny_tokenizer, block_size=8, cache_dir=tmp_path / "file" / "cache", data_hash="a")
+        pack(
+            STORIES,
+            tiny_tokenizer,
+            block_size=8,
+            cache_dir=tmp_path / "file" / "cache",
+            data_hash="a",
+        )
 
 
 def test_hash_of_texts_knows_content_order_and_borders():
-    hashes = {hash_texts(texts) for texts in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a"])}
+    hashes = {
+        hash_texts(texts) for texts in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a"])
+    }
     assert len(hashes) == 5
     assert hash_texts(iter(["a", "b"])) == hash_texts(["a", "b"])
 
@@ -338,7 +432,9 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(params=[(name, attention) for name in CONFIGS for attention in ("sdpa", "eager")], ids="-".join)
+@pytest.fixture(
+    params=[(name, attention) for name in CONFIGS for attention in ("sdpa", "eager")], ids="-".join
+)
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
     name, attention = request.param
     set_seed(0)
@@ -348,10 +444,17 @@ def model(request: pytest.FixtureRequest) -> torch.nn.Module:
     return model
 
 
-def _packed(texts: list[str], tokenizer: PreTrainedTokenizerFast, folder: Path) -> dict[str, torch.Tensor]:
+def _packed(
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> dict[str, torch.Tensor]:
     """Two rows of 64 tokens; the first holds several documents."""
     blocks = pack(
-        texts, tokenizer, block_size=64, cache_dir=folder, data_hash=hash_texts(texts), isolate_documents=True
+        texts,
+        tokenizer,
+        block_size=64,
+        cache_dir=folder,
+        data_hash=hash_texts(texts),
+        isolate_documents=True,
     )
     return blocks.batch([0, 1])
 
@@ -368,12 +471,15 @@ def test_no_token_sees_another_document(model, tiny_tokenizer, tmp_path):
     batch = _packed(texts, tiny_tokenizer, tmp_path)
     changed = [_with_other_words(texts[0], tiny_tokenizer), *texts[1:]]
     other = _packed(changed, tiny_tokenizer, tmp_path)
-    first = int((batch["position_ids"][0] == 0).nonzero()[1])  # column at which the second document begins
+    first = int(
+        (batch["position_ids"][0] == 0).nonzero()[1]
+    )  # column at which the second document begins
     assert torch.equal(batch["input_ids"][:, first:], other["input_ids"][:, first:])
     assert not torch.equal(batch["input_ids"][0, : first - 1], other["input_ids"][0, : first - 1])
     inputs = ("input_ids", "position_ids")
     logits, other_logits = (
-        model(**{name: each[name] for name in inputs}, use_cache=False).logits for each in (batch, other)
+        model(**{name: each[name] for name in inputs}, use_cache=False).logits
+        for each in (batch, other)
     )
     assert torch.equal(logits[0, first:], other_logits[0, first:])
     assert not torch.allclose(logits[0, : first - 1], other_logits[0, : first - 1], atol=1e-2)
@@ -388,7 +494,9 @@ def test_no_token_sees_another_document(model, tiny_tokenizer, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("trap", ["mask of ones", "cache"])
-def test_the_traps_a_mask_of_ones_or_a_cache_lets_documents_see_each_other(model, tiny_tokenizer, tmp_path, trap):
+def test_the_traps_a_mask_of_ones_or_a_cache_lets_documents_see_each_other(
+    model, tiny_tokenizer, tmp_path, trap
+):
     batch = _packed(STORIES * 3, tiny_tokenizer, tmp_path)
     second = int((batch["position_ids"][0] == 0).nonzero()[1])
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
@@ -396,16 +504,27 @@ def test_the_traps_a_mask_of_ones_or_a_cache_lets_documents_see_each_other(model
     if trap == "cache":
         leaking = model(**inputs, use_cache=True).logits
     else:
-        leaking = model(**inputs, use_cache=False, attention_mask=torch.ones_like(batch["input_ids"])).logits
+        leaking = model(
+            **inputs, use_cache=False, attention_mask=torch.ones_like(batch["input_ids"])
+        ).logits
     assert (isolated[0, second:] - leaking[0, second:]).abs().max() > 1e-2
     torch.testing.assert_close(isolated[0, :second], leaking[0, :second], atol=1e-4, rtol=1e-4)
 
 
 def test_trainer_keeps_both_traps_shut(tiny_llama, tiny_tokenizer, tmp_path):
-    blocks = pack(STORIES * 4, tiny_tokenizer, block_size=32, cache_dir=tmp_path, data_hash="a", isolate_documents=True)
+    blocks = pack(
+        STORIES * 4,
+        tiny_tokenizer,
+        block_size=32,
+        cache_dir=tmp_path,
+        data_hash="a",
+        isolate_documents=True,
+    )
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     assert model.config.use_cache
-    arguments = TrainingArguments(tmp_path / "run", use_cpu=True, per_device_train_batch_size=4, report_to="none")
+    arguments = TrainingArguments(
+        tmp_path / "run", use_cpu=True, per_device_train_batch_size=4, report_to="none"
+    )
     trainer = Trainer(model, arguments, train_dataset=blocks, data_collator=PackedBlocks.collate)
     batch = next(iter(trainer.get_train_dataloader()))
     assert set(batch) == {"input_ids", "labels", "position_ids"}
@@ -413,7 +532,9 @@ def test_trainer_keeps_both_traps_shut(tiny_llama, tiny_tokenizer, tmp_path):
     assert not model.config.use_cache
 
 
-def test_documents_begin_with_bos_where_the_tokenizer_does_so(tiny_tokenizer, tmp_path: Path) -> None:
+def test_documents_begin_with_bos_where_the_tokenizer_does_so(
+    tiny_tokenizer, tmp_path: Path
+) -> None:
     import copy
 
     from tokenizers.processors import TemplateProcessing
@@ -424,19 +545,34 @@ def test_documents_begin_with_bos_where_the_tokenizer_does_so(tiny_tokenizer, tm
     template = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bos)])
     llama_like.backend_tokenizer.post_processor = template
     texts = ["the fox", "<s>the owl", "a hill"]
-    blocks = pack(texts, llama_like, block_size=4, cache_dir=tmp_path, data_hash="bos", drop_last=False)
-    row = torch.cat([blocks[i]["input_ids"] for i in range(len(blocks))]).tolist()[: blocks.token_count]
-    documents = [llama_like(text.removeprefix("<s>"), add_special_tokens=False)["input_ids"] for text in texts]
-    assert row == [token for ids in documents for token in (bos, *ids, eos)]  # one bos each, never two
+    blocks = pack(
+        texts, llama_like, block_size=4, cache_dir=tmp_path, data_hash="bos", drop_last=False
+    )
+    row = torch.cat([blocks[i]["input_ids"] for i in range(len(blocks))]).tolist()[
+        : blocks.token_count
+    ]
+    documents = [
+        llama_like(text.removeprefix("<s>"), add_special_tokens=False)["input_ids"]
+        for text in texts
+    ]
+    assert row == [
+        token for ids in documents for token in (bos, *ids, eos)
+    ]  # one bos each, never two
     assert blocks.byte_count == sum(len(text) for text in texts)
     dropped = pack(texts, llama_like, block_size=len(row) - 2, cache_dir=tmp_path, data_hash="bos")
-    assert dropped.byte_count == sum(len(text) for text in texts[:2]) + len(llama_like.decode(documents[2][:-1]))
+    assert dropped.byte_count == sum(len(text) for text in texts[:2]) + len(
+        llama_like.decode(documents[2][:-1])
+    )
 
 
-def test_a_bos_that_the_tokenizer_does_not_write_is_not_written(tiny_tokenizer, tmp_path: Path) -> None:
+def test_a_bos_that_the_tokenizer_does_not_write_is_not_written(
+    tiny_tokenizer, tmp_path: Path
+) -> None:
     import copy
 
     gpt2_like = copy.deepcopy(tiny_tokenizer)
     gpt2_like.bos_token = gpt2_like.eos_token
-    blocks = pack(["the fox"], gpt2_like, block_size=2, cache_dir=tmp_path, data_hash="x", drop_last=False)
+    blocks = pack(
+        ["the fox"], gpt2_like, block_size=2, cache_dir=tmp_path, data_hash="x", drop_last=False
+    )
     assert blocks[0]["input_ids"][0] == gpt2_like("the")["input_ids"][0]

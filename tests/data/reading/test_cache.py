@@ -9,8 +9,8 @@ import datasets.config
 import pytest
 from datasets import Value
 
-from hfstack.data.reading.cache import load_rows
 from hfstack.data.reading import cache as row_cache
+from hfstack.data.reading.cache import load_rows
 from hfstack.errors import DataError
 
 
@@ -21,13 +21,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def jsonl(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [
-        {"id": number, "text": "word \u4e2d" * (number % 9), "tags": ["a"] * (number % 3), "chat": [{"role": "user"}]}
+        {
+            "id": number,
+            "text": "word \u4e2d" * (number % 9),
+            "tags": ["a"] * (number % 3),
+            "chat": [{"role": "user"}],
+        }
         for number in range(5000)
     ]
     dataset = load_rows([jsonl(tmp_path / "a.jsonl", rows)])
@@ -49,11 +56,16 @@ def test_second_run_reads_nothing_and_a_changed_file_is_read_again(
 
     monkeypatch.setattr(row_cache, "read_rows", fail)
     assert load_rows([path])["text"][:] == ["new", "newer"]
-    assert {each.suffix for each in cache.iterdir()} == {"", ".lock"}  # nothing half-written is left
+    assert {each.suffix for each in cache.iterdir()} == {
+        "",
+        ".lock",
+    }  # nothing half-written is left
 
 
 def test_column_types_may_widen_after_many_rows(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"n": number, "late": None, "chat": [{"role": "user"}]} for number in range(300)]
+    rows: list[dict[str, Any]] = [
+        {"n": number, "late": None, "chat": [{"role": "user"}]} for number in range(300)
+    ]
     rows += [{"n": 0.5, "late": "text", "chat": [{"role": "user", "name": "x"}]}]
     rows += [{"n": 7, "late": None, "chat": []}]
     dataset = load_rows([jsonl(tmp_path / "a.jsonl", rows)])
@@ -98,13 +110,19 @@ def test_report_and_quarantine_are_repeated_from_the_cache(
 def test_unwritable_cache_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
-    with pytest.raises(DataError, match=r"cannot write the cache .*: Not a directory; set HF_DATASETS_CACHE"):
+    with pytest.raises(
+        DataError, match=r"cannot write the cache .*: Not a directory; set HF_DATASETS_CACHE"
+    ):
         load_rows([jsonl(tmp_path / "a.jsonl", [{"n": 1}])])
 
 
 @pytest.mark.parametrize("name", ["rows.arrow", "report.json"])
 def test_a_damaged_cache_is_made_again(
-    tmp_path: Path, cache: Path, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    cache: Path,
+    name: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     path = jsonl(tmp_path / "a.jsonl", [{"n": number} for number in range(50)])
@@ -113,7 +131,10 @@ def test_a_damaged_cache_is_made_again(
     content = damaged.read_bytes()
     damaged.write_bytes(content[: len(content) // 2])
     assert load_rows([path])["n"][:] == list(range(50))
-    assert "is not what was written: reading the files again" in caplog.text and damaged.read_bytes() == content
+    assert (
+        "is not what was written: reading the files again" in caplog.text
+        and damaged.read_bytes() == content
+    )
     flipped = bytearray(content)
     flipped[-20] ^= 1
     damaged.write_bytes(bytes(flipped))

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from hfstack.data.reading.files import expand_files, file_format, fingerprint, looks_local, open_bytes
+from hfstack.data.reading.files import (
+    expand_files,
+    file_format,
+    fingerprint,
+    looks_local,
+    open_bytes,
+)
 from hfstack.errors import DataError
 
 PLAIN = b"".join(b'{"text": "line %d"}\n' % number for number in range(20_000))
@@ -38,7 +44,9 @@ def test_unknown_format_names_those_that_are_known() -> None:
         file_format(Path("rows.xlsx"))
 
 
-@pytest.mark.parametrize("path", ["a.jsonl", "data/*", "./folder", "/no/such", "~/x", "part-[0-9]", "x.txt.gz"])
+@pytest.mark.parametrize(
+    "path", ["a.jsonl", "data/*", "./folder", "/no/such", "~/x", "part-[0-9]", "x.txt.gz"]
+)
 def test_local_looking_paths(path: str) -> None:
     assert looks_local(path)
 
@@ -50,7 +58,9 @@ def test_hub_ids_do_not_look_local(path: str) -> None:
 
 def test_missing_file_is_one_line_with_the_closest_name(tmp_path: Path) -> None:
     touch(tmp_path, "stories.jsonl")
-    with pytest.raises(DataError, match=r"storeis\.jsonl: no such file; did you mean .*stories\.jsonl\?") as caught:
+    with pytest.raises(
+        DataError, match=r"storeis\.jsonl: no such file; did you mean .*stories\.jsonl\?"
+    ) as caught:
         expand_files(str(tmp_path / "storeis.jsonl"))
     assert "\n" not in str(caught.value)
 
@@ -58,7 +68,11 @@ def test_missing_file_is_one_line_with_the_closest_name(tmp_path: Path) -> None:
 def test_glob_is_sorted_and_must_match(tmp_path: Path) -> None:
     touch(tmp_path, "b.jsonl", "a.jsonl", "deep/c.jsonl")
     assert [file.name for file in expand_files(f"{tmp_path}/*.jsonl")] == ["a.jsonl", "b.jsonl"]
-    assert [file.name for file in expand_files(f"{tmp_path}/**/*.jsonl")] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    assert [file.name for file in expand_files(f"{tmp_path}/**/*.jsonl")] == [
+        "a.jsonl",
+        "b.jsonl",
+        "c.jsonl",
+    ]
     with pytest.raises(DataError, match="no file matches this pattern"):
         expand_files(f"{tmp_path}/*.csv")
 
@@ -75,7 +89,8 @@ def test_folder_with_split_names_never_mixes_test_into_train(tmp_path: Path) -> 
     assert [file.name for file in expand_files(str(tmp_path), "validation")] == ["dev-0001.jsonl"]
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(
-        DataError, match=r"no file for the split 'train'; the names give test, validation; name the files"
+        DataError,
+        match=r"no file for the split 'train'; the names give test, validation; name the files",
     ):
         expand_files(str(tmp_path))
 
@@ -91,7 +106,9 @@ def test_folder_of_two_formats_or_of_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no data file"):
         expand_files(str(tmp_path))
     touch(tmp_path, "a.jsonl", "README.txt")
-    with pytest.raises(DataError, match=r"mixes jsonl and txt files; choose by a glob, e\.g\. '.*\*\.jsonl'"):
+    with pytest.raises(
+        DataError, match=r"mixes jsonl and txt files; choose by a glob, e\.g\. '.*\*\.jsonl'"
+    ):
         expand_files(str(tmp_path))
 
 
@@ -108,7 +125,9 @@ def test_fingerprint_is_blake2b_and_follows_the_content(tmp_path: Path) -> None:
     assert fingerprint(file)["blake2b"] != first["blake2b"]
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstandard.ZstdCompressor().compress], ids=["gz", "zst"])
+@pytest.mark.parametrize(
+    "compress", [gzip.compress, zstandard.ZstdCompressor().compress], ids=["gz", "zst"]
+)
 def test_compressed_bytes_in_two_parts_and_a_cut_tail(tmp_path: Path, compress) -> None:
     suffix = ".gz" if compress is gzip.compress else ".zst"
     file = tmp_path / f"a.jsonl{suffix}"
@@ -118,7 +137,10 @@ def test_compressed_bytes_in_two_parts_and_a_cut_tail(tmp_path: Path, compress) 
         assert stream.read() == PLAIN
     for cut in (len(packed) - 3, len(packed) // 3, 12):
         file.write_bytes(packed[:cut])
-        with pytest.raises(DataError, match=rf"a\.jsonl\{suffix}: truncated or damaged"), open_bytes(file) as stream:
+        with (
+            pytest.raises(DataError, match=rf"a\.jsonl\{suffix}: truncated or damaged"),
+            open_bytes(file) as stream,
+        ):
             stream.read()
 
 
@@ -139,5 +161,8 @@ def test_byte_order_marks(tmp_path: Path) -> None:
     with open_bytes(tmp_path / "a.txt") as stream:
         assert stream.read() == b"hello"
     (tmp_path / "b.txt").write_bytes("hello".encode("utf-16"))
-    with pytest.raises(DataError, match="UTF-16; convert it to UTF-8"), open_bytes(tmp_path / "b.txt"):
+    with (
+        pytest.raises(DataError, match="UTF-16; convert it to UTF-8"),
+        open_bytes(tmp_path / "b.txt"),
+    ):
         pass

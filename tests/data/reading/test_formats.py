@@ -21,7 +21,9 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 def rows_of(path: Path) -> list[tuple[int, Any]]:
     """Line and row of a file; a bad row as its detail."""
-    return [(line, row.detail if isinstance(row, BadRow) else row) for line, row, _ in read_file(path)]
+    return [
+        (line, row.detail if isinstance(row, BadRow) else row) for line, row, _ in read_file(path)
+    ]
 
 
 def test_jsonl_keeps_true_line_numbers(tmp_path: Path) -> None:
@@ -52,15 +54,27 @@ def test_jsonl_bad_line(tmp_path: Path, line: bytes, detail: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", "text,label\nhello,1\n", r"a\.jsonl line 1: this looks like a table.*rename it to \.csv"),
+        (
+            "a.jsonl",
+            "text,label\nhello,1\n",
+            r"a\.jsonl line 1: this looks like a table.*rename it to \.csv",
+        ),
         ("a.jsonl", '[\n{"a": 1}\n]', r"one JSON document over several lines.*rename it to \.json"),
         (
             "a.json",
             '{\n"a": 1\n}',
             r"a\.json line 1: this is one JSON document over several lines, expected one object",
         ),
-        ("a.csv", '{"text": "a"}\n{"text": "b"}\n', r"a\.csv line 1: this looks like JSON.*rename it to \.jsonl"),
-        ("a.csv", "text;label\na;1\n", r"the columns are separated by ';', not by ','; write it with commas"),
+        (
+            "a.csv",
+            '{"text": "a"}\n{"text": "b"}\n',
+            r"a\.csv line 1: this looks like JSON.*rename it to \.jsonl",
+        ),
+        (
+            "a.csv",
+            "text;label\na;1\n",
+            r"the columns are separated by ';', not by ','; write it with commas",
+        ),
         ("a.csv", "text\tlabel\na\t1\n", r"separated by '\\t', not by ','; rename it to \.tsv"),
         ("a.tsv", "text,label\na,1\n", r"separated by ',', not by '\\t'; rename it to \.csv"),
         ("a.csv", ",text\n0,a\n", r"column 1 of the header has no name; pandas writes"),
@@ -69,20 +83,28 @@ def test_jsonl_bad_line(tmp_path: Path, line: bytes, detail: str) -> None:
         ("a.csv", b"te\xffxt,label\na,1\n", r"line 1: invalid UTF-8 at byte 2"),
     ],
 )
-def test_file_of_another_kind_is_refused_whole(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_file_of_another_kind_is_refused_whole(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         rows_of(write(tmp_path, name, content))
 
 
 def test_json_array_is_read_in_chunks_with_lines(tmp_path: Path) -> None:
-    rows = [{"a": number, "text": "word \u4e2d " * (number % 50), "b": {"c": [number]}} for number in range(5000)]
+    rows = [
+        {"a": number, "text": "word \u4e2d " * (number % 50), "b": {"c": [number]}}
+        for number in range(5000)
+    ]
     path = write(tmp_path, "a.json", json.dumps(rows, indent=1, ensure_ascii=False))
     read = rows_of(path)
     assert [row for _, row in read] == rows
     assert read[0][0] == 2
     assert path.read_text().splitlines()[read[4999][0] - 1] == " {"
     assert rows_of(write(tmp_path, "b.json", " [ ] ")) == []
-    assert rows_of(write(tmp_path, "c.json", '{"a": 1}\n{"a": 2}\n')) == [(1, {"a": 1}), (2, {"a": 2})]
+    assert rows_of(write(tmp_path, "c.json", '{"a": 1}\n{"a": 2}\n')) == [
+        (1, {"a": 1}),
+        (2, {"a": 2}),
+    ]
     assert rows_of(write(tmp_path, "d.json", '[{"a": 1}, 5]'))[1] == (1, "expected an object {...}")
 
 
@@ -99,13 +121,17 @@ def test_json_array_is_read_in_chunks_with_lines(tmp_path: Path) -> None:
         (b'[{"a": "' + b"x" * 1_000_000 + b"\xff", r"invalid UTF-8 at byte 1000008"),
     ],
 )
-def test_json_array_with_a_mistake_ends_the_file(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_json_array_with_a_mistake_ends_the_file(
+    tmp_path: Path, content: str | bytes, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         rows_of(write(tmp_path, "a.json", content))
 
 
 def test_csv_cells_stay_text_and_lines_are_where_rows_begin(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.csv", '\ufefftext,label\nNA,null\n"two\nlines, one cell",None\n\nlast,\n')
+    path = write(
+        tmp_path, "a.csv", '\ufefftext,label\nNA,null\n"two\nlines, one cell",None\n\nlast,\n'
+    )
     assert rows_of(path) == [
         (2, {"text": "NA", "label": "null"}),
         (3, {"text": "two\nlines, one cell", "label": "None"}),
@@ -114,7 +140,9 @@ def test_csv_cells_stay_text_and_lines_are_where_rows_begin(tmp_path: Path) -> N
 
 
 def test_csv_bad_rows(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.csv", b'a,b\n1,2,3\n"x"y,2\n\xe9,2\nok,2\n1\n"never closed,2\nmore,2\n')
+    path = write(
+        tmp_path, "a.csv", b'a,b\n1,2,3\n"x"y,2\n\xe9,2\nok,2\n1\n"never closed,2\nmore,2\n'
+    )
     assert rows_of(path) == [
         (2, "3 cells where the header has 2"),
         (3, "',' expected after '\"'"),
@@ -126,7 +154,10 @@ def test_csv_bad_rows(tmp_path: Path) -> None:
 
 
 def test_csv_long_cell(tmp_path: Path) -> None:
-    assert len(rows_of(write(tmp_path, "a.csv", "text\n" + "x" * 500_000 + "\n"))[0][1]["text"]) == 500_000
+    assert (
+        len(rows_of(write(tmp_path, "a.csv", "text\n" + "x" * 500_000 + "\n"))[0][1]["text"])
+        == 500_000
+    )
 
 
 def test_tsv(tmp_path: Path) -> None:
@@ -140,14 +171,18 @@ def test_parquet_plain_and_compressed(tmp_path: Path) -> None:
     assert rows_of(plain) == expected
     assert rows_of(write(tmp_path, "b.parquet.gz", plain.read_bytes())) == expected
     plain.write_bytes(plain.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"a\.parquet: truncated or damaged parquet file after row 0"):
+    with pytest.raises(
+        DataError, match=r"a\.parquet: truncated or damaged parquet file after row 0"
+    ):
         rows_of(plain)
 
 
 def test_txt_documents(tmp_path: Path) -> None:
     lines = write(tmp_path, "lines.txt", "first doc\nsecond doc\n" * 100 + "\nlast\n")
     assert [row["text"] for _, row in rows_of(lines)][-3:] == ["first doc", "second doc", "last"]
-    paragraphs = write(tmp_path, "paragraphs.txt.gz", "\n\nTitle\n\nline one\n  line two  \n\n \nend\n")
+    paragraphs = write(
+        tmp_path, "paragraphs.txt.gz", "\n\nTitle\n\nline one\n  line two  \n\n \nend\n"
+    )
     assert rows_of(paragraphs) == [
         (3, {"text": "Title"}),
         (5, {"text": "line one\n  line two"}),

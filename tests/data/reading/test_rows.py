@@ -13,7 +13,9 @@ from hfstack.errors import ConfigError, DataError
 
 
 def jsonl(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
@@ -22,8 +24,12 @@ def read(*files: Path, **settings: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)  # off once setup_logging has run
+def logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(
+        logging.getLogger("hfstack"), "propagate", True
+    )  # off once setup_logging has run
     caplog.set_level(logging.INFO, logger="hfstack")
     return caplog
 
@@ -51,7 +57,8 @@ def test_malformed_line_270000_is_named_with_its_column(tmp_path: Path) -> None:
     rows[269_999] = '{"id": 269999, "text": "a" oops}'
     path = jsonl(tmp_path / "big.jsonl", rows)
     with pytest.raises(
-        DataError, match=r"big\.jsonl line 270000: column 28: Expecting ',' delimiter, got 'oops\}'; mend it"
+        DataError,
+        match=r"big\.jsonl line 270000: column 28: Expecting ',' delimiter, got 'oops\}'; mend it",
     ) as caught:
         read(path)
     assert "\n" not in str(caught.value)
@@ -61,12 +68,24 @@ def test_malformed_line_270000_is_named_with_its_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "detail"),
     [
-        ({"text": 5, "n": 1}, r"line 151: column 'text' holds integer '5' here but text in a\.jsonl line 1"),
-        ({"text": "5", "n": "1"}, r"line 151: column 'n' holds text '1' here but integer in a\.jsonl line 1"),
-        ({"text": "x", "n": True}, r"'n' holds true/false 'True' here but integer in a\.jsonl line 1"),
+        (
+            {"text": 5, "n": 1},
+            r"line 151: column 'text' holds integer '5' here but text in a\.jsonl line 1",
+        ),
+        (
+            {"text": "5", "n": "1"},
+            r"line 151: column 'n' holds text '1' here but integer in a\.jsonl line 1",
+        ),
+        (
+            {"text": "x", "n": True},
+            r"'n' holds true/false 'True' here but integer in a\.jsonl line 1",
+        ),
         ({"text": ["x"], "n": 1}, r"'text' holds list .* here but text in a\.jsonl line 1"),
         ({"txet": "x", "n": 1}, r"line 151: key 'txet' where a\.jsonl line 1 has 'text'"),
-        ({"text": "x"}, r"line 151: no key 'n', which a\.jsonl line 1 has; write null for no value"),
+        (
+            {"text": "x"},
+            r"line 151: no key 'n', which a\.jsonl line 1 has; write null for no value",
+        ),
         ({"text": "x", "n": 1, "more": 2}, r"line 151: key 'more', which a\.jsonl line 1 has not"),
     ],
 )
@@ -88,18 +107,28 @@ def test_odd_first_row_is_the_bad_one_not_all_others(tmp_path: Path) -> None:
 
 
 def test_key_order_does_not_matter_and_types_inside_do(tmp_path: Path) -> None:
-    chat = {"id": 1, "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None}]}
+    chat = {
+        "id": 1,
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None}],
+    }
     other = {"messages": [{"role": "user", "content": "a", "name": "b"}], "id": 2}
     assert read(jsonl(tmp_path / "a.jsonl", [chat, other])) == [chat, other]
     broken = {"id": 3, "messages": [{"role": "user", "content": ["a"]}]}
     with pytest.raises(
-        DataError, match=r"line 3: column 'messages\[\]\.content' holds list .* here but text in a\.jsonl line 1"
+        DataError,
+        match=r"line 3: column 'messages\[\]\.content' holds list .* here but text in a\.jsonl line 1",
     ):
         read(jsonl(tmp_path / "a.jsonl", [chat, other, broken]))
     with pytest.raises(
-        DataError, match=r"line 2: column 'tokens\[\]' holds integer '1' here but text in b\.jsonl line 1"
+        DataError,
+        match=r"line 2: column 'tokens\[\]' holds integer '1' here but text in b\.jsonl line 1",
     ):
-        read(jsonl(tmp_path / "b.jsonl", [{"tokens": ["a"] * 50}, {"tokens": ["a"] * 20 + [1] + ["a"] * 20}]))
+        read(
+            jsonl(
+                tmp_path / "b.jsonl",
+                [{"tokens": ["a"] * 50}, {"tokens": ["a"] * 20 + [1] + ["a"] * 20}],
+            )
+        )
 
 
 def test_integers_and_floats_may_share_a_column(tmp_path: Path) -> None:
@@ -125,21 +154,30 @@ def test_csv_numbers(tmp_path: Path) -> None:
         {"text": "7", "label": 2, "score": None, "zip": "1", "mixed": ""},
     ]
     path.write_text("text,label\n" + "good,1\n" * 120 + "bad,NA\n")
-    with pytest.raises(DataError, match=r"a\.csv line 122: column 'label' is an integer in the first rows.*here 'NA'"):
+    with pytest.raises(
+        DataError,
+        match=r"a\.csv line 122: column 'label' is an integer in the first rows.*here 'NA'",
+    ):
         read(path)
     path.write_text("text,label\n" + "good,1\n" * 120 + "bad,1.5\n")
-    with pytest.raises(DataError, match=r"line 122: column 'label' is an integer in the first rows"):
+    with pytest.raises(
+        DataError, match=r"line 122: column 'label' is an integer in the first rows"
+    ):
         read(path)
 
 
-def test_skip_counts_by_reason_and_never_drops_everything(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
+def test_skip_counts_by_reason_and_never_drops_everything(
+    tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
     good = {"text": "x"}
     path = jsonl(tmp_path / "a.jsonl", [good, "{", good, good, {"text": 1}, {"text": 2}])
     report = ReadReport()
     assert read(path, on_bad_row="skip", report=report) == [good] * 3
     assert report.bad_rows == {"bad JSON": 1, "mixed types": 2}
     assert "left out 2 of 6 rows: mixed types; first: " in logged.text
-    with pytest.raises(DataError, match=r"a\.jsonl: all 3 rows are bad; first: .*line 1: column 10"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl: all 3 rows are bad; first: .*line 1: column 10"
+    ):
         read(jsonl(path, ['{"text": }'] * 3), on_bad_row="skip")
 
 
@@ -150,7 +188,9 @@ def test_quarantine_keeps_file_line_reason_and_raw_text(tmp_path: Path) -> None:
     out = tmp_path / "new" / "bad.jsonl"
     assert len(read(path, table, on_bad_row="quarantine", quarantine_file=out)) == 3
     entries = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [(entry["file"], entry["line"], entry["reason"], entry["text"]) for entry in entries] == [
+    assert [
+        (entry["file"], entry["line"], entry["reason"], entry["text"]) for entry in entries
+    ] == [
         (str(path), 2, "bad JSON", '{"text": "cut'),
         (str(path), 4, "mixed types", '{"text": 7}'),
         (str(table), 3, "ragged row", "a,b"),
@@ -165,7 +205,8 @@ def test_several_files_are_one_source(tmp_path: Path, logged: pytest.LogCaptureF
     one = jsonl(tmp_path / "a.jsonl", [{"text": "x"}])
     two = jsonl(tmp_path / "b.jsonl", [{"text": 1}])
     with pytest.raises(
-        DataError, match=r"b\.jsonl line 1: column 'text' holds integer '1' here but text in a\.jsonl line 1"
+        DataError,
+        match=r"b\.jsonl line 1: column 'text' holds integer '1' here but text in a\.jsonl line 1",
     ):
         read(one, two)
     empty = jsonl(tmp_path / "c.jsonl", [])
@@ -174,7 +215,9 @@ def test_several_files_are_one_source(tmp_path: Path, logged: pytest.LogCaptureF
 
 
 def test_max_rows_counts_good_rows(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "a.jsonl", [{"n": 0}, "{", *[{"n": number} for number in range(1, 300)]])
+    path = jsonl(
+        tmp_path / "a.jsonl", [{"n": 0}, "{", *[{"n": number} for number in range(1, 300)]]
+    )
     assert [row["n"] for row in read(path, on_bad_row="skip", max_rows=3)] == [0, 1, 2]
 
 

@@ -31,10 +31,21 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """corpus -> clean -> pretrain -> sft, reward; both -> ppo, measured by win_rate and a bias run."""
     folder = tmp_path / "story"
 
-    def run(name: str, recipe: str, parents: list[str], metrics: dict[str, float], model: bool = False, **settings):
-        flags = [f"--output_dir={folder / name}", *(f"--{key}={value}" for key, value in settings.items())]
+    def run(
+        name: str,
+        recipe: str,
+        parents: list[str],
+        metrics: dict[str, float],
+        model: bool = False,
+        **settings,
+    ):
+        flags = [
+            f"--output_dir={folder / name}",
+            *(f"--{key}={value}" for key, value in settings.items()),
+        ]
         monkeypatch.setattr(
-            "sys.argv", [f"/somewhere/recipes/{recipe}.py", "--config", f"recipes/{recipe}.yaml", *flags]
+            "sys.argv",
+            [f"/somewhere/recipes/{recipe}.py", "--config", f"recipes/{recipe}.yaml", *flags],
         )
         with Run.start(f"recipes/{recipe}.py", folder / name) as made:
             made.record.settings["ModelConfig"] = settings
@@ -44,24 +55,44 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
             if model:
                 LlamaForCausalLM.from_pretrained(tiny_llama).save_pretrained(folder / name)
                 AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder / name)
-                history = [{"step": s, "loss": 5 / s, "eval_loss": 6 / s, "reward": s / 9} for s in range(1, 40)]
-                (folder / name / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+                history = [
+                    {"step": s, "loss": 5 / s, "eval_loss": 6 / s, "reward": s / 9}
+                    for s in range(1, 40)
+                ]
+                (folder / name / "trainer_state.json").write_text(
+                    json.dumps({"log_history": history})
+                )
                 made.add_artifact("trainer_state", "trainer_state.json")
             if recipe == "clean":
                 (folder / name / "train.jsonl").write_text('{"text": "a"}\n')
             if recipe == "win_rate":
-                row = {"prompt": [{"role": "user", "content": "Tell | a story"}], "answer": "Once ```upon``` a time"}
+                row = {
+                    "prompt": [{"role": "user", "content": "Tell | a story"}],
+                    "answer": "Once ```upon``` a time",
+                }
                 (folder / name / "answers.jsonl").write_text(json.dumps(row) + "\n")
                 made.add_artifact("answers", "answers.jsonl")
             if recipe == "pretrain_clm":
-                file = {"path": str(folder / "clean" / "train.jsonl"), "bytes": 14, "blake2b": "ab" * 16}
+                file = {
+                    "path": str(folder / "clean" / "train.jsonl"),
+                    "bytes": 14,
+                    "blake2b": "ab" * 16,
+                }
                 made.record_data("train", [{"path": file["path"], "files": [file], "rows": 1}])
-                made.record_data("eval", [{"path": "user/held-out", "rows": 7, "split": "test", "revision": "c" * 40}])
+                made.record_data(
+                    "eval",
+                    [{"path": "user/held-out", "rows": 7, "split": "test", "revision": "c" * 40}],
+                )
             made.finish(metrics)
         return folder / name
 
     run("corpus", "demo_corpus", [], {"documents": 400})
-    cleaned = {"documents_in": 400, "documents_out": 370, "dropped_too_short": 30, "masked_email": 2}
+    cleaned = {
+        "documents_in": 400,
+        "documents_out": 370,
+        "dropped_too_short": 30,
+        "masked_email": 2,
+    }
     run("clean", "clean", ["corpus"], cleaned)
     drawn = {"model_name_or_path": "/somewhere/recipes/architectures/llama-1m.json"}
     run(
@@ -72,14 +103,28 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
         True,
         **drawn,
     )
-    run("sft", "sft", ["pretrain"], {"eval_loss": 2.0}, True, model_name_or_path=folder / "pretrain")
-    run("reward", "reward", ["sft"], {"eval_accuracy": 0.75}, True, model_name_or_path=folder / "sft")
+    run(
+        "sft", "sft", ["pretrain"], {"eval_loss": 2.0}, True, model_name_or_path=folder / "pretrain"
+    )
+    run(
+        "reward",
+        "reward",
+        ["sft"],
+        {"eval_accuracy": 0.75},
+        True,
+        model_name_or_path=folder / "sft",
+    )
     rewards = {"start_reward": 0.25, "reward": 1.5, "eval_reward": 1.4, "eval_loss": 0.1}
     run("ppo", "ppo", ["sft", "reward"], rewards, True, model_name_or_path=folder / "sft", kl_coef=0.07,
         reward_model=folder / "reward")  # fmt: skip
     rates = {"win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
     run("win_rate", "win_rate", ["ppo", "sft"], rates, reference_model=folder / "sft")
-    run("bias", "bias", ["ppo"], {"bias_gender_gap": 0.02, "bias_gender_gap_low": -0.01, "bias_gender_gap_high": 0.05})
+    run(
+        "bias",
+        "bias",
+        ["ppo"],
+        {"bias_gender_gap": 0.02, "bias_gender_gap_low": -0.01, "bias_gender_gap_high": 0.05},
+    )
     run("other", "win_rate", ["sft"], {"win_rate": 0.1})
     return folder
 
@@ -93,8 +138,17 @@ def card_of(folder: Path, words: Words | None = None, **changes) -> str:
 
 def test_the_chain_and_what_measured_it(story: Path):
     chain = follow(story / "ppo")
-    assert [link.label for link in chain.links] == ["corpus", "clean", "pretrain", "sft", "reward", "ppo"]
-    assert {link.label for link in chain.evaluations} == {"win_rate", "bias"}, "not those of other models"
+    assert [link.label for link in chain.links] == [
+        "corpus",
+        "clean",
+        "pretrain",
+        "sft",
+        "reward",
+        "ppo",
+    ]
+    assert {link.label for link in chain.evaluations} == {"win_rate", "bias"}, (
+        "not those of other models"
+    )
     assert follow(story / "ppo", [str(story / "win_rate")]).evaluations[0].label == "win_rate"
     with pytest.raises(CheckpointError, match="that did not read"):
         follow(story / "ppo", [str(story / "other")])
@@ -104,7 +158,9 @@ def test_the_chain_and_what_measured_it(story: Path):
 
 
 def test_the_card_tells_the_whole_story(story: Path):
-    words = Words("apache-2.0", ["en"], limits=["Only foxes."], data_licences={"clean/train.jsonl": "cc0-1.0"})
+    words = Words(
+        "apache-2.0", ["en"], limits=["Only foxes."], data_licences={"clean/train.jsonl": "cc0-1.0"}
+    )
     text = card_of(story / "ppo", words, picture="curves.svg")
     for part in (
         "A language model of 1,234 parameters, trained against rewards by reinforcement learning (PPO).",
@@ -125,16 +181,25 @@ def test_the_card_tells_the_whole_story(story: Path):
     ):  # fmt: skip
         assert part in text, part
     assert str(story.parent) not in text and "/somewhere" not in text, "no path of this machine"
-    assert "eval_loss" not in text.split("## Results")[1].split("###")[0], "a loss of PPO says nothing of the model"
+    assert "eval_loss" not in text.split("## Results")[1].split("###")[0], (
+        "a loss of PPO says nothing of the model"
+    )
 
 
 def test_the_metadata_is_what_the_hub_reads(story: Path):
     text = card_of(story / "ppo", Words("apache-2.0", ["en"]))
     assert check_card(text) == len(ModelCard(text).data.eval_results or []) >= 2
     metadata = yaml.safe_load(text.split("---")[1])
-    assert metadata["datasets"] == ["user/held-out"] and metadata["pipeline_tag"] == "text-generation"
+    assert (
+        metadata["datasets"] == ["user/held-out"] and metadata["pipeline_tag"] == "text-generation"
+    )
     assert metadata["tags"] == ["hfstack", "ppo", "rlhf"] and "base_model" not in metadata
-    (result,) = [m for r in metadata["model-index"][0]["results"] for m in r["metrics"] if m["type"] == "win_rate"]
+    (result,) = [
+        m
+        for r in metadata["model-index"][0]["results"]
+        for m in r["metrics"]
+        if m["type"] == "win_rate"
+    ]
     assert result["value"] == 0.6 and result["args"] == {"interval_95": [0.5, 0.7]}
     with pytest.raises(ConfigError, match="the card's metadata is not valid"):
         check_card(text.replace("- user/held-out", "- user/held/out"))
@@ -142,7 +207,9 @@ def test_the_metadata_is_what_the_hub_reads(story: Path):
         check_card(text.replace("value: 0.6", "valeu: 0.6", 1))
 
 
-def test_the_model_index_keeps_data_and_training_apart(story: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_model_index_keeps_data_and_training_apart(
+    story: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The Hub wants a type and a name of each dataset, and puts results of one type, config and split together."""
     for name, role in (("ppo", "train"), ("win_rate", "prompts")):
         record = json.loads((story / name / "run.json").read_text())
@@ -153,13 +220,20 @@ def test_the_model_index_keeps_data_and_training_apart(story: Path, monkeypatch:
     assert isinstance(index["name"], str)
     found = {}
     for result in index["results"]:
-        assert isinstance(result["task"]["type"], str) and isinstance(result["dataset"]["type"], str)
+        assert isinstance(result["task"]["type"], str) and isinstance(
+            result["dataset"]["type"], str
+        )
         types = [metric["type"] for metric in result["metrics"]]
         assert len(set(types)) == len(types), "a metric stands once under each dataset"
         assert all(isinstance(metric["value"], int | float) for metric in result["metrics"])
-        found |= {(result["dataset"]["name"], metric["type"]): metric["value"] for metric in result["metrics"]}
+        found |= {
+            (result["dataset"]["name"], metric["type"]): metric["value"]
+            for metric in result["metrics"]
+        }
     assert found["prompts.jsonl", "win_rate"] == 0.6
-    assert found["prompts.jsonl (held-out part)", "reward"] == 1.4, "and not 1.5, which training saw"
+    assert found["prompts.jsonl (held-out part)", "reward"] == 1.4, (
+        "and not 1.5, which training saw"
+    )
 
 
 def test_what_is_missing_is_said(story: Path, tmp_path: Path):
@@ -176,7 +250,9 @@ def test_what_is_missing_is_said(story: Path, tmp_path: Path):
         run.finish({})
     text = card_of(tmp_path / "bare")
     assert "No metric was recorded." in text and "No data file was recorded." in text
-    assert "| Base model | not recorded |" in text and "No run of this chain cleaned its data." in text
+    assert (
+        "| Base model | not recorded |" in text and "No run of this chain cleaned its data." in text
+    )
 
 
 def test_a_dataset_has_its_own_card(tmp_path: Path):
@@ -189,32 +265,54 @@ def test_a_dataset_has_its_own_card(tmp_path: Path):
     assert check_card(text, dataset=True) == 0
     configs = yaml.safe_load(text.split("---")[1])["configs"]
     assert [config["config_name"] for config in configs] == ["default", "judged"]
-    assert DatasetCard(text).data.pretty_name == "stories" and "- `train`: `prompt`, `chosen`" in text
+    assert (
+        DatasetCard(text).data.pretty_name == "stories" and "- `train`: `prompt`, `chosen`" in text
+    )
 
 
 def test_a_demo_corpus_is_a_dataset_of_several_parts(tmp_path: Path):
     folder = tmp_path / "corpus"
     with Run.start("recipes/demo_corpus.py", folder) as run:
-        for name, rows in {"raw": '{"text": "a"}\n', "instructions": '{"prompt": "b"}\n', "sentiment": ""}.items():
+        for name, rows in {
+            "raw": '{"text": "a"}\n',
+            "instructions": '{"prompt": "b"}\n',
+            "sentiment": "",
+        }.items():
             (folder / f"{name}.jsonl").write_text(rows)
         run.finish({"documents": 1})
     files = published_files(folder, kind_of(folder, {}), {})
-    assert list(files) == ["raw.jsonl", "instructions.jsonl"], "an empty file has no columns to load"
+    assert list(files) == ["raw.jsonl", "instructions.jsonl"], (
+        "an empty file has no columns to load"
+    )
     text = card_of(folder, splits=["raw", "instructions"])
-    assert [one["config_name"] for one in yaml.safe_load(text.split("---")[1])["configs"]] == ["raw", "instructions"]
-    assert 'load_dataset("alice/stories", "raw")' in text and "| corpus | demo_corpus | – | 1 document |" in text
+    assert [one["config_name"] for one in yaml.safe_load(text.split("---")[1])["configs"]] == [
+        "raw",
+        "instructions",
+    ]
+    assert (
+        'load_dataset("alice/stories", "raw")' in text
+        and "| corpus | demo_corpus | – | 1 document |" in text
+    )
 
 
 def test_how_each_kind_is_loaded():
     gru = Kind("causal", auto_class="AutoModelForCausalLM", recurrent=True)
     text = loading(gru, "a/b", chat=False, base="")
-    assert text.index("import hfstack.models.gru") < text.index("from transformers") and "pip install hfstack" in text
-    adapter = Kind("classifier", auto_class="AutoModelForSequenceClassification", adapter=True, labels=3)
+    assert (
+        text.index("import hfstack.models.gru") < text.index("from transformers")
+        and "pip install hfstack" in text
+    )
+    adapter = Kind(
+        "classifier", auto_class="AutoModelForSequenceClassification", adapter=True, labels=3
+    )
     text = loading(adapter, "a/b", chat=False, base="user/base")
     assert (
-        'AutoPeftModelForSequenceClassification.from_pretrained("a/b", num_labels=3)' in text and "`user/base`" in text
+        'AutoPeftModelForSequenceClassification.from_pretrained("a/b", num_labels=3)' in text
+        and "`user/base`" in text
     )
-    assert "apply_chat_template" in loading(Kind("reward", auto_class="A"), "a/b", chat=True, base="")
+    assert "apply_chat_template" in loading(
+        Kind("reward", auto_class="A"), "a/b", chat=True, base=""
+    )
     assert "mask_token" in loading(Kind("masked", auto_class="A"), "a/b", chat=False, base="")
 
 
@@ -229,23 +327,35 @@ def test_commands_are_as_people_type_them():
 def test_paths_are_shortened(story: Path, monkeypatch: pytest.MonkeyPatch):
     chain = follow(story / "ppo")
     monkeypatch.setattr(Path, "home", lambda: Path("/people/ann"))
-    assert shorten(f"--a {story}/sft,{story} --b {story}2", chain) == f"--a story/sft,story --b {story}2"
+    assert (
+        shorten(f"--a {story}/sft,{story} --b {story}2", chain)
+        == f"--a story/sft,story --b {story}2"
+    )
     assert shorten("/people/ann/data.jsonl", chain) == "~/data.jsonl"
     assert shorten("/opt/lib/hfstack/_shipped/recipes/sft.py", chain) == "recipes/sft.py"
 
 
 def test_energy_is_time_times_power():
-    hardware = {"cores": 2, "memory_gib": 0, "accelerators": ["NVIDIA A100-SXM4-80GB"], "device": "cuda"}
+    hardware = {
+        "cores": 2,
+        "memory_gib": 0,
+        "accelerators": ["NVIDIA A100-SXM4-80GB"],
+        "device": "cuda",
+    }
     assert estimate_kwh(hardware, 3600) == pytest.approx((2 * 12 + 400) / 1000)
     assert estimate_kwh(hardware | {"device": "cpu"}, 3600) == pytest.approx(0.024)
-    assert estimate_kwh({"cores": 1, "memory_gib": 100}, 3600) == pytest.approx((12 + 0.3725 * 107.3741824) / 1000)
+    assert estimate_kwh({"cores": 1, "memory_gib": 100}, 3600) == pytest.approx(
+        (12 + 0.3725 * 107.3741824) / 1000
+    )
     assert accelerator_watts("NVIDIA H100 PCIe") == 350 and accelerator_watts("unheard of") == 200
 
 
 def test_samples_are_the_newest_of_each_prompt(tmp_path: Path):
     with Run.start("recipes/sft.py", tmp_path / "sft") as run:
         rows = [{"step": s, "prompt": p, "completion": f"{p}{s}"} for s in (1, 2) for p in "abcdef"]
-        (tmp_path / "sft" / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "sft" / "samples.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
         run.add_artifact("samples", "samples.jsonl")
     chain = follow(tmp_path / "sft")
     assert read_samples(chain) == [("a", "a2"), ("b", "b2"), ("c", "c2"), ("d", "d2")]
@@ -275,7 +385,9 @@ def test_shards_have_to_be_whole(tmp_path: Path, tiny_llama: Path):
     shards = [name for name in published_files(tmp_path, kind, {}) if name.endswith(".safetensors")]
     assert len(shards) > 1
     (tmp_path / shards[-1]).unlink()
-    with pytest.raises(CheckpointError, match="which model.safetensors.index.json lists: the weights are not whole"):
+    with pytest.raises(
+        CheckpointError, match="which model.safetensors.index.json lists: the weights are not whole"
+    ):
         published_files(tmp_path, kind, {})
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors.index.json").unlink()

@@ -18,7 +18,9 @@ def model(tiny_llama: Path):
 def test_greedy_completions_do_not_depend_on_the_batch(model, tiny_tokenizer) -> None:
     prompts = ["Once", "The owl was kind, so she gave", ""]
     together = complete(model, tiny_tokenizer, prompts, max_new_tokens=12, temperature=0)
-    alone = [complete(model, tiny_tokenizer, [p], max_new_tokens=12, temperature=0)[0] for p in prompts]
+    alone = [
+        complete(model, tiny_tokenizer, [p], max_new_tokens=12, temperature=0)[0] for p in prompts
+    ]
     assert together == alone
     assert [one.prompt for one in together] == prompts
 
@@ -26,16 +28,27 @@ def test_greedy_completions_do_not_depend_on_the_batch(model, tiny_tokenizer) ->
 def test_sampling_follows_the_seed(model, tiny_tokenizer) -> None:
     def draw(seed: int) -> list[str]:
         torch.manual_seed(seed)
-        return [c.completion for c in complete(model, tiny_tokenizer, ["The"] * 3, max_new_tokens=8, batch_size=2)]
+        return [
+            c.completion
+            for c in complete(model, tiny_tokenizer, ["The"] * 3, max_new_tokens=8, batch_size=2)
+        ]
 
     assert draw(1) == draw(1) != draw(2)
     assert len(set(draw(1))) == 3
 
 
-def test_an_end_token_of_the_model_ends_the_text(model, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = tiny_tokenizer(complete(model, tiny_tokenizer, ["The"], max_new_tokens=9, temperature=0)[0].completion)
-    third = ids["input_ids"][2]  # as in stories260k, which ends a story by a token that is not the tokenizer's eos
-    monkeypatch.setattr(model.generation_config, "eos_token_id", [tiny_tokenizer.eos_token_id, third])
+def test_an_end_token_of_the_model_ends_the_text(
+    model, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = tiny_tokenizer(
+        complete(model, tiny_tokenizer, ["The"], max_new_tokens=9, temperature=0)[0].completion
+    )
+    third = ids["input_ids"][
+        2
+    ]  # as in stories260k, which ends a story by a token that is not the tokenizer's eos
+    monkeypatch.setattr(
+        model.generation_config, "eos_token_id", [tiny_tokenizer.eos_token_id, third]
+    )
     ended = complete(model, tiny_tokenizer, ["The"], max_new_tokens=9, temperature=0)[0]
     assert ended.finished and ended.tokens == ids["input_ids"].index(third) + 1
     assert ended.completion == tiny_tokenizer.decode(ids["input_ids"][: ended.tokens - 1])
@@ -60,7 +73,9 @@ def test_sample_pairs(model, tiny_tokenizer) -> None:
     assert [prompt for prompt, _ in pairs] == ["The", "A"]
 
 
-def test_top_k_zero_keeps_all_tokens(model, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_k_zero_keeps_all_tokens(
+    model, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[object] = []
     stock = type(model).generate
 

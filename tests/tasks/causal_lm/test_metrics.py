@@ -37,20 +37,29 @@ def reference(model, tokenizer, text: str) -> float:
     return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
 
 
-@pytest.mark.parametrize(("length", "max_length", "stride"), [(1, 8, 4), (2, 8, 4), (9, 8, 4), (40, 8, 3), (8, 8, 7)])
-def test_windows_score_each_token_once_with_enough_context(length: int, max_length: int, stride: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "max_length", "stride"), [(1, 8, 4), (2, 8, 4), (9, 8, 4), (40, 8, 3), (8, 8, 7)]
+)
+def test_windows_score_each_token_once_with_enough_context(
+    length: int, max_length: int, stride: int
+) -> None:
     ids = list(range(length))
     scored: list[int] = []
     for window in _windows(0, ids, max_length, stride):
         assert len(window.token_ids) <= max_length
         scored += window.token_ids[-window.scored :]
         if scored[0] != window.token_ids[-window.scored]:  # every window but the first
-            assert len(window.token_ids) - window.scored >= max_length - stride or window.token_ids[0] == 0
+            assert (
+                len(window.token_ids) - window.scored >= max_length - stride
+                or window.token_ids[0] == 0
+            )
     assert scored == ids[1:]
 
 
 def test_whole_documents_equal_one_forward_pass(model, tiny_tokenizer) -> None:
-    scores = score_documents(model, tiny_tokenizer, SENTENCES, max_length=128, stride=64, batch_size=3)
+    scores = score_documents(
+        model, tiny_tokenizer, SENTENCES, max_length=128, stride=64, batch_size=3
+    )
     for text, score in zip(SENTENCES, scores, strict=True):
         assert score.nll == pytest.approx(reference(model, tiny_tokenizer, text), rel=1e-5)
         assert score.tokens == len(tiny_tokenizer(text)["input_ids"])
@@ -64,7 +73,10 @@ def test_documents_do_not_see_each_other(model, tiny_tokenizer) -> None:
     assert among.nll == pytest.approx(alone.nll, rel=1e-5)
     joined = score_documents(model, tiny_tokenizer, SENTENCES, across_documents=True, **settings)
     assert len(joined) == 1
-    assert joined[0].tokens == sum(len(tiny_tokenizer(t)["input_ids"]) for t in SENTENCES) + len(SENTENCES) - 1
+    assert (
+        joined[0].tokens
+        == sum(len(tiny_tokenizer(t)["input_ids"]) for t in SENTENCES) + len(SENTENCES) - 1
+    )
 
 
 def test_chinese_bytes_are_utf8_bytes(model, tiny_tokenizer) -> None:
@@ -84,7 +96,9 @@ def test_hand_worked_metrics() -> None:
     assert compute_metrics(scores) == pytest.approx(
         {"eval_loss": math.log(2), "perplexity": 2.0, "bits_per_byte": 0.5, "token_accuracy": 0.5}
     )
-    assert derived_metrics(math.log(2), tokens_per_byte=0.5) == pytest.approx({"perplexity": 2.0, "bits_per_byte": 0.5})
+    assert derived_metrics(math.log(2), tokens_per_byte=0.5) == pytest.approx(
+        {"perplexity": 2.0, "bits_per_byte": 0.5}
+    )
     assert derived_metrics(1e4, tokens_per_byte=1)["perplexity"] == math.inf
 
 
@@ -92,7 +106,9 @@ def test_metrics_combine_offline() -> None:
     columns = {"nll": [1.0], "tokens": [2], "utf8_bytes": [3], "correct": [1]}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        together = evaluate.combine([Perplexity(), BitsPerByte(), TokenAccuracy()]).compute(**columns)
+        together = evaluate.combine([Perplexity(), BitsPerByte(), TokenAccuracy()]).compute(
+            **columns
+        )
     assert together is not None
     assert together["perplexity"] == pytest.approx(math.exp(0.5))
     assert Perplexity().compute(**columns)["eval_loss"] == 0.5
@@ -104,4 +120,7 @@ def test_interval_holds_the_value_and_shrinks() -> None:
     scores = [DocumentScore(value, 1, 4, 0) for value in nll]
     wide, narrow = bootstrap_interval(scores[:20]), bootstrap_interval(scores)
     assert narrow["eval_loss_low"] < compute_metrics(scores)["eval_loss"] < narrow["eval_loss_high"]
-    assert narrow["eval_loss_high"] - narrow["eval_loss_low"] < wide["eval_loss_high"] - wide["eval_loss_low"]
+    assert (
+        narrow["eval_loss_high"] - narrow["eval_loss_low"]
+        < wide["eval_loss_high"] - wide["eval_loss_low"]
+    )

@@ -18,9 +18,14 @@ def glue_rows(task: str) -> Dataset:
     columns = classify_data.glue_task(task).columns
     names = classify_data.glue_task(task).labels
     label: Any = ClassLabel(names=list(names)) if names else Value("float32")
-    features = Features({name: Value("string") for name in columns if name} | {"label": label, "idx": Value("int32")})
+    features = Features(
+        {name: Value("string") for name in columns if name}
+        | {"label": label, "idx": Value("int32")}
+    )
     rows = {name: ["the fox", "a ball", "the owl", "once"] for name in columns if name}
-    return Dataset.from_dict({**rows, "label": [0, 1, 0, 1], "idx": [0, 1, 2, 3]}, features=features)
+    return Dataset.from_dict(
+        {**rows, "label": [0, 1, 0, 1], "idx": [0, 1, 2, 3]}, features=features
+    )
 
 
 @pytest.mark.parametrize("task", ["sst2", "cola", "mrpc", "rte", "stsb", "qqp", "mnli", "qnli"])
@@ -39,11 +44,15 @@ def test_a_task_by_its_name_comes_from_the_hub(task: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(classify_data, "load_mixture", load_more)
     labelled = load_labelled(DataArgs(), LabelArgs(task=task))
     splits = ["train", *classify_data.glue_task(task).eval_splits]
-    assert [(one.path, one.name, one.split) for one in asked] == [("nyu-mll/glue", task, split) for split in splits]
+    assert [(one.path, one.name, one.split) for one in asked] == [
+        ("nyu-mll/glue", task, split) for split in splits
+    ]
     assert labelled.labels.names == classify_data.glue_task(task).labels
     assert labelled.labels.kind == ("number" if task == "stsb" else "single")
     assert ("eval_mismatched" in labelled.splits) == (task == "mnli")
-    encoded = encode_split(labelled, "eval", tiny_bert_tokenizer(), max_length=16, overlong="cut", skip_empty=False)
+    encoded = encode_split(
+        labelled, "eval", tiny_bert_tokenizer(), max_length=16, overlong="cut", skip_empty=False
+    )
     assert encoded.rows["labels"][:] == [0, 1, 0, 1]
     pair = classify_data.glue_task(task).columns[1] is not None
     assert encoded.texts[0] == ("the fox ‖ the fox" if pair else "the fox")
@@ -57,18 +66,30 @@ def write(path: Path, rows: list[dict]) -> Source:
 
 def test_files_may_have_the_task_s_columns_or_one_s_own(tmp_path: Path):
     own = [{"text": f"a {i}", "text_pair": f"b {i}", "label": i % 2} for i in range(9)]
-    found = load_labelled(DataArgs([write(tmp_path / "own.jsonl", own)], eval_fraction=0.3), LabelArgs(task="rte"))
-    assert found.columns == ("text", "text_pair") and found.labels.names == ("entailment", "not_entailment")
+    found = load_labelled(
+        DataArgs([write(tmp_path / "own.jsonl", own)], eval_fraction=0.3), LabelArgs(task="rte")
+    )
+    assert found.columns == ("text", "text_pair") and found.labels.names == (
+        "entailment",
+        "not_entailment",
+    )
     theirs = [{"sentence1": f"a {i}", "sentence2": f"b {i}", "label": i % 2} for i in range(9)]
     found = load_labelled(
-        DataArgs([write(tmp_path / "theirs.jsonl", theirs)], eval_fraction=0.3), LabelArgs(task="rte")
+        DataArgs([write(tmp_path / "theirs.jsonl", theirs)], eval_fraction=0.3),
+        LabelArgs(task="rte"),
     )
     assert found.columns == ("sentence1", "sentence2")
 
 
 def test_pairs_that_share_a_text_are_different_rows(tmp_path: Path):
-    train = write(tmp_path / "train.jsonl", [{"text": "same", "text_pair": f"t{i}", "label": i % 2} for i in range(6)])
-    held = write(tmp_path / "dev.jsonl", [{"text": "same", "text_pair": f"d{i}", "label": i % 2} for i in range(4)])
+    train = write(
+        tmp_path / "train.jsonl",
+        [{"text": "same", "text_pair": f"t{i}", "label": i % 2} for i in range(6)],
+    )
+    held = write(
+        tmp_path / "dev.jsonl",
+        [{"text": "same", "text_pair": f"d{i}", "label": i % 2} for i in range(4)],
+    )
     found = load_labelled(DataArgs([train], [held]), LabelArgs(text_pair_column="text_pair"))
     assert len(found.splits["train"]) == 6
     with pytest.raises(DataError, match="all 6 rows of datasets are also in eval_datasets"):
@@ -76,15 +97,23 @@ def test_pairs_that_share_a_text_are_different_rows(tmp_path: Path):
 
 
 def test_mistakes(tmp_path: Path):
-    rows = write(tmp_path / "rows.jsonl", [{"text": f"a {i}", "label": "xy"[i % 2]} for i in range(6)])
-    with pytest.raises(DataError, match=r"train: no column 'labels', found text, label; set --text_column"):
+    rows = write(
+        tmp_path / "rows.jsonl", [{"text": f"a {i}", "label": "xy"[i % 2]} for i in range(6)]
+    )
+    with pytest.raises(
+        DataError, match=r"train: no column 'labels', found text, label; set --text_column"
+    ):
         load_labelled(DataArgs([rows], eval_fraction=0), LabelArgs(label_column="labels"))
-    with pytest.raises(DataError, match=r"found text, label; GLUE's have question, sentence; set --text_column"):
+    with pytest.raises(
+        DataError, match=r"found text, label; GLUE's have question, sentence; set --text_column"
+    ):
         load_labelled(DataArgs([rows], eval_fraction=0), LabelArgs(task="qnli"))
     with pytest.raises(ConfigError, match="--streaming: the labels must be known"):
         load_labelled(DataArgs([rows], eval_fraction=0, streaming=True), LabelArgs())
     assert LabelArgs(task="none").task is None
-    with pytest.raises(ConfigError, match="kind must be auto, single, several or number, got 'many'"):
+    with pytest.raises(
+        ConfigError, match="kind must be auto, single, several or number, got 'many'"
+    ):
         LabelArgs(kind="many")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="overlong must be cut, drop or fail, got 'crop'"):
         LabelArgs(overlong="crop")  # pyright: ignore[reportArgumentType]
@@ -97,10 +126,15 @@ def test_real_sets_as_they_are(shared_data: Path):
         return load_labelled(data, LabelArgs(**settings))
 
     pairs = load("rte", task="rte")
-    assert pairs.columns == ("text", "text_pair") and pairs.labels.names == ("entailment", "not_entailment")
+    assert pairs.columns == ("text", "text_pair") and pairs.labels.names == (
+        "entailment",
+        "not_entailment",
+    )
     questions = load("trec6", label_name_column="label_name")
     assert set(questions.labels.names) == {"ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"}
     chinese = load("chnsenticorp_hotel", label_name_column="label_name")
     tokenizer = tiny_bert_tokenizer()
-    encoded = encode_split(chinese, "eval", tokenizer, max_length=64, overlong="cut", skip_empty=False)
+    encoded = encode_split(
+        chinese, "eval", tokenizer, max_length=64, overlong="cut", skip_empty=False
+    )
     assert max(encoded.rows["length"]) == 64 and set(encoded.targets) == {0, 1}

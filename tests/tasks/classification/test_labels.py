@@ -19,7 +19,9 @@ def test_names_numbers_and_declared_classes():
     assert label_targets(rows([3, 5]), "label", stars) == [1, 2]
     named = find_labels(rows([1, 0], name=["yes", "no"]), "label", name_column="name")
     assert named.id2label == {0: "no", 1: "yes"}
-    assert label_targets(rows(["yes", "no"]), "label", named) == [1, 0], "names are taken for numbers"
+    assert label_targets(rows(["yes", "no"]), "label", named) == [1, 0], (
+        "names are taken for numbers"
+    )
     features = Features({"label": ClassLabel(names=["a", "b", "c"])})
     declared = find_labels(Dataset.from_dict({"label": [0, 1]}, features=features), "label")
     assert declared.names == ("a", "b", "c") and declared.count == 3
@@ -35,7 +37,11 @@ def test_given_names_keep_their_order():
 
 def test_several_labels_and_numbers():
     labels = find_labels(rows([["x", "y"], [], ["x"]]), "label")
-    assert (labels.kind, labels.names, labels.problem_type) == ("several", ("x", "y"), "multi_label_classification")
+    assert (labels.kind, labels.names, labels.problem_type) == (
+        "several",
+        ("x", "y"),
+        "multi_label_classification",
+    )
     assert label_targets(rows([["y"], []]), "label", labels) == [[0.0, 1.0], [0.0, 0.0]]
     scores = find_labels(rows([0.5, 2.0]), "label")
     assert (scores.kind, scores.count, scores.id2label) == ("number", 1, {0: "score"})
@@ -49,7 +55,9 @@ def test_class_weights_make_the_mean_row_weigh_one():
     assert weights == pytest.approx([4 / 6, 2.0])
     assert (3 * weights[0] + weights[1]) / 4 == pytest.approx(1)
     several = LabelSet("several", ("x", "y"), ("x", "y"))
-    assert class_weights([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]], several) == pytest.approx([1.0, 1 / 3])
+    assert class_weights(
+        [[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]], several
+    ) == pytest.approx([1.0, 1 / 3])
     with pytest.raises(DataError, match="no train row has the label b"):
         class_weights([0, 0], labels)
     with pytest.raises(ConfigError, match="the labels are numbers"):
@@ -63,14 +71,18 @@ def test_labels_that_are_refused():
         find_labels(rows(["a", None, "b"]), "label")
     with pytest.raises(DataError, match=r"1001 different labels in 1001 rows"):
         find_labels(rows(list(range(1001))), "label")
-    with pytest.raises(ConfigError, match=r"holds a number, which cannot be labels of kind 'single'"):
+    with pytest.raises(
+        ConfigError, match=r"holds a number, which cannot be labels of kind 'single'"
+    ):
         find_labels(rows([0.5, 1.0]), "label", kind="single")
     with pytest.raises(DataError, match=r"label 1 has two names in 'name': 'x' and 'y'"):
         find_labels(rows([1, 1, 0], name=["x", "y", "z"]), "label", name_column="name")
     with pytest.raises(ConfigError, match=r"--label_name_column 'names': found label"):
         find_labels(rows(["a", "b"]), "label", name_column="names")
     known = find_labels(rows([0, 1]), "label")
-    with pytest.raises(DataError, match=r"eval row 2: label is -1, which is none of the 2 labels 0, 1; unlabelled"):
+    with pytest.raises(
+        DataError, match=r"eval row 2: label is -1, which is none of the 2 labels 0, 1; unlabelled"
+    ):
         label_targets(rows([0, -1]), "label", known, name="eval")
 
 
@@ -81,7 +93,9 @@ def test_mixed_types_name_both_rows():
         def __getitem__(self, column: str) -> list:
             return ["a", "b", 3]
 
-    with pytest.raises(DataError, match=r"mixes types: text in row 1 \('a'\), a whole number in row 3 \(3\)"):
+    with pytest.raises(
+        DataError, match=r"mixes types: text in row 1 \('a'\), a whole number in row 3 \(3\)"
+    ):
         find_labels(Mixed(), "label")  # pyright: ignore[reportArgumentType]
 
 
@@ -90,6 +104,9 @@ def test_glue_as_the_benchmark_has_it():
     assert glue_task("cola").metrics == ("matthews",)
     assert glue_task("stsb").metrics == ("pearson", "spearman") and glue_task("stsb").labels == ()
     assert glue_task("mnli").eval_splits == ("validation_matched", "validation_mismatched")
-    assert glue_task("qqp").columns == ("question1", "question2") and glue_task("qqp").metrics == ("accuracy", "f1")
+    assert glue_task("qqp").columns == ("question1", "question2") and glue_task("qqp").metrics == (
+        "accuracy",
+        "f1",
+    )
     with pytest.raises(ConfigError, match=r"--task 'wnli': choose one of sst2"):
         glue_task("wnli")

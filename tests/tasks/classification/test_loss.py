@@ -22,7 +22,9 @@ def test_losses_are_torchs():
     torch.manual_seed(0)
     logits, classes = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     output = {"logits": logits}
-    assert classification_loss(SINGLE)(output, classes).item() == pytest.approx(cross_entropy(logits, classes).item())
+    assert classification_loss(SINGLE)(output, classes).item() == pytest.approx(
+        cross_entropy(logits, classes).item()
+    )
     yes = torch.rand(6, 3).round()
     expected = binary_cross_entropy_with_logits(logits, yes)
     assert classification_loss(SEVERAL)(output, yes).item() == pytest.approx(expected.item())
@@ -33,11 +35,19 @@ def test_losses_are_torchs():
 
 def test_weights_and_batches_that_add_up():
     torch.manual_seed(1)
-    logits, classes, weights = torch.randn(8, 2), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1]), [8 / 12, 8 / 4]
+    logits, classes, weights = (
+        torch.randn(8, 2),
+        torch.tensor([0, 0, 0, 0, 0, 0, 1, 1]),
+        [8 / 12, 8 / 4],
+    )
     loss = classification_loss(SINGLE, weights)
     whole = loss({"logits": logits}, classes)
-    assert whole.item() == pytest.approx(cross_entropy(logits, classes, weight=torch.tensor(weights)).item())
-    parts = [loss({"logits": logits[part]}, classes[part], 8) for part in (slice(0, 3), slice(3, 8))]
+    assert whole.item() == pytest.approx(
+        cross_entropy(logits, classes, weight=torch.tensor(weights)).item()
+    )
+    parts = [
+        loss({"logits": logits[part]}, classes[part], 8) for part in (slice(0, 3), slice(3, 8))
+    ]
     assert sum(part.item() for part in parts) == pytest.approx(whole.item())
     several = classification_loss(SEVERAL, [3.0, 0.5])
     yes = torch.tensor([[1.0, 0.0]] * 8)
@@ -73,11 +83,20 @@ def test_the_best_model_is_chosen_by_a_metric_that_fits(tmp_path):
     error = TrainingArguments(**base, **best, metric_for_best_model="mean_squared_error")
     assert trainer_settings(error, NUMBER, 1).greater_is_better is False
     plain = TrainingArguments(**base)
-    assert trainer_settings(plain, SINGLE, 2).remove_unused_columns is False and plain.remove_unused_columns
-    with pytest.raises(ConfigError, match=r"f1 does not fit a single label classification of 3 outputs"):
+    assert (
+        trainer_settings(plain, SINGLE, 2).remove_unused_columns is False
+        and plain.remove_unused_columns
+    )
+    with pytest.raises(
+        ConfigError, match=r"f1 does not fit a single label classification of 3 outputs"
+    ):
         trainer_settings(TrainingArguments(**base, metric_for_best_model="f1"), SINGLE, 3)
-    with pytest.raises(ConfigError, match=r"accuracy does not fit a regression of 1 output: choose pearson"):
-        trainer_settings(TrainingArguments(**base, metric_for_best_model="eval_accuracy"), NUMBER, 1)
+    with pytest.raises(
+        ConfigError, match=r"accuracy does not fit a regression of 1 output: choose pearson"
+    ):
+        trainer_settings(
+            TrainingArguments(**base, metric_for_best_model="eval_accuracy"), NUMBER, 1
+        )
     with pytest.raises(ConfigError, match="--label_smoothing_factor"):
         trainer_settings(TrainingArguments(**base, label_smoothing_factor=0.1), SINGLE, 2)
     assert greater_is_better("eval_f1_macro") and not greater_is_better("eval_loss")

@@ -51,7 +51,9 @@ def test_scores_are_scikit_learns(classes: int):
         "matthews": sklearn.matthews_corrcoef(targets, said),
     } | ({"f1": sklearn.f1_score(targets, said)} if classes == 2 else {})
     assert scores(said, targets, SINGLE, classes) == pytest.approx(expected, abs=1e-9)
-    assert (confusion_counts(said, targets, classes) == sklearn.confusion_matrix(targets, said)).all()
+    assert (
+        confusion_counts(said, targets, classes) == sklearn.confusion_matrix(targets, said)
+    ).all()
     columns, rows = per_class_table(said, targets, SINGLE, [str(index) for index in range(classes)])
     by_class = sklearn.precision_recall_fscore_support(targets, said)
     assert columns == ["label", "precision", "recall", "f1", "rows", "predicted"]
@@ -98,7 +100,9 @@ def test_log_loss_is_scikit_learns():
     expected = sklearn.log_loss(targets, probabilities(logits, SINGLE))
     assert log_loss(logits, targets, SINGLE) == pytest.approx(expected, abs=1e-9)
     yes = (numpy.random.default_rng(0).random(logits.shape) < 0.5).astype(float)
-    expected = numpy.mean([sklearn.log_loss(yes[:, i], probabilities(logits, SEVERAL)[:, i]) for i in range(3)])
+    expected = numpy.mean(
+        [sklearn.log_loss(yes[:, i], probabilities(logits, SEVERAL)[:, i]) for i in range(3)]
+    )
     assert log_loss(logits, yes, SEVERAL) == pytest.approx(expected, abs=1e-9)
 
 
@@ -119,7 +123,9 @@ def test_a_temperature_undoes_what_made_a_model_too_sure():
     sure = 3 * honest
     assert fit_temperature(sure, targets, SINGLE) == pytest.approx(3, rel=0.08)
     before, after = (
-        calibration_error(reliability_bins(*confidences(probabilities(sure, SINGLE, heat), targets, SINGLE)))
+        calibration_error(
+            reliability_bins(*confidences(probabilities(sure, SINGLE, heat), targets, SINGLE))
+        )
         for heat in (1.0, cross_fitted_temperatures(sure, targets, SINGLE))
     )
     assert before > 0.15 and after < 0.03
@@ -131,11 +137,16 @@ def test_intervals_hold_what_they_say():
     covered = 0
     for seed in range(60):
         values = numpy.random.default_rng(seed).normal(1.0, 1.0, 80)
-        found = bootstrap_intervals(lambda i, v=values: {"mean": float(v[i].mean())}, 80, draws=200, seed=seed)
+        found = bootstrap_intervals(
+            lambda i, v=values: {"mean": float(v[i].mean())}, 80, draws=200, seed=seed
+        )
         low, high = found["mean"]
         covered += low <= 1.0 <= high
     assert 51 <= covered <= 60
-    again = [bootstrap_intervals(lambda i: {"mean": float(i.mean())}, 9, draws=50, seed=4) for _ in range(2)]
+    again = [
+        bootstrap_intervals(lambda i: {"mean": float(i.mean())}, 9, draws=50, seed=4)
+        for _ in range(2)
+    ]
     assert again[0] == again[1]
     with pytest.raises(DataError, match="no rows"):
         bootstrap_intervals(lambda i: {}, 0)
@@ -147,29 +158,48 @@ def test_measure_puts_intervals_baseline_and_calibration_together():
     assert found["accuracy_low"] < found["accuracy"] < found["accuracy_high"]
     assert found["baseline_accuracy"] == numpy.bincount(targets).max() / 300
     assert found["log_loss_calibrated"] == pytest.approx(log_loss(logits, targets, SINGLE, 2.0))
-    assert measure(logits[:, :1], targets.astype(float), NUMBER, draws=10)["baseline_mean_squared_error"] > 0
+    assert (
+        measure(logits[:, :1], targets.astype(float), NUMBER, draws=10)[
+            "baseline_mean_squared_error"
+        ]
+        > 0
+    )
 
 
 def test_the_surest_mistakes_come_first():
     logits = numpy.array([[4.0, 0.0], [0.0, 9.0], [1.0, 0.0], [0.0, 3.0]])
-    _, rows = worst_mistakes(["a", "b", "c", "d"], logits, numpy.array([1, 0, 1, 1]), SINGLE, names=["no", "yes"])
+    _, rows = worst_mistakes(
+        ["a", "b", "c", "d"], logits, numpy.array([1, 0, 1, 1]), SINGLE, names=["no", "yes"]
+    )
     assert [row[0] for row in rows] == ["b", "a", "c"]
     assert rows[0][1:3] == ["no", "yes"] and rows[0][3] == pytest.approx(1 / (1 + numpy.exp(-9)))
-    columns, rows = worst_mistakes(["a", "b"], numpy.array([[1.0], [5.0]]), numpy.array([1.5, 1.0]), NUMBER, names=[])
+    columns, rows = worst_mistakes(
+        ["a", "b"], numpy.array([[1.0], [5.0]]), numpy.array([1.5, 1.0]), NUMBER, names=[]
+    )
     assert [row[0] for row in rows] == ["b", "a"] and columns == ["text", "true", "predicted"]
     yes = numpy.array([[1.0, 0.0], [0.0, 0.0]])
-    _, rows = worst_mistakes(["a", "b"], numpy.array([[3.0, 2.0], [-1.0, -9.0]]), yes, SEVERAL, names=["x", "y"])
+    _, rows = worst_mistakes(
+        ["a", "b"], numpy.array([[3.0, 2.0], [-1.0, -9.0]]), yes, SEVERAL, names=["x", "y"]
+    )
     assert rows == [["a", "y", "no", "yes", pytest.approx(1 / (1 + numpy.exp(-2)))]]
 
 
 def test_pictures_are_well_formed_and_escape_names():
-    picture = ElementTree.fromstring(confusion_picture([[3, 1], [0, 2]], ["a<b", "a very long name of a class"]))
+    picture = ElementTree.fromstring(
+        confusion_picture([[3, 1], [0, 2]], ["a<b", "a very long name of a class"])
+    )
     texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
     assert "a<b" in texts and {"3", "1", "2"} <= set(texts) and "0" not in texts
     assert len([1 for element in picture.iter() if element.tag.endswith("rect")]) == 4
     caption = next(element for element in picture.iter() if "true class" in (element.text or ""))
-    assert float(caption.get("x", "")) + 6 * len(caption.text or "") < float(picture.get("width", "")), "it is not cut"
-    ink = {element.text: element.get("fill") for element in picture.iter() if element.tag.endswith("text")}
+    assert float(caption.get("x", "")) + 6 * len(caption.text or "") < float(
+        picture.get("width", "")
+    ), "it is not cut"
+    ink = {
+        element.text: element.get("fill")
+        for element in picture.iter()
+        if element.tag.endswith("text")
+    }
     assert ink["3"] == "#fff" != ink["1"], "the count of a dark cell is light"
     curves = {"as trained": [[0.6, 0.5, 4], [0.9, 0.8, 6]], "with temperature": [[0.7, 0.7, 10]]}
     drawing = ElementTree.fromstring(reliability_picture(curves))

@@ -11,7 +11,20 @@ from hfstack.tasks.masked_lm.fill_mask import fill_masks, fill_pairs
 
 @pytest.fixture(scope="module")
 def masked():
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "of", "france", "is", "paris", "city"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "the",
+        "capital",
+        "of",
+        "france",
+        "is",
+        "paris",
+        "city",
+    ]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -19,7 +32,11 @@ def masked():
     )
     set_seed(0)
     config = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
     )
     return BertForMaskedLM(config).eval(), tokenizer
 
@@ -33,7 +50,9 @@ def test_masks_are_filled_where_they_stand(masked) -> None:
         expected = model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1)
     for filling in fillings:
         values, ids = expected[filling.position].topk(3)
-        assert [word for word, _ in filling.candidates] == tokenizer.convert_ids_to_tokens(ids.tolist())
+        assert [word for word, _ in filling.candidates] == tokenizer.convert_ids_to_tokens(
+            ids.tolist()
+        )
         assert [p for _, p in filling.candidates] == pytest.approx(values.tolist(), rel=1e-5)
 
 
@@ -46,9 +65,13 @@ def test_text_without_a_mask(masked, tiny_tokenizer) -> None:
 
 def test_either_spelling_of_a_mask_is_understood(masked) -> None:
     model, tokenizer = masked
-    one, other = (fill_masks(model, tokenizer, [f"the {mask} of"])[0] for mask in ("[MASK]", "<mask>"))
+    one, other = (
+        fill_masks(model, tokenizer, [f"the {mask} of"])[0] for mask in ("[MASK]", "<mask>")
+    )
     assert one.candidates == other.candidates and other.text == "the <mask> of"
-    assert fill_pairs(model, tokenizer=tokenizer, prompts=["the [MASK]"])[0][1].startswith("mask 1: ")
+    assert fill_pairs(model, tokenizer=tokenizer, prompts=["the [MASK]"])[0][1].startswith(
+        "mask 1: "
+    )
 
 
 def test_a_text_longer_than_the_model_reads_is_refused(masked) -> None:
@@ -66,8 +89,14 @@ def test_rows_are_filled_as_predict_does(tmp_path) -> None:
     load = {"columns": (None, None), "batch_size": 4, "max_length": 8}
     predict = load_fill_predictor(ModelConfig(str(folder)), **load)
     (one, two) = predict([{"text": "the [MASK] was kind"}, {"text": "[MASK] and <mask>"}])
-    assert [mask["position"] for mask in two["masks"]] == [1, 3] and len(one["masks"][0]["candidates"]) == 5
-    with pytest.raises(DataError, match="row 3 has no text in column 'text', found body; set --text_column"):
+    assert [mask["position"] for mask in two["masks"]] == [1, 3] and len(
+        one["masks"][0]["candidates"]
+    ) == 5
+    with pytest.raises(
+        DataError, match="row 3 has no text in column 'text', found body; set --text_column"
+    ):
         predict([{"body": "a"}], 3)
-    with pytest.raises(DataError, match="row 1: prompt .* has 13 tokens, but the model reads 8: shorten it"):
+    with pytest.raises(
+        DataError, match="row 1: prompt .* has 13 tokens, but the model reads 8: shorten it"
+    ):
         predict([{"text": "the owl " * 5 + "[MASK]"}])

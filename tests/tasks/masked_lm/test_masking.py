@@ -26,7 +26,12 @@ def make(tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
 
     def call(texts=SENTENCES * 40, own=tokenizer, **changes) -> dict[str, MaskedBlocks]:
-        settings = {"block_size": 34, "probability": 0.15, "text_column": "text", "seed": 3} | changes
+        settings = {
+            "block_size": 34,
+            "probability": 0.15,
+            "text_column": "text",
+            "seed": 3,
+        } | changes
         return masked_splits({"train": {"text": texts}, "eval": {"text": texts}}, own, **settings)
 
     return call
@@ -40,10 +45,15 @@ def originals(block: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_a_sixth_is_hidden_four_fifths_of_it_by_the_mask(make, tokenizer) -> None:
     blocks = make()["train"]
     rows = [blocks[index] for index in range(len(blocks))]
-    inputs, labels = torch.stack([r["input_ids"] for r in rows]), torch.stack([r["labels"] for r in rows])
+    inputs, labels = (
+        torch.stack([r["input_ids"] for r in rows]),
+        torch.stack([r["labels"] for r in rows]),
+    )
     text = ~torch.isin(inputs[:, 1:-1], torch.tensor([2, 3]))  # not [CLS], [SEP]; masks are text
     scored = labels != -100
-    assert (inputs[:, 0] == tokenizer.cls_token_id).all() and (inputs[:, -1] == tokenizer.sep_token_id).all()
+    assert (inputs[:, 0] == tokenizer.cls_token_id).all() and (
+        inputs[:, -1] == tokenizer.sep_token_id
+    ).all()
     assert not scored[:, 0].any() and not scored[:, -1].any()
     assert not torch.isin(labels, torch.tensor(tokenizer.all_special_ids)).any()
     assert scored.sum().item() == pytest.approx(0.15 * text.sum().item(), rel=0.06)
@@ -83,7 +93,9 @@ def test_whole_words_are_hidden_together(make) -> None:
         scored = (block["labels"] != -100)[1:-1].numpy()
         word = np.cumsum(starts_of(row[None])[0])
         for number in np.unique(word):
-            assert len(set(scored[word == number])) == 1, tokenizer.convert_ids_to_tokens(row[word == number])
+            assert len(set(scored[word == number])) == 1, tokenizer.convert_ids_to_tokens(
+                row[word == number]
+            )
             words_of_pieces += (word == number).sum() > 1
     assert words_of_pieces > 50
 
@@ -101,8 +113,17 @@ def spelled(tokenizer, text: str) -> list[str]:
 
 def test_words_of_a_byte_level_vocabulary(tiny_tokenizer) -> None:
     found = spelled(tiny_tokenizer, "The owls' zebra. 狐狸")
-    assert [word.replace("|", "") for word in found[:-2]] == ["The", "Ġowls", "'", "Ġzebra", ".", "Ġ"]
-    assert [word.count("|") for word in found[-2:]] == [2, 2], "three bytes are one character, and one word"
+    assert [word.replace("|", "") for word in found[:-2]] == [
+        "The",
+        "Ġowls",
+        "'",
+        "Ġzebra",
+        ".",
+        "Ġ",
+    ]
+    assert [word.count("|") for word in found[-2:]] == [2, 2], (
+        "three bytes are one character, and one word"
+    )
 
 
 def test_chinese_is_hidden_by_characters_or_by_given_words() -> None:
@@ -113,7 +134,12 @@ def test_chinese_is_hidden_by_characters_or_by_given_words() -> None:
     starts = given_word_starts(texts[0], encoded["offset_mapping"])
     assert starts.tolist() == [True, True, False, True, False, True, True, False, True]
     blocks = masked_splits(
-        {"train": {"text": texts}}, tokenizer, text_column="text", block_size=32, probability=0.3, unit="given"
+        {"train": {"text": texts}},
+        tokenizer,
+        text_column="text",
+        block_size=32,
+        probability=0.3,
+        unit="given",
     )["train"]
     assert isinstance(blocks.tokens, np.ndarray)
     happy = tokenizer.convert_tokens_to_ids(["喜", "欢"])
@@ -138,20 +164,33 @@ def test_isolated_documents_see_only_themselves(make, tokenizer) -> None:
 
 def test_a_causal_tokenizer_gets_what_masking_needs(tiny_tokenizer, make) -> None:
     tokenizer = use_mask_tokens(copy.deepcopy(tiny_tokenizer))
-    assert isinstance(tokenizer, PreTrainedTokenizerFast) and len(tokenizer) == len(tiny_tokenizer) + 2
+    assert (
+        isinstance(tokenizer, PreTrainedTokenizerFast) and len(tokenizer) == len(tiny_tokenizer) + 2
+    )
     ids = tokenizer("The owl")["input_ids"]
     assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.eos_token_id)
     assert tokenizer("The <mask>")["input_ids"].count(tokenizer.mask_token_id) == 1
     block = make(own=tokenizer)["train"][0]
-    assert block["input_ids"][0] == tokenizer.cls_token_id and block["input_ids"][-1] == tokenizer.sep_token_id
+    assert (
+        block["input_ids"][0] == tokenizer.cls_token_id
+        and block["input_ids"][-1] == tokenizer.sep_token_id
+    )
     bert = tiny_bert_tokenizer()
     assert use_mask_tokens(bert) is bert and len(bert) == len(tiny_bert_tokenizer())
 
 
 def test_what_cannot_be_masked_is_refused(make, tiny_tokenizer) -> None:
     for changes, error, message in [
-        ({"probability": 0.0}, ConfigError, "--mask_probability must be above 0 and below 1, got 0.0"),
-        ({"unit": "letter"}, ConfigError, "--mask_unit is 'letter': choose one of token, word, given"),
+        (
+            {"probability": 0.0},
+            ConfigError,
+            "--mask_probability must be above 0 and below 1, got 0.0",
+        ),
+        (
+            {"unit": "letter"},
+            ConfigError,
+            "--mask_unit is 'letter': choose one of token, word, given",
+        ),
         ({"block_size": 4}, ConfigError, "--block_size must be at least 8 tokens, got 4"),
         ({"texts": ["The owl"]}, DataError, "fewer than one block"),
         ({"texts": ["The owl"], "unit": "given"}, DataError, "fewer than one block of 34"),

@@ -23,7 +23,9 @@ from tests.tiny_encoder import save_tiny_bert
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory):
     folder = save_tiny_bert(tmp_path_factory.mktemp("bert"))
-    return AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    return AutoModelForMaskedLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(
+        folder
+    )
 
 
 def test_each_token_is_hidden_in_turn(bert) -> None:
@@ -39,10 +41,14 @@ def test_each_token_is_hidden_in_turn(bert) -> None:
         expected -= row[ids[place]].item()
         right += int(row.argmax() == ids[place])
     for batch_size in (1, 4, 32):
-        (score,) = pseudo_log_likelihoods(model, tokenizer, [text], max_length=64, batch_size=batch_size)
+        (score,) = pseudo_log_likelihoods(
+            model, tokenizer, [text], max_length=64, batch_size=batch_size
+        )
         assert score.nll == pytest.approx(expected, rel=1e-5)
         assert (score.tokens, score.correct, score.utf8_bytes) == (len(ids) - 2, right, len(text))
-    assert pseudo_perplexity([score]) == pytest.approx(math.exp(expected / (len(ids) - 2)), rel=1e-5)
+    assert pseudo_perplexity([score]) == pytest.approx(
+        math.exp(expected / (len(ids) - 2)), rel=1e-5
+    )
 
 
 def test_long_texts_are_cut_and_empty_ones_left_out(bert) -> None:
@@ -65,9 +71,13 @@ def test_the_guess_that_reads_nothing_by_hand(bert) -> None:
     _, tokenizer = bert
     size, (often, seldom, never) = max(tokenizer.get_vocab().values()) + 1, (50, 51, 52)
     settings: dict = {"tokenizer": tokenizer, "probability": 0.99, "seed": 0}
-    train = MaskedBlocks(np.array([[often] * 6 + [seldom] * 3 + [tokenizer.sep_token_id]]), **settings)
+    train = MaskedBlocks(
+        np.array([[often] * 6 + [seldom] * 3 + [tokenizer.sep_token_id]]), **settings
+    )
     counts = train.token_counts(9)
-    assert (counts[often], counts[seldom], counts.sum()) == (6, 3, 9), "the end of a document is no token to guess"
+    assert (counts[often], counts[seldom], counts.sum()) == (6, 3, 9), (
+        "the end of a document is no token to guess"
+    )
     held = MaskedBlocks(np.array([[often, seldom, never, often] * 25]), **settings, fixed=True)
     hidden, visible = held[0]["labels"], held[0]["input_ids"]
     frequency = {often: 7 / (9 + size), seldom: 4 / (9 + size), never: 1 / (9 + size)}

@@ -19,7 +19,11 @@ from transformers import (
 from hfstack.errors import ConfigError
 from hfstack.models.counting import measure_forward_flops
 from hfstack.models.loading import parameter_count, readable_length
-from hfstack.tasks.masked_lm.model import check_masked_model, score_only_masked, training_flops_per_token
+from hfstack.tasks.masked_lm.model import (
+    check_masked_model,
+    score_only_masked,
+    training_flops_per_token,
+)
 
 SIZES = {
     "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -52,7 +56,8 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "sparse"), [("bert", True), ("roberta", True), ("modernbert", True), ("distilbert", False)]
+    ("kind", "sparse"),
+    [("bert", True), ("roberta", True), ("modernbert", True), ("distilbert", False)],
 )
 def test_loss_and_gradients_equal_the_stock_models(kind: str, sparse: bool, batch) -> None:
     stock = build(kind).train()
@@ -67,7 +72,9 @@ def test_loss_and_gradients_equal_the_stock_models(kind: str, sparse: bool, batc
         if (wanted := expected[name].grad) is not None:
             torch.testing.assert_close(parameter.grad, wanted, atol=1e-6, rtol=1e-4)
     assert ours(**batch).counts is None
-    torch.testing.assert_close(ours(input_ids=batch["input_ids"]).logits, stock(input_ids=batch["input_ids"]).logits)
+    torch.testing.assert_close(
+        ours(input_ids=batch["input_ids"]).logits, stock(input_ids=batch["input_ids"]).logits
+    )
 
 
 def test_evaluation_counts_by_hand(batch) -> None:
@@ -80,7 +87,9 @@ def test_evaluation_counts_by_hand(batch) -> None:
         targets = batch["labels"][row][here]
         expected = torch.nn.functional.cross_entropy(logits[row][here], targets, reduction="sum")
         right = (logits[row][here].argmax(-1) == targets).sum()
-        assert counts[row].tolist() == pytest.approx([expected.item(), right.item(), here.sum().item()], rel=1e-5)
+        assert counts[row].tolist() == pytest.approx(
+            [expected.item(), right.item(), here.sum().item()], rel=1e-5
+        )
 
 
 def test_parts_of_a_step_add_up_to_the_mean_over_its_tokens(batch) -> None:
@@ -88,7 +97,10 @@ def test_parts_of_a_step_add_up_to_the_mean_over_its_tokens(batch) -> None:
     score_only_masked(model)
     whole = model(**batch).loss
     total = (batch["labels"] != -100).sum()
-    parts = [model(**{k: v[i : i + 1] for k, v in batch.items()}, num_items_in_batch=total).loss for i in range(3)]
+    parts = [
+        model(**{k: v[i : i + 1] for k, v in batch.items()}, num_items_in_batch=total).loss
+        for i in range(3)
+    ]
     torch.testing.assert_close(sum(parts), whole)
 
 
@@ -104,7 +116,9 @@ def test_what_an_encoder_can_read() -> None:
     bert, roberta = build("bert"), build("roberta")
     assert (readable_length(bert.config), readable_length(roberta.config)) == (34, 32)
     roberta(input_ids=torch.full((1, 32), 5))
-    with pytest.raises(ConfigError, match="--block_size 33 is longer than the model's context of 32 tokens"):
+    with pytest.raises(
+        ConfigError, match="--block_size 33 is longer than the model's context of 32 tokens"
+    ):
         check_masked_model(roberta, block_size=33, isolate_documents=False)
     bert.config._attn_implementation = "eager"
     with pytest.raises(ConfigError, match="--isolate_documents needs attention sdpa, not eager"):

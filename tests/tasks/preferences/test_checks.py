@@ -8,7 +8,12 @@ from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.tasks.preferences.checks import check_policy, check_preferences, check_reward_pairs, prompts_to_show
+from hfstack.tasks.preferences.checks import (
+    check_policy,
+    check_preferences,
+    check_reward_pairs,
+    prompts_to_show,
+)
 
 PAIRS = [{"prompt": f"Fox {i}", "chosen": " was kind", "rejected": " ran"} for i in range(4)]
 
@@ -21,8 +26,13 @@ def model(tiny_llama: Path):
 def test_good_pairs_pass_and_held_out_prompts_are_shown(model, tiny_tokenizer):
     rows = {"train": Dataset.from_list(PAIRS[:3]), "eval": Dataset.from_list(PAIRS[3:])}
     check_preferences(rows, tiny_tokenizer, model, max_length=64, on_bad_row="fail")
-    assert prompts_to_show([], rows, tiny_tokenizer, longest=100) == [tiny_tokenizer("Fox 3")["input_ids"]]
-    assert prompts_to_show(["a", "b"], rows, tiny_tokenizer, longest=100)[1] == tiny_tokenizer("b")["input_ids"]
+    assert prompts_to_show([], rows, tiny_tokenizer, longest=100) == [
+        tiny_tokenizer("Fox 3")["input_ids"]
+    ]
+    assert (
+        prompts_to_show(["a", "b"], rows, tiny_tokenizer, longest=100)[1]
+        == tiny_tokenizer("b")["input_ids"]
+    )
 
 
 def test_a_prompt_on_both_sides_is_found(model, tiny_tokenizer):
@@ -34,8 +44,14 @@ def test_a_prompt_on_both_sides_is_found(model, tiny_tokenizer):
 
 
 def test_equal_answers_and_long_prompts_are_found(model, tiny_tokenizer):
-    rows = {"train": Dataset.from_list([PAIRS[0] | {"rejected": " was kind"}, PAIRS[1] | {"prompt": "fox " * 100}])}
-    with pytest.raises(DataError, match=r"train prompts fit: 1 of 2.*train answers differ: 1 pairs"):
+    rows = {
+        "train": Dataset.from_list(
+            [PAIRS[0] | {"rejected": " was kind"}, PAIRS[1] | {"prompt": "fox " * 100}]
+        )
+    }
+    with pytest.raises(
+        DataError, match=r"train prompts fit: 1 of 2.*train answers differ: 1 pairs"
+    ):
         check_preferences(rows, tiny_tokenizer, model, max_length=64, on_bad_row="fail")
     with pytest.raises(ConfigError, match=r"--max_length None is longer than the model's context"):
         check_preferences(rows, tiny_tokenizer, model, max_length=None, on_bad_row="fail")
@@ -54,6 +70,8 @@ def test_an_untrained_head_is_found(model, tiny_tokenizer):
 
 def test_a_policy_needs_weights_of_its_own():
     with pytest.raises(ConfigError, match="is an architecture"):
-        check_policy(ModelConfig(model_name_or_path="recipes/architectures/llama-1m.json"), sharded=False)
+        check_policy(
+            ModelConfig(model_name_or_path="recipes/architectures/llama-1m.json"), sharded=False
+        )
     with pytest.raises(ConfigError, match="--use_peft"):
         check_policy(ModelConfig(model_name_or_path="x", load_in_4bit=True), sharded=False)

@@ -73,10 +73,15 @@ def test_gain_interval_by_hand():
 
 def test_reward_metrics_tell_length_from_worth():
     found = reward_metrics(
-        [3.0, 1.0, 0.0, 2.0], [1.0, 2.0, -1.0, 0.0], chosen_lengths=[9, 9, 2, 2], rejected_lengths=[3, 3, 4, 2]
+        [3.0, 1.0, 0.0, 2.0],
+        [1.0, 2.0, -1.0, 0.0],
+        chosen_lengths=[9, 9, 2, 2],
+        rejected_lengths=[3, 3, 4, 2],
     )
     assert found["accuracy"] == 0.75 and found["length_accuracy"] == pytest.approx(2.5 / 4)
-    assert found["gain_over_length"] == pytest.approx(0.125) and found["length_rule_accuracy"] == pytest.approx(0.625)
+    assert found["gain_over_length"] == pytest.approx(0.125) and found[
+        "length_rule_accuracy"
+    ] == pytest.approx(0.625)
     assert found["accuracy_chosen_longer"] == 0.5 and found["accuracy_chosen_shorter"] == 1.0
     assert found["margin"] == pytest.approx((2 - 1 + 1 + 2) / 4) and found["reward_mean"] == 1.0
     assert found["pairs"] == 4 and found["accuracy_low"] < 0.75 < found["accuracy_high"]
@@ -95,5 +100,10 @@ def test_the_picture_is_an_svg_with_both_sides():
     words = " ".join(text.text or "" for text in root.iter(f"{space}text"))
     assert "chosen: mean 1.833, 3 answers" in words and "rejected: mean 0.500, 2 answers" in words
     bars = [float(bar.get("height", 0)) for bar in root.iter(f"{space}rect")]
-    assert bars == [108.0, 216.0, 162.0, 162.0]  # 1/3 and 2/3 of the chosen, half and half of the rejected
+    assert bars == [
+        108.0,
+        216.0,
+        162.0,
+        162.0,
+    ]  # 1/3 and 2/3 of the chosen, half and half of the rejected
     assert ElementTree.fromstring(reward_histogram([1.0], [1.0])) is not None

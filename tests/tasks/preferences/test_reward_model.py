@@ -16,7 +16,9 @@ from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequ
 from tests.tiny_encoder import save_tiny_bert
 
 # peft 0.21 asks a model for the old name of activation checkpointing, and transformers 5.23 warns of it.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 SEQUENCES = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16, 17], [18]]
 
@@ -55,7 +57,10 @@ def test_an_encoder_gets_its_pooler_too(tiny_bert: Path):
     model, new_modules = load(tiny_bert, tokenizer)
     assert new_modules == ["bert.pooler.dense", "classifier"]
     together = score_sequences(model, SEQUENCES, pad_token_id=tokenizer.pad_token_id)
-    alone = [score_sequences(model, [sequence], pad_token_id=tokenizer.pad_token_id)[0] for sequence in SEQUENCES]
+    alone = [
+        score_sequences(model, [sequence], pad_token_id=tokenizer.pad_token_id)[0]
+        for sequence in SEQUENCES
+    ]
     assert together == pytest.approx(alone, abs=1e-6)
 
 
@@ -68,14 +73,18 @@ def test_an_architecture_is_drawn_anew(tiny_tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder"])
-def test_an_adapter_comes_back_with_identical_scores(kind: str, tiny_llama: Path, tiny_bert: Path, tmp_path: Path):
+def test_an_adapter_comes_back_with_identical_scores(
+    kind: str, tiny_llama: Path, tiny_bert: Path, tmp_path: Path
+):
     folder = tiny_llama if kind == "causal" else tiny_bert
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model, new_modules = load(folder, tokenizer)
     args = ModelConfig(model_name_or_path=str(folder), use_peft=True, lora_r=4)
     config = lora_beside_head(args, new_modules)
     assert (
-        config is not None and config.task_type == "SEQ_CLS" and set(new_modules) <= set(config.modules_to_save or [])
+        config is not None
+        and config.task_type == "SEQ_CLS"
+        and set(new_modules) <= set(config.modules_to_save or [])
     )
     adapted = get_peft_model(model, config)  # pyright: ignore
     with torch.no_grad():
@@ -91,13 +100,17 @@ def test_an_adapter_comes_back_with_identical_scores(kind: str, tiny_llama: Path
 
 def test_an_adapter_without_its_head_is_refused(tiny_llama: Path, tiny_tokenizer, tmp_path: Path):
     model, new_modules = load(tiny_llama, tiny_tokenizer)
-    config = lora_beside_head(ModelConfig(model_name_or_path=str(tiny_llama), use_peft=True), new_modules)
+    config = lora_beside_head(
+        ModelConfig(model_name_or_path=str(tiny_llama), use_peft=True), new_modules
+    )
     get_peft_model(model, config).save_pretrained(tmp_path)  # pyright: ignore
     file = tmp_path / "adapter_model.safetensors"
     save_file({key: value for key, value in load_file(file).items() if "score" not in key}, file)
     with pytest.raises(CheckpointError, match=r"was saved without score"):
         load(tmp_path, tiny_tokenizer)
-    settings = json.loads((tmp_path / "adapter_config.json").read_text()) | {"task_type": "CAUSAL_LM"}
+    settings = json.loads((tmp_path / "adapter_config.json").read_text()) | {
+        "task_type": "CAUSAL_LM"
+    }
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=r"adapter of a CAUSAL_LM, not of a reward model"):
         load(tmp_path, tiny_tokenizer)
@@ -108,15 +121,22 @@ def test_a_saved_reward_model_has_nothing_new(tiny_llama: Path, tiny_tokenizer, 
     model.save_pretrained(tmp_path)  # pyright: ignore
     scores = score_sequences(model, SEQUENCES, pad_token_id=tiny_tokenizer.pad_token_id)
     again, new_modules = load(tmp_path, tiny_tokenizer)
-    assert new_modules == [] and score_sequences(again, SEQUENCES, pad_token_id=tiny_tokenizer.pad_token_id) == scores
+    assert (
+        new_modules == []
+        and score_sequences(again, SEQUENCES, pad_token_id=tiny_tokenizer.pad_token_id) == scores
+    )
 
 
-def test_what_is_no_reward_model_is_refused(tiny_llama: Path, tiny_bert: Path, tiny_tokenizer, tmp_path: Path):
+def test_what_is_no_reward_model_is_refused(
+    tiny_llama: Path, tiny_bert: Path, tiny_tokenizer, tmp_path: Path
+):
     two = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=2)
     two.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"classifier of 2 labels"):
         load(tmp_path, tiny_tokenizer)
-    with pytest.raises(ConfigError, match=r"the tokenizer has 300 tokens but the embedding .* rows"):
+    with pytest.raises(
+        ConfigError, match=r"the tokenizer has 300 tokens but the embedding .* rows"
+    ):
         load(tiny_bert, tiny_tokenizer)
     with pytest.raises(CheckpointError, match=r"no model that can give rewards"):
         load(tmp_path / "nowhere", tiny_tokenizer)

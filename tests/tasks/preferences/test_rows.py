@@ -41,13 +41,25 @@ def test_pairs_are_kept_as_they_are_and_duplicates_once():
 
 def test_the_majority_of_a_contradiction_is_kept_and_a_draw_is_not():
     counts = PreferenceCounts()
-    rows = [pair("a", "x", "y"), pair("a", "y", "x"), pair("a", "x", "y"), pair("b", "x", "y"), pair("b", "y", "x")]
-    assert to_pairs([*rows, pair("c", "x", "y")], counts=counts) == [pair("a", "x", "y"), pair("c", "x", "y")]
+    rows = [
+        pair("a", "x", "y"),
+        pair("a", "y", "x"),
+        pair("a", "x", "y"),
+        pair("b", "x", "y"),
+        pair("b", "y", "x"),
+    ]
+    assert to_pairs([*rows, pair("c", "x", "y")], counts=counts) == [
+        pair("a", "x", "y"),
+        pair("c", "x", "y"),
+    ]
     assert counts.contradictions == 2
 
 
 def test_ratings_make_every_pair_with_a_gap():
-    rows = [{"prompt": "a", "completion": text, "rating": score} for text, score in (("x", 1), ("y", 5), ("z", 5))]
+    rows = [
+        {"prompt": "a", "completion": text, "rating": score}
+        for text, score in (("x", 1), ("y", 5), ("z", 5))
+    ]
     counts = PreferenceCounts()
     assert to_pairs(rows, counts=counts) == [pair("a", "y", "x"), pair("a", "z", "x")]
     assert counts.ties == 1
@@ -62,31 +74,48 @@ def test_rankings_rated_lists_and_thumbs():
     assert counts.ties == 1
     rated = [{"prompt": "a", "completions": ["x", "y"], "rating": [0.1, 0.2]}]
     assert to_pairs(rated) == [pair("a", "y", "x")]
-    thumbs = [{"prompt": "a", "completion": text, "label": good} for text, good in (("x", True), ("y", False))]
+    thumbs = [
+        {"prompt": "a", "completion": text, "label": good}
+        for text, good in (("x", True), ("y", False))
+    ]
     assert to_pairs(thumbs) == [pair("a", "x", "y")]
     with pytest.raises(DataError, match=r"2 completions but 1 scores"):
         to_pairs([{"prompt": "a", "completions": ["x", "y"], "ranks": [1]}])
 
 
 def test_labels_of_thumbs_pairs_and_ratings():
-    thumbs = [{"prompt": "a", "completion": text, "label": good} for text, good in (("x", 1), ("y", 0), ("y", 1))]
+    thumbs = [
+        {"prompt": "a", "completion": text, "label": good}
+        for text, good in (("x", 1), ("y", 0), ("y", 1))
+    ]
     counts = PreferenceCounts()
     assert to_labels(thumbs, counts=counts) == [{"prompt": "a", "completion": "x", "label": True}]
     assert counts.contradictions == 1
     assert [row["label"] for row in to_labels([pair("a", "x", "y")])] == [True, False]
-    rated = [{"prompt": "a", "completion": text, "rating": score} for text, score in (("x", 1), ("y", 5))]
-    assert [row["label"] for row in to_labels(rated, PreferenceArgs(rating_threshold=3))] == [False, True]
+    rated = [
+        {"prompt": "a", "completion": text, "rating": score} for text, score in (("x", 1), ("y", 5))
+    ]
+    assert [row["label"] for row in to_labels(rated, PreferenceArgs(rating_threshold=3))] == [
+        False,
+        True,
+    ]
     with pytest.raises(ConfigError, match="--rating_threshold"):
         to_labels(rated)
 
 
 def test_conversations_share_their_beginning_as_the_prompt():
-    question, good, bad = turn("user", "hi"), turn("assistant", "hello"), turn("assistant", "go away")
+    question, good, bad = (
+        turn("user", "hi"),
+        turn("assistant", "hello"),
+        turn("assistant", "go away"),
+    )
     rows = [{"chosen": [question, good], "rejected": [question, bad]}]
     expected = {"prompt": [question], "chosen": [good], "rejected": [bad]}
     assert to_pairs(rows) == [expected]
     assert to_pairs([{"prompt": "hi", "chosen": [good], "rejected": [bad]}]) == [expected]
-    assert to_pairs([pair("hi", "hello", "go away")], PreferenceArgs(conversational=True)) == [expected]
+    assert to_pairs([pair("hi", "hello", "go away")], PreferenceArgs(conversational=True)) == [
+        expected
+    ]
     assert answer_text(expected["prompt"]) == "hi"
     with pytest.raises(DataError, match="chosen and rejected are the same"):
         to_pairs([{"chosen": [question, good], "rejected": [question, good]}])
@@ -100,8 +129,13 @@ def test_faults_stop_or_are_collected():
     with pytest.raises(DataError, match=r"score must be a number .* got 'good'"):
         to_pairs([{"prompt": "a", "completion": "x", "rating": "good"}])
     bad: list[dict] = []
-    assert len(to_pairs([pair("a", "x", "y"), pair("b", "x", "x"), pair("c", "", "x")], bad=bad)) == 1
-    assert [row["fault"] for row in bad] == ["chosen and rejected are the same: 'x'", "chosen is empty"]
+    assert (
+        len(to_pairs([pair("a", "x", "y"), pair("b", "x", "x"), pair("c", "", "x")], bad=bad)) == 1
+    )
+    assert [row["fault"] for row in bad] == [
+        "chosen and rejected are the same: 'x'",
+        "chosen is empty",
+    ]
     with pytest.raises(DataError, match="no pairs in 2 rows: 1 ties"):
         to_pairs([{"prompt": "a", "completion": text, "rating": 1} for text in "xy"])
     with pytest.raises(DataError, match="has no rows"):
@@ -124,7 +158,9 @@ def test_no_prompt_is_on_both_sides():
     rows = Dataset.from_list([pair(f"Prompt {i % 20}", f"x{i}", f"y{i}") for i in range(100)])
     rows = Dataset.from_list([*rows, pair("  PROMPT  3", "other", "words")])
     train, held_out = split_by_prompt(rows, 0.2, 0)
-    sides = [{" ".join(text.split()).lower() for text in side["prompt"]} for side in (train, held_out)]
+    sides = [
+        {" ".join(text.split()).lower() for text in side["prompt"]} for side in (train, held_out)
+    ]
     assert not sides[0] & sides[1] and len(train) + len(held_out) == 101 and len(held_out) >= 15
     assert split_by_prompt(rows, 0.2, 0)[1].to_list() == held_out.to_list()
     assert split_by_prompt(rows, 0.2, 1)[1].to_list() != held_out.to_list()
@@ -138,9 +174,13 @@ def write(path: Path, rows: list[dict]) -> Source:
 def test_loading_splits_counts_and_keeps_eval_prompts_out(tmp_path: Path):
     train = write(tmp_path / "train.jsonl", [pair(f"p{i}", "good", "bad") for i in range(40)])
     counts: dict[str, PreferenceCounts] = {}
-    splits = load_preferences(DataArgs([train], eval_fraction=0.25), PreferenceArgs(), counts=counts)
+    splits = load_preferences(
+        DataArgs([train], eval_fraction=0.25), PreferenceArgs(), counts=counts
+    )
     assert len(splits["train"]) + len(splits["eval"]) == counts["train"].kept == 40
-    held_out = write(tmp_path / "eval.jsonl", [pair("P0 ", "good", "bad"), pair("q", "good", "bad")])
+    held_out = write(
+        tmp_path / "eval.jsonl", [pair("P0 ", "good", "bad"), pair("q", "good", "bad")]
+    )
     splits = load_preferences(DataArgs([train], [held_out]), PreferenceArgs())
     assert len(splits["train"]) == 39 and "p0" not in splits["train"]["prompt"]
     assert splits["eval"].column_names == ["prompt", "chosen", "rejected"]
@@ -160,10 +200,15 @@ def test_quarantined_rows_are_written_beside(tmp_path: Path):
 
 
 def test_label_noise_swaps_exactly_its_share_and_says_where():
-    rows = [pair(f"p{i}", "good", "bad") | {"chosen_score": 1.0, "rejected_score": 0.0} for i in range(20)]
+    rows = [
+        pair(f"p{i}", "good", "bad") | {"chosen_score": 1.0, "rejected_score": 0.0}
+        for i in range(20)
+    ]
     noisy = add_label_noise(Dataset.from_list(rows), 0.25, seed=1).to_list()
     assert sum(row["flipped"] for row in noisy) == 5
-    assert all((row["chosen"] == "bad") == row["flipped"] == (row["chosen_score"] == 0.0) for row in noisy)
+    assert all(
+        (row["chosen"] == "bad") == row["flipped"] == (row["chosen_score"] == 0.0) for row in noisy
+    )
     assert noisy == add_label_noise(Dataset.from_list(rows), 0.25, seed=1).to_list()
     with pytest.raises(ConfigError, match=r"\[0, 0.5\]"):
         add_label_noise(Dataset.from_list(rows), 0.7, seed=1)
@@ -179,13 +224,19 @@ def test_judged_pairs_carry_their_scores():
 def test_length_statistics_by_hand():
     rows = [pair("a", "1234", "12"), pair("a", "12", "12"), pair("a", "1", "1234")]
     found = length_statistics(rows)
-    assert found["chosen_characters_mean"] == pytest.approx(7 / 3) and found["rejected_characters_median"] == 2
+    assert (
+        found["chosen_characters_mean"] == pytest.approx(7 / 3)
+        and found["rejected_characters_median"] == 2
+    )
     assert found["chosen_longer_share"] == 0.5
 
 
 def test_text_ends_with_eos_and_the_prompt_is_known(tiny_tokenizer):
     token_ids, begin, end = encode_answer(tiny_tokenizer, "The owl ", "was kind")
-    assert token_ids[-1] == tiny_tokenizer.eos_token_id and token_ids.count(tiny_tokenizer.eos_token_id) == 1
+    assert (
+        token_ids[-1] == tiny_tokenizer.eos_token_id
+        and token_ids.count(tiny_tokenizer.eos_token_id) == 1
+    )
     assert tiny_tokenizer.decode(token_ids[:-1]) == "The owl was kind" and begin == 0
     assert "The owl".startswith(tiny_tokenizer.decode(token_ids[begin:end]).strip())
     with pytest.raises(ConfigError, match="no chat template"):
@@ -205,7 +256,10 @@ def test_an_encoder_reads_two_segments_and_needs_no_eos():
     assert tokenizer.eos_token_id is None
     token_ids, begin, end = encode_answer(tokenizer, "the owl", "was kind")
     assert token_ids[0] == tokenizer.cls_token_id and token_ids[-1] == tokenizer.sep_token_id
-    assert tokenizer.decode(token_ids[begin:end]) == "the owl" and token_ids.count(tokenizer.sep_token_id) == 2
+    assert (
+        tokenizer.decode(token_ids[begin:end]) == "the owl"
+        and token_ids.count(tokenizer.sep_token_id) == 2
+    )
 
 
 def test_a_tokenizer_without_any_end_is_refused(tiny_tokenizer):
@@ -224,15 +278,21 @@ def test_shorten_takes_the_prompt_first_and_never_the_last_token():
 
 def test_long_pairs_fail_are_cut_or_dropped(tiny_tokenizer):
     rows = [pair("Once upon a time " * 20, "yes", "no"), pair("a", "yes", "no")]
-    with pytest.raises(DataError, match=r"train: 1 of 2 pairs are longer than 40 tokens .* --overlong cut"):
+    with pytest.raises(
+        DataError, match=r"train: 1 of 2 pairs are longer than 40 tokens .* --overlong cut"
+    ):
         encode_pairs(rows, tiny_tokenizer, max_length=40)
     encoded, kept = encode_pairs(rows, tiny_tokenizer, max_length=40, overlong="cut")
     assert kept == [0, 1] and len(encoded[0]["chosen_ids"]) == 40
     assert tiny_tokenizer.decode(encoded[0]["chosen_ids"]).endswith("time yes<|endoftext|>")
     encoded, kept = encode_pairs(rows, tiny_tokenizer, max_length=40, overlong="drop")
     assert kept == [1] and len(encoded) == 1
-    same_end = pair("a", "fox " * 60 + "ran", "fox " * 60 + "fell")  # they differ only where they are cut
-    assert encode_pairs([rows[1], same_end], tiny_tokenizer, max_length=40, overlong="cut")[1] == [0]
+    same_end = pair(
+        "a", "fox " * 60 + "ran", "fox " * 60 + "fell"
+    )  # they differ only where they are cut
+    assert encode_pairs([rows[1], same_end], tiny_tokenizer, max_length=40, overlong="cut")[1] == [
+        0
+    ]
     with pytest.raises(DataError, match="no pair is left"):
         encode_pairs([same_end], tiny_tokenizer, max_length=40, overlong="cut")
     with pytest.raises(DataError, match=r"1 of 1 pairs"):

@@ -47,7 +47,9 @@ def test_it_reads_the_completion_alone_when_told(classifier: Path) -> None:
     alone = ClassifierReward(str(classifier), "happy", with_prompt=False)
     assert alone(["Listen."], [SENTENCES[0]]) == pytest.approx(alone(["Other."], [SENTENCES[0]]))
     conversation = [[{"role": "assistant", "content": SENTENCES[0]}]]
-    assert alone([[{"role": "user", "content": "Go"}]], conversation) == pytest.approx(alone([""], [SENTENCES[0]]))
+    assert alone([[{"role": "user", "content": "Go"}]], conversation) == pytest.approx(
+        alone([""], [SENTENCES[0]])
+    )
 
 
 def test_labels_that_may_all_hold_are_judged_each_alone(tmp_path: Path) -> None:
@@ -55,7 +57,8 @@ def test_labels_that_may_all_hold_are_judged_each_alone(tmp_path: Path) -> None:
     sums = [
         sum(pair)
         for pair in zip(
-            *(ClassifierReward(folder, name)([""] * 4, SENTENCES) for name in ("sad", "happy")), strict=True
+            *(ClassifierReward(folder, name)([""] * 4, SENTENCES) for name in ("sad", "happy")),
+            strict=True,
         )
     ]
     assert any(abs(total - 1) > 1e-3 for total in sums)

@@ -41,22 +41,34 @@ def test_columns_reach_the_function_that_names_them() -> None:
         return [float(one == right) for one, right in zip(completions, answer, strict=True)]
 
     reward = checked(matches)
-    assert reward(prompts=PROMPTS, completions=ANSWERS, answer=["one two", "x", "y"], other=[1, 2, 3]) == [
+    assert reward(
+        prompts=PROMPTS, completions=ANSWERS, answer=["one two", "x", "y"], other=[1, 2, 3]
+    ) == [
         1.0,
         0.0,
         0.0,
     ]
-    with pytest.raises(DataError, match=r"'matches' reads the column 'answer'; the rows have: label, other"):
+    with pytest.raises(
+        DataError, match=r"'matches' reads the column 'answer'; the rows have: label, other"
+    ):
         reward(prompts=PROMPTS, completions=ANSWERS, label=[1], other=[2])
 
 
 @pytest.mark.parametrize("values", [torch.tensor([1, 2, 3]), (1, 2, 3), [True, 2, 3.0]])
 def test_numbers_of_any_kind_become_floats(values: Any) -> None:
-    assert checked(lambda prompts, completions: values)(prompts=PROMPTS, completions=ANSWERS) == [1.0, 2.0, 3.0]
+    assert checked(lambda prompts, completions: values)(prompts=PROMPTS, completions=ANSWERS) == [
+        1.0,
+        2.0,
+        3.0,
+    ]
 
 
 def test_none_means_not_applicable() -> None:
-    assert checked(lambda prompts, completions: [None, 1, None])(PROMPTS, ANSWERS) == [None, 1.0, None]
+    assert checked(lambda prompts, completions: [None, 1, None])(PROMPTS, ANSWERS) == [
+        None,
+        1.0,
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +80,10 @@ def test_none_means_not_applicable() -> None:
         ),
         ([1.0, 2.0, float("inf")], r"returned inf for sample 3 of 3: prompt 'Name a fox.'"),
         ([1.0, "good", 2.0], r"returned 'good', not a number, for sample 2"),
-        ([1.0, 2.0], r"returned 2 values for 3 completions; the first without a value is sample 3 of 3: prompt 'Name"),
+        (
+            [1.0, 2.0],
+            r"returned 2 values for 3 completions; the first without a value is sample 3 of 3: prompt 'Name",
+        ),
         ([1.0] * 4, r"returned 4 values for 3 completions; the last one is sample 3"),
         (0.5, r"must return a list of numbers, one a completion; got 0.5"),
         (None, r"must return a list of numbers, one a completion; got None"),
@@ -76,13 +91,17 @@ def test_none_means_not_applicable() -> None:
 )
 def test_what_is_no_reward_is_refused_by_sample(values: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        checked(lambda prompts, completions: values, name="mine")(prompts=PROMPTS, completions=ANSWERS)
+        checked(lambda prompts, completions: values, name="mine")(
+            prompts=PROMPTS, completions=ANSWERS
+        )
     assert str(caught.value).startswith("reward 'mine'") and "\n" not in str(caught.value)
 
 
 def test_a_reward_that_raises_names_the_sample_and_the_line() -> None:
     def fragile(prompts, completions, weight, **columns) -> list[float]:
-        return [share / len(completion) for completion, share in zip(completions, weight, strict=True)]
+        return [
+            share / len(completion) for completion, share in zip(completions, weight, strict=True)
+        ]
 
     expected = r"'fragile' raised ZeroDivisionError: .*\(test_rewards.py:\d+\) for sample 2 of 3: prompt 'Say nothing.'"
     with pytest.raises(DataError, match=expected):
@@ -96,7 +115,8 @@ def test_a_reward_that_raises_only_for_the_batch_says_so() -> None:
         return [1.0]
 
     with pytest.raises(
-        DataError, match=r"for a batch of 3, and for none of its samples alone; it begins with sample 1"
+        DataError,
+        match=r"for a batch of 3, and for none of its samples alone; it begins with sample 1",
     ):
         checked(crowded)(prompts=PROMPTS, completions=ANSWERS)
 
@@ -108,7 +128,9 @@ def test_what_cannot_be_called_as_a_reward_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="is async"):
         checked(later)
-    with pytest.raises(ConfigError, match=r"must take \(prompts, completions, \*\*columns\), but it takes text"):
+    with pytest.raises(
+        ConfigError, match=r"must take \(prompts, completions, \*\*columns\), but it takes text"
+    ):
         checked(lambda text: [1.0], name="odd")
     with pytest.raises(ConfigError, match="got 3"):
         checked(3)  # pyright: ignore[reportArgumentType]
@@ -150,7 +172,9 @@ def reward_folder(tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def test_a_reward_model_scores_prompt_answer_and_eos_whatever_the_batch(reward_folder: Path) -> None:
+def test_a_reward_model_scores_prompt_answer_and_eos_whatever_the_batch(
+    reward_folder: Path,
+) -> None:
     reward = RewardModel(str(reward_folder), batch_size=2)
     scores = reward(PROMPTS, ANSWERS)
     tokenizer = AutoTokenizer.from_pretrained(reward_folder)
@@ -159,11 +183,15 @@ def test_a_reward_model_scores_prompt_answer_and_eos_whatever_the_batch(reward_f
         with torch.no_grad():
             assert reward.model(input_ids=ids).logits.item() == pytest.approx(score, abs=1e-5)
     assert len(set(scores)) == 3
-    assert RewardModel(str(reward_folder), as_text=True)(CHATS, TURNS) == pytest.approx(scores, abs=1e-5)
+    assert RewardModel(str(reward_folder), as_text=True)(CHATS, TURNS) == pytest.approx(
+        scores, abs=1e-5
+    )
     assert reward.score(PROMPTS, ANSWERS) == scores
 
 
-def test_a_reward_model_cuts_long_prompts_and_says_so_once(reward_folder: Path, hfstack_log: list[str]) -> None:
+def test_a_reward_model_cuts_long_prompts_and_says_so_once(
+    reward_folder: Path, hfstack_log: list[str]
+) -> None:
     reward = RewardModel(str(reward_folder))
     long = "z" * 100
     cut = reward.encode(long, "the fox")
@@ -172,13 +200,17 @@ def test_a_reward_model_cuts_long_prompts_and_says_so_once(reward_folder: Path, 
     assert sum("reads 64 tokens" in line for line in hfstack_log) == 1
 
 
-def test_another_vocabulary_is_said(reward_folder: Path, tiny_tokenizer, hfstack_log: list[str]) -> None:
+def test_another_vocabulary_is_said(
+    reward_folder: Path, tiny_tokenizer, hfstack_log: list[str]
+) -> None:
     prepare_rewards([str(reward_folder)], policy_tokenizer=tiny_tokenizer)
     assert any("has the policy's vocabulary" in line for line in hfstack_log)
     other = AutoTokenizer.from_pretrained(reward_folder)
     other.add_tokens(["<|new|>"])
     prepare_rewards([str(reward_folder)], policy_tokenizer=other)
-    assert any("a tokenizer of its own (300 tokens, the policy 301)" in line for line in hfstack_log)
+    assert any(
+        "a tokenizer of its own (300 tokens, the policy 301)" in line for line in hfstack_log
+    )
 
 
 def test_conversations_need_a_template_of_the_reward_model(reward_folder: Path) -> None:
@@ -188,7 +220,8 @@ def test_conversations_need_a_template_of_the_reward_model(reward_folder: Path) 
 
 def test_a_language_model_is_no_reward_model(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"is no reward model: its weights lack score, so its rewards would be random"
+        CheckpointError,
+        match=r"is no reward model: its weights lack score, so its rewards would be random",
     ):
         RewardModel(str(tiny_llama))
     with pytest.raises(CheckpointError):
@@ -271,11 +304,15 @@ def lengths(number: int, body: Any) -> tuple[int, dict[str, str], Any]:
     return 200, {}, {"rewards": [len(text_of(one)) for one in body["completions"]]}
 
 
-def test_an_endpoint_gives_rewards_in_order_and_gets_named_columns(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_gives_rewards_in_order_and_gets_named_columns(
+    serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     endpoint = serve(lengths)
     monkeypatch.setenv("HFSTACK_REWARD_TOKEN", "secret")
     reward = RemoteReward(endpoint.url, batch_size=1, columns=("label",))
-    rewards = checked(reward)(prompts=CHATS, completions=TURNS, label=[1, 2, 3], trainer_state=object())
+    rewards = checked(reward)(
+        prompts=CHATS, completions=TURNS, label=[1, 2, 3], trainer_state=object()
+    )
     assert rewards == [7.0, 0.0, 5.0]
     assert sorted(body["label"][0] for body in endpoint.bodies) == [1, 2, 3]
     assert endpoint.bodies[0].keys() == {"prompts", "completions", "label"}
@@ -299,16 +336,25 @@ def test_requests_at_once_are_bounded(serve) -> None:
 
 def test_a_busy_endpoint_is_asked_again(serve) -> None:
     failures = {1: 500, 2: 429, 3: 503}
-    endpoint = serve(lambda number, body: (failures.get(number, 200), {"Retry-After": "0"}, lengths(number, body)[2]))
+    endpoint = serve(
+        lambda number, body: (
+            failures.get(number, 200),
+            {"Retry-After": "0"},
+            lengths(number, body)[2],
+        )
+    )
     assert RemoteReward(endpoint.url, first_wait_s=0.01)(PROMPTS, ANSWERS) == [7, 0, 5]
     assert len(endpoint.bodies) == 4
 
 
 def test_an_endpoint_that_stays_broken_names_samples_and_attempts(serve) -> None:
     endpoint = serve(lambda number, body: (500, {}, b"out of\nmemory"))
-    reward = RemoteReward(endpoint.url, retries=1, first_wait_s=0.01, batch_size=2, max_concurrency=1)
+    reward = RemoteReward(
+        endpoint.url, retries=1, first_wait_s=0.01, batch_size=2, max_concurrency=1
+    )
     with pytest.raises(
-        DataError, match=r"no rewards for samples 1 to 2 in 2 attempts; the last: status 500: out of mem"
+        DataError,
+        match=r"no rewards for samples 1 to 2 in 2 attempts; the last: status 500: out of mem",
     ):
         checked(reward)(prompts=PROMPTS, completions=ANSWERS)
 
@@ -320,7 +366,9 @@ def test_a_slow_endpoint_times_out(serve) -> None:
 
     endpoint = serve(sleepy)
     began = time.monotonic()
-    with pytest.raises(DataError, match=r"samples 1 to 3 in 2 attempts; the last: timeout after 0.05 s"):
+    with pytest.raises(
+        DataError, match=r"samples 1 to 3 in 2 attempts; the last: timeout after 0.05 s"
+    ):
         RemoteReward(endpoint.url, timeout_s=0.05, retries=1, first_wait_s=0.01)(PROMPTS, ANSWERS)
     assert time.monotonic() - began < 2
 
@@ -348,7 +396,9 @@ def test_answers_that_are_no_rewards_are_refused_at_once(serve, answer: Any, mes
     assert len(endpoint.bodies) == 1
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "http://", "data:,1", "runs/reward"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://host/x", "http://", "data:,1", "runs/reward"]
+)
 def test_only_http_is_called(url: str) -> None:
     with pytest.raises(ConfigError, match="only http:// and https://"):
         RemoteReward(url)

@@ -9,7 +9,14 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.tasks.seq2seq.data import Pair, collate_pairs, encode_ended, encode_pairs, read_pairs, text_at
+from hfstack.tasks.seq2seq.data import (
+    Pair,
+    collate_pairs,
+    encode_ended,
+    encode_pairs,
+    read_pairs,
+    text_at,
+)
 from tests.tiny_encoder import tiny_bert_tokenizer
 
 
@@ -21,12 +28,17 @@ def ending_tokenizer(tiny_tokenizer) -> PreTrainedTokenizerFast:
         eos_token=tiny_tokenizer.eos_token, pad_token=tiny_tokenizer.pad_token,
     )  # fmt: skip
     end = (copy.eos_token, copy.eos_token_id)
-    copy.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    copy.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
     return copy
 
 
 def test_every_text_ends_once_whatever_the_tokenizer_does(tiny_tokenizer, ending_tokenizer) -> None:
-    texts, end = ["the fox", "the owl was kind, so she gave the ball back"], tiny_tokenizer.eos_token_id
+    texts, end = (
+        ["the fox", "the owl was kind, so she gave the ball back"],
+        tiny_tokenizer.eos_token_id,
+    )
     plain = encode_ended(texts, tiny_tokenizer, max_length=8, ends=[end])
     assert plain == encode_ended(texts, ending_tokenizer, max_length=8, ends=[end])
     rows, whole = plain
@@ -40,7 +52,11 @@ def test_every_text_ends_once_whatever_the_tokenizer_does(tiny_tokenizer, ending
 
 
 def test_targets_are_learnt_one_by_one_and_held_out_together(tiny_tokenizer, caplog) -> None:
-    pairs = [Pair("a", ["b", "c"]), Pair("the fox was near the river", ["d"]), Pair("the owl", ["e", "f"])]
+    pairs = [
+        Pair("a", ["b", "c"]),
+        Pair("the fox was near the river", ["d"]),
+        Pair("the owl", ["e", "f"]),
+    ]
     common = {"tokenizer": tiny_tokenizer, "ends": [tiny_tokenizer.eos_token_id]}
     train = encode_pairs(pairs, lengths=(40, 40), name="train", prefix="x: ", **common)
     assert train.places == [0, 0, 1, 2, 2] and len(train.rows) == 5
@@ -50,9 +66,16 @@ def test_targets_are_learnt_one_by_one_and_held_out_together(tiny_tokenizer, cap
     assert [tiny_tokenizer.decode(row["labels"][:-1]) for row in held.rows] == ["d", "e", "b"]
 
     with caplog.at_level(logging.WARNING):
-        dropped = encode_pairs(pairs, lengths=(6, 40), overlong="drop", name="eval", held_out=True, **common)
-    assert dropped.places == [2, 0] and "eval: 1 of 3 sources are longer than 6 tokens" in caplog.text
-    with pytest.raises(DataError, match="1 of 5 sources .* the first is text 3: --overlong cut or drop, or a larger"):
+        dropped = encode_pairs(
+            pairs, lengths=(6, 40), overlong="drop", name="eval", held_out=True, **common
+        )
+    assert (
+        dropped.places == [2, 0] and "eval: 1 of 3 sources are longer than 6 tokens" in caplog.text
+    )
+    with pytest.raises(
+        DataError,
+        match="1 of 5 sources .* the first is text 3: --overlong cut or drop, or a larger",
+    ):
         encode_pairs(pairs, lengths=(6, 40), overlong="fail", name="train", **common)
     with pytest.raises(DataError, match="train: no row is left of 1"):
         encode_pairs(pairs[1:2], lengths=(6, 40), overlong="drop", name="train", **common)
@@ -61,13 +84,20 @@ def test_targets_are_learnt_one_by_one_and_held_out_together(tiny_tokenizer, cap
 
 
 def test_rows_are_read_by_columns_or_parts_of_them(caplog) -> None:
-    rows = Dataset.from_list([{"t": {"en": "a", "de": ["b", " ", "c"]}}, {"t": {"en": None, "de": ["d"]}}])
+    rows = Dataset.from_list(
+        [{"t": {"en": "a", "de": ["b", " ", "c"]}}, {"t": {"en": None, "de": ["d"]}}]
+    )
     with caplog.at_level(logging.WARNING):
-        assert read_pairs(rows, ("t.en", "t.de"), name="train", skip_empty=True) == [Pair("a", ["b", "c"])]
+        assert read_pairs(rows, ("t.en", "t.de"), name="train", skip_empty=True) == [
+            Pair("a", ["b", "c"])
+        ]
     assert "left out 1 of 2 rows whose source or target is empty" in caplog.text
     with pytest.raises(DataError, match=r"train row 2: the source is empty \(1 such rows\)"):
         read_pairs(rows, ("t.en", "t.de"), name="train")
-    with pytest.raises(DataError, match=r"train row 1 has no column 't.fr', found t \(t has en, de\); name them with"):
+    with pytest.raises(
+        DataError,
+        match=r"train row 1 has no column 't.fr', found t \(t has en, de\); name them with",
+    ):
         read_pairs(rows, ("t.en", "t.fr"), name="train")
     with pytest.raises(DataError, match="train: no column 'text' for the source, found t;"):
         read_pairs(rows, ("text", "t.de"), name="train")
@@ -80,7 +110,15 @@ def test_rows_are_read_by_columns_or_parts_of_them(caplog) -> None:
 
 
 def test_a_batch_is_padded_on_the_right_and_shifted_as_the_model_does() -> None:
-    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    config = T5Config(
+        vocab_size=20,
+        d_model=8,
+        d_kv=4,
+        d_ff=8,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+    )
     shift = T5ForConditionalGeneration(config).prepare_decoder_input_ids_from_labels
     rows = [{"input_ids": [5, 6, 1], "labels": [7, 1]}, {"input_ids": [8, 1], "labels": [9, 10, 1]}]
     batch = collate_pairs(rows, pad_token_id=0, shift=shift)

@@ -22,24 +22,37 @@ from tests.tiny_encoder import tiny_bert_tokenizer
 @pytest.mark.parametrize("name", ["t5-5m", "bart-5m"])
 def test_an_architecture_gets_the_tokens_of_any_tokenizer(name: str, tiny_tokenizer) -> None:
     bert = tiny_bert_tokenizer()
-    for tokenizer, end in ((tiny_tokenizer, tiny_tokenizer.eos_token_id), (bert, bert.sep_token_id)):
+    for tokenizer, end in (
+        (tiny_tokenizer, tiny_tokenizer.eos_token_id),
+        (bert, bert.sep_token_id),
+    ):
         set_seed(0)
         model = load_seq2seq(ModelConfig(f"{name}.json"), tokenizer)
         assert model.config.vocab_size == len(tokenizer)
         for config in (model.config, model.generation_config):
-            assert (config.eos_token_id, config.decoder_start_token_id) == (end, tokenizer.pad_token_id)
+            assert (config.eos_token_id, config.decoder_start_token_id) == (
+                end,
+                tokenizer.pad_token_id,
+            )
             assert getattr(config, "forced_eos_token_id", None) in (None, end)
         assert stop_tokens(model, tokenizer) == [end]
-    assert name != "t5-5m" or model.config.scale_decoder_outputs, "a tied output is scaled, as T5's is"
+    assert name != "t5-5m" or model.config.scale_decoder_outputs, (
+        "a tied output is scaled, as T5's is"
+    )
 
 
-def test_marian_takes_its_own_tokens_and_is_a_finished_model(tmp_path: Path, tiny_tokenizer) -> None:
+def test_marian_takes_its_own_tokens_and_is_a_finished_model(
+    tmp_path: Path, tiny_tokenizer
+) -> None:
     config = MarianConfig(vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
                           decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
                           max_position_embeddings=32)  # fmt: skip
     use_tokens(config, tiny_tokenizer)
     assert config.forced_eos_token_id == config.eos_token_id == tiny_tokenizer.eos_token_id
-    assert config.decoder_start_token_id == tiny_tokenizer.pad_token_id and config.decoder_vocab_size == 300
+    assert (
+        config.decoder_start_token_id == tiny_tokenizer.pad_token_id
+        and config.decoder_vocab_size == 300
+    )
     MarianMTModel(config).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     model, tokenizer, info = load_finished_seq2seq(ModelConfig(str(tmp_path)))
@@ -53,7 +66,9 @@ def test_lengths_are_bounded_by_positions_and_not_by_distances(tiny_tokenizer) -
     assert text_lengths(None, None, t5, tiny_tokenizer) == (512, 128)
     assert text_lengths(2000, 600, t5, tiny_tokenizer) == (2000, 600)
     assert text_lengths(None, 50, bart, tiny_tokenizer) == (100, 50)
-    with pytest.raises(ConfigError, match="--max_target_length 101 is longer than the model's 100 positions"):
+    with pytest.raises(
+        ConfigError, match="--max_target_length 101 is longer than the model's 100 positions"
+    ):
         text_lengths(None, 101, bart, tiny_tokenizer)
 
 
@@ -73,7 +88,9 @@ def test_decoding_is_kept_with_the_model(tmp_path: Path, tiny_tokenizer) -> None
     tiny_tokenizer.save_pretrained(tmp_path)
     found, _, _ = load_finished_seq2seq(ModelConfig(str(tmp_path)))
     assert {name: getattr(found.generation_config, name) for name in expected} == expected
-    assert found.generation_config.eos_token_id == tiny_tokenizer.eos_token_id, "what the file leaves open stays"
+    assert found.generation_config.eos_token_id == tiny_tokenizer.eos_token_id, (
+        "what the file leaves open stays"
+    )
 
 
 def test_refusals(tmp_path: Path, tiny_llama: Path, tiny_tokenizer) -> None:

@@ -12,17 +12,35 @@ from hfstack.tasks.shared.token_tasks import InOrderTrainer
 
 
 def test_settings(tmp_path: Path) -> None:
-    common = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "eval_strategy": "epoch"}
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "bleu", "save_strategy": "epoch"}
+    common = {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "report_to": "none",
+        "eval_strategy": "epoch",
+    }
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "bleu",
+        "save_strategy": "epoch",
+    }
     decoding = {"max_length": 30, "num_beams": 4}
     args = Seq2SeqTrainingArguments(**common, **best, predict_with_generate=True)
     found = trainer_settings(args, decoding, scores=["bleu"])
     assert (found.generation_max_length, found.generation_num_beams) == (30, 4)
     assert args.generation_max_length is None, "the settings of the run stay as they were given"
-    with pytest.raises(ConfigError, match="--metric_for_best_model bleu needs --predict_with_generate true"):
+    with pytest.raises(
+        ConfigError, match="--metric_for_best_model bleu needs --predict_with_generate true"
+    ):
         trainer_settings(Seq2SeqTrainingArguments(**common, **best), decoding, scores=["bleu"])
-    with pytest.raises(ConfigError, match="--metric_for_best_model meteor does not fit this task: choose bleu, chrf"):
-        trainer_settings(dataclasses.replace(args, metric_for_best_model="meteor"), decoding, scores=["bleu", "chrf"])
+    with pytest.raises(
+        ConfigError,
+        match="--metric_for_best_model meteor does not fit this task: choose bleu, chrf",
+    ):
+        trainer_settings(
+            dataclasses.replace(args, metric_for_best_model="meteor"),
+            decoding,
+            scores=["bleu", "chrf"],
+        )
 
 
 def test_evaluation_is_in_order() -> None:

@@ -17,7 +17,9 @@ MASKED = -100
 
 @pytest.fixture(scope="module")
 def loaded(tiny_llama: Path) -> tuple[Any, Any]:
-    return AutoModelForCausalLM.from_pretrained(tiny_llama).eval(), AutoTokenizer.from_pretrained(tiny_llama)
+    return AutoModelForCausalLM.from_pretrained(tiny_llama).eval(), AutoTokenizer.from_pretrained(
+        tiny_llama
+    )
 
 
 def test_answers_do_not_depend_on_the_batch(loaded) -> None:
@@ -31,7 +33,10 @@ def test_answers_do_not_depend_on_the_batch(loaded) -> None:
         ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
     text = tokenizer.decode(ids[0, 5:], skip_special_tokens=True)
     assert together[0].completion == text
-    assert answer_pairs(model, tokenizer=tokenizer, prompts=prompts[:1], max_new_tokens=6)[0][1] == text
+    assert (
+        answer_pairs(model, tokenizer=tokenizer, prompts=prompts[:1], max_new_tokens=6)[0][1]
+        == text
+    )
 
 
 def test_every_token_counts_once(loaded) -> None:
@@ -44,21 +49,31 @@ def test_every_token_counts_once(loaded) -> None:
     total = 0.0
     for row in rows:
         scores = model(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
-        total -= sum(scores[i, label].item() for i, label in enumerate(row["labels"][1:]) if label != MASKED)
+        total -= sum(
+            scores[i, label].item() for i, label in enumerate(row["labels"][1:]) if label != MASKED
+        )
     assert found["held_out_tokens"] == 5
     assert found["held_out_loss"] == pytest.approx(total / 5, rel=1e-5)
     assert found["held_out_perplexity"] == pytest.approx(math.exp(total / 5), rel=1e-5)
-    assert answer_loss(model, tokenizer, rows, batch_size=1)["held_out_loss"] == pytest.approx(total / 5, rel=1e-5)
+    assert answer_loss(model, tokenizer, rows, batch_size=1)["held_out_loss"] == pytest.approx(
+        total / 5, rel=1e-5
+    )
 
 
 def test_answers_are_scored_and_written(loaded, tmp_path: Path) -> None:
     model, tokenizer = loaded
     own = answer(model, tokenizer, [[20, 21]], max_new_tokens=8)[0].completion
     asked = [([20, 21], own), ([40], "the fox")]
-    metrics = score_answers(model, tokenizer, asked, max_new_tokens=8, file=tmp_path / "answers.jsonl")
+    metrics = score_answers(
+        model, tokenizer, asked, max_new_tokens=8, file=tmp_path / "answers.jsonl"
+    )
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [row["reference"] for row in rows] == [own, "the fox"] and rows[0]["answer"] == own
-    assert metrics["answer_rows"] == 2 and metrics["mean_answer_tokens"] == 8 and metrics["finished_share"] == 0
+    assert (
+        metrics["answer_rows"] == 2
+        and metrics["mean_answer_tokens"] == 8
+        and metrics["finished_share"] == 0
+    )
     assert set(metrics) >= {"bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum"}
     for nothing in ([], [([20], None)]):
         with pytest.raises(DataError, match="--answer_rows needs held-out rows"):

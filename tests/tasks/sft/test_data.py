@@ -11,7 +11,15 @@ from transformers import PreTrainedTokenizerFast
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import setup_logging
-from hfstack.tasks.sft.data import Columns, encode_row, encode_split, kind_of_rows, normalise, pack, questions
+from hfstack.tasks.sft.data import (
+    Columns,
+    encode_row,
+    encode_split,
+    kind_of_rows,
+    normalise,
+    pack,
+    questions,
+)
 from hfstack.tokens.chat import prompt_ids, read_template
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 from hfstack.training.checks import IGNORED_LABEL
@@ -35,7 +43,9 @@ def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tokenizer(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     chat = copy.deepcopy(tiny_tokenizer)
-    chat.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]})
+    chat.add_special_tokens(
+        {"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"]}
+    )
     chat.chat_template = CHAT_TEMPLATE
     return chat
 
@@ -44,14 +54,22 @@ def normal(row: dict[str, Any], *, as_chat: bool = True, **columns: str) -> dict
     return normalise(Dataset.from_list([row]), Columns(**columns), as_chat=as_chat)[0]
 
 
-def learnt(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], **flags: bool) -> tuple[str, str]:
+def learnt(
+    tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], **flags: bool
+) -> tuple[str, str]:
     """The whole text, and what is learnt of it."""
-    ids, labels, fault = encode_row(row, tokenizer, **{"assistant_only": True, "completion_only": True} | flags)
+    ids, labels, fault = encode_row(
+        row, tokenizer, **{"assistant_only": True, "completion_only": True} | flags
+    )
     assert fault is None and len(ids) == len(labels)
-    return str(tokenizer.decode(ids)), str(tokenizer.decode([label for label in labels if label != IGNORED_LABEL]))
+    return str(tokenizer.decode(ids)), str(
+        tokenizer.decode([label for label in labels if label != IGNORED_LABEL])
+    )
 
 
-def test_the_assistants_turns_are_learnt_with_their_ends(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_assistants_turns_are_learnt_with_their_ends(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     text, answers = learnt(tokenizer, normal({"messages": TALK}))
     assert text == "<|system|>Be brief.<|end|><|user|>Who?<|end|><|assistant|>The fox.<|end|>" + (
         "<|user|>Where?<|end|><|assistant|>Home.<|end|>"
@@ -59,12 +77,21 @@ def test_the_assistants_turns_are_learnt_with_their_ends(tokenizer: PreTrainedTo
     assert answers == "The fox.<|end|>Home.<|end|>"
     assert learnt(tokenizer, normal({"messages": TALK}), assistant_only=False) == (text, text)
     shared = [
-        {"from": {"user": "human", "assistant": "gpt"}.get(t["role"], t["role"]), "value": t["content"]} for t in TALK
+        {
+            "from": {"user": "human", "assistant": "gpt"}.get(t["role"], t["role"]),
+            "value": t["content"],
+        }
+        for t in TALK
     ]
-    assert learnt(tokenizer, normal({"conversations": shared}, text="conversations")) == (text, answers)
+    assert learnt(tokenizer, normal({"conversations": shared}, text="conversations")) == (
+        text,
+        answers,
+    )
 
 
-def test_of_prompt_and_completion_the_completion_is_learnt(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_of_prompt_and_completion_the_completion_is_learnt(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     row = normal({"prompt": TALK[:4], "completion": TALK[4:]})
     text, answers = learnt(tokenizer, row)
     assert text.count("<|assistant|>") == 2 and answers == "Home.<|end|>"
@@ -73,7 +100,9 @@ def test_of_prompt_and_completion_the_completion_is_learnt(tokenizer: PreTrained
     plain = normal({"prompt": "Who?", "completion": " The fox."}, as_chat=False)
     assert learnt(tokenizer, plain) == ("Who? The fox.<|endoftext|>", " The fox.<|endoftext|>")
     assert learnt(tokenizer, plain, completion_only=False)[1] == "Who? The fox.<|endoftext|>"
-    assert learnt(tokenizer, normal({"text": "Who?<|endoftext|>"}))[1] == "Who?<|endoftext|>"  # one eos, not two
+    assert (
+        learnt(tokenizer, normal({"text": "Who?<|endoftext|>"}))[1] == "Who?<|endoftext|>"
+    )  # one eos, not two
 
 
 def test_columns_are_mapped_or_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,8 +110,17 @@ def test_columns_are_mapped_or_named(caplog: pytest.LogCaptureFixture) -> None:
     mapped = normal(row, prompt="instruction", context="input", completion="output", as_chat=False)
     assert mapped == {"prompt": "Add\n\n1 2", "completion": "3"}
     normal(row, prompt="instruction", completion="output")
-    assert "1 rows have text in the column 'input', which is not read: --context_column input" in caplog.text
-    empty = normal(row | {"input": ""}, prompt="instruction", context="input", completion="output", as_chat=False)
+    assert (
+        "1 rows have text in the column 'input', which is not read: --context_column input"
+        in caplog.text
+    )
+    empty = normal(
+        row | {"input": ""},
+        prompt="instruction",
+        context="input",
+        completion="output",
+        as_chat=False,
+    )
     assert empty["prompt"] == "Add"
     for found, hint in {
         ("question", "answer"): "--prompt_column question --completion_column answer",
@@ -90,7 +128,9 @@ def test_columns_are_mapped_or_named(caplog: pytest.LogCaptureFixture) -> None:
         ("conversations",): "--text_column conversations",
         ("x", "y"): "--prompt_column and --completion_column",
     }.items():
-        with pytest.raises(DataError, match=f"found the columns {', '.join(found)}; map them with {hint}"):
+        with pytest.raises(
+            DataError, match=f"found the columns {', '.join(found)}; map them with {hint}"
+        ):
             kind_of_rows(Dataset.from_list([dict.fromkeys(found, "a")]), Columns())
 
 
@@ -100,11 +140,16 @@ def test_columns_are_mapped_or_named(caplog: pytest.LogCaptureFixture) -> None:
         ({"messages": TALK[:2]}, "no assistant turn"),
         ({"messages": []}, "no assistant turn"),
         ({"messages": [*TALK[:4], {"role": "assistant", "content": " "}]}, "empty completion"),
-        ({"messages": [{"role": "tool", "content": "x"}, *TALK]}, "the chat template fails: a turn's role must be"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}, *TALK]},
+            "the chat template fails: a turn's role must be",
+        ),
         ({"prompt": "Who?", "completion": ""}, "empty completion"),
     ],
 )
-def test_faults_of_a_row(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], fault: str) -> None:
+def test_faults_of_a_row(
+    tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], fault: str
+) -> None:
     found = encode_row(normal(row), tokenizer, assistant_only=True, completion_only=True)[2]
     assert found is not None and found.startswith(fault)
 
@@ -118,16 +163,26 @@ def test_faults_of_plain_rows(tokenizer: PreTrainedTokenizerFast) -> None:
         assert encode_row(row, tokenizer, assistant_only=False, completion_only=True)[2] == fault
 
 
-def test_long_rows_are_cut_or_refused(tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [{"prompt": "Who?", "completion": "The fox. " * 9}, {"prompt": "Who? " * 9, "completion": "A fox."}]
+def test_long_rows_are_cut_or_refused(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"prompt": "Who?", "completion": "The fox. " * 9},
+        {"prompt": "Who? " * 9, "completion": "A fox."},
+    ]
     split = normalise(Dataset.from_list(rows[:1] * 2), Columns(), as_chat=True)
     limits = {"name": "train", "assistant_only": True, "completion_only": True}
     encoded = encode_split(split, tokenizer, max_length=12, **limits)
     assert [len(ids) for ids in encoded["input_ids"]] == [12, 12]
     assert "2 of 2 train rows are longer than --max_length 12 and lose the end" in caplog.text
-    assert len(encode_split(split, tokenizer, max_length=12, cut=False, **limits)[0]["input_ids"]) > 12
+    assert (
+        len(encode_split(split, tokenizer, max_length=12, cut=False, **limits)[0]["input_ids"]) > 12
+    )
     both = normalise(Dataset.from_list(rows), Columns(), as_chat=True)
-    with pytest.raises(DataError, match=r"1 of 2 train rows .* row 2 .*leave none of --max_length 12 for the answer"):
+    with pytest.raises(
+        DataError,
+        match=r"1 of 2 train rows .* row 2 .*leave none of --max_length 12 for the answer",
+    ):
         encode_split(both, tokenizer, max_length=12, **limits)
     assert len(encode_split(both, tokenizer, max_length=12, on_bad_row="skip", **limits)) == 1
     with pytest.raises(DataError, match="no train row is left of 1"):
@@ -146,18 +201,37 @@ def test_packing_keeps_documents_whole() -> None:
 
 def test_questions(tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{"messages": TALK}, {"messages": TALK[:2]}, {"messages": TALK[1:3]}]
-    asked = questions(normalise(Dataset.from_list(rows), Columns(), as_chat=True), tokenizer, limit=5)
+    asked = questions(
+        normalise(Dataset.from_list(rows), Columns(), as_chat=True), tokenizer, limit=5
+    )
     assert [reference for _, reference in asked] == ["Home.", "The fox."]
     assert str(tokenizer.decode(asked[1][0])) == "<|user|>Who?<|end|><|assistant|>"
-    assert len(questions(Dataset.from_list([{"text": "once upon a time " * 5}]), tokenizer, limit=5)[0][0]) == 8
+    assert (
+        len(
+            questions(Dataset.from_list([{"text": "once upon a time " * 5}]), tokenizer, limit=5)[
+                0
+            ][0]
+        )
+        == 8
+    )
     longest = len(asked[1][0])
-    only = questions(normalise(Dataset.from_list(rows), Columns(), as_chat=True), tokenizer, limit=5, longest=longest)
+    only = questions(
+        normalise(Dataset.from_list(rows), Columns(), as_chat=True),
+        tokenizer,
+        limit=5,
+        longest=longest,
+    )
     assert [reference for _, reference in only] == ["The fox."]
 
 
-def test_the_shipped_template_marks_the_answer_and_its_eos(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_shipped_template_marks_the_answer_and_its_eos(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     plain = copy.deepcopy(tiny_tokenizer)
     plain.chat_template = read_template("plain.jinja")
     text, answers = learnt(plain, {"messages": json.dumps(TALK[1:3]), "prompt_turns": 0})
-    assert text == "### user\nWho?\n\n### assistant\nThe fox.<|endoftext|>\n" and answers == "The fox.<|endoftext|>"
+    assert (
+        text == "### user\nWho?\n\n### assistant\nThe fox.<|endoftext|>\n"
+        and answers == "The fox.<|endoftext|>"
+    )
     assert str(plain.decode(prompt_ids(plain, TALK[1:2]))) == "### user\nWho?\n\n### assistant\n"

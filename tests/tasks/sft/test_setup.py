@@ -35,44 +35,75 @@ FIRST, SECOND = [20, 21, 22, 23, 24, 25], [30, 31, 32, 33]
 
 @pytest.fixture(params=["sdpa", "eager"])
 def model(request: pytest.FixtureRequest, tiny_llama: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation=request.param).eval()
+    return AutoModelForCausalLM.from_pretrained(
+        tiny_llama, attn_implementation=request.param
+    ).eval()
 
 
 def rows_of(*documents: list[int]) -> list[dict[str, list[int]]]:
     joined = [token for document in documents for token in document]
-    return [{"input_ids": joined, "labels": list(joined), "seq_lengths": [len(document) for document in documents]}]
+    return [
+        {
+            "input_ids": joined,
+            "labels": list(joined),
+            "seq_lengths": [len(document) for document in documents],
+        }
+    ]
 
 
 def test_collator_restarts_positions_and_gives_no_mask() -> None:
     batch = PackedCollator(pad_id=9)([*rows_of(FIRST, SECOND), *rows_of(SECOND)])
-    assert set(batch) == {"input_ids", "labels", "position_ids"}  # an attention mask of ones would undo the isolation
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 3], [0, 1, 2, 3, 0, 1, 2, 3, 4, 5]]
+    assert set(batch) == {
+        "input_ids",
+        "labels",
+        "position_ids",
+    }  # an attention mask of ones would undo the isolation
+    assert batch["position_ids"].tolist() == [
+        [0, 1, 2, 3, 4, 5, 0, 1, 2, 3],
+        [0, 1, 2, 3, 0, 1, 2, 3, 4, 5],
+    ]
     assert batch["input_ids"][1].tolist() == SECOND + [9] * 6
     off = IGNORED_LABEL
-    assert batch["labels"].tolist() == [[off, *FIRST[1:], off, *SECOND[1:]], [off, *SECOND[1:], *[off] * 6]]
+    assert batch["labels"].tolist() == [
+        [off, *FIRST[1:], off, *SECOND[1:]],
+        [off, *SECOND[1:], *[off] * 6],
+    ]
 
 
 def test_documents_do_not_leak(model: PreTrainedModel) -> None:
     """The second document's logits and gradients are the same whatever stands before it, in a batch with other rows."""
     collator = PackedCollator(pad_id=1)
-    inputs = [collator([*rows_of(first, SECOND), *rows_of(FIRST)]) for first in (FIRST, FIRST[::-1])]
+    inputs = [
+        collator([*rows_of(first, SECOND), *rows_of(FIRST)]) for first in (FIRST, FIRST[::-1])
+    ]
     logits = [
-        model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0, 6:]
+        model(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).logits[0, 6:]
         for batch in inputs
     ]
     alone = model(input_ids=torch.tensor([SECOND])).logits[0]
-    assert torch.allclose(logits[0], logits[1], atol=1e-6) and torch.allclose(logits[0], alone, atol=1e-5)
+    assert torch.allclose(logits[0], logits[1], atol=1e-6) and torch.allclose(
+        logits[0], alone, atol=1e-5
+    )
     embedded = model.get_input_embeddings()(inputs[0]["input_ids"]).detach().requires_grad_()
-    found = model(inputs_embeds=embedded, position_ids=inputs[0]["position_ids"], use_cache=False).logits[0, 6:]
+    found = model(
+        inputs_embeds=embedded, position_ids=inputs[0]["position_ids"], use_cache=False
+    ).logits[0, 6:]
     found.sum().backward()
     assert embedded.grad is not None
-    assert embedded.grad[0, :6].abs().max() == 0 and embedded.grad[0, 6:].abs().min(dim=0).values.max() > 0
+    assert (
+        embedded.grad[0, :6].abs().max() == 0
+        and embedded.grad[0, 6:].abs().min(dim=0).values.max() > 0
+    )
 
 
 def test_a_mask_of_ones_leaks_and_the_probe_sees_it(model: PreTrainedModel) -> None:
     assert packed_documents_are_isolated(*isolation_probe(model, FIRST, SECOND)) is None
     batch = PackedCollator(pad_id=1)(rows_of(FIRST, SECOND))
-    leaking = model(**batch, attention_mask=torch.ones_like(batch["input_ids"]), use_cache=False).logits[0, 6:]
+    leaking = model(
+        **batch, attention_mask=torch.ones_like(batch["input_ids"]), use_cache=False
+    ).logits[0, 6:]
     alone = isolation_probe(model, FIRST, SECOND)[0]
     assert "reads the one before it" in str(packed_documents_are_isolated(alone, leaking))
 
@@ -82,11 +113,15 @@ def test_recurrent_models_forget_at_a_restart() -> None:
     gru = GRUForCausalLM(GRUConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1))
     alone, packed = isolation_probe(gru, FIRST, SECOND)
     assert torch.allclose(alone, packed, atol=1e-6)
-    carried = gru(input_ids=torch.tensor([FIRST + SECOND])).logits[0, 6:]  # without positions the state is carried on
+    carried = gru(input_ids=torch.tensor([FIRST + SECOND])).logits[
+        0, 6:
+    ]  # without positions the state is carried on
     assert packed_documents_are_isolated(alone, carried) is not None
 
 
-def test_flash_attention_gets_rows_joined(tiny_llama: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_flash_attention_gets_rows_joined(
+    tiny_llama: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     assert isinstance(collator_for(model, tiny_tokenizer, packing=True), PackedCollator)
     assert not collator_for(model, tiny_tokenizer, packing=False).padding_free
@@ -98,7 +133,9 @@ def test_flash_attention_gets_rows_joined(tiny_llama: Path, tiny_tokenizer: PreT
     assert batch["cu_seq_lens_q"].tolist() == [0, 6, 10, 14]
 
 
-def test_a_template_of_a_known_family_is_marked_only_while_encoding(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_template_of_a_known_family_is_marked_only_while_encoding(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     from trl.chat_template_utils import has_generation_markers, qwen2_5_chat_template
 
     tokenizer = copy.deepcopy(tiny_tokenizer)
@@ -130,5 +167,8 @@ def test_settings_and_costs(tiny_llama: Path, tmp_path: Path) -> None:
     packed = Dataset.from_list([*rows_of(FIRST, SECOND), *rows_of(SECOND)])
     costs = step_costs(packed, model, settings, adapter=False)
     assert costs["tokens_per_step"] == 7 * 2 * 3  # rows of 10 and 4 tokens
-    assert step_costs(packed, model, settings, adapter=True)["flops_per_token"] == costs["flops_per_token"] * 2 / 3
+    assert (
+        step_costs(packed, model, settings, adapter=True)["flops_per_token"]
+        == costs["flops_per_token"] * 2 / 3
+    )
     assert AutoTokenizer.from_pretrained(tiny_llama).pad_token_id == 1

@@ -77,7 +77,9 @@ def test_correlations_as_scipy_computes_them():
     generator = random.Random(0)
     references = [generator.random() for _ in range(60)]
     predictions = [value + generator.gauss(0, 0.3) for value in references]
-    found = evaluate.combine([Pearson(), Spearman()]).compute(predictions=predictions, references=references)
+    found = evaluate.combine([Pearson(), Spearman()]).compute(
+        predictions=predictions, references=references
+    )
     assert found == pytest.approx(
         {
             "pearson": stats.pearsonr(references, predictions).statistic,
@@ -85,7 +87,9 @@ def test_correlations_as_scipy_computes_them():
         },
         abs=1e-9,
     )
-    flat = evaluate.combine([Pearson(), Spearman()]).compute(predictions=[1.0] * 60, references=references)
+    flat = evaluate.combine([Pearson(), Spearman()]).compute(
+        predictions=[1.0] * 60, references=references
+    )
     assert flat == {"pearson": 0, "spearman": 0}
 
 
@@ -93,7 +97,10 @@ def test_entities_as_seqeval_scores_them():
     generator = random.Random(1)
     tags = ["O", "O", "B-person", "I-person", "B-place", "I-place"]
     references = [[generator.choice(tags) for _ in range(12)] for _ in range(40)]
-    predictions = [[t if generator.random() < 0.8 else generator.choice(tags) for t in row] for row in references]
+    predictions = [
+        [t if generator.random() < 0.8 else generator.choice(tags) for t in row]
+        for row in references
+    ]
     found = EntityF1().compute(predictions=predictions, references=references)
     assert found == pytest.approx(
         {
@@ -128,11 +135,16 @@ def squad_rules(text: str, golds: list[str]) -> tuple[float, float]:
         return 2 * precision * recall / (precision + recall)
 
     kept = [gold for gold in golds if words(gold)] or [""]
-    return max(float(words(g) == words(text)) for g in kept), max(score(words(g), words(text)) for g in kept)
+    return max(float(words(g) == words(text)) for g in kept), max(
+        score(words(g), words(text)) for g in kept
+    )
 
 
 def question(number: int, *answers: str) -> dict:
-    return {"id": str(number), "answers": {"text": list(answers), "answer_start": [0] * len(answers)}}
+    return {
+        "id": str(number),
+        "answers": {"text": list(answers), "answer_start": [0] * len(answers)},
+    }
 
 
 def test_squad_by_its_rules():
@@ -152,7 +164,9 @@ def test_squad_by_its_rules():
     assert found["exact_match"] == pytest.approx(100 * sum(e for e, _ in expected) / 150, abs=1e-9)
     assert found["answer_f1"] == pytest.approx(100 * sum(f for _, f in expected) / 150, abs=1e-9)
     without = [f for (_, f), gold in zip(expected, golds, strict=True) if not gold]
-    assert found["answer_f1_unanswerable"] == pytest.approx(100 * sum(without) / len(without), abs=1e-9)
+    assert found["answer_f1_unanswerable"] == pytest.approx(
+        100 * sum(without) / len(without), abs=1e-9
+    )
 
 
 def test_squad_by_hand():
@@ -166,8 +180,13 @@ def test_squad_by_hand():
     assert found is not None
     assert found["exact_match"] == pytest.approx(100 * 2 / 3)
     assert found["answer_f1"] == pytest.approx(100 * (1 + 2 / 3 + 1) / 3)
-    doubting = [row | {"no_answer_probability": 0.5} for row in predictions]  # as evaluator hands them over
-    assert SquadAnswers(with_probability=True).compute(predictions=doubting, references=references) == found
+    doubting = [
+        row | {"no_answer_probability": 0.5} for row in predictions
+    ]  # as evaluator hands them over
+    assert (
+        SquadAnswers(with_probability=True).compute(predictions=doubting, references=references)
+        == found
+    )
     with pytest.raises(ConfigError, match="question 1 has no prediction"):
         SquadAnswers().compute(predictions=predictions[:1] * 2, references=references[:2])
 
@@ -200,19 +219,29 @@ def test_the_evaluator_takes_them():
 
     tokenizer = tiny_bert_tokenizer()
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
     )
     model = BertForSequenceClassification(config)
     data = Dataset.from_dict({"text": ["the fox", "a ball"], "label": [0, 1]})
     both = evaluate.combine([Accuracy(), Matthews()])
     for metric in (Accuracy(), both):
         found = evaluate.evaluator("text-classification").compute(
-            model, data, metric=metric, tokenizer=tokenizer, label_mapping={"LABEL_0": 0, "LABEL_1": 1}
+            model,
+            data,
+            metric=metric,
+            tokenizer=tokenizer,
+            label_mapping={"LABEL_0": 0, "LABEL_1": 1},
         )
         assert found["accuracy"] in (0.0, 0.5, 1.0)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    with pytest.raises(MissingExtraError, match=r"scikit-learn is not installed; .* 'hfstack\[metrics\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"scikit-learn is not installed; .* 'hfstack\[metrics\]'"
+    ):
         Accuracy().compute(predictions=[0], references=[0])

@@ -8,22 +8,47 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from hfstack.errors import DataError, MissingExtraError
-from hfstack.tasks.shared.text_overlap import Bleu, Chrf, Rouge, bleu_interval, signatures, text_overlap, writing_of
+from hfstack.tasks.shared.text_overlap import (
+    Bleu,
+    Chrf,
+    Rouge,
+    bleu_interval,
+    signatures,
+    text_overlap,
+    writing_of,
+)
 
-PREDICTIONS = ["The quick brown fox jumps over the lazy dog.", "A cat sat there", "nothing in common"]
-REFERENCES = ["The fast brown fox jumped over the lazy dog.", "A cat sat on the mat.", "wholly different words"]
+PREDICTIONS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "A cat sat there",
+    "nothing in common",
+]
+REFERENCES = [
+    "The fast brown fox jumped over the lazy dog.",
+    "A cat sat on the mat.",
+    "wholly different words",
+]
 CHINESE = ["快速的棕色狐狸跳过了懒狗。"]
 CHINESE_REFERENCES = ["敏捷的棕色狐狸跳过了那只懒狗。"]
 
 
 def test_the_numbers_are_upstreams() -> None:
     found = text_overlap(PREDICTIONS, REFERENCES)
-    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(PREDICTIONS, [REFERENCES]).score, abs=1e-9)
-    assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(PREDICTIONS, [REFERENCES]).score, abs=1e-9)
+    assert found["bleu"] == pytest.approx(
+        sacrebleu.corpus_bleu(PREDICTIONS, [REFERENCES]).score, abs=1e-9
+    )
+    assert found["chrf"] == pytest.approx(
+        sacrebleu.corpus_chrf(PREDICTIONS, [REFERENCES]).score, abs=1e-9
+    )
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"])
-    scores = [scorer.score(reference, text) for text, reference in zip(PREDICTIONS, REFERENCES, strict=True)]
+    scores = [
+        scorer.score(reference, text)
+        for text, reference in zip(PREDICTIONS, REFERENCES, strict=True)
+    ]
     for kind in scores[0]:
-        assert found[kind] == pytest.approx(sum(score[kind].fmeasure for score in scores) / 3, abs=1e-9)
+        assert found[kind] == pytest.approx(
+            sum(score[kind].fmeasure for score in scores) / 3, abs=1e-9
+        )
     assert 0 < found["rouge1"] < 1 and 0 < found["bleu"] < 100 and 0 < found["chrf"] < 100
 
 
@@ -35,17 +60,29 @@ def test_a_hand_worked_rouge() -> None:
 
 
 def test_several_references() -> None:
-    references = [["The fox", "The quick brown fox jumps over the lazy dog."], ["A cat sat on the mat."], ["nothing"]]
+    references = [
+        ["The fox", "The quick brown fox jumps over the lazy dog."],
+        ["A cat sat on the mat."],
+        ["nothing"],
+    ]
     streams = [["The fox", "A cat sat on the mat.", "nothing"], [references[0][1], None, None]]
     found = text_overlap(PREDICTIONS, references)
-    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(PREDICTIONS, streams).score, abs=1e-9)
-    assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(PREDICTIONS, streams).score, abs=1e-9)
+    assert found["bleu"] == pytest.approx(
+        sacrebleu.corpus_bleu(PREDICTIONS, streams).score, abs=1e-9
+    )
+    assert found["chrf"] == pytest.approx(
+        sacrebleu.corpus_chrf(PREDICTIONS, streams).score, abs=1e-9
+    )
     best = Rouge().compute(predictions=PREDICTIONS[:1], references=references[:1])
     assert best is not None and best["rougeL"] == 1
 
 
 def test_chinese_is_split_into_characters() -> None:
-    assert writing_of(CHINESE) == "chinese" and writing_of(PREDICTIONS) == "spaced" and writing_of([]) == "spaced"
+    assert (
+        writing_of(CHINESE) == "chinese"
+        and writing_of(PREDICTIONS) == "spaced"
+        and writing_of([]) == "spaced"
+    )
     found = text_overlap(CHINESE, CHINESE_REFERENCES)
     theirs = sacrebleu.corpus_bleu(CHINESE, [CHINESE_REFERENCES], tokenize="zh").score
     assert found["bleu"] == pytest.approx(theirs, abs=1e-9) and theirs > 30
@@ -59,23 +96,36 @@ def test_signatures_are_sacrebleus() -> None:
     metric = sacrebleu.BLEU()
     metric.corpus_score(PREDICTIONS, [REFERENCES])
     found = signatures(PREDICTIONS, REFERENCES)
-    assert found["bleu"] == str(metric.get_signature()) and "nrefs:1|" in found["bleu"] and "tok:13a" in found["bleu"]
+    assert (
+        found["bleu"] == str(metric.get_signature())
+        and "nrefs:1|" in found["bleu"]
+        and "tok:13a" in found["bleu"]
+    )
     assert "nc:6|nw:0" in found["chrf"] and found["rougeL"].startswith("rouge_score:")
     assert "tok:zh" in signatures(CHINESE, CHINESE_REFERENCES)["bleu"]
     assert "nrefs:var" in signatures(PREDICTIONS, [["a", "b"], ["c"], ["d"]])["bleu"]
 
 
 def test_the_interval_of_bleu_is_about_the_bleu_of_the_whole() -> None:
-    texts, references = PREDICTIONS * 20, [[reference, "A cat sat"] for reference in REFERENCES * 20]
+    texts, references = (
+        PREDICTIONS * 20,
+        [[reference, "A cat sat"] for reference in REFERENCES * 20],
+    )
     low, high = bleu_interval(texts, references)
-    whole = sacrebleu.corpus_bleu(texts, [list(stream) for stream in zip(*references, strict=True)]).score
+    whole = sacrebleu.corpus_bleu(
+        texts, [list(stream) for stream in zip(*references, strict=True)]
+    ).score
     assert low < whole < high and high - low < 30
     same = bleu_interval(PREDICTIONS[:1] * 5, REFERENCES[:1] * 5)  # every draw is the whole
-    assert same == pytest.approx([sacrebleu.corpus_bleu(PREDICTIONS[:1] * 5, [REFERENCES[:1] * 5]).score] * 2, abs=1e-9)
+    assert same == pytest.approx(
+        [sacrebleu.corpus_bleu(PREDICTIONS[:1] * 5, [REFERENCES[:1] * 5]).score] * 2, abs=1e-9
+    )
 
 
 def test_metrics_combine() -> None:
-    found = evaluate.combine([Bleu(), Chrf()]).compute(predictions=PREDICTIONS, references=REFERENCES)
+    found = evaluate.combine([Bleu(), Chrf()]).compute(
+        predictions=PREDICTIONS, references=REFERENCES
+    )
     assert found is not None and set(found) == {"bleu", "chrf"}
 
 
@@ -84,6 +134,7 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
         text_overlap(["a"], ["a", "b"])
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(
-        MissingExtraError, match=r"sacrebleu is not installed; install it with: pip install 'hfstack\[metrics\]'"
+        MissingExtraError,
+        match=r"sacrebleu is not installed; install it with: pip install 'hfstack\[metrics\]'",
     ):
         text_overlap(["a"], ["b"])

@@ -32,7 +32,9 @@ def test_the_first_piece_carries_the_tag() -> None:
     assert {i for i, label in enumerate(window.labels) if label != -100} == {first, second, last}
     assert [word for word in window.words if word >= 0] == [0, 1, 3]
     assert tokenizer.decode(window.input_ids) == "[CLS] the rabbit ran [SEP]"
-    (window,) = encode_sentences([sentence], tokenizer, max_length=64, tag_ids=IDS, label_pieces="all")
+    (window,) = encode_sentences(
+        [sentence], tokenizer, max_length=64, tag_ids=IDS, label_pieces="all"
+    )
     assert window.labels[second:last] == [1, *[2] * (count[1] - 1)] and window.labels[0] == -100
 
 
@@ -40,20 +42,34 @@ def test_long_sentences_are_cut_between_words(caplog) -> None:
     caplog.set_level("INFO", logger="hfstack")
     tokenizer = pieces_tokenizer()
     words = " ".join(SENTENCES).split()
-    windows = encode_sentences([Sentence(words, ["O"] * len(words))] * 2, tokenizer, max_length=20, tag_ids=IDS)
-    assert all(len(window.input_ids) <= 20 for window in windows) and {w.sentence for w in windows} == {0, 1}
+    windows = encode_sentences(
+        [Sentence(words, ["O"] * len(words))] * 2, tokenizer, max_length=20, tag_ids=IDS
+    )
+    assert all(len(window.input_ids) <= 20 for window in windows) and {
+        w.sentence for w in windows
+    } == {0, 1}
     assert "rows: 2 of 2 sentences are longer than 20 tokens: cut between words" in caplog.text
     for number in (0, 1):
-        seen = [word for window in windows if window.sentence == number for word in window.words if word >= 0]
+        seen = [
+            word
+            for window in windows
+            if window.sentence == number
+            for word in window.words
+            if word >= 0
+        ]
         assert seen == list(range(len(words)))
-    long = encode_sentences([Sentence(["rabbit" * 12], ["B-x"])], tokenizer, max_length=20, tag_ids=IDS)
+    long = encode_sentences(
+        [Sentence(["rabbit" * 12], ["B-x"])], tokenizer, max_length=20, tag_ids=IDS
+    )
     assert len(long) == 1 and len(long[0].input_ids) == 20 and long[0].labels[1] == 1
 
 
 def test_byte_level_words_keep_their_space(tiny_tokenizer, tmp_path) -> None:
     assert word_prefix(tiny_tokenizer) == " " and word_prefix(pieces_tokenizer()) == ""
     assert surrounding_tokens(tiny_tokenizer) == ([], [])
-    (window,) = encode_sentences([Sentence(["The", "owl"], ["O", "B-x"])], tiny_tokenizer, max_length=16, tag_ids=IDS)
+    (window,) = encode_sentences(
+        [Sentence(["The", "owl"], ["O", "B-x"])], tiny_tokenizer, max_length=16, tag_ids=IDS
+    )
     assert tiny_tokenizer.decode(window.input_ids) == " The owl"
     assert window.words[0] == 0 and window.words.count(1) == 1
     tiny_tokenizer.save_pretrained(tmp_path)
@@ -61,7 +77,10 @@ def test_byte_level_words_keep_their_space(tiny_tokenizer, tmp_path) -> None:
 
 
 def test_batches_are_padded() -> None:
-    rows = [{"input_ids": [2, 5, 3], "labels": [-100, 1, -100]}, {"input_ids": [2, 3], "labels": [-100, -100]}]
+    rows = [
+        {"input_ids": [2, 5, 3], "labels": [-100, 1, -100]},
+        {"input_ids": [2, 3], "labels": [-100, -100]},
+    ]
     batch = collate_windows(rows, pad_token_id=7)
     assert batch["input_ids"].tolist() == [[2, 5, 3], [2, 3, 7]]
     assert batch["labels"].tolist() == [[-100, 1, -100], [-100, -100, -100]]
@@ -70,6 +89,10 @@ def test_batches_are_padded() -> None:
 
 def test_numbers_have_the_names_that_the_column_declares() -> None:
     names = ["O", "B-x", "I-x"]
-    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
+    features = Features(
+        {"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))}
+    )
     rows = Dataset.from_dict({"tokens": [["a", "b"]], "ner_tags": [[1, 2]]}, features=features)
-    assert read_sentences(rows, tokens_column="tokens", name="train") == [Sentence(["a", "b"], ["B-x", "I-x"])]
+    assert read_sentences(rows, tokens_column="tokens", name="train") == [
+        Sentence(["a", "b"], ["B-x", "I-x"])
+    ]

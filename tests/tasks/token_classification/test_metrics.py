@@ -47,8 +47,13 @@ def test_the_table_is_the_report_of_seqeval() -> None:
 
 
 def test_the_baseline_by_hand() -> None:
-    train = [Sentence(["Paris", "is", "paris"], ["B-loc", "O", "B-loc"]), Sentence(["is", "is"], ["O", "O"])]
+    train = [
+        Sentence(["Paris", "is", "paris"], ["B-loc", "O", "B-loc"]),
+        Sentence(["is", "is"], ["O", "O"]),
+    ]
     rows = [Sentence(["paris", "was", "Is"], ["B-loc", "O", "O"]), Sentence(["Rome"], ["B-loc"])]
     assert baseline_tags(train, rows) == [["B-loc", "O", "O"], ["O"]]
     found = beside_baseline(train, rows, [["B-loc", "O", "O"], ["B-loc"]])
-    assert found["baseline_entity_f1"] == pytest.approx(2 / 3) and found["eval_entity_f1_low"] == 1.0
+    assert (
+        found["baseline_entity_f1"] == pytest.approx(2 / 3) and found["eval_entity_f1_low"] == 1.0
+    )

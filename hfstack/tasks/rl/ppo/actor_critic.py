@@ -43,7 +43,9 @@ class Decoded(NamedTuple):
     """One step of decoding."""
 
     logits: Tensor  # (b, V) fp32, of the next token
-    values: Tensor | None  # (b,) fp32, of the state before the next token; a shared trunk gives them for free
+    values: (
+        Tensor | None
+    )  # (b,) fp32, of the state before the next token; a shared trunk gives them for free
     cache: Cache
 
 
@@ -55,7 +57,9 @@ def peft_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     training anything (huggingface/trl#6700).
     """
     layers: list[Any] = [
-        module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
+        module
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
     ]
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     try:
@@ -117,12 +121,20 @@ class ActorCritic(nn.Module):
             )
         source = backbone if backbone is not None else self.base
         self.v_head = (
-            head if head is not None else _new_head(source.config.get_text_config().hidden_size, head_init_std)
+            head
+            if head is not None
+            else _new_head(source.config.get_text_config().hidden_size, head_init_std)
         )
         self.v_head.to(dtype=torch.float32, device=self.base.device)
         self.config = self.base.config
-        splits = [getattr(one, "_no_split_modules", None) or [] for one in (self.base, backbone) if one is not None]
-        self._no_split_modules = sorted({name for names in splits for name in names})  # what FSDP wraps
+        splits = [
+            getattr(one, "_no_split_modules", None) or []
+            for one in (self.base, backbone)
+            if one is not None
+        ]
+        self._no_split_modules = sorted(
+            {name for names in splits for name in names}
+        )  # what FSDP wraps
 
     @property
     def base(self) -> PreTrainedModel:
@@ -182,7 +194,9 @@ class ActorCritic(nn.Module):
                         with_entropy="entropies" in wanted,
                     )
             if shares_trunk:
-                values = self._value(hidden.detach() if detach_value or self.detach_value else hidden)
+                values = self._value(
+                    hidden.detach() if detach_value or self.detach_value else hidden
+                )
         if self.critic_kind == "separate" and "values" in wanted:
             assert self.critic is not None
             values = self._value(self._hidden(self.critic, input_ids, positions))
@@ -239,7 +253,11 @@ class ActorCritic(nn.Module):
             kwargs["context_fn"] = functools.partial(_remember_adapter, self.policy)
         for model in (self.base, self.critic):
             if model is not None:
-                own = kwargs if model is self.base else {k: v for k, v in kwargs.items() if k != "context_fn"}
+                own = (
+                    kwargs
+                    if model is self.base
+                    else {k: v for k, v in kwargs.items() if k != "context_fn"}
+                )
                 model.activation_checkpointing_enable(own, every_n_layers, offload)
 
     def check_head(self) -> None:
@@ -257,7 +275,9 @@ class ActorCritic(nn.Module):
         self.base.train(training)
         largest = float(expected.abs().max())
         if not torch.allclose(begun, expected[:, :2], atol=_AHEAD_TOLERANCE * largest, rtol=0):
-            raise ConfigError(f"{name} reads in both directions, so it cannot write: name a causal language model")
+            raise ConfigError(
+                f"{name} reads in both directions, so it cannot write: name a causal language model"
+            )
         if not torch.allclose(found, expected, atol=_PROBE_TOLERANCE * largest, rtol=0):
             raise ConfigError(
                 f"the logits of {name} are not its output embedding times its last hidden state, which PPO here takes "
@@ -294,7 +314,9 @@ class ActorCritic(nn.Module):
             hidden = self.base.get_submodule(between)(hidden)
         head = cast(Callable[[Tensor], Tensor], self.base.get_output_embeddings())
         logits = head(hidden)
-        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 (Riviere et al. 2024, section 2)
+        cap = getattr(
+            config, "final_logit_softcapping", None
+        )  # Gemma 2 (Riviere et al. 2024, section 2)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

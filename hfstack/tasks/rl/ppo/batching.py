@@ -38,7 +38,10 @@ class Sequences:
 
     @classmethod
     def join(
-        cls, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Tensor], pad_token_id: int
+        cls,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Tensor],
+        pad_token_id: int,
     ) -> "Sequences":
         """Put each completion behind its prompt."""
         tokens = [
@@ -46,7 +49,9 @@ class Sequences:
             for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
         ]
         prompt_lengths = torch.tensor([len(prompt) for prompt in prompt_ids])
-        return cls(tokens, prompt_lengths, torch.tensor([len(one) for one in completion_ids]), pad_token_id)
+        return cls(
+            tokens, prompt_lengths, torch.tensor([len(one) for one in completion_ids]), pad_token_id
+        )
 
     @property
     def valid(self) -> Tensor:
@@ -55,16 +60,26 @@ class Sequences:
 
     def pack(self, rows: Sequence[int], device: torch.device) -> TokenBatch:
         """Return the given rows as one padded batch whose scored tokens are those of the completions, row by row."""
-        input_ids = pad_sequence([self.tokens[row] for row in rows], batch_first=True, padding_value=self.pad_token_id)
+        input_ids = pad_sequence(
+            [self.tokens[row] for row in rows], batch_first=True, padding_value=self.pad_token_id
+        )
         chosen = torch.tensor(rows)
         counts = self.completion_lengths[chosen]  # (b,)
-        first = torch.arange(len(rows)) * input_ids.shape[1] + self.prompt_lengths[chosen] - 1  # before the first token
+        first = (
+            torch.arange(len(rows)) * input_ids.shape[1] + self.prompt_lengths[chosen] - 1
+        )  # before the first token
         skipped = counts.cumsum(0) - counts
-        positions = torch.repeat_interleave(first - skipped, counts) + torch.arange(int(counts.sum()))  # (n,)
+        positions = torch.repeat_interleave(first - skipped, counts) + torch.arange(
+            int(counts.sum())
+        )  # (n,)
         targets = input_ids.flatten()[positions + 1]
-        return TokenBatch(*(part.to(device, non_blocking=True) for part in (input_ids, positions, targets)))
+        return TokenBatch(
+            *(part.to(device, non_blocking=True) for part in (input_ids, positions, targets))
+        )
 
-    def chunks(self, rows: Sequence[int], device_type: str, *, max_tokens: int | None) -> list[list[int]]:
+    def chunks(
+        self, rows: Sequence[int], device_type: str, *, max_tokens: int | None
+    ) -> list[list[int]]:
         """Split rows by length into the chunks that cost least, none of more than `max_tokens` with its padding."""
         lengths = [len(self.tokens[row]) for row in rows]
         overhead = _PASS_TOKENS.get(device_type, _PASS_TOKENS_ACCELERATOR)
@@ -73,7 +88,11 @@ class Sequences:
 
 
 def plan_chunks(
-    lengths: Sequence[int], *, overhead_tokens: int, max_tokens: int | None = None, most_rows: int | None = None
+    lengths: Sequence[int],
+    *,
+    overhead_tokens: int,
+    max_tokens: int | None = None,
+    most_rows: int | None = None,
 ) -> list[list[int]]:
     """Return indices in chunks of neighbours by length that need the fewest tokens, padding and overhead included.
 
@@ -130,7 +149,9 @@ def score_completions(
     """
     count, width = sequences.valid.shape
     tables: dict[str, Tensor] = {}
-    for rows in as_many(sequences.chunks(range(count), device.type, max_tokens=max_tokens), equal_passes):
+    for rows in as_many(
+        sequences.chunks(range(count), device.type, max_tokens=max_tokens), equal_passes
+    ):
         found = score(sequences.pack(rows, device))
         valid = sequences.valid[torch.tensor(rows)].to(device)  # (b, T)
         for name, flat in found._asdict().items():

@@ -25,7 +25,9 @@ class RolloutBoundary(TrainerCallback):
         self.skipped_steps = 0
         self._asked: set[str] = set()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Within a rollout remember what was asked for, at its end ask for it."""
         assert isinstance(args, PPOConfig)
         if state.global_step % args.steps_per_rollout == 0:
@@ -80,10 +82,16 @@ class CompletionLog(TrainerCallback):
             self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def write(
-        self, step: int, prompts: Sequence[Any], completions: Sequence[Any], rewards: Sequence[float | None]
+        self,
+        step: int,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        rewards: Sequence[float | None],
     ) -> None:
         """Append the first completions of a rollout that was sampled after `step` optimizer steps."""
         with self.path.open("a", encoding="utf-8") as file:
-            for prompt, completion, reward in list(zip(prompts, completions, rewards, strict=True))[: self.count]:
+            for prompt, completion, reward in list(zip(prompts, completions, rewards, strict=True))[
+                : self.count
+            ]:
                 row = {"step": step, "prompt": prompt, "completion": completion, "reward": reward}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

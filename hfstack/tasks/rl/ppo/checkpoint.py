@@ -22,7 +22,9 @@ def is_critic(name: str) -> bool:
     return name.startswith(("critic.", "v_head.")) or f".{CRITIC_ADAPTER}." in name
 
 
-def save_actor_critic(actor_critic: ActorCritic, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+def save_actor_critic(
+    actor_critic: ActorCritic, folder: Path, state_dict: dict[str, Tensor] | None
+) -> None:
     """Write the policy so that `from_pretrained` loads it, and the critic to critic.safetensors.
 
     Args:
@@ -32,14 +34,21 @@ def save_actor_critic(actor_critic: ActorCritic, folder: Path, state_dict: dict[
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = actor_critic.state_dict() if state_dict is None else state_dict
-    policy = {name.removeprefix("policy."): value for name, value in weights.items() if name.startswith("policy.")}
+    policy = {
+        name.removeprefix("policy."): value
+        for name, value in weights.items()
+        if name.startswith("policy.")
+    }
     if actor_critic.is_peft:
         cast(Any, actor_critic.policy).save_pretrained(
             str(folder), selected_adapters=[actor_critic.policy_adapter], state_dict=policy
         )
     else:
         actor_critic.policy.save_pretrained(str(folder), state_dict=policy)
-    save_file({name: value.contiguous() for name, value in weights.items() if is_critic(name)}, folder / CRITIC_FILE)
+    save_file(
+        {name: value.contiguous() for name, value in weights.items() if is_critic(name)},
+        folder / CRITIC_FILE,
+    )
 
 
 def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
@@ -49,12 +58,18 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
         CheckpointError: a file is missing, or the critic is of another kind.
     """
     if not (folder / CRITIC_FILE).is_file():
-        raise CheckpointError(f"{folder} has no {CRITIC_FILE}, so it is no checkpoint of PPO: name another")
+        raise CheckpointError(
+            f"{folder} has no {CRITIC_FILE}, so it is no checkpoint of PPO: name another"
+        )
     if actor_critic.is_peft:
         if not (folder / _ADAPTER_FILE).is_file():
-            raise CheckpointError(f"{folder} has no {_ADAPTER_FILE}: it was saved without --use_peft")
+            raise CheckpointError(
+                f"{folder} has no {_ADAPTER_FILE}: it was saved without --use_peft"
+            )
         set_peft_model_state_dict(
-            actor_critic.policy, load_file(folder / _ADAPTER_FILE), adapter_name=str(actor_critic.policy_adapter)
+            actor_critic.policy,
+            load_file(folder / _ADAPTER_FILE),
+            adapter_name=str(actor_critic.policy_adapter),
         )
     else:
         base = actor_critic.base
@@ -64,7 +79,9 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
     expected = {name for name in actor_critic.state_dict() if is_critic(name)}
     if expected != weights.keys():
         other = sorted(expected ^ weights.keys())[0]
-        raise CheckpointError(f"{folder / CRITIC_FILE} is of another critic ({other} is in one only): keep --critic")
+        raise CheckpointError(
+            f"{folder / CRITIC_FILE} is of another critic ({other} is in one only): keep --critic"
+        )
     actor_critic.load_state_dict(weights, strict=False)
 
 
@@ -78,4 +95,6 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise CheckpointError(f"{folder / STATE_FILE} is missing or torn: name another checkpoint") from None
+        raise CheckpointError(
+            f"{folder / STATE_FILE} is missing or torn: name another checkpoint"
+        ) from None

@@ -127,10 +127,17 @@ class Collector:
             row_weights=row_weights,
             reduce=self.reduce,
         )
-        seconds = {"time/generate_s": generated - began, "time/score_s": time.perf_counter() - generated}
-        return Collected(experience, metrics, Episodes(list(prompts), texts, scores.totals), seconds)
+        seconds = {
+            "time/generate_s": generated - began,
+            "time/score_s": time.perf_counter() - generated,
+        }
+        return Collected(
+            experience, metrics, Episodes(list(prompts), texts, scores.totals), seconds
+        )
 
-    def write(self, actor_critic: ActorCritic, prompts: Sequence[Any]) -> tuple[list[list[int]], Rollout]:
+    def write(
+        self, actor_critic: ActorCritic, prompts: Sequence[Any]
+    ) -> tuple[list[list[int]], Rollout]:
         """Write one completion to each prompt; no other process is needed unless the weights are sharded."""
         with torch.no_grad(), self.accelerator.autocast():
             prompt_ids = self.encode(prompts, actor_critic)
@@ -159,7 +166,9 @@ class Collector:
                     f"--max_prompt_length, or drop the prompt {str(prompt)[:60]!r}"
                 )
             if not token_ids:
-                raise DataError(f"the prompt {str(prompt)[:60]!r} has no tokens: drop it, or give the tokenizer a bos")
+                raise DataError(
+                    f"the prompt {str(prompt)[:60]!r} has no tokens: drop it, or give the tokenizer a bos"
+                )
         return encoded
 
     def decode(self, rollout: Rollout) -> list[str]:
@@ -171,7 +180,9 @@ class Collector:
         """The sum of a tensor over all processes."""
         if self.accelerator.num_processes == 1:
             return tensor
-        return cast(Tensor, self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum"))
+        return cast(
+            Tensor, self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
+        )
 
     def largest_over_processes(self, number: int) -> int:
         """The largest of a number over all processes."""
@@ -180,17 +191,27 @@ class Collector:
         gathered = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
         return int(cast(Tensor, gathered).max())
 
-    def _judge(self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout) -> dict[str, Any]:
+    def _judge(
+        self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout
+    ) -> dict[str, Any]:
         """Old log-probabilities and values, from the engine where they are exact, and the reference's, (N, T) each."""
         device, temperature = actor_critic.device, self.args.temperature
         reuses = rollout.log_probs is not None and self._trusts_sampler(actor_critic)
         needs_values = rollout.values is None or not reuses
         wanted = (*(() if reuses else ("log_probs",)), *(("values",) if needs_values else ()))
-        limits = {"device": device, "max_tokens": self.args.max_tokens_per_microbatch, "equal_passes": self.largest}
+        limits = {
+            "device": device,
+            "max_tokens": self.args.max_tokens_per_microbatch,
+            "equal_passes": self.largest,
+        }
 
-        def score(model: ActorCritic, names: tuple[str, ...], *, reference: bool = False) -> dict[str, Tensor]:
+        def score(
+            model: ActorCritic, names: tuple[str, ...], *, reference: bool = False
+        ) -> dict[str, Tensor]:
             return score_completions(
-                lambda batch: model(*batch, wanted=names, temperature=temperature, reference=reference),
+                lambda batch: model(
+                    *batch, wanted=names, temperature=temperature, reference=reference
+                ),
                 sequences,
                 **limits,
             )
@@ -202,7 +223,11 @@ class Collector:
             reference = score(self.reference, ("log_probs",))["log_probs"]
         elif self.args.kl_coef > 0:
             reference = score(actor_critic, ("log_probs",), reference=True)["log_probs"]
-        values = found["values"] if needs_values else pad_rows(cast(list[Tensor], rollout.values), device)
+        values = (
+            found["values"]
+            if needs_values
+            else pad_rows(cast(list[Tensor], rollout.values), device)
+        )
         return {
             "old_log_probs": cast(Tensor, sampler) if reuses else found["log_probs"],
             "values": values,
@@ -214,11 +239,17 @@ class Collector:
         """Whether the sampler's log-probabilities stand for the old policy's: as asked, or by the dtype."""
         if self.args.old_logprobs != "auto":
             return self.args.old_logprobs == "rollout"
-        full_precision = actor_critic.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+        full_precision = (
+            actor_critic.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+        )
         return self.engine.exact_log_probs and full_precision
 
     def _score_texts(
-        self, columns: Mapping[str, list[Any]], texts: list[str], rollout: Rollout, trainer_state: Any
+        self,
+        columns: Mapping[str, list[Any]],
+        texts: list[str],
+        rollout: Rollout,
+        trainer_state: Any,
     ) -> tuple[Scores, Tensor | None]:
         """Call the rewards; raises DataError when none applies to a completion."""
         prompts = columns["prompt"]
@@ -226,10 +257,16 @@ class Collector:
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
             for prompt, text in zip(prompts, texts, strict=True)
         ]
-        given = {name: column for name, column in columns.items() if name not in ("prompt", "prompts", "completions")}
+        given = {
+            name: column
+            for name, column in columns.items()
+            if name not in ("prompt", "prompts", "completions")
+        }
         given["completion_ids"] = [completion.tolist() for completion in rollout.completion_ids]
         given["trainer_state"] = trainer_state
-        scores = score_all(self.rewards, prompts, completions, weights=self.args.reward_weights, columns=given)
+        scores = score_all(
+            self.rewards, prompts, completions, weights=self.args.reward_weights, columns=given
+        )
         if not self.token_rewards and None in scores.totals:
             row = scores.totals.index(None)
             raise DataError(
@@ -239,7 +276,11 @@ class Collector:
         return scores, self._score_tokens(prompts, completions, given, scores)
 
     def _score_tokens(
-        self, prompts: Sequence[Any], completions: Sequence[Any], columns: dict[str, Any], scores: Scores
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        columns: dict[str, Any],
+        scores: Scores,
     ) -> Tensor | None:
         """The sum of all token rewards, (N, T), each logged by its sum over a completion."""
         total: Tensor | None = None
@@ -248,11 +289,15 @@ class Collector:
             name = reward_name(reward)
             rows = [torch.as_tensor(row).float() for row in reward(prompts, completions, **columns)]
             if [len(row) for row in rows] != lengths:
-                raise DataError(f"token reward {name!r} must return one number for each token of each completion")
+                raise DataError(
+                    f"token reward {name!r} must return one number for each token of each completion"
+                )
             table = pad_rows(rows, self.accelerator.device)
             if not table.isfinite().all():
                 row = int((~table.isfinite()).any(dim=1).nonzero()[0])
-                raise DataError(f"token reward {name!r} returned NaN or infinity for prompt {str(prompts[row])[:60]!r}")
+                raise DataError(
+                    f"token reward {name!r} returned NaN or infinity for prompt {str(prompts[row])[:60]!r}"
+                )
             scores.each[name] = table.sum(dim=1).tolist()
             total = table if total is None else total + table
         return total
@@ -262,7 +307,9 @@ def prompt_rows(first: int, count: int, size: int, *, seed: int) -> list[int]:
     """Return places `first` to `first + count` of the endless row of seeded permutations of `size` prompts."""
     rows: list[int] = []
     for passed in range(first // size, (first + count - 1) // size + 1):
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed + 10_007 * passed))
+        order = torch.randperm(
+            size, generator=torch.Generator().manual_seed(seed + 10_007 * passed)
+        )
         rows += order[max(first - passed * size, 0) : first + count - passed * size].tolist()
     return rows
 
@@ -311,8 +358,13 @@ class RolloutLoader:
         experience = self._collect(self.rollout)
         seed = args.seed * 1_000_003 + self.rollout * 7919 + self._process_index
         generator = torch.Generator().manual_seed(seed)
-        orders = [torch.randperm(args.rollout_size, generator=generator) for _ in range(args.num_ppo_epochs)]
-        minibatches = torch.stack(orders).view(args.steps_per_rollout, -1)  # (steps, episodes of a step)
+        orders = [
+            torch.randperm(args.rollout_size, generator=generator)
+            for _ in range(args.num_ppo_epochs)
+        ]
+        minibatches = torch.stack(orders).view(
+            args.steps_per_rollout, -1
+        )  # (steps, episodes of a step)
         tokens = self._reduce(experience.token_counts[minibatches].sum(1).double())
         for rows, total in zip(minibatches.tolist(), tokens.tolist(), strict=True):
             for first in range(0, len(rows), args.per_device_train_batch_size):

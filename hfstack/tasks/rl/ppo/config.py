@@ -175,7 +175,11 @@ class PPOConfig(TrainingArguments):
     @property
     def rollout_size(self) -> int:
         """Episodes of a rollout on one process."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+        return (
+            self.per_device_train_batch_size
+            * self.gradient_accumulation_steps
+            * self.num_mini_batches
+        )
 
     def whole_rollouts(self, steps: float) -> int:
         """Round optimizer steps up to whole rollouts."""
@@ -185,16 +189,28 @@ class PPOConfig(TrainingArguments):
         """Settings that are fine alone and mean nothing together."""
         for name in ("kl_target", "kl_in_loss"):
             if getattr(self, name) and self.kl_coef == 0:
-                raise ConfigError(f"--{name} needs a KL, but --kl_coef 0 turns it and the reference off: set --kl_coef")
+                raise ConfigError(
+                    f"--{name} needs a KL, but --kl_coef 0 turns it and the reference off: set --kl_coef"
+                )
         if self.detach_value and self.critic not in (None, "shared"):
-            raise ConfigError(f"--detach_value is for --critic shared; --critic {self.critic} leaves the policy alone")
+            raise ConfigError(
+                f"--detach_value is for --critic shared; --critic {self.critic} leaves the policy alone"
+            )
         if self.critic_model is not None and self.critic not in (None, "separate"):
-            raise ConfigError(f"--critic_model is for --critic separate, not --critic {self.critic}: drop one of them")
-        if self.rollout_engine == "generate" and (self.tis_cap is not None or self.old_logprobs == "rollout"):
+            raise ConfigError(
+                f"--critic_model is for --critic separate, not --critic {self.critic}: drop one of them"
+            )
+        if self.rollout_engine == "generate" and (
+            self.tis_cap is not None or self.old_logprobs == "rollout"
+        ):
             name = "tis_cap" if self.tis_cap is not None else "old_logprobs rollout"
-            raise ConfigError(f"--{name}: --rollout_engine generate tells no log-probabilities, use native or drop it")
+            raise ConfigError(
+                f"--{name}: --rollout_engine generate tells no log-probabilities, use native or drop it"
+            )
         if self.fp16:
-            raise ConfigError("--fp16: PPO trains in fp32 or bf16, whose range needs no loss scaling: set --bf16")
+            raise ConfigError(
+                "--fp16: PPO trains in fp32 or bf16, whose range needs no loss scaling: set --bf16"
+            )
         if self.max_steps > 0 and self.max_steps % self.steps_per_rollout:
             raise ConfigError(
                 f"--max_steps {self.max_steps} is no multiple of the {self.steps_per_rollout} optimizer steps of a "
@@ -208,7 +224,9 @@ class PPOConfig(TrainingArguments):
                 f"{math.ceil(self.total_episodes / episodes) * episodes}"
             )
         if self.total_episodes is not None and self.max_steps > 0:
-            raise ConfigError("--total_episodes and --max_steps both say how long to train: give one of them")
+            raise ConfigError(
+                "--total_episodes and --max_steps both say how long to train: give one of them"
+            )
 
     def _check(self, name: str, accepts: Callable[[float], bool], wanted: str) -> None:
         """Refuse a number that is set and not accepted."""
@@ -218,4 +236,6 @@ class PPOConfig(TrainingArguments):
 
     def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
         if getattr(self, name) not in choices:
-            raise ConfigError(f"--{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+            raise ConfigError(
+                f"--{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+            )

@@ -35,7 +35,9 @@ class Chunk:
     """Rows of one forward and backward pass."""
 
     batch: TokenBatch
-    fields: dict[str, Tensor]  # (n,) each: old_log_probs, values, advantages, returns, weight, and what is optional
+    fields: dict[
+        str, Tensor
+    ]  # (n,) each: old_log_probs, values, advantages, returns, weight, and what is optional
 
 
 @dataclass
@@ -111,16 +113,26 @@ def shape_experience(
     """
     device = judged.values.device
     valid = sequences.valid.to(device)  # (N, T)
-    rows = torch.ones(len(valid), device=device) if row_weights is None else row_weights.to(device)  # (N,)
+    rows = (
+        torch.ones(len(valid), device=device) if row_weights is None else row_weights.to(device)
+    )  # (N,)
     mask = valid * rows[:, None]
     if rollout.written is not None:
         mask = mask * pad_rows(rollout.written, device)
     finished = rollout.finished.to(device)
-    raw = torch.tensor([float(total or 0.0) for total in judged.scores.totals], device=device)  # (N,)
-    scores = _final_scores(args, raw, finished, rows, moments, learns=row_weights is None, reduce=reduce)
+    raw = torch.tensor(
+        [float(total or 0.0) for total in judged.scores.totals], device=device
+    )  # (N,)
+    scores = _final_scores(
+        args, raw, finished, rows, moments, learns=row_weights is None, reduce=reduce
+    )
 
-    reference = judged.old_log_probs if judged.reference_log_probs is None else judged.reference_log_probs
-    kl = rl_math.estimate_kl(judged.old_log_probs, reference, kind=args.kl_estimator) * mask  # (N, T)
+    reference = (
+        judged.old_log_probs if judged.reference_log_probs is None else judged.reference_log_probs
+    )
+    kl = (
+        rl_math.estimate_kl(judged.old_log_probs, reference, kind=args.kl_estimator) * mask
+    )  # (N, T)
     penalties = torch.zeros_like(kl) if args.kl_in_loss else kl_coef * kl
     rewards = rl_math.shape_rewards(scores, penalties, mask, token_rewards=judged.token_rewards)
     advantages, returns = _advantages(args, rewards, judged.values, mask, reduce=reduce)
@@ -136,15 +148,23 @@ def shape_experience(
         fields["importance"] = rl_math.truncated_importance_weights(
             judged.old_log_probs, judged.sampler_log_probs, cap=tis_cap
         )
-    gained = scores if judged.token_rewards is None else scores + (judged.token_rewards * mask).sum(1)
+    gained = (
+        scores if judged.token_rewards is None else scores + (judged.token_rewards * mask).sum(1)
+    )
     tally = Tally()
     tally.add("reward", raw, rows)
     tally.add("objective", gained - kl_coef * kl.sum(1), rows)
-    _count_completions(tally, sequences, judged, reference=reference, finished=finished, mask=mask, rows=rows)
+    _count_completions(
+        tally, sequences, judged, reference=reference, finished=finished, mask=mask, rows=rows
+    )
     _count_rewards(tally, judged.scores, rows)
     if "importance" in fields:
         tally.add("sampler/importance", fields["importance"], weight)
-    metrics = _with_spreads(tally.means(reduce), raw, rows, reduce) | {"kl_coef": kl_coef} | critic_metrics
+    metrics = (
+        _with_spreads(tally.means(reduce), raw, rows, reduce)
+        | {"kl_coef": kl_coef}
+        | critic_metrics
+    )
     return Experience(sequences, fields, weight.sum(1).long().cpu(), index), metrics
 
 
@@ -154,9 +174,13 @@ def _advantages(
     """Advantages and returns (N, T), each with its own lambda; the advantages are not whitened yet."""
     if args.whiten_rewards:
         rewards = rl_math.masked_whiten(rewards, mask, shift_mean=False, reduce=reduce)
-    advantages, returns = rl_math.estimate_advantages(rewards, values, mask, gamma=args.gamma, lam=args.lam)
+    advantages, returns = rl_math.estimate_advantages(
+        rewards, values, mask, gamma=args.gamma, lam=args.lam
+    )
     if args.lam_critic is not None:
-        _, returns = rl_math.estimate_advantages(rewards, values, mask, gamma=args.gamma, lam=args.lam_critic)
+        _, returns = rl_math.estimate_advantages(
+            rewards, values, mask, gamma=args.gamma, lam=args.lam_critic
+        )
     return advantages, returns
 
 
@@ -176,12 +200,19 @@ def _final_scores(
         scores = scores - args.missing_eos_penalty * (~finished).to(scores.dtype)
     if args.reward_normalize:
         if learns:
-            moments.update(*(part.item() for part in rl_math.masked_moments(scores.double(), rows, reduce=reduce)))
+            moments.update(
+                *(
+                    part.item()
+                    for part in rl_math.masked_moments(scores.double(), rows, reduce=reduce)
+                )
+            )
         scores = scores / moments.std
     return scores if args.reward_clip is None else scores.clamp(-args.reward_clip, args.reward_clip)
 
 
-def _value_metrics(values: Tensor, returns: Tensor, weight: Tensor, reduce: Reduce | None) -> dict[str, float]:
+def _value_metrics(
+    values: Tensor, returns: Tensor, weight: Tensor, reduce: Reduce | None
+) -> dict[str, float]:
     """How well the critic knew the returns before it learns from them."""
     tally = Tally()
     tally.add("value/mean", values, weight)
@@ -216,16 +247,22 @@ def _count_rewards(tally: Tally, scores: Scores, rows: Tensor) -> None:
     """Each reward on the completions that it applies to."""
     for name, values in scores.each.items():
         applies = torch.tensor([value is not None for value in values], device=rows.device)
-        numbers = torch.tensor([0.0 if value is None else value for value in values], device=rows.device)
+        numbers = torch.tensor(
+            [0.0 if value is None else value for value in values], device=rows.device
+        )
         tally.add(f"rewards/{name}/mean", numbers, rows * applies)
         tally.add(f"rewards/{name}/std", numbers**2, rows * applies)
 
 
-def _with_spreads(found: dict[str, float], raw: Tensor, rows: Tensor, reduce: Reduce | None) -> dict[str, float]:
+def _with_spreads(
+    found: dict[str, float], raw: Tensor, rows: Tensor, reduce: Reduce | None
+) -> dict[str, float]:
     """Add the spread of the reward, and turn mean squares of each reward into spreads."""
     _, _, variance = rl_math.masked_moments(raw, rows, reduce=reduce)
     for name in found:
         if name.startswith("rewards/") and name.endswith("/std"):
             mean = found[f"{name.removesuffix('/std')}/mean"]
             found[name] = max(0.0, found[name] - mean**2) ** 0.5
-    return {name: value for name, value in found.items() if value == value} | {"reward_std": float(variance) ** 0.5}
+    return {name: value for name, value in found.items() if value == value} | {
+        "reward_std": float(variance) ** 0.5
+    }

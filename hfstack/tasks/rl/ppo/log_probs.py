@@ -67,6 +67,8 @@ def score_tokens(
             parts = [checkpoint(score, rows, wanted, use_reentrant=False) for rows, wanted in pairs]
         else:
             parts = [score(rows, wanted) for rows, wanted in pairs]
-    columns: list[tuple[Tensor, ...]] = list(zip(*cast(list[tuple[Tensor, ...]], parts), strict=True))
+    columns: list[tuple[Tensor, ...]] = list(
+        zip(*cast(list[tuple[Tensor, ...]], parts), strict=True)
+    )
     joined = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]  # pyright: ignore[reportGeneralTypeIssues]
     return joined[0], joined[1] if with_entropy else None

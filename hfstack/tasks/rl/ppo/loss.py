@@ -70,6 +70,8 @@ def ppo_loss(
         actor_loss = actor_loss - args.entropy_coef * (outputs.entropies @ share)
     loss = (0.0 if critic_only else 1.0) * actor_loss + args.vf_coef * value_loss
     with torch.no_grad():
-        told = torch.stack([policy.clipped_low, policy.clipped_high, policy.approx_kl, policy.ratio, value_clipped])
+        told = torch.stack(
+            [policy.clipped_low, policy.clipped_high, policy.approx_kl, policy.ratio, value_clipped]
+        )
         sums = torch.cat([torch.stack([policy_loss, value_loss]), told @ share])
     return loss, sums

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
-_LARGEST_LOG_RATIO = 20.0  # exp(20) = 5e8 is far beyond any clip range, and its square still fits into fp32
+_LARGEST_LOG_RATIO = (
+    20.0  # exp(20) = 5e8 is far beyond any clip range, and its square still fits into fp32
+)
 
 Reduce = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
 
@@ -27,7 +29,9 @@ class PolicyLoss(NamedTuple):
     loss: Tensor
     ratio: Tensor  # pi_new / pi_old, detached
     clipped_low: Tensor  # bool: the ratio fell below 1 - cliprange where the advantage is negative
-    clipped_high: Tensor  # bool: the ratio rose above 1 + cliprange_high where the advantage is positive
+    clipped_high: (
+        Tensor  # bool: the ratio rose above 1 + cliprange_high where the advantage is positive
+    )
     approx_kl: Tensor  # k3 of KL(pi_old || pi_new), detached
 
 
@@ -56,7 +60,9 @@ class RunningMoments:
         return spread if spread > 1e-6 else 1.0
 
 
-def masked_moments(values: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def masked_moments(
+    values: Tensor, mask: Tensor, *, reduce: Reduce | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return count, mean and population variance of the tokens that count, over all processes.
 
     Two passes, (x - mean)^2 after the mean is known, so that large means cost no digits.
@@ -78,7 +84,12 @@ def masked_moments(values: Tensor, mask: Tensor, *, reduce: Reduce | None = None
 
 
 def masked_whiten(
-    values: Tensor, mask: Tensor, *, shift_mean: bool = True, reduce: Reduce | None = None, epsilon: float = 1e-8
+    values: Tensor,
+    mask: Tensor,
+    *,
+    shift_mean: bool = True,
+    reduce: Reduce | None = None,
+    epsilon: float = 1e-8,
 ) -> Tensor:
     """Return (x - mean) / sqrt(variance + epsilon) over the tokens that count; 0 elsewhere.
 
@@ -122,7 +133,9 @@ def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Te
     return difference.abs()
 
 
-def shape_rewards(scores: Tensor, penalties: Tensor, mask: Tensor, *, token_rewards: Tensor | None = None) -> Tensor:
+def shape_rewards(
+    scores: Tensor, penalties: Tensor, mask: Tensor, *, token_rewards: Tensor | None = None
+) -> Tensor:
     """Return the reward of each token: r_t = -penalty_t + [t is the last token] score + token_reward_t.
 
     The penalised reward of Ziegler et al. (2019, arXiv:1909.08593, equation 2), token by token. The score stands on
@@ -173,12 +186,17 @@ def estimate_advantages(
         Advantages and returns, (B, T) each, 0 where the mask is 0.
     """
     weight = mask.to(values.dtype)
-    next_value = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values.dtype)  # (B,)
+    next_value = (
+        torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values.dtype)
+    )  # (B,)
     advantage = torch.zeros_like(next_value)
     deltas_known = rewards - values  # all of delta_t but the next value
     columns: list[Tensor] = []
     for here, value, known in zip(
-        reversed(weight.unbind(1)), reversed(values.unbind(1)), reversed(deltas_known.unbind(1)), strict=True
+        reversed(weight.unbind(1)),
+        reversed(values.unbind(1)),
+        reversed(deltas_known.unbind(1)),
+        strict=True,
     ):
         found = known + gamma * next_value + (gamma * lam) * advantage
         advantage = torch.lerp(advantage, found, here)
@@ -216,7 +234,9 @@ def clipped_policy_loss(
     ratio = log_ratio.exp()
     objective = torch.minimum(ratio * advantages, ratio.clamp(1 - cliprange, 1 + high) * advantages)
     if dual_clip is not None:
-        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+        objective = torch.where(
+            advantages < 0, torch.maximum(objective, dual_clip * advantages), objective
+        )
     with torch.no_grad():
         clipped_low = (ratio < 1 - cliprange) & (advantages < 0)
         clipped_high = (ratio > 1 + high) & (advantages > 0)
@@ -244,11 +264,15 @@ def clipped_value_loss(
     held = old_values + moved.clamp(-cliprange, cliprange)
     clipped = (held - returns) ** 2
     with torch.no_grad():
-        wins = (moved.abs() > cliprange) & (clipped > plain)  # within the range the two differ by rounding
+        wins = (moved.abs() > cliprange) & (
+            clipped > plain
+        )  # within the range the two differ by rounding
     return 0.5 * torch.maximum(plain, clipped), wins
 
 
-def truncated_importance_weights(old_log_probs: Tensor, sampler_log_probs: Tensor, *, cap: float) -> Tensor:
+def truncated_importance_weights(
+    old_log_probs: Tensor, sampler_log_probs: Tensor, *, cap: float
+) -> Tensor:
     """Return min(pi_old / pi_sampler, cap) per token, which corrects for an engine that samples from another pi.
 
     Truncated importance sampling: Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy RL
@@ -263,7 +287,9 @@ def truncated_importance_weights(old_log_probs: Tensor, sampler_log_probs: Tenso
     return log_ratio.exp().clamp(max=cap)
 
 
-def next_kl_coefficient(coefficient: float, kl: float, *, target: float | None, horizon: int, episodes: int) -> float:
+def next_kl_coefficient(
+    coefficient: float, kl: float, *, target: float | None, horizon: int, episodes: int
+) -> float:
     """Return the KL coefficient of the next rollout: the same without a target, else moved towards it.
 
     beta (1 + clip(KL / target - 1, -0.2, 0.2) episodes / horizon) (Ziegler et al. 2019, section 2.2).
@@ -281,7 +307,9 @@ def next_kl_coefficient(coefficient: float, kl: float, *, target: float | None, 
     return coefficient * (1 + error * episodes / horizon)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce | None = None) -> float:
+def explained_variance(
+    values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce | None = None
+) -> float:
     """Return 1 - Var(R - V) / Var(R) over the tokens that count, over all processes; 0 where the returns do not vary.
 
     1 is a perfect critic, 0 one that knows no more than a constant, below 0 one that does harm.

@@ -8,7 +8,13 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
@@ -27,9 +33,19 @@ from hfstack.tokens.chat import stop_at_end_of_turn
 
 logger = get_logger(__name__)
 
-_SHARED_HEAD_RATE = 10.0  # times the policy's: with one rate the trunk bends to values before the head knows them
-_OTHER_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
-_DROPOUTS = ("attention_dropout", "dropout")  # plain numbers that attention modules read while they train
+_SHARED_HEAD_RATE = (
+    10.0  # times the policy's: with one rate the trunk bends to values before the head knows them
+)
+_OTHER_HEADS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMaskedLM",
+)
+_DROPOUTS = (
+    "attention_dropout",
+    "dropout",
+)  # plain numbers that attention modules read while they train
 
 
 def build_actor_critic(
@@ -96,8 +112,13 @@ def build_reference(
     if reference_model is None and (args.kl_coef == 0 or actor_critic.is_peft):
         return None
     if reference_model is not None and args.kl_coef == 0:
-        raise ConfigError("--kl_coef 0 turns the KL off, so the reference model would be loaded for nothing: drop one")
-    if reference_model is not None and reference_model.config.vocab_size != actor_critic.config.vocab_size:
+        raise ConfigError(
+            "--kl_coef 0 turns the KL off, so the reference model would be loaded for nothing: drop one"
+        )
+    if (
+        reference_model is not None
+        and reference_model.config.vocab_size != actor_critic.config.vocab_size
+    ):
         raise ConfigError(
             f"the reference model has {reference_model.config.vocab_size} tokens, the policy "
             f"{actor_critic.config.vocab_size}: a KL needs the same vocabulary"
@@ -108,7 +129,9 @@ def build_reference(
     return reference
 
 
-def stop_tokens(actor_critic: ActorCritic, args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def stop_tokens(
+    actor_critic: ActorCritic, args: PPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
     """Return the tokens that end a completion.
 
     Raises ConfigError when there is none, or one is outside the vocabulary.
@@ -124,7 +147,9 @@ def stop_tokens(actor_critic: ActorCritic, args: PPOConfig, tokenizer: PreTraine
     return tuple(chosen)
 
 
-def sampling_settings(args: PPOConfig, *, stops: tuple[int, ...], pad_token_id: int) -> SamplingSettings:
+def sampling_settings(
+    args: PPOConfig, *, stops: tuple[int, ...], pad_token_id: int
+) -> SamplingSettings:
     """How completions are sampled, for any engine."""
     return SamplingSettings(
         max_new_tokens=args.max_completion_length,
@@ -170,7 +195,9 @@ def make_engine(
         )
     if args.rollout_engine == "generate":
         if largest is not None:
-            raise ConfigError("--rollout_engine generate does not gather weights that FSDP has sharded: use native")
+            raise ConfigError(
+                "--rollout_engine generate does not gather weights that FSDP has sharded: use native"
+            )
         return GenerateEngine(settings)
     return NativeEngine(settings, largest=largest)
 
@@ -182,11 +209,15 @@ def check_data(dataset: Any, *, needed: int) -> Dataset:
         DataError: rows that are streamed, no rows at all, or no column `prompt`.
     """
     if not isinstance(dataset, Dataset):
-        raise DataError("PPO draws prompts by their number, so rows cannot be streamed: drop --streaming")
+        raise DataError(
+            "PPO draws prompts by their number, so rows cannot be streamed: drop --streaming"
+        )
     if len(dataset) < needed:
         raise DataError(f"{len(dataset)} prompts, but at least {needed} are needed: give more")
     if "prompt" not in dataset.column_names:
-        raise DataError(f"the rows need a column 'prompt'; found: {', '.join(dataset.column_names) or 'none'}")
+        raise DataError(
+            f"the rows need a column 'prompt'; found: {', '.join(dataset.column_names) or 'none'}"
+        )
     return dataset
 
 
@@ -194,18 +225,24 @@ def set_lengths(args: PPOConfig, prompts: int) -> None:
     """Express the length of training in optimizer steps, and round intervals up to whole rollouts."""
     episodes = args.rollout_size * args.world_size
     if args.max_steps <= 0:
-        wanted = args.num_train_epochs * prompts if args.total_episodes is None else args.total_episodes
+        wanted = (
+            args.num_train_epochs * prompts if args.total_episodes is None else args.total_episodes
+        )
         args.max_steps = math.ceil(wanted / episodes) * args.steps_per_rollout
     for name in ("save_steps", "eval_steps", "logging_steps"):
         steps = getattr(args, name)
         if steps:
             whole = args.whole_rollouts(steps * args.max_steps if steps < 1 else steps)
             if whole != steps and name != "logging_steps":
-                logger.info("--%s %g becomes %d optimizer steps: whole rollouts", name, steps, whole)
+                logger.info(
+                    "--%s %g becomes %d optimizer steps: whole rollouts", name, steps, whole
+                )
             setattr(args, name, whole)
 
 
-def parameter_groups(model: nn.Module, args: PPOConfig, *, decayed: set[str], shared: bool) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, args: PPOConfig, *, decayed: set[str], shared: bool
+) -> list[dict[str, Any]]:
     """Return the optimizer's groups: policy and critic, each with and without weight decay.
 
     Args:
@@ -244,7 +281,9 @@ def turn_off_dropout(model: nn.Module) -> None:
 def _critic_kind(args: PPOConfig, *, is_peft: bool) -> str:
     """The critic that was asked for, or the default: an adapter beside an adapter, else a model of its own."""
     if args.critic == "adapter" and not is_peft:
-        raise ConfigError("--critic adapter needs a policy with an adapter: add --use_peft, or use --critic separate")
+        raise ConfigError(
+            "--critic adapter needs a policy with an adapter: add --use_peft, or use --critic separate"
+        )
     if args.critic is not None:
         return args.critic
     if args.detach_value:
@@ -259,7 +298,9 @@ def _separate_critic(
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     if args.critic_model is None:
         return cast(PreTrainedModel, copy.deepcopy(base.base_model)), None
-    settings = ModelConfig(model_name_or_path=args.critic_model, dtype=str(base.dtype).removeprefix("torch."))
+    settings = ModelConfig(
+        model_name_or_path=args.critic_model, dtype=str(base.dtype).removeprefix("torch.")
+    )
     if load_tokenizer(settings).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
             f"--critic_model {args.critic_model} has another tokenizer than the policy, whose tokens it would read: "
@@ -289,7 +330,10 @@ def _separate_critic(
 def _copy_adapter(model: PeftModel) -> None:
     """Keep a frozen copy of the active adapter as the reference."""
     active = model.active_adapters[0]
-    weights = {name: value.clone() for name, value in get_peft_model_state_dict(model, adapter_name=active).items()}
+    weights = {
+        name: value.clone()
+        for name, value in get_peft_model_state_dict(model, adapter_name=active).items()
+    }
     model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]))
     set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
     model.set_adapter(active)

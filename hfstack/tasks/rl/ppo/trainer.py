@@ -33,7 +33,14 @@ from hfstack.tasks.rl.ppo import setup as ppo_setup
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import as_many
 from hfstack.tasks.rl.ppo.callbacks import CompletionLog, RolloutBoundary
-from hfstack.tasks.rl.ppo.collect import Collected, Collector, Episodes, RolloutLoader, TokenReward, prompt_rows
+from hfstack.tasks.rl.ppo.collect import (
+    Collected,
+    Collector,
+    Episodes,
+    RolloutLoader,
+    TokenReward,
+    prompt_rows,
+)
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import RolloutEngine
 from hfstack.tasks.rl.ppo.experience import Chunk, Experience
@@ -93,7 +100,9 @@ class PPOTrainer(Trainer):
             policy_tokenizer=processing_class,
             weights=args.reward_weights,
         )
-        actor_critic = ppo_setup.build_actor_critic(model, args, processing_class, peft_config=peft_config)
+        actor_critic = ppo_setup.build_actor_critic(
+            model, args, processing_class, peft_config=peft_config
+        )
         reference = ppo_setup.build_reference(actor_critic, args, reference_model)
         stops = ppo_setup.stop_tokens(actor_critic, args, processing_class)
         ppo_setup.set_lengths(args, len(train_dataset))
@@ -112,17 +121,23 @@ class PPOTrainer(Trainer):
         self.kl_coef = args.kl_coef
         self.reward_moments = RunningMoments()
         self._boundary = RolloutBoundary()
-        self._completions = CompletionLog(Path(str(args.output_dir)) / "completions.jsonl", args.log_completions)
+        self._completions = CompletionLog(
+            Path(str(args.output_dir)) / "completions.jsonl", args.log_completions
+        )
         self.add_callback(self._completions)
         self.add_callback(self._boundary)
         self._last_evaluation: tuple[int, Episodes] | None = None
         self._rollout_metrics: list[dict[str, float]] = []
         self._update_sums = torch.zeros(len(UPDATE_METRICS), device=args.device)
-        self._step_kl = torch.zeros((), device=args.device)  # of this process, in the optimizer step under way
+        self._step_kl = torch.zeros(
+            (), device=args.device
+        )  # of this process, in the optimizer step under way
         self._updates = 0
         self._update_seconds = 0.0
         self._decodes_sharded = False
-        if self.accelerator.num_processes > 1:  # Trainer seeds all alike, and all would write the same completions
+        if (
+            self.accelerator.num_processes > 1
+        ):  # Trainer seeds all alike, and all would write the same completions
             torch.manual_seed(args.seed + self.accelerator.process_index)
 
     def get_train_dataloader(self) -> Any:
@@ -147,7 +162,9 @@ class PPOTrainer(Trainer):
         collected = self._collect(cast(Any, self.train_dataset)[rows], index)
         if args.log_completions and self.is_world_process_zero():
             told = collected.episodes
-            self._completions.write(self.state.global_step, told.prompts, told.completions, told.rewards)
+            self._completions.write(
+                self.state.global_step, told.prompts, told.completions, told.rewards
+            )
         episodes = (index + 1) * processes * size
         self._rollout_metrics.append(collected.metrics | collected.seconds | {"episodes": episodes})
         self.kl_coef = rl_math.next_kl_coefficient(
@@ -160,7 +177,10 @@ class PPOTrainer(Trainer):
         return collected.experience
 
     def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """Forward and backward on one batch, in chunks of like lengths; return its share of the loss."""
         began = time.perf_counter()
@@ -179,7 +199,9 @@ class PPOTrainer(Trainer):
             is_last = number + 1 == len(chunks)
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, {"chunk": chunk, "tokens": inputs["tokens"], "warms_up": warms_up})
+                    loss = self.compute_loss(
+                        model, {"chunk": chunk, "tokens": inputs["tokens"], "warms_up": warms_up}
+                    )
                 self.accelerator.backward(loss)
             total += loss.detach()
         if self.accelerator.sync_gradients:
@@ -202,7 +224,9 @@ class PPOTrainer(Trainer):
         args, chunk = self.args, cast(Chunk, inputs["chunk"])
         outputs = model(
             *chunk.batch,
-            wanted=("log_probs", "values", "entropies") if args.entropy_coef else ("log_probs", "values"),
+            wanted=("log_probs", "values", "entropies")
+            if args.entropy_coef
+            else ("log_probs", "values"),
             temperature=args.temperature,
             detach_value=inputs["warms_up"],
         )
@@ -223,15 +247,23 @@ class PPOTrainer(Trainer):
         """Give the critic its own learning rate, and leave the rest to Trainer."""
         chosen = cast(nn.Module, self.model if model is None else model)
         if self.optimizer is None:
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, cast(Any, chosen))
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(
+                self.args, cast(Any, chosen)
+            )
             params = ppo_setup.parameter_groups(
-                chosen, self.args, decayed=set(self.get_decay_parameter_names(chosen)), shared=self._critic_is_shared()
+                chosen,
+                self.args,
+                decayed=set(self.get_decay_parameter_names(chosen)),
+                shared=self._critic_is_shared(),
             )
             self.optimizer_cls_and_kwargs = (optimizer_class, {**kwargs, "params": params})
         return super().create_optimizer(cast(Any, model))
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Write one completion to each held-out prompt and return rewards, KL, lengths and the rest of a rollout.
 
@@ -239,9 +271,13 @@ class PPOTrainer(Trainer):
         """
         dataset = cast(Any, self.eval_dataset if eval_dataset is None else eval_dataset)
         if dataset is None:
-            raise ConfigError("there are no held-out prompts to evaluate on: give --eval_datasets or --eval_fraction")
+            raise ConfigError(
+                "there are no held-out prompts to evaluate on: give --eval_datasets or --eval_fraction"
+            )
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        count = -(-len(dataset) // processes)  # on each process; the last ones may fill up with rows of weight 0
+        count = -(
+            -len(dataset) // processes
+        )  # on each process; the last ones may fill up with rows of weight 0
         places = torch.arange(count) * processes + rank
         rows = dataset[(places % len(dataset)).tolist()]
         devices = [self.args.device] if self.args.device.type == "cuda" else []
@@ -249,9 +285,13 @@ class PPOTrainer(Trainer):
             torch.manual_seed(self.args.seed + rank)
             collected = self._collect(rows, 0, row_weights=(places < len(dataset)).float())
         self._last_evaluation = (self.state.global_step, collected.episodes)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in collected.metrics.items()}
+        metrics = {
+            f"{metric_key_prefix}_{name}": value for name, value in collected.metrics.items()
+        }
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, cast(Any, metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, cast(Any, metrics)
+        )
         return metrics
 
     def samples(self, count: int) -> list[tuple[str, str]]:
@@ -260,11 +300,15 @@ class PPOTrainer(Trainer):
             told = self._last_evaluation[1]
             prompts, completions = told.prompts[:count], told.completions[:count]
         else:  # by this process alone, which may be the only one that asks
-            dataset = cast(Any, self.train_dataset if self.eval_dataset is None else self.eval_dataset)
+            dataset = cast(
+                Any, self.train_dataset if self.eval_dataset is None else self.eval_dataset
+            )
             prompts = dataset[:count]["prompt"]
             _, rollout = self.collector.write(cast(ActorCritic, self.model), prompts)
             completions = self.collector.decode(rollout)
-        shown = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts]
+        shown = [
+            prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts
+        ]
         return list(zip(shown, completions, strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -275,7 +319,10 @@ class PPOTrainer(Trainer):
                 known = [one[name] for one in rollouts if name in one]
                 told[name] = known[-1] if name == "episodes" else sum(known) / len(known)
             sums = self.collector.reduce(self._update_sums).tolist()
-            told |= {name: value / self._updates for name, value in zip(UPDATE_METRICS, sums, strict=True)}
+            told |= {
+                name: value / self._updates
+                for name, value in zip(UPDATE_METRICS, sums, strict=True)
+            }
             told["policy/updates"] = self._updates
             told["policy/skipped_updates"] = self._boundary.skipped_steps
             told["time/update_s"] = self._update_seconds / max(1, len(rollouts))
@@ -292,7 +339,10 @@ class PPOTrainer(Trainer):
             for name, parameter in cast(nn.Module, self.model).named_parameters():
                 if not ppo_checkpoint.is_critic(name):
                     parameter.grad = None
-        if self.args.target_kl is not None and float(self.collector.reduce(self._step_kl)) > self.args.target_kl:
+        if (
+            self.args.target_kl is not None
+            and float(self.collector.reduce(self._step_kl)) > self.args.target_kl
+        ):
             self.control.should_epoch_stop = True
         self._step_kl.zero_()
 
@@ -326,11 +376,16 @@ class PPOTrainer(Trainer):
         if self.is_deepspeed_enabled or (
             self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2  # pyright: ignore
         ):
-            raise ConfigError("PPO shards its weights with FSDP2 only: drop --deepspeed, or set fsdp_version 2")
+            raise ConfigError(
+                "PPO shards its weights with FSDP2 only: drop --deepspeed, or set fsdp_version 2"
+            )
         if reference is not None:
             sharded = self.is_fsdp_enabled
             reference = cast(
-                Any, prepare_fsdp(reference, self.accelerator) if sharded else reference.to(self.args.device)
+                Any,
+                prepare_fsdp(reference, self.accelerator)
+                if sharded
+                else reference.to(self.args.device),
             )
         pad = cast(int | None, cast(Any, self.processing_class).pad_token_id)
         pad = stops[0] if pad is None else pad  # nothing reads it
@@ -355,7 +410,9 @@ class PPOTrainer(Trainer):
             )
         self.collector.engine = engine
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         """Write the policy as a plain model or adapter, the critic, the tokenizer and PPO's own state."""
         if not self.args.should_save:
             return
@@ -363,7 +420,9 @@ class PPOTrainer(Trainer):
         actor_critic = cast(ActorCritic, self.accelerator.unwrap_model(self.model))
         ppo_checkpoint.save_actor_critic(actor_critic, folder, state_dict)
         cast(Any, self.processing_class).save_pretrained(folder)
-        ppo_checkpoint.save_state(folder, {"kl_coef": self.kl_coef, "reward_moments": asdict(self.reward_moments)})
+        ppo_checkpoint.save_state(
+            folder, {"kl_coef": self.kl_coef, "reward_moments": asdict(self.reward_moments)}
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Read back what `_save` wrote.
@@ -380,8 +439,12 @@ class PPOTrainer(Trainer):
         state = ppo_checkpoint.load_state(folder)
         self.kl_coef = float(state["kl_coef"])
         self.reward_moments = RunningMoments(**state["reward_moments"])
-        self.args.eval_on_start = False  # the start was another one: evaluated here, the curve would have a point more
+        self.args.eval_on_start = (
+            False  # the start was another one: evaluated here, the curve would have a point more
+        )
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        ppo_checkpoint.load_actor_critic(cast(ActorCritic, self.accelerator.unwrap_model(self.model)), folder)
+        ppo_checkpoint.load_actor_critic(
+            cast(ActorCritic, self.accelerator.unwrap_model(self.model)), folder
+        )

@@ -33,10 +33,18 @@ def some_sequences() -> Sequences:
 
     lengths = [(3, 5), (9, 2), (1, 7), (6, 1), (12, 4)]
     pairs = [(tokens(prompt), tokens(completion)) for prompt, completion in lengths]
-    return Sequences.join([prompt.tolist() for prompt, _ in pairs], [completion for _, completion in pairs], 1)
+    return Sequences.join(
+        [prompt.tolist() for prompt, _ in pairs], [completion for _, completion in pairs], 1
+    )
 
 
-def tables(actor_critic: ActorCritic, sequences: Sequences, *, reference: bool = False, max_tokens: int | None = None):
+def tables(
+    actor_critic: ActorCritic,
+    sequences: Sequences,
+    *,
+    reference: bool = False,
+    max_tokens: int | None = None,
+):
     wanted = ("log_probs",) if reference else ("log_probs", "values", "entropies")
     with torch.no_grad():
         return score_completions(
@@ -75,7 +83,9 @@ def test_gradients_reach_what_they_should(critic: str, tiny_llama: Path):
     def trunk_moves(**settings: bool) -> bool:
         actor_critic.zero_grad()
         actor_critic(*batch, wanted=("values",), **settings).values.sum().backward()
-        return any(p.grad is not None and p.grad.abs().sum() > 0 for p in actor_critic.policy.parameters())
+        return any(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in actor_critic.policy.parameters()
+        )
 
     assert trunk_moves() == (critic == "shared")
     assert not trunk_moves(detach_value=True)
@@ -85,7 +95,9 @@ def test_gradients_reach_what_they_should(critic: str, tiny_llama: Path):
 def test_adapters_stay_apart_and_the_reference_is_the_bare_model(tiny_llama: Path):
     set_seed(0)
     bare = ActorCritic(AutoModelForCausalLM.from_pretrained(tiny_llama)).eval()
-    policy = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), lora(init_lora_weights=False))
+    policy = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_llama), lora(init_lora_weights=False)
+    )
     policy.add_adapter("critic", lora(init_lora_weights=False))
     actor_critic = ActorCritic(policy, critic="adapter", head_init_std=0.3).eval()
     trained = {name: parameter.requires_grad for name, parameter in actor_critic.named_parameters()}
@@ -94,11 +106,17 @@ def test_adapters_stay_apart_and_the_reference_is_the_bare_model(tiny_llama: Pat
     assert torch.equal(tables(actor_critic, sequences, reference=True)["log_probs"], expected)
     assert not torch.allclose(tables(actor_critic, sequences)["log_probs"], expected, atol=1e-3)
     with torch.no_grad(), peft_adapter(policy, "critic"):
-        hidden = policy.get_base_model().model(input_ids=sequences.tokens[0][None]).last_hidden_state[0]
+        hidden = (
+            policy.get_base_model().model(input_ids=sequences.tokens[0][None]).last_hidden_state[0]
+        )
         first = int(sequences.prompt_lengths[0])
         values = actor_critic.v_head(hidden[first - 1 : -1])[:, 0]
-    assert torch.allclose(tables(actor_critic, sequences)["values"][0, : len(values)], values, atol=1e-5)
-    assert trained == {name: parameter.requires_grad for name, parameter in actor_critic.named_parameters()}
+    assert torch.allclose(
+        tables(actor_critic, sequences)["values"][0, : len(values)], values, atol=1e-5
+    )
+    assert trained == {
+        name: parameter.requires_grad for name, parameter in actor_critic.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("critic", ["adapter", "separate", "shared"])
@@ -114,12 +132,16 @@ def test_activation_checkpointing_changes_no_gradient(critic: str, tiny_llama: P
             for name, parameter in policy.named_parameters():
                 parameter.requires_grad_("lora" in name)
         backbone = AutoModel.from_pretrained(tiny_llama) if critic == "separate" else None
-        actor_critic = ActorCritic(policy, critic=critic, backbone=backbone, head_init_std=0.3).train()
+        actor_critic = ActorCritic(
+            policy, critic=critic, backbone=backbone, head_init_std=0.3
+        ).train()
         if checkpoints:
             actor_critic.activation_checkpointing_enable()
         scores = actor_critic(*batch)
         (scores.log_probs.sum() + (scores.values**2).sum()).backward()
-        found.append({name: p.grad for name, p in actor_critic.named_parameters() if p.grad is not None})
+        found.append(
+            {name: p.grad for name, p in actor_critic.named_parameters() if p.grad is not None}
+        )
     assert found[0].keys() == found[1].keys() and len(found[0]) > 4
     assert all(torch.allclose(found[0][name], found[1][name], atol=1e-6) for name in found[0])
     with pytest.raises(ConfigError, match="use_reentrant true does not work"):
@@ -135,7 +157,11 @@ def test_capped_logits_are_the_models_own():
     actor_critic = ActorCritic(Gemma2ForCausalLM(config))
     actor_critic.check_head()
     hidden = torch.randn(3, 16)
-    assert actor_critic._logits(hidden).abs().max() <= 0.05 < actor_critic.base.lm_head(hidden).abs().max()
+    assert (
+        actor_critic._logits(hidden).abs().max()
+        <= 0.05
+        < actor_critic.base.lm_head(hidden).abs().max()
+    )
 
 
 def test_models_that_cannot_write_are_refused(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
@@ -145,12 +171,21 @@ def test_models_that_cannot_write_are_refused(tiny_llama: Path, monkeypatch: pyt
     actor_critic.check_head()
     plain = actor_critic._logits
     monkeypatch.setattr(actor_critic, "_logits", lambda hidden: plain(hidden) * 1.1)
-    with pytest.raises(ConfigError, match="are not its output embedding times its last hidden state"):
+    with pytest.raises(
+        ConfigError, match="are not its output embedding times its last hidden state"
+    ):
         actor_critic.check_head()
     set_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     encoder = BertLMHeadModel(BertConfig(vocab_size=64, initializer_range=0.5, **sizes))
-    with pytest.raises(ConfigError, match="BertLMHeadModel reads in both directions, so it cannot write"):
+    with pytest.raises(
+        ConfigError, match="BertLMHeadModel reads in both directions, so it cannot write"
+    ):
         ActorCritic(encoder).check_head()
     dropped = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).train()
     ActorCritic(dropped).check_head()

@@ -20,7 +20,9 @@ def cheapest(lengths: list[int], overhead: int) -> int:
     for count in range(len(lengths)):
         for cuts in itertools.combinations(range(1, len(lengths)), count):
             edges = [0, *cuts, len(lengths)]
-            best.append(sum((b - a) * ordered[b - 1] + overhead for a, b in itertools.pairwise(edges)))
+            best.append(
+                sum((b - a) * ordered[b - 1] + overhead for a, b in itertools.pairwise(edges))
+            )
     return min(best)
 
 
@@ -36,15 +38,21 @@ def test_the_plan_is_the_cheapest(overhead: int):
 def test_the_plan_keeps_its_bounds():
     lengths = [10, 3, 90, 4, 5, 12, 11]
     chunks = plan_chunks(lengths, overhead_tokens=10_000, max_tokens=30)
-    assert all(len(chunk) == 1 or len(chunk) * max(lengths[row] for row in chunk) <= 30 for chunk in chunks)
+    assert all(
+        len(chunk) == 1 or len(chunk) * max(lengths[row] for row in chunk) <= 30 for chunk in chunks
+    )
     assert [2] in chunks, "what is too long alone stands alone"
-    assert max(len(chunk) for chunk in plan_chunks(lengths, overhead_tokens=10_000, most_rows=2)) == 2
+    assert (
+        max(len(chunk) for chunk in plan_chunks(lengths, overhead_tokens=10_000, most_rows=2)) == 2
+    )
 
 
 @pytest.fixture
 def sequences() -> Sequences:
     prompts = [[1, 2, 3], [4], [5, 6]]
-    return Sequences.join(prompts, [torch.tensor([7, 8]), torch.tensor([9, 10, 11]), torch.tensor([12])], 0)
+    return Sequences.join(
+        prompts, [torch.tensor([7, 8]), torch.tensor([9, 10, 11]), torch.tensor([12])], 0
+    )
 
 
 def test_packed_targets_are_the_completions_and_positions_stand_before_them(sequences: Sequences):
@@ -59,7 +67,9 @@ def test_scores_come_back_in_order(sequences: Sequences):
         return TokenScores(batch.targets.float(), None, None)
 
     for max_tokens in (None, 4, 8):
-        tables = score_completions(score, sequences, device=torch.device("cpu"), max_tokens=max_tokens)
+        tables = score_completions(
+            score, sequences, device=torch.device("cpu"), max_tokens=max_tokens
+        )
         assert tables["log_probs"].tolist() == [[7, 8, 0], [9, 10, 11], [12, 0, 0]]
         assert "values" not in tables
 

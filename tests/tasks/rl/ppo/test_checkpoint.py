@@ -13,7 +13,11 @@ from hfstack.errors import CheckpointError
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from tests.tiny_ppo import lora, prompts, trainer
 
-SAVES = {"save_strategy": "steps", "save_steps": 3, "total_episodes": 24}  # 3 becomes 4: a whole rollout
+SAVES = {
+    "save_strategy": "steps",
+    "save_steps": 3,
+    "total_episodes": 24,
+}  # 3 becomes 4: a whole rollout
 
 
 @pytest.fixture
@@ -36,10 +40,26 @@ def curve(made: PPOTrainer) -> list[dict[str, float]]:
     "settings",
     [
         {},
-        {"critic": "shared", "kl_target": 1.0, "kl_horizon": 100, "reward_normalize": True, "reward_clip": 2.0},
-        {"build": {"eval_dataset": prompts(3)}, "eval_strategy": "steps", "eval_steps": 4, "eval_on_start": True},
+        {
+            "critic": "shared",
+            "kl_target": 1.0,
+            "kl_horizon": 100,
+            "reward_normalize": True,
+            "reward_clip": 2.0,
+        },
+        {
+            "build": {"eval_dataset": prompts(3)},
+            "eval_strategy": "steps",
+            "eval_steps": 4,
+            "eval_on_start": True,
+        },
         {"build": {"peft_config": lora()}},
-        {"build": {"peft_config": lora()}, "critic": "shared", "lr_scheduler_type": "linear", "target_kl": 1e-9},
+        {
+            "build": {"peft_config": lora()},
+            "critic": "shared",
+            "lr_scheduler_type": "linear",
+            "target_kl": 1e-9,
+        },
     ],
     ids=str,
 )
@@ -53,7 +73,9 @@ def test_a_resumed_run_is_bit_identical(make, tmp_path: Path, settings: dict[str
     assert resumed.state.global_step == whole.state.global_step == 12
     expected, found = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert curve(resumed) == curve(whole) and len(curve(whole)) == (7 if "eval_on_start" in settings else 3)
+    assert curve(resumed) == curve(whole) and len(curve(whole)) == (
+        7 if "eval_on_start" in settings else 3
+    )
     assert resumed.kl_coef == whole.kl_coef and resumed.reward_moments == whole.reward_moments
     if "kl_target" in settings:
         assert whole.kl_coef != 0.05 and whole.reward_moments.count == 24
@@ -64,7 +86,9 @@ def test_what_is_saved_is_a_plain_model(make, tmp_path: Path):
     made.train()
     made.save_model(str(tmp_path / "plain"))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").state_dict()
-    assert all(torch.equal(loaded[name], value) for name, value in made.model.policy.state_dict().items())
+    assert all(
+        torch.equal(loaded[name], value) for name, value in made.model.policy.state_dict().items()
+    )
     names = {path.name for path in (tmp_path / "plain").iterdir()}
     assert {"critic.safetensors", "ppo_state.json", "tokenizer.json", "model.safetensors"} <= names
     assert "training_args.bin" not in names, "no pickles"
@@ -97,11 +121,16 @@ def test_a_stop_waits_for_the_end_of_the_rollout(make, tmp_path: Path):
     stopped = make("stopped", **SAVES, build={"callbacks": [StopInTheMiddle()]})
     stopped.train()
     assert stopped.state.global_step == 8
-    assert sorted(path.name for path in (tmp_path / "stopped").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+    assert sorted(path.name for path in (tmp_path / "stopped").glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-8",
+    ]
     resumed = make("stopped", **SAVES)
     resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-8"))
     expected = whole.model.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+    assert all(
+        torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items()
+    )
 
 
 def test_checkpoints_that_do_not_fit_are_refused(make, tmp_path: Path):

@@ -16,7 +16,11 @@ def config(folder: Path, **settings: Any) -> PPOConfig:
 
 def test_accumulation_multiplies_the_episodes_and_not_the_steps(tmp_path: Path):
     args = config(
-        tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, num_mini_batches=3, num_ppo_epochs=5
+        tmp_path,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_mini_batches=3,
+        num_ppo_epochs=5,
     )
     assert args.rollout_size == 24 and args.steps_per_rollout == 15
     assert [args.whole_rollouts(steps) for steps in (1, 15, 16)] == [15, 15, 30]
@@ -32,7 +36,9 @@ def test_accumulation_multiplies_the_episodes_and_not_the_steps(tmp_path: Path):
     ],
 )
 def test_lengths_are_whole_rollouts(tmp_path: Path, settings: dict[str, Any], expected: int):
-    args = config(tmp_path, per_device_train_batch_size=4, num_mini_batches=2, num_ppo_epochs=2, **settings)
+    args = config(
+        tmp_path, per_device_train_batch_size=4, num_mini_batches=2, num_ppo_epochs=2, **settings
+    )
     args.save_steps, args.eval_steps = 5, 0.5
     set_lengths(args, prompts=50)
     assert args.max_steps == expected
@@ -59,15 +65,29 @@ def test_lengths_are_whole_rollouts(tmp_path: Path, settings: dict[str, Any], ex
         ({"kl_target": 6.0, "kl_coef": 0.0}, "--kl_target needs a KL, but --kl_coef 0"),
         ({"kl_in_loss": True, "kl_coef": 0.0}, "--kl_in_loss needs a KL"),
         ({"detach_value": True, "critic": "separate"}, "--detach_value is for --critic shared"),
-        ({"critic_model": "runs/reward", "critic": "shared"}, "--critic_model is for --critic separate"),
-        ({"rollout_engine": "generate", "tis_cap": 2.0}, "--tis_cap: --rollout_engine generate tells no"),
+        (
+            {"critic_model": "runs/reward", "critic": "shared"},
+            "--critic_model is for --critic separate",
+        ),
+        (
+            {"rollout_engine": "generate", "tis_cap": 2.0},
+            "--tis_cap: --rollout_engine generate tells no",
+        ),
         ({"fp16": True}, "--fp16: PPO trains in fp32 or bf16"),
-        ({"max_steps": 7}, "--max_steps 7 is no multiple of the 4 optimizer steps of a rollout .*: use 8"),
-        ({"total_episodes": 12}, "--total_episodes 12 is not divisible by the 8 episodes of a rollout .*: use 16"),
+        (
+            {"max_steps": 7},
+            "--max_steps 7 is no multiple of the 4 optimizer steps of a rollout .*: use 8",
+        ),
+        (
+            {"total_episodes": 12},
+            "--total_episodes 12 is not divisible by the 8 episodes of a rollout .*: use 16",
+        ),
         ({"total_episodes": 16, "max_steps": 8}, "both say how long to train"),
     ],
 )
-def test_what_contradicts_itself_is_refused_in_one_line(tmp_path: Path, settings: dict[str, Any], message: str):
+def test_what_contradicts_itself_is_refused_in_one_line(
+    tmp_path: Path, settings: dict[str, Any], message: str
+):
     with pytest.raises(ConfigError, match=message) as caught:
         config(tmp_path, **settings)
     assert "\n" not in str(caught.value)

@@ -19,7 +19,9 @@ from tests.two_processes import spawn
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
 
 
-def train(rank: int, folder: Path, llama: Path, settings: dict[str, Any], batch: int) -> dict[str, Any]:
+def train(
+    rank: int, folder: Path, llama: Path, settings: dict[str, Any], batch: int
+) -> dict[str, Any]:
     """One rollout whose minibatch is all of it, so that the split over processes is the only difference."""
     chosen = dict(settings)
     build: dict[str, Any] = {"engine": FixedEngine()}
@@ -34,7 +36,9 @@ def train(rank: int, folder: Path, llama: Path, settings: dict[str, Any], batch:
     made.train()
     told = [row for row in made.state.log_history if "reward" in row][-1]
     return {
-        "weights": {name: value.detach().clone() for name, value in made.model.state_dict().items()},
+        "weights": {
+            name: value.detach().clone() for name, value in made.model.state_dict().items()
+        },
         "told": {name: value for name, value in told.items() if not name.startswith("time/")},
         "seed": torch.initial_seed() - made.args.seed,
     }
@@ -78,8 +82,12 @@ def shard(rank: int, folder: Path, llama: Path) -> dict[str, torch.Tensor]:
     for model in (whole, sharded):
         torch.manual_seed(rank)
         rollouts.append(NativeEngine(chosen, largest=largest).generate(model, PROMPTS))
-    assert [row.tolist() for row in rollouts[0].completion_ids] == [row.tolist() for row in rollouts[1].completion_ids]
-    batch = Sequences.join(PROMPTS, rollouts[0].completion_ids, 1).pack(range(4), torch.device("cpu"))
+    assert [row.tolist() for row in rollouts[0].completion_ids] == [
+        row.tolist() for row in rollouts[1].completion_ids
+    ]
+    batch = Sequences.join(PROMPTS, rollouts[0].completion_ids, 1).pack(
+        range(4), torch.device("cpu")
+    )
     gradients, scores = [], []
     for model in (whole, sharded):
         found = model(*batch)

@@ -22,7 +22,12 @@ LENGTHS = (2, 3)  # the second is cut
 def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings: Any):
     """Two completions with scores 1 and 3, log-ratios 0.1 a token and values 0."""
     cap = settings.get("tis_cap")
-    defaults: dict[str, Any] = {"whiten_advantages": False, "gamma": 1.0, "lam": 1.0, "kl_coef": 0.5}
+    defaults: dict[str, Any] = {
+        "whiten_advantages": False,
+        "gamma": 1.0,
+        "lam": 1.0,
+        "kl_coef": 0.5,
+    }
     args = PPOConfig(output_dir=str(folder), use_cpu=True, **(defaults | settings))
     completions = [torch.arange(2, 2 + length) for length in LENGTHS]
     valid = torch.arange(3) < torch.tensor(LENGTHS)[:, None]
@@ -35,7 +40,15 @@ def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings:
     moments = RunningMoments()
     sequences = Sequences.join([[1], [1, 1]], completions, 0)
     experience, metrics = shape_experience(
-        args, sequences, rollout, judged, kl_coef=0.5, moments=moments, index=0, tis_cap=cap, row_weights=row_weights
+        args,
+        sequences,
+        rollout,
+        judged,
+        kl_coef=0.5,
+        moments=moments,
+        index=0,
+        tis_cap=cap,
+        row_weights=row_weights,
     )
     return experience, metrics, moments
 
@@ -46,9 +59,15 @@ def test_returns_are_the_score_minus_the_kl_still_to_come(tmp_path: Path):
     assert torch.allclose(experience.fields["returns"], expected)
     assert torch.allclose(experience.fields["advantages"], expected)
     assert metrics["reward"] == 2 and metrics["reward_std"] == 1 and metrics["ended_share"] == 0.5
-    assert metrics["kl"] == pytest.approx(0.1) and metrics["kl_per_completion"] == pytest.approx(0.25)
+    assert metrics["kl"] == pytest.approx(0.1) and metrics["kl_per_completion"] == pytest.approx(
+        0.25
+    )
     assert metrics["objective"] == pytest.approx((1 - 0.1 + 3 - 0.15) / 2)
-    assert metrics["rewards/one/mean"] == 1 and metrics["rewards/two/mean"] == 3 and metrics["entropy"] == 1
+    assert (
+        metrics["rewards/one/mean"] == 1
+        and metrics["rewards/two/mean"] == 3
+        and metrics["entropy"] == 1
+    )
     assert metrics["completions/mean_length"] == 2.5 and experience.token_counts.tolist() == [2, 3]
 
 
@@ -74,20 +93,27 @@ def test_scores_are_penalised_then_normalised_then_clipped(
 
 
 def test_an_evaluation_changes_no_moments_and_leaves_out_what_fills_up(tmp_path: Path):
-    _, metrics, moments = shaped(tmp_path, reward_normalize=True, row_weights=torch.tensor([1.0, 0.0]))
+    _, metrics, moments = shaped(
+        tmp_path, reward_normalize=True, row_weights=torch.tensor([1.0, 0.0])
+    )
     assert moments.count == 0 and metrics["reward"] == 1 and metrics["completions/mean_length"] == 2
     assert "rewards/two/mean" not in metrics
 
 
 def test_cut_completions_can_be_left_out(tmp_path: Path):
     experience, _, _ = shaped(tmp_path, mask_truncated_completions=True)
-    assert experience.fields["weight"].tolist() == [[1, 1, 0], [0, 0, 0]] and experience.token_counts.tolist() == [2, 0]
+    assert experience.fields["weight"].tolist() == [
+        [1, 1, 0],
+        [0, 0, 0],
+    ] and experience.token_counts.tolist() == [2, 0]
 
 
 def test_whitening_lambdas_and_estimators(tmp_path: Path):
     whitened, _, _ = shaped(tmp_path, whiten_advantages=True)
     inside = whitened.fields["advantages"][whitened.sequences.valid]
-    assert inside.mean() == pytest.approx(0, abs=1e-6) and inside.std(correction=0) == pytest.approx(1, abs=1e-5)
+    assert inside.mean() == pytest.approx(0, abs=1e-6) and inside.std(
+        correction=0
+    ) == pytest.approx(1, abs=1e-5)
     rewards, _, _ = shaped(tmp_path, whiten_rewards=True)
     assert not torch.allclose(rewards.fields["returns"], shaped(tmp_path)[0].fields["returns"])
     apart, _, _ = shaped(tmp_path, lam=0.0, lam_critic=1.0)
@@ -99,12 +125,16 @@ def test_whitening_lambdas_and_estimators(tmp_path: Path):
 
 def test_what_a_tool_wrote_is_not_learnt_and_carries_no_score(tmp_path: Path):
     written = [torch.tensor([True, True]), torch.tensor([True, False, False])]
-    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, whiten_advantages=False, kl_coef=0.5, lam=1.0)
+    args = PPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, whiten_advantages=False, kl_coef=0.5, lam=1.0
+    )
     completions = [torch.arange(2, 2 + length) for length in LENGTHS]
     judged = Judged(Scores([1.0, 3.0], {}), None, torch.zeros(2, 3), torch.zeros(2, 3), None, None)
     rollout = Rollout(completions, torch.tensor([True, True]), written=written)
     sequences = Sequences.join([[1], [1]], completions, 0)
-    experience, _ = shape_experience(args, sequences, rollout, judged, kl_coef=0.5, moments=RunningMoments(), index=0)
+    experience, _ = shape_experience(
+        args, sequences, rollout, judged, kl_coef=0.5, moments=RunningMoments(), index=0
+    )
     assert experience.fields["weight"].tolist() == [[1, 1, 0], [1, 0, 0]]
     assert experience.fields["returns"].tolist() == [[1, 1, 0], [3, 0, 0]]
 
@@ -113,7 +143,11 @@ def test_importance_weights_are_a_field(tmp_path: Path):
     experience, metrics, _ = shaped(tmp_path, tis_cap=2.0)
     assert metrics["sampler/importance"] == 2 and metrics["sampler/gap"] == pytest.approx(5)
     chunk = experience.cut([1])
-    assert chunk.fields["importance"].tolist() == [2, 2, 2] and chunk.batch.targets.tolist() == [2, 3, 4]
+    assert chunk.fields["importance"].tolist() == [2, 2, 2] and chunk.batch.targets.tolist() == [
+        2,
+        3,
+        4,
+    ]
 
 
 def loss_of(folder: Path, **settings: Any) -> tuple[torch.Tensor, dict[str, float]]:
@@ -123,7 +157,9 @@ def loss_of(folder: Path, **settings: Any) -> tuple[torch.Tensor, dict[str, floa
         "advantages": torch.tensor([1.0, -2.0]), "weight": torch.tensor([1.0, 1.0]),
         "reference_log_probs": torch.tensor([-3.0, -1.0]),
     }  # fmt: skip
-    outputs = TokenScores(torch.tensor([-1.0, -1.0]), torch.tensor([0.5, 0.0]), torch.tensor([2.0, 4.0]))
+    outputs = TokenScores(
+        torch.tensor([-1.0, -1.0]), torch.tensor([0.5, 0.0]), torch.tensor([2.0, 4.0])
+    )
     critic_only = bool(settings.get("critic_warmup_rollouts"))
     loss, sums = ppo_loss(args, outputs, fields, tokens=4.0, kl_coef=0.5, critic_only=critic_only)
     return loss, dict(zip(UPDATE_METRICS, sums.tolist(), strict=True))
@@ -131,10 +167,16 @@ def loss_of(folder: Path, **settings: Any) -> tuple[torch.Tensor, dict[str, floa
 
 def test_the_loss_is_divided_by_the_tokens_of_the_minibatch(tmp_path: Path):
     loss, told = loss_of(tmp_path, cliprange_value=None)
-    assert told["loss/policy"] == pytest.approx((-1 + 2) / 4) and told["loss/value"] == pytest.approx(0.125 / 4)
-    assert loss == pytest.approx(0.25 + 0.1 * 0.125 / 4) and told["policy/ratio"] == pytest.approx(0.5)
+    assert told["loss/policy"] == pytest.approx((-1 + 2) / 4) and told[
+        "loss/value"
+    ] == pytest.approx(0.125 / 4)
+    assert loss == pytest.approx(0.25 + 0.1 * 0.125 / 4) and told["policy/ratio"] == pytest.approx(
+        0.5
+    )
     clipped, told = loss_of(tmp_path)  # the value is held at 0.2: (0.2 - 1)^2 / 2
-    assert told["loss/value"] == pytest.approx(0.32 / 4) and told["value/clip_share"] == pytest.approx(0.25)
+    assert told["loss/value"] == pytest.approx(0.32 / 4) and told[
+        "value/clip_share"
+    ] == pytest.approx(0.25)
     warming, _ = loss_of(tmp_path, critic_warmup_rollouts=1)
     assert warming == pytest.approx(0.1 * 0.08)
     assert clipped == pytest.approx(0.25 + 0.1 * 0.08)
@@ -143,7 +185,9 @@ def test_the_loss_is_divided_by_the_tokens_of_the_minibatch(tmp_path: Path):
 def test_kl_and_entropy_in_the_loss(tmp_path: Path):
     plain = loss_of(tmp_path)[0]
     assert loss_of(tmp_path, kl_in_loss=True)[0] - plain == pytest.approx(0.5 * 0.5 * 2.0**2 / 4)
-    assert loss_of(tmp_path, kl_in_loss=True, kl_estimator="abs")[0] - plain == pytest.approx(0.5 * 2.0 / 4)
+    assert loss_of(tmp_path, kl_in_loss=True, kl_estimator="abs")[0] - plain == pytest.approx(
+        0.5 * 2.0 / 4
+    )
     assert loss_of(tmp_path, entropy_coef=0.3)[0] - plain == pytest.approx(-0.3 * 6 / 4)
 
 
@@ -153,7 +197,10 @@ def test_means_over_processes_are_weighted():
     tally.add("a", torch.tensor([9.0]), torch.tensor([0.0]))
     tally.add("b", torch.tensor([4.0, 8.0]), torch.tensor([3.0, 1.0]))
     assert tally.means() == {"a": 1.5, "b": 5.0} and Tally().means() == {}
-    assert tally.means(lambda table: table + torch.tensor([[7.0, 2.0], [0.0, 0.0]])) == {"a": 2.5, "b": 5.0}
+    assert tally.means(lambda table: table + torch.tensor([[7.0, 2.0], [0.0, 0.0]])) == {
+        "a": 2.5,
+        "b": 5.0,
+    }
 
 
 def test_prompts_come_in_passes_of_all_of_them():

@@ -15,16 +15,22 @@ def batch() -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]:
 
 def test_by_hand():
     logits = torch.tensor([[0.0, 0.0], [3.0, 0.0]], dtype=torch.float64)
-    assert log_probs_of(logits, torch.tensor([1, 0])).tolist() == pytest.approx([-0.693147, -0.048587], abs=1e-6)
+    assert log_probs_of(logits, torch.tensor([1, 0])).tolist() == pytest.approx(
+        [-0.693147, -0.048587], abs=1e-6
+    )
     assert entropy_of(logits).tolist() == pytest.approx([0.693147, 0.190865], abs=1e-6)
 
 
 def test_they_are_those_of_log_softmax(batch):
     head, hidden, targets = batch
-    found, entropies = score_tokens(head, hidden, targets, vocabulary=50, temperature=0.7, with_entropy=True)
+    found, entropies = score_tokens(
+        head, hidden, targets, vocabulary=50, temperature=0.7, with_entropy=True
+    )
     expected = (head(hidden) / 0.7).log_softmax(-1)
     assert torch.allclose(found, expected.gather(1, targets[:, None])[:, 0], atol=1e-6)
-    assert entropies is not None and torch.allclose(entropies, -(expected.exp() * expected).sum(-1), atol=1e-5)
+    assert entropies is not None and torch.allclose(
+        entropies, -(expected.exp() * expected).sum(-1), atol=1e-5
+    )
 
 
 def test_chunks_change_neither_numbers_nor_gradients(batch):
@@ -55,7 +61,9 @@ def test_no_logits_of_a_whole_batch_are_kept(batch):
     for logits_at_once, fits in ((4 * 50, True), (10**9, False)):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            score_tokens(head, hidden.requires_grad_(), targets, vocabulary=50, logits_at_once=logits_at_once)
+            score_tokens(
+                head, hidden.requires_grad_(), targets, vocabulary=50, logits_at_once=logits_at_once
+            )
         assert (max(kept) <= max(4 * 50, head.weight.numel())) == fits
     made: list[int] = []
 

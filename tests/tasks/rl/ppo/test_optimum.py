@@ -32,12 +32,18 @@ NEEDED_SHARE = 0.95  # of J* - J_ref
 class World:
     """A random language model of V tokens, and a reward for each of its answers to each prompt."""
 
-    def __init__(self, *, tokens: int, length: int, beta: float, reward: Callable[[str, Answer], float]) -> None:
+    def __init__(
+        self, *, tokens: int, length: int, beta: float, reward: Callable[[str, Answer], float]
+    ) -> None:
         set_seed(1)
         words = ["<pad>", "<end>", *PROMPTS, *(f"w{index}" for index in range(tokens - 4))]
-        core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>"))
+        core = Tokenizer(
+            models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>")
+        )
         core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>")
+        self.tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
+        )
         config = LlamaConfig(
             vocab_size=tokens, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
             num_key_value_heads=2, max_position_embeddings=16, pad_token_id=0, eos_token_id=END, bos_token_id=None,
@@ -45,7 +51,9 @@ class World:
         )  # fmt: skip
         self.model = LlamaForCausalLM(config)
         with torch.no_grad():
-            self.model.lm_head.weight.mul_(0.5)  # so that the reference prefers some answers, not one
+            self.model.lm_head.weight.mul_(
+                0.5
+            )  # so that the reference prefers some answers, not one
         self.length, self.beta = length, beta
         self.answers: list[Answer] = [
             answer
@@ -53,7 +61,9 @@ class World:
             for answer in itertools.product(range(tokens), repeat=size)
             if END not in answer[:-1] and (size == length or answer[-1] == END)
         ]
-        self.rewards = {p: torch.tensor([reward(p, answer) for answer in self.answers]) for p in PROMPTS}  # (A,)
+        self.rewards = {
+            p: torch.tensor([reward(p, answer) for answer in self.answers]) for p in PROMPTS
+        }  # (A,)
         self.reference = self.log_probs()
 
     @torch.no_grad()
@@ -62,8 +72,18 @@ class World:
         found = {}
         for prompt in PROMPTS:
             first = self.tokenizer(prompt)["input_ids"]
-            rows = torch.tensor([first + list(answer) + [0] * (self.length - len(answer)) for answer in self.answers])
-            scores = self.model(rows).logits[:, :-1].log_softmax(-1).gather(2, rows[:, 1:, None])[:, :, 0]  # (A, T)
+            rows = torch.tensor(
+                [
+                    first + list(answer) + [0] * (self.length - len(answer))
+                    for answer in self.answers
+                ]
+            )
+            scores = (
+                self.model(rows)
+                .logits[:, :-1]
+                .log_softmax(-1)
+                .gather(2, rows[:, 1:, None])[:, :, 0]
+            )  # (A, T)
             sizes = torch.tensor([len(answer) for answer in self.answers])
             found[prompt] = (scores * (torch.arange(self.length) < sizes[:, None])).sum(1)
         return found
@@ -78,16 +98,26 @@ class World:
 
     def optimum(self) -> float:
         """J* = beta log sum_y pi_ref(y) exp(r(y) / beta), mean over prompts."""
-        values = [torch.logsumexp(self.reference[p] + self.rewards[p] / self.beta, 0) * self.beta for p in PROMPTS]
+        values = [
+            torch.logsumexp(self.reference[p] + self.rewards[p] / self.beta, 0) * self.beta
+            for p in PROMPTS
+        ]
         return float(sum(values) / len(values))
 
-    def train(self, output_dir: Path, *, episodes: int, token_rewards: Any = (), **settings: Any) -> None:
+    def train(
+        self, output_dir: Path, *, episodes: int, token_rewards: Any = (), **settings: Any
+    ) -> None:
         """PPO with the reward at an answer's end, or with `token_rewards` in its place."""
         places = {answer: index for index, answer in enumerate(self.answers)}
 
-        def reward(prompts: list[str], completions: Any, completion_ids: list[list[int]], **_: Any) -> list[float]:
+        def reward(
+            prompts: list[str], completions: Any, completion_ids: list[list[int]], **_: Any
+        ) -> list[float]:
             pairs = zip(prompts, completion_ids, strict=True)
-            return [0.0 if token_rewards else float(self.rewards[p][places[tuple(ids)]]) for p, ids in pairs]
+            return [
+                0.0 if token_rewards else float(self.rewards[p][places[tuple(ids)]])
+                for p, ids in pairs
+            ]
 
         defaults: dict[str, Any] = {
             "per_device_train_batch_size": 128, "num_mini_batches": 4, "num_ppo_epochs": 4, "learning_rate": 3e-3,
@@ -111,12 +141,16 @@ class World:
 
 def test_the_world_is_solved_rightly() -> None:
     """The closed form is a distribution, and no policy of the family pi_ref exp(c r) is better than c = 1 / beta."""
-    world = World(tokens=6, length=2, beta=0.5, reward=lambda prompt, answer: float(len(answer) == 2))
+    world = World(
+        tokens=6, length=2, beta=0.5, reward=lambda prompt, answer: float(len(answer) == 2)
+    )
     for prompt in PROMPTS:
         assert math.isclose(float(world.reference[prompt].exp().sum()), 1.0, abs_tol=1e-5)
     values = {}
     for scale in (0.0, 1.0, 2.0, 3.0):
-        tilted = {p: (world.reference[p] + scale * world.rewards[p]).log_softmax(0) for p in PROMPTS}
+        tilted = {
+            p: (world.reference[p] + scale * world.rewards[p]).log_softmax(0) for p in PROMPTS
+        }
         values[scale] = world.objective(tilted)
     assert max(values, key=lambda scale: values[scale]) == 2.0
     assert math.isclose(values[2.0], world.optimum(), rel_tol=1e-5)
@@ -133,10 +167,15 @@ def test_the_world_is_solved_rightly() -> None:
     ],
     ids=["separate", "shared", "kl-in-loss"],
 )
-def test_a_bandit_comes_within_5_percent_of_its_optimum(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_bandit_comes_within_5_percent_of_its_optimum(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     """One token an answer; which arms pay depends on the prompt."""
     world = World(
-        tokens=24, length=1, beta=0.5, reward=lambda prompt, answer: float((answer[0] % 2 == 0) == (prompt == "a"))
+        tokens=24,
+        length=1,
+        beta=0.5,
+        reward=lambda prompt, answer: float((answer[0] % 2 == 0) == (prompt == "a")),
     )
     world.train(tmp_path, episodes=512 * 6, **settings)
     assert NEEDED_SHARE < world.share_gained() <= 1.0
@@ -172,9 +211,19 @@ def test_rewards_on_single_tokens_have_the_same_optimum(tmp_path: Path) -> None:
     def worth(prompt: str, token: int) -> float:
         return 0.3 * (token % 3) - 0.2 * (prompt == "b") * (token % 2)
 
-    def by_token(prompts: list[str], completions: Any, completion_ids: list[list[int]], **_: Any) -> list[list[float]]:
-        return [[worth(p, token) for token in ids] for p, ids in zip(prompts, completion_ids, strict=True)]
+    def by_token(
+        prompts: list[str], completions: Any, completion_ids: list[list[int]], **_: Any
+    ) -> list[list[float]]:
+        return [
+            [worth(p, token) for token in ids]
+            for p, ids in zip(prompts, completion_ids, strict=True)
+        ]
 
-    world = World(tokens=7, length=2, beta=0.3, reward=lambda p, answer: sum(worth(p, token) for token in answer))
+    world = World(
+        tokens=7,
+        length=2,
+        beta=0.3,
+        reward=lambda p, answer: sum(worth(p, token) for token in answer),
+    )
     world.train(tmp_path, episodes=512 * 7, critic="shared", token_rewards=[by_token])
     assert NEEDED_SHARE < world.share_gained() <= 1.0

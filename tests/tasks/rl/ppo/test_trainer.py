@@ -64,7 +64,9 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
     ],
     ids=str,
 )
-def test_at_first_the_ratio_is_one_and_the_kl_zero(make, tiny_tokenizer, settings: dict[str, Any], monkeypatch):
+def test_at_first_the_ratio_is_one_and_the_kl_zero(
+    make, tiny_tokenizer, settings: dict[str, Any], monkeypatch
+):
     monkeypatch.setattr(tiny_tokenizer, "chat_template", TEMPLATE)
     made = make(**settings)
     for batch in batches(made)[:2]:
@@ -78,12 +80,18 @@ def test_at_first_the_ratio_is_one_and_the_kl_zero(make, tiny_tokenizer, setting
 
 def test_a_trained_adapter_is_measured_to_its_own_beginning(make, tiny_llama: Path):
     torch.manual_seed(0)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), lora(init_lora_weights=False))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_llama), lora(init_lora_weights=False)
+    )
     made = make(model, critic="adapter", learning_rate=1e-2)
     begun = {name: value for name, value in weights(made.model).items() if ".ref." in name}
-    assert begun and not any(p.requires_grad for name, p in made.model.named_parameters() if ".ref." in name)
+    assert begun and not any(
+        p.requires_grad for name, p in made.model.named_parameters() if ".ref." in name
+    )
     batches(made)
-    assert abs(made._rollout_metrics.pop()["kl_per_completion"]) < 1e-5, "to the adapter, not to the bare base"
+    assert abs(made._rollout_metrics.pop()["kl_per_completion"]) < 1e-5, (
+        "to the adapter, not to the bare base"
+    )
     made.train()
     kl = [row["kl_per_completion"] for row in made.state.log_history if "reward" in row]
     assert abs(kl[0]) < 1e-4 and abs(kl[-1]) > 1e-2
@@ -96,9 +104,15 @@ def test_gradients_do_not_depend_on_chunks_or_accumulation(make):
     for settings in (
         {"max_tokens_per_microbatch": 40},
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_tokens_per_microbatch": 10},
+        {
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 4,
+            "max_tokens_per_microbatch": 10,
+        },
     ):
-        other = gradients(make(critic="shared", value_head_init_std=0.1, entropy_coef=0.01, **settings))
+        other = gradients(
+            make(critic="shared", value_head_init_std=0.1, entropy_coef=0.01, **settings)
+        )
         for name, gradient in whole.items():
             assert torch.allclose(other[name], gradient, atol=1e-6), (settings, name)
 
@@ -130,8 +144,12 @@ def test_the_first_gradient_of_an_adapter_is_the_full_one_projected(make, tiny_l
     assert torch.allclose(layer.lora_B["default"].weight.grad, expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("settings", [{}, {"build": adapter()}, {"build": adapter(), "critic": "shared"}], ids=str)
-def test_the_kl_is_measured_to_the_untouched_beginning(make, tiny_llama: Path, settings: dict[str, Any]):
+@pytest.mark.parametrize(
+    "settings", [{}, {"build": adapter()}, {"build": adapter(), "critic": "shared"}], ids=str
+)
+def test_the_kl_is_measured_to_the_untouched_beginning(
+    make, tiny_llama: Path, settings: dict[str, Any]
+):
     made = make(learning_rate=1e-2, **settings)
     made.train()
     metrics = made.evaluate(prompts(12))
@@ -159,16 +177,24 @@ def test_while_the_critic_warms_up_the_policy_stands_still(make):
         made.train()
         after = weights(made.model)
         moved = {name for name in begun if not torch.equal(begun[name], after[name])}
-        assert "v_head.weight" in moved and not [name for name in moved if name.startswith("policy.")]
+        assert "v_head.weight" in moved and not [
+            name for name in moved if name.startswith("policy.")
+        ]
 
 
 def test_updates_end_when_the_policy_has_moved_far_enough(make):
     made = make(
-        target_kl=1e-9, num_ppo_epochs=4, eval_strategy="steps", eval_steps=8, build={"eval_dataset": prompts(3)}
+        target_kl=1e-9,
+        num_ppo_epochs=4,
+        eval_strategy="steps",
+        eval_steps=8,
+        build={"eval_dataset": prompts(3)},
     )
     made.train()
     told = [row for row in made.state.log_history if "reward" in row]
-    assert [row["policy/updates"] for row in told] == [2, 2] or all(row["policy/updates"] < 8 for row in told)
+    assert [row["policy/updates"] for row in told] == [2, 2] or all(
+        row["policy/updates"] < 8 for row in told
+    )
     assert all(row["policy/updates"] + row["policy/skipped_updates"] == 8 for row in told)
     assert made.state.global_step == 16 and made.state.epoch == 2
     assert [row["step"] for row in made.state.log_history if "eval_reward" in row] == [8, 16]
@@ -179,7 +205,10 @@ def test_evaluation_leaves_the_random_numbers_alone_and_repeats_itself(make):
     before = torch.get_rng_state()
     first, second = made.evaluate(), made.evaluate()
     assert torch.equal(torch.get_rng_state(), before)
-    assert first == second and {"eval_reward", "eval_kl_per_completion", "eval_ended_share"} <= first.keys()
+    assert (
+        first == second
+        and {"eval_reward", "eval_kl_per_completion", "eval_ended_share"} <= first.keys()
+    )
     assert first["eval_completions/mean_length"] <= 8
     pairs = made.samples(3)
     assert [prompt for prompt, _ in pairs] == prompts(3)["prompt"][:]
@@ -193,19 +222,28 @@ def test_rewards_of_all_kinds_are_added_and_logged(make):
     def half(prompts: Any, completions: Any, label: list[int]) -> list[float | None]:
         return [None if number % 2 else 0.5 for number in label]
 
-    def tokens(prompts: Any, completions: Any, completion_ids: list[list[int]], **columns: Any) -> list[list[float]]:
+    def tokens(
+        prompts: Any, completions: Any, completion_ids: list[list[int]], **columns: Any
+    ) -> list[list[float]]:
         return [[0.1] * len(ids) for ids in completion_ids]
 
     made = make(
-        build={"reward_funcs": [vowels, half], "token_rewards": [tokens]}, reward_weights=[1.0, 2.0], log_completions=3
+        build={"reward_funcs": [vowels, half], "token_rewards": [tokens]},
+        reward_weights=[1.0, 2.0],
+        log_completions=3,
     )
     made.train()
     told = [row for row in made.state.log_history if "reward" in row]
     assert told[0]["rewards/half/mean"] == 0.5 and told[0]["rewards/half/std"] == 0
-    assert told[0]["rewards/tokens/mean"] == pytest.approx(0.1 * told[0]["completions/mean_length"], abs=1e-5)
+    assert told[0]["rewards/tokens/mean"] == pytest.approx(
+        0.1 * told[0]["completions/mean_length"], abs=1e-5
+    )
     expected = told[0]["rewards/vowels/mean"] + 1.0 * 0.5
     assert told[0]["reward"] == pytest.approx(expected, abs=0.5) and told[0]["reward_std"] > 0
-    rows = [json.loads(line) for line in (Path(made.args.output_dir) / "completions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (Path(made.args.output_dir) / "completions.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in rows] == [0, 0, 0, 4, 4, 4]
     assert rows[0].keys() == {"step", "prompt", "completion", "reward"}
 
@@ -217,9 +255,13 @@ def test_the_sampler_that_differs_is_corrected_for(make):
     assert told._rollout_metrics[0]["sampler/importance"] == pytest.approx(2.0)
     assert told._rollout_metrics[0]["sampler/gap"] > 50
     name = "policy.model.layers.0.mlp.down_proj.weight"
-    value_part = gradients(make(critic="shared", build={"engine": FixedEngine()}, detach_value=True))[name]
+    value_part = gradients(
+        make(critic="shared", build={"engine": FixedEngine()}, detach_value=True)
+    )[name]
     both = plain[name] - value_part  # what the value loss adds, with weight 1
-    assert torch.allclose(capped[name] - both, 2 * value_part, atol=1e-5), "every weight is at the cap"
+    assert torch.allclose(capped[name] - both, 2 * value_part, atol=1e-5), (
+        "every weight is at the cap"
+    )
 
 
 def test_dropout_is_off_unless_it_is_asked_for(make, tiny_llama: Path):
@@ -228,7 +270,10 @@ def test_dropout_is_off_unless_it_is_asked_for(make, tiny_llama: Path):
     drops = [module.p for module in made.model.modules() if isinstance(module, torch.nn.Dropout)]
     layers = made.model.base.model.layers
     assert drops and not any(drops) and layers[0].self_attn.attention_dropout == 0
-    kept = make(AutoModelForCausalLM.from_pretrained(tiny_llama, attention_dropout=0.5), disable_dropout=False)
+    kept = make(
+        AutoModelForCausalLM.from_pretrained(tiny_llama, attention_dropout=0.5),
+        disable_dropout=False,
+    )
     assert kept.model.base.model.layers[0].self_attn.attention_dropout == 0.5
 
 
@@ -244,7 +289,9 @@ def test_half_precision_recomputes_and_trains(make):
 def test_activation_checkpointing_trains_to_the_same_weights(make):
     found = []
     for activation_checkpointing in (False, True):
-        made = make(build=adapter(), activation_checkpointing=activation_checkpointing, total_episodes=8)
+        made = make(
+            build=adapter(), activation_checkpointing=activation_checkpointing, total_episodes=8
+        )
         made.train()
         found.append(weights(made.model))
     assert all(torch.allclose(found[0][name], found[1][name], atol=1e-6) for name in found[0])
@@ -257,7 +304,10 @@ def test_learning_rates_of_the_critic(make):
         return {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
 
     shared = rates(make(critic="shared", learning_rate=1e-4))
-    assert shared["v_head.weight"] == pytest.approx(1e-3) and shared["policy.model.embed_tokens.weight"] == 1e-4
+    assert (
+        shared["v_head.weight"] == pytest.approx(1e-3)
+        and shared["policy.model.embed_tokens.weight"] == 1e-4
+    )
     separate = rates(make(learning_rate=1e-4))
     assert set(separate.values()) == {1e-4} and any(name.startswith("critic.") for name in separate)
     second = rates(make(build=adapter(), critic_learning_rate=5e-4, learning_rate=1e-4))
@@ -266,7 +316,9 @@ def test_learning_rates_of_the_critic(make):
 
 
 def test_mistakes_end_in_one_line(make, tiny_tokenizer, tiny_llama: Path, tmp_path: Path):
-    def refuse(error: type[Exception], message: str, model: Any = tiny_llama, **settings: Any) -> None:
+    def refuse(
+        error: type[Exception], message: str, model: Any = tiny_llama, **settings: Any
+    ) -> None:
         with pytest.raises(error, match=message) as caught:
             batches(make(model, **settings))
         assert "\n" not in str(caught.value)
@@ -280,18 +332,26 @@ def test_mistakes_end_in_one_line(make, tiny_tokenizer, tiny_llama: Path, tmp_pa
     def short(prompts: Any, completions: Any, **columns: Any) -> list[list[float]]:
         return [[1.0]] * len(completions)
 
-    refuse(DataError, "do not fit the context of 128 tokens: set --max_prompt_length", max_completion_length=120)
+    refuse(
+        DataError,
+        "do not fit the context of 128 tokens: set --max_prompt_length",
+        max_completion_length=120,
+    )
     make(max_completion_length=120, max_prompt_length=8).get_train_dataloader()
     refuse(DataError, "'nan' returned nan for sample 1", build={"reward_funcs": nan})
     refuse(DataError, "no reward applies to a completion", build={"reward_funcs": none})
-    refuse(DataError, "token reward 'short' must return one number", build={"token_rewards": [short]})
+    refuse(
+        DataError, "token reward 'short' must return one number", build={"token_rewards": [short]}
+    )
     refuse(
         DataError,
         "the rows need a column 'prompt'; found: label",
         build={"train_dataset": prompts().select_columns("label")},
     )
     refuse(DataError, "0 prompts", build={"train_dataset": prompts(0)})
-    refuse(DataError, "cannot be streamed", build={"train_dataset": prompts().to_iterable_dataset()})
+    refuse(
+        DataError, "cannot be streamed", build={"train_dataset": prompts().to_iterable_dataset()}
+    )
     refuse(ConfigError, "--critic adapter needs a policy with an adapter", critic="adapter")
     refuse(
         ConfigError,
@@ -303,11 +363,21 @@ def test_mistakes_end_in_one_line(make, tiny_tokenizer, tiny_llama: Path, tmp_pa
     refuse(ConfigError, "no chat template", build={"train_dataset": prompts(conversational=True)})
     judge = AutoModelForCausalLM.from_pretrained(tiny_llama)
     judge.config.architectures = ["LlamaForSequenceClassification"]
-    refuse(ConfigError, "saved as a LlamaForSequenceClassification, without a language-model head", judge)
+    refuse(
+        ConfigError,
+        "saved as a LlamaForSequenceClassification, without a language-model head",
+        judge,
+    )
     other = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    refuse(ConfigError, "--kl_coef 0 turns the KL off", kl_coef=0.0, build={"reference_model": other})
+    refuse(
+        ConfigError, "--kl_coef 0 turns the KL off", kl_coef=0.0, build={"reference_model": other}
+    )
     other.resize_token_embeddings(310, mean_resizing=False)
-    refuse(ConfigError, "the reference model has 310 tokens, the policy 300", build={"reference_model": other})
+    refuse(
+        ConfigError,
+        "the reference model has 310 tokens, the policy 300",
+        build={"reference_model": other},
+    )
     with pytest.raises(ConfigError, match="no held-out prompts"):
         make().evaluate()
     endless = AutoModelForCausalLM.from_pretrained(tiny_llama)
@@ -325,7 +395,9 @@ def test_without_a_kl_there_is_no_reference(make):
     assert not any("kl" in row for row in made.state.log_history)
 
 
-def test_a_critic_begins_as_a_reward_model(make, tiny_llama: Path, tiny_tokenizer, tmp_path: Path, caplog):
+def test_a_critic_begins_as_a_reward_model(
+    make, tiny_llama: Path, tiny_tokenizer, tmp_path: Path, caplog
+):
     from transformers import LlamaForSequenceClassification
 
     torch.manual_seed(3)

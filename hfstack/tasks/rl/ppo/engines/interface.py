@@ -46,11 +46,17 @@ class Rollout:
     only those that top-k, top-p or min-p leave.
     """
 
-    completion_ids: list[Tensor]  # N times (T_i,) on the CPU; a stop token that was written is the last one
+    completion_ids: list[
+        Tensor
+    ]  # N times (T_i,) on the CPU; a stop token that was written is the last one
     finished: Tensor  # (N,) bool on the CPU: ended by a stop token, not by length
     log_probs: list[Tensor] | None = None  # N times (T_i,); None: the trainer computes them
-    values: list[Tensor] | None = None  # N times (T_i,), of the state before each token; a shared trunk only
-    written: list[Tensor] | None = None  # N times (T_i,) bool: False where a tool wrote; None: all by the policy
+    values: list[Tensor] | None = (
+        None  # N times (T_i,), of the state before each token; a shared trunk only
+    )
+    written: list[Tensor] | None = (
+        None  # N times (T_i,) bool: False where a tool wrote; None: all by the policy
+    )
 
 
 class RolloutEngine(Protocol):
@@ -129,7 +135,9 @@ def check_rollout(rollout: Rollout, prompts: Sequence[Any]) -> None:
         DataError: fewer completions than prompts, a completion of zero tokens, or lists that do not fit together.
     """
     if len(rollout.completion_ids) != len(prompts):
-        raise DataError(f"the rollout engine wrote {len(rollout.completion_ids)} completions to {len(prompts)} prompts")
+        raise DataError(
+            f"the rollout engine wrote {len(rollout.completion_ids)} completions to {len(prompts)} prompts"
+        )
     lengths = [len(completion) for completion in rollout.completion_ids]
     if 0 in lengths:
         index = lengths.index(0)
@@ -140,4 +148,6 @@ def check_rollout(rollout: Rollout, prompts: Sequence[Any]) -> None:
     for name in ("log_probs", "values", "written"):
         parts: list[Tensor] | None = getattr(rollout, name)
         if parts is not None and [len(part) for part in parts] != lengths:
-            raise DataError(f"the rollout engine's {name} do not have one entry for each token of its completions")
+            raise DataError(
+                f"the rollout engine's {name} do not have one entry for each token of its completions"
+            )

@@ -36,7 +36,9 @@ class NativeEngine:
 
     exact_log_probs = True
 
-    def __init__(self, settings: SamplingSettings, *, largest: Callable[[int], int] | None = None) -> None:
+    def __init__(
+        self, settings: SamplingSettings, *, largest: Callable[[int], int] | None = None
+    ) -> None:
         self.settings = settings
         self.largest = largest
 
@@ -53,9 +55,16 @@ class NativeEngine:
             lengths = batch.lengths.tolist()
             parts = [batch.tokens.cpu(), batch.log_probs.cpu(), batch.values.cpu()]
             for index, row in enumerate(rows):
-                completions[row], log_probs[row], values[row] = (part[index, : lengths[index]] for part in parts)
+                completions[row], log_probs[row], values[row] = (
+                    part[index, : lengths[index]] for part in parts
+                )
             finished[torch.tensor(rows)] = batch.finished.cpu()
-        return Rollout(completions, finished, log_probs, values if actor_critic.critic_kind == "shared" else None)
+        return Rollout(
+            completions,
+            finished,
+            log_probs,
+            values if actor_critic.critic_kind == "shared" else None,
+        )
 
     def _batches(self, lengths: list[int], device_type: str) -> list[list[int]]:
         """Which prompts are decoded together."""
@@ -64,24 +73,33 @@ class NativeEngine:
             order = sorted(range(len(lengths)), key=lambda row: lengths[row])
             return [order[first : first + most] for first in range(0, len(order), most)]
         step_tokens = _STEP_TOKENS.get(device_type, _STEP_TOKENS_ACCELERATOR)
-        return plan_chunks(lengths, overhead_tokens=step_tokens * self.settings.max_new_tokens, most_rows=most)
+        return plan_chunks(
+            lengths, overhead_tokens=step_tokens * self.settings.max_new_tokens, most_rows=most
+        )
 
 
 class _Batch:
     """Prompts that are decoded together, and what was written to each."""
 
     def __init__(
-        self, actor_critic: ActorCritic, prompt_ids: Sequence[Sequence[int]], settings: SamplingSettings
+        self,
+        actor_critic: ActorCritic,
+        prompt_ids: Sequence[Sequence[int]],
+        settings: SamplingSettings,
     ) -> None:
         self.actor_critic = actor_critic
         self.settings = settings
         self.with_values = actor_critic.critic_kind == "shared"
         device = actor_critic.device
-        self.prompts, self.prompt_mask = (part.to(device) for part in pad_left(prompt_ids, settings.pad_token_id))
+        self.prompts, self.prompt_mask = (
+            part.to(device) for part in pad_left(prompt_ids, settings.pad_token_id)
+        )
         shape = (len(prompt_ids), settings.max_new_tokens)  # (b, T)
         self.tokens = torch.full(shape, settings.pad_token_id, device=device)
         self.log_probs = torch.zeros(shape, device=device)
-        self.values = torch.zeros(shape if self.with_values else (len(prompt_ids), 0), device=device)
+        self.values = torch.zeros(
+            shape if self.with_values else (len(prompt_ids), 0), device=device
+        )
         self.lengths = torch.full((len(prompt_ids),), settings.max_new_tokens, device=device)
         self.finished = torch.zeros(len(prompt_ids), dtype=torch.bool, device=device)
         self.stops = torch.tensor(settings.stop_token_ids, device=device)
@@ -90,7 +108,9 @@ class _Batch:
         """Sample until every completion has ended or has its full length."""
         mask = None if bool(self.prompt_mask.all()) else self.prompt_mask  # (b, tokens so far)
         positions = (self.prompt_mask.cumsum(dim=1) - 1).clamp_min(0)  # (b, P)
-        rows = torch.arange(len(self.prompts), device=self.prompts.device)  # which completion each row of the cache is
+        rows = torch.arange(
+            len(self.prompts), device=self.prompts.device
+        )  # which completion each row of the cache is
         step = self._step(self.prompts, positions, mask, new_cache(self.actor_critic))
         positions = positions[:, -1:]
         for column in range(self.settings.max_new_tokens):
@@ -104,7 +124,9 @@ class _Batch:
             self.finished[stopped] = True
             writing = ~self.finished[rows]
             count = int(writing.sum())
-            if (largest(count) if largest else count) == 0 or column + 1 == self.settings.max_new_tokens:
+            if (
+                largest(count) if largest else count
+            ) == 0 or column + 1 == self.settings.max_new_tokens:
                 return
             if 0 < count < _KEPT_SHARE * len(rows):
                 keep = writing.nonzero()[:, 0]
@@ -115,7 +137,9 @@ class _Batch:
             mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=1)
             step = self._step(sampled[:, None], positions, mask, step.cache)
 
-    def _step(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None) -> Decoded:
+    def _step(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None
+    ) -> Decoded:
         return self.actor_critic.decode_step(
             tokens, positions, attention_mask=mask, cache=cache, with_values=self.with_values
         )
@@ -150,7 +174,9 @@ def sample(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
     total = cumulated[:, -1:]
     drawn = torch.rand(total.shape, dtype=torch.float64, device=total.device) * total
     drawn = torch.minimum(drawn, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(cumulated, drawn, right=True).clamp_(max=logits.shape[1] - 1)  # (b, 1)
+    tokens = torch.searchsorted(cumulated, drawn, right=True).clamp_(
+        max=logits.shape[1] - 1
+    )  # (b, 1)
     return tokens[:, 0], (logits.gather(1, tokens) - normalizer).float()[:, 0]
 
 
@@ -167,7 +193,9 @@ def dropped_tokens(logits: Tensor, settings: SamplingSettings) -> Tensor:
     if settings.top_p < 1.0:
         ordered, order = logits.masked_fill(dropped, -torch.inf).sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)
-        beyond = probabilities.cumsum(dim=-1) - probabilities >= settings.top_p  # what came before is enough
+        beyond = (
+            probabilities.cumsum(dim=-1) - probabilities >= settings.top_p
+        )  # what came before is enough
         dropped |= torch.zeros_like(dropped).scatter(1, order, beyond)
     if settings.min_p is not None and settings.min_p > 0:
         left = logits.masked_fill(dropped, -torch.inf).softmax(dim=-1)

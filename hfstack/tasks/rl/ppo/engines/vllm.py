@@ -96,12 +96,16 @@ class VLLMEngine:
         _, completions, log_probs, token_ids = self._generation.generate(
             prompts=[list(prompt) for prompt in prompt_ids], images=None, num_generations=1
         )
-        rows = [torch.tensor(list(completion), dtype=torch.long) for completion in completions]  # N times (T_i,)
+        rows = [
+            torch.tensor(list(completion), dtype=torch.long) for completion in completions
+        ]  # N times (T_i,)
         stops = set(self.settings.stop_token_ids)
         finished = torch.tensor([len(row) > 0 and int(row[-1]) in stops for row in rows])  # (N,)
         sampled = [
             _sampled(row.tolist(), own_log_probs, own_ids, number)
-            for number, (row, own_log_probs, own_ids) in enumerate(zip(rows, log_probs, token_ids, strict=True), 1)
+            for number, (row, own_log_probs, own_ids) in enumerate(
+                zip(rows, log_probs, token_ids, strict=True), 1
+            )
         ]
         return Rollout(rows, finished, log_probs=sampled)
 

@@ -24,7 +24,9 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16], [17, 18], [8], [40, 
 
 
 def settings(**changes) -> SamplingSettings:
-    return SamplingSettings(**({"max_new_tokens": 12, "stop_token_ids": (0,), "pad_token_id": 1} | changes))
+    return SamplingSettings(
+        **({"max_new_tokens": 12, "stop_token_ids": (0,), "pad_token_id": 1} | changes)
+    )
 
 
 def often_stopping(model: torch.nn.Module, *stops: int) -> ActorCritic:
@@ -42,7 +44,11 @@ def often_stopping(model: torch.nn.Module, *stops: int) -> ActorCritic:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gru"])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_what_is_told_of_samples_is_what_a_forward_pass_says(
-    name: str, batch_size: int | None, tiny_tokenizer, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    batch_size: int | None,
+    tiny_tokenizer,
+    tiny_llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Prompts are padded on the left here and finished rows leave, and neither shows."""
     monkeypatch.setitem(sampling._STEP_TOKENS, "cpu", 10**6 if batch_size is None else 0)
@@ -60,11 +66,15 @@ def test_what_is_told_of_samples_is_what_a_forward_pass_says(
     sequences = Sequences.join(PROMPTS * 4, rollout.completion_ids, 1)
     with torch.no_grad():
         expected = score_completions(
-            lambda batch: actor_critic(*batch, temperature=0.8), sequences, device=torch.device("cpu")
+            lambda batch: actor_critic(*batch, temperature=0.8),
+            sequences,
+            device=torch.device("cpu"),
         )
     assert rollout.log_probs is not None and rollout.values is not None
     for row, length in enumerate(lengths):
-        assert torch.allclose(rollout.log_probs[row], expected["log_probs"][row, :length], atol=2e-5)
+        assert torch.allclose(
+            rollout.log_probs[row], expected["log_probs"][row, :length], atol=2e-5
+        )
         assert torch.allclose(rollout.values[row], expected["values"][row, :length], atol=2e-5)
 
 
@@ -89,7 +99,13 @@ def test_a_token_of_probability_zero_is_never_drawn(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     "chosen",
-    [{"top_k": 5}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 8, "top_p": 0.7, "min_p": 0.1}, {"top_k": 99}],
+    [
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"min_p": 0.2},
+        {"top_k": 8, "top_p": 0.7, "min_p": 0.1},
+        {"top_k": 99},
+    ],
 )
 def test_filters_are_those_of_transformers(chosen: dict[str, float]):
     torch.manual_seed(0)
@@ -105,7 +121,9 @@ def test_filters_are_those_of_transformers(chosen: dict[str, float]):
     assert torch.equal(dropped, expected.isinf())
     tokens, log_probs = sample(logits, settings(**chosen))
     assert not dropped[torch.arange(50), tokens].any()
-    assert torch.allclose(log_probs, logits.log_softmax(-1)[torch.arange(50), tokens], atol=1e-5), "before the filter"
+    assert torch.allclose(log_probs, logits.log_softmax(-1)[torch.arange(50), tokens], atol=1e-5), (
+        "before the filter"
+    )
 
 
 @pytest.mark.parametrize("engine", [NativeEngine, GenerateEngine])
@@ -126,16 +144,23 @@ def test_every_process_takes_as_many_steps(tiny_llama: Path):
     actor_critic = often_stopping(AutoModelForCausalLM.from_pretrained(tiny_llama), *range(30))
     steps: list[int] = []
     plain = actor_critic.decode_step
-    actor_critic.decode_step = lambda *given, **named: (steps.append(len(given[0])), plain(*given, **named))[1]
+    actor_critic.decode_step = lambda *given, **named: (
+        steps.append(len(given[0])),
+        plain(*given, **named),
+    )[1]
     torch.manual_seed(0)
-    alone = NativeEngine(settings(max_new_tokens=64, stop_token_ids=tuple(range(30)))).generate(actor_critic, PROMPTS)
+    alone = NativeEngine(settings(max_new_tokens=64, stop_token_ids=tuple(range(30)))).generate(
+        actor_critic, PROMPTS
+    )
     assert len(steps) < 64
     steps.clear()
     torch.manual_seed(0)
     chosen = settings(max_new_tokens=64, stop_token_ids=tuple(range(30)))
     together = NativeEngine(chosen, largest=lambda count: 1).generate(actor_critic, PROMPTS)
     assert len(steps) == 64 and min(steps) >= 1
-    assert [row.tolist() for row in together.completion_ids] == [row.tolist() for row in alone.completion_ids]
+    assert [row.tolist() for row in together.completion_ids] == [
+        row.tolist() for row in alone.completion_ids
+    ]
     assert torch.equal(together.finished, alone.finished)
 
 

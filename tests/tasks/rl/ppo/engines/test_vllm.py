@@ -17,7 +17,11 @@ from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings, check_rollo
 from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
 
 SETTINGS = SamplingSettings(max_new_tokens=4, stop_token_ids=(0,), pad_token_id=1, temperature=0.7)
-SCRIPT = [[5, 6, 0], [7, 8, 9, 10], [0]]  # what the fake answers to the first, second and third prompt
+SCRIPT = [
+    [5, 6, 0],
+    [7, 8, 9, 10],
+    [0],
+]  # what the fake answers to the first, second and third prompt
 PROMPTS = [[11, 12], [13], [14, 15, 16]]
 
 
@@ -41,7 +45,9 @@ class FakeLLM:
     def reset_prefix_cache(self) -> None:
         self.events.append("reset")
 
-    def generate(self, prompts: list[dict[str, Any]], sampling_params: dict[str, Any], use_tqdm: bool) -> list[Any]:
+    def generate(
+        self, prompts: list[dict[str, Any]], sampling_params: dict[str, Any], use_tqdm: bool
+    ) -> list[Any]:
         self.events.append("generate")
         self.asked = [prompt["prompt_token_ids"] for prompt in prompts]
         self.sampling = sampling_params
@@ -50,7 +56,8 @@ class FakeLLM:
             log_probs = [{token: SimpleNamespace(rank=1, logprob=-0.1 * token)} for token in tokens]
             outputs.append(
                 SimpleNamespace(
-                    prompt_token_ids=prompt, outputs=[SimpleNamespace(token_ids=tuple(tokens), logprobs=log_probs)]
+                    prompt_token_ids=prompt,
+                    outputs=[SimpleNamespace(token_ids=tuple(tokens), logprobs=log_probs)],
                 )
             )
         return outputs
@@ -78,7 +85,9 @@ def policy(tiny_llama: Path) -> Any:
 
 def with_adapters(policy: Any, *, critic: bool, **settings: Any) -> ActorCritic:
     """A policy whose adapter `default` changes its weights, and another one that must never reach vLLM."""
-    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False, **settings)
+    config = LoraConfig(
+        r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False, **settings
+    )
     tuned = get_peft_model(policy, config)
     if critic:
         tuned.add_adapter("critic", config)
@@ -99,12 +108,22 @@ def test_a_rollout_is_what_vllm_sampled(fake: FakeLLM, policy: Any, tiny_tokeniz
 
 def test_vllm_samples_as_the_settings_say(fake: FakeLLM, policy: Any, tiny_tokenizer: Any) -> None:
     VLLMEngine(SETTINGS, tiny_tokenizer).generate(ActorCritic(policy), PROMPTS)
-    expected = {"temperature": 0.7, "max_tokens": 4, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "n": 1, "logprobs": 0}
+    expected = {
+        "temperature": 0.7,
+        "max_tokens": 4,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "n": 1,
+        "logprobs": 0,
+    }
     assert {name: fake.sampling[name] for name in expected} == expected
     assert fake.sampling["stop_token_ids"] == [0] and fake.sampling["ignore_eos"] is True
 
 
-def test_weights_go_over_once_a_rollout_before_it_is_sampled(fake: FakeLLM, policy: Any, tiny_tokenizer: Any) -> None:
+def test_weights_go_over_once_a_rollout_before_it_is_sampled(
+    fake: FakeLLM, policy: Any, tiny_tokenizer: Any
+) -> None:
     engine, actor_critic = VLLMEngine(SETTINGS, tiny_tokenizer), ActorCritic(policy)
     engine.generate(actor_critic, PROMPTS)
     names = [name for name, _ in policy.named_parameters()]
@@ -114,10 +133,14 @@ def test_weights_go_over_once_a_rollout_before_it_is_sampled(fake: FakeLLM, poli
         policy.get_input_embeddings().weight.add_(1.0)
     engine.generate(actor_critic, PROMPTS)
     assert fake.events.count("start") == 1 and fake.events.count("reset") == 2
-    torch.testing.assert_close(fake.weights["model.embed_tokens.weight"], policy.get_input_embeddings().weight.detach())
+    torch.testing.assert_close(
+        fake.weights["model.embed_tokens.weight"], policy.get_input_embeddings().weight.detach()
+    )
 
 
-def test_a_separate_critic_stays_here(fake: FakeLLM, policy: Any, tiny_llama: Path, tiny_tokenizer: Any) -> None:
+def test_a_separate_critic_stays_here(
+    fake: FakeLLM, policy: Any, tiny_llama: Path, tiny_tokenizer: Any
+) -> None:
     backbone = AutoModelForCausalLM.from_pretrained(tiny_llama).base_model
     actor_critic = ActorCritic(policy, critic="separate", backbone=backbone)
     VLLMEngine(SETTINGS, tiny_tokenizer).generate(actor_critic, PROMPTS)
@@ -142,23 +165,31 @@ def test_the_policys_adapter_is_merged_and_no_other(
     assert layer._active_adapter == [active] and not layer.merged
 
 
-def test_whole_modules_of_two_adapters_are_refused(fake: FakeLLM, policy: Any, tiny_tokenizer: Any) -> None:
+def test_whole_modules_of_two_adapters_are_refused(
+    fake: FakeLLM, policy: Any, tiny_tokenizer: Any
+) -> None:
     actor_critic = with_adapters(policy, critic=True, modules_to_save=["norm"])
     with pytest.raises(ConfigError, match="modules_to_save"):
         VLLMEngine(SETTINGS, tiny_tokenizer).generate(actor_critic, PROMPTS)
     assert not fake.events
 
 
-def test_a_policy_without_a_folder_is_refused(fake: FakeLLM, policy: Any, tiny_tokenizer: Any) -> None:
+def test_a_policy_without_a_folder_is_refused(
+    fake: FakeLLM, policy: Any, tiny_tokenizer: Any
+) -> None:
     in_memory = AutoModelForCausalLM.from_config(policy.config)
     in_memory.name_or_path = ""
     with pytest.raises(ConfigError, match="made in memory"):
         VLLMEngine(SETTINGS, tiny_tokenizer).generate(ActorCritic(in_memory), PROMPTS)
-    server = VLLMEngine(SETTINGS, tiny_tokenizer, mode="server", server_base_url="http://localhost:8000")
+    server = VLLMEngine(
+        SETTINGS, tiny_tokenizer, mode="server", server_base_url="http://localhost:8000"
+    )
     assert server._start(ActorCritic(in_memory)).server_base_url == "http://localhost:8000"
 
 
-def test_a_token_without_a_log_probability_is_refused(fake: FakeLLM, policy: Any, tiny_tokenizer: Any) -> None:
+def test_a_token_without_a_log_probability_is_refused(
+    fake: FakeLLM, policy: Any, tiny_tokenizer: Any
+) -> None:
     fake.script = [[5], [6, 7], [8]]
     plain = fake.generate
 
@@ -168,7 +199,9 @@ def test_a_token_without_a_log_probability_is_refused(fake: FakeLLM, policy: Any
         return outputs
 
     fake.generate = with_nan
-    with pytest.raises(DataError, match=r"no log-probability for token 2 of completion 2.*token id 7"):
+    with pytest.raises(
+        DataError, match=r"no log-probability for token 2 of completion 2.*token id 7"
+    ):
         VLLMEngine(SETTINGS, tiny_tokenizer).generate(ActorCritic(policy), PROMPTS)
 
 
@@ -179,7 +212,9 @@ def test_filters_are_refused(fake: FakeLLM, tiny_tokenizer: Any, change: dict[st
         VLLMEngine(settings, tiny_tokenizer)
 
 
-def test_without_vllm_the_extra_is_named(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_vllm_the_extra_is_named(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(vllm_rollout, "is_vllm_available", lambda: False)
     with pytest.raises(MissingExtraError, match=r"pip install 'hfstack\[vllm\]'"):
         VLLMEngine(SETTINGS, tiny_tokenizer)
