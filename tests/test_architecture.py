@@ -158,6 +158,43 @@ def test_sizes(path: Path):
             )
 
 
+@pytest.mark.parametrize("path", [*LIBRARY, *RECIPES, *BENCHMARKS], ids=label)
+def test_code_reads_in_paragraphs(path: Path):
+    """No more than 20 lines of a function in a row without a blank line or a comment of its own."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for function in functions(path):
+        block = 0
+        first = (
+            function.body[1]
+            if ast.get_docstring(function) and function.body[1:]
+            else function.body[0]
+        )
+        for number in range(first.lineno, (function.end_lineno or 0) + 1):
+            line = lines[number - 1].strip()
+            block = 0 if not line or line.startswith("#") else block + 1
+            assert block <= 20, (
+                f"{function.name}: line {number} is the 21st in a row: where is the paragraph?"
+            )
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *RECIPES, *BENCHMARKS, *TESTS], ids=label)
+def test_no_line_is_over_100_columns(path: Path):
+    """Links alone are longer; `fmt: skip` would hide a line from the formatter."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        assert len(line) <= 100 or "://" in line, f"line {number} has {len(line)} columns"
+        assert "# fmt" + ": skip" not in line, f"line {number} hides from the formatter"
+
+
+@pytest.mark.parametrize("path", [*LIBRARY, *RECIPES], ids=label)
+def test_docstrings_open_with_a_short_line(path: Path):
+    module = tree(path)
+    for node in ast.walk(module):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = (ast.get_docstring(node) or "").partition("\n")[0]
+            name = getattr(node, "name", "the file")
+            assert len(first) <= 80, f"{name}: its docstring opens with {len(first)} characters"
+
+
 @pytest.mark.parametrize("path", [*LIBRARY, *RECIPES], ids=label)
 def test_at_most_five_positional_parameters(path: Path):
     # A hook of an upstream class has the signature that upstream gives it: forward, backward, on_step_end ...

@@ -1,0 +1,53 @@
+"""Hash files, bring them to the disk, and write them all or nothing. Standard library only."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+
+def hash_file(path: Path) -> str:
+    """Return the BLAKE2b digest of a file's bytes: 16 bytes in hex, as run.json keeps it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def hash_text(text: str) -> str:
+    """Return the BLAKE2b digest of a text in UTF-8: 16 bytes in hex."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, errors: str = "strict") -> Iterator[TextIO]:
+    """Open a text file in UTF-8 that takes its name only once it is whole and on the disk.
+
+    A reader sees the old file or the new one, never a part; when the block raises, the old one stays.
+
+    Args:
+        path: the file; its folder must exist.
+        errors: what `open` does with characters that UTF-8 does not have.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors=errors, newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+    # The new name is an entry of the folder, which has to reach the disk as well.
+    flush_to_disk(path.parent)
