@@ -21,7 +21,7 @@ _SAVE_TIMEOUT_S = (
     600  # torchrun kills a worker that has not ended this long after a stop; its own default is 30
 )
 _ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-_TRAINERS = ("trl", "hfstack.training")
+_TRAINERS = ("trl", "hfstack.tasks.rl")  # whose ...Config classes are TrainingArguments
 _ON = ("true", "1", "yes", "y", "t")
 
 
@@ -223,7 +223,7 @@ def _rendezvous(options: LaunchOptions, *names: str) -> list[str]:
 def trains_a_model(recipe: Path) -> bool:
     """Tell whether a recipe's `main` takes a subclass of TrainingArguments, from its source alone.
 
-    A class counts by its name: `...TrainingArguments`, or a `...Config` of trl or of `hfstack.training`.
+    A class counts by its name: `...TrainingArguments`, or a `...Config` of trl or of `hfstack.tasks.rl`.
     """
     try:
         tree = ast.parse(recipe.read_text(encoding="utf-8"))

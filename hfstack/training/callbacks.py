@@ -79,7 +79,7 @@ class Throughput(TrainerCallback):
         tokens_per_s = self.tokens_per_step * steps / seconds
         return {
             "tokens_per_s": round(tokens_per_s, 1),
-            "mfu": round(tokens_per_s * self.utilization_per_rate, 4),
+            "mfu": float(f"{tokens_per_s * self.utilization_per_rate:.4g}"),
         }
 
 

@@ -103,7 +103,7 @@ def test_a_reward_that_raises_names_the_sample_and_the_line() -> None:
             share / len(completion) for completion, share in zip(completions, weight, strict=True)
         ]
 
-    expected = r"'fragile' raised ZeroDivisionError: .*\(test_rewards.py:\d+\) for sample 2 of 3: prompt 'Say nothing.'"
+    expected = r"'fragile' raised ZeroDivisionError: .*\(test_prepare.py:\d+\) for sample 2 of 3: prompt 'Say nothing.'"
     with pytest.raises(DataError, match=expected):
         checked(fragile)(prompts=PROMPTS, completions=ANSWERS, weight=[1, 2, 3])
 
