@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -314,6 +315,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 )
 def test_a_disk_that_really_fills_up(train, small_disk: Path, room_bytes: int, whole: Path) -> None:
     def fill(**kwargs: Any) -> None:
+        # The manifest is written beside training: on a busy machine the disk would be full before it.
+        manifest = small_disk / "out" / "checkpoint-2" / MANIFEST
+        for _ in range(200):
+            if manifest.is_file():
+                break
+            time.sleep(0.05)
+
         free = shutil.disk_usage(small_disk).free
         (small_disk / "filler").write_bytes(bytes(free - room_bytes))
 
