@@ -20,6 +20,7 @@ from transformers import (
 )
 from trl import ModelConfig, get_quantization_config
 
+import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.shipped import ARCHITECTURES, find_shipped
