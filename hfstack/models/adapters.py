@@ -16,6 +16,7 @@ from trl import ModelConfig
 from hfstack.errors import ConfigError, MissingExtraError
 from hfstack.logs import get_logger
 from hfstack.models.loading import load_causal_lm, vocabulary_size
+from hfstack.tokens.special_tokens import end_token_ids
 
 logger = get_logger(__name__)
 
@@ -95,7 +96,7 @@ def give_pad_token(
     Raises:
         ConfigError: the embedding would have to grow and may not.
     """
-    ends = end_ids(tokenizer, model)
+    ends = end_token_ids(model, tokenizer)
     pad = cast(int | None, tokenizer.pad_token_id)
     if pad is None or pad in ends:
         before = tokenizer.pad_token
@@ -123,16 +124,6 @@ def give_pad_token(
     model.config.pad_token_id = tokenizer.pad_token_id
     cast(Any, model.generation_config).pad_token_id = tokenizer.pad_token_id
     return str(tokenizer.pad_token)
-
-
-def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> set[int]:
-    """Return every token that ends a text: the model's own list, and the tokenizer's eos."""
-    listed: Any = getattr(model.generation_config, "eos_token_id", None)
-    ids = {
-        *(listed if isinstance(listed, list) else [listed]),
-        cast(int | None, tokenizer.eos_token_id),
-    }
-    return {token for token in ids if token is not None}
 
 
 def merge_adapter(model: PeftModel, args: ModelConfig, folder: Path) -> PreTrainedModel:

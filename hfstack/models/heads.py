@@ -7,7 +7,7 @@ give other outputs after each loading.
 """
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -144,41 +144,44 @@ def lora_beside_head(
     )
 
 
-def adapter_base(folder: Path, task_type: str, kind: str) -> str:
-    """Return the name of the model that an adapter was trained on.
+def load_adapter_model(
+    folder: Path,
+    task_type: str,
+    kind: str,
+    load_base: Callable[[str], tuple[PreTrainedModel, Sequence[str]]],
+) -> PeftModel:
+    """Load an adapter with its head onto its base, in evaluation mode.
 
     Args:
+        folder: where the adapter was saved.
+        task_type: PEFT's name of the task, such as SEQ_CLS.
         kind: what the adapter must be, for the message.
+        load_base: given the name of the base, loads it; also returns the modules that the base's
+            checkpoint lacks, which the adapter must hold.
 
     Raises:
-        CheckpointError: it was trained for another task, or names no base.
+        CheckpointError: the adapter was trained for another task, names no base, or was saved
+            without a module that the base lacks too.
     """
     config = PeftConfig.from_pretrained(str(folder))
-    base = config.base_model_name_or_path
-    if config.task_type != task_type or not base:
+    base_name = config.base_model_name_or_path
+    if config.task_type != task_type or not base_name:
         raise CheckpointError(
-            f"{folder} is a LoRA adapter of a {config.task_type or 'model'}, not of a {kind}: merge it into its base "
-            "first, then name the merged model"
+            f"{folder} is a LoRA adapter of a {config.task_type or 'model'}, not of a {kind}: "
+            "merge it into its base first, then name the merged model"
         )
-    return base
 
+    base, new_modules = load_base(base_name)
 
-def put_adapter_on(model: PreTrainedModel, folder: Path, new_modules: Sequence[str]) -> PeftModel:
-    """Return the base with the adapter and its head on it, in evaluation mode.
-
-    Args:
-        new_modules: what the base does not hold, which the adapter must.
-
-    Raises:
-        CheckpointError: the adapter was saved without them.
-    """
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        held = " ".join(file.keys())
-    if lost := [module for module in new_modules if module.rpartition(".")[2] not in held]:
+        saved = " ".join(file.keys())
+    lost = [module for module in new_modules if module.rpartition(".")[2] not in saved]
+    if lost:
         raise CheckpointError(
-            f"{folder} was saved without {', '.join(lost)}, which its base does not hold either: train it again"
+            f"{folder} was saved without {', '.join(lost)}, which its base does not hold either: "
+            "train it again"
         )
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    return PeftModel.from_pretrained(base, str(folder)).eval()
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError, MissingExtraError
-from hfstack.models.adapters import check_adapter_settings, end_ids, give_pad_token
+from hfstack.models.adapters import check_adapter_settings, give_pad_token
+from hfstack.tokens.special_tokens import end_token_ids
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_missing_pad_grows_the_embedding(loaded, tiny_llama: Path) -> None:
     assert tokenizer.pad_token_id == model.config.pad_token_id == 300
     assert len(model.get_input_embeddings().weight) == model.config.vocab_size == 301
     assert torch.equal(model(tokens).logits[..., :300], before)
-    assert end_ids(tokenizer, model) == {0, 1}
+    assert end_token_ids(model, tokenizer) == [0, 1]
 
 
 def settings(**changes) -> ModelConfig:

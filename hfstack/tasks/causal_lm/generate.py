@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.causal_lm.metrics import document_start_id
+from hfstack.tokens.special_tokens import end_token_ids
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def complete(
         for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
         if i is not None
     )
-    ends = _end_ids(model, tokenizer)
+    ends = end_token_ids(model, tokenizer)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -126,13 +127,3 @@ def _start(tokenizer: PreTrainedTokenizerBase, prompt: str, start: int | None) -
             "a prompt is empty, and the tokenizer has no bos or eos token to start from"
         )
     return token_ids
-
-
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends a text: the model's own list and the tokenizer's eos."""
-    listed: Any = getattr(model.generation_config, "eos_token_id", None)
-    ids = {
-        *(listed if isinstance(listed, list) else [listed]),
-        cast(int | None, tokenizer.eos_token_id),
-    }
-    return {token for token in ids if token is not None}

@@ -24,12 +24,11 @@ from trl import ModelConfig
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.heads import (
     ADAPTER_FILE,
-    adapter_base,
     check_own_tokenizer,
     checkpoint_config,
+    load_adapter_model,
     load_with_config,
     padding_id,
-    put_adapter_on,
     read_config,
     set_attention_dropout,
 )
@@ -188,20 +187,23 @@ def _load_adapter(
     args: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, info: ClassifierInfo | None
 ) -> PeftModel:
     """Load the base that an adapter names, and the adapter with its head on it."""
-    base = adapter_base(folder, "SEQ_CLS", "classifier")
-    if info is None:
-        raise CheckpointError(
-            f"{folder} is an adapter without {CLASSIFIER_FILE}: train it again with classify"
+
+    def load_base(name: str) -> tuple[PreTrainedModel, Sequence[str]]:
+        if info is None:
+            raise CheckpointError(
+                f"{folder} is an adapter without {CLASSIFIER_FILE}: train it again with classify"
+            )
+        new_modules: list[str] = []
+        model = load_classifier(
+            replace(args, model_name_or_path=name),
+            tokenizer,
+            problem_type=info.problem_type,
+            id2label=dict(enumerate(info.names)) or {0: "score"},
+            new_modules=new_modules,
         )
-    new_modules: list[str] = []
-    model = load_classifier(
-        replace(args, model_name_or_path=base),
-        tokenizer,
-        problem_type=info.problem_type,
-        id2label=dict(enumerate(info.names)) or {0: "score"},
-        new_modules=new_modules,
-    )
-    return put_adapter_on(model, folder, new_modules)
+        return model, new_modules
+
+    return load_adapter_model(folder, "SEQ_CLS", "classifier", load_base)
 
 
 def _check_head(config: Any, problem_type: str, id2label: dict[int, str], name: str) -> None:

@@ -11,10 +11,11 @@ from trl import ModelConfig
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.models.adapters import check_adapter_settings, end_ids
+from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.loading import context_length, find_architecture
 from hfstack.tasks.preferences.rows import answer_text
 from hfstack.tokens.chat import prompt_ids
+from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
 
 logger = get_logger(__name__)
@@ -66,7 +67,7 @@ def check_preferences(
         )
     embedding_rows = len(torch.as_tensor(model.get_input_embeddings().weight))
     faults: dict[str, str | None] = {
-        "pad is not eos": checks.pad_is_not_eos(tokenizer, end_ids(tokenizer, model)),
+        "pad is not eos": checks.pad_is_not_eos(tokenizer, end_token_ids(model, tokenizer)),
         "embedding covers the tokenizer": checks.embedding_covers_tokenizer(
             embedding_rows, tokenizer
         ),

@@ -21,10 +21,9 @@ from trl import ModelConfig
 from hfstack.errors import ConfigError
 from hfstack.models.heads import (
     ADAPTER_FILE,
-    adapter_base,
+    load_adapter_model,
     load_with_config,
     padding_id,
-    put_adapter_on,
     read_config,
 )
 from hfstack.models.loading import check_vocabulary
@@ -99,9 +98,12 @@ def score_sequences(
 
 def _load_adapter(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PeftModel:
     """Load the base that an adapter names, and the adapter with its head on it."""
-    base = adapter_base(folder, "SEQ_CLS", "reward model")
-    new_modules: list[str] = []
-    model = load_reward_model(
-        replace(args, model_name_or_path=base), tokenizer, new_modules=new_modules
-    )
-    return put_adapter_on(cast(PreTrainedModel, model), folder, new_modules)
+
+    def load_base(name: str) -> tuple[PreTrainedModel, list[str]]:
+        new_modules: list[str] = []
+        model = load_reward_model(
+            replace(args, model_name_or_path=name), tokenizer, new_modules=new_modules
+        )
+        return cast(PreTrainedModel, model), new_modules
+
+    return load_adapter_model(folder, "SEQ_CLS", "reward model", load_base)

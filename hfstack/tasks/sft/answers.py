@@ -16,10 +16,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
-from hfstack.models.adapters import end_ids
 from hfstack.tasks.causal_lm.generate import Completion
 from hfstack.tasks.causal_lm.metrics import perplexity
 from hfstack.tasks.shared.text_overlap import text_overlap
+from hfstack.tokens.special_tokens import end_token_ids
 
 _IGNORED = -100
 
@@ -42,7 +42,7 @@ def answer(
         temperature: 0 for greedy decoding.
     """
     pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    ends = end_ids(tokenizer, model)
+    ends = end_token_ids(model, tokenizer)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,

@@ -22,12 +22,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
-from hfstack.models.adapters import end_ids
 from hfstack.models.counting import flops_per_token, peak_flops_per_s
 from hfstack.models.loading import context_length
 from hfstack.runs.environment import uses_deepspeed
 from hfstack.tasks.sft.data import PackedCollator, encode_split, pack
 from hfstack.tokens.chat import read_template
+from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
 
 logger = get_logger(__name__)
@@ -170,7 +170,7 @@ def encode_rows(
                 cut=not (training_args.packing and training_args.packing_strategy == "bfd_split"),
                 processes=training_args.dataset_num_proc,
             )
-    ends = end_ids(tokenizer, model)
+    ends = end_token_ids(model, tokenizer)
     bos = cast(int | None, tokenizer.bos_token_id)
     embedding_rows = len(torch.as_tensor(model.get_input_embeddings().weight))
     results["pad is not eos"] = checks.pad_is_not_eos(tokenizer, ends)

@@ -24,11 +24,10 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.adapters import check_adapter_flags
 from hfstack.models.heads import (
     ADAPTER_FILE,
-    adapter_base,
     check_own_tokenizer,
+    load_adapter_model,
     load_with_config,
     lora_beside_head,
-    put_adapter_on,
     read_config,
     set_attention_dropout,
 )
@@ -174,7 +173,6 @@ def _load_adapter(
     args: ModelConfig, task: Task, folder: Path
 ) -> tuple[PeftModel, PreTrainedTokenizerBase, dict[str, Any]]:
     """Load the base that an adapter names, with its head drawn anew, and the adapter with the trained head on it."""
-    base = adapter_base(folder, _ADAPTER_TASKS[task], _KINDS[task])
     info = _read_task(folder)
     if info is None:
         raise CheckpointError(f"{folder} is an adapter without {TASK_FILE}: train it again")
@@ -182,11 +180,13 @@ def _load_adapter(
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
         raise CheckpointError(not_found("tokenizer", str(folder), error)) from error
-    named = replace(args, model_name_or_path=base, model_revision="main")
-    model, new_modules = _load_base(
-        named, tokenizer, task, tags=info.get("tags"), attention_dropout=None
-    )
-    return put_adapter_on(model, folder, new_modules), tokenizer, info
+
+    def load_base(name: str) -> tuple[PreTrainedModel, list[str]]:
+        named = replace(args, model_name_or_path=name, model_revision="main")
+        return _load_base(named, tokenizer, task, tags=info.get("tags"), attention_dropout=None)
+
+    model = load_adapter_model(folder, _ADAPTER_TASKS[task], _KINDS[task], load_base)
+    return model, tokenizer, info
 
 
 def _read_task(folder: Path) -> dict[str, Any] | None:
