@@ -1,37 +1,50 @@
-"""Panels of points and lines on logarithmic or linear axes, side by side in one SVG that stands on its own.
-
-Positions are in pixels of the picture; text is escaped. The report shows such a file as an image, so it carries its own
-colours, which are legible on white and told apart by the colour-blind.
-"""
+"""Plots of points, lines and columns, beside or under each other in one SVG with one legend."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hfstack.drawing.curves import Axis, linear_axis, log_axis, spread
-from hfstack.drawing.html import Html, join, tag
-from hfstack.drawing.numbers import compact, power
+from hfstack.drawing.axes import Axis, format_ticks, linear_axis, log_axis, spread_labels
+from hfstack.drawing.html import Html
+from hfstack.drawing.numbers import power
+from hfstack.drawing.svg import (
+    COLORS,
+    FAINT,
+    INK,
+    draw_box,
+    draw_dot,
+    draw_line,
+    draw_picture,
+    draw_polyline,
+    draw_text,
+    move,
+    text_width,
+)
 
-COLORS = ("#2a7f9e", "#c8643c", "#5a8f3d", "#8a5aa8", "#b08a1e", "#3c4f9e", "#a83c5f", "#444444")
-_INK, _FAINT = "#303030", "#d8d8d8"
+# Pixels of a panel around its plot, and of one row of the legend.
 _LEFT, _RIGHT, _TOP, _BOTTOM, _LEGEND = 58, 16, 34, 44, 20
-_LEGEND_CHARACTER = 6.7  # width of an average letter at 12 pixels
+_NAME_HEIGHT = 13
+_MANY_DOTS = 60  # from here on they are drawn smaller
 
 Point = tuple[float, float]
-Style = Literal["dots", "rings", "line", "dashed", "bars"]
+Style = Literal["dots", "rings", "line", "dashed", "faint"]
+AxisKind = Literal["log", "linear", "loss", "from_zero", "steps", "share"]
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Points or a line of one colour.
+    """Points, a line, ranges or columns of one colour.
 
     Args:
         points: (x, y), drawn where both are finite.
-        label: in the legend; marks of one label and colour share an entry, and "" has none.
+        label: in the legend; marks of one label share an entry, and "" has none.
         color: counts from 0, or a colour of its own.
-        style: `dots`, `rings` (hollow), `line`, `dashed`, or `bars`: upright, from the low to the high of each.
-        bars: (x, low, high) for the style `bars`.
+        style: of the points: `dots`, `rings` (hollow), or a line through them: `line`, `dashed` or
+            `faint` (what was logged, behind its smoothed form).
+        radii: of the dots in pixels, one a point; by default all are equal.
+        ranges: (x, low, high), each an upright line; (row, low, high), lying, in a panel of rows.
+        columns: (left, right, height), each a box on y = 0.
         name: written at the last point.
     """
 
@@ -39,8 +52,18 @@ class Marks:
     label: str = ""
     color: int | str = 0
     style: Style = "dots"
-    bars: Sequence[tuple[float, float, float]] = ()
+    radii: Sequence[float] = ()
+    ranges: Sequence[tuple[float, float, float]] = ()
+    columns: Sequence[tuple[float, float, float]] = ()
     name: str = ""
+
+    @property
+    def is_line(self) -> bool:
+        return self.style in ("line", "dashed", "faint")
+
+    @property
+    def css_color(self) -> str:
+        return self.color if isinstance(self.color, str) else COLORS[self.color % len(COLORS)]
 
 
 @dataclass(frozen=True)
@@ -48,7 +71,9 @@ class Panel:
     """One plot.
 
     Args:
-        x_kind, y_kind: `log`, `linear`, or `loss`: logarithmic with ticks at round differences, for narrow ranges.
+        x_kind, y_kind: `log`, `linear`, `from_zero` (linear), `steps` (from 0, ticks at whole
+            numbers), `share` (0 to 1), or `loss`: logarithmic with ticks at round differences, for
+            narrow ranges.
         scientific: write the ticks of x as powers of ten, as FLOPs are.
         zero: draw a line at y = 0.
         rows: names of whole y values from 0, instead of numbers.
@@ -58,216 +83,220 @@ class Panel:
     x_label: str
     y_label: str
     marks: list[Marks] = field(default_factory=list)
-    x_kind: Literal["log", "linear"] = "log"
-    y_kind: Literal["log", "linear", "loss"] = "log"
+    x_kind: AxisKind = "log"
+    y_kind: AxisKind = "log"
     scientific: bool = False
     zero: bool = False
     rows: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Plot:
+    """The part of a panel inside its axes: where values lie, in pixels."""
+
+    left: float
+    right: float
+    bottom: float
+    x: Axis
+    y: Axis
+
+    def place(self, point: Point) -> Point:
+        return self.across(point[0]), self.down(point[1])
+
+    def across(self, value: float) -> float:
+        return self.left + (self.right - self.left) * self.x.position(value)
+
+    def down(self, value: float) -> float:
+        return self.bottom - (self.bottom - _TOP) * self.y.position(value)
+
+
 def draw_panels(
-    title: str, panels: Sequence[Panel], *, width: int = 1080, height: int = 330
+    title: str,
+    panels: Sequence[Panel],
+    *,
+    width: float = 1080,
+    height: float = 330,
+    columns: int | None = None,
 ) -> str:
-    """Return an SVG of panels side by side, with one legend under them."""
-    each = width / len(panels)
+    """Return an SVG of panels, with one legend under them.
+
+    Args:
+        width: of the picture.
+        height: of one row of panels.
+        columns: panels a row; by default all are side by side.
+    """
+    columns = columns or len(panels)
+    each = width / columns
     drawn = [
-        tag("g", {"transform": f"translate({each * place:.1f} 0)"}, _draw(panel, each, height))
-        for place, panel in enumerate(panels)
+        move(each * (index % columns), height * (index // columns), _draw_panel(one, each, height))
+        for index, one in enumerate(panels)
     ]
-    legend, rows = _legend([marks for panel in panels for marks in panel.marks], width, height)
-    total = height + _LEGEND * rows + (6 if rows else 0)
-    picture = tag(
-        "svg",
-        {
-            "xmlns": "http://www.w3.org/2000/svg",
-            "viewBox": f"0 0 {width} {total}",
-            "width": width,
-            "height": total,
-            "role": "img",
-            "font-family": "sans-serif",
-            "font-size": 12,
-        },
-        tag("title", title),
-        tag("rect", {"width": width, "height": total, "fill": "#ffffff"}),
-        drawn,
-        legend,
-    )
-    return f"{picture}\n"
+
+    top = height * math.ceil(len(panels) / columns)
+    legend, rows = _draw_legend([marks for panel in panels for marks in panel.marks], width, top)
+    whole = top + _LEGEND * rows + (6 if rows else 0)
+    return draw_picture(title, [drawn, legend], width=width, height=whole)
 
 
-def _draw(panel: Panel, width: float, height: float) -> list[Html]:
-    """The axes and the marks of one panel."""
-    spots = [*_every_point(panel.marks, sideways=bool(panel.rows))]
+def _draw_panel(panel: Panel, width: float, height: float) -> list[Html]:
+    """Return the axes and the marks of one panel."""
+    spots = list(_every_spot(panel))
     if not spots:
-        return [
-            _text(_LEFT, _TOP - 12, panel.title, weight="600"),
-            _text(_LEFT, height / 2, "nothing to draw"),
-        ]
-    left = _LEFT + (5.5 * max(map(len, panel.rows)) if panel.rows else 0)
-    right, bottom = width - _RIGHT, height - _BOTTOM
-    x = _axis([spot[0] for spot in spots], panel.x_kind)
-    y = (
-        Axis(-0.6, len(panel.rows) - 0.4, [])
-        if panel.rows
-        else _axis([spot[1] for spot in spots], panel.y_kind)
-    )
+        heading = draw_text(_LEFT, _TOP - 12, panel.title, weight="600")
+        return [heading, draw_text(_LEFT, height / 2, "nothing to draw")]
 
-    def across(value: float) -> float:
-        return left + (right - left) * x.position(value)
+    x = _make_axis([spot[0] for spot in spots], panel.x_kind)
+    y = _make_axis([spot[1] for spot in spots], panel.y_kind)
+    if panel.rows:  # half a row of space above and below
+        y = Axis(-0.6, len(panel.rows) - 0.4, [])
+    left = _LEFT + max((0.82 * text_width(row) for row in panel.rows), default=0)
+    plot = _Plot(left, width - _RIGHT, height - _BOTTOM, x, y)
 
-    def down(value: float) -> float:
-        return bottom - (bottom - _TOP) * y.position(value)
-
-    parts = [_text(left, _TOP - 12, panel.title, weight="600")]
-    for tick in x.ticks:
-        parts.append(_line(across(tick), _TOP, across(tick), bottom, _FAINT))
-        words = power(f"{tick:.0e}") if panel.scientific else _tick_text(tick)
-        parts.append(_text(across(tick), bottom + 17, words, anchor="middle"))
-    for tick in y.ticks:
-        parts.append(_line(left, down(tick), right, down(tick), _FAINT))
-        parts.append(_text(left - 7, down(tick) + 4, _tick_text(tick), anchor="end"))
-    for place, name in enumerate(panel.rows):
-        parts.append(_text(left - 7, down(place) + 4, name, anchor="end"))
-    if panel.zero and y.low < 0 < y.high:
-        parts.append(_line(left, down(0), right, down(0), _INK))
-    parts.append(_text((left + right) / 2, bottom + 36, panel.x_label, anchor="middle"))
-    parts.append(
-        tag(
-            "text",
-            {
-                "transform": f"translate(13 {(_TOP + bottom) / 2:.1f}) rotate(-90)",
-                "text-anchor": "middle",
-            },
-            {"fill": _INK},
-            panel.y_label,
-        )
-    )
-    parts.append(_line(left, bottom, right, bottom, _INK))
+    parts = _draw_axes(panel, plot)
     for marks in panel.marks:
-        parts += _draw_marks(marks, across, down, sideways=bool(panel.rows))
-    named = sorted(
-        (m for m in panel.marks if m.name and m.points), key=lambda m: y.position(m.points[-1][1])
-    )
-    heights = spread([y.position(m.points[-1][1]) for m in named], gap=13 / (bottom - _TOP))
-    for marks, place in zip(named, heights, strict=True):
-        spot = bottom - (bottom - _TOP) * place + 4
-        parts.append(
-            _text(
-                across(marks.points[-1][0]) - 4,
-                spot - 8,
-                marks.name,
-                anchor="end",
-                color=_color(marks),
-            )
-        )
+        parts += _draw_marks(marks, plot, lying=bool(panel.rows))
+    return parts + _draw_names(panel.marks, plot)
+
+
+def _draw_axes(panel: Panel, plot: _Plot) -> list[Html]:
+    """Return the heading, the grid with its numbers, and what the axes mean."""
+    left, right, bottom = plot.left, plot.right, plot.bottom
+    parts = [draw_text(left, _TOP - 12, panel.title, weight="600")]
+
+    # upright grid lines with the numbers of x under them
+    x_texts = [power(f"{tick:.0e}") for tick in plot.x.ticks]
+    if not panel.scientific:
+        x_texts = format_ticks(plot.x)
+    for tick, text in zip(plot.x.ticks, x_texts, strict=True):
+        at = plot.across(tick)
+        parts.append(draw_line((at, _TOP), (at, bottom), FAINT))
+        parts.append(draw_text(at, bottom + 17, text, anchor="middle"))
+
+    # lying grid lines with the numbers of y beside them, or the names of rows
+    y_texts = format_ticks(plot.y) if plot.y.ticks else []
+    for tick, text in zip(plot.y.ticks, y_texts, strict=True):
+        at = plot.down(tick)
+        parts.append(draw_line((left, at), (right, at), FAINT))
+        parts.append(draw_text(left - 7, at + 4, text, anchor="end"))
+    for row, name in enumerate(panel.rows):
+        parts.append(draw_text(left - 7, plot.down(row) + 4, name, anchor="end"))
+
+    # the axes themselves
+    if panel.zero and plot.y.low < 0 < plot.y.high:
+        parts.append(draw_line((left, plot.down(0)), (right, plot.down(0)), INK))
+    parts.append(draw_line((left, bottom), (right, bottom), INK))
+    parts.append(draw_text((left + right) / 2, bottom + 36, panel.x_label, anchor="middle"))
+    middle = (_TOP + bottom) / 2
+    parts.append(draw_text(13, middle, panel.y_label, anchor="middle", rotate=-90))
     return parts
 
 
-def _draw_marks(
-    marks: Marks,
-    across: Callable[[float], float],
-    down: Callable[[float], float],
-    *,
-    sideways: bool,
-) -> list[Html]:
-    color = _color(marks)
-    if marks.style == "bars":
-        parts = []
-        for at, low, high in marks.bars:
-            ends = (across(low), down(at), across(high), down(at)) if sideways else (
-                across(at), down(low), across(at), down(high)
-            )  # fmt: skip
-            parts.append(_line(*ends, color, width=2))
-        return parts
-    spots = [(across(a), down(b)) for a, b in marks.points if math.isfinite(a) and math.isfinite(b)]
-    if marks.style in ("line", "dashed"):
-        path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in spots)
-        dashes = {"stroke-dasharray": "6 4"} if marks.style == "dashed" else {}
-        return [
-            tag("path", {"d": path, "fill": "none", "stroke": color, "stroke-width": 1.8} | dashes)
+def _draw_marks(marks: Marks, plot: _Plot, *, lying: bool) -> list[Html]:
+    """Return the shapes of some marks.
+
+    Args:
+        lying: ranges go from left to right, in the row that their first number names.
+    """
+    color = marks.css_color
+    parts = []
+    for left, right, height in marks.columns:
+        x, y = plot.place((left, height))
+        wide, tall = plot.across(right) - x, plot.down(0) - y
+        parts.append(draw_box(x, y, 0.96 * wide, tall, color, opacity=0.5))
+    for at, low, high in marks.ranges:
+        start, end = ((low, at), (high, at)) if lying else ((at, low), (at, high))
+        parts.append(draw_line(plot.place(start), plot.place(end), color, width=2))
+
+    shown = [index for index, point in enumerate(marks.points) if _is_finite(point)]
+    spots = [plot.place(marks.points[index]) for index in shown]
+    if marks.is_line and spots:
+        opacity = 0.25 if marks.style == "faint" else None
+        dashed = marks.style == "dashed"
+        parts.append(draw_polyline(spots, color, dashed=dashed, opacity=opacity))
+    elif spots:
+        usual = 3 if len(spots) > _MANY_DOTS else 4
+        radii = [marks.radii[index] if marks.radii else usual for index in shown]
+        hollow = marks.style == "rings"
+        parts += [
+            draw_dot(x, y, color, radius=radius, hollow=hollow, opacity=0.75)
+            for (x, y), radius in zip(spots, radii, strict=True)
         ]
-    hollow = {"fill": "#ffffff", "stroke": color, "stroke-width": 2}
-    filling = hollow if marks.style == "rings" else {"fill": color, "fill-opacity": 0.75}
-    size = 3 if len(spots) > 60 else 4
-    return [
-        tag("circle", {"cx": f"{a:.1f}", "cy": f"{b:.1f}", "r": size} | filling) for a, b in spots
-    ]
+    return parts
 
 
-def _legend(every: list[Marks], width: float, top: float) -> tuple[Html, int]:
-    """One entry a label, in rows; returns the entries and the number of rows."""
+def _draw_names(every: list[Marks], plot: _Plot) -> list[Html]:
+    """Return the names of marks at their last points, moved apart where they would overlap."""
+
+    def height(marks: Marks) -> float:
+        return plot.y.position(marks.points[-1][1])
+
+    named = sorted((marks for marks in every if marks.name and marks.points), key=height)
+    tall = plot.bottom - _TOP
+    heights = spread_labels([height(marks) for marks in named], gap=_NAME_HEIGHT / tall)
+
+    parts = []
+    for marks, place in zip(named, heights, strict=True):
+        x, y = plot.across(marks.points[-1][0]) - 4, plot.bottom - tall * place - 4
+        parts.append(draw_text(x, y, marks.name, anchor="end", color=marks.css_color))
+    return parts
+
+
+def _draw_legend(every: list[Marks], width: float, top: float) -> tuple[list[Html], int]:
+    """Return one entry a label, and in how many rows they are."""
     entries: dict[str, Marks] = {}
     for marks in every:
         if marks.label:
             entries.setdefault(marks.label, marks)
+
     parts, left, row = [], float(_LEFT), 0
     for label, marks in entries.items():
-        wide = 30 + _LEGEND_CHARACTER * len(label)
+        wide = 30 + text_width(label)
         if left + wide > width and left > _LEFT:
             left, row = float(_LEFT), row + 1
         middle = top + _LEGEND * row + 8
-        color = _color(marks)
-        if marks.style in ("line", "dashed"):
-            dashes = {"stroke-dasharray": "5 3"} if marks.style == "dashed" else {}
-            stroke = {"d": f"M{left:.1f} {middle}h16", "stroke": color, "stroke-width": 2} | dashes
-            parts.append(tag("path", stroke))
+
+        if marks.is_line:
+            ends = [(left, middle), (left + 16, middle)]
+            parts.append(draw_polyline(ends, marks.css_color, dashed=marks.style == "dashed"))
         else:
-            hollow = {"fill": "#ffffff", "stroke": color, "stroke-width": 2}
-            look = hollow if marks.style == "rings" else {"fill": color}
-            parts.append(tag("circle", {"cx": f"{left + 8:.1f}", "cy": middle, "r": 4} | look))
-        parts.append(_text(left + 21, middle + 4, label))
+            hollow = marks.style == "rings"
+            parts.append(draw_dot(left + 8, middle, marks.css_color, hollow=hollow))
+        parts.append(draw_text(left + 21, middle + 4, label))
         left += wide
-    return join(parts), row + 1 if entries else 0
+    return parts, row + 1 if entries else 0
 
 
-def _every_point(every: Iterable[Marks], *, sideways: bool) -> Iterable[Point]:
-    for marks in every:
-        yield from ((a, b) for a, b in marks.points if math.isfinite(a) and math.isfinite(b))
-        for at, low, high in marks.bars:
-            yield from ((low, at), (high, at)) if sideways else ((at, low), (at, high))
+def _every_spot(panel: Panel) -> Iterable[Point]:
+    """Yield every point that the axes have to reach."""
+    for marks in panel.marks:
+        yield from filter(_is_finite, marks.points)
+        for at, low, high in marks.ranges:
+            yield from ((low, at), (high, at)) if panel.rows else ((at, low), (at, high))
+        for left, right, height in marks.columns:
+            yield from ((left, 0.0), (right, height))
 
 
-def _axis(values: list[float], kind: str) -> Axis:
+def _is_finite(point: Point) -> bool:
+    return math.isfinite(point[0]) and math.isfinite(point[1])
+
+
+def _make_axis(values: list[float], kind: AxisKind) -> Axis:
+    """Return an axis of a kind that reaches all values."""
     low, high = min(values), max(values)
+    if kind == "share":
+        return Axis(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1])
+    if kind == "steps":
+        axis = linear_axis(0, high or 1, snug=True)
+        return Axis(axis.low, axis.high, [tick for tick in axis.ticks if tick == int(tick)])
     if kind == "log":
         margin = (high / low) ** 0.04 if high > low else 1.5
         return log_axis(low / margin, high * margin, snug=True)
+
+    # Linear: some space above and below, so that no mark lies on the frame.
     margin = (high - low) * 0.05 or abs(low) * 0.05 or 1.0
+    if kind == "from_zero" and low >= 0:
+        return linear_axis(0, high + margin, snug=True)
     axis = linear_axis(low - margin, high + margin, snug=True)
     if kind == "loss" and axis.low > 0:
         return Axis(axis.low, axis.high, [tick for tick in axis.ticks if tick > 0], log=True)
     return axis
-
-
-def _tick_text(tick: float) -> str:
-    if abs(tick) >= 1e3:
-        return compact(tick) if abs(tick) < 1e13 else power(f"{tick:.0e}")
-    return power(f"{tick:g}")
-
-
-def _color(marks: Marks) -> str:
-    return marks.color if isinstance(marks.color, str) else COLORS[marks.color % len(COLORS)]
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, color: str, *, width: float = 1) -> Html:
-    places = {"x1": f"{x1:.1f}", "y1": f"{y1:.1f}", "x2": f"{x2:.1f}", "y2": f"{y2:.1f}"}
-    return tag("line", places, {"stroke": color, "stroke-width": width})
-
-
-def _text(
-    x: float,
-    y: float,
-    words: str,
-    *,
-    anchor: str = "start",
-    color: str = _INK,
-    weight: str | None = None,
-) -> Html:
-    place = {
-        "x": f"{x:.1f}",
-        "y": f"{y:.1f}",
-        "fill": color,
-        "text-anchor": anchor,
-        "font-weight": weight,
-    }
-    return tag("text", place, words)

@@ -1,22 +1,23 @@
-"""The curves of a chain of runs as one SVG that stands alone: a model card has neither style sheet nor script."""
+"""The curves of a chain of runs as one SVG that stands alone.
+
+A model card has neither style sheet nor script.
+"""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from html import escape
 
-from hfstack.drawing.curves import Axis, Chart, linear_axis, log_axis, smooth, tick_texts
-from hfstack.reporting.charts import charts
+from hfstack.drawing.curves import Chart, Series
+from hfstack.drawing.panels import AxisKind, Marks, Panel, draw_panels
+from hfstack.drawing.smoothing import Points, smooth, thin_out
+from hfstack.reporting.charts import TOKEN_LOSS_RECIPES, charts
 from hfstack.reporting.runs import Report
 
-_WIDTH, _HEIGHT, _GAP = 400, 230, 20  # of one plot
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 40, 34
-_COLORS = ("#2a7f9e", "#c8643c", "#5b8c5a", "#8a6fae", "#b08900", "#a34a6e", "#4f6d7a", "#7a5c3e")
+_WIDTH, _HEIGHT = 420, 250  # of one plot
 _COLUMNS = 2
 _PLOTS_OF_THE_LAST = 4
-_LOSS_OF_TOKENS = frozenset({"pretrain_clm", "pretrain_mlm", "sft"})
+_DOTS_UP_TO_POINTS = 12
 # What a reader asks of a run first; the learning rate and the clocks come last.
-_FIRST = (
+_FIRST_TITLES = (
     "reward",
     "kl",
     "accuracy",
@@ -25,7 +26,7 @@ _FIRST = (
     "perplexity",
     "bits per byte",
 )
-_LATER = (
+_LATER_TITLES = (
     "learning rate",
     "throughput",
     "model-flops",
@@ -41,120 +42,86 @@ def chain_picture(reports: Sequence[Report]) -> str | None:
     """Return the SVG of what these runs logged, or None when none of them trained.
 
     Args:
-        reports: in the order in which they ran; the last one gets four plots, each one before it a single plot.
+        reports: in the order in which they ran; the last one gets four plots, each one before it a
+            single plot.
     """
     trained = [report for report in reports if report.history]
-    plots: list[tuple[str, Chart]] = []
+    panels = []
     for report in trained:
-        made = [chart for chart in charts([report], "c") if _drawable(chart)]
-        made = [chart for chart in made if _varies(chart)] or made
-        made.sort(key=lambda chart: _rank(chart.title))
         wanted = _PLOTS_OF_THE_LAST if report is trained[-1] else 1
-        if (
-            made and made[0].title == "Reward"
-        ):  # beside it the loss of a reinforced model says nothing
-            made = [chart for chart in made if chart.title != "Loss"]
-        plots += [(report.record.recipe, chart) for chart in made[:wanted]]
-    if not plots:
+        panels += [
+            _make_panel(report.record.recipe, chart)
+            for chart in _most_telling(charts([report], "c"))[:wanted]
+        ]
+    if not panels:
         return None
-    rows = math.ceil(len(plots) / _COLUMNS)
-    width = _COLUMNS * _WIDTH + (_COLUMNS + 1) * _GAP if len(plots) > 1 else _WIDTH + 2 * _GAP
-    height = rows * _HEIGHT + (rows + 1) * _GAP
-    placed = []
-    for index, (recipe, chart) in enumerate(plots):
-        x = _GAP + index % _COLUMNS * (_WIDTH + _GAP)
-        y = _GAP + index // _COLUMNS * (_HEIGHT + _GAP)
-        placed.append(f'<g transform="translate({x} {y})">{_plot(recipe, chart)}</g>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'role="img" font-family="system-ui, sans-serif" font-size="12" fill="#444">'
-        f"<title>Curves of {escape(', '.join(dict.fromkeys(recipe for recipe, _ in plots)))}</title>"
-        f'<rect width="{width}" height="{height}" fill="#fff"/>{"".join(placed)}</svg>\n'
+
+    recipes = dict.fromkeys(report.record.recipe for report in trained)
+    columns = min(_COLUMNS, len(panels))
+    return draw_panels(
+        f"Curves of {', '.join(recipes)}",
+        panels,
+        width=_WIDTH * columns,
+        height=_HEIGHT,
+        columns=columns,
     )
 
 
-def _rank(title: str) -> int:
-    """Smaller comes first; sorting keeps the report's own order among equals."""
+def _most_telling(made: list[Chart]) -> list[Chart]:
+    """Return the charts that can be drawn, those first that a reader asks for first."""
+    made = [chart for chart in made if _finite_values(chart)]
+    made = [chart for chart in made if len(_finite_values(chart)) > 1] or made
+    made = sorted(made, key=lambda chart: _title_rank(chart.title))
+
+    # Beside its reward, the loss of a policy says nothing.
+    if made and made[0].title == "Reward":
+        made = [chart for chart in made if chart.title != "Loss"]
+    return made
+
+
+def _title_rank(title: str) -> int:
+    """Return a rank, smaller first; sorting keeps the report's own order among equals."""
     lower = title.lower()
-    if lower in _FIRST:
-        return _FIRST.index(lower) - len(_FIRST)
-    return 1 if lower.startswith(_LATER) else 0
+    if lower in _FIRST_TITLES:
+        return _FIRST_TITLES.index(lower) - len(_FIRST_TITLES)
+    return 1 if lower.startswith(_LATER_TITLES) else 0
 
 
-def _varies(chart: Chart) -> bool:
-    return len({value for line in chart.series for _, value in line.points}) > 1
+def _finite_values(chart: Chart) -> set[float]:
+    values = (value for line in chart.series for _, value in line.points)
+    return {value for value in values if math.isfinite(value)}
 
 
-def _drawable(chart: Chart) -> bool:
-    return any(math.isfinite(value) for line in chart.series for _, value in line.points)
-
-
-def _plot(recipe: str, chart: Chart) -> str:
-    """One chart in its own coordinates: heading, grid, axes and lines, with a name beside each of several lines."""
-    points = [
-        (step, value)
-        for line in chart.series
-        for step, value in line.points
-        if math.isfinite(value)
-    ]
-    steps, values = [step for step, _ in points], [value for _, value in points]
-    x = linear_axis(0, max(steps) or 1, ticks=5, snug=True)
+def _make_panel(recipe: str, chart: Chart) -> Panel:
+    """Return one chart as a panel, on a logarithmic axis where its values fall far."""
+    values = _finite_values(chart)
     falls_far = "y" in chart.log_axes and min(values) > 0 and max(values) > 4 * min(values)
-    low = min(0.0, *values) if chart.from_zero else min(values)
-    y = log_axis(min(values), max(values)) if falls_far else linear_axis(low, max(values))
-    parts = [
-        f'<text x="0" y="14" font-weight="600" fill="#222">{escape(recipe)}: {escape(chart.title)}</text>'
-    ]
-    if chart.unit and (chart.title != "Loss" or recipe in _LOSS_OF_TOKENS):
-        parts.append(f'<text x="0" y="30">{escape(chart.unit)}</text>')
-    for tick, text in zip(y.ticks, tick_texts(y), strict=True):
-        height = f"{_down(y, tick):.1f}"
-        parts.append(f'<path d="M{_LEFT} {height}H{_WIDTH - _RIGHT}" stroke="#e4e4e4"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{height}" dy="4" text-anchor="end">{text}</text>')
-    whole = replace(
-        x, ticks=[tick for tick in x.ticks if float(tick).is_integer()]
-    )  # half a step is none
-    for tick, text in zip(whole.ticks, tick_texts(whole), strict=True):
-        parts.append(
-            f'<text x="{_across(x, tick):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{text}</text>'
-        )
-    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">step</text>')
-    for index, line in enumerate(chart.series):
-        color = _COLORS[line.color % len(_COLORS)]
-        finite = [point for point in line.points if math.isfinite(point[1])]
-        if not finite:
-            continue
-        dashes = ' stroke-dasharray="5 4"' if line.held_out else ""
-        faint = ' stroke-opacity="0.25"' if line.smoothed else ""
-        look = f'fill="none" stroke="{color}" stroke-width'
-        parts.append(f'<path d="{_path(finite, x, y)}" {look}="1.5"{dashes}{faint}/>')
-        if line.smoothed:
-            drawn = [point for point in smooth(line.points) if math.isfinite(point[1])]
-            parts.append(f'<path d="{_path(drawn, x, y)}" {look}="2"/>')
-        if len(finite) <= 12:
-            parts += [
-                f'<circle cx="{_across(x, step):.1f}" cy="{_down(y, value):.1f}" r="2.5" fill="{color}"/>'
-                for step, value in finite
-            ]
-        if len(chart.series) > 1:
-            place = _WIDTH - _RIGHT - 70 * (len(chart.series) - 1 - index)
-            parts.append(
-                f'<text x="{place}" y="30" text-anchor="end" fill="{color}">{escape(line.label)}</text>'
-            )
-    return "".join(parts)
+    y_kind: AxisKind = "log" if falls_far else "from_zero" if chart.from_zero else "linear"
+
+    # Only a language model's loss is counted by tokens.
+    unit = chart.unit if chart.title != "Loss" or recipe in TOKEN_LOSS_RECIPES else ""
+    marks = [part for line in chart.series for part in _make_marks(line, log=falls_far)]
+    return Panel(f"{recipe}: {chart.title}", "step", unit, marks, x_kind="steps", y_kind=y_kind)
 
 
-def _path(points: Sequence[tuple[int, float]], x: Axis, y: Axis) -> str:
-    return "M" + "L".join(
-        f"{_across(x, step):.1f} {_down(y, value):.1f}"
-        for step, value in points
-        if value > 0 or not y.log
-    )
+def _make_marks(line: Series, *, log: bool) -> list[Marks]:
+    """Return a line, under its smoothed form when it is noisy, with dots when they are few."""
 
+    def drawable(points: Points) -> Points:
+        return [
+            (step, value)
+            for step, value in points
+            if math.isfinite(value) and (value > 0 or not log)
+        ]
 
-def _across(x: Axis, step: float) -> float:
-    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * x.position(step)
+    points = thin_out(drawable(line.points))
+    if line.smoothed:
+        smoothed = drawable(smooth(line.points))
+        return [
+            Marks(points, color=line.color, style="faint"),
+            Marks(smoothed, line.label, line.color, "line"),
+        ]
 
-
-def _down(y: Axis, value: float) -> float:
-    return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - y.position(value))
+    style = "dashed" if line.held_out else "line"
+    dots = points if len(points) <= _DOTS_UP_TO_POINTS else []
+    return [Marks(points, line.label, line.color, style), Marks(dots, color=line.color)]

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from hfstack.drawing.curves import Chart, Series, draw
+from hfstack.drawing.curves import Chart, Series, draw_chart
 from hfstack.drawing.html import Html, tag
 from hfstack.drawing.numbers import counted, label_of, number
-from hfstack.reporting.runs import Points, Report, Sample
+from hfstack.drawing.smoothing import Points
+from hfstack.reporting.runs import Report, Sample
 
-COLORS = 8
+TOKEN_LOSS_RECIPES = frozenset({"pretrain_clm", "pretrain_mlm", "sft", "evaluate_lm"})
+"""Recipes whose loss is in nats per token; that of others is of answers, pairs or rewards."""
+
+_PAGE_COLORS = 8  # the classes c0 to c7 of page.css
 _SHOWN_CURVES = 6
 _SHOWN_STORIES = 6
 
@@ -59,7 +63,7 @@ def charts(group: list[Report], identifier: str) -> list[Chart]:
         series = _series(group, spec)
         if series:
             restarts = [
-                (restart["step"], position % COLORS)
+                (restart["step"], position % _PAGE_COLORS)
                 for position, report in enumerate(group)
                 for restart in report.record.restarts
                 if report.history and restart["step"] > 0
@@ -84,7 +88,7 @@ def curves_section(group: list[Report], made: list[Chart]) -> Html:
     legend = None
     if len(trained) > 1:
         items = [
-            tag("li", tag(f"span.swatch.c{position % COLORS}"), report.label)
+            tag("li", tag(f"span.swatch.c{position % _PAGE_COLORS}"), report.label)
             for position, report in enumerate(group)
             if report.history
         ]
@@ -100,12 +104,12 @@ def curves_section(group: list[Report], made: list[Chart]) -> Html:
         legend,
         tag(
             "div.charts" + (".labelled" if len(trained) > 1 else ""),
-            map(draw, made[:_SHOWN_CURVES]),
+            map(draw_chart, made[:_SHOWN_CURVES]),
         ),
         tag(
             "details",
             tag("summary", counted(len(more), "curve", more=True)),
-            tag("div.charts" + (".labelled" if len(trained) > 1 else ""), map(draw, more)),
+            tag("div.charts" + (".labelled" if len(trained) > 1 else ""), map(draw_chart, more)),
         )
         if more
         else None,
@@ -162,7 +166,9 @@ def _series(group: list[Report], spec: _Known) -> list[Series]:
                 line = Series(label, points, int(held_out), held_out, noisy=spec.noisy)
             else:
                 label = report.label + (", held out" if held_out else "")
-                line = Series(label, points, position % COLORS, held_out, report.label, spec.noisy)
+                line = Series(
+                    label, points, position % _PAGE_COLORS, held_out, report.label, spec.noisy
+                )
             found.append(line)
     return found
 

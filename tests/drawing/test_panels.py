@@ -35,7 +35,7 @@ def test_everything_is_inside_and_escaped() -> None:
     marks = [
         Marks([(1e9, 3.1), (2e9, math.nan), (4e9, 2.9)], "a < b & c", 0, "rings", name="end"),
         Marks([(1e9, 3.0), (4e9, 2.8)], "line", 1, "line"),
-        Marks(bars=[(2e9, 2.7, 3.3)], color=2, style="bars"),
+        Marks(ranges=[(2e9, 2.7, 3.3)], color=2),
     ]
     panels = [Panel("one <script>", "N", "loss", marks, y_kind="loss"), Panel("empty", "x", "y")]
     text = draw_panels("t", panels, width=900, height=300)
@@ -46,9 +46,9 @@ def test_everything_is_inside_and_escaped() -> None:
         assert 0 <= x <= 900 and 0 <= y <= float(picture.get("height", "0"))
 
 
-def test_rows_have_names_and_bars_lie() -> None:
+def test_rows_have_names_and_ranges_lie() -> None:
     marks = [
-        Marks(bars=[(0, 1.0, 3.0)], style="bars"),
+        Marks(ranges=[(0, 1.0, 3.0)]),
         Marks([(2.0, 0)], "llama"),
         Marks([(5.0, 1)], "gru", 1),
     ]
@@ -56,8 +56,10 @@ def test_rows_have_names_and_bars_lie() -> None:
         "alpha", "fall with N", "", marks, x_kind="linear", y_kind="linear", rows=("llama", "gru")
     )
     picture = parse(draw_panels("t", [panel]))
-    bar = next(line for line in picture.iter(f"{SVG}line") if line.get("stroke-width") == "2")
-    assert bar.get("y1") == bar.get("y2") and float(bar.get("x1", "")) < float(bar.get("x2", ""))
+    line = next(one for one in picture.iter(f"{SVG}line") if one.get("stroke-width") == "2")
+    assert line.get("y1") == line.get("y2") and float(line.get("x1", "")) < float(
+        line.get("x2", "")
+    )
     texts = [element.text for element in picture.iter(f"{SVG}text")]
     assert texts.count("llama") == 2  # the row and the legend
 
@@ -68,3 +70,19 @@ def test_a_single_point_has_axes_around_it() -> None:
             draw_panels("t", [Panel("p", "x", "y", [Marks([(1e6, 3.0)])], y_kind=kind)])
         )
         assert len(circles(picture)) == 1
+
+
+def test_columns_have_the_heights_of_their_values() -> None:
+    marks = [Marks(columns=[(0.0, 1.0, 0.25), (1.0, 2.0, 0.5)])]
+    panel = Panel("p", "reward", "share", marks, x_kind="linear", y_kind="from_zero")
+    boxes = [box for box in parse(draw_panels("t", [panel])).iter(f"{SVG}rect") if box.get("x")]
+    small, tall = (float(box.get("height", "")) for box in boxes)
+    assert tall == pytest.approx(2 * small, abs=0.2)
+
+
+def test_panels_fill_rows_of_columns() -> None:
+    panels = [Panel(f"p{n}", "x", "y", [Marks([(1.0, 1.0)])]) for n in range(3)]
+    picture = parse(draw_panels("t", panels, width=400, height=100, columns=2))
+    moved = [group.get("transform") for group in picture.iter(f"{SVG}g")]
+    assert moved == [f"translate({x}.0 {y}.0)" for x, y in ((0, 0), (200, 0), (0, 100))]
+    assert picture.get("height") == "200"

@@ -421,6 +421,26 @@ def test_a_spike_survives_the_thinning_of_a_long_curve(tmp_path: Path) -> None:
     assert len(next(iter(lines_of(text).values()))[0]) == 20000
 
 
+def test_colours_can_be_read() -> None:
+    """Text and series colours have a contrast of at least 4.5 on the paper, in both themes (WCAG 2.2, 1.4.3)."""
+
+    def luminance(color: str) -> float:
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    style = Path(page.__file__).with_name("page.css").read_text(encoding="utf-8")
+    colors = dict(re.findall(r"--([\w-]+): light-dark\((.*?)\)", style))
+    names = [f"c{index}" for index in range(8)] + ["ink", "soft", "accent", "good", "bad", "wait"]
+    for theme in (0, 1):
+        for background in ("paper", "raised"):
+            ground = luminance(colors[background].split(", ")[theme])
+            for name in names:
+                front = luminance(colors[name].split(", ")[theme])
+                ratio = (max(front, ground) + 0.05) / (min(front, ground) + 0.05)
+                assert ratio >= 4.5, f"{name} on {background} in theme {theme}: {ratio:.2f}"
+
+
 # ---- reading runs
 
 

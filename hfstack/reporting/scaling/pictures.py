@@ -176,9 +176,7 @@ def intervals(fits: Fits) -> str | None:
             value = fit.law.parameters_exponent if name == "a" else getattr(fit.law, name)
             marks.append(
                 Marks(
-                    bars=[(row, fit.intervals[name].low, fit.intervals[name].high)],
-                    color=color,
-                    style="bars",
+                    ranges=[(row, fit.intervals[name].low, fit.intervals[name].high)], color=color
                 )
             )
             marks.append(Marks([(value, row)], family, color))
