@@ -18,8 +18,9 @@ from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.models.context import context_length
 from hfstack.models.heads import lora_beside_head, padding_id
-from hfstack.models.loading import context_length, find_architecture, load_tokenizer
+from hfstack.models.loading import find_architecture, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.classification.data import LabelArgs, encode_split, load_labelled

@@ -17,7 +17,8 @@ from trl import ModelConfig
 from hfstack.config import command_line
 from hfstack.data.sources import OnBadRow, Source, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
-from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
+from hfstack.models.context import context_length
+from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.metrics import bootstrap_interval, compute_metrics, score_documents
 

@@ -16,7 +16,8 @@ from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.errors import DataError
 from hfstack.models.adapters import give_pad_token
-from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
+from hfstack.models.context import context_length
+from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run

@@ -18,9 +18,10 @@ from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import ConfigError
+from hfstack.models.context import check_block_size
 from hfstack.models.counting import count_parameters, flops_per_token, peak_flops_per_s
 from hfstack.models.fused_loss import use_fused_loss
-from hfstack.models.loading import check_block_size, check_isolation, load_causal_lm, load_tokenizer
+from hfstack.models.loading import check_isolation, load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk
 from hfstack.runs.run import Run

@@ -19,7 +19,7 @@ from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import ConfigError
 from hfstack.models.counting import peak_flops_per_s
-from hfstack.models.loading import load_masked_lm, load_tokenizer, parameter_count
+from hfstack.models.loading import load_masked_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk
 from hfstack.runs.run import Run
@@ -99,7 +99,7 @@ def main(
             probability=args.mask_probability, isolate_documents=args.isolate_documents, seed=training_args.seed,
         )  # fmt: skip
         if training_args.save_strategy != "no":
-            refuse_full_disk(run.output_dir, parameters=parameter_count(model))
+            refuse_full_disk(run.output_dir, parameters=model.num_parameters())
         share = (
             args.mask_probability if score_only_masked(model) else 1.0
         )  # of the positions that need the head
@@ -130,7 +130,7 @@ def main(
         )
         metrics = {
             "train_loss": trained.training_loss,
-            "parameters": parameter_count(model),
+            "parameters": model.num_parameters(),
         } | throughput.metrics()
         if "eval" in blocks:
             metrics |= trainer.evaluate() | baseline_metrics(blocks["train"], blocks["eval"])

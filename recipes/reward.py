@@ -19,8 +19,9 @@ from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, describe_sources
 from hfstack.errors import ConfigError
+from hfstack.models.context import context_length
 from hfstack.models.heads import lora_beside_head
-from hfstack.models.loading import context_length, load_tokenizer
+from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import check_reward_pairs

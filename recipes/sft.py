@@ -16,7 +16,8 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources, load_splits
 from hfstack.models.adapters import check_adapter_settings, give_pad_token, merge_adapter
-from hfstack.models.loading import context_length, load_causal_lm, load_tokenizer
+from hfstack.models.context import context_length
+from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run

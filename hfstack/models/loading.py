@@ -186,30 +186,6 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
-def context_length(config: PreTrainedConfig) -> int | None:
-    """The most tokens that the model can attend to, or None when nothing bounds it (recurrent models)."""
-    for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = getattr(config, field, None)
-        if value is not None:
-            return int(value)
-    return None
-
-
-def check_block_size(block_size: int, config: PreTrainedConfig) -> int:
-    """Return the block size when the model can read that many tokens at once.
-
-    Raises:
-        ConfigError: it is longer than the model's context.
-    """
-    longest = context_length(config)
-    if longest is not None and block_size > longest:
-        raise ConfigError(
-            f"--block_size {block_size} is longer than the model's context of {longest} tokens; "
-            f"use --block_size {longest} or a model with a longer context"
-        )
-    return block_size
-
-
 def check_isolation(model: PreTrainedModel) -> None:
     """Refuse to isolate documents by their positions where attention would not look at them.
 
@@ -236,24 +212,3 @@ def not_found(what: str, name: str, error: Exception) -> str:
         f"no {what} {name!r} here or at {constants.ENDPOINT}: no such directory, and on the Hub it is private, "
         "missing, or out of reach (no token, no network)"
     )
-
-
-def parameter_count(model: PreTrainedModel) -> int:
-    """Return the number of parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def readable_length(config: PreTrainedConfig) -> int | None:
-    """Return the most tokens that an encoder can read, or None when nothing bounds it."""
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is None or longest < 0:
-        return None
-    if config.model_type in (
-        "roberta",
-        "xlm-roberta",
-        "camembert",
-        "xlm-roberta-xl",
-        "roberta-prelayernorm",
-    ):
-        return int(longest) - int(config.pad_token_id or 0) - 1
-    return int(longest)

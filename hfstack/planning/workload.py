@@ -13,8 +13,9 @@ from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.context import context_length
 from hfstack.models.heap import HeapRules
-from hfstack.models.loading import context_length, find_architecture
+from hfstack.models.loading import find_architecture
 from hfstack.planning.memory import (
     PeakMemory,
     Task,

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 import hfstack.models.gru  # noqa: F401 - registers its architectures
 from hfstack.errors import CheckpointError
-from hfstack.models.loading import context_length
+from hfstack.models.context import context_length
 from hfstack.publishing.files import TOKENIZER, Kind
 from hfstack.tasks.causal_lm.metrics import compute_metrics, score_documents
 

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig
+from transformers import BertConfig, BertForMaskedLM
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.loading import (
-    check_block_size,
     check_isolation,
-    context_length,
     is_masked_lm,
     load_causal_lm,
     load_tokenizer,
@@ -101,18 +99,6 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(
         ConfigError, match=r"the tokenizer has 301 tokens but the embedding of .* has 300 rows"
     ):
         load_causal_lm(ModelConfig(str(tiny_llama)), larger)
-
-
-def test_blocks_must_fit_the_context() -> None:
-    config = LlamaConfig(max_position_embeddings=64)
-    assert check_block_size(64, config) == 64
-    with pytest.raises(
-        ConfigError, match="--block_size 65 is longer than the model's context of 64 tokens"
-    ):
-        check_block_size(65, config)
-    import hfstack.models.gru
-
-    assert context_length(hfstack.models.gru.GRUConfig()) is None
 
 
 def test_isolation_needs_attention_that_reads_positions(tiny_llama: Path, tiny_tokenizer) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers import AutoConfig
 
 from hfstack.errors import ConfigError
+from hfstack.models.context import context_length
 from hfstack.publishing.card import facts as card_facts
 from hfstack.publishing.card import metrics as card_metrics
 from hfstack.publishing.card import sentences as card_words
@@ -269,8 +271,13 @@ def _parameters(chain: Chain) -> float | None:
 
 
 def _context(config: dict[str, Any]) -> int | None:
-    value = config.get("max_position_embeddings", config.get("n_positions"))
-    return int(value) if value else None
+    """Return how many tokens the model of a config.json reads, or None where nothing bounds it."""
+    if not config.get("model_type"):
+        return None
+    try:
+        return context_length(AutoConfig.for_model(**config))
+    except ValueError:  # a model type or a value that this version of transformers does not know
+        return None
 
 
 def _columns(folder: Path, splits: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from trl import ModelConfig
 
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
+from hfstack.models.context import context_length
 from hfstack.models.heads import padding_id
-from hfstack.models.loading import context_length
 from hfstack.tasks.classification.calibration import probabilities
 from hfstack.tasks.classification.metrics import NUMBER, SEVERAL
 from hfstack.tasks.classification.model import ClassifierInfo, load_trained_classifier

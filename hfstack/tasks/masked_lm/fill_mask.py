@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from hfstack.errors import DataError
-from hfstack.models.loading import load_masked_lm, load_tokenizer, readable_length
+from hfstack.models.context import context_length
+from hfstack.models.loading import load_masked_lm, load_tokenizer
 from hfstack.tasks.shared.predict import Predictor
 
 _MASKS = ("[MASK]", "<mask>")  # how people write a mask, whatever the tokenizer calls its own
@@ -123,7 +124,7 @@ def fill_masks(
         positions = [position for position, token in enumerate(ids) if token == mask_id]
         if not positions:
             raise DataError(f"prompt {text!r} has no {tokenizer.mask_token} to fill")
-        limit = max_length or readable_length(model.config)
+        limit = max_length or context_length(model.config)
         if limit is not None and len(ids) > limit:
             raise DataError(
                 f"prompt {text[:40]!r} has {len(ids)} tokens, but the model reads {limit}: shorten it"

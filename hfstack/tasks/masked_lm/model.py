@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
-from hfstack.models.loading import parameter_count, readable_length
+from hfstack.models.context import check_block_size
 
 logger = get_logger(__name__)
 
@@ -103,7 +103,7 @@ def training_flops_per_token(
         for field in ("hidden_size", "intermediate_size", "num_hidden_layers")
     ):
         table = model.get_input_embeddings().weight
-        return 6.0 * (parameter_count(model) - torch.as_tensor(table).numel())
+        return 6.0 * (model.num_parameters() - torch.as_tensor(table).numel())
     width = config.hidden_size
     layer = (
         2 * 4 * width * width
@@ -122,12 +122,7 @@ def check_masked_model(model: PreTrainedModel, *, block_size: int, isolate_docum
     Raises:
         ConfigError: with the option and what it may be.
     """
-    longest = readable_length(model.config)
-    if longest is not None and block_size > longest:
-        raise ConfigError(
-            f"--block_size {block_size} is longer than the model's context of {longest} tokens; "
-            f"use --block_size {longest} or a model with a longer context"
-        )
+    check_block_size(block_size, model.config)
     if isolate_documents and model.config._attn_implementation != "sdpa":
         raise ConfigError(
             f"--isolate_documents needs attention sdpa, not {model.config._attn_implementation}; leave one of them out"

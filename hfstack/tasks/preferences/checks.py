@@ -12,7 +12,8 @@ from trl import ModelConfig
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.adapters import check_adapter_settings
-from hfstack.models.loading import context_length, find_architecture
+from hfstack.models.context import context_length
+from hfstack.models.loading import find_architecture
 from hfstack.tasks.preferences.rows import answer_text
 from hfstack.tokens.chat import prompt_ids
 from hfstack.tokens.special_tokens import end_token_ids

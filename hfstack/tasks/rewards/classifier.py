@@ -7,7 +7,7 @@ import torch
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError
-from hfstack.models.loading import context_length
+from hfstack.models.context import context_length
 from hfstack.tasks.classification.model import load_trained_classifier
 from hfstack.tokens.chat import text_of
 

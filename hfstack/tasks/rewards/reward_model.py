@@ -9,7 +9,8 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
-from hfstack.models.loading import context_length, load_tokenizer
+from hfstack.models.context import context_length
+from hfstack.models.loading import load_tokenizer
 from hfstack.tasks.preferences.encode import encode_answer, shorten
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from hfstack.tokens.chat import text_of

@@ -24,7 +24,7 @@ from trl import GRPOConfig, RLOOConfig
 from hfstack.data.sources import DataArgs, load_splits, require_columns
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.models.loading import context_length
+from hfstack.models.context import context_length
 from hfstack.tokens.chat import render_chat, stop_at_end_of_turn
 from hfstack.training.checks import no_double_bos, preflight, train_and_eval_are_disjoint
 

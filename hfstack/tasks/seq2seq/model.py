@@ -19,6 +19,7 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.context import context_length
 from hfstack.models.heads import (
     ADAPTER_FILE,
     check_own_tokenizer,
@@ -26,7 +27,7 @@ from hfstack.models.heads import (
     padding_id,
     read_config,
 )
-from hfstack.models.loading import check_vocabulary, readable_length
+from hfstack.models.loading import check_vocabulary
 from hfstack.tasks.shared.task_models import TASK_FILE, load_finished
 
 logger = get_logger(__name__)
@@ -120,16 +121,26 @@ def text_lengths(
     Raises:
         ConfigError: more was asked for than the model has positions, or less than 4.
     """
-    longest = readable_length(config)
-    usual = min(int(tokenizer.model_max_length or _UNSET_LENGTH), longest or _UNSET_LENGTH)
-    for flag, asked in (("--max_source_length", source), ("--max_target_length", target)):
-        if asked is not None and asked < 4:
-            raise ConfigError(f"{flag} must be at least 4 tokens, got {asked}")
-        if asked is not None and longest is not None and asked > longest:
+    asked = {
+        "--max_source_length": (source, _USUAL_SOURCE, context_length(config)),
+        "--max_target_length": (target, _USUAL_TARGET, context_length(config, decoder=True)),
+    }
+    lengths = []
+    for flag, (length, usual, longest) in asked.items():
+        if length is None:
+            stated = tokenizer.model_max_length or _UNSET_LENGTH
+            lengths.append(min(int(stated), longest or _UNSET_LENGTH, usual))
+            continue
+
+        if length < 4:
+            raise ConfigError(f"{flag} must be at least 4 tokens, got {length}")
+        if longest is not None and length > longest:
             raise ConfigError(
-                f"{flag} {asked} is longer than the model's {longest} positions: use {flag} {longest}"
+                f"{flag} {length} is longer than the model's {longest} positions: "
+                f"use {flag} {longest}"
             )
-    return source or min(usual, _USUAL_SOURCE), target or min(usual, _USUAL_TARGET)
+        lengths.append(length)
+    return lengths[0], lengths[1]
 
 
 def set_decoding(

@@ -22,8 +22,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.context import context_length
 from hfstack.models.counting import flops_per_token, peak_flops_per_s
-from hfstack.models.loading import context_length
 from hfstack.runs.environment import uses_deepspeed
 from hfstack.tasks.sft.data import PackedCollator, encode_split, pack
 from hfstack.tokens.chat import read_template

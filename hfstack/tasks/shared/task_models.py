@@ -22,6 +22,7 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.adapters import check_adapter_flags
+from hfstack.models.context import context_length
 from hfstack.models.heads import (
     ADAPTER_FILE,
     check_own_tokenizer,
@@ -31,7 +32,7 @@ from hfstack.models.heads import (
     read_config,
     set_attention_dropout,
 )
-from hfstack.models.loading import check_vocabulary, not_found, readable_length
+from hfstack.models.loading import check_vocabulary, not_found
 
 Task = Literal["TokenClassification", "QuestionAnswering", "ConditionalGeneration"]
 
@@ -126,9 +127,7 @@ def check_length(
         ConfigError: more was asked for than the model reads, or less than anything fits into.
     """
     limits = [
-        limit
-        for limit in (readable_length(config), tokenizer.model_max_length)
-        if limit is not None
+        limit for limit in (context_length(config), tokenizer.model_max_length) if limit is not None
     ]
     longest = min(limits)
     if asked is None:

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from hfstack.errors import ConfigError
+from hfstack.models.context import context_length
 from hfstack.models.counting import measure_forward_flops
-from hfstack.models.loading import parameter_count, readable_length
 from hfstack.tasks.masked_lm.model import (
     check_masked_model,
     score_only_masked,
@@ -109,12 +109,12 @@ def test_flops_of_the_whole_head_are_what_torch_counts() -> None:
     counted = 3 * measure_forward_flops(model.config, 20) / 20
     assert training_flops_per_token(model, 20, scored_share=1.0) == pytest.approx(counted)
     assert training_flops_per_token(model, 20, scored_share=0.15) < counted
-    assert parameter_count(model) == sum(p.numel() for p in model.parameters())
+    assert model.num_parameters() == sum(p.numel() for p in model.parameters())
 
 
 def test_what_an_encoder_can_read() -> None:
     bert, roberta = build("bert"), build("roberta")
-    assert (readable_length(bert.config), readable_length(roberta.config)) == (34, 32)
+    assert (context_length(bert.config), context_length(roberta.config)) == (34, 32)
     roberta(input_ids=torch.full((1, 32), 5))
     with pytest.raises(
         ConfigError, match="--block_size 33 is longer than the model's context of 32 tokens"

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
-from hfstack.models.loading import context_length
+from hfstack.models.context import context_length
 from hfstack.tasks.rewards.prepare import Scores, reward_name, score_all
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import Sequences, score_completions
