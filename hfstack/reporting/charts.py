@@ -1,8 +1,7 @@
-"""What happened while training: curves of the runs of a recipe over each other, and samples step by step."""
+"""What happened while training: the curves of a recipe's runs, and samples step by step."""
 
 import math
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from hfstack.drawing.curves import Chart, Series, draw_chart
@@ -40,7 +39,7 @@ _KNOWN = (
     _Known("Gradient norm", "", "grad_norm", log_axes="y", from_zero=True),
     _Known("Model-FLOPs utilisation", "share of the hardware's peak", "mfu", from_zero=True),
 )
-# Not curves: clocks and counters that Trainer logs beside the values, and what is exp(loss).
+# Not curves: clocks and counters that Trainer logs beside the values, and exp(loss).
 _NOT_CURVES = frozenset(
     {"total_flos", "train_loss", "perplexity", "eval_perplexity", "num_input_tokens_seen"}
 )
@@ -48,77 +47,92 @@ _NOT_CURVE_ENDINGS = ("_runtime", "_per_second")
 
 
 def charts(group: list[Report], identifier: str) -> list[Chart]:
-    """Return the charts of the runs of one recipe: the known ones in their order, then whatever else was logged."""
+    """Return the charts of the runs of one recipe.
+
+    The known ones come first, in their order, then whatever else was logged.
+    """
+    restarts = [
+        (restart["step"], position % _PAGE_COLORS)
+        for position, report in enumerate(group)
+        for restart in report.record.restarts
+        if report.history and restart["step"] > 0
+    ]
+    made = []
+    for index, spec in enumerate(_choose_charts(group)):
+        series = _make_series(group, spec)
+        if series:
+            chart = Chart(
+                f"{identifier}-{index}",
+                spec.title,
+                spec.unit,
+                series,
+                log_axes=spec.log_axes,
+                from_zero=spec.from_zero,
+                restarts=restarts,
+            )
+            made.append(chart)
+    return made
+
+
+def _choose_charts(group: list[Report]) -> list[_Known]:
+    """Return the known charts that have values, then one for each other name with a curve."""
     logged = dict.fromkeys(name for report in group for name in report.history)
     known = [spec for spec in _KNOWN if spec.name in logged or spec.held_out_name in logged]
     taken = {name for spec in known for name in (spec.name, spec.held_out_name)} | _NOT_CURVES
+
     others: dict[str, None] = {}
     for name in logged:
         repeated = any(len(report.history.get(name, [])) > 1 for report in group)
         if name not in taken and not name.endswith(_NOT_CURVE_ENDINGS) and repeated:
             others[name.removeprefix("eval_")] = None
-    specs = known + [_Known(label_of(name), "", name, f"eval_{name}") for name in others]
-    made = []
-    for index, spec in enumerate(specs):
-        series = _series(group, spec)
-        if series:
-            restarts = [
-                (restart["step"], position % _PAGE_COLORS)
-                for position, report in enumerate(group)
-                for restart in report.record.restarts
-                if report.history and restart["step"] > 0
-            ]
-            made.append(
-                Chart(
-                    f"{identifier}-{index}",
-                    spec.title,
-                    spec.unit,
-                    series,
-                    spec.log_axes,
-                    spec.from_zero,
-                    restarts,
-                )
-            )
-    return made
+    return known + [_Known(label_of(name), "", name, f"eval_{name}") for name in others]
 
 
 def curves_section(group: list[Report], made: list[Chart]) -> Html:
-    """The charts of one recipe under its name, the first one wide; a legend when several runs share them."""
+    """Return the charts of one recipe under its name, the first one wide.
+
+    Args:
+        group: its runs; several that trained share the charts, and get a legend.
+        made: their charts.
+    """
     trained = [report for report in group if report.history]
-    legend = None
-    if len(trained) > 1:
-        items = [
-            tag("li", tag(f"span.swatch.c{position % _PAGE_COLORS}"), report.label)
-            for position, report in enumerate(group)
-            if report.history
-        ]
-        keys = [
-            tag("li.key", tag("span.stroke"), "training"),
-            tag("li.key", tag("span.stroke.dashed"), "held out"),
-        ]
-        legend = tag("ul.legend", items, keys)
-    more = made[_SHOWN_CURVES:]
+    several = len(trained) > 1
+    legend = _draw_runs_legend(group) if several else None
+    selector = "div.charts.labelled" if several else "div.charts"
+
+    shown, more = made[:_SHOWN_CURVES], made[_SHOWN_CURVES:]
+    rest = None
+    if more:
+        summary = tag("summary", counted(len(more), "curve", more=True))
+        rest = tag("details", summary, tag(selector, map(draw_chart, more)))
     return tag(
         "section.block",
         tag("h3", group[0].record.recipe),
         legend,
-        tag(
-            "div.charts" + (".labelled" if len(trained) > 1 else ""),
-            map(draw_chart, made[:_SHOWN_CURVES]),
-        ),
-        tag(
-            "details",
-            tag("summary", counted(len(more), "curve", more=True)),
-            tag("div.charts" + (".labelled" if len(trained) > 1 else ""), map(draw_chart, more)),
-        )
-        if more
-        else None,
+        tag(selector, map(draw_chart, shown)),
+        rest,
         tag("p.caption", _caption(trained)),
     )
 
 
+def _draw_runs_legend(group: list[Report]) -> Html:
+    """Return which colour is which run, and how held-out values are drawn."""
+    items = [
+        tag("li", tag(f"span.swatch.c{position % _PAGE_COLORS}"), report.label)
+        for position, report in enumerate(group)
+        if report.history
+    ]
+    keys = [
+        tag("li.key", tag("span.stroke"), "training"),
+        tag("li.key", tag("span.stroke.dashed"), "held out"),
+    ]
+    return tag("ul.legend", items, keys)
+
+
 def samples_section(report: Report, *, named: bool) -> Html:
-    """What the model wrote: with several steps, one slider moves every prompt's completion through training.
+    """Return what the model generated.
+
+    With several steps, one slider moves every prompt's completion through training.
 
     Args:
         named: whether the heading needs the run's label beside the recipe's name.
@@ -128,6 +142,8 @@ def samples_section(report: Report, *, named: bool) -> Html:
     for sample in report.samples:
         by_prompt.setdefault(sample.prompt, []).append(sample)
     stories = [_story(prompt, samples) for prompt, samples in by_prompt.items()]
+
+    # What the page's script shows beside the slider.
     attributes: dict[str, Any] = {}
     if len(steps) > 1:
         losses = report.history.get("eval_loss") or report.history.get("loss") or []
@@ -135,25 +151,27 @@ def samples_section(report: Report, *, named: bool) -> Html:
             "data-steps": ",".join(map(str, steps)),
             "data-notes": "|".join(_loss_at(losses, step) for step in steps),
         }
-    more = stories[_SHOWN_STORIES:]
+
+    shown, more = stories[:_SHOWN_STORIES], stories[_SHOWN_STORIES:]
+    rest = None
+    if more:
+        summary = tag("summary", counted(len(more), "prompt", more=True))
+        rest = tag("details", summary, tag("div.stories", more))
     return tag(
         "section.block.samples",
         attributes,
         tag("h3", report.record.recipe, tag("span.run", report.label) if named else None),
-        _scrubber(steps) if len(steps) > 1 else None,
-        tag("div.stories", stories[:_SHOWN_STORIES]),
-        tag(
-            "details",
-            tag("summary", counted(len(more), "prompt", more=True)),
-            tag("div.stories", more),
-        )
-        if more
-        else None,
+        _slider(steps) if len(steps) > 1 else None,
+        tag("div.stories", shown),
+        rest,
     )
 
 
-def _series(group: list[Report], spec: _Known) -> list[Series]:
-    """The lines of one chart. One run: a colour for training and one for held-out data; several: a colour each."""
+def _make_series(group: list[Report], spec: _Known) -> list[Series]:
+    """Return the lines of one chart.
+
+    A single run gets a colour for training and one for held-out data, several a colour each.
+    """
     alone = sum(bool(report.history) for report in group) == 1
     found = []
     for position, report in enumerate(group):
@@ -161,6 +179,7 @@ def _series(group: list[Report], spec: _Known) -> list[Series]:
             points: Points = report.history.get(name, []) if name else []
             if not any(math.isfinite(value) for _, value in points):
                 continue
+
             if alone:
                 label = "held out" if held_out else "training"
                 line = Series(label, points, int(held_out), held_out, noisy=spec.noisy)
@@ -174,63 +193,47 @@ def _series(group: list[Report], spec: _Known) -> list[Series]:
 
 
 def _caption(trained: list[Report]) -> str:
-    """What the marks in the charts mean, as far as they are there."""
+    """Return what the marks in the charts mean, as far as they are there."""
     sentences = ["Bold lines are smoothed; the logged values are drawn faintly behind them."]
     for report in trained:
-        steps = list(
-            dict.fromkeys(
-                str(restart["step"]) for restart in report.record.restarts if restart["step"] > 0
-            )
-        )
+        restarted = [restart["step"] for restart in report.record.restarts if restart["step"] > 0]
+        steps = [str(step) for step in dict.fromkeys(restarted)]
         if steps:
-            who = f"{report.label} was" if len(trained) > 1 else "The run was"
+            run = f"{report.label} was" if len(trained) > 1 else "The run was"
             many = "steps" if len(steps) > 1 else "step"
             sentences.append(
-                f"{who} stopped and continued from {many} {', '.join(steps)} (dotted upright line)."
+                f"{run} stopped and continued from {many} {', '.join(steps)} (dotted upright line)."
             )
     return " ".join(sentences)
 
 
 def _loss_at(losses: Points, step: int) -> str:
-    """The last loss known at a step."""
+    """Return the last loss known at a step."""
     before = [value for logged_step, value in losses if logged_step <= step]
     return f"loss {number(before[-1])}" if before else ""
 
 
-def _scrubber(steps: list[int]) -> Html:
-    """The slider; hidden until the script that moves it runs, and without it every step is listed."""
+def _slider(steps: list[int]) -> Html:
+    """Return the slider; hidden until its script runs, without which every step is listed."""
     last = len(steps) - 1
-    slider = tag(
-        "input",
-        {"type": "range", "min": 0, "max": last, "value": last, "aria-label": "training step"},
-    )
+    limits = {"type": "range", "min": 0, "max": last, "value": last, "aria-label": "training step"}
+    first_step, last_step = (tag("span.bound", number(step)) for step in (steps[0], steps[-1]))
     return tag(
         "div.scrubber",
         {"hidden": True},
         tag("span.where", "step ", tag("output", number(steps[-1])), tag("span.note")),
-        tag(
-            "div.track",
-            tag("span.bound", number(steps[0])),
-            slider,
-            tag("span.bound", number(steps[-1])),
-        ),
+        tag("div.track", first_step, tag("input", limits), last_step),
     )
 
 
 def _story(prompt: str, samples: list[Sample]) -> Html:
-    """One prompt and its completions, oldest first."""
+    """Return one prompt and its completions, oldest first."""
     items = []
-    for step, same_step in groupby(samples, key=lambda sample: sample.step):
-        for sample in same_step:
-            text = (
-                sample.completion if sample.completion.strip() else tag("span.muted", "(nothing)")
-            )
-            items.append(
-                tag(
-                    "li",
-                    {"data-step": step},
-                    tag("span.step", f"step {number(step)}") if step is not None else None,
-                    tag("p", {"dir": "auto"}, tag("b", prompt), text),
-                )
-            )
+    for sample in samples:
+        step = sample.step
+        heading = tag("span.step", f"step {number(step)}") if step is not None else None
+        nothing = tag("span.muted", "(nothing)")
+        text = sample.completion if sample.completion.strip() else nothing
+        line = tag("p", {"dir": "auto"}, tag("b", prompt), text)
+        items.append(tag("li", {"data-step": step}, heading, line))
     return tag("article.story", tag("ol", items))

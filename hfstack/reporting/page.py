@@ -1,6 +1,7 @@
-"""One self-contained HTML page about a chain of runs: no network, no fonts or scripts from elsewhere.
+"""One self-contained HTML page about a chain of runs: no network, no fonts from elsewhere.
 
-The page carries a content security policy that lets it load nothing and run only its own script, by hash.
+The page carries a content security policy that lets it load nothing and run only its own script, by
+hash.
 """
 
 import base64
@@ -14,7 +15,7 @@ from hfstack.drawing.html import Html, json_block, tag
 from hfstack.drawing.numbers import Figure, counted, duration, instant, metric
 from hfstack.reporting.charts import charts, curves_section, samples_section
 from hfstack.reporting.provenance import (
-    changed_files,
+    changed_data_paths,
     data_section,
     differing_settings,
     environment_section,
@@ -24,7 +25,7 @@ from hfstack.reporting.provenance import (
 from hfstack.reporting.results import results_section
 from hfstack.reporting.runs import Report
 
-# The metrics that stand for a recipe: the first one present is its headline, the next one is written under it.
+# The metrics that a recipe is known by: its headline, and what is written under it.
 _HEADLINES = {
     "clean": ("documents_out", "documents_in"),
     "tokenizer": ("bytes_per_token", "vocab_size"),
@@ -42,8 +43,14 @@ _HEADLINES = {
     "pretrain_mlm": ("eval_masked_accuracy", "baseline_masked_accuracy"),
 }
 _ANY_HEADLINE = (
-    "bits_per_byte", "eval_bits_per_byte", "eval_loss", "perplexity", "eval_accuracy", "train_loss", "tokens_per_s",
-)  # fmt: skip
+    "bits_per_byte",
+    "eval_bits_per_byte",
+    "eval_loss",
+    "perplexity",
+    "eval_accuracy",
+    "train_loss",
+    "tokens_per_s",
+)
 _STATUS = {
     "finished": "finished",
     "running": "still running",
@@ -56,7 +63,7 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
     """Return the HTML text of the page.
 
     Args:
-        reports: the runs in the order in which they are to be told.
+        reports: the runs in the order in which they are shown.
         made: when the page is made, for its foot.
     """
     groups = _by_recipe(reports)
@@ -64,29 +71,27 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
         recipe: charts(group, f"chart-{index}")
         for index, (recipe, group) in enumerate(groups.items())
     }
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+
+    # the parts of the page that have something to show
+    curves = [curves_section(groups[name], made) for name, made in drawn.items() if made]
+    samples = [
+        samples_section(report, named=len(groups[report.record.recipe]) > 1)
+        for report in reports
+        if report.samples
+    ]
     sections = [
-        _section(
-            "curves",
-            "Curves",
-            [curves_section(groups[name], made) for name, made in drawn.items() if made],
-        ),
-        _section(
-            "samples",
-            "Samples",
-            [
-                samples_section(r, named=len(groups[r.record.recipe]) > 1)
-                for r in reports
-                if r.samples
-            ],
-        ),
+        _section("curves", "Curves", curves),
+        _section("samples", "Samples", samples),
         _section("results", "Results", _present(results_section, list(groups.values()))),
         _section("data", "Data", _present(data_section, [reports])),
         _section("environment", "Hardware and versions", [environment_section(reports)]),
         _section("runs", "Runs", _runs(reports, groups)),
     ]
     present = [section for section in sections if section]
+
+    # the document: style, script and the logged values are inside it
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     data = {chart.identifier: chart.data for made in drawn.values() for chart in made}
     head = [
         tag("meta", {"charset": "utf-8"}),
@@ -96,26 +101,17 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
         tag("title", f"{title} – hfstack report"),
         tag("style", Html(style)),
     ]
+    records, day = counted(len(reports), "run record"), instant(made.isoformat())
+    contents = [content for _, _, content in present]
     body = [
         _header(reports, title, [(name, heading) for name, heading, _ in present]),
-        tag(
-            "main",
-            _chain(reports, groups),
-            _alerts(reports),
-            [content for _, _, content in present],
-        ),
-        tag(
-            "footer",
-            f"Made by hfstack from {counted(len(reports), 'run record')} on {instant(made.isoformat())}.",
-        ),
+        tag("main", _chain(reports, groups), _alerts(reports), contents),
+        tag("footer", f"Made by hfstack from {records} on {day}."),
         json_block("chart-data", data),
         tag("script", Html(script)),
     ]
-    return (
-        "<!doctype html>\n"
-        + tag("html", {"lang": "en"}, tag("head", head), tag("body", body))
-        + "\n"
-    )
+    document = tag("html", {"lang": "en"}, tag("head", head), tag("body", body))
+    return f"<!doctype html>\n{document}\n"
 
 
 def default_title(reports: list[Report]) -> str:
@@ -126,7 +122,10 @@ def default_title(reports: list[Report]) -> str:
 
 def _policy(script: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
 
 
 def _by_recipe(reports: list[Report]) -> dict[str, list[Report]]:
@@ -144,24 +143,29 @@ def _present(
 
 
 def _section(name: str, heading: str, content: list[Html]) -> tuple[str, str, Html] | None:
-    """A part of the page with its anchor, or None when there is nothing to put in it."""
+    """Return a part of the page with its anchor, or None when there is nothing to put in it."""
     if not content:
         return None
     return name, heading, tag("section.part", {"id": name}, tag("h2", heading), content)
 
 
 def _header(reports: list[Report], title: str, anchors: list[tuple[str, str]]) -> Html:
+    # how many runs, how they ended, how long they took
     total_s = sum(report.record.duration_s or 0 for report in reports)
     finished = sum(report.finished for report in reports)
     state = "all finished" if finished == len(reports) else f"{finished} finished"
+    if len(reports) == 1:
+        state = _STATUS.get(reports[0].record.status)
     facts = [
-        f"{counted(len(reports), 'run')}, {state if len(reports) > 1 else _STATUS.get(reports[0].record.status)}",
+        f"{counted(len(reports), 'run')}, {state}",
         f"{duration(total_s)} of work",
-        f"begun {instant(reports[0].record.started)}",
+        f"started {instant(reports[0].record.started)}",
     ]
     commits = {report.record.commit for report in reports if report.record.commit}
     if len(commits) == 1:
         facts.append(f"commit {short_commit(commits.pop())}")
+
+    # hidden until the script that they need runs
     buttons = [
         tag(
             "button",
@@ -170,104 +174,88 @@ def _header(reports: list[Report], title: str, anchors: list[tuple[str, str]]) -
         )
         for choice in ("auto", "light", "dark")
     ]
+    themes = {"role": "group", "aria-label": "colour theme", "hidden": True}
+
+    links = [tag("a", {"href": f"#{anchor}"}, text) for anchor, text in anchors]
     return tag(
         "header",
-        tag("div.themes", {"role": "group", "aria-label": "colour theme", "hidden": True}, buttons),
+        tag("div.themes", themes, buttons),
         tag("p.eyebrow", "hfstack run report"),
         tag("h1", title),
         tag("p.facts", [tag("span", fact) for fact in facts]),
-        tag(
-            "nav",
-            {"aria-label": "parts of this page"},
-            [tag("a", {"href": f"#{a}"}, text) for a, text in anchors],
-        ),
+        tag("nav", {"aria-label": "parts of this page"}, links),
     )
 
 
 def _chain(reports: list[Report], groups: dict[str, list[Report]]) -> Html:
-    """The stages as a row of cards, each a link to its record."""
+    """Return the stages as a row of cards, each a link to its record."""
     cards = []
     for report in reports:
         record = report.record
-        known = _HEADLINES.get(record.recipe, ()) + _ANY_HEADLINE
-        names = [
-            name for name in dict.fromkeys((*known, *record.metrics)) if name in record.metrics
-        ]
-        figures = [metric(name, record.metrics[name]) for name in names[:2]]
-        headline = (
-            [tag("span.value", figures[0].text), tag("span.what", _what(figures[0]))]
-            if figures
-            else []
-        )
-        second = tag("span.second", _beside(figures[1]) if len(figures) > 1 else None)
+        figures = _headline_figures(report)
+        headline, second = [], None
+        if figures:
+            value = tag("span.value", figures[0].text)
+            headline = [value, tag("span.what", _headline_label(figures[0]))]
+        if len(figures) > 1:
+            second = _second_figure(figures[1])
+
         took = f" · {duration(record.duration_s)}" if record.duration_s is not None else ""
-        cards.append(
-            tag(
-                f"li.{record.status}",
-                tag(
-                    "a",
-                    {"href": f"#run-{report.label}"},
-                    tag("span.stage", record.recipe),
-                    tag("span.run", report.label if len(groups[record.recipe]) > 1 else None),
-                    tag("span.headline", headline),
-                    second,
-                    tag("span.status", _STATUS.get(record.status, record.status) + took),
-                ),
-            )
+        card = tag(
+            "a",
+            {"href": f"#run-{report.label}"},
+            tag("span.stage", record.recipe),
+            tag("span.run", report.label if len(groups[record.recipe]) > 1 else None),
+            tag("span.headline", headline),
+            tag("span.second", second),
+            tag("span.status", _STATUS.get(record.status, record.status) + took),
         )
+        cards.append(tag(f"li.{record.status}", card))
     return tag("ol.chain", {"aria-label": "stages"}, cards)
 
 
-def _what(figure: Figure) -> str:
-    """What a headline counts: its label, and its unit unless the label says it."""
-    said = not figure.unit or figure.unit.split("/")[0] in figure.label.lower()
-    return figure.label if said else f"{figure.label}, {figure.unit}"
+def _headline_figures(report: Report) -> list[Figure]:
+    """Return the two metrics that say most about a run, or those that it has."""
+    metrics = report.record.metrics
+    known = _HEADLINES.get(report.record.recipe, ()) + _ANY_HEADLINE
+    names = [name for name in dict.fromkeys((*known, *metrics)) if name in metrics]
+    return [metric(name, metrics[name]) for name in names[:2]]
 
 
-def _beside(figure: Figure) -> str:
-    """A second figure in one line, naming what it counts once."""
-    counted = figure.unit.split("/")[0].lower()
-    return (
-        str(figure) if counted and counted in figure.label.lower() else f"{figure.label} {figure}"
-    )
+def _headline_label(figure: Figure) -> str:
+    """Return what a headline counts: its label, and its unit unless the label names it."""
+    named = not figure.unit or figure.unit.split("/")[0] in figure.label.lower()
+    return figure.label if named else f"{figure.label}, {figure.unit}"
+
+
+def _second_figure(figure: Figure) -> str:
+    """Return a second figure in one line, naming what it counts once."""
+    unit = figure.unit.split("/")[0].lower()
+    named = bool(unit) and unit in figure.label.lower()
+    return str(figure) if named else f"{figure.label} {figure}"
 
 
 def _alerts(reports: list[Report]) -> Html | None:
-    """What a reader must know before believing a number."""
+    """Return what a reader must know before believing a number."""
     items = []
     for report in reports:
         record = report.record
         name = tag("a", {"href": f"#run-{report.label}"}, report.label)
         if record.status == "failed":
-            items.append(
-                tag("li.failed", name, " failed: ", record.error or "no reason was recorded")
-            )
+            reason = record.error or "no reason was recorded"
+            items.append(tag("li.failed", name, " failed: ", reason))
         elif record.status == "preempted":
-            items.append(
-                tag(
-                    "li.preempted",
-                    name,
-                    " was stopped before its end; run it again, with --resume_from_checkpoint last if it trains.",
-                )
-            )
+            todo = "run it again, with --resume_from_checkpoint last if it trains."
+            items.append(tag("li.preempted", name, f" was stopped before its end; {todo}"))
         elif record.status == "running":
-            since = instant(record.started)
-            items.append(
-                tag(
-                    "li.running",
-                    name,
-                    f" has not ended (started {since}); its part here is not final.",
-                )
+            text = (
+                f" has not ended (started {instant(record.started)}); its part here is not final."
             )
+            items.append(tag("li.running", name, text))
         items += [tag("li.note", name, ": ", note) for note in report.notes]
-    items += [
-        tag(
-            "li.note",
-            tag("code", path),
-            " was not the same file for all runs that read it; see Data.",
-        )
-        for path in changed_files(reports)
-    ]
+
+    changed = " was not the same file for all runs that read it; see Data."
+    items += [tag("li.note", tag("code", path), changed) for path in changed_data_paths(reports)]
     return tag("ul.alerts", {"aria-label": "warnings"}, items) if items else None
 
 
@@ -277,9 +265,6 @@ def _runs(reports: list[Report], groups: dict[str, list[Report]]) -> list[Html]:
     records = []
     for report in reports:
         parents = [(report.directory / parent).resolve() for parent in report.record.parents]
-        records.append(
-            run_section(
-                report, [by_directory[parent] for parent in parents if parent in by_directory]
-            )
-        )
+        known = [by_directory[parent] for parent in parents if parent in by_directory]
+        records.append(run_section(report, known))
     return [html for html in differing if html] + records

@@ -1,16 +1,19 @@
-"""Run directories, opened and checked once: after `load_runs` the page only arranges what is here.
+"""Run folders, opened and checked once: what the report and the cards then only arrange.
 
-A reader opens run.json and the artifacts whose paths it lists, nothing else. In a run that is `running`, `failed` or
-`preempted` an artifact may be missing or cut short, which is noted; in a finished run it is an error.
+A reader opens run.json and the artifacts whose paths it lists, nothing else. In a run that is
+`running`, `failed` or `preempted` an artifact may be missing or incomplete, which is noted; in a
+finished run it is an error.
 """
 
 import base64
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfstack.drawing.smoothing import Points
 from hfstack.errors import CheckpointError, DataError
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 
@@ -18,13 +21,12 @@ PICTURES = {".png": "image/png", ".svg": "image/svg+xml"}
 _SEARCH_DEPTH = 2
 _SAMPLES = frozenset({"samples", "completions"})
 _READ = _SAMPLES | {"trainer_state", "fillings"}
-
-Points = list[tuple[int, float]]
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model wrote after a prompt, at a step of its training (None: not while training)."""
+    """What a model generated for a prompt, at a step of its training (None: not in training)."""
 
     step: int | None
     prompt: str
@@ -50,10 +52,11 @@ class Report:
 
 
 def load_runs(paths: list[str]) -> list[Report]:
-    """Return the runs under `paths` in the order in which they started, each once and labelled apart.
+    """Return the runs under `paths` in the order in which they started, each once.
 
     Args:
-        paths: run directories, or folders that hold run directories one or two levels down. Reports are left out.
+        paths: run directories, or folders that hold run directories one or two levels down.
+            Reports are left out.
 
     Raises:
         CheckpointError: a path holds no run, or a run.json is not whole.
@@ -63,13 +66,16 @@ def load_runs(paths: list[str]) -> list[Report]:
     records = [(found, read_run(found)) for found in directories.values()]
     for found, record in records:
         _check_record(found / RUN_FILE, record)
-    kept = [_load(found, record) for found, record in records if record.recipe != "report"]
+
+    kept = [_load_report(found, record) for found, record in records if record.recipe != "report"]
     if not kept:
         raise CheckpointError(
             f"--runs {' '.join(paths)}: only reports there; give the directories of other runs"
         )
+
     kept.sort(key=lambda report: report.record.started)
-    for report, label in zip(kept, _labels([report.directory for report in kept]), strict=True):
+    labels = label_runs([report.directory for report in kept])
+    for report, label in zip(kept, labels, strict=True):
         report.label = label
     return kept
 
@@ -84,90 +90,126 @@ def find_runs(folder: Path) -> list[Path]:
     found: list[Path] = []
     for _ in range(_SEARCH_DEPTH + 1):
         found += [path for path in level if (path / RUN_FILE).is_file()]
-        level = [
-            child
-            for path in level
-            if path not in found and path.is_dir()
-            for child in sorted(path.iterdir())
-        ]
+        outside = [path for path in level if path not in found and path.is_dir()]
+        level = [child for path in outside for child in sorted(path.iterdir())]
+
     if not found:
-        reason = (
-            f"no {RUN_FILE} in it or {_SEARCH_DEPTH} levels down"
-            if folder.is_dir()
-            else "no such directory"
-        )
+        reason = "no such directory"
+        if folder.is_dir():
+            reason = f"no {RUN_FILE} in it or {_SEARCH_DEPTH} levels down"
         raise CheckpointError(
             f"--runs {folder}: {reason}; give the --output_dir of a run, or the folder above it"
         )
     return found
 
 
+def label_runs(directories: Sequence[Path]) -> list[str]:
+    """Return a name for each directory: as few of its last parts as no other one shares.
+
+    Args:
+        directories: each once.
+    """
+    parts = [directory.resolve().parts for directory in directories]
+    labels = []
+    for own in parts:
+        depth = 1
+        while sum(other[-depth:] == own[-depth:] for other in parts) > 1 and depth < len(own):
+            depth += 1
+        labels.append("/".join(own[-depth:]))
+    return labels
+
+
+def starting_model(record: RunRecord) -> str | None:
+    """Return what a run made its weights from: a config.json, a trained model, or None."""
+    return record.settings.get("ModelConfig", {}).get("model_name_or_path") or None
+
+
+def flatten_settings(record: RunRecord) -> dict[str, Any]:
+    """Return the settings of all groups of a run in one mapping."""
+    return {name: value for group in record.settings.values() for name, value in group.items()}
+
+
 def read_history(path: Path) -> dict[str, Points]:
     """Return every value that a Trainer logged, by name, as (step, value) in order of step.
 
-    A run that went back to a checkpoint logs some steps again; what it logged last stands, so no step comes twice.
-    Numbers that stand beside an `eval_` one, such as `bits_per_byte`, are held out as well and get its prefix.
+    A run that went back to a checkpoint logs some steps again; what it logged last counts, so no
+    step comes twice. Numbers that were logged beside an `eval_` one, such as `bits_per_byte`, are
+    held out as well and get its prefix.
 
     Raises:
         DataError: the file is not a Trainer's state.
     """
+    series: dict[str, Points] = {}
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        entries = [(entry["step"], entry) for entry in state["log_history"]]
-        series: dict[str, Points] = {}
-        for step, entry in entries:
+        for step, entry in [(entry["step"], entry) for entry in state["log_history"]]:
             held_out = any(name.startswith("eval_") for name in entry)
             for logged_name, value in entry.items():
-                name = f"eval_{logged_name.removeprefix('eval_')}" if held_out else logged_name
-                if (
-                    logged_name in ("step", "epoch")
-                    or isinstance(value, bool)
-                    or not isinstance(value, int | float)
-                ):
+                if logged_name in ("step", "epoch") or not _is_number(value):
                     continue
+                name = f"eval_{logged_name.removeprefix('eval_')}" if held_out else logged_name
                 points = series.setdefault(name, [])
                 while points and points[-1][0] >= step:
                     points.pop()
                 points.append((step, value))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _MALFORMED as error:
         raise DataError(
-            f"{path} is not a Trainer's state: {type(error).__name__} {error}; write it with save_state()"
+            f"{path} is not a Trainer's state: {type(error).__name__} {error}; "
+            "save it with save_state()"
         ) from None
     return series
 
 
-def read_samples(path: Path, *, may_be_cut: bool) -> list[Sample]:
-    """Return the samples of a file in order of step; of one prompt at one step the last stands.
+def read_samples(path: Path, *, may_be_incomplete: bool) -> list[Sample]:
+    """Return the samples of a file in order of step; of one prompt at one step, the last.
 
     Args:
-        path: one JSON object a line: `prompt`, `completion` and, while training, `step`.
-        may_be_cut: whether a last line without an end is expected, as in a run that is still writing.
+        path: one JSON object a line: `prompt`, `completion` (or `answer`) and, while training,
+            `step`. A prompt may be a conversation.
+        may_be_incomplete: whether a last line without an end is expected, as in a run that is
+            still going.
 
     Raises:
         DataError: a line is not such an object.
     """
     lines = path.read_text(encoding="utf-8").split("\n")
-    if may_be_cut:
+    if may_be_incomplete:
         lines.pop()
+
     found: dict[tuple[int | None, str], Sample] = {}
-    anonymous = 0
+    without_step = 0
     for line_number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            sample = Sample(row.get("step"), row["prompt"], row["completion"])
-            texts = isinstance(sample.prompt, str) and isinstance(sample.completion, str)
-            if not texts or not isinstance(sample.step, int | None):
-                raise TypeError("prompt and completion are strings, step a whole number")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            sample = _parse_sample(json.loads(line))
+        except _MALFORMED as error:
             raise DataError(
                 f"{path}, line {line_number}: not a sample ({type(error).__name__}: {error})"
             ) from None
-        if sample.step is None:  # several completions of one prompt are all results
-            anonymous += 1
-        found[(sample.step if sample.step is not None else -anonymous, sample.prompt)] = sample
+
+        # Outside of training, several completions of one prompt are all results.
+        if sample.step is None:
+            without_step += 1
+        found[(sample.step if sample.step is not None else -without_step, sample.prompt)] = sample
     return sorted(found.values(), key=lambda sample: -1 if sample.step is None else sample.step)
+
+
+def _parse_sample(row: dict[str, Any]) -> Sample:
+    """Return a row as a sample; of a conversation, the contents of its turns.
+
+    Raises one of _MALFORMED.
+    """
+    prompt = row["prompt"]
+    if isinstance(prompt, list):
+        prompt = "\n".join(str(turn["content"]) for turn in prompt)
+    completion, step = row.get("completion", row.get("answer")), row.get("step")
+
+    if not (isinstance(prompt, str) and isinstance(completion, str)):
+        raise TypeError("prompt and completion are strings")
+    if not isinstance(step, int | None):
+        raise TypeError("step is a whole number")
+    return Sample(step, prompt, completion)
 
 
 def read_fillings(path: Path) -> dict[str, list[Any]]:
@@ -177,51 +219,50 @@ def read_fillings(path: Path) -> dict[str, list[Any]]:
         DataError: a line is not a text with a mask and its candidates.
     """
     rows: list[list[Any]] = []
-    for line_number, line in enumerate(
-        path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1
-    ):
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    for line_number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            words = [
-                f"{word.strip()} {100 * probability:.1f} %"
-                for word, probability in row["candidates"]
-            ]
+            words = [f"{word.strip()} {100 * share:.1f} %" for word, share in row["candidates"]]
             rows.append([row["text"], row["mask"] + 1, ", ".join(words)])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _MALFORMED as error:
             raise DataError(
                 f"{path}, line {line_number}: not a filling ({type(error).__name__}: {error})"
             ) from None
     return {"columns": ["text", "mask", "candidates"], "rows": rows}
 
 
-def _load(directory: Path, record: RunRecord) -> Report:
+def _load_report(directory: Path, record: RunRecord) -> Report:
     """Open the artifacts of one run."""
     report = Report(directory, record, tables=dict(record.tables))
     for name, relative in record.artifacts.items():
         path = directory / relative
-        suffix = path.suffix.lower()
-        if name not in _READ and suffix not in PICTURES:
+        if name not in _READ and path.suffix.lower() not in PICTURES:
             continue  # listed for other readers: a dataset, a model
-        if not path.resolve().is_relative_to(
-            directory.resolve()
-        ):  # a page must not carry other files away
+
+        # A page must not carry other files away.
+        if not path.resolve().is_relative_to(directory.resolve()):
             raise DataError(
-                f"{directory / RUN_FILE}: artifact {name} is {relative!r}, outside of the run's directory"
+                f"{directory / RUN_FILE}: artifact {name} is {relative!r}, "
+                "outside of the run's directory"
             )
         if not path.is_file():
             if report.finished:
                 raise DataError(
-                    f"{path} is listed in {RUN_FILE} as {name} but is not there; restore it or run again"
+                    f"{path} is listed in {RUN_FILE} as {name} but is not there; "
+                    "restore it or run again"
                 )
             report.notes.append(f"{relative} ({name}) is listed but not written yet")
             continue
+
         try:
             _read_artifact(report, name, path)
         except DataError as error:
             if report.finished:
                 raise
             report.notes.append(f"{name} cannot be read yet: {error}")
-    report.notes += _notes_on_history(report.history)
+
+    report.notes += _describe_broken_curves(report.history)
     return report
 
 
@@ -230,7 +271,7 @@ def _read_artifact(report: Report, name: str, path: Path) -> None:
     if name == "trainer_state":
         report.history = read_history(path)
     elif name in _SAMPLES:
-        report.samples += read_samples(path, may_be_cut=not report.finished)
+        report.samples += read_samples(path, may_be_incomplete=not report.finished)
     elif name == "fillings":
         report.tables["fillings"] = read_fillings(path)
     else:
@@ -238,8 +279,11 @@ def _read_artifact(report: Report, name: str, path: Path) -> None:
         report.pictures[name] = f"data:{PICTURES[path.suffix.lower()]};base64,{content}"
 
 
-def _notes_on_history(history: dict[str, Points]) -> list[str]:
-    """Name the curves that left the numbers: the first thing to know about a run that diverged."""
+def _describe_broken_curves(history: dict[str, Points]) -> list[str]:
+    """Return a note for each curve that was not finite somewhere.
+
+    That is the first thing to know about a run that diverged.
+    """
     notes = []
     for name, points in history.items():
         broken = [step for step, value in points if not math.isfinite(value)]
@@ -259,19 +303,21 @@ def _check_record(path: Path, record: RunRecord) -> None:
     """
     texts = {"artifacts": record.artifacts, "versions": record.versions}
     for name, mapping in texts.items():
-        if not isinstance(mapping, dict) or not all(
-            isinstance(value, str) for value in mapping.values()
-        ):
+        if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
             raise CheckpointError(f"{path}: {name} is not a mapping of names to texts")
-    if not isinstance(record.metrics, dict) or not all(
-        isinstance(v, int | float) for v in record.metrics.values()
+
+    metrics = record.metrics
+    if not isinstance(metrics, dict) or not all(
+        isinstance(v, int | float) for v in metrics.values()
     ):
         raise CheckpointError(f"{path}: metrics is not a mapping of names to numbers")
+
     for name, table in record.tables.items():
         if not _is_table(table):
             raise CheckpointError(
                 f"{path}: table {name} is not columns and rows of that many cells"
             )
+
     for source in record.data:
         files = source.get("files", [])
         if not all(isinstance(f, dict) and {"path", "bytes", "blake2b"} <= f.keys() for f in files):
@@ -289,13 +335,5 @@ def _is_table(table: Any) -> bool:
     )
 
 
-def _labels(directories: list[Path]) -> list[str]:
-    """Name each directory by as few of its last parts as tell it from the others."""
-    parts = [directory.resolve().parts for directory in directories]
-    labels = []
-    for own in parts:
-        depth = next(
-            n for n in range(1, len(own) + 1) if sum(other[-n:] == own[-n:] for other in parts) == 1
-        )
-        labels.append("/".join(own[-depth:]))
-    return labels
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

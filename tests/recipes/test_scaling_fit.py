@@ -259,7 +259,7 @@ def test_runs_of_pretrain_clm(run_recipe, tmp_path: Path) -> None:
             {"tokens_per_byte": 0.4},
             "was measured on other tokens than .*, or by --loss bits_per_byte",
         ),
-        ({"start": "runs/model"}, "went on from runs/model, so its tokens are not all"),
+        ({"start": "runs/model"}, "continued from runs/model, so its tokens are not all"),
     ],
 )
 def test_losses_of_different_things(

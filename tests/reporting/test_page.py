@@ -517,7 +517,7 @@ def test_a_malformed_artifact_is_named_with_its_line(tmp_path: Path) -> None:
         '{"step": 1, "prompt": "a", "completion": "b"}\n{"step": "2", "prompt": "a", "completion": ""}\n'
     )
     with pytest.raises(DataError, match=r"samples.jsonl, line 2: not a sample"):
-        read_samples(samples, may_be_cut=False)
+        read_samples(samples, may_be_incomplete=False)
     state = tmp_path / "trainer_state.json"
     state.write_text('{"log_history": [{"loss": 1.0}]}')
     with pytest.raises(DataError, match="not a Trainer's state: KeyError 'step'"):

@@ -1,7 +1,6 @@
 """The rungs that run folders or a table hold, by family, for a scaling fit."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,8 @@ from hfstack.data.reading.rows import OnBadRow
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
-from hfstack.reporting.runs import find_runs
+from hfstack.models.architectures import without_size
+from hfstack.reporting.runs import find_runs, starting_model
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 from hfstack.scaling.rungs import Rungs, make_rungs, rungs_from_rows
 
@@ -18,7 +18,6 @@ logger = get_logger(__name__)
 
 Counted = Literal["full", "6nd", "kaplan"]
 
-_SIZE = re.compile(r"-\d+(\.\d+)?[kmb]$", re.IGNORECASE)
 _NOT_EXCLUDED = (None, "", "0", 0, False, "false", "False")
 _NAMES = {  # what a rung's metrics call N and C, by how they are counted
     "full": ("parameters", "flops"),
@@ -33,14 +32,16 @@ def load_rungs(
     """Return the finished rungs under the paths, by family, in the order of their first.
 
     Args:
-        paths: ladders, runs of pretrain_clm from random weights, or folders of either, one or two levels down.
-        counted: `full`: all parameters and the exact FLOPs; `6nd`: all parameters, 6ND; `kaplan`: those outside
-            embeddings, 6ND.
+        paths: ladders, runs of pretrain_clm that started from random weights, or folders of either,
+            one or two levels down.
+        counted: `full`: all parameters and the exact FLOPs; `6nd`: all parameters, 6ND; `kaplan`:
+            those outside embeddings, 6ND.
         loss: the metric that is fitted.
 
     Raises:
         CheckpointError: a path holds no run.
-        DataError: a run lacks a number, none is finished, or their losses are not of one held-out text.
+        DataError: a run lacks a number, none is finished, or their losses are not of one held-out
+            text.
     """
     columns: dict[str, dict[str, list[float]]] = {}
     finished: dict[Path, RunRecord] = {}
@@ -50,49 +51,53 @@ def load_rungs(
             logger.warning("%s is %s: left out", folder, record.status)
             continue
         finished[folder] = record
-        values = _numbers(folder, record, counted, loss)
+        values = _rung_numbers(folder, record, counted, loss)
         own = columns.setdefault(_family(record), {name: [] for name in values})
         for name, value in values.items():
             own[name].append(value)
+
     if not columns:
         raise DataError(
-            f"--runs {' '.join(paths)}: no rung there is finished; run scaling_ladder again to go on"
+            f"--runs {' '.join(paths)}: no rung there is finished; run scaling_ladder again to "
+            "continue it"
         )
     refuse_other_measure(finished, loss=loss)
     return {family: make_rungs(**own) for family, own in columns.items()}
 
 
 def refuse_other_measure(records: Mapping[Path, RunRecord], *, loss: str = "eval_loss") -> None:
-    """Refuse runs whose losses cannot be compared with the first one's, and say which other ones read other text.
+    """Refuse runs whose losses cannot be compared with the first one's.
 
-    Training data may differ, as in a ladder of repeated data. Held-out text and context may not, nor may the tokenizer
-    unless the loss is counted by bytes: it is known by the tokens of a byte, which `bits_per_byte` over `eval_loss`
-    says.
+    Training data may differ, as in a ladder of repeated data; that is logged. Held-out text and
+    context may not, nor may the tokenizer unless the loss is counted by bytes. A tokenizer is known
+    by its tokens a byte: `bits_per_byte` over `eval_loss`.
 
     Raises:
         DataError: two runs differ in that.
     """
     (first, base), *rest = records.items()
     for folder, record in rest:
-        held_out = _held_out(record) == _held_out(base)
-        context = _block_size(record) == _block_size(base)
-        cut = loss == "bits_per_byte" or _same_tokens(record, base)
+        same_text = _held_out_identity(record) == _held_out_identity(base)
+        same_context = _block_size(record) == _block_size(base)
+        same_tokens = loss == "bits_per_byte" or _same_tokens(record, base)
         for same, what in (
-            (held_out, "other held-out text"),
-            (context, "another block size"),
-            (cut, "other tokens"),
+            (same_text, "other held-out text"),
+            (same_context, "another block size"),
+            (same_tokens, "other tokens"),
         ):
             if not same:
+                todo = "fit them apart" + ("" if same_tokens else ", or by --loss bits_per_byte")
                 raise DataError(
-                    f"--runs: {folder} was measured on {what} than {first}, so their losses are of different things: "
-                    "fit them apart" + ("" if cut else ", or by --loss bits_per_byte")
+                    f"--runs: {folder} was measured on {what} than {first}, "
+                    f"so their losses cannot be compared: {todo}"
                 )
+
     others = [
         str(folder) for folder, record in rest if _files(record, "train") != _files(base, "train")
     ]
     if others:
         logger.warning(
-            "trained on other text than %s, which a law does not know of: %s",
+            "trained on other text than %s, which a law does not account for: %s",
             first,
             ", ".join(others),
         )
@@ -110,7 +115,9 @@ def read_table(
     excluded_column: str | None = None,
     on_bad_row: OnBadRow = "fail",
 ) -> dict[str, Rungs]:
-    """Return the rungs of a table, by family; without a family column all are of one, called after the file.
+    """Return the rungs of a table, by family.
+
+    Without a family column all are of one, named after the file.
 
     Args:
         sources: a CSV, JSON lines or Parquet.
@@ -127,14 +134,12 @@ def read_table(
     columns = {"parameters": parameters_column, "tokens": tokens_column, "loss": loss_column}
     columns |= {"flops": flops_column} if flops_column else {}
     columns |= {"unique_tokens": unique_tokens_column} if unique_tokens_column else {}
+
     families: dict[str, list[dict[str, Any]]] = {}
+    file_family = without_size(Path(place).name.split(".")[0])
     for row in rows:
         if excluded_column is None or row[excluded_column] in _NOT_EXCLUDED:
-            family = (
-                str(row[family_column])
-                if family_column
-                else _SIZE.sub("", Path(place).name.split(".")[0])
-            )
+            family = str(row[family_column]) if family_column else file_family
             families.setdefault(family, []).append(row)
     if not families:
         raise DataError(f"{place}: every row is left out by {excluded_column!r}")
@@ -142,7 +147,7 @@ def read_table(
 
 
 def rung_folders(paths: list[str]) -> list[Path]:
-    """Return the folders of the rungs, each once: a ladder stands for all that it has ever trained."""
+    """Return the folders of the rungs, each once; of a ladder, all that it has ever trained."""
     folders: dict[Path, Path] = {}
     for place in [found for path in paths for found in find_runs(Path(path))]:
         own = place / "rungs"
@@ -151,7 +156,12 @@ def rung_folders(paths: list[str]) -> list[Path]:
     return list(folders.values())
 
 
-def _numbers(folder: Path, record: RunRecord, counted: Counted, loss: str) -> dict[str, float]:
+def _rung_numbers(folder: Path, record: RunRecord, counted: Counted, loss: str) -> dict[str, float]:
+    """Return what a fit needs to know of a run.
+
+    Raises:
+        DataError: a number is missing, or the run did not start from random weights.
+    """
     size, flops = _NAMES[counted]
     wanted = {
         "parameters": size,
@@ -163,45 +173,42 @@ def _numbers(folder: Path, record: RunRecord, counted: Counted, loss: str) -> di
     missing = [name for name in wanted.values() if name not in record.metrics]
     if missing:
         raise DataError(
-            f"{folder / RUN_FILE} ({record.recipe}) has no {', '.join(missing)}: give the ladders that scaling_ladder "
-            "trained, runs of pretrain_clm with held-out text, or a CSV with --datasets"
+            f"{folder / RUN_FILE} ({record.recipe}) has no {', '.join(missing)}: give the ladders "
+            "that scaling_ladder trained, runs of pretrain_clm with held-out text, or a CSV with "
+            "--datasets"
         )
-    start = _start(record)
+
+    start = starting_model(record)
     if start is not None and not start.endswith(".json"):
         raise DataError(
-            f"{folder / RUN_FILE} ({record.recipe}) went on from {start}, so its tokens are not all that the model has "
-            "read: leave it out"
+            f"{folder / RUN_FILE} ({record.recipe}) continued from {start}, so its tokens are not "
+            "all that the model has read: leave it out"
         )
     return {name: float(record.metrics[metric]) for name, metric in wanted.items()}
 
 
 def _family(record: RunRecord) -> str:
-    """A rung says its family; any other run is called after its architecture's file."""
+    """Return the family of a rung; any other run is named after its architecture's file."""
     if "Rung" in record.settings:
         return str(record.settings["Rung"]["family"])
-    return _SIZE.sub("", Path(_start(record) or record.recipe).stem)
-
-
-def _start(record: RunRecord) -> str | None:
-    """What the weights were made from: a config.json, or a trained model."""
-    return record.settings.get("ModelConfig", {}).get("model_name_or_path")
+    return without_size(Path(starting_model(record) or record.recipe).stem)
 
 
 def _files(record: RunRecord, role: str) -> list[Any]:
-    """Content and rows of what was read in that role; of the Hub its name."""
-    entries = [entry for entry in record.data if entry["role"] == role]
-    names = ("name", "split", "revision")
-    return [
-        (
-            [file["blake2b"] for file in entry["files"]] or [entry["path"], *map(entry.get, names)],
-            entry["rows"],
-        )
-        for entry in entries
-    ]
+    """Return content and rows of the data read in a role; of the Hub, its name and revision."""
+    found = []
+    for entry in (entry for entry in record.data if entry["role"] == role):
+        hub_name = [entry["path"], *map(entry.get, ("name", "split", "revision"))]
+        content = [file["blake2b"] for file in entry["files"]] or hub_name
+        found.append((content, entry["rows"]))
+    return found
 
 
-def _held_out(record: RunRecord) -> Any:
-    """What identifies the text that the loss is measured on: its own files, or a share of the training rows."""
+def _held_out_identity(record: RunRecord) -> Any:
+    """Return what identifies the text that the loss is measured on.
+
+    It has files of its own, or is a share of the training rows.
+    """
     data = record.settings.get("DataArgs", {})
     share = (_files(record, "train"), data.get("eval_fraction"), data.get("split_seed"))
     return _files(record, "eval") or share
@@ -214,10 +221,13 @@ def _block_size(record: RunRecord) -> Any:
 
 
 def _same_tokens(one: RunRecord, other: RunRecord) -> bool:
-    """Bits of a byte over nats of a token is the same for every model of a tokenizer; unknown where one is missing."""
+    """Whether two runs tokenize alike, as far as is known.
+
+    Bits of a byte over nats of a token are the same for every model of a tokenizer.
+    """
     if not all({"bits_per_byte", "eval_loss"} <= record.metrics.keys() for record in (one, other)):
         return True
-    lengths = [
+    first, second = (
         record.metrics["bits_per_byte"] / record.metrics["eval_loss"] for record in (one, other)
-    ]
-    return math.isclose(*lengths, rel_tol=0.005)
+    )
+    return math.isclose(first, second, rel_tol=0.005)

@@ -1,8 +1,8 @@
-"""Explanations as one HTML page: each text with its tokens coloured by what they did to the logit."""
+"""Explanations as one HTML page: each text, its tokens coloured by their share of the logit."""
 
 from collections.abc import Sequence
-from html import escape
 
+from hfstack.drawing.html import Html, tag
 from hfstack.tasks.classification.attributions import Explanation
 
 _STYLE = """
@@ -17,41 +17,64 @@ article { border-top: 1px solid #8886; padding: .8rem 0; }
 
 def explanation_page(explanations: Sequence[Explanation], *, model: str) -> str:
     """Return a self-contained page; blue tokens speak for the label, orange ones against it."""
-    articles = "\n".join(_article(one) for one in explanations)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Explanations</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>\n'
-        f"<h1>What moved the model</h1>\n<p>{escape(model)}, integrated gradients. "
-        '<span class="token" style="background: rgba(var(--for), .45)">Blue</span> speaks for the label, '
-        '<span class="token" style="background: rgba(var(--against), .45)">orange</span> against it, against a text of '
-        "neutral tokens. Hover over a token for its share of the logit.</p>\n"
-        f"{articles}\n</body></html>\n"
+    head = [
+        tag("meta", {"charset": "utf-8"}),
+        tag("title", "Explanations"),
+        tag("meta", {"name": "viewport", "content": "width=device-width"}),
+        tag("style", Html(_STYLE)),
+    ]
+    legend = tag(
+        "p",
+        f"{model}, integrated gradients. ",
+        _colored("Blue", "for", 0.45),
+        " speaks for the label, ",
+        _colored("orange", "against", 0.45),
+        " against it, compared with a text of neutral tokens. "
+        "Hover over a token for its share of the logit.",
     )
+    articles = [_render_explanation(one) for one in explanations]
+    body = tag("body", tag("h1", "What moved the model"), legend, articles)
+    return f"<!doctype html>\n{tag('html', {'lang': 'en'}, tag('head', head), body)}\n"
 
 
-def _article(one: Explanation) -> str:
+def _render_explanation(one: Explanation) -> Html:
+    """Return the part of the page about one text, or pair of texts, and one label."""
     largest = max((abs(score) for *_, score in one.tokens), default=0.0) or 1.0
-    lines = []
-    for index, text in enumerate(one.texts):
-        parts, end = [], 0
-        for which, first, last, score in one.tokens:
-            if which != index or last <= first or first < end:
-                continue
-            parts.append(escape(text[end:first]))
-            hue = "for" if score > 0 else "against"
-            parts.append(
-                f'<span class="token" style="background: rgba(var(--{hue}), {0.75 * abs(score) / largest:.3f})" '
-                f'title="{score:+.4f}">{escape(text[first:last])}</span>'
-            )
-            end = last
-        parts.append(escape(text[end:]))
-        lines.append(f'<p class="text" dir="auto">{"".join(parts)}</p>')
-    chance = "" if one.probability is None else f", probability {one.probability:.3f}"
+    texts = [
+        tag("p.text", {"dir": "auto"}, _color_tokens(one, which, largest))
+        for which in range(len(one.texts))
+    ]
+    probability = "" if one.probability is None else f", probability {one.probability:.3f}"
     facts = (
-        f"logit {one.logit:+.4f}, neutral text {one.baseline_logit:+.4f}, attributions sum to {one.attributed:+.4f} "
-        f"(off by {one.delta:+.5f}, {100 * one.relative_delta:.2f} % of the difference; {one.steps} steps)"
+        f"logit {one.logit:+.4f}, neutral text {one.baseline_logit:+.4f}, "
+        f"attributions sum to {one.attributed:+.4f} (off by {one.delta:+.5f}, "
+        f"{100 * one.relative_delta:.2f} % of the difference; {one.steps} steps)"
     )
-    return (
-        f"<article><h2>{escape(one.label)}<small>{chance}</small></h2>{''.join(lines)}"
-        f'<p class="facts">{facts}</p></article>'
-    )
+    heading = tag("h2", one.label, tag("small", probability))
+    return tag("article", heading, texts, tag("p.facts", facts))
+
+
+def _color_tokens(one: Explanation, which: int, largest: float) -> list[Html | str]:
+    """Return a text with its tokens coloured, what is between them as it is.
+
+    Args:
+        which: of the texts of a pair.
+        largest: the attribution that gets the strongest colour.
+    """
+    text = one.texts[which]
+    parts: list[Html | str] = []
+    end = 0
+    for owner, first, last, score in one.tokens:
+        # Tokens of the other text, without characters, or over characters that are coloured already.
+        if owner != which or last <= first or first < end:
+            continue
+        hue = "for" if score > 0 else "against"
+        share = round(0.75 * abs(score) / largest, 3)
+        parts += [text[end:first], _colored(text[first:last], hue, share, f"{score:+.4f}")]
+        end = last
+    return [*parts, text[end:]]
+
+
+def _colored(text: str, hue: str, opacity: float, title: str | None = None) -> Html:
+    style = f"background: rgba(var(--{hue}), {opacity:g})"
+    return tag("span.token", {"style": style, "title": title}, text)
