@@ -24,7 +24,7 @@ import sys
 import textwrap
 import types
 import typing
-from argparse import Action, ArgumentParser, ArgumentTypeError
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,12 +53,14 @@ _ALLOW_CHANGED_HELP = (
 
 logger = get_logger(__name__)
 
-_allowed_changes: set[str] = set()
 
+def allowed_changes(argv: list[str] | None = None) -> frozenset[str]:
+    """Return the settings that `--allow_changed` lets a resumed run change.
 
-def allowed_changes() -> frozenset[str]:
-    """The settings that the command line last parsed lets a resumed run change, by name (`--allow_changed`)."""
-    return frozenset(_allowed_changes)
+    Args:
+        argv: flags, by default `sys.argv[1:]`.
+    """
+    return frozenset(_read_own_flags(argv)[0].allow_changed)
 
 
 def command_line(main: Callable[..., Any]) -> None:
@@ -101,12 +103,7 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
         ConfigError: an option is unknown, mistyped, not among its choices, or refused by its class. The message names
             the YAML file and line when the value came from there.
     """
-    pre = _StrictParser(add_help=False, allow_abbrev=False)
-    pre.add_argument("--config", type=Path, action="append", default=[])
-    pre.add_argument("--allow_changed", nargs="+", action="extend", default=[])
-    known, flags = pre.parse_known_args(sys.argv[1:] if argv is None else argv)
-    _allowed_changes.clear()
-    _allowed_changes.update(known.allow_changed)
+    known, flags = _read_own_flags(argv)
     if len(known.config) > 1:
         raise ConfigError(f"--config may be given once, got {', '.join(map(str, known.config))}")
 
@@ -143,6 +140,14 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
     _resolve_renamed(values, flagged)
     _resolve_hardware(values, given)
     return tuple(_build_settings(cls, values) for cls in dataclass_types)
+
+
+def _read_own_flags(argv: list[str] | None) -> tuple[Namespace, list[str]]:
+    """Return the two flags that every recipe has beside its settings, and the flags that are left."""
+    parser = _StrictParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, action="append", default=[])
+    parser.add_argument("--allow_changed", nargs="+", action="extend", default=[])
+    return parser.parse_known_args(sys.argv[1:] if argv is None else argv)
 
 
 def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]:

@@ -76,16 +76,18 @@ def main(
     with Run.start(
         __file__, training_args.output_dir, model_args, data_args, args, cut, training_args
     ) as run:
-        checkpoint = run.checkpoint
+        checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         check_best_metric(training_args, ["exact_match", "answer_f1"])
-        run.add_parent(model_args.model_name_or_path)
         by_context = replace(
             data_args, text_column=args.context_column
         )  # with all its questions on one side
         splits = load_splits(by_context, quarantine_file=run.output_dir / "quarantine.jsonl")
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         columns = (args.question_column, args.context_column, args.answers_column)
         files = [*data_args.datasets, *data_args.eval_datasets]
         read = partial(read_questions, columns=columns, bad_answers=args.bad_answers, sources=files)

@@ -68,20 +68,22 @@ def main(
     """Train, measure on held-out rows and save; return the metrics."""
     settings = (model_args, data_args, label_args, classify_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
-        checkpoint = run.checkpoint
+        checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=classify_args.early_stopping_patience)
         architecture = find_architecture(model_args.model_name_or_path or "") is not None
         frozen = classify_args.freeze_encoder
         check_encoder_settings(
             use_peft=model_args.use_peft, freeze_encoder=frozen, architecture=architecture
         )
-        for parent in (model_args.model_name_or_path, classify_args.tokenizer_name_or_path):
-            run.add_parent(parent)
         labelled = load_labelled(
             data_args, label_args, quarantine_file=run.output_dir / "quarantine.jsonl"
         )
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            classify_args.tokenizer_name_or_path,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         labels, new_modules = labelled.labels, list[str]()
         tokenizer = load_tokenizer(model_args, classify_args.tokenizer_name_or_path)
         model: Any = load_classifier(

@@ -84,18 +84,20 @@ def main(
     with Run.start(
         __file__, training_args.output_dir, model_args, data_args, grpo_args, training_args
     ) as run:
-        checkpoint = run.checkpoint
+        checkpoint = run.resume_point()
         check_start(model_args.model_name_or_path)
-        run.add_parent(model_args.model_name_or_path)
-        run.add_parent(grpo_args.reward_model or None)
         splits = load_prompts(
             data_args,
             recipe="grpo",
             as_chat=grpo_args.as_chat,
             quarantine_file=run.output_dir / "quarantine.jsonl",
         )
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            grpo_args.reward_model,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         check_groups(splits, training_args)
 
         tokenizer = load_tokenizer(model_args)

@@ -50,8 +50,7 @@ def main(
     """Train against the frozen reference, evaluate and save; return the metrics."""
     settings = (model_args, data_args, preference_args, kto_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
-        checkpoint = run.checkpoint
-        run.add_parent(model_args.model_name_or_path)
+        checkpoint = run.resume_point()
         check_policy(model_args, sharded=is_sharded(training_args))
         rows = load_preferences(
             data_args,
@@ -59,8 +58,11 @@ def main(
             form="labels",
             quarantine_file=run.output_dir / "quarantine.jsonl",
         )
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         good = sum(rows["train"]["label"]) / len(rows["train"])
         if not 0 < good < 1:
             raise DataError(

@@ -59,14 +59,16 @@ def main(
     """Train on the chosen answers and the odds between both, evaluate and save; return the metrics."""
     settings = (model_args, data_args, preference_args, orpo_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
-        checkpoint = run.checkpoint
-        run.add_parent(model_args.model_name_or_path)
+        checkpoint = run.resume_point()
         check_policy(model_args, sharded=is_sharded(training_args))
         rows = load_preferences(
             data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl"
         )
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         lengths = {name: length_statistics(split) for name, split in rows.items()}
         run.add_table("answer lengths", *length_table(lengths))
 

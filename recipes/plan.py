@@ -24,7 +24,7 @@ from hfstack.planning.plan import (
     DeviceArgs,
     change_rows,
     checkpointing_peaks,
-    corrected,
+    correct_needs,
     find_device,
     memory_rows,
     read_law,
@@ -62,14 +62,14 @@ def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, floa
     device = find_device(
         machine.device_name, memory_gib=machine.memory_gib, bf16=workload.trained.step.bf16
     )
-    workload = device.place(workload)
+    workload = device.with_allocator(workload)
     needs, utilization, metrics = assess(workload), machine.utilization, dict[str, float]()
     if machine.measure:
         if machine.device_name is not None:
             raise ConfigError("--measure takes steps on this machine; leave --device_name out")
         measured = measure_step(workload.trained.config, workload.trained.step, device=device.kind)
         metrics["predicted_peak_mib"] = round(needs.peak / MIB, 1)
-        needs, utilization = corrected(workload, needs, measured, device)
+        needs, utilization = correct_needs(workload, needs, measured, device)
     metrics |= {"utilization": utilization} | checkpointing_peaks(workload)
     metrics |= recipe_metrics(
         workload, needs, device, devices=machine.devices, utilization=utilization

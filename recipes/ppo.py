@@ -66,22 +66,21 @@ def main(
     with Run.start(
         __file__, training_args.output_dir, model_args, data_args, ppo_args, training_args
     ) as run:
-        checkpoint = run.checkpoint
+        checkpoint = run.resume_point()
         check_start(model_args.model_name_or_path)
-        for parent in (
-            model_args.model_name_or_path,
-            ppo_args.reward_model,
-            training_args.critic_model,
-        ):
-            run.add_parent(parent or None)
         splits = load_prompts(
             data_args,
             recipe="ppo",
             as_chat=ppo_args.as_chat,
             quarantine_file=run.output_dir / "quarantine.jsonl",
         )
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            ppo_args.reward_model,
+            training_args.critic_model,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         run.add_artifact("samples", "samples.jsonl")
 
         tokenizer = load_tokenizer(model_args)

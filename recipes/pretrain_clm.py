@@ -68,22 +68,24 @@ def main(
     with Run.start(
         __file__, training_args.output_dir, model_args, data_args, pretrain_args, training_args
     ) as run:
-        checkpoint = run.checkpoint
+        checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=pretrain_args.early_stopping_patience)
         if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
             raise ConfigError(
                 "--use_peft, --load_in_4bit and --load_in_8bit tune a finished model: use the sft recipe"
             )
-        run.add_parent(model_args.model_name_or_path)
-        run.add_parent(pretrain_args.tokenizer_name_or_path)
         tokenizer = load_tokenizer(model_args, pretrain_args.tokenizer_name_or_path)
         model = load_causal_lm(model_args, tokenizer)
         block_size = check_block_size(pretrain_args.block_size, model.config)
         if pretrain_args.isolate_documents:
             check_isolation(model)
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            pretrain_args.tokenizer_name_or_path,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
         packing = {"block_size": block_size, "isolate_documents": pretrain_args.isolate_documents}
         blocks = pack_splits(splits, tokenizer, text_column=data_args.text_column, **packing)

@@ -75,15 +75,13 @@ def main(
     with Run.start(
         __file__, training_args.output_dir, model_args, data_args, masking_args, training_args
     ) as run:
-        checkpoint, args = run.checkpoint, masking_args
+        checkpoint, args = run.resume_point(), masking_args
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         check_best_metric(training_args, ["masked_accuracy"])
         if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
             raise ConfigError(
                 "--use_peft, --load_in_4bit and --load_in_8bit are for finished models, not pretraining"
             )
-        run.add_parent(model_args.model_name_or_path)
-        run.add_parent(args.tokenizer_name_or_path)
 
         tokenizer = use_mask_tokens(load_tokenizer(model_args, args.tokenizer_name_or_path))
         model = load_masked_lm(model_args, tokenizer)
@@ -91,8 +89,12 @@ def main(
             model, block_size=args.block_size, isolate_documents=args.isolate_documents
         )
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            args.tokenizer_name_or_path,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_mlm")
         blocks = masked_splits(
             splits, tokenizer, text_column=data_args.text_column, block_size=args.block_size, unit=args.mask_unit,

@@ -58,13 +58,15 @@ def main(
     """Train, measure on held-out pairs and save; return the metrics."""
     settings = (model_args, data_args, preference_args, reward_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
-        checkpoint = run.checkpoint
-        run.add_parent(model_args.model_name_or_path)
+        checkpoint = run.resume_point()
         splits = load_preferences(
             data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl"
         )
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
 
         encoded, kept, new_modules = {}, {}, list[str]()
         tokenizer = load_tokenizer(model_args, reward_args.tokenizer_name_or_path)

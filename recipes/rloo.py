@@ -65,18 +65,20 @@ def main(
     with Run.start(
         __file__, training_args.output_dir, model_args, data_args, rloo_args, training_args
     ) as run:
-        checkpoint = run.checkpoint
+        checkpoint = run.resume_point()
         check_start(model_args.model_name_or_path)
-        run.add_parent(model_args.model_name_or_path)
-        run.add_parent(rloo_args.reward_model or None)
         splits = load_prompts(
             data_args,
             recipe="rloo",
             as_chat=rloo_args.as_chat,
             quarantine_file=run.output_dir / "quarantine.jsonl",
         )
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            rloo_args.reward_model,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         check_groups(splits, training_args)
 
         tokenizer = load_tokenizer(model_args)

@@ -115,7 +115,7 @@ def train_rung(
     args = rung_arguments(training_args, rung)
     try:
         with Run.start(__file__, args.output_dir, data_args, rung, args) as run:
-            checkpoint = run.checkpoint
+            checkpoint = run.resume_point()
             run.record_data("train", describe_sources(data_args.datasets))
             run.record_data("eval", describe_sources(data_args.eval_datasets))
             counts, throughput = (

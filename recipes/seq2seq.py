@@ -74,7 +74,7 @@ def main(
         __file__, training_args.output_dir, model_args, data_args, seq2seq_args, training_args
     ) as run:
         checkpoint, args, patience = (
-            run.checkpoint,
+            run.resume_point(),
             seq2seq_args,
             seq2seq_args.early_stopping_patience,
         )
@@ -82,8 +82,6 @@ def main(
         check_adapter_settings(model_args)
         if data_args.eval_datasets or data_args.eval_fraction:
             check_metrics()
-        for parent in (model_args.model_name_or_path, args.tokenizer_name_or_path):
-            run.add_parent(parent)
         if data_args.streaming:
             raise ConfigError(
                 "--streaming: rows are ordered by length before the first step; leave it out"
@@ -93,8 +91,12 @@ def main(
             data_args, text_column=columns[0].partition(".")[0]
         )  # equal sources stay on one side
         splits = load_splits(by_source, quarantine_file=run.output_dir / "quarantine.jsonl")
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            args.tokenizer_name_or_path,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         skip_empty = data_args.on_bad_row != "fail"
         pairs = {
             name: read_pairs(rows, columns, name=name, skip_empty=skip_empty)

@@ -59,8 +59,7 @@ def main(
     with Run.start(
         __file__, training_args.output_dir, model_args, data_args, sft_args, training_args
     ) as run:
-        checkpoint = run.checkpoint
-        run.add_parent(model_args.model_name_or_path)
+        checkpoint = run.resume_point()
         sharded, adapter = is_sharded(training_args), model_args.use_peft
         check_adapter_settings(model_args, sharded=sharded, merge_adapter=sft_args.merge_adapter)
 
@@ -71,8 +70,11 @@ def main(
         splits = load_splits(
             replace(data_args, text_column=key), quarantine_file=run.output_dir / "quarantine.jsonl"
         )
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         rows = {
             name: normalise(split, columns, as_chat=sft_args.as_chat)
             for name, split in splits.items()

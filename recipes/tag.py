@@ -77,15 +77,17 @@ def main(
     with Run.start(
         __file__, training_args.output_dir, model_args, data_args, tag_args, training_args
     ) as run:
-        checkpoint, args = run.checkpoint, tag_args
+        checkpoint, args = run.resume_point(), tag_args
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
-        run.add_parent(model_args.model_name_or_path)
         by_words = replace(
             data_args, text_column=args.tokens_column
         )  # equal sentences stay on one side
         splits = load_splits(by_words, quarantine_file=run.output_dir / "quarantine.jsonl")
-        run.record_data("train", describe_sources(data_args.datasets))
-        run.record_data("eval", describe_sources(data_args.eval_datasets))
+        run.record_inputs(
+            model_args.model_name_or_path,
+            train=describe_sources(data_args.datasets),
+            eval=describe_sources(data_args.eval_datasets),
+        )
         columns = {
             "tokens_column": args.tokens_column,
             "tags_column": args.tags_column,

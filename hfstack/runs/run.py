@@ -11,7 +11,6 @@ are functions of run.json, so none of them needs a live trainer.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +30,7 @@ import torch
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
 from hfstack.config import allowed_changes
+from hfstack.disk import atomic_write, hash_file
 from hfstack.errors import (
     AlreadyFinished,
     CheckpointError,
@@ -77,8 +77,16 @@ class RunArgs:
 class Run:
     """One run of a recipe, open from `start` to the end of its `with` block."""
 
-    def __init__(self, record: RunRecord, training_args: TrainingArguments | None) -> None:
+    def __init__(
+        self,
+        record: RunRecord,
+        training_args: TrainingArguments | None,
+        allow_changed: frozenset[str] = frozenset(),
+    ) -> None:
         self.record = record
+        self._allow_changed = allow_changed
+        self._resume_point: str | None = None
+        self._resume_point_chosen = False
         self.output_dir = Path(record.output_dir)
         self._training_args = training_args
         self._rank = int(os.environ.get("RANK", "0"))
@@ -101,6 +109,7 @@ class Run:
         output_dir: str | Path | None,
         *settings: Any,
         replace_own: bool = False,
+        allow_changed: Collection[str] | None = None,
     ) -> Self:
         """Check the output directory, seed every generator and write the first run.json.
 
@@ -110,6 +119,8 @@ class Run:
             settings: the recipe's dataclasses, as `main` received them.
             replace_own: an earlier run of the same recipe may be replaced, because what it wrote is a view of other
                 runs (a report) that can be made again at any time.
+            allow_changed: names of settings that may differ from those of the run that is resumed; by default those
+                that the command line names with `--allow_changed`.
 
         Raises:
             CheckpointError: the directory cannot be written, or belongs to another run.
@@ -146,8 +157,8 @@ class Run:
             process=describe_process(),
             run_id=secrets.token_hex(4),
         )
-        run = cls(record, training_args)
-        allowed = allowed_changes()
+        allowed = allowed_changes() if allow_changed is None else frozenset(allow_changed)
+        run = cls(record, training_args, allowed)
         run._before, run._changed = run._agree(
             lambda: claim_directory(record, replace_own=replace_own, allowed=allowed)
         )
@@ -288,17 +299,28 @@ class Run:
         """The numbers of this run: plain floats and ints, each key documented in docs/metrics.md."""
         return self.record.metrics
 
-    @property
-    def checkpoint(self) -> str | None:
-        """Where to resume from: nothing, a given checkpoint, or the newest for `--resume_from_checkpoint last`.
+    def resume_point(self) -> str | None:
+        """Choose the checkpoint to resume from, record it, and return it.
+
+        The first call may set torn checkpoints aside and writes run.json; later calls return the same answer.
+
+        Returns:
+            None to begin at the first step, the checkpoint that was named, or the newest for
+            `--resume_from_checkpoint last`.
 
         Raises:
             CheckpointError: the directory holds checkpoints and nothing said whether to continue them, or the
                 checkpoint asked for is not there.
         """
+        if not self._resume_point_chosen:
+            self._resume_point = self._choose_resume_point()
+            self._resume_point_chosen = True
+        return self._resume_point
+
+    def _choose_resume_point(self) -> str | None:
         assert self._training_args is not None, "only a recipe that trains has checkpoints"
         asked = self._training_args.resume_from_checkpoint
-        chosen = self._agree(lambda: choose_checkpoint(self.record, asked, allowed_changes()))
+        chosen = self._agree(lambda: choose_checkpoint(self.record, asked, self._allow_changed))
         if chosen is None:
             self.record.restarts = []  # from the first step on it is a run that was never stopped
             if self._rank == 0:
@@ -319,20 +341,37 @@ class Run:
         self._write()
         return str(self.resumed_from)
 
-    def record_data(self, role: str, records: list[dict[str, Any]]) -> None:
+    def record_inputs(self, *folders: str | Path | None, **data: Sequence[dict[str, Any]]) -> None:
+        """Record what this run reads: models and tokenizers by folder, data by its role.
+
+        Args:
+            folders: of models, tokenizers and adapters; None, an empty name and a Hub id are passed over.
+            data: `train=`, `eval=`, `prompts=` ...: the sources of each role, as `describe_sources` gives them.
+
+        Raises:
+            CheckpointError: a resumed run would go on with other data than it began with.
+        """
+        for folder in folders:
+            self.add_parent(folder or None)
+        for role, records in data.items():
+            self.record_data(role, records)
+
+    def record_data(self, role: str, records: Sequence[dict[str, Any]]) -> None:
         """Note which data was read: its role (`train`, `eval`, `prompts`), files, sizes and content hashes.
 
         Raises:
             CheckpointError: a resumed run would go on with other data than it began with.
         """
-        before = {f["path"]: f["blake2b"] for entry in self._before.data for f in entry.get("files", [])} if (
-            self.resumed_from and self._before
-        ) else {}  # fmt: skip
+        before: dict[str, str] = {}
+        if self.resumed_from is not None and self._before is not None:
+            files = (file for entry in self._before.data for file in entry.get("files", []))
+            before = {file["path"]: file["blake2b"] for file in files}
+
         for entry in records:
             for file in entry.get("files", []):
                 if before and before.get(file["path"]) != file["blake2b"]:
                     raise CheckpointError(
-                        f"{file['path']} is not what this run began with; restore it, or start anew in another "
+                        f"{file['path']} is not what this run began with; restore it, or start again in another "
                         "--output_dir"
                     )
                 self.add_parent(Path(file["path"]).parent)
@@ -351,12 +390,8 @@ class Run:
         names = ("*.safetensors", "config.json", "tokenizer.json")
         for path in sorted(path for name in names for path in folder.glob(name)):
             if not any(known["path"] == str(path) for known in self.record.models):
-                with path.open("rb") as stream:
-                    digest = hashlib.file_digest(
-                        stream, lambda: hashlib.blake2b(digest_size=16)
-                    ).hexdigest()
                 self.record.models.append(
-                    {"path": str(path), "bytes": path.stat().st_size, "blake2b": digest}
+                    {"path": str(path), "bytes": path.stat().st_size, "blake2b": hash_file(path)}
                 )
         if (folder / RUN_FILE).is_file():
             relative = os.path.relpath(folder.resolve(), self.output_dir.resolve())
@@ -429,15 +464,11 @@ class Run:
         """Write run.json whole: a reader sees the old one or the new one."""
         if self._rank != 0:
             return
-        temporary = self.output_dir / f"{RUN_FILE}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            values = redact_values(dataclasses.asdict(self.record))
+        values = redact_values(dataclasses.asdict(self.record))
+        with atomic_write(self.output_dir / RUN_FILE) as file:
             json.dump(
                 values, file, indent=2, ensure_ascii=False, default=lambda value: redact(str(value))
             )
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.output_dir / RUN_FILE)
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import TrainingArguments
 
 from hfstack.errors import CheckpointError
 from hfstack.runs.checkpoint_files import write_manifest
 from hfstack.runs.resume import choose_checkpoint, clear_full_disk, whole_train_loss
+from hfstack.runs.run import Run
 
 
 def record(directory: Path, **changes: Any) -> Any:
@@ -104,3 +106,20 @@ def test_the_loss_of_a_resumed_run_counts_every_step() -> None:
         "no step was left to take"
     )
     assert whole_train_loss(history, 4, 5, 7.0) is None, "the logs do not reach the checkpoint"
+
+
+def test_the_resume_point_is_chosen_once(tmp_path: Path) -> None:
+    """Asking again neither sets more aside nor records a second restart."""
+    args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="last", use_cpu=True)
+    with Run.start("train.py", tmp_path, args) as run:
+        checkpoint(tmp_path, 2, manifest=False)
+        checkpoint(tmp_path, 4, manifest=False)
+        (tmp_path / "checkpoint-4" / "optimizer.pt").write_text("torn")
+        first = run.resume_point()
+        written = (tmp_path / "run.json").read_text()
+        assert first == str(tmp_path / "checkpoint-2") and (tmp_path / "broken-4").is_dir()
+
+        checkpoint(tmp_path, 6, manifest=False)
+        assert run.resume_point() == first
+        assert (tmp_path / "run.json").read_text() == written and len(run.record.restarts) == 1
+        run.finish({"loss": 1.0})

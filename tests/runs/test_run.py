@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from hfstack.config import parse
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataError, Preempted
 from hfstack.logs import setup_logging
 from hfstack.redaction import redact
@@ -163,10 +162,12 @@ def test_allowed_changes_go_on_and_are_kept(
         match=r"rate 0\.1 -> 0\.2; .* --resume_from_checkpoint last --allow_changed rate",
     ):
         start(tmp_path, Settings(rate=0.2))
-    parse(Settings, argv=["--allow_changed", "rate", "name", "--rate", "0.2"])
+    monkeypatch.setattr(
+        "sys.argv", ["clean.py", "--allow_changed", "rate", "name", "--rate", "0.2"]
+    )
     with start(tmp_path, Settings(rate=0.2)) as run:
         run.finish({})
-    parse(Settings, argv=["--rate", "0.2"])  # the leave was for one start
+    monkeypatch.setattr("sys.argv", ["clean.py", "--rate", "0.2"])  # it was allowed for one start
     with pytest.raises(AlreadyFinished):
         start(tmp_path, Settings(rate=0.2))
     with pytest.raises(CheckpointError, match=r"rate 0\.2 -> 0\.1"):
@@ -287,3 +288,16 @@ def test_processes_that_would_each_train_alone_are_refused(
     ):
         Run.start("train.py", tmp_path / "out", args)
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_are_recorded_in_one_call(tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier"
+    with Run.start("tokenizer.py", earlier) as run:
+        run.finish({"tokens": 1})
+    source = {"path": "rows.jsonl", "files": [], "rows": 3}
+    with Run.start("train.py", tmp_path / "out") as run:
+        run.record_inputs(earlier, None, "", "org/model", train=[source], eval=[])
+        run.finish({"loss": 1.0})
+    record = read_run(tmp_path / "out")
+    assert record.parents == ["../earlier"]
+    assert record.data == [{"role": "train", **source}]

@@ -27,7 +27,6 @@ from transformers import (
     default_data_collator,
 )
 
-from hfstack import config
 from hfstack.errors import CheckpointError, ConfigError, DivergedError, Preempted
 from hfstack.logs import setup_logging
 from hfstack.runs.checkpoint_files import MANIFEST, find_damage
@@ -132,10 +131,8 @@ def trainer_of(
             "eval_strategy": "steps", "eval_steps": 3,
         } | changes  # fmt: skip
         args = TrainingArguments(**settings)
-        config._allowed_changes.clear()
-        config._allowed_changes.update(allow)
-        with Run.start("pretrain.py", args.output_dir, args) as run:
-            checkpoint = run.checkpoint
+        with Run.start("pretrain.py", args.output_dir, args, allow_changed=allow) as run:
+            checkpoint = run.resume_point()
             model = PoisonableLlama.from_pretrained(model_path, attention_dropout=0.1)
             model.poison = poison
             rows = Poisoned()

@@ -69,7 +69,7 @@ def train(
         resume_from_checkpoint="last", **settings,
     )  # fmt: skip
     with Run.start("pretrain.py", folder, args) as run:
-        checkpoint = run.checkpoint
+        checkpoint = run.resume_point()
         ids = torch.randint(
             2, 300, (24, 12), generator=torch.Generator().manual_seed(3)
         )  # (rows, tokens)

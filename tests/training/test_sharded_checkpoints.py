@@ -74,7 +74,7 @@ def train(
     with Run.start("pretrain.py", folder, args) as run:
         if state_dict:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        checkpoint = run.checkpoint
+        checkpoint = run.resume_point()
         ids = torch.randint(
             2, 300, (24, 12), generator=torch.Generator().manual_seed(3)
         )  # (rows, tokens)
