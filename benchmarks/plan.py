@@ -1,11 +1,13 @@
-"""Compare the peak memory that `plan` predicts with that of real steps, a fresh process for each.
+"""Compare the peak memory that `plan` predicts with that of real training steps.
 
-    OMP_NUM_THREADS=1 python benchmarks/plan.py            # minutes; prints the table of docs/recipes/plan.md
+Each step is measured in a fresh process.
+
+    OMP_NUM_THREADS=1 python benchmarks/plan.py    # minutes; the table of docs/recipes/plan.md
     python benchmarks/plan.py --device cuda --only 125m lstm
 
-The resident set of a CPU process is measured twice: with glibc as it is, and with blocks of 1 MB and more given back to
-the system as soon as they are free (MALLOC_MMAP_THRESHOLD_), so that little but what tensors hold is left. The last six
-cases took no part in fitting `hfstack.models.heap.TAKEN_SHARE`.
+The resident set of a CPU process is measured twice: with glibc as it is, against what tensors hold
+x `CPU_RESIDENT_FACTOR`, and with blocks of 1 MB and more given back to the system as soon as they
+are free (MALLOC_MMAP_THRESHOLD_), so that little but what tensors hold is left.
 """
 
 import argparse
@@ -16,9 +18,9 @@ from pathlib import Path
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
-from hfstack.models.heap import heap_rules
 from hfstack.planning.measure import measure_step
 from hfstack.planning.memory import TrainingStep, peak_memory
+from hfstack.planning.plan import CPU_RESIDENT_FACTOR
 
 ARCHITECTURES = Path(__file__).parents[1] / "recipes" / "architectures"
 MIB = 2**20
@@ -30,6 +32,7 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
     def shipped(name: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(ARCHITECTURES / f"{name}.json")
 
+    # a small language model: precision, loss, checkpointing, accumulation, adapter
     llama = shipped("llama-15m")
     yield "llama-15m, fp32, 16 x 512", llama, TrainingStep(16, 512, fused_loss=True)
     yield "llama-15m, bf16, 16 x 512", llama, TrainingStep(16, 512, bf16=True, fused_loss=True)
@@ -38,6 +41,8 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
     yield "llama-15m, bf16, 32 x 512, checkpointing", llama, checkpointed
     yield "llama-15m, fp32, 8 x 512, 2 accumulated", llama, TrainingStep(8, 512, accumulation=2)
     yield "llama-15m, bf16, LoRA of rank 16", llama, TrainingStep(16, 512, bf16=True, lora_rank=16)
+
+    # a larger one, whose weights outweigh its activations
     yield "llama-125m, bf16, 2 x 256", shipped("llama-125m"), TrainingStep(2, 256, bf16=True)
     yield (
         "llama-125m, fp32, forward, 8 x 512",
@@ -54,6 +59,8 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         shipped("llama-125m"),
         TrainingStep(4, 256, bf16=True, lora_rank=16),
     )
+
+    # other architectures and tasks
     yield "gpt2-125m, fp32, 1 x 256", shipped("gpt2-125m"), TrainingStep(1, 256)
     yield (
         "bert-110m, fp32, 4 x 128, masked words",
@@ -67,6 +74,7 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         TrainingStep(128, 256, bf16=True, fused_loss=True),
     )
     yield "gru-5m, fp32, 64 x 256", shipped("gru-5m"), TrainingStep(64, 256, fused_loss=True)
+
     bert = BertConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     )
@@ -75,6 +83,8 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         bert,
         TrainingStep(64, 128, task="sequence_classification", bf16=True),
     )
+
+    # the same again in other sizes
     yield "llama-5m, fp32, 64 x 256", shipped("llama-5m"), TrainingStep(64, 256, fused_loss=True)
     yield "llama-125m, fp32, 1 x 512", shipped("llama-125m"), TrainingStep(1, 512)
     yield "gpt2-15m, bf16, 16 x 512", shipped("gpt2-15m"), TrainingStep(16, 512, bf16=True)
@@ -83,6 +93,7 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         shipped("bert-15m"),
         TrainingStep(32, 256, task="token_classification", accumulation=2),
     )
+
     yield (
         "t5-5m, bf16, 64 x 128",
         shipped("t5-5m"),
@@ -95,7 +106,7 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
     )
 
 
-def main() -> None:
+def measure_cases() -> None:
     """Print a row for each case."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -104,34 +115,43 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="parts of cases' names")
     options = parser.parse_args()
     on_cpu = options.device == "cpu"
-    settings = (
-        {"": {}, "given back: ": {"MALLOC_MMAP_THRESHOLD_": "1000000"}} if on_cpu else {"": {}}
-    )
+
+    # The environment of the child, and how many times its tensors it should hold.
+    settings: dict[str, tuple[dict[str, str], float]] = {
+        "": ({}, CPU_RESIDENT_FACTOR if on_cpu else 1.0)
+    }
+    if on_cpu:
+        settings["given back: "] = ({"MALLOC_MMAP_THRESHOLD_": "1000000"}, 1.0)
     heads = ["step", "in tensors, MiB"]
     for kind in settings:
         heads += [f"{kind}predicted", f"{kind}measured", f"{kind}ratio"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+
     for name, config, step in cases():
         if not any(part in name for part in options.only):
             continue
-        cells = [f"{peak_memory(config, step).total / MIB:,.0f}"]
-        for setting in settings.values():
-            for variable in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
-                os.environ.pop(variable, None)
-            os.environ.update(setting)  # read by the child when it starts
-            memory = peak_memory(config, step, heap=heap_rules() if on_cpu else None)
-            predicted = memory.total + memory.allocator
-            measured = measure_step(config, step, device=options.device).peak_bytes
-            assert measured is not None, (
-                "the resident set is read from /proc, which this system does not have"
-            )
-            cells += [
-                f"{predicted / MIB:,.0f}",
-                f"{measured / MIB:,.0f}",
-                f"{predicted / measured:.2f}",
-            ]
+        tensors = peak_memory(config, step).total
+        cells = [f"{tensors / MIB:,.0f}"]
+        for environment, factor in settings.values():
+            measured = _measured_peak(config, step, options.device, environment)
+            cells += [f"{factor * tensors / MIB:,.0f}", f"{measured / MIB:,.0f}"]
+            cells.append(f"{factor * tensors / measured:.2f}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def _measured_peak(
+    config: PreTrainedConfig, step: TrainingStep, device: str, environment: dict[str, str]
+) -> int:
+    """Return the peak bytes of real steps in a process with this environment."""
+    for variable in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        os.environ.pop(variable, None)
+    os.environ.update(environment)
+
+    measured = measure_step(config, step, device=device).peak_bytes
+    if measured is None:
+        raise SystemExit("the resident set is read from /proc, which this system does not have")
+    return measured
+
+
 if __name__ == "__main__":
-    main()
+    measure_cases()

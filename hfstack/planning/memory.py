@@ -1,12 +1,13 @@
-"""Peak memory of a training step, found by running the step on tensors that have shapes but no data.
+"""Find the peak memory of a training step without allocating it.
 
-The model, its loss, the backward pass and the optimizer are the real ones; under `FakeTensorMode` they allocate
-nothing, and every tensor that comes and goes is written down. So the answer holds for any architecture, attention,
-adapter or precision, knows what autograd keeps and when it lets go, and takes seconds for a model that would not fit.
-On a CPU the same series of tensors goes through a simulated heap (`hfstack.models.heap`).
+The step runs on tensors that have shapes but no data. The model, its loss, the backward pass and
+the optimizer are the real ones; under `FakeTensorMode` they allocate nothing, and a ledger adds up
+every tensor that is allocated and released. So the answer holds for any architecture, attention,
+adapter or precision, knows what autograd keeps and when it releases it, and takes seconds for a
+model that would not fit.
 
-What it cannot see: scratch space inside a kernel, and the libraries themselves. `docs/recipes/plan.md` has the measured
-differences.
+What it cannot see: scratch space inside a kernel, what an allocator keeps beside its tensors, and
+the libraries themselves. `docs/recipes/plan.md` has the measured differences.
 """
 
 import contextlib
@@ -39,9 +40,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hfstack.models.counting import flops_per_token
 from hfstack.models.fused_loss import use_fused_loss
-from hfstack.models.heap import HeapRules, heap_peak
 
-Task = Literal[
+StepTask = Literal[
     "causal_lm",
     "masked_lm",
     "sequence_classification",
@@ -67,13 +67,14 @@ class TrainingStep:
     """Rows of a micro-batch."""
     sequence_length: int
     """Tokens of a row."""
-    task: Task = "causal_lm"
+    task: StepTask = "causal_lm"
     bf16: bool = False
     """Compute under bf16 autocast; weights keep the type that they are loaded in."""
     weight_dtype: torch.dtype = torch.float32
     activation_checkpointing: bool = False
     accumulation: int = 1
-    """Micro-batches before the optimizer moves: with more than one, gradients are there during the forward pass."""
+    """Micro-batches for each optimizer step: with more than one, gradients are there during the
+    forward pass."""
     fused_loss: bool = False
     """The loss of `hfstack.models.fused_loss`, which keeps no logits."""
     lora_rank: int = 0
@@ -91,52 +92,59 @@ class PeakMemory:
     optimizer: int
     activations: int
     """All the rest: what autograd keeps, temporary tensors, the batch."""
-    allocator: int = 0
-    """What the heap of a CPU process holds beyond its tensors, at its own peak; 0 where it was not asked for."""
 
     @property
     def total(self) -> int:
-        """Bytes of what tensors hold: all but the allocator."""
+        """Return the bytes of all tensors."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def build_model(config: PreTrainedConfig, step: TrainingStep) -> PreTrainedModel:
-    """Make the model with random weights, as the recipes would train it, on whatever device and mode is active."""
+def build_step_model(config: PreTrainedConfig, step: TrainingStep) -> PreTrainedModel:
+    """Build the model with random weights, as the recipes would train it.
+
+    It is made on whatever device and in whatever mode is active.
+    """
     config = copy.deepcopy(config)  # from_config writes the attention and dtype into it
     if step.task == "question_answering":
         config.num_labels = 2  # the span's start and end
-    if (
-        step.task == "seq2seq"
-    ):  # labels are shifted by these, which a shipped config has from the tokenizer only
+    if step.task == "seq2seq":
+        # Labels are shifted by these, which a shipped config has from the tokenizer only.
         config.pad_token_id = config.decoder_start_token_id = 0
+
     model: Any = _CLASSES[step.task].from_config(config, dtype=step.weight_dtype)
     if step.fused_loss and step.task == "causal_lm":
         use_fused_loss(model)
     if step.activation_checkpointing and step.trains:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if step.lora_rank:
-        kind = {"causal_lm": TaskType.CAUSAL_LM, "seq2seq": TaskType.SEQ_2_SEQ_LM}.get(step.task)
-        model.enable_input_require_grads()  # as upstream does: checkpointing needs an input that has a gradient
-        transposed = any(
-            isinstance(module, Conv1D) for module in model.modules()
-        )  # GPT-2 stores its weights so
-        adapter = LoraConfig(
-            r=step.lora_rank, task_type=kind, target_modules="all-linear", fan_in_fan_out=transposed
-        )
-        with (
-            warnings.catch_warnings()
-        ):  # peft 0.21 reads the old name of activation checkpointing from a model
-            warnings.filterwarnings(
-                "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
-            )
-            model = get_peft_model(model, adapter)
+        model = _add_adapter(model, step)
     return typing.cast(PreTrainedModel, model.train(step.trains))
 
 
+def _add_adapter(model: Any, step: TrainingStep) -> Any:
+    """Attach a LoRA adapter to all linear layers, as the recipes do."""
+    kind = {"causal_lm": TaskType.CAUSAL_LM, "seq2seq": TaskType.SEQ_2_SEQ_LM}.get(step.task)
+
+    # As upstream does: checkpointing needs an input that has a gradient.
+    model.enable_input_require_grads()
+
+    # GPT-2 stores its weights transposed.
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    adapter = LoraConfig(
+        r=step.lora_rank, task_type=kind, target_modules="all-linear", fan_in_fan_out=transposed
+    )
+    with warnings.catch_warnings():
+        # peft 0.21 reads the old name of activation checkpointing from a model
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
+        return get_peft_model(model, adapter)
+
+
 def can_checkpoint(config: PreTrainedConfig, step: TrainingStep) -> bool:
-    """Whether the architecture can recompute activations in the backward pass."""
+    """Return whether the architecture can recompute activations in the backward pass."""
     with torch.device("meta"):
-        plain = build_model(config, replace(step, activation_checkpointing=False, lora_rank=0))
+        plain = build_step_model(config, replace(step, activation_checkpointing=False, lora_rank=0))
     return bool(plain.supports_gradient_checkpointing)
 
 
@@ -159,7 +167,10 @@ def make_batch(step: TrainingStep, device: torch.device) -> dict[str, Tensor]:
 def run_steps(
     model: PreTrainedModel, step: TrainingStep, *, steps: int
 ) -> Iterator[torch.optim.Optimizer]:
-    """Take optimizer steps, yielding the optimizer after each; the same code counts and measures."""
+    """Take optimizer steps, yielding the optimizer after each.
+
+    The same code counts and measures.
+    """
     device = model.device
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, fused=True)
@@ -167,6 +178,7 @@ def run_steps(
     precision = (
         torch.autocast(device.type, torch.bfloat16) if step.bf16 else contextlib.nullcontext()
     )
+
     for _ in range(steps):
         for _ in range(step.accumulation if step.trains else 1):
             with precision, torch.set_grad_enabled(step.trains):
@@ -174,6 +186,7 @@ def run_steps(
             if step.trains:
                 loss.backward()
             del loss
+
         if step.trains:
             optimizer.step()
             optimizer.zero_grad()
@@ -181,117 +194,120 @@ def run_steps(
 
 
 def trained_parameters(config: PreTrainedConfig, step: TrainingStep) -> tuple[int, int]:
-    """Return the parameters of the model, adapter included, and how many of them are trained; shared ones once."""
+    """Return the parameters of the model, and how many of them are trained.
+
+    Those of an adapter are included, and shared ones count once.
+    """
     with torch.device("meta"):
-        weights = list(build_model(config, step).parameters())
+        weights = list(build_step_model(config, step).parameters())
     return sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
 
 
 def forward_flops(config: PreTrainedConfig, step: TrainingStep) -> float:
-    """Return the FLOPs of one forward pass of a micro-batch, counted as `hfstack.models.counting` does.
+    """Return the FLOPs of one forward pass of a micro-batch.
 
-    Tasks other than language modelling have no formula: torch's counter runs the model without data. A seq2seq
-    model reads and writes `sequence_length` tokens.
+    They are counted as `hfstack.models.counting` does. Tasks other than language modelling have no
+    formula: torch's counter runs the model without data. A seq2seq model reads and generates
+    `sequence_length` tokens.
     """
     if step.task == "causal_lm":
-        return (
-            flops_per_token(config, step.sequence_length).forward
-            * step.batch_size
-            * step.sequence_length
-        )
+        per_token = flops_per_token(config, step.sequence_length).forward
+        return per_token * step.batch_size * step.sequence_length
+
     stock = replace(step, batch_size=1, lora_rank=0, activation_checkpointing=False)
     config = copy.deepcopy(config)
-    config._attn_implementation = (
-        "eager"  # the fused ones look into the mask, which has no values here
-    )
+    # The fused kinds of attention look into the mask, which has no values here.
+    config._attn_implementation = "eager"
     with torch.device("meta"):
-        model = build_model(config, stock).eval()
+        model = build_step_model(config, stock).eval()
+
     counter = FlopCounterMode(display=False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        _place(model, "cpu")
+        _materialize(model, "cpu")
         batch = make_batch(stock, torch.device("cpu"))
         with counter:
             model(**batch)
     return float(counter.get_total_flops()) * step.batch_size
 
 
-def peak_memory(
-    config: PreTrainedConfig, step: TrainingStep, *, heap: HeapRules | None = None
-) -> PeakMemory:
-    """Return what one process holds at the peak of a training step, once the optimizer has its state.
+def peak_memory(config: PreTrainedConfig, step: TrainingStep) -> PeakMemory:
+    """Return what the tensors of one process hold at the peak of a training step.
+
+    The optimizer has its state by then.
 
     Args:
         config: any config that upstream has a model for, with the tokenizer's `vocab_size`.
         step: the shape of the step. More than two accumulated micro-batches hold no more than two.
-        heap: rules of the heap that a CPU process takes its tensors from; None counts tensors alone.
 
     Raises:
         ValueError: the architecture has no model for the task (from upstream).
     """
     step = replace(step, accumulation=min(step.accumulation, 2))
     with torch.device("meta"):
-        model = build_model(config, step)
+        model = build_step_model(config, step)
+
     ledger = _Ledger()
     with FakeTensorMode(allow_non_fake_inputs=True), ledger:
-        _place(model, "cpu")
-        for count, optimizer in enumerate(
-            run_steps(model, step, steps=2 if heap is None else _HEAP_STEPS)
-        ):
-            if (
-                count == 0
-            ):  # the first step has no optimizer state yet; the second is like all that follow
-                ledger.name("weights", [*model.parameters(), *model.buffers()])
-                ledger.name(
-                    "optimizer",
-                    [t for state in optimizer.state.values() for t in tree_leaves(state)],
-                )
-                for parameter in model.parameters():
-                    if parameter.requires_grad:
-                        parameter.register_post_accumulate_grad_hook(
-                            lambda p: ledger.name("gradients", [p.grad])
-                        )
+        _materialize(model, "cpu")
+        for count, optimizer in enumerate(run_steps(model, step, steps=2)):
+            if count == 0:
+                # The first step has no optimizer state yet; the second is like all that follow.
+                _label_tensors(ledger, model, optimizer)
                 ledger.forget_peak()
-    named = {kind: ledger.at_peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer")}
+
+    labelled = {kind: ledger.at_peak.get(kind, 0) for kind in ("weights", "gradients", "optimizer")}
     held = sum(ledger.at_peak.values())
-    beyond = 0 if heap is None else max(0, heap_peak(ledger.events, heap) - held)
-    return PeakMemory(**named, activations=held - sum(named.values()), allocator=beyond)
+    return PeakMemory(**labelled, activations=held - sum(labelled.values()))
 
 
-def _place(model: PreTrainedModel, device: str) -> None:
-    """Give every weight of a model on the meta device a tensor of the active mode; shared ones stay shared."""
-    placed: dict[int, Tensor] = {}
+def _label_tensors(
+    ledger: "_Ledger", model: PreTrainedModel, optimizer: torch.optim.Optimizer
+) -> None:
+    """Enter what weights, optimizer state and, as they come, gradients are for."""
+    ledger.label("weights", [*model.parameters(), *model.buffers()])
+    states = [tensor for state in optimizer.state.values() for tensor in tree_leaves(state)]
+    ledger.label("optimizer", states)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(
+                lambda updated: ledger.label("gradients", [updated.grad])
+            )
+
+
+def _materialize(model: PreTrainedModel, device: str) -> None:
+    """Give every weight of a model on the meta device a tensor of the active mode.
+
+    Shared weights stay shared.
+    """
+    made: dict[int, Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is None:
                     continue
-                if id(tensor) not in placed:
+                if id(tensor) not in made:
                     empty = torch.empty_like(tensor, device=device)
                     is_weight = isinstance(tensor, torch.nn.Parameter)
-                    placed[id(tensor)] = (
+                    made[id(tensor)] = (
                         torch.nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
                     )
-                tensors[name] = placed[id(tensor)]  # pyright: ignore[reportArgumentType]
+                tensors[name] = made[id(tensor)]  # pyright: ignore[reportArgumentType]
 
 
-_HEAP_STEPS = 3  # a heap has all but settled by then: after 12 steps it holds some 2 % more
-
-# The CPU's LSTM kernel reserves a workspace for each layer, of which the one without data knows nothing. These are the
-# pages of it that torch 2.13 touches, read from /proc/self/pagemap: four gates and a cell for each output in the
-# forward pass, and 16 to 17 bytes more for each while the layer's backward pass runs, in fp32 and bf16.
+# The CPU's LSTM kernel reserves a workspace for each layer, of which the one without data knows
+# nothing. These are the pages of it that torch 2.13 touches, read from /proc/self/pagemap: four
+# gates and a cell for each output in the forward pass, and 16 to 17 bytes more for each while the
+# layer's backward pass runs, in fp32 and bf16.
 _LSTM_KEPT = 5
 _LSTM_SCRATCH = 16.5
 
 
 class _Ledger(TorchDispatchMode):
-    """Writes down which storages are alive, how large they are, and what they are for."""
+    """Records which storages are alive, how large they are, and what they are for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.at_peak: dict[str, int] = {}
-        self.events: list[
-            tuple[int, int]
-        ] = []  # storage, and its bytes when it comes or -1 when it goes
         self._sizes: dict[int, int] = {}  # storage -> bytes
         self._kinds: dict[int, str] = {}
         self._held: dict[str, int] = {"other": 0}  # kind -> bytes
@@ -300,12 +316,14 @@ class _Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         scratch = None
         if func is torch.ops.aten.mkldnn_rnn_layer_backward.default:
-            scratch = args[0].new_empty(
-                int(_LSTM_SCRATCH * args[7].numel()), dtype=torch.uint8
-            )  # 7: the outputs
+            outputs = args[7]
+            size = int(_LSTM_SCRATCH * outputs.numel())
+            scratch = args[0].new_empty(size, dtype=torch.uint8)
             self._add(scratch.untyped_storage())
+
         out = func(*args, **(kwargs or {}))
         del scratch
+
         if func is torch.ops.aten.mkldnn_rnn_layer.default and args[-1] and not out[3].numel():
             out = (*out[:3], out[3].new_empty(_LSTM_KEPT * out[0].nbytes))
         for tensor in tree_leaves(out):
@@ -313,8 +331,8 @@ class _Ledger(TorchDispatchMode):
                 self._add(tensor.untyped_storage())
         return out
 
-    def name(self, kind: str, tensors: Iterable[Any]) -> None:
-        """Say what these tensors are for; anything that is not a tensor is passed over."""
+    def label(self, kind: str, tensors: Iterable[Any]) -> None:
+        """Enter what these tensors are for; anything that is not a tensor is passed over."""
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata if isinstance(tensor, Tensor) else None
             if key is not None and key in self._sizes:
@@ -323,23 +341,22 @@ class _Ledger(TorchDispatchMode):
                 self._kinds[key] = kind
 
     def forget_peak(self) -> None:
-        """Let the peak begin from what is held now."""
+        """Start the peak from what is held now."""
         self._peak, self.at_peak = self._total, dict(self._held)
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key in self._sizes:
             return
+
         self._sizes[key], self._kinds[key] = storage.nbytes(), "other"
         self._held["other"] += storage.nbytes()
         self._total += storage.nbytes()
-        self.events.append((key, storage.nbytes()))
-        weakref.finalize(storage, self._drop, key)
+        weakref.finalize(storage, self._remove, key)
         if self._total > self._peak:
             self._peak, self.at_peak = self._total, dict(self._held)
 
-    def _drop(self, key: int) -> None:
+    def _remove(self, key: int) -> None:
         size = self._sizes.pop(key)
-        self.events.append((key, -1))
         self._held[self._kinds.pop(key)] -= size
         self._total -= size

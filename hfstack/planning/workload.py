@@ -1,4 +1,4 @@
-"""What a recipe's settings amount to: which models take part, in which steps, and what they hold, compute and write.
+"""Read a recipe's settings as a workload: which models take part, in which steps.
 
 Nothing is downloaded beyond a config.json and nothing is allocated.
 """
@@ -14,11 +14,10 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLO
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.context import context_length
-from hfstack.models.heap import HeapRules
 from hfstack.models.loading import find_architecture
 from hfstack.planning.memory import (
     PeakMemory,
-    Task,
+    StepTask,
     TrainingStep,
     forward_flops,
     peak_memory,
@@ -26,7 +25,7 @@ from hfstack.planning.memory import (
 )
 from hfstack.tasks.rl.ppo.config import PPOConfig
 
-_TASKS: dict[str, Task] = {
+_TASKS: dict[str, StepTask] = {
     "pretrain_clm": "causal_lm",
     "pretrain_mlm": "masked_lm",
     "classify": "sequence_classification",
@@ -35,9 +34,9 @@ _TASKS: dict[str, Task] = {
     "seq2seq": "seq2seq",
 }
 _ADAM_BYTES = 8  # two fp32 moments of each trained parameter
-_ROLLOUT_BYTES = (
-    8 + 6 * 4
-)  # of a token: its id, and log-probabilities, value, reward, advantage and return in fp32
+
+# Of a token: its id, and log-probabilities, value, reward, advantage and return in fp32.
+_ROLLOUT_BYTES = 8 + 6 * 4
 
 
 @dataclass
@@ -51,7 +50,7 @@ class WorkArgs:
     train_rows: int | None = None
     """Rows of the training data (blocks, where the recipe packs), for the time that epochs take."""
     prompt_tokens: int = 64
-    """Tokens of a prompt, for recipes that write answers."""
+    """Tokens of a prompt, for recipes that generate answers."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Writing:
-    """Completions that are written before they are learnt from."""
+class Generation:
+    """Completions that are generated before they are trained on."""
 
     rows: int
     """At once, by one process."""
@@ -92,21 +91,22 @@ class Workload:
     save_every: float
     """Optimizer steps between checkpoints; infinity for none."""
     rows_per_example: int = 1
-    """Rows of a micro-batch for each one of --per_device_train_batch_size: 2 where a pair goes through at once."""
-    writing: Writing | None = None
-    written_share: float = 0.0
+    """Rows of a micro-batch for each one of --per_device_train_batch_size: 2 where both answers of
+    a pair go through at once."""
+    generation: Generation | None = None
+    rollouts_per_step: float = 0.0
     """Rollouts for each optimizer step."""
-    heap: HeapRules | None = None
-    """Of the process, where it trains on a CPU whose C library's heap can be simulated."""
+    resident_factor: float = 1.0
+    """Resident bytes of the process for each byte that its tensors hold."""
 
     @property
     def trained(self) -> Part:
-        """The model that is saved."""
+        """Return the model that is saved."""
         return self.parts[0]
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that all processes train on in an optimizer step, padding included."""
+        """Return the tokens of an optimizer step of all processes, with padding."""
         step = self.trained.step
         return step.batch_size * step.sequence_length * step.accumulation * self.processes
 
@@ -126,13 +126,15 @@ def read_workload(
     Args:
         recipe: its name, which decides the task where the settings leave it open.
         settings: the dataclasses of its `main`, read.
-        rows: of the training data, when epochs decide how long it trains; for packed recipes, blocks.
-        prompt_tokens: of a prompt, for recipes that write completions.
+        rows: of the training data, when epochs decide how long it trains; for packed recipes,
+            blocks.
+        prompt_tokens: of a prompt, for recipes that generate completions.
 
     Raises:
-        ConfigError: the recipe trains nothing, or its model is not said.
+        ConfigError: the recipe trains nothing, or names no model.
         CheckpointError: the model has no config.json here or in the cache.
     """
+    # Settings by name, whichever dataclass holds them.
     values: dict[str, Any] = {}
     for part in settings:
         values |= {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
@@ -140,42 +142,53 @@ def read_workload(
     model = next((part for part in settings if isinstance(part, ModelConfig)), None)
     if arguments is None or model is None:
         raise ConfigError(
-            f"--recipe {recipe} trains no model; plan needs one that does, such as sft or pretrain_clm"
+            f"--recipe {recipe} trains no model; plan needs one that does, such as sft or "
+            "pretrain_clm"
         )
+
     config = _read_config(model.model_name_or_path, model.model_revision or "main")
-    step = TrainingStep(
-        batch_size=arguments.per_device_train_batch_size,
-        sequence_length=1,
-        bf16=bool(arguments.bf16),
-        weight_dtype=torch.bfloat16
-        if model.dtype in ("bfloat16", torch.bfloat16)
-        else torch.float32,
-        activation_checkpointing=bool(
-            arguments.activation_checkpointing or arguments.gradient_checkpointing
-        ),
-        accumulation=arguments.gradient_accumulation_steps,
-        fused_loss=bool(values.get("fused_loss", False)),
-        lora_rank=model.lora_r if model.use_peft else 0,
-    )
-    parts, writing, share = _parts(
+    step = _training_step(arguments, model, fused_loss=bool(values.get("fused_loss", False)))
+    parts, generation, share = _list_parts(
         recipe, arguments, values, config, step=step, prompt_tokens=prompt_tokens
     )
+
+    # A share of the steps, as upstream allows it, is a number below 1.
     saves = arguments.save_strategy != "no" and not isinstance(arguments.save_steps, str)
     return Workload(
         recipe=recipe,
         parts=parts,
         processes=arguments.world_size,
-        steps=_steps(arguments, rows),
+        steps=_count_steps(arguments, rows),
         kept_checkpoints=arguments.save_total_limit,
         save_every=float(arguments.save_steps) if saves else math.inf,
         rows_per_example=max(1, parts[0].step.batch_size // arguments.per_device_train_batch_size),
-        writing=writing,
-        written_share=share,
+        generation=generation,
+        rollouts_per_step=share,
+    )
+
+
+def _training_step(
+    arguments: TrainingArguments, model: ModelConfig, *, fused_loss: bool
+) -> TrainingStep:
+    """Return the step of the settings; its rows and their length depend on the recipe."""
+    half = model.dtype in ("bfloat16", torch.bfloat16)
+    checkpointing: Any = arguments
+    return TrainingStep(
+        batch_size=arguments.per_device_train_batch_size,
+        sequence_length=1,
+        bf16=bool(arguments.bf16),
+        weight_dtype=torch.bfloat16 if half else torch.float32,
+        activation_checkpointing=bool(
+            checkpointing.activation_checkpointing or checkpointing.gradient_checkpointing
+        ),
+        accumulation=arguments.gradient_accumulation_steps,
+        fused_loss=fused_loss,
+        lora_rank=model.lora_r if model.use_peft else 0,
     )
 
 
 def _read_config(name: str | None, revision: str = "main") -> PreTrainedConfig:
-    """Read the config.json of a model; an architecture keeps the vocabulary that its file states."""
+    """Read the config.json of a model; an architecture keeps its file's vocabulary."""
     if name is None:
         raise ConfigError(
             "the recipe's settings name no model; add --model_name_or_path to --recipe_options"
@@ -187,7 +200,7 @@ def _read_config(name: str | None, revision: str = "main") -> PreTrainedConfig:
         raise CheckpointError(f"{name} has no config.json that can be read: {cause}") from error
 
 
-def _parts(
+def _list_parts(
     recipe: str,
     arguments: Any,
     values: dict[str, Any],
@@ -195,93 +208,99 @@ def _parts(
     *,
     step: TrainingStep,
     prompt_tokens: int,
-) -> tuple[tuple[Part, ...], Writing | None, float]:
-    """The models of a step, what is written before it, and how many rollouts a step takes, by the trainer."""
-    step = replace(step, sequence_length=_length(values, config))
+) -> tuple[tuple[Part, ...], Generation | None, float]:
+    """Return the models of a step, what is generated before, and its share of that."""
+    step = replace(step, sequence_length=_row_length(values, config))
     match arguments:
         case PPOConfig():
-            return _ppo(arguments, config, step, prompt_tokens, values.get("reward_model"))
+            return _ppo_parts(arguments, config, step, prompt_tokens, values.get("reward_model"))
         case RLOOConfig() | GRPOConfig():
-            return _groups(arguments, config, step, prompt_tokens, values.get("reward_model"))
+            return _group_parts(arguments, config, step, prompt_tokens, values.get("reward_model"))
+
         case DPOConfig() | KTOConfig():
-            pairs = (
-                2 if isinstance(arguments, DPOConfig) else 1
-            )  # chosen and rejected go through in one batch
-            step = replace(step, batch_size=pairs * step.batch_size)
-            parts = (Part("policy", config, step), _reference(config, step, 1.0))
+            # Chosen and rejected answers of a pair go through in one batch.
+            rows_per_example = 2 if isinstance(arguments, DPOConfig) else 1
+            step = replace(step, batch_size=rows_per_example * step.batch_size)
+            parts = (Part("policy", config, step), _reference_part(config, step, 1.0))
             return (parts[:1] if arguments.precompute_ref_log_probs else parts), None, 0.0
         case RewardConfig():
             step = replace(step, batch_size=2 * step.batch_size, task="sequence_classification")
             return (Part("reward model", _one_score(config), step),), None, 0.0
+
         case SFTConfig():
             return (Part("model", config, step),), None, 0.0
     if recipe not in _TASKS:
         raise ConfigError(
-            f"--recipe {recipe}: plan does not know its task; it knows {', '.join(_TASKS)}, and TRL's"
+            f"--recipe {recipe}: plan does not know its task; it knows {', '.join(_TASKS)}, "
+            "and TRL's"
         )
     return (Part("model", config, replace(step, task=_TASKS[recipe])),), None, 0.0
 
 
-def _ppo(
+def _ppo_parts(
     arguments: PPOConfig,
     config: PreTrainedConfig,
     step: TrainingStep,
     prompt_tokens: int,
     reward_model: str | None,
-) -> tuple[tuple[Part, ...], Writing, float]:
-    """Policy, critic, reference and reward model; a rollout serves several steps."""
+) -> tuple[tuple[Part, ...], Generation, float]:
+    """Return the models of PPO; a rollout serves several steps."""
     length = prompt_tokens + arguments.max_completion_length
     step = replace(step, sequence_length=length)
     if arguments.max_tokens_per_microbatch is not None:
         rows = max(1, min(step.batch_size, arguments.max_tokens_per_microbatch // length))
-        step = replace(
-            step,
-            batch_size=rows,
-            accumulation=math.ceil(step.batch_size / rows) * step.accumulation,
-        )
+        accumulation = math.ceil(step.batch_size / rows) * step.accumulation
+        step = replace(step, batch_size=rows, accumulation=accumulation)
+
     share = 1 / arguments.steps_per_rollout
-    scored = (
-        arguments.rollout_size / (step.batch_size * step.accumulation) * share
-    )  # passes of the frozen models
+    # The frozen models score each row once a rollout, whatever number of steps it serves.
+    frozen_passes = arguments.rollout_size / (step.batch_size * step.accumulation) * share
+
     parts = [Part("policy", config, step)]
     critic = arguments.critic or ("adapter" if step.lora_rank else "separate")
-    if critic != "shared":  # an adapter's backward pass is one more through the same weights
+    if critic != "shared":
+        # An adapter's backward pass is one more through the same weights.
         own = config if arguments.critic_model is None else _read_config(arguments.critic_model)
         own_step = step if critic == "adapter" else replace(step, lora_rank=0)
         parts.append(Part("critic", own, own_step, shares_weights=critic == "adapter"))
     if arguments.kl_coef:
-        parts.append(_reference(config, step, scored))
-    parts += _judge(reward_model, step, scored)
+        parts.append(_reference_part(config, step, frozen_passes))
+    parts += _reward_parts(reward_model, step, frozen_passes)
+
     rows = arguments.rollout_batch_size or arguments.rollout_size
-    return tuple(parts), Writing(rows, prompt_tokens, arguments.max_completion_length), share
+    generation = Generation(rows, prompt_tokens, arguments.max_completion_length)
+    return tuple(parts), generation, share
 
 
-def _groups(
+def _group_parts(
     arguments: Any,
     config: PreTrainedConfig,
     step: TrainingStep,
     prompt_tokens: int,
     reward_model: str | None,
-) -> tuple[tuple[Part, ...], Writing, float]:
-    """RLOO and GRPO: no critic; a generation batch serves `num_iterations` passes."""
+) -> tuple[tuple[Part, ...], Generation, float]:
+    """Return the models of RLOO and GRPO; a generation batch serves several passes."""
     step = replace(step, sequence_length=prompt_tokens + arguments.max_completion_length)
     share = step.accumulation / (arguments.steps_per_generation * arguments.num_iterations)
+
     parts = [Part("policy", config, step)]
     if arguments.beta:
-        parts.append(_reference(config, step, 1 / arguments.num_iterations))
-    parts += _judge(reward_model, step, 1 / arguments.num_iterations)
+        parts.append(_reference_part(config, step, 1 / arguments.num_iterations))
+    parts += _reward_parts(reward_model, step, 1 / arguments.num_iterations)
+
     rows = arguments.per_device_train_batch_size * arguments.steps_per_generation
-    return tuple(parts), Writing(rows, prompt_tokens, arguments.max_completion_length), share
+    generation = Generation(rows, prompt_tokens, arguments.max_completion_length)
+    return tuple(parts), generation, share
 
 
-def _reference(config: PreTrainedConfig, step: TrainingStep, passes: float) -> Part:
-    """The frozen start of the policy: a copy, or the policy with its adapter switched off."""
+def _reference_part(config: PreTrainedConfig, step: TrainingStep, passes: float) -> Part:
+    """Return the policy as it started: a copy, or the policy with its adapter off."""
     frozen = replace(step, trains=False, lora_rank=0, fused_loss=False)
     return Part("reference", config, frozen, passes, shares_weights=bool(step.lora_rank))
 
 
-def _judge(reward_model: str | None, step: TrainingStep, passes: float) -> list[Part]:
-    """The reward model, unless rewards are functions or come from an endpoint."""
+def _reward_parts(reward_model: str | None, step: TrainingStep, passes: float) -> list[Part]:
+    """Return the reward model, unless rewards are functions or come from an endpoint."""
     if not reward_model or reward_model.startswith(("http://", "https://")):
         return []
     config = _one_score(_read_config(reward_model))
@@ -292,14 +311,14 @@ def _judge(reward_model: str | None, step: TrainingStep, passes: float) -> list[
 
 
 def _one_score(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config of a classifier with one output; it needs a padding token to find the end of a row by."""
+    """Return the config of a classifier with one output."""
     config = type(config).from_dict(config.to_dict() | {"num_labels": 1})
-    config.pad_token_id = config.pad_token_id or 0
+    config.pad_token_id = config.pad_token_id or 0  # by which it finds the end of a row
     return config
 
 
-def _length(values: dict[str, Any], config: PreTrainedConfig) -> int:
-    """Tokens of a row: what the settings say, or the model's context."""
+def _row_length(values: dict[str, Any], config: PreTrainedConfig) -> int:
+    """Return the tokens of a row: what the settings say, or the model's context."""
     longest = context_length(config)
     asked = (
         values.get("block_size")
@@ -309,21 +328,22 @@ def _length(values: dict[str, Any], config: PreTrainedConfig) -> int:
     )
     if asked is None:
         raise ConfigError(
-            "nothing bounds the length of a row; set --max_length or --block_size in --recipe_options"
+            "nothing bounds the length of a row; set --max_length or --block_size in "
+            "--recipe_options"
         )
     return min(int(asked), longest or int(asked))
 
 
-def _steps(arguments: TrainingArguments, rows: int | None) -> int | None:
-    """Optimizer steps of the whole run."""
+def _count_steps(arguments: TrainingArguments, rows: int | None) -> int | None:
+    """Return the optimizer steps of the whole run."""
     if arguments.max_steps > 0:
         return arguments.max_steps
     if rows is None:
         return None
+
     batches = math.ceil(rows / (arguments.per_device_train_batch_size * arguments.world_size))
-    return math.ceil(
-        arguments.num_train_epochs * max(1, batches // arguments.gradient_accumulation_steps)
-    )
+    steps_per_epoch = max(1, batches // arguments.gradient_accumulation_steps)
+    return math.ceil(arguments.num_train_epochs * steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -332,17 +352,17 @@ class Needs:
 
     memory: dict[str, PeakMemory]
     """By part. The activations of frozen parts are not held while the trained ones train."""
-    writing: int
-    """KV cache of the completions that are written at once, and the rollout that is kept."""
+    generation: int
+    """KV cache of the completions that are generated at once, and the rollout that is kept."""
     peak: int
     """The highest sum that is held at one moment."""
     flops_per_step: float
-    """Of an optimizer step, all processes together, with what is written for it."""
+    """Of an optimizer step, all processes together, with what is generated for it."""
     checkpoint: int
     """Bytes of a checkpoint: the saved weights and the optimizer."""
     allocator: int = 0
-    """Bytes of `peak` that no tensor holds: freed blocks that a CPU's allocator keeps, and, once it was measured,
-    scratch space in kernels."""
+    """Bytes of `peak` that no tensor holds: freed blocks that a CPU's allocator keeps, and, once it
+    was measured, scratch space in kernels."""
     measured: bool = False
     """Whether `peak` and `allocator` are what real steps took."""
 
@@ -354,46 +374,50 @@ def assess(workload: Workload) -> Needs:
         ConfigError: there is no model of that architecture for the task.
     """
     try:
-        memory = {part.name: _part_memory(part, workload.heap) for part in workload.parts}
+        memory = {part.name: _part_memory(part) for part in workload.parts}
     except ValueError as error:
         raise ConfigError(f"{workload.recipe}: {' '.join(str(error).split())[:200]}") from error
+
+    # Training, scoring and generation take turns: only the largest of them is held at one moment.
     held = sum(m.weights + m.gradients + m.optimizer for m in memory.values())
-    learning = sum(memory[part.name].activations for part in workload.parts if part.step.trains)
-    scoring = max(
-        (memory[part.name].activations for part in workload.parts if not part.step.trains),
-        default=0,
-    )
-    allocator = sum(part.allocator for part in memory.values())
-    writing = 0 if workload.writing is None else _writing_bytes(workload.trained, workload.writing)
-    flops = sum(_step_flops(part) for part in workload.parts) * workload.processes
-    if workload.writing is not None:
-        flops += (
-            workload.written_share
-            * _writing_flops(workload.trained, workload.writing)
-            * workload.processes
-        )
-    part = workload.trained
-    weights, trained = trained_parameters(part.config, part.step)
-    saved = trained if part.step.lora_rank else weights
+    trained = sum(memory[part.name].activations for part in workload.parts if part.step.trains)
+    frozen = [memory[part.name].activations for part in workload.parts if not part.step.trains]
+    generation, flops = 0, sum(_step_flops(part) for part in workload.parts)
+    if workload.generation is not None:
+        generation = _generation_bytes(workload.trained, workload.generation)
+        flops_per_rollout = _generation_flops(workload.trained, workload.generation)
+        flops += workload.rollouts_per_step * flops_per_rollout
+    in_tensors = held + max(trained, generation, *frozen)
+    peak = round(in_tensors * workload.resident_factor)
+
     return Needs(
         memory=memory,
-        writing=writing,
-        peak=held + max(learning, scoring, writing) + allocator,
-        allocator=allocator,
-        flops_per_step=flops,
-        checkpoint=saved * part.step.weight_dtype.itemsize + trained * _ADAM_BYTES,
+        generation=generation,
+        peak=peak,
+        allocator=peak - in_tensors,
+        flops_per_step=flops * workload.processes,
+        checkpoint=_checkpoint_bytes(workload.trained),
     )
 
 
-def _part_memory(part: Part, heap: HeapRules | None) -> PeakMemory:
-    memory = peak_memory(
-        part.config, part.step, heap=heap if part.step.trains else None
-    )  # others use its free blocks
+def _part_memory(part: Part) -> PeakMemory:
+    """Return what one model holds at the peak of its step."""
+    memory = peak_memory(part.config, part.step)
     return replace(memory, weights=0) if part.shares_weights else memory
 
 
+def _checkpoint_bytes(part: Part) -> int:
+    """Return the bytes of the saved weights and the optimizer's moments."""
+    weights, trained = trained_parameters(part.config, part.step)
+    saved = trained if part.step.lora_rank else weights
+    return saved * part.step.weight_dtype.itemsize + trained * _ADAM_BYTES
+
+
 def _step_flops(part: Part) -> float:
-    """FLOPs of one process in an optimizer step. A frozen weight has no gradient, and a recomputed pass is one more."""
+    """Return the FLOPs of one process in an optimizer step.
+
+    A frozen weight has no gradient, and a recomputed pass is one more.
+    """
     forward = forward_flops(part.config, part.step) * part.step.accumulation * part.passes
     if not part.step.trains:
         return forward
@@ -401,19 +425,20 @@ def _step_flops(part: Part) -> float:
     return forward * (times + (1 if part.step.activation_checkpointing else 0))
 
 
-def _writing_flops(part: Part, writing: Writing) -> float:
-    tokens = writing.prompt_tokens + writing.completion_tokens
+def _generation_flops(part: Part, generation: Generation) -> float:
+    """Return the FLOPs of generating one rollout on one process."""
+    tokens = generation.prompt_tokens + generation.completion_tokens
     step = replace(part.step, batch_size=1, sequence_length=tokens, trains=False, lora_rank=0)
-    return forward_flops(part.config, step) * writing.rows
+    return forward_flops(part.config, step) * generation.rows
 
 
-def _writing_bytes(part: Part, writing: Writing) -> int:
-    """Keys and values of every layer, in the type that they are computed in, and the rollout itself."""
+def _generation_bytes(part: Part, generation: Generation) -> int:
+    """Return the bytes of all keys and values, and of the rollout itself."""
     config: Any = part.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     bytes_each = 2 if part.step.bf16 else part.step.weight_dtype.itemsize
-    tokens = writing.rows * (writing.prompt_tokens + writing.completion_tokens)
-    return (
-        2 * config.num_hidden_layers * heads * width * bytes_each * tokens + _ROLLOUT_BYTES * tokens
-    )
+
+    tokens = generation.rows * (generation.prompt_tokens + generation.completion_tokens)
+    cache_per_token = 2 * config.num_hidden_layers * heads * width * bytes_each
+    return (cache_per_token + _ROLLOUT_BYTES) * tokens

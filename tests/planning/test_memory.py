@@ -1,4 +1,4 @@
-"""What a training step holds is counted without allocating it, and the count is that of real tensors."""
+"""The count of what a training step holds is that of real tensors, and allocates none."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from transformers import AutoConfig, BertConfig, LlamaConfig, PreTrainedConfig, 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.models.counting import count_parameters, flops_per_token
 from hfstack.planning.memory import (
-    Task,
+    StepTask,
     TrainingStep,
     _Ledger,
-    build_model,
+    build_step_model,
     can_checkpoint,
     forward_flops,
     peak_memory,
@@ -51,7 +51,7 @@ def held_by_real_tensors(config: PreTrainedConfig, step: TrainingStep) -> int:
     """The peak of the same steps with data in the tensors."""
     ledger = _Ledger()
     with ledger:
-        model = build_model(config, step)
+        model = build_step_model(config, step)
         for count, _ in enumerate(run_steps(model, step, steps=2)):
             if count == 0:
                 ledger.forget_peak()
@@ -79,7 +79,7 @@ def test_the_count_is_that_of_real_tensors(step: TrainingStep) -> None:
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(("name", "least"), [("gru-1m", 0.95), ("lstm-1m", 0.75)])
 def test_the_count_of_a_recurrent_model(name: str, least: float, bf16: bool) -> None:
-    """The GRU's is that of real tensors; the LSTM's real workspace is reserved whole and touched in part."""
+    """Count close to the GRU's real tensors; of the LSTM's workspace only a part is touched."""
     config = AutoConfig.from_pretrained(ARCHITECTURES / f"{name}.json")
     step = TrainingStep(16, 16, bf16=bf16, fused_loss=True)
     real = held_by_real_tensors(config, step)
@@ -89,12 +89,11 @@ def test_the_count_of_a_recurrent_model(name: str, least: float, bf16: bool) -> 
 def test_weights_and_adam_are_counted_exactly() -> None:
     memory = peak_memory(llama(), TrainingStep(2, 8))
     parameters = count_parameters(llama()).total
-    buffers = sum(b.nbytes for b in build_model(llama(), TrainingStep(2, 8)).buffers())
+    buffers = sum(b.nbytes for b in build_step_model(llama(), TrainingStep(2, 8)).buffers())
     assert memory.weights == 4 * parameters + buffers
-    steps = 4 * len(
-        list(build_model(llama(), TrainingStep(2, 8)).parameters())
-    )  # Adam counts steps in a scalar each
-    assert memory.optimizer == 8 * parameters + steps
+    # Adam counts steps, in a scalar for each tensor.
+    tensors = len(list(build_step_model(llama(), TrainingStep(2, 8)).parameters()))
+    assert memory.optimizer == 8 * parameters + 4 * tensors
 
 
 def test_accumulated_gradients_are_held_during_the_next_forward() -> None:
@@ -124,13 +123,12 @@ def test_an_adapter_has_little_to_optimize() -> None:
 @pytest.mark.parametrize(
     "task", ["masked_lm", "sequence_classification", "token_classification", "question_answering"]
 )
-def test_encoders_have_a_step_for_each_task(task: Task) -> None:
+def test_encoders_have_a_step_for_each_task(task: StepTask) -> None:
     step = TrainingStep(4, 16, task=task)
     memory, (parameters, trained) = peak_memory(bert(), step), trained_parameters(bert(), step)
     assert memory.total > 12 * parameters and trained == parameters
-    layer = (
-        2 * 4 * 32 * 32 + 2 * 2 * 16 * 32 + 2 * 2 * 32 * 64
-    )  # projections, attention over 16 tokens, MLP
+    # projections, attention over 16 tokens, MLP
+    layer = 2 * 4 * 32 * 32 + 2 * 2 * 16 * 32 + 2 * 2 * 32 * 64
     assert forward_flops(bert(), step) >= 4 * 16 * 2 * layer
 
 
@@ -159,22 +157,23 @@ TRANSFORMERS = sorted(
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_every_shipped_transformer_has_the_counts_of_torch(name: str) -> None:
-    """A real model where it is small, one without data where it is not; attention that torch's counter sees whole."""
+    """Take a real model where it is small, and attention that torch's counter sees whole."""
     config = AutoConfig.from_pretrained(ARCHITECTURES / f"{name}.json")
     config._attn_implementation = "eager"
-    task: Task = {"bert": "masked_lm", "bart": "seq2seq", "t5": "seq2seq"}.get(
+    task: StepTask = {"bert": "masked_lm", "bart": "seq2seq", "t5": "seq2seq"}.get(
         config.model_type, "causal_lm"
     )  # pyright: ignore[reportAssignmentType]
     step = TrainingStep(2, 16, task=task)
     with torch.device("cpu" if name.endswith("-1m") or task == "seq2seq" else "meta"):
-        model = build_model(config, step).eval()
+        model = build_step_model(config, step).eval()
     assert (
         trained_parameters(config, step)
         == (sum(weight.numel() for weight in model.parameters()),) * 2
     )
-    names = ["input_ids", "labels"] + (
-        ["attention_mask"] if task == "causal_lm" else []
-    )  # else it is asked for
+
+    names = ["input_ids", "labels"]
+    if task == "causal_lm":
+        names.append("attention_mask")  # else upstream asks for it
     batch = {name: torch.ones(2, 16, dtype=torch.long, device=model.device) for name in names}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**batch)
