@@ -102,7 +102,7 @@ class _Axes:
 
 
 def draw_chart(chart: Chart) -> Html:
-    """Return the figure of a chart: its plot, and a logarithmic one that a switch shows."""
+    """Return a chart's figure: its plot, and a logarithmic one that a switch shows."""
     values = [value for line in chart.series for _, value in line.points if math.isfinite(value)]
     log_axes = chart.log_axes if all(value > 0 for value in values) else ""
     switch = None
@@ -140,7 +140,7 @@ def _draw_plot(chart: Chart, log_axes: str) -> Html:
     }
     svg = tag("svg", stretched, _draw_grid(axes), paths)
 
-    # what a screen reader says, and what the page's script needs to find the value under the pointer
+    # what a screen reader says; what the page's script needs to find the value at the pointer
     attributes = {
         "tabindex": "0",
         "role": "img",
@@ -234,7 +234,7 @@ def _label_y_axis(y: Axis) -> list[Html]:
 
 
 def _label_x_axis(x: Axis) -> list[Html]:
-    """Return the steps under the plot; every other one is `minor`: left out on narrow screens."""
+    """Return the steps under the plot; narrow screens leave out the `minor` ones."""
     labels = []
     for index, (tick, text) in enumerate(zip(x.ticks, format_ticks(x), strict=True)):
         selector = "span.x-tick.minor" if index % 2 else "span.x-tick"

@@ -1,10 +1,10 @@
-"""Numbers, times and names as a reader wants them: a few digits, a unit, a plain label."""
+"""Numbers, times and names for a reader: a few digits, a unit, a plain label."""
 
 import math
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-# Metric -> (label, unit, style). A name that is not here is read by its ending: see `metric`.
+# Metric -> (label, unit, style). Of other names the ending decides: see `metric`.
 _METRICS = {
     "eval_loss": ("Held-out loss", "nats/token", "number"),
     "loss": ("Loss", "nats/token", "number"),
@@ -63,11 +63,15 @@ class Figure(NamedTuple):
 
 
 def metric(name: str, value: float) -> Figure:
-    """Return a metric with its label and unit; unknown names speak through their ending (`_per_s`, `_s`, `_bytes`)."""
+    """Return a metric with its label and unit.
+
+    Of an unknown name the ending decides: `_per_s`, `_s`, `_bytes`.
+    """
     if name in _METRICS:
         label, unit, style = _METRICS[name]
     else:
-        label, unit, style = label_of(name), *_read_ending(name, value)
+        label, unit, style = label_of(name), *_guess_unit(name, value)
+
     match style:
         case "share" if 0 <= value <= 1:
             return Figure(label, share(value), "%")
@@ -93,7 +97,10 @@ def label_of(name: str) -> str:
 
 
 def number(value: Any, *, digits: int = 4) -> str:
-    """Return a number with `digits` significant digits, whole numbers in full with thousands separated."""
+    """Return a number with `digits` significant digits.
+
+    Whole numbers are given in full, with thousands separated.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if not math.isfinite(value):
@@ -110,13 +117,11 @@ def compact(value: float, *, digits: int = 3) -> str:
     """Return a large number with a suffix: 18234 as `18.2k`, 5.1e6 as `5.1M`."""
     if not math.isfinite(value):
         return str(value)
-    for limit, suffix in ((1e15, None), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    if abs(value) >= 1e15:
+        return power(f"{value:.{digits - 1}e}")
+    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
-            return (
-                power(f"{value:.{digits - 1}e}")
-                if suffix is None
-                else f"{value / limit:.{digits}g}{suffix}"
-            )
+            return f"{value / limit:.{digits}g}{suffix}"
     return f"{value:.{digits}g}"
 
 
@@ -138,13 +143,10 @@ def size(count_bytes: float) -> str:
         if abs(value) < 1024:
             break
         value, unit = value / 1024, larger
-    return (
-        f"{int(value)} B"
-        if unit == "B"
-        else f"{value:.3g} {unit}"
-        if value < 1000
-        else f"{value:.0f} {unit}"
-    )
+
+    if unit == "B":
+        return f"{int(value)} B"
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
 
 
 def duration(seconds: float) -> str:
@@ -153,6 +155,7 @@ def duration(seconds: float) -> str:
         return str(seconds)
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
     whole = round(seconds)
     for size_s, unit, smaller_s, smaller in (
         (86400, "d", 3600, "h"),
@@ -171,8 +174,8 @@ def instant(iso: str) -> str:
     return f"{time.day} {time:%b %Y, %H:%M} UTC"
 
 
-def _read_ending(name: str, value: float) -> tuple[str, str]:
-    """The unit and the style that an unknown metric's name implies."""
+def _guess_unit(name: str, value: float) -> tuple[str, str]:
+    """Return the unit and the style that an unknown metric's name implies."""
     ending = name.rsplit("_", 1)[-1]
     if "_per_s" in name and name.endswith(("_per_s", "_per_second")):
         counted = name.split("_per_s")[0].split("_")[-1]

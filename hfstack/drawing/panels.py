@@ -1,4 +1,4 @@
-"""Plots of points, lines and columns, beside or under each other in one SVG with one legend."""
+"""Plots of points, lines and columns, in rows in one SVG with one legend."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -199,6 +199,8 @@ def _draw_marks(marks: Marks, plot: _Plot, *, lying: bool) -> list[Html]:
     """
     color = marks.css_color
     parts = []
+
+    # columns and ranges
     for left, right, height in marks.columns:
         x, y = plot.place((left, height))
         wide, tall = plot.across(right) - x, plot.down(0) - y
@@ -207,6 +209,7 @@ def _draw_marks(marks: Marks, plot: _Plot, *, lying: bool) -> list[Html]:
         start, end = ((low, at), (high, at)) if lying else ((at, low), (at, high))
         parts.append(draw_line(plot.place(start), plot.place(end), color, width=2))
 
+    # points, or a line through them
     shown = [index for index, point in enumerate(marks.points) if _is_finite(point)]
     spots = [plot.place(marks.points[index]) for index in shown]
     if marks.is_line and spots:
@@ -225,7 +228,7 @@ def _draw_marks(marks: Marks, plot: _Plot, *, lying: bool) -> list[Html]:
 
 
 def _draw_names(every: list[Marks], plot: _Plot) -> list[Html]:
-    """Return the names of marks at their last points, moved apart where they would overlap."""
+    """Return the names of marks at their last points, moved apart if they overlap."""
 
     def height(marks: Marks) -> float:
         return plot.y.position(marks.points[-1][1])

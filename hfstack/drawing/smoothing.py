@@ -47,7 +47,7 @@ def _fitted_value(points: Points, weights: dict[int, float], step: int) -> float
 
 
 def _averaged(points: Points) -> Points:
-    """Return at most about `_MOST_SMOOTHED` means of neighbouring points; NaN stays NaN."""
+    """Return at most about `_MOST_SMOOTHED` means of neighbours; NaN stays NaN."""
     stretch = math.ceil(len(points) / _MOST_SMOOTHED)
     parts = [points[start : start + stretch] for start in range(0, len(points), stretch)]
     return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]

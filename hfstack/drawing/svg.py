@@ -1,4 +1,4 @@
-"""The shapes of which every picture is made: an SVG that stands on its own, its lines and texts.
+"""The shapes that pictures are made of: lines, dots, boxes and texts in an SVG.
 
 Positions are in pixels of the picture; text is escaped. A picture is shown as an image, in a report
 or on a model card, so it carries its own colours: legible on white, told apart by the colour-blind.
@@ -16,22 +16,17 @@ _LETTER_WIDTH = 6.7  # of an average letter at FONT_SIZE
 
 def draw_picture(title: str, parts: Iterable[object], *, width: float, height: float) -> str:
     """Return a whole SVG file: its parts on white, with a title for screen readers."""
-    picture = tag(
-        "svg",
-        {
-            "xmlns": "http://www.w3.org/2000/svg",
-            "viewBox": f"0 0 {width:g} {height:g}",
-            "width": f"{width:g}",
-            "height": f"{height:g}",
-            "role": "img",
-            "font-family": "sans-serif",
-            "font-size": FONT_SIZE,
-        },
-        tag("title", title),
-        tag("rect", {"width": f"{width:g}", "height": f"{height:g}", "fill": PAPER}),
-        parts,
-    )
-    return f"{picture}\n"
+    size = {"width": f"{width:g}", "height": f"{height:g}"}
+    attributes = {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "viewBox": f"0 0 {width:g} {height:g}",
+        **size,
+        "role": "img",
+        "font-family": "sans-serif",
+        "font-size": FONT_SIZE,
+    }
+    paper = tag("rect", size, {"fill": PAPER})
+    return f"{tag('svg', attributes, tag('title', title), paper, parts)}\n"
 
 
 def move(x: float, y: float, parts: Iterable[object]) -> Html:
@@ -49,7 +44,7 @@ def draw_text(
     weight: str | None = None,
     rotate: float = 0,
 ) -> Html:
-    """Return a line of text; its baseline begins at a point, or ends or is centred there.
+    """Return a line of text that begins at a point, ends there or is centred on it.
 
     Args:
         anchor: `start`, `middle` or `end`.

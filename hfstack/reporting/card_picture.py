@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hfstack.drawing.curves import Chart, Series
 from hfstack.drawing.panels import AxisKind, Marks, Panel, draw_panels
 from hfstack.drawing.smoothing import Points, smooth, thin_out
-from hfstack.reporting.charts import TOKEN_LOSS_RECIPES, charts
+from hfstack.reporting.charts import TOKEN_LOSS_RECIPES, make_charts
 from hfstack.reporting.runs import Report
 
 _WIDTH, _HEIGHT = 420, 250  # of one plot
@@ -51,7 +51,7 @@ def chain_picture(reports: Sequence[Report]) -> str | None:
         wanted = _PLOTS_OF_THE_LAST if report is trained[-1] else 1
         panels += [
             _make_panel(report.record.recipe, chart)
-            for chart in _most_telling(charts([report], "c"))[:wanted]
+            for chart in _most_telling(make_charts([report], "c"))[:wanted]
         ]
     if not panels:
         return None
@@ -105,7 +105,7 @@ def _make_panel(recipe: str, chart: Chart) -> Panel:
 
 
 def _make_marks(line: Series, *, log: bool) -> list[Marks]:
-    """Return a line, under its smoothed form when it is noisy, with dots when they are few."""
+    """Return a line: faint under its smoothed form if noisy, with dots if few."""
 
     def drawable(points: Points) -> Points:
         return [

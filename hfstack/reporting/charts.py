@@ -1,4 +1,4 @@
-"""What happened while training: the curves of a recipe's runs, and samples step by step."""
+"""What happened in training: the curves of a recipe's runs, samples step by step."""
 
 import math
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ _NOT_CURVES = frozenset(
 _NOT_CURVE_ENDINGS = ("_runtime", "_per_second")
 
 
-def charts(group: list[Report], identifier: str) -> list[Chart]:
+def make_charts(group: list[Report], identifier: str) -> list[Chart]:
     """Return the charts of the runs of one recipe.
 
     The known ones come first, in their order, then whatever else was logged.
@@ -57,6 +57,7 @@ def charts(group: list[Report], identifier: str) -> list[Chart]:
         for restart in report.record.restarts
         if report.history and restart["step"] > 0
     ]
+
     made = []
     for index, spec in enumerate(_choose_charts(group)):
         series = _make_series(group, spec)
@@ -75,7 +76,7 @@ def charts(group: list[Report], identifier: str) -> list[Chart]:
 
 
 def _choose_charts(group: list[Report]) -> list[_Known]:
-    """Return the known charts that have values, then one for each other name with a curve."""
+    """Return the known charts that have values, then one for each other curve."""
     logged = dict.fromkeys(name for report in group for name in report.history)
     known = [spec for spec in _KNOWN if spec.name in logged or spec.held_out_name in logged]
     taken = {name for spec in known for name in (spec.name, spec.held_out_name)} | _NOT_CURVES
@@ -95,6 +96,7 @@ def curves_section(group: list[Report], made: list[Chart]) -> Html:
         group: its runs; several that trained share the charts, and get a legend.
         made: their charts.
     """
+    # several runs share the charts, and need a legend
     trained = [report for report in group if report.history]
     several = len(trained) > 1
     legend = _draw_runs_legend(group) if several else None
@@ -214,7 +216,7 @@ def _loss_at(losses: Points, step: int) -> str:
 
 
 def _slider(steps: list[int]) -> Html:
-    """Return the slider; hidden until its script runs, without which every step is listed."""
+    """Return the slider, hidden until its script runs; without it, steps are listed."""
     last = len(steps) - 1
     limits = {"type": "range", "min": 0, "max": last, "value": last, "aria-label": "training step"}
     first_step, last_step = (tag("span.bound", number(step)) for step in (steps[0], steps[-1]))

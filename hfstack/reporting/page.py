@@ -1,7 +1,7 @@
-"""One self-contained HTML page about a chain of runs: no network, no fonts from elsewhere.
+"""One self-contained HTML page about a chain of runs.
 
-The page carries a content security policy that lets it load nothing and run only its own script, by
-hash.
+It needs no network, and no fonts or scripts from elsewhere: a content security policy lets it load
+nothing and run only its own script, by hash.
 """
 
 import base64
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hfstack.drawing.html import Html, json_block, tag
 from hfstack.drawing.numbers import Figure, counted, duration, instant, metric
-from hfstack.reporting.charts import charts, curves_section, samples_section
+from hfstack.reporting.charts import curves_section, make_charts, samples_section
 from hfstack.reporting.provenance import (
     changed_data_paths,
     data_section,
@@ -68,7 +68,7 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
     """
     groups = _by_recipe(reports)
     drawn = {
-        recipe: charts(group, f"chart-{index}")
+        recipe: make_charts(group, f"chart-{index}")
         for index, (recipe, group) in enumerate(groups.items())
     }
 
@@ -101,6 +101,8 @@ def render_page(reports: list[Report], *, title: str, made: datetime) -> str:
         tag("title", f"{title} – hfstack report"),
         tag("style", Html(style)),
     ]
+
+    # what is shown
     records, day = counted(len(reports), "run record"), instant(made.isoformat())
     contents = [content for _, _, content in present]
     body = [
@@ -143,7 +145,7 @@ def _present(
 
 
 def _section(name: str, heading: str, content: list[Html]) -> tuple[str, str, Html] | None:
-    """Return a part of the page with its anchor, or None when there is nothing to put in it."""
+    """Return a part of the page with its anchor, or None without content."""
     if not content:
         return None
     return name, heading, tag("section.part", {"id": name}, tag("h2", heading), content)
@@ -223,7 +225,7 @@ def _headline_figures(report: Report) -> list[Figure]:
 
 
 def _headline_label(figure: Figure) -> str:
-    """Return what a headline counts: its label, and its unit unless the label names it."""
+    """Return what a headline counts: a label, and a unit unless the label names it."""
     named = not figure.unit or figure.unit.split("/")[0] in figure.label.lower()
     return figure.label if named else f"{figure.label}, {figure.unit}"
 
@@ -237,6 +239,7 @@ def _second_figure(figure: Figure) -> str:
 
 def _alerts(reports: list[Report]) -> Html | None:
     """Return what a reader must know before believing a number."""
+    # runs that are not whole, and what could not be read of them
     items = []
     for report in reports:
         record = report.record
@@ -252,8 +255,10 @@ def _alerts(reports: list[Report]) -> Html | None:
                 f" has not ended (started {instant(record.started)}); its part here is not final."
             )
             items.append(tag("li.running", name, text))
+
         items += [tag("li.note", name, ": ", note) for note in report.notes]
 
+    # data that was not the same for all
     changed = " was not the same file for all runs that read it; see Data."
     items += [tag("li.note", tag("code", path), changed) for path in changed_data_paths(reports)]
     return tag("ul.alerts", {"aria-label": "warnings"}, items) if items else None

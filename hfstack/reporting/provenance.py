@@ -1,4 +1,4 @@
-"""Where the numbers come from: data with fingerprints, settings, hardware and commands."""
+"""Where the numbers come from: data, settings, hardware, versions, commands."""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ _FIRST_SETTINGS = (
 
 
 def data_section(reports: list[Report]) -> Html | None:
-    """Return every file that a run read, with size and fingerprint, and which runs read it."""
+    """Return every file that was read, with its fingerprint, and which runs read it."""
     used_by: dict[tuple[str, str], list[str]] = {}
     kept: dict[tuple[str, str], dict[str, Any]] = {}
     for report in reports:
@@ -96,6 +96,7 @@ def run_section(report: Report, parents: list[Report]) -> Html:
     files = None
     if record.artifacts:
         files = tag("details", tag("summary", "Files"), _name_value_list(record.artifacts))
+
     return tag(
         "section.block.run-record",
         {"id": f"run-{report.label}"},
@@ -115,7 +116,7 @@ def short_commit(commit: str) -> str:
 
 
 def differing_settings(group: list[Report]) -> Html | None:
-    """Return the settings in which runs of one recipe are not the same, a column a run."""
+    """Return the settings in which runs of one recipe differ, a column a run."""
     flat = [flatten_settings(report.record) for report in group]
     differing = [
         name
@@ -140,7 +141,7 @@ def differing_settings(group: list[Report]) -> Html | None:
 
 
 def first_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the settings worth reading first, in a fixed order, without those that are unset."""
+    """Return the settings worth reading first, without those that are unset."""
     flat = {name: value for values in settings.values() for name, value in values.items()}
     unset = (None, "", [], -1)  # Trainer's -1 means "not given"
     return {
@@ -151,7 +152,7 @@ def first_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def wrapped_command(command: str) -> str:
-    """Return a long command line with an option a line, still ready to be pasted into a shell."""
+    """Return a long command with an option a line, ready to be pasted into a shell."""
     if len(command) <= _COMMAND_WIDTH:
         return command
     try:
@@ -224,7 +225,7 @@ def _environment(group: list[Report], *, named: bool) -> Html:
 
 
 def count_accelerators(hardware: Mapping[str, Any]) -> str:
-    """Return the accelerators of run.json's hardware, as `8 × NVIDIA H100`; "" without any."""
+    """Return accelerators of run.json's hardware, as `8 × NVIDIA H100`; "" if none."""
     names = hardware.get("accelerators") or []
     return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
 
@@ -238,7 +239,7 @@ def _name_value_list(values: Mapping[str, Any]) -> Html:
 
 
 def format_setting(value: Any) -> str:
-    """Return a setting as the command line or YAML would spell it; of datasets, their paths."""
+    """Return a setting as the command line would spell it; of datasets, their paths."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(item, dict) and "path" in item for item in value):

@@ -1,4 +1,4 @@
-"""The results of the runs: metrics beside each other, and the recipes' tables and pictures."""
+"""The results of the runs: metrics beside each other, tables and pictures."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ _PERCENT = re.compile(r"-?[\d.]+ ?%")
 _SHOWN_FIGURES = 12
 _SHOWN_TABLE_ROWS = 12
 _FIRST_METRICS = frozenset({"eval_loss", "perplexity", "bits_per_byte"})
-# Metrics that come after the others: Trainer's clocks, and counts that a table of the run shows better.
+# Metrics that come after the others: Trainer's clocks, and counts that a table shows better.
 _LATER_BEGINNINGS = ("dropped_", "masked_", "epoch")
 _LATER_ENDINGS = ("_runtime", "_per_second")
 _SHOWN_CELL_CHARACTERS = 320
@@ -20,7 +20,7 @@ _COUNT_COLUMNS = frozenset({"count", "documents", "rows", "dropped", "kept"})
 
 
 def results_section(group: list[Report]) -> Html | None:
-    """Return the results of a recipe's runs, or None when they left nothing but their record."""
+    """Return the results of a recipe's runs, or None when there are none."""
     parts: list[Html] = []
     if any(report.record.metrics for report in group):
         parts.append(_figures(group[0]) if len(group) == 1 else _comparison(group))
@@ -138,7 +138,7 @@ def _is_numeric_cell(cell: Any) -> bool:
 
 
 def _cell(column: str, cell: Any, *, right: bool, largest: float | None) -> Html:
-    """Return one cell; a number in the unit that its column's name implies, a text truncated."""
+    """Return one cell: a number in the unit of its column's name, or a truncated text."""
     if cell in _EMPTY:
         return tag("td.number" if right else "td", "–" if cell is None else "")
 
@@ -156,6 +156,6 @@ def _cell(column: str, cell: Any, *, right: bool, largest: float | None) -> Html
 
 
 def _picture(name: str, source: str) -> Html:
-    """Return a picture as an image element, in which an SVG's scripts and links are dead."""
+    """Return a picture as an image element, in which an SVG's scripts do not run."""
     heading = tag("figcaption", tag("h4", label_of(name)))
     return tag("figure.picture", heading, tag("img", {"src": source, "alt": label_of(name)}))

@@ -1,4 +1,4 @@
-"""Run folders, opened and checked once: what the report and the cards then only arrange.
+"""Run folders, opened and checked once; report and cards only arrange them.
 
 A reader opens run.json and the artifacts whose paths it lists, nothing else. In a run that is
 `running`, `failed` or `preempted` an artifact may be missing or incomplete, which is noted; in a
@@ -26,7 +26,7 @@ _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model generated for a prompt, at a step of its training (None: not in training)."""
+    """What a model generated for a prompt, at a step of its training if it has one."""
 
     step: int | None
     prompt: str
@@ -104,7 +104,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def label_runs(directories: Sequence[Path]) -> list[str]:
-    """Return a name for each directory: as few of its last parts as no other one shares.
+    """Return a label for each directory: as few of its last parts as are unique.
 
     Args:
         directories: each once.
@@ -120,7 +120,7 @@ def label_runs(directories: Sequence[Path]) -> list[str]:
 
 
 def starting_model(record: RunRecord) -> str | None:
-    """Return what a run made its weights from: a config.json, a trained model, or None."""
+    """Return what a run got its weights from: a config.json, a model, or None."""
     return record.settings.get("ModelConfig", {}).get("model_name_or_path") or None
 
 
@@ -130,7 +130,7 @@ def flatten_settings(record: RunRecord) -> dict[str, Any]:
 
 
 def read_history(path: Path) -> dict[str, Points]:
-    """Return every value that a Trainer logged, by name, as (step, value) in order of step.
+    """Return what a Trainer logged, by name, as (step, value) in order of step.
 
     A run that went back to a checkpoint logs some steps again; what it logged last counts, so no
     step comes twice. Numbers that were logged beside an `eval_` one, such as `bits_per_byte`, are
@@ -148,6 +148,8 @@ def read_history(path: Path) -> dict[str, Points]:
                 if logged_name in ("step", "epoch") or not _is_number(value):
                     continue
                 name = f"eval_{logged_name.removeprefix('eval_')}" if held_out else logged_name
+
+                # The run went back: what it had logged from here on no longer counts.
                 points = series.setdefault(name, [])
                 while points and points[-1][0] >= step:
                     points.pop()
@@ -161,7 +163,9 @@ def read_history(path: Path) -> dict[str, Points]:
 
 
 def read_samples(path: Path, *, may_be_incomplete: bool) -> list[Sample]:
-    """Return the samples of a file in order of step; of one prompt at one step, the last.
+    """Return the samples of a file in order of step.
+
+    Of one prompt at one step, the last one counts.
 
     Args:
         path: one JSON object a line: `prompt`, `completion` (or `answer`) and, while training,

@@ -6,7 +6,7 @@ from hfstack.drawing.axes import Axis, format_ticks, linear_axis, log_axis, spre
 
 
 def test_axes_have_round_ticks() -> None:
-    """Worked by hand: 4.5 over 5 ticks asks for steps of 0.9, and the next of 1, 2, 5 is 1."""
+    """By hand: 4.5 over 5 ticks asks for steps of 0.9; the next of 1, 2, 5 is 1."""
     assert linear_axis(1.2, 5.7).ticks == [1, 2, 3, 4, 5, 6]
     assert linear_axis(0, 600, ticks=6, snug=True).ticks == [0, 100, 200, 300, 400, 500, 600]
     assert linear_axis(0, 0.002).ticks == [0, 0.0005, 0.001, 0.0015, 0.002]

@@ -1,4 +1,4 @@
-"""Panels: where marks stand, that text is escaped, and that nothing leaves the picture."""
+"""Panels: where marks are, that text is escaped, that nothing leaves the picture."""
 
 import math
 from xml.etree import ElementTree

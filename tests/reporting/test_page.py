@@ -1,4 +1,4 @@
-"""The report page: what is in it equals what the runs wrote, none of it is markup, and bad input is named."""
+"""The report page: it shows what the runs wrote, as text, and names bad input."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ import pytest
 
 from hfstack.errors import CheckpointError, DataError
 from hfstack.reporting import page
-from hfstack.reporting.runs import find_runs, load_runs, read_history, read_samples
+from hfstack.reporting.runs import Sample, find_runs, load_runs, read_history, read_samples
 
 ATTACK = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 VOID = {"meta", "input", "img", "br"}
@@ -68,7 +68,7 @@ def write_training(folder: Path, history: list[dict[str, Any]], **changes: Any) 
 
 
 def curve(steps: int = 60) -> list[dict[str, Any]]:
-    """A log as pretraining writes it: training entries, and an evaluation every twentieth step."""
+    """A log as in pretraining: training entries, and an evaluation every 20th step."""
     entries: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         loss = 1.5 + 4 / step**0.5
@@ -169,7 +169,7 @@ def lines_of(text: str) -> dict[str, list[list[Any]]]:
         ("win_rate", {"win_rate_low": 0.679, "prompts": 400, "win_rate": 0.725}, "72.5", "400"),
     ],
 )
-def test_a_stage_is_told_by_what_it_is_for(
+def test_a_stage_shows_the_metrics_of_its_purpose(
     tmp_path: Path, recipe: str, metrics, first: str, second: str
 ) -> None:
     folder = write_training(tmp_path / recipe, curve(), metrics=metrics, recipe=recipe)
@@ -179,7 +179,7 @@ def test_a_stage_is_told_by_what_it_is_for(
 
 
 def test_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
-    """Every element is closed, ids are unique, links stay in the page, and the policy allows only the page's script."""
+    """Elements are closed, ids unique, links internal; only the page's script may run."""
     folder = write_training(tmp_path / "pretrain", curve(), metrics={"bits_per_byte": 0.7})
     text = render(folder)
     parsed = Page(text)
@@ -217,7 +217,7 @@ def test_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
 
 
 def test_text_of_runs_is_never_markup(tmp_path: Path) -> None:
-    """Whatever a model, a dataset or a setting says is shown as it is and runs nowhere."""
+    """What a model, a dataset or a setting holds is shown as it is and never runs."""
     source = {
         "role": ATTACK,
         "path": ATTACK,
@@ -255,7 +255,7 @@ def test_text_of_runs_is_never_markup(tmp_path: Path) -> None:
 
 
 def test_curves_are_the_logged_values(tmp_path: Path) -> None:
-    """The embedded data equals the log exactly; numbers beside an eval_ value count as held out."""
+    """The embedded data equals the log; numbers beside an eval_ value are held out."""
     history = curve()
     text = render(write_training(tmp_path / "pretrain", history))
     assert lines_of(text) == {
@@ -273,7 +273,7 @@ def test_curves_are_the_logged_values(tmp_path: Path) -> None:
 
 
 def test_a_restart_is_marked_and_no_step_comes_twice(tmp_path: Path) -> None:
-    """Steps that were logged again after going back to a checkpoint appear once, with their last value."""
+    """Steps logged again after going back to a checkpoint appear once, the last value."""
     history = [{"step": step, "loss": 9.0} for step in (10, 20, 30, 40)]
     history += [{"step": step, "loss": 1.0} for step in (30, 40, 50)]
     folder = write_training(
@@ -298,7 +298,7 @@ def test_values_that_are_not_finite_break_the_line_and_are_named(tmp_path: Path)
 
 
 def test_runs_of_one_recipe_share_charts(tmp_path: Path) -> None:
-    """Two runs lie over each other under their names, with a legend, a comparison and the settings that differ."""
+    """Two runs share charts, with a legend, a comparison and the settings that differ."""
     for name, rate in (("llama", 0.002), ("gru", 0.001)):
         settings = {"TrainingArguments": {"learning_rate": rate, "seed": 0, "output_dir": name}}
         write_training(tmp_path / name, curve(), settings=settings, metrics={"bits_per_byte": rate})
@@ -332,7 +332,7 @@ def test_samples_show_every_step_of_every_prompt(tmp_path: Path) -> None:
 
 
 def test_what_is_not_finished_is_said(tmp_path: Path) -> None:
-    """A failed run shows its reason, a running one that its files are still to come; neither stops the page."""
+    """A failed run shows its reason, a running one what is missing; the page is made."""
     write_run(tmp_path / "a", "clean", status="failed", error="DataError: raw.jsonl, line 3")
     write_run(tmp_path / "b", status="preempted", started="2026-01-31T13:00:00+00:00")
     folder = write_run(
@@ -363,7 +363,7 @@ def test_what_is_not_finished_is_said(tmp_path: Path) -> None:
 
 
 def test_tables_pictures_and_fillings_come_inline(tmp_path: Path) -> None:
-    """What later stages leave needs no code here: a table by its name, a picture by its ending."""
+    """A table is shown by its name, a picture by its ending: new ones need no code."""
     table = {
         "columns": ["reason", "documents", "share"],
         "rows": [["too_short", 30, 0.25], ["exact", 10, None]],
@@ -409,7 +409,7 @@ def test_data_is_listed_once_with_its_readers(tmp_path: Path) -> None:
 
 
 def test_a_spike_survives_the_thinning_of_a_long_curve(tmp_path: Path) -> None:
-    """20,000 points are drawn with under 4,000 coordinates, the one spike among them; all are in the data."""
+    """20,000 points become under 4,000 coordinates, one spike kept; the data has all."""
     history = [
         {"step": step, "grad_norm": 50.0 if step == 7777 else 1.0} for step in range(1, 20001)
     ]
@@ -422,7 +422,7 @@ def test_a_spike_survives_the_thinning_of_a_long_curve(tmp_path: Path) -> None:
 
 
 def test_colours_can_be_read() -> None:
-    """Text and series colours have a contrast of at least 4.5 on the paper, in both themes (WCAG 2.2, 1.4.3)."""
+    """Texts and series have a contrast of 4.5 in both themes (WCAG 2.2, 1.4.3)."""
 
     def luminance(color: str) -> float:
         channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -445,7 +445,7 @@ def test_colours_can_be_read() -> None:
 
 
 def test_runs_are_found_ordered_and_labelled(tmp_path: Path) -> None:
-    """Two levels down, by start time, each once; reports are left out, and inside a run nothing is searched."""
+    """Two levels down, by start time, each once; no reports, nothing inside a run."""
     late = write_run(tmp_path / "x" / "pretrain", started="2026-01-31T15:00:00+00:00")
     early = write_run(tmp_path / "y" / "pretrain", started="2026-01-31T11:00:00+00:00")
     write_run(tmp_path / "report", "report")
@@ -511,11 +511,20 @@ def test_an_artifact_outside_of_the_run_is_refused(tmp_path: Path) -> None:
         load_runs([str(tmp_path / "run")])
 
 
+def test_samples_are_completions_or_answers_and_prompts_may_be_conversations(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    turns = [{"role": "user", "content": "Hello"}, {"role": "user", "content": "there"}]
+    write_samples(path, [{"prompt": turns, "answer": "Hi"}, {"prompt": "a", "completion": "b"}])
+    found = read_samples(path, may_be_incomplete=False)
+    assert found == [Sample(None, "Hello\nthere", "Hi"), Sample(None, "a", "b")]
+
+
 def test_a_malformed_artifact_is_named_with_its_line(tmp_path: Path) -> None:
     samples = tmp_path / "samples.jsonl"
-    samples.write_text(
-        '{"step": 1, "prompt": "a", "completion": "b"}\n{"step": "2", "prompt": "a", "completion": ""}\n'
-    )
+    whole = {"step": 1, "prompt": "a", "completion": "b"}
+    write_samples(samples, [whole, whole | {"step": "2"}])
     with pytest.raises(DataError, match=r"samples.jsonl, line 2: not a sample"):
         read_samples(samples, may_be_incomplete=False)
     state = tmp_path / "trainer_state.json"

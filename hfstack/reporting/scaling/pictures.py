@@ -1,4 +1,4 @@
-"""Pictures of scaling fits: losses, IsoFLOP curves, the division of compute, residuals, intervals.
+"""Pictures of scaling fits: losses, IsoFLOPs, allocation, residuals, intervals.
 
 Every picture takes the fits by family (Transformer, GRU, LSTM...), so that families share a plot.
 """
@@ -81,7 +81,7 @@ def _loss_marks(letter: str, family: str, fit: LadderFit, color: int) -> list[Ma
 
 
 def isoflop_curves(fits: Fits, unit: str) -> str | None:
-    """Return the curve of each compute with its minimum, a panel a family; None without any."""
+    """Return the curve of each compute and its minimum, a panel a family, or None."""
     panels = []
     for family, fit in fits.items():
         if fit.isoflop is None:
@@ -102,7 +102,7 @@ def isoflop_curves(fits: Fits, unit: str) -> str | None:
 
 
 def allocation(fits: Fits) -> str | None:
-    """Return N* and D* over compute by each of Chinchilla's approaches; None without any."""
+    """Return N* and D* over compute by each of Chinchilla's approaches, or None."""
     panels = []
     for what, label in (("parameters", "best parameters N*"), ("tokens", "best tokens D*")):
         marks: list[Marks] = []
@@ -138,7 +138,7 @@ def _allocation_marks(what: str, family: str, fit: LadderFit, color: int) -> lis
 
 
 def residuals(fits: Fits) -> str | None:
-    """Return measured over predicted loss, in percent: of the fitted and of the held-out rungs."""
+    """Return measured over predicted loss, in percent, of fitted and held-out rungs."""
     panels = []
     for what, label in (("flops", _COMPUTE), ("parameters", "parameters N")):
         marks = []
@@ -163,7 +163,7 @@ def residuals(fits: Fits) -> str | None:
 
 
 def intervals(fits: Fits) -> str | None:
-    """Return the parameters with 95 % intervals, a panel a parameter and a row a family."""
+    """Return parameters with 95 % intervals, a panel a parameter, a row a family."""
     known = {
         family: fit.parametric
         for family, fit in fits.items()
@@ -185,13 +185,14 @@ def intervals(fits: Fits) -> str | None:
             value = fit.law.parameters_exponent if name == "a" else getattr(fit.law, name)
             marks.append(Marks(ranges=[(row, interval.low, interval.high)], color=color))
             marks.append(Marks([(value, row)], family, color))
+
         rows = tuple(known)
         panels.append(Panel(name, meaning, "", marks, x_kind="linear", y_kind="linear", rows=rows))
     return draw_panels("Parameters and their 95 % intervals", panels, height=120 + 34 * len(known))
 
 
 def _computes(fit: LadderFit) -> list[tuple[float, float]]:
-    """Return computes along the ladder: as counted, and as 6ND, of which a law's optimum speaks."""
+    """Return computes along the ladder: as counted, and as 6ND for a law's optimum."""
     ratio = float(np.median(fit.rungs.flops / (fit.rungs.parameters * fit.rungs.tokens)))
     counted = np.geomspace(fit.rungs.flops.min(), fit.rungs.flops.max(), _LAW_POINTS)
     return [(float(c), float(c * FLOPS_PER_PARAMETER_TOKEN / ratio)) for c in counted]

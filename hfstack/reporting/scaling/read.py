@@ -29,7 +29,7 @@ _NAMES = {  # what a rung's metrics call N and C, by how they are counted
 def load_rungs(
     paths: list[str], *, counted: Counted = "full", loss: str = "eval_loss"
 ) -> dict[str, Rungs]:
-    """Return the finished rungs under the paths, by family, in the order of their first.
+    """Return the finished rungs under the paths, by family.
 
     Args:
         paths: ladders, runs of pretrain_clm that started from random weights, or folders of either,
@@ -80,6 +80,7 @@ def refuse_other_measure(records: Mapping[Path, RunRecord], *, loss: str = "eval
         same_text = _held_out_identity(record) == _held_out_identity(base)
         same_context = _block_size(record) == _block_size(base)
         same_tokens = loss == "bits_per_byte" or _same_tokens(record, base)
+
         for same, what in (
             (same_text, "other held-out text"),
             (same_context, "another block size"),
@@ -147,7 +148,7 @@ def read_table(
 
 
 def rung_folders(paths: list[str]) -> list[Path]:
-    """Return the folders of the rungs, each once; of a ladder, all that it has ever trained."""
+    """Return the folders of rungs, each once; of a ladder, all that it ever trained."""
     folders: dict[Path, Path] = {}
     for place in [found for path in paths for found in find_runs(Path(path))]:
         own = place / "rungs"
@@ -170,6 +171,7 @@ def _rung_numbers(folder: Path, record: RunRecord, counted: Counted, loss: str) 
         "flops": flops,
         "unique_tokens": "unique_tokens",
     }
+
     missing = [name for name in wanted.values() if name not in record.metrics]
     if missing:
         raise DataError(
@@ -188,14 +190,14 @@ def _rung_numbers(folder: Path, record: RunRecord, counted: Counted, loss: str) 
 
 
 def _family(record: RunRecord) -> str:
-    """Return the family of a rung; any other run is named after its architecture's file."""
+    """Return a rung's family; other runs are named after their architecture's file."""
     if "Rung" in record.settings:
         return str(record.settings["Rung"]["family"])
     return without_size(Path(starting_model(record) or record.recipe).stem)
 
 
 def _files(record: RunRecord, role: str) -> list[Any]:
-    """Return content and rows of the data read in a role; of the Hub, its name and revision."""
+    """Return digests and rows of the data of a role; of the Hub, name and revision."""
     found = []
     for entry in (entry for entry in record.data if entry["role"] == role):
         hub_name = [entry["path"], *map(entry.get, ("name", "split", "revision"))]

@@ -1,4 +1,4 @@
-"""Explanations as one HTML page: each text, its tokens coloured by their share of the logit."""
+"""Explanations as one HTML page: texts with their tokens coloured by attribution."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,14 @@ article { border-top: 1px solid #8886; padding: .8rem 0; }
 
 
 def explanation_page(explanations: Sequence[Explanation], *, model: str) -> str:
-    """Return a self-contained page; blue tokens speak for the label, orange ones against it."""
+    """Return a self-contained page; blue tokens speak for a label, orange against it."""
     head = [
         tag("meta", {"charset": "utf-8"}),
         tag("title", "Explanations"),
         tag("meta", {"name": "viewport", "content": "width=device-width"}),
         tag("style", Html(_STYLE)),
     ]
+
     legend = tag(
         "p",
         f"{model}, integrated gradients. ",
@@ -32,6 +33,7 @@ def explanation_page(explanations: Sequence[Explanation], *, model: str) -> str:
         " against it, compared with a text of neutral tokens. "
         "Hover over a token for its share of the logit.",
     )
+
     articles = [_render_explanation(one) for one in explanations]
     body = tag("body", tag("h1", "What moved the model"), legend, articles)
     return f"<!doctype html>\n{tag('html', {'lang': 'en'}, tag('head', head), body)}\n"
@@ -65,7 +67,7 @@ def _color_tokens(one: Explanation, which: int, largest: float) -> list[Html | s
     parts: list[Html | str] = []
     end = 0
     for owner, first, last, score in one.tokens:
-        # Tokens of the other text, without characters, or over characters that are coloured already.
+        # Tokens of the other text, without characters, or over characters already coloured.
         if owner != which or last <= first or first < end:
             continue
         hue = "for" if score > 0 else "against"

@@ -1,4 +1,4 @@
-"""Pictures of a classifier as SVG: which classes it confuses, and how far its probabilities hold."""
+"""Pictures of a classifier as SVG: its confusions, and how calibrated it is."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A picture of how rewards are distributed: a histogram of the chosen, one of the rejected."""
+"""A picture of how the rewards of chosen and rejected answers are distributed."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from hfstack.drawing.panels import Marks, Panel, draw_panels
 
 
 def reward_histogram(chosen: Sequence[float], rejected: Sequence[float], *, bins: int = 30) -> str:
-    """Return an SVG of both distributions over one axis of rewards, with the means marked.
+    """Return an SVG of both distributions over one axis, with the means marked.
 
     Columns show the share of a side's answers in a bin; infinite and NaN rewards are left out.
     """
@@ -20,6 +20,7 @@ def reward_histogram(chosen: Sequence[float], rejected: Sequence[float], *, bins
 
     shares = {name: _bin_shares(values, low, high, bins) for name, values in sides.items()}
     tallest = max(max(side) for side in shares.values())
+
     width = (high - low) / bins
     marks = []
     for color, (name, values) in enumerate(sides.items()):
@@ -46,7 +47,7 @@ def _finite(values: Sequence[float]) -> list[float]:
 
 
 def _bin_shares(values: Sequence[float], low: float, high: float, bins: int) -> list[float]:
-    """Return the share of the values in each of equal bins from the lowest to the highest."""
+    """Return the share of the values in each of equal bins from low to high."""
     counts = [0] * bins
     for value in values:
         counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
