@@ -1,11 +1,12 @@
-"""GRU and LSTM language models as PreTrainedModels: importing this module registers them with the Auto classes.
+"""GRU and LSTM language models as PreTrainedModels, registered by importing this.
 
-They train with `Trainer`, are saved and reloaded like any other model, and `generate()` carries a fixed-size state
-instead of a growing key/value cache, so that a token costs the same at position 10 and at position 10,000.
+They train with `Trainer`, are saved and reloaded like any other model, and `generate()` carries a
+fixed-size state instead of a growing key/value cache, so that a token costs the same at position 10
+and at position 10,000.
 
-Shapes: B rows, T tokens, V vocabulary, E embedding_size, H hidden_size, L layers; S segments, N tokens that are not
-padding, M places in packed order (see recurrence.py). A state is `(h,)` for a GRU and `(h, c)` for an LSTM, each part
-(L, B, H).
+Shapes: B rows, T tokens, V vocabulary, E embedding_size, H hidden_size, L layers; S segments, N
+tokens that are not padding, M places in packed order (see recurrence.py). A state is `(h,)` for a
+GRU and `(h, c)` for an LSTM, each part (L, B, H).
 """
 
 from collections.abc import Sequence
@@ -27,12 +28,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple
 
 from hfstack.errors import ConfigError
-from hfstack.models.recurrence import RecurrentCache, Slab, cut_segments
+from hfstack.models.recurrence import RecurrentCache, Slab, split_segments
 
 
 @strict
 class RecurrentConfig(PreTrainedConfig):
-    """What GRU and LSTM language models share; `model_type` in config.json says which of the two it is.
+    """Settings of GRU and LSTM language models; `model_type` says which of the two.
 
     Raises:
         ConfigError: a size is below 1 or the dropout is outside [0, 1).
@@ -42,16 +43,19 @@ class RecurrentConfig(PreTrainedConfig):
 
     vocab_size: int = 4096
     embedding_size: int | None = None
-    """E, the width of the token embeddings; None: hidden_size. Another width adds a linear map on each side."""
+    """E, the width of the token embeddings; None: hidden_size. Another width adds a linear map on
+    each side."""
     hidden_size: int = 512
     num_hidden_layers: int = 2
     residual: bool = True
-    """True: each layer is x + cell(LayerNorm(x)), with a last LayerNorm. False: a plain stack, as in nn.GRU."""
+    """True: each layer is x + cell(LayerNorm(x)), with a last LayerNorm. False: a plain stack, as
+    in nn.GRU."""
     dropout: float = 0.0
     """On the embeddings and on the output of each layer, in training only."""
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
-    """Standard deviation of the embeddings and linear maps; the cells have their own scheme, see `_init_weights`."""
+    """Standard deviation of the embeddings and linear maps; the cells have their own scheme, see
+    `_init_weights`."""
     tie_word_embeddings: bool = True
     use_cache: bool = True
     max_position_embeddings: int | None = None
@@ -60,9 +64,8 @@ class RecurrentConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 
-    def __post_init__(
-        self, **kwargs
-    ) -> None:  # upstream hands the keys that no field declares through kwargs
+    # Upstream passes the keys that no field declares through kwargs.
+    def __post_init__(self, **kwargs) -> None:
         if self.embedding_size is None:
             self.embedding_size = self.hidden_size
         for name in ("vocab_size", "hidden_size", "embedding_size", "num_hidden_layers"):
@@ -91,12 +94,18 @@ class LSTMConfig(RecurrentConfig):
     model_type = "hfstack_lstm"
 
 
-def _norm(config: RecurrentConfig) -> nn.Module:
-    return (
-        nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        if config.residual
-        else nn.Identity()
-    )
+def _make_norm(config: RecurrentConfig) -> nn.Module:
+    """Return the norm of a residual layer; a plain stack has none."""
+    if not config.residual:
+        return nn.Identity()
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+
+
+def _make_projection(from_width: int, to_width: int) -> nn.Module:
+    """Return a linear map between two widths, or nothing between equal ones."""
+    if from_width == to_width:
+        return nn.Identity()
+    return nn.Linear(from_width, to_width, bias=False)
 
 
 class RecurrentLayer(nn.Module):
@@ -105,19 +114,23 @@ class RecurrentLayer(nn.Module):
     def __init__(self, config: RecurrentConfig, cell_class: type[nn.GRU] | type[nn.LSTM]) -> None:
         super().__init__()
         self.residual = config.residual
-        self.norm = _norm(config)
+        self.norm = _make_norm(config)
         self.cell = cell_class(config.hidden_size, config.hidden_size, batch_first=True)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, hidden: Tensor, state: tuple[Tensor, ...], slabs: Sequence[Slab] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run (B, T, H) straight through, or (M, H) in packed order slab by slab; state parts are (1, B or S, H)."""
+        """Run (B, T, H) straight through, or (M, H) in packed order slab by slab.
+
+        Parts of the state are (1, B or S, H).
+        """
         inputs = self.norm(hidden)
         if slabs is None:
             output, state = self._run_cell(inputs, state)
         else:
             output, state = self._run_slabs(inputs, state, slabs)
+
         output = self.dropout(output)
         return (hidden + output if self.residual else output), state
 
@@ -132,25 +145,26 @@ class RecurrentLayer(nn.Module):
     def _run_slabs(
         self, inputs: Tensor, state: tuple[Tensor, ...], slabs: Sequence[Slab]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        # Not a PackedSequence: on the CPU torch then multiplies by the input weights one step at a time, which made a
-        # training step of gru-5m 1.6 times and of lstm-5m 2.4 times as long as without document resets.
+        # Not a PackedSequence: on the CPU torch then multiplies by the input weights one step at a
+        # time, which made a training step of gru-5m 1.6 times and of lstm-5m 2.4 times as long as
+        # without document resets.
         outputs, ended, begin = [], [], 0
         for steps, width in slabs:
-            slab = (
-                inputs[begin : begin + steps * width].view(steps, width, -1).transpose(0, 1)
-            )  # (width, steps, H)
-            ended.append(
-                tuple(part[:, width:] for part in state)
-            )  # segments that ended before this slab
-            output, state = self._run_cell(
-                slab, tuple(part[:, :width].contiguous() for part in state)
-            )
+            places = inputs[begin : begin + steps * width]
+            slab = places.view(steps, width, -1).transpose(0, 1)  # (width, steps, H)
+
+            # Segments that ended before this slab keep the state that they ended with.
+            ended.append(tuple(part[:, width:] for part in state))
+            running = tuple(part[:, :width].contiguous() for part in state)
+
+            output, state = self._run_cell(slab, running)
             outputs.append(output.transpose(0, 1).reshape(steps * width, -1))
             begin += steps * width
+
+        # Later slabs are narrower: what ended last comes first.
         ended.append(state)
-        return torch.cat(outputs), tuple(
-            torch.cat(parts, dim=1) for parts in zip(*reversed(ended), strict=True)
-        )
+        states = tuple(torch.cat(parts, dim=1) for parts in zip(*reversed(ended), strict=True))
+        return torch.cat(outputs), states
 
 
 class RecurrentPreTrainedModel(PreTrainedModel):
@@ -168,10 +182,14 @@ class RecurrentPreTrainedModel(PreTrainedModel):
         if not isinstance(module, nn.RNNBase):
             super()._init_weights(module)
             return
+
         hidden_size = module.hidden_size
         for name, parameter in module.named_parameters():
+            # Loaded from a checkpoint: the slices below do not carry this mark, so upstream would
+            # not see it.
             if getattr(parameter, "_is_hf_initialized", False):
-                continue  # read from a checkpoint; the slices below do not carry this mark, so upstream cannot tell
+                continue
+
             for gate in parameter.split(hidden_size):  # each gate is a map of its own
                 if name.startswith("weight_ih"):
                     init.xavier_uniform_(gate)
@@ -179,10 +197,10 @@ class RecurrentPreTrainedModel(PreTrainedModel):
                     init.orthogonal_(gate)  # Saxe et al. 2013, arXiv:1312.6120
                 else:
                     init.zeros_(gate)
+
+            # An open forget gate remembers at first (Jozefowicz et al. 2015).
             if isinstance(module, nn.LSTM) and name.startswith("bias_ih"):
-                init.ones_(
-                    parameter[hidden_size : 2 * hidden_size]
-                )  # remember at first: Jozefowicz et al. 2015
+                init.ones_(parameter[hidden_size : 2 * hidden_size])
 
 
 class RecurrentModel(RecurrentPreTrainedModel):
@@ -192,38 +210,38 @@ class RecurrentModel(RecurrentPreTrainedModel):
         super().__init__(config)
         width = config.embedding_size or config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
-        square = width == config.hidden_size
-        self.embed_projection = (
-            nn.Identity() if square else nn.Linear(width, config.hidden_size, bias=False)
-        )
+        self.embed_projection = _make_projection(width, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             RecurrentLayer(config, self.cell_class) for _ in range(config.num_hidden_layers)
         )
-        self.norm = _norm(config)
+        self.norm = _make_norm(config)
         self.post_init()
 
-    def _cut(
+    def _find_starts(
         self, shape: torch.Size, mask: Tensor | None, position_ids: Tensor | None, *, resumed: bool
     ) -> tuple[Tensor, Tensor] | None:
-        """Return None to run straight through, or the (valid, starts) pair, each (B, T), to cut the batch by."""
-        valid = (
-            None if mask is None else mask[:, -shape[1] :].bool()
-        )  # a mask also covers the columns already seen
+        """Return the (valid, starts) pair, each (B, T), to split the batch by.
+
+        None where it can run straight through.
+        """
+        # A mask also covers the columns already seen.
+        valid = None if mask is None else mask[:, -shape[1] :].bool()
         starts = None if position_ids is None else (position_ids == 0).expand(shape)
+
+        # Column 0 of a row without a state begins with zeros anyway.
         padded = valid is not None and not bool(valid.all())
-        inner = (
-            starts if resumed or starts is None else starts[:, 1:]
-        )  # column 0 of a fresh row has zeros anyway
+        inner = starts if resumed or starts is None else starts[:, 1:]
         if not padded and (inner is None or not bool(inner.any())):
             return None
+
         everywhere = torch.ones(shape, dtype=torch.bool, device=self.device)
         return (everywhere if valid is None else valid), (~everywhere if starts is None else starts)
 
     def _run(
         self, hidden: Tensor, state: tuple[Tensor, ...], slabs: Sequence[Slab] | None
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """Return the input of each layer and the normed output of the last, and the state after the last token."""
+        """Return the input of each layer, the normed last output, and the last state."""
         every, last_states = [hidden], []
         for index, layer in enumerate(self.layers):
             layer_state = tuple(part[index : index + 1].contiguous() for part in state)
@@ -231,9 +249,9 @@ class RecurrentModel(RecurrentPreTrainedModel):
             every.append(hidden)
             last_states.append(last)
         every[-1] = self.norm(hidden)
-        dtype = state[
-            0
-        ].dtype  # autocast may hand back bf16: between calls the state keeps the weights' precision
+
+        # Autocast may return bf16: between calls the state keeps the weights' precision.
+        dtype = state[0].dtype
         return every, tuple(torch.cat(parts).to(dtype) for parts in zip(*last_states, strict=True))
 
     def _run_segments(
@@ -245,20 +263,25 @@ class RecurrentModel(RecurrentPreTrainedModel):
         *,
         final_state: bool,
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """As `_run`, with padding left out and the state reset at each start; outputs at padding are zeros.
+        """Run as `_run`, without padding and with the state reset at each start.
 
-        Without `final_state` the returned state is the one passed in.
+        Outputs at padding are zeros. Without `final_state` the returned state is the one passed in.
         """
         rows, columns, width = hidden.shape
-        # Each slab costs a weight gradient, so training trades a quarter of filler for far fewer slabs.
-        segments = cut_segments(valid, starts, filler_fraction=0.0 if final_state else 0.25)
+
+        # Each slab costs a weight gradient, so training takes a quarter of filler for far fewer
+        # slabs.
+        segments = split_segments(valid, starts, filler_fraction=0.0 if final_state else 0.25)
         if segments is None:
             return [torch.zeros_like(hidden)] * (len(self.layers) + 1), state
+
+        # A segment begins with its row's state, or with zeros.
         keep = segments.continues[None, :, None]
         begin = tuple(part[:, segments.row] * keep for part in state)  # (L, S, H)
-        every, last = self._run(
-            hidden.reshape(-1, width)[segments.token_index], begin, segments.slabs
-        )  # (M, H) each
+        packed_hidden = hidden.reshape(-1, width)[segments.token_index]  # (M, H)
+        every, last = self._run(packed_hidden, begin, segments.slabs)
+
+        # Back to the order of the batch.
         home = segments.token_index[segments.real]  # (N,)
         every = [
             packed.new_zeros(rows * columns, width)
@@ -268,10 +291,11 @@ class RecurrentModel(RecurrentPreTrainedModel):
         ]
         if not final_state:
             return every, state
-        return every, tuple(
+        final = tuple(
             part.index_copy(1, segments.ended_row, new[:, segments.ended_by])
             for part, new in zip(state, last, strict=True)
         )
+        return every, final
 
     @can_return_tuple
     def forward(
@@ -290,15 +314,19 @@ class RecurrentModel(RecurrentPreTrainedModel):
 
         Args:
             input_ids: (B, T); or give `inputs_embeds`.
-            attention_mask: (B, T), or (B, T seen so far); 0 marks padding, which leaves the state untouched.
-            position_ids: (B, T) or (1, T); the state is reset wherever it is 0, so packed documents do not mix.
+            attention_mask: (B, T), or (B, T seen so far); 0 marks padding, which leaves the state
+                untouched.
+            position_ids: (B, T) or (1, T); the state is reset wherever it is 0, so packed documents
+                do not mix.
             past_key_values: the state to begin with; it is advanced in place.
             inputs_embeds: (B, T, E).
             use_cache: return the state; None: as the config says, and never in training.
-            output_hidden_states: also return the input of each layer and the final output, L + 1 of (B, T, H).
+            output_hidden_states: also return the input of each layer and the final output, L + 1 of
+                (B, T, H).
 
         Returns:
-            `last_hidden_state` (B, T, H), zeros at padding when any row is padded; `past_key_values`; `hidden_states`.
+            `last_hidden_state` (B, T, H), zeros at padding when any row is padded;
+            `past_key_values`; `hidden_states`.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given.
@@ -310,63 +338,66 @@ class RecurrentModel(RecurrentPreTrainedModel):
             raise TypeError(
                 f"past_key_values is a {type(past_key_values).__name__}, not a RecurrentCache"
             )
-        embedded = (
-            self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        )  # (B, T, E)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+
+        # embeddings (B, T, E) -> (B, T, H); under autocast only the products run in bf16: the
+        # residual stream and the state keep the weights' precision
+        embedded = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         dtype = self.embed_tokens.weight.dtype
-        # Under autocast only the products run in bf16: the residual stream and the state keep the weights' precision.
-        hidden = self.dropout(self.embed_projection(embedded).to(dtype))  # (B, T, H)
+        hidden = self.dropout(self.embed_projection(embedded).to(dtype))
         rows, columns, width = hidden.shape
+
+        # the state of the tokens before, or zeros
         state = past_key_values.state if past_key_values is not None else None
-        cut = self._cut(hidden.shape[:2], attention_mask, position_ids, resumed=state is not None)
+        split = self._find_starts(
+            hidden.shape[:2], attention_mask, position_ids, resumed=state is not None
+        )
         if state is None:
             parts = 2 if self.cell_class is nn.LSTM else 1
             state = tuple(hidden.new_zeros(len(self.layers), rows, width) for _ in range(parts))
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        if cut is None:
+
+        # straight through, or document by document
+        if split is None:
             every, state = self._run(hidden, state, None)
         else:
-            every, state = self._run_segments(hidden, state, *cut, final_state=use_cache)
+            every, state = self._run_segments(hidden, state, *split, final_state=use_cache)
+
         if use_cache:
             past_key_values = RecurrentCache() if past_key_values is None else past_key_values
             past_key_values.advance(state, columns)
-        wanted = (
-            self.config.output_hidden_states
-            if output_hidden_states is None
-            else output_hidden_states
-        )
         return BaseModelOutputWithPast(
             last_hidden_state=every[-1],
             past_key_values=past_key_values if use_cache else None,
-            hidden_states=tuple(every) if wanted else None,
+            hidden_states=tuple(every) if output_hidden_states else None,
         )
 
 
 class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
-    """The layers with a head over the vocabulary, tied to the embeddings unless the config says otherwise."""
+    """The layers with a head over the vocabulary.
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - upstream declares it so
+    The head is tied to the embeddings unless the config says otherwise.
+    """
+
+    # upstream declares it so
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     model_class: ClassVar[type[RecurrentModel]]
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__(config)
         self.model = self.model_class(config)
-        width = (
-            (config.embedding_size or config.hidden_size)
-            if config.tie_word_embeddings
-            else config.hidden_size
-        )
-        square = width == config.hidden_size
-        self.head_projection = (
-            nn.Identity() if square else nn.Linear(config.hidden_size, width, bias=False)
-        )
+        width = config.hidden_size
+        if config.tie_word_embeddings:
+            width = config.embedding_size or config.hidden_size
+        self.head_projection = _make_projection(config.hidden_size, width)
         self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
         self.post_init()
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """False: `generate` then starts without a cache and takes the RecurrentCache of the first forward."""
+        """Return False: `generate` starts without a cache and takes the first forward's."""
         return False
 
     @can_return_tuple
@@ -384,10 +415,11 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs,  # Trainer hands num_items_in_batch to the loss this way
     ) -> CausalLMOutputWithPast:
-        """Return logits (B, T, V), or those of the positions to keep, and with `labels` the loss in nats per token.
+        """Return logits (B, T, V), or those of the positions to keep, and a loss.
 
         Args:
-            labels: (B, T), -100 where no loss is wanted; shifted here, as in every causal language model.
+            labels: (B, T), -100 where no loss is wanted; shifted here, as in every causal language
+                model. With them the loss is in nats per token, else None.
             logits_to_keep: 0 for all positions, n for the last n, or a 1-D tensor of positions.
 
         The other arguments are those of `RecurrentModel.forward`.
@@ -402,20 +434,21 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        kept = (
-            slice(-logits_to_keep, None)
-            if isinstance(logits_to_keep, int) and logits_to_keep
-            else slice(None)
-        )
-        kept = logits_to_keep if isinstance(logits_to_keep, Tensor) else kept
-        logits = self.lm_head(
-            self.head_projection(outputs.last_hidden_state[:, kept])
-        )  # (B, T or kept, V)
+
+        kept: slice | Tensor = slice(None)
+        if isinstance(logits_to_keep, Tensor):
+            kept = logits_to_keep
+        elif logits_to_keep:
+            kept = slice(-logits_to_keep, None)
+        hidden = outputs.last_hidden_state[:, kept]
+        logits = self.lm_head(self.head_projection(hidden))  # (B, T or kept, V)
+
         loss = None
         if labels is not None:
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
+
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

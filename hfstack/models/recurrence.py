@@ -1,4 +1,4 @@
-"""What a recurrent language model carries from token to token, and how a batch is cut so that documents do not mix.
+"""Hold the state of a recurrent language model, and split batches into documents.
 
 Shapes: B rows, T tokens, H hidden_size, L layers, S segments, N tokens that are not padding,
 M places in packed order.
@@ -14,7 +14,10 @@ from transformers.cache_utils import Cache
 
 
 class RecurrentCache(Cache):
-    """The state after the last token, in place of keys and values: its size does not depend on the tokens seen."""
+    """The state after the last token, in place of keys and values.
+
+    Its size does not depend on the tokens seen.
+    """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -30,7 +33,10 @@ class RecurrentCache(Cache):
         self.token_count += token_count
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of columns seen, padding included: what `generate` cuts from a prompt that it continues."""
+        """Return the number of columns seen, padding included.
+
+        `generate` drops as many from a prompt that it continues.
+        """
         return self.token_count
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
@@ -38,7 +44,7 @@ class RecurrentCache(Cache):
         return -1
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Return (columns seen with the query, 0), as a key/value cache that never drops anything would."""
+        """Return (columns seen with the query, 0), as a cache of every token would."""
         return self.token_count + query_length, 0
 
     def reset(self) -> None:
@@ -50,7 +56,7 @@ class RecurrentCache(Cache):
             self.state = tuple(part.index_select(1, rows.to(part.device)) for part in self.state)
 
     def reorder_cache(self, beam_idx: LongTensor) -> None:
-        """Row i takes over the state of row `beam_idx[i]` (beam search)."""
+        """Give row i the state of row `beam_idx[i]`, as beam search asks."""
         self._select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -69,27 +75,28 @@ class RecurrentCache(Cache):
         """
         if tokens_to_remove != 0:
             raise RuntimeError(
-                "a recurrent state cannot be rolled back: keep a copy of the cache from before the tokens"
+                "a recurrent state cannot be rolled back: keep a copy of the cache from before the "
+                "tokens"
             )
 
     @property
     def batch_size(self) -> int:
-        """B, or -1 before the first forward."""
+        """Return B, or -1 before the first forward."""
         return -1 if self.state is None else self.state[0].shape[1]
 
     @property
     def is_initialized(self) -> bool:
-        """Whether a forward has filled it."""
+        """Return whether a forward has filled it."""
         return self.state is not None
 
     @property
     def is_croppable(self) -> bool:
-        """Never: see `crop`."""
+        """Return False: see `crop`."""
         return False
 
     @property
     def is_compileable(self) -> bool:
-        """Never: True would make `generate` build four-dimensional attention masks."""
+        """Return False: else `generate` would build four-dimensional attention masks."""
         return False
 
 
@@ -104,7 +111,9 @@ class Slab(NamedTuple):
 
 @dataclass(frozen=True)
 class Segments:
-    """A batch cut into independent sequences, longest first, in slabs that are dense (steps, width) blocks.
+    """A batch split into independent sequences, longest first, in dense slabs.
+
+    A slab is a (steps, width) block.
 
     Packed order is slab after slab, time-major within each: M = the sum of steps * width places.
     """
@@ -112,11 +121,11 @@ class Segments:
     slabs: tuple[Slab, ...]
     """Narrower and narrower, since a segment that has ended is in no later slab."""
     token_index: Tensor
-    """(M,) where the token of each place stands in the flattened (B * T) batch; any token at a filler."""
+    """(M,) index of each place's token in the flattened (B * T) batch; any token at a filler."""
     real: Tensor
-    """(M,) bool, False at a filler: a place after the end of a segment that ends inside its slab."""
+    """(M,) bool, False at a filler: a place after the end of a segment that ends in its slab."""
     row: Tensor
-    """(S,) the row that each segment was cut from."""
+    """(S,) the row that each segment comes from."""
     continues: Tensor
     """(S,) bool: the segment begins with the row's incoming state, not with zeros."""
     ended_row: Tensor
@@ -125,14 +134,16 @@ class Segments:
     """(rows with a token,) the segment that leaves its final state to the row."""
 
 
-def cut_segments(valid: Tensor, starts: Tensor, *, filler_fraction: float) -> Segments | None:
-    """Cut each row at its document starts and drop its padding, so that all documents can run side by side.
+def split_segments(valid: Tensor, starts: Tensor, *, filler_fraction: float) -> Segments | None:
+    """Split each row at its document starts and drop its padding.
+
+    All documents can then run side by side.
 
     Args:
         valid: (B, T) bool, False where a token is padding.
         starts: (B, T) bool, True at the first token of a document; ignored where `valid` is False.
-        filler_fraction: how much of a slab's width may end inside it, in [0, 1). With 0 there are no fillers, so final
-            states are right, but there are as many slabs as distinct lengths.
+        filler_fraction: how much of a slab's width may end inside it, in [0, 1). With 0 there are
+            no fillers, so final states are right, but there are as many slabs as distinct lengths.
 
     Returns:
         The segments, or None when every token is padding.
@@ -140,16 +151,18 @@ def cut_segments(valid: Tensor, starts: Tensor, *, filler_fraction: float) -> Se
     token_index = valid.flatten().nonzero().squeeze(1)  # (N,)
     if token_index.numel() == 0:
         return None
+
+    # Where segments begin among the N tokens, and how long they are.
     row = token_index // valid.shape[1]  # (N,)
     first_of_row = torch.diff(row, prepend=row.new_tensor([-1])) != 0
     starts = starts.flatten()[token_index]  # (N,)
-    begins = (
-        (first_of_row | starts).nonzero().squeeze(1)
-    )  # (S,) each segment's first token among the N
+    begins = (first_of_row | starts).nonzero().squeeze(1)  # (S,)
     lengths = torch.diff(begins, append=begins.new_tensor([len(row)]))  # (S,)
     lengths, longest_first = lengths.sort(descending=True, stable=True)  # (S,)
     begins_sorted = begins[longest_first]
-    slabs = _slabs(lengths.tolist(), filler_fraction)
+
+    # The token of every place, slab after slab.
+    slabs = _plan_slabs(lengths.tolist(), filler_fraction)
     places, real, offset = [], [], 0
     for steps, width in slabs:
         time = torch.arange(offset, offset + steps, device=row.device)[:, None]  # (steps, 1)
@@ -157,11 +170,11 @@ def cut_segments(valid: Tensor, starts: Tensor, *, filler_fraction: float) -> Se
         places.append(torch.where(running, begins_sorted[:width] + time, 0).flatten())
         real.append(running.flatten())
         offset += steps
+
+    # The last segment of a row leaves its final state to it; (S,) in the order of the batch.
+    ends_row = torch.diff(row[begins], append=row.new_tensor([-1])) != 0
     rank = torch.empty_like(longest_first)
     rank[longest_first] = torch.arange(len(rank), device=row.device)
-    ends_row = (
-        torch.diff(row[begins], append=row.new_tensor([-1])) != 0
-    )  # (S,) in the order of the batch
     return Segments(
         slabs=slabs,
         token_index=token_index[torch.cat(places)],
@@ -173,7 +186,8 @@ def cut_segments(valid: Tensor, starts: Tensor, *, filler_fraction: float) -> Se
     )
 
 
-def _slabs(lengths: list[int], filler_fraction: float) -> tuple[Slab, ...]:
+def _plan_slabs(lengths: list[int], filler_fraction: float) -> tuple[Slab, ...]:
+    """Return slabs that hold segments of these lengths, longest first."""
     slabs, offset, width = [], 0, len(lengths)
     while width:
         kept = width - int(width * filler_fraction)  # so many must run to the end of the slab

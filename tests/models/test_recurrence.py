@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfstack.models.recurrence import RecurrentCache, Slab, cut_segments
+from hfstack.models.recurrence import RecurrentCache, Slab, split_segments
 
 
 @pytest.mark.parametrize("filler_fraction", [0.0, 0.25, 0.9])
@@ -12,7 +12,7 @@ def test_segments_hold_each_token_once_and_in_order(filler_fraction: float) -> N
     valid = torch.rand(7, 40, generator=generator) < 0.8
     valid[3] = False
     starts = torch.rand(7, 40, generator=generator) < 0.15
-    segments = cut_segments(valid, starts, filler_fraction=filler_fraction)
+    segments = split_segments(valid, starts, filler_fraction=filler_fraction)
     assert segments is not None
     homes = segments.token_index[segments.real]
     assert sorted(homes.tolist()) == valid.flatten().nonzero().squeeze(1).tolist()
@@ -43,17 +43,17 @@ def test_slabs_by_hand() -> None:
     valid = torch.ones(2, 7, dtype=torch.bool)
     starts = torch.zeros(2, 7, dtype=torch.bool)
     starts[0, 5] = starts[1, 3] = True
-    exact = cut_segments(valid, starts, filler_fraction=0.0)
+    exact = split_segments(valid, starts, filler_fraction=0.0)
     assert exact is not None
     assert exact.slabs == (Slab(2, 4), Slab(1, 3), Slab(1, 2), Slab(1, 1))
     assert exact.token_index[:4].tolist() == [0, 10, 7, 5]
     assert exact.row.tolist() == [0, 1, 1, 0]
     assert exact.continues.tolist() == [True, False, True, False]
-    coarse = cut_segments(valid, starts, filler_fraction=0.25)
+    coarse = split_segments(valid, starts, filler_fraction=0.25)
     assert coarse is not None
     assert coarse.slabs == (Slab(3, 4), Slab(1, 2), Slab(1, 1))
     assert int((~coarse.real).sum()) == 1
-    assert cut_segments(~valid, starts, filler_fraction=0.0) is None
+    assert split_segments(~valid, starts, filler_fraction=0.0) is None
 
 
 def test_cache_follows_its_rows() -> None:
