@@ -1,15 +1,15 @@
 """Read a recipe's settings from a YAML file and the command line into dataclasses, strictly.
 
-    def main(model_args: ModelConfig, data_args: DataArgs, training_args: SFTConfig) -> dict[str, float]: ...
+    def main(model_args: ModelConfig, data_args: DataArgs, training_args: SFTConfig) -> dict[str,
+    float]: ...
 
     if __name__ == "__main__":
         command_line(main)
 
-The type hints of `main` are the whole declaration. `--config file.yaml` gives values, `--key value` overrides them.
-YAML values are turned into flags and placed in front of the command line's own, so one argparse parser judges the
-names, types and choices of both. A field's help is the string written under it, or its `metadata["help"]`, as
-upstream does.
-"""
+The type hints of `main` are the whole declaration. `--config file.yaml` gives values, `--key value`
+overrides them. YAML values are turned into flags and placed in front of the command line's own, so
+one argparse parser judges the names, types and choices of both. A field's help is the string
+written under it, or its `metadata["help"]`, as upstream does."""
 
 import ast
 import contextlib
@@ -64,15 +64,17 @@ def allowed_changes(argv: list[str] | None = None) -> frozenset[str]:
 
 
 def command_line(main: Callable[..., Any]) -> None:
-    """Fill `main`'s dataclass parameters from the command line, call it, and turn the outcome into an exit code.
+    """Fill `main`'s dataclass parameters from the command line, call it, and turn the outcome into
+    an exit code.
 
-    Exits with 0 when the recipe is done (or was done before), 1 after one line on stderr for a user's mistake, 75 when
-    the process was asked to stop. Any other exception is a bug and keeps its traceback.
-    """
+    Exits with 0 when the recipe is done (or was done before), 1 after one line on stderr for a
+    user's mistake, 75 when the process was asked to stop. Any other exception is a bug and keeps
+    its traceback."""
     setup_logging()
     if not sys.stderr.isatty():  # a progress bar in a log file is thousands of lines
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
+
     name = Path(sys.argv[0]).name
     try:
         hints = typing.get_type_hints(main)
@@ -93,15 +95,16 @@ def command_line(main: Callable[..., Any]) -> None:
 
 
 def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ...]:
-    """Return one instance of each dataclass, filled from `--config FILE` and from the flags in `argv`.
+    """Return one instance of each dataclass, filled from `--config FILE` and from the flags in
+    `argv`.
 
     Args:
         dataclass_types: the classes; their fields share one flat namespace of options.
         argv: flags, by default `sys.argv[1:]`.
 
     Raises:
-        ConfigError: an option is unknown, mistyped, not among its choices, or refused by its class. The message names
-            the YAML file and line when the value came from there.
+        ConfigError: an option is unknown, mistyped, not among its choices, or refused by its class.
+            The message names the YAML file and line when the value came from there.
     """
     known, flags = _read_own_flags(argv)
     if len(known.config) > 1:
@@ -116,17 +119,22 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
         option = unknown[0].split("=")[0]
         label = "unknown option" if option.startswith("-") else "unexpected value"
         raise ConfigError(
-            f"{label} {_suggest(option, [f'--{name}' for name in hints])} (--help lists every option)"
+            f"{label} {_suggest(option, [f'--{name}' for name in hints])} (--help lists every "
+            "option)"
         )
+
     values = vars(namespace)
     flagged = {
         flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")
     }
     given = {name.removeprefix("no_") for name in flagged | set(entries)} | flagged | set(entries)
+
     if values.get("hub_token") is not None:
         raise ConfigError(
-            "hub_token is refused, because settings are written to disk: use HF_TOKEN or `hf auth login`"
+            "hub_token is refused, because settings are written to disk: use HF_TOKEN or `hf auth "
+            "login`"
         )
+
     if (
         "datasets" in flagged
         and "eval_datasets" in set(entries) - flagged
@@ -137,6 +145,7 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
             "eval_datasets of %s belong to other data than --datasets, and are left out",
             known.config[0].name,
         )
+
     _resolve_renamed(values, flagged)
     _resolve_hardware(values, given)
     return tuple(_build_settings(cls, values) for cls in dataclass_types)
@@ -151,13 +160,16 @@ def _read_own_flags(argv: list[str] | None) -> tuple[Namespace, list[str]]:
 
 
 def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]:
-    """Return the parser of these dataclasses and the type hint of each option; the reference page is made from it."""
+    """Return the parser of these dataclasses and the type hint of each option; the reference page
+    is made from it.
+    """
     for cls in dataclass_types:
         document_fields(cls)
     parser = _StrictParser(dataclass_types, allow_abbrev=False)
     parser.add_argument(
         "--config", type=Path, help="YAML file of option: value; the command line's own flags win"
     )
+
     parser.add_argument("--allow_changed", nargs="+", metavar="NAME", help=_ALLOW_CHANGED_HELP)
     for action in parser._actions:
         if dataclasses.is_dataclass(action.type):
@@ -168,6 +180,7 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
             action.nargs = (
                 "+"  # transformers' parser reads `str | list[str]` as one word: no second tracker
             )
+
     return parser, {
         name: hint for cls in dataclass_types for name, hint in typing.get_type_hints(cls).items()
     }
@@ -178,12 +191,14 @@ def document_fields(cls: Any) -> None:
     undocumented = {f.name: f for f in dataclasses.fields(cls) if "help" not in f.metadata}
     if not undocumented:
         return
+
     owners: list[Any] = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
     for owner in owners:
         try:
             source = inspect.getsource(owner)
         except OSError:  # typed into a notebook or a shell: no file, so no help
             continue
+
         body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(source)).body[0]).body
         for line, below in itertools.pairwise(body):
             match line, below:
@@ -191,9 +206,8 @@ def document_fields(cls: Any) -> None:
                     value=ast.Constant(value=str(text))
                 ):
                     if (field := undocumented.pop(name, None)) is not None:
-                        text = " ".join(text.split()).replace(
-                            "%", "%%"
-                        )  # argparse reads % as a format
+                        # argparse reads % as a format
+                        text = " ".join(text.split()).replace("%", "%%")
                         field.metadata = types.MappingProxyType({**field.metadata, "help": text})
 
 
@@ -205,18 +219,21 @@ def bf16_hardware() -> str | None:
             if torch.cuda.is_bf16_supported(including_emulation=False)
             else None
         )
-    if (
-        torch.accelerator.is_available()
-    ):  # MPS and XPU: upstream's own check decides when the flag is given
+
+    # MPS and XPU: upstream's own check decides when the flag is given
+    if torch.accelerator.is_available():
         return None
     capabilities = torch.cpu.get_capabilities()
     found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)]
+
     return f"CPU with {found[0]}" if found else None
 
 
 @contextlib.contextmanager
 def refusals_of_upstream() -> Iterator[None]:
-    """Turn what upstream refuses while a Trainer is built, by the settings it was given, into the user's one line."""
+    """Turn what upstream refuses while a Trainer is built, by the settings it was given, into the
+    user's one line.
+    """
     try:
         yield
     except HfstackError:
@@ -257,8 +274,10 @@ def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dic
         raise ConfigError(
             f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}"
         ) from None
+
     if root is None:
         return {}
+
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(
             f"{path}:{root.start_mark.line + 1}: expected a mapping of option to value"
@@ -270,20 +289,25 @@ def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dic
         for action in parser._actions
         if action.option_strings[0] == f"--{action.dest}"
     }
+
     required = [action for action in parser._actions if action.required]
     for action in required:
         action.required = False  # while single keys are judged
+
     for key_node, value_node in root.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         place = f"{path}:{line}: "
+
         if key not in hints or key == "config":
             raise ConfigError(f"{place}unknown key {_suggest(key, hints)}")
         if key in entries:
             raise ConfigError(f"{place}{key} is already set in line {entries[key].line}")
         entries[key] = _Entry(line, _flags(value_node, actions[key], hints[key], place, parser))
+
         if entries[key].flags:
             parser.__dict__["origin"] = lambda message, place=place: f"{place}{message}"
             parser.parse_known_args(entries[key].flags)
+
     parser.__dict__.pop("origin", None)
     for action in required:
         action.required = action.dest not in entries or bool(entries[action.dest].flags)
@@ -293,7 +317,9 @@ def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dic
 def _flags(
     node: yaml.Node, action: Action, hint: Any, place: str, parser: ArgumentParser
 ) -> list[str]:
-    """Return one YAML value as flags; what argparse cannot spell (null, [], mappings) becomes the parser's default."""
+    """Return one YAML value as flags; what argparse cannot spell (null, [], mappings) becomes the
+    parser's default.
+    """
     key, members = action.dest, _members(hint)
     try:
         value = yaml.SafeLoader("").construct_document(node)
@@ -301,11 +327,13 @@ def _flags(
         raise ConfigError(
             f"{place}{key} cannot be read: {' '.join(str(error).split())[:120]}"
         ) from None
+
     if value is None:
         if type(None) not in members:
             raise ConfigError(f"{place}{key} takes {_type_name(hint)}, got null")
         parser.set_defaults(**{key: None})
         return []
+
     if isinstance(value, list):
         item = next((typing.get_args(m)[0] for m in members if typing.get_origin(m) is list), None)
         if item is None:
@@ -316,34 +344,45 @@ def _flags(
         if not value:
             parser.set_defaults(**{key: []})
             return []
+
         texts = [_text(child) for child in typing.cast(yaml.SequenceNode, node).value]
         return [f"--{key}", *texts] if action.nargs == "+" else [f"--{key}={json.dumps(value)}"]
+
     if isinstance(value, dict):
         if not any(m is dict or typing.get_origin(m) is dict for m in members):
             raise ConfigError(f"{place}{key} takes {_type_name(hint)}, got a mapping: {value!r}")
         return [f"--{key}={json.dumps(value)}"]
+
     if isinstance(value, bool) and bool in members:
         return [f"--{key}={str(value).lower()}"]
     return [f"--{key}={_text(node)}"]
 
 
 def _text(node: yaml.Node) -> str:
-    """The scalar as it was written: `eval_strategy: no` means the word, although YAML 1.1 reads it as false."""
+    """The scalar as it was written: `eval_strategy: no` means the word, although YAML 1.1 reads it
+    as false.
+    """
     return str(node.value)
 
 
 def _build_item(cls: Any, entry: Any, key: str, place: str) -> Any:
-    """Make one dataclass of a list from a YAML mapping, or from a plain string as on the command line."""
+    """Make one dataclass of a list from a YAML mapping, or from a plain string as on the command
+    line.
+    """
     names = [f.name for f in dataclasses.fields(cls)]
     if isinstance(entry, str):
         entry = {names[0]: entry}
+
     if not isinstance(entry, dict):
         raise ConfigError(
-            f"{place}each item of {key} is a string or a mapping of {', '.join(names)}, got {entry!r}"
+            f"{place}each item of {key} is a string or a mapping of {', '.join(names)}, got "
+            f"{entry!r}"
         )
+
     for name in entry:
         if name not in names:
             raise ConfigError(f"{place}{key} has unknown key {_suggest(str(name), names)}")
+
     hints = typing.get_type_hints(cls)
     for name, value in entry.items():
         if (
@@ -352,10 +391,12 @@ def _build_item(cls: Any, entry: Any, key: str, place: str) -> Any:
             and float in _members(hints[name])
         ):
             entry[name] = value = float(value)
+
         if not any(isinstance(value, m) for m in _members(hints[name]) if isinstance(m, type)):
             raise ConfigError(
                 f"{place}{key}: {name} takes {_type_name(hints[name])}, got {value!r}"
             )
+
     try:
         return cls(**entry)
     except TypeError:
@@ -386,7 +427,9 @@ def _json_mapping(text: str) -> dict[str, Any]:
 
 
 def _reporting_own_errors(cls: Any) -> Callable[[str], Any]:
-    """Let a dataclass used as an option's type speak for itself; argparse hides any ValueError behind its own words."""
+    """Let a dataclass used as an option's type speak for itself; argparse hides any ValueError
+    behind its own words.
+    """
 
     def convert(text: str) -> Any:
         try:
@@ -399,7 +442,9 @@ def _reporting_own_errors(cls: Any) -> Callable[[str], Any]:
 
 
 def _resolve_renamed(values: dict[str, Any], flagged: Collection[str]) -> None:
-    """Read the old name of a setting as its new one, unless the new one was given nearer: upstream drops it unsaid."""
+    """Read the old name of a setting as its new one, unless the new one was given nearer: upstream
+    drops it unsaid.
+    """
     for old, new in _RENAMED.items():
         if (
             old in values
@@ -410,7 +455,9 @@ def _resolve_renamed(values: dict[str, Any], flagged: Collection[str]) -> None:
 
 
 def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
-    """Choose `use_cpu` and `bf16` by what the machine has, unless they were given, and say so in one line."""
+    """Choose `use_cpu` and `bf16` by what the machine has, unless they were given, and say so in
+    one line.
+    """
     chosen: list[str] = []
     if (
         values.get("use_cpu") is False
@@ -419,6 +466,7 @@ def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
     ):
         values["use_cpu"] = True
         chosen.append("use_cpu true (no accelerator found)")
+
     if "bf16" in values and not {"bf16", "fp16"} & given:
         device = bf16_hardware()
         if values.get("use_cpu") and device and not device.startswith("CPU"):
@@ -427,6 +475,7 @@ def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
         chosen.append(
             f"bf16 true ({device})" if device else "bf16 false (not native on this hardware)"
         )
+
     if "disable_tqdm" in values and "disable_tqdm" not in given and not sys.stderr.isatty():
         values["disable_tqdm"] = True
     if chosen:

@@ -32,7 +32,8 @@ def flush_to_disk(path: Path) -> None:
 def atomic_write(path: Path, *, errors: str = "strict") -> Iterator[TextIO]:
     """Open a text file in UTF-8 that takes its name only once it is whole and on the disk.
 
-    A reader sees the old file or the new one, never a part; when the block raises, the old one stays.
+    A reader sees the old file or the new one, never a part; when the block raises, the old one
+    stays.
 
     Args:
         path: the file; its folder must exist.

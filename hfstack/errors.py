@@ -1,7 +1,7 @@
 """Errors that a user can cause and fix; everything else is a bug of ours and is raised as itself.
 
-Each class also inherits the builtin that a caller would expect, so `except ValueError` keeps working.
-A message says, in one line: what is wrong, the value, where it came from, and what to do.
+Each class also inherits the builtin that a caller would expect, so `except ValueError` keeps
+working. A message says, in one line: what is wrong, the value, where it came from, and what to do.
 """
 
 
@@ -31,7 +31,9 @@ class MissingExtraError(HfstackError, ImportError):
 
 
 class AlreadyFinished(Exception):
-    """Not a mistake: the same run has finished before, so there is nothing to do; the command line exits with 0."""
+    """Not a mistake: the same run has finished before, so there is nothing to do; the command line
+    exits with 0.
+    """
 
 
 class Preempted(Exception):
@@ -43,4 +45,6 @@ class DivergedError(HfstackError, ArithmeticError):
 
 
 class HubError(HfstackError, ConnectionError):
-    """The Hub refused what was asked of it, cannot be reached, or holds something else than was expected."""
+    """The Hub refused what was asked of it, cannot be reached, or holds something else than was
+    expected.
+    """

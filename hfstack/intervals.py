@@ -20,13 +20,14 @@ def bootstrap_intervals(
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Return the percentile interval of each number that `score` gives for the indices of some rows.
+    """Return the percentile interval of each number that `score` gives for the indices of some
+    rows.
 
     Rows are resampled with replacement (Efron and Tibshirani 1993, chapter 13).
 
     Args:
-        score: called with `rows` indices (some twice, some never) per draw; what is not a number (no such class drawn)
-            is left out.
+        score: called with `rows` indices (some twice, some never) per draw; what is not a number
+            (no such class drawn) is left out.
 
     Raises:
         DataError: there are no rows.
@@ -35,10 +36,12 @@ def bootstrap_intervals(
         raise DataError("no rows to draw an interval from")
     generator = numpy.random.default_rng(seed)
     found: dict[str, list[float]] = {}
+
     for _ in range(draws):
         for name, value in score(generator.integers(0, rows, rows)).items():
             if numpy.isfinite(value):
                 found.setdefault(name, []).append(value)
+
     tail = 50 * (1 - confidence)
     return {
         name: (float(numpy.percentile(values, tail)), float(numpy.percentile(values, 100 - tail)))
@@ -56,9 +59,10 @@ def share_interval(
 ) -> tuple[float, float]:
     """Return the interval of the mean of values in [0, 1], by Wilson's score method (1927).
 
-    Pairs that share a prompt are not independent. With `groups`, the number of pairs is divided by the design effect:
-    the variance of the mean when whole groups are drawn, over that of single pairs, at least 1 (Korn and Graubard,
-    1998). With every pair a group of its own this is the plain interval.
+    Pairs that share a prompt are not independent. With `groups`, the number of pairs is divided by
+    the design effect: the variance of the mean when whole groups are drawn, over that of single
+    pairs, at least 1 (Korn and Graubard, 1998). With every pair a group of its own this is the
+    plain interval.
 
     Raises DataError when there is nothing to average.
     """
@@ -66,34 +70,42 @@ def share_interval(
         raise DataError("no pairs to measure")
     count, mean = len(shares), fmean(shares)
     effect = 1.0
+
     if groups is not None and 0 < mean < 1:
         deviations: defaultdict[Hashable, float] = defaultdict(float)
         for share, group in zip(shares, groups, strict=True):
             deviations[group] += share - mean
         effect = max(1.0, sum(d * d for d in deviations.values()) / (count * mean * (1 - mean)))
+
     count /= effect
     z = float(norm.ppf(0.5 + confidence / 2))
     middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
     half = (
         z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
     )
+
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def gain_interval(
     first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable] | None = None
 ) -> tuple[float, float]:
-    """Return the 95 % interval of mean(first) - mean(second) on the same pairs: normal, over groups of pairs."""
+    """Return the 95 % interval of mean(first) - mean(second) on the same pairs: normal, over groups
+    of pairs.
+    """
     if not first:
         raise DataError("no pairs to measure")
     differences = [a - b for a, b in zip(first, second, strict=True)]
     mean = fmean(differences)
     sums: defaultdict[Hashable, float] = defaultdict(float)
+
     for index, difference in enumerate(differences):
         sums[index if groups is None else groups[index]] += difference - mean
+
     half = (
         float(norm.ppf(0.975))
         * math.sqrt(sum(value * value for value in sums.values()))
         / len(differences)
     )
+
     return mean - half, mean + half

@@ -1,4 +1,6 @@
-"""Logging: one line format, rank 0 only. Library code logs; only recipes and the command line print."""
+"""Logging: one line format, rank 0 only. Library code logs; only recipes and the command line
+print.
+"""
 
 import logging
 import os
@@ -23,7 +25,8 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Write hfstack's log lines to stderr, on the process of rank 0 only; a second call changes nothing but the level.
+    """Write hfstack's log lines to stderr, on the process of rank 0 only; a second call changes
+    nothing but the level.
 
     Args:
         level: the lowest level written on rank 0; other ranks write warnings and worse.
@@ -36,4 +39,5 @@ def setup_logging(level: int = logging.INFO) -> None:
         )
         root.addHandler(handler)
         root.propagate = False
+
     root.setLevel(level if int(os.environ.get("RANK", "0")) == 0 else max(level, logging.WARNING))

@@ -31,7 +31,8 @@ def read_settings(recipe: Path, argv: list[str]) -> tuple[Any, ...]:
     """Return the settings that a recipe would run with.
 
     Args:
-        recipe: its file; the YAML beside it is read first, unless `argv` names another with `--config`.
+        recipe: its file; the YAML beside it is read first, unless `argv` names another with
+            `--config`.
         argv: its flags.
 
     Raises:

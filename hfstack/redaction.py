@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 _HIDDEN = "<redacted>"
-# Hub and OpenAI-style keys by their shape; and whatever follows an option or a word that names a secret, quoted or not.
+# Hub and OpenAI-style keys by their shape; and whatever follows an option or a word that names a
+# secret, quoted or not.
 _SECRETS = re.compile(
     r"""\bhf_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}"""
     r"""|(?i:(?:\bhub[-_]token|\bpassword|\bapi[-_]key|\bsecret)(?:\s*[=:]\s*|\s+))(?:"[^"]*"|'[^']*'|[^\s'"]+)"""
@@ -13,7 +14,9 @@ _NAME = re.compile(r"(?i)^(?:hub[-_]token|password|api[-_]key|secret)(?:\s*[=:]\
 
 
 def redact(text: str) -> str:
-    """Return the text with tokens and passwords replaced by `<redacted>`; the word that names one stays."""
+    """Return the text with tokens and passwords replaced by `<redacted>`; the word that names one
+    stays.
+    """
 
     def hide(match: re.Match[str]) -> str:
         name = _NAME.match(match.group())

@@ -1,11 +1,12 @@
-"""Finetune an encoder to answer questions by a stretch of a given text, or to say that it has no answer.
+"""Finetune an encoder to answer questions by a stretch of a given text, or to say that it has no
+answer.
 
     accelerate launch recipes/answer.py --config recipes/answer.yaml --learning_rate 3e-5
     hfstack run answer --datasets train.jsonl --eval_datasets test.jsonl        # the same, shorter
 
-reads   rows of question, context and answers (text, answer_start) as SQuAD and CMRC have them; an encoder
-writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and run.json in --output_dir
-"""
+reads   rows of question, context and answers (text, answer_start) as SQuAD and CMRC have them; an
+encoder writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and
+run.json in --output_dir"""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -52,13 +53,20 @@ class AnswerArgs:
     context_column: str = "context"
     """Column of the text."""
     answers_column: str = "answers"
-    """Column of the answers: {"text": [...], "answer_start": [...]}, empty where the text has none."""
+    """Column of the answers: {"text": [...], "answer_start": [...]}, empty where the text has none.
+    """
     bad_answers: BadAnswers = "fail"
-    """Answers that are not in their text where the row says: fail, skip the row, or mend (take the nearest place)."""
+    """Answers that are not in their text where the row says: fail, skip the row, or mend (take the
+    nearest place).
+    """
     rules: Rules = "auto"
-    """Exact match and F1 as the script of squad or cmrc computes them; auto looks whether the texts are Chinese."""
+    """Exact match and F1 as the script of squad or cmrc computes them; auto looks whether the texts
+    are Chinese.
+    """
     no_answer_threshold: float = 0.0
-    """How much better than the best stretch "no answer" must score; used where train rows have no answer."""
+    """How much better than the best stretch "no answer" must score; used where train rows have no
+    answer.
+    """
     attention_dropout: float | None = 0.0
     """Dropout of attention weights while training; on a CPU any other than 0 is slow."""
     early_stopping_patience: int | None = None
@@ -79,15 +87,16 @@ def main(
         checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         check_best_metric(training_args, ["exact_match", "answer_f1"])
-        by_context = replace(
-            data_args, text_column=args.context_column
-        )  # with all its questions on one side
+
+        # with all its questions on one side
+        by_context = replace(data_args, text_column=args.context_column)
         splits = load_splits(by_context, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
             model_args.model_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         columns = (args.question_column, args.context_column, args.answers_column)
         files = [*data_args.datasets, *data_args.eval_datasets]
         read = partial(read_questions, columns=columns, bad_answers=args.bad_answers, sources=files)
@@ -103,17 +112,21 @@ def main(
             encode_questions, tokenizer=tokenizer, max_length=length, stride=cut.stride
         )
         windows = {name: encode(rows, name=name) for name, rows in questions.items()}
+
         metric = answer_metric(args.rules, held := questions.get("eval", []))
         choose = {
             "max_answer_tokens": cut.max_answer_tokens,
             "n_best": cut.n_best,
             "no_answer": no_answer,
         }
+
         choose["threshold"] = args.no_answer_threshold
         answered = partial(find_answers, windows=windows.get("eval", []), questions=held, **choose)
         callbacks = protect(run, push_checkpoints(training_args))
+
         if args.early_stopping_patience is not None:
             callbacks.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
+
         with refusals_of_upstream():
             trainer = InOrderTrainer(
                 model=model, args=training_args, train_dataset=as_dataset(windows["train"]),
@@ -121,20 +134,24 @@ def main(
                 data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)), callbacks=callbacks,
                 compute_metrics=lambda done: answer_metrics(metric, held, best_texts(answered(done.predictions))),
             )  # fmt: skip
+
         trained = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "train_questions": len(questions["train"])}
+
         if held:
             output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")  # pyright: ignore
             found = answered(output.predictions)
             metrics |= (output.metrics or {}) | beside_baselines(metric, held, best_texts(found))
             write_answers(run.output_dir / "predictions.jsonl", held, found)
             run.add_artifact("predictions", "predictions.jsonl")
+
         described = {
             "question_column": columns[0],
             "context_column": columns[1],
             "max_length": length,
             **choose,
         }
+
         save_task(run.output_dir, described | {"stride": cut.stride})
         return run.finish(metrics, trainer)
 

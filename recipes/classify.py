@@ -1,11 +1,12 @@
-"""Train a classifier of texts or pairs of texts (one class, several labels, or a number), and say how far to trust it.
+"""Train a classifier of texts or pairs of texts (one class, several labels, or a number), and say
+how far to trust it.
 
     accelerate launch recipes/classify.py --config recipes/classify.yaml --learning_rate 5e-5
     hfstack run classify --learning_rate 5e-5                       # the same, shorter
 
-reads   rows with a text, or two, and a label; or a task of GLUE by name; an encoder, a causal model or an architecture
-writes  the model with its head (or adapter and head), classifier.json, predictions, pictures and run.json
-"""
+reads   rows with a text, or two, and a label; or a task of GLUE by name; an encoder, a causal model
+or an architecture writes  the model with its head (or adapter and head), classifier.json,
+predictions, pictures and run.json"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -51,11 +52,17 @@ class ClassifyArgs:
     freeze_encoder: bool = False
     """Train the head only, on an encoder that stays as it is."""
     attention_dropout: float | None = 0.0
-    """Dropout of attention weights; 0 lets a CPU use its fused attention. `null` in YAML keeps the model's own."""
+    """Dropout of attention weights; 0 lets a CPU use its fused attention. `null` in YAML keeps the
+    model's own.
+    """
     early_stopping_patience: int | None = None
-    """Stop after this many evaluations without a better --metric_for_best_model; needs --load_best_model_at_end."""
+    """Stop after this many evaluations without a better --metric_for_best_model; needs
+    --load_best_model_at_end.
+    """
     calibrate: bool = True
-    """Fit a temperature on the held-out rows and save it with the model, so that its probabilities are frequencies."""
+    """Fit a temperature on the held-out rows and save it with the model, so that its probabilities
+    are frequencies.
+    """
 
 
 def main(
@@ -75,39 +82,47 @@ def main(
         check_encoder_settings(
             use_peft=model_args.use_peft, freeze_encoder=frozen, architecture=architecture
         )
+
         labelled = load_labelled(
             data_args, label_args, quarantine_file=run.output_dir / "quarantine.jsonl"
         )
+
         run.record_inputs(
             model_args.model_name_or_path,
             classify_args.tokenizer_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         labels, new_modules = labelled.labels, list[str]()
         tokenizer = load_tokenizer(model_args, classify_args.tokenizer_name_or_path)
         model: Any = load_classifier(
             model_args, tokenizer, problem_type=labels.problem_type, id2label=labels.id2label,
             attention_dropout=classify_args.attention_dropout, new_modules=new_modules,
         )  # fmt: skip
+
         max_length = choose_max_length(
             label_args.max_length, context_length(model.config), tokenizer.model_max_length
         )
         options: dict[str, Any] = {"max_length": max_length, "overlong": label_args.overlong}
         options["skip_empty"] = data_args.on_bad_row != "fail"
+
         encoded = {
             name: encode_split(labelled, name, tokenizer, **options) for name in labelled.splits
         }
         info = ClassifierInfo(
             labels.problem_type, list(labels.names), *labelled.columns, max_length=max_length
         )
+
         if frozen:
             freeze_encoder(model, new_modules)
+
         model = (
             get_peft_model(model, adapter)
             if (adapter := lora_beside_head(model_args, new_modules))
             else model
         )
+
         weights = (
             class_weights(encoded["train"].targets, labels) if classify_args.class_weights else None
         )
@@ -115,6 +130,7 @@ def main(
         early_stopping: list[TrainerCallback] = (
             [] if patience is None else [EarlyStoppingCallback(patience)]
         )
+
         with refusals_of_upstream():
             trainer = Trainer(
                 model=model,
@@ -129,20 +145,26 @@ def main(
                 compute_metrics=trainer_metrics(labels.problem_type),
                 callbacks=[*early_stopping, *protect(run, push_checkpoints(training_args))],
             )
+
         loss = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint).training_loss
         metrics: dict[str, float] = {"train_loss": loss, "train_rows": len(encoded["train"].rows)}
+
         for name in [name for name in encoded if name != "train"]:
             rows, targets = encoded[name].rows.to_list(), numpy.asarray(encoded[name].targets)
             logits, heat = classify_logits(model, rows, pad_token_id=pad), 1.0
+
             if classify_args.calibrate and name == "eval":
                 heat = calibrate(logits, targets, info, seed=training_args.seed)
+
             shown: Any = {
                 "texts": encoded[name].texts,
                 "info": info,
                 "temperature": heat,
                 "split": name,
             }
+
             metrics |= record_results(run, logits, targets, **shown, benchmark=labelled.benchmark)
+
         info.save(run.output_dir)
         run.add_artifact("classifier", "classifier.json")
         return run.finish(metrics, trainer)

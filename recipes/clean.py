@@ -1,7 +1,8 @@
-"""Clean raw documents: mend and normalise text, mask personal data, drop bad, repeated and leaked documents.
+"""Clean raw documents: mend and normalise text, mask personal data, drop bad, repeated and leaked
+documents.
 
-    hfstack run clean --datasets raw.jsonl --output_dir runs/clean
-    python recipes/clean.py --config recipes/clean.yaml --datasets raw.jsonl --output_dir runs/clean     # the same
+    hfstack run clean --datasets raw.jsonl --output_dir runs/clean python recipes/clean.py --config
+    recipes/clean.yaml --datasets raw.jsonl --output_dir runs/clean     # the same
 
 reads   rows with a text column: Hub ids, local files, globs or folders
 writes  train.jsonl (eval.jsonl, dropped.jsonl) with all columns, and run.json, in --output_dir
@@ -31,8 +32,8 @@ from hfstack.data.sources import Source, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.run import Run
 
-# text -> None to keep it, or "reason: detail"; the first filter that objects decides. Take one out, add your own, or
-# change a limit: partial(filters.too_short, characters=200).
+# text -> None to keep it, or "reason: detail"; the first filter that objects decides. Take one out,
+# add your own, or change a limit: partial(filters.too_short, characters=200).
 FILTERS: list[filters.Filter] = [
     filters.too_short,
     filters.too_long,
@@ -49,21 +50,30 @@ FILTERS: list[filters.Filter] = [
 @dataclass
 class CleanArgs:
     datasets: list[Source] = field(default_factory=list)
-    """Documents to clean: Hub ids, local files, globs, folders; in YAML also mappings {path, name, split, weight}."""
+    """Documents to clean: Hub ids, local files, globs, folders; in YAML also mappings {path, name,
+    split, weight}.
+    """
     output_dir: str = "runs/clean"
     """Where train.jsonl, eval.jsonl, dropped.jsonl and run.json go."""
     text_column: str = "text"
     """Column that holds the text of a document; the other columns are carried along as they are."""
     on_bad_row: OnBadRow = "fail"
-    """A malformed row, or one without text: fail, skip it, or quarantine it (rows without text are dropped rows)."""
+    """A malformed row, or one without text: fail, skip it, or quarantine it (rows without text are
+    dropped rows).
+    """
     max_rows: int | None = None
     """Read at most this many rows of each dataset, from its beginning; all when unset."""
     eval_fraction: float = 0.0
-    """Share of the clean documents for eval.jsonl, in [0, 1); a hash of the text decides, so others do not matter."""
+    """Share of the clean documents for eval.jsonl, in [0, 1); a hash of the text decides, so others
+    do not matter.
+    """
     decontaminate: list[Source] = field(default_factory=list)
-    """Evaluation sets, named as in datasets: documents with 13 words (20 characters) of their texts are dropped."""
+    """Evaluation sets, named as in datasets: documents with 13 words (20 characters) of their texts
+    are dropped.
+    """
     save_dropped: bool = False
-    """Also write dropped.jsonl: every dropped row, masked like the others, with its dropped_reason."""
+    """Also write dropped.jsonl: every dropped row, masked like the others, with its dropped_reason.
+    """
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -84,14 +94,17 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
             quarantine_file=bad_rows,
             max_rows=args.max_rows,
         )
+
         strip = {
             "strip_markup": text_args.strip_markup,
             "strip_boilerplate": text_args.strip_boilerplate,
         }
+
         clean = partial(clean_text, **strip, mask=text_args.mask_pii)
         leaks = (
             [Contamination.from_sources(args.decontaminate, clean)] if args.decontaminate else []
         )
+
         duplicates = duplicate_checks(
             text_args.drop_duplicates,
             text_args.near_duplicate_threshold,
@@ -104,21 +117,26 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
             rows, [*FILTERS, *leaks, *duplicates], report, clean=clean, **where
         )
         counts = write_documents(documents, report, args)
+
         seconds, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
         for role, sources in (("train", args.datasets), ("decontaminate", args.decontaminate)):
             run.record_data(role, describe_sources(sources))
+
         for name, table in {
             "dropped_documents": report.dropped_table(),
             "changes": report.changed_table(),
         }.items():
             run.add_table(name, *table)
             print(f"{name}\n{format_table(*table)}\n")
+
         speed = {
             "documents_per_s": report.documents_in / seconds,
             "bytes_per_cpu_s": report.bytes_in / cpu_s,
         }
+
         index = {"duplicate_index_bytes": sum(check.index_bytes for check in duplicates)}
         run.finish(report.metrics() | counts | speed | index)
+
     return run.metrics
 
 
@@ -128,11 +146,13 @@ def write_documents(
     """Write each document as it comes; the files get their names when all are whole."""
     names = ["train", *["eval"] * bool(args.eval_fraction), *["dropped"] * args.save_dropped]
     counts = dict.fromkeys(names, 0)
+
     with ExitStack() as files:
         write = {
             name: files.enter_context(write_jsonl(Path(args.output_dir, f"{name}.jsonl")))
             for name in names
         }
+
         for row, reason in documents:
             if reason:
                 name, row = "dropped", {**row, "dropped_reason": reason}
@@ -141,11 +161,14 @@ def write_documents(
             if name in write:
                 write[name](row)
                 counts[name] += 1
+
         report.refuse_nothing_left()
         if empty := [name for name in ("train", "eval") if counts.get(name) == 0]:
             raise DataError(
-                f"eval_fraction {args.eval_fraction} leaves no document for {empty[0]}.jsonl; change it"
+                f"eval_fraction {args.eval_fraction} leaves no document for {empty[0]}.jsonl; "
+                "change it"
             )
+
     return {f"documents_{name}": count for name, count in counts.items() if name != "dropped"}
 
 

@@ -1,12 +1,12 @@
-"""Write the embedded corpus: short English stories with planted noise, and labelled data for the later stages.
+"""Write the embedded corpus: short English stories with planted noise, and labelled data for the
+later stages.
 
     hfstack run demo_corpus --output_dir runs/demo_corpus
     python recipes/demo_corpus.py --stories 12000 --output_dir runs/demo_corpus     # the same
 
-reads   nothing: the stories come from a generator, so no network is needed
-writes  raw.jsonl, planted.jsonl (the truth about the noise), prompts.txt, on request instructions.jsonl,
-        chat.jsonl and sentiment.jsonl, and run.json, in --output_dir
-"""
+reads   nothing: the stories come from a generator, so no network is needed writes  raw.jsonl,
+planted.jsonl (the truth about the noise), prompts.txt, on request instructions.jsonl, chat.jsonl
+and sentiment.jsonl, and run.json, in --output_dir"""
 
 import time
 from collections import Counter
@@ -37,13 +37,19 @@ class DemoArgs:
     seed: int = 0
     """Row n of a seed is the same however many rows are written."""
     instructions: int = 0
-    """Rows of instructions.jsonl (prompt, completion) and chat.jsonl (the same as messages); 0 writes none."""
+    """Rows of instructions.jsonl (prompt, completion) and chat.jsonl (the same as messages); 0
+    writes none.
+    """
     task: Task = "mixed"
-    """What instructions ask for: mixed (stories, and questions about stories) or beginning (how a story begins)."""
+    """What instructions ask for: mixed (stories, and questions about stories) or beginning (how a
+    story begins).
+    """
     careless_share: float = 0.0
-    """Share of the answers to `beginning` tasks without capitals, torn off or too short, in [0, 1)."""
+    """Share of the answers to `beginning` tasks without capitals, torn off or too short, in [0, 1).
+    """
     sentiment: int = 0
-    """Rows of sentiment.jsonl (text, label): 1 for a happy ending, 0 for a sad one; 0 writes none."""
+    """Rows of sentiment.jsonl (text, label): 1 for a happy ending, 0 for a sad one; 0 writes none.
+    """
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise_share < 1:
@@ -54,6 +60,7 @@ class DemoArgs:
             raise ConfigError(f"careless_share must be in [0, 1), got {self.careless_share}")
         if self.careless_share and self.task != "beginning":
             raise ConfigError(f"careless_share is for --task beginning, got --task {self.task}")
+
         for name in ("stories", "instructions", "sentiment"):
             if getattr(self, name) < (least := int(name == "stories")):
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -67,6 +74,7 @@ def main(args: DemoArgs) -> dict[str, float]:
             0,
             list[str](),
         )
+
         with (
             write_jsonl(run.output_dir / "raw.jsonl") as add,
             write_jsonl(run.output_dir / "planted.jsonl") as note,
@@ -78,6 +86,7 @@ def main(args: DemoArgs) -> dict[str, float]:
                 text_bytes += len(row["text"].encode())
                 if row["planted"] is None and len(sample) < MEASURED:
                     sample.append(row["text"])
+
         speed = args.stories / (time.perf_counter() - started)
 
         tasks = list(
@@ -85,11 +94,13 @@ def main(args: DemoArgs) -> dict[str, float]:
                 args.seed, args.instructions, task=args.task, careless_share=args.careless_share
             )
         )
+
         write_if_any(run.output_dir / "instructions.jsonl", tasks)
         write_if_any(run.output_dir / "chat.jsonl", [as_messages(task) for task in tasks])
         write_if_any(
             run.output_dir / "sentiment.jsonl", list(sentiment_rows(args.seed, args.sentiment))
         )
+
         prompts = "".join(f"{opening}\n" for opening in openings(args.seed, OPENINGS))
         (run.output_dir / "prompts.txt").write_text(prompts, encoding="utf-8")
 
@@ -98,12 +109,12 @@ def main(args: DemoArgs) -> dict[str, float]:
             for fault in FAULTS
             if faults[fault]
         ]
+
         run.add_table("planted_noise", ["fault", "a cleaner should", "rows"], planted)
         for fault, duty, count in planted:
             print(f"{fault:<20} {count:>6} rows to {duty}")
-        cut = (
-            len(sample) * 19 // 20
-        )  # what counting words achieves on held-out stories: a model should do better
+        # what counting words achieves on held-out stories: a model should do better
+        cut = len(sample) * 19 // 20
         trigram = ngram_bits_per_byte(sample[:cut], sample[cut:], order=3)
         run.finish(
             variety(sample)
@@ -115,6 +126,7 @@ def main(args: DemoArgs) -> dict[str, float]:
                 "documents_per_s": speed,
             }
         )
+
     return run.metrics
 
 

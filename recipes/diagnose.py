@@ -1,7 +1,9 @@
-"""Say which link of an RLHF chain is weak, with the evidence: fine-tuning, preferences, reward model or policy.
+"""Say which link of an RLHF chain is weak, with the evidence: fine-tuning, preferences, reward
+model or policy.
 
-    hfstack run diagnose --runs runs/sft runs/preferences runs/reward runs/ppo runs/win_rate
-    python recipes/diagnose.py --runs runs --kl_budget 5 --output_dir runs/diagnose     # every run under runs/
+    hfstack run diagnose --runs runs/sft runs/preferences runs/reward runs/ppo runs/win_rate python
+    recipes/diagnose.py --runs runs --kl_budget 5 --output_dir runs/diagnose     # every run under
+    runs/
 
 reads   run.json of each run, its curves, answers.jsonl and completions.jsonl
 writes  run.json in --output_dir, with the findings as a table that the report shows
@@ -25,13 +27,19 @@ CHAIN = ("sft", "preferences", "reward", *ONLINE_RECIPES, "win_rate")
 @dataclass
 class DiagnoseArgs:
     runs: list[str] = field(default_factory=list)
-    """Run directories of one chain, or folders that hold them one or two levels down; other recipes are not read."""
+    """Run directories of one chain, or folders that hold them one or two levels down; other recipes
+    are not read.
+    """
     output_dir: str = "runs/diagnose"
     """Where run.json goes. A diagnosis made here before is replaced: it is a view of its runs."""
     kl_budget: float = KL_BUDGET_NATS
-    """Nats an answer that the policy may be away from its start: beyond it a warning, beyond three times it bad."""
+    """Nats an answer that the policy may be away from its start: beyond it a warning, beyond three
+    times it bad.
+    """
     gold_reward: str | None = None
-    """Name of a reward that was logged with weight 0, such as a gold rule, to find over-optimisation."""
+    """Name of a reward that was logged with weight 0, such as a gold rule, to find
+    over-optimisation.
+    """
 
     def __post_init__(self) -> None:
         if self.kl_budget <= 0:
@@ -42,8 +50,10 @@ def main(args: DiagnoseArgs) -> dict[str, float]:
     """Read the runs, print and record what is found."""
     if not args.runs:
         raise ConfigError(
-            "--runs is empty; give the --output_dir of the runs of a chain, or the folder above them"
+            "--runs is empty; give the --output_dir of the runs of a chain, or the folder above "
+            "them"
         )
+
     reports = [report for report in load_runs(args.runs) if report.record.recipe in CHAIN]
     if not reports:
         raise ConfigError(
@@ -59,18 +69,21 @@ def main(args: DiagnoseArgs) -> dict[str, float]:
             kl_budget_nats=args.kl_budget,
             gold=args.gold_reward,
         )
+
         for finding in findings:
             print(f"{finding.link:12} {finding.verdict:8} {finding.check}: {finding.evidence}")
         print(f"\n{in_words(findings)}")
         run.add_table(
             "links", ["link", "verdict"], [list(pair) for pair in link_verdicts(findings).items()]
         )
+
         run.add_table("verdict", ["in words"], [[in_words(findings)]])
         run.add_table("findings", *as_table(findings))
         grades = [finding.verdict for finding in findings]
         metrics = {"runs": len(reports)} | {
             g: grades.count(g) for g in ("ok", "warn", "bad", "unknown")
         }
+
         return run.finish(metrics)
 
 
@@ -80,6 +93,7 @@ def chain_run(report: Report, labels: dict[Path, str]) -> ChainRun:
     parents = [(report.directory / parent).resolve() for parent in record.parents]
     settings = {name: value for group in record.settings.values() for name, value in group.items()}
     failure = (record.error or "no reason was recorded") if record.status == "failed" else None
+
     return ChainRun(
         recipe=record.recipe,
         label=report.label,
@@ -98,6 +112,7 @@ def read_rows(report: Report, artifact: str) -> tuple[dict[str, Any], ...]:
     path = report.directory / report.record.artifacts.get(artifact, "")
     if not path.is_file():
         return ()
+
     try:
         return tuple(
             json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line

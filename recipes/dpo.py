@@ -1,4 +1,5 @@
-"""Teach a language model to prefer the better of two answers, without a reward model: DPO, IPO or hinge loss.
+"""Teach a language model to prefer the better of two answers, without a reward model: DPO, IPO or
+hinge loss.
 
     accelerate launch recipes/dpo.py --config recipes/dpo.yaml --model_name_or_path runs/sft
     hfstack run dpo --model_name_or_path runs/sft --datasets pairs.jsonl     # the same, shorter
@@ -35,7 +36,9 @@ class DpoArgs:
     """What is written while training, beside the upstream settings."""
 
     sample_prompts: list[str] = field(default_factory=list)
-    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out ones by default."""
+    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out
+    ones by default.
+    """
     sample_tokens: int = 100
     """Longest sample, in tokens."""
 
@@ -55,17 +58,21 @@ def main(
         rows = load_preferences(
             data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl"
         )
+
         run.record_inputs(
             model_args.model_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         lengths = {name: length_statistics(split) for name, split in rows.items()}
         run.add_table("answer lengths", *length_table(lengths))
 
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
-        # The reference of an adapter is the model without it; of a whole model, a second copy that stays as it is.
+
+        # The reference of an adapter is the model without it; of a whole model, a second copy that
+        # stays as it is.
         reference = None if model_args.use_peft else load_causal_lm(model_args, tokenizer)
         give_pad_token(tokenizer, model, may_grow=False)
         stop_at_end_of_turn(model, tokenizer)
@@ -80,6 +87,7 @@ def main(
         sample = partial(
             answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=dpo_args.sample_tokens
         )
+
         run.add_artifact("samples", "samples.jsonl")
         trainer = DPOTrainer(
             model=model,
@@ -94,14 +102,17 @@ def main(
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
+
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "train_pairs": len(trainer.train_dataset)}
+
         if "eval" in rows:
             metrics |= trainer.evaluate()
             pairs, accuracy = len(trainer.eval_dataset), metrics["eval_rewards/accuracies"]
             low, high = share_interval([accuracy] * pairs)
             metrics |= {"eval_pairs": pairs, "eval_accuracy": accuracy}
             metrics |= {"eval_accuracy_low": low, "eval_accuracy_high": high}
+
         return run.finish(metrics, trainer)
 
 

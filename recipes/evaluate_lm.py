@@ -1,7 +1,9 @@
-"""Measure a causal language model on text: strided perplexity, bits per byte and token accuracy, with intervals.
+"""Measure a causal language model on text: strided perplexity, bits per byte and token accuracy,
+with intervals.
 
-    accelerate launch recipes/evaluate_lm.py --config recipes/evaluate_lm.yaml --model_name_or_path runs/pretrain_clm
-    hfstack run evaluate_lm --model_name_or_path runs/pretrain_clm      # the same, shorter
+    accelerate launch recipes/evaluate_lm.py --config recipes/evaluate_lm.yaml --model_name_or_path
+    runs/pretrain_clm hfstack run evaluate_lm --model_name_or_path runs/pretrain_clm      # the
+    same, shorter
 
 reads   a model and its tokenizer; rows with a column of text
 writes  documents.jsonl (a score for each document) and run.json in --output_dir
@@ -32,9 +34,13 @@ class EvaluateArgs:
     text_column: str = "text"
     """Column that holds the text of a document."""
     max_length: int | None = None
-    """Window in tokens that the model reads at once; its context by default, 1024 where nothing bounds it."""
+    """Window in tokens that the model reads at once; its context by default, 1024 where nothing
+    bounds it.
+    """
     stride: int | None = None
-    """Tokens by which the window advances; half the window by default. Smaller is slower and gives more context."""
+    """Tokens by which the window advances; half the window by default. Smaller is slower and gives
+    more context.
+    """
     across_documents: bool = False
     """Join all documents into one, so that context reaches into the document before."""
     batch_size: int = 8
@@ -42,7 +48,8 @@ class EvaluateArgs:
     max_rows: int | None = None
     """Measure on at most this many rows of each dataset; all by default."""
     on_bad_row: OnBadRow = "fail"
-    """What to do with a malformed row of a local file: fail, skip it, or quarantine it into a file."""
+    """What to do with a malformed row of a local file: fail, skip it, or quarantine it into a file.
+    """
 
     def __post_init__(self) -> None:
         for name in ("max_length", "stride", "batch_size", "max_rows"):
@@ -62,10 +69,12 @@ def main(
         longest = context_length(model.config)
         max_length = evaluate_args.max_length or longest or 1024
         stride = evaluate_args.stride or max(1, max_length // 2)
+
         if longest is not None and max_length > longest:
             raise ConfigError(
                 f"--max_length {max_length} is longer than the model's context of {longest} tokens"
             )
+
         if not 1 <= stride < max_length:
             raise ConfigError(
                 f"--stride {stride} must be at least 1 and less than --max_length {max_length}"
@@ -77,6 +86,7 @@ def main(
             quarantine_file=run.output_dir / "quarantine.jsonl",
             max_rows=evaluate_args.max_rows,
         )
+
         try:
             texts = [row[evaluate_args.text_column] for row in rows]
         except KeyError:
@@ -96,6 +106,7 @@ def main(
             batch_size=evaluate_args.batch_size,
             across_documents=evaluate_args.across_documents,
         )
+
         seconds = time.perf_counter() - began
         with (run.output_dir / "documents.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(score)) + "\n" for score in scores)
@@ -104,12 +115,15 @@ def main(
         tokens = sum(score.tokens for score in scores)
         metrics = compute_metrics(scores) | {"documents": len(scores), "tokens": tokens}
         metrics["tokens_per_s"] = round(tokens / seconds, 1)
+
         if len(scores) > 1:
             metrics |= bootstrap_interval(scores, seed=run_args.seed)
+
         print(
             f"{metrics['eval_loss']:.4f} nats/token, perplexity {metrics['perplexity']:.2f}, "
             f"{metrics['bits_per_byte']:.4f} bits per byte over {len(scores)} documents"
         )
+
         return run.finish(metrics)
 
 

@@ -1,7 +1,9 @@
-"""Show which tokens moved a classifier to its answer: integrated gradients as a page, with the completeness check.
+"""Show which tokens moved a classifier to its answer: integrated gradients as a page, with the
+completeness check.
 
-    accelerate launch recipes/explain.py --config recipes/explain.yaml --model_name_or_path runs/classify
-    hfstack run explain --model_name_or_path runs/classify --texts "a dull film"    # the same, shorter
+    accelerate launch recipes/explain.py --config recipes/explain.yaml --model_name_or_path
+    runs/classify hfstack run explain --model_name_or_path runs/classify --texts "a dull film"    #
+    the same, shorter
 
 reads   a model that classify has trained, or one like it; texts, or rows with its columns
 writes  explanations.html and explanations.jsonl in --output_dir
@@ -35,7 +37,8 @@ class ExplainArgs:
     label: str | None = None
     """Which label's logit to explain; by default the one that the model says."""
     steps: int = 32
-    """Points of the path; doubled up to 512 until the completeness check is within the tolerance."""
+    """Points of the path; doubled up to 512 until the completeness check is within the tolerance.
+    """
     tolerance: float = 0.01
     """What the attributions may miss of the logit difference, as a share of it."""
 
@@ -58,6 +61,7 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
         model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
         columns = [name for name in (info.text_column, info.text_pair_column) if name is not None]
         texts: list[tuple[str, ...]] = [(text,) for text in explain_args.texts]
+
         for row in (
             iterate_rows(explain_args.datasets, max_rows=explain_args.max_rows)
             if explain_args.datasets
@@ -68,6 +72,7 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
                     f"explain needs the column {absent[0]!r} of the model; found: {', '.join(row)}"
                 )
             texts.append(tuple(row[name] for name in columns))
+
         run.record_data("explain", describe_sources(explain_args.datasets))
 
         settings = {
@@ -75,24 +80,31 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
             "steps": explain_args.steps,
             "tolerance": explain_args.tolerance,
         }
+
         found = []
         for text in texts:
             one = explain_text(model, tokenizer, info, text, max_length=info.max_length, **settings)
             found.append(one)
             print(
-                f"{one.label}: {one.logit:+.4f} - {one.baseline_logit:+.4f} = {one.logit - one.baseline_logit:+.4f}, "
-                f"attributions {one.attributed:+.4f}, off by {one.delta:+.5f} ({one.steps} steps)  {text[0][:50]}"
+                f"{one.label}: {one.logit:+.4f} - {one.baseline_logit:+.4f} = "
+                f"{one.logit - one.baseline_logit:+.4f}, "
+                f"attributions {one.attributed:+.4f}, off by {one.delta:+.5f} ({one.steps} steps) "
+                f" {text[0][:50]}"
             )
+
         page = explanation_page(found, model=model_args.model_name_or_path or "")
         (run.output_dir / "explanations.html").write_text(page, encoding="utf-8")
+
         with write_jsonl(run.output_dir / "explanations.jsonl") as add:
             for one in found:
                 add(asdict(one) | {"delta": one.delta})
+
         run.add_artifact("explanations", "explanations.jsonl")
         run.add_artifact("page", "explanations.html")
         worst = max(found, key=lambda one: one.relative_delta)
         complete = sum(one.relative_delta <= explain_args.tolerance for one in found)
         print(f"completeness: {complete} of {len(found)} within {100 * explain_args.tolerance:g} %")
+
         return run.finish(
             {
                 "texts": len(found),

@@ -1,11 +1,11 @@
-"""Write text with a language model: completions of prompts, or fillings of [MASK] by a masked model.
+"""Write text with a language model: completions of prompts, or fillings of [MASK] by a masked
+model.
 
-    accelerate launch recipes/generate.py --config recipes/generate.yaml --prompts "Once upon a time"
-    hfstack run generate --prompts "Once upon a time" "The fox"         # the same, shorter
+    accelerate launch recipes/generate.py --config recipes/generate.yaml --prompts "Once upon a
+    time" hfstack run generate --prompts "Once upon a time" "The fox"         # the same, shorter
 
-reads   a model and its tokenizer; prompts from the command line or a file, one a line (or jsonl with `prompt`)
-writes  completions.jsonl (or fillings.jsonl) and run.json in --output_dir
-"""
+reads   a model and its tokenizer; prompts from the command line or a file, one a line (or jsonl
+with `prompt`) writes  completions.jsonl (or fillings.jsonl) and run.json in --output_dir"""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -51,9 +51,11 @@ class GenerateArgs:
             top_p=self.top_p,
             top_k=self.top_k,
         )
+
         if self.num_samples < 1 or self.batch_size < 1:
             raise ConfigError(
-                f"--num_samples {self.num_samples} and --batch_size {self.batch_size} must be 1 or more"
+                f"--num_samples {self.num_samples} and --batch_size {self.batch_size} must be 1 "
+                "or more"
             )
 
 
@@ -68,9 +70,11 @@ def main(
             for row in iterate_rows([Source(args.prompts_file)]):
                 if (prompt := row.get("prompt", row.get("text"))) is None:
                     raise DataError(
-                        f"--prompts_file {args.prompts_file} has no column `prompt`, only {', '.join(row)}"
+                        f"--prompts_file {args.prompts_file} has no column `prompt`, only "
+                        f"{', '.join(row)}"
                     )
                 prompts.append(str(prompt))
+
         if not prompts:
             raise ConfigError('no prompts: use --prompts "Once upon a time" or --prompts_file FILE')
         run.add_parent(model_args.model_name_or_path)
@@ -82,10 +86,13 @@ def main(
             fillings = fill_masks(model, tokenizer, prompts, top_k=min(args.top_k or 5, 10))
             write_rows(run, "fillings", [asdict(filling) for filling in fillings])
             run.finish({"masks": len(fillings)})
+
             for filling in fillings:
                 print(
-                    f"{filling.text}  mask {filling.mask + 1} at token {filling.position}: {in_words(filling)}"
+                    f"{filling.text}  mask {filling.mask + 1} at token {filling.position}: "
+                    f"{in_words(filling)}"
                 )
+
             return run.metrics
 
         model = load_causal_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]
@@ -99,14 +106,17 @@ def main(
             top_k=args.top_k,
             batch_size=args.batch_size,
         )
+
         write_rows(run, "completions", [asdict(one) for one in completions])
         finished = sum(one.finished for one in completions) / len(completions)
         tokens = sum(one.tokens for one in completions) / len(completions)
         run.finish(
             {"completions": len(completions), "finished_share": finished, "mean_tokens": tokens}
         )
+
         for one in completions:
             print(f"{one.prompt}{one.completion}\n")
+
     return run.metrics
 
 

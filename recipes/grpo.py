@@ -3,9 +3,9 @@
     accelerate launch recipes/grpo.py --config recipes/grpo.yaml --learning_rate 1e-6
     hfstack run grpo --learning_rate 1e-6                               # the same, shorter
 
-reads   rows with a column `prompt` and what the rewards below read (`answer`); a model; or a reward model or endpoint
-writes  the model (with LoRA its adapter), its tokenizer, checkpoints and run.json in --output_dir
-"""
+reads   rows with a column `prompt` and what the rewards below read (`answer`); a model; or a reward
+model or endpoint writes  the model (with LoRA its adapter), its tokenizer, checkpoints and run.json
+in --output_dir"""
 
 import re
 from dataclasses import dataclass
@@ -38,7 +38,9 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 def exact_answer(
     prompts: list[Any], completions: list[Any], answer: list[str], **columns: Any
 ) -> list[float | None]:
-    """1 when the last number of the completion is the last of the column `answer`; None where that holds no number."""
+    """1 when the last number of the completion is the last of the column `answer`; None where that
+    holds no number.
+    """
     return [
         float(last_number(text_of(completion)) == last_number(text))
         if last_number(text) is not None
@@ -70,11 +72,16 @@ class GrpoArgs:
     """What GRPO needs beside the upstream settings."""
 
     reward_model: str | None = None
-    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; "" for REWARDS."""
+    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; ""
+    for REWARDS.
+    """
     reward_as_text: bool = False
-    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs."""
+    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs.
+    """
     as_chat: bool = True
-    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read as they are."""
+    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read
+    as they are.
+    """
 
 
 def main(
@@ -92,12 +99,14 @@ def main(
             as_chat=grpo_args.as_chat,
             quarantine_file=run.output_dir / "quarantine.jsonl",
         )
+
         run.record_inputs(
             model_args.model_name_or_path,
             grpo_args.reward_model,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         check_groups(splits, training_args)
 
         tokenizer = load_tokenizer(model_args)
@@ -106,6 +115,7 @@ def main(
         check_prompts(
             splits, tokenizer, model, max_completion_length=training_args.max_completion_length
         )
+
         rewards = prepare_rewards(
             [grpo_args.reward_model] if grpo_args.reward_model else REWARDS,
             device=training_args.device,
@@ -113,6 +123,7 @@ def main(
             weights=training_args.reward_weights,
             as_text=grpo_args.reward_as_text,
         )
+
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=rewards,
@@ -123,9 +134,11 @@ def main(
             callbacks=[CompletionMetrics(), *protect(run, push_checkpoints(training_args))],
             peft_config=get_peft_config(model_args),
         )
+
         trainer.train(resume_from_checkpoint=checkpoint)
         history, steps = trainer.state.log_history, trainer.state.global_step
         metrics = summarize(history) | {"steps": steps}
+
         if "eval" in splits:
             metrics |= last_evaluation(history, steps) or trainer.evaluate()
         return run.finish(metrics, trainer)

@@ -3,9 +3,9 @@
     accelerate launch recipes/kto.py --config recipes/kto.yaml --model_name_or_path runs/sft
     hfstack run kto --model_name_or_path runs/sft --datasets thumbs.jsonl    # the same, shorter
 
-reads   thumbs (prompt, completion, label), or pairs, or ratings with a threshold; a model that already answers
-writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
-"""
+reads   thumbs (prompt, completion, label), or pairs, or ratings with a threshold; a model that
+already answers writes  the model or its adapter, checkpoints, samples.jsonl and run.json in
+--output_dir"""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +35,9 @@ class KtoArgs:
     """What is written while training, beside the upstream settings."""
 
     sample_prompts: list[str] = field(default_factory=list)
-    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out ones by default."""
+    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out
+    ones by default.
+    """
     sample_tokens: int = 100
     """Longest sample, in tokens."""
 
@@ -58,20 +60,25 @@ def main(
             form="labels",
             quarantine_file=run.output_dir / "quarantine.jsonl",
         )
+
         run.record_inputs(
             model_args.model_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         good = sum(rows["train"]["label"]) / len(rows["train"])
         if not 0 < good < 1:
             raise DataError(
-                "all train labels are the same: KTO needs answers with a thumb up and with a thumb down"
+                "all train labels are the same: KTO needs answers with a thumb up and with a "
+                "thumb down"
             )
 
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
-        # The reference of an adapter is the model without it; of a whole model, a second copy that stays as it is.
+
+        # The reference of an adapter is the model without it; of a whole model, a second copy that
+        # stays as it is.
         reference = None if model_args.use_peft else load_causal_lm(model_args, tokenizer)
         give_pad_token(tokenizer, model, may_grow=False)
         stop_at_end_of_turn(model, tokenizer)
@@ -86,6 +93,7 @@ def main(
         sample = partial(
             answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=kto_args.sample_tokens
         )
+
         run.add_artifact("samples", "samples.jsonl")
         trainer = KTOTrainer(
             model=model,
@@ -100,12 +108,14 @@ def main(
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
+
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {
             "train_loss": trained.training_loss,
             "train_rows": len(trainer.train_dataset),
             "good_share": good,
         }
+
         if "eval" in rows:
             metrics |= trainer.evaluate()
         return run.finish(metrics, trainer)

@@ -1,7 +1,8 @@
 """Teach answers and preferences in one stage, without a reference model or a reward model: ORPO.
 
     accelerate launch recipes/orpo.py --config recipes/orpo.yaml --model_name_or_path runs/pretrain
-    hfstack run orpo --model_name_or_path runs/pretrain --datasets pairs.jsonl     # the same, shorter
+    hfstack run orpo --model_name_or_path runs/pretrain --datasets pairs.jsonl     # the same,
+    shorter
 
 reads   preferences (pairs, ratings, rankings or thumbs); a language model
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
@@ -11,10 +12,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from trl import ModelConfig, get_peft_config
-from trl.experimental.orpo import (
-    ORPOConfig,
-    ORPOTrainer,
-)  # experimental in TRL 1.16: it may change in any release
+
+# experimental in TRL 1.16: it may change in any release
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, describe_sources
@@ -44,7 +44,9 @@ class OrpoArgs:
     """What is written while training, beside the upstream settings."""
 
     sample_prompts: list[str] = field(default_factory=list)
-    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out ones by default."""
+    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out
+    ones by default.
+    """
     sample_tokens: int = 100
     """Longest sample, in tokens."""
 
@@ -64,11 +66,13 @@ def main(
         rows = load_preferences(
             data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl"
         )
+
         run.record_inputs(
             model_args.model_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         lengths = {name: length_statistics(split) for name, split in rows.items()}
         run.add_table("answer lengths", *length_table(lengths))
 
@@ -80,9 +84,9 @@ def main(
         check_preferences(
             rows, tokenizer, model, max_length=max_length, on_bad_row=data_args.on_bad_row
         )
-        if (
-            data_args.on_bad_row != "fail" and max_length is not None
-        ):  # DPO's trainer does it itself
+
+        # DPO's trainer does it itself
+        if data_args.on_bad_row != "fail" and max_length is not None:
             rows = fitting_prompts(rows, tokenizer, max_length=max_length)
 
         longest = context_length(model.config)
@@ -91,6 +95,7 @@ def main(
         sample = partial(
             answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=orpo_args.sample_tokens
         )
+
         run.add_artifact("samples", "samples.jsonl")
         trainer = ORPOTrainer(
             model=model,
@@ -104,14 +109,17 @@ def main(
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
+
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "train_pairs": len(rows["train"])}
+
         if "eval" in rows:
             metrics |= trainer.evaluate()
             pairs, accuracy = len(rows["eval"]), metrics["eval_rewards/accuracies"]
             low, high = share_interval([accuracy] * pairs)
             metrics |= {"eval_pairs": pairs, "eval_accuracy": accuracy}
             metrics |= {"eval_accuracy_low": low, "eval_accuracy_high": high}
+
         return run.finish(metrics, trainer)
 
 

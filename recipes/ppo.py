@@ -1,11 +1,12 @@
-"""Train a model to earn a reward with PPO: sampled answers, a critic that values each token, small clipped updates.
+"""Train a model to earn a reward with PPO: sampled answers, a critic that values each token, small
+clipped updates.
 
     accelerate launch recipes/ppo.py --config recipes/ppo.yaml --model_name_or_path runs/sft
     hfstack run ppo --model_name_or_path runs/sft                       # the same, shorter
 
-reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpoint, unless REWARDS below is used
-writes  the model (with LoRA its adapter), its critic, tokenizer, checkpoints, samples and run.json in --output_dir
-"""
+reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpoint, unless REWARDS
+below is used writes  the model (with LoRA its adapter), its critic, tokenizer, checkpoints, samples
+and run.json in --output_dir"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,9 @@ def obeys(prompts: list[Any], completions: list[Any], **columns: Any) -> list[fl
     ]
 
 
-# Used when no --reward_model is given: functions (prompts, completions, **columns) -> list of numbers or None,
-# RewardModel("path") and RemoteReward("https://...") in any mixture; --reward_weights gives each its weight.
+# Used when no --reward_model is given: functions (prompts, completions, **columns) -> list of
+# numbers or None, RewardModel("path") and RemoteReward("https://...") in any mixture;
+# --reward_weights gives each its weight.
 REWARDS = [obeys]
 SHOWN = 8  # prompts whose answers are kept at each evaluation
 
@@ -52,11 +54,16 @@ class PpoArgs:
     """What PPO needs beside the trainer's settings."""
 
     reward_model: str | None = None
-    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; "" for REWARDS."""
+    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; ""
+    for REWARDS.
+    """
     reward_as_text: bool = False
-    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs."""
+    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs.
+    """
     as_chat: bool = True
-    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read as they are."""
+    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read
+    as they are.
+    """
 
 
 def main(
@@ -74,6 +81,7 @@ def main(
             as_chat=ppo_args.as_chat,
             quarantine_file=run.output_dir / "quarantine.jsonl",
         )
+
         run.record_inputs(
             model_args.model_name_or_path,
             ppo_args.reward_model,
@@ -81,6 +89,7 @@ def main(
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         run.add_artifact("samples", "samples.jsonl")
 
         tokenizer = load_tokenizer(model_args)
@@ -89,6 +98,7 @@ def main(
             name: getattr(training_args, name)
             for name in ("max_completion_length", "max_prompt_length")
         }
+
         check_prompts(splits, tokenizer, model, **lengths)
         rewards = prepare_rewards(
             [ppo_args.reward_model] if ppo_args.reward_model else REWARDS,
@@ -97,6 +107,7 @@ def main(
             weights=training_args.reward_weights,
             as_text=ppo_args.reward_as_text,
         )
+
         samples = SampleTable(
             run.output_dir / "samples.jsonl", lambda model: trainer.samples(SHOWN)
         )
@@ -110,9 +121,11 @@ def main(
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
             peft_config=get_peft_config(model_args),
         )
+
         trainer.train(resume_from_checkpoint=checkpoint)
         history, steps = trainer.state.log_history, trainer.state.global_step
         metrics = summarize(history) | {"steps": steps}
+
         if "eval" in splits:
             metrics |= last_evaluation(history, steps) or trainer.evaluate()
         return run.finish(metrics, trainer)

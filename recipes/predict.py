@@ -1,11 +1,12 @@
-"""Predict every row of a file with a finished model: labels and probabilities, numbers, spans or text.
+"""Predict every row of a file with a finished model: labels and probabilities, numbers, spans or
+text.
 
-    accelerate launch recipes/predict.py --config recipes/predict.yaml --model_name_or_path runs/classify
-    hfstack run predict --model_name_or_path runs/classify --datasets new.jsonl     # the same, shorter
+    accelerate launch recipes/predict.py --config recipes/predict.yaml --model_name_or_path
+    runs/classify hfstack run predict --model_name_or_path runs/classify --datasets new.jsonl     #
+    the same, shorter
 
-reads   a model that classify has trained, or one like it; rows with its columns, labels are not needed
-writes  predictions.jsonl in --output_dir, a line for each row, in order
-"""
+reads   a model that classify has trained, or one like it; rows with its columns, labels are not
+needed writes  predictions.jsonl in --output_dir, a line for each row, in order"""
 
 from dataclasses import dataclass, field
 
@@ -22,7 +23,8 @@ from hfstack.tasks.seq2seq.metrics import load_seq2seq_predictor
 from hfstack.tasks.shared.predict import task_of, write_predictions
 from hfstack.tasks.token_classification.metrics import load_tag_predictor
 
-# What a model was trained for -> what loads it. Each returns a function from rows to as many answers.
+# What a model was trained for -> what loads it. Each returns a function from rows to as many
+# answers.
 TASKS = {
     "SequenceClassification": load_classify_predictor,
     "TokenClassification": load_tag_predictor,
@@ -40,9 +42,13 @@ class PredictArgs:
     datasets: list[Source]
     """Rows to predict: local files, globs, folders or Hub ids."""
     text_column: str | None = None
-    """Column of the text (for answer the question, for seq2seq the source); by default the one it was trained on."""
+    """Column of the text (for answer the question, for seq2seq the source); by default the one it
+    was trained on.
+    """
     text_pair_column: str | None = None
-    """Column of the second text (of the context, for answer); by default the one that the model was trained on."""
+    """Column of the second text (of the context, for answer); by default the one that the model was
+    trained on.
+    """
     keep_columns: list[str] = field(default_factory=list)
     """Columns of the rows to repeat in the predictions, such as an id."""
     batch_size: int = 32
@@ -52,7 +58,8 @@ class PredictArgs:
     max_rows: int | None = None
     """Predict at most this many rows of each dataset; all by default."""
     on_bad_row: OnBadRow = "fail"
-    """What to do with a malformed row of a local file: fail, skip it, or quarantine it into a file."""
+    """What to do with a malformed row of a local file: fail, skip it, or quarantine it into a file.
+    """
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_length", "max_rows"):
@@ -71,16 +78,19 @@ def main(model_args: ModelConfig, predict_args: PredictArgs, run_args: RunArgs) 
             batch_size=predict_args.batch_size,
             max_length=predict_args.max_length,
         )
+
         sources = [
             Source(each) if isinstance(each, str) else each for each in predict_args.datasets
         ]
         run.record_data("predict", describe_sources(sources))
+
         rows = iterate_rows(
             sources,
             on_bad_row=predict_args.on_bad_row,
             quarantine_file=run.output_dir / "quarantine.jsonl",
             max_rows=predict_args.max_rows,
         )
+
         count = write_predictions(
             rows,
             predict,
@@ -89,6 +99,7 @@ def main(model_args: ModelConfig, predict_args: PredictArgs, run_args: RunArgs) 
             keep=predict_args.keep_columns,
             window_rows=32 * predict_args.batch_size,
         )
+
         run.add_artifact("predictions", "predictions.jsonl")
         print(f"{count} rows: {run.output_dir / 'predictions.jsonl'}")
         return run.finish({"rows": count})

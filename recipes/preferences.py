@@ -1,11 +1,12 @@
-"""Make a set of preferences: answers from a model, from files or from the demo generator, judged by a rule.
+"""Make a set of preferences: answers from a model, from files or from the demo generator, judged by
+a rule.
 
-    accelerate launch recipes/preferences.py --config recipes/preferences.yaml --model_name_or_path runs/sft
-    hfstack run preferences --model_name_or_path runs/sft              # the same, shorter
+    accelerate launch recipes/preferences.py --config recipes/preferences.yaml --model_name_or_path
+    runs/sft hfstack run preferences --model_name_or_path runs/sft              # the same, shorter
 
-reads   a model and prompts; or rows with several answers to a prompt; or nothing: the demo generator answers
-writes  train.jsonl and eval.jsonl (pairs, with no prompt in both), judged.jsonl and run.json in --output_dir
-"""
+reads   a model and prompts; or rows with several answers to a prompt; or nothing: the demo
+generator answers writes  train.jsonl and eval.jsonl (pairs, with no prompt in both), judged.jsonl
+and run.json in --output_dir"""
 
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -35,9 +36,8 @@ from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, ans
 from hfstack.tasks.sft.answers import answer
 from hfstack.tokens.chat import prompt_ids
 
-JUDGES = [
-    gold_score
-]  # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
+# functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
+JUDGES = [gold_score]
 
 
 @dataclass
@@ -45,13 +45,17 @@ class MakeArgs:
     """How answers are made and judged."""
 
     convert_only: bool = False
-    """Only turn --datasets (pairs, ratings, rankings, thumbs) into pairs and split them: nothing is made or judged."""
+    """Only turn --datasets (pairs, ratings, rankings, thumbs) into pairs and split them: nothing is
+    made or judged.
+    """
     demo_prompts: int = 1000
     """Prompts of the demo corpus to answer, when no --datasets are named."""
     answers_per_prompt: int = 4
     """Answers made for each prompt; every two of them with different scores are a pair."""
     label_noise: float = 0.0
-    """Share of the train pairs whose answers are swapped on purpose, in [0, 0.5]; eval pairs are never swapped."""
+    """Share of the train pairs whose answers are swapped on purpose, in [0, 0.5]; eval pairs are
+    never swapped.
+    """
     max_new_tokens: int = 200
     """Longest sampled answer, in tokens."""
     temperature: float = 1.0
@@ -77,6 +81,7 @@ def main(
     ) as run:
         run.add_parent(model_args.model_name_or_path)
         counts, metrics = {"train": PreferenceCounts()}, dict[str, float]()
+
         if args.convert_only:
             splits = load_preferences(data_args, preference_args, counts=counts)
         else:
@@ -87,25 +92,31 @@ def main(
                 "judged",
                 [{"prompt": p, "completion": a, "rating": s} for (p, a), s in scores.items()],
             )
+
             splits = {
                 "train": Dataset.from_list(
                     judged_pairs(scores, preference_args, counts=counts["train"])
                 )
             }
+
             if data_args.eval_fraction:
                 held_out = split_by_prompt(
                     splits["train"], data_args.eval_fraction, data_args.split_seed
                 )
                 splits = dict(zip(("train", "eval"), held_out, strict=True))
+
             metrics |= {"answers": len(scores), "mean_score": fmean(scores.values())}
+
         run.record_data("train", describe_sources(data_args.datasets))
         splits["train"] = add_label_noise(splits["train"], args.label_noise, seed=run_args.seed)
         metrics |= {**asdict(counts["train"]), "flipped_pairs": sum(splits["train"]["flipped"])}
+
         for name, part in splits.items():
             write_rows(run, name, list(part))
             metrics |= {f"{name}_pairs": len(part)} | {
                 f"{name}_{key}": v for key, v in length_statistics(part).items()
             }
+
         return run.finish(metrics)
 
 
@@ -116,12 +127,15 @@ def make_answers(
     args: MakeArgs,
     seed: int,
 ) -> list[tuple[str, str]]:
-    """Return (prompt, answer) pairs: sampled from the model, else read from the rows, else from the generator."""
+    """Return (prompt, answer) pairs: sampled from the model, else read from the rows, else from the
+    generator.
+    """
     rows = (
         list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows))
         if data_args.datasets
         else []
     )
+
     if not model_args.model_name_or_path:  # absent, or "" on the command line
         if rows:
             return [pair for row in rows for pair in answers_of(row, preference_args)]
@@ -130,22 +144,26 @@ def make_answers(
             for index in range(args.demo_prompts)
         )
         return [(row["prompt"], text) for row, different in made for text in different]
+
     tokenizer = load_tokenizer(model_args)
     model: Any = load_causal_lm(model_args, tokenizer)
     rows = rows or [instruction(seed, index) for index in range(args.demo_prompts)]
     prompts = [
         prompt_of(row, preference_args) for row in rows for _ in range(args.answers_per_prompt)
     ]
+
     chat = preference_args.conversational
     asked = [
         prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text)
         for text in prompts
     ]
+
     limits = {
         "max_new_tokens": args.max_new_tokens,
         "temperature": args.temperature,
         "batch_size": args.batch_size,
     }
+
     completions = answer(model.to(Accelerator().device).eval(), tokenizer, asked, **limits)
     return [
         (p, each.completion)

@@ -1,7 +1,7 @@
 """Pretrain a causal language model on raw text, from scratch or from a checkpoint.
 
-    accelerate launch recipes/pretrain_clm.py --config recipes/pretrain_clm.yaml --learning_rate 1e-3
-    hfstack run pretrain_clm --learning_rate 1e-3                       # the same, shorter
+    accelerate launch recipes/pretrain_clm.py --config recipes/pretrain_clm.yaml --learning_rate
+    1e-3 hfstack run pretrain_clm --learning_rate 1e-3                       # the same, shorter
 
 reads   rows with a column of text; a tokenizer; an architecture (config.json) or a checkpoint
 writes  the model, its tokenizer, checkpoints, samples.jsonl and run.json in --output_dir
@@ -43,11 +43,16 @@ class PretrainArgs:
     block_size: int = 512
     """Tokens of one training sequence; documents are packed into blocks of this length."""
     isolate_documents: bool = False
-    """Keep attention inside each document of a block; off, a token also sees the documents before it."""
+    """Keep attention inside each document of a block; off, a token also sees the documents before
+    it.
+    """
     fused_loss: bool = True
-    """Compute the loss without keeping all logits, where the model's head is one plain matrix product."""
+    """Compute the loss without keeping all logits, where the model's head is one plain matrix
+    product.
+    """
     early_stopping_patience: int | None = None
-    """Stop after this many evaluations without a better eval_loss; needs --load_best_model_at_end."""
+    """Stop after this many evaluations without a better eval_loss; needs --load_best_model_at_end.
+    """
     sample_prompts: list[str] = field(default_factory=lambda: ["Once upon a time", "The"])
     """Prompts whose completions are written to samples.jsonl at each evaluation."""
     sample_tokens: int = 100
@@ -70,25 +75,32 @@ def main(
     ) as run:
         checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=pretrain_args.early_stopping_patience)
+
         if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
             raise ConfigError(
-                "--use_peft, --load_in_4bit and --load_in_8bit tune a finished model: use the sft recipe"
+                "--use_peft, --load_in_4bit and --load_in_8bit tune a finished model: use the sft "
+                "recipe"
             )
+
         tokenizer = load_tokenizer(model_args, pretrain_args.tokenizer_name_or_path)
         model = load_causal_lm(model_args, tokenizer)
         block_size = check_block_size(pretrain_args.block_size, model.config)
+
         if pretrain_args.isolate_documents:
             check_isolation(model)
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+
         run.record_inputs(
             model_args.model_name_or_path,
             pretrain_args.tokenizer_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
         packing = {"block_size": block_size, "isolate_documents": pretrain_args.isolate_documents}
         blocks = pack_splits(splits, tokenizer, text_column=data_args.text_column, **packing)
+
         if training_args.save_strategy != "no":
             refuse_full_disk(run.output_dir, parameters=count_parameters(model.config).total)
         if pretrain_args.fused_loss:
@@ -102,20 +114,24 @@ def main(
                 training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32
             ),
         )
+
         prompts, sample_tokens = pretrain_args.sample_prompts, pretrain_args.sample_tokens
         sample = partial(
             sample_pairs, tokenizer=tokenizer, prompts=prompts, max_new_tokens=sample_tokens
         )
         samples = SampleTable(run.output_dir / "samples.jsonl", sample)
         callbacks = [throughput, samples]
+
         if "eval" in blocks:
             callbacks.append(
                 DerivedMetrics(
                     partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)
                 )
             )
+
         if pretrain_args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(pretrain_args.early_stopping_patience))
+
         with refusals_of_upstream():
             trainer = Trainer(
                 model=model,
@@ -126,6 +142,7 @@ def main(
                 data_collator=PackedBlocks.collate,
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )
+
         trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
             resume_from_checkpoint=checkpoint
         )
@@ -133,6 +150,7 @@ def main(
         metrics = training_counts(
             model.config, training_args, blocks["train"], steps=trained.global_step
         )
+
         metrics |= {"train_loss": trained.training_loss} | throughput.metrics()
         metrics |= trainer.evaluate() if "eval" in blocks else {}
         return run.finish(metrics, trainer)

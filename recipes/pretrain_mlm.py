@@ -1,7 +1,8 @@
 """Pretrain a masked language model (BERT, RoBERTa) on raw text, from scratch or from a checkpoint.
 
-    accelerate launch recipes/pretrain_mlm.py --config recipes/pretrain_mlm.yaml --learning_rate 1e-3
-    hfstack run pretrain_mlm --mask_unit word                           # the same, whole words hidden
+    accelerate launch recipes/pretrain_mlm.py --config recipes/pretrain_mlm.yaml --learning_rate
+    1e-3 hfstack run pretrain_mlm --mask_unit word                           # the same, whole words
+    hidden
 
 reads   rows with a column of text; a tokenizer; an architecture (config.json) or a checkpoint
 writes  the model, its tokenizer, checkpoints, samples.jsonl and run.json in --output_dir
@@ -50,17 +51,28 @@ class MaskingArgs:
     tokenizer_name_or_path: str | None = None
     """Tokenizer: a folder or a Hub id; the model's own by default."""
     block_size: int = 128
-    """Tokens of one training sequence, its first and last one included; documents are packed into such blocks."""
+    """Tokens of one training sequence, its first and last one included; documents are packed into
+    such blocks.
+    """
     mask_probability: float = 0.15
-    """Share of the text's tokens to predict, in (0, 1): 80 % become the mask, 10 % another token, 10 % stay."""
+    """Share of the text's tokens to predict, in (0, 1): 80 % become the mask, 10 % another token,
+    10 % stay.
+    """
     mask_unit: MaskUnit = "token"
-    """Hidden together: token, word (by the vocabulary), or given (words that white space separates in the text)."""
+    """Hidden together: token, word (by the vocabulary), or given (words that white space separates
+    in the text).
+    """
     isolate_documents: bool = False
-    """Keep attention inside each document of a block; off, a token also sees the others of its block."""
+    """Keep attention inside each document of a block; off, a token also sees the others of its
+    block.
+    """
     pseudo_perplexity_texts: int = 32
-    """Held-out texts whose tokens are hidden one by one at the end, up to block_size tokens each; 0 for none."""
+    """Held-out texts whose tokens are hidden one by one at the end, up to block_size tokens each; 0
+    for none.
+    """
     early_stopping_patience: int | None = None
-    """Stop after this many evaluations without a better eval_loss; needs --load_best_model_at_end."""
+    """Stop after this many evaluations without a better eval_loss; needs --load_best_model_at_end.
+    """
     fill_prompts: list[str] = field(default_factory=list)
     """Texts with a [MASK] whose candidates are written to samples.jsonl at each evaluation."""
 
@@ -78,9 +90,11 @@ def main(
         checkpoint, args = run.resume_point(), masking_args
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         check_best_metric(training_args, ["masked_accuracy"])
+
         if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
             raise ConfigError(
-                "--use_peft, --load_in_4bit and --load_in_8bit are for finished models, not pretraining"
+                "--use_peft, --load_in_4bit and --load_in_8bit are for finished models, not "
+                "pretraining"
             )
 
         tokenizer = use_mask_tokens(load_tokenizer(model_args, args.tokenizer_name_or_path))
@@ -88,6 +102,7 @@ def main(
         check_masked_model(
             model, block_size=args.block_size, isolate_documents=args.isolate_documents
         )
+
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
             model_args.model_name_or_path,
@@ -95,16 +110,17 @@ def main(
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_mlm")
         blocks = masked_splits(
             splits, tokenizer, text_column=data_args.text_column, block_size=args.block_size, unit=args.mask_unit,
             probability=args.mask_probability, isolate_documents=args.isolate_documents, seed=training_args.seed,
         )  # fmt: skip
+
         if training_args.save_strategy != "no":
             refuse_full_disk(run.output_dir, parameters=model.num_parameters())
-        share = (
-            args.mask_probability if score_only_masked(model) else 1.0
-        )  # of the positions that need the head
+        # of the positions that need the head
+        share = args.mask_probability if score_only_masked(model) else 1.0
 
         throughput = Throughput(
             tokens_per_step=args.block_size * blocks_per_step(training_args, len(blocks["train"])),
@@ -114,19 +130,23 @@ def main(
                 training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32
             ),
         )
+
         callbacks = [throughput, HideAnew(blocks["train"])]
         if args.fill_prompts:
             sample = partial(fill_pairs, tokenizer=tokenizer, prompts=args.fill_prompts)
             callbacks.append(SampleTable(run.output_dir / "samples.jsonl", sample))
             run.add_artifact("samples", "samples.jsonl")
+
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+
         with refusals_of_upstream():
             trainer = Trainer(
                 model=model, args=training_args, train_dataset=blocks["train"], eval_dataset=blocks.get("eval"),
                 processing_class=tokenizer, data_collator=MaskedBlocks.collate, compute_metrics=masked_metrics,
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )  # fmt: skip
+
         trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
             resume_from_checkpoint=checkpoint
         )
@@ -134,6 +154,7 @@ def main(
             "train_loss": trained.training_loss,
             "parameters": model.num_parameters(),
         } | throughput.metrics()
+
         if "eval" in blocks:
             metrics |= trainer.evaluate() | baseline_metrics(blocks["train"], blocks["eval"])
             texts = [
@@ -141,6 +162,7 @@ def main(
                 for row in islice(splits["eval"], args.pseudo_perplexity_texts)
             ]
             metrics |= pseudo_metrics(model.eval(), tokenizer, texts, max_length=args.block_size)
+
         return run.finish(metrics, trainer)
 
 

@@ -1,11 +1,12 @@
-"""Train a reward model on pairs of answers, and measure how well it orders pairs that it has not seen.
+"""Train a reward model on pairs of answers, and measure how well it orders pairs that it has not
+seen.
 
     accelerate launch recipes/reward.py --config recipes/reward.yaml --model_name_or_path runs/sft
     hfstack run reward --model_name_or_path runs/sft --datasets pairs.jsonl     # the same, shorter
 
-reads   preferences (pairs, ratings, rankings or thumbs); a causal language model or an encoder such as BERT
-writes  the model with its head (or the adapter and the head), rewards.svg, pairs.jsonl and run.json in --output_dir
-"""
+reads   preferences (pairs, ratings, rankings or thumbs); a causal language model or an encoder such
+as BERT writes  the model with its head (or the adapter and the head), rewards.svg, pairs.jsonl and
+run.json in --output_dir"""
 
 import json
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ class RewardArgs:
     tokenizer_name_or_path: str | None = None
     """Tokenizer: a folder or a Hub id; the model's own by default."""
     overlong: Overlong = "fail"
-    """Pairs longer than --max_length or the model's context: fail, cut the prompt's beginning, or drop the pair."""
+    """Pairs longer than --max_length or the model's context: fail, cut the prompt's beginning, or
+    drop the pair.
+    """
 
     def __post_init__(self) -> None:
         if self.overlong not in ("fail", "cut", "drop"):
@@ -62,6 +65,7 @@ def main(
         splits = load_preferences(
             data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl"
         )
+
         run.record_inputs(
             model_args.model_name_or_path,
             train=describe_sources(data_args.datasets),
@@ -76,11 +80,13 @@ def main(
             context_length(model.config),
             tokenizer.model_max_length,
         ]
+
         max_length = min(limit for limit in limits if limit)
         for name, rows in splits.items():
             encoded[name], kept[name] = encode_pairs(
                 rows, tokenizer, max_length=max_length, overlong=reward_args.overlong, name=name
             )
+
         lengths = {
             name: length_statistics(rows.select(kept[name])) for name, rows in splits.items()
         }
@@ -91,6 +97,7 @@ def main(
             processing_class=tokenizer, peft_config=lora_beside_head(model_args, new_modules),
             callbacks=[*protect(run, push_checkpoints(training_args))],
         )  # fmt: skip
+
         check_reward_pairs(
             splits, encoded, tokenizer, model=cast(Any, trainer.model), new_modules=new_modules
         )
@@ -99,23 +106,27 @@ def main(
             "train_loss": trained.training_loss,
             "train_pairs": len(encoded["train"]),
         }
+
         if "eval" in encoded:
             metrics |= trainer.evaluate()
             pad, batch_size = (
                 model.config.get_text_config().pad_token_id,
                 training_args.eval_batch_size,
             )
+
             score = partial(
                 score_sequences,
                 cast(Any, trainer.model_wrapped),
                 pad_token_id=pad,
                 batch_size=batch_size,
             )
+
             rewards = [score(encoded["eval"][f"{side}_ids"]) for side in ("chosen", "rejected")]
             rows = splits["eval"].select(kept["eval"]).to_list()
             metrics |= measure(
                 run, rows, *rewards, shorter_wins=lengths["train"]["chosen_longer_share"] < 0.5
             )
+
         return run.finish(metrics, trainer)
 
 
@@ -135,17 +146,20 @@ def measure(
         (run.output_dir / "rewards.svg").write_text(
             reward_histogram(chosen, rejected), encoding="utf-8"
         )
+
     run.add_artifact("pairs", "pairs.jsonl")
     run.add_artifact("rewards", "rewards.svg")
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
     run.add_table(
         "accuracy by margin", ["from", "to", "pairs", "accuracy"], accuracy_by_margin(margins)
     )
+
     run.add_table("calibration", ["P(right)", "accuracy", "pairs"], calibration_bins(margins))
     lengths = {
         f"{side}_lengths": [len(answer_text(row[side])) for row in rows]
         for side in ("chosen", "rejected")
     }
+
     prompts = [json.dumps(row["prompt"]) for row in rows]
     found = reward_metrics(chosen, rejected, **lengths, prompts=prompts, shorter_wins=shorter_wins)
     return {f"eval_{key}": value for key, value in found.items()}

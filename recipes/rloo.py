@@ -1,11 +1,12 @@
-"""Train a model to earn a reward with RLOO: a few answers to each prompt, each compared with the others.
+"""Train a model to earn a reward with RLOO: a few answers to each prompt, each compared with the
+others.
 
     accelerate launch recipes/rloo.py --config recipes/rloo.yaml --model_name_or_path runs/sft
     hfstack run rloo --model_name_or_path runs/sft                      # the same, shorter
 
-reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpoint, unless REWARDS below is used
-writes  the model (with LoRA its adapter), its tokenizer, checkpoints and run.json in --output_dir
-"""
+reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpoint, unless REWARDS
+below is used writes  the model (with LoRA its adapter), its tokenizer, checkpoints and run.json in
+--output_dir"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,9 @@ def obeys(prompts: list[Any], completions: list[Any], **columns: Any) -> list[fl
     ]
 
 
-# Used when no --reward_model is given: functions (prompts, completions, **columns) -> list of numbers or None,
-# RewardModel("path") and RemoteReward("https://...") in any mixture; --reward_weights gives each its weight.
+# Used when no --reward_model is given: functions (prompts, completions, **columns) -> list of
+# numbers or None, RewardModel("path") and RemoteReward("https://...") in any mixture;
+# --reward_weights gives each its weight.
 REWARDS = [obeys]
 
 
@@ -51,11 +53,16 @@ class RlooArgs:
     """What RLOO needs beside the upstream settings."""
 
     reward_model: str | None = None
-    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; "" for REWARDS."""
+    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; ""
+    for REWARDS.
+    """
     reward_as_text: bool = False
-    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs."""
+    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs.
+    """
     as_chat: bool = True
-    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read as they are."""
+    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read
+    as they are.
+    """
 
 
 def main(
@@ -73,12 +80,14 @@ def main(
             as_chat=rloo_args.as_chat,
             quarantine_file=run.output_dir / "quarantine.jsonl",
         )
+
         run.record_inputs(
             model_args.model_name_or_path,
             rloo_args.reward_model,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         check_groups(splits, training_args)
 
         tokenizer = load_tokenizer(model_args)
@@ -87,6 +96,7 @@ def main(
         check_prompts(
             splits, tokenizer, model, max_completion_length=training_args.max_completion_length
         )
+
         rewards = prepare_rewards(
             [rloo_args.reward_model] if rloo_args.reward_model else REWARDS,
             device=training_args.device,
@@ -94,6 +104,7 @@ def main(
             weights=training_args.reward_weights,
             as_text=rloo_args.reward_as_text,
         )
+
         trainer = RLOOTrainer(
             model=model,
             reward_funcs=rewards,
@@ -104,9 +115,11 @@ def main(
             callbacks=[CompletionMetrics(), *protect(run, push_checkpoints(training_args))],
             peft_config=get_peft_config(model_args),
         )
+
         trainer.train(resume_from_checkpoint=checkpoint)
         history, steps = trainer.state.log_history, trainer.state.global_step
         metrics = summarize(history) | {"steps": steps}
+
         if "eval" in splits:
             metrics |= last_evaluation(history, steps) or trainer.evaluate()
         return run.finish(metrics, trainer)

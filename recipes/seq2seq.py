@@ -3,9 +3,9 @@
     accelerate launch recipes/seq2seq.py --config recipes/seq2seq.yaml --learning_rate 3e-4
     hfstack run seq2seq --datasets train.jsonl --eval_datasets test.jsonl       # the same, shorter
 
-reads   rows of a source and a target, or a list of them; a T5, BART or Marian model, or an architecture and a tokenizer
-writes  the model or adapter, its tokenizer, task.json, predictions.jsonl of the held-out rows and run.json
-"""
+reads   rows of a source and a target, or a list of them; a T5, BART or Marian model, or an
+architecture and a tokenizer writes  the model or adapter, its tokenizer, task.json,
+predictions.jsonl of the held-out rows and run.json"""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,9 +50,13 @@ class Seq2SeqArgs:
     source_column: str = "source"
     """Column of the text to read; a part of a mapping as translation.en."""
     target_column: str = "target"
-    """Column of the text to write, or of a list of them: each is learnt, and a score takes all as references."""
+    """Column of the text to write, or of a list of them: each is learnt, and a score takes all as
+    references.
+    """
     source_prefix: str = ""
-    """Put in front of each source, such as "translate English to German: " or "summarize: " for T5's checkpoints."""
+    """Put in front of each source, such as "translate English to German: " or "summarize: " for
+    T5's checkpoints.
+    """
     max_source_length: int | None = None
     """Tokens of the longest source; by default what the model reads, at most 512."""
     max_target_length: int | None = None
@@ -60,7 +64,9 @@ class Seq2SeqArgs:
     overlong: Overlong = "cut"
     """Texts that are longer: cut their end, drop the row, or fail. They are counted and said."""
     early_stopping_patience: int | None = None
-    """Stop after this many evaluations without a better --metric_for_best_model; needs --load_best_model_at_end."""
+    """Stop after this many evaluations without a better --metric_for_best_model; needs
+    --load_best_model_at_end.
+    """
 
 
 def main(
@@ -78,25 +84,30 @@ def main(
             seq2seq_args,
             seq2seq_args.early_stopping_patience,
         )
+
         check_settings(training_args, early_stopping_patience=patience)
         check_adapter_settings(model_args)
+
         if data_args.eval_datasets or data_args.eval_fraction:
             check_metrics()
+
         if data_args.streaming:
             raise ConfigError(
                 "--streaming: rows are ordered by length before the first step; leave it out"
             )
+
         columns = (args.source_column, args.target_column)
-        by_source = replace(
-            data_args, text_column=columns[0].partition(".")[0]
-        )  # equal sources stay on one side
+        # equal sources stay on one side
+        by_source = replace(data_args, text_column=columns[0].partition(".")[0])
         splits = load_splits(by_source, quarantine_file=run.output_dir / "quarantine.jsonl")
+
         run.record_inputs(
             model_args.model_name_or_path,
             args.tokenizer_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         skip_empty = data_args.on_bad_row != "fail"
         pairs = {
             name: read_pairs(rows, columns, name=name, skip_empty=skip_empty)
@@ -110,26 +121,33 @@ def main(
         )
         decoding = set_decoding(
             model, max_length=training_args.generation_max_length, num_beams=training_args.generation_num_beams,
-            usual_length=lengths[1] + 1, source=training_args.generation_config,  # the decoder's first token counts
+            # the decoder's first token counts
+            usual_length=lengths[1] + 1, source=training_args.generation_config,
         )  # fmt: skip
+
         texts: dict[str, Any] = {
             "lengths": lengths,
             "prefix": args.source_prefix,
             "overlong": args.overlong,
         }
+
         encode = partial(
             encode_pairs, tokenizer=tokenizer, ends=stop_tokens(model, tokenizer), **texts
         )
         train = encode(pairs["train"], name="train")
         held: Any = encode(pairs["eval"], name="eval", held_out=True) if "eval" in pairs else None
+
         shift, pad = model.prepare_decoder_input_ids_from_labels, padding_id(tokenizer)
         settings = trainer_settings(training_args, decoding, scores=METRICS)
         callbacks = protect(run, push_checkpoints(training_args))
+
         if patience is not None:
             callbacks.insert(0, EarlyStoppingCallback(patience))
+
         with refusals_of_upstream():
             if (lora := lora_beside_head(model_args, [], "SEQ_2_SEQ_LM")) is not None:
                 model = get_peft_model(model, lora)
+
             trainer = TranslatingTrainer(
                 model=model, args=settings, train_dataset=train.rows,
                 eval_dataset=held.rows if held else None, processing_class=tokenizer, callbacks=callbacks,
@@ -138,18 +156,22 @@ def main(
                 compute_metrics=(lambda done: overlap_metrics(decode_texts(done.predictions, tokenizer), held.pairs))
                 if held and training_args.predict_with_generate else None,
             )  # fmt: skip
+
         trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
             resume_from_checkpoint=checkpoint
         )
         metrics = {"train_loss": trained.training_loss, "train_rows": len(train.rows)}
+
         if held:
             found, ids = trainer.write_held_out()
             metrics |= found | record_results(run, decode_texts(ids, tokenizer), held)
+
         described = {
             "source_column": columns[0],
             "source_prefix": args.source_prefix,
             "decoding": decoding,
         }
+
         save_task(run.output_dir, described | {"max_source_length": lengths[0]})
         return run.finish(metrics, trainer)
 

@@ -1,11 +1,12 @@
-"""Teach a language model to answer: supervised fine-tuning on conversations, prompt + completion, or text.
+"""Teach a language model to answer: supervised fine-tuning on conversations, prompt + completion,
+or text.
 
     accelerate launch recipes/sft.py --config recipes/sft.yaml --learning_rate 1e-5
     hfstack run sft --learning_rate 1e-5                                # the same, shorter
 
-reads   rows of messages, of prompt + completion (columns by any name), or of text; a model with its tokenizer
-writes  the model or its adapter, checkpoints, samples.jsonl, answers.jsonl and run.json in --output_dir
-"""
+reads   rows of messages, of prompt + completion (columns by any name), or of text; a model with its
+tokenizer writes  the model or its adapter, checkpoints, samples.jsonl, answers.jsonl and run.json
+in --output_dir"""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -39,17 +40,25 @@ class SftArgs:
     completion_column: str = "completion"
     """Column that holds the answer."""
     context_column: str | None = None
-    """Column of further input, put below the prompt where it is not empty (`input` of instruction data)."""
+    """Column of further input, put below the prompt where it is not empty (`input` of instruction
+    data).
+    """
     as_chat: bool = True
-    """Write prompt + completion as a user's and an assistant's turn; off, they are joined as they are."""
+    """Write prompt + completion as a user's and an assistant's turn; off, they are joined as they
+    are.
+    """
     merge_adapter: bool = False
     """Save the whole model with the adapter folded in; the adapter alone is kept in adapter/."""
     answer_rows: int = 0
-    """Answer this many held-out prompts at the end and score them against their references (BLEU, chrF, ROUGE)."""
+    """Answer this many held-out prompts at the end and score them against their references (BLEU,
+    chrF, ROUGE).
+    """
     answer_tokens: int = 200
     """Longest answer and longest sample, in tokens."""
     sample_prompts: list[str] = field(default_factory=list)
-    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out ones by default."""
+    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out
+    ones by default.
+    """
 
 
 def main(
@@ -63,18 +72,21 @@ def main(
         sharded, adapter = is_sharded(training_args), model_args.use_peft
         check_adapter_settings(model_args, sharded=sharded, merge_adapter=sft_args.merge_adapter)
 
-        # No held-out prompt may be trained on, so the split goes by the column of prompts where it has another name.
+        # No held-out prompt may be trained on, so the split goes by the column of prompts where it
+        # has another name.
         columns = Columns(sft_args.prompt_column, sft_args.completion_column, sft_args.context_column,
                           data_args.text_column)  # fmt: skip
         key = columns.text if columns.prompt == "prompt" else columns.prompt
         splits = load_splits(
             replace(data_args, text_column=key), quarantine_file=run.output_dir / "quarantine.jsonl"
         )
+
         run.record_inputs(
             model_args.model_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         rows = {
             name: normalise(split, columns, as_chat=sft_args.as_chat)
             for name, split in splits.items()
@@ -85,6 +97,7 @@ def main(
         fine_tuning.check_settings(training_args, model, rows)
         chat = "messages" in rows["train"].column_names
         fine_tuning.use_template(tokenizer, model, training_args, chat=chat, adapter=adapter)
+
         give_pad_token(tokenizer, model, may_grow=not adapter or sft_args.merge_adapter)
         stop_at_end_of_turn(model, tokenizer)
         encoded = fine_tuning.encode_rows(
@@ -100,21 +113,25 @@ def main(
             limit=max(sft_args.answer_rows, 3),
             longest=room,
         )
+
         own = [
             [{"role": "user", "content": text}] if chat else text
             for text in sft_args.sample_prompts
         ]
+
         shown = [prompt_ids(tokenizer, prompt) for prompt in own] or [
             prompt for prompt, _ in asked[:3]
         ]
         sample = partial(
             answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=sft_args.answer_tokens
         )
+
         throughput = Throughput(
             **fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter)
         )
         counted = fine_tuning.TokenCount(throughput.tokens_per_step)
         derived = DerivedMetrics(lambda loss: {"perplexity": perplexity(loss)})
+
         samples = SampleTable(run.output_dir / "samples.jsonl", sample)
         run.add_artifact("samples", "samples.jsonl")
         trainer = SFTTrainer(
@@ -133,12 +150,15 @@ def main(
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
+
         trained = trainer.train(resume_from_checkpoint=checkpoint)
         tuned = cast(Any, trainer.model)
         metrics = {"train_loss": trained.training_loss} | throughput.metrics()
         metrics |= trainer.evaluate() if "eval" in packed else {}
+
         if "eval" in packed and not sharded:
             metrics |= answer_loss(tuned, tokenizer, encoded["eval"])
+
         if sft_args.answer_rows and not sharded:
             asked = asked[: sft_args.answer_rows]
             file = run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None
@@ -146,9 +166,11 @@ def main(
                 tuned, tokenizer, asked, max_new_tokens=sft_args.answer_tokens, file=file
             )
             run.add_artifact("answers", "answers.jsonl")
+
         if sft_args.merge_adapter:
             trainer.model = merge_adapter(tuned, model_args, run.output_dir / "adapter")
             run.add_artifact("adapter", "adapter")
+
         return run.finish(metrics, trainer)
 
 

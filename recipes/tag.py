@@ -3,9 +3,9 @@
     accelerate launch recipes/tag.py --config recipes/tag.yaml --learning_rate 3e-5
     hfstack run tag --datasets train.jsonl --eval_datasets test.jsonl           # the same, shorter
 
-reads   rows with a list of words and a list of as many tags (names or numbers); an encoder
-writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and run.json in --output_dir
-"""
+reads   rows with a list of words and a list of as many tags (names or numbers); an encoder writes
+the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and run.json in
+--output_dir"""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -54,13 +54,19 @@ class TagArgs:
     tags_column: str | None = None
     """Column of the tags; by default the first of tags, ner_tags, pos_tags, labels."""
     tag_names: list[str] = field(default_factory=list)
-    """Names of the tags in order, where they are numbers that the data does not name, or where train rows lack some."""
+    """Names of the tags in order, where they are numbers that the data does not name, or where
+    train rows lack some.
+    """
     label_pieces: LabelPieces = "first"
-    """Tokens of a word that are learnt: first, or all (after a B- the rest is I-). The first decides in any case."""
+    """Tokens of a word that are learnt: first, or all (after a B- the rest is I-). The first
+    decides in any case.
+    """
     bad_tags: BadTags = "fail"
     """Entities that begin with I- instead of B-: fail, repair (make it B-) or keep."""
     max_length: int | None = None
-    """Tokens of a window; longer sentences are cut between words. By default what the model reads, at most 512."""
+    """Tokens of a window; longer sentences are cut between words. By default what the model reads,
+    at most 512.
+    """
     attention_dropout: float | None = 0.0
     """Dropout of attention weights while training; on a CPU any other than 0 is slow."""
     early_stopping_patience: int | None = None
@@ -79,24 +85,27 @@ def main(
     ) as run:
         checkpoint, args = run.resume_point(), tag_args
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
-        by_words = replace(
-            data_args, text_column=args.tokens_column
-        )  # equal sentences stay on one side
+
+        # equal sentences stay on one side
+        by_words = replace(data_args, text_column=args.tokens_column)
         splits = load_splits(by_words, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
             model_args.model_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
+
         columns = {
             "tokens_column": args.tokens_column,
             "tags_column": args.tags_column,
             "tag_names": args.tag_names,
         }
+
         sentences = {
             name: read_sentences(rows, name=name, **columns) for name, rows in splits.items()
         }
         names = tag_set(sentences["train"], args.tag_names)
+
         for name in sentences:
             sentences[name] = check_tags(sentences[name], names, bad_tags=args.bad_tags, name=name)
         check_best_metric(training_args, metric_names(names))
@@ -109,16 +118,19 @@ def main(
             tags=names,
             attention_dropout=args.attention_dropout,
         )
+
         length = check_length(args.max_length, model.config, tokenizer)
         encode = partial(
             encode_sentences, tokenizer=tokenizer, max_length=length, label_pieces=args.label_pieces
         )
         ids = {tag: index for index, tag in enumerate(names)}
         windows = {name: encode(rows, tag_ids=ids, name=name) for name, rows in sentences.items()}
+
         held, gold = (
             sentences.get("eval", []),
             [sentence.tags for sentence in sentences.get("eval", [])],
         )
+
         tagged: Any = partial(
             word_tags, windows=windows.get("eval", []), sentences=held, names=names
         )
@@ -126,6 +138,7 @@ def main(
         callbacks = protect(run, push_checkpoints(training_args))
         if args.early_stopping_patience is not None:
             callbacks.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
+
         with refusals_of_upstream():
             trainer = InOrderTrainer(
                 model=model, args=training_args, train_dataset=as_dataset(windows["train"]),
@@ -135,10 +148,12 @@ def main(
                 compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
             )  # fmt: skip
+
         trained = checked(trainer, tokenizer, classes=len(names)).train(
             resume_from_checkpoint=checkpoint
         )
         metrics = {"train_loss": trained.training_loss, "train_sentences": len(sentences["train"])}
+
         if gold:
             output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")  # pyright: ignore
             found = tagged(output.predictions)
@@ -148,10 +163,12 @@ def main(
             run.add_table("scores by type", *type_table(gold, found))
             write_tagged(run.output_dir / "predictions.jsonl", sentences["eval"], found)
             run.add_artifact("predictions", "predictions.jsonl")
+
         save_task(
             run.output_dir,
             {"tokens_column": args.tokens_column, "max_length": length, "tags": names},
         )
+
         return run.finish(metrics, trainer)
 
 

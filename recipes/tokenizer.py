@@ -1,7 +1,7 @@
 """Train a tokenizer on your own text and measure it on text that it has not seen.
 
-    hfstack run tokenizer --datasets stories.jsonl --vocab_size 4096
-    python recipes/tokenizer.py --config recipes/tokenizer.yaml --datasets stories.jsonl     # the same, with the YAML
+    hfstack run tokenizer --datasets stories.jsonl --vocab_size 4096 python recipes/tokenizer.py
+    --config recipes/tokenizer.yaml --datasets stories.jsonl     # the same, with the YAML
 
 reads   rows with a column of text, as a stream
 writes  a tokenizer that AutoTokenizer loads, and run.json, in --output_dir
@@ -30,7 +30,9 @@ class TokenizerArgs:
     output_dir: str = "runs/tokenizer"
     """Folder for the tokenizer and run.json."""
     kind: Kind = "bpe"
-    """bpe (byte-level, for language models), unigram (SentencePiece's) or wordpiece (BERT's, for masked models)."""
+    """bpe (byte-level, for language models), unigram (SentencePiece's) or wordpiece (BERT's, for
+    masked models).
+    """
     vocab_size: int = 16384
     """Tokens in the vocabulary, special tokens included."""
     extra_special_tokens: list[str] = field(default_factory=list)
@@ -50,6 +52,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
     with Run.start(__file__, output_dir, data_args, tokenizer_args) as run:
         if not data_args.datasets:
             raise ConfigError("datasets: name at least one, e.g. --datasets stories.jsonl")
+
         read = partial(
             read_texts, data_args=data_args, quarantine_file=run.output_dir / "quarantine.jsonl"
         )
@@ -61,6 +64,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
             for text in read(data_args.datasets)
             if not is_held_out(text, fraction, data_args.split_seed)
         )
+
         tokenizer = train_tokenizer(train, **settings)
         run.record_data("train", describe_sources(data_args.datasets))
         metrics: dict[str, float] = {"vocab_size": len(tokenizer)}
@@ -71,6 +75,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
                 for text in read(data_args.eval_datasets if own_eval else data_args.datasets)
                 if own_eval or is_held_out(text, fraction, data_args.split_seed)
             )
+
             report, counts = measure_tokenizer(tokenizer, held_out)
             metrics |= asdict(report)
             run.record_data("eval", describe_sources(data_args.eval_datasets))
@@ -78,10 +83,12 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
                 [show(tokenizer, token), count] for token, count in counts.most_common(SHOWN_TOKENS)
             ]
             run.add_table("most_frequent_tokens", ["token", "held-out count"], most)
+
         longest = sorted(
             (show(tokenizer, token) for token in range(len(tokenizer))),
             key=lambda token: (-len(token), token),
         )
+
         run.add_table(
             "longest_tokens",
             ["token", "characters"],
@@ -96,6 +103,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
 def read_texts(sources: Sequence[Source], *, data_args: DataArgs, quarantine_file) -> Iterator[str]:
     """Yield the text of each row; DataError when the column is missing or holds something else."""
     column = data_args.text_column
+
     rows = iterate_rows(
         sources,
         on_bad_row=data_args.on_bad_row,
@@ -114,7 +122,9 @@ def read_texts(sources: Sequence[Source], *, data_args: DataArgs, quarantine_fil
 
 
 def is_held_out(text: str, fraction: float, seed: int) -> bool:
-    """Choose by a hash of the text, as the training recipes do: a story that occurs twice is never on both sides."""
+    """Choose by a hash of the text, as the training recipes do: a story that occurs twice is never
+    on both sides.
+    """
     digest = hashlib.blake2b(
         text.encode(), digest_size=8, key=seed.to_bytes(8, "little", signed=True)
     ).digest()

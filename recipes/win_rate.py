@@ -1,4 +1,5 @@
-"""Compare two models' answers to the same prompts: win rate with interval, length-controlled, and what the answers are.
+"""Compare two models' answers to the same prompts: win rate with interval, length-controlled, and
+what the answers are.
 
     accelerate launch recipes/win_rate.py --config recipes/win_rate.yaml --reference_model runs/sft
     hfstack run win_rate --reference_model runs/sft                     # the same, shorter
@@ -43,7 +44,8 @@ def obeys(prompts: list[Any], answers: list[str]) -> list[float]:
     ]
 
 
-# Used when no --reward_model is given: any function (prompts, first, second) -> shares in [0, 1] by which first wins.
+# Used when no --reward_model is given: any function (prompts, first, second) -> shares in [0, 1] by
+# which first wins.
 JUDGE = judge_by_score(obeys)
 
 
@@ -56,9 +58,12 @@ class WinRateArgs:
     reward_model: str | None = None
     """Reward model that judges in place of JUDGE: a folder or a Hub id; the higher reward wins."""
     reward_as_text: bool = False
-    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs."""
+    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs.
+    """
     as_chat: bool = True
-    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read as they are."""
+    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read
+    as they are.
+    """
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     temperature: float = 0.7
@@ -75,10 +80,12 @@ def main(
     check_sampling(
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=1.0, top_k=0
     )
+
     if args.reference_model is None:
         raise ConfigError(
             "--reference_model is required: the model to compare with, such as runs/sft"
         )
+
     with Run.start(__file__, run_args.output_dir, model_args, data_args, win_args, run_args) as run:
         for parent in (model_args.model_name_or_path, args.reference_model, args.reward_model):
             run.add_parent(parent)
@@ -87,11 +94,13 @@ def main(
             data_args, recipe="win_rate", as_chat=args.as_chat, quarantine_file=bad_rows
         )
         prompts = list(splits.get("eval", splits["train"])["prompt"])
+
         run.record_data(
             "prompts", describe_sources([*data_args.datasets, *data_args.eval_datasets])
         )
         device = Accelerator().device
         judge = JUDGE
+
         if args.reward_model is not None:
             judge = judge_by_score(
                 RewardModel(args.reward_model, device=device, as_text=args.reward_as_text).score
@@ -104,6 +113,7 @@ def main(
             stop_at_end_of_turn(model, tokenizer)
             set_seed(run_args.seed)
             ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+
             how = {"temperature": args.temperature, "batch_size": args.batch_size}
             return (
                 model,
@@ -120,6 +130,7 @@ def main(
             [one.completion for one in ours],
             [one.completion for one in theirs],
         )
+
         judged = judge_both_orders(judge, prompts, our_texts, their_texts)
         rate = win_rate(judged.shares)
         controlled = length_controlled_win_rate(
@@ -128,28 +139,34 @@ def main(
             list(map(len, their_texts)),
             seed=run_args.seed,
         )
+
         metrics = (
             {"prompts": len(prompts)}
             | rate.named("win_rate")
             | controlled.named("win_rate_length_controlled")
         )
+
         metrics |= (
             judged.counts() | describe_answers(ours) | describe_answers(theirs, prefix="reference_")
         )
+
         for prefix, answers in {"": ours, "reference_": theirs}.items():
             perplexity = perplexity_of_answers(
                 reference, tokenizer, ids, answers, batch_size=args.batch_size
             )
             metrics |= {f"{prefix}perplexity_under_reference": perplexity}
+
         columns = {
             "prompt": prompts,
             "answer": our_texts,
             "reference_answer": their_texts,
             "share": judged.shares,
         }
+
         with write_jsonl(run.output_dir / "answers.jsonl") as write_row:
             for row in zip(*columns.values(), strict=True):
                 write_row(dict(zip(columns, row, strict=True)))
+
         run.add_artifact("answers", "answers.jsonl")
         print(f"wins {rate} of {len(prompts)} prompts, at equal length {controlled}")
         return run.finish(metrics)

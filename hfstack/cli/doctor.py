@@ -3,9 +3,9 @@
     hfstack doctor            # python -m hfstack.cli.doctor
     hfstack doctor --json
 
-Exit code 0 when everything needed is there, 1 when something is missing. Anything may be missing here, so what is not
-the standard library is imported where it is looked at. The Hub token is looked for and never read.
-"""
+Exit code 0 when everything needed is there, 1 when something is missing. Anything may be missing
+here, so what is not the standard library is imported where it is looked at. The Hub token is looked
+for and never read."""
 
 import argparse
 import dataclasses
@@ -70,8 +70,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     as_json = parser.parse_args(argv).json
+
     findings = examine()
     problems = [finding for finding in findings if finding.state == "problem"]
+
     if as_json:
         report = {
             "hfstack": __version__,
@@ -80,10 +82,13 @@ def main(argv: list[str] | None = None) -> int:
             "usable": not problems,
             "findings": [dataclasses.asdict(finding) for finding in findings],
         }
+
         print(json.dumps(report, indent=2))
         return 1 if problems else 0
+
     print(f"hfstack {__version__}, Python {platform.python_version()}, {platform.platform()}")
     topic = None
+
     for finding in findings:
         if finding.topic != topic:
             topic = finding.topic
@@ -91,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"  {finding.state:<8} {finding.text}")
         if finding.fix:
             print(f"           -> {finding.fix}")
+
     print(f"\n{len(problems)} to put right: see above" if problems else "\nready")
     return 1 if problems else 0
 
@@ -110,10 +116,12 @@ def _library(name: str, span: str, tested: str | None) -> Finding:
         return Finding("libraries", "problem", f"{name} is not installed", install)
     if not satisfies(found, span):
         return Finding("libraries", "problem", f"{name} {found}: hfstack asks for {span}", install)
+
     if tested and _release(found) != _release(tested):
         return Finding(
             "libraries", "note", f"{name} {found}: within {span}, but tested with {tested}"
         )
+
     return Finding("libraries", "ok", f"{name} {found}")
 
 
@@ -123,6 +131,7 @@ def _extras() -> Iterator[Finding]:
     for name, _, extra in requirements():
         if extra and name != "hfstack":
             groups.setdefault(extra, []).append(name)
+
     for extra, names in sorted(groups.items()):
         missing = [name for name in names if installed_version(name) is None]
         if missing:
@@ -130,6 +139,7 @@ def _extras() -> Iterator[Finding]:
             yield Finding("optional", "note", text, f"pip install 'hfstack[{extra}]'")
         else:
             yield Finding("optional", "ok", f"{extra}: {', '.join(names)}")
+
     if importlib.util.find_spec("deepspeed") is None:
         yield Finding(
             "optional",
@@ -146,10 +156,12 @@ def _processor() -> Iterator[Finding]:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     yield Finding("machine", "ok", f"{_cpu_name()}, {cores} cores")
+
     quota = _core_quota()
     if quota is not None and quota < cores:
         text = f"the container may use {quota:g} of {cores} cores"
         yield Finding("machine", "note", text, f"export OMP_NUM_THREADS={max(1, int(quota))}")
+
     pages = {
         name: os.sysconf(name)
         for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")
@@ -167,6 +179,7 @@ def _accelerators() -> Iterator[Finding]:
             "machine", "problem", "devices and bf16 are unknown until torch and transformers import"
         )
         return
+
     torch = importlib.import_module("torch")
     for index in range(torch.cuda.device_count()):
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(index))
@@ -174,6 +187,7 @@ def _accelerators() -> Iterator[Finding]:
             f"GPU {index}: {torch.cuda.get_device_name(index)}, {free:.1f} GiB free of {total:.1f}"
         )
         yield Finding("machine", "ok", f"{text}, CUDA {torch.version.cuda}")
+
     present = count_gpus()
     if present and not torch.cuda.is_available():
         text = f"nvidia-smi shows {present} GPU(s) that torch {torch.__version__} cannot use"
@@ -185,6 +199,7 @@ def _accelerators() -> Iterator[Finding]:
         )
     elif not torch.accelerator.is_available():
         yield Finding("machine", "ok", "no accelerator: recipes run on the CPU")
+
     bf16 = importlib.import_module("hfstack.config").bf16_hardware()
     if bf16:
         yield Finding(
@@ -202,6 +217,7 @@ def _storage() -> Iterator[Finding]:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(there).free / 2**30
         text = f"{label} {folder}: {free:.1f} GiB free"
+
         if not there.is_dir() or not os.access(there, os.W_OK):
             fix = (
                 "export HF_HOME=<a folder you may write to>"
@@ -232,6 +248,7 @@ def _hub(endpoint: str) -> Iterator[Finding]:
             reason = getattr(error, "reason", error)
             fix = "use local files, or set HF_ENDPOINT or HTTPS_PROXY"
             yield Finding("hub", "note", f"{host} cannot be reached: {reason}", fix)
+
     place = token_place()
     if place:
         yield Finding("hub", "ok", f"a token is present ({place})")
@@ -241,7 +258,9 @@ def _hub(endpoint: str) -> Iterator[Finding]:
 
 
 def token_place() -> str | None:
-    """Say where a Hub token is: an environment variable or the file of `hf auth login`; its value is not read."""
+    """Say where a Hub token is: an environment variable or the file of `hf auth login`; its value
+    is not read.
+    """
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(name):
             return name
@@ -256,7 +275,9 @@ def hf_home() -> Path:
 
 
 def requirements() -> list[Requirement]:
-    """What hfstack depends on, as its metadata says, or its pyproject.toml in a checkout that is not installed."""
+    """What hfstack depends on, as its metadata says, or its pyproject.toml in a checkout that is
+    not installed.
+    """
     try:
         lines = requires("hfstack") or []
     except PackageNotFoundError:
@@ -266,6 +287,7 @@ def requirements() -> list[Requirement]:
         lines += [
             f"{line}; extra == '{extra}'" for extra, names in extras.items() for line in names
         ]
+
     found = []
     for line in lines:
         parts = re.match(
@@ -275,6 +297,7 @@ def requirements() -> list[Requirement]:
         assert parts, line
         span = ",".join(sorted(parts[2].strip("()").replace(" ", "").split(","), reverse=True))
         found.append(Requirement(parts[1], span, parts[3]))
+
     return found
 
 
@@ -302,7 +325,9 @@ def installed_version(name: str) -> str | None:
 
 
 def satisfies(found: str, span: str) -> bool:
-    """Tell whether a version lies in a range such as `>=1.15,<1.17`; a local suffix (`+cu128`) does not count."""
+    """Tell whether a version lies in a range such as `>=1.15,<1.17`; a local suffix (`+cu128`) does
+    not count.
+    """
     tests = {
         ">=": lambda a, b: a >= b,
         "<=": lambda a, b: a <= b,
@@ -311,10 +336,12 @@ def satisfies(found: str, span: str) -> bool:
         ">": lambda a, b: a > b,
         "<": lambda a, b: a < b,
     }
+
     for part in filter(None, span.split(",")):
         compare, bound = re.match(r"(>=|<=|==|!=|>|<)(.+)", part).groups()  # type: ignore[union-attr]
         if not tests[compare](_release(found), _release(bound)):
             return False
+
     return True
 
 

@@ -1,8 +1,8 @@
 """Decide how a recipe is started: which launcher, how many processes, with which environment.
 
-One process is plain `python recipe.py`: no launcher in between, all cores, and the recipe's own exit code. Several are
-started by torchrun on a CPU and by accelerate on GPUs. Standard library only: importing torch would take seconds.
-"""
+One process is plain `python recipe.py`: no launcher in between, all cores, and the recipe's own
+exit code. Several are started by torchrun on a CPU and by accelerate on GPUs. Standard library
+only: importing torch would take seconds."""
 
 import ast
 import dataclasses
@@ -52,7 +52,9 @@ class Launch:
     resume_flags: tuple[str, ...] = ()
 
     def resumed(self) -> "Launch":
-        """The same launch, going on from the last checkpoint; itself when it cannot or was told where to go on from."""
+        """The same launch, going on from the last checkpoint; itself when it cannot or was told
+        where to go on from.
+        """
         return dataclasses.replace(
             self, command=[*self.command, *self.resume_flags], resume_flags=()
         )
@@ -81,7 +83,8 @@ def plan(
         gpus: how many GPUs to count on; by default what this machine shows.
 
     Raises:
-        ConfigError: the recipe runs in one process only, or the launcher asked for would not start what was asked.
+        ConfigError: the recipe runs in one process only, or the launcher asked for would not start
+            what was asked.
     """
     trains = trains_a_model(recipe)
     if not trains and ((options.processes or 1) > 1 or options.accelerate or options.nodes > 1):
@@ -89,12 +92,14 @@ def plan(
             f"{recipe.stem} takes no TrainingArguments, so it runs in one plain process: "
             "leave out --processes, --accelerate and --nodes"
         )
+
     if gpus is None:
         gpus = count_gpus() if trains else 0
     if (read_setting("use_cpu", flags) or "").lower() in _ON:
         gpus = 0
     processes = options.processes or _default_processes(options, gpus)
     _check_counts(options, processes, gpus)
+
     output_dir = Path(text) if (text := read_setting("output_dir", flags)) else None
     launch = Launch(
         [],
@@ -104,22 +109,25 @@ def plan(
         output_dir,
         retries=options.retries,
     )
+
     if trains and options.retries and read_setting("resume_from_checkpoint", flags) is None:
         launch = dataclasses.replace(launch, resume_flags=("--resume_from_checkpoint", "last"))
 
     alone = options.accelerate is None or _distributed_type(options.accelerate) == "NO"
-    if (
-        processes == 1 and alone and trains and gpus > 1
-    ):  # or the Trainer would use torch.nn.DataParallel on all
+    # or the Trainer would use torch.nn.DataParallel on all
+    if processes == 1 and alone and trains and gpus > 1:
         launch.environment["CUDA_VISIBLE_DEVICES"] = os.environ.get(
             "CUDA_VISIBLE_DEVICES", "0"
         ).split(",")[0]
+
     if processes == 1 and options.accelerate is None:
         return dataclasses.replace(
             launch, command=[sys.executable, str(recipe), *flags], log_file=options.log_file
         )
+
     threads = max(1, _count_cores() * options.nodes // processes)  # both launchers would set 1
     launch.environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+
     if options.accelerate and alone:
         command = [
             *_ACCELERATE,
@@ -129,12 +137,14 @@ def plan(
             str(recipe),
             *flags,
         ]
+
         return dataclasses.replace(
             launch, command=command, launcher="accelerate", log_file=options.log_file
         )
 
     log_file = options.log_file or Path(f"{output_dir or f'hfstack-{recipe.stem}'}.launch.log")
     launch.environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(_SAVE_TIMEOUT_S)
+
     if options.accelerate or gpus:
         config = options.accelerate or accelerate_configs / "multi_gpu.yaml"
         start = [*_ACCELERATE, "--config_file", str(config), "--num_processes", str(processes)]
@@ -150,11 +160,14 @@ def plan(
             "--nproc_per_node",
             str(processes // options.nodes),
         ]
+
         meeting = _rendezvous(
             options, "--nnodes", "--node_rank", "--master_addr", "--master_port"
         ) or ["--standalone"]
+
         for name, value in (("use_cpu", "true"), ("ddp_backend", "gloo")):
             flags = flags if read_setting(name, flags) else [*flags, f"--{name}", value]
+
     command = [*start, *meeting, "--tee", "3", str(recipe), *flags]
     return dataclasses.replace(launch, command=command, launcher="torchrun", log_file=log_file)
 
@@ -176,29 +189,37 @@ def _check_counts(options: LaunchOptions, processes: int, gpus: int) -> None:
         kind = _distributed_type(options.accelerate)
         if kind == "MULTI_CPU" or (kind == "NO" and processes > 1):
             raise ConfigError(
-                f"--accelerate {options.accelerate}: with distributed_type {kind} accelerate starts one process, "
+                f"--accelerate {options.accelerate}: with distributed_type {kind} accelerate "
+                "starts one process, "
                 f"not {processes}; leave out --accelerate and give --processes {processes}"
             )
+
         if kind not in ("NO", "MULTI_CPU") and gpus == 0:
             raise ConfigError(
-                f"--accelerate {options.accelerate}: distributed_type {kind} needs a GPU and none is in use here; "
+                f"--accelerate {options.accelerate}: distributed_type {kind} needs a GPU and none "
+                "is in use here; "
                 "several processes on a CPU start with --processes N alone"
             )
+
     if processes % options.nodes:
         raise ConfigError(
             f"--processes {processes} do not spread evenly over --nodes {options.nodes}"
         )
+
     if options.nodes > 1 and options.main_address is None:
         raise ConfigError(
             "--nodes needs --main_address HOST:PORT, the address of node 0, the same on every node"
         )
+
     if not 0 <= options.node_rank < options.nodes:
         raise ConfigError(
             f"--node_rank {options.node_rank} is not one of 0 to {options.nodes - 1} (--nodes)"
         )
+
     if gpus and processes > gpus * options.nodes:
         raise ConfigError(
-            f"--processes {processes} but {gpus} {'GPU is' if gpus == 1 else 'GPUs are'} visible on this node: "
+            f"--processes {processes} but {gpus} {'GPU is' if gpus == 1 else 'GPUs are'} visible "
+            "on this node: "
             f"give at most {gpus * options.nodes}, or --use_cpu true to train on the CPU"
         )
 
@@ -216,6 +237,7 @@ def _rendezvous(options: LaunchOptions, *names: str) -> list[str]:
         raise ConfigError(
             f"--main_address {options.main_address}: expected HOST:PORT, such as node-0:29500"
         )
+
     values = str(options.nodes), str(options.node_rank), host, port
     return [part for pair in zip(names, values, strict=True) for part in pair]
 
@@ -223,24 +245,27 @@ def _rendezvous(options: LaunchOptions, *names: str) -> list[str]:
 def trains_a_model(recipe: Path) -> bool:
     """Tell whether a recipe's `main` takes a subclass of TrainingArguments, from its source alone.
 
-    A class counts by its name: `...TrainingArguments`, or a `...Config` of trl or of `hfstack.tasks.rl`.
-    """
+    A class counts by its name: `...TrainingArguments`, or a `...Config` of trl or of
+    `hfstack.tasks.rl`."""
     try:
         tree = ast.parse(recipe.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ConfigError(f"{recipe} is not a Python file: {error}") from None
+
     origin = {
         alias.asname or alias.name: node.module or ""
         for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
+
     main = next(
         (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"),
         None,
     )
     if main is None:
         raise ConfigError(f"{recipe} is not a recipe: it has no function main")
+
     names = [ast.unparse(argument.annotation) for argument in main.args.args if argument.annotation]
     return any(
         name.endswith("TrainingArguments")
@@ -254,7 +279,8 @@ def trains_a_model(recipe: Path) -> bool:
 
 
 def read_setting(name: str, flags: list[str]) -> str | None:
-    """Return one option's value: the last flag of that name, else the line of the YAML that `--config` names.
+    """Return one option's value: the last flag of that name, else the line of the YAML that
+    `--config` names.
 
     The YAML is read by lines: a value that spans lines, or comes from an anchor, is not seen.
     """
@@ -264,45 +290,55 @@ def read_setting(name: str, flags: list[str]) -> str | None:
         if option.startswith("--") and option[2:].replace("-", "_") == name:
             following = flags[position + 1] if position + 1 < len(flags) else "--"
             found = value if equals else "true" if following.startswith("--") else following
+
     if found is None and name != "config" and (config := read_setting("config", flags)):
         return read_yaml_line(Path(config), name)
     return found
 
 
 def read_yaml_line(path: Path, key: str) -> str | None:
-    """Return the value of a top-level `key: value` line of a YAML file, without quotes and comment, or None."""
+    """Return the value of a top-level `key: value` line of a YAML file, without quotes and comment,
+    or None.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return None  # the recipe, or accelerate, says what is wrong with the file
+
     for line in lines:
         if match := re.match(
             rf"{re.escape(key)}\s*:\s+(?:'([^']*)'|\"([^\"]*)\"|([^#]*?))\s*(?:#.*)?$", line
         ):
             value = next((group for group in match.groups() if group is not None), "")
             return None if value in ("", "null", "~") else value
+
     return None
 
 
 def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
-    """Count the NVIDIA GPUs that a process started here would see, by nvidia-smi and CUDA_VISIBLE_DEVICES."""
+    """Count the NVIDIA GPUs that a process started here would see, by nvidia-smi and
+    CUDA_VISIBLE_DEVICES.
+    """
     try:
         listing = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return 0
+
     slices = len(re.findall(r"^\s+MIG ", listing, re.MULTILINE))
     present = slices or len(re.findall(r"^GPU \d+:", listing, re.MULTILINE))
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None or present == 0:
         return present
+
     count = 0
     for name in visible.split(","):  # CUDA stops at the first name that is not a device
         name = name.strip()
         if not name.startswith(("GPU-", "MIG-")) and not (name.isdigit() and int(name) < present):
             break
         count += 1
+
     return count
 
 

@@ -1,7 +1,8 @@
-"""`hfstack list | copy | run | doctor`: find a recipe, copy it, start it; say whether this machine is ready.
+"""`hfstack list | copy | run | doctor`: find a recipe, copy it, start it; say whether this machine
+is ready.
 
-Everything else is a recipe. Standard library only, so that `hfstack --help` and `hfstack run X --help` are immediate.
-"""
+Everything else is a recipe. Standard library only, so that `hfstack --help` and `hfstack run X
+--help` are immediate."""
 
 import argparse
 import ast
@@ -50,7 +51,9 @@ _LAUNCHER_OPTIONS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 done, 1 a mistake (one line on stderr), 75 preempted."""
+    """Run one verb and return the exit code: 0 done, 1 a mistake (one line on stderr), 75
+    preempted.
+    """
     try:
         return _main(sys.argv[1:] if argv is None else argv)
     except HfstackError as error:
@@ -74,11 +77,13 @@ def _main(argv: list[str]) -> int:
         description="From raw text to a language model: find a recipe and start it.",
         allow_abbrev=False,
     )
+
     parser.add_argument("--version", action="version", version=f"hfstack {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="list | copy | run | doctor", required=True)
     verbs.add_parser("list", help="list the recipes", allow_abbrev=False)
     copy = verbs.add_parser("copy", help="copy a recipe and its YAML, to edit", allow_abbrev=False)
     copy.add_argument("recipe", help="a name of `hfstack list`")
+
     copy.add_argument(
         "folder", nargs="?", type=Path, default=Path(), help="where to (default: here)"
     )
@@ -87,6 +92,7 @@ def _main(argv: list[str]) -> int:
         "doctor", help="say whether this machine is ready", allow_abbrev=False
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+
     if argv[:1] == ["run"]:  # its flags are the recipe's: argparse could not tell them from its own
         return _run(argv[1:])
     args = parser.parse_args(argv)
@@ -94,6 +100,7 @@ def _main(argv: list[str]) -> int:
         return _list()
     if args.verb == "copy":
         return _copy(args.recipe, args.folder)
+
     return subprocess.call(
         [sys.executable, "-m", "hfstack.cli.doctor", *(["--json"] if args.json else [])]
     )
@@ -117,6 +124,7 @@ def _copy(name: str, folder: Path) -> int:
             raise ConfigError(
                 f"{target} exists and is never overwritten: choose another folder, or remove it"
             )
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for source, target in zip(sources, targets, strict=True):
@@ -124,6 +132,7 @@ def _copy(name: str, folder: Path) -> int:
             print(target)
     except OSError as error:
         raise ConfigError(f"cannot copy to {folder}: {error.strerror}") from None
+
     say(f"edit, then: hfstack run {targets[0] if targets[0].parent.parts else f'./{targets[0]}'}")
     return 0
 
@@ -131,6 +140,7 @@ def _copy(name: str, folder: Path) -> int:
 def _run(argv: list[str]) -> int:
     name, flags, given = _split(argv)
     asks_help = any(flag in ("-h", "--help") for flag in flags)
+
     if name is None:
         if not asks_help:
             raise ConfigError("run needs the name of a recipe (see: hfstack list)")
@@ -140,19 +150,25 @@ def _run(argv: list[str]) -> int:
             )
         )
         return 0
+
     recipe = _find(name, RECIPES, ".py", "recipe")
     if asks_help and recipe.parent == RECIPES:
         print(_reference(recipe.stem))
         return 0
+
     if (edited := Path(recipe.name)).is_file() and recipe.resolve() != edited.resolve():
         say(f"{edited} is here as well; to run that one: hfstack run ./{edited}")
+
     if read_setting("hub_token", flags) is not None:  # before it is printed, or written to a log
         raise ConfigError(
-            "--hub_token is refused, so that no token is printed or kept: use HF_TOKEN or `hf auth login`"
+            "--hub_token is refused, so that no token is printed or kept: use HF_TOKEN or `hf "
+            "auth login`"
         )
+
     yaml = recipe.with_suffix(".yaml")
     if read_setting("config", flags) is None and yaml.is_file() and not asks_help:
         flags = ["--config", str(_short(yaml)), *flags]
+
     launch = plan(
         _short(recipe), flags, _options(given), accelerate_configs=_short(ACCELERATE_CONFIGS)
     )
@@ -160,10 +176,13 @@ def _run(argv: list[str]) -> int:
 
 
 def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
-    """Part the command line of `run` into the recipe's name, the recipe's flags, and the launcher's options."""
+    """Part the command line of `run` into the recipe's name, the recipe's flags, and the launcher's
+    options.
+    """
     name: str | None = None
     flags: list[str] = []
     given: dict[str, str] = {}
+
     rest = iter(argv)
     for argument in rest:
         option, equals, value = argument.partition("=")
@@ -180,12 +199,14 @@ def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
         elif name is None and argument not in ("-h", "--help"):
             if argument.startswith("-"):
                 raise ConfigError(
-                    f"unknown option {_suggest(option, [f'--{known}' for known in _LAUNCHER_OPTIONS])}; "
+                    "unknown option "
+                    f"{_suggest(option, [f'--{known}' for known in _LAUNCHER_OPTIONS])}; "
                     "the recipe's own flags follow its name"
                 )
             name = argument
         else:
             flags.append(argument)
+
     return name, flags, given
 
 
@@ -221,11 +242,13 @@ def _find(name: str, folder: Path, suffix: str, kind: str) -> Path:
         if not Path(name).is_file():
             raise ConfigError(f"{name}: no such file")
         return Path(name)
+
     known = {path.stem: path for path in sorted(folder.glob(f"*{suffix}"))}
     if name not in known:
         raise ConfigError(
             f"no {kind} {_suggest(name, list(known))} (there are: {', '.join(known) or 'none'})"
         )
+
     return known[name]
 
 
@@ -241,7 +264,9 @@ def _short(path: Path) -> Path:
 
 
 def _reference(name: str) -> str:
-    """Return the generated option reference of a shipped recipe: what stands between the fences of its page."""
+    """Return the generated option reference of a shipped recipe: what stands between the fences of
+    its page.
+    """
     page = REFERENCE / f"{name}.md"
     if not page.is_file():
         raise ConfigError(f"{page} is missing; make it with: python -m hfstack.cli.reference")

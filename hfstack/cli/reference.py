@@ -1,11 +1,11 @@
-"""Make `docs/reference/<recipe>.md`: every option of every recipe, from the type hints of its `main`.
+"""Make `docs/reference/<recipe>.md`: every option of every recipe, from the type hints of its
+`main`.
 
     python -m hfstack.cli.reference            # write the pages
     python -m hfstack.cli.reference --check    # exit 1 when a page is not what it should be
 
-`hfstack run X --help` prints these pages, so that it need not import torch. A tool beside the floors: it loads recipes
-by their path, and nothing imports it.
-"""
+`hfstack run X --help` prints these pages, so that it need not import torch. A tool beside the
+floors: it loads recipes by their path, and nothing imports it."""
 
 import argparse
 import dataclasses
@@ -38,13 +38,16 @@ logger = get_logger(__name__)
 
 
 def make_page(recipe: Path) -> str:
-    """Return the Markdown page of one recipe: a heading and one block of plain text, which the command line prints."""
+    """Return the Markdown page of one recipe: a heading and one block of plain text, which the
+    command line prints.
+    """
     module = load_recipe(recipe)
     classes = settings_classes(module)
     settings = recipe.with_suffix(".yaml")
     changed = (
         yaml.safe_load(settings.read_text(encoding="utf-8")) or {} if settings.is_file() else {}
     )
+
     parser, types_ = build_parser(*classes)
     actions = {
         action.dest: action
@@ -56,16 +59,19 @@ def make_page(recipe: Path) -> str:
     lines += _entry(
         actions["config"], "PATH", f"default {settings.name} beside the recipe, with `hfstack run`"
     )
+
     for cls in classes:
         place = (
             cls.__module__
             if cls.__module__.startswith("hfstack.")
             else cls.__module__.split(".")[0]
         )
+
         lines += [
             "",
             f"{cls.__name__} ({recipe.name if cls.__module__ == module.__name__ else place})",
         ]
+
         for field in dataclasses.fields(cls):
             if field.init and field.name not in _REFUSED:
                 action = actions[field.name]
@@ -73,6 +79,7 @@ def make_page(recipe: Path) -> str:
                 if field.name in changed:
                     default += f"; {settings.name}: {_spell(changed[field.name])}"
                 lines += ["", *_entry(action, _metavar(action, types_[field.name]), default)]
+
     text = "\n".join(line.rstrip() for line in lines)
     return f"# {recipe.stem}\n\n{_HEADER}\n\n```text\n{text}\n```\n"
 
@@ -98,12 +105,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 when a page is out of date"
     )
+
     check = parser.parse_args(argv).check
     setup_logging(logging.INFO)
+
     if not (ROOT / "recipes").is_dir():
         raise ConfigError(
-            "the option reference is made in a checkout of hfstack; an installed package carries it ready"
+            "the option reference is made in a checkout of hfstack; an installed package carries "
+            "it ready"
         )
+
     folder = ROOT / "docs" / "reference"
     pages = make_pages(ROOT / "recipes")
     stale = stale_pages(pages, folder)
@@ -111,12 +122,14 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError(
             f"docs/reference: out of date: {', '.join(stale)}; run: python -m hfstack.cli.reference"
         )
+
     for name in stale:
         if name in pages:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(pages[name], encoding="utf-8")
         else:
             (folder / name).unlink()
+
     logger.info(
         "docs/reference: %d recipes, %s",
         len(pages),
@@ -135,6 +148,7 @@ def _entry(action: Action, metavar: str, default: str) -> list[str]:
         if len(head) + len(default) + 4 <= _WIDTH
         else [head, f"      ({default})"]
     )
+
     return heads + textwrap.wrap(
         text, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
     )
@@ -147,6 +161,7 @@ def _metavar(action: Action, hint: Any) -> str:
         if typing.get_origin(hint) in (typing.Union, types.UnionType)
         else (hint,)
     )
+
     if action.choices:
         words = "|".join(map(str, action.choices))
         return words if len(words) <= 60 else "CHOICE"
@@ -154,6 +169,7 @@ def _metavar(action: Action, hint: Any) -> str:
         return "true|false"
     if any(member is dict or typing.get_origin(member) is dict for member in members):
         return "JSON"
+
     name = getattr(action.type, "__name__", "str")
     word = {"str": "TEXT", "int": "INT", "float": "FLOAT"}.get(name, name.upper())
     return f"{word} ..." if action.nargs == "+" else word
@@ -169,6 +185,7 @@ def _spell(value: Any) -> str:
         return " ".join(map(_spell, value)) or "none given"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_spell(entry)}" for key, entry in value.items()) + "}"
+
     return f'"{value}"' if value == "" or " " in str(value) else str(value)
 
 

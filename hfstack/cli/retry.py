@@ -1,4 +1,6 @@
-"""Start a launch again after a crash or a preemption, from its last checkpoint. Standard library only."""
+"""Start a launch again after a crash or a preemption, from its last checkpoint. Standard library
+only.
+"""
 
 import signal
 import sys
@@ -18,11 +20,8 @@ from hfstack.errors import ConfigError, HfstackError
 from hfstack.redaction import redact
 from hfstack.runs.checkpoint_files import newest_checkpoint, step_of
 
-_PAUSES_S = (
-    1,
-    10,
-    60,
-)  # before the next start, by how many in a row have brought no new checkpoint
+# before the next start, by how many in a row have brought no new checkpoint
+_PAUSES_S = (1, 10, 60)
 _FRUITLESS_STARTS = 3
 _MISTAKES = {
     name
@@ -34,8 +33,8 @@ _MISTAKES = {
 def execute_again(launch: Launch) -> int:
     """Run a launch, again up to `launch.retries` times, and return the exit code of the last.
 
-    A launch is not tried again when it is done, when it was asked to stop, when the user made a mistake, or when three
-    in a row brought no new checkpoint.
+    A launch is not tried again when it is done, when it was asked to stop, when the user made a
+    mistake, or when three in a row brought no new checkpoint.
 
     Raises:
         ConfigError: retries are asked for and no --output_dir says where the checkpoints are.
@@ -43,17 +42,20 @@ def execute_again(launch: Launch) -> int:
     if launch.retries and launch.output_dir is None:
         raise ConfigError("--retries needs --output_dir, where the run to go on with is looked for")
     fruitless, reached, code = 0, _last_step(launch), 0
+
     for start in range(1, launch.retries + 2):
         current = launch.resumed() if launch.retries and _has_begun(launch) else launch
         sys.stderr.write(f"+ {redact(str(current))}\n")
         sys.stderr.flush()
         ending = execute(current)
+
         code, step = ending.code, _last_step(launch)
         if code == 0 or ending.stopped or not launch.retries:
             return code
         if (reason := _mistake(ending)) is not None:
             say(f"not started again: {reason}")
             return code
+
         fruitless = 0 if step > reached else fruitless + 1
         reached = max(reached, step)
         place = (
@@ -61,23 +63,28 @@ def execute_again(launch: Launch) -> int:
             if reached >= 0
             else "the first step, because there is no checkpoint yet"
         )
+
         if start > launch.retries:
             say(f"start {start} of {start} {_describe(code)}; it can go on from {place}")
         elif fruitless == _FRUITLESS_STARTS:
             say(
-                f"start {start} {_describe(code)}, the third in a row without a new checkpoint: not started again"
+                f"start {start} {_describe(code)}, the third in a row without a new checkpoint: "
+                "not started again"
             )
             return code
         else:
             pause_s = _PAUSES_S[min(fruitless, len(_PAUSES_S) - 1)]
             say(
-                f"start {start} of {launch.retries + 1} {_describe(code)}; the next, in {pause_s} s, is from {place}"
+                f"start {start} of {launch.retries + 1} {_describe(code)}; the next, in {pause_s} "
+                f"s, is from {place}"
             )
+
             try:
                 time.sleep(pause_s)
             except KeyboardInterrupt:
                 say("stopped between two starts")
                 return EXIT_INTERRUPTED
+
     return code
 
 

@@ -1,8 +1,9 @@
-"""Run a decided launch: show what it writes, hand signals on, keep the launcher's report, return the exit code.
+"""Run a decided launch: show what it writes, hand signals on, keep the launcher's report, return
+the exit code.
 
-Launchers turn every outcome but success into 1 and a long report. So the report goes to a log file, what the first
-process writes goes to the terminal while it is written, and the exit code is read from run.json. Standard library only.
-"""
+Launchers turn every outcome but success into 1 and a long report. So the report goes to a log file,
+what the first process writes goes to the terminal while it is written, and the exit code is read
+from run.json. Standard library only."""
 
 import contextlib
 import ctypes
@@ -32,7 +33,8 @@ _POLL_S = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """How a launch ended: its exit code, whether it was asked to stop, and what run.json says if this launch wrote it.
+    """How a launch ended: its exit code, whether it was asked to stop, and what run.json says if
+    this launch wrote it.
 
     `code` is 0 done, 1 a mistake or a failure, 75 preempted, 128 + n when it died of signal n.
     """
@@ -56,14 +58,15 @@ def execute(launch: Launch) -> Ending:
         **launch.environment,
         **({"PYTHONUNBUFFERED": "1"} if launch.log_file else {}),
     }
+
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_open_log(launch)) if launch.log_file else None
         command, output, errors, screen = launch.command, None, None, None
+
         if log:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfstack-")))
-            if (
-                launch.launcher == "torchrun"
-            ):  # writes <folder>/<run>/attempt_0/<local rank>/std{out,err}.log
+            # writes <folder>/<run>/attempt_0/<local rank>/std{out,err}.log
+            if launch.launcher == "torchrun":
                 at = command.index("--tee")
                 command, output, errors = (
                     [*command[:at], "--log_dir", str(folder), *command[at:]],
@@ -75,6 +78,7 @@ def execute(launch: Launch) -> Ending:
                 output = stack.enter_context((folder / "stdout.log").open("wb"))
                 errors = stack.enter_context((folder / "stderr.log").open("wb"))
                 screen = _Screen(folder, "std*.log", copy=log)
+
         report_start = log.tell() if log else 0
         stop = stack.enter_context(_StopSignals(lambda: _stamp(run_file) != before))
         process = subprocess.Popen(
@@ -85,11 +89,13 @@ def execute(launch: Launch) -> Ending:
             start_new_session=True,  # or the terminal would send Ctrl-C to the recipe as well
             preexec_fn=_stop_when_the_parent_dies if sys.platform == "linux" else None,
         )
+
         stop.watch(process, launch.launcher)
         code = _wait(process, screen)
         stop.wait_for_workers()
         written = _read(run_file) if _stamp(run_file) != before else {}
         ending = Ending(code, bool(stop.received), written.get("status"), written.get("error_kind"))
+
         early = (
             stop.received
             and not written
@@ -98,15 +104,18 @@ def execute(launch: Launch) -> Ending:
         if early:
             say("stopped before the run began")
             return dataclasses.replace(ending, code=128 + stop.received[0])
+
         if launch.launcher == "python":
             died_of_our_signal = bool(stop.received) and code in (-signal.SIGINT, -signal.SIGTERM)
             code = EXIT_PREEMPTED if died_of_our_signal else 128 - code if code < 0 else code
             return dataclasses.replace(ending, code=code)
+
         report = _read_from(launch.log_file, report_start) if launch.launcher == "torchrun" else ""
         result = outcome(code, ending.status, report, stopped=bool(stop.received))
         if screen and result == EXIT_MISTAKE and launch.launcher == "torchrun":
             screen.explain_failure(report)
             say(f"the launcher's report and the output of every process are in {launch.log_file}")
+
         return dataclasses.replace(ending, code=result)
 
 
@@ -123,9 +132,11 @@ def outcome(code: int, status: str | None, report: str, *, stopped: bool) -> int
         return 0
     if stopped:
         return EXIT_MISTAKE if status == "failed" else EXIT_PREEMPTED
-    # When one process fails, torchrun sends SIGTERM to the others, and the first may then note that it was preempted.
+    # When one process fails, torchrun sends SIGTERM to the others, and the first may then note that
+    # it was preempted.
     if status == "preempted" and (_root_cause(report) or (0, EXIT_PREEMPTED))[1] == EXIT_PREEMPTED:
         return EXIT_PREEMPTED
+
     return EXIT_MISTAKE
 
 
@@ -144,13 +155,16 @@ def _open_log(launch: Launch) -> io.BufferedRandom:
         raise ConfigError(
             f"the log {launch.log_file} cannot be written: {reason}; choose another --log_file"
         ) from None
+
     log.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} + {redact(str(launch))}\n".encode())
     log.flush()
     return log
 
 
 def _stop_when_the_parent_dies() -> None:
-    """In the child: have it saved and ended, rather than left behind, when `hfstack run` itself is killed."""
+    """In the child: have it saved and ended, rather than left behind, when `hfstack run` itself is
+    killed.
+    """
     pr_set_pdeathsig = 1  # linux/prctl.h
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
@@ -167,6 +181,7 @@ class _Screen:
         for path in sorted(self._folder.glob(self._pattern)):
             if path not in self._open:
                 self._open[path] = path.open("rb")
+
         for path, stream in self._open.items():
             if new := stream.read():
                 sink = sys.stdout if path.name == "stdout.log" else sys.stderr
@@ -184,14 +199,17 @@ class _Screen:
             lines = [line for line in report.splitlines() if line.strip()]
             say(f"the launcher failed: {lines[-1].strip() if lines else 'it wrote nothing'}")
             return
+
         rank, code, local_rank = cause
         files = {path.parent.name: path for path in self._folder.glob("*/attempt_*/*/stderr.log")}
         shown = files["0"].read_text(encoding="utf-8", errors="replace") if "0" in files else ""
+
         wrote = (
             files[local_rank].read_text(encoding="utf-8", errors="replace")
             if local_rank in files
             else ""
         )
+
         if code < 0:
             name = signal.Signals(-code).name
             say(
@@ -213,10 +231,11 @@ def _root_cause(report: str) -> tuple[int, int, str] | None:
 
 
 class _StopSignals:
-    """Hands the first Ctrl-C, SIGTERM or hang-up on to the recipe, once; the caller then waits while it saves.
+    """Hands the first Ctrl-C, SIGTERM or hang-up on to the recipe, once; the caller then waits
+    while it saves.
 
-    Launchers and schedulers send SIGTERM several times, so only a second Ctrl-C is taken for impatience.
-    """
+    Launchers and schedulers send SIGTERM several times, so only a second Ctrl-C is taken for
+    impatience."""
 
     def __init__(self, has_begun: Callable[[], bool]) -> None:
         self.received: list[int] = []
@@ -234,7 +253,9 @@ class _StopSignals:
             signal.signal(name, handler)
 
     def watch(self, process: "subprocess.Popen[bytes]", launcher: str) -> None:
-        """Name the process to hand signals to, and what it is: accelerate would just die, so it is reached past."""
+        """Name the process to hand signals to, and what it is: accelerate would just die, so it is
+        reached past.
+        """
         self._process, self._through_launcher = process, launcher == "accelerate"
         self._through_any = launcher != "python"
         if self.received:
@@ -249,6 +270,7 @@ class _StopSignals:
         self.received.append(number)
         if self._process is None:
             return
+
         if len(self.received) == 1:
             self._hand_on(number)
         elif self.received.count(signal.SIGINT) == 3:
@@ -265,12 +287,13 @@ class _StopSignals:
     def _hand_on(self, number: int) -> None:
         assert self._process is not None
         self._workers = _children(self._process.pid)
-        begun = (
-            self._has_begun()
-        )  # before, there is nothing to save, and Ctrl-C would end imports in a traceback
+
+        # before, there is nothing to save, and Ctrl-C would end imports in a traceback
+        begun = self._has_begun()
         for pid in (self._through_launcher and self._workers) or [self._process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number if number == signal.SIGINT and begun else signal.SIGTERM)
+
         if not begun:
             return
         say(f"{signal.Signals(number).name} handed to the recipe; waiting while it saves")

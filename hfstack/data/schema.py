@@ -1,4 +1,6 @@
-"""Check that rows hold what a task needs: text, messages, prompts and completions, preferences, or labelled text."""
+"""Check that rows hold what a task needs: text, messages, prompts and completions, preferences, or
+labelled text.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -18,17 +20,20 @@ def _messages(value: Any) -> str | None:
     """Return what is wrong with a value that should be a conversation, or None."""
     if not isinstance(value, list) or not value:
         return f"expected a list of messages {{role, content}}, got {_shown(value)}"
+
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict):
             return (
                 f"message {number}: expected an object with role and content, got {_shown(message)}"
             )
+
         if "from" in message and "value" in message:
             return f"message {number} has the keys 'from' and 'value'; rename them to 'role' and 'content'"
         if not isinstance(message.get("role"), str):
             return f"message {number}: 'role' must be text, got {_shown(message.get('role'))}"
         if not isinstance(message.get("content"), str | list) and not message.get("tool_calls"):
             return f"message {number}: 'content' must be text, got {_shown(message.get('content'))}"
+
     return None
 
 
@@ -65,7 +70,8 @@ def check_schema(
     max_rows: int | None = 10_000,
     name: str = "data",
 ) -> None:
-    """Raise DataError, naming the row and the column, at the first row that is not what `task` needs.
+    """Raise DataError, naming the row and the column, at the first row that is not what `task`
+    needs.
 
     Args:
         rows: a Dataset, an IterableDataset or a list of rows; rows are counted from 1.
@@ -76,6 +82,7 @@ def check_schema(
     """
     if task not in TASKS:
         raise ConfigError(f"unknown task {task!r}; known are {', '.join(TASKS)}")
+
     checks = {
         text_column if column == "text" else column: check for column, check in TASKS[task].items()
     }
@@ -91,7 +98,9 @@ def check_schema(
 
 
 def _only(rows: Iterable[Any], columns: Iterable[str]) -> Iterator[Any]:
-    """Iterate over rows; over a Dataset in batches of the wanted columns, which is several times faster."""
+    """Iterate over rows; over a Dataset in batches of the wanted columns, which is several times
+    faster.
+    """
     if not isinstance(rows, Dataset) or not set(columns) <= set(rows.column_names):
         yield from rows
         return

@@ -1,4 +1,6 @@
-"""Load rows from the Hub, from local files, or from a weighted mixture of both, and split them into train and eval."""
+"""Load rows from the Hub, from local files, or from a weighted mixture of both, and split them into
+train and eval.
+"""
 
 import difflib
 import math
@@ -31,10 +33,10 @@ _SHUFFLE_BUFFER_ROWS = 1000
 class Source:
     """One dataset: a Hub id, or a local file, glob or folder.
 
-    In YAML a string, or `{path: user/dataset, name: en, split: train, weight: 2}`. `name` is a configuration of a Hub
-    dataset. `split` of a folder chooses the files whose names carry it. `weight` is the share of this dataset in a
-    mixture, relative to the others; with all weights 1 every row is used.
-    """
+    In YAML a string, or `{path: user/dataset, name: en, split: train, weight: 2}`. `name` is a
+    configuration of a Hub dataset. `split` of a folder chooses the files whose names carry it.
+    `weight` is the share of this dataset in a mixture, relative to the others; with all weights 1
+    every row is used."""
 
     path: str
     name: str | None = None
@@ -44,22 +46,28 @@ class Source:
     def __post_init__(self) -> None:
         self._rows: int | None = None  # counted while reading, for run.json
         self._revision: str | None = None
+
         if not isinstance(self.path, str) or not self.path.strip():
             raise ConfigError(
                 f"dataset: path must be a Hub id, a file, a glob or a folder, got {self.path!r}"
             )
+
         if not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
             raise ConfigError(
                 f"dataset {self.path}: weight must be a number above 0, got {self.weight!r}"
             )
+
         if self.is_local:
             if self.name is not None:
                 raise ConfigError(
-                    f"dataset {self.path}: name {self.name!r} is for Hub datasets; local files have none"
+                    f"dataset {self.path}: name {self.name!r} is for Hub datasets; local files "
+                    "have none"
                 )
+
             if self.split != "train" and not Path(self.path).expanduser().is_dir():
                 raise ConfigError(
-                    f"dataset {self.path}: split {self.split!r} needs a Hub id or a folder; name the file"
+                    f"dataset {self.path}: split {self.split!r} needs a Hub id or a folder; name "
+                    "the file"
                 )
         elif not _HUB_ID.fullmatch(self.path):
             raise ConfigError(
@@ -77,35 +85,49 @@ class DataArgs:
     """Which rows to train on and which to hold out."""
 
     datasets: list[Source] = field(default_factory=list)
-    """Datasets to train on: Hub ids, local files, globs, folders; in YAML also mappings {path, name, split, weight}."""
+    """Datasets to train on: Hub ids, local files, globs, folders; in YAML also mappings {path,
+    name, split, weight}.
+    """
     eval_datasets: list[Source] = field(default_factory=list)
-    """Datasets to evaluate on; when given, no train row is held out, and train rows that they contain are left out."""
+    """Datasets to evaluate on; when given, no train row is held out, and train rows that they
+    contain are left out.
+    """
     eval_fraction: float = 0.05
-    """Share of the rows held out for evaluation when no eval_datasets are given, in [0, 1); 0 disables evaluation."""
+    """Share of the rows held out for evaluation when no eval_datasets are given, in [0, 1); 0
+    disables evaluation.
+    """
     split_seed: int = 0
-    """Seed of the mixture and of the train/eval split; independent of --seed, so the split survives reruns."""
+    """Seed of the mixture and of the train/eval split; independent of --seed, so the split survives
+    reruns.
+    """
     text_column: str = "text"
     """Column that holds the text, where the recipe reads plain text."""
     on_bad_row: OnBadRow = "fail"
-    """What to do with a malformed row of a local file: fail, skip it, or quarantine it into a file."""
+    """What to do with a malformed row of a local file: fail, skip it, or quarantine it into a file.
+    """
     max_rows: int | None = None
     """Use at most this many rows of each dataset, from its beginning; all when unset."""
     streaming: bool = False
-    """Read rows while training instead of loading them first; needs eval_datasets, or eval_fraction 0."""
+    """Read rows while training instead of loading them first; needs eval_datasets, or eval_fraction
+    0.
+    """
 
     def __post_init__(self) -> None:
         self.datasets = [Source(each) if isinstance(each, str) else each for each in self.datasets]
         self.eval_datasets = [
             Source(each) if isinstance(each, str) else each for each in self.eval_datasets
         ]
+
         if not 0 <= self.eval_fraction < 1:
             raise ConfigError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
         if self.max_rows is not None and self.max_rows < 1:
             raise ConfigError(f"max_rows must be at least 1, got {self.max_rows}")
+
         if self.on_bad_row not in ("fail", "skip", "quarantine"):
             raise ConfigError(
                 f"on_bad_row must be fail, skip or quarantine, got {self.on_bad_row!r}"
             )
+
         if self.streaming and self.eval_fraction and not self.eval_datasets:
             raise ConfigError(
                 "streaming cannot hold out rows: name eval_datasets, or set --eval_fraction 0"
@@ -113,13 +135,16 @@ class DataArgs:
 
 
 def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[str, Any]:
-    """Return `{"train": rows, "eval": rows}`; without eval_datasets and with `eval_fraction` 0, only "train".
+    """Return `{"train": rows, "eval": rows}`; without eval_datasets and with `eval_fraction` 0,
+    only "train".
 
-    Rows are a memory-mapped Dataset, or an IterableDataset with `streaming`. Column names are those of the data. The
-    same text is never in both splits, except with `streaming`, where it is not checked.
+    Rows are a memory-mapped Dataset, or an IterableDataset with `streaming`. Column names are those
+    of the data. The same text is never in both splits, except with `streaming`, where it is not
+    checked.
 
     Args:
-        quarantine_file: where `on_bad_row="quarantine"` writes bad rows; a logged file in the cache when unset.
+        quarantine_file: where `on_bad_row="quarantine"` writes bad rows; a logged file in the cache
+            when unset.
 
     Raises ConfigError when no dataset is named, DataError when one is missing, empty or malformed.
     """
@@ -127,6 +152,7 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[
         raise ConfigError("datasets: name at least one dataset, e.g. --datasets stories.jsonl")
     quarantine_file = _fresh_quarantine(quarantine_file)
     splits: dict[str, Any] = {}
+
     for name, sources in {"train": args.datasets, "eval": args.eval_datasets}.items():
         if sources and args.streaming:
             splits[name] = _stream(sources, args, quarantine_file)
@@ -138,6 +164,7 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[
                 max_rows=args.max_rows,
                 quarantine_file=quarantine_file,
             )
+
     if args.streaming:
         logger.info(
             "streaming: rows are shuffled within %d rows; overlap with eval is not checked",
@@ -157,6 +184,7 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[
             seed=args.split_seed,
             text_column=args.text_column,
         )
+
     if not args.streaming:
         logger.info("rows: %s", ", ".join(f"{len(rows)} {name}" for name, rows in splits.items()))
     return splits
@@ -170,11 +198,14 @@ def load_mixture(
     max_rows: int | None = None,
     quarantine_file: Path | None = None,
 ) -> Dataset:
-    """Return the rows of all sources as one memory-mapped Dataset, each source with its weight's share of them."""
+    """Return the rows of all sources as one memory-mapped Dataset, each source with its weight's
+    share of them.
+    """
     found = [
         expand_files(source.path, source.split) if source.is_local else None for source in sources
     ]
     parts = []
+
     for source, files in zip(sources, found, strict=True):
         if files is None:
             rows = _load_from_hub(source, streaming=False)
@@ -184,10 +215,12 @@ def load_mixture(
             rows = load_rows(
                 files, on_bad_row=on_bad_row, max_rows=max_rows, quarantine_file=quarantine_file
             )
+
         if not len(rows):
             raise DataError(f"{source.path}: the split {source.split!r} has no rows")
         source._rows = len(rows)
         parts.append(rows)
+
     weights, names = [source.weight for source in sources], [source.path for source in sources]
     return mix(parts, weights=weights, names=names, seed=seed)
 
@@ -202,18 +235,21 @@ def iterate_rows(
 ) -> Iterator[dict[str, Any]]:
     """Iterate over the checked rows of the sources in constant memory, without a cache.
 
-    Sources come one after another. When a weight is not 1, rows are drawn by weight and `seed` until one source is
-    used up. `max_rows` counts per source. Missing files are found before the first row is read.
-    """
+    Sources come one after another. When a weight is not 1, rows are drawn by weight and `seed`
+    until one source is used up. `max_rows` counts per source. Missing files are found before the
+    first row is read."""
     found = [
         expand_files(source.path, source.split) if source.is_local else None for source in sources
     ]
+
     if on_bad_row == "quarantine" and quarantine_file is None:
         raise ConfigError(
             "on_bad_row is quarantine but no quarantine_file is given to write bad rows to"
         )
+
     quarantine_file = _fresh_quarantine(quarantine_file)
     streams = []
+
     for source, files in zip(sources, found, strict=True):
         read = partial(
             read_rows,
@@ -223,16 +259,18 @@ def iterate_rows(
             max_rows=max_rows,
         )
         streams.append(_counted(source, read, max_rows))
+
     weights, names = [source.weight for source in sources], [source.path for source in sources]
     return interleave(streams, weights=weights, names=names, seed=seed)
 
 
 def describe_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Return `{"path", "files", "rows"}` of each source for run.json, and the "revision" of a Hub dataset where known.
+    """Return `{"path", "files", "rows"}` of each source for run.json, and the "revision" of a Hub
+    dataset where known.
 
-    "files" holds path, bytes and blake2b (16 bytes in hex) of each local file. "rows" counts the rows that were read
-    through these Source objects, before they were split; null when they have not been read to the end.
-    """
+    "files" holds path, bytes and blake2b (16 bytes in hex) of each local file. "rows" counts the
+    rows that were read through these Source objects, before they were split; null when they have
+    not been read to the end."""
     records: list[dict[str, Any]] = []
     for source in sources:
         files = (
@@ -240,6 +278,7 @@ def describe_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
             if source.is_local
             else []
         )
+
         records.append({"path": source.path, "files": files, "rows": source._rows})
         if not source.is_local:
             records[-1] |= {
@@ -247,6 +286,7 @@ def describe_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
                 "split": source.split,
                 "revision": source._revision,
             }
+
     return records
 
 
@@ -255,18 +295,20 @@ def require_columns(
 ) -> None:
     """Raise DataError unless the rows have all columns of at least one alternative.
 
-    The message names the columns that were found, the closest name, and `--text_column` where that maps it.
-    """
+    The message names the columns that were found, the closest name, and `--text_column` where that
+    maps it."""
     found = getattr(rows, "column_names", None) or list(next(iter(rows), {}))
     if any(columns <= set(found) for columns in alternatives):
         return
     wanted = " or ".join(" + ".join(sorted(columns)) for columns in alternatives)
     nearest = min(alternatives, key=lambda columns: len(columns - set(found)))
+
     hints = []
     for column in sorted(nearest - set(found)):
         close = difflib.get_close_matches(
             column, [name for name in found if name not in nearest], n=1, cutoff=0.5
         )
+
         if column == "text" or len(nearest) == 1:
             hints.append(
                 f"--text_column {close[0]}?"
@@ -275,13 +317,17 @@ def require_columns(
             )
         else:
             hints.append(f"rename {close[0]!r} to {column!r}?" if close else f"add {column!r}")
+
     raise DataError(
-        f"{recipe} needs the columns {wanted}; found: {', '.join(found) or 'none'}; {'; '.join(hints)}"
+        f"{recipe} needs the columns {wanted}; found: {', '.join(found) or 'none'}; "
+        f"{'; '.join(hints)}"
     )
 
 
 def _fresh_quarantine(quarantine_file: Path | None) -> Path | None:
-    """Remove what an earlier run left, since the sources of one run append to the file in turn; only rank 0 writes."""
+    """Remove what an earlier run left, since the sources of one run append to the file in turn;
+    only rank 0 writes.
+    """
     if quarantine_file is None or os.environ.get("RANK", "0") == "0":
         if quarantine_file is not None:
             quarantine_file.unlink(missing_ok=True)
@@ -293,11 +339,11 @@ def _stream(
     sources: Sequence[Source], args: DataArgs, quarantine_file: Path | None
 ) -> IterableDataset:
     if len(sources) == 1 and not sources[0].is_local:
-        rows = _load_from_hub(
-            sources[0], streaming=True
-        )  # keeps the shards of the Hub, so that workers share them
+        # keeps the shards of the Hub, so that workers share them
+        rows = _load_from_hub(sources[0], streaming=True)
         assert isinstance(rows, IterableDataset)
         return rows.take(args.max_rows) if args.max_rows else rows
+
     settings = {
         "sources": tuple(sources),  # a list would be dealt out to the workers
         "on_bad_row": args.on_bad_row,
@@ -305,11 +351,12 @@ def _stream(
         "max_rows": args.max_rows,
         "seed": args.split_seed,
     }
+
     for source in sources:
         if source.is_local:
-            expand_files(
-                source.path, source.split
-            )  # a missing file is told now, not at the first step
+            # a missing file is told now, not at the first step
+            expand_files(source.path, source.split)
+
     rows = IterableDataset.from_generator(iterate_rows, gen_kwargs=settings)
     assert isinstance(rows, IterableDataset)
     return rows
@@ -323,10 +370,12 @@ def _counted(source: Source, read_local: Any, max_rows: int | None) -> Iterator[
         for row in islice(stream, max_rows):
             count += 1
             yield row
+
         if not count:
             raise DataError(f"{source.path}: the split {source.split!r} has no rows")
         source._rows = count
         return
+
     report = ReadReport()
     yield from read_local(report=report)
     source._rows = report.rows
@@ -342,16 +391,18 @@ def _load_from_hub(source: Source, *, streaming: bool) -> Dataset | IterableData
             raise DataError(
                 f"{source.path} on {constants.ENDPOINT}: {cause} (in YAML: path, name, split)"
             ) from error
+
         reason = f"private, missing, no token or no network ({type(error).__name__}: {cause})"
         raise DataError(
             f"{source.path}: not found here, and not loaded from {constants.ENDPOINT}: {reason}"
         ) from error
-    assert isinstance(
-        rows, Dataset | IterableDataset
-    )  # load_dataset returns dictionaries only without a split
+
+    # load_dataset returns dictionaries only without a split
+    assert isinstance(rows, Dataset | IterableDataset)
     places = (
         " ".join(file["filename"] for file in rows.cache_files) if isinstance(rows, Dataset) else ""
     )
     revision = re.search(r"[/\\]([0-9a-f]{40})[/\\]", places)
     source._revision = revision[1] if revision else None
+
     return rows

@@ -19,18 +19,21 @@ _NUMBER_TYPES = {"int8", "int16", "int32", "int64", "float16", "float32", "float
 def mix(
     parts: Sequence[Dataset], *, weights: Sequence[float], names: Sequence[str], seed: int
 ) -> Dataset:
-    """Join datasets so that each has its weight's share of the rows; with all weights 1, take every row.
+    """Join datasets so that each has its weight's share of the rows; with all weights 1, take every
+    row.
 
-    The mixture is as long as it can be without repeating a row: the dataset that is shortest for its share is used
-    whole, and of the others a random choice that depends on `seed` alone. Only columns that all have are kept.
-    """
+    The mixture is as long as it can be without repeating a row: the dataset that is shortest for
+    its share is used whole, and of the others a random choice that depends on `seed` alone. Only
+    columns that all have are kept."""
     if len(parts) == 1:
         return parts[0]
     parts = _with_common_columns(parts, names)
+
     if any(weight != 1 for weight in weights):
         shares = [weight / sum(weights) for weight in weights]
         total = min(len(part) / share for part, share in zip(parts, shares, strict=True))
         chosen = []
+
         for index, (part, share, name) in enumerate(zip(parts, shares, names, strict=True)):
             count = max(1, min(len(part), round(total * share)))
             generator = numpy.random.default_rng([seed, index])
@@ -39,7 +42,9 @@ def mix(
                 "mixture: %.1f %% from %s (%d of its %d rows)", 100 * share, name, count, len(part)
             )
             chosen.append(part.select(rows))
+
         parts = chosen
+
     return concatenate_datasets(list(parts))
 
 
@@ -55,9 +60,11 @@ def interleave(
         for stream in streams:
             yield from stream
         return
+
     shares = numpy.asarray(weights) / sum(weights)
     counts = [0] * len(streams)
     generator = numpy.random.default_rng(seed)
+
     while True:
         for index in generator.choice(len(streams), size=1000, p=shares):
             row = next(streams[index], None)
@@ -67,6 +74,7 @@ def interleave(
                 )
                 logger.info("mixture ends with %s: rows used: %s", names[index], used)
                 return
+
             counts[index] += 1
             yield row
 
@@ -74,31 +82,38 @@ def interleave(
 def hold_out(
     rows: Dataset, *, fraction: float, seed: int, text_column: str
 ) -> tuple[Dataset, Dataset]:
-    """Return (train, eval) with about `fraction` of the rows in eval; equal texts are always on the same side.
+    """Return (train, eval) with about `fraction` of the rows in eval; equal texts are always on the
+    same side.
 
-    Rows are ranked by a hash of their text and `seed`, and the first ones are held out. So the choice does not depend
-    on the order of the rows, and adding rows moves few of them. Raises DataError when a side would be empty.
-    """
+    Rows are ranked by a hash of their text and `seed`, and the first ones are held out. So the
+    choice does not depend on the order of the rows, and adding rows moves few of them. Raises
+    DataError when a side would be empty."""
     wanted = round(fraction * len(rows))
     if wanted == 0:
         hint = "raise it, name eval_datasets, or set --eval_fraction 0"
         raise DataError(
-            f"no eval rows: eval_fraction {fraction} of {len(rows)} rows is less than one row; {hint}"
+            f"no eval rows: eval_fraction {fraction} of {len(rows)} rows is less than one row; "
+            f"{hint}"
         )
+
     keys = _text_keys(rows, seed, text_column)
     ranked, group, sizes = numpy.unique(keys, return_inverse=True, return_counts=True)
     groups = int(numpy.searchsorted(numpy.cumsum(sizes), wanted)) + 1
+
     held = group < groups
     if held.all():
         raise DataError(
-            f"no train rows: the {len(rows)} rows hold only {len(ranked)} different texts; give eval_datasets"
+            f"no train rows: the {len(rows)} rows hold only {len(ranked)} different texts; give "
+            "eval_datasets"
         )
+
     if (duplicates := len(rows) - len(ranked)) > 0:
         logger.info(
             "%d of %d rows repeat a text; every copy stays on one side of the split",
             duplicates,
             len(rows),
         )
+
     return rows.select(numpy.flatnonzero(~held)), rows.select(numpy.flatnonzero(held))
 
 
@@ -107,10 +122,12 @@ def drop_overlap(train: Dataset, evaluation: Dataset, *, text_column: str) -> Da
     shared = numpy.isin(_text_keys(train, 0, text_column), _text_keys(evaluation, 0, text_column))
     if not shared.any():
         return train
+
     if shared.all():
         raise DataError(
             f"no train rows: all {len(train)} rows of datasets are also in eval_datasets"
         )
+
     logger.warning(
         "left out %d of %d train rows whose text is also in eval_datasets", shared.sum(), len(train)
     )
@@ -118,12 +135,15 @@ def drop_overlap(train: Dataset, evaluation: Dataset, *, text_column: str) -> Da
 
 
 def _text_keys(rows: Dataset, seed: int, text_column: str) -> numpy.ndarray:
-    """Return a 64-bit hash of each row's text: the text column, else the prompt, the messages, or the whole row."""
+    """Return a 64-bit hash of each row's text: the text column, else the prompt, the messages, or
+    the whole row.
+    """
     column = next(
         (name for name in (text_column, "prompt", "messages") if name in rows.column_names), None
     )
     salt = seed.to_bytes(8, "little", signed=True)
     digests = bytearray()
+
     for batch in (rows.select_columns([column]) if column else rows).iter(batch_size=1000):
         assert isinstance(batch, dict)
         values = batch[column] if column else list(zip(*batch.values(), strict=True))
@@ -134,11 +154,14 @@ def _text_keys(rows: Dataset, seed: int, text_column: str) -> numpy.ndarray:
                 else json.dumps(value, ensure_ascii=False, default=str)
             )
             digests += hashlib.blake2b(text.encode(), digest_size=8, key=salt).digest()
+
     return numpy.frombuffer(bytes(digests), dtype="<u8")
 
 
 def _with_common_columns(parts: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:
-    """Keep the columns that all parts have with one type (integers and floats become floats), and log what goes."""
+    """Keep the columns that all parts have with one type (integers and floats become floats), and
+    log what goes.
+    """
     features: dict[str, Any] = {}
     for column in parts[0].column_names:
         kinds = [part.features.get(column) for part in parts]
@@ -149,6 +172,7 @@ def _with_common_columns(parts: Sequence[Dataset], names: Sequence[str]) -> list
             features[column] = known[0] if known else kinds[0]
         elif all(isinstance(kind, Value) and kind.dtype in _NUMBER_TYPES for kind in known):
             features[column] = Value("float64")
+
     if not features:
         held = "; ".join(
             f"{name}: {', '.join(part.column_names)}"
@@ -157,6 +181,7 @@ def _with_common_columns(parts: Sequence[Dataset], names: Sequence[str]) -> list
         raise DataError(
             f"datasets: they have no column in common ({held}); give files with the same columns"
         )
+
     for part, name in zip(parts, names, strict=True):
         if left := [column for column in part.column_names if column not in features]:
             logger.warning(
@@ -164,6 +189,7 @@ def _with_common_columns(parts: Sequence[Dataset], names: Sequence[str]) -> list
                 name,
                 ", ".join(left),
             )
+
     kept = [part.select_columns(list(features)) for part in parts]
     wanted = Features(features)
     return [part if part.features == wanted else part.cast(wanted) for part in kept]

@@ -1,4 +1,6 @@
-"""Answers of unequal worth to one instruction of the demo corpus, so that preferences need no model."""
+"""Answers of unequal worth to one instruction of the demo corpus, so that preferences need no
+model.
+"""
 
 import random
 from typing import Any
@@ -7,19 +9,22 @@ from hfstack.demo.instructions import instruction
 
 
 def answers(seed: int, index: int, *, count: int = 4) -> tuple[dict[str, Any], list[str]]:
-    """Return row `index` of `instruction` and `count` different answers to its prompt, in random order.
+    """Return row `index` of `instruction` and `count` different answers to its prompt, in random
+    order.
 
-    They are drawn from the right answer, right answers to other instructions, the right one torn off in the middle,
-    with its sentences told backwards, with a sentence said three times, and without its last sentences.
-    """
+    They are drawn from the right answer, right answers to other instructions, the right one torn
+    off in the middle, with its sentences told backwards, with a sentence said three times, and
+    without its last sentences."""
     row = instruction(seed, index)
     right: str = row["completion"]
     uniform = random.Random(f"answers/{seed}/{index}")
+
     sentences = [
         part.strip()
         for part in right.replace("! ", "!|").replace(". ", ".|").split("|")
         if part.strip()
     ]
+
     words = right.split(" ")
     candidates = [
         right,
@@ -28,10 +33,12 @@ def answers(seed: int, index: int, *, count: int = 4) -> tuple[dict[str, Any], l
         " ".join([*sentences[:1], *[sentences[len(sentences) // 2]] * 3, *sentences[1:]]),
         " ".join(sentences[: max(1, len(sentences) * 2 // 3)]),
     ]
+
     other = index
     while len(dict.fromkeys(candidates)) < max(6, count):
         other += 1 + uniform.randrange(1000)
         candidates.append(instruction(seed, other)["completion"])
+
     different = list(dict.fromkeys(candidates))
     chosen = [right, *uniform.sample(different[1:], count - 1)]
     uniform.shuffle(chosen)

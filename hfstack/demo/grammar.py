@@ -1,4 +1,5 @@
-"""A small template language: `[a|b|]` chooses, `{name}` inserts a fact of the story, `<name>` a shared phrase.
+"""A small template language: `[a|b|]` chooses, `{name}` inserts a fact of the story, `<name>` a
+shared phrase.
 
 Templates are compiled once into nested tuples, so that a story costs a few hundred list appends.
 """
@@ -26,7 +27,8 @@ _SPACES = re.compile(r" {2,}")
 _BEFORE_MARK = re.compile(r" +(?=[.,!?])")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aei]|o(?!ne\b)|u(?!s)|hour|honest)")
 _SENTENCE_START = re.compile(r'(?:^|(?<=[.!?] )|(?<=\." ))"?[a-z]')
-# Fact used -> (fact that changes, fact that it takes the words of): "a fox named Tom" first, "Tom" from then on.
+# Fact used -> (fact that changes, fact that it takes the words of): "a fox named Tom" first, "Tom"
+# from then on.
 _FIRST_MENTION = {"F": ("F", "FN"), "FX": ("F", "FN"), "E": ("E", "EN")}
 
 
@@ -38,7 +40,8 @@ def compile_template(text: str, phrases: Mapping[str, Sequence[str]] | None = No
         phrases: shared phrase lists, name -> templates, inserted where `<name>` stands.
 
     Raises:
-        ValueError: unbalanced brackets, a stray bracket, or an unknown phrase name (a bug of the author's).
+        ValueError: unbalanced brackets, a stray bracket, or an unknown phrase name (a bug of the
+            author's).
     """
     tokens = _TOKEN.findall(text)
     if "".join(tokens) != text:
@@ -69,7 +72,9 @@ def _sequence(
             )
         else:
             parts.append(token)
+
         index += 1
+
     return tuple(parts), index
 
 
@@ -78,6 +83,7 @@ def _options(
 ) -> tuple[tuple[Parts, ...], int]:
     options: list[Parts] = []
     index = start
+
     while True:
         parts, index = _sequence(tokens, index, phrases)
         options.append(parts)
@@ -117,6 +123,8 @@ def _append(
 
 
 def tidy(text: str) -> str:
-    """Repair what templates cannot know: double spaces, "a owl", and small letters at the start of a sentence."""
+    """Repair what templates cannot know: double spaces, "a owl", and small letters at the start of
+    a sentence.
+    """
     text = _ARTICLE.sub(r"\1n ", _BEFORE_MARK.sub("", _SPACES.sub(" ", text.strip())))
     return _SENTENCE_START.sub(lambda match: match.group().upper(), text)

@@ -1,7 +1,7 @@
 """Instructions with answers, questions about stories, and labelled stories: the later stages' data.
 
-Every row is a pure function of (seed, index), and its stories come from other streams than the raw corpus of that seed,
-so that fine-tuning and evaluation never see a text that pretraining has seen.
+Every row is a pure function of (seed, index), and its stories come from other streams than the raw
+corpus of that seed, so that fine-tuning and evaluation never see a text that pretraining has seen.
 """
 
 import random
@@ -24,7 +24,8 @@ _BLOCKS = {
     title: {section: tuple(map(compile_template, lines)) for section, lines in block.items()}
     for title, block in read_blocks("instructions").items()
 }
-# Each kind of story task: what is asked of the hero, and which further wishes follow, each in a sentence of its own.
+# Each kind of story task: what is asked of the hero, and which further wishes follow, each in a
+# sentence of its own.
 _WISHES = (
     ("hero", ()),
     ("hero trait", ()),
@@ -50,13 +51,15 @@ _NUMBERS = {thing.noun: thing.number for thing in THINGS}
 def instruction(
     seed: int, index: int, *, task: Task = "mixed", careless_share: float = 0.0
 ) -> dict[str, Any]:
-    """Return row `index`: "prompt", "completion", "task" ("story", "question <about>", "beginning"), and the facts.
+    """Return row `index`: "prompt", "completion", "task" ("story", "question <about>",
+    "beginning"), and the facts.
 
     Args:
-        task: `mixed` answers with story n of the instruction stream, and a quarter of the rows are questions about that
-            story; `beginning` asks only for how a story begins, so that answers are a quarter as long.
-        careless_share: Of beginnings, the share in [0, 1) whose completion has no capitals, is torn off or stops after
-            one sentence, as hasty writers leave them: see `carelessly`.
+        task: `mixed` answers with story n of the instruction stream, and a quarter of the rows are
+            questions about that story; `beginning` asks only for how a story begins, so that
+            answers are a quarter as long.
+        careless_share: Of beginnings, the share in [0, 1) whose completion has no capitals, is torn
+            off or stops after one sentence, as hasty writers leave them: see `carelessly`.
     """
     uniform = random.Random(f"instruction/{seed}/{index}").random
     if task == "beginning":
@@ -74,6 +77,7 @@ def instruction(
         else:
             kind = "story"
             prompt, completion = _request(told, kind, uniform), told.text
+
     return {
         "prompt": prompt,
         "completion": completion,
@@ -93,9 +97,11 @@ def instructions(
 
 
 def carelessly(text: str, uniform: Callable[[], float]) -> str:
-    """Return a text of two sentences or more without capitals, torn off in the middle, or without its end.
+    """Return a text of two sentences or more without capitals, torn off in the middle, or without
+    its end.
 
-    Half of such texts are as long as they were, so that length alone does not tell them from good ones.
+    Half of such texts are as long as they were, so that length alone does not tell them from good
+    ones.
 
     Args:
         uniform: a source of numbers in [0, 1), which decide.
@@ -107,7 +113,9 @@ def carelessly(text: str, uniform: Callable[[], float]) -> str:
 
 
 def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:
-    """Ask about one fact of a story ("hero", "place", "trait", "object" or "ending"): prompt with the story, answer."""
+    """Ask about one fact of a story ("hero", "place", "trait", "object" or "ending"): prompt with
+    the story, answer.
+    """
     uniform = random.Random(f"question/{seed}").random
     facts = _facts(told)
     asked = render(_pick(_BLOCKS["questions"][about], uniform), facts, uniform)
@@ -118,7 +126,9 @@ def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:
 
 
 def as_messages(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a prompt/completion row in conversational form: {"messages": [user turn, assistant turn]}."""
+    """Return a prompt/completion row in conversational form: {"messages": [user turn, assistant
+    turn]}.
+    """
     return {
         "messages": [
             {"role": "user", "content": row["prompt"]},
@@ -128,7 +138,9 @@ def as_messages(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def sentiment_rows(seed: int, count: int) -> Iterator[dict[str, Any]]:
-    """Yield labelled stories {"text", "label"}: 1 for a happy ending, 0 for a sad one, as many of each."""
+    """Yield labelled stories {"text", "label"}: 1 for a happy ending, 0 for a sad one, as many of
+    each.
+    """
     for index in range(count):
         told = story(seed * _STREAM_SIZE + 2, index)
         yield {"text": told.text, "label": told.label}
@@ -144,17 +156,18 @@ def openings(seed: int, count: int) -> Iterator[str]:
 def _request(told: Story, kind: str, uniform: Any) -> str:
     """Ask for a story, or for its beginning, by some of the facts that are in its text."""
     absent = {"ending"} if kind == "beginning" else set()
-    if kind == "beginning" and not re.search(
-        rf"\b{told.object}\b", told.text
-    ):  # a friend who is ill, for example, brings no thing yet
+    # a friend who is ill, for example, brings no thing yet
+    if kind == "beginning" and not re.search(rf"\b{told.object}\b", told.text):
         absent.add("object")
     possible: Any = tuple(pair for pair in _WISHES if not absent & set(pair[1]))
     hero, wishes = _pick(possible, uniform)
+
     facts = _facts(told)
     parts = [
         _pick(_BLOCKS[kind][hero], uniform),
         *(_pick(_BLOCKS["extras"][wish], uniform) for wish in wishes),
     ]
+
     return tidy(" ".join(render(part, facts, uniform) for part in parts))
 
 

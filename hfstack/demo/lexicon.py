@@ -1,15 +1,17 @@
-"""Words of the demo world: who can be a hero, what they are like, where they live and what they own.
+"""Words of the demo world: who can be a hero, what they are like, where they live and what they
+own.
 
-Everything here is data of our own making. The gold rule reads the same tables as the story generator, so a word that
-an instruction may ask for is a word that the rule can look for.
-"""
+Everything here is data of our own making. The gold rule reads the same tables as the story
+generator, so a word that an instruction may ask for is a word that the rule can look for."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A species (or boy, girl): its noun, home, way of moving (past tense), limb and the pronouns that it may have."""
+    """A species (or boy, girl): its noun, home, way of moving (past tense), limb and the pronouns
+    that it may have.
+    """
 
     noun: str
     home: str
@@ -20,7 +22,9 @@ class Kind:
 
 @dataclass(frozen=True)
 class Place:
-    """A setting: its noun, the preposition for being there and for going there, and spots where things can lie."""
+    """A setting: its noun, the preposition for being there and for going there, and spots where
+    things can lie.
+    """
 
     noun: str
     at: str
@@ -30,7 +34,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: its noun, number ("one", "many", "mass"), roles that it can play in a plot, and adjectives."""
+    """An object: its noun, number ("one", "many", "mass"), roles that it can play in a plot, and
+    adjectives.
+    """
 
     noun: str
     number: str
@@ -40,11 +46,13 @@ class Thing:
 
 NAMES = {
     "he": tuple(
-        "Tom Ben Finn Oscar Leo Max Sam Hugo Toby Jasper Milo Rufus Otto Gus Ned Barney Felix Alfie Monty Theo Wilf "
+        "Tom Ben Finn Oscar Leo Max Sam Hugo Toby Jasper Milo Rufus Otto Gus Ned Barney Felix "
+        "Alfie Monty Theo Wilf "
         "Bruno Archie Jack Pip Dexter Basil Ivo Rory Kit".split()
     ),
     "she": tuple(
-        "Mia Lucy Rosie Nell Ella Ruby Daisy Poppy Lily Hazel Ivy Clara Molly Tilly Bella Nora Wendy Anna Zoe Greta "
+        "Mia Lucy Rosie Nell Ella Ruby Daisy Poppy Lily Hazel Ivy Clara Molly Tilly Bella Nora "
+        "Wendy Anna Zoe Greta "
         "Tess Mabel Flora Edith Suki Bonnie June Kate Sally Meg".split()
     ),
 }
@@ -235,7 +243,8 @@ THINGS = (
     Thing("mirror", "one", ("fragile",), ("fine", "old", "round", "tall", "lovely")),
 )
 
-# How the trait bends a plot: a "good" trait helps, a "fault" must be mended, "tender" ones can go either way.
+# How the trait bends a plot: a "good" trait helps, a "fault" must be mended, "tender" ones can go
+# either way.
 TRAITS = {
     "brave": "good",
     "kind": "good",

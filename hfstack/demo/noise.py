@@ -1,8 +1,8 @@
-"""A raw corpus with known faults: some rows are duplicated or damaged on purpose, and the truth is kept beside them.
+"""A raw corpus with known faults: some rows are duplicated or damaged on purpose, and the truth is
+kept beside them.
 
-Cleaning is judged against the truth: rows with a fault in DROPPED should go, rows with one in MENDED should stay, with
-the fault repaired or masked, and every other row should stay as it is.
-"""
+Cleaning is judged against the truth: rows with a fault in DROPPED should go, rows with one in
+MENDED should stay, with the fault repaired or masked, and every other row should stay as it is."""
 
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -54,11 +54,14 @@ def noisy_corpus(seed: int, count: int, *, share: float = 0.15) -> Iterator[dict
         fault = planted_fault(seed, index, share)
         uniform = random.Random(f"damage/{seed}/{index}")
         origin = None
+
         if fault in ("exact_duplicate", "near_duplicate"):
             origin = _clean_row_before(seed, index, share, uniform)
         text = story(seed, index if origin is None else origin).text
+
         if fault in _DAMAGE:
             text = _DAMAGE[fault](text, uniform)
+
         yield {
             "id": _row_id(index),
             "text": text,
@@ -68,7 +71,9 @@ def noisy_corpus(seed: int, count: int, *, share: float = 0.15) -> Iterator[dict
 
 
 def planted_fault(seed: int, index: int, share: float) -> str | None:
-    """Return the fault of row `index`, or None; the first row is always clean, so that duplicates have a source."""
+    """Return the fault of row `index`, or None; the first row is always clean, so that duplicates
+    have a source.
+    """
     uniform = random.Random(f"fault/{seed}/{index}").random
     return FAULTS[int(uniform() * len(FAULTS))] if uniform() < share and index else None
 
@@ -81,20 +86,24 @@ def score_cleaning(rows: Iterable[dict[str, Any]], kept_ids: Collection[str]) ->
         kept_ids: ids of the rows that the cleaner kept.
 
     Returns:
-        recall_<fault> for each fault of DROPPED that occurs (share of such rows that were dropped), their mean as
-        "recall", "precision" (share of dropped rows that should go), and "kept_good" (share of good rows kept).
+        recall_<fault> for each fault of DROPPED that occurs (share of such rows that were dropped),
+        their mean as "recall", "precision" (share of dropped rows that should go), and "kept_good"
+        (share of good rows kept).
     """
     kept = set(kept_ids)
     seen: dict[str | None, int] = {}
     gone: dict[str | None, int] = {}
+
     for row in rows:
         fault = row["planted"]
         seen[fault] = seen.get(fault, 0) + 1
         gone[fault] = gone.get(fault, 0) + (row["id"] not in kept)
+
     recalls = {f"recall_{fault}": gone[fault] / seen[fault] for fault in DROPPED if fault in seen}
     rightly = sum(gone.get(fault, 0) for fault in DROPPED)
     good = [fault for fault in seen if fault not in DROPPED]
     good_count = sum(seen[fault] for fault in good)
+
     return {
         **recalls,
         "recall": sum(recalls.values()) / len(recalls) if recalls else 1.0,
@@ -120,11 +129,13 @@ def _nearly_the_same(text: str, uniform: random.Random) -> str:
     """Change two words, near each other, so that most 5-word runs stay."""
     words = text.split(" ")
     start = uniform.randrange(len(words) - 8)
+
     candidates = [position for position in range(start, len(words)) if words[position] in _SWAPS][
         :2
     ]
     for position in candidates:
         words[position] = _SWAPS[words[position]]
+
     if len(candidates) < 2:
         del words[start]
     return " ".join(words)
@@ -139,10 +150,12 @@ def _mojibake(text: str, _: random.Random) -> str:
         )
         + pieces[-1]
     )
+
     text = (
         text.replace("'", "’").replace(", ", " — ", 1).replace("Zoe", "Zoé").replace("Anna", "Ánna")
     )
     garbled = []
+
     for byte in text.encode("utf-8"):
         try:
             garbled.append(bytes([byte]).decode("cp1252"))
@@ -150,6 +163,7 @@ def _mojibake(text: str, _: random.Random) -> str:
             UnicodeDecodeError
         ):  # five bytes mean nothing in cp1252; browsers keep them as control characters
             garbled.append(chr(byte))
+
     return "".join(garbled)
 
 
@@ -158,6 +172,7 @@ def _html(text: str, uniform: random.Random) -> str:
     middle = uniform.randrange(1, len(sentences))
     text = ".&nbsp;".join((". ".join(sentences[:middle]), ". ".join(sentences[middle:])))
     text = text.replace('"', "&quot;").replace(" and ", " <em>and</em> ", 1)
+
     return uniform.choice(
         (
             f'<div class="story-body"><p>{text}</p></div>',
@@ -190,6 +205,7 @@ def _personal_data(text: str, uniform: random.Random) -> str:
             f"Posted from {address} by a reader.",
         )
     )
+
     return f"{text} {tail}"
 
 

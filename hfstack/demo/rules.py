@@ -1,10 +1,11 @@
-"""The gold rule: how well any text obeys an instruction of the demo corpus, from 0 to 1, judged from the text alone.
+"""The gold rule: how well any text obeys an instruction of the demo corpus, from 0 to 1, judged
+from the text alone.
 
-A score is quality x obedience. Quality is a product of gates (finished, length, grammar, repetition, no copying), so a
-list of keywords, a torn-off story or an echo scores low however many keywords it holds. Obedience is the mean over what
-the instruction asks for (hero, name, trait, place, object, ending), or the right answer to a question about a story.
-Of the beginning of a story two sentences are enough, which name what was asked for once.
-"""
+A score is quality x obedience. Quality is a product of gates (finished, length, grammar,
+repetition, no copying), so a list of keywords, a torn-off story or an echo scores low however many
+keywords it holds. Obedience is the mean over what the instruction asks for (hero, name, trait,
+place, object, ending), or the right answer to a question about a story. Of the beginning of a story
+two sentences are enough, which name what was asked for once."""
 
 import itertools
 import re
@@ -26,13 +27,14 @@ _LEXICON = (
     _ANIMALS | _THING_NOUNS | set(TRAITS) | {place.noun for place in PLACES} | {"happy", "sad"}
 )
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
-_SENTENCE = re.compile(
-    r'[^.!?]+(?:[.!?]+"?|$)'
-)  # what is torn off at the end counts as one; linear on any text
-# Articles and possessives cannot stand before these, and a sentence cannot end in those: what shuffled words get wrong.
+# what is torn off at the end counts as one; linear on any text
+_SENTENCE = re.compile(r'[^.!?]+(?:[.!?]+"?|$)')
+# Articles and possessives cannot stand before these, and a sentence cannot end in those: what
+# shuffled words get wrong.
 _DETERMINERS = frozenset("a an the his my your their our".split())  # "her" may be an object
 _NO_NOUNS = frozenset(
-    "a an the and but or so was were is are had has did to of in on by for from with at into under he she it they him "
+    "a an the and but or so was were is are had has did to of in on by for from with at into "
+    "under he she it they him "
     "them his my your their our not never when who that as if then until because".split()
 )
 _NO_LAST_WORDS = _DETERMINERS | frozenset("and or but of if when while because into".split())
@@ -118,7 +120,8 @@ _CRIED_OUT = re.compile(r'[,!?]" (?:\w+ )?cried|" (?:\w+ )?cried')
 
 @dataclass(frozen=True)
 class Request:
-    """What an instruction asks for; None where it asks for nothing. `question` and `story` are set for questions.
+    """What an instruction asks for; None where it asks for nothing. `question` and `story` are set
+    for questions.
 
     `beginning` says that not a whole story is asked for, but how it begins.
     """
@@ -142,19 +145,21 @@ def gold_score(instruction: str, answer: str) -> float:
 def gold_breakdown(instruction: str, answer: str) -> dict[str, float]:
     """Return each part of the gold score, all in [0, 1], and their result under "score".
 
-    Obedience has a key for each thing asked for ("hero", "trait", "ending", ... or "answer"); quality has a key a gate.
-    """
+    Obedience has a key for each thing asked for ("hero", "trait", "ending", ... or "answer");
+    quality has a key a gate."""
     request = read_request(instruction)
     if request.question:
         asked, gates = _judge_reply(request, answer)
     else:
         judge_quality = _judge_beginning if request.beginning else _judge_quality
         asked, gates = _judge_obedience(request, answer), judge_quality(instruction, answer)
+
     quality = 1.0
     for gate in gates.values():
         quality *= gate
     obedience = sum(asked.values()) / len(asked) if asked else 1.0
     score = quality * (obedience if request.question else 0.05 + 0.95 * obedience)
+
     return {**asked, **gates, "quality": quality, "obedience": obedience, "score": score}
 
 
@@ -166,6 +171,7 @@ def read_request(instruction: str) -> Request:
         question = _question_kind(short)
         if question:
             return Request(question=question, story=long)
+
     words = _WORD.findall(instruction)
     lower = [word.lower() for word in words]
     return Request(
@@ -184,7 +190,9 @@ def read_request(instruction: str) -> Request:
 
 
 def facts_of(story: str) -> Request:
-    """Read hero, name, trait, place, object and ending from a story, as a reader would; None for what is not there."""
+    """Read hero, name, trait, place, object and ending from a story, as a reader would; None for
+    what is not there.
+    """
     words = _WORD.findall(story)
     lower = [word.lower() for word in words]
     places = {
@@ -192,14 +200,17 @@ def facts_of(story: str) -> Request:
         for noun, phrase in _PLACE_PHRASES.items()
         if (match := phrase.search(story))
     }
+
     counts = {
         noun: (lower.count(noun), -lower.index(noun)) for noun in _THING_NOUNS if noun in lower
     }
+
     traits = {
         trait: match.start()
         for trait, pattern in _TRAIT_PATTERNS.items()
         if (match := pattern.search(story))
     }
+
     return Request(
         animal=_first(lower, _ANIMALS),
         name=_first(words, _ALL_NAMES),
@@ -211,7 +222,9 @@ def facts_of(story: str) -> Request:
 
 
 def ending_of(text: str) -> str | None:
-    """Tell whether the last three sentences are "happy" or "sad"; None when they say neither or both."""
+    """Tell whether the last three sentences are "happy" or "sad"; None when they say neither or
+    both.
+    """
     tail = _SENTENCE.findall(text)[-3:] or [text]
     balance = 0
     for weight, sentence in zip((1, 2, 3)[-len(tail) :], tail, strict=True):
@@ -231,6 +244,7 @@ def _question_kind(text: str) -> str | None:
     }.items():
         if "?" in text and any(re.search(rf"\b{cue}\b", lower) for cue in cues):
             return kind
+
     return None
 
 
@@ -247,32 +261,41 @@ def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
     words = _WORD.findall(answer)
     lower = [word.lower() for word in words]
     asked: dict[str, float] = {}
+
     if request.animal:
         first = _first(lower, _ANIMALS) == request.animal
         crowd = 0.4 if len(_ANIMALS & set(lower)) > 5 else 1.0
         asked["hero"] = crowd * (
             1.0 if first else 0.4 if _count(lower, request.animal) > 1 else 0.0
         )
+
     if request.name:
         often = 1 if request.beginning else 3
         named = _first(words, _ALL_NAMES) == request.name
         asked["name"] = min(1.0, words.count(request.name) / often) if named else 0.0
+
     if request.trait:
         asked["trait"] = _judge_trait(request.trait, answer, shown=not request.beginning)
+
     if request.place:
         phrases = len(re.findall(rf"\b(?:\w+ )the {request.place}\b", answer, re.IGNORECASE))
         asked["place"] = 1.0 if phrases else 0.3 if request.place in lower else 0.0
+
     if request.object:
         often = 1 if request.beginning else 2
         asked["object"] = min(1.0, _count(lower, request.object) / often)
+
     if request.ending:
         ending = ending_of(answer)
         asked["ending"] = 1.0 if ending == request.ending else 0.3 if ending is None else 0.0
+
     return asked
 
 
 def _judge_trait(trait: str, answer: str, *, shown: bool) -> float:
-    """Half for the word (told of somebody, not denied, not one of a heap), half for a deed if it has to be shown."""
+    """Half for the word (told of somebody, not denied, not one of a heap), half for a deed if it
+    has to be shown.
+    """
     others = sum(
         bool(pattern.search(answer)) for name, pattern in _TRAIT_PATTERNS.items() if name != trait
     )
@@ -280,17 +303,21 @@ def _judge_trait(trait: str, answer: str, *, shown: bool) -> float:
         rf"\b(?:not|never|wasn't|isn't) (?:\w+ )?(?:{TRAIT_WORDS[trait]})\b", answer, re.IGNORECASE
     )
     told = 0.5 if _TRAIT_PATTERNS[trait].search(answer) and not denied else 0.0
+
     deed = 0.5 if _DEED_PATTERNS[trait].search(answer) else 0.0
     return (told + deed if shown else 2 * told) * (0.5 if others > (3 if shown else 1) else 1.0)
 
 
 def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
-    """The gates of a story: each is 1 for every story of the generator and falls with what is wrong."""
+    """The gates of a story: each is 1 for every story of the generator and falls with what is
+    wrong.
+    """
     text = answer.strip()
     lower = [word.lower() for word in _WORD.findall(text)]
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(text)]
     past_tense = len(_PAST_TENSE.findall(text.lower()))
     plain = _plain(text)
+
     return {
         "finished": 1.0 if re.search(r'[.!?]"?$', text) else 0.3,
         "concluded": 1.0 if ending_of(text) else 0.35,
@@ -304,11 +331,14 @@ def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
 
 
 def _judge_beginning(instruction: str, answer: str) -> dict[str, float]:
-    """The gates of a beginning: two to four finished sentences of a narrator, and no more animals than two."""
+    """The gates of a beginning: two to four finished sentences of a narrator, and no more animals
+    than two.
+    """
     text = answer.strip()
     lower = [word.lower() for word in _WORD.findall(text)]
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(text)]
     past_tense = len(_PAST_TENSE.findall(text.lower()))
+
     return {
         "finished": 1.0 if re.search(r'[.!?]"?$', text) else 0.3,
         "length": _ramp(len(lower), 6, 18) * _ramp(-len(lower), -110, -70),
@@ -324,24 +354,29 @@ def _judge_beginning(instruction: str, answer: str) -> dict[str, float]:
 def _judge_grammar(
     lower: list[str], sentences: list[str], function_words: tuple[float, float] = (0.3, 0.65)
 ) -> float:
-    """Share of function words, sentences of normal length with a capital, and no pairs of words that cannot be."""
+    """Share of function words, sentences of normal length with a capital, and no pairs of words
+    that cannot be.
+    """
     if not lower or not sentences:
         return 0.0
     least, most = function_words
     share = sum(word in _FUNCTION_WORDS for word in lower) / len(lower)
     well_formed = wrong = 0
+
     for sentence in sentences:
         words = [word.lower() for word in _WORD.findall(sentence)]
         first_letter = re.search(r"[A-Za-z]", sentence)
         well_formed += bool(
             first_letter and first_letter.group().isupper() and 1 <= len(words) <= 45
         )
+
         wrong += sum(
             (left in _DETERMINERS and right in _NO_NOUNS)
             or (left == right and left in _FUNCTION_WORDS)
             for left, right in itertools.pairwise(words)
         )
         wrong += bool(words) and words[-1] in _NO_LAST_WORDS
+
     return (
         _ramp(share, least - 0.15, least)
         * _ramp(-share, -most - 0.15, -most)
@@ -365,6 +400,7 @@ def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[
     facts = facts_of(request.story or "")
     words = _WORD.findall(answer)
     lower = [word.lower() for word in words]
+
     if request.question == "hero":
         right = 0.6 * (facts.animal in lower) + 0.4 * (facts.name in words)
         rivals = len((_ANIMALS & set(lower)) - {facts.animal}) + len(
@@ -382,6 +418,7 @@ def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[
         }[str(request.question)]
         right = float(fact in lower)
         rivals = len((vocabulary & set(lower)) - {fact})
+
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(answer)]
     gates = {
         "finished": 1.0 if re.search(r'[.!?]"?$', answer.strip()) else 0.5,
@@ -391,6 +428,7 @@ def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[
         "not_a_list": 1.0 if len(_LEXICON & set(lower)) <= 4 else 0.2,
         "fresh": 1.0 if len(set(sentences)) == len(sentences) else 0.3,
     }
+
     return {"answer": right}, gates
 
 

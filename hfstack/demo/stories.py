@@ -1,8 +1,9 @@
-"""Short stories, each a pure function of (seed, index): story 7 is the same whether 10 or 10 million are asked for.
+"""Short stories, each a pure function of (seed, index): story 7 is the same whether 10 or 10
+million are asked for.
 
-A hero with a trait wants something, meets an obstacle, acts as the trait makes it act, and the ending follows. Half of
-the endings are happy and half are sad: of stories 2k and 2k + 1 one is happy and one is sad.
-"""
+A hero with a trait wants something, meets an obstacle, acts as the trait makes it act, and the
+ending follows. Half of the endings are happy and half are sad: of stories 2k and 2k + 1 one is
+happy and one is sad."""
 
 import random
 import re
@@ -95,11 +96,14 @@ def _suited(templates: Sequence[str], trait: str, step: str) -> list[str]:
         if not traits or trait in traits[1:].split(","):
             named = step in ("setup", "trouble") and rest.startswith("{H} ")
             suited.append("{S} " + rest[4:] if named else rest)
+
     return suited
 
 
 def _by_kind(templates: Sequence[str]) -> list[str]:
-    """Let a sentence that starts with the hero's name start with the kind now and then: "the little fox"."""
+    """Let a sentence that starts with the hero's name start with the kind now and then: "the little
+    fox".
+    """
     subject = "[{H}|{H}|{H}|the {kind}|the [little|young|poor] {kind}] "
     return [subject + text[4:] if text.startswith("{H} ") else text for text in templates]
 
@@ -166,9 +170,8 @@ def story(seed: int, index: int) -> Story:
     """Write story number `index` of the corpus `seed`, 60 to 150 words long."""
     uniform = random.Random(f"story/{seed}/{index}").random
 
-    def pick(
-        options: Sequence[Option],
-    ) -> Option:  # twice as fast as random.choice, and the hot spot
+    # twice as fast as random.choice, and the hot spot
+    def pick(options: Sequence[Option]) -> Option:
         return options[int(uniform() * len(options))]
 
     happy = (zlib.crc32(f"ending/{seed}/{index // 2}".encode()) + index) % 2
@@ -177,19 +180,22 @@ def story(seed: int, index: int) -> Story:
     trait, weather = facts["trait"], facts["weather"]
     steps = _opening(plot, trait, weather, uniform, pick)
     steps.append((pick(_DEEDS[plot.name, trait]), False))
+
     if uniform() < 0.4:
         steps.append((pick(_THOUGHTS[trait]), True))
     steps.append((pick(_OUTCOMES[plot.name, trait, ending]), False))
     texts = [(_capital(render(parts, facts, uniform)), spare) for parts, spare in steps]
     feelings = _FEELINGS if facts["F"] == facts["FN"] else _LONELY_FEELINGS
     texts.append((_capital(render(pick(feelings[ending]), facts, uniform)), False))
+
     if uniform() < 0.4:
         texts.append((_capital(render(pick(_MORALS[f"{trait} {ending}"]), facts, uniform)), True))
     return _told(tidy(_joined(texts)), facts, plot=plot.name, ending=ending)
 
 
 def beginning(seed: int, index: int) -> Story:
-    """Write only how a story begins, in 15 to 70 words: who the hero is, and what it has or wants; its ending is open.
+    """Write only how a story begins, in 15 to 70 words: who the hero is, and what it has or wants;
+    its ending is open.
 
     Beginnings come from a stream of their own and are no stories of the corpus cut short.
     """
@@ -218,6 +224,7 @@ def _cast(uniform: Callable[[], float], pick: Callable) -> tuple[Plot, dict[str,
     weather = pick(WEATHER if plot.name in _WINTER_PLOTS else _MILD_WEATHER)
     facts = _facts(kind, place, thing, pick)
     facts.update(trait=trait, weather=weather)
+
     facts["S"] = pick((facts["H"], facts["he"]))
     facts["title"] = render(pick(_TITLES[plot.name]), facts, uniform)
     return plot, facts
@@ -243,8 +250,8 @@ def _opening(
 ) -> list[tuple[Parts, bool]]:
     """The steps before the deed, each with whether it can be spared, in one of five orders.
 
-    Scene first, hero first, in the middle of things, as a tale that others tell, or without any scene.
-    """
+    Scene first, hero first, in the middle of things, as a tale that others tell, or without any
+    scene."""
 
     def step(name: str) -> tuple[Parts, bool]:
         return pick(_STEPS[plot.name, trait, name]), False
@@ -262,31 +269,38 @@ def _opening(
         steps = [(pick(_FRAMES), False), (again, False)]
     else:
         steps = [(introduction, False)]
+
     detail = [(pick(_DETAILS), True)] if plot.name not in _DARK_PLOTS and uniform() < 0.35 else []
     steps += [step("setup"), *detail, step("trouble")]
+
     if uniform() < 0.55:
         steps.append(step("talk"))
     return steps
 
 
 def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, str]:
-    """Words for every `{fact}` of the templates; the friend has the other pronoun, so that "he" is never in doubt."""
+    """Words for every `{fact}` of the templates; the friend has the other pronoun, so that "he" is
+    never in doubt.
+    """
     hero_pronoun = pick(kind.pronouns)
     friend_pronoun = "she" if hero_pronoun == "he" else "he"
     friend_kind = pick(KINDS)
     while friend_kind is kind or friend_pronoun not in friend_kind.pronouns:
         friend_kind = pick(KINDS)
+
     hero, friend, elder, relative = (
         pick(NAMES[hero_pronoun]),
         pick(NAMES[friend_pronoun]),
         pick(ELDERS),
         pick(RELATIVES),
     )
+
     he, him, his, himself, his_own = _PRONOUNS[hero_pronoun]
     fhe, fhim, fhis, fhimself, _ = _PRONOUNS[friend_pronoun]
     article, oit, ois, owas, oare, all_mine = _NUMBERS[thing.number]
     adjective = pick(thing.adjectives)
     first_spot = int(pick((0, 1, 2)))
+
     stranger = pick(
         (f"a {friend_kind.noun} [named] {friend}", f"{friend} the {friend_kind.noun}")
     ).replace("[named]", "named")
@@ -297,6 +311,7 @@ def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, 
             stranger,
         )
     )
+
     facts = {
         "H": hero,
         "HN": hero,
@@ -306,6 +321,7 @@ def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, 
         "self": himself,
         "his_own": his_own,
     }
+
     facts.update(kind=kind.noun, kinds=_plural(kind.noun), home=kind.home, went=kind.went)
     facts.update(limb=kind.limb, limbs=_plural(kind.limb))
     facts.update(F=known, FX=stranger, FN=friend, fhe=fhe, fhim=fhim, fhis=fhis, fhimself=fhimself)
@@ -313,6 +329,7 @@ def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, 
     facts.update(
         E=f"an old {elder}", EN=f"the {elder}", his_elder=pick(("his", "her")), kin=relative
     )
+
     facts.update(
         place=place.noun, at=f"{place.at} the {place.noun}", to=f"{place.to} the {place.noun}"
     )
@@ -320,21 +337,26 @@ def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, 
         the_place=f"the {place.noun}",
         from_place=pick(("from the sea", "over the hills", "from the north")),
     )
+
     facts.update(
         from_far=pick(
             ("from across the sea", "from a big city", "from the other side of the hills")
         )
     )
+
     facts.update(spot=place.spots[first_spot], spot2=place.spots[(first_spot + 1) % 3])
     facts.update(
         a=f"{article} {adjective} {thing.noun}", o=thing.noun, oa=f"{adjective} {thing.noun}"
     )
     facts.update(oit=oit, ois=ois, owas=owas, oare=oare, all_mine=all_mine)
+
     return facts
 
 
 def _joined(texts: list[tuple[str, bool]]) -> str:
-    """Join the steps to at most LONGEST words, by leaving out spare ones (scenery, thoughts, morals) from the end."""
+    """Join the steps to at most LONGEST words, by leaving out spare ones (scenery, thoughts,
+    morals) from the end.
+    """
     words = sum(text.count(" ") + 1 for text, _ in texts)
     for position in range(len(texts) - 1, -1, -1):
         if words > LONGEST and texts[position][1]:

@@ -1,15 +1,15 @@
 """Reads the story templates, which are prose and live in text files under `templates/`.
 
-A file holds blocks (`== lost`), a block sections (`-- setup`), a section one template a line. A template that starts
-with traits, as in `@lazy,proud `, is for heroes with one of them only. Lines that start with `#` are notes.
+A file holds blocks (`== lost`), a block sections (`-- setup`), a section one template a line. A
+template that starts with traits, as in `@lazy,proud `, is for heroes with one of them only. Lines
+that start with `#` are notes.
 
-Facts that a template may use:
-    H the hero's name, S the name or the pronoun, he, him, his, self, his_own, kind, kinds, home, limb, limbs, trait;
-    F the friend ("a fox named Tom" at first, "Tom" from then on), FX the friend as a stranger, FN the bare name,
-    fhe, fhim, fhis, fhimself, fkind, fhome; E an elder, his_elder; kin a relative; weather; title of the plot;
-    place, the_place, at, to, spot, spot2, from_place, from_far;
-    a, o, oa the thing ("a red kite", "kite", "red kite") with oit, ois, owas, oare, all_mine for its number.
-"""
+Facts that a template may use: H the hero's name, S the name or the pronoun, he, him, his, self,
+    his_own, kind, kinds, home, limb, limbs, trait; F the friend ("a fox named Tom" at first, "Tom"
+    from then on), FX the friend as a stranger, FN the bare name, fhe, fhim, fhis, fhimself, fkind,
+    fhome; E an elder, his_elder; kin a relative; weather; title of the plot; place, the_place, at,
+    to, spot, spot2, from_place, from_far; a, o, oa the thing ("a red kite", "kite", "red kite")
+    with oit, ois, owas, oare, all_mine for its number."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -21,9 +21,9 @@ Block = dict[str, tuple[str, ...]]
 class Plot:
     """One schema: templates for each step of a story; a story uses one of each.
 
-    `deeds` maps a trait to what a hero with it does; `outcomes` maps "<trait> <ending>" or "<group> <ending>" to how it
-    ends, where the group of a trait is its value in `lexicon.TRAITS`. An outcome of the trait itself goes first.
-    """
+    `deeds` maps a trait to what a hero with it does; `outcomes` maps "<trait> <ending>" or "<group>
+    <ending>" to how it ends, where the group of a trait is its value in `lexicon.TRAITS`. An
+    outcome of the trait itself goes first."""
 
     name: str
     title: str
@@ -43,6 +43,7 @@ def read_blocks(name: str) -> dict[str, Block]:
     )
     blocks: dict[str, dict[str, list[str]]] = {}
     block: dict[str, list[str]] = {}
+
     lines: list[str] = []
     for line in text.splitlines():
         if line.startswith("== "):
@@ -51,6 +52,7 @@ def read_blocks(name: str) -> dict[str, Block]:
             lines = block[line[3:]] = []
         elif line and not line.startswith("#"):
             lines.append(line)
+
     return {
         title: {section: tuple(found) for section, found in parts.items()}
         for title, parts in blocks.items()

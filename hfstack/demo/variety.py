@@ -1,4 +1,6 @@
-"""How varied texts are, and how far a model that only counts words gets with them: a yardstick for real models."""
+"""How varied texts are, and how far a model that only counts words gets with them: a yardstick for
+real models.
+"""
 
 import math
 import re
@@ -15,8 +17,9 @@ def variety(texts: Sequence[str]) -> dict[str, float]:
     """Measure texts of one kind.
 
     Returns:
-        word_types (distinct words, letter case ignored), words_per_text, distinct_5gram_share (distinct runs of five
-        words over all of them), zlib_bits_per_byte (bits per UTF-8 byte after zlib at level 9).
+        word_types (distinct words, letter case ignored), words_per_text, distinct_5gram_share
+        (distinct runs of five words over all of them), zlib_bits_per_byte (bits per UTF-8 byte
+        after zlib at level 9).
     """
     tokens = [[word.lower() for word in re.findall(r"[A-Za-z']+", text)] for text in texts]
     runs = Counter(
@@ -24,6 +27,7 @@ def variety(texts: Sequence[str]) -> dict[str, float]:
             zip(*(words[shift:] for shift in range(5)), strict=False) for words in tokens
         )
     )
+
     joined = "\n".join(texts).encode()
     return {
         "word_types": len(set(chain.from_iterable(tokens))),
@@ -34,14 +38,16 @@ def variety(texts: Sequence[str]) -> dict[str, float]:
 
 
 def ngram_bits_per_byte(train: Sequence[str], held_out: Sequence[str], *, order: int) -> float:
-    """Return the bits per UTF-8 byte that a word n-gram model of `train` needs for `held_out`, ends of texts included.
+    """Return the bits per UTF-8 byte that a word n-gram model of `train` needs for `held_out`, ends
+    of texts included.
 
-    Interpolated by Witten and Bell's method (1991), down to a uniform share for each word of the vocabulary and one
-    for unseen words, so it is a rough figure: the letters of an unseen word are not paid for.
-    """
+    Interpolated by Witten and Bell's method (1991), down to a uniform share for each word of the
+    vocabulary and one for unseen words, so it is a rough figure: the letters of an unseen word are
+    not paid for."""
     counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
     totals: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
     followers: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
+
     for words in map(_padded, train, [order] * len(train)):
         for length in range(order):
             for end in range(order - 1, len(words)):
@@ -49,8 +55,10 @@ def ngram_bits_per_byte(train: Sequence[str], held_out: Sequence[str], *, order:
                 followers[length][gram[:-1]] += gram not in counts[length]
                 counts[length][gram] += 1
                 totals[length][gram[:-1]] += 1
+
     vocabulary_size = len(counts[0]) + 1
     bits = 0.0
+
     for words in map(_padded, held_out, [order] * len(held_out)):
         for end in range(order - 1, len(words)):
             probability = 1 / vocabulary_size
@@ -61,7 +69,9 @@ def ngram_bits_per_byte(train: Sequence[str], held_out: Sequence[str], *, order:
                     probability = (counts[length][gram] + distinct * probability) / (
                         total + distinct
                     )
+
             bits -= math.log2(probability)
+
     return bits / sum(len(text.encode()) for text in held_out)
 
 

@@ -1,8 +1,9 @@
-"""Which link of an RLHF chain is weak, with the evidence: fine-tuning, preferences, reward model or policy.
+"""Which link of an RLHF chain is weak, with the evidence: fine-tuning, preferences, reward model or
+policy.
 
-The runs' own numbers decide (metrics of run.json, logged curves, answers.jsonl), by limits that stand beside their
-reasons in rlhf_model_checks.py and rlhf_policy_checks.py. A later link inherits the faults of an earlier one, so where
-several are bad, the first in the chain is the one to mend.
+The runs' own numbers decide (metrics of run.json, logged curves, answers.jsonl), by limits that
+stand beside their reasons in rlhf_model_checks.py and rlhf_policy_checks.py. A later link inherits
+the faults of an earlier one, so where several are bad, the first in the chain is the one to mend.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from hfstack.diagnosis.model_checks import check_preferences, check_reward_model
 from hfstack.diagnosis.policy_checks import check_policies
 
 KL_BUDGET_NATS = 10.0
-"""Nats an answer that the policy may be away from where it started, unless the user says otherwise."""
+"""Nats an answer that the policy may be away from where it started, unless the user says otherwise.
+"""
 
 _ORDER: tuple[Verdict, ...] = ("bad", "warn", "ok", "unknown")
 
@@ -21,12 +23,16 @@ _ORDER: tuple[Verdict, ...] = ("bad", "warn", "ok", "unknown")
 def diagnose(
     runs: Sequence[ChainRun], *, kl_budget_nats: float = KL_BUDGET_NATS, gold: str | None = None
 ) -> list[Finding]:
-    """Return the findings about every link, in the order of the chain, the worst of each link first.
+    """Return the findings about every link, in the order of the chain, the worst of each link
+    first.
 
     Args:
-        runs: of the recipes sft, preferences, reward, ppo, rloo, grpo and win_rate, in any order; others are not read.
-        kl_budget_nats: KL an answer beyond which the policy is a warning, and three times which it is bad.
-        gold: name of a logged reward that was watched and not trained on, to compare with the one that was.
+        runs: of the recipes sft, preferences, reward, ppo, rloo, grpo and win_rate, in any order;
+            others are not read.
+        kl_budget_nats: KL an answer beyond which the policy is a warning, and three times which it
+            is bad.
+        gold: name of a logged reward that was watched and not trained on, to compare with the one
+            that was.
     """
     found = [
         *check_sft(runs),
@@ -34,6 +40,7 @@ def diagnose(
         *check_reward_model(runs),
         *check_policies(runs, kl_budget_nats=kl_budget_nats, gold=gold),
     ]
+
     return sorted(
         found, key=lambda finding: (LINKS.index(finding.link), _ORDER.index(finding.verdict))
     )
@@ -45,10 +52,13 @@ def link_verdicts(findings: Sequence[Finding]) -> dict[str, Verdict]:
 
 
 def in_words(findings: Sequence[Finding]) -> str:
-    """Return one paragraph: the weak link, its evidence and the next step, and what nothing is known about."""
+    """Return one paragraph: the weak link, its evidence and the next step, and what nothing is
+    known about.
+    """
     verdicts = link_verdicts(findings)
     blind = [link for link, verdict in verdicts.items() if verdict == "unknown"]
     unseen = f" Nothing is known about: {', '.join(blind)}." if blind else ""
+
     for grade, beginning in (
         ("bad", "The weak link is the"),
         ("warn", "No link is bad. Look first at the"),
@@ -58,6 +68,7 @@ def in_words(findings: Sequence[Finding]) -> str:
                 causes = [one for one in findings if one.link == link and one.verdict == grade]
                 evidence = " ".join(f"{one.check}: {one.evidence}." for one in causes)
                 return f"{beginning} {link}. {evidence} Next: {causes[0].advice}.{unseen}"
+
     return f"No fault found in {', '.join(link for link in LINKS if link not in blind) or 'anything'}.{unseen}"
 
 

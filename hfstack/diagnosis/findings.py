@@ -1,8 +1,9 @@
-"""What a diagnosis of an RLHF chain is made of: the runs that it reads, and what it finds about each link.
+"""What a diagnosis of an RLHF chain is made of: the runs that it reads, and what it finds about
+each link.
 
-Everything here is plain numbers. A finding is never a guess: where a run or a number is missing it says so, and `bad`
-needs evidence beyond noise, a 95 % interval on the wrong side of the limit wherever the sample is known.
-"""
+Everything here is plain numbers. A finding is never a guess: where a run or a number is missing it
+says so, and `bad` needs evidence beyond noise, a 95 % interval on the wrong side of the limit
+wherever the sample is known."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +18,8 @@ Link = Literal["sft", "preferences", "reward model", "policy"]
 Verdict = Literal["ok", "warn", "bad", "unknown"]
 Points = Sequence[tuple[int, float]]
 
-LINKS: tuple[Link, ...] = (
-    "sft",
-    "preferences",
-    "reward model",
-    "policy",
-)  # in the order of the chain
+# in the order of the chain
+LINKS: tuple[Link, ...] = ("sft", "preferences", "reward model", "policy")
 ONLINE_RECIPES = ("ppo", "rloo", "grpo")
 
 _GRADES: tuple[Verdict, ...] = ("bad", "warn", "ok")
@@ -38,7 +35,9 @@ class ChainRun:
     """How the run is named in findings."""
     metrics: dict[str, float]
     history: Mapping[str, Points] = field(default_factory=dict)
-    """Logged values by name, as (step, value) in order of step; those of evaluations begin with `eval_`."""
+    """Logged values by name, as (step, value) in order of step; those of evaluations begin with
+    `eval_`.
+    """
     settings: dict[str, Any] = field(default_factory=dict)
     """All settings in one flat mapping."""
     parents: tuple[str, ...] = ()
@@ -46,7 +45,9 @@ class ChainRun:
     answers: tuple[dict[str, Any], ...] = ()
     """Rows of answers.jsonl."""
     completions: tuple[dict[str, Any], ...] = ()
-    """Rows of completions.jsonl: step, completion and reward of what the policy wrote while it trained."""
+    """Rows of completions.jsonl: step, completion and reward of what the policy wrote while it
+    trained.
+    """
     error: str | None = None
     """Why the run failed, if it did."""
 
@@ -72,7 +73,9 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def by_limit(value: float, *, warn: float, bad: float) -> Verdict:
-    """Grade a number that is worse the further it lies beyond `warn`, towards `bad`; limits in either direction."""
+    """Grade a number that is worse the further it lies beyond `warn`, towards `bad`; limits in
+    either direction.
+    """
     sign = 1 if bad > warn else -1
     return "bad" if sign * (value - bad) > 0 else "warn" if sign * (value - warn) > 0 else "ok"
 
@@ -82,9 +85,8 @@ def share_by_limit(
 ) -> tuple[Verdict, str]:
     """Grade a share of `count` cases and write it down with its interval.
 
-    It is bad only when its whole 95 % interval (Wilson) is beyond `bad`, and a warning when the share itself is beyond
-    `warn`. Without a count the share stands for itself.
-    """
+    It is bad only when its whole 95 % interval (Wilson) is beyond `bad`, and a warning when the
+    share itself is beyond `warn`. Without a count the share stands for itself."""
     if not count:
         return by_limit(share, warn=warn, bad=bad), percent(share)
     low, high = share_interval([share] * round(count))
@@ -101,10 +103,11 @@ def percent(share: float) -> str:
 
 
 def repeated_share(texts: Sequence[str]) -> float | None:
-    """The share of a text's runs of four words that stood in it before, mean over texts; None when all are too short.
+    """The share of a text's runs of four words that stood in it before, mean over texts; None when
+    all are too short.
 
-    seq-rep-4 of Welleck et al. 2020 ("Neural Text Generation With Unlikelihood Training", arXiv:1908.04319), by words.
-    """
+    seq-rep-4 of Welleck et al. 2020 ("Neural Text Generation With Unlikelihood Training",
+    arXiv:1908.04319), by words."""
     shares = [1 - distinct([text], _GRAM) for text in texts if len(text.split()) > _GRAM]
     return fmean(shares) if shares else None
 
@@ -122,7 +125,9 @@ def first_metric(run: ChainRun, *names: str) -> float | None:
 
 
 def quarters(values: Sequence[float]) -> list[Sequence[float]]:
-    """Four parts of nearly equal length, in order; at least one value each, so of four values or more."""
+    """Four parts of nearly equal length, in order; at least one value each, so of four values or
+    more.
+    """
     edges = [round(len(values) * part / 4) for part in range(5)]
     return [values[low:high] for low, high in itertools.pairwise(edges)]
 
@@ -130,7 +135,7 @@ def quarters(values: Sequence[float]) -> list[Sequence[float]]:
 def rise(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
     """The difference of the means of two stretches of a curve, and its standard error.
 
-    Values of neighbouring steps are taken as independent; a curve that moves within a stretch has a larger error.
-    """
+    Values of neighbouring steps are taken as independent; a curve that moves within a stretch has a
+    larger error."""
     variances = [stdev(part) ** 2 / len(part) if len(part) > 1 else 0.0 for part in (before, after)]
     return fmean(after) - fmean(before), sum(variances) ** 0.5

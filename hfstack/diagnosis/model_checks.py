@@ -1,7 +1,8 @@
-"""Checks of what a policy is trained from: the fine-tuned model, the preferences and the reward model.
+"""Checks of what a policy is trained from: the fine-tuned model, the preferences and the reward
+model.
 
-Each takes runs and returns findings. Limits stand here with their reason; those without a source are ours.
-"""
+Each takes runs and returns findings. Limits stand here with their reason; those without a source
+are ours."""
 
 import math
 from collections.abc import Sequence
@@ -23,22 +24,29 @@ from hfstack.intervals import share_interval
 from hfstack.tasks.preferences.metrics import rank_correlation
 from hfstack.tasks.preferences.rows import answer_text
 
-# An answer that does not end is cut, and its reward is that of a torn text: one in ten is noticed, half of them is the
-# rule. Huang et al. 2024 (arXiv:2403.17031) give such answers -1 because nothing else teaches them to end.
+# An answer that does not end is cut, and its reward is that of a torn text: one in ten is noticed,
+# half of them is the rule. Huang et al. 2024 (arXiv:2403.17031) give such answers -1 because
+# nothing else teaches them to end.
 _ENDED_WARN, _ENDED_BAD = 0.9, 0.5
-# Welleck et al. 2020: people's texts have a seq-rep-4 of 0.006, greedy decoding of a language model 0.44.
+# Welleck et al. 2020: people's texts have a seq-rep-4 of 0.006, greedy decoding of a language model
+# 0.44.
 _REPEATS_WARN, _REPEATS_BAD = 0.1, 0.3
-# Ours: with a rate that decays to 0 the loss of the last quarter differs little from that of the third.
+# Ours: with a rate that decays to 0 the loss of the last quarter differs little from that of the
+# third.
 _FALL_WARN, _FALL_BAD = 0.05, 0.15
 _FEWEST_LOSSES = 8
-# Ours. Ouyang et al. 2022 (arXiv:2203.02155, 3.4) trained on after overfitting and liked it better: never bad.
+# Ours. Ouyang et al. 2022 (arXiv:2203.02155, 3.4) trained on after overfitting and liked it better:
+# never bad.
 _OVERFIT_WARN = 0.05
-# Labellers of Ouyang et al. 2022 agree with one another on 73 to 77 % of pairs, so up to 0.3 of wrong labels is people.
+# Labellers of Ouyang et al. 2022 agree with one another on 73 to 77 % of pairs, so up to 0.3 of
+# wrong labels is people.
 _NOISE_WARN, _NOISE_BAD = 0.1, 0.3
 _TIES_WARN, _TIES_BAD = 0.5, 0.8  # ours: most comparisons say nothing
-# Singhal et al. 2023 (arXiv:2310.03716): length alone explains much of what reward models learn; ours: the limits.
+# Singhal et al. 2023 (arXiv:2310.03716): length alone explains much of what reward models learn;
+# ours: the limits.
 _LONGER_WARN, _LONGER_BAD = 0.65, 0.8
-# Below 0.6 most labels of a batch that disagree are lost; the reward models of Ouyang et al. 2022 reach 0.70 to 0.72.
+# Below 0.6 most labels of a batch that disagree are lost; the reward models of Ouyang et al. 2022
+# reach 0.70 to 0.72.
 _ACCURACY_WARN, _ACCURACY_NEEDED = 0.6, 0.5
 # Guo et al. 2017 (arXiv:1706.04599), table 1: most uncalibrated classifiers have 0.04 to 0.17.
 _CALIBRATION_WARN, _CALIBRATION_BAD = 0.1, 0.25
@@ -48,16 +56,20 @@ _FEWEST_COMPLETIONS = 30
 
 
 def check_sft(runs: Sequence[ChainRun]) -> list[Finding]:
-    """Does the model that everything starts from end its answers, not repeat itself, and was it trained to the end?"""
+    """Does the model that everything starts from end its answers, not repeat itself, and was it
+    trained to the end?
+    """
     found: list[Finding] = []
     tuned = [run for run in runs if run.recipe == "sft"]
     ends = [finding for run in runs for finding in _ended(run)]
     found += ends or [Finding("sft", "answers end", "unknown", "no run says how many answers of the start end",
                               "give the sft run with --answer_rows, or a win_rate run against it")]  # fmt: skip
+
     if not tuned:
         found.append(
             Finding("sft", "training", "unknown", "no sft run given", "name its folder in --runs")
         )
+
     for run in tuned:
         found += [*_failed(run, "sft"), *_repeats(run), *_still_falling(run), *_overfit(run)]
     return found
@@ -77,19 +89,23 @@ def check_preferences(runs: Sequence[ChainRun]) -> list[Finding]:
             found.append(
                 Finding("preferences", "label noise", verdict, evidence, "lower --label_noise")
             )
+
         if (kept := metrics.get("kept")) and (clashes := metrics.get("contradictions")) is not None:
             share, count = clashes / (kept + clashes), kept + clashes
             verdict, shown = share_by_limit(share, count, warn=_NOISE_WARN, bad=_NOISE_BAD)
             evidence = f"{run.label}: {shown} different pairs are also there the other way round"
             advice = "ask several judges for each pair and keep the majority"
             found.append(Finding("preferences", "contradictions", verdict, evidence, advice))
+
             ties = metrics.get("ties", 0.0)
             verdict, shown = share_by_limit(
                 ties / (kept + ties), kept + ties, warn=_TIES_WARN, bad=_TIES_BAD
             )
             evidence = f"{run.label}: ties in {shown} comparisons"
+
             advice = "sample more different answers (--temperature), or use a finer judge"
             found.append(Finding("preferences", "ties", verdict, evidence, advice))
+
     return found + _length_of_pairs(runs) or [
         Finding(
             "preferences",
@@ -102,7 +118,9 @@ def check_preferences(runs: Sequence[ChainRun]) -> list[Finding]:
 
 
 def check_reward_model(runs: Sequence[ChainRun]) -> list[Finding]:
-    """Does the reward model order unseen pairs, better than length does, and does it know what it does not know?"""
+    """Does the reward model order unseen pairs, better than length does, and does it know what it
+    does not know?
+    """
     found: list[Finding] = []
     trained = [run for run in runs if run.recipe == "reward"]
     for run in trained:
@@ -113,6 +131,7 @@ def check_reward_model(runs: Sequence[ChainRun]) -> list[Finding]:
                 Finding("reward model", "pair accuracy", "unknown", evidence, "--eval_fraction 0.1")
             )
             continue
+
         found += [
             _accuracy(run),
             *_against_length(run),
@@ -120,6 +139,7 @@ def check_reward_model(runs: Sequence[ChainRun]) -> list[Finding]:
             *_calibration(run),
             *_spread(run),
         ]
+
     found += [*_agreement(runs), *_length_on_policy(runs)]
     if not trained:
         found.append(
@@ -131,6 +151,7 @@ def check_reward_model(runs: Sequence[ChainRun]) -> list[Finding]:
                 "name its folder in --runs",
             )
         )
+
     return found
 
 
@@ -157,11 +178,13 @@ def _ended(run: ChainRun) -> list[Finding]:
         name, count, whose = "start_ended_share", None, "the starting model's answers"
     else:
         return []
+
     if name not in run.metrics:
         return []
     verdict, shown = share_by_limit(run.metrics[name], count, warn=_ENDED_WARN, bad=_ENDED_BAD)
     evidence = f"{run.label}: of {whose} {shown} end by themselves"
     advice = "train sft longer, on answers that reach their eos; or allow longer answers"
+
     return [Finding("sft", "answers end", verdict, evidence, advice)]
 
 
@@ -172,14 +195,17 @@ def _repeats(run: ChainRun) -> list[Finding]:
     if share is None:
         missing = f"{run.label} kept no answers of more than four words"
         return [Finding("sft", "repetition", "unknown", missing, "--answer_rows 100")]
+
     natural = (
         repeated_share([str(row["reference"]) for row in run.answers if row.get("reference")])
         or 0.0
     )
+
     evidence = (
         f"{run.label}: {percent(share)} of the four-word runs of {len(texts)} answers are repeats, "
         f"{percent(natural)} of the references'"
     )
+
     verdict = by_limit(share - natural, warn=_REPEATS_WARN, bad=_REPEATS_BAD)
     return [
         Finding(
@@ -196,14 +222,17 @@ def _still_falling(run: ChainRun) -> list[Finding]:
         return [
             Finding("sft", "trained to the end", "unknown", evidence, "smaller --logging_steps")
         ]
+
     _, _, third, last = (fmean(part) for part in quarters(losses))
     fall = (third - last) / abs(third)
     held_out = first_metric(run, "held_out_loss", "eval_loss")
     also = f"; held-out loss {held_out:.3f}" if held_out is not None else ""
     evidence = (
-        f"{run.label}: the loss fell by {percent(fall)} from the third quarter ({third:.3f}) to the last "
+        f"{run.label}: the loss fell by {percent(fall)} from the third quarter ({third:.3f}) to "
+        "the last "
         f"({last:.3f}){also}"
     )
+
     verdict = by_limit(fall, warn=_FALL_WARN, bad=_FALL_BAD)
     return [
         Finding(
@@ -225,21 +254,26 @@ def _overfit(run: ChainRun) -> list[Finding]:
     evidence = (
         f"{run.label}: held-out loss {losses[-1]:.3f} at the end, {min(losses):.3f} at its lowest"
     )
+
     verdict = "warn" if back > _OVERFIT_WARN else "ok"
     return [Finding("sft", "held-out loss", verdict, evidence, "fewer epochs, or more rows")]
 
 
 def _length_of_pairs(runs: Sequence[ChainRun]) -> list[Finding]:
-    """How often the chosen answer is the longer one, from the preferences or from what the reward run held out."""
+    """How often the chosen answer is the longer one, from the preferences or from what the reward
+    run held out.
+    """
     sources = [
         (run, "train_chosen_longer_share", "train_pairs")
         for run in runs
         if run.recipe == "preferences"
     ]
+
     sources = sources or [
         (run, "eval_length_accuracy", "eval_pairs") for run in runs if run.recipe == "reward"
     ]
     found = []
+
     for run, name, count in sources:
         if name not in run.metrics:
             continue
@@ -249,8 +283,10 @@ def _length_of_pairs(runs: Sequence[ChainRun]) -> list[Finding]:
             leaning, run.metrics.get(count), warn=_LONGER_WARN, bad=_LONGER_BAD
         )
         evidence = f"{run.label}: the {side} answer is the chosen one in {shown} pairs"
+
         advice = "balance the pairs by length, or compare answers of like length"
         found.append(Finding("preferences", "length", verdict, evidence, advice))
+
     return found
 
 
@@ -268,6 +304,7 @@ def _accuracy(run: ChainRun) -> Finding:
         if chance or share < _ACCURACY_WARN
         else "ok"
     )
+
     evidence = f"{run.label}: orders {share:.3f} [{low:.3f}, {high:.3f}] of {metrics['eval_pairs']:.0f} unseen pairs rightly"
     told = (
         ""
@@ -276,6 +313,7 @@ def _accuracy(run: ChainRun) -> Finding:
         if high > 0.5
         else "; worse than chance"
     )
+
     advice = "more pairs, a larger model to start from, or more steps" + (
         "; more held-out pairs to be sure" if verdict == "warn" else ""
     )
@@ -301,17 +339,21 @@ def _length_habit(run: ChainRun) -> list[Finding]:
     if any(name not in metrics for name in names) or "eval_length_accuracy" not in metrics:
         return []
     longer, shorter = (metrics[name] for name in names)
+
     share = metrics["eval_length_accuracy"]
     counts = [max(1, round(metrics["eval_pairs"] * part)) for part in (share, 1 - share)]
     worse, count = min(zip((longer, shorter), counts, strict=True))
     high = share_interval([worse] * count)[1]
     correlation = metrics.get("eval_reward_length_correlation", 0.0)
+
     habit = high < 0.5 and max(longer, shorter) > 0.5
     hint = abs(correlation) > _LENGTH_CORRELATION_WARN or abs(longer - shorter) > _LENGTH_GAP_WARN
     evidence = (
         f"{run.label}: right for {percent(longer)} of the pairs whose chosen answer is the longer, "
-        f"{percent(shorter)} where it is the shorter; rank correlation of reward and length {correlation:+.2f}"
+        f"{percent(shorter)} where it is the shorter; rank correlation of reward and length "
+        f"{correlation:+.2f}"
     )
+
     advice = "balance the pairs by length, then train again; a policy would only learn to write longer or shorter"
     return [
         Finding(
@@ -329,13 +371,16 @@ def _calibration(run: ChainRun) -> list[Finding]:
     error = run.metrics.get("eval_calibration_error")
     if error is None:
         return []
-    # |observed - expected| of n / bins coins is about 0.8 sqrt(p (1 - p) bins / n); 0.4 is its largest, at p = 0.5.
+    # |observed - expected| of n / bins coins is about 0.8 sqrt(p (1 - p) bins / n); 0.4 is its
+    # largest, at p = 0.5.
     noise = 0.4 * math.sqrt(_BINS / run.metrics["eval_pairs"])
     verdict = by_limit(error - noise, warn=_CALIBRATION_WARN, bad=_CALIBRATION_BAD)
+
     evidence = (
         f"{run.label}: confidence and accuracy are {error:.2f} apart on average, "
         f"up to {noise:.2f} of it because the pairs are few"
     )
+
     advice = (
         "fewer steps or a lower --learning_rate; normalise rewards before reinforcement learning"
     )
@@ -348,6 +393,7 @@ def _spread(run: ChainRun) -> list[Finding]:
         return []
     verdict = "bad" if spread < 1e-3 else "ok"
     evidence = f"{run.label}: rewards of unseen answers have a standard deviation of {spread:.3g}"
+
     return [
         Finding(
             "reward model",
@@ -360,7 +406,9 @@ def _spread(run: ChainRun) -> list[Finding]:
 
 
 def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
-    """The reward model's choice between the policy's answers against the judge's: two win_rate runs on the same."""
+    """The reward model's choice between the policy's answers against the judge's: two win_rate runs
+    on the same.
+    """
     found = []
     judged = [run for run in runs if run.recipe == "win_rate" and run.answers]
     for judge in (run for run in judged if not run.settings.get("reward_model")):
@@ -374,6 +422,7 @@ def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
                 for ours, gold in shares
                 if 0.5 not in (ours, gold)
             ]
+
             if not right:
                 continue
             low, high = share_interval(right)
@@ -381,14 +430,18 @@ def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
             verdict = (
                 "bad" if low <= 0.5 and share < _ACCURACY_WARN else "warn" if low <= 0.5 else "ok"
             )
+
             evidence = (
-                f"{proxy.label} and {judge.label}: on the policy's own answers the reward model sides with the "
+                f"{proxy.label} and {judge.label}: on the policy's own answers the reward model "
+                "sides with the "
                 f"judge in {share:.3f} [{low:.3f}, {high:.3f}] of {len(right)} decided pairs"
             )
+
             advice = "label answers of this policy and train the reward model on them too"
             found.append(
                 Finding("reward model", "on the policy's answers", verdict, evidence, advice)
             )
+
     return found
 
 
@@ -397,6 +450,7 @@ def _length_on_policy(runs: Sequence[ChainRun]) -> list[Finding]:
     found = []
     for run in runs:
         last = max((row["step"] for row in run.completions), default=0)
+
         late = [
             row
             for row in run.completions
@@ -404,6 +458,7 @@ def _length_on_policy(runs: Sequence[ChainRun]) -> list[Finding]:
         ]
         if len(late) < _FEWEST_COMPLETIONS:
             continue
+
         lengths = [len(answer_text(row["completion"])) for row in late]
         correlation = rank_correlation([row["reward"] for row in late], lengths)
         verdict = "warn" if abs(correlation) > _LENGTH_CORRELATION_WARN else "ok"
@@ -412,6 +467,7 @@ def _length_on_policy(runs: Sequence[ChainRun]) -> list[Finding]:
         found.append(
             Finding("reward model", "length on the policy's answers", verdict, evidence, advice)
         )
+
     return found
 
 

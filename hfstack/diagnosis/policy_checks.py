@@ -1,7 +1,8 @@
-"""Checks of the last link: did reinforcement learning do what the reward asked, and did the judge like what came out?
+"""Checks of the last link: did reinforcement learning do what the reward asked, and did the judge
+like what came out?
 
-Each takes runs and returns findings. Limits stand here with their reason; those without a source are ours.
-"""
+Each takes runs and returns findings. Limits stand here with their reason; those without a source
+are ours."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -26,13 +27,15 @@ _LENGTH = "completions/mean_length"  # tokens
 
 _FEWEST_POINTS = 8  # of a curve, so that a quarter of it has two
 _SURE = 2.0  # standard errors
-# Gao et al. 2023 (arXiv:2210.10760): proxy reward rises with KL, true reward turns. Where it turns depends on the
-# reward model, so the budget is the user's to set; three times the budget is another model.
+# Gao et al. 2023 (arXiv:2210.10760): proxy reward rises with KL, true reward turns. Where it turns
+# depends on the reward model, so the budget is the user's to set; three times the budget is another
+# model.
 _KL_FACTOR_BAD = 3.0
 _KL_STILL = 0.1  # nats an answer: the policy is where it began
 _KL_BELOW = -0.5  # nats: a KL is never negative, its estimate over thousands of answers hardly
 _CLIPPED_WARN, _CLIPPED_BAD = 0.3, 0.5  # ours: half of the tokens no longer teach
-# Target values of early stopping are 0.01 to 0.05 (OpenAI Spinning Up's PPO, 2018); beyond 0.2 the data is stale.
+# Target values of early stopping are 0.01 to 0.05 (OpenAI Spinning Up's PPO, 2018); beyond 0.2 the
+# data is stale.
 _STEP_KL_WARN, _STEP_KL_BAD = 0.05, 0.2
 _RATIO_WARN, _RATIO_BAD = 0.1, 0.5  # of a mean that is 1 in expectation
 _ENTROPY_WARN, _ENTROPY_BAD = 0.3, 0.1  # of what it was at first: ours
@@ -50,11 +53,13 @@ def check_policies(
 
     Args:
         kl_budget_nats: how far an answer may be from the starting model before it is a warning.
-        gold: name of a logged reward that was not trained on (weight 0), such as a gold rule, if there is one.
+        gold: name of a logged reward that was not trained on (weight 0), such as a gold rule, if
+            there is one.
     """
     found: list[Finding] = []
     policies = [run for run in runs if run.recipe in ONLINE_RECIPES]
     comparisons = [run for run in runs if run.recipe == "win_rate"]
+
     for run in policies:
         if run.error is not None:
             found.append(
@@ -66,6 +71,7 @@ def check_policies(
                     "lower --learning_rate",
                 )
             )
+
         reward_rise = _reward(run)
         moved, kl_finding = _kl(run, kl_budget_nats)
         found += [
@@ -76,6 +82,7 @@ def check_policies(
             *_critic(run),
             *_drift(run),
         ]
+
         found += _gold_curve(run, gold)
         own = [each for each in comparisons if run.label in each.parents or len(policies) == 1]
         over = moved is not None and moved > kl_budget_nats
@@ -84,10 +91,12 @@ def check_policies(
             for each in own
             for finding in _judged(each, rose=reward_rise[0], over_budget=over)
         ]
+
         found += judged or [
             Finding("policy", "judge", "unknown", f"no win_rate run of {run.label} given",
                     "compare it with the model before: hfstack run win_rate")
         ]  # fmt: skip
+
     return found or [
         Finding(
             "policy",
@@ -100,24 +109,30 @@ def check_policies(
 
 
 def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
-    """Whether the reward that was trained on rose beyond its noise, from the first quarter of the run to the last."""
+    """Whether the reward that was trained on rose beyond its noise, from the first quarter of the
+    run to the last.
+    """
     values = series(run, "reward")
     if len(values) < _FEWEST_POINTS:
         evidence = f"{run.label} logged {len(values)} rewards; {_FEWEST_POINTS} are needed"
         return None, Finding(
             "policy", "reward", "unknown", evidence, "smaller --logging_steps, or train longer"
         )
+
     first, *_, last = quarters(values)
     difference, error = rise(first, last)
     evidence = (
-        f"{run.label}: reward {fmean(first):.3g} in the first quarter, {fmean(last):.3g} in the last "
+        f"{run.label}: reward {fmean(first):.3g} in the first quarter, {fmean(last):.3g} in the "
+        "last "
         f"({difference:+.2g}, standard error {error:.2g})"
     )
+
     if difference > _SURE * error:
         return True, Finding("policy", "reward", "ok", evidence)
     fell = difference < -_SURE * error
     kl = series(run, _KL)
     still = bool(kl) and abs(fmean(quarters(kl)[-1])) < _KL_STILL
+
     if fell:
         return False, Finding(
             "policy",
@@ -126,6 +141,7 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
             f"{evidence}: it fell",
             "lower --learning_rate, clip gradients",
         )
+
     if still:
         evidence += f"; the KL is {fmean(quarters(kl)[-1]):.2g} nats, so the policy has not moved"
         return False, Finding(
@@ -135,6 +151,7 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
             evidence,
             "higher --learning_rate, or a lower weight of the KL",
         )
+
     return False, Finding(
         "policy",
         "reward",
@@ -150,11 +167,13 @@ def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
     if not values:
         missing = f"{run.label} logged no KL"
         return None, Finding("policy", "KL", "unknown", missing, "train with a KL weight above 0")
+
     last = fmean(quarters(values)[-1]) if len(values) >= 4 else values[-1]
     peak = max(values)
     verdict = by_limit(last, warn=budget, bad=_KL_FACTOR_BAD * budget)
     verdict = "warn" if verdict == "ok" and peak > _KL_FACTOR_BAD * budget else verdict
     evidence = f"{run.label}: {last:.3g} nats an answer at the end, {peak:.3g} at most; the budget is {budget:g}"
+
     if last < _KL_BELOW:
         evidence += ". A KL below 0 means that sampling and scoring disagree"
         return last, Finding(
@@ -164,6 +183,7 @@ def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
             evidence,
             "turn dropout off, sample at temperature 1 without top-p",
         )
+
     return last, Finding(
         "policy", "KL", verdict, evidence, "raise the weight of the KL, or stop earlier"
     )
@@ -182,6 +202,7 @@ def _step_size(run: ChainRun) -> list[Finding]:
             "nats a token between a rollout and its updates",
         ),
     )
+
     for check, values, warn, bad, what in checks:
         if values:
             late = fmean(values[len(values) // 2 :])
@@ -190,6 +211,7 @@ def _step_size(run: ChainRun) -> list[Finding]:
             found.append(
                 Finding("policy", check, by_limit(late, warn=warn, bad=bad), evidence, advice)
             )
+
     if ratios := series(run, "policy/ratio"):
         off = max(ratios, key=lambda value: abs(value - 1))
         evidence = (
@@ -197,6 +219,7 @@ def _step_size(run: ChainRun) -> list[Finding]:
         )
         verdict = by_limit(abs(off - 1), warn=_RATIO_WARN, bad=_RATIO_BAD)
         found.append(Finding("policy", "ratio", verdict, evidence, "lower --learning_rate"))
+
     return found
 
 
@@ -213,6 +236,7 @@ def _entropy(run: ChainRun) -> list[Finding]:
         return []
     left = fmean(quarters(values)[-1]) / values[0]
     evidence = f"{run.label}: entropy {values[0]:.3g} nats a token at first, {percent(left)} of it at the end"
+
     verdict = by_limit(left, warn=_ENTROPY_WARN, bad=_ENTROPY_BAD)
     return [
         Finding(
@@ -229,16 +253,19 @@ def _critic(run: ChainRun) -> list[Finding]:
     if len(values) < _FEWEST_POINTS:
         evidence = f"{run.label} logged the explained variance {len(values)} times; {_FEWEST_POINTS} are needed"
         return [Finding("policy", "critic", "unknown", evidence, "train longer")]
+
     last = fmean(quarters(values)[-1])
     losses = series(run, "loss/value")
     told = f"; value loss {losses[0]:.3g} at first, {losses[-1]:.3g} at the end" if losses else ""
     evidence = f"{run.label}: the critic explains {last:.2f} of the variance of the returns at the end{told}"
     verdict = by_limit(last, warn=_EXPLAINED_WARN, bad=_EXPLAINED_BAD)
+
     first, *_, end = quarters(values)
     difference, error = rise(first, end)
     if verdict == "bad" and last > 0 and difference > _SURE * error:
         verdict, evidence = "warn", f"{evidence}; it still rises"
     advice = "higher --critic_learning_rate, --critic_warmup_rollouts, or start the critic from the reward model"
+
     return [Finding("policy", "critic", verdict, evidence, advice)]
 
 
@@ -251,6 +278,7 @@ def _drift(run: ChainRun) -> list[Finding]:
         evidence = f"{run.label}: {percent(first)} of the answers ended by themselves at first, {percent(last)} at the end"
         verdict = by_limit(first - last, warn=_ENDED_FALL_WARN, bad=_ENDED_FALL_BAD)
         found.append(Finding("policy", "answers end", verdict, evidence, "--missing_eos_penalty 1"))
+
     if len(lengths) >= _FEWEST_POINTS and min(lengths) > 0:
         first, *_, last = (fmean(part) for part in quarters(lengths))
         evidence = f"{run.label}: {first:.0f} tokens an answer at first, {last:.0f} at the end"
@@ -258,13 +286,17 @@ def _drift(run: ChainRun) -> list[Finding]:
         verdict: Verdict = "warn" if factor > _LENGTH_FACTOR_WARN else "ok"
         advice = "compare at equal length (win_rate), and look at the reward model's length bias"
         found.append(Finding("policy", "length", verdict, evidence, advice))
+
     return found
 
 
 def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
-    """The reward that was trained on against one that was only watched: over-optimisation of Gao et al. 2023."""
+    """The reward that was trained on against one that was only watched: over-optimisation of Gao et
+    al. 2023.
+    """
     if gold is None:
         return []
+
     watched, trained, kl = (
         series(run, f"rewards/{gold}/mean"),
         series(run, "reward"),
@@ -281,30 +313,37 @@ def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
                 "add it to REWARDS with weight 0",
             )
         ]
+
     parts, proxy = quarters(watched), quarters(trained)
     means = [fmean(part) for part in parts]
     best = means.index(max(means))
     fall, error = rise(parts[best], parts[-1])
     back, back_error = rise(parts[0], parts[-1])
+
     proxy_rose = fmean(proxy[-1]) >= fmean(proxy[best])
     lost = fall < -_SURE * error and proxy_rose
     verdict: Verdict = "bad" if lost and back < -_SURE * back_error else "warn" if lost else "ok"
     at = f" at {fmean(quarters(kl)[best]):.3g} nats" if len(kl) >= 4 else ""
     evidence = (
-        f"{run.label}: {gold} is best in quarter {best + 1} of the run{at} ({means[best]:.3g}) and {means[-1]:.3g} in "
+        f"{run.label}: {gold} is best in quarter {best + 1} of the run{at} ({means[best]:.3g}) "
+        f"and {means[-1]:.3g} in "
         f"the last, while the reward went from {fmean(proxy[best]):.3g} to {fmean(proxy[-1]):.3g}"
     )
+
     advice = "stop at that KL, or train the reward model on answers of this policy"
     return [Finding("reward model", "over-optimisation", verdict, evidence, advice)]
 
 
 def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Finding]:
-    """The win rate over the model before, unless the judge is a reward model, which is no judge of its own training."""
+    """The win rate over the model before, unless the judge is a reward model, which is no judge of
+    its own training.
+    """
     names = [f"win_rate{end}" for end in ("", "_low", "_high")]
     if any(name not in run.metrics for name in names):
         return []
     rate, low, high = (run.metrics[name] for name in names)
     shown = f"{run.label}: wins {rate:.3f} [{low:.3f}, {high:.3f}] of {run.metrics.get('prompts', 0):.0f} prompts"
+
     if judge := run.settings.get("reward_model"):
         evidence = f"{shown} by the reward model {judge}, which is not a judge of what was trained against it"
         return [
@@ -316,6 +355,7 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
                 "judge by the gold rule, by people or by another model",
             )
         ]
+
     found = []
     if low > 0.5:
         found.append(Finding("policy", "judge", "ok", shown))
@@ -324,10 +364,12 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
         evidence = f"{shown}: cannot be told from one half"
         found.append(Finding("policy", "judge", "warn", evidence, "more prompts, or train longer"))
     elif rose:
-        # The policy did what it was asked: within the budget the fault is in what was asked, beyond it in how far.
+        # The policy did what it was asked: within the budget the fault is in what was asked, beyond
+        # it in how far.
         link: Link = "policy" if over_budget else "reward model"
         where = "beyond" if over_budget else "within"
         evidence = f"{shown}, while the reward rose, {where} the KL budget"
+
         advice = (
             "raise the weight of the KL, or stop earlier"
             if over_budget
@@ -343,6 +385,7 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
         found.append(
             Finding("policy", "judge", "bad", f"{shown}; {asked}", "lower --learning_rate")
         )
+
     return found + _less_varied(run)
 
 
@@ -358,6 +401,7 @@ def _won_by_length(run: ChainRun) -> list[Finding]:
         if ours is None or theirs is None
         else f"; {ours:.0f} characters an answer against {theirs:.0f}"
     )
+
     evidence = f"{run.label}: at equal length it wins {rate:.3f} (95 % from {low:.3f}){lengths}"
     verdict: Verdict = "ok" if low > 0.5 else "warn"
     advice = "length may be what won: balance the preferences by length"
@@ -365,7 +409,9 @@ def _won_by_length(run: ChainRun) -> list[Finding]:
 
 
 def _less_varied(run: ChainRun) -> list[Finding]:
-    """Different word pairs against those of the model before: one answer to every prompt is a collapse."""
+    """Different word pairs against those of the model before: one answer to every prompt is a
+    collapse.
+    """
     ours, theirs = (run.metrics.get(f"{prefix}distinct_2") for prefix in ("", "reference_"))
     if ours is None or not theirs:
         return []

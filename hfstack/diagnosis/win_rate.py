@@ -1,9 +1,9 @@
-"""How often one model's answers beat another's on the same prompts, and whether length alone explains it.
+"""How often one model's answers beat another's on the same prompts, and whether length alone
+explains it.
 
-A judge is `(prompts, first, second)` and returns, for each prompt, the share in [0, 1] by which the first answer wins:
-1, 0, or 0.5 for a tie. Each pair is judged twice with the places swapped, so that a judge that prefers a place adds
-nothing to the result.
-"""
+A judge is `(prompts, first, second)` and returns, for each prompt, the share in [0, 1] by which the
+first answer wins: 1, 0, or 0.5 for a tie. Each pair is judged twice with the places swapped, so
+that a judge that prefers a place adds nothing to the result."""
 
 import math
 import re
@@ -43,7 +43,9 @@ class Judged:
     flips: float  # share of the prompts where the winner changed with the order
 
     def counts(self) -> dict[str, float]:
-        """How many prompts were won, tied and lost over both orders, and how much the place mattered."""
+        """How many prompts were won, tied and lost over both orders, and how much the place
+        mattered.
+        """
         return {
             "wins": sum(share > 0.5 for share in self.shares),
             "ties": sum(share == 0.5 for share in self.shares),
@@ -75,7 +77,8 @@ def judge_both_orders(
     """Ask the judge about each pair with either answer first, and average.
 
     Raises:
-        DataError: the judge returns a list of the wrong length, or something outside [0, 1] (the pair is named).
+        DataError: the judge returns a list of the wrong length, or something outside [0, 1] (the
+            pair is named).
     """
     if not prompts:
         raise DataError("no prompts to judge on")
@@ -86,6 +89,7 @@ def judge_both_orders(
         (first - 0.5) * (0.5 - second) < 0
         for first, second in zip(as_first, as_second, strict=True)
     )
+
     first_place = sum(as_first + as_second) / (2 * len(shares))
     return Judged(shares, first_place, flips / len(shares))
 
@@ -93,7 +97,9 @@ def judge_both_orders(
 def judge_by_score(
     score: Callable[[list[Any], list[str]], Sequence[float]], *, margin: float = 0.0
 ) -> Judge:
-    """Make a judge of a function that scores answers: the higher score wins, and within `margin` it is a tie."""
+    """Make a judge of a function that scores answers: the higher score wins, and within `margin` it
+    is a tie.
+    """
 
     def judge(prompts: list[Any], first: list[str], second: list[str]) -> list[float]:
         pairs = zip(score(prompts, first), score(prompts, second), strict=True)
@@ -105,10 +111,10 @@ def judge_by_score(
 def win_rate(shares: Sequence[float]) -> Estimate:
     """The mean share, ties counted as half a win, with Wilson's 95 % score interval.
 
-    Wilson (1927), recommended for small samples and shares near 0 or 1 by Brown, Cai and DasGupta (2001), "Interval
-    estimation for a binomial proportion". A share in [0, 1] varies at most as much as a coin of the same mean, so with
-    ties the interval is wider than it need be, never narrower.
-    """
+    Wilson (1927), recommended for small samples and shares near 0 or 1 by Brown, Cai and DasGupta
+    (2001), "Interval estimation for a binomial proportion". A share in [0, 1] varies at most as
+    much as a coin of the same mean, so with ties the interval is wider than it need be, never
+    narrower."""
     count, mean = len(shares), sum(shares) / len(shares)
     centre = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
@@ -118,12 +124,13 @@ def win_rate(shares: Sequence[float]) -> Estimate:
 def length_controlled_win_rate(
     shares: Sequence[float], ours: Sequence[int], theirs: Sequence[int], *, seed: int = 0
 ) -> Estimate:
-    """The win rate that a logistic regression predicts for answers of equal length, with a bootstrap 95 % interval.
+    """The win rate that a logistic regression predicts for answers of equal length, with a
+    bootstrap 95 % interval.
 
-    As in AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv:2404.04475), the logit of the share is
-    theta + phi tanh(d / std(d)), with d our length minus theirs, and the result is sigmoid(theta). Their term for the
-    difficulty of each instruction needs many models and is left out. The interval is the percentile bootstrap over
-    prompts (Efron 1979).
+    As in AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv:2404.04475), the
+    logit of the share is theta + phi tanh(d / std(d)), with d our length minus theirs, and the
+    result is sigmoid(theta). Their term for the difficulty of each instruction needs many models
+    and is left out. The interval is the percentile bootstrap over prompts (Efron 1979).
 
     Args:
         shares: for each prompt, the share by which ours won.
@@ -140,7 +147,9 @@ def length_controlled_win_rate(
 
 
 def describe_answers(answers: Sequence[Completion], *, prefix: str = "") -> dict[str, float]:
-    """Mean length in characters and tokens, share that ended by itself, distinct-1 and distinct-2, keys prefixed."""
+    """Mean length in characters and tokens, share that ended by itself, distinct-1 and distinct-2,
+    keys prefixed.
+    """
     count, texts = len(answers), [one.completion for one in answers]
     numbers = {
         "answer_characters": sum(map(len, texts)) / count,
@@ -149,6 +158,7 @@ def describe_answers(answers: Sequence[Completion], *, prefix: str = "") -> dict
         "distinct_1": distinct(texts, 1),
         "distinct_2": distinct(texts, 2),
     }
+
     return {prefix + name: value for name, value in numbers.items()}
 
 
@@ -162,7 +172,8 @@ def perplexity_of_answers(
 ) -> float:
     """The perplexity that `model` gives to answers after their prompts, over all their tokens.
 
-    Answers are tokenised again by `tokenizer`, and those that ended by themselves have their end scored as well.
+    Answers are tokenised again by `tokenizer`, and those that ended by themselves have their end
+    scored as well.
 
     Args:
         prompts: token ids of each prompt by this tokenizer.
@@ -173,8 +184,10 @@ def perplexity_of_answers(
         if isinstance(settings.eos_token_id, list)
         else [settings.eos_token_id]
     )
+
     end = end_of_turn_id(tokenizer) if end_of_turn_id(tokenizer) in ends else tokenizer.eos_token_id
     rows = []
+
     for prompt, one in zip(prompts, answers, strict=True):
         written: list[int] = tokenizer(one.completion, add_special_tokens=False)["input_ids"]
         scored = [*written, end] if one.finished and end is not None else written
@@ -182,6 +195,7 @@ def perplexity_of_answers(
             rows.append(
                 {"input_ids": [*prompt, *scored], "labels": [_IGNORED] * len(prompt) + scored}
             )
+
     if not rows:
         raise DataError("no answer has a token: there is nothing to measure the perplexity of")
     if tokenizer.pad_token_id is None:
@@ -190,11 +204,12 @@ def perplexity_of_answers(
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words over all n-grams of all texts (distinct-n of Li et al. 2016); 0 when there are none.
+    """Different n-grams of words over all n-grams of all texts (distinct-n of Li et al. 2016); 0
+    when there are none.
 
-    Words are runs of letters and digits in lower case, and each Chinese, Japanese or Korean character is one. The
-    number falls with the amount of text, so compare only equal numbers of prompts.
-    """
+    Words are runs of letters and digits in lower case, and each Chinese, Japanese or Korean
+    character is one. The number falls with the amount of text, so compare only equal numbers of
+    prompts."""
     words = [_WORD.findall(text.lower()) for text in texts]
     grams = [tuple(each[index : index + n]) for each in words for index in range(len(each) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
@@ -205,12 +220,15 @@ def _asked(judge: Judge, prompts: list[Any], first: list[str], second: list[str]
     shares = list(judge(prompts, first, second))
     if len(shares) != len(prompts):
         raise DataError(f"the judge returned {len(shares)} shares for {len(prompts)} pairs")
+
     for index, share in enumerate(shares):
         if not isinstance(share, int | float) or not 0 <= share <= 1:
             raise DataError(
-                f"the judge returned {share!r} for pair {index + 1} (prompt {str(prompts[index])[:60]!r}); a share "
+                f"the judge returned {share!r} for pair {index + 1} (prompt "
+                f"{str(prompts[index])[:60]!r}); a share "
                 "lies between 0 and 1, with 0.5 for a tie"
             )
+
     return [float(share) for share in shares]
 
 
@@ -221,11 +239,12 @@ def _rate_at_equal_length(won: numpy.ndarray, difference: numpy.ndarray) -> floa
         return (
             mean  # nothing to control for, or no answer of the other kind to learn the slope from
         )
-    design = numpy.stack(
-        [numpy.ones_like(won), numpy.tanh(difference / spread)], axis=1
-    )  # (prompts, 2)
+
+    # (prompts, 2)
+    design = numpy.stack([numpy.ones_like(won), numpy.tanh(difference / spread)], axis=1)
     penalty = numpy.diag([0.0, 1 / _SLOPE_SPREAD**2])
     weights = numpy.array([math.log(mean / (1 - mean)), 0.0])
+
     for _ in range(100):
         expected = 1 / (1 + numpy.exp(-numpy.clip(design @ weights, -30, 30)))
         gradient = design.T @ (won - expected) - penalty @ weights
@@ -234,4 +253,5 @@ def _rate_at_equal_length(won: numpy.ndarray, difference: numpy.ndarray) -> floa
         weights = weights + numpy.clip(step, -2.0, 2.0)
         if numpy.abs(step).max() < 1e-8:
             break
+
     return float(1 / (1 + math.exp(-float(numpy.clip(weights[0], -30, 30)))))

@@ -1,10 +1,10 @@
 """Which checkpoint is whole, which one is resumed, which are kept. Standard library only.
 
-A checkpoint is whole when the manifest that was written last, after everything else had reached the disk, says so:
-`hfstack-manifest.json` holds size and blake2b of every file. Renaming a finished folder into place instead was merged
-into transformers and taken back twice (huggingface/transformers#27820 and #29370, #35580 and #36112): a folder can be
-renamed while another process still writes into it.
-"""
+A checkpoint is whole when the manifest that was written last, after everything else had reached the
+disk, says so: `hfstack-manifest.json` holds size and blake2b of every file. Renaming a finished
+folder into place instead was merged into transformers and taken back twice
+(huggingface/transformers#27820 and #29370, #35580 and #36112): a folder can be renamed while
+another process still writes into it."""
 
 import hashlib
 import json
@@ -29,7 +29,8 @@ _SCHEMA = 1
 _CHUNK_BYTES = 4 << 20
 _THREADS = 4
 
-# Weights in fp32 and two fp32 moments of Adam, beside which everything else in a checkpoint is small.
+# Weights in fp32 and two fp32 moments of Adam, beside which everything else in a checkpoint is
+# small.
 _BYTES_PER_TRAINED_PARAMETER = 12
 
 _STEP = re.compile(r"checkpoint-(\d+)")
@@ -38,12 +39,14 @@ _STEP = re.compile(r"checkpoint-(\d+)")
 def refuse_full_disk(
     directory: str | Path, *, parameters: int = 0, checkpoint_bytes: int = 0
 ) -> None:
-    """Refuse to start when the disk cannot hold two checkpoints: the last good one and the one being written.
+    """Refuse to start when the disk cannot hold two checkpoints: the last good one and the one
+    being written.
 
     Args:
         directory: an existing directory, where the checkpoints go.
         parameters: number of parameters that are trained, when there is no checkpoint to go by.
-        checkpoint_bytes: size of a checkpoint of this run; one is on the disk already, so one more must fit.
+        checkpoint_bytes: size of a checkpoint of this run; one is on the disk already, so one more
+            must fit.
 
     Raises:
         CheckpointError: there is too little free space.
@@ -53,7 +56,8 @@ def refuse_full_disk(
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise CheckpointError(
-            f"{count} {needed / 2**20:,.0f} MiB but the disk of {directory} has {free / 2**20:,.0f} MiB "
+            f"{count} {needed / 2**20:,.0f} MiB but the disk of {directory} has "
+            f"{free / 2**20:,.0f} MiB "
             "free; make room, choose another --output_dir, or set --save_strategy no"
         )
 
@@ -75,7 +79,9 @@ def list_checkpoints(directory: str | Path) -> list[Path]:
 
 
 def newest_checkpoint(directory: str | Path, *, needs_manifest: bool = False) -> Path | None:
-    """Return the newest checkpoint of a run whose files are there in their sizes, or None; contents are not read."""
+    """Return the newest checkpoint of a run whose files are there in their sizes, or None; contents
+    are not read.
+    """
     paths = list_checkpoints(directory)
     return next(
         (
@@ -90,8 +96,8 @@ def newest_checkpoint(directory: str | Path, *, needs_manifest: bool = False) ->
 def resumable_checkpoint(directory: str | Path, *, needs_manifest: bool = False) -> Path | None:
     """Return the newest checkpoint whose files are what was written, or None.
 
-    Newer ones that are torn are set aside as `broken-<step>`, so that nothing takes them for good ones.
-    """
+    Newer ones that are torn are set aside as `broken-<step>`, so that nothing takes them for good
+    ones."""
     for path in list_checkpoints(directory):
         damage = find_damage(path, needs_manifest=needs_manifest)
         if damage is None:
@@ -102,7 +108,9 @@ def resumable_checkpoint(directory: str | Path, *, needs_manifest: bool = False)
 
 
 def set_aside(path: Path, word: str) -> Path:
-    """Rename `checkpoint-<step>` to `<word>-<step>`; of several with one word only the last is kept, to spare disk."""
+    """Rename `checkpoint-<step>` to `<word>-<step>`; of several with one word only the last is
+    kept, to spare disk.
+    """
     target = path.with_name(f"{word}-{step_of(path)}")
     for older in path.parent.glob(f"{word}-*"):
         if older.is_dir() and older.name.removeprefix(f"{word}-").isdigit():
@@ -115,31 +123,37 @@ def check_checkpoint(path: Path, *, needs_manifest: bool = False) -> int:
     """Return the step of a checkpoint that a run can be continued from.
 
     Raises:
-        CheckpointError: it is torn, or has no optimizer or schedule, so that training would go on from a fresh
-            optimizer, with the learning rate back at its peak.
+        CheckpointError: it is torn, or has no optimizer or schedule, so that training would go on
+            from a fresh optimizer, with the learning rate back at its peak.
     """
     damage = find_damage(path, needs_manifest=needs_manifest)
     if damage is not None:
         raise CheckpointError(f"{path} is no whole checkpoint: {damage}; name another")
+
     missing = [what for what, there in _needed(path).items() if not there]
     if missing:
         raise CheckpointError(
-            f"{path} has no {' and no '.join(missing)} state to continue from; name another checkpoint, or start a "
+            f"{path} has no {' and no '.join(missing)} state to continue from; name another "
+            "checkpoint, or start a "
             f"new run from its weights alone: --model_name_or_path {path}"
         )
+
     if not any(path.glob("rng_state*")):
         logger.warning(
-            "%s has no rng_state.pth: training goes on, but dropout and shuffling will differ from an uninterrupted "
+            "%s has no rng_state.pth: training goes on, but dropout and shuffling will differ "
+            "from an uninterrupted "
             "run's",
             path,
         )
+
     return _read_state(path)["global_step"]
 
 
 def write_manifest(
     path: Path, *, step: int, world_size: int = 1, settings: dict[str, Any] | None = None
 ) -> None:
-    """Bring every file of a checkpoint to the disk, then write its manifest, then let go of upstream's mark.
+    """Bring every file of a checkpoint to the disk, then write its manifest, then let go of
+    upstream's mark.
 
     Args:
         path: the checkpoint's folder, to which every process has written its part.
@@ -152,18 +166,21 @@ def write_manifest(
         described = list(pool.map(lambda name: _describe(path / name, flush=True), names))
     for folder in {path, *((path / name).parent for name in names)}:
         _flush(folder)
+
     manifest = {
         "schema": _SCHEMA,
         "step": step,
         "world_size": world_size,
         "settings": settings or {},
     }
+
     manifest["files"] = dict(zip(names, described, strict=True))
     temporary = path / f"{MANIFEST}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+
     temporary.replace(path / MANIFEST)
     (path / INCOMPLETE).unlink(missing_ok=True)
     _flush(path)
@@ -171,7 +188,9 @@ def write_manifest(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings that `write_manifest` was given for a whole checkpoint; empty without a manifest."""
+    """Return the settings that `write_manifest` was given for a whole checkpoint; empty without a
+    manifest.
+    """
     if not (path / MANIFEST).is_file():
         return {}
     return json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("settings", {})
@@ -182,8 +201,8 @@ def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) 
 
     Args:
         path: the checkpoint's folder.
-        needs_manifest: whether one without a manifest is unfinished; otherwise it was made by something else than
-            hfstack, and its files are judged by their own structure.
+        needs_manifest: whether one without a manifest is unfinished; otherwise it was made by
+            something else than hfstack, and its files are judged by their own structure.
         deep: whether contents are read, and not only names and sizes compared.
 
     Raises:
@@ -198,6 +217,7 @@ def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) 
             return _differs_from_manifest(path, deep)
         if needs_manifest:
             return f"{MANIFEST}, which is written last, is missing"
+
         return _structure_fault(path, deep)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
@@ -206,7 +226,8 @@ def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) 
 def rotate(
     directory: str | Path, *, keep: int | None, protected: str | Path | None = None
 ) -> list[Path]:
-    """Delete the oldest checkpoints beyond `keep`, never the newest whole one nor the protected one; return them.
+    """Delete the oldest checkpoints beyond `keep`, never the newest whole one nor the protected
+    one; return them.
 
     Args:
         directory: the run's directory.
@@ -219,20 +240,24 @@ def rotate(
         return []
     safe = {whole[0], *([Path(protected)] if protected else [])}
     kept = [path for path in paths if path.name in {one.name for one in safe}]
+
     for path in paths:
         if path not in kept and len(kept) < max(keep, len(safe)):
             kept.append(path)
+
     doomed = [path for path in paths if path not in kept and step_of(path) < step_of(whole[0])]
     for path in doomed:
-        (path / MANIFEST).unlink(
-            missing_ok=True
-        )  # from here on it is no checkpoint, whenever the process dies
+        # from here on it is no checkpoint, whenever the process dies
+        (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
+
     return doomed
 
 
 def remove_unfinished(directory: str | Path) -> list[Path]:
-    """Delete checkpoints that have no manifest: what a failed save left, which would fill the disk; return them."""
+    """Delete checkpoints that have no manifest: what a failed save left, which would fill the disk;
+    return them.
+    """
     unfinished = [path for path in list_checkpoints(directory) if not (path / MANIFEST).exists()]
     for path in unfinished:
         shutil.rmtree(path, ignore_errors=True)
@@ -247,10 +272,9 @@ def size_bytes(path: Path) -> int:
 def says_disk_is_full(error: BaseException) -> bool:
     """Whether an error, of whichever library that wrote a file, means that there was no room."""
     words = ("No space left", "os error 28", "Disk quota", "File too large")
-    words += (
-        "PytorchStreamWriter failed writing",
-        "inline_container.cc",
-    )  # torch.save says neither why nor where
+    # torch.save says neither why nor where
+    words += ("PytorchStreamWriter failed writing", "inline_container.cc")
+
     while True:
         if any(word in str(error) for word in words):
             return True
@@ -260,7 +284,9 @@ def says_disk_is_full(error: BaseException) -> bool:
 
 
 def _file_names(path: Path) -> list[str]:
-    """The files of a checkpoint by their relative names; neither the manifest nor upstream's mark is content."""
+    """The files of a checkpoint by their relative names; neither the manifest nor upstream's mark
+    is content.
+    """
     found = [file for file in path.rglob("*") if file.is_file()]
     own = {MANIFEST, f"{MANIFEST}.tmp", INCOMPLETE}
     return sorted(
@@ -272,12 +298,14 @@ def _describe(path: Path, *, flush: bool = False) -> list[int | str]:
     """Return size in bytes and blake2b of a file, having brought it to the disk first if asked."""
     digest, size = hashlib.blake2b(digest_size=16), 0
     buffer = memoryview(bytearray(_CHUNK_BYTES))
+
     with path.open("rb", buffering=0) as file:
         if flush:
             os.fsync(file.fileno())
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
             size += count
+
     return [size, digest.hexdigest()]
 
 
@@ -297,17 +325,22 @@ def _differs_from_manifest(path: Path, deep: bool) -> str | None:
         step, schema = int(manifest["step"]), int(manifest["schema"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not whole"
+
     if schema > _SCHEMA:
+        # not torn, so it is not set aside
         raise CheckpointError(
             f"{path / MANIFEST} has schema {schema}, this hfstack reads {_SCHEMA}: upgrade hfstack"
-        )  # not torn, so it is not set aside
+        )
+
     if step_of(path) not in (step, -1):
         return f"its manifest is of step {step}"
+
     for name, (size, _) in files.items():
         if not (path / name).is_file():
             return f"{name} is missing"
         if (found := (path / name).stat().st_size) != size:
             return f"{name} has {found} bytes instead of {size}"
+
     if deep:
         with ThreadPoolExecutor(_THREADS) as pool:
             for name, found in zip(
@@ -315,15 +348,19 @@ def _differs_from_manifest(path: Path, deep: bool) -> str | None:
             ):
                 if found != files[name]:
                     return f"{name} is not what was written (its blake2b differs)"
+
     return None
 
 
 def _structure_fault(path: Path, deep: bool) -> str | None:
-    """What the files themselves give away: JSON that ends early, archives with a bad checksum, missing shards."""
+    """What the files themselves give away: JSON that ends early, archives with a bad checksum,
+    missing shards.
+    """
     try:
         _read_state(path)  # the Trainer writes it last
     except (OSError, ValueError, KeyError, TypeError):
         return f"{STATE} is missing or torn"
+
     for name in _file_names(path):
         file = path / name
         try:
@@ -353,6 +390,7 @@ def _structure_fault(path: Path, deep: bool) -> str | None:
             zipfile.BadZipFile,
         ):
             return f"{name} is torn"
+
     return None
 
 
@@ -369,7 +407,9 @@ def _safetensors_is_whole(path: Path) -> bool:
 
 
 def _needed(path: Path) -> dict[str, bool]:
-    """What training goes on from, and whether it is there; sharded runs keep it in folders of their own."""
+    """What training goes on from, and whether it is there; sharded runs keep it in folders of their
+    own.
+    """
     deepspeed = any(path.glob("global_step*"))
     return {
         "optimizer": deepspeed or any(path.glob("*optim*")),

@@ -13,7 +13,8 @@ import torch
 from hfstack.errors import ConfigError
 
 _LIBRARIES = (
-    "hfstack torch transformers trl peft datasets accelerate evaluate tokenizers safetensors huggingface_hub numpy"
+    "hfstack torch transformers trl peft datasets accelerate evaluate tokenizers safetensors "
+    "huggingface_hub numpy"
 ).split()
 
 
@@ -29,7 +30,9 @@ def library_versions() -> dict[str, str]:
 
 
 def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
-    """Return processor, cores, memory in GiB, accelerators, and the device that this run computes on."""
+    """Return processor, cores, memory in GiB, accelerators, and the device that this run computes
+    on.
+    """
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": _cpu_name(),
@@ -45,7 +48,9 @@ def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit of the checkout that holds `folder`, with `-dirty` when files differ, or None outside one."""
+    """Return the commit of the checkout that holds `folder`, with `-dirty` when files differ, or
+    None outside one.
+    """
 
     def git(*arguments: str) -> str | None:
         try:
@@ -71,32 +76,39 @@ def refuse_wrong_world_size(counted: int | None = None) -> int:
         counted: how many the Trainer counts, where there is one.
 
     Raises:
-        ConfigError: it is not the number that was asked for. `accelerate launch --cpu --num_processes 2` starts one
-            process and says nothing: it leaves MASTER_ADDR but no WORLD_SIZE. `hfstack run --processes` exports
-            HFSTACK_PROCESSES to compare with.
+        ConfigError: it is not the number that was asked for. `accelerate launch --cpu
+            --num_processes 2` starts one process and says nothing: it leaves MASTER_ADDR but no
+            WORLD_SIZE. `hfstack run --processes` exports HFSTACK_PROCESSES to compare with.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     asked = os.environ.get("HFSTACK_PROCESSES")
     if asked is not None and int(asked) != world_size:
         raise ConfigError(
-            f"{asked} processes were asked for but {world_size} started; launch with `hfstack run --processes {asked}`"
+            f"{asked} processes were asked for but {world_size} started; launch with `hfstack run "
+            f"--processes {asked}`"
         )
+
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
     if on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
             "accelerate was asked for several CPU processes and started one; "
-            "use `hfstack run --processes N` or `torchrun --nproc_per_node N ... --ddp_backend gloo`"
+            "use `hfstack run --processes N` or `torchrun --nproc_per_node N ... --ddp_backend "
+            "gloo`"
         )
+
     if counted not in (None, world_size):
         raise ConfigError(
-            f"{world_size} processes started, but the Trainer counts {counted}, so each would train alone on all rows: "
+            f"{world_size} processes started, but the Trainer counts {counted}, so each would "
+            "train alone on all rows: "
             "DeepSpeed needs a GPU"
         )
+
     return world_size
 
 
 def uses_deepspeed(args: Any) -> bool:
-    """Whether DeepSpeed trains: `accelerate launch` says so in the environment, and leaves `args.deepspeed` None.
+    """Whether DeepSpeed trains: `accelerate launch` says so in the environment, and leaves
+    `args.deepspeed` None.
 
     Args:
         args: a TrainingArguments.
@@ -105,7 +117,8 @@ def uses_deepspeed(args: Any) -> bool:
 
 
 def uses_fsdp(args: Any) -> bool:
-    """Whether FSDP shards the model: `accelerate launch` says so in the environment, and leaves `args.fsdp` None.
+    """Whether FSDP shards the model: `accelerate launch` says so in the environment, and leaves
+    `args.fsdp` None.
 
     Args:
         args: a TrainingArguments.

@@ -1,4 +1,6 @@
-"""The content of run.json: what was run, with what, and what came out; how to read it and compare two of them."""
+"""The content of run.json: what was run, with what, and what came out; how to read it and compare
+two of them.
+"""
 
 import dataclasses
 import difflib
@@ -19,11 +21,15 @@ logger = get_logger(__name__)
 RUN_FILE = "run.json"
 SCHEMA = 1
 
-# Settings that say where and how loudly a run speaks, not what it computes: they may differ on a resume.
+# Settings that say where and how loudly a run speaks, not what it computes: they may differ on a
+# resume.
 _NOT_IDENTITY = frozenset(
-    "output_dir resume_from_checkpoint disable_tqdm report_to run_name log_level log_level_replica project "
-    "logging_steps logging_first_step logging_strategy push_to_hub hub_model_id hub_strategy hub_private_repo "
-    "hub_revision hub_always_push trackio_space_id trackio_bucket_id trackio_static_space_id save_total_limit "
+    "output_dir resume_from_checkpoint disable_tqdm report_to run_name log_level "
+    "log_level_replica project "
+    "logging_steps logging_first_step logging_strategy push_to_hub hub_model_id hub_strategy "
+    "hub_private_repo "
+    "hub_revision hub_always_push trackio_space_id trackio_bucket_id trackio_static_space_id "
+    "save_total_limit "
     "dataloader_num_workers dataloader_pin_memory ddp_timeout do_train do_eval do_predict".split()
 )
 
@@ -73,8 +79,10 @@ def read_run(directory: str | Path) -> RunRecord:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["schema"] > SCHEMA:
             raise CheckpointError(
-                f"{path} has schema {values['schema']}, this hfstack reads {SCHEMA}: upgrade hfstack"
+                f"{path} has schema {values['schema']}, this hfstack reads {SCHEMA}: upgrade "
+                "hfstack"
             )
+
         hints = {f.name: f.type for f in dataclasses.fields(RunRecord)}
         for name, plain in (
             ("settings", dict),
@@ -84,6 +92,7 @@ def read_run(directory: str | Path) -> RunRecord:
         ):
             if not isinstance(values.get(name, plain()), plain):
                 raise TypeError(f"{name} is a {type(values[name]).__name__}")
+
         return RunRecord(**{name: value for name, value in values.items() if name in hints})
     except OSError as error:
         raise CheckpointError(
@@ -98,7 +107,9 @@ def read_run(directory: str | Path) -> RunRecord:
 def changed_settings(
     before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the old and the new value of each setting that changed, leaving out what does not alter the result."""
+    """Return the old and the new value of each setting that changed, leaving out what does not
+    alter the result.
+    """
     old, new = _identity(before), _identity(now)
     missing = object()
     names = sorted(
@@ -110,7 +121,9 @@ def changed_settings(
 def settings_difference(
     before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
 ) -> list[str]:
-    """Name each setting that changed, as `learning_rate 0.001 -> 0.01`, leaving out what does not alter the result."""
+    """Name each setting that changed, as `learning_rate 0.001 -> 0.01`, leaving out what does not
+    alter the result.
+    """
     return [
         f"{name} {old!r} -> {new!r}" for name, (old, new) in changed_settings(before, now).items()
     ]
@@ -142,16 +155,20 @@ def changed_files(data: list[dict[str, Any]]) -> str | None:
             return str(path)
         if _digest(path) != file["blake2b"]:
             return str(path)
+
     return None
 
 
 def describe_outputs(directory: Path) -> list[dict[str, Any]]:
-    """Return name, size and hash of each file that a finished run leaves at the top of its directory."""
+    """Return name, size and hash of each file that a finished run leaves at the top of its
+    directory.
+    """
     paths = [
         path
         for path in sorted(directory.iterdir())
         if path.is_file() and not path.name.startswith((".", RUN_FILE))
     ]
+
     return [
         {"path": path.name, "bytes": path.stat().st_size, "blake2b": _digest(path)}
         for path in paths
@@ -170,6 +187,7 @@ def changed_output(
             return f"{file['path']} is gone"
         if path.stat().st_size != file["bytes"] or _digest(path) != file["blake2b"]:
             return f"{file['path']} was changed"
+
     return None
 
 
@@ -198,8 +216,9 @@ def claim_directory(
         allowed: names of settings that may differ from the run that is continued.
 
     Returns:
-        The run that is continued, if any, and what was changed with leave: name to old and new value. A run that failed
-        before it wrote anything is not continued but replaced, whatever its settings were.
+        The run that is continued, if any, and what was changed with leave: name to old and new
+        value. A run that failed before it wrote anything is not continued but replaced, whatever
+        its settings were.
 
     Raises:
         CheckpointError: the directory cannot be written, is in use, or belongs to another run.
@@ -209,35 +228,44 @@ def claim_directory(
     _check_names(allowed, record)
     directory = Path(record.output_dir)
     _probe(directory)
+
     if not (directory / RUN_FILE).is_file():
         foreign = sorted(
             entry.name for entry in directory.iterdir() if not entry.name.startswith(".")
         )
         if foreign:
             raise CheckpointError(
-                f"{directory} holds {foreign[0]} but no run.json, so its files are not ours to replace; "
+                f"{directory} holds {foreign[0]} but no run.json, so its files are not ours to "
+                "replace; "
                 "choose another --output_dir"
             )
+
         return None, {}
+
     before = read_run(directory)
     if before.status == "running":
         _refuse_if_running(directory, before.process)
+
     if before.recipe != record.recipe:
         raise CheckpointError(
-            f"{directory} holds a run of {before.recipe}, not of {record.recipe}; choose another --output_dir"
+            f"{directory} holds a run of {before.recipe}, not of {record.recipe}; choose another "
+            "--output_dir"
         )
+
     left = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
-    if replace_own or (
-        before.status == "failed" and left == {RUN_FILE}
-    ):  # it came to nothing: nothing to lose
+    # it came to nothing: nothing to lose
+    if replace_own or (before.status == "failed" and left == {RUN_FILE}):
         return None, {}
+
     changed = refuse_changes(before, record, allowed, place=directory)
     if before.status == "finished" and not changed:
         if file := changed_files([*before.data, {"files": before.models}]):
             raise CheckpointError(
-                f"{directory} holds a finished run on other data: {file} has changed since; choose another --output_dir"
+                f"{directory} holds a finished run on other data: {file} has changed since; "
+                "choose another --output_dir"
             )
         raise AlreadyFinished(f"{directory}: already finished on {before.ended}, nothing to do")
+
     return before, changed
 
 
@@ -247,18 +275,23 @@ def refuse_changes(
     """Return what differs between two runs and is allowed to, by name with old and new value.
 
     Raises:
-        CheckpointError: something else differs; the message shows each difference and how to accept it.
+        CheckpointError: something else differs; the message shows each difference and how to accept
+            it.
     """
     if before.config_hash == now.config_hash:
         return {}
     changed = changed_settings(before.settings, now.settings)
+
     refused = {name: values for name, values in changed.items() if name not in allowed}
     if refused:
         shown = "; ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in refused.items())
         raise CheckpointError(
-            f"{place} holds another run of {before.recipe}, which differs in {shown}; choose another --output_dir, or "
-            f"go on with the new value by --resume_from_checkpoint last --allow_changed {' '.join(refused)}"
+            f"{place} holds another run of {before.recipe}, which differs in {shown}; choose "
+            "another --output_dir, or "
+            "go on with the new value by --resume_from_checkpoint last --allow_changed "
+            f"{' '.join(refused)}"
         )
+
     return changed
 
 
@@ -283,19 +316,24 @@ def _probe(directory: Path) -> None:
 
 
 def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
-    """A run that was killed leaves `running` behind; so does one that runs: tell them apart, or say that we cannot."""
+    """A run that was killed leaves `running` behind; so does one that runs: tell them apart, or say
+    that we cannot.
+    """
     pid, host = owner.get("pid"), owner.get("host")
     if host != socket.gethostname():
         logger.warning(
-            "%s was left as running by process %s on %s, which cannot be asked from here: taking it as killed; stop it "
+            "%s was left as running by process %s on %s, which cannot be asked from here: taking "
+            "it as killed; stop it "
             "there if it still writes",
             *(directory, pid, host),
         )
         return
+
     if _alive(pid, owner.get("started_ticks")):
         raise CheckpointError(
             f"{directory} is being written by process {pid}; wait for it or stop it"
         )
+
     logger.warning(
         "%s was left as running by process %s, which is gone: it was killed", directory, pid
     )
@@ -305,12 +343,14 @@ def _alive(pid: int | None, started_ticks: int | None) -> bool:
     """Whether another process with this id exists, and is not a later one that got the same id."""
     if pid is None or pid == os.getpid():
         return False
+
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
+
     now = _started_ticks(pid)
     return started_ticks is None or now is None or now == started_ticks
 
@@ -322,6 +362,5 @@ def _started_ticks(pid: int) -> int | None:
     except OSError:
         return None
     state, *fields = stat.rpartition(")")[2].split()
-    return (
-        -1 if state == "Z" else int(fields[18])
-    )  # starttime is field 22 of proc(5); a zombie has ended
+    # starttime is field 22 of proc(5); a zombie has ended
+    return -1 if state == "Z" else int(fields[18])

@@ -1,4 +1,6 @@
-"""From which checkpoint a run goes on, what it then adds up to, and what is left when the disk was full."""
+"""From which checkpoint a run goes on, what it then adds up to, and what is left when the disk was
+full.
+"""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -23,19 +25,21 @@ logger = get_logger(__name__)
 def choose_checkpoint(
     record: RunRecord, asked: str | None, allowed: Collection[str]
 ) -> tuple[Path, int, dict[str, tuple[Any, Any]]] | None:
-    """Find the checkpoint to go on from; what is torn, or newer than the one that is named, is set aside.
+    """Find the checkpoint to go on from; what is torn, or newer than the one that is named, is set
+    aside.
 
     Args:
         record: of the run that is starting.
         asked: `--resume_from_checkpoint`: None, `last`, or the path of a checkpoint.
-        allowed: names of settings that may differ, when the checkpoint lies in another run's directory.
+        allowed: names of settings that may differ, when the checkpoint lies in another run's
+            directory.
 
     Returns:
         The checkpoint, its step, and the allowed differences; None to begin at the first step.
 
     Raises:
-        CheckpointError: the directory holds checkpoints and nothing said whether to continue them, or the checkpoint
-            asked for cannot be continued from.
+        CheckpointError: the directory holds checkpoints and nothing said whether to continue them,
+            or the checkpoint asked for cannot be continued from.
     """
     directory, strict = Path(record.output_dir), record.verified_checkpoints
     newest = newest_checkpoint(directory, needs_manifest=strict)
@@ -44,15 +48,18 @@ def choose_checkpoint(
             f"{directory} already holds {newest.name}; continue it with "
             "--resume_from_checkpoint last, or choose another --output_dir"
         )
+
     if asked in (None, "last", "True", "true"):
         path = resumable_checkpoint(directory, needs_manifest=strict)
         if path is None and asked is not None:
             logger.warning("no whole checkpoint in %s yet: starting from the first step", directory)
         return None if path is None else (path, check_checkpoint(path, needs_manifest=strict), {})
+
     path = Path(asked)
     inside = path.resolve().parent == directory.resolve()
     changed = {} if inside else _compare_with_its_run(path, record, allowed)
     step = check_checkpoint(path, needs_manifest=strict and inside)
+
     for later in list_checkpoints(directory) if inside else []:
         if step_of(later) > step:
             logger.warning(
@@ -61,11 +68,14 @@ def choose_checkpoint(
                 path,
                 set_aside(later, "abandoned").name,
             )
+
     return path, step, changed
 
 
 def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
-    """Remove the checkpoint that could not be written, and return the one line that says what is left."""
+    """Remove the checkpoint that could not be written, and return the one line that says what is
+    left.
+    """
     directory, strict = Path(record.output_dir), record.verified_checkpoints
     removed = remove_unfinished(directory) if strict else []
     newest = newest_checkpoint(directory, needs_manifest=strict)
@@ -84,11 +94,13 @@ def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
 def whole_train_loss(
     history: list[dict[str, Any]], resumed_step: int, last_step: int, loss: float
 ) -> float | None:
-    """Return the mean loss over all steps of a resumed run, of which the Trainer counts only the resumed ones.
+    """Return the mean loss over all steps of a resumed run, of which the Trainer counts only the
+    resumed ones.
 
     Args:
         history: the Trainer's log history.
-        resumed_step: step of the checkpoint; each checkpoint falls on a log, so the logs up to it are all its steps.
+        resumed_step: step of the checkpoint; each checkpoint falls on a log, so the logs up to it
+            are all its steps.
         last_step: the last step taken.
         loss: mean loss over the steps from `resumed_step` on.
 
@@ -114,7 +126,9 @@ def _compare_with_its_run(
     other = read_run(path.parent)
     if other.recipe != record.recipe:
         raise CheckpointError(
-            f"{path} is a checkpoint of {other.recipe}, not of {record.recipe}; to start from its weights: "
+            f"{path} is a checkpoint of {other.recipe}, not of {record.recipe}; to start from its "
+            "weights: "
             f"--model_name_or_path {path}"
         )
+
     return refuse_changes(other, record, allowed, place=path.parent)

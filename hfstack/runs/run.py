@@ -5,9 +5,8 @@
         run.finish(metrics, trainer)
     return run.metrics
 
-Leaving the block writes `finished`, `failed` (with the error) or `preempted`. Model cards, reports and scaling fits
-are functions of run.json, so none of them needs a live trainer.
-"""
+Leaving the block writes `finished`, `failed` (with the error) or `preempted`. Model cards, reports
+and scaling fits are functions of run.json, so none of them needs a live trainer."""
 
 import contextlib
 import dataclasses
@@ -69,7 +68,9 @@ class RunArgs:
     """What a recipe without a Trainer needs to be a run."""
 
     output_dir: str | None = None
-    """Directory that this run writes to; a new one named after the recipe and the time, under runs/, by default."""
+    """Directory that this run writes to; a new one named after the recipe and the time, under
+    runs/, by default.
+    """
     seed: int = 42
     """Seed of every random generator."""
 
@@ -88,16 +89,19 @@ class Run:
         self._resume_point: str | None = None
         self._resume_point_chosen = False
         self.output_dir = Path(record.output_dir)
+
         self._training_args = training_args
         self._rank = int(os.environ.get("RANK", "0"))
         self._began = time.monotonic()
         self._previous_handlers: dict[int, Any] = {}
         self._before: RunRecord | None = None
+
         self._changed: dict[str, tuple[Any, Any]] = {}
         self._at_exit: list[Callable[[], None]] = []
         self._trackers = contextlib.ExitStack()
         self._defers_stop = False
         self._stops_at_once = False
+
         self._asked_to_stop_at = -math.inf
         self.stop_asked = False
         self.resumed_from: Path | None = None
@@ -115,33 +119,38 @@ class Run:
 
         Args:
             recipe_file: the recipe's `__file__`.
-            output_dir: the directory that this run owns from now on; None for a new `runs/<recipe>-<time>`.
+            output_dir: the directory that this run owns from now on; None for a new
+                `runs/<recipe>-<time>`.
             settings: the recipe's dataclasses, as `main` received them.
-            replace_own: an earlier run of the same recipe may be replaced, because what it wrote is a view of other
-                runs (a report) that can be made again at any time.
-            allow_changed: names of settings that may differ from those of the run that is resumed; by default those
-                that the command line names with `--allow_changed`.
+            replace_own: an earlier run of the same recipe may be replaced, because what it wrote is
+                a view of other runs (a report) that can be made again at any time.
+            allow_changed: names of settings that may differ from those of the run that is resumed;
+                by default those that the command line names with `--allow_changed`.
 
         Raises:
             CheckpointError: the directory cannot be written, or belongs to another run.
-            AlreadyFinished: the same run, with the same settings and data, has finished here before.
-            ConfigError: the seed is out of range, or the number of processes is not the one that was asked for.
+            AlreadyFinished: the same run, with the same settings and data, has finished here
+                before.
+            ConfigError: the seed is out of range, or the number of processes is not the one that
+                was asked for.
         """
         setup_logging()
         recipe = Path(recipe_file).stem
+
         if output_dir is None:
             output_dir = Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
         if not str(output_dir).strip():
             raise ConfigError("--output_dir is empty: name a directory, or leave it out")
         training_args = next((s for s in settings if isinstance(s, TrainingArguments)), None)
         world_size = refuse_wrong_world_size(training_args.world_size if training_args else None)
+
         plain = {type(s).__name__: _plain(s) for s in settings}
-        plain["Launch"] = {
-            "world_size": world_size
-        }  # another number of processes is another global batch
+        # another number of processes is another global batch
+        plain["Launch"] = {"world_size": world_size}
         seed = next((s["seed"] for s in plain.values() if isinstance(s.get("seed"), int)), 0)
         if not 0 <= seed < 2**32:
             raise ConfigError(f"--seed must be in [0, 2**32), got {seed}")
+
         record = RunRecord(
             recipe=recipe,
             command=redact(shlex.join(sys.argv)),
@@ -157,21 +166,25 @@ class Run:
             process=describe_process(),
             run_id=secrets.token_hex(4),
         )
+
         allowed = allowed_changes() if allow_changed is None else frozenset(allow_changed)
         run = cls(record, training_args, allowed)
         run._before, run._changed = run._agree(
             lambda: claim_directory(record, replace_own=replace_own, allowed=allowed)
         )
+
         if run._before is not None:
             record.restarts, record.run_id = (
                 run._before.restarts,
                 run._before.run_id or record.run_id,
             )
             record.verified_checkpoints = run._before.verified_checkpoints
+
         if training_args is not None and training_args.full_determinism:
             enable_full_determinism(seed)
         else:
             set_seed(seed)
+
         return run
 
     def __enter__(self) -> Self:
@@ -179,11 +192,12 @@ class Run:
         self._trackers.enter_context(
             tracked(self._training_args, self.output_dir, self.record.run_id)
         )
+
         for signum in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(
-                ValueError
-            ):  # not the main thread: signals are somebody else's business
+            # not the main thread: signals are somebody else's business
+            with contextlib.suppress(ValueError):
                 self._previous_handlers[signum] = signal.signal(signum, self._on_signal)
+
         return self
 
     def __exit__(
@@ -193,15 +207,15 @@ class Run:
         traceback: TracebackType | None,
     ) -> None:
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
-        for signum in (
-            self._previous_handlers
-        ):  # launchers send a signal again: run.json is written all the same
+        # launchers send a signal again: run.json is written all the same
+        for signum in self._previous_handlers:
             signal.signal(signum, signal.SIG_IGN)
         refusal = self._close_checkpoints(error)
+
         if error is not None and (newest := self._newest()) is not None:
-            self.add_artifact(
-                "trainer_state", f"{newest.name}/trainer_state.json"
-            )  # the curves so far
+            # the curves so far
+            self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")
+
         self.record.status = "finished" if error is None else "preempted" if stopped else "failed"
         if error is not None and not stopped:
             shown = refusal or error
@@ -210,12 +224,15 @@ class Run:
                 if isinstance(shown, HfstackError)
                 else f"{type(shown).__name__}: {shown}"
             )
+
             self.record.error, self.record.error_kind = (
                 redact(" ".join(text.split())),
                 type(shown).__name__,
             )
+
         self.record.ended = _now()
         self.record.duration_s = round(time.monotonic() - self._began, 3)
+
         try:
             self._write()
         except OSError:
@@ -225,16 +242,18 @@ class Run:
         finally:
             for signum, handler in self._previous_handlers.items():
                 signal.signal(signum, handler)
-            self._trackers.__exit__(
-                kind, error, traceback
-            )  # last: a tracker may wait for its server
+            # last: a tracker may wait for its server
+            self._trackers.__exit__(kind, error, traceback)
+
         if refusal is not None:
             raise refusal from error
         if isinstance(error, KeyboardInterrupt):
             raise Preempted(f"stopped; {self.output_dir} is marked preempted") from error
 
     def _close_checkpoints(self, error: BaseException | None) -> CheckpointError | None:
-        """Let a checkpoint that is being verified be finished; after a full disk, remove what was half written."""
+        """Let a checkpoint that is being verified be finished; after a full disk, remove what was
+        half written.
+        """
         for finish in [] if self._stops_at_once else self._at_exit:
             try:
                 finish()
@@ -242,12 +261,14 @@ class Run:
                 if error is None:
                     raise
                 logger.warning("%s", unfinished)
+
         if (
             error is None
             or isinstance(error, HfstackError | Preempted)
             or not says_disk_is_full(error)
         ):
             return None
+
         return clear_full_disk(self.record, error) if self._rank == 0 else None
 
     def _newest(self) -> Path | None:
@@ -259,20 +280,24 @@ class Run:
         return self._training_args is not None and self._training_args.push_to_hub
 
     def at_exit(self, finish: Callable[[], None]) -> None:
-        """Have something finished before the last run.json is written, unless the run is stopped at once."""
+        """Have something finished before the last run.json is written, unless the run is stopped at
+        once.
+        """
         self._at_exit.append(finish)
 
     def expect_manifests(self) -> None:
-        """Note that each whole checkpoint of this run has a manifest from now on: one without is torn."""
+        """Note that each whole checkpoint of this run has a manifest from now on: one without is
+        torn.
+        """
         self.record.verified_checkpoints = True
         self._write()
 
     def defer_stop(self, defers: bool) -> None:
-        """While it defers, the first SIGTERM or Ctrl-C only sets `stop_asked`, so that a trainer can save first.
+        """While it defers, the first SIGTERM or Ctrl-C only sets `stop_asked`, so that a trainer
+        can save first.
 
-        A SIGTERM that follows one within seconds is the same one: schedulers send it to every process of a job, and
-        launchers hand theirs on.
-        """
+        A SIGTERM that follows one within seconds is the same one: schedulers send it to every
+        process of a job, and launchers hand theirs on."""
         self._defers_stop = defers
 
     def ask_to_stop(self) -> None:
@@ -289,6 +314,7 @@ class Run:
                 name,
             )
             return
+
         if signum == signal.SIGTERM and time.monotonic() - self._asked_to_stop_at < _SAME_STOP_S:
             return
         self._stops_at_once = True
@@ -302,15 +328,16 @@ class Run:
     def resume_point(self) -> str | None:
         """Choose the checkpoint to resume from, record it, and return it.
 
-        The first call may set torn checkpoints aside and writes run.json; later calls return the same answer.
+        The first call may set torn checkpoints aside and writes run.json; later calls return the
+        same answer.
 
         Returns:
             None to begin at the first step, the checkpoint that was named, or the newest for
             `--resume_from_checkpoint last`.
 
         Raises:
-            CheckpointError: the directory holds checkpoints and nothing said whether to continue them, or the
-                checkpoint asked for is not there.
+            CheckpointError: the directory holds checkpoints and nothing said whether to continue
+                them, or the checkpoint asked for is not there.
         """
         if not self._resume_point_chosen:
             self._resume_point = self._choose_resume_point()
@@ -326,17 +353,21 @@ class Run:
             if self._rank == 0:
                 forget_later_steps(self._training_args, -1, changed=bool(self._changed))
             return None
+
         self.resumed_from, step, changed = chosen
         self._changed |= changed
+
         if self._rank == 0:
             forget_later_steps(self._training_args, step, changed=bool(self._changed))
         restart: dict[str, Any] = {"step": step, "time": _now()}
+
         if self._changed:
             restart["changed"] = {name: list(values) for name, values in self._changed.items()}
             logger.warning(
                 "going on with %s",
                 "; ".join(f"{n} {a!r} -> {b!r}" for n, (a, b) in self._changed.items()),
             )
+
         self.record.restarts.append(restart)
         self._write()
         return str(self.resumed_from)
@@ -345,8 +376,10 @@ class Run:
         """Record what this run reads: models and tokenizers by folder, data by its role.
 
         Args:
-            folders: of models, tokenizers and adapters; None, an empty name and a Hub id are passed over.
-            data: `train=`, `eval=`, `prompts=` ...: the sources of each role, as `describe_sources` gives them.
+            folders: of models, tokenizers and adapters; None, an empty name and a Hub id are passed
+                over.
+            data: `train=`, `eval=`, `prompts=` ...: the sources of each role, as `describe_sources`
+                gives them.
 
         Raises:
             CheckpointError: a resumed run would go on with other data than it began with.
@@ -357,7 +390,8 @@ class Run:
             self.record_data(role, records)
 
     def record_data(self, role: str, records: Sequence[dict[str, Any]]) -> None:
-        """Note which data was read: its role (`train`, `eval`, `prompts`), files, sizes and content hashes.
+        """Note which data was read: its role (`train`, `eval`, `prompts`), files, sizes and content
+        hashes.
 
         Raises:
             CheckpointError: a resumed run would go on with other data than it began with.
@@ -371,28 +405,34 @@ class Run:
             for file in entry.get("files", []):
                 if before and before.get(file["path"]) != file["blake2b"]:
                     raise CheckpointError(
-                        f"{file['path']} is not what this run began with; restore it, or start again in another "
+                        f"{file['path']} is not what this run began with; restore it, or start "
+                        "again in another "
                         "--output_dir"
                     )
                 self.add_parent(Path(file["path"]).parent)
+
             self.record.data.append({"role": role, **entry})
+
         self._write()
 
     def add_parent(self, directory: str | Path | None) -> None:
-        """Note a model, tokenizer or data directory that this run reads: its files, and the run that wrote it.
+        """Note a model, tokenizer or data directory that this run reads: its files, and the run
+        that wrote it.
 
-        A Hub id, or a directory without a run.json, is no run; what identifies a local model is kept all the same, so
-        that a finished run is not taken for this one when the model has changed.
-        """
+        A Hub id, or a directory without a run.json, is no run; what identifies a local model is
+        kept all the same, so that a finished run is not taken for this one when the model has
+        changed."""
         if directory is None or not Path(directory).is_dir():
             return
         folder = Path(directory)
+
         names = ("*.safetensors", "config.json", "tokenizer.json")
         for path in sorted(path for name in names for path in folder.glob(name)):
             if not any(known["path"] == str(path) for known in self.record.models):
                 self.record.models.append(
                     {"path": str(path), "bytes": path.stat().st_size, "blake2b": hash_file(path)}
                 )
+
         if (folder / RUN_FILE).is_file():
             relative = os.path.relpath(folder.resolve(), self.output_dir.resolve())
             if relative not in self.record.parents:
@@ -403,7 +443,9 @@ class Run:
         self.record.tables[name] = {"columns": columns, "rows": rows}
 
     def add_artifact(self, name: str, path: str | Path) -> None:
-        """List a file of this run, by its path relative to the output directory, so that readers may open it."""
+        """List a file of this run, by its path relative to the output directory, so that readers
+        may open it.
+        """
         relative = (
             os.path.relpath(self.output_dir / path, self.output_dir)
             if not Path(path).is_absolute()
@@ -412,7 +454,8 @@ class Run:
         self.record.artifacts[name] = relative or os.path.relpath(path, self.output_dir)
 
     def finish(self, metrics: dict[str, Any], trainer: Trainer | None = None) -> dict[str, float]:
-        """Record the metrics; with a trainer, save the model, the tokenizer and the Trainer's state as well.
+        """Record the metrics; with a trainer, save the model, the tokenizer and the Trainer's state
+        as well.
 
         Raises:
             DivergedError: a loss is not a finite number, so that there is no model worth saving.
@@ -424,14 +467,18 @@ class Run:
                 state.log_history, step, state.global_step, numbers["train_loss"]
             )
             numbers["train_loss"] = numbers["train_loss"] if loss is None else loss
+
         for name, value in numbers.items():
             if name.endswith("loss") and not math.isfinite(value):
                 raise DivergedError(
-                    f"{name} is {value}: training diverged; lower --learning_rate, lengthen --warmup_steps"
+                    f"{name} is {value}: training diverged; lower --learning_rate, lengthen "
+                    "--warmup_steps"
                 )
+
         self.record.metrics |= {
             name: value for name, value in numbers.items() if math.isfinite(value)
         }
+
         if trainer is not None:
             trainer.save_model(str(self.output_dir))
             trainer.save_state()
@@ -439,21 +486,26 @@ class Run:
                 for pickled in self.output_dir.glob("**/training_args.bin"):
                     pickled.unlink(missing_ok=True)
             self.add_artifact("trainer_state", "trainer_state.json")
+
         if self._rank == 0:
             self.record.outputs = describe_outputs(self.output_dir)
         self._write()
+
         if self._rank == 0:
             logger.info("saved %s", self.output_dir)
         return self.metrics
 
     def _agree(self, decide: Callable[[], Any]) -> Any:
-        """Let rank 0 decide, and return or raise the same on every process: the others would see its own files."""
+        """Let rank 0 decide, and return or raise the same on every process: the others would see
+        its own files.
+        """
         outcome: list[Any] = [None, None]
         if self._rank == 0:
             try:
                 outcome[0] = decide()
             except (HfstackError, AlreadyFinished) as error:
                 outcome[1] = error
+
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(outcome)
         if outcome[1] is not None:
@@ -478,6 +530,7 @@ def _plain(settings: Any) -> dict[str, Any]:
         if isinstance(settings, TrainingArguments)
         else dataclasses.asdict(settings)
     )
+
     return {
         name: value
         for name, value in values.items()

@@ -1,12 +1,14 @@
-"""Let trackers (`--report_to tensorboard wandb trackio`) take a resumed run for the run that it continues.
+"""Let trackers (`--report_to tensorboard wandb trackio`) take a resumed run for the run that it
+continues.
 
-Upstream gives each start of a process a name and a folder of its own, so that a resumed run looks like two, with the
-steps between the checkpoint and the end of the first process twice. What counts stays trainer_state.json.
+Upstream gives each start of a process a name and a folder of its own, so that a resumed run looks
+like two, with the steps between the checkpoint and the end of the first process twice. What counts
+stays trainer_state.json.
 
-TensorBoard can take back what it was told, so it forgets those steps and is told them again. wandb and trackio cannot:
-wandb's `resume_from` rewinds a run only on its servers and where they allow it, and trackio has nothing like it. They
-are not told again what they know already, which is the same number, since a resume takes the same steps.
-"""
+TensorBoard can take back what it was told, so it forgets those steps and is told them again. wandb
+and trackio cannot: wandb's `resume_from` rewinds a run only on its servers and where they allow it,
+and trackio has nothing like it. They are not told again what they know already, which is the same
+number, since a resume takes the same steps."""
 
 import json
 import os
@@ -31,10 +33,8 @@ _KEEP_ALL = ("wandb", "trackio")  # trackers that cannot take anything back
 _ON_ITS_WAY_S = (
     20.0  # a tracker that is killed loses what it was told last: wandb writes its file every 15 s
 )
-_USERS_OWN_PLACE = (
-    "WANDB_RESUME_FROM",
-    "WANDB_FORK_FROM",
-)  # wandb takes neither together with WANDB_RESUME
+# wandb takes neither together with WANDB_RESUME
+_USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
 
 
 _given: set[str] = set()  # run names and variables that were set here, and not by the user
@@ -44,8 +44,8 @@ _given: set[str] = set()  # run names and variables that were set here, and not 
 def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> Iterator[None]:
     """Give the trackers of a block the run's name, its id and a folder that a resume finds again.
 
-    What the user has set (`--run_name`, TENSORBOARD_LOGGING_DIR, WANDB_RUN_ID ...) is left as it is. A run inside
-    another one, such as a rung of a ladder, is tracked as a run of its own.
+    What the user has set (`--run_name`, TENSORBOARD_LOGGING_DIR, WANDB_RUN_ID ...) is left as it
+    is. A run inside another one, such as a rung of a ladder, is tracked as a run of its own.
 
     Args:
         args: the settings of a run that trains, whose `run_name` is filled in; None for other runs.
@@ -54,23 +54,28 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
     if args is None or not args.report_to:
         yield
         return
+
     if not args.run_name or args.run_name in _given:
         args.run_name = f"{output_dir.resolve().name}-{run_id}"
         _given.add(args.run_name)
+
     wanted = {"TENSORBOARD_LOGGING_DIR": str(output_dir / _FOLDER), "WANDB_DIR": str(output_dir)}
     if not any(name in os.environ for name in _USERS_OWN_PLACE):
         wanted |= {"WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
+
     names = {
         name: value for name, value in wanted.items() if name not in os.environ or name in _given
     }
     before = {name: os.environ.get(name) for name in names}
     callbacks = {name: integration_utils.INTEGRATION_TO_CALLBACK[name] for name in _KEEP_ALL}
+
     told = Told(output_dir / _TOLD, run_id)
     _given.update(names)
     os.environ.update(names)
     integration_utils.INTEGRATION_TO_CALLBACK.update(
         {name: _once(known, told) for name, known in callbacks.items()}
     )
+
     failed = True
     try:
         yield
@@ -78,9 +83,11 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
     finally:
         integration_utils.INTEGRATION_TO_CALLBACK.update(callbacks)
         told.keep(everything=True)
+
         for close in told.at_end:
             close()
         _end_wandb(args, failed=failed)
+
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -90,13 +97,15 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
 
 
 def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = False) -> None:
-    """Prepare the trackers for a run that goes on after a step, and takes those that were logged beyond it again.
+    """Prepare the trackers for a run that goes on after a step, and takes those that were logged
+    beyond it again.
 
     Call it inside `tracked`, before the Trainer is built.
 
     Args:
         step: of the checkpoint; -1 for a run that begins anew.
-        changed: settings differ from those of the steps before: what is logged from here on is news to every tracker.
+        changed: settings differ from those of the steps before: what is logged from here on is news
+            to every tracker.
 
     Raises:
         MissingExtraError: tensorboard is asked for and not installed.
@@ -106,10 +115,12 @@ def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = Fa
     folder = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if "tensorboard" not in (args.report_to or []) or folder is None or not Path(folder).is_dir():
         return
+
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingExtraError("tensorboard", "tracking") from None
+
     SummaryWriter(log_dir=folder, purge_step=step + 1).close()
 
 
@@ -134,10 +145,12 @@ class Told:
         if self._begun:
             return
         self._begun = True
+
         try:
             values = json.loads(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
+
         if values["run_id"] == self._run_id:
             self._before = self._now = values["step"], set(values["names"])
             logger.info(
@@ -167,9 +180,11 @@ class Told:
         if not arrived:
             return
         self._on_their_way = self._on_their_way[len(arrived) :]
+
         for _, step, names in arrived:
             if step >= self._now[0]:
                 self._now = step, names | (self._now[1] if step == self._now[0] else set())
+
         values = {"run_id": self._run_id, "step": self._now[0], "names": sorted(self._now[1])}
         fresh = self._file.with_name(f"{self._file.name}.new")
         fresh.write_text(json.dumps(values), encoding="utf-8")
@@ -177,10 +192,11 @@ class Told:
 
 
 def _once(known: Any, told: Told) -> type[TrainerCallback]:
-    """Return upstream's callback of a tracker, which leaves out what the tracker knows from an earlier process."""
-    upstream: Any = getattr(
-        known, "upstream", known
-    )  # a run inside another one does not ask for that one's steps
+    """Return upstream's callback of a tracker, which leaves out what the tracker knows from an
+    earlier process.
+    """
+    # a run inside another one does not ask for that one's steps
+    upstream: Any = getattr(known, "upstream", known)
 
     class Continued(upstream):
         """Tells each step once."""
@@ -217,7 +233,9 @@ def _once(known: Any, told: Told) -> type[TrainerCallback]:
             control: TrainerControl,
             **kwargs: Any,
         ) -> None:
-            """Leave the run open for what is measured after training: TRL's own log calls fail on a closed one."""
+            """Leave the run open for what is measured after training: TRL's own log calls fail on a
+            closed one.
+            """
             told.at_end.append(lambda: upstream.on_train_end(self, args, state, control, **kwargs))
 
     Continued.upstream = upstream
@@ -225,7 +243,8 @@ def _once(known: Any, told: Told) -> type[TrainerCallback]:
 
 
 def _end_wandb(args: TrainingArguments, *, failed: bool) -> None:
-    """End wandb's run with ours; by itself it ends with the process, and takes the next run for the same one.
+    """End wandb's run with ours; by itself it ends with the process, and takes the next run for the
+    same one.
 
     It also reads the environment once a process, unless it is torn down.
     """

@@ -1,4 +1,6 @@
-"""Conversations as text and token ids: render a chat template, encode a prompt, find where a turn ends."""
+"""Conversations as text and token ids: render a chat template, encode a prompt, find where a turn
+ends.
+"""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -22,14 +24,16 @@ def render_chat(
         options: of `apply_chat_template`.
 
     Raises:
-        DataError: the template refuses the turns or is not one; in one line, with its reason and the turns' beginning.
+        DataError: the template refuses the turns or is not one; in one line, with its reason and
+            the turns' beginning.
     """
     try:
         return tokenizer.apply_chat_template(list(turns), **options)
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(
-            f"the chat template fails: {reason} (on {str(list(turns))[:120]}); mend the turns or the tokenizer's "
+            f"the chat template fails: {reason} (on {str(list(turns))[:120]}); mend the turns or "
+            "the tokenizer's "
             "chat_template.jinja, or give it another template"
         ) from error
 
@@ -40,7 +44,9 @@ _ANSWER = (
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template writes after the assistant's answer; None without a template or such a token."""
+    """The token that the chat template writes after the assistant's answer; None without a template
+    or such a token.
+    """
     if tokenizer.chat_template is None:
         return None
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _ANSWER}]
@@ -51,7 +57,9 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Add the end of a turn to the ids at which the model's generation stops, and return all of them."""
+    """Add the end of a turn to the ids at which the model's generation stops, and return all of
+    them.
+    """
     settings = cast(Any, model.generation_config)
     listed = settings.eos_token_id
     ends = [
@@ -59,11 +67,13 @@ def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         tokenizer.eos_token_id,
         end_of_turn_id(tokenizer),
     ]
+
     unique = list(dict.fromkeys(token for token in ends if token is not None))
     if unique and unique != listed and [listed] != unique:
         names = " ".join(str(name) for name in tokenizer.convert_ids_to_tokens(unique))
         logger.info("answers end at %s", names)
         settings.eos_token_id = unique
+
     return unique
 
 
@@ -76,7 +86,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]] 
 
 
 def read_template(name: str) -> str:
-    """Return a chat template (.jinja or .j2) by its path, or one of the shipped ones by its file name.
+    """Return a chat template (.jinja or .j2) by its path, or one of the shipped ones by its file
+    name.
 
     Raises:
         ConfigError: there is no such file.
@@ -96,7 +107,9 @@ def _template(
 
 
 def text_of(prompt_or_completion: Any) -> str:
-    """The text of a completion or prompt, whether plain or a conversation (its messages, one a paragraph)."""
+    """The text of a completion or prompt, whether plain or a conversation (its messages, one a
+    paragraph).
+    """
     if isinstance(prompt_or_completion, str):
         return prompt_or_completion
     return "\n\n".join(str(message["content"]) for message in prompt_or_completion)

@@ -1,13 +1,14 @@
-"""Documents to token ids, fast: byte-level BPE tokenizers run on tiktoken, which applies the same merges 4-5x faster.
+"""Documents to token ids, fast: byte-level BPE tokenizers run on tiktoken, which applies the same
+merges 4-5x faster.
 
-tiktoken merges any two neighbours whose bytes together are a token, at the rank of that token; the `tokenizers`
-library merges the listed pairs only. The two agree when every token, spelled out in bytes, is put together again by the
-listed merges into just itself; `mirror_reason` checks that, and everything else that tiktoken has no equal of. A
-tokenizer that cannot be mirrored is encoded by its own library, and the log says why.
+tiktoken merges any two neighbours whose bytes together are a token, at the rank of that token; the
+`tokenizers` library merges the listed pairs only. The two agree when every token, spelled out in
+bytes, is put together again by the listed merges into just itself; `mirror_reason` checks that, and
+everything else that tiktoken has no equal of. A tokenizer that cannot be mirrored is encoded by its
+own library, and the log says why.
 
-Strings of added tokens (`<|endoftext|>`, `<|user|>`, ...) inside a document become what the tokenizer itself makes of
-them: such documents, which are rare, are handed to it.
-"""
+Strings of added tokens (`<|endoftext|>`, `<|user|>`, ...) inside a document become what the
+tokenizer itself makes of them: such documents, which are rare, are handed to it."""
 
 import json
 import re
@@ -27,8 +28,9 @@ logger = get_logger(__name__)
 _MARK = "<end of document>"
 _END = f"\x1e{_MARK}\x1e"  # stands between documents in the one string that tiktoken is given
 
-# Pre-tokenizer pattern of the `tokenizers` library -> the same split for tiktoken's regex engine. Each pattern must
-# cover every character: tiktoken drops what no piece matches. Possessive quantifiers save time and change no split.
+# Pre-tokenizer pattern of the `tokenizers` library -> the same split for tiktoken's regex engine.
+# Each pattern must cover every character: tiktoken drops what no piece matches. Possessive
+# quantifiers save time and change no split.
 _GPT2_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -39,7 +41,9 @@ _SPLITS = {_LLAMA3_SPLIT: _LLAMA3_SPLIT, _QWEN2_SPLIT: _QWEN2_SPLIT}
 
 
 class DocumentEncoder:
-    """Token ids of documents, each followed by the end-of-text id, equal to the tokenizer's own ids."""
+    """Token ids of documents, each followed by the end-of-text id, equal to the tokenizer's own
+    ids.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sample: Sequence[str] = ()) -> None:
         """Choose the engine.
@@ -55,10 +59,12 @@ class DocumentEncoder:
         self.tokenizer = private_backend(tokenizer)
         self._drops_unknown = False
         self._encoding: tiktoken.Encoding | None = None
+
         reason = mirror_reason(self.tokenizer)
         if reason is None:
             self._mirror()
             reason = self._disagreement(sample)
+
         if reason is not None:
             self._encoding = None
             self._drops_unknown = _drops_unknown(self.tokenizer)
@@ -72,17 +78,21 @@ class DocumentEncoder:
         return "tokenizers" if self._encoding is None else "tiktoken"
 
     def encode(self, documents: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids (N,) uint32 of all documents, and (D,) int64 the index just past each document's eos."""
+        """Return the ids (N,) uint32 of all documents, and (D,) int64 the index just past each
+        document's eos.
+        """
         if self._encoding is None:
             return self._encode_with_tokenizer(documents)
         joined = _END.join(documents) + _END
         special: list[int] = []
+
         if joined.count(_MARK) > len(documents) or self._added.search(joined):
             special = [
                 i
                 for i, document in enumerate(documents)
                 if _MARK in document or self._added.search(document)
             ]
+
         try:
             return (
                 self._encode_mixed(documents, special)
@@ -103,11 +113,14 @@ class DocumentEncoder:
         pattern = _split_pattern(settings["pre_tokenizer"])
         assert pattern is not None  # else there was a reason not to mirror
         self._end_rank = len(ids)
+
         self._id_of_rank = np.array([*ids, self.end_id], dtype=np.uint32)
         self._encoding = tiktoken.Encoding(
             "mirror", pat_str=pattern, mergeable_ranks=ranks, special_tokens={_END: self._end_rank}
         )
-        # The public calls give a list a document; one string in and one buffer out is the fastest way on one thread.
+
+        # The public calls give a list a document; one string in and one buffer out is the fastest
+        # way on one thread.
         self._encode_to_buffer = self._encoding._core_bpe.encode_to_tiktoken_buffer
         added = [
             re.escape(token.content) for token in self.tokenizer.get_added_tokens_decoder().values()
@@ -120,17 +133,19 @@ class DocumentEncoder:
 
     def _encode_with_tokenizer(self, documents: list[str]) -> tuple[np.ndarray, np.ndarray]:
         if self._drops_unknown:
-            encodings = self.tokenizer.encode_batch(
-                documents, add_special_tokens=False
-            )  # with offsets
+            # with offsets
+            encodings = self.tokenizer.encode_batch(documents, add_special_tokens=False)
             for document, encoding in zip(documents, encodings, strict=True):
                 _refuse_gaps(document, encoding.offsets)
         else:
             encodings = self.tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+
         rows = [encoding.ids for encoding in encodings]
         ends = np.cumsum([len(row) + 1 for row in rows], dtype=np.int64)  # (D,)
+
         for row in rows:
             row.append(self.end_id)
+
         return np.fromiter(
             (token for row in rows for token in row), dtype=np.uint32, count=int(ends[-1])
         ), ends
@@ -145,18 +160,23 @@ class DocumentEncoder:
     def _encode_mixed(
         self, documents: list[str], special: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Encode the documents numbered `special` with the tokenizer itself and the rest with tiktoken, in order."""
+        """Encode the documents numbered `special` with the tokenizer itself and the rest with
+        tiktoken, in order.
+        """
         chosen = set(special)
         plain = [index for index in range(len(documents)) if index not in chosen]
         encoded = [self._encode_with_tokenizer([documents[index] for index in special])]
+
         if plain:
             encoded.append(
                 self._encode_with_tiktoken("".join(documents[index] + _END for index in plain))
             )
+
         pieces: list[np.ndarray] = [np.empty(0, dtype=np.uint32)] * len(documents)
         for indices, (ids, ends) in zip((special, plain), encoded, strict=False):
             for index, piece in zip(indices, np.split(ids, ends[:-1]), strict=True):
                 pieces[index] = piece
+
         return np.concatenate(pieces), np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
 
     def _disagreement(self, sample: Sequence[str]) -> str | None:
@@ -181,7 +201,8 @@ def _refuse_gaps(document: str, offsets: Sequence[tuple[int, int]]) -> None:
     for start, end in [*offsets, (len(document), len(document))]:
         if lost := document[reached:start].strip():
             raise DataError(
-                f"the tokenizer has no token for {lost[:20]!r}, in the document that begins {document[:40]!r}:"
+                f"the tokenizer has no token for {lost[:20]!r}, in the document that begins "
+                f"{document[:40]!r}:"
                 " use one trained on such text, or a byte-level one"
             )
         reached = max(reached, end)
@@ -191,14 +212,17 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id of the eos token; DataError when there is none."""
     if tokenizer.eos_token_id is None:
         raise DataError(
-            f"the tokenizer {_name(tokenizer)} has no eos token, so packed documents cannot be kept apart:"
+            f"the tokenizer {_name(tokenizer)} has no eos token, so packed documents cannot be "
+            "kept apart:"
             " set tokenizer.eos_token (on a BERT tokenizer its sep_token serves)"
         )
     return cast(int, tokenizer.eos_token_id)
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of the bos token when the tokenizer puts it before a text by itself (Llama's does), else None."""
+    """Return the id of the bos token when the tokenizer puts it before a text by itself (Llama's
+    does), else None.
+    """
     bos = cast(int | None, tokenizer.bos_token_id)
     if bos is None or bos == tokenizer.eos_token_id:
         return None
@@ -207,20 +231,24 @@ def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def private_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return a copy of the tokenizer's Rust core that neither truncates nor pads, whatever calls came before.
+    """Return a copy of the tokenizer's Rust core that neither truncates nor pads, whatever calls
+    came before.
 
     Raises:
         DataError: the tokenizer is written in Python and has no such core.
     """
     if not tokenizer.is_fast:
         raise DataError(
-            f"the tokenizer {_name(tokenizer)} has no tokenizer.json: convert it to a fast tokenizer first"
+            f"the tokenizer {_name(tokenizer)} has no tokenizer.json: convert it to a fast "
+            "tokenizer first"
         )
+
     theirs: Tokenizer = tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # fast tokenizers have it
     ours = Tokenizer.from_str(theirs.to_str())
     ours.no_truncation()
     ours.no_padding()
     ours.encode_special_tokens = bool(tokenizer.split_special_tokens)
+
     return ours
 
 
@@ -238,19 +266,24 @@ def mirror_reason(core: Tokenizer) -> str | None:
         return f"it normalises text ({settings['normalizer']['type']})"
     if _split_pattern(settings["pre_tokenizer"]) is None:
         return "its pre-tokenizer is not one of the byte-level splits known here"
+
     for option in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
         if model[option]:
             return f"its BPE model uses {option}={model[option]!r}"
+
     missing = [
         byte for byte, character in _BYTE_TO_CHARACTER.items() if character not in model["vocab"]
     ]
     if missing:
         return f"its vocabulary lacks {len(missing)} of the 256 bytes"
+
     return _unfaithful_token(core, model)
 
 
 def _unfaithful_token(core: Tokenizer, model: dict[str, Any]) -> str | None:
-    """Find a token that the listed merges do not build from its own bytes: there tiktoken would differ."""
+    """Find a token that the listed merges do not build from its own bytes: there tiktoken would
+    differ.
+    """
     products = ["".join(pair) for pair in model["merges"]]
     if model["ignore_merges"]:
         unreachable = set(model["vocab"]) - set(products) - set(CHARACTER_TO_BYTE)
@@ -258,11 +291,14 @@ def _unfaithful_token(core: Tokenizer, model: dict[str, Any]) -> str | None:
         return (
             f"the token {min(unreachable - added)!r} has no merge" if unreachable - added else None
         )
+
     if len(set(products)) < len(products):
         return "two merges make the same token"
+
     for product in products:
         if len(core.model.tokenize(product)) != 1:
             return f"its merges do not build its own token {product!r}"
+
     return None
 
 
@@ -284,31 +320,38 @@ def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
             ],
         }:
             return _SPLITS.get(pattern)
+
     return None
 
 
 def _ranks_and_ids(model: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
-    """Return tiktoken's ranks (bytes first, then merges in order) and the tokenizer's id of each rank."""
+    """Return tiktoken's ranks (bytes first, then merges in order) and the tokenizer's id of each
+    rank.
+    """
     ranks = {bytes([byte]): byte for byte in range(256)}
     ids = [model["vocab"][_BYTE_TO_CHARACTER[byte]] for byte in range(256)]
+
     for pair in model["merges"]:
         token = "".join(pair)
         spelled = bytes(CHARACTER_TO_BYTE[character] for character in token)
-        if (
-            spelled not in ranks
-        ):  # with `ignore_merges`, files list every split of a token, best rank first
+        # with `ignore_merges`, files list every split of a token, best rank first
+        if spelled not in ranks:
             ranks[spelled] = len(ids)
             ids.append(model["vocab"][token])
+
     return ranks, ids
 
 
 def _byte_characters() -> dict[int, str]:
-    """Map each byte to the visible character that byte-level BPE writes it as (GPT-2, Radford et al. 2019)."""
+    """Map each byte to the visible character that byte-level BPE writes it as (GPT-2, Radford et
+    al. 2019).
+    """
     visible = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
         *range(ord("®"), ord("ÿ") + 1),
     ]
+
     hidden = [byte for byte in range(256) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {
         byte: chr(256 + index) for index, byte in enumerate(hidden)

@@ -1,4 +1,5 @@
-"""Rows of one text or a pair as the token ids that a classifier reads; what is empty or too long is counted and said.
+"""Rows of one text or a pair as the token ids that a classifier reads; what is empty or too long is
+counted and said.
 
 Legend: B rows of a batch, T tokens of the longest, C outputs of a model.
 """
@@ -24,15 +25,17 @@ def encode_texts(
     *,
     max_length: int | None,
 ) -> list[dict[str, list[int]]]:
-    """Return `input_ids`, and `token_type_ids` where the model has segments, for each text or pair of texts.
+    """Return `input_ids`, and `token_type_ids` where the model has segments, for each text or pair
+    of texts.
 
-    A tokenizer with separators joins a pair in its own way (`[CLS] a [SEP] b [SEP]`); for one without, as of most
-    causal models, a newline stands between. Of a pair that is too long the longer text is cut.
-    """
+    A tokenizer with separators joins a pair in its own way (`[CLS] a [SEP] b [SEP]`); for one
+    without, as of most causal models, a newline stands between. Of a pair that is too long the
+    longer text is cut."""
     if pairs is not None and tokenizer.sep_token_id is None:
         texts, pairs = [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)], None
     if not texts:
         return []
+
     cut: dict[str, Any] = (
         {"truncation": True, "max_length": max_length} if max_length is not None else {}
     )
@@ -43,6 +46,7 @@ def encode_texts(
         verbose=False,
         **cut,
     )
+
     names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
     columns = [cast(list[list[int]], encoded[name]) for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
@@ -55,7 +59,8 @@ def read_texts(
     first_row: int = 1,
     name: str = "row",
 ) -> tuple[list[str], list[str] | None, list[int]]:
-    """Return the texts, the second texts or None, and the indices of rows where one of them is empty.
+    """Return the texts, the second texts or None, and the indices of rows where one of them is
+    empty.
 
     Args:
         rows: columns by name.
@@ -68,15 +73,19 @@ def read_texts(
     for column in columns:
         if column is None:
             continue
+
         if column not in rows:
             raise DataError(
                 f"no column {column!r} in the {name}s: found {', '.join(rows)}; set --text_column"
             )
+
         values = list(rows[column])
         for index, value in enumerate(values):
             if not isinstance(value, str):
                 raise DataError(f"{name} {first_row + index}: {column} is {value!r}, not text")
+
         found.append(values)
+
     empty = sorted(
         {index for values in found for index, value in enumerate(values) if not value.strip()}
     )
@@ -103,27 +112,34 @@ def usable_rows(
     """
     if empty and not skip_empty:
         raise DataError(
-            f"{name} row {empty[0] + 1}: the text is empty ({len(empty)} such rows); remove them, or --on_bad_row skip"
+            f"{name} row {empty[0] + 1}: the text is empty ({len(empty)} such rows); remove them, "
+            "or --on_bad_row skip"
         )
+
     left_out = set(empty)
     if empty:
         logger.warning(
             "%s: left out %d of %d rows whose text is empty", name, len(empty), len(encoded)
         )
+
     longest = max_length if max_length is not None else float("inf")
     long = [index for index, row in enumerate(encoded) if len(row["input_ids"]) > longest]
     if long:
         most = max(len(encoded[index]["input_ids"]) for index in long)
         fact = f"{name}: {len(long)} of {len(encoded)} texts are longer than {max_length} tokens (longest {most})"
+
         if overlong == "fail":
             raise DataError(
                 f"{fact}, first row {long[0] + 1}: --overlong cut or drop, or a larger --max_length"
             )
+
         logger.warning(
             "%s: %s", fact, "their ends are cut" if overlong == "cut" else "they are left out"
         )
+
         if overlong == "drop":
             left_out |= set(long)
+
     kept = [index for index in range(len(encoded)) if index not in left_out]
     if not kept:
         raise DataError(f"{name}: no row is left of {len(encoded)}")
@@ -131,35 +147,44 @@ def usable_rows(
 
 
 def choose_max_length(asked: int | None, *limits: int | None) -> int | None:
-    """Return the tokens that a text may have: what was asked for, or the least limit of model and tokenizer.
+    """Return the tokens that a text may have: what was asked for, or the least limit of model and
+    tokenizer.
 
     Raises:
         ConfigError: more was asked for than the model reads, or less than anything fits into.
     """
     known = [limit for limit in limits if limit is not None]
     longest = min(known) if known else None
+
     if asked is not None and asked < 4:
         raise ConfigError(f"--max_length must be at least 4, got {asked}")
+
     if asked is not None and longest is not None and asked > longest:
         raise ConfigError(
             f"--max_length {asked} is longer than the model's context: use --max_length {longest}"
         )
+
     return asked if asked is not None else longest
 
 
 def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Return a batch padded on the right to its longest row: ids, mask, and the segments and labels of the rows."""
+    """Return a batch padded on the right to its longest row: ids, mask, and the segments and labels
+    of the rows.
+    """
     width = max(len(row["input_ids"]) for row in rows)
     tokens = torch.full((len(rows), width), pad_token_id)  # (B, T)
     batch = {"input_ids": tokens, "attention_mask": torch.zeros_like(tokens)}
+
     if "token_type_ids" in rows[0]:
         batch["token_type_ids"] = torch.zeros_like(tokens)
+
     for index, row in enumerate(rows):
         length = len(row["input_ids"])
         batch["attention_mask"][index, :length] = 1
         for name in ("input_ids", "token_type_ids"):
             if name in batch:
                 batch[name][index, :length] = torch.as_tensor(row[name])
+
     if "labels" in rows[0]:
         batch["labels"] = torch.tensor([row["labels"] for row in rows])  # (B,) or (B, C)
     return batch

@@ -1,11 +1,12 @@
 """Train a tokenizer on your own text and measure it: byte-level BPE, WordPiece or Unigram.
 
-    bpe        the choice for language models: any text round-trips, nothing is ever unknown (GPT-2, Llama 3)
-    unigram    SentencePiece's algorithm (Kudo 2018); characters never seen in training become `<|unk|>`
-    wordpiece  BERT's: splits words and Chinese characters apart, loses spacing; for masked language models
+    bpe        the choice for language models: any text round-trips, nothing is ever unknown (GPT-2,
+    Llama 3) unigram    SentencePiece's algorithm (Kudo 2018); characters never seen in training
+    become `<|unk|>` wordpiece  BERT's: splits words and Chinese characters apart, loses spacing;
+    for masked language models
 
-No tokenizer made here adds a token by itself at the beginning or end of a text, WordPiece's [CLS] and [SEP] apart:
-ending a document is the packing's job, and a chat's turns are the chat template's.
+No tokenizer made here adds a token by itself at the beginning or end of a text, WordPiece's [CLS]
+and [SEP] apart: ending a document is the packing's job, and a chat's turns are the chat template's.
 """
 
 import math
@@ -32,8 +33,9 @@ BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 _REPEATS_A_TEXT = 10_000
 
-# The generation markers tell `apply_chat_template(return_assistant_tokens_mask=True)`, and with it TRL's assistant-only
-# loss, which tokens are the assistant's own: the answer and the <|end|> that stops it, not the <|assistant|> before it.
+# The generation markers tell `apply_chat_template(return_assistant_tokens_mask=True)`, and with it
+# TRL's assistant-only loss, which tokens are the assistant's own: the answer and the <|end|> that
+# stops it, not the <|assistant|> before it.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
@@ -63,7 +65,9 @@ class TokenizerReport:
     tokens_per_word: float
     """fertility; words are what white space separates, so it says little about Chinese"""
     compression: float
-    """bits of the text over bits of its ids at log2(vocabulary) each; comparable between vocabulary sizes"""
+    """bits of the text over bits of its ids at log2(vocabulary) each; comparable between vocabulary
+    sizes
+    """
     unknown_rate: float
     """share of the tokens that are the unk token"""
     round_trip_rate: float
@@ -82,13 +86,15 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer.
 
-    The same texts give the same BPE or WordPiece tokenizer, byte for byte. Unigram is not repeatable: the library's
-    trainer adds up in the order of a random hash, so scores differ in the last digits and a few tokens with them.
+    The same texts give the same BPE or WordPiece tokenizer, byte for byte. Unigram is not
+    repeatable: the library's trainer adds up in the order of a random hash, so scores differ in the
+    last digits and a few tokens with them.
 
     Args:
         texts: documents, read once and in order.
         kind: `bpe`, `wordpiece` or `unigram`.
-        vocab_size: tokens in all, special ones included; fewer when the text does not yield as many (logged).
+        vocab_size: tokens in all, special ones included; fewer when the text does not yield as many
+            (logged).
         extra_special_tokens: more strings that are always one token.
         lowercase: WordPiece only: fold case and strip accents, as `do_lower_case` of BERT does.
         min_frequency: pairs seen less often are not merged (bpe, wordpiece).
@@ -100,29 +106,38 @@ def train_tokenizer(
     """
     if kind not in get_args(Kind):
         raise ConfigError(f"kind is {kind!r}: choose one of {', '.join(get_args(Kind))}")
+
     if lowercase and kind != "wordpiece":
         raise ConfigError(
-            f"lowercase goes with kind wordpiece, not {kind}: lower-case the text itself, or drop the flag"
+            f"lowercase goes with kind wordpiece, not {kind}: lower-case the text itself, or drop "
+            "the flag"
         )
+
     specials = _special_tokens(kind, extra_special_tokens)
     alphabet = 256 if kind == "bpe" else 1
     if vocab_size < len(specials) + alphabet:
         raise ConfigError(
             f"vocab_size is {vocab_size}: {kind} needs at least {len(specials) + alphabet},"
-            f" {len(specials)} special tokens and an alphabet of {alphabet}{' bytes' if kind == 'bpe' else ''}"
+            f" {len(specials)} special tokens and an alphabet of "
+            f"{alphabet}{' bytes' if kind == 'bpe' else ''}"
         )
+
     counted = _CountedTexts(texts)
     core = _TRAIN[kind](counted, vocab_size, specials, min_frequency, lowercase)
     counted.require_text()
+
     if core.get_vocab_size() > vocab_size:
         raise _alphabet_too_large(kind, vocab_size, core.get_vocab_size(), len(counted.characters))
+
     if core.get_vocab_size() < vocab_size:
         logger.warning(
-            "the text yields only %d of the %d tokens asked for: set vocab_size to %d, or give more text",
+            "the text yields only %d of the %d tokens asked for: set vocab_size to %d, or give "
+            "more text",
             core.get_vocab_size(),
             vocab_size,
             core.get_vocab_size(),
         )
+
     return _wrap(
         core,
         kind,
@@ -142,6 +157,7 @@ def measure_tokenizer(
     """
     counts: Counter[int] = Counter()
     documents = byte_count = characters = words = same = 0
+
     for text in texts:
         ids = cast(list[int], tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         counts.update(ids)
@@ -150,11 +166,14 @@ def measure_tokenizer(
         characters += len(text)
         words += len(text.split())
         same += tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
     tokens = counts.total()
     if not tokens:
         raise DataError(
-            f"no held-out text in {documents} documents: name eval_datasets, or hold out a larger eval_fraction"
+            f"no held-out text in {documents} documents: name eval_datasets, or hold out a larger "
+            "eval_fraction"
         )
+
     unknown = 0 if tokenizer.unk_token_id is None else counts[cast(int, tokenizer.unk_token_id)]
     report = TokenizerReport(
         document_count=documents,
@@ -167,11 +186,14 @@ def measure_tokenizer(
         unknown_rate=unknown / tokens,
         round_trip_rate=same / documents,
     )
+
     return report, counts
 
 
 class _CountedTexts:
-    """Passes texts on, and knows afterwards whether there were any and of how many different characters."""
+    """Passes texts on, and knows afterwards whether there were any and of how many different
+    characters.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
@@ -193,7 +215,8 @@ class _CountedTexts:
         """Raise DataError unless there was something besides white space."""
         if not any(not character.isspace() for character in self.characters):
             raise DataError(
-                f"no text to train a tokenizer on: {self.document_count} documents, all of them empty"
+                f"no text to train a tokenizer on: {self.document_count} documents, all of them "
+                "empty"
             )
 
 
@@ -203,6 +226,7 @@ def _special_tokens(kind: Kind, extra: Sequence[str]) -> list[str]:
         "unigram": (END_OF_TEXT, PAD, *CHAT_TOKENS, UNKNOWN),
         "wordpiece": BERT_TOKENS,
     }[kind]
+
     specials = [*own, *extra]
     repeated = [token for token, count in Counter(specials).items() if count > 1]
     if repeated or "" in extra:
@@ -210,6 +234,7 @@ def _special_tokens(kind: Kind, extra: Sequence[str]) -> list[str]:
             f"extra_special_tokens has {(repeated or [''])[0]!r}, which is empty or there already:"
             f" {kind} comes with {', '.join(own)}"
         )
+
     return specials
 
 
@@ -220,13 +245,16 @@ def _train_bpe(
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
+
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
         special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes, so that nothing is unknown
+        # all 256 bytes, so that nothing is unknown
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+
     core.train_from_iterator(texts, trainer)
     return core
 
@@ -236,20 +264,24 @@ def _train_unigram(
 ) -> Tokenizer:
     del min_frequency, lowercase  # Unigram prunes by likelihood; folding case was refused before
     core = Tokenizer(models.Unigram())
-    # The first split keeps pieces inside one line. No space is put in front of a text, so that decode(encode(text)) is
-    # the text. Words are not split from their punctuation: the trainer takes up only strings that stand in at least two
-    # different words, and "fox", "fox." and "fox," make three.
+
+    # The first split keeps pieces inside one line. No space is put in front of a text, so that
+    # decode(encode(text)) is the text. Words are not split from their punctuation: the trainer
+    # takes up only strings that stand in at least two different words, and "fox", "fox." and "fox,"
+    # make three.
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"\s*\n\s*"), "isolated"),
             pre_tokenizers.Metaspace(prepend_scheme="never"),
         ]
     )
+
     core.decoder = decoders.Metaspace(prepend_scheme="never")
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size, special_tokens=specials, unk_token=UNKNOWN, show_progress=False
     )
     counted = cast(_CountedTexts, texts)
+
     try:
         core.train_from_iterator(counted, trainer)
     except Exception as error:  # the library raises bare Exception
@@ -257,6 +289,7 @@ def _train_unigram(
             raise
         needed = len(counted.characters) + len(specials)
         raise _alphabet_too_large("unigram", vocab_size, needed, len(counted.characters)) from error
+
     return core
 
 
@@ -265,13 +298,15 @@ def _train_wordpiece(
 ) -> Tokenizer:
     core = BertTokenizer(do_lower_case=lowercase).backend_tokenizer
     words: Counter[str] = Counter()
+
     for text in texts:
         words.update(
             word
             for word, _ in core.pre_tokenizer.pre_tokenize_str(core.normalizer.normalize_str(text))
         )
-    # The trainer breaks ties by id, and gives ids to the characters inside words as they come out of a random hash:
-    # listing them first makes two runs equal.
+
+    # The trainer breaks ties by id, and gives ids to the characters inside words as they come out
+    # of a random hash: listing them first makes two runs equal.
     inner = sorted({f"##{character}" for word in words for character in word[1:]})
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -279,6 +314,7 @@ def _train_wordpiece(
         special_tokens=specials + inner,
         show_progress=False,
     )
+
     core.train_from_iterator(_repeated(words), trainer)
     return core
 
@@ -299,7 +335,8 @@ _TRAIN: dict[Kind, Callable[[Iterable[str], int, list[str], int, bool], Tokenize
 
 def _alphabet_too_large(kind: Kind, vocab_size: int, needed: int, characters: int) -> ConfigError:
     return ConfigError(
-        f"vocab_size is {vocab_size}, but {kind} on this text needs at least {needed}: it has {characters} different"
+        f"vocab_size is {vocab_size}, but {kind} on this text needs at least {needed}: it has "
+        f"{characters} different"
         " characters; ask for more, clean the text, or use kind bpe, whose alphabet is 256 bytes"
     )
 
@@ -307,7 +344,9 @@ def _alphabet_too_large(kind: Kind, vocab_size: int, needed: int, characters: in
 def _wrap(
     core: Tokenizer, kind: Kind, extra: list[str], *, lowercase: bool, model_max_length: int | None
 ) -> PreTrainedTokenizerFast:
-    """Dress a trained core so that AutoTokenizer loads it with its special tokens and chat template."""
+    """Dress a trained core so that AutoTokenizer loads it with its special tokens and chat
+    template.
+    """
     tokenizer: PreTrainedTokenizerFast
     if kind == "wordpiece":
         tokenizer = BertTokenizer(
@@ -327,6 +366,7 @@ def _wrap(
             padding_side="right",
             clean_up_tokenization_spaces=False,
         )
+
     if model_max_length is not None:
         tokenizer.model_max_length = model_max_length
     return tokenizer

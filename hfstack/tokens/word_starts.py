@@ -1,9 +1,10 @@
-"""Where words begin among token ids: what whole-word masking needs to know, from the vocabulary alone.
+"""Where words begin among token ids: what whole-word masking needs to know, from the vocabulary
+alone.
 
-A token's spelling says whether it can go on with the word before it: `##ing` of WordPiece does, `Ġthe` of a byte-level
-BPE and `▁the` of SentencePiece do not, and `ing` does where letters or digits stand on both sides of the seam. A
-character of Chinese, Japanese or Korean script is a word of its own; where the text comes with word boundaries, use
-`given_word_starts` instead.
+A token's spelling says whether it can go on with the word before it: `##ing` of WordPiece does,
+`Ġthe` of a byte-level BPE and `▁the` of SentencePiece do not, and `ing` does where letters or
+digits stand on both sides of the seam. A character of Chinese, Japanese or Korean script is a word
+of its own; where the text comes with word boundaries, use `given_word_starts` instead.
 
 Legend: B rows, T tokens a row, V vocabulary, n tokens of one text.
 """
@@ -18,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.errors import ConfigError
 from hfstack.tokens.fast_encoding import CHARACTER_TO_BYTE
 
-# Han with its extensions, kana, hangul syllables: scripts of which a character is about a word or a syllable.
+# Han with its extensions, kana, hangul syllables: scripts of which a character is about a word or a
+# syllable.
 _OWN_WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -38,18 +40,23 @@ class WordStarts:
         self.always = np.ones(rows, dtype=bool)  # (V,): begins a word whatever stands before it
         self.joins = np.zeros(rows, dtype=bool)  # (V,): its end can go on
         special = {*tokenizer.all_special_ids}
+
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         kind = type(backend.model).__name__ if backend is not None else None
         if kind not in ("WordPiece", "BPE", "Unigram"):
             raise ConfigError(
-                f"no words can be found with {type(tokenizer).__name__}: use --mask_unit token, or a fast tokenizer"
+                f"no words can be found with {type(tokenizer).__name__}: use --mask_unit token, "
+                "or a fast tokenizer"
             )
+
         bytes_level = kind == "BPE" and all(
             character in vocabulary for character in CHARACTER_TO_BYTE
         )
+
         for token, index in vocabulary.items():
             if index in special:
                 continue
+
             if kind == "WordPiece":
                 self.always[index] = not token.startswith("##") or bool(_OWN_WORD.match(token[2:3]))
                 self.joins[index] = not _OWN_WORD.match(token[-1:])
@@ -60,7 +67,9 @@ class WordStarts:
                 self.joins[index] = token[-1:].isalnum() and not _OWN_WORD.match(token[-1:])
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Return (B, T) bool, true where a token of `rows` (B, T) begins a word; the first of a row always does."""
+        """Return (B, T) bool, true where a token of `rows` (B, T) begins a word; the first of a row
+        always does.
+        """
         starts = self.always[rows]  # (B, T)
         starts[:, 1:] |= ~self.joins[rows[:, :-1]]
         starts[:, 0] = True
@@ -68,7 +77,9 @@ class WordStarts:
 
 
 def _byte_token(token: str) -> tuple[bool, bool]:
-    """Return whether a token of a byte-level BPE always begins a word, and whether its end can go on."""
+    """Return whether a token of a byte-level BPE always begins a word, and whether its end can go
+    on.
+    """
     spelled = bytes(CHARACTER_TO_BYTE.get(character, 0x20) for character in token)
     text = spelled.decode(errors="ignore")
     inside_character = 0x80 <= spelled[0] < 0xC0  # a continuation byte of UTF-8
@@ -76,16 +87,18 @@ def _byte_token(token: str) -> tuple[bool, bool]:
     whole = spelled.decode(errors="replace")
     cut_short = whole.endswith("\ufffd")  # the next token finishes its last character
     joins = cut_short or text == " " or (text[-1:].isalnum() and not _OWN_WORD.match(text[-1:]))
+
     if not inside_character and not text:  # the first bytes of a character of some other script
         begins = True
     return begins, joins
 
 
 def given_word_starts(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return (n,) bool, true where a token begins a word, words being what white space separates in the text.
+    """Return (n,) bool, true where a token begins a word, words being what white space separates in
+    the text.
 
-    Chinese text that a segmenter has written with spaces keeps its words this way, although WordPiece drops the
-    spaces and makes each character a token.
+    Chinese text that a segmenter has written with spaces keeps its words this way, although
+    WordPiece drops the spaces and makes each character a token.
 
     Args:
         offsets: begin and end of each token in `text`, in characters.

@@ -1,8 +1,7 @@
 """Trainer callbacks: what a language-model run reports while it trains.
 
-Each adds its numbers to the Trainer's own log (`state.log_history` and what trackers receive), so the curves of a run
-are in one place.
-"""
+Each adds its numbers to the Trainer's own log (`state.log_history` and what trackers receive), so
+the curves of a run are in one place."""
 
 import json
 import math
@@ -22,7 +21,8 @@ from hfstack.training.divergence import StepWatch, gradient_norm
 
 
 class Throughput(TrainerCallback):
-    """Add `tokens_per_s` and `mfu`, model-FLOPs utilisation (Chowdhery et al. 2022, appendix B), to training logs.
+    """Add `tokens_per_s` and `mfu`, model-FLOPs utilisation (Chowdhery et al. 2022, appendix B), to
+    training logs.
 
     Args:
         tokens_per_step: tokens of one optimizer step over all processes, on average over an epoch.
@@ -103,11 +103,11 @@ class DerivedMetrics(TrainerCallback):
 
 
 class StopOnDivergence(TrainerCallback):
-    """Stop at the first loss or gradient that is not a finite number, before the optimizer takes it.
+    """Stop at the first loss or gradient that is not a finite number, before the optimizer takes
+    it.
 
-    With fp16 an infinite gradient is part of the loss scaling, and DeepSpeed steps by itself: there the loss alone is
-    looked at in each step, and the gradient where it is logged.
-    """
+    With fp16 an infinite gradient is part of the loss scaling, and DeepSpeed steps by itself: there
+    the loss alone is looked at in each step, and the gradient where it is logged."""
 
     def __init__(self) -> None:
         self._watch: StepWatch | None = None
@@ -139,7 +139,9 @@ class StopOnDivergence(TrainerCallback):
         seen = [value for value in (norm, losses) if value is not None]
         if not seen or math.isfinite(sum(value.detach().float().sum() for value in seen)):
             return
+
         lost = losses is not None and not bool(torch.isfinite(losses).all())
+
         value = (
             losses[~torch.isfinite(losses)][0].item()
             if losses is not None and lost
@@ -179,8 +181,10 @@ class StopOnDivergence(TrainerCallback):
         if self._watch is not None:
             dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
             rows = self._watch.describe_rows(kwargs.get("processing_class"), dataset)
+
         raise DivergedError(
-            f"{what}; the checkpoints saved before it are kept: lower --learning_rate, lengthen --warmup_steps, or "
+            f"{what}; the checkpoints saved before it are kept: lower --learning_rate, lengthen "
+            "--warmup_steps, or "
             f"look at {rows or 'the rows of this step'}"
         )
 
@@ -201,7 +205,9 @@ class SampleTable(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget the samples of steps that a resume takes again; a run without samples has an empty file."""
+        """Forget the samples of steps that a resume takes again; a run without samples has an empty
+        file.
+        """
         if state.is_world_process_zero:
             self.path.touch()
             rows = [line for line in self.path.read_text(encoding="utf-8").split("\n") if line]
@@ -225,13 +231,16 @@ class SampleTable(TrainerCallback):
         if not state.is_world_process_zero or state.global_step == self._last_step:
             return
         self._last_step = state.global_step
+
         if is_sharded(args):  # generating needs every process, and only this one is here
             return
         training = model.training
         model.eval()
+
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(args.seed)
             pairs = self.sample(model)
+
         model.train(training)
         with self.path.open("a", encoding="utf-8") as file:
             for prompt, completion in pairs:
@@ -267,7 +276,9 @@ class StopWhenAsked(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The signal may come during a long evaluation: save right after it, and not one step later."""
+        """The signal may come during a long evaluation: save right after it, and not one step
+        later.
+        """
         if self._all_stop(args):
             control.should_save = args.save_strategy != SaveStrategy.NO
             control.should_training_stop = True
@@ -283,7 +294,8 @@ class StopWhenAsked(TrainerCallback):
             )
 
     def _all_stop(self, args: TrainingArguments) -> bool:
-        """Whether any process was asked: all stop at one step, or those that go on would wait forever.
+        """Whether any process was asked: all stop at one step, or those that go on would wait
+        forever.
 
         A signal that comes while they agree counts at the next step, on every process.
         """
@@ -297,6 +309,8 @@ class StopWhenAsked(TrainerCallback):
 
 
 def _add(state: TrainerState, logs: dict[str, Any], numbers: dict[str, float]) -> None:
-    """Put numbers into the log line that the trackers see and into the history, which was appended just before."""
+    """Put numbers into the log line that the trackers see and into the history, which was appended
+    just before.
+    """
     logs.update(numbers)
     state.log_history[-1].update(numbers)

@@ -1,9 +1,10 @@
-"""A Trainer callback that makes each checkpoint verifiable, and keeps no more of them than asked, the good ones first.
+"""A Trainer callback that makes each checkpoint verifiable, and keeps no more of them than asked,
+the good ones first.
 
-The Trainer rotates and pushes before it tells anybody that it has saved, so a good checkpoint can be deleted for one
-that turns out torn. Here the order is: remove the pickled settings, bring everything to the disk, write the manifest,
-delete what is too old, let others push. Training waits for the first only; the rest runs beside the next steps.
-"""
+The Trainer rotates and pushes before it tells anybody that it has saved, so a good checkpoint can
+be deleted for one that turns out torn. Here the order is: remove the pickled settings, bring
+everything to the disk, write the manifest, delete what is too old, let others push. Training waits
+for the first only; the rest runs beside the next steps."""
 
 import threading
 import time
@@ -43,8 +44,8 @@ _OPTIMIZER_SETTINGS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta
 def protect(run: Run, push: Sequence[Callable[[Path], None]] = ()) -> list[TrainerCallback]:
     """Return the callbacks that every training recipe ends its list with, so that no run is lost.
 
-    They stop at a loss or gradient that is no finite number, save when the process is asked to stop, and see to it that
-    each checkpoint can be verified.
+    They stop at a loss or gradient that is no finite number, save when the process is asked to
+    stop, and see to it that each checkpoint can be verified.
 
     Args:
         run: the run that is protected.
@@ -54,14 +55,18 @@ def protect(run: Run, push: Sequence[Callable[[Path], None]] = ()) -> list[Train
 
 
 def wait_for_checkpoints() -> None:
-    """Return when no checkpoint of this process is being verified, so that none is deleted meanwhile."""
+    """Return when no checkpoint of this process is being verified, so that none is deleted
+    meanwhile.
+    """
     for thread in threading.enumerate():
         if thread.name == _WORKER:
             thread.join()
 
 
 class ContinueCounts(TrainerCallback):
-    """Let `num_tokens` go on after a resume: TRL 1.16 keeps the count in no checkpoint and begins at 0 again."""
+    """Let `num_tokens` go on after a resume: TRL 1.16 keeps the count in no checkpoint and begins
+    at 0 again.
+    """
 
     def __init__(self) -> None:
         self._before = 0.0
@@ -79,19 +84,22 @@ class ContinueCounts(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Add what was counted before, unless this trainer's first count after the resume contains it already."""
+        """Add what was counted before, unless this trainer's first count after the resume contains
+        it already.
+        """
         logs = kwargs["logs"]
         for name in ("num_tokens", "eval_num_tokens"):
             if name not in logs or not self._before:
                 continue
-            if (
-                state.global_step == self._resumed_step
-            ):  # no step was left to take: what was counted is not new
+            # no step was left to take: what was counted is not new
+            if state.global_step == self._resumed_step:
                 logs[name] = state.log_history[-1][name] = self._before
                 continue
+
             if self._restarted is None:
                 whole = self._before * state.global_step / self._resumed_step
                 self._restarted = logs[name] < whole - self._before / 2
+
             if self._restarted:
                 logs[name] += self._before
                 state.log_history[-1][name] = logs[name]
@@ -102,8 +110,8 @@ class KeepCheckpoints(TrainerCallback):
 
     Args:
         run: the run whose directory holds the checkpoints.
-        push: called one after the other with each checkpoint's folder once it is verified, on the first process and
-            beside training; what one raises is logged and does not end the run.
+        push: called one after the other with each checkpoint's folder once it is verified, on the
+            first process and beside training; what one raises is logged and does not end the run.
 
     Raises:
         ConfigError: `--push_to_hub` is set and nothing here would push.
@@ -114,11 +122,13 @@ class KeepCheckpoints(TrainerCallback):
             raise ConfigError(
                 "--push_to_hub: this recipe does not push while it trains; publish the finished run"
             )
+
         self.run = run
         self.push = list(push)
         self.waited_s = 0.0
         self._limit: int | None = None
         self._pushed_upstream = False
+
         self._nothing_left = False
         self._reached: tuple[int, Any, int] = (0, None, 0)
         self._worker: threading.Thread | None = None
@@ -128,14 +138,18 @@ class KeepCheckpoints(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take rotation and pushing over from the Trainer, and see that two checkpoints fit on the disk."""
+        """Take rotation and pushing over from the Trainer, and see that two checkpoints fit on the
+        disk.
+        """
         self._limit, args.save_total_limit = args.save_total_limit, None
         self._pushed_upstream, args.push_to_hub = args.push_to_hub, False
         source = self.run.resumed_from
         self._nothing_left = source is not None and 0 < state.max_steps <= state.global_step
         self._reached = state.global_step, state.epoch, state.num_input_tokens_seen
+
         if source is not None:
             _follow_settings(args, source, kwargs["optimizer"], kwargs["lr_scheduler"])
+
         if args.save_strategy != SaveStrategy.NO and state.is_world_process_zero:
             known = size_bytes(source) if source is not None else 0
             refuse_full_disk(
@@ -143,6 +157,7 @@ class KeepCheckpoints(TrainerCallback):
                 parameters=_count_saved(kwargs["model"]),
                 checkpoint_bytes=known,
             )
+
             inside = source is not None and source.resolve().parent == self.run.output_dir.resolve()
             if source is not None and inside and not (source / MANIFEST).exists():
                 write_manifest(source, step=state.global_step, settings=_optimizer_settings(args))
@@ -151,14 +166,18 @@ class KeepCheckpoints(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The Trainer takes a step even when a resumed run has none left: let that one change no weight."""
+        """The Trainer takes a step even when a resumed run has none left: let that one change no
+        weight.
+        """
         if self._nothing_left:
             kwargs["model"].zero_grad(set_to_none=True)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Log wherever a checkpoint is due, so that a resumed run logs the same numbers as one that never stopped."""
+        """Log wherever a checkpoint is due, so that a resumed run logs the same numbers as one that
+        never stopped.
+        """
         if self._nothing_left:
             state.global_step, state.epoch, state.num_input_tokens_seen = self._reached
             _leave(control)
@@ -182,21 +201,22 @@ class KeepCheckpoints(TrainerCallback):
         """Begin to verify what was just saved; the one before has been by now, or is waited for.
 
         Raises:
-            CheckpointError: a process wrote its part where the first one cannot see it, or the one before could not be
-                brought to the disk.
+            CheckpointError: a process wrote its part where the first one cannot see it, or the one
+                before could not be brought to the disk.
         """
         began = time.perf_counter()
         self.wait()
         path = self.run.output_dir / f"checkpoint-{state.global_step}"
         _see_every_part(path, args)
+
         if args.should_save:
             (path / _PICKLED_SETTINGS).unlink(missing_ok=True)  # with every setting in clear
             if kind_of_shards(path) == "fsdp" and not (path / "config.json").exists():
-                describe_model(
-                    kwargs["model"], path
-                )  # the Trainer saves FSDP's shards and not what they are
+                # the Trainer saves FSDP's shards and not what they are
+                describe_model(kwargs["model"], path)
                 if (tokenizer := kwargs.get("processing_class")) is not None:
                     tokenizer.save_pretrained(path)
+
             best = state.best_model_checkpoint
             self._worker = threading.Thread(
                 target=self._verify,
@@ -204,7 +224,9 @@ class KeepCheckpoints(TrainerCallback):
                 name=_WORKER,
                 daemon=True,
             )
+
             self._worker.start()
+
         self.waited_s += time.perf_counter() - began
 
     def on_train_end(
@@ -213,14 +235,17 @@ class KeepCheckpoints(TrainerCallback):
         """Wait for the last checkpoint and give the Trainer its settings back."""
         self.wait()
         newest = next(iter(list_checkpoints(str(args.output_dir))), None)
+
         only_shards = (
             newest is not None and kind_of_shards(newest) and not any(newest.glob("*.safetensors"))
         )
         if only_shards and state.is_world_process_zero:
             logger.warning(
-                "the weights are in shards: `hfstack run merge_checkpoint --checkpoint %s` makes one model",
+                "the weights are in shards: `hfstack run merge_checkpoint --checkpoint %s` makes "
+                "one model",
                 newest,
             )
+
         args.save_total_limit, args.push_to_hub = self._limit, self._pushed_upstream
 
     def wait(self) -> None:
@@ -239,7 +264,9 @@ class KeepCheckpoints(TrainerCallback):
             ) from fault
 
     def _verify(self, path: Path, args: TrainingArguments, step: int, best: str | None) -> None:
-        """Write the manifest, delete old checkpoints, push: in this order, and in a thread of its own."""
+        """Write the manifest, delete old checkpoints, push: in this order, and in a thread of its
+        own.
+        """
         try:
             write_manifest(
                 path, step=step, world_size=args.world_size, settings=_optimizer_settings(args)
@@ -248,6 +275,7 @@ class KeepCheckpoints(TrainerCallback):
         except Exception as error:
             self._fault = error
             return
+
         for hand_over in self.push if args.process_index == 0 else []:
             try:
                 hand_over(path)
@@ -263,29 +291,38 @@ def _leave(control: TrainerControl) -> None:
 
 
 def _see_every_part(path: Path, args: TrainingArguments) -> None:
-    """Wait until every process has written its part, and see from the first that each part is there."""
+    """Wait until every process has written its part, and see from the first that each part is
+    there.
+    """
     if args.world_size == 1:
         return
-    torch.distributed.barrier()  # while a process still writes, its folder also holds files of names that pass
+    # while a process still writes, its folder also holds files of names that pass
+    torch.distributed.barrier()
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {
         _PICKLED_SETTINGS
     }
+
     seen: list[Any] = [None] * args.world_size
     torch.distributed.all_gather_object(seen, sorted(names))
+
     if args.save_on_each_node or args.process_index != 0:
         return
     deadline = time.monotonic() + _VISIBLE_S
+
     unseen = sorted(set().union(*seen))
     while (
         unseen := [name for name in unseen if not (path / name).is_file()]
     ) and time.monotonic() < deadline:
         time.sleep(0.1)
+
     parts = [name for name in unseen if not name.startswith("rng_state")]
     if parts:
         raise CheckpointError(
-            f"{parts[0]} of {path.name} lies where the first process cannot see it: let --output_dir be a folder that "
+            f"{parts[0]} of {path.name} lies where the first process cannot see it: let "
+            "--output_dir be a folder that "
             "all nodes share"
         )
+
     if unseen:
         logger.warning(
             "%s lies on another node's disk: a resume will not be identical; share --output_dir",
@@ -300,32 +337,40 @@ def _optimizer_settings(args: TrainingArguments) -> dict[str, float]:
 def _follow_settings(
     args: TrainingArguments, checkpoint: Path, optimizer: Any, scheduler: Any
 ) -> None:
-    """Let the settings win over the optimizer's saved state, which would silently keep the old learning rate."""
+    """Let the settings win over the optimizer's saved state, which would silently keep the old
+    learning rate.
+    """
     now, before = _optimizer_settings(args), read_settings(checkpoint)
     changed = [name for name in before if name in now and before[name] != now[name]]
     if not changed:
         return
+
     logger.warning(
         "the optimizer goes on with %s", ", ".join(f"{n} {before[n]} -> {now[n]}" for n in changed)
     )
     factor = now["learning_rate"] / before["learning_rate"] if before["learning_rate"] else 1.0
+
     for group in optimizer.param_groups:
         for name in ("lr", "initial_lr"):
             if name in group:
                 group[name] *= factor
+
         if group.get("weight_decay"):  # groups without, such as norms, stay so
             group["weight_decay"] = now["weight_decay"]
         if "betas" in group:
             group["betas"] = (now["adam_beta1"], now["adam_beta2"])
         if "eps" in group:
             group["eps"] = now["adam_epsilon"]
+
     for name in ("base_lrs", "_last_lr"):
         if hasattr(scheduler, name):
             setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
 
 
 def _count_saved(model: torch.nn.Module) -> int:
-    """Count the parameters that a checkpoint holds: an adapter's own, or all of a model; shards count whole."""
+    """Count the parameters that a checkpoint holds: an adapter's own, or all of a model; shards
+    count whole.
+    """
     only_trained = hasattr(model, "peft_config")
     return sum(
         getattr(parameter, "ds_numel", parameter.numel())

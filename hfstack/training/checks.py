@@ -1,8 +1,9 @@
-"""What trains silently wrong, looked for before the first step: each rule says what is wrong and what to do, or None.
+"""What trains silently wrong, looked for before the first step: each rule says what is wrong and
+what to do, or None.
 
-A rule takes plain values (a tokenizer, token ids, labels, texts, counts) and knows nothing of recipes, so it can be
-asked anywhere. A recipe collects the answers and hands them to `preflight`, which refuses to train on any fault.
-"""
+A rule takes plain values (a tokenizer, token ids, labels, texts, counts) and knows nothing of
+recipes, so it can be asked anywhere. A recipe collects the answers and hands them to `preflight`,
+which refuses to train on any fault."""
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
@@ -39,19 +40,24 @@ def preflight(results: dict[str, str | None]) -> None:
 
 
 def pad_is_not_eos(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] = ()) -> str | None:
-    """Padding is masked out of the loss, and an end token that pads is masked with it: the model never learns to stop.
+    """Padding is masked out of the loss, and an end token that pads is masked with it: the model
+    never learns to stop.
 
     Args:
-        end_ids: further tokens that end a text or a turn, such as those of the model's generation settings.
+        end_ids: further tokens that end a text or a turn, such as those of the model's generation
+            settings.
     """
     pad: Any = tokenizer.pad_token_id
     if pad is None:
         return "the tokenizer has no pad token; give it one of its own"
+
     if pad == tokenizer.eos_token_id or pad in end_ids:
         return (
-            f"the pad token {tokenizer.pad_token!r} also ends texts, so the end would be masked out of the loss; "
+            f"the pad token {tokenizer.pad_token!r} also ends texts, so the end would be masked "
+            "out of the loss; "
             "give the tokenizer a pad token of its own"
         )
+
     return None
 
 
@@ -69,16 +75,21 @@ def labels_reach_eos(
     for row in labels:
         total += 1
         taught += any(label in end_ids for label in row)
+
     if total and taught < share * total:
         return (
-            f"only {taught} of {total} rows score a token that ends the answer, so the model will not learn to stop; "
-            "put the end of the turn inside the template's generation block, or lengthen --max_length"
+            f"only {taught} of {total} rows score a token that ends the answer, so the model will "
+            "not learn to stop; "
+            "put the end of the turn inside the template's generation block, or lengthen "
+            "--max_length"
         )
+
     return None
 
 
 def no_double_bos(rows: Iterable[Sequence[int]], bos_id: int | None) -> str | None:
-    """A second bos is a beginning that the model has never seen and will not see again when it is used.
+    """A second bos is a beginning that the model has never seen and will not see again when it is
+    used.
 
     Args:
         rows: token ids as the model will read them.
@@ -89,8 +100,10 @@ def no_double_bos(rows: Iterable[Sequence[int]], bos_id: int | None) -> str | No
     ]
     if bos_id is None or not twice:
         return None
+
     return (
-        f"{len(twice)} rows, first row {twice[0]}, begin with two bos tokens; take the bos out of the text or of the "
+        f"{len(twice)} rows, first row {twice[0]}, begin with two bos tokens; take the bos out of "
+        "the text or of the "
         "chat template, since the tokenizer adds it"
     )
 
@@ -102,6 +115,7 @@ def some_label_is_scored(labels: Iterable[Sequence[int]]) -> str | None:
         total += 1
         if all(label == IGNORED_LABEL for label in row):
             masked.append(number)
+
     if total and not masked:
         return None
     if len(masked) == total:
@@ -112,7 +126,9 @@ def some_label_is_scored(labels: Iterable[Sequence[int]]) -> str | None:
 def embedding_covers_tokenizer(
     embedding_rows: int, tokenizer: PreTrainedTokenizerBase
 ) -> str | None:
-    """An id without an embedding row crashes on a CPU, and on a GPU it may read another row's memory."""
+    """An id without an embedding row crashes on a CPU, and on a GPU it may read another row's
+    memory.
+    """
     largest = max(tokenizer.get_vocab().values())
     if largest < embedding_rows:
         return None
@@ -123,27 +139,36 @@ def embedding_covers_tokenizer(
 
 
 def template_marks_generation(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Loss on the assistant's turns needs to know which tokens are the assistant's, its end of turn among them."""
+    """Loss on the assistant's turns needs to know which tokens are the assistant's, its end of turn
+    among them.
+    """
     template = tokenizer.chat_template
     if template is None:
         return "the tokenizer has no chat template; name one with --chat_template_path"
+
     if not has_generation_markers(template):
         return (
-            "the chat template has no {% generation %} markers, so the assistant's tokens are unknown; add them, "
+            "the chat template has no {% generation %} markers, so the assistant's tokens are "
+            "unknown; add them, "
             "or train on whole conversations with --assistant_only_loss false"
         )
+
     if not is_chat_template_stop_token_trained(tokenizer):
         return (
-            "the chat template ends the assistant's turn outside {% generation %}, so the model would not learn to "
+            "the chat template ends the assistant's turn outside {% generation %}, so the model "
+            "would not learn to "
             "stop; move the end-of-turn token inside the markers"
         )
+
     return None
 
 
 def train_and_eval_are_disjoint(
     train_texts: Iterable[str], eval_texts: Iterable[str]
 ) -> str | None:
-    """A row that was trained on says nothing about rows that were not. Texts are compared whole, by their hashes."""
+    """A row that was trained on says nothing about rows that were not. Texts are compared whole, by
+    their hashes.
+    """
     held_out = {_digest(text) for text in eval_texts}
     shared = sum(_digest(text) in held_out for text in train_texts)
     if not shared:
@@ -162,9 +187,12 @@ def prompts_fit_context(lengths: Iterable[int], limit: int) -> str | None:
     too_long = [number for number, length in enumerate(measured, 1) if length >= limit]
     if not too_long:
         return None
+
     return (
-        f"{len(too_long)} of {len(measured)} prompts, first row {too_long[0]} with {measured[too_long[0] - 1]} tokens, "
-        f"fill the limit of {limit} tokens; lengthen --max_length, or leave them out with --on_bad_row skip"
+        f"{len(too_long)} of {len(measured)} prompts, first row {too_long[0]} with "
+        f"{measured[too_long[0] - 1]} tokens, "
+        f"fill the limit of {limit} tokens; lengthen --max_length, or leave them out with "
+        "--on_bad_row skip"
     )
 
 
@@ -175,6 +203,7 @@ def labels_in_range(labels: Iterable[int], num_labels: int) -> str | None:
     ]
     if not wrong:
         return None
+
     number, label = wrong[0]
     return (
         f"{len(wrong)} labels, first {label} in row {number}, are not among 0 .. {num_labels - 1}; "
@@ -183,7 +212,9 @@ def labels_in_range(labels: Iterable[int], num_labels: int) -> str | None:
 
 
 def chosen_differs_from_rejected(chosen: Iterable[Any], rejected: Iterable[Any]) -> str | None:
-    """Two equal answers have no better one: the loss is a constant, and accuracy on the pair is a coin toss."""
+    """Two equal answers have no better one: the loss is a constant, and accuracy on the pair is a
+    coin toss.
+    """
     equal = [
         number
         for number, (one, other) in enumerate(zip(chosen, rejected, strict=True), 1)
@@ -195,7 +226,8 @@ def chosen_differs_from_rejected(chosen: Iterable[Any], rejected: Iterable[Any])
 
 
 def head_is_saved(saved_names: Iterable[str], head_names: Collection[str]) -> str | None:
-    """A reward model's head is new: an adapter that is saved without it comes back with a random one (trl#1379).
+    """A reward model's head is new: an adapter that is saved without it comes back with a random
+    one (trl#1379).
 
     Args:
         saved_names: names of the tensors that will be saved.
@@ -208,7 +240,8 @@ def head_is_saved(saved_names: Iterable[str], head_names: Collection[str]) -> st
 
 
 def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str | None:
-    """The mean over a batch must not change when the batch is read in parts (huggingface/transformers#37766).
+    """The mean over a batch must not change when the batch is read in parts
+    (huggingface/transformers#37766).
 
     Args:
         whole_loss: loss of one batch, read at once.
@@ -217,7 +250,8 @@ def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str |
     if abs(whole_loss - accumulated_loss) <= _LOSS_TOLERANCE * max(abs(whole_loss), 1e-6):
         return None
     return (
-        f"the loss of one batch is {whole_loss:.6g} at once but {accumulated_loss:.6g} in parts; divide each part by "
+        f"the loss of one batch is {whole_loss:.6g} at once but {accumulated_loss:.6g} in parts; "
+        "divide each part by "
         "the tokens of the whole batch (num_items_in_batch)"
     )
 
@@ -225,19 +259,23 @@ def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str |
 def packed_documents_are_isolated(
     alone: torch.Tensor, packed: torch.Tensor, *, tolerance: float = 1e-2
 ) -> str | None:
-    """A document must be read in a packed row as it is read alone, or it learns from its neighbours.
+    """A document must be read in a packed row as it is read alone, or it learns from its
+    neighbours.
 
     Args:
         alone: (T, V) logits of a document by itself.
         packed: (T, V) logits of the same document behind another one in a packed row.
-        tolerance: largest difference, relative to the spread of the logits; half precision needs most of it.
+        tolerance: largest difference, relative to the spread of the logits; half precision needs
+            most of it.
     """
     difference = (alone.float() - packed.float()).abs().max().item()
     spread = max(alone.float().std().item(), 1e-6)
     if difference <= tolerance * spread:
         return None
+
     return (
-        f"a document in a packed row reads the one before it (its logits change by {difference:.3g}); this model "
+        "a document in a packed row reads the one before it (its logits change by "
+        f"{difference:.3g}); this model "
         "does not keep packed documents apart: train with --packing false"
     )
 

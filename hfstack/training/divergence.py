@@ -1,4 +1,5 @@
-"""See a loss or a gradient that is no finite number, or a loss that jumps, before the optimizer takes it.
+"""See a loss or a gradient that is no finite number, or a loss that jumps, before the optimizer
+takes it.
 
 Legend: B rows of a micro-batch, T tokens, M micro-batches of a step.
 """
@@ -38,13 +39,13 @@ class StepWatch:
     Nothing is copied and nothing is read back from the device until somebody asks.
 
     Args:
-        model: the model whose training passes are watched; passes without gradient, as in generation, are not.
+        model: the model whose training passes are watched; passes without gradient, as in
+            generation, are not.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._batches: list[
-            tuple[torch.Tensor | None, torch.Tensor | None]
-        ] = []  # ids (B, T) and loss () of each M
+        # ids (B, T) and loss () of each M
+        self._batches: list[tuple[torch.Tensor | None, torch.Tensor | None]] = []
         self._handle = model.register_forward_hook(self._keep, with_kwargs=True)
 
     def begin_step(self) -> None:
@@ -56,16 +57,20 @@ class StepWatch:
         self._handle.remove()
 
     def losses(self) -> torch.Tensor | None:
-        """The losses (M,) that the model itself returned in this step; None when the trainer computes them outside."""
+        """The losses (M,) that the model itself returned in this step; None when the trainer
+        computes them outside.
+        """
         found = [loss.detach().float().reshape(()) for _, loss in self._batches if loss is not None]
         return torch.stack(found) if found else None
 
     def describe_rows(self, tokenizer: Any, dataset: Any = None) -> str:
-        """Show the rows of this step, of the micro-batches without a finite loss or else of all: how each begins.
+        """Show the rows of this step, of the micro-batches without a finite loss or else of all:
+        how each begins.
 
         Args:
             tokenizer: turns ids into text; ids are shown where it is none.
-            dataset: the training rows, to say the number of each row in them; None to leave the numbers out.
+            dataset: the training rows, to say the number of each row in them; None to leave the
+                numbers out.
         """
         batches = list(enumerate(self._batches))
         guilty = [
@@ -73,6 +78,7 @@ class StepWatch:
             for m, batch in batches
             if batch[1] is not None and not torch.isfinite(batch[1]).all()
         ]
+
         rows: list[tuple[str, list[int]]] = []
         for micro_batch, (ids, _) in guilty or batches:
             if ids is not None and ids.dim() == 2:
@@ -80,6 +86,7 @@ class StepWatch:
                     (f"{row} of micro-batch {micro_batch}", one)
                     for row, one in enumerate(ids.tolist())
                 ]
+
         if not rows:
             return ""
         first = rows[:_SHOWN_ROWS]
@@ -87,9 +94,11 @@ class StepWatch:
             dataset, [ids for _, ids in first], getattr(tokenizer, "pad_token_id", None)
         )
         shown = [
-            f"{place}{'' if number is None else f', row {number} of the training data'}: {_beginning(ids, tokenizer)}"
+            f"{place}{'' if number is None else f', row {number} of the training data'}: "
+            f"{_beginning(ids, tokenizer)}"
             for (place, ids), number in zip(first, numbers, strict=True)
         ]
+
         more = f" and {len(rows) - len(first)} more" if len(rows) > len(first) else ""
         return f"the rows of this step: {', '.join(shown)}{more}"
 
@@ -103,7 +112,9 @@ class StepWatch:
 
 
 def gradient_norm(model: torch.nn.Module) -> torch.Tensor | None:
-    """Return the 2-norm () over all gradients as they are now, or None when the engine keeps them elsewhere."""
+    """Return the 2-norm () over all gradients as they are now, or None when the engine keeps them
+    elsewhere.
+    """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
         return None
@@ -113,11 +124,13 @@ def gradient_norm(model: torch.nn.Module) -> torch.Tensor | None:
 
 
 class SkipSpikes(TrainerCallback, ExportableState):
-    """Leave out a step whose loss lies far above those before it: its gradient changes no weight and no moment.
+    """Leave out a step whose loss lies far above those before it: its gradient changes no weight
+    and no moment.
 
-    The rule is that of OLMo-core's SkipStepOptimizer (Allen Institute for AI; used for OLMo 2 32B), on the loss alone:
-    skip when it is more than `sigmas` standard deviations above the mean of the last `window` steps. Off unless it is
-    added to a Trainer's callbacks. `RollBackSpikes` of hfstack.training.roll_back goes back to a checkpoint as well.
+    The rule is that of OLMo-core's SkipStepOptimizer (Allen Institute for AI; used for OLMo 2 32B),
+    on the loss alone: skip when it is more than `sigmas` standard deviations above the mean of the
+    last `window` steps. Off unless it is added to a Trainer's callbacks. `RollBackSpikes` of
+    hfstack.training.roll_back goes back to a checkpoint as well.
 
     Args:
         sigmas: how many standard deviations are a spike.
@@ -127,8 +140,10 @@ class SkipSpikes(TrainerCallback, ExportableState):
     def __init__(self, sigmas: float = 6.0, window: int = 128) -> None:
         if sigmas <= 0 or window < 4:
             raise ConfigError(
-                f"SkipSpikes needs sigmas above 0 and a window of at least 4, got {sigmas} and {window}"
+                f"SkipSpikes needs sigmas above 0 and a window of at least 4, got {sigmas} and "
+                f"{window}"
             )
+
         self.sigmas, self.window = sigmas, window
         self.skipped = 0
         self.left_out_until = 0  # the last step whose gradient is dropped
@@ -162,9 +177,8 @@ class SkipSpikes(TrainerCallback, ExportableState):
         """Take over what a checkpoint kept, as `state` gave it."""
         self._losses = deque(attributes["losses"], maxlen=self.window)
         self.skipped = attributes["skipped"]
-        self.left_out_until = attributes.get(
-            "left_out_until", 0
-        )  # a checkpoint of before may not know it
+        # a checkpoint of before may not know it
+        self.left_out_until = attributes.get("left_out_until", 0)
 
     def answer_spike(self, step: int, args: TrainingArguments, model: Any, optimizer: Any) -> int:
         """Return the last step to leave out because of a spike at `step`: the spike itself."""
@@ -185,12 +199,15 @@ class SkipSpikes(TrainerCallback, ExportableState):
         losses = self._watch.losses()
         if losses is None:
             raise ConfigError(
-                "SkipSpikes reads the loss that the model returns, and this trainer computes it outside"
+                "SkipSpikes reads the loss that the model returns, and this trainer computes it "
+                "outside"
             )
+
         mean = losses.mean()  # ()
         if args.world_size > 1:
             torch.distributed.all_reduce(mean)
             mean /= args.world_size
+
         loss, step = mean.item(), state.global_step + 1
         if step > self.left_out_until and self._is_spike(loss):
             rows = self._watch.describe_rows(kwargs.get("processing_class"))
@@ -198,9 +215,11 @@ class SkipSpikes(TrainerCallback, ExportableState):
             self.left_out_until = self.answer_spike(
                 step, args, kwargs["model"], kwargs["optimizer"]
             )
+
         if step <= self.left_out_until:
             self.skipped += 1
             kwargs["model"].zero_grad(set_to_none=True)
+
         self._losses.append(loss)
 
     def on_log(
@@ -219,7 +238,9 @@ class SkipSpikes(TrainerCallback, ExportableState):
         self._watch.close()
 
     def _is_spike(self, loss: float) -> bool:
-        """Compare with the steps before; the spike itself is remembered, so that a lasting rise is accepted in time."""
+        """Compare with the steps before; the spike itself is remembered, so that a lasting rise is
+        accepted in time.
+        """
         known = len(self._losses)
         if known < max(2, self.window // 2):
             return False
@@ -229,13 +250,16 @@ class SkipSpikes(TrainerCallback, ExportableState):
 
 
 def find_rows(dataset: Any, wanted: list[list[int]], pad_id: int | None) -> list[int | None]:
-    """Return the number of the first dataset row that each batch row was made of, or None where none is found.
+    """Return the number of the first dataset row that each batch row was made of, or None where
+    none is found.
 
-    Rows are compared by their ids, since no Trainer says which ones it drew; the search costs a run nothing before it
-    fails. Rows that a trainer builds of others (pairs, rollouts, joined documents) are in no dataset as such.
+    Rows are compared by their ids, since no Trainer says which ones it drew; the search costs a run
+    nothing before it fails. Rows that a trainer builds of others (pairs, rollouts, joined
+    documents) are in no dataset as such.
 
     Args:
-        dataset: what the Trainer draws from; not searched unless it can be indexed and has `input_ids`.
+        dataset: what the Trainer draws from; not searched unless it can be indexed and has
+            `input_ids`.
         wanted: rows of a batch, T ids each, maybe padded.
         pad_id: the id that pads them.
     """
@@ -247,6 +271,7 @@ def find_rows(dataset: Any, wanted: list[list[int]], pad_id: int | None) -> list
     read = getattr(table, "__getitems__", None) or (
         lambda numbers: [table[number] for number in numbers]
     )
+
     for start in range(0, len(dataset), _SEARCHED_AT_ONCE):
         for number, row in enumerate(
             read(list(range(start, min(start + _SEARCHED_AT_ONCE, len(dataset))))), start
@@ -257,8 +282,10 @@ def find_rows(dataset: Any, wanted: list[list[int]], pad_id: int | None) -> list
             for place, batch_row in enumerate(wanted):
                 if found[place] is None and _is_made_of(batch_row, ids, pad_id):
                     found[place] = number
+
         if None not in found or time.monotonic() > deadline:
             break
+
     return found
 
 

@@ -1,7 +1,7 @@
 """What a Trainer that was just built is asked before its first step, whatever the recipe.
 
-The rules are those of hfstack.training.checks; here they meet the rows, the model and the loss that training will use.
-"""
+The rules are those of hfstack.training.checks; here they meet the rows, the model and the loss that
+training will use."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
@@ -35,12 +35,15 @@ ACCUMULATED_ROWS = 4
 def checked(
     trainer: TrainerT, tokenizer: PreTrainedTokenizerBase, *, classes: int | None = None
 ) -> TrainerT:
-    """Look for what trains silently wrong, say in one line what was looked for, and return the same Trainer.
+    """Look for what trains silently wrong, say in one line what was looked for, and return the same
+    Trainer.
 
-    Held-out rows that are train rows too are counted in a warning, since the official splits of public data have some.
+    Held-out rows that are train rows too are counted in a warning, since the official splits of
+    public data have some.
 
     Args:
-        trainer: with a `train_dataset` whose rows have `input_ids`, and `labels` where tokens are labelled.
+        trainer: with a `train_dataset` whose rows have `input_ids`, and `labels` where tokens are
+            labelled.
         classes: labels of tokens are 0 .. classes - 1.
 
     Raises:
@@ -53,22 +56,26 @@ def checked(
     first: Any = (
         tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     )
+
     embedded = model.get_input_embeddings().weight.shape[0]
     results = {
         "no doubled first token": no_double_bos(ids, first),
         "every id has an embedding": embedding_covers_tokenizer(embedded, tokenizer),
     }
+
     if classes is not None:
         labels = [_numbers(row["labels"]) for row in rows]
         scored = (label for row in labels for label in row if label != IGNORED_LABEL)
         results["some label is scored"] = some_label_is_scored([list(chain.from_iterable(labels))])
         results["labels are classes"] = labels_in_range(scored, classes)
+
     if trainer.args.gradient_accumulation_steps > 1 and not (
         trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     ):
         results["accumulation keeps the loss"] = accumulation_keeps_loss(
             *_losses(trainer, rows[:ACCUMULATED_ROWS])
         )
+
     preflight(results)
     if trainer.eval_dataset is not None:
         _count_shared(train, trainer.eval_dataset)
@@ -76,7 +83,9 @@ def checked(
 
 
 def _losses(trainer: Trainer, rows: Sequence[Any]) -> tuple[float, float]:
-    """Return the loss of some rows read at once, and the sum over one row at a time, as training adds it up."""
+    """Return the loss of some rows read at once, and the sum over one row at a time, as training
+    adds it up.
+    """
     model: Any = trainer.model
     was_training = model.training
     model.eval()  # without dropout
@@ -93,12 +102,14 @@ def _scaled_loss(trainer: Trainer, parts: Sequence[Sequence[Any]]) -> float:
     items = trainer._get_num_items_in_batch(batches, trainer.args.device)
     given = trainer.model_accepts_loss_kwargs and items is not None
     scaled = given or trainer.compute_loss_func is not None
+
     total = 0.0
     for batch in batches:
         loss: Any = trainer.compute_loss(
             model, trainer._prepare_inputs(batch), num_items_in_batch=items
         )
         total += loss.item() / (1 if scaled else len(batches))
+
     return total
 
 
@@ -108,7 +119,8 @@ def _count_shared(train: Any, held_out: Any) -> None:
     shared = len(kept & {hash(tuple(_numbers(row["input_ids"]))) for row in _first(train)})
     if shared:
         logger.warning(
-            "%d of %d different held-out rows are trained on too, and say nothing about unseen rows",
+            "%d of %d different held-out rows are trained on too, and say nothing about unseen "
+            "rows",
             shared,
             len(kept),
         )

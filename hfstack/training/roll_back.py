@@ -1,4 +1,6 @@
-"""Go back to a checkpoint when the loss jumps, and leave out the data around the jump, without leaving the run."""
+"""Go back to a checkpoint when the loss jumps, and leave out the data around the jump, without
+leaving the run.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -25,19 +27,21 @@ _ADAPTER, _WEIGHTS = "adapter_model.safetensors", "model*.safetensors"
 class RollBackSpikes(SkipSpikes):
     """Answer a loss spike as PaLM did: back to a checkpoint from before it, and on with other data.
 
-    PaLM went back about 100 steps before a spike and left out 200 to 500 batches around it (Chowdhery et al. 2022,
-    section 5.1). Here the run does it by itself: weights and moments become those of the checkpoint, and the steps up
-    to `steps_left_out` after it change nothing, so their batches are left out. Steps, learning rate and data go on in
-    their order: no step is there twice, and a resume ends at the same weights. PaLM's schedule went back as well.
+    PaLM went back about 100 steps before a spike and left out 200 to 500 batches around it
+    (Chowdhery et al. 2022, section 5.1). Here the run does it by itself: weights and moments become
+    those of the checkpoint, and the steps up to `steps_left_out` after it change nothing, so their
+    batches are left out. Steps, learning rate and data go on in their order: no step is there
+    twice, and a resume ends at the same weights. PaLM's schedule went back as well.
 
-    What is a spike is decided as in `SkipSpikes`. Where no checkpoint is old enough, only the spike itself is skipped.
-    Off unless it is added to a Trainer's callbacks, before `*protect(run)`.
+    What is a spike is decided as in `SkipSpikes`. Where no checkpoint is old enough, only the spike
+    itself is skipped. Off unless it is added to a Trainer's callbacks, before `*protect(run)`.
 
     Args:
         sigmas: how many standard deviations are a spike.
         window: steps that are looked back on; nothing is done before half of them are known.
         steps_before: how many steps before the spike the checkpoint must be.
-        steps_left_out: how many steps after the checkpoint's are left out, the spike among them in any case.
+        steps_left_out: how many steps after the checkpoint's are left out, the spike among them in
+            any case.
         most: how often a run may go back before it is given up.
     """
 
@@ -56,10 +60,10 @@ class RollBackSpikes(SkipSpikes):
                 "RollBackSpikes needs steps_before, steps_left_out and most of at least 1, got "
                 f"{steps_before}, {steps_left_out} and {most}"
             )
+
         self.steps_before, self.steps_left_out, self.most = steps_before, steps_left_out, most
-        self.roll_backs: list[
-            list[int]
-        ] = []  # of each the step of the spike and the step of the checkpoint
+        # of each the step of the spike and the step of the checkpoint
+        self.roll_backs: list[list[int]] = []
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
@@ -86,10 +90,13 @@ class RollBackSpikes(SkipSpikes):
         if args.save_strategy == SaveStrategy.NO or args.save_only_model:
             raise ConfigError("RollBackSpikes goes back to a checkpoint: it needs --save_strategy steps and no "
                               "--save_only_model")  # fmt: skip
+
         if is_sharded(args):
             raise ConfigError(
-                "RollBackSpikes does not work with FSDP and DeepSpeed; use SkipSpikes, or leave it out"
+                "RollBackSpikes does not work with FSDP and DeepSpeed; use SkipSpikes, or leave "
+                "it out"
             )
+
         super().on_train_begin(args, *rest, **kwargs)
 
     def on_log(self, *given: Any, **kwargs: Any) -> None:
@@ -108,29 +115,38 @@ class RollBackSpikes(SkipSpikes):
         """
         wait_for_checkpoints()
         chosen: list[str | None] = [None]
+
         if args.process_index == 0:
             found = self._choose(Path(str(args.output_dir)), step)
             chosen[0] = None if found is None else str(found)
+
         if args.world_size > 1:
             torch.distributed.broadcast_object_list(chosen)
+
         if chosen[0] is None:
             logger.warning("no whole checkpoint is %d steps older, so nothing but this step is left out; keep more of "
                            "them by --save_total_limit", self.steps_before)  # fmt: skip
             return step
+
         if len(self.roll_backs) == self.most:
             raise DivergedError(
-                f"the loss spiked again at step {step}, after going back {self.most} times: lower --learning_rate, "
+                f"the loss spiked again at step {step}, after going back {self.most} times: lower "
+                "--learning_rate, "
                 "lengthen --warmup_steps, or look at the data"
             )
+
         checkpoint = Path(chosen[0])
         put_back(checkpoint, model, optimizer)
         self.roll_backs.append([step, step_of(checkpoint)])
         last = max(step, step_of(checkpoint) + self.steps_left_out)
         logger.warning("back to %s; what is read up to step %d is left out", checkpoint.name, last)
+
         return last
 
     def _choose(self, directory: Path, step: int) -> Path | None:
-        """The newest whole checkpoint that is old enough, and not of the steps that an earlier return undid."""
+        """The newest whole checkpoint that is old enough, and not of the steps that an earlier
+        return undid.
+        """
         for path in list_checkpoints(directory):
             undone = any(to < step_of(path) < spike for spike, to in self.roll_backs)
             old_enough = step_of(path) <= step - self.steps_before
@@ -140,15 +156,18 @@ class RollBackSpikes(SkipSpikes):
 
 
 def put_back(checkpoint: Path, model: Any, optimizer: Any) -> None:
-    """Load a checkpoint's weights (or its adapter's) and the optimizer's moments; its learning rate stays as it is now.
+    """Load a checkpoint's weights (or its adapter's) and the optimizer's moments; its learning rate
+    stays as it is now.
 
     Raises:
         CheckpointError: the weights are not those of this model.
     """
     adapted = hasattr(model, "peft_config")
     weights: dict[str, torch.Tensor] = {}
+
     for file in sorted(checkpoint.glob(_ADAPTER if adapted else _WEIGHTS)):
         weights |= load_file(file)
+
     if adapted:
         wrong = list(
             set_peft_model_state_dict(
@@ -161,16 +180,21 @@ def put_back(checkpoint: Path, model: Any, optimizer: Any) -> None:
             *(set(result.missing_keys) - set(model.all_tied_weights_keys)),
             *result.unexpected_keys,
         ]
+
     if wrong or not weights:
         raise CheckpointError(
-            f"{checkpoint} does not hold the weights of this model: {', '.join(wrong[:3]) or 'none'}"
+            f"{checkpoint} does not hold the weights of this model: "
+            f"{', '.join(wrong[:3]) or 'none'}"
         )
+
     now = [
         {name: value for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups
     ]
+
     optimizer.load_state_dict(
         torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
     )
+
     for group, settings in zip(optimizer.param_groups, now, strict=True):
         group.update(settings)

@@ -1,4 +1,6 @@
-"""Upstream settings that upstream itself does not check: a wrong one would train nonsense, or fail hours later."""
+"""Upstream settings that upstream itself does not check: a wrong one would train nonsense, or fail
+hours later.
+"""
 
 import math
 from collections.abc import Collection
@@ -21,6 +23,7 @@ def check_settings(args: TrainingArguments, *, early_stopping_patience: int | No
     ):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
+
     for name in (
         "learning_rate",
         "weight_decay",
@@ -31,24 +34,31 @@ def check_settings(args: TrainingArguments, *, early_stopping_patience: int | No
         value = getattr(args, name)
         if not 0 <= value < math.inf:
             raise ConfigError(f"--{name} must be 0 or above, got {value}")
+
     for name in ("adam_beta1", "adam_beta2"):
         if not 0 <= getattr(args, name) < 1:
             raise ConfigError(f"--{name} must be in [0, 1), got {getattr(args, name)}")
+
     if args.max_steps == 0 or (args.max_steps < 0 and args.num_train_epochs <= 0):
         raise ConfigError(
-            f"--max_steps {args.max_steps} with --num_train_epochs {args.num_train_epochs} trains nothing"
+            f"--max_steps {args.max_steps} with --num_train_epochs {args.num_train_epochs} trains "
+            "nothing"
         )
+
     if early_stopping_patience is not None and not args.load_best_model_at_end:
         raise ConfigError(
-            "--early_stopping_patience needs --load_best_model_at_end true, with --eval_strategy set"
+            "--early_stopping_patience needs --load_best_model_at_end true, with --eval_strategy "
+            "set"
         )
 
 
 def check_best_metric(args: TrainingArguments, known: Collection[str]) -> None:
-    """Refuse a metric for the best model that the evaluation does not give, before the first epoch is over.
+    """Refuse a metric for the best model that the evaluation does not give, before the first epoch
+    is over.
 
     Args:
-        known: names of the metrics without `eval_`, of which more is better; the loss is always known.
+        known: names of the metrics without `eval_`, of which more is better; the loss is always
+            known.
 
     Raises:
         ConfigError: it is none of them.
@@ -56,12 +66,14 @@ def check_best_metric(args: TrainingArguments, known: Collection[str]) -> None:
     asked = args.metric_for_best_model
     if asked is not None and asked.removeprefix("eval_") not in {*known, "loss"}:
         raise ConfigError(
-            f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(known)} or loss"
+            f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(known)} "
+            "or loss"
         )
 
 
 def blocks_per_step(args: TrainingArguments, blocks: int) -> float:
-    """Return how many sequences one optimizer step takes over all processes, on average over an epoch.
+    """Return how many sequences one optimizer step takes over all processes, on average over an
+    epoch.
 
     The last step of an epoch takes what is left, which matters when the data is small.
     """

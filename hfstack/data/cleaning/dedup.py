@@ -1,9 +1,10 @@
-"""Find documents that came before, exactly or nearly, and documents that hold text of an evaluation set.
+"""Find documents that came before, exactly or nearly, and documents that hold text of an evaluation
+set.
 
-Each check is called like a filter: None to keep the document, or `exact_duplicate`, `near_duplicate: ...`,
-`contaminated: ...`. The first of several alike documents is the one that stays, so the result depends on the order of
-the documents and on nothing else. What a check remembers grows with the documents; `index_bytes` says how much it is.
-"""
+Each check is called like a filter: None to keep the document, or `exact_duplicate`,
+`near_duplicate: ...`, `contaminated: ...`. The first of several alike documents is the one that
+stays, so the result depends on the order of the documents and on nothing else. What a check
+remembers grows with the documents; `index_bytes` says how much it is."""
 
 import hashlib
 from array import array
@@ -22,17 +23,17 @@ from hfstack.errors import ConfigError, DataError
 _SHINGLE_UNITS = (
     5  # 5-grams and a similarity of 0.8: Lee et al. 2022, arXiv:2107.06499, section 4.2
 )
-_CHUNK_SHINGLES = 512  # x 128 permutations x 4 bytes = 256 KiB: stays in cache, and long documents need no more memory
+# x 128 permutations x 4 bytes = 256 KiB: stays in cache, and long documents need no more memory
+_CHUNK_SHINGLES = 512
 
 
-_ERROR_WEIGHTS = (
-    0.2,
-    0.8,
-)  # of false alarms and of misses: losing a text of which 0.7 is in another loses little
+# of false alarms and of misses: losing a text of which 0.7 is in another loses little
+_ERROR_WEIGHTS = (0.2, 0.8)
 
 
 class HashSet:
-    """A set of 64-bit hashes in one flat array: 12 to 24 bytes a member, where a Python set of ints needs about 80.
+    """A set of 64-bit hashes in one flat array: 12 to 24 bytes a member, where a Python set of ints
+    needs about 80.
 
     Open addressing with linear probing; a slot of 0 is empty, and the hash 0 is stored as 1.
     """
@@ -88,16 +89,16 @@ def text_hash(text: str, purpose: bytes = b"") -> int:
 def held_out(text: str, fraction: float) -> bool:
     """Whether a document belongs to the `fraction` in [0, 1) that is kept for evaluation.
 
-    It depends on the text alone: a document stays on its side when others are added, removed or reordered.
-    """
+    It depends on the text alone: a document stays on its side when others are added, removed or
+    reordered."""
     return text_hash(text, b"eval split") < fraction * 2**64
 
 
 class ExactDuplicates:
     """Refuse a text that is the same, character by character, as one before.
 
-    Two of N different texts share a 64-bit hash with probability N**2 / 2**65: 3e-6 for ten million documents.
-    """
+    Two of N different texts share a 64-bit hash with probability N**2 / 2**65: 3e-6 for ten million
+    documents."""
 
     def __init__(self) -> None:
         self._seen = HashSet()
@@ -112,19 +113,22 @@ class ExactDuplicates:
 
 
 class NearDuplicates:
-    """Refuse a text whose 5-unit shingles overlap those of a kept one by `threshold` or more (Jaccard similarity).
+    """Refuse a text whose 5-unit shingles overlap those of a kept one by `threshold` or more
+    (Jaccard similarity).
 
-    MinHash signatures (Broder 1997) are datasketch's, cut into the bands that its MinHashLSH would choose: two texts
-    are alike when all rows of any band agree. At the default threshold, 12 bands of 10 rows, texts of similarity 0.5,
-    0.7, 0.8 and 0.9 are dropped with probability 0.01, 0.29, 0.74 and 0.99. Of every band only a 64-bit hash is kept,
-    because MinHashLSH also keeps keys and buckets, 16 times the memory, and tells nothing that is needed here.
+    MinHash signatures (Broder 1997) are datasketch's, cut into the bands that its MinHashLSH would
+    choose: two texts are alike when all rows of any band agree. At the default threshold, 12 bands
+    of 10 rows, texts of similarity 0.5, 0.7, 0.8 and 0.9 are dropped with probability 0.01, 0.29,
+    0.74 and 0.99. Of every band only a 64-bit hash is kept, because MinHashLSH also keeps keys and
+    buckets, 16 times the memory, and tells nothing that is needed here.
 
     Args:
         threshold: similarity in (0, 1] from which on a document is a near duplicate.
         permutations: length of a signature; more is more exact and slower.
 
     Raises:
-        ConfigError: the threshold is not in that range, or there are too few permutations to form two bands.
+        ConfigError: the threshold is not in that range, or there are too few permutations to form
+            two bands.
     """
 
     def __init__(self, *, threshold: float = 0.8, permutations: int = 128) -> None:
@@ -132,14 +136,17 @@ class NearDuplicates:
             raise ConfigError(
                 f"near_duplicate_threshold must be in (0, 1], or 0 to turn it off, got {threshold}"
             )
+
         if permutations < 16:
             raise ConfigError(f"minhash_permutations must be at least 16, got {permutations}")
+
         try:
             bands = MinHashLSH(threshold=threshold, num_perm=permutations, weights=_ERROR_WEIGHTS)
         except ValueError as error:
             raise ConfigError(
                 f"minhash_permutations {permutations} cannot tell similarity {threshold}: {error}"
             ) from None
+
         self.bands, self.rows = bands.b, bands.r
         self._empty = MinHash(num_perm=permutations, seed=1, hashfunc=int)  # shingles come hashed
         self._seen = HashSet()
@@ -148,11 +155,13 @@ class NearDuplicates:
         shingles = shingle_hashes(text)
         if len(shingles) == 0:
             return None
+
         keys = self._band_keys(shingles)
         if any(key in self._seen for key in keys):
             return "near_duplicate"
         for key in keys:
             self._seen.add(key)
+
         return None
 
     @property
@@ -173,6 +182,7 @@ class NearDuplicates:
         )
         width = 8 * self.rows
         keys = []
+
         for band in range(self.bands):
             part = values[band * width : (band + 1) * width]
             keys.append(
@@ -180,6 +190,7 @@ class NearDuplicates:
                     hashlib.blake2b(part, digest_size=8, salt=bytes([band])).digest(), "little"
                 )
             )
+
         return keys
 
 
@@ -194,16 +205,19 @@ def shingle_hashes(text: str) -> np.ndarray:
 def duplicate_checks(
     exact: bool = True, threshold: float = 0.8, permutations: int = 128
 ) -> list[ExactDuplicates | NearDuplicates]:
-    """Return the duplicate checks asked for, the cheap one first; a threshold of 0 means no near duplicates."""
+    """Return the duplicate checks asked for, the cheap one first; a threshold of 0 means no near
+    duplicates.
+    """
     near = [NearDuplicates(threshold=threshold, permutations=permutations)] if threshold else []
     return [*([ExactDuplicates()] if exact else []), *near]
 
 
 class Contamination:
-    """Refuse a text that shares a long n-gram with an evaluation text: Brown et al. 2020, arXiv:2005.14165, appendix C.
+    """Refuse a text that shares a long n-gram with an evaluation text: Brown et al. 2020,
+    arXiv:2005.14165, appendix C.
 
-    Case and punctuation are left out of the comparison. An evaluation text shorter than the n-gram is looked for as a
-    whole, unless it has under `least` units, when finding it would mean nothing.
+    Case and punctuation are left out of the comparison. An evaluation text shorter than the n-gram
+    is looked for as a whole, unless it has under `least` units, when finding it would mean nothing.
 
     Args:
         texts: evaluation texts; questions, answers and contexts each on its own.
@@ -220,10 +234,11 @@ class Contamination:
     ) -> None:
         found: dict[int, list[np.ndarray]] = {}
         self._least = least
-        self._short: dict[
-            int, set[tuple[int, int]]
-        ] = {}  # hash of the first units -> length and hash of the whole
+
+        # hash of the first units -> length and hash of the whole
+        self._short: dict[int, set[tuple[int, int]]] = {}
         self.texts = self.ignored_texts = 0
+
         for text in texts:
             self.texts += 1
             hashes = unit_hashes(text)
@@ -235,12 +250,16 @@ class Contamination:
                 self._short.setdefault(int(start), set()).add((len(hashes), int(whole)))
             else:
                 self.ignored_texts += 1
+
         if self._short:
             found[least] = [*found.get(least, []), np.array(list(self._short), dtype=np.uint64)]
+
         if not found:
             raise DataError(
-                f"none of the {self.texts} texts has {least} words or characters; name files with text"
+                f"none of the {self.texts} texts has {least} words or characters; name files with "
+                "text"
             )
+
         self._ngrams = {
             length: np.unique(np.concatenate(parts)) for length, parts in sorted(found.items())
         }
@@ -255,10 +274,13 @@ class Contamination:
                     units = split_units(text)
                     run = ("" if units.unspaced else " ").join(units.words[start : start + matched])
                     return f"contaminated: {run[:80]}"
+
         return None
 
     def _match_length(self, hashes: np.ndarray, start: int, length: int) -> int:
-        """How many units match from `start` on, where the first `length` are known to: 0 if a short text goes on."""
+        """How many units match from `start` on, where the first `length` are known to: 0 if a short
+        text goes on.
+        """
         if length != self._least:
             return length
         wholes = self._short[int(ngram_hashes(hashes[start : start + length], length)[0])]
@@ -270,7 +292,9 @@ class Contamination:
 
     @classmethod
     def from_sources(cls, sources: Sequence[Source], clean: Callable[[str], CleanText]) -> Self:
-        """Look for every text in any column of these datasets, after the cleaning that the documents get."""
+        """Look for every text in any column of these datasets, after the cleaning that the
+        documents get.
+        """
 
         def texts() -> Iterator[str]:
             try:

@@ -1,15 +1,15 @@
-"""Decide from a text alone whether it is worth training on: length, symbols, repetition, lost characters.
+"""Decide from a text alone whether it is worth training on: length, symbols, repetition, lost
+characters.
 
-A filter is a function of one text that returns None to keep it, or why not: `too_short: 12 characters, fewer than 32`.
-What stands before the colon is the reason that is counted.
+A filter is a function of one text that returns None to keep it, or why not: `too_short: 12
+characters, fewer than 32`. What stands before the colon is the reason that is counted.
 
-Thresholds come from these papers, and each default says which:
-    Gopher      Rae et al. 2021, arXiv:2112.11446, table A1 and section A.1.1
-    C4          Raffel et al. 2020, arXiv:1910.10683, section 2.2
-    RefinedWeb  Penedo et al. 2023, arXiv:2306.01116, appendix G.1, applies Gopher's rules to web text unchanged
-They are written for languages that put spaces between words. Where a language does not (Chinese, Japanese, Thai, Lao,
-Khmer, Burmese), a unit is one character, and a word of the paper counts as two units.
-"""
+Thresholds come from these papers, and each default says which: Gopher      Rae et al. 2021,
+    arXiv:2112.11446, table A1 and section A.1.1 C4          Raffel et al. 2020, arXiv:1910.10683,
+    section 2.2 RefinedWeb  Penedo et al. 2023, arXiv:2306.01116, appendix G.1, applies Gopher's
+    rules to web text unchanged They are written for languages that put spaces between words. Where
+    a language does not (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a unit is one character, and
+    a word of the paper counts as two units."""
 
 import re
 import zlib
@@ -23,24 +23,26 @@ Filter = Callable[[str], str | None]
 
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
-    "\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # CJK, kana
+    # CJK, kana
+    "\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
-_MARKS = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff"  # vowel signs, which \w leaves out
+# vowel signs, which \w leaves out
+_MARKS = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
 _MARK = re.compile(f"[{_MARKS}]")
-_UNIT_ASCII = re.compile(
-    "[a-z0-9]+"
-)  # this and the next: what _UNIT_MARKED finds in such text, 2 and 4 times as fast
+# this and the next: what _UNIT_MARKED finds in such text, 2 and 4 times as fast
+_UNIT_ASCII = re.compile("[a-z0-9]+")
 _UNIT = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 _UNIT_MARKED = re.compile(f"[{_UNSPACED}]|(?:[^\\W_{_UNSPACED}]|[{_MARKS}])+")
 _UNITS_PER_WORD = 2  # the average Chinese word in running text has between 1.5 and 2 characters
-_MULTIPLIER = np.uint64(
-    0x9E3779B97F4A7C15
-)  # 2**64 / golden ratio, odd: Knuth's multiplicative hashing
+# 2**64 / golden ratio, odd: Knuth's multiplicative hashing
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Units(NamedTuple):
-    """The words of a text, or its characters in a script without spaces; case and punctuation are left out."""
+    """The words of a text, or its characters in a script without spaces; case and punctuation are
+    left out.
+    """
 
     words: list[str]
     """The U units, in order."""
@@ -67,7 +69,9 @@ def split_units(text: str) -> Units:
 
 @lru_cache(maxsize=1)
 def unit_hashes(text: str) -> np.ndarray:
-    """Return (U,) uint64 with the same number for the same unit in every process, which `hash` does not give."""
+    """Return (U,) uint64 with the same number for the same unit in every process, which `hash` does
+    not give.
+    """
     words = split_units(text).words
     return (
         np.fromiter(map(zlib.crc32, map(str.encode, words)), dtype=np.uint64, count=len(words))
@@ -76,11 +80,15 @@ def unit_hashes(text: str) -> np.ndarray:
 
 
 def ngram_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
-    """Return (U - length + 1,) uint64 hashes of all runs of `length` units; (0,) when there are fewer units."""
+    """Return (U - length + 1,) uint64 hashes of all runs of `length` units; (0,) when there are
+    fewer units.
+    """
     count = len(hashes) - length + 1
     if count <= 0:
         return hashes[:0]
-    # Runs of 1, 2, 4... units are joined as the binary digits of `length` say: 13 = 1 + 4 + 8 takes 5 steps, not 12.
+
+    # Runs of 1, 2, 4... units are joined as the binary digits of `length` say: 13 = 1 + 4 + 8 takes
+    # 5 steps, not 12.
     runs, runs_length, total, total_length = hashes, 1, None, 0
     while total_length < length:
         if length & runs_length:
@@ -90,6 +98,7 @@ def ngram_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
         if total_length < length:
             runs = _join(runs[:-runs_length], runs[runs_length:])
             runs_length *= 2
+
     assert total is not None
     return total
 
@@ -103,11 +112,11 @@ def _join(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def too_short(text: str, *, characters: int = 32, characters_unspaced: int = 10) -> str | None:
-    """Refuse texts under `characters`; in scripts without spaces, where a character says more, `characters_unspaced`.
+    """Refuse texts under `characters`; in scripts without spaces, where a character says more,
+    `characters_unspaced`.
 
-    The defaults keep a sentence and a four-line poem (24 characters with punctuation). They are ours, and far below
-    Gopher's 50 words, which is meant for web pages.
-    """
+    The defaults keep a sentence and a four-line poem (24 characters with punctuation). They are
+    ours, and far below Gopher's 50 words, which is meant for web pages."""
     if len(text) >= characters:
         return None
     least = characters_unspaced if split_units(text).unspaced else characters
@@ -139,18 +148,19 @@ def placeholder_text(text: str) -> str | None:
 
 
 def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0.1) -> str | None:
-    """Refuse texts of punctuation and signs: over `share` of what is not blank, or 0.1 hashes and ellipses a word.
+    """Refuse texts of punctuation and signs: over `share` of what is not blank, or 0.1 hashes and
+    ellipses a word.
 
-    `marks_per_word` is Gopher's; `share` is ours: Chinese verse, which has much punctuation, is at 0.2.
-    """
+    `marks_per_word` is Gopher's; `share` is ours: Chinese verse, which has much punctuation, is at
+    0.2."""
     units = split_units(text)
     visible = len(text) - sum(map(text.count, " \n\t\u3000"))
     if visible - units.characters > share * visible:
         return f"too_many_symbols: {visible - units.characters} of {visible} characters are no letters or digits"
     words = len(units.words) / (_UNITS_PER_WORD if units.unspaced else 1)
-    marks = (
-        text.count("#") + text.count("...") + text.count("…") - text.count("……")
-    )  # …… is one ellipsis in Chinese
+
+    # …… is one ellipsis in Chinese
+    marks = text.count("#") + text.count("...") + text.count("…") - text.count("……")
     if marks > max(3, marks_per_word * words):
         return f"too_many_symbols: {marks} hashes and ellipses in {words:.0f} words"
     return None
@@ -159,8 +169,8 @@ def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0
 def too_few_words(text: str, *, share: float = 0.8) -> str | None:
     """Refuse tables of numbers: under `share` of the words hold a letter (Gopher: 0.8).
 
-    Gopher drops everything under 50 words first; such a text is refused here when numbers are its larger part.
-    """
+    Gopher drops everything under 50 words first; such a text is refused here when numbers are its
+    larger part."""
     words = split_units(text).words
     numbers = sum(map(str.isdigit, words))
     if numbers <= (1 - share if len(words) >= _GOPHER_LEAST_WORDS else 0.5) * len(words):
@@ -169,14 +179,16 @@ def too_few_words(text: str, *, share: float = 0.8) -> str | None:
 
 
 def odd_word_length(text: str, *, shortest: float = 2, longest: float = 10) -> str | None:
-    """Refuse encoded data and spelled-out letters: mean word length outside Gopher's 3 to 10 characters.
+    """Refuse encoded data and spelled-out letters: mean word length outside Gopher's 3 to 10
+    characters.
 
-    The lower bound is 2, since Korean words average under 3 syllables. Scripts without spaces are not measured.
-    """
+    The lower bound is 2, since Korean words average under 3 syllables. Scripts without spaces are
+    not measured."""
     units = split_units(text)
     if units.unspaced or not units.words:
         return None
     mean = units.characters / len(units.words)
+
     return (
         None
         if shortest <= mean <= longest
@@ -187,45 +199,42 @@ def odd_word_length(text: str, *, shortest: float = 2, longest: float = 10) -> s
 def repeated_lines(
     text: str, *, line_share: float = 0.3, character_share: float = 0.2, least: int = 5
 ) -> str | None:
-    """Refuse texts whose lines repeat: 0.3 of the lines, or lines with 0.2 of the characters (Gopher).
+    """Refuse texts whose lines repeat: 0.3 of the lines, or lines with 0.2 of the characters
+    (Gopher).
 
-    Only texts of `least` lines or more are measured, so that a short poem may have a refrain; names of speakers (lines
-    that end in a colon) are not lines of text.
-    """
+    Only texts of `least` lines or more are measured, so that a short poem may have a refrain; names
+    of speakers (lines that end in a colon) are not lines of text."""
     if text.count("\n") < least - 1:
         return None
     lines = [line for line in map(str.strip, text.split("\n")) if line and line[-1] not in ":："]
     if len(lines) < least:
         return None
+
     distinct = set(lines)
     repeated = len(lines) - len(distinct)
     repeated_characters = sum(map(len, lines)) - sum(map(len, distinct))
     if repeated > line_share * len(lines) or repeated_characters > character_share * len(text):
         return f"repeated_lines: {repeated} of {len(lines)} lines"
+
     return None
 
 
 _GOPHER_LEAST_WORDS = 50
 _TOP_SHARES = {2: 0.20, 3: 0.18, 4: 0.16}  # Gopher: words in the most frequent n-gram
-_DUPLICATE_SHARES = {
-    5: 0.15,
-    6: 0.14,
-    7: 0.13,
-    8: 0.12,
-    9: 0.11,
-    10: 0.10,
-}  # Gopher: words in any repeated n-gram
+# Gopher: words in any repeated n-gram
+_DUPLICATE_SHARES = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 
 
 def repeated_ngrams(
     text: str, *, leniency: float = 1.0, short_distinct: float = 0.25
 ) -> str | None:
-    """Refuse texts that say the same again: Gopher's limits on the most frequent and on all repeated word n-grams.
+    """Refuse texts that say the same again: Gopher's limits on the most frequent and on all
+    repeated word n-grams.
 
-    Shares are of units rather than of characters, and the most frequent n-gram must occur three times to count. Under
-    50 words, which Gopher would drop, verse may repeat itself: there only less than `short_distinct` distinct units
-    (ours) are refused. `leniency` multiplies every limit of Gopher's.
-    """
+    Shares are of units rather than of characters, and the most frequent n-gram must occur three
+    times to count. Under 50 words, which Gopher would drop, verse may repeat itself: there only
+    less than `short_distinct` distinct units (ours) are refused. `leniency` multiplies every limit
+    of Gopher's."""
     units = split_units(text)
     scale = _UNITS_PER_WORD if units.unspaced else 1
     total = len(units.words)
@@ -236,7 +245,9 @@ def repeated_ngrams(
             if distinct < short_distinct * total
             else None
         )
+
     hashes = unit_hashes(text)
+
     most = {
         n * scale: max(2, int(leniency * share * total / (n * scale)))
         for n, share in _TOP_SHARES.items()
@@ -249,6 +260,7 @@ def repeated_ngrams(
             return (
                 f"repeated_ngrams: one run of {length} units occurs over {times} times in {total}"
             )
+
     for words, share in _DUPLICATE_SHARES.items():
         covered = _covered_by_repeats(
             hashes, words * scale, leniency * min(_DUPLICATE_SHARES.values())
@@ -257,6 +269,7 @@ def repeated_ngrams(
             return f"repeated_ngrams: runs of {words * scale} units that came before make up {covered} of {total}"
         if covered <= leniency * min(_DUPLICATE_SHARES.values()) * total:
             break  # whatever repeats in a longer run repeats in this one
+
     return None
 
 
@@ -266,15 +279,19 @@ def _occurs_over(ordered: np.ndarray, times: int) -> bool:
 
 
 def _covered_by_repeats(hashes: np.ndarray, length: int, ignored_share: float) -> int:
-    """How many units lie in an n-gram that stood earlier in the text; 0 when that is surely under `ignored_share`."""
+    """How many units lie in an n-gram that stood earlier in the text; 0 when that is surely under
+    `ignored_share`.
+    """
     ngrams = ngram_hashes(hashes, length)
     ordered = np.sort(ngrams)
     repeats = int(np.count_nonzero(ordered[1:] == ordered[:-1]))
     if repeats * length <= ignored_share * len(hashes):
         return 0
+
     order = np.argsort(ngrams, kind="stable")
     later = order[1:][ngrams[order[1:]] == ngrams[order[:-1]]]
     edges = np.zeros(len(hashes) + 1, dtype=np.int64)
     np.add.at(edges, later, 1)
     np.add.at(edges, later + length, -1)
+
     return int(np.count_nonzero(np.cumsum(edges[:-1])))

@@ -1,8 +1,9 @@
-"""Make raw text uniform: Unicode form, broken encodings, control characters, and what is left of markup languages.
+"""Make raw text uniform: Unicode form, broken encodings, control characters, and what is left of
+markup languages.
 
-Everything here is a function of one text. Each markup rule is narrow on purpose: `a < b`, `List<int>`, `x[[1]]`,
-`__init__` and `{{ name }}` are ordinary text and stay. Fenced code blocks (```) are never touched by a markup rule.
-"""
+Everything here is a function of one text. Each markup rule is narrow on purpose: `a < b`,
+`List<int>`, `x[[1]]`, `__init__` and `{{ name }}` are ordinary text and stay. Fenced code blocks
+(```) are never touched by a markup rule."""
 
 import html.entities
 import re
@@ -13,12 +14,12 @@ from ftfy import TextFixerConfig, fix_encoding
 from ftfy.badness import is_bad
 from ftfy.fixes import fix_surrogates, remove_terminal_escapes
 
-# Text in one encoding read as another is mended line by line, and nothing else of ftfy is used: its other repairs turn
-# the full-width commas and curly quotes of Chinese into ASCII.
+# Text in one encoding read as another is mended line by line, and nothing else of ftfy is used: its
+# other repairs turn the full-width commas and curly quotes of Chinese into ASCII.
 _REPAIR = TextFixerConfig(unescape_html=False, normalization=None, explain=False)
-# Mojibake needs two neighbours, or a capital A with an accent before a space, out of what single-byte encodings hold:
-# no CJK, no ASCII. ftfy is asked about such places first, and about the line only when one of them looks bad: the
-# same answer, 10 times faster on English and Chinese.
+# Mojibake needs two neighbours, or a capital A with an accent before a space, out of what
+# single-byte encodings hold: no CJK, no ASCII. ftfy is asked about such places first, and about the
+# line only when one of them looks bad: the same answer, 10 times faster on English and Chinese.
 _MAYBE_MOJIBAKE = re.compile("[\x80-\u2e7f\ufb01\ufb02\ufffd]{2,}|[\xc2\xc3] |[\x80-\x9f]")
 _CONTEXT_CHARACTERS = 8  # longer than any pattern of ftfy.badness
 
@@ -33,18 +34,21 @@ _LIGATURES = {
 }
 _TRANSLATION = (
     dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)], "")  # controls
+    # soft hyphen, zero width...
+    | dict.fromkeys([0xAD, 0x200B, 0x2060, 0xFEFF, *range(0xFFF9, 0xFFFD), 0xFFFE, 0xFFFF], "")
+    # display direction overrides
     | dict.fromkeys(
-        [0xAD, 0x200B, 0x2060, 0xFEFF, *range(0xFFF9, 0xFFFD), 0xFFFE, 0xFFFF], ""
-    )  # soft hyphen, zero width...
-    | dict.fromkeys(
-        [*range(0x202A, 0x202F), *range(0x2066, 0x206A)], ""
-    )  # display direction overrides
+        # no-break spaces; the ideographic space U+3000 stays
+        [*range(0x202A, 0x202F), *range(0x2066, 0x206A)],
+        "",
+    )
     | dict.fromkeys([0x0B, 0x0C, 0x85, 0x2028, 0x2029], "\n")
-    | dict.fromkeys([0xA0, 0x202F], " ")  # no-break spaces; the ideographic space U+3000 stays
+    | dict.fromkeys([0xA0, 0x202F], " ")
     | _LIGATURES
 )
 _TRANSLATED = re.compile(f"[{''.join(map(chr, _TRANSLATION))}]")
 _BOILERPLATE = (
+    # C4
     *(
         "terms of use",
         "privacy policy",
@@ -52,7 +56,7 @@ _BOILERPLATE = (
         "uses cookies",
         "use of cookies",
         "use cookies",
-    ),  # C4
+    ),
     *(
         "enable javascript",
         "all rights reserved",
@@ -75,7 +79,9 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 
 
 class Normalised(NamedTuple):
-    """A text and what was done to it: any of `mojibake`, `characters`, `markup`, `boilerplate`, `whitespace`."""
+    """A text and what was done to it: any of `mojibake`, `characters`, `markup`, `boilerplate`,
+    `whitespace`.
+    """
 
     text: str
     changes: frozenset[str]
@@ -84,10 +90,12 @@ class Normalised(NamedTuple):
 def normalise(
     text: str, *, strip_markup: bool = True, strip_boilerplate: bool = True
 ) -> Normalised:
-    """Return the text in Unicode NFC with mojibake mended and controls, markup remnants and stray blanks removed.
+    """Return the text in Unicode NFC with mojibake mended and controls, markup remnants and stray
+    blanks removed.
 
     Args:
-        text: any string, lone surrogates included; the result has none and can always be written as UTF-8.
+        text: any string, lone surrogates included; the result has none and can always be written as
+            UTF-8.
         strip_markup: also apply `remove_markup`.
         strip_boilerplate: also apply `remove_boilerplate`.
     """
@@ -96,20 +104,25 @@ def normalise(
         changes.add("mojibake")
     if (plain := _uniform_characters(mended)) != mended:
         changes.add("characters")
+
     bare = remove_markup(plain) if strip_markup else plain
     if bare != plain:
         changes.add("markup")
         bare = _uniform_characters(bare)  # an entity may have stood for a control character
+
     if strip_boilerplate and (prose := remove_boilerplate(bare)) != bare:
         changes.add("boilerplate")
         bare = prose
+
     if (tidy := _tidy_blanks(bare)) != bare:
         changes.add("whitespace")
     return Normalised(tidy, frozenset(changes))
 
 
 def mend_encoding(text: str) -> str:
-    """Undo `schÃ¶n` -> `schön`: UTF-8 that was read in a single-byte encoding, once or several times."""
+    """Undo `schÃ¶n` -> `schön`: UTF-8 that was read in a single-byte encoding, once or several
+    times.
+    """
     if text.isascii() or not _MAYBE_MOJIBAKE.search(text):
         return text
     return "\n".join(
@@ -127,7 +140,9 @@ def _looks_bad(line: str) -> bool:
 
 
 def remove_markup(text: str) -> str:
-    """Remove what is left of HTML, wiki markup, BBCode and Markdown, keeping the words a reader would see."""
+    """Remove what is left of HTML, wiki markup, BBCode and Markdown, keeping the words a reader
+    would see.
+    """
     if "```" not in text:
         return _remove_markup(text)
     parts = text.split("```")  # even ones are prose, odd ones are code
@@ -137,11 +152,11 @@ def remove_markup(text: str) -> str:
 
 
 def remove_boilerplate(text: str) -> str:
-    """Remove short lines that a web page says to its visitor: cookie and privacy notices, share buttons, copyright.
+    """Remove short lines that a web page says to its visitor: cookie and privacy notices, share
+    buttons, copyright.
 
-    C4 (Raffel et al. 2020, arXiv:1910.10683, section 2.2) removes every line with one of its phrases; here a line of
-    more than 200 characters is prose about such things and stays.
-    """
+    C4 (Raffel et al. 2020, arXiv:1910.10683, section 2.2) removes every line with one of its
+    phrases; here a line of more than 200 characters is prose about such things and stays."""
     folded = text.casefold()
     if not any(phrase in folded for phrase in _BOILERPLATE):
         return text
@@ -160,6 +175,7 @@ def _uniform_characters(text: str) -> str:
         text = remove_terminal_escapes(text)
     if _TRANSLATED.search(text):
         text = _TRANSLATED.sub(lambda match: _TRANSLATION[ord(match[0])], text)
+
     if text.isascii():
         return text
     return unicodedata.normalize("NFC", fix_surrogates(text))
@@ -178,8 +194,8 @@ _NESTING_LIMIT = (
     6  # templates within templates, escapes of escapes; deeper ones are data, not prose
 )
 
-# Markup. Each family is entered only when a character that it cannot do without is there; every pattern is linear in
-# the length of the text, because web text holds megabytes of "<" and "{{" too.
+# Markup. Each family is entered only when a character that it cannot do without is there; every
+# pattern is linear in the length of the text, because web text holds megabytes of "<" and "{{" too.
 
 _INLINE_TAGS = "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q rp rt ruby s samp small span strike strong sub sup time tt u var wbr nowiki"  # noqa: E501
 _BLOCK_TAGS = "address article aside blockquote body br button canvas caption center col colgroup dd details dialog div dl dt embed fieldset figcaption figure footer form frame frameset h1 h2 h3 h4 h5 h6 head header hr html iframe img input legend li link main map meta nav noscript object ol optgroup option p param picture pre section select source summary svg table tbody td textarea tfoot th thead title tr track ul video audio gallery poem"  # noqa: E501
@@ -219,9 +235,8 @@ _MARKDOWN_IMAGE = re.compile(r"!\[([^\[\]\n]*)\]\([^()\s]{1,2000}(?:[ \t]+\"[^\"
 _MARKDOWN_LINK = re.compile(
     r"\[([^\[\]\n]+)\]\((?:https?://|mailto:|www\.|[/#])[^()\s]{0,2000}(?:[ \t]+\"[^\"\n]*\")?\)"
 )
-_MARKDOWN_HEADING = re.compile(
-    r"^#{2,6}[ \t]+(?=\S)", re.MULTILINE
-)  # one # may be a comment in a program
+# one # may be a comment in a program
+_MARKDOWN_HEADING = re.compile(r"^#{2,6}[ \t]+(?=\S)", re.MULTILINE)
 _MARKDOWN_STRONG = re.compile(r"(?<![*\w])\*\*(?![\s*])([^*\n]*[^*\s])\*\*(?![*])")
 
 
@@ -230,6 +245,7 @@ def _remove_markup(text: str) -> str:
         text = _resolve_entities(text)
     if "<" in text:
         text = _remove_html(text)
+
     if (
         "{{" in text
         or "[[" in text
@@ -240,12 +256,14 @@ def _remove_markup(text: str) -> str:
         or "{|" in text
     ):
         text = _remove_wiki(text)
+
     if "[/" in text:
         text = _remove_bbcode(text)
     if "](" in text:
         text = _MARKDOWN_LINK.sub(r"\1", _MARKDOWN_IMAGE.sub("", text))
     if "**" in text:
         text = _MARKDOWN_STRONG.sub(r"\1", text)
+
     if "##" in text:
         text = _MARKDOWN_HEADING.sub("", text)
     return text
@@ -271,6 +289,7 @@ def _entity(match: re.Match[str]) -> str:
 def _remove_html(text: str) -> str:
     text = _cut_between(text, re.compile("<!--"), re.compile("-->"))
     lowered = text.lower()
+
     for name in _HIDDEN_TAGS:
         if f"<{name}" in lowered:
             text = re.sub(rf"<{name}\b[^<>]*/>", "", text, flags=re.IGNORECASE)
@@ -278,6 +297,7 @@ def _remove_html(text: str) -> str:
             text = _cut_between(
                 text, re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE)
             )
+
     return _TAG.sub(lambda tag: "" if tag[1].lower() in _INLINE else "\n", text)
 
 
@@ -286,15 +306,18 @@ def _remove_wiki(text: str) -> str:
         if "{{" not in text or (shorter := _TEMPLATE.sub(_template, text)) == text:
             break
         text = shorter
+
     if "{|" in text:
         text = _cut_between(
             text, re.compile(r"^\{\|", re.MULTILINE), re.compile(r"^\|\}", re.MULTILINE)
         )
+
     if "[" in text:
         text = _WIKI_LINK.sub(
             lambda link: link[1] if link[2] is None else link[2], _WIKI_MEDIA.sub("", text)
         )
         text = _WIKI_URL.sub(lambda link: link[1] or "", text)
+
     if "==" in text:
         text = _WIKI_HEADING.sub(r"\2", text)
     if "''" in text:
@@ -303,7 +326,9 @@ def _remove_wiki(text: str) -> str:
 
 
 def _template(match: re.Match[str]) -> str:
-    """`{{cite web|url=...}}` goes; `{{name}}` is a placeholder of many template languages and stays unless known."""
+    """`{{cite web|url=...}}` goes; `{{name}}` is a placeholder of many template languages and stays
+    unless known.
+    """
     return "" if match[2] is not None or _BARE_TEMPLATES.fullmatch(match[1].strip()) else match[0]
 
 
@@ -312,10 +337,12 @@ def _remove_bbcode(text: str) -> str:
     names = {name.lower() for name in _BBCODE_CLOSE.findall(text)}
     if not names:
         return text
+
     if "img" in names:
         text = _cut_between(
             text, re.compile(r"\[img[^\[\]]*\]", re.I), re.compile(r"\[/img\]", re.I)
         )
+
     marker = r"|\[\*\]" if "list" in names else ""
     return re.sub(
         rf"\[/?(?:{'|'.join(sorted(names))})(?:=[^\[\]\n]*)?\]{marker}",
@@ -326,7 +353,9 @@ def _remove_bbcode(text: str) -> str:
 
 
 def _cut_between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
-    """Remove every stretch from `opening` to the next `closing`; one that is never closed stays, in linear time."""
+    """Remove every stretch from `opening` to the next `closing`; one that is never closed stays, in
+    linear time.
+    """
     kept, position = [], 0
     while start := opening.search(text, position):
         end = closing.search(text, start.end())

@@ -1,8 +1,9 @@
-"""Mask personal data in text by shape: e-mail and IP addresses, phone numbers, and national identity numbers.
+"""Mask personal data in text by shape: e-mail and IP addresses, phone numbers, and national
+identity numbers.
 
-Shapes that carry a check digit are checked, which keeps product codes and page numbers in the text. Names and postal
-addresses have no shape and are not found. No pattern relies on word boundaries, so a number inside Chinese is found.
-"""
+Shapes that carry a check digit are checked, which keeps product codes and page numbers in the text.
+Names and postal addresses have no shape and are not found. No pattern relies on word boundaries, so
+a number inside Chinese is found."""
 
 import ipaddress
 import re
@@ -50,13 +51,16 @@ def _passes_luhn(text: str) -> bool:
 class _Rule(NamedTuple):
     kind: str
     needed: re.Pattern[str]
-    """Without it there is nothing to find. It starts with a character class, which `re` skips to 10 times faster."""
+    """Without it there is nothing to find. It starts with a character class, which `re` skips to 10
+    times faster.
+    """
     pattern: re.Pattern[str]
     check: Callable[[str], bool] = _always
 
 
 _DATE = r"(?:18|19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
-# In the order of masking: an identity number is looked for before a phone number, which it may contain.
+# In the order of masking: an identity number is looked for before a phone number, which it may
+# contain.
 _RULES = (
     _Rule(
         "email",
@@ -133,7 +137,8 @@ def mask_pii(
 
     Args:
         text: any string.
-        kinds: members of `KINDS`; `cn_id`, `us_ssn` and `uk_nino` are national identity numbers, `card` payment cards.
+        kinds: members of `KINDS`; `cn_id`, `us_ssn` and `uk_nino` are national identity numbers,
+            `card` payment cards.
 
     Returns:
         the masked text, and how many places were masked for each kind that was found.
@@ -142,6 +147,7 @@ def mask_pii(
     if not _DIGIT_OR_AT.search(text):
         return text, found
     wanted = set(kinds)
+
     for kind, needed, pattern, check in _RULES:
         if kind not in wanted or not needed.search(text):
             continue
@@ -159,4 +165,5 @@ def mask_pii(
         text = pattern.sub(replace, text)
         if places:
             found[kind] = found.get(kind, 0) + places
+
     return text, found

@@ -24,30 +24,40 @@ class TextArgs:
     """What is done to each document's text, and which documents count as the same."""
 
     strip_markup: bool = True
-    """Remove HTML tags and entities, wiki markup, BBCode and Markdown marks; fenced code blocks are left alone."""
+    """Remove HTML tags and entities, wiki markup, BBCode and Markdown marks; fenced code blocks are
+    left alone.
+    """
     strip_boilerplate: bool = True
     """Remove short lines of cookie and privacy notices, share buttons and copyright."""
     mask_pii: list[str] = field(default_factory=lambda: ["email", "ip", "phone"])
-    """Personal data to replace by placeholders: email, ip, phone, cn_id, us_ssn, uk_nino, card; or none."""
+    """Personal data to replace by placeholders: email, ip, phone, cn_id, us_ssn, uk_nino, card; or
+    none.
+    """
     drop_duplicates: bool = True
     """Drop documents whose text, after normalisation, is exactly that of one before."""
     near_duplicate_threshold: float = 0.8
-    """Drop documents whose 5-word (5-character) shingles are this similar to one before, in (0, 1]; 0 turns it off."""
+    """Drop documents whose 5-word (5-character) shingles are this similar to one before, in (0, 1];
+    0 turns it off.
+    """
     minhash_permutations: int = 128
-    """Length of the MinHash signatures that estimate the similarity; more is more exact and slower."""
+    """Length of the MinHash signatures that estimate the similarity; more is more exact and slower.
+    """
 
     def __post_init__(self) -> None:
         if self.mask_pii == ["none"]:
             self.mask_pii = []
         if unknown := set(self.mask_pii) - set(KINDS):
             raise ConfigError(
-                f"mask_pii: unknown kind {sorted(unknown)[0]!r}; choose from {', '.join(KINDS)}, or none"
+                f"mask_pii: unknown kind {sorted(unknown)[0]!r}; choose from {', '.join(KINDS)}, "
+                "or none"
             )
 
 
 @dataclass
 class CleaningReport:
-    """What happened to the documents, filled by `clean_documents`; its size does not depend on their number."""
+    """What happened to the documents, filled by `clean_documents`; its size does not depend on
+    their number.
+    """
 
     documents_in: int = 0
     documents_out: int = 0
@@ -58,13 +68,17 @@ class CleaningReport:
     dropped: Counter[str] = field(default_factory=Counter)
     """Documents by reason."""
     changed: Counter[str] = field(default_factory=Counter)
-    """Documents that were kept, by change: mojibake, characters, markup, boilerplate, whitespace, masked."""
+    """Documents that were kept, by change: mojibake, characters, markup, boilerplate, whitespace,
+    masked.
+    """
     masked: Counter[str] = field(default_factory=Counter)
     """Places in kept documents, by kind of personal data."""
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, text: str) -> None:
-        """Count a document, and keep the first ones of each reason: one short line, all personal data masked."""
+        """Count a document, and keep the first ones of each reason: one short line, all personal
+        data masked.
+        """
         name, _, detail = reason.partition(": ")
         self.dropped[name] += 1
         examples = self.examples.setdefault(name, [])
@@ -79,8 +93,10 @@ class CleaningReport:
         reasons = ", ".join(f"{name} {count}" for name, count in self.dropped.most_common())
         first = self.examples[self.dropped.most_common(1)[0][0]][0] if self.dropped else ""
         raise DataError(
-            f"all {self.documents_in} documents were dropped: {reasons or 'none was read'}; for example: {first!r}; "
-            "is --text_column right? Limits are in FILTERS of the recipe, which `hfstack copy clean` copies here"
+            f"all {self.documents_in} documents were dropped: {reasons or 'none was read'}; for "
+            f"example: {first!r}; "
+            "is --text_column right? Limits are in FILTERS of the recipe, which `hfstack copy "
+            "clean` copies here"
         )
 
     def dropped_table(self) -> tuple[list[str], list[list[Any]]]:
@@ -127,7 +143,9 @@ Checked = tuple[dict[str, Any], str | None]
 
 
 class CleanText(NamedTuple):
-    """A text after cleaning, with the changes of `normalise` and the places that `mask_pii` masked by kind."""
+    """A text after cleaning, with the changes of `normalise` and the places that `mask_pii` masked
+    by kind.
+    """
 
     text: str
     changes: frozenset[str]
@@ -158,9 +176,11 @@ def clean_documents(
     text_column: str = "text",
     skip_no_text: bool = False,
 ) -> Iterator[Checked]:
-    """Yield every row with its cleaned text, and None or the reason for which the first of the checks refuses it.
+    """Yield every row with its cleaned text, and None or the reason for which the first of the
+    checks refuses it.
 
-    Rows come in their order and one at a time. Personal data is masked before any check, so no reason quotes it.
+    Rows come in their order and one at a time. Personal data is masked before any check, so no
+    reason quotes it.
 
     Args:
         rows: mappings that hold a text in `text_column`; the other columns are passed on untouched.
@@ -181,11 +201,13 @@ def clean_documents(
             report.drop(reason, "")
             yield row, reason
             continue
+
         report.characters_in += len(text)
         report.bytes_in += (
             len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         )
         cleaned, changes, masked = clean(text)
+
         reason = next((reason for check in checks if (reason := check(cleaned))), None)
         if reason:
             report.drop(reason, cleaned)
@@ -195,6 +217,7 @@ def clean_documents(
             report.changed.update(changes)
             report.changed.update(["masked"] if masked else [])
             report.masked.update(masked)
+
         yield {**row, text_column: cleaned}, reason
 
 
@@ -210,12 +233,15 @@ def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> 
         raise DataError(
             f"row {number} has no column {text_column!r}; found: {', '.join(row) or 'none'}; {hint}"
         )
+
     found = type(row[text_column]).__name__
     if not skip:
         raise DataError(
-            f"row {number}: column {text_column!r} holds {found} instead of text; leave such rows out with "
+            f"row {number}: column {text_column!r} holds {found} instead of text; leave such rows "
+            "out with "
             "--on_bad_row skip, or name another column with --text_column"
         )
+
     return f"no_text: {found}"
 
 
@@ -225,8 +251,10 @@ def format_table(columns: list[str], rows: list[list[Any]]) -> str:
         columns,
         *[[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows],
     ]
+
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     lines = []
+
     for row in cells:
         last = len(row) - 1
         parts = [
@@ -234,4 +262,5 @@ def format_table(columns: list[str], rows: list[list[Any]]) -> str:
             for i, cell in enumerate(row)
         ]
         lines.append("  ".join(parts).rstrip())
+
     return "\n".join(lines)

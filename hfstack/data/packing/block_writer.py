@@ -1,4 +1,5 @@
-"""Token ids of documents to a file of fixed blocks, with counts of what is in it; the writing half of `packing.py`.
+"""Token ids of documents to a file of fixed blocks, with counts of what is in it; the writing half
+of `packing.py`.
 
 Legend: n tokens and D documents of one batch.
 """
@@ -29,7 +30,9 @@ class PackedCounts:
     token_count: int
     """tokens in the blocks: text, bos and eos, without padding"""
     byte_count: int
-    """UTF-8 bytes of the text in the blocks; an eos has none, a character cut by the last edge counts in full"""
+    """UTF-8 bytes of the text in the blocks; an eos has none, a character cut by the last edge
+    counts in full
+    """
     document_count: int
     """documents with at least one token in the blocks"""
     dropped_token_count: int
@@ -44,7 +47,9 @@ class PackedCounts:
 
 @dataclass(frozen=True)
 class _Document:
-    """One document that reaches past the last full block, kept until the next batch shows where that block ends."""
+    """One document that reaches past the last full block, kept until the next batch shows where
+    that block ends.
+    """
 
     text: str
     start: int
@@ -62,11 +67,13 @@ class BlockWriter:
         self._block_size = block_size
         self._vocabulary_size = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._dtype = np.dtype(np.uint16 if self._vocabulary_size < 1 << 16 else np.uint32)
+
         self._start_id = start_token_id(tokenizer)
         self._encoder: DocumentEncoder | None = None
         self._open_documents: list[_Document] = []
         self._seen_count = 0
         self._token_count = 0
+
         self._byte_count = 0
         self._document_count = 0
         self._empty_count = 0
@@ -75,6 +82,7 @@ class BlockWriter:
         """Encode and write a batch of documents."""
         kept = [document for document in documents if document]
         byte_counts = [_byte_length(document) for document in kept]
+
         if kept:
             ids, ends = self._encode(kept)  # (n,), (D,)
             lengths = np.diff(ends, prepend=0)  # (D,)
@@ -83,9 +91,11 @@ class BlockWriter:
             ids, ends = self._with_one_end(ids, ends)
             ids, ends = self._with_one_start(ids, ends)
             self._file.write(ids.astype(self._dtype).tobytes())
+
             self._remember(kept, ends)
             self._byte_count += sum(byte_counts)
             self._document_count += len(kept)
+
         self._seen_count += len(documents)
         self._empty_count = self._seen_count - self._document_count
 
@@ -94,22 +104,28 @@ class BlockWriter:
         size, total = self._block_size, self._token_count
         if not total:
             raise DataError(
-                f"nothing to pack: {self._seen_count} documents hold no text; check the data and its text column"
+                f"nothing to pack: {self._seen_count} documents hold no text; check the data and "
+                "its text column"
             )
+
         whole, rest = divmod(total, size)
         if drop_last and not whole:
             raise DataError(
-                f"the data has {total} tokens, fewer than one block of block_size {size}: lower block_size or add text"
+                f"the data has {total} tokens, fewer than one block of block_size {size}: lower "
+                "block_size or add text"
             )
+
         assert self._encoder is not None
         pad_id = cast(int | None, self._tokenizer.pad_token_id)
         pad_id = self._encoder.end_id if pad_id is None else pad_id
+
         if drop_last:
             self._file.truncate(whole * size * self._dtype.itemsize)
             self._forget_after(whole * size)
         elif rest:
             self._file.write(np.full(size - rest, pad_id, dtype=self._dtype).tobytes())
             whole += 1
+
         return PackedCounts(
             block_size=size,
             dtype=self._dtype.name,
@@ -129,20 +145,25 @@ class BlockWriter:
             step = max(1, len(documents) // _SAMPLE_DOCUMENTS)
             sample = [document[:_SAMPLE_CHARACTERS] for document in documents[::step]]
             self._encoder = DocumentEncoder(self._tokenizer, sample=sample)
+
         try:
             ids, ends = self._encoder.encode(documents)
         except DataError:
             raise
         except Exception as error:  # the `tokenizers` library raises bare Exception
             raise DataError(
-                f"the tokenizer cannot encode one of the {len(documents)} documents from number {self._seen_count} on"
+                f"the tokenizer cannot encode one of the {len(documents)} documents from number "
+                f"{self._seen_count} on"
                 f" ({error}): its vocabulary lacks a token of theirs and has no unk token"
             ) from error
+
         if int(ids.max()) >= self._vocabulary_size:
             raise DataError(
-                f"the tokenizer gave id {int(ids.max())}, but its vocabulary ends at {self._vocabulary_size - 1}:"
+                f"the tokenizer gave id {int(ids.max())}, but its vocabulary ends at "
+                f"{self._vocabulary_size - 1}:"
                 " its files do not belong together"
             )
+
         return ids, ends
 
     def _without_empty(
@@ -152,9 +173,11 @@ class BlockWriter:
         for index in np.flatnonzero(lengths == 1):
             if documents[index].strip():
                 raise DataError(
-                    f"the tokenizer has no token for the document that begins {documents[index][:40]!r}:"
+                    "the tokenizer has no token for the document that begins "
+                    f"{documents[index][:40]!r}:"
                     " use one trained on such text, or a byte-level one"
                 )
+
         keep = lengths > 1
         kept = [document for document, kept in zip(documents, keep, strict=True) if kept]
         counts = [count for count, kept in zip(byte_counts, keep, strict=True) if kept]
@@ -169,7 +192,9 @@ class BlockWriter:
         return np.delete(ids, ends[twice] - 1), ends - np.cumsum(twice)
 
     def _with_one_start(self, ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Put the bos before each document, where the tokenizer does so, unless the text itself begins with it."""
+        """Put the bos before each document, where the tokenizer does so, unless the text itself
+        begins with it.
+        """
         if self._start_id is None or not len(ends):
             return ids, ends
         starts = np.concatenate([[0], ends[:-1]])  # (D,)
@@ -182,10 +207,12 @@ class BlockWriter:
         self._token_count += int(ends[-1]) if documents else 0
         cut = self._token_count // self._block_size * self._block_size
         still_open = [document for document in self._open_documents if document.end > cut]
+
         newly_open = np.flatnonzero(ends + first > cut)
         for index in newly_open:
             start = first + (int(ends[index - 1]) if index else 0)
             still_open.append(_Document(documents[index], start, first + int(ends[index])))
+
         self._open_documents = still_open
 
     def _forget_after(self, cut: int) -> None:
@@ -216,6 +243,7 @@ def _byte_length(text: str) -> int:
         return len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError as error:
         raise DataError(
-            f"the document that begins {text[:40]!r} holds half a surrogate pair at character {error.start}:"
+            f"the document that begins {text[:40]!r} holds half a surrogate pair at character "
+            f"{error.start}:"
             " clean the text first"
         ) from None

@@ -1,19 +1,22 @@
-"""Documents to blocks of `block_size` token ids in a memory-mapped file: tokenised once, opened at once ever after.
+"""Documents to blocks of `block_size` token ids in a memory-mapped file: tokenised once, opened at
+once ever after.
 
-Every document is followed by the eos token, and begins with the bos token where the tokenizer itself puts one before a
-text, as Llama's does; blocks are cut from that one long row of tokens, so a document may begin in
-one block and go on in the next. The folder's name is a hash of (data, tokenizer, settings): a second run finds it.
+Every document is followed by the eos token, and begins with the bos token where the tokenizer
+itself puts one before a text, as Llama's does; blocks are cut from that one long row of tokens, so
+a document may begin in one block and go on in the next. The folder's name is a hash of (data,
+tokenizer, settings): a second run finds it.
 
-With `isolate_documents` each block carries `position_ids` that restart at 0 after every eos, and there is NO attention
-mask. From restarting positions transformers builds the mask that keeps documents apart. Two things switch that off
-without a word, and every document then sees the ones before it: an attention mask of ones, and a key-value cache
-(`use_cache=True`, the default of a model's config; Trainer turns it off). It holds for attention `sdpa` and `eager`,
-and for hfstack's recurrent models, which forget at each position 0; flash attention reads positions in batches of one
+With `isolate_documents` each block carries `position_ids` that restart at 0 after every eos, and
+there is NO attention mask. From restarting positions transformers builds the mask that keeps
+documents apart. Two things switch that off without a word, and every document then sees the ones
+before it: an attention mask of ones, and a key-value cache (`use_cache=True`, the default of a
+model's config; Trainer turns it off). It holds for attention `sdpa` and `eager`, and for hfstack's
+recurrent models, which forget at each position 0; flash attention reads positions in batches of one
 only.
 
-A document that was cut by a block's edge starts at position 0 again in the next block. The text `<|endoftext|>` inside
-a document becomes the eos token, as the tokenizer has it, and so ends a document too; a document that ends with it gets
-no second one.
+A document that was cut by a block's edge starts at position 0 again in the next block. The text
+`<|endoftext|>` inside a document becomes the eos token, as the tokenizer has it, and so ends a
+document too; a document that ends with it gets no second one.
 
 Legend: N blocks, T tokens a block, B blocks a batch.
 """
@@ -44,9 +47,8 @@ from hfstack.tokens.fast_encoding import end_token_id, private_backend, start_to
 logger = get_logger(__name__)
 
 _FORMAT = 1  # part of the cache key: raise it when the files' content changes
-_BATCH_CHARACTERS = (
-    1 << 20
-)  # text held in memory at a time; smaller than one document when that is larger
+# text held in memory at a time; smaller than one document when that is larger
+_BATCH_CHARACTERS = 1 << 20
 _IGNORED_LABEL = -100  # torch's cross entropy skips it
 _TOKENS_FILE = "tokens.bin"
 _COUNTS_FILE = "counts.json"
@@ -54,7 +56,9 @@ _DIGEST_FILE = "tokens.blake2b"
 
 
 class PackedBlocks(torch.utils.data.Dataset):
-    """Blocks of token ids, read from a memory-mapped file: made by `pack`, cheap to open, cheap to send to workers."""
+    """Blocks of token ids, read from a memory-mapped file: made by `pack`, cheap to open, cheap to
+    send to workers.
+    """
 
     def __init__(
         self,
@@ -76,17 +80,20 @@ class PackedBlocks(torch.utils.data.Dataset):
         self.folder = Path(folder)
         self.isolate_documents = isolate_documents
         self.masked_token_ids = tuple(masked_token_ids)
+
         try:
             self.counts = PackedCounts(**json.loads((self.folder / _COUNTS_FILE).read_text()))
+            # (N, T)
             self._tokens = np.memmap(
                 self.folder / _TOKENS_FILE,
                 dtype=self.counts.dtype,
                 mode="r",
                 shape=(self.counts.block_count, self.counts.block_size),
-            )  # (N, T)
+            )
         except (OSError, ValueError, TypeError) as error:
             raise DataError(
-                f"packed data in {self.folder} is damaged ({error}): delete that folder and run again"
+                f"packed data in {self.folder} is damaged ({error}): delete that folder and run "
+                "again"
             ) from error
 
     @property
@@ -131,7 +138,9 @@ class PackedBlocks(torch.utils.data.Dataset):
         ]
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return blocks as one batch: `input_ids`, `labels` and maybe `position_ids`, each (B, T) int64."""
+        """Return blocks as one batch: `input_ids`, `labels` and maybe `position_ids`, each (B, T)
+        int64.
+        """
         rows = self._tokens[np.asarray(indices)]  # (B, T)
         tokens = torch.from_numpy(rows.astype(np.int64))  # (B, T)
         columns = {"input_ids": tokens, "labels": self._labels(rows, indices, tokens)}
@@ -145,12 +154,14 @@ class PackedBlocks(torch.utils.data.Dataset):
         labels = tokens.clone()
         if self.masked_token_ids:
             labels[torch.from_numpy(np.isin(rows, self.masked_token_ids))] = _IGNORED_LABEL
+
         padding = self.counts.block_count * self.counts.block_size - self.counts.token_count
         if padding:
             last = self.counts.block_count - 1
             labels[
                 np.asarray(indices) % self.counts.block_count == last, self.block_size - padding :
             ] = _IGNORED_LABEL
+
         return labels
 
     @staticmethod
@@ -172,11 +183,12 @@ def _reopen(
 
 
 def document_positions(rows: np.ndarray, eos_id: int) -> np.ndarray:
-    """Return (B, T) int64 positions that count from 0 in each document of `rows` (B, T); an eos ends its document."""
+    """Return (B, T) int64 positions that count from 0 in each document of `rows` (B, T); an eos
+    ends its document.
+    """
     columns = np.arange(rows.shape[1], dtype=np.int64)  # (T,)
-    starts = np.zeros(
-        rows.shape, dtype=np.int64
-    )  # (B, T): column at which the latest document began, else 0
+    # (B, T): column at which the latest document began, else 0
+    starts = np.zeros(rows.shape, dtype=np.int64)
     starts[:, 1:] = np.where(rows[:, :-1] == eos_id, columns[1:], 0)
     return columns - np.maximum.accumulate(starts, axis=1)
 
@@ -192,10 +204,11 @@ def pack(
     drop_last: bool = True,
     masked_token_ids: Collection[int] = (),
 ) -> PackedBlocks:
-    """Tokenise documents into blocks of `block_size` tokens, or open the blocks that an earlier run made.
+    """Tokenise documents into blocks of `block_size` tokens, or open the blocks that an earlier run
+    made.
 
-    Safe to call from every process of a launch: the first to come packs, the others wait for it and open the result.
-    Memory does not grow with the corpus.
+    Safe to call from every process of a launch: the first to come packs, the others wait for it and
+    open the result. Memory does not grow with the corpus.
 
     Args:
         texts: documents; read only when there is no cached result.
@@ -203,18 +216,23 @@ def pack(
         block_size: tokens a block.
         cache_dir: where packed folders are kept, one per (data, tokenizer, settings).
         data_hash: fingerprint of `texts`, such as `hash_texts` or a dataset's fingerprint.
-        isolate_documents: give `position_ids` that restart at each document (see the top of this file).
-        drop_last: drop the tokens after the last full block; otherwise the last block is padded and its labels masked.
+        isolate_documents: give `position_ids` that restart at each document (see the top of this
+            file).
+        drop_last: drop the tokens after the last full block; otherwise the last block is padded and
+            its labels masked.
         masked_token_ids: tokens that are read but not learnt (label -100).
 
     Raises:
         ConfigError: `block_size` is below 2, or `cache_dir` cannot be written, or its disk is full.
-        DataError: no eos token, no text, less text than a block, or text that the tokenizer cannot express.
+        DataError: no eos token, no text, less text than a block, or text that the tokenizer cannot
+            express.
     """
     if block_size < 2:
         raise ConfigError(
-            f"block_size is {block_size}: a block needs at least 2 tokens, one to read and one to predict"
+            f"block_size is {block_size}: a block needs at least 2 tokens, one to read and one to "
+            "predict"
         )
+
     folder = Path(cache_dir) / _cache_key(
         tokenizer, data_hash, block_size=block_size, drop_last=drop_last
     )
@@ -227,6 +245,7 @@ def pack(
                 shutil.rmtree(folder)
             if not folder.is_dir():
                 _write_folder(folder, texts, tokenizer, block_size=block_size, drop_last=drop_last)
+
     return PackedBlocks(
         folder, isolate_documents=isolate_documents, masked_token_ids=masked_token_ids
     )
@@ -242,9 +261,8 @@ def pack_splits(
 ) -> dict[str, PackedBlocks]:
     """Pack one column of each split, cached beside the Hub's cache by the content of the text.
 
-    Every block is full, so that the mean of the blocks' losses is the mean over tokens whatever the batch size; the
-    tokens after the last full block are dropped.
-    """
+    Every block is full, so that the mean of the blocks' losses is the mean over tokens whatever the
+    batch size; the tokens after the last full block are dropped."""
     cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
     return {
         split: pack(
@@ -260,7 +278,9 @@ def pack_splits(
 
 
 def hash_texts(texts: Iterable[str]) -> str:
-    """Return a fingerprint of documents and their order, for `pack`'s `data_hash`; memory is constant."""
+    """Return a fingerprint of documents and their order, for `pack`'s `data_hash`; memory is
+    constant.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
@@ -281,6 +301,7 @@ def _cache_key(
         end_token_id(tokenizer),
         tokenizer.pad_token_id,
     ]
+
     parts.append(start_token_id(tokenizer))
     parts += [bool(tokenizer.split_special_tokens), content]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
@@ -288,7 +309,9 @@ def _cache_key(
 
 @contextmanager
 def _one_process_only(folder: Path) -> Iterator[None]:
-    """Hold the lock of one packed folder; a killed process loses it, so a dead run never blocks a new one."""
+    """Hold the lock of one packed folder; a killed process loses it, so a dead run never blocks a
+    new one.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_suffix(".lock"))
@@ -301,6 +324,7 @@ def _one_process_only(folder: Path) -> Iterator[None]:
         raise ConfigError(
             f"cannot write packed data to {folder.parent} ({error.strerror}): choose another folder"
         ) from error
+
     try:
         yield
     finally:
@@ -308,7 +332,9 @@ def _one_process_only(folder: Path) -> Iterator[None]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether packed data is there as it was written; reading it takes less than the hash of its text does."""
+    """Whether packed data is there as it was written; reading it takes less than the hash of its
+    text does.
+    """
     try:
         return (folder / _DIGEST_FILE).read_text() == fingerprint(folder / _TOKENS_FILE)["blake2b"]
     except (OSError, DataError):
@@ -323,10 +349,13 @@ def _write_folder(
     block_size: int,
     drop_last: bool,
 ) -> None:
-    """Write under another name and rename: the folder exists only when it is whole. The caller holds the lock."""
+    """Write under another name and rename: the folder exists only when it is whole. The caller
+    holds the lock.
+    """
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)  # left behind by a killed process
     partial.mkdir()
+
     try:
         with (partial / _TOKENS_FILE).open("wb") as file:
             writer = BlockWriter(file, tokenizer, block_size)
@@ -335,6 +364,7 @@ def _write_folder(
             counts = writer.finish(drop_last=drop_last)
             file.flush()
             os.fsync(file.fileno())
+
         (partial / _DIGEST_FILE).write_text(fingerprint(partial / _TOKENS_FILE)["blake2b"])
         (partial / _COUNTS_FILE).write_text(json.dumps(asdict(counts), indent=1) + "\n")
         partial.rename(folder)
@@ -346,6 +376,7 @@ def _write_folder(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
     logger.info(
         "packed %d documents into %d blocks of %d tokens (%d tokens dropped at the end): %s",
         counts.document_count,
@@ -360,15 +391,19 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     """Gather documents until they hold about a million characters."""
     documents: list[str] = []
     characters = 0
+
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(
-                f"document {index} is {type(text).__name__}, not text: check the text column of the data"
+                f"document {index} is {type(text).__name__}, not text: check the text column of "
+                "the data"
             )
+
         documents.append(text)
         characters += len(text)
         if characters >= _BATCH_CHARACTERS:
             yield documents
             documents, characters = [], 0
+
     if documents:
         yield documents

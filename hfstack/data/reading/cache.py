@@ -1,9 +1,9 @@
-"""Keep the checked rows of local files as a memory-mapped Arrow table, so that a second run starts at once.
+"""Keep the checked rows of local files as a memory-mapped Arrow table, so that a second run starts
+at once.
 
-The cache lies in `hfstack/` under datasets' own cache folder (HF_DATASETS_CACHE). Its key is the content of the files
-and the settings of the read, so a changed file is read again. What the read reported is kept with the rows and logged
-again when they are taken from the cache.
-"""
+The cache lies in `hfstack/` under datasets' own cache folder (HF_DATASETS_CACHE). Its key is the
+content of the files and the settings of the read, so a changed file is read again. What the read
+reported is kept with the rows and logged again when they are taken from the cache."""
 
 import dataclasses
 import hashlib
@@ -40,20 +40,20 @@ def load_rows(
     max_rows: int | None = None,
     quarantine_file: Path | None = None,
 ) -> Dataset:
-    """Return the checked rows of local files, which together are one source, as a memory-mapped Dataset.
+    """Return the checked rows of local files, which together are one source, as a memory-mapped
+    Dataset.
 
-    Bad rows that are quarantined go to `quarantine_file`, or to a file in the cache whose place is logged.
-    Raises DataError as `read_rows` does.
-    """
+    Bad rows that are quarantined go to `quarantine_file`, or to a file in the cache whose place is
+    logged. Raises DataError as `read_rows` does."""
     prints = [fingerprint(path) for path in files]
     settings = json.dumps([_READER_VERSION, pyarrow.__version__, prints, on_bad_row, max_rows])
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfstack"
     folder = root / hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
+
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(
-            f"{folder}.lock"
-        ):  # the processes of one run: the first reads, the others find the rows
+        # the processes of one run: the first reads, the others find the rows
+        with FileLock(f"{folder}.lock"):
             report = _cached_report(folder)
             if report is not None:
                 report.log(f"{files[0]} (from the cache)")
@@ -69,6 +69,7 @@ def load_rows(
         raise DataError(
             f"cannot write the cache {root}: {cause}; set HF_DATASETS_CACHE to a folder with room"
         ) from error
+
     quarantined = folder / "quarantine.jsonl"
     if quarantined.exists():
         if quarantine_file is not None:
@@ -76,11 +77,14 @@ def load_rows(
             with quarantine_file.open("ab") as out:  # the sources of one run share the file
                 out.write(quarantined.read_bytes())
         logger.warning("quarantined rows: %s", quarantine_file or quarantined)
+
     return Dataset.from_file(str(folder / "rows.arrow"))
 
 
 def _cached_report(folder: Path) -> ReadReport | None:
-    """What the read that filled a cache reported; None when there is no cache, or it is not what was written."""
+    """What the read that filled a cache reported; None when there is no cache, or it is not what
+    was written.
+    """
     try:
         kept = json.loads((folder / "report.json").read_text())
         if kept.pop("blake2b") != fingerprint(folder / "rows.arrow")["blake2b"]:
@@ -91,7 +95,9 @@ def _cached_report(folder: Path) -> ReadReport | None:
 
 
 def _fill(folder: Path, files: list[Path], on_bad_row: OnBadRow, max_rows: int | None) -> None:
-    """Read the files into a new cache folder, which appears under its name only when it is complete."""
+    """Read the files into a new cache folder, which appears under its name only when it is
+    complete.
+    """
     report = ReadReport()
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         place = Path(scratch) / "cache"
@@ -103,6 +109,7 @@ def _fill(folder: Path, files: list[Path], on_bad_row: OnBadRow, max_rows: int |
             max_rows=max_rows,
             report=report,
         )
+
         _write_arrow(rows, place, str(files[0]))
         digest = {"blake2b": fingerprint(place / "rows.arrow")["blake2b"]}
         (place / "report.json").write_text(json.dumps(dataclasses.asdict(report) | digest))
@@ -112,12 +119,13 @@ def _fill(folder: Path, files: list[Path], on_bad_row: OnBadRow, max_rows: int |
 def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> None:
     """Write rows to `folder/rows.arrow` in the stream format, in batches of bounded size.
 
-    The type of a column may widen on the way (nulls, then text; integers, then a float): each type that was in use
-    gets a file of its own, and at the end all are rewritten once with the widest.
+    The type of a column may widen on the way (nulls, then text; integers, then a float): each type
+    that was in use gets a file of its own, and at the end all are rewritten once with the widest.
     """
     schema: pyarrow.Schema | None = None
     parts: list[Path] = []
     batch_rows = 16
+
     with ExitStack() as stack:
         writer = None
         while batch := list(islice(rows, batch_rows)):
@@ -128,15 +136,18 @@ def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> Non
                 parts.append(folder / f"part-{len(parts)}.arrow")
                 sink = stack.enter_context(pyarrow.OSFile(str(parts[-1]), "wb"))
                 writer = stack.enter_context(pyarrow.ipc.new_stream(sink, schema))
+
             if block.schema != schema:
                 block = _record_batch(batch, schema, name)
             writer.write_batch(block)
+
             batch_rows = max(
                 1,
                 min(
                     _BATCH_ROWS, batch_rows * 4, int(len(batch) * _BATCH_BYTES / (block.nbytes + 1))
                 ),
             )
+
     if len(parts) > 1:
         assert schema is not None
         with (
@@ -153,6 +164,7 @@ def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> Non
                         writer.write_batch(
                             block if same else _record_batch(block.to_pylist(), schema, name)
                         )
+
                 part.unlink()
     else:
         shutil.move(parts[0], folder / "rows.arrow")

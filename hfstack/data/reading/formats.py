@@ -1,4 +1,6 @@
-"""Read one local file of any known format as numbered rows; a row that cannot be read comes out as a BadRow."""
+"""Read one local file of any known format as numbered rows; a row that cannot be read comes out as
+a BadRow.
+"""
 
 import codecs
 import csv
@@ -41,7 +43,9 @@ _END_OF_TEXT = "<|endoftext|>"
 
 
 def read_file(path: Path) -> Iterator[NumberedRow]:
-    """Yield every row of a file in constant memory; DataError when the file as a whole cannot be read."""
+    """Yield every row of a file in constant memory; DataError when the file as a whole cannot be
+    read.
+    """
     match file_format(path):
         case "jsonl":
             return _read_jsonl(path)
@@ -62,7 +66,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) != len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(
-            f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object"
+            f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one "
+            "object"
         )
     return row
 
@@ -77,6 +82,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refu
 def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
     decode_at = _DECODER.raw_decode
     seen = False
+
     with open_bytes(path) as lines:
         for number, line in enumerate(lines, 1):
             text = None
@@ -88,6 +94,7 @@ def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
             except (ValueError, RecursionError) as error:
                 if not line.strip():
                     continue
+
                 try:
                     row = (
                         _DECODER.decode(text)
@@ -96,8 +103,10 @@ def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
                     )
                 except (ValueError, RecursionError) as again:
                     row = _bad_line(again, lines, line)
+
                 if not seen:
                     _refuse_other_format(path, number, line)
+
             seen = True
             if type(row) is not dict:
                 if type(row) is not BadRow:
@@ -110,6 +119,7 @@ def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
                     "broken character",
                     f"half of a surrogate pair in {place!r}, which no UTF-8 text can hold",
                 )
+
             yield number, row, text if text is not None else line.decode(errors="backslashreplace")
 
 
@@ -129,11 +139,14 @@ def _bad_line(error: Exception, lines: io.BufferedReader, line: bytes) -> BadRow
             return BadRow("bad JSON", f"column {column}: {error.msg}, got {got}")
         case RecursionError():
             return BadRow("bad JSON", "objects are nested too deeply")
+
     return BadRow("bad JSON", str(error))
 
 
 def _lone_surrogate(row: dict[str, Any]) -> str | None:
-    """Return the key whose value holds half of a surrogate pair: JSON can spell it, UTF-8 and Arrow cannot."""
+    """Return the key whose value holds half of a surrogate pair: JSON can spell it, UTF-8 and Arrow
+    cannot.
+    """
     for key, value in row.items():
         try:
             (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
@@ -154,9 +167,11 @@ def _refuse_other_format(path: Path, number: int, line: bytes) -> None:
         raise DataError(
             f"{path} line {number}: this is one JSON document over several lines, expected {wanted}"
         )
+
     if text[:1] not in '{["' and re.search(r"[,;\t]", text):
         raise DataError(
-            f"{path} line {number}: this looks like a table with a header ({text[:40]!r}); rename it to .csv or .tsv"
+            f"{path} line {number}: this looks like a table with a header ({text[:40]!r}); rename "
+            "it to .csv or .tsv"
         )
 
 
@@ -170,7 +185,9 @@ def _read_json(path: Path) -> Iterator[NumberedRow]:
 
 
 class _JsonArray:
-    """The objects of one JSON array, read without holding it; a syntax error ends the file, so it is a DataError."""
+    """The objects of one JSON array, read without holding it; a syntax error ends the file, so it
+    is a DataError.
+    """
 
     def __init__(self, path: Path, file: io.BufferedReader) -> None:
         self._path, self._file = path, file
@@ -191,9 +208,8 @@ class _JsonArray:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                if (
-                    end == len(self._text) and self._read_more()
-                ):  # a number may go on in the next chunk
+                # a number may go on in the next chunk
+                if end == len(self._text) and self._read_more():
                     continue
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - 16
@@ -205,6 +221,7 @@ class _JsonArray:
                 ) from error
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{self._path} line {self._line}: {error}") from error
+
             line = self._line
             self._move(end)
             return (
@@ -239,7 +256,9 @@ class _JsonArray:
         self._at = to
 
     def _read_more(self) -> bool:
-        """Append the next chunk; chunks grow with what is pending, so that a large row is not scanned too often."""
+        """Append the next chunk; chunks grow with what is pending, so that a large row is not
+        scanned too often.
+        """
         self._text, self._at = self._text[self._at :], 0
         chunk = self._file.read(max(1 << 18, len(self._text)))
         try:
@@ -255,15 +274,18 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[NumberedRow]:
     with open_bytes(path) as lines:
         damaged: list[BadRow] = []
         reader = csv.reader(_decoded(lines, damaged), delimiter=delimiter, strict=True)
+
         try:
             header = next(reader, None)
         except csv.Error as error:
             raise DataError(f"{path} line 1: malformed header: {error}") from error
+
         if header is None:
             return
         if damaged:
             raise DataError(f"{path} line 1: {damaged[0].detail}")
         _check_header(path, header, delimiter)
+
         while True:
             number = reader.line_num + 1
             try:
@@ -276,8 +298,10 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[NumberedRow]:
                 )
                 yield number, BadRow("malformed csv", detail), None
                 continue
+
             if cells is None:
                 return
+
             if damaged:
                 yield number, damaged[0], delimiter.join(cells)
                 damaged.clear()
@@ -289,7 +313,9 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[NumberedRow]:
 
 
 def _decoded(lines: io.BufferedReader, damaged: list[BadRow]) -> Iterator[str]:
-    """Decode lines; one that is not UTF-8 is passed on with replacement characters and reported in `damaged`."""
+    """Decode lines; one that is not UTF-8 is passed on with replacement characters and reported in
+    `damaged`.
+    """
     for line in lines:
         try:
             yield line.decode()
@@ -304,8 +330,10 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
     first = delimiter.join(header).strip()
     if first[:1] in "{[":
         raise DataError(
-            f"{place}: this looks like JSON, not a table ({first[:40]!r}); rename it to .jsonl or .json"
+            f"{place}: this looks like JSON, not a table ({first[:40]!r}); rename it to .jsonl or "
+            ".json"
         )
+
     others = [mark for mark in ",;\t|" if mark != delimiter and mark in first]
     if len(header) == 1 and others:
         hint = (
@@ -315,9 +343,11 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
             if others[0] == ","
             else "write it with commas"
         )
+
         raise DataError(
             f"{place}: the columns are separated by {others[0]!r}, not by {delimiter!r}; {hint}"
         )
+
     if "" in header:
         index = (
             "; pandas writes such a column for its index: to_csv(index=False)"
@@ -325,23 +355,26 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
             else ""
         )
         raise DataError(f"{place}: column {header.index('') + 1} of the header has no name{index}")
+
     if double := [name for name in header if header.count(name) > 1]:
         raise DataError(f"{place}: the header names the column {double[0]!r} twice")
+
     if numbers := [name for name in header if _NUMBER.fullmatch(name)]:
         raise DataError(
-            f"{place}: no header: {numbers[0]!r} is a number, not the name of a column; add a line of names"
+            f"{place}: no header: {numbers[0]!r} is a number, not the name of a column; add a "
+            "line of names"
         )
 
 
 def _read_parquet(path: Path) -> Iterator[NumberedRow]:
     with open_bytes(path) as file, tempfile.TemporaryFile() as plain:
         source: Any = path
-        if (
-            path.suffix.lower() != ".parquet"
-        ):  # compressed from outside; parquet is read from its end, so it needs a real file
+        # compressed from outside; parquet is read from its end, so it needs a real file
+        if path.suffix.lower() != ".parquet":
             shutil.copyfileobj(file, plain)
             plain.seek(0)
             source = plain
+
         number = 0
         try:
             table = pyarrow.parquet.ParquetFile(source)
@@ -357,13 +390,14 @@ def _read_parquet(path: Path) -> Iterator[NumberedRow]:
 
 
 def _read_txt(path: Path) -> Iterator[NumberedRow]:
-    """Yield documents: what lies between `<|endoftext|>` lines, else between blank lines, else every line.
+    """Yield documents: what lies between `<|endoftext|>` lines, else between blank lines, else
+    every line.
 
-    Which of the three is decided from the first MiB, so that a novel keeps its paragraphs whole and a corpus of one
-    document per line is not glued together.
-    """
+    Which of the three is decided from the first MiB, so that a novel keeps its paragraphs whole and
+    a corpus of one document per line is not glued together."""
     with open_bytes(path) as start:
         head = start.read(1 << 20).decode(errors="replace").splitlines()
+
     with open_bytes(path) as lines:
         blank = sum(
             1 for above, line in itertools.pairwise(head) if above.strip() and not line.strip()
@@ -374,19 +408,24 @@ def _read_txt(path: Path) -> Iterator[NumberedRow]:
             kind, ends = "a paragraph, blank lines between", lambda line: not line
         else:
             kind, ends = "a line", None
+
         logger.info("%s: one document is %s", path, kind)
         number, document = 1, []
+
         for current, line in enumerate(lines, 1):
             try:
                 text = line.decode().rstrip()
             except UnicodeDecodeError as error:
                 yield current, _bad_line(error, lines, line), line.decode(errors="backslashreplace")
                 continue
+
             if ends is None or not ends(text):
                 number = number if document else current
                 document += [text] if text or document else []
+
             if document and (ends is None or ends(text)):
                 yield number, {"text": "\n".join(document).rstrip()}, None
                 document = []
+
         if document:
             yield number, {"text": "\n".join(document).rstrip()}, None

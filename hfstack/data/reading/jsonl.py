@@ -13,15 +13,19 @@ from hfstack.errors import DataError
 
 @contextmanager
 def write_jsonl(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a function that writes one row; the file gets its name when the block ends without an exception.
+    """Give a function that writes one row; the file gets its name when the block ends without an
+    exception.
 
-    Until then the rows are in `<path>.partial`, which an exception removes. Dates are written in ISO 8601.
+    Until then the rows are in `<path>.partial`, which an exception removes. Dates are written in
+    ISO 8601.
 
     Raises:
-        DataError: the file cannot be written (disk full, no permission), or a value is none that JSON has.
+        DataError: the file cannot be written (disk full, no permission), or a value is none that
+            JSON has.
     """
     encode = json.JSONEncoder(ensure_ascii=False, default=_as_json).encode
     partial = path.with_name(f"{path.name}.partial")
+
     try:
         # A lone surrogate cannot be UTF-8; written as \ud83d it is what JSON itself calls it.
         with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
@@ -39,6 +43,7 @@ def write_jsonl(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
             yield write
             file.flush()
             os.fsync(file.fileno())
+
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

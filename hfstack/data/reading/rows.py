@@ -1,8 +1,9 @@
-"""Read local files as rows that are checked against each other: same keys, same types, nothing dropped in silence.
+"""Read local files as rows that are checked against each other: same keys, same types, nothing
+dropped in silence.
 
-The first rows of a source say which keys and which types its rows have (what most of them have). A row that differs,
-or that cannot be read at all, is a bad row: it stops the run, or is skipped or quarantined, and is counted by reason.
-"""
+The first rows of a source say which keys and which types its rows have (what most of them have). A
+row that differs, or that cannot be read at all, is a bad row: it stops the run, or is skipped or
+quarantined, and is counted by reason."""
 
 import json
 import re
@@ -43,7 +44,9 @@ _DECIMAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]\d+)?")
 
 @dataclass
 class ReadReport:
-    """What a read found: good rows, bad rows by reason, and nulls by column, each with the first place."""
+    """What a read found: good rows, bad rows by reason, and nulls by column, each with the first
+    place.
+    """
 
     rows: int = 0
     bad_rows: dict[str, int] = field(default_factory=dict)
@@ -63,6 +66,7 @@ class ReadReport:
                 reason,
                 self.first_bad[reason],
             )
+
         for column, count in self.nulls.items():
             place = self.first_null[column]
             logger.warning(
@@ -87,8 +91,9 @@ def read_rows(
 
     Args:
         files: files of known formats; all have the same columns.
-        on_bad_row: `fail` raises DataError at the first bad row; `skip` leaves bad rows out; `quarantine` also writes
-            them to `quarantine_file`, one JSON object {file, line, reason, detail, text} per line, after what it holds.
+        on_bad_row: `fail` raises DataError at the first bad row; `skip` leaves bad rows out;
+            `quarantine` also writes them to `quarantine_file`, one JSON object {file, line, reason,
+            detail, text} per line, after what it holds.
         max_rows: stop after this many good rows.
         report: filled while reading, and written to the log at the end.
 
@@ -96,9 +101,11 @@ def read_rows(
     """
     report = report if report is not None else ReadReport()
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+
     with ExitStack() as stack:
         reject = _rejecter(on_bad_row, quarantine_file, report, stack, files[0])
         checker = _Checker(report)
+
         for path in files:
             empty = True
             for line, row, text in _with_first_rows(path, checker):
@@ -110,21 +117,26 @@ def read_rows(
                     elif bad := checker.examine(row, shape, path, line):
                         reject(path, line, bad, row, text)
                         continue
+
                     report.rows += 1
                     yield row
+
                     if report.rows == max_rows:
                         report.log(name)
                         return
                 else:
                     reject(path, line, row, None, text)
+
             if empty:
                 _report_empty(path, on_bad_row)
+
     if not report.rows:
         bad = sum(report.bad_rows.values())
         first = next(iter(report.first_bad.values()), "")
         raise DataError(
             f"{name}: all {bad} rows are bad; first: {first}" if bad else f"{name}: no rows"
         )
+
     report.log(name)
 
 
@@ -152,10 +164,12 @@ def _rejecter(
     """Return what is done with a bad row; the quarantine file is made at the first one."""
     if on_bad_row not in ("fail", "skip", "quarantine"):
         raise ConfigError(f"on_bad_row must be fail, skip or quarantine, got {on_bad_row!r}")
+
     if on_bad_row == "quarantine" and quarantine_file is None:
         raise ConfigError(
             "on_bad_row is quarantine but no quarantine_file is given to write bad rows to"
         )
+
     out: TextIO | None = None
 
     def reject(
@@ -163,6 +177,7 @@ def _rejecter(
     ) -> None:
         nonlocal out
         unit = "row" if file_format(path) == "parquet" else "line"
+
         if on_bad_row == "fail":
             other = (
                 "; files with other columns are given as datasets of their own"
@@ -171,20 +186,25 @@ def _rejecter(
             )
             hint = f"mend it, or leave it out with --on_bad_row skip{other}"
             raise DataError(f"{path} {unit} {line}: {bad.detail}; {hint}")
+
         report.bad_rows[bad.reason] = report.bad_rows.get(bad.reason, 0) + 1
         report.first_bad.setdefault(bad.reason, f"{path} {unit} {line}: {bad.detail}")
+
         if quarantine_file is None or on_bad_row == "skip":
             return
+
         if out is None:
             quarantine_file.parent.mkdir(parents=True, exist_ok=True)
             out = stack.enter_context(
                 quarantine_file.open("a", encoding="utf-8", errors="backslashreplace")
             )
+
         text = (
             text.rstrip("\r\n")
             if text is not None
             else json.dumps(row, ensure_ascii=False, default=str)
         )
+
         entry = {
             "file": str(path),
             "line": line,
@@ -192,13 +212,16 @@ def _rejecter(
             "detail": bad.detail,
             "text": text,
         }
+
         out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     return reject
 
 
 def _with_first_rows(path: Path, checker: "_Checker") -> Iterator[NumberedRow]:
-    """Read a file; before the first row of a source is passed on, let the checker learn from the first rows."""
+    """Read a file; before the first row of a source is passed on, let the checker learn from the
+    first rows.
+    """
     numbered = read_file(path)
     if not checker.keys:
         first = list(islice(numbered, FIRST_ROWS))
@@ -215,9 +238,8 @@ class _Checker:
         self.accepted: set[tuple[Any, ...]] = set()  # shapes of flat rows without nulls
         self._report = report
         self._key_place = ""
-        self._kinds: dict[
-            str, tuple[str, str]
-        ] = {}  # column, or path inside one -> kind, first place
+        # column, or path inside one -> kind, first place
+        self._kinds: dict[str, tuple[str, str]] = {}
         self._number_columns: dict[str, type] = {}
 
     def learn(self, path: Path, rows: list[tuple[int, dict[str, Any]]]) -> None:
@@ -227,13 +249,16 @@ class _Checker:
         common = Counter(frozenset(row) for _, row in rows).most_common(1)[0][0]
         line, row = next((line, row) for line, row in rows if row.keys() == common)
         self.keys, self._key_place = tuple(row), f"{path.name} line {line}"
+
         rows = [(line, row) for line, row in rows if row.keys() == common]
         table = file_format(path) in ("csv", "tsv")
+
         for column in self.keys:
             if table:
                 if number := _number_type([row[column] for _, row in rows]):
                     self._number_columns[column] = number
                 continue
+
             kinds = [(_kind(row[column]), line) for line, row in rows if row[column] is not None]
             if kinds:
                 kind = Counter(
@@ -244,10 +269,13 @@ class _Checker:
                     for pair in kinds
                     if pair[0] == kind or (kind == "number" and pair[0] in _NUMBERS)
                 ]
+
                 self._kinds[column] = matching[0][0], f"{path.name} line {matching[0][1]}"
 
     def with_numbers(self, numbered: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
-        """Turn the cells of number columns into numbers, an empty one into null; every other cell stays text."""
+        """Turn the cells of number columns into numbers, an empty one into null; every other cell
+        stays text.
+        """
         columns = self._number_columns
         for line, row, text in numbered:
             result: dict[str, Any] | BadRow = row
@@ -264,46 +292,56 @@ class _Checker:
                         kind = "an integer" if number is int else "a number"
                         detail = f"column {column!r} is {kind} in the first rows ({self._key_place}), here {cell[:40]!r}"
                         result = BadRow("mixed types", detail)
+
             yield line, result, text
 
     def examine(
         self, row: dict[str, Any], shape: tuple[Any, ...], path: Path, line: int
     ) -> BadRow | None:
-        """Return what is wrong with a row whose shape was not seen before, has nulls, or holds lists or objects."""
+        """Return what is wrong with a row whose shape was not seen before, has nulls, or holds
+        lists or objects.
+        """
         if row.keys() != set(self.keys):
             return self._wrong_keys(row)
         place = f"{path.name} line {line}"
         found: dict[str, tuple[str, str]] = {}
+
         for column, value in row.items():
             if value is not None and (bad := self._wrong_value(column, value, place, found)):
                 return bad
+
         if len(self._kinds) < _MOST_REMEMBERED:
             self._kinds.update(found)
         nulls = [column for column, value in row.items() if value is None]
         for column in nulls:
             self._report.nulls[column] = self._report.nulls.get(column, 0) + 1
             self._report.first_null.setdefault(column, f"{path} line {line}")
+
         if (
             not nulls
             and not {list, dict} & set(shape[len(row) :])
             and len(self.accepted) < _MOST_REMEMBERED
         ):
             self.accepted.add(shape)
+
         return None
 
     def _wrong_keys(self, row: dict[str, Any]) -> BadRow:
         missing = [key for key in self.keys if key not in row]
         extra = [key for key in row if key not in self.keys]
         names = lambda keys: ", ".join(repr(key) for key in keys[:5])  # noqa: E731
+
         if missing and extra:
             return BadRow(
                 "other keys", f"key {names(extra)} where {self._key_place} has {names(missing)}"
             )
+
         if missing:
             return BadRow(
                 "missing key",
                 f"no key {names(missing)}, which {self._key_place} has; write null for no value",
             )
+
         return BadRow("extra key", f"key {names(extra)}, which {self._key_place} has not")
 
     def _wrong_value(
@@ -319,6 +357,7 @@ class _Checker:
                 )
                 return BadRow("mixed types", detail)
             kind = "number"
+
         found[path] = kind, first
         if kind == "object":
             inside = ((f"{path}.{key}", item) for key, item in value.items())
@@ -326,14 +365,18 @@ class _Checker:
             inside = ((f"{path}[]", item) for item in _one_per_type(value))
         else:
             return None
+
         for name, item in inside:
             if item is not None and (bad := self._wrong_value(name, item, place, found)):
                 return bad
+
         return None
 
 
 def _one_per_type(values: list[Any]) -> list[Any]:
-    """Return all items, or one of each type when none holds others: a list of 10000 tokens is looked at once."""
+    """Return all items, or one of each type when none holds others: a list of 10000 tokens is
+    looked at once.
+    """
     types = {type(value): value for value in values}
     return values if list in types or dict in types else list(types.values())
 
@@ -343,7 +386,9 @@ def _kind(value: Any) -> str:
 
 
 def _number_type(cells: list[str]) -> type | None:
-    """Return int or float when every cell that is not empty is such a number, as Python would write it."""
+    """Return int or float when every cell that is not empty is such a number, as Python would write
+    it.
+    """
     filled = [cell for cell in cells if cell]
     if filled and all(map(_INTEGER.fullmatch, filled)):
         return int

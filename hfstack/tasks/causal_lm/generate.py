@@ -36,8 +36,9 @@ def complete(
 ) -> list[Completion]:
     """Return one completion for each prompt, in order.
 
-    Prompts are padded on the left and masked, so the batch does not change the distribution. An empty prompt starts at
-    the token that begins a document in pretraining (bos, else eos). Sampling uses torch's global generator.
+    Prompts are padded on the left and masked, so the batch does not change the distribution. An
+    empty prompt starts at the token that begins a document in pretraining (bos, else eos). Sampling
+    uses torch's global generator.
 
     Args:
         temperature: 0 for greedy decoding.
@@ -55,32 +56,36 @@ def complete(
         for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
         if i is not None
     )
+
     ends = end_token_ids(model, tokenizer)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature if temperature > 0 else None,
         top_p=top_p if temperature > 0 else None,
-        top_k=top_k
-        if temperature > 0
-        else None,  # 0, not None: None would be upstream's default of 50
+        # 0, not None: None would be upstream's default of 50
+        top_k=top_k if temperature > 0 else None,
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
+
     results: list[Completion] = []
     for first in range(0, len(prompts), batch_size):
         batch = list(prompts[first : first + batch_size])
         encoded = [_start(tokenizer, prompt, start) for prompt in batch]
         width = max(map(len, encoded))
+
+        # (B, T)
         tokens = torch.tensor(
             [[pad] * (width - len(ids)) + ids for ids in encoded], device=model.device
-        )  # (B, T)
+        )
         mask = torch.tensor(
             [[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device
         )
         output: torch.Tensor = cast(Any, model).generate(
             input_ids=tokens, attention_mask=mask, generation_config=settings
         )
+
         for prompt, row in zip(batch, output[:, width:].tolist(), strict=True):
             end = next((i for i, token in enumerate(row) if token in ends), None)
             kept = row if end is None else row[:end]
@@ -88,6 +93,7 @@ def complete(
             results.append(
                 Completion(prompt, str(text), len(row) if end is None else end + 1, end is not None)
             )
+
     return results
 
 
@@ -98,7 +104,9 @@ def sample_pairs(
     prompts: Sequence[str],
     max_new_tokens: int,
 ) -> list[tuple[str, str]]:
-    """Return (prompt, completion) pairs at temperature 0.8 among the 50 likeliest tokens: a look while training."""
+    """Return (prompt, completion) pairs at temperature 0.8 among the 50 likeliest tokens: a look
+    while training.
+    """
     completions = complete(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.8, top_k=50
     )
@@ -118,7 +126,9 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float, top
 
 
 def _start(tokenizer: PreTrainedTokenizerBase, prompt: str, start: int | None) -> list[int]:
-    """The prompt's tokens after the token that begins a document, as the model saw documents in pretraining."""
+    """The prompt's tokens after the token that begins a document, as the model saw documents in
+    pretraining.
+    """
     token_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if start is not None:
         return [start, *token_ids]

@@ -1,4 +1,6 @@
-"""What a rung of a scaling ladder changes in the settings of training, and the numbers that a fit reads of any run."""
+"""What a rung of a scaling ladder changes in the settings of training, and the numbers that a fit
+reads of any run.
+"""
 
 import copy
 from pathlib import Path
@@ -15,7 +17,8 @@ from hfstack.training.callbacks import Throughput
 
 
 def rung_arguments(args: TrainingArguments, rung: Rung) -> TrainingArguments:
-    """Return the settings of one rung: its own folder under `rungs/`, its steps, batch and learning rate.
+    """Return the settings of one rung: its own folder under `rungs/`, its steps, batch and learning
+    rate.
 
     A rung that has a checkpoint goes on from it.
     """
@@ -26,6 +29,7 @@ def rung_arguments(args: TrainingArguments, rung: Rung) -> TrainingArguments:
         rung.micro_batch,
         rung.accumulation,
     )
+
     own.dataloader_drop_last = True  # every batch is whole, so tokens can be counted
     own.resume_from_checkpoint = "last" if newest_checkpoint(own.output_dir) else None
     return own
@@ -42,20 +46,24 @@ def rung_throughput(args: TrainingArguments, rung: Rung) -> Throughput:
 
 
 def rung_metrics(rung: Rung, blocks: int) -> dict[str, float]:
-    """Return N, D and C of a rung that reads data of so many blocks, by the names that `scaling_fit` reads.
+    """Return N, D and C of a rung that reads data of so many blocks, by the names that
+    `scaling_fit` reads.
 
     Raises:
         ConfigError: the data has fewer blocks than one batch takes.
     """
     if blocks < rung.micro_batch * rung.processes:
         raise ConfigError(
-            f"{rung.name} takes {rung.micro_batch * rung.processes} blocks of {rung.block_size} tokens at once and the "
+            f"{rung.name} takes {rung.micro_batch * rung.processes} blocks of {rung.block_size} "
+            "tokens at once and the "
             f"training data has {blocks}: use more text, or a smaller --per_device_train_batch_size"
         )
+
     batch = rung.micro_batch * rung.processes
     read = blocks_read(
         blocks, batch=batch, accumulation=rung.accumulation, steps=rung.steps, drop_last=True
     )
+
     return _counts(
         rung.costs, tokens=read * rung.block_size, unique_tokens=blocks * rung.block_size
     )
@@ -81,6 +89,7 @@ def training_counts(
         steps=steps,
         drop_last=args.dataloader_drop_last,
     )
+
     return _counts(
         costs, tokens=read * blocks.block_size, unique_tokens=len(blocks) * blocks.block_size
     )

@@ -1,7 +1,9 @@
-"""How well a causal language model predicts text: strided perplexity and bits per byte, with intervals.
+"""How well a causal language model predicts text: strided perplexity and bits per byte, with
+intervals.
 
-`score_documents` measures each document on its own; the `evaluate.Metric` classes below turn those scores into
-numbers, alone or together through `evaluate.combine`, and nothing is fetched from anywhere.
+`score_documents` measures each document on its own; the `evaluate.Metric` classes below turn those
+scores into numbers, alone or together through `evaluate.combine`, and nothing is fetched from
+anywhere.
 
 Legend: B windows of a batch, T window length, V vocabulary.
 """
@@ -57,19 +59,22 @@ def score_documents(
     batch_size: int = 8,
     across_documents: bool = False,
 ) -> list[DocumentScore]:
-    """Score each text under the model, reading windows of `max_length` tokens that advance by `stride`.
+    """Score each text under the model, reading windows of `max_length` tokens that advance by
+    `stride`.
 
-    Every token is scored exactly once, with at least `max_length - stride` tokens of context where the document has
-    them. A document starts after the token that separates documents in pretraining (bos, else eos), so that its first
-    token is scored too; the end of a document is not. Context never reaches into the document before, unless
-    `across_documents` joins all texts, in order, into one.
+    Every token is scored exactly once, with at least `max_length - stride` tokens of context where
+    the document has them. A document starts after the token that separates documents in pretraining
+    (bos, else eos), so that its first token is scored too; the end of a document is not. Context
+    never reaches into the document before, unless `across_documents` joins all texts, in order,
+    into one.
 
     Args:
         model: a causal language model, in eval mode.
         tokenizer: the model's tokenizer.
         texts: documents.
         max_length: window length in tokens, at most the model's context.
-        stride: tokens by which the window advances, in [1, max_length - 1]; smaller is slower and gives more context.
+        stride: tokens by which the window advances, in [1, max_length - 1]; smaller is slower and
+            gives more context.
         batch_size: windows per forward pass.
 
     Raises:
@@ -80,14 +85,17 @@ def score_documents(
         raise DataError(
             "the tokenizer has neither a bos nor an eos token, so no document can be started"
         )
+
     # verbose=False: a document longer than the context is no mistake here, it is read in windows
     encoded: list[list[int]] = [
         tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts
     ]
     sizes = [len(text.encode()) for text in texts]
+
     if across_documents:
         encoded = [[token for ids in encoded for token in [*ids, start]][:-1]]
         sizes = [sum(sizes)]
+
     if not any(encoded):
         raise DataError("none of the documents to evaluate on has a token")
 
@@ -97,12 +105,14 @@ def score_documents(
         w for i, ids in enumerate(encoded) for w in _windows(i, [start, *ids], max_length, stride)
     ]
     windows.sort(key=lambda window: len(window.token_ids))  # like lengths together: little padding
+
     for first in range(0, len(windows), batch_size):
         batch = windows[first : first + batch_size]
         losses, hits = _score_windows(model, batch, pad_id=start)
         for window, loss, hit in zip(batch, losses, hits, strict=True):
             nll[window.document] += loss
             correct[window.document] += hit
+
     return [
         DocumentScore(float(nll[i]), len(ids), sizes[i], int(correct[i]))
         for i, ids in enumerate(encoded)
@@ -125,26 +135,31 @@ def _windows(
 def _score_windows(
     model: PreTrainedModel, windows: list[_Window], *, pad_id: int
 ) -> tuple[list[float], list[int]]:
-    """Return per window the summed loss in nats and the number of tokens that were the model's first choice."""
+    """Return per window the summed loss in nats and the number of tokens that were the model's
+    first choice.
+    """
     longest = max(len(window.token_ids) for window in windows)
-    tokens = torch.full(
-        (len(windows), longest), pad_id
-    )  # (B, T), padded on the right: causal, so harmless
+    # (B, T), padded on the right: causal, so harmless
+    tokens = torch.full((len(windows), longest), pad_id)
     scored = torch.zeros((len(windows), longest), dtype=torch.bool)  # (B, T)
+
     for row, window in enumerate(windows):
         length = len(window.token_ids)
         tokens[row, :length] = torch.tensor(window.token_ids)
         scored[row, length - window.scored : length] = True
+
     tokens, scored = tokens.to(model.device), scored.to(model.device)
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]  # (B, T - 1, V)
     target, mask = tokens[:, 1:], scored[:, 1:]
     rows = logits[mask].float()  # (n, V): only the scored positions
     loss = torch.nn.functional.cross_entropy(rows, target[mask], reduction="none")  # (n,)
+
     hits = rows.argmax(-1) == target[mask]
     window_of = mask.nonzero()[:, 0]  # (n,)
     sums = torch.zeros(len(windows), dtype=torch.float64, device=loss.device).index_add_(
         0, window_of, loss.double()
     )
+
     counts = torch.zeros(len(windows), dtype=torch.long, device=loss.device).index_add_(
         0, window_of, hits.long()
     )
@@ -152,7 +167,9 @@ def _score_windows(
 
 
 class _LanguageModelMetric(evaluate.Metric):
-    """Base of the metrics over document scores: `compute(nll=[...], tokens=[...], utf8_bytes=[...], correct=[...])`."""
+    """Base of the metrics over document scores: `compute(nll=[...], tokens=[...], utf8_bytes=[...],
+    correct=[...])`.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -205,16 +222,18 @@ def bootstrap_interval(
 ) -> dict[str, float]:
     """Return the 95 % interval of the loss and of bits per byte, resampling whole documents.
 
-    Documents, not tokens, are the unit that was sampled (percentile bootstrap, Efron and Tibshirani 1993, chapter 13).
-    """
+    Documents, not tokens, are the unit that was sampled (percentile bootstrap, Efron and Tibshirani
+    1993, chapter 13)."""
     nll, tokens, sizes = (
         np.array([getattr(s, name) for s in scores]) for name in ("nll", "tokens", "utf8_bytes")
     )
     generator = np.random.default_rng(seed)
     sums = np.empty((draws, 3))
+
     for draw in range(draws):  # one draw at a time: memory stays that of the documents
         picks = generator.integers(len(scores), size=len(scores))
         sums[draw] = nll[picks].sum(), tokens[picks].sum(), sizes[picks].sum()
+
     found: dict[str, float] = {}
     for name, values in {
         "eval_loss": sums[:, 0] / sums[:, 1],
@@ -223,6 +242,7 @@ def bootstrap_interval(
         found[f"{name}_low"], found[f"{name}_high"] = (
             float(v) for v in np.percentile(values, [2.5, 97.5])
         )
+
     return found
 
 
@@ -242,6 +262,8 @@ def derived_metrics(loss: float, *, tokens_per_byte: float) -> dict[str, float]:
 
 
 def document_start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that stands before a document in packed blocks: bos where the tokenizer writes one, else eos."""
+    """The token that stands before a document in packed blocks: bos where the tokenizer writes one,
+    else eos.
+    """
     bos = start_token_id(tokenizer)
     return bos if bos is not None else cast(int | None, tokenizer.eos_token_id)

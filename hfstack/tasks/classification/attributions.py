@@ -1,10 +1,11 @@
-"""Which tokens move a classifier's logit: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) by captum.
+"""Which tokens move a classifier's logit: integrated gradients (Sundararajan et al. 2017,
+arXiv:1703.01365) by captum.
 
-The path goes in a straight line from the embeddings of a text in which every token is a neutral one to those of the
-text itself; special tokens stay. The attributions of all tokens add up to the difference of the two logits, but for the
-error of the sum that stands for the integral: the convergence delta, which is returned and made small.
-Legend: S points of the path, T tokens, H width of the embedding.
-"""
+The path goes in a straight line from the embeddings of a text in which every token is a neutral one
+to those of the text itself; special tokens stay. The attributions of all tokens add up to the
+difference of the two logits, but for the error of the sum that stands for the integral: the
+convergence delta, which is returned and made small. Legend: S points of the path, T tokens, H width
+of the embedding."""
 
 import importlib
 from collections.abc import Callable
@@ -29,7 +30,9 @@ class Explanation:
     texts: tuple[str, ...]
     """The text, or the pair."""
     tokens: tuple[tuple[int, int, int, float], ...]
-    """(which text, first character, last character + 1, attribution) of each token that is not special"""
+    """(which text, first character, last character + 1, attribution) of each token that is not
+    special
+    """
     label: str
     probability: float | None
     logit: float
@@ -65,9 +68,10 @@ def explain_text(
     """Attribute a logit of one text, or pair, to its tokens.
 
     Args:
-        label: which label's logit; by default the one that the model says. A regression has one only.
-        steps: points of the path; doubled until the delta is at most `tolerance` of the logit difference, up to
-            `most_steps`.
+        label: which label's logit; by default the one that the model says. A regression has one
+            only.
+        steps: points of the path; doubled until the delta is at most `tolerance` of the logit
+            difference, up to `most_steps`.
         max_length: tokens after which the text is cut.
 
     Raises:
@@ -81,14 +85,17 @@ def explain_text(
     device = next(model.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     forward = _forward(model, inputs)
+
     with torch.no_grad():
         embed = model.get_input_embeddings()
         ids = inputs["input_ids"]  # (1, T)
         neutral = torch.where(special.to(device), ids, _neutral_id(tokenizer))
         whole, empty = embed(ids).detach(), embed(neutral).detach()  # (1, T, H)
         logits, base = forward(whole), forward(empty)  # (1, C)
+
     target = _target(label, info, logits)
     method = _captum().IntegratedGradients(lambda embedded: forward(embedded)[:, target])
+
     while True:
         scores = method.attribute(
             whole, baselines=empty, n_steps=steps, internal_batch_size=_POINTS_AT_ONCE
@@ -106,13 +113,16 @@ def explain_text(
             attributed=float(each.sum()),
             steps=steps,
         )
+
         if found.relative_delta <= tolerance or steps * 2 > most_steps:
             return found
         steps *= 2
 
 
 def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function from embeddings (S, T, H) to logits (S, C) in fp32, with the mask and segments of the text."""
+    """Return a function from embeddings (S, T, H) to logits (S, C) in fp32, with the mask and
+    segments of the text.
+    """
     rest = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
 
     def forward(embedded: torch.Tensor) -> torch.Tensor:
@@ -125,12 +135,15 @@ def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[torch.Ten
 def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], max_length: int | None
 ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]], torch.Tensor]:
-    """Return the inputs (1, T), the place of each token in its text, and which tokens are special (1, T)."""
+    """Return the inputs (1, T), the place of each token in its text, and which tokens are special
+    (1, T).
+    """
     parts = list(texts)
     text, pair = parts[0], parts[1] if len(parts) > 1 else None
     joined = pair is not None and tokenizer.sep_token_id is None
     if joined:
         text, pair = f"{text}\n{pair}", None  # as data.text_rows joins a pair
+
     cut: dict[str, Any] = (
         {} if max_length is None else {"truncation": True, "max_length": max_length}
     )
@@ -142,13 +155,16 @@ def _encode(
         verbose=False,
         **cut,
     )
+
     segments = encoded.sequence_ids(0)
     where: list[tuple[int, int, int]] = []
+
     for (first, last), segment in zip(encoded["offset_mapping"], segments, strict=True):
         index = segment or 0
         if joined and first > len(parts[0]):
             index, first, last = 1, first - len(parts[0]) - 1, last - len(parts[0]) - 1
         where.append((index, first, min(last, len(parts[index]))))
+
     special = torch.tensor([encoded["special_tokens_mask"]]).bool()
     names = ("input_ids", "attention_mask", "token_type_ids")
     return (
@@ -159,7 +175,9 @@ def _encode(
 
 
 def _neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that says nothing: the mask, where the tokenizer has one, else padding, unknown or end."""
+    """The token that says nothing: the mask, where the tokenizer has one, else padding, unknown or
+    end.
+    """
     for token in (
         tokenizer.mask_token_id,
         tokenizer.pad_token_id,
@@ -168,6 +186,7 @@ def _neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
     ):
         if isinstance(token, int):
             return token
+
     raise DataError(
         "the tokenizer has no mask, pad, unknown or end token to stand for an absent word"
     )

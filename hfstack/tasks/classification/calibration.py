@@ -1,4 +1,5 @@
-"""Whether a classifier's probabilities mean what they say: calibration error, reliability, and one temperature.
+"""Whether a classifier's probabilities mean what they say: calibration error, reliability, and one
+temperature.
 
 Legend: N rows, C classes. For several labels a row every label is a question of its own, yes or no.
 """
@@ -18,7 +19,9 @@ _COLDEST, _HOTTEST = 0.05, 20.0
 
 
 def probabilities(logits: Array, problem_type: str, temperature: float | Array = 1.0) -> Array:
-    """Return the probabilities (N, C) of logits (N, C) over a temperature: softmax, or a sigmoid for several labels."""
+    """Return the probabilities (N, C) of logits (N, C) over a temperature: softmax, or a sigmoid
+    for several labels.
+    """
     scaled = numpy.asarray(logits, dtype=numpy.float64) / temperature
     return (
         expit(scaled) if problem_type == "multi_label_classification" else softmax(scaled, axis=1)
@@ -38,27 +41,32 @@ def log_loss(
 
 
 def fit_temperature(logits: Array, targets: Array, problem_type: str) -> float:
-    """Return the temperature between 0.05 and 20 with the least log loss (Guo et al. 2017, arXiv:1706.04599, sec. 4.2).
+    """Return the temperature between 0.05 and 20 with the least log loss (Guo et al. 2017,
+    arXiv:1706.04599, sec. 4.2).
 
-    It does not change which label is the first. Fit it on rows that were not trained on; it is then optimistic by one
-    parameter for those same rows.
+    It does not change which label is the first. Fit it on rows that were not trained on; it is then
+    optimistic by one parameter for those same rows.
 
     Raises:
         DataError: there are no rows.
     """
     if not len(logits):
         raise DataError("no rows to fit a temperature on")
+
     found = minimize_scalar(
         lambda log_t: log_loss(logits, targets, problem_type, float(numpy.exp(log_t))),
         bounds=(numpy.log(_COLDEST), numpy.log(_HOTTEST)),
         method="bounded",
         options={"xatol": 1e-4},
     )
+
     return float(numpy.exp(found.x))
 
 
 def confidences(probability: Array, targets: Array, problem_type: str) -> tuple[Array, Array]:
-    """Return how sure the model is of what it says, and whether that is right (1 or 0), both (N) or (N * C)."""
+    """Return how sure the model is of what it says, and whether that is right (1 or 0), both (N) or
+    (N * C).
+    """
     if problem_type == "multi_label_classification":
         said = probability >= 0.5
         return numpy.where(said, probability, 1 - probability).ravel(), (
@@ -72,17 +80,21 @@ def reliability_bins(confidence: Array, right: Array, *, bins: int = 15) -> list
     """Return [mean confidence, accuracy, rows] in equally wide bins of (0, 1], empty ones left out."""
     index = numpy.clip(numpy.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     rows = []
+
     for number in range(bins):
         inside = index == number
         if inside.any():
             rows.append(
                 [float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum())]
             )
+
     return rows
 
 
 def calibration_error(bins: Sequence[Sequence[float]]) -> float:
-    """Return the expected calibration error: the mean gap of confidence and accuracy, weighted by the rows of a bin."""
+    """Return the expected calibration error: the mean gap of confidence and accuracy, weighted by
+    the rows of a bin.
+    """
     total = sum(row[2] for row in bins)
     if not total:
         raise DataError("no rows to measure calibration on")
@@ -92,7 +104,8 @@ def calibration_error(bins: Sequence[Sequence[float]]) -> float:
 def cross_fitted_temperatures(
     logits: Array, targets: Array, problem_type: str, *, seed: int = 0
 ) -> Array:
-    """Return a temperature for each row (N, 1) that was fitted on the other half of the rows, drawn by `seed`.
+    """Return a temperature for each row (N, 1) that was fitted on the other half of the rows, drawn
+    by `seed`.
 
     So the calibration of held-out rows is measured with a temperature that has not seen them.
     """

@@ -1,4 +1,6 @@
-"""What a classifier is trained on: rows of texts with labels, by one's own columns or as a task of GLUE has them."""
+"""What a classifier is trained on: rows of texts with labels, by one's own columns or as a task of
+GLUE has them.
+"""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,18 +21,23 @@ class LabelArgs:
     """Which columns hold the texts and the labels, and what the labels mean."""
 
     task: str | None = None
-    """A task of GLUE: sst2, cola, mrpc, rte, stsb, qqp, mnli or qnli. Sets columns, labels, metric, data; none for own
-    data."""
+    """A task of GLUE: sst2, cola, mrpc, rte, stsb, qqp, mnli or qnli. Sets columns, labels, metric,
+    data; none for own data."""
     text_pair_column: str | None = None
     """Column of a second text, where rows are pairs."""
     label_column: str = "label"
-    """Column of the label: text or whole numbers for classes, a list for several labels, a decimal for a number."""
+    """Column of the label: text or whole numbers for classes, a list for several labels, a decimal
+    for a number.
+    """
     label_name_column: str | None = None
     """Column with the name of each row's class, where the labels are numbers."""
     labels: list[str] = field(default_factory=list)
-    """Names of all labels in order, when the train rows may lack some; by default those that occur."""
+    """Names of all labels in order, when the train rows may lack some; by default those that occur.
+    """
     kind: Literal["auto", "single", "several", "number"] = "auto"
-    """What is predicted: one class, several labels a row, or a number; auto reads it from the label column."""
+    """What is predicted: one class, several labels a row, or a number; auto reads it from the label
+    column.
+    """
     max_length: int | None = None
     """Longest text in tokens; by default what model and tokenizer can read."""
     overlong: Overlong = "cut"
@@ -65,10 +72,11 @@ class LabelledRows:
 def load_labelled(
     data_args: DataArgs, label_args: LabelArgs, *, quarantine_file: Path | None = None
 ) -> LabelledRows:
-    """Load train and held-out rows and find out what their labels mean; with a task and no datasets, from the Hub.
+    """Load train and held-out rows and find out what their labels mean; with a task and no
+    datasets, from the Hub.
 
-    MNLI without own eval_datasets has a second held-out split, `eval_mismatched`. `data_args` is filled with the
-    sources of the task.
+    MNLI without own eval_datasets has a second held-out split, `eval_mismatched`. `data_args` is
+    filled with the sources of the task.
 
     Raises:
         ConfigError: a column does not fit, or streaming was asked for.
@@ -78,36 +86,46 @@ def load_labelled(
         raise ConfigError(
             "--streaming: the labels must be known before the first step; leave it out"
         )
+
     task = glue_task(label_args.task) if label_args.task else None
     more: list[Source] = []
+
     if task is not None and not data_args.datasets:
         data_args.datasets = [Source(HUB_ID, label_args.task)]
         if not data_args.eval_datasets:
             first, *others = (Source(HUB_ID, label_args.task, split) for split in task.eval_splits)
             data_args.eval_datasets, more = [first], others
+
     pairs = label_args.text_pair_column is not None or (
         task is not None and task.columns[1] is not None
     )
+
     # A pair is a row of its own although its first text is also in another one.
     seen = replace(data_args, text_column="") if pairs and data_args.eval_datasets else data_args
     splits: dict[str, Dataset] = load_splits(seen, quarantine_file=quarantine_file)
+
     for source in more:
         splits["eval_mismatched"] = load_mixture([source], max_rows=data_args.max_rows)
     columns = _text_columns(data_args, label_args, task, splits["train"].column_names)
     label_column = label_args.label_column
+
     for name, rows in splits.items():
         if absent := [
             c for c in (*columns, label_column) if c is not None and c not in rows.column_names
         ]:
             usual = f"GLUE's have {', '.join(filter(None, task.columns))}; " if task else ""
             raise DataError(
-                f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; {usual}set --text_column, "
+                f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; "
+                f"{usual}set --text_column, "
                 "--text_pair_column or --label_column"
             )
+
     kind: Any = None if label_args.kind == "auto" else label_args.kind
     given = label_args.labels or list(task.labels if task else ())
+
     if task is not None and kind is None:
         kind = "single" if task.labels else "number"
+
     found = find_labels(
         splits["train"],
         label_column,
@@ -115,12 +133,15 @@ def load_labelled(
         name_column=label_args.label_name_column,
         given=given,
     )
+
     return LabelledRows(splits, found, columns, label_column, task)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One split as the model reads it: token ids with `labels` and `length`, and the rows that they are of."""
+    """One split as the model reads it: token ids with `labels` and `length`, and the rows that they
+    are of.
+    """
 
     rows: Dataset
     texts: list[str]
@@ -136,7 +157,8 @@ def encode_split(
     overlong: Overlong,
     skip_empty: bool,
 ) -> Encoded:
-    """Tokenize a split; texts that are empty or too long are refused, or counted and left out or cut.
+    """Tokenize a split; texts that are empty or too long are refused, or counted and left out or
+    cut.
 
     Raises:
         DataError: a text is empty or no text, a label is outside of the set, or no row is left.
@@ -151,17 +173,20 @@ def encode_split(
     )
     long = [i for i in kept if max_length is not None and len(whole[i]["input_ids"]) > max_length]
     second = None if pairs is None else [pairs[i] for i in long]
+
     for index, row in zip(
         long,
         encode_texts(tokenizer, [texts[i] for i in long], second, max_length=max_length),
         strict=True,
     ):
         whole[index] = row
+
     columns: dict[str, list[Any]] = {key: [whole[i][key] for i in kept] for key in whole[0]}
     columns |= {
         "labels": [targets[i] for i in kept],
         "length": [len(whole[i]["input_ids"]) for i in kept],
     }
+
     shown = [text if pairs is None else f"{text} ‖ {pairs[i]}" for i, text in enumerate(texts)]
     return Encoded(Dataset.from_dict(columns), [shown[i] for i in kept], [targets[i] for i in kept])
 

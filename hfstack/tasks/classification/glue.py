@@ -1,4 +1,5 @@
-"""The tasks of GLUE by name: columns, labels and metrics as the benchmark has them (Wang et al. 2019).
+"""The tasks of GLUE by name: columns, labels and metrics as the benchmark has them (Wang et al.
+2019).
 
 Source: arXiv:1804.07461, and the dataset nyu-mll/glue of the Hub.
 
@@ -51,6 +52,7 @@ def glue_task(name: str) -> GlueTask:
     """
     if name not in TASKS:
         raise ConfigError(
-            f"--task {name!r}: choose one of {', '.join(TASKS)}, or leave it out for data of your own"
+            f"--task {name!r}: choose one of {', '.join(TASKS)}, or leave it out for data of your "
+            "own"
         )
     return TASKS[name]

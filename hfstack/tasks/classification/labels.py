@@ -1,9 +1,9 @@
-"""What a label column means: one class, several labels, or a number; names and numbers to ids, and back.
+"""What a label column means: one class, several labels, or a number; names and numbers to ids, and
+back.
 
-The set of labels comes from the train rows, from the data's own declaration (a Hub dataset's ClassLabel), from a list
-that the user gives, or from a model that has been trained on it before. A label outside of the set is refused with its
-row, never mapped to something near.
-"""
+The set of labels comes from the train rows, from the data's own declaration (a Hub dataset's
+ClassLabel), from a list that the user gives, or from a model that has been trained on it before. A
+label outside of the set is refused with its row, never mapped to something near."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,9 @@ _PROBLEMS = {
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels of a task. `values` are what stands in the label column, `names` what a reader sees, by id."""
+    """The labels of a task. `values` are what stands in the label column, `names` what a reader
+    sees, by id.
+    """
 
     kind: Kind
     names: tuple[str, ...] = ()
@@ -66,8 +68,8 @@ def find_labels(
 ) -> LabelSet:
     """Return the labels of the train rows.
 
-    Without `kind`, text and whole numbers are classes, lists are several labels a row, and decimals are numbers to
-    predict. Classes are in order: of `given`, of a ClassLabel's names, or sorted.
+    Without `kind`, text and whole numbers are classes, lists are several labels a row, and decimals
+    are numbers to predict. Classes are in order: of `given`, of a ClassLabel's names, or sorted.
 
     Args:
         name_column: column with the name of each row's class, where `column` holds whole numbers.
@@ -75,23 +77,27 @@ def find_labels(
 
     Raises:
         ConfigError: `kind` does not fit the column, or `name_column` is not there.
-        DataError: a label is missing or of another type than the others, there is one class only, or far too many, or
-            a class has two names.
+        DataError: a label is missing or of another type than the others, there is one class only,
+            or far too many, or a class has two names.
     """
     values = rows[column][:]
     feature = rows.features[column]
     found = _value_type(values, column)
+
     kind = kind or ("several" if found is list else "number" if found is float else "single")
     if kind == "number":
         if found not in (int, float):
             raise ConfigError(
-                f"column {column!r} holds {_KIND_NAMES[found]}: a number to predict must be a number"
+                f"column {column!r} holds {_KIND_NAMES[found]}: a number to predict must be a "
+                "number"
             )
         return LabelSet("number")
+
     if (found is list) != (kind == "several") or found is float:
         raise ConfigError(
             f"column {column!r} holds {_KIND_NAMES[found]}, which cannot be labels of kind {kind!r}"
         )
+
     if kind == "several":
         inner = getattr(feature, "feature", None)
         flat = [value for row in values for value in row]
@@ -100,12 +106,14 @@ def find_labels(
             _value_type(flat, column)
     else:
         flat, declared = values, feature if isinstance(feature, ClassLabel) else None
+
     if declared is not None:
         return _checked(
             LabelSet(kind, tuple(map(str, declared.names)), tuple(range(len(declared.names)))),
             flat,
             column,
         )
+
     if given:
         whole = found is int or (kind == "several" and bool(flat) and type(flat[0]) is int)
         listed: tuple[Any, ...] = tuple(given)
@@ -114,12 +122,15 @@ def find_labels(
         elif whole:
             listed = tuple(range(len(given)))
         return _checked(LabelSet(kind, tuple(given), listed), flat, column)
+
     ordered = tuple(sorted(set(flat)))
     if len(ordered) > MOST_LABELS:
         raise DataError(
-            f"column {column!r} has {len(ordered)} different labels in {len(rows)} rows; is it the right column? "
+            f"column {column!r} has {len(ordered)} different labels in {len(rows)} rows; is it "
+            "the right column? "
             "(numbers to predict: --kind number)"
         )
+
     names = _class_names(rows, column, name_column) if name_column and kind == "single" else {}
     return _checked(
         LabelSet(kind, tuple(names.get(value, str(value)) for value in ordered), ordered),
@@ -139,6 +150,7 @@ def label_targets(
     ids: dict[Any, int] = {value: index for index, value in enumerate(labels.values)}
     ids |= {label: index for index, label in enumerate(labels.names) if label not in ids}
     targets: list[Target] = []
+
     for number, value in enumerate(rows[column][:], start=1):
         place = f"{name} row {number}"
         if labels.kind == "number":
@@ -152,13 +164,15 @@ def label_targets(
                 raise DataError(f"{place}: {column} is {value!r}, not a list of labels")
             chosen = {_lookup(one, ids, labels, place, column) for one in value}
             targets.append([float(index in chosen) for index in range(labels.count)])
+
     return targets
 
 
 def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
     """Return a weight for each class, rows / (classes * rows of the class): a mean row weighs 1.
 
-    With several labels a row, how much a row that has the label counts: rows without it over rows with it.
+    With several labels a row, how much a row that has the label counts: rows without it over rows
+    with it.
 
     Raises:
         ConfigError: numbers have no classes.
@@ -166,6 +180,7 @@ def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
     """
     if labels.kind == "number":
         raise ConfigError("--class_weights balances classes, but the labels are numbers to predict")
+
     if labels.kind == "several":
         counts = Counter(
             index
@@ -176,10 +191,13 @@ def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
         )
     else:
         counts = Counter(targets)  # pyright: ignore[reportArgumentType]
+
     if absent := [labels.names[index] for index in range(labels.count) if not counts[index]]:
         raise DataError(
-            f"--class_weights: no train row has the label {', '.join(absent[:5])}, so it has no weight"
+            f"--class_weights: no train row has the label {', '.join(absent[:5])}, so it has no "
+            "weight"
         )
+
     total = len(targets)
     if labels.kind == "several":
         return [(total - counts[index]) / counts[index] for index in range(labels.count)]
@@ -196,13 +214,16 @@ def _value_type(values: Iterable[Any], column: str) -> type:
             )
         if type(value) not in first:
             first[type(value)] = (number, value)
+
     if set(first) == {int, float}:
         return float
+
     if len(first) > 1:
         seen = ", ".join(
             f"{_KIND_NAMES.get(t, t.__name__)} in row {n} ({v!r})" for t, (n, v) in first.items()
         )
         raise DataError(f"column {column!r} mixes types: {seen}; write all labels in one way")
+
     kind = next(iter(first))
     if kind not in _KIND_NAMES:
         raise DataError(f"column {column!r} holds {kind.__name__}, not labels")
@@ -214,13 +235,16 @@ def _checked(labels: LabelSet, values: Sequence[Any], column: str) -> LabelSet:
     if len(set(labels.names)) < len(labels.names):
         twice = next(name for name, count in Counter(labels.names).items() if count > 1)
         raise DataError(f"column {column!r}: two classes have the name {twice!r}")
+
     present = set(values)
     if len(present) < 2 and not (labels.kind == "several" and present):
         only = f" ({labels.names[0]!r})" if len(labels.names) == 1 else ""
         raise DataError(
-            f"column {column!r} has {len(present)} class only{only}: a classifier needs at least two; is it the right "
+            f"column {column!r} has {len(present)} class only{only}: a classifier needs at least "
+            "two; is it the right "
             "column, and is the file sorted by label while --max_rows cuts it?"
         )
+
     return labels
 
 
@@ -230,12 +254,14 @@ def _class_names(rows: Dataset, column: str, name_column: str) -> dict[Any, str]
         raise ConfigError(
             f"--label_name_column {name_column!r}: found {', '.join(rows.column_names)}"
         )
+
     names: dict[Any, str] = {}
     for value, name in zip(rows[column][:], rows[name_column][:], strict=True):
         if names.setdefault(value, str(name)) != str(name):
             raise DataError(
                 f"label {value!r} has two names in {name_column!r}: {names[value]!r} and {name!r}"
             )
+
     return names
 
 
@@ -245,6 +271,8 @@ def _lookup(value: Any, ids: Mapping[Any, int], labels: LabelSet, place: str, co
         shown = ", ".join(labels.names[:10]) + (", ..." if len(labels.names) > 10 else "")
         hint = "; unlabelled test rows cannot be scored" if value == -1 else ""
         raise DataError(
-            f"{place}: {column} is {value!r}, which is none of the {len(labels.names)} labels {shown}{hint}"
+            f"{place}: {column} is {value!r}, which is none of the {len(labels.names)} labels "
+            f"{shown}{hint}"
         )
+
     return index

@@ -1,4 +1,5 @@
-"""Between labelled rows and the Trainer: the loss, the batches, and the settings that classification needs.
+"""Between labelled rows and the Trainer: the loss, the batches, and the settings that
+classification needs.
 
 Legend: B rows of a batch, T tokens of the longest, C outputs.
 """
@@ -26,11 +27,12 @@ _SMALLER_IS_BETTER = ("loss", "mean_squared_error", "mean_absolute_error")
 def classification_loss(
     problem_type: str, weights: Sequence[float] | None = None
 ) -> Callable[..., torch.Tensor]:
-    """Return the `compute_loss_func` of a Trainer: cross-entropy, yes/no cross-entropy of each label, or squared error.
+    """Return the `compute_loss_func` of a Trainer: cross-entropy, yes/no cross-entropy of each
+    label, or squared error.
 
     Args:
-        weights: of the classes, or of a yes of each label; None for all 1. The mean is still over rows, so that losses
-            of batches add up to that of all.
+        weights: of the classes, or of a yes of each label; None for all 1. The mean is still over
+            rows, so that losses of batches add up to that of all.
     """
 
     def loss(
@@ -38,6 +40,7 @@ def classification_loss(
     ) -> torch.Tensor:
         logits = outputs["logits"].float()  # (B, C)
         scale = None if weights is None else torch.tensor(weights, device=logits.device)  # (C,)
+
         if problem_type == "single_label_classification":
             each = cross_entropy(logits, labels, reduction="none")  # (B,)
             each = each if scale is None else each * scale[labels]
@@ -47,6 +50,7 @@ def classification_loss(
             )
         else:
             each = (logits[:, 0] - labels.float()) ** 2
+
         return each.mean() if num_items_in_batch is None else each.sum() / num_items_in_batch
 
     return loss
@@ -55,22 +59,27 @@ def classification_loss(
 def trainer_settings(
     training_args: TrainingArguments, problem_type: str, classes: int, task: GlueTask | None = None
 ) -> TrainingArguments:
-    """Return the settings for a Trainer whose rows come encoded, with the metric for the best model checked.
+    """Return the settings for a Trainer whose rows come encoded, with the metric for the best model
+    checked.
 
-    With a task of GLUE the best model is chosen by the benchmark's own metric unless another than the loss is named.
+    With a task of GLUE the best model is chosen by the benchmark's own metric unless another than
+    the loss is named.
 
     Raises:
-        ConfigError: the metric does not fit what is predicted, or labels shall be smoothed that are no classes.
+        ConfigError: the metric does not fit what is predicted, or labels shall be smoothed that are
+            no classes.
     """
     settings = copy.copy(training_args)
     settings.push_to_hub = False  # checkpoints are pushed by what the recipe hands to `protect`
     settings.remove_unused_columns = (
         False  # the sampler reads `length`; the collator takes what the model wants
     )
+
     if settings.label_smoothing_factor:
         raise ConfigError(
             "--label_smoothing_factor is not used by this recipe's loss: leave it out"
         )
+
     metric = settings.metric_for_best_model
     if (
         task is not None
@@ -78,9 +87,11 @@ def trainer_settings(
         and metric in (None, "loss", "eval_loss")
     ):
         metric = task.metrics[0]
+
     if metric is not None:
         settings.metric_for_best_model = check_metric(metric, problem_type, classes)
         settings.greater_is_better = greater_is_better(metric)
+
     return settings
 
 
@@ -110,9 +121,11 @@ def check_metric(name: str, problem_type: str, classes: int) -> str:
     known = [each for each in METRICS[problem_type] if each != "f1" or classes == 2]
     if plain not in (*known, "loss"):
         raise ConfigError(
-            f"--metric_for_best_model {name} does not fit a {problem_type.replace('_', ' ')} of {classes} "
+            f"--metric_for_best_model {name} does not fit a {problem_type.replace('_', ' ')} of "
+            f"{classes} "
             f"output{'s' if classes > 1 else ''}: choose {', '.join(known)} or loss"
         )
+
     return f"eval_{plain}"
 
 

@@ -1,8 +1,8 @@
-"""Every number about a classifier or a regression on held-out rows, from its logits and the targets; and its mistakes.
+"""Every number about a classifier or a regression on held-out rows, from its logits and the
+targets; and its mistakes.
 
-Scores come from counts, so that a thousand bootstrap draws take a second; they equal scikit-learn's and SciPy's.
-Legend: N rows, C classes.
-"""
+Scores come from counts, so that a thousand bootstrap draws take a second; they equal scikit-learn's
+and SciPy's. Legend: N rows, C classes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,10 +27,11 @@ SINGLE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classifica
 def scores(predictions: Array, targets: Array, problem_type: str, classes: int) -> dict[str, float]:
     """Return the metrics of predictions: class ids (N), 0/1 for each label (N, C), or numbers (N).
 
-    Macro averages are over the classes that occur among predictions or targets. `f1` is that of class 1 of two.
-    """
+    Macro averages are over the classes that occur among predictions or targets. `f1` is that of
+    class 1 of two."""
     if problem_type == NUMBER:
         return _number_scores(predictions.astype(float), targets.astype(float))
+
     if problem_type == SEVERAL:
         said, true = predictions.astype(bool), targets.astype(bool)
         hits, wanted, given = (said & true).sum(axis=0), true.sum(axis=0), said.sum(axis=0)
@@ -40,10 +41,12 @@ def scores(predictions: Array, targets: Array, problem_type: str, classes: int) 
             "f1_macro": float(_f1(hits, wanted, given).mean()),
             "f1_micro": float(_f1(hits.sum(), wanted.sum(), given.sum())),
         }
+
     table = confusion_counts(predictions, targets, classes)
     hits, wanted, given = table.diagonal(), table.sum(axis=1), table.sum(axis=0)
     total, right = table.sum(), hits.sum()
     per_class = _f1(hits, wanted, given)
+
     # Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient"
     spread = float(numpy.sqrt((total**2 - (given**2).sum()) * (total**2 - (wanted**2).sum())))
     found = {
@@ -52,6 +55,7 @@ def scores(predictions: Array, targets: Array, problem_type: str, classes: int) 
         "f1_micro": float(right / total),
         "matthews": float((right * total - (given * wanted).sum()) / spread) if spread else 0.0,
     }
+
     return found | ({"f1": float(per_class[1])} if classes == 2 else {})
 
 
@@ -71,12 +75,15 @@ def measure(
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return every metric with its 95 % bootstrap interval (`_low`, `_high`), the baseline, and the calibration.
+    """Return every metric with its 95 % bootstrap interval (`_low`, `_high`), the baseline, and the
+    calibration.
 
-    The baseline is the most frequent class of the targets themselves (for numbers, their mean): what is to be beaten.
+    The baseline is the most frequent class of the targets themselves (for numbers, their mean):
+    what is to be beaten.
 
     Args:
-        temperature: one for each row (N, 1), for `calibration_error_calibrated` and `log_loss_calibrated`.
+        temperature: one for each row (N, 1), for `calibration_error_calibrated` and
+            `log_loss_calibrated`.
     """
     said = predicted(logits, problem_type)
     classes = logits.shape[1]
@@ -87,21 +94,25 @@ def measure(
 
     intervals = bootstrap_intervals(again, len(targets), draws=draws, seed=seed)
     found: dict[str, float] = {}
+
     for name, value in metrics.items():
         found[name] = value
         if name in intervals:
             found[f"{name}_low"], found[f"{name}_high"] = intervals[name]
+
     if problem_type == NUMBER:
         return found | {
             "baseline_mean_squared_error": float(numpy.var(targets)),
             "rows": len(targets),
         }
+
     if problem_type == SINGLE:
         found["baseline_accuracy"] = float(numpy.bincount(targets.astype(int)).max() / len(targets))
     else:
         found["baseline_label_accuracy"] = float(
             numpy.maximum(targets.mean(axis=0), 1 - targets.mean(axis=0)).mean()
         )
+
     scales: dict[str, float | Array] = (
         {"_calibrated": temperature} if not isinstance(temperature, float) else {}
     )
@@ -109,6 +120,7 @@ def measure(
         sure = confidences(probabilities(logits, problem_type, scale), targets, problem_type)
         found[f"calibration_error{suffix}"] = calibration_error(reliability_bins(*sure))
         found[f"log_loss{suffix}"] = log_loss(logits, targets, problem_type, scale)
+
     return found | {"rows": len(targets)}
 
 
@@ -121,17 +133,21 @@ def confusion_counts(predictions: Array, targets: Array, classes: int) -> Array:
 def per_class_table(
     predictions: Array, targets: Array, problem_type: str, names: Sequence[str]
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return the columns and rows of a table: precision, recall and F1 of each label, and how often it occurs."""
+    """Return the columns and rows of a table: precision, recall and F1 of each label, and how often
+    it occurs.
+    """
     if problem_type == SEVERAL:
         said, true = predictions.astype(bool), targets.astype(bool)
         hits, wanted, given = (said & true).sum(axis=0), true.sum(axis=0), said.sum(axis=0)
     else:
         table = confusion_counts(predictions, targets, len(names))
         hits, wanted, given = table.diagonal(), table.sum(axis=1), table.sum(axis=0)
+
     rows: list[list[Any]] = []
     for name, hit, want, give in zip(names, hits, wanted, given, strict=True):
         precision, recall = (float(hit / part) if part else 0.0 for part in (give, want))
         rows.append([name, precision, recall, float(_f1(hit, want, give)), int(want), int(give)])
+
     return ["label", "precision", "recall", "f1", "rows", "predicted"], rows
 
 
@@ -144,13 +160,16 @@ def worst_mistakes(
     names: Sequence[str],
     count: int = 20,
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return the columns and rows of a table of the mistakes that the model is surest of, or the largest errors."""
+    """Return the columns and rows of a table of the mistakes that the model is surest of, or the
+    largest errors.
+    """
     said = predicted(logits, problem_type)
     if problem_type == NUMBER:
         order = numpy.argsort(-numpy.abs(said - targets), kind="stable")[:count]
         return ["text", "true", "predicted"], [
             [texts[i], float(targets[i]), float(said[i])] for i in order
         ]
+
     chance = probabilities(logits, problem_type)
     if problem_type == SEVERAL:
         wrong = [(i, j) for i, j in zip(*numpy.nonzero(said != (targets >= 0.5)), strict=True)]
@@ -166,7 +185,9 @@ def worst_mistakes(
             ]
             for i, j in worst
         ]
+
         return ["text", "label", "true", "predicted", "confidence"], rows
+
     wrong_rows = numpy.flatnonzero(said != targets)
     order = wrong_rows[numpy.argsort(-chance[wrong_rows].max(axis=1), kind="stable")][:count]
     return ["text", "true", "predicted", "confidence"], [
@@ -176,7 +197,9 @@ def worst_mistakes(
 
 
 def trainer_metrics(problem_type: str) -> Callable[[Any], dict[str, float]]:
-    """Return `compute_metrics` for a Trainer, so that the curves have the metrics and the best model can be chosen."""
+    """Return `compute_metrics` for a Trainer, so that the curves have the metrics and the best
+    model can be chosen.
+    """
 
     def compute(prediction: Any) -> dict[str, float]:
         logits = numpy.asarray(prediction.predictions, dtype=float)

@@ -1,8 +1,9 @@
-"""Load a text classifier: a transformer with one output a label, trained whole, frozen but for its head, or by LoRA.
+"""Load a text classifier: a transformer with one output a label, trained whole, frozen but for its
+head, or by LoRA.
 
-What a model needs beside its weights to be used again (names of the labels, temperature, columns, length) is in a
-`classifier.json` beside them, since an adapter has no config.json of its own. config.json carries the names as well.
-"""
+What a model needs beside its weights to be used again (names of the labels, temperature, columns,
+length) is in a `classifier.json` beside them, since an adapter has no config.json of its own.
+config.json carries the names as well."""
 
 import dataclasses
 import json
@@ -42,7 +43,9 @@ class ClassifierInfo:
     """What a finished classifier says of itself."""
 
     problem_type: str
-    """`single_label_classification`, `multi_label_classification` or `regression`, as transformers calls them."""
+    """`single_label_classification`, `multi_label_classification` or `regression`, as transformers
+    calls them.
+    """
     names: list[str]
     """Labels by id; none for a regression."""
     text_column: str = "text"
@@ -50,7 +53,9 @@ class ClassifierInfo:
     max_length: int | None = None
     """Tokens of the longest text that it was trained on; longer ones are cut."""
     temperature: float = 1.0
-    """What logits are divided by before the softmax, or the sigmoid, so that probabilities mean what they say."""
+    """What logits are divided by before the softmax, or the sigmoid, so that probabilities mean
+    what they say.
+    """
 
     def save(self, folder: Path) -> None:
         """Write `classifier.json`, from the first process alone."""
@@ -84,14 +89,17 @@ def load_classifier(
     attention_dropout: float | None = None,
     new_modules: list[str] | None = None,
 ) -> PreTrainedModel:
-    """Return a model with one output a label, to be trained; a head that the checkpoint lacks is drawn anew.
+    """Return a model with one output a label, to be trained; a head that the checkpoint lacks is
+    drawn anew.
 
     Args:
         attention_dropout: dropout of attention weights while training; None keeps the model's.
-        new_modules: filled with the names of the modules that the checkpoint does not hold, the head among them.
+        new_modules: filled with the names of the modules that the checkpoint does not hold, the
+            head among them.
 
     Raises:
-        ConfigError: no model was named, the tokenizer does not fit, it is a classifier of other labels or an adapter.
+        ConfigError: no model was named, the tokenizer does not fit, it is a classifier of other
+            labels or an adapter.
         CheckpointError: there is no model at that place.
     """
     name = args.model_name_or_path or ""
@@ -99,18 +107,23 @@ def load_classifier(
     if config_file is None:
         _check_head(config, problem_type, id2label, name)
     config.problem_type = problem_type
+
     config.num_labels = len(id2label)
     config.id2label = id2label
     config.label2id = {label: index for index, label in id2label.items()}
+
     if attention_dropout is not None:
         set_attention_dropout(config, attention_dropout)
+
     model, modules = load_with_config(
         AutoModelForSequenceClassification, args, config, config_file, purpose="classify"
     )
     check_vocabulary(model, tokenizer, name)
+
     if config_file is None:
         check_own_tokenizer(args, tokenizer, name)
     model.config.get_text_config().pad_token_id = padding_id(tokenizer)
+
     if new_modules is not None:
         new_modules.extend(modules)
     return model
@@ -119,35 +132,43 @@ def load_classifier(
 def load_trained_classifier(
     args: ModelConfig,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, ClassifierInfo]:
-    """Return a finished classifier in evaluation mode, with its tokenizer and what it says of itself.
+    """Return a finished classifier in evaluation mode, with its tokenizer and what it says of
+    itself.
 
-    The folder of a run, of an adapter, or a classifier of the Hub, whose config.json then says it all.
+    The folder of a run, of an adapter, or a classifier of the Hub, whose config.json then says it
+    all.
 
     Raises:
-        CheckpointError: there is no classifier, or an adapter without its head, base or description.
+        CheckpointError: there is no classifier, or an adapter without its head, base or
+            description.
     """
     name = args.model_name_or_path or ""
     info = read_classifier_info(name)
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
     except (OSError, ValueError) as error:
         raise CheckpointError(not_found("tokenizer", name, error)) from error
+
     if (Path(name) / ADAPTER_FILE).is_file():
         return (
             _load_adapter(args, tokenizer, Path(name), info),
             tokenizer,
             cast(ClassifierInfo, info),
         )
+
     config: Any = checkpoint_config(args, purpose="classify")
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or []):
         raise CheckpointError(
             f"{name} is {', '.join(config.architectures or ['no model'])}, not a trained classifier"
         )
+
     model, missing = load_with_config(
         AutoModelForSequenceClassification, args, config, purpose="classify"
     )
     if missing:
         raise CheckpointError(f"{name} was saved without {', '.join(missing[:3])}: train it again")
+
     if info is None:
         problem = config.problem_type or (
             "regression" if config.num_labels == 1 else "single_label_classification"
@@ -157,27 +178,33 @@ def load_trained_classifier(
             if problem == "regression"
             else [config.id2label[index] for index in range(config.num_labels)]
         )
+
         info = ClassifierInfo(problem, names)
+
     model.config.get_text_config().pad_token_id = padding_id(tokenizer)
     return model.eval(), tokenizer, info
 
 
 def freeze_encoder(model: PreTrainedModel, new_modules: Sequence[str]) -> int:
-    """Let only the head, and what else the checkpoint did not hold, be trained; return how many parameters that are.
+    """Let only the head, and what else the checkpoint did not hold, be trained; return how many
+    parameters that are.
 
     Raises:
-        ConfigError: nothing would be trained: the head is not new and has no name that is known for one.
+        ConfigError: nothing would be trained: the head is not new and has no name that is known for
+            one.
     """
     heads = tuple(f"{module}." for module in new_modules) or (
         "classifier.",
         "score.",
         "classification_head.",
     )
+
     count = 0
     for name, parameter in model.named_parameters():
         trained = name.startswith(heads)
         parameter.requires_grad_(trained)
         count += parameter.numel() if trained else 0
+
     if not count:
         raise ConfigError("--freeze_encoder: no module of this model is known as its head")
     return count
@@ -193,6 +220,7 @@ def _load_adapter(
             raise CheckpointError(
                 f"{folder} is an adapter without {CLASSIFIER_FILE}: train it again with classify"
             )
+
         new_modules: list[str] = []
         model = load_classifier(
             replace(args, model_name_or_path=name),
@@ -201,22 +229,27 @@ def _load_adapter(
             id2label=dict(enumerate(info.names)) or {0: "score"},
             new_modules=new_modules,
         )
+
         return model, new_modules
 
     return load_adapter_model(folder, "SEQ_CLS", "classifier", load_base)
 
 
 def _check_head(config: Any, problem_type: str, id2label: dict[int, str], name: str) -> None:
-    """Refuse to go on from a classifier of other labels: its head would be thrown away, or mean something else."""
+    """Refuse to go on from a classifier of other labels: its head would be thrown away, or mean
+    something else.
+    """
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or []):
         return
     own = [config.id2label[index] for index in range(config.num_labels)]
     unnamed = own == [f"LABEL_{index}" for index in range(config.num_labels)]
+
     same = len(own) == len(id2label) and (
         unnamed or problem_type == "regression" or own == list(id2label.values())
     )
     if not same:
         raise ConfigError(
-            f"{name} is a classifier of {len(own)} labels ({', '.join(own[:5])}), the data has {len(id2label)} "
+            f"{name} is a classifier of {len(own)} labels ({', '.join(own[:5])}), the data has "
+            f"{len(id2label)} "
             f"({', '.join(list(id2label.values())[:5])}): name the model that it was made from"
         )

@@ -1,4 +1,5 @@
-"""What a classifier says of rows: logits in batches of one length, and the answers that `predict` writes.
+"""What a classifier says of rows: logits in batches of one length, and the answers that `predict`
+writes.
 
 Legend: N rows, B rows of a batch, T tokens of the longest, C outputs.
 """
@@ -54,13 +55,13 @@ def classify_logits(
 def answers(logits: numpy.ndarray[Any, Any], info: ClassifierInfo) -> list[dict[str, Any]]:
     """Return what `predict` writes of each row, with the model's temperature applied.
 
-    One class: `label`, its `probability`, and `probabilities` by label. Several: `labels` (those above one half) and
-    `probabilities`. A number: `value`.
-    """
+    One class: `label`, its `probability`, and `probabilities` by label. Several: `labels` (those
+    above one half) and `probabilities`. A number: `value`."""
     if info.problem_type == NUMBER:
         return [{"value": float(value)} for value in logits[:, 0]]
     chance = probabilities(logits, info.problem_type, info.temperature)
     rows: list[dict[str, Any]] = []
+
     for each in chance:
         shown = {name: round(float(value), 6) for name, value in zip(info.names, each, strict=True)}
         if info.problem_type == SEVERAL:
@@ -79,6 +80,7 @@ def answers(logits: numpy.ndarray[Any, Any], info: ClassifierInfo) -> list[dict[
                     "probabilities": shown,
                 }
             )
+
     return rows
 
 
@@ -89,7 +91,8 @@ def load_classify_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a finished classifier and return what answers rows: labels and probabilities, or numbers.
+    """Load a finished classifier and return what answers rows: labels and probabilities, or
+    numbers.
 
     Args:
         columns: of the texts; None for those that the model was trained on.
@@ -102,6 +105,7 @@ def load_classify_predictor(
     model, tokenizer, info = load_trained_classifier(args)
     model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
     limit = choose_max_length(max_length, context_length(model.config), tokenizer.model_max_length)
+
     if max_length is None and info.max_length is not None:
         limit = info.max_length
     names = (columns[0] or info.text_column, columns[1] or info.text_pair_column)
@@ -128,13 +132,16 @@ def _encode(
     for index, row in enumerate(rows):
         if absent := [name for name in columns if name is not None and name not in row]:
             raise DataError(
-                f"row {first_row + index} has no column {absent[0]!r}, found {', '.join(row)}; set --text_column or "
+                f"row {first_row + index} has no column {absent[0]!r}, found {', '.join(row)}; "
+                "set --text_column or "
                 "--text_pair_column"
             )
+
     values = {name: [row[name] for row in rows] for name in columns if name is not None}
     texts, pairs, empty = read_texts(values, columns, first_row=first_row)
     if empty:
         raise DataError(f"row {first_row + empty[0]}: the text is empty; remove the row")
+
     encoded = encode_texts(tokenizer, texts, pairs, max_length=None)
     if max_length is None or max(len(row["input_ids"]) for row in encoded) <= max_length:
         return encoded
@@ -146,4 +153,5 @@ def _encode(
         first_row + len(rows) - 1,
         max_length,
     )
+
     return encode_texts(tokenizer, texts, pairs, max_length=max_length)

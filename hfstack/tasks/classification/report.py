@@ -1,4 +1,6 @@
-"""What a run keeps of held-out rows: metrics, tables of classes and mistakes, pictures, and every row's prediction."""
+"""What a run keeps of held-out rows: metrics, tables of classes and mistakes, pictures, and every
+row's prediction.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,9 +41,8 @@ _FEW_ROWS = 20
 def calibrate(logits: Array, targets: Array, info: ClassifierInfo, *, seed: int) -> Array | float:
     """Set the temperature of a classifier by held-out rows; return what to measure those rows with.
 
-    That is for each row the temperature of the other half, which has not seen it. With fewer than 20 rows, or numbers
-    to predict, nothing is fitted.
-    """
+    That is for each row the temperature of the other half, which has not seen it. With fewer than
+    20 rows, or numbers to predict, nothing is fitted."""
     if info.problem_type == NUMBER or len(logits) < _FEW_ROWS:
         if info.problem_type != NUMBER:
             logger.warning(
@@ -50,6 +51,7 @@ def calibrate(logits: Array, targets: Array, info: ClassifierInfo, *, seed: int)
                 _FEW_ROWS,
             )
         return 1.0
+
     info.temperature = fit_temperature(logits, targets, info.problem_type)
     return cross_fitted_temperatures(logits, targets, info.problem_type, seed=seed)
 
@@ -66,7 +68,8 @@ def record_results(
     split: str = "eval",
     benchmark: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Add tables, pictures and predictions of held-out rows to a run; return the metrics, `<split>_...`.
+    """Add tables, pictures and predictions of held-out rows to a run; return the metrics,
+    `<split>_...`.
 
     Args:
         benchmark: the metrics whose mean is a benchmark's score, given as `<split>_glue_score`.
@@ -78,23 +81,29 @@ def record_results(
         pictures = {
             f"{split}_reliability": _reliability(logits, targets, info.problem_type, temperature)
         }
+
         if info.problem_type == SINGLE:
             counts = confusion_counts(said, targets, len(names))
             pictures[f"{split}_confusion"] = confusion_picture(counts.tolist(), names)
+
         for name, picture in pictures.items():
             if PartialState().is_main_process:
                 (run.output_dir / f"{name}.svg").write_text(picture, encoding="utf-8")
             run.add_artifact(name, f"{name}.svg")
+
     mistakes = worst_mistakes(texts, logits / temperature, targets, info.problem_type, names=names)
     run.add_table(f"{split} most confident mistakes", *mistakes)
+
     if PartialState().is_main_process:
         with write_jsonl(run.output_dir / f"{split}_predictions.jsonl") as add:
             for text, target, answer in zip(
                 texts, targets.tolist(), answers(logits, info), strict=True
             ):
                 add({"text": text, "true": _true(target, info), **answer})
+
     run.add_artifact(f"{split}_predictions", f"{split}_predictions.jsonl")
     found = measure(logits, targets, info.problem_type, temperature=temperature, seed=seed)
+
     if benchmark:
         found["glue_score"] = sum(found[name] for name in benchmark) / len(benchmark)
     return {f"{split}_{name}": value for name, value in found.items()}
@@ -107,11 +116,13 @@ def _reliability(
     curves: dict[str, Sequence[Sequence[float]]] = {}
     plain = confidences(probabilities(logits, problem_type), targets, problem_type)
     curves["as trained"] = reliability_bins(*plain)
+
     if not isinstance(temperature, float):
         scaled = confidences(
             probabilities(logits, problem_type, temperature), targets, problem_type
         )
         curves["with temperature"] = reliability_bins(*scaled)
+
     return reliability_picture(curves)
 
 

@@ -45,7 +45,8 @@ def load_fill_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a masked language model and return what answers rows: the five likeliest tokens at each mask of a text.
+    """Load a masked language model and return what answers rows: the five likeliest tokens at each
+    mask of a text.
 
     Args:
         columns: of the text, by default `text`; the second is not used.
@@ -66,12 +67,15 @@ def load_fill_predictor(
         for number, row in enumerate(rows, first_row):
             if not isinstance(row.get(column), str):
                 raise DataError(
-                    f"row {number} has no text in column {column!r}, found {', '.join(row)}; set --text_column"
+                    f"row {number} has no text in column {column!r}, found {', '.join(row)}; set "
+                    "--text_column"
                 )
+
             try:
                 masks = fill_masks(model, tokenizer, [row[column]], max_length=max_length)
             except DataError as error:
                 raise DataError(f"row {number}: {error}") from None
+
             shown = [
                 {
                     "position": mask.position,
@@ -79,7 +83,9 @@ def load_fill_predictor(
                 }
                 for mask in masks
             ]
+
             answers.append({"masks": shown})
+
         return answers
 
     return predict
@@ -100,20 +106,24 @@ def fill_masks(
 ) -> list[Filling]:
     """Return the likeliest tokens at each mask of each text, at the mask's own position.
 
-    `[MASK]` and `<mask>` both stand for the tokenizer's mask token. Several masks of one text are predicted side by
-    side, each as if the others stayed masked; their probabilities are of one mask alone, not of the whole filling.
+    `[MASK]` and `<mask>` both stand for the tokenizer's mask token. Several masks of one text are
+    predicted side by side, each as if the others stayed masked; their probabilities are of one mask
+    alone, not of the whole filling.
 
     Args:
         max_length: tokens that a text may have; by default what the model reads.
 
     Raises:
-        DataError: the tokenizer has no mask token, a text has no mask, or it is longer than the model can read.
+        DataError: the tokenizer has no mask token, a text has no mask, or it is longer than the
+            model can read.
     """
     mask_id = cast(int | None, tokenizer.mask_token_id)
     if mask_id is None:
         raise DataError(
-            f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked model"
+            f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked "
+            "model"
         )
+
     found: list[Filling] = []
     for text in texts:
         written = text
@@ -121,17 +131,22 @@ def fill_masks(
             written = written.replace(spelling, cast(str, tokenizer.mask_token))
         tokens = tokenizer(written, return_tensors="pt", verbose=False).to(model.device)
         ids: list[int] = tokens["input_ids"][0].tolist()
+
         positions = [position for position, token in enumerate(ids) if token == mask_id]
         if not positions:
             raise DataError(f"prompt {text!r} has no {tokenizer.mask_token} to fill")
+
         limit = max_length or context_length(model.config)
         if limit is not None and len(ids) > limit:
             raise DataError(
-                f"prompt {text[:40]!r} has {len(ids)} tokens, but the model reads {limit}: shorten it"
+                f"prompt {text[:40]!r} has {len(ids)} tokens, but the model reads {limit}: "
+                "shorten it"
             )
+
         with torch.no_grad():
             probabilities = model(**tokens).logits[0, positions].float().softmax(-1)  # (n, V)
         values, best = probabilities.topk(min(top_k, probabilities.shape[-1]))
+
         for index, position in enumerate(positions):
             words = [str(tokenizer.decode([token])) for token in best[index].tolist()]
             found.append(
@@ -139,4 +154,5 @@ def fill_masks(
                     text, index, position, list(zip(words, values[index].tolist(), strict=True))
                 )
             )
+
     return found

@@ -1,12 +1,15 @@
-"""Blocks of text with some tokens hidden, for masked language models (Devlin et al. 2018, section 3.1).
+"""Blocks of text with some tokens hidden, for masked language models (Devlin et al. 2018, section
+3.1).
 
-Of the tokens of a block a share is chosen to be predicted; of those 80 % become the mask token, 10 % another token and
-10 % stay as they are. Which ones is a function of (seed, epoch, block) alone: another choice in each epoch of training
-(dynamic masking, Liu et al. 2019, section 4.1), the same whatever the number of processes or workers, equal after a
-resume, and for evaluation always the same, so that losses compare.
+Of the tokens of a block a share is chosen to be predicted; of those 80 % become the mask token, 10
+% another token and 10 % stay as they are. Which ones is a function of (seed, epoch, block) alone:
+another choice in each epoch of training (dynamic masking, Liu et al. 2019, section 4.1), the same
+whatever the number of processes or workers, equal after a resume, and for evaluation always the
+same, so that losses compare.
 
-A block is [CLS], text, [SEP], as the model will see text later. Documents follow one another across it, with [SEP]
-between them (FULL-SENTENCES of Liu et al. 2019, section 4.2); `isolate_documents` keeps attention inside each.
+A block is [CLS], text, [SEP], as the model will see text later. Documents follow one another across
+it, with [SEP] between them (FULL-SENTENCES of Liu et al. 2019, section 4.2); `isolate_documents`
+keeps attention inside each.
 
 Legend: N blocks, B blocks of a batch, T tokens of a block, V vocabulary.
 """
@@ -42,31 +45,38 @@ _EVALUATION = 1 << 32  # stands where training has its epoch
 
 
 def use_mask_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return the tokenizer with a mask, a first and a separating token, and both put around a text, as RoBERTa's does.
+    """Return the tokenizer with a mask, a first and a separating token, and both put around a text,
+    as RoBERTa's does.
 
-    BERT's and RoBERTa's own tokenizers come back as they are. One made for causal models gets `<mask>`, `<s>` before a
-    text, and its eos after it.
+    BERT's and RoBERTa's own tokenizers come back as they are. One made for causal models gets
+    `<mask>`, `<s>` before a text, and its eos after it.
 
     Raises:
-        ConfigError: there is neither a separating nor an eos token, or the tokenizer is not a fast one.
+        ConfigError: there is neither a separating nor an eos token, or the tokenizer is not a fast
+            one.
     """
     if None not in (tokenizer.mask_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id):
         return tokenizer
+
     if not tokenizer.is_fast:
         raise ConfigError(
             f"the tokenizer {tokenizer.name_or_path} has no mask token: use one of a masked model"
         )
+
     end = tokenizer.sep_token or tokenizer.eos_token
     if end is None:
         raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path} has neither a sep nor an eos token to end a text: make one with "
+            f"the tokenizer {tokenizer.name_or_path} has neither a sep nor an eos token to end a "
+            "text: make one with "
             "the tokenizer recipe, --kind wordpiece or bpe"
         )
+
     vocabulary = tokenizer.get_vocab()
     mask = tokenizer.mask_token or next(
         (token for token in ("[MASK]", "<mask>") if token in vocabulary), "<mask>"
     )
     first = tokenizer.cls_token or "<s>"
+
     before = len(tokenizer)
     added: dict[str, Any] = {"mask_token": mask, "cls_token": first, "sep_token": end}
     tokenizer.add_special_tokens(added)
@@ -75,16 +85,19 @@ def use_mask_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
         (str(token), cast(int, tokenizer.convert_tokens_to_ids(str(token))))
         for token in (first, end)
     ]
+
     core.post_processor = TemplateProcessing(
         single=f"{first} $A {end}", pair=f"{first} $A {end} $B:1 {end}:1", special_tokens=ids
     )
     logger.info("the tokenizer has %d tokens more: %s hides a token, %s ... %s stand around a text",
                 len(tokenizer) - before, mask, first, end)  # fmt: skip
+
     return tokenizer
 
 
 class MaskedBlocks(torch.utils.data.Dataset):
-    """Blocks of token ids with some of them hidden; `labels` are -100 wherever nothing is to be predicted.
+    """Blocks of token ids with some of them hidden; `labels` are -100 wherever nothing is to be
+    predicted.
 
     Attributes:
         epoch: training sets it (see `training.callbacks`), so that each epoch hides other tokens.
@@ -104,10 +117,12 @@ class MaskedBlocks(torch.utils.data.Dataset):
         """Wrap blocks of text.
 
         Args:
-            tokens: blocks of T - 2 tokens, (N, T - 2): the first and the last token are put around them.
+            tokens: blocks of T - 2 tokens, (N, T - 2): the first and the last token are put around
+                them.
             probability: share of the text's tokens that are predicted, in (0, 1).
             seed: with the epoch and the block's number it decides which tokens are hidden.
-            word_starts: hide whole words: a table for any tokens, or (N, T - 2) bool of these; None hides tokens.
+            word_starts: hide whole words: a table for any tokens, or (N, T - 2) bool of these; None
+                hides tokens.
             isolate_documents: add an attention mask that keeps each document to itself.
             fixed: hide the same tokens in every epoch, for evaluation.
         """
@@ -116,11 +131,13 @@ class MaskedBlocks(torch.utils.data.Dataset):
         self.seed = seed
         self.word_starts = word_starts
         self.isolate_documents = isolate_documents
+
         self.fixed = fixed
         self.epoch = 0
         self.mask_id = cast(int, tokenizer.mask_token_id)
         self.first_id = cast(int, tokenizer.cls_token_id)
         self.last_id = cast(int, tokenizer.sep_token_id)
+
         special = np.array(sorted({*tokenizer.all_special_ids}))
         self._special = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=bool)  # (V,)
         self._special[special] = True
@@ -130,13 +147,16 @@ class MaskedBlocks(torch.utils.data.Dataset):
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return one block, each (T,) int64, and with isolated documents `attention_mask` (1, T, T) bool."""
+        """Return one block, each (T,) int64, and with isolated documents `attention_mask` (1, T, T)
+        bool.
+        """
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         """Return several blocks; `DataLoader` calls this with the indices of a batch."""
         rows, starts = self._text(indices)  # (B, T - 2), (B, T - 2)
         found = []
+
         for index, row, start in zip(indices, rows, starts, strict=True):
             generator = np.random.default_rng(
                 [self.seed, _EVALUATION if self.fixed else self.epoch, int(index)]
@@ -146,10 +166,13 @@ class MaskedBlocks(torch.utils.data.Dataset):
             if self.isolate_documents:
                 block["attention_mask"] = torch.from_numpy(self._same_document(row))[None]
             found.append(block)
+
         return found
 
     def token_counts(self, blocks: int) -> np.ndarray:
-        """Return how often each token is in the first `blocks` blocks, (V,); special tokens are not counted."""
+        """Return how often each token is in the first `blocks` blocks, (V,); special tokens are not
+        counted.
+        """
         counts = np.zeros(len(self._special), dtype=np.int64)
         for first in range(0, min(blocks, len(self)), 1024):
             rows, _ = self._text(range(first, min(first + 1024, blocks, len(self))))
@@ -161,6 +184,7 @@ class MaskedBlocks(torch.utils.data.Dataset):
             rows = self.tokens.batch(indices)["input_ids"].numpy()  # (B, T - 2)
         else:
             rows = self.tokens[np.asarray(indices)].astype(np.int64)
+
         if self.word_starts is None:
             return rows, np.ones_like(rows, dtype=bool)
         if isinstance(self.word_starts, np.ndarray):
@@ -170,29 +194,34 @@ class MaskedBlocks(torch.utils.data.Dataset):
     def _mask(
         self, row: np.ndarray, starts: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, ...]:
-        """Return the hidden block and its labels, each (T,), of a text (T - 2,) in which `starts` begin words."""
+        """Return the hidden block and its labels, each (T,), of a text (T - 2,) in which `starts`
+        begin words.
+        """
         inputs = np.concatenate([[self.first_id], row, [self.last_id]])  # (T,)
         labels = np.full(len(inputs), _IGNORED_LABEL, dtype=np.int64)
         text = np.flatnonzero(~self._special[row])  # positions that may be hidden
         if not len(text):
             return inputs, labels
-        words = np.cumsum(starts | self._special[row])[
-            text
-        ]  # the number of the word that each belongs to
+
+        # the number of the word that each belongs to
+        words = np.cumsum(starts | self._special[row])[text]
         _, word_of, sizes = np.unique(words, return_inverse=True, return_counts=True)
         order = generator.permutation(len(sizes))
-        # Words in random order until the share is reached: the last one is taken when its middle is below it. The share
-        # is rounded up or down by lot, so that it is right on average.
+
+        # Words in random order until the share is reached: the last one is taken when its middle is
+        # below it. The share is rounded up or down by lot, so that it is right on average.
         middle = np.cumsum(sizes[order]) - sizes[order] / 2
         share = self.probability * len(text) + generator.random() - 0.5
         taken = order[: max(1, int((middle < share).sum()))]
         chosen = text[np.isin(word_of, taken)] + 1  # after the first token
         labels[chosen] = inputs[chosen]
+
         luck = generator.random(len(chosen))
         random_tokens = generator.choice(self._ordinary, size=len(chosen))
         inputs[chosen] = np.where(
             luck < 0.8, self.mask_id, np.where(luck < 0.9, random_tokens, inputs[chosen])
         )
+
         return inputs, labels
 
     def _same_document(self, row: np.ndarray) -> np.ndarray:
@@ -203,7 +232,9 @@ class MaskedBlocks(torch.utils.data.Dataset):
 
     @staticmethod
     def collate(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Stack blocks: `input_ids` and `labels` (B, T), and with isolated documents `attention_mask` (B, 1, T, T)."""
+        """Stack blocks: `input_ids` and `labels` (B, T), and with isolated documents
+        `attention_mask` (B, 1, T, T).
+        """
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -218,12 +249,13 @@ def masked_splits(
     isolate_documents: bool = False,
     seed: int = 0,
 ) -> dict[str, MaskedBlocks]:
-    """Pack one column of each split into blocks with hidden tokens; those of every split but `train` stay the same.
+    """Pack one column of each split into blocks with hidden tokens; those of every split but
+    `train` stay the same.
 
     Args:
         block_size: tokens of a block, its first and last token included.
-        unit: what is hidden together: tokens one by one, the words that the vocabulary shows, or the words that white
-            space separates in the text.
+        unit: what is hidden together: tokens one by one, the words that the vocabulary shows, or
+            the words that white space separates in the text.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -235,16 +267,17 @@ def masked_splits(
         raise ConfigError(f"--mask_probability must be above 0 and below 1, got {probability}")
     if block_size < 8:
         raise ConfigError(f"--block_size must be at least 8 tokens, got {block_size}")
+
     ends = copy.deepcopy(tokenizer)
-    ends.eos_token, ends.bos_token = (
-        tokenizer.sep_token,
-        None,
-    )  # what stands between packed documents
+    # what stands between packed documents
+    ends.eos_token, ends.bos_token = (tokenizer.sep_token, None)
     cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
     found = {}
+
     for split, rows in splits.items():
         texts = rows[text_column]
         starts: WordStarts | np.ndarray | None = None
+
         if unit == "given":
             blocks, starts = _blocks_with_words(texts, tokenizer, block_size - 2)
         else:
@@ -256,6 +289,7 @@ def masked_splits(
                 data_hash=hash_texts(texts),
             )
             starts = WordStarts(tokenizer) if unit == "word" else None
+
         found[split] = MaskedBlocks(
             blocks,
             tokenizer,
@@ -265,13 +299,15 @@ def masked_splits(
             isolate_documents=isolate_documents,
             fixed=split != "train",
         )
+
     return found
 
 
 def _blocks_with_words(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return token ids (N, T - 2) and where words begin (N, T - 2) bool, of texts whose words have spaces between them.
+    """Return token ids (N, T - 2) and where words begin (N, T - 2) bool, of texts whose words have
+    spaces between them.
 
     They are held in memory, 5 bytes a token: packed files have no room for the boundaries.
     """
@@ -279,8 +315,10 @@ def _blocks_with_words(
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):
             raise DataError(
-                f"document {number} is {type(text).__name__}, not text: check the text column of the data"
+                f"document {number} is {type(text).__name__}, not text: check the text column of "
+                "the data"
             )
+
         encoded = tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -288,25 +326,31 @@ def _blocks_with_words(
         starts.append(
             np.append(given_word_starts(text, cast(Any, encoded["offset_mapping"])), True)
         )
+
     whole = sum(map(len, ids)) // size
     if not whole:
         raise DataError(
-            f"the data has {sum(map(len, ids))} tokens, fewer than one block of {size + 2}: add text"
+            f"the data has {sum(map(len, ids))} tokens, fewer than one block of {size + 2}: add "
+            "text"
         )
+
     tokens, begins = np.concatenate(ids)[: whole * size], np.concatenate(starts)[: whole * size]
     logger.info(
         "%d blocks; words as the spaces of the text give them: %.2f tokens a word",
         whole,
         1 / begins.mean(),
     )
+
     return tokens.reshape(whole, size), begins.reshape(whole, size)
 
 
 class HideAnew(TrainerCallback):
-    """Tell the blocks which epoch it is, on which their masks depend; a resumed run finds the masks it left.
+    """Tell the blocks which epoch it is, on which their masks depend; a resumed run finds the masks
+    it left.
 
     Args:
-        blocks: the training blocks, which the Trainer's workers have not copied yet when an epoch begins.
+        blocks: the training blocks, which the Trainer's workers have not copied yet when an epoch
+            begins.
     """
 
     def __init__(self, blocks: MaskedBlocks) -> None:

@@ -1,9 +1,10 @@
-"""How well a masked language model predicts text: hidden tokens of fixed blocks, and every token of whole texts.
+"""How well a masked language model predicts text: hidden tokens of fixed blocks, and every token of
+whole texts.
 
-Masked accuracy and loss depend on which tokens are hidden and on how many, so they compare between evaluations that
-hide the same ones. Pseudo-perplexity hides each token of a text in turn (Salazar et al. 2020, arXiv:1910.14659,
-equations 1 and 2): it is slower by the length of a text, and needs no choice of tokens. It is not a perplexity: do not
-compare it with one of a causal model.
+Masked accuracy and loss depend on which tokens are hidden and on how many, so they compare between
+evaluations that hide the same ones. Pseudo-perplexity hides each token of a text in turn (Salazar
+et al. 2020, arXiv:1910.14659, equations 1 and 2): it is slower by the length of a text, and needs
+no choice of tokens. It is not a perplexity: do not compare it with one of a causal model.
 
 Legend: B rows, T tokens of a row, V vocabulary, n tokens of one text.
 """
@@ -24,7 +25,9 @@ from hfstack.tasks.masked_lm.masking import MaskedBlocks
 
 
 class MaskedAccuracy(evaluate.Metric):
-    """Share of hidden tokens that were the model's first choice: `compute(correct=[...], tokens=[...])`."""
+    """Share of hidden tokens that were the model's first choice: `compute(correct=[...],
+    tokens=[...])`.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -41,11 +44,12 @@ class MaskedAccuracy(evaluate.Metric):
 
 
 def masked_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return masked accuracy and perplexity over all hidden tokens, for the Trainer's `compute_metrics`.
+    """Return masked accuracy and perplexity over all hidden tokens, for the Trainer's
+    `compute_metrics`.
 
     Args:
-        prediction: its predictions are (B, 3): summed loss in nats, right first choices, hidden tokens of each block,
-            as `models.masked_head.score_only_masked` gives them.
+        prediction: its predictions are (B, 3): summed loss in nats, right first choices, hidden
+            tokens of each block, as `models.masked_head.score_only_masked` gives them.
     """
     counts = np.asarray(prediction.predictions, dtype=np.float64)
     correct, tokens = counts[:, 1].astype(int).tolist(), counts[:, 2].astype(int).tolist()
@@ -62,9 +66,9 @@ def baseline_metrics(
 ) -> dict[str, float]:
     """Return accuracy and perplexity of a guess that does not look at the context.
 
-    Where a token was replaced by the mask, each is as likely as it is frequent. Of those that were not, half stayed as
-    they are, so the visible token is the first choice there: a model that has learnt only these two things stays at
-    these numbers, whatever its loss fell from.
+    Where a token was replaced by the mask, each is as likely as it is frequent. Of those that were
+    not, half stayed as they are, so the visible token is the first choice there: a model that has
+    learnt only these two things stays at these numbers, whatever its loss fell from.
 
     Args:
         train: its first blocks are counted, each token once more than it is there.
@@ -76,6 +80,7 @@ def baseline_metrics(
     rows = [held_out[block] for block in range(min(blocks, len(held_out)))]
     labels = np.concatenate([row["labels"].numpy() for row in rows])
     visible = np.concatenate([row["input_ids"].numpy() for row in rows])[labels >= 0]  # (n,)
+
     labels = labels[labels >= 0]  # (n,)
     masked = visible == held_out.mask_id
     chance = np.where(masked, share[labels], (share[labels] + (visible == labels)) / 2)
@@ -97,8 +102,9 @@ def pseudo_log_likelihoods(
 ) -> list[DocumentScore]:
     """Score each text by hiding one token at a time and reading off its probability.
 
-    A text of n tokens costs n passes of the model over it. Longer ones are scored up to `max_length` tokens, [CLS] and
-    [SEP] included. `nll` is minus the pseudo-log-likelihood, in nats.
+    A text of n tokens costs n passes of the model over it. Longer ones are scored up to
+    `max_length` tokens, [CLS] and [SEP] included. `nll` is minus the pseudo-log-likelihood, in
+    nats.
 
     Args:
         model: a masked language model, in eval mode; its forward without labels gives logits.
@@ -110,34 +116,42 @@ def pseudo_log_likelihoods(
     """
     if tokenizer.mask_token_id is None:
         raise DataError(
-            f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked model"
+            f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked "
+            "model"
         )
+
     special = {*tokenizer.all_special_ids}
     scores = []
+
     for text in texts:
         encoded = tokenizer(
             text, truncation=True, max_length=max_length, return_offsets_mapping=True
         )
         ids = torch.tensor(encoded["input_ids"])  # (T,)
+
         places = [place for place, token in enumerate(ids.tolist()) if token not in special]
         if not places:
             continue
         nll, correct = 0.0, 0
+
         for first in range(0, len(places), batch_size):
             here = torch.tensor(places[first : first + batch_size])  # (B,)
             rows = torch.arange(len(here))
             hidden = ids.repeat(len(here), 1)  # (B, T)
             hidden[rows, here] = cast(int, tokenizer.mask_token_id)
+
             with torch.no_grad():
-                logits = (
-                    model(input_ids=hidden.to(model.device)).logits[rows, here].float().cpu()
-                )  # (B, V)
+                # (B, V)
+                logits = model(input_ids=hidden.to(model.device)).logits[rows, here].float().cpu()
+
             targets = ids[here]  # (B,)
             nll += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
             correct += int((logits.argmax(-1) == targets).sum())
+
         offsets: Any = encoded["offset_mapping"]
         size = len(text[: offsets[places[-1]][1]].encode())
         scores.append(DocumentScore(nll, len(places), size, correct))
+
     if not scores:
         raise DataError(f"none of the {len(texts)} texts to score has a token")
     return scores

@@ -1,8 +1,8 @@
 """Masked language models that compute their head only where a token is to be predicted.
 
-The head of a small model is most of its cost: with V tokens and width d it is d * (d + V) multiply-adds a position,
-and only 15 % of the positions are scored. Stock models compute it everywhere, and keep (B, T, V) logits for the
-backward pass.
+The head of a small model is most of its cost: with V tokens and width d it is d * (d + V)
+multiply-adds a position, and only 15 % of the positions are scored. Stock models compute it
+everywhere, and keep (B, T, V) logits for the backward pass.
 
 Legend: B rows, T positions, n scored positions of the batch, d hidden size, V vocabulary.
 """
@@ -23,7 +23,8 @@ from hfstack.models.context import check_block_size
 
 logger = get_logger(__name__)
 
-# Models whose logits are these modules, one after the other, over the hidden states, position by position.
+# Models whose logits are these modules, one after the other, over the hidden states, position by
+# position.
 HEADS = {
     "bert": ("cls",),
     "roberta": ("lm_head",),
@@ -45,11 +46,12 @@ class ScoredTokens(ModelOutput):
 
 
 def score_only_masked(model: PreTrainedModel) -> bool:
-    """Make the model's forward with labels return a loss, and in evaluation counts, instead of logits everywhere.
+    """Make the model's forward with labels return a loss, and in evaluation counts, instead of
+    logits everywhere.
 
-    The loss is the mean over all scored tokens of an optimizer step, also when gradients are accumulated. A model that
-    is not in `HEADS` computes its own logits first, and False is returned. A forward without labels is untouched.
-    """
+    The loss is the mean over all scored tokens of an optimizer step, also when gradients are
+    accumulated. A model that is not in `HEADS` computes its own logits first, and False is
+    returned. A forward without labels is untouched."""
     names = HEADS.get(model.config.model_type)
     stock_forward = model.forward
 
@@ -67,22 +69,28 @@ def score_only_masked(model: PreTrainedModel) -> bool:
         if labels is None:
             return stock_forward(input_ids=input_ids, **inputs)
         scored = labels != _IGNORED  # (B, T)
+
         if names is None:
             rows = stock_forward(input_ids=input_ids, **inputs).logits[scored]  # (n, V)
         else:
             rows = self.base_model(input_ids=input_ids, **inputs)[0][scored]  # (n, d)
             for name in names:
                 rows = self.get_submodule(name)(rows)  # (n, V) in the end
+
         targets = labels[scored]  # (n,)
         losses = torch.nn.functional.cross_entropy(rows.float(), targets, reduction="none")  # (n,)
         count = num_items_in_batch if num_items_in_batch is not None else scored.sum()
         loss = losses.sum() / count
+
         if self.training:
             return ScoredTokens(loss=loss)
+
+        # (n, 3)
         each = torch.stack(
             [losses, (rows.argmax(-1) == targets).float(), torch.ones_like(losses)], dim=1
-        )  # (n, 3)
+        )
         counts = torch.zeros(len(labels), 3, device=each.device)  # (B, 3)
+
         return ScoredTokens(loss=loss, counts=counts.index_add_(0, scored.nonzero()[:, 0], each))
 
     model.forward = types.MethodType(forward, model)
@@ -92,11 +100,12 @@ def score_only_masked(model: PreTrainedModel) -> bool:
 def training_flops_per_token(
     model: PreTrainedModel, sequence_length: int, *, scored_share: float
 ) -> float:
-    """Return the FLOPs of training on one token, forward and backward, when the head runs at a share of them.
+    """Return the FLOPs of training on one token, forward and backward, when the head runs at a
+    share of them.
 
-    Counted as in `models.counting`: 2 for each multiply-add of a matrix product, 3 times the forward. An architecture
-    without the fields of BERT is counted as 2 for each parameter outside its embeddings.
-    """
+    Counted as in `models.counting`: 2 for each multiply-add of a matrix product, 3 times the
+    forward. An architecture without the fields of BERT is counted as 2 for each parameter outside
+    its embeddings."""
     config: Any = model.config
     if not all(
         hasattr(config, field)
@@ -104,12 +113,14 @@ def training_flops_per_token(
     ):
         table = model.get_input_embeddings().weight
         return 6.0 * (model.num_parameters() - torch.as_tensor(table).numel())
+
     width = config.hidden_size
     layer = (
         2 * 4 * width * width
         + 2 * 2 * sequence_length * width
         + 2 * 2 * width * config.intermediate_size
     )
+
     head = 2 * width * (width + config.vocab_size)
     return 3.0 * (config.num_hidden_layers * layer + scored_share * head)
 
@@ -117,7 +128,8 @@ def training_flops_per_token(
 def check_masked_model(model: PreTrainedModel, *, block_size: int, isolate_documents: bool) -> None:
     """Refuse a block that the model cannot read, and isolation that its attention would not see.
 
-    RoBERTa and its kin number positions from the pad token's id on, so their context is shorter than their table.
+    RoBERTa and its kin number positions from the pad token's id on, so their context is shorter
+    than their table.
 
     Raises:
         ConfigError: with the option and what it may be.
@@ -125,9 +137,12 @@ def check_masked_model(model: PreTrainedModel, *, block_size: int, isolate_docum
     check_block_size(block_size, model.config)
     if isolate_documents and model.config._attn_implementation != "sdpa":
         raise ConfigError(
-            f"--isolate_documents needs attention sdpa, not {model.config._attn_implementation}; leave one of them out"
+            f"--isolate_documents needs attention sdpa, not {model.config._attn_implementation}; "
+            "leave one of them out"
         )
+
     if isolate_documents and getattr(model.config, "local_attention", None):
         raise ConfigError(
-            f"--isolate_documents would replace the local attention of {model.config.model_type}; leave it out"
+            f"--isolate_documents would replace the local attention of {model.config.model_type}; "
+            "leave it out"
         )

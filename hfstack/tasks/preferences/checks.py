@@ -1,4 +1,6 @@
-"""What preference recipes check before their first step: settings that fit the model, rows that teach something."""
+"""What preference recipes check before their first step: settings that fit the model, rows that
+teach something.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,18 +28,22 @@ def check_policy(args: ModelConfig, *, sharded: bool) -> None:
     """Refuse a model that cannot be its own reference: random weights, or a bare adapter.
 
     Raises:
-        ConfigError: the model is an architecture or an adapter, or the adapter settings contradict each other.
+        ConfigError: the model is an architecture or an adapter, or the adapter settings contradict
+            each other.
     """
     check_adapter_settings(args, sharded=sharded)
     name = args.model_name_or_path or ""
     if find_architecture(name) is not None:
         raise ConfigError(
-            f"--model_name_or_path {name} is an architecture: preferences refine a model that answers already, such as "
+            f"--model_name_or_path {name} is an architecture: preferences refine a model that "
+            "answers already, such as "
             "the output of the sft recipe"
         )
+
     if (Path(name) / "adapter_config.json").is_file():
         raise ConfigError(
-            f"--model_name_or_path {name} is an adapter without its model: merge it first (--merge_adapter of the sft "
+            f"--model_name_or_path {name} is an adapter without its model: merge it first "
+            "(--merge_adapter of the sft "
             "recipe)"
         )
 
@@ -50,22 +56,28 @@ def check_preferences(
     max_length: int | None,
     on_bad_row: str,
 ) -> None:
-    """Run the preflight on pairs or labels; with `on_bad_row` "skip" the trainer leaves out prompts that do not fit.
+    """Run the preflight on pairs or labels; with `on_bad_row` "skip" the trainer leaves out prompts
+    that do not fit.
 
     Raises:
-        ConfigError: `max_length` is more than the model reads, or conversations meet a tokenizer without a template.
+        ConfigError: `max_length` is more than the model reads, or conversations meet a tokenizer
+            without a template.
         DataError: a check has found a fault.
     """
     longest = context_length(model.config)
     if longest is not None and (max_length is None or max_length > longest):
         raise ConfigError(
-            f"--max_length {max_length} is longer than the model's context: use --max_length {longest}"
+            f"--max_length {max_length} is longer than the model's context: use --max_length "
+            f"{longest}"
         )
+
     if not isinstance(rows["train"][0]["prompt"], str) and tokenizer.chat_template is None:
         raise ConfigError(
-            "the prompts are conversations, but the tokenizer has no chat template: use rows with plain prompts, or a "
+            "the prompts are conversations, but the tokenizer has no chat template: use rows with "
+            "plain prompts, or a "
             "model with a chat template"
         )
+
     embedding_rows = len(torch.as_tensor(model.get_input_embeddings().weight))
     faults: dict[str, str | None] = {
         "pad is not eos": checks.pad_is_not_eos(tokenizer, end_token_ids(model, tokenizer)),
@@ -73,28 +85,34 @@ def check_preferences(
             embedding_rows, tokenizer
         ),
     }
+
     for name, split in rows.items():
         prompts = split["prompt"][:]
         lengths = (len(prompt_ids(tokenizer, prompt)) for prompt in prompts)
+
         if max_length is not None and on_bad_row == "fail":
             faults[f"{name} prompts fit"] = checks.prompts_fit_context(lengths, max_length)
         tokens = (prompt_ids(tokenizer, prompt)[:2] for prompt in prompts)
         faults[f"{name} has no double bos"] = checks.no_double_bos(
             tokens, cast(int | None, tokenizer.bos_token_id)
         )
+
         if "chosen" in split.column_names:
             answers: Any = (map(answer_text, split[side][:]) for side in ("chosen", "rejected"))
             faults[f"{name} answers differ"] = checks.chosen_differs_from_rejected(*answers)
+
     if "eval" in rows:
         texts: Any = (map(answer_text, rows[name]["prompt"][:]) for name in ("train", "eval"))
         faults["no prompt in train and eval"] = checks.train_and_eval_are_disjoint(*texts)
+
     checks.preflight(faults)
 
 
 def fitting_prompts(
     rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> dict[str, Dataset]:
-    """Return the splits without the rows whose prompt alone fills `max_length`, and log how many went.
+    """Return the splits without the rows whose prompt alone fills `max_length`, and log how many
+    went.
 
     Raises DataError when nothing is left of a split.
     """
@@ -107,8 +125,10 @@ def fitting_prompts(
         ]
         if not fits:
             raise DataError(
-                f"all {len(split)} {name} prompts have {max_length} tokens or more: lengthen --max_length"
+                f"all {len(split)} {name} prompts have {max_length} tokens or more: lengthen "
+                "--max_length"
             )
+
         if len(fits) < len(split):
             logger.info(
                 "%d of %d %s prompts fill --max_length and are left out",
@@ -116,7 +136,9 @@ def fitting_prompts(
                 len(split),
                 name,
             )
+
         kept[name] = split.select(fits)
+
     return kept
 
 
@@ -134,24 +156,29 @@ def check_reward_pairs(
         rows: the pairs of each split, as text.
         encoded: chosen_ids and rejected_ids of each split.
         model: with its adapter, if it has one.
-        new_modules: the modules that the checkpoint did not hold, the head among them; none when it was a reward model.
+        new_modules: the modules that the checkpoint did not hold, the head among them; none when it
+            was a reward model.
 
     Raises:
         DataError: a check has found a fault.
     """
     bos = cast(int | None, tokenizer.bos_token_id)
     faults: dict[str, str | None] = {}
+
     for name, split in encoded.items():
         chosen, rejected = split["chosen_ids"][:], split["rejected_ids"][:]
         faults[f"{name} has no double bos"] = checks.no_double_bos([*chosen, *rejected], bos)
         faults[f"{name} answers differ"] = checks.chosen_differs_from_rejected(chosen, rejected)
+
     if "eval" in rows:
         texts: Any = (map(answer_text, rows[name]["prompt"][:]) for name in ("train", "eval"))
         faults["no prompt in train and eval"] = checks.train_and_eval_are_disjoint(*texts)
+
     if new_modules:
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         heads = {module.rpartition(".")[2] for module in new_modules}
         faults["the head is trained and saved"] = checks.head_is_saved(trained, heads)
+
     checks.preflight(faults)
 
 
@@ -162,17 +189,20 @@ def prompts_to_show(
     *,
     longest: int | None,
 ) -> list[list[int]]:
-    """Return the token ids of the prompts to answer while training: one's own, else three held-out ones that fit.
+    """Return the token ids of the prompts to answer while training: one's own, else three held-out
+    ones that fit.
 
     One's own become a user's turn where the rows are conversations.
     """
     split = rows.get("eval", rows["train"])
     chat = not isinstance(split[0]["prompt"], str)
+
     asked = [
         prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text) for text in own
     ]
     if asked:
         return asked
+
     different = list({answer_text(prompt): prompt for prompt in split["prompt"][:50]}.values())
     found = [prompt_ids(tokenizer, prompt) for prompt in different]
     return [ids for ids in found if ids and (longest is None or len(ids) <= longest)][:3]

@@ -1,8 +1,8 @@
-"""Turn pairs, ratings, rankings and thumbs into prompt / chosen / rejected, or prompt / completion / label.
+"""Turn pairs, ratings, rankings and thumbs into prompt / chosen / rejected, or prompt / completion
+/ label.
 
-`hfstack.tasks.preferences.rows` says which columns each kind has. Whatever the kind, no prompt is in both train and
-eval, and duplicates, ties and contradictions are counted and settled.
-"""
+`hfstack.tasks.preferences.rows` says which columns each kind has. Whatever the kind, no prompt is
+in both train and eval, and duplicates, ties and contradictions are counted and settled."""
 
 import itertools
 import json
@@ -48,9 +48,11 @@ def load_preferences(
     quarantine_file: Path | None = None,
     counts: dict[str, PreferenceCounts] | None = None,
 ) -> dict[str, Dataset]:
-    """Return {"train": rows, "eval": rows} with the columns prompt, chosen, rejected (or prompt, completion, label).
+    """Return {"train": rows, "eval": rows} with the columns prompt, chosen, rejected (or prompt,
+    completion, label).
 
-    No prompt is in both splits: rows are held out by prompt, or train rows whose prompt is in eval_datasets go.
+    No prompt is in both splits: rows are held out by prompt, or train rows whose prompt is in
+    eval_datasets go.
 
     Args:
         form: "pairs", or "labels" for one answer a row with its thumb.
@@ -65,15 +67,19 @@ def load_preferences(
         raise ConfigError(
             "datasets: name at least one file of preferences, e.g. --datasets pairs.jsonl"
         )
+
     if data_args.streaming:
         raise ConfigError(
             "--streaming cannot be used with preferences: rows are grouped and split by prompt"
         )
+
     convert = to_pairs if form == "pairs" else to_labels
     splits: dict[str, Dataset] = {}
+
     for name, sources in {"train": data_args.datasets, "eval": data_args.eval_datasets}.items():
         if not sources:
             continue
+
         rows = load_mixture(
             sources,
             seed=data_args.split_seed,
@@ -81,17 +87,21 @@ def load_preferences(
             max_rows=data_args.max_rows,
             quarantine_file=quarantine_file,
         )
+
         counted = PreferenceCounts()
         bad: list[dict[str, Any]] = []
         converted = convert(
             rows, args, counts=counted, bad=None if data_args.on_bad_row == "fail" else bad
         )
+
         _report(
             name, counted, bad, quarantine_file if data_args.on_bad_row == "quarantine" else None
         )
+
         if counts is not None:
             counts[name] = counted
         splits[name] = Dataset.from_list(converted)
+
     if "eval" in splits:
         train, evaluation = (_with_key(splits[name]) for name in ("train", "eval"))
         splits["train"] = drop_overlap(train, evaluation, text_column=_KEY).remove_columns(_KEY)
@@ -99,14 +109,16 @@ def load_preferences(
         splits["train"], splits["eval"] = split_by_prompt(
             splits["train"], data_args.eval_fraction, data_args.split_seed
         )
+
     return splits
 
 
 def split_by_prompt(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Return (train, eval) with about `fraction` of the rows in eval, and every prompt on one side only.
+    """Return (train, eval) with about `fraction` of the rows in eval, and every prompt on one side
+    only.
 
-    Prompts that differ in white space or letter case count as the same. The choice depends on the prompts and `seed`,
-    not on the order of the rows. Raises DataError when a side would be empty.
+    Prompts that differ in white space or letter case count as the same. The choice depends on the
+    prompts and `seed`, not on the order of the rows. Raises DataError when a side would be empty.
     """
     train, evaluation = hold_out(_with_key(rows), fraction=fraction, seed=seed, text_column=_KEY)
     return train.remove_columns(_KEY), evaluation.remove_columns(_KEY)
@@ -119,14 +131,16 @@ def to_pairs(
     counts: PreferenceCounts | None = None,
     bad: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return rows {"prompt", "chosen", "rejected"} of any kind of preferences; all text, or all conversations.
+    """Return rows {"prompt", "chosen", "rejected"} of any kind of preferences; all text, or all
+    conversations.
 
-    A pair that stands there twice is kept once. Of a pair in both orders the one that is there more often is kept, and
-    neither when they are equally many. Ties make no pair.
+    A pair that stands there twice is kept once. Of a pair in both orders the one that is there more
+    often is kept, and neither when they are equally many. Ties make no pair.
 
     Args:
         counts: filled with what was counted.
-        bad: receives {"row", "fault"} of rows that cannot be used; without it the first one is an error.
+        bad: receives {"row", "fault"} of rows that cannot be used; without it the first one is an
+            error.
 
     Raises:
         DataError: the columns have other names; a row cannot be used; nothing is left.
@@ -134,6 +148,7 @@ def to_pairs(
     args, counts = args or PreferenceArgs(), counts or PreferenceCounts()
     kind, rows = kind_of(rows, args)
     pairs: Counter[str] = Counter()
+
     if kind == "pairs":
         for number, row in enumerate(rows, 1):
             counts.rows += 1
@@ -141,15 +156,18 @@ def to_pairs(
             fault = fault_of_answer(chosen, args.chosen_column) or fault_of_answer(
                 rejected, args.rejected_column
             )
+
             fault = fault or (f"{args.prompt_column} is null" if prompt is None else None)
             if fault is None and answer_text(chosen) == answer_text(rejected):
                 fault = f"{args.chosen_column} and {args.rejected_column} are the same: {answer_text(chosen)[:60]!r}"
+
             if not refused(number, row, fault, counts, bad):
                 assert prompt is not None
                 pairs[_pack(normal(prompt, chosen, rejected, args))] += 1
     else:
         for pair in _pairs_of_scored(scored_by_prompt(kind, rows, args, counts, bad), args, counts):
             pairs[_pack(pair)] += 1
+
     kept = _majority(pairs, counts)
     counts.prompts = len({_prompt_key(row["prompt"]) for row in kept})
     return _checked(kept, counts, "pairs")
@@ -164,12 +182,12 @@ def to_labels(
 ) -> list[dict[str, Any]]:
     """Return rows {"prompt", "completion", "label"} (true is good) of any kind of preferences.
 
-    A pair gives one row of each label. An answer with both labels keeps the one that is there more often. Ratings need
-    `rating_threshold`. Arguments and errors are those of `to_pairs`.
-    """
+    A pair gives one row of each label. An answer with both labels keeps the one that is there more
+    often. Ratings need `rating_threshold`. Arguments and errors are those of `to_pairs`."""
     args, counts = args or PreferenceArgs(), counts or PreferenceCounts()
     kind, rows = kind_of(rows, args, first_choice="thumbs")
     votes: dict[str, list[int]] = {}
+
     if kind == "pairs":
         unpaired = [
             (row["prompt"], row[side], float(side == "chosen"))
@@ -181,6 +199,7 @@ def to_labels(
             raise ConfigError(
                 f"{kind} become good and bad answers only by a limit: set --rating_threshold"
             )
+
         limit = 1.0 if kind == "thumbs" else float(args.rating_threshold or 0)
         scored = scored_by_prompt(kind, rows, args, counts, bad)
         unpaired = [
@@ -188,16 +207,19 @@ def to_labels(
             for prompt, answers in scored.items()
             for answer, score in answers
         ]
+
     for prompt, completion, good in unpaired:
         votes.setdefault(_pack({"prompt": prompt, "completion": completion}), [0, 0])[
             int(good)
         ] += 1
+
     kept = []
     for packed, (down, up) in votes.items():
         counts.duplicates += down + up - 1 if not (down and up) else 0
         counts.contradictions += bool(down and up)
         if down != up:
             kept.append(json.loads(packed) | {"label": up > down})
+
     counts.prompts = len({_prompt_key(row["prompt"]) for row in kept})
     return _checked(kept, counts, "labels")
 
@@ -205,8 +227,8 @@ def to_labels(
 def add_label_noise(pairs: Dataset, share: float, *, seed: int) -> Dataset:
     """Swap chosen and rejected in `share` of the pairs, and say which in a new column `flipped`.
 
-    Exactly round(share * pairs) are swapped, chosen by `seed`. Columns `chosen_score` and `rejected_score` stay with
-    their answers.
+    Exactly round(share * pairs) are swapped, chosen by `seed`. Columns `chosen_score` and
+    `rejected_score` stay with their answers.
 
     Raises ConfigError when the share is not in [0, 0.5].
     """
@@ -232,7 +254,8 @@ def judged_pairs(
     *,
     counts: PreferenceCounts | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the pairs of answers that were scored, by (prompt, answer), with their chosen_score and rejected_score.
+    """Return the pairs of answers that were scored, by (prompt, answer), with their chosen_score
+    and rejected_score.
 
     Of `args` only `max_pairs_per_prompt` and `conversational` matter.
     """
@@ -240,26 +263,31 @@ def judged_pairs(
         {"prompt": prompt, "completion": answer, "rating": score}
         for (prompt, answer), score in scores.items()
     ]
+
     how = PreferenceArgs(
         max_pairs_per_prompt=args.max_pairs_per_prompt, conversational=args.conversational
     )
+
     pairs = to_pairs(rows, how, counts=counts)
     for pair in pairs:
         for side in ("chosen", "rejected"):
             pair[f"{side}_score"] = scores[answer_text(pair["prompt"]), answer_text(pair[side])]
+
     return pairs
 
 
 def length_statistics(rows: Iterable[Any]) -> dict[str, float]:
-    """Return how long the answers of each side of pairs are, in characters, and how often the chosen one is longer.
+    """Return how long the answers of each side of pairs are, in characters, and how often the
+    chosen one is longer.
 
-    Keys: chosen_characters_mean, chosen_characters_median, the same of rejected, chosen_longer_share (0.5 for equals).
-    """
+    Keys: chosen_characters_mean, chosen_characters_median, the same of rejected,
+    chosen_longer_share (0.5 for equals)."""
     pairs = [(len(answer_text(row["chosen"])), len(answer_text(row["rejected"]))) for row in rows]
     chosen, rejected = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     longer = [
         1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)
     ]
+
     return {
         "chosen_characters_mean": fmean(chosen),
         "chosen_characters_median": median(chosen),
@@ -278,7 +306,9 @@ def length_table(statistics: dict[str, dict[str, float]]) -> tuple[list[str], li
 def _pairs_of_scored(
     scored: dict[str, list[tuple[Text, float]]], args: PreferenceArgs, counts: PreferenceCounts
 ) -> Iterator[dict[str, Any]]:
-    """Every two answers to a prompt whose scores differ, the higher one chosen; the widest gaps first when limited."""
+    """Every two answers to a prompt whose scores differ, the higher one chosen; the widest gaps
+    first when limited.
+    """
     for prompt, answers in scored.items():
         found = []
         for (first, first_score), (second, second_score) in itertools.combinations(answers, 2):
@@ -291,17 +321,21 @@ def _pairs_of_scored(
                     (first, second) if first_score > second_score else (second, first)
                 )
                 found.append((abs(first_score - second_score), chosen, rejected))
+
         if args.max_pairs_per_prompt is not None:
             found = sorted(found, key=lambda pair: -pair[0])[: args.max_pairs_per_prompt]
         yield from ({"prompt": json.loads(prompt), "chosen": c, "rejected": r} for _, c, r in found)
 
 
 def _majority(pairs: Counter[str], counts: PreferenceCounts) -> list[dict[str, Any]]:
-    """Each pair once; of a pair in both orders the one that is there more often, neither when equally often."""
+    """Each pair once; of a pair in both orders the one that is there more often, neither when
+    equally often.
+    """
     kept = []
     for packed, times in pairs.items():
         row = json.loads(packed)
         counts.duplicates += times - 1
+
         opposite = pairs.get(
             _pack({"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}),
             0,
@@ -311,6 +345,7 @@ def _majority(pairs: Counter[str], counts: PreferenceCounts) -> list[dict[str, A
             kept.append(row)
         elif times == opposite:
             counts.contradictions += 1 if _pack(row["chosen"]) < _pack(row["rejected"]) else 0
+
     return kept
 
 
@@ -320,13 +355,17 @@ def _checked(
     counts.kept = len(kept)
     if not kept:
         raise DataError(
-            f"no {form} in {counts.rows} rows: {counts.ties} ties, {counts.contradictions} contradictions, "
+            f"no {form} in {counts.rows} rows: {counts.ties} ties, {counts.contradictions} "
+            "contradictions, "
             f"{counts.bad_rows} bad rows; each prompt needs two answers of different worth"
         )
+
     if len({type(row["prompt"]) for row in kept}) > 1:
         raise DataError(
-            "some prompts are text and others conversations: set --conversational to make all of them chats"
+            "some prompts are text and others conversations: set --conversational to make all of "
+            "them chats"
         )
+
     return kept
 
 
@@ -338,10 +377,12 @@ def _report(
         name,
         ", ".join(f"{value} {key}" for key, value in asdict(counts).items()),
     )
+
     if bad:
         logger.warning(
             "%s: left out %d rows, the first because %s", name, len(bad), bad[0]["fault"]
         )
+
     if bad and quarantine_file is not None:
         with write_jsonl(
             quarantine_file.with_name(f"{quarantine_file.stem}-{name}-preferences.jsonl")

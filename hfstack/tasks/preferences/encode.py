@@ -1,4 +1,6 @@
-"""Tokenize a prompt with its answer as one sequence that a reward model scores, and make it fit the model's context."""
+"""Tokenize a prompt with its answer as one sequence that a reward model scores, and make it fit the
+model's context.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast
@@ -19,11 +21,12 @@ Overlong = Literal["fail", "cut", "drop"]
 def encode_answer(
     tokenizer: PreTrainedTokenizerBase, prompt: Text, answer: Text
 ) -> tuple[list[int], int, int]:
-    """Return the tokens of prompt and answer, and where the prompt's own tokens begin and end among them.
+    """Return the tokens of prompt and answer, and where the prompt's own tokens begin and end among
+    them.
 
-    A conversation goes through the chat template. Plain text ends with the eos token, from which a causal model reads
-    the reward. A tokenizer of an encoder such as BERT has no eos: prompt and answer become its two segments, as in
-    `[CLS] prompt [SEP] answer [SEP]`.
+    A conversation goes through the chat template. Plain text ends with the eos token, from which a
+    causal model reads the reward. A tokenizer of an encoder such as BERT has no eos: prompt and
+    answer become its two segments, as in `[CLS] prompt [SEP] answer [SEP]`.
 
     Raises:
         ConfigError: conversations without a chat template, or a tokenizer that can end no text.
@@ -31,9 +34,11 @@ def encode_answer(
     if isinstance(prompt, list):
         if tokenizer.chat_template is None:
             raise ConfigError(
-                "the prompts are conversations, but the tokenizer has no chat template: use rows with plain prompts, "
+                "the prompts are conversations, but the tokenizer has no chat template: use rows "
+                "with plain prompts, "
                 "or a model with a chat template"
             )
+
         assert isinstance(answer, list)
         token_ids = _chat_ids(tokenizer, [*prompt, *answer], ask=False)
         alone = _chat_ids(tokenizer, prompt, ask=True)
@@ -49,13 +54,16 @@ def encode_answer(
         alone = _without_end(tokenizer(prompt)["input_ids"], eos)
     else:
         raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path or ''} has neither an eos token nor cls and sep tokens, so no text "
+            f"the tokenizer {tokenizer.name_or_path or ''} has neither an eos token nor cls and "
+            "sep tokens, so no text "
             "ever ends: use the model's own tokenizer"
         )
+
     begin = int(tokenizer.bos_token_id is not None and token_ids[:1] == [tokenizer.bos_token_id])
     shared = next(
         (i for i, (a, b) in enumerate(zip(token_ids, alone, strict=False)) if a != b), len(alone)
     )
+
     return token_ids, begin, max(begin, min(shared, len(token_ids)))
 
 
@@ -67,11 +75,12 @@ def encode_pairs(
     overlong: Overlong = "fail",
     name: str = "train",
 ) -> tuple[Dataset, list[int]]:
-    """Return a Dataset of chosen_ids and rejected_ids of at most `max_length` tokens, and which rows they are of.
+    """Return a Dataset of chosen_ids and rejected_ids of at most `max_length` tokens, and which
+    rows they are of.
 
     Args:
-        overlong: what to do with a pair that is longer: "fail"; "cut" the beginning of the prompt, then the end of the
-            answer before its last token; or "drop" it. What was done is logged.
+        overlong: what to do with a pair that is longer: "fail"; "cut" the beginning of the prompt,
+            then the end of the answer before its last token; or "drop" it. What was done is logged.
         name: what messages call the rows.
 
     Raises:
@@ -81,11 +90,13 @@ def encode_pairs(
     kept: list[int] = []
     too_long, longest, longest_prompt, cut_answers, equal = 0, 0, 0, 0, 0
     total = 0
+
     for number, row in enumerate(rows):
         total += 1
         encoded = [
             encode_answer(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected")
         ]
+
         length = max(len(token_ids) for token_ids, _, _ in encoded)
         if length > max_length:
             too_long += 1
@@ -94,35 +105,44 @@ def encode_pairs(
             cut_answers += any(
                 len(token_ids) - (end - begin) > max_length for token_ids, begin, end in encoded
             )
+
         if length <= max_length or overlong == "cut":
             chosen, rejected = (shorten(*each, max_length=max_length) for each in encoded)
-            if (
-                chosen == rejected
-            ):  # they differed only in what was cut, or in what the tokenizer does not tell apart
+            # they differed only in what was cut, or in what the tokenizer does not tell apart
+            if chosen == rejected:
                 equal += 1
                 continue
             pairs.append({"chosen_ids": chosen, "rejected_ids": rejected})
             kept.append(number)
+
     if equal:
         logger.warning("%s: left out %d pairs whose two sides are the same tokens", name, equal)
+
     if too_long:
         what = f"{name}: {too_long} of {total} pairs are longer than {max_length} tokens"
         if overlong == "fail" or (too_long == total and overlong == "drop"):
             raise DataError(
-                f"{what} (the longest has {longest}, the longest prompt {longest_prompt}): raise --max_length if the "
-                "model's context allows it, or set --overlong cut (prompts lose their beginning) or --overlong drop"
+                f"{what} (the longest has {longest}, the longest prompt {longest_prompt}): raise "
+                "--max_length if the "
+                "model's context allows it, or set --overlong cut (prompts lose their beginning) "
+                "or --overlong drop"
             )
+
         done = f"cut at the beginning of the prompt, {cut_answers} of them in the answer too"
         logger.warning("%s: %s", what, done if overlong == "cut" else "left out")
+
     if not kept:
         raise DataError(
             f"{name}: no pair is left; the two sides of each are the same tokens to this tokenizer"
         )
+
     return Dataset.from_list(pairs), kept
 
 
 def shorten(token_ids: Sequence[int], begin: int, end: int, *, max_length: int) -> list[int]:
-    """Take tokens from the beginning of the prompt [begin, end), then from the end of the answer, but not its last."""
+    """Take tokens from the beginning of the prompt [begin, end), then from the end of the answer,
+    but not its last.
+    """
     excess = len(token_ids) - max_length
     if excess <= 0:
         return list(token_ids)
@@ -138,5 +158,7 @@ def _chat_ids(
 
 
 def _without_end(token_ids: Any, eos: int) -> list[int]:
-    """A tokenizer that adds its eos by itself would put one between prompt and answer, or two at the end."""
+    """A tokenizer that adds its eos by itself would put one between prompt and answer, or two at
+    the end.
+    """
     return list(token_ids[:-1]) if len(token_ids) and token_ids[-1] == eos else list(token_ids)

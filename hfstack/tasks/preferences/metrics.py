@@ -1,8 +1,9 @@
-"""How well rewards order pairs of answers: accuracy with an interval, by margin, calibration, and against length.
+"""How well rewards order pairs of answers: accuracy with an interval, by margin, calibration, and
+against length.
 
-Everything here is a function of plain numbers. A margin is the reward of the chosen answer minus that of the rejected
-one; by the model of Bradley and Terry (1952) the chosen one is better with probability sigmoid(margin).
-"""
+Everything here is a function of plain numbers. A margin is the reward of the chosen answer minus
+that of the rejected one; by the model of Bradley and Terry (1952) the chosen one is better with
+probability sigmoid(margin)."""
 
 import itertools
 import math
@@ -17,7 +18,8 @@ from hfstack.intervals import gain_interval, share_interval, wins
 
 
 def accuracy_by_margin(margins: Sequence[float], *, bins: int = 5) -> list[list[float]]:
-    """Return [smallest |margin|, largest |margin|, pairs, accuracy] of equally many pairs each, from small margins on.
+    """Return [smallest |margin|, largest |margin|, pairs, accuracy] of equally many pairs each,
+    from small margins on.
 
     A reward model that knows what it knows is near 0.5 in the first row and near 1 in the last.
     """
@@ -28,7 +30,8 @@ def accuracy_by_margin(margins: Sequence[float], *, bins: int = 5) -> list[list[
 
 
 def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[list[float]]:
-    """Return [mean confidence, accuracy, pairs] in equally wide bins of confidence from 0.5 to 1, empty ones left out.
+    """Return [mean confidence, accuracy, pairs] in equally wide bins of confidence from 0.5 to 1,
+    empty ones left out.
 
     The confidence is sigmoid(|margin|): how sure the model is of the answer that it prefers.
     """
@@ -41,7 +44,9 @@ def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[list[f
 
 
 def expected_calibration_error(margins: Sequence[float], *, bins: int = 10) -> float:
-    """Return the mean gap of confidence and accuracy over `calibration_bins`, weighted by pairs (Guo et al. 2017)."""
+    """Return the mean gap of confidence and accuracy over `calibration_bins`, weighted by pairs
+    (Guo et al. 2017).
+    """
     rows = calibration_bins(margins, bins=bins)
     return sum(pairs * abs(confidence - accuracy) for confidence, accuracy, pairs in rows) / len(
         margins
@@ -64,20 +69,23 @@ def reward_metrics(
     prompts: Sequence[Hashable] | None = None,
     shorter_wins: bool = False,
 ) -> dict[str, float]:
-    """Return every number about a reward model on held-out pairs, with the keys of docs/recipes/reward.md.
+    """Return every number about a reward model on held-out pairs, with the keys of
+    docs/recipes/reward.md.
 
     Args:
         chosen, rejected: rewards of the answers, one of each for a pair.
         chosen_lengths, rejected_lengths: lengths of the answers, in any unit.
         prompts: what tells the prompts apart, for the interval; by default every pair has its own.
-        shorter_wins: the rule of length that the train pairs suggest, which the reward model must beat: where their
-            chosen answers are mostly the shorter ones, a model that has learnt length alone prefers the shorter.
+        shorter_wins: the rule of length that the train pairs suggest, which the reward model must
+            beat: where their chosen answers are mostly the shorter ones, a model that has learnt
+            length alone prefers the shorter.
     """
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
     length_margins = [float(c - r) for c, r in zip(chosen_lengths, rejected_lengths, strict=True)]
     correct, longer = wins(margins), wins(length_margins)
     low, high = share_interval(correct, prompts)
     length_low, length_high = share_interval(longer, prompts)
+
     rule = [1.0 - win if shorter_wins else win for win in longer]
     gain_low, gain_high = gain_interval(correct, rule, prompts)
     rewards, lengths = [*chosen, *rejected], [*chosen_lengths, *rejected_lengths]
@@ -99,8 +107,10 @@ def reward_metrics(
         "reward_std": pstdev(rewards),
         "pairs": len(margins),
     }
+
     for name, side in {"accuracy_chosen_longer": 1.0, "accuracy_chosen_shorter": 0.0}.items():
         part = [win for win, long in zip(correct, longer, strict=True) if long == side]
         if part:
             metrics[name] = fmean(part)
+
     return metrics

@@ -1,8 +1,7 @@
 """Load a reward model: a transformer with one number as its output, and score sequences with it.
 
-A reward model is an `AutoModelForSequenceClassification` with one label, made from a causal model (which reads the
-reward at the last token) or an encoder (at its first).
-"""
+A reward model is an `AutoModelForSequenceClassification` with one label, made from a causal model
+(which reads the reward at the last token) or an encoder (at its first)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,35 +31,43 @@ from hfstack.models.loading import check_vocabulary
 def load_reward_model(
     args: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, new_modules: list[str] | None = None
 ) -> PreTrainedModel | PeftModel:
-    """Return a model that gives one reward for a sequence, from a checkpoint, an architecture or a LoRA adapter.
+    """Return a model that gives one reward for a sequence, from a checkpoint, an architecture or a
+    LoRA adapter.
 
-    Of a checkpoint that is no reward model yet, such as a language model, the transformer is kept and the head is drawn
-    anew (seed it first).
+    Of a checkpoint that is no reward model yet, such as a language model, the transformer is kept
+    and the head is drawn anew (seed it first).
 
     Args:
-        tokenizer: its vocabulary must fit the embedding; its pad token is what the model takes as padding.
-        new_modules: filled with the names of the modules that the checkpoint does not hold, the head among them.
+        tokenizer: its vocabulary must fit the embedding; its pad token is what the model takes as
+            padding.
+        new_modules: filled with the names of the modules that the checkpoint does not hold, the
+            head among them.
 
     Raises:
-        ConfigError: no model was named, the tokenizer does not fit or cannot pad, the checkpoint has several labels.
+        ConfigError: no model was named, the tokenizer does not fit or cannot pad, the checkpoint
+            has several labels.
         CheckpointError: there is no model, or an adapter without its head or its base.
     """
     name = args.model_name_or_path or ""
     if name and (Path(name) / ADAPTER_FILE).is_file():
         return _load_adapter(args, tokenizer, Path(name))
     config, config_file = read_config(args, tokenizer, purpose="give rewards")
+
     classifies = any(
         kind.endswith("ForSequenceClassification") for kind in config.architectures or []
     )
     if classifies and config.num_labels != 1:
         raise ConfigError(
-            f"{name} is a classifier of {config.num_labels} labels; a reward model has 1: name its base model"
+            f"{name} is a classifier of {config.num_labels} labels; a reward model has 1: name "
+            "its base model"
         )
+
     config.num_labels = 1
     model, modules = load_with_config(
         AutoModelForSequenceClassification, args, config, config_file, purpose="give rewards"
     )
     check_vocabulary(model, tokenizer, name)
+
     model.config.get_text_config().pad_token_id = padding_id(tokenizer)
     if new_modules is not None:
         new_modules.extend(modules)
@@ -75,23 +82,29 @@ def score_sequences(
     pad_token_id: int,
     batch_size: int = 16,
 ) -> list[float]:
-    """Return the reward of each sequence of token ids, in order; longest first in batches, padded on the right."""
+    """Return the reward of each sequence of token ids, in order; longest first in batches, padded
+    on the right.
+    """
     training = model.training
     model.eval()
     device = next(model.parameters()).device
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     rewards = [0.0] * len(sequences)
+
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
         width = max(len(sequences[index]) for index in batch)
         tokens = torch.full((len(batch), width), pad_token_id)  # (B, T)
         mask = torch.zeros_like(tokens)
+
         for row, index in enumerate(batch):
             tokens[row, : len(sequences[index])] = torch.tensor(sequences[index])
             mask[row, : len(sequences[index])] = 1
+
         logits = model(input_ids=tokens.to(device), attention_mask=mask.to(device)).logits  # (B, 1)
         for index, reward in zip(batch, logits[:, 0].float().tolist(), strict=True):
             rewards[index] = reward
+
     model.train(training)
     return rewards
 

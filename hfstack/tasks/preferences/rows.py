@@ -1,11 +1,12 @@
-"""Read one row of a preference file: which kind it is, what stands where, and what is wrong with it.
+"""Read one row of a preference file: which kind it is, what stands where, and what is wrong with
+it.
 
 Rows come in kinds, told apart by their columns:
 
-    pairs      prompt, chosen, rejected; without a prompt when both answers are conversations with the same beginning
-    ratings    prompt, completion, rating; several rows of one prompt make pairs, the higher rating wins
-    rankings   prompt, completions, ranks (1 is best, equal ranks are ties), or a list of ratings instead of ranks
-    thumbs     prompt, completion, label (true or false)
+    pairs      prompt, chosen, rejected; without a prompt when both answers are conversations with
+    the same beginning ratings    prompt, completion, rating; several rows of one prompt make pairs,
+    the higher rating wins rankings   prompt, completions, ranks (1 is best, equal ranks are ties),
+    or a list of ratings instead of ranks thumbs     prompt, completion, label (true or false)
 
 Prompts and answers are plain text or conversations (lists of {role, content}).
 """
@@ -36,17 +37,24 @@ class PreferenceArgs:
     completions_column: str = "completions"
     """Column of a list of answers, in files of rankings."""
     ranks_column: str = "ranks"
-    """Column of a list of ranks, one for each of the completions; 1 is best, equal ranks are ties."""
+    """Column of a list of ranks, one for each of the completions; 1 is best, equal ranks are ties.
+    """
     rating_column: str = "rating"
     """Column of a number, higher is better; beside a list of completions, a list of numbers."""
     label_column: str = "label"
     """Column of thumbs: true for a good answer, false for a bad one."""
     conversational: bool = False
-    """Make plain prompts and answers a user's and an assistant's turn, so that the chat template applies."""
+    """Make plain prompts and answers a user's and an assistant's turn, so that the chat template
+    applies.
+    """
     max_pairs_per_prompt: int | None = None
-    """Of a prompt with many rated answers, keep this many pairs, those with the widest gap first; all by default."""
+    """Of a prompt with many rated answers, keep this many pairs, those with the widest gap first;
+    all by default.
+    """
     rating_threshold: float | None = None
-    """Ratings of at least this are a thumb up, others a thumb down; where a recipe wants labels and the file rates."""
+    """Ratings of at least this are a thumb up, others a thumb down; where a recipe wants labels and
+    the file rates.
+    """
 
     def __post_init__(self) -> None:
         if self.max_pairs_per_prompt is not None and self.max_pairs_per_prompt < 1:
@@ -71,7 +79,9 @@ class PreferenceCounts:
 
 
 def answer_text(value: Text) -> str:
-    """Return the words of an answer or a prompt: the text itself, or the contents of a conversation's turns."""
+    """Return the words of an answer or a prompt: the text itself, or the contents of a
+    conversation's turns.
+    """
     if isinstance(value, str):
         return value
     return "\n".join(str(message.get("content") or "") for message in value)
@@ -85,7 +95,8 @@ def prompt_of(row: Any, args: PreferenceArgs) -> str:
     prompt = row.get(args.prompt_column)
     if not isinstance(prompt, str) or not prompt.strip():
         raise DataError(
-            f"a prompt must be text in the column {args.prompt_column!r}, got {str(prompt)[:40]!r}; found the columns "
+            f"a prompt must be text in the column {args.prompt_column!r}, got "
+            f"{str(prompt)[:40]!r}; found the columns "
             f"{', '.join(row)}: map it with --prompt_column"
         )
     return prompt
@@ -94,8 +105,8 @@ def prompt_of(row: Any, args: PreferenceArgs) -> str:
 def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
     """Return (prompt, answer) for each plain answer of a row that nobody has judged yet.
 
-    Raises DataError when there is none: no column of an answer or of a list of answers, or an empty one.
-    """
+    Raises DataError when there is none: no column of an answer or of a list of answers, or an empty
+    one."""
     prompt = prompt_of(row, args)
     found = row.get(args.completions_column, row.get(args.completion_column))
     answers = [found] if isinstance(found, str) else found
@@ -105,26 +116,31 @@ def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
         or any(not isinstance(a, str) or not a.strip() for a in answers)
     ):
         raise DataError(
-            f"answers to judge must be text in {args.completion_column!r} or a list in {args.completions_column!r}, "
-            f"got {str(found)[:40]!r}; found the columns {', '.join(row)}: map them with --completion_column or "
+            f"answers to judge must be text in {args.completion_column!r} or a list in "
+            f"{args.completions_column!r}, "
+            f"got {str(found)[:40]!r}; found the columns {', '.join(row)}: map them with "
+            "--completion_column or "
             "--completions_column, or name a model that answers with --model_name_or_path"
         )
+
     return [(prompt, answer) for answer in answers]
 
 
 def kind_of(
     rows: Iterable[Any], args: PreferenceArgs, *, first_choice: str = "pairs"
 ) -> tuple[str, Iterator[Any]]:
-    """Tell the kind of the rows by their columns, `first_choice` where several fit; return it and the rows.
+    """Tell the kind of the rows by their columns, `first_choice` where several fit; return it and
+    the rows.
 
-    Raises DataError when the columns are of no kind; the message names them and the flags that map them.
-    """
+    Raises DataError when the columns are of no kind; the message names them and the flags that map
+    them."""
     iterator = iter(rows)
     first = next(iterator, None)
     if first is None:
         raise DataError("no preferences: the data has no rows")
     found = getattr(rows, "column_names", None) or list(first)
     have = set(found)
+
     kinds = {
         "pairs": {args.prompt_column, args.chosen_column, args.rejected_column},
         "ratings": {args.prompt_column, args.completion_column, args.rating_column},
@@ -132,10 +148,12 @@ def kind_of(
         "rankings": {args.prompt_column, args.completions_column, args.ranks_column},
         "rated lists": {args.prompt_column, args.completions_column, args.rating_column},
     }
+
     whole = itertools.chain([first], iterator)
     for kind in sorted(kinds, key=lambda kind: kind != first_choice):
         if kinds[kind] <= have:
             return kind, whole
+
     answers = {args.chosen_column, args.rejected_column}
     if answers <= have and all(isinstance(first[column], list) for column in answers):
         return "pairs", whole  # conversations that hold their prompt
@@ -149,24 +167,31 @@ def _other_names(found: Sequence[str], kinds: dict[str, set[str]], args: Prefere
     if len(nearest - set(found)) == 3:
         nearest = kinds["pairs"]
     spare = [name for name in found if name not in nearest]
+
     missing = ", ".join(
         f"{flags[column]} (now {column!r})" for column in sorted(nearest - set(found))
     )
+
     ways = "; ".join(
         f"{kind}: {' + '.join(sorted(columns))}"
         for kind, columns in kinds.items()
         if kind != "rated lists"
     )
+
     return (
-        f"these columns are of no kind of preferences: {', '.join(found)}; map them with {missing}, "
+        f"these columns are of no kind of preferences: {', '.join(found)}; map them with "
+        f"{missing}, "
         f"choosing among: {', '.join(spare) or 'none'} (kinds are {ways})"
     )
 
 
 def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
-    """Prompt, chosen and rejected of a row; a conversation that holds its prompt is cut where the answers part."""
+    """Prompt, chosen and rejected of a row; a conversation that holds its prompt is cut where the
+    answers part.
+    """
     chosen, rejected = row[args.chosen_column], row[args.rejected_column]
     prompt = row.get(args.prompt_column)
+
     if (
         isinstance(chosen, list)
         and isinstance(rejected, list)
@@ -181,11 +206,12 @@ def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
                 )
             ]
         )
-        shared = min(
-            shared, len(chosen) - 1, len(rejected) - 1
-        )  # equal conversations still have a last turn
+
+        # equal conversations still have a last turn
+        shared = min(shared, len(chosen) - 1, len(rejected) - 1)
         before = prompt if isinstance(prompt, list) and chosen[: len(prompt)] != prompt else []
         return [*before, *chosen[:shared]], chosen[shared:], rejected[shared:]
+
     return prompt, chosen, rejected
 
 
@@ -198,6 +224,7 @@ def normal(prompt: Text, chosen: Text, rejected: Text, args: PreferenceArgs) -> 
         and not args.conversational
     ):
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
     turns = {"prompt": turns_of(prompt, "user"), "chosen": turns_of(chosen, "assistant")}
     return {**turns, "rejected": turns_of(rejected, "assistant")}
 
@@ -228,10 +255,12 @@ def refused(
     """Whether a row has a fault; raise it when bad rows are not collected."""
     if fault is None:
         return False
+
     if bad is None:
         raise DataError(
             f"preference row {number}: {fault}; mend or remove it, or set --on_bad_row skip"
         )
+
     counts.bad_rows += 1
     bad.append({"row": dict(row), "fault": fault})
     return True
@@ -252,12 +281,15 @@ def scored_by_prompt(
         answers, scores = _answers_and_scores(kind, row, args)
         fault = fault_of_answer(prompt, args.prompt_column) if prompt != "" else None
         column = args.completions_column if len(answers) != 1 else args.completion_column
+
         if len(answers) != len(scores):
             fault = f"{len(answers)} {args.completions_column} but {len(scores)} scores"
+
         for answer, score in zip(answers, scores, strict=False):
             fault = fault or fault_of_answer(answer, column)
             if fault is None and not isinstance(score, int | float):
                 fault = f"a score must be a number (or true, false), got {score!r}"
+
         if refused(number, row, fault, counts, bad):
             continue
         plain = isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers)
@@ -266,9 +298,11 @@ def scored_by_prompt(
                 turns_of(prompt, "user"),
                 [turns_of(answer, "assistant") for answer in answers],
             )
+
         scored.setdefault(json.dumps(prompt, ensure_ascii=False), []).extend(
             zip(answers, map(float, scores), strict=True)
         )
+
     return scored
 
 
@@ -278,7 +312,9 @@ def _answers_and_scores(kind: str, row: Any, args: PreferenceArgs) -> tuple[list
     if kind == "thumbs":
         return [row[args.completion_column]], [row[args.label_column]]
     answers = list(row[args.completions_column] or [])
+
     if kind == "rankings":
         ranks = list(row[args.ranks_column] or [])
         return answers, [-rank if isinstance(rank, int | float) else rank for rank in ranks]
+
     return answers, list(row[args.rating_column] or [])

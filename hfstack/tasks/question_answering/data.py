@@ -1,8 +1,9 @@
-"""Questions on a text whose answer is a stretch of it, and the windows in which an encoder reads them.
+"""Questions on a text whose answer is a stretch of it, and the windows in which an encoder reads
+them.
 
-A text that is longer than the model reads is cut into windows that overlap by `stride` tokens. Each window is the
-question and a part of the text; what lies outside of it has its answer at token 0, as a question without answer has
-(Devlin et al. 2018, section 4.3).
+A text that is longer than the model reads is cut into windows that overlap by `stride` tokens. Each
+window is the question and a part of the text; what lies outside of it has its answer at token 0, as
+a question without answer has (Devlin et al. 2018, section 4.3).
 
 Legend: N windows, T tokens of a window, B windows of a batch.
 """
@@ -33,7 +34,9 @@ class WindowArgs:
     """How long texts are read, and how long an answer may be."""
 
     max_length: int | None = None
-    """Tokens of a window: question, part of the text, special tokens. By default 384, or what the model reads."""
+    """Tokens of a window: question, part of the text, special tokens. By default 384, or what the
+    model reads.
+    """
     stride: int = 128
     """Tokens by which neighbouring windows of a long text overlap."""
     max_answer_tokens: int = 30
@@ -56,9 +59,8 @@ class Question:
     id: str
     question: str
     context: str
-    answers: list[
-        tuple[str, int]
-    ]  # text and the character of the context at which it begins; none: not answerable
+    # text and the character of the context at which it begins; none: not answerable
+    answers: list[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -84,39 +86,47 @@ def read_questions(
     """Return the questions of a split, their answers checked against their texts.
 
     Args:
-        columns: of the question, the context and the answers: `{"text": [...], "answer_start": [...]}` as in SQuAD, a
-            list of such pairs, or nothing where there is no answer.
-        bad_answers: an answer that is not where its row says: fail, skip the row, or mend it (the nearest place in the
-            context where it is; without one the row is skipped).
+        columns: of the question, the context and the answers: `{"text": [...], "answer_start":
+            [...]}` as in SQuAD, a list of such pairs, or nothing where there is no answer.
+        bad_answers: an answer that is not where its row says: fail, skip the row, or mend it (the
+            nearest place in the context where it is; without one the row is skipped).
         sources: where the rows come from, so that a bad one can be named by file and line.
 
     Raises:
         ConfigError: `bad_answers` is no such way.
-        DataError: a column is missing, a text is empty, an answer is not in its context, or no row is left.
+        DataError: a column is missing, a text is empty, an answer is not in its context, or no row
+            is left.
     """
     if bad_answers not in get_args(BadAnswers):
         raise ConfigError(
             f"--bad_answers is {bad_answers!r}: choose one of {', '.join(get_args(BadAnswers))}"
         )
+
     for column in columns:
         if column not in rows.column_names:
             raise DataError(
-                f"{name}: no column {column!r}, found {', '.join(rows.column_names)}; set --question_column, "
+                f"{name}: no column {column!r}, found {', '.join(rows.column_names)}; set "
+                "--question_column, "
                 "--context_column or --answers_column"
             )
+
     question_column, context_column, answers_column = columns
     questions, mended, skipped = [], 0, 0
+
     for number, row in enumerate(cast(Any, rows), 1):
         for column in (question_column, context_column):
             if not isinstance(row[column], str) or not row[column].strip():
                 raise DataError(
-                    f"{_place(row, columns, sources, name, number)}: the {column} is empty, or no text"
+                    f"{_place(row, columns, sources, name, number)}: the {column} is empty, or no "
+                    "text"
                 )
+
         context = row[context_column]
         answers, moved, fault = _checked_answers(
             context, _pairs(row[answers_column]), mend=bad_answers == "mend"
         )
         mended += moved
+
         if fault is None:
             questions.append(
                 Question(
@@ -128,9 +138,11 @@ def read_questions(
             raise DataError(f"{place}: {fault}; mend the row, or --bad_answers skip or mend")
         else:
             skipped += 1
+
     if mended or skipped:
         logger.warning("%s: %d answers were not where their rows said and are mended, %d of %d rows left out", name,
                        mended, skipped, len(rows))  # fmt: skip
+
     if not questions:
         raise DataError(f"{name}: no question is left of {len(rows)}")
     return questions
@@ -139,13 +151,17 @@ def read_questions(
 def _checked_answers(
     context: str, pairs: Sequence[tuple[str, int | None]], *, mend: bool
 ) -> tuple[list[tuple[str, int]], int, str | None]:
-    """Return the answers of a row, how many had to be moved to where they are, and what is wrong with one, or None."""
+    """Return the answers of a row, how many had to be moved to where they are, and what is wrong
+    with one, or None.
+    """
     answers: list[tuple[str, int]] = []
     moved = 0
+
     for text, begin in pairs:
         if text and begin is not None and begin >= 0 and context[begin : begin + len(text)] == text:
             answers.append((text, begin))
             continue
+
         nearest = _nearest(context, text, begin) if mend and text else None
         if nearest is None:
             there = (
@@ -153,19 +169,23 @@ def _checked_answers(
                 if begin is None
                 else f" (there: {context[max(begin, 0) :][: max(len(text), 1)]!r})"
             )
+
             return (
                 [],
                 0,
                 f"the answer {text[:60]!r} is not in its context at character {begin}{there}",
             )
+
         answers.append((text, nearest))
         moved += 1
+
     return answers, moved, None
 
 
 def _pairs(answers: Any) -> list[tuple[str, int | None]]:
     if not answers:
         return []
+
     if isinstance(answers, Mapping):
         texts, starts = answers.get("text") or [], answers.get("answer_start") or []
         texts = [texts] if isinstance(texts, str) else texts
@@ -174,8 +194,10 @@ def _pairs(answers: Any) -> list[tuple[str, int | None]]:
             (str(text), starts[index] if index < len(starts) else None)
             for index, text in enumerate(texts)
         ]
+
     if isinstance(answers, list) and all(isinstance(one, Mapping) for one in answers):
         return [(str(one.get("text")), one.get("answer_start")) for one in answers]
+
     raise DataError(
         f"answers are {str(answers)[:60]!r}: write them as {{'text': [...], 'answer_start': [...]}}"
     )
@@ -225,14 +247,15 @@ def encode_questions(
         raise ConfigError(
             f"{tokenizer.name_or_path}: answers cannot be found in its tokens; use a fast one"
         )
+
     longest = min(_LONGEST_QUESTION, max_length // 3)
-    room = (
-        max_length - longest - 4
-    )  # at least so many tokens of the text fit beside question and special tokens
+    # at least so many tokens of the text fit beside question and special tokens
+    room = max_length - longest - 4
     if stride >= room:
         raise ConfigError(
             f"--stride {stride} leaves no room in windows of {max_length} tokens: less than {room}"
         )
+
     asked, cut = [], 0
     for question in questions:
         encoded = tokenizer(
@@ -240,11 +263,13 @@ def encode_questions(
         )
         offsets = cast(list[tuple[int, int]], encoded["offset_mapping"])
         cut += len(offsets) > longest
+
         asked.append(
             question.question[: offsets[longest - 1][1]]
             if len(offsets) > longest
             else question.question
         )
+
     windows: list[Window] = []
     for number, question in enumerate(questions):
         encoded: Any = tokenizer(
@@ -258,28 +283,36 @@ def encode_questions(
             start, end = _token_span(offsets, question)
             segments = encoded["token_type_ids"][index] if "token_type_ids" in encoded else None
             windows.append(Window(number, ids, segments, offsets, start, end))
+
     logger.info(
         "%s: %d questions in %d windows of at most %d tokens%s", name, len(questions), len(windows), max_length,
         f"; {cut} questions cut at {longest} tokens" if cut else "",
     )  # fmt: skip
+
     return windows
 
 
 def _token_span(offsets: Sequence[tuple[int, int] | None], question: Question) -> tuple[int, int]:
-    """Return the first and last token of the first answer, or (0, 0) when it is not wholly in the window."""
+    """Return the first and last token of the first answer, or (0, 0) when it is not wholly in the
+    window.
+    """
     inside = [(token, offset) for token, offset in enumerate(offsets) if offset is not None]
     if not question.answers or not inside:
         return 0, 0
     text, begin = question.answers[0]
+
     end = begin + len(text)
     if inside[0][1][0] > begin or inside[-1][1][1] < end:
         return 0, 0
     touched = [token for token, (first, last) in inside if last > begin and first < end]
+
     return (touched[0], touched[-1]) if touched else (0, 0)
 
 
 def as_dataset(windows: Sequence[Window]) -> Dataset:
-    """Return what the Trainer reads: ids, segments, places of the answer, and `length` by which windows are batched."""
+    """Return what the Trainer reads: ids, segments, places of the answer, and `length` by which
+    windows are batched.
+    """
     columns: dict[str, list[Any]] = {"input_ids": [window.input_ids for window in windows]}
     if windows and windows[0].segments is not None:
         columns["token_type_ids"] = [window.segments for window in windows]
@@ -293,13 +326,17 @@ def as_dataset(windows: Sequence[Window]) -> Dataset:
 def collate_windows(
     rows: Sequence[Mapping[str, Any]], *, pad_token_id: int
 ) -> dict[str, torch.Tensor]:
-    """Pad windows to the longest, (B, T); `start_positions` and `end_positions` (B,) where the rows have them."""
+    """Pad windows to the longest, (B, T); `start_positions` and `end_positions` (B,) where the rows
+    have them.
+    """
     names = ("input_ids", "token_type_ids")
     batch = pad_rows(
         [{name: row[name] for name in names if name in row} for row in rows],
         pad_token_id=pad_token_id,
     )
+
     for name in ("start_positions", "end_positions"):
         if name in rows[0]:
             batch[name] = torch.tensor([row[name] for row in rows])
+
     return batch

@@ -60,8 +60,9 @@ def find_answers(
 ) -> list[list[Candidate]]:
     """Return the candidates of each question over all its windows, the answer first.
 
-    A stretch scores what it has above token 0, which stands for "not in this window". The scripts of BERT compare the
-    bare sums of logits; a window's logits are only right up to a constant, so one without the answer may win there.
+    A stretch scores what it has above token 0, which stands for "not in this window". The scripts
+    of BERT compare the bare sums of logits; a window's logits are only right up to a constant, so
+    one without the answer may win there.
 
     Args:
         no_answer: a question may have none.
@@ -74,11 +75,14 @@ def find_answers(
             numpy.asarray(begins[:length], dtype=float),
             numpy.asarray(ends[:length], dtype=float),
         )
+
         begin, end = begin - begin[0], end - end[0]
         best = found[window.question]
+
         for first, last, score in _best_spans(begin, end, window, max_answer_tokens, n_best):
             span = (window.offsets[first][0], window.offsets[last][1])  # type: ignore[index]  # inside the context
             best[span] = max(score, best.get(span, -numpy.inf))
+
     return [
         _ranked(question, spans, n_best=n_best, no_answer=no_answer, threshold=threshold)
         for question, spans in zip(questions, found, strict=True)
@@ -98,6 +102,7 @@ def _best_spans(
     )
     if not len(inside):
         return []
+
     scores = begin[inside][:, None] + end[inside][None, :]  # (c, c) for c tokens of the context
     ahead = inside[None, :] - inside[:, None]
     scores[(ahead < 0) | (ahead >= longest)] = -numpy.inf
@@ -108,6 +113,7 @@ def _best_spans(
         for place in top
         if numpy.isfinite(flat[place])
     ]
+
     return [(int(inside[a]), int(inside[b]), float(scores[a, b])) for a, b in spans]
 
 
@@ -125,6 +131,7 @@ def _ranked(
         rows.insert(0, ("", -1, 0.0))
     elif no_answer:
         rows[1:] = sorted([*rows[1:], ("", -1, 0.0)], key=lambda row: -row[2])
+
     scores = numpy.array([score for _, _, score in rows])
     chance = numpy.exp(scores - scores.max())
     chance /= chance.sum()
@@ -132,7 +139,9 @@ def _ranked(
 
 
 def answer_metric(rules: Rules, questions: Sequence[Question]) -> SquadAnswers | CmrcAnswers:
-    """Return the metric of the language: `auto` takes CMRC's where most texts are mostly Chinese, else SQuAD's."""
+    """Return the metric of the language: `auto` takes CMRC's where most texts are mostly Chinese,
+    else SQuAD's.
+    """
     if rules == "auto":
         chinese = sum(len(_HAN.findall(q.context)) > len(q.context) / 3 for q in questions)
         rules = "cmrc" if 2 * chinese > len(questions) else "squad"
@@ -142,7 +151,9 @@ def answer_metric(rules: Rules, questions: Sequence[Question]) -> SquadAnswers |
 def answer_metrics(
     metric: SquadAnswers | CmrcAnswers, questions: Sequence[Question], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Return exact match and F1 in percent; also of answerable and unanswerable questions where there are both."""
+    """Return exact match and F1 in percent; also of answerable and unanswerable questions where
+    there are both.
+    """
     columns: dict[str, list[Any]] = {
         "predictions": [{"id": str(i), "prediction_text": text} for i, text in enumerate(texts)],
         "references": [
@@ -156,23 +167,29 @@ def answer_metrics(
             for i, q in enumerate(questions)
         ],
     }
+
     return {name: float(value) for name, value in (metric.compute(**columns) or {}).items()}
 
 
 def answer_intervals(
     metric: SquadAnswers | CmrcAnswers, questions: Sequence[Question], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Return 95 % intervals of exact match and F1 in percent, drawing whole texts: their questions hang together."""
+    """Return 95 % intervals of exact match and F1 in percent, drawing whole texts: their questions
+    hang together.
+    """
     scores = [
         metric.score(text, [t for t, _ in q.answers])
         for q, text in zip(questions, texts, strict=True)
     ]
+
     groups: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
         groups.setdefault(question.context, []).append(index)
+
+    # (texts, 3)
     sums = numpy.array(
         [[len(g), *numpy.sum([scores[i] for i in g], axis=0)] for g in groups.values()]
-    )  # (texts, 3)
+    )
 
     def score(drawn: numpy.ndarray[Any, Any]) -> dict[str, float]:
         count, exact, f1 = sums[drawn].sum(0)
@@ -187,7 +204,9 @@ def answer_intervals(
 
 
 def baseline_answers(questions: Sequence[Question]) -> dict[str, list[str]]:
-    """Return two naive answers to each question: the first sentence, and the one that shares most words with it."""
+    """Return two naive answers to each question: the first sentence, and the one that shares most
+    words with it.
+    """
     found: dict[str, list[str]] = {"first_sentence": [], "likest_sentence": []}
     for question in questions:
         sentences = [part for part in SENTENCE_END.split(question.context) if part.strip()]
@@ -196,6 +215,7 @@ def baseline_answers(questions: Sequence[Question]) -> dict[str, list[str]]:
         found["likest_sentence"].append(
             max(sentences, key=lambda sentence: len(wanted & _units(sentence)))
         )
+
     return found
 
 
@@ -206,7 +226,9 @@ def _units(text: str) -> set[str]:
 def beside_baselines(
     metric: SquadAnswers | CmrcAnswers, questions: Sequence[Question], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Return the scores of the naive answers as `baseline_...`, and the intervals of the real ones as `eval_...`."""
+    """Return the scores of the naive answers as `baseline_...`, and the intervals of the real ones
+    as `eval_...`.
+    """
     found = {
         f"eval_{name}": value for name, value in answer_intervals(metric, questions, texts).items()
     }
@@ -225,7 +247,9 @@ def best_texts(found: Sequence[Sequence[Candidate]]) -> list[str]:
 def write_answers(
     path: Path, questions: Sequence[Question], found: Sequence[list[Candidate]]
 ) -> None:
-    """Write each question with its answer, its candidates and the true answers, on the first process."""
+    """Write each question with its answer, its candidates and the true answers, on the first
+    process.
+    """
     if not PartialState().is_main_process:
         return
     with write_jsonl(path) as add:
@@ -248,7 +272,9 @@ def as_row(candidates: Sequence[Candidate]) -> dict[str, Any]:
 def answer_logits(
     model: torch.nn.Module, windows: Sequence[Window], *, pad_token_id: int, batch_size: int = 32
 ) -> Logits:
-    """Return the begin and end logits of windows, in order, computed in batches of about one length."""
+    """Return the begin and end logits of windows, in order, computed in batches of about one
+    length.
+    """
     device = next(model.parameters()).device
 
     def score(batch: list[Window]) -> list[Any]:
@@ -257,6 +283,7 @@ def answer_logits(
             | ({} if window.segments is None else {"token_type_ids": window.segments})
             for window in batch
         ]
+
         inputs = collate_windows(rows, pad_token_id=pad_token_id)
         output = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
         pair = torch.stack([output.start_logits, output.end_logits], dim=1)  # (B, 2, T)
@@ -273,7 +300,8 @@ def load_answer_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a finished model and return what answers rows: the answer, where it begins, and the candidates.
+    """Load a finished model and return what answers rows: the answer, where it begins, and the
+    candidates.
 
     Args:
         columns: of the question and the context; None for those that the model was trained on.
@@ -290,12 +318,14 @@ def load_answer_predictor(
         columns[0] or info.get("question_column", "question"),
         columns[1] or info.get("context_column", "context"),
     )
+
     pad = padding_id(tokenizer)
     stride = min(int(info.get("stride", 128)), limit // 4)
     settings = {
         "max_answer_tokens": info.get("max_answer_tokens", 30),
         "n_best": info.get("n_best", 5),
     }
+
     settings |= {"no_answer": info.get("no_answer", False), "threshold": info.get("threshold", 0.0)}
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
@@ -304,14 +334,17 @@ def load_answer_predictor(
             for name in names:
                 if not isinstance(row.get(name), str) or not row[name].strip():
                     raise DataError(
-                        f"row {number}: no text in column {name!r}, found {', '.join(row)}; set --text_column "
+                        f"row {number}: no text in column {name!r}, found {', '.join(row)}; set "
+                        "--text_column "
                         "(question) and --text_pair_column (context)"
                     )
             questions.append(Question(str(number), row[names[0]], row[names[1]], []))
+
         windows = encode_questions(
             questions, tokenizer, max_length=limit, stride=stride, name="rows"
         )
         logits = answer_logits(model, windows, pad_token_id=pad, batch_size=batch_size)
+
         return [
             as_row(candidates)
             for candidates in find_answers(logits, windows, questions, **settings)

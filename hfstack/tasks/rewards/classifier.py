@@ -13,10 +13,11 @@ from hfstack.tokens.chat import text_of
 
 
 class ClassifierReward:
-    """Scores completions from 0 to 1 with a trained classifier of texts; the state is the model and its tokenizer.
+    """Scores completions from 0 to 1 with a trained classifier of texts; the state is the model and
+    its tokenizer.
 
-    The probability is the calibrated one where the classifier has a temperature. Text is tokenised by the classifier's
-    own tokenizer, and what is longer than it reads is cut at the end.
+    The probability is the calibrated one where the classifier has a temperature. Text is tokenised
+    by the classifier's own tokenizer, and what is longer than it reads is cut at the end.
 
     Args:
         name_or_path: the run of `classify`, or a classifier of the Hub.
@@ -45,11 +46,13 @@ class ClassifierReward:
         if label not in info.names:
             known = ", ".join(info.names) or "none, it predicts a number"
             raise ConfigError(f"{name_or_path} has no label {label!r}; its labels: {known}")
+
         self.model: Any = model.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
         self.index = info.names.index(label)
         self.several = info.problem_type == "multi_label_classification"
         self.temperature = info.temperature
         self.max_length = info.max_length or context_length(self.model.config)
+
         self.batch_size = batch_size
         self.with_prompt = with_prompt
         self.__name__ = label  # under which the reward is logged
@@ -62,10 +65,10 @@ class ClassifierReward:
         texts = [text_of(completion) for completion in completions]
         if self.with_prompt:
             texts = [text_of(prompt) + text for prompt, text in zip(prompts, texts, strict=True)]
-        order = sorted(
-            range(len(texts)), key=lambda index: len(texts[index])
-        )  # like lengths together: less padding
+        # like lengths together: less padding
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         found = [0.0] * len(texts)
+
         for begin in range(0, len(order), self.batch_size):
             chosen = order[begin : begin + self.batch_size]
             batch = self.tokenizer(
@@ -75,8 +78,10 @@ class ClassifierReward:
                 max_length=self.max_length,
                 return_tensors="pt",
             ).to(self.model.device)
+
             logits = self.model(**batch).logits.float() / self.temperature  # (B, labels)
             shares = logits.sigmoid() if self.several else logits.softmax(dim=-1)
             for index, share in zip(chosen, shares[:, self.index].tolist(), strict=True):
                 found[index] = share
+
         return found

@@ -1,11 +1,13 @@
-"""Rewards of completions: plain functions, reward models and remote endpoints, all called in the same way.
+"""Rewards of completions: plain functions, reward models and remote endpoints, all called in the
+same way.
 
-A reward is `reward(prompts, completions, **columns)` and returns a number for each completion, or None where it does
-not apply. Prompts are texts, or conversations (lists of {role, content}); a completion of a conversation is a list with
-the assistant's message. `columns` are the other columns of the rows, one value a completion, and what the trainer adds
-(TRL: `completion_ids`, `trainer_state`, `log_extra`, `log_metric`). A function may name the columns that it reads
-instead of taking `**columns`. What `prepare_rewards` returns fits `reward_funcs` of TRL's RLOOTrainer and GRPOTrainer.
-"""
+A reward is `reward(prompts, completions, **columns)` and returns a number for each completion, or
+None where it does not apply. Prompts are texts, or conversations (lists of {role, content}); a
+completion of a conversation is a list with the assistant's message. `columns` are the other columns
+of the rows, one value a completion, and what the trainer adds (TRL: `completion_ids`,
+`trainer_state`, `log_extra`, `log_metric`). A function may name the columns that it reads instead
+of taking `**columns`. What `prepare_rewards` returns fits `reward_funcs` of TRL's RLOOTrainer and
+GRPOTrainer."""
 
 import inspect
 import math
@@ -48,11 +50,15 @@ def prepare_rewards(
     """Return checked rewards with different names, which TRL shows as `rewards/<name>/mean`.
 
     Args:
-        rewards: functions, RewardModel or RemoteReward objects, paths of reward models, or http(s) URLs.
+        rewards: functions, RewardModel or RemoteReward objects, paths of reward models, or http(s)
+            URLs.
         device: where a reward model that is named by its path is put.
-        policy_tokenizer: the tokenizer of the model that is trained, to say whether a reward model has another one.
-        weights: as many as rewards, or None; only their number is looked at, since the trainer applies them.
-        as_text: a reward model that is named by its path was trained on plain text, not on conversations.
+        policy_tokenizer: the tokenizer of the model that is trained, to say whether a reward model
+            has another one.
+        weights: as many as rewards, or None; only their number is looked at, since the trainer
+            applies them.
+        as_text: a reward model that is named by its path was trained on plain text, not on
+            conversations.
 
     Raises:
         ConfigError: there is no reward, one is not callable, or the weights are more or fewer.
@@ -62,10 +68,13 @@ def prepare_rewards(
         raise ConfigError(
             "no rewards: write a function into REWARDS, or name a reward model with --reward_model"
         )
+
     if weights is not None and len(weights) != len(rewards):
         raise ConfigError(
-            f"--reward_weights has {len(weights)} values for {len(rewards)} rewards: give one for each"
+            f"--reward_weights has {len(weights)} values for {len(rewards)} rewards: give one for "
+            "each"
         )
+
     loaded: list[Reward] = []
     for reward in rewards:
         if isinstance(reward, str):
@@ -75,32 +84,36 @@ def prepare_rewards(
                 if remote
                 else RewardModel(reward, device=device, as_text=as_text)
             )
+
         if isinstance(reward, RewardModel) and policy_tokenizer is not None:
             reward.compare_tokenizer(policy_tokenizer)
         loaded.append(reward)
+
     names = [reward_name(reward) for reward in loaded]
     repeated = {name for name, count in Counter(names).items() if count > 1}
     named = [
         f"{name}_{index + 1}" if name in repeated else name for index, name in enumerate(names)
     ]
+
     return [checked(reward, name=name) for reward, name in zip(loaded, named, strict=True)]
 
 
 def checked(reward: Reward, *, name: str | None = None) -> Callable[..., list[float | None]]:
     """Wrap a reward so that whatever is wrong with it is said in one line that names the sample.
 
-    The wrapped reward passes on the columns that the function takes, and returns plain floats and None. It raises
-    DataError when the function raises, lacks a column, or returns NaN, infinity, no number, or a list of the wrong
-    length.
-    """
+    The wrapped reward passes on the columns that the function takes, and returns plain floats and
+    None. It raises DataError when the function raises, lacks a column, or returns NaN, infinity, no
+    number, or a list of the wrong length."""
     if not callable(reward):
         raise ConfigError(
             f"a reward is a function (prompts, completions, **columns), got {reward!r}"
         )
+
     if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
         raise ConfigError(
             f"reward {reward_name(reward)!r} is async; write a plain function, or use RemoteReward"
         )
+
     own_name = name or reward_name(reward)
     parameters = inspect.signature(reward).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -109,6 +122,7 @@ def checked(reward: Reward, *, name: str | None = None) -> Callable[..., list[fl
         raise ConfigError(
             f"reward {own_name!r} must take (prompts, completions, **columns), but it takes {found}"
         )
+
     required = {
         key for key, one in parameters.items() if one.default is one.empty and one.kind not in _MANY
     }
@@ -122,11 +136,13 @@ def checked(reward: Reward, *, name: str | None = None) -> Callable[..., list[fl
             raise DataError(
                 f"reward {own_name!r} reads the column {missing[0]!r}; the rows have: {found}"
             )
+
         given = (
             columns
             if takes_all
             else {key: value for key, value in columns.items() if key in parameters}
         )
+
         try:
             values = reward(prompts=prompts, completions=completions, **given)
         except HfstackError:
@@ -135,6 +151,7 @@ def checked(reward: Reward, *, name: str | None = None) -> Callable[..., list[fl
             raise _find_culprit(
                 partial(reward, **given), own_name, prompts, completions, error
             ) from error
+
         return _read_values(values, own_name, prompts, completions)
 
     score.__name__ = score.__qualname__ = own_name
@@ -149,7 +166,8 @@ def score_all(
     weights: Sequence[float] | None = None,
     columns: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Call prepared rewards on the same completions and add them up, each by its weight (1 by default).
+    """Call prepared rewards on the same completions and add them up, each by its weight (1 by
+    default).
 
     A reward that does not apply to a completion (None) is left out of its sum, as TRL does.
     """
@@ -158,21 +176,26 @@ def score_all(
         raise ConfigError(
             f"{len(shares)} reward weights for {len(rewards)} rewards: give one for each"
         )
+
     each = {
         reward_name(reward): reward(prompts=prompts, completions=completions, **(columns or {}))
         for reward in rewards
     }
+
     totals: list[float | None] = []
     for values in zip(*each.values(), strict=True):
         parts = [
             share * value for share, value in zip(shares, values, strict=True) if value is not None
         ]
         totals.append(sum(parts) if parts else None)
+
     return Scores(totals, each)
 
 
 def reward_name(reward: Reward) -> str:
-    """The name under which a reward is logged: of the function, the model's folder, or the endpoint's host and path."""
+    """The name under which a reward is logged: of the function, the model's folder, or the
+    endpoint's host and path.
+    """
     if isinstance(reward, RewardModel | RemoteReward):
         return reward.name
     return getattr(reward, "__name__", type(reward).__name__)
@@ -181,26 +204,33 @@ def reward_name(reward: Reward) -> str:
 def _read_values(
     values: Any, name: str, prompts: Sequence[Any], completions: Sequence[Any]
 ) -> list[float | None]:
-    """Return the values as floats and None, or raise DataError naming the first sample whose value is none."""
+    """Return the values as floats and None, or raise DataError naming the first sample whose value
+    is none.
+    """
     if isinstance(values, torch.Tensor | numpy.ndarray):
         values = values.tolist()
+
     if not isinstance(values, list | tuple):
         raise DataError(
             f"reward {name!r} must return a list of numbers, one a completion; got {_short(values)}"
         )
+
     if len(values) != len(completions):
         blame = _sample(min(len(values), len(completions) - 1), prompts, completions)
         missing = (
             "the first without a value is" if len(values) < len(completions) else "the last one is"
         )
         raise DataError(
-            f"reward {name!r} returned {len(values)} values for {len(completions)} completions; {missing} {blame}"
+            f"reward {name!r} returned {len(values)} values for {len(completions)} completions; "
+            f"{missing} {blame}"
         )
+
     floats: list[float | None] = []
     for index, value in enumerate(values):
         if value is None:
             floats.append(None)
             continue
+
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -208,12 +238,16 @@ def _read_values(
             raise DataError(
                 f"reward {name!r} returned {_short(value)}, not a number, for {place}"
             ) from None
+
         if not math.isfinite(number):
             place = _sample(index, prompts, completions)
             raise DataError(
-                f"reward {name!r} returned {number} for {place}; return None where it does not apply"
+                f"reward {name!r} returned {number} for {place}; return None where it does not "
+                "apply"
             )
+
         floats.append(number)
+
     return floats
 
 
@@ -224,22 +258,28 @@ def _find_culprit(
     completions: Sequence[Any],
     error: Exception,
 ) -> DataError:
-    """Call the reward on one sample after the other until one raises, so that the message can name it."""
+    """Call the reward on one sample after the other until one raises, so that the message can name
+    it.
+    """
     count = len(completions)
     for index in range(count):
         one = {
             key: [value[index]] if isinstance(value, list) and len(value) == count else value
             for key, value in reward.keywords.items()
         }
+
         try:
             reward(prompts=[prompts[index]], completions=[completions[index]], **one)
         except Exception as single:
             return DataError(
-                f"reward {name!r} raised {_described(single)} for {_sample(index, prompts, completions)}"
+                f"reward {name!r} raised {_described(single)} for "
+                f"{_sample(index, prompts, completions)}"
             )
+
     begins = _sample(0, prompts, completions)
     return DataError(
-        f"reward {name!r} raised {_described(error)} for a batch of {count}, and for none of its samples alone; it "
+        f"reward {name!r} raised {_described(error)} for a batch of {count}, and for none of its "
+        "samples alone; it "
         f"begins with {begins}"
     )
 

@@ -3,8 +3,8 @@
     POST <url>    {"prompts": [...], "completions": [...], "<column>": [...]}
     200           {"rewards": [0.5, null, ...]}        one number, or null, for each completion
 
-The token in the environment variable HFSTACK_REWARD_TOKEN, where it is set, is sent as `Authorization: Bearer`.
-"""
+The token in the environment variable HFSTACK_REWARD_TOKEN, where it is set, is sent as
+`Authorization: Bearer`."""
 
 import json
 import os
@@ -52,16 +52,20 @@ class RemoteReward:
             raise ConfigError(
                 f"reward endpoint {self.url!r}: only http:// and https:// URLs are called"
             )
+
         if parts.username or parts.password:
             raise ConfigError(
-                f"reward endpoint at {parts.hostname}: a password in the URL would be written to disk; put a "
+                f"reward endpoint at {parts.hostname}: a password in the URL would be written to "
+                "disk; put a "
                 "token into the environment variable HFSTACK_REWARD_TOKEN"
             )
+
         for field in ("timeout_s", "max_concurrency", "batch_size"):
             if getattr(self, field) <= 0:
                 raise ConfigError(
                     f"reward endpoint: {field} must be above 0, got {getattr(self, field)}"
                 )
+
         if self.retries < 0:
             raise ConfigError(f"reward endpoint: retries must be 0 or more, got {self.retries}")
 
@@ -77,28 +81,34 @@ class RemoteReward:
         """Return the endpoint's number for each completion.
 
         Raises:
-            DataError: it cannot be reached within the retries, refuses the request, or answers something else than one
-                number or null for each completion; the message names the samples.
+            DataError: it cannot be reached within the retries, refuses the request, or answers
+                something else than one number or null for each completion; the message names the
+                samples.
         """
         for column in self.columns:
             if column not in columns:
                 found = ", ".join(sorted(columns)) or "none"
                 raise DataError(
-                    f"reward endpoint {self.name} is sent the column {column!r}; the rows have: {found}"
+                    f"reward endpoint {self.name} is sent the column {column!r}; the rows have: "
+                    f"{found}"
                 )
+
         spans = [
             slice(first, min(first + self.batch_size, len(completions)))
             for first in range(0, len(completions), self.batch_size)
         ]
+
         bodies = [
             {"prompts": list(prompts[span]), "completions": list(completions[span])}
             | {column: list(columns[column][span]) for column in self.columns}
             for span in spans
         ]
+
         with ThreadPoolExecutor(
             max_workers=self.max_concurrency, thread_name_prefix="reward"
         ) as pool:
             answers = list(pool.map(self._ask, bodies, [span.start for span in spans]))
+
         return [value for answer in answers for value in answer]
 
     def _ask(self, body: dict[str, list[Any]], first: int) -> list[float | None]:
@@ -106,11 +116,13 @@ class RemoteReward:
         count = len(body["completions"])
         place = f"samples {first + 1} to {first + count}"
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
+
         if token := os.environ.get("HFSTACK_REWARD_TOKEN"):
             headers["Authorization"] = f"Bearer {token}"
         data = json.dumps(body, ensure_ascii=False).encode()
         request = urllib.request.Request(self.url, data=data, headers=headers, method="POST")
         wait_s, problem = self.first_wait_s, ""
+
         for attempt in range(self.retries + 1):
             try:
                 with _OPENER.open(request, timeout=self.timeout_s) as response:
@@ -131,39 +143,50 @@ class RemoteReward:
                     if isinstance(cause, TimeoutError)
                     else str(cause)
                 )
+
             if attempt < self.retries:
                 logger.warning(
                     "reward endpoint %s: %s; again in %.1f s", self.name, problem, wait_s
                 )
                 time.sleep(wait_s)
                 wait_s *= 2
+
         tries = f"{self.retries + 1} attempt{'s' if self.retries else ''}"
         raise DataError(
-            f"reward endpoint {self.name} gave no rewards for {place} in {tries}; the last: {problem}"
+            f"reward endpoint {self.name} gave no rewards for {place} in {tries}; the last: "
+            f"{problem}"
         )
 
     def _read(self, answer: bytes, count: int, place: str) -> list[float | None]:
         """Return the numbers of an answer."""
         if len(answer) > _MAX_ANSWER_BYTES:
             raise DataError(
-                f"reward endpoint {self.name}: the answer for {place} is over {_MAX_ANSWER_BYTES} bytes"
+                f"reward endpoint {self.name}: the answer for {place} is over {_MAX_ANSWER_BYTES} "
+                "bytes"
             )
+
         try:
             values = json.loads(answer)
         except ValueError:
             raise DataError(
-                f"reward endpoint {self.name}: the answer for {place} is not JSON: {_short(answer)!r}"
+                f"reward endpoint {self.name}: the answer for {place} is not JSON: "
+                f"{_short(answer)!r}"
             ) from None
+
         if isinstance(values, dict):
             values = values.get("rewards")
+
         if not isinstance(values, list):
             raise DataError(
                 f'reward endpoint {self.name}: the answer for {place} lacks a list under "rewards"'
             )
+
         if len(values) != count:
             raise DataError(
-                f"reward endpoint {self.name} returned {len(values)} values for {place}, which are {count}"
+                f"reward endpoint {self.name} returned {len(values)} values for {place}, which "
+                f"are {count}"
             )
+
         return values
 
 
@@ -171,7 +194,8 @@ def _short(answer: bytes) -> str:
     return " ".join(answer.decode(errors="replace").split())[:200]
 
 
-# Without the handler that follows redirects: it would turn the POST into a GET and carry the token to another host.
+# Without the handler that follows redirects: it would turn the POST into a GET and carry the token
+# to another host.
 _OPENER = urllib.request.OpenerDirector()
 for _handler in (
     urllib.request.ProxyHandler,

@@ -1,4 +1,6 @@
-"""A reward from a reward model: one number for a prompt with its completion, read by the model's own tokenizer."""
+"""A reward from a reward model: one number for a prompt with its completion, read by the model's
+own tokenizer.
+"""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -19,20 +21,24 @@ logger = get_logger(__name__)
 
 
 class RewardModel:
-    """Scores completions with a model of one label; the state is the model, its tokenizer and what was warned of.
+    """Scores completions with a model of one label; the state is the model, its tokenizer and what
+    was warned of.
 
-    Texts are encoded as the reward recipe encodes them: a conversation by the reward model's own chat template, plain
-    text with its eos. Whatever the policy's tokens were, the text is tokenised again.
+    Texts are encoded as the reward recipe encodes them: a conversation by the reward model's own
+    chat template, plain text with its eos. Whatever the policy's tokens were, the text is tokenised
+    again.
 
     Args:
         name_or_path: a folder (of a model, or of a LoRA adapter with its head) or a Hub id.
         device: where the model is put.
         batch_size: completions of one forward pass.
-        as_text: read conversations as plain text, prompt and answer, because the model was trained on plain text.
+        as_text: read conversations as plain text, prompt and answer, because the model was trained
+            on plain text.
         dtype: of the weights; float32 by default.
 
     Raises:
-        CheckpointError: there is no such model, or it is no reward model: its head was never trained.
+        CheckpointError: there is no such model, or it is no reward model: its head was never
+            trained.
         ConfigError: it has several labels, or its tokenizer does not fit.
     """
 
@@ -50,13 +56,17 @@ class RewardModel:
         self.as_text = as_text
         args = ModelConfig(model_name_or_path=name_or_path, dtype=dtype)
         self.tokenizer = load_tokenizer(args)
+
         untrained: list[str] = []
         model = load_reward_model(args, self.tokenizer, new_modules=untrained)
+
         if untrained:
             raise CheckpointError(
-                f"--reward_model {name_or_path} is no reward model: its weights lack {', '.join(untrained)}, so its "
+                f"--reward_model {name_or_path} is no reward model: its weights lack "
+                f"{', '.join(untrained)}, so its "
                 "rewards would be random; train one with: hfstack run reward"
             )
+
         self.model = cast(Any, model).to(device).eval().requires_grad_(False)
         self.max_length = context_length(self.model.config)
         self._warned = False
@@ -72,7 +82,9 @@ class RewardModel:
         return score_sequences(self.model, encoded, pad_token_id=pad, batch_size=self.batch_size)
 
     def score(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:
-        """Return the score of answers that are texts, whether their prompts are texts or conversations."""
+        """Return the score of answers that are texts, whether their prompts are texts or
+        conversations.
+        """
         turns = [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
             for prompt, text in zip(prompts, answers, strict=True)
@@ -80,35 +92,48 @@ class RewardModel:
         return self(prompts, turns)
 
     def encode(self, prompt: Any, completion: Any) -> list[int]:
-        """The tokens that are scored; of what is longer than the context, the prompt's beginning is cut."""
+        """The tokens that are scored; of what is longer than the context, the prompt's beginning is
+        cut.
+        """
         if self.as_text:
             prompt, completion = text_of(prompt), text_of(completion)
+
         if not isinstance(prompt, str) and self.tokenizer.chat_template is None:
             raise ConfigError(
-                f"the reward model {self.name} has no chat template for prompts that are conversations: was it trained "
-                "on plain text, then set --reward_as_text true; for plain prompts set --as_chat false"
+                f"the reward model {self.name} has no chat template for prompts that are "
+                "conversations: was it trained "
+                "on plain text, then set --reward_as_text true; for plain prompts set --as_chat "
+                "false"
             )
+
         token_ids, begin, end = encode_answer(self.tokenizer, prompt, completion)
         if self.max_length is None or len(token_ids) <= self.max_length:
             return token_ids
+
         if not self._warned:
             self._warned = True
             logger.warning(
-                "reward model %s reads %d tokens, a prompt with its answer has %d: prompts lose their beginning "
+                "reward model %s reads %d tokens, a prompt with its answer has %d: prompts lose "
+                "their beginning "
                 "(said once)",
                 self.name,
                 self.max_length,
                 len(token_ids),
             )
+
         return shorten(token_ids, begin, end, max_length=self.max_length)
 
     def compare_tokenizer(self, policy: PreTrainedTokenizerBase) -> None:
-        """Log whether the reward model reads the completions in other tokens than they were written in."""
+        """Log whether the reward model reads the completions in other tokens than they were written
+        in.
+        """
         if self.tokenizer.get_vocab() == policy.get_vocab():
             logger.info("reward model %s has the policy's vocabulary", self.name)
             return
+
         logger.info(
-            "reward model %s has a tokenizer of its own (%d tokens, the policy %d): completions are decoded and "
+            "reward model %s has a tokenizer of its own (%d tokens, the policy %d): completions "
+            "are decoded and "
             "tokenised again",
             self.name,
             len(self.tokenizer),

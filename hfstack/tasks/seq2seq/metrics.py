@@ -1,4 +1,5 @@
-"""Texts that an encoder-decoder writes, how near they come to the references, and naive texts beside them.
+"""Texts that an encoder-decoder writes, how near they come to the references, and naive texts
+beside them.
 
 Legend: B rows of a batch, S tokens of the longest source, T tokens of the longest text written.
 """
@@ -40,18 +41,24 @@ def check_metrics() -> None:
 
 
 def decode_texts(ids: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the texts of rows of token ids, -100 being padding, without special tokens and outer white space."""
+    """Return the texts of rows of token ids, -100 being padding, without special tokens and outer
+    white space.
+    """
     rows = [[int(token) for token in row if token >= 0] for row in ids]
     return [cast(str, tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
 
 
 def overlap_metrics(texts: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
-    """Return bleu and chrf (0 to 100), rouge1, rouge2, rougeL and rougeLsum (0 to 1) of texts, all targets counting."""
+    """Return bleu and chrf (0 to 100), rouge1, rouge2, rougeL and rougeLsum (0 to 1) of texts, all
+    targets counting.
+    """
     return text_overlap(list(texts), [pair.targets for pair in pairs])
 
 
 def naive_texts(pairs: Sequence[Pair]) -> dict[str, list[str]]:
-    """Return what costs nothing: the source itself, and its first sentence where some source has several."""
+    """Return what costs nothing: the source itself, and its first sentence where some source has
+    several.
+    """
     found = {
         "copy": [pair.source for pair in pairs],
         "lead": [first_sentence(pair.source) for pair in pairs],
@@ -67,11 +74,11 @@ def first_sentence(text: str) -> str:
 
 
 def record_results(run: Run, texts: Sequence[str], held: Encoded) -> dict[str, float]:
-    """Return the scores of the texts as `eval_...` and of naive ones as `baseline_...`; keep tables and predictions.
+    """Return the scores of the texts as `eval_...` and of naive ones as `baseline_...`; keep tables
+    and predictions.
 
-    In run.json: the table "scores" with each score, that of the naive texts and its signature, and "samples". All texts
-    are in predictions.jsonl, in the order of the rows.
-    """
+    In run.json: the table "scores" with each score, that of the naive texts and its signature, and
+    "samples". All texts are in predictions.jsonl, in the order of the rows."""
     ordered = sorted(zip(held.places, held.pairs, texts, strict=True), key=lambda one: one[0])
     pairs, texts = [pair for _, pair, _ in ordered], [text for _, _, text in ordered]
     naive = {name: overlap_metrics(plain, pairs) for name, plain in naive_texts(pairs).items()}
@@ -82,16 +89,19 @@ def record_results(run: Run, texts: Sequence[str], held: Encoded) -> dict[str, f
         [name, *(round(scores[name], 4) for scores in (own, *naive.values())), how[name]]
         for name in METRICS
     ]
+
     run.add_table("scores", ["score", "model", *naive, "signature"], rows)
     samples = [
         [_shown(pair.source), _shown(pair.targets[0]), _shown(text)]
         for _, pair, text in ordered[:_SAMPLES]
     ]
+
     run.add_table("samples", ["source", "reference", "output"], samples)
     if PartialState().is_main_process:
         with write_jsonl(run.output_dir / "predictions.jsonl") as add:
             for pair, text in zip(pairs, texts, strict=True):
                 add({"source": pair.source, "references": pair.targets, "text": text})
+
     run.add_artifact("predictions", "predictions.jsonl")
     metrics = {f"eval_{name}": value for name, value in own.items()}
     metrics["eval_bleu_low"], metrics["eval_bleu_high"] = bleu_interval(texts, targets)
@@ -99,6 +109,7 @@ def record_results(run: Run, texts: Sequence[str], held: Encoded) -> dict[str, f
         sum(map(len, column)) for column in (texts, [targets[0] for targets in targets])
     )
     metrics |= {"eval_length_ratio": written / wanted, "eval_rows": len(pairs)}
+
     return metrics | {
         f"baseline_{name}_{key}": value
         for name, scores in naive.items()
@@ -118,15 +129,16 @@ def write_texts(
     *,
     batch_size: int = 32,
 ) -> list[str]:
-    """Return what the model writes for each source, in order; batches hold sources of about one length."""
+    """Return what the model writes for each source, in order; batches hold sources of about one
+    length.
+    """
     device = next(model.parameters()).device
     pad = padding_id(tokenizer)
 
     def write(batch: list[list[int]]) -> list[Any]:
         inputs = pad_rows([{"input_ids": ids} for ids in batch], pad_token_id=pad)  # (B, S)
-        written = model.generate(
-            **{name: tensor.to(device) for name, tensor in inputs.items()}
-        )  # (B, T)
+        # (B, T)
+        written = model.generate(**{name: tensor.to(device) for name, tensor in inputs.items()})
         return decode_texts(written.cpu().numpy().astype(numpy.int64), tokenizer)
 
     return by_length(sources, [len(ids) for ids in sources], write, batch_size)
@@ -142,7 +154,8 @@ def load_seq2seq_predictor(
     """Load a finished encoder-decoder, or adapter, and return what answers rows: `{"text": ...}`.
 
     Args:
-        columns: of the source; the second is not used. None for the one that the model was trained on.
+        columns: of the source; the second is not used. None for the one that the model was trained
+            on.
         max_length: tokens after which a source is cut; None for what it was trained with.
 
     Raises:
@@ -154,6 +167,7 @@ def load_seq2seq_predictor(
     limit, _ = text_lengths(
         max_length or info.get("max_source_length"), None, model.config, tokenizer
     )
+
     column = columns[0] or info.get("source_column", "source")
     prefix, ends = info.get("source_prefix", ""), stop_tokens(model, tokenizer)
 
@@ -164,19 +178,24 @@ def load_seq2seq_predictor(
                 text = text_at(row, column, place=f"row {number}")
             except DataError:
                 raise DataError(
-                    f"row {number} has no column {column!r}, found {', '.join(row)}; set --text_column"
+                    f"row {number} has no column {column!r}, found {', '.join(row)}; set "
+                    "--text_column"
                 ) from None
+
             if not isinstance(text, str) or not text.strip():
                 raise DataError(
                     f"row {number}: {column} is {str(text)[:40]!r}, not text; remove the row"
                 )
+
             texts.append(prefix + text)
+
         sources, whole = encode_ended(texts, tokenizer, max_length=limit, ends=ends)
         if long := sum(length > limit for length in whole):
             last_row = first_row + len(rows) - 1
             logger.warning(
                 "%d of rows %d to %d are cut at %d tokens", long, first_row, last_row, limit
             )
+
         return [
             {"text": text} for text in write_texts(model, sources, tokenizer, batch_size=batch_size)
         ]

@@ -1,4 +1,6 @@
-"""Load an encoder-decoder (T5, BART, Marian and their like) from an architecture, a checkpoint or an adapter."""
+"""Load an encoder-decoder (T5, BART, Marian and their like) from an architecture, a checkpoint or
+an adapter.
+"""
 
 import json
 from dataclasses import replace
@@ -33,7 +35,8 @@ from hfstack.tasks.shared.task_models import TASK_FILE, load_finished
 logger = get_logger(__name__)
 
 _USUAL_SOURCE, _USUAL_TARGET = 512, 128  # tokens, where nothing is asked for
-# Of a configuration of decoding, what is no setting: where it comes from, and a second name of the longest text.
+# Of a configuration of decoding, what is no setting: where it comes from, and a second name of the
+# longest text.
 _NO_DECODING = ("transformers_version", "_from_model_config", "max_new_tokens")
 _UNSET_LENGTH = 10**9  # tokenizers without a limit say 1e30
 
@@ -41,36 +44,45 @@ _UNSET_LENGTH = 10**9  # tokenizers without a limit say 1e30
 def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return an encoder-decoder to be trained.
 
-    From a config.json the weights are drawn anew (seed them first), with the tokenizer's vocabulary; the decoder begins
-    with the padding token, as T5's and Marian's do, and ends with the tokenizer's end, or separator, token.
+    From a config.json the weights are drawn anew (seed them first), with the tokenizer's
+    vocabulary; the decoder begins with the padding token, as T5's and Marian's do, and ends with
+    the tokenizer's end, or separator, token.
 
     Raises:
-        ConfigError: no model was named, it has no encoder or no decoder, it is an adapter, or the tokenizer is not its.
+        ConfigError: no model was named, it has no encoder or no decoder, it is an adapter, or the
+            tokenizer is not its.
         CheckpointError: there is no model at that place.
         MissingExtraError: quantisation was asked for, and bitsandbytes is not installed.
     """
     purpose, name = "read a text and write one", args.model_name_or_path or ""
     config, config_file = read_config(args, tokenizer, purpose=purpose)
     _check_encoder_decoder(config, name)
+
     if config_file is not None:
         use_tokens(config, tokenizer)
+
     model, new_modules = load_with_config(
         AutoModelForSeq2SeqLM, args, config, config_file, purpose=purpose
     )
+
     if config_file is not None:
         return model
     check_vocabulary(model, tokenizer, name)
     check_own_tokenizer(args, tokenizer, name)
+
     if new_modules:
         logger.warning("%s lacks %s: these begin at random", name, ", ".join(new_modules[:5]))
+
     if getattr(model.config, "decoder_start_token_id", None) is None:
         model.config.decoder_start_token_id = padding_id(tokenizer)
         cast(Any, model.generation_config).decoder_start_token_id = padding_id(tokenizer)
+
     return model
 
 
 def use_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a new model the tokenizer's tokens for padding, end and beginning, in place of its family's usual ids.
+    """Give a new model the tokenizer's tokens for padding, end and beginning, in place of its
+    family's usual ids.
 
     Raises:
         ConfigError: the tokenizer has neither an end token nor a separator, or nothing to pad with.
@@ -78,15 +90,19 @@ def use_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if end is None:
         raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path} has no end token: a decoder could not learn to stop"
+            f"the tokenizer {tokenizer.name_or_path} has no end token: a decoder could not learn "
+            "to stop"
         )
+
     plain = cast(Any, config)
     plain.eos_token_id = end
     plain.pad_token_id = plain.decoder_start_token_id = padding_id(tokenizer)
+
     if "forced_eos_token_id" in config.to_dict():
         plain.forced_eos_token_id = (
             end  # what a text gets that reaches the limit; BART's own id is another's token here
         )
+
     if "decoder_vocab_size" in config.to_dict():
         plain.decoder_vocab_size = plain.vocab_size
 
@@ -102,8 +118,10 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
     ends = list(dict.fromkeys(cast(int, token) for token in found if token is not None))
     if not ends:
         raise ConfigError(
-            f"neither {model.config.model_type} nor its tokenizer has an end token: name it in config.json"
+            f"neither {model.config.model_type} nor its tokenizer has an end token: name it in "
+            "config.json"
         )
+
     return ends
 
 
@@ -113,10 +131,11 @@ def text_lengths(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[int, int]:
-    """Return the most tokens of a source and of a target: as asked, else what can be read, at most 512 and 128.
+    """Return the most tokens of a source and of a target: as asked, else what can be read, at most
+    512 and 128.
 
-    Positions bound BART and Marian. T5 counts distances instead: it reads any length, and the limit that its tokenizer
-    names only bounds what is taken when nothing is asked for.
+    Positions bound BART and Marian. T5 counts distances instead: it reads any length, and the limit
+    that its tokenizer names only bounds what is taken when nothing is asked for.
 
     Raises:
         ConfigError: more was asked for than the model has positions, or less than 4.
@@ -125,6 +144,7 @@ def text_lengths(
         "--max_source_length": (source, _USUAL_SOURCE, context_length(config)),
         "--max_target_length": (target, _USUAL_TARGET, context_length(config, decoder=True)),
     }
+
     lengths = []
     for flag, (length, usual, longest) in asked.items():
         if length is None:
@@ -134,12 +154,15 @@ def text_lengths(
 
         if length < 4:
             raise ConfigError(f"{flag} must be at least 4 tokens, got {length}")
+
         if longest is not None and length > longest:
             raise ConfigError(
                 f"{flag} {length} is longer than the model's {longest} positions: "
                 f"use {flag} {longest}"
             )
+
         lengths.append(length)
+
     return lengths[0], lengths[1]
 
 
@@ -154,19 +177,23 @@ def set_decoding(
     """Set how the model writes, also after it was saved, and return what was set.
 
     Args:
-        max_length: tokens of the longest text, with the one that the decoder begins with; None for that of `source`,
-            else `usual_length`.
-        num_beams: None for that of `source`, else the model's own, which is 1 where it says nothing.
-        source: more settings of decoding, as upstream's `--generation_config` names them: a file, a folder, a Hub id.
+        max_length: tokens of the longest text, with the one that the decoder begins with; None for
+            that of `source`, else `usual_length`.
+        num_beams: None for that of `source`, else the model's own, which is 1 where it says
+            nothing.
+        source: more settings of decoding, as upstream's `--generation_config` names them: a file, a
+            folder, a Hub id.
 
     Raises:
-        ConfigError: there are less than 1 beam or 2 tokens, or `source` is no configuration of decoding.
+        ConfigError: there are less than 1 beam or 2 tokens, or `source` is no configuration of
+            decoding.
     """
     if num_beams is not None and num_beams < 1:
         raise ConfigError(f"--generation_num_beams must be at least 1, got {num_beams}")
     if max_length is not None and max_length < 2:
         raise ConfigError(f"--generation_max_length must be at least 2 tokens, got {max_length}")
     given: dict[str, Any] = {}
+
     if source is not None:
         try:
             named = source if isinstance(source, GenerationConfig) else str(source)
@@ -175,17 +202,20 @@ def set_decoding(
             raise ConfigError(
                 f"--generation_config {source}: {' '.join(str(error).split())[:200]}"
             ) from error
+
     config = model.generation_config
     decoding = {name: value for name, value in given.items() if name not in _NO_DECODING}
     decoding["max_length"] = max_length or given.get("max_length") or usual_length
     decoding["num_beams"] = num_beams or given.get("num_beams") or config.num_beams or 1
     config.max_new_tokens = None
+
     config.update(**decoding)
     return decoding
 
 
 def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Return a finished model or adapter in evaluation mode, its tokenizer, and what its `task.json` says ({} without).
+    """Return a finished model or adapter in evaluation mode, its tokenizer, and what its
+    `task.json` says ({} without).
 
     Raises:
         CheckpointError: there is no such model, or the base of an adapter is gone.
@@ -204,10 +234,12 @@ def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBa
             raise CheckpointError(
                 f"{folder} is an adapter that the seq2seq recipe has not written: {error}"
             ) from error
+
         whole = load_seq2seq(
             replace(args, model_name_or_path=base, model_revision="main"), tokenizer
         )
         model = cast(Any, PeftModel.from_pretrained(whole, str(folder)).eval())
+
     if decoding := info.get("decoding"):
         model.generation_config.update(**decoding)
     return model, tokenizer, info
@@ -216,6 +248,7 @@ def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBa
 def _check_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
     if not config.is_encoder_decoder:
         raise ConfigError(
-            f"{name} is {config.model_type}, which is no encoder-decoder: name one such as T5, BART or Marian "
+            f"{name} is {config.model_type}, which is no encoder-decoder: name one such as T5, "
+            "BART or Marian "
             "(a decoder alone is trained by the recipe sft)"
         )

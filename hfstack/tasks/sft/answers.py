@@ -1,7 +1,8 @@
-"""Answers of a model to prompts that are token ids, and how well it predicts the answers that it was to give.
+"""Answers of a model to prompts that are token ids, and how well it predicts the answers that it
+was to give.
 
-Prompts come as ids because a chat template has written them: putting a start token in front, as for plain text, would
-be a beginning that the model was never trained on.
+Prompts come as ids because a chat template has written them: putting a start token in front, as for
+plain text, would be a beginning that the model was never trained on.
 
 Legend: B rows of a batch, T tokens of the longest, V vocabulary.
 """
@@ -50,20 +51,25 @@ def answer(
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
+
     answers: list[Completion] = []
     for start in range(0, len(prompts), batch_size):
         batch = [list(prompt) for prompt in prompts[start : start + batch_size]]
         width = max(map(len, batch))
+
+        # (B, T)
         tokens = torch.tensor(
             [[pad] * (width - len(ids)) + ids for ids in batch], device=model.device
-        )  # (B, T)
+        )
         mask = torch.tensor(
             [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device
         )
+
         with torch.no_grad():
             output: torch.Tensor = cast(Any, model).generate(
                 input_ids=tokens, attention_mask=mask, generation_config=settings
             )
+
         for ids, row in zip(batch, output[:, width:].tolist(), strict=True):
             end = next((index for index, token in enumerate(row) if token in ends), None)
             text = tokenizer.decode(row[:end], skip_special_tokens=True)
@@ -73,6 +79,7 @@ def answer(
                     str(prompt), str(text), len(row) if end is None else end + 1, end is not None
                 )
             )
+
     return answers
 
 
@@ -104,16 +111,18 @@ def score_answers(
         file: jsonl that gets a row for each prompt: prompt, answer, reference, tokens, finished.
 
     Returns:
-        The scores of `text_overlap`, finished_share (answers that ended by themselves), mean_answer_tokens and
-        answer_rows.
+        The scores of `text_overlap`, finished_share (answers that ended by themselves),
+        mean_answer_tokens and answer_rows.
 
     Raises:
         DataError: there is no prompt, or a prompt has no reference.
     """
     if not asked or any(reference is None for _, reference in asked):
         raise DataError(
-            "--answer_rows needs held-out rows with a prompt and an answer, short enough for the context"
+            "--answer_rows needs held-out rows with a prompt and an answer, short enough for the "
+            "context"
         )
+
     training = model.training
     model.eval()
     answers = answer(model, tokenizer, [ids for ids, _ in asked], max_new_tokens=max_new_tokens)
@@ -122,21 +131,25 @@ def score_answers(
     metrics = text_overlap([one.completion for one in answers], references)
     metrics["finished_share"] = sum(one.finished for one in answers) / len(answers)
     metrics["mean_answer_tokens"] = sum(one.tokens for one in answers) / len(answers)
+
     metrics["answer_rows"] = len(answers)
     if file is not None:
         with write_jsonl(file) as write:
             for one, reference in zip(answers, references, strict=True):
                 shown = {"prompt": one.prompt, "answer": one.completion, "reference": reference}
                 write(shown | {"tokens": one.tokens, "finished": one.finished})
+
     return metrics
 
 
 def answer_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any, *, batch_size: int = 8
 ) -> dict[str, float]:
-    """Return the loss over all scored tokens of the rows, each token counting once, as the Trainer's mean does not.
+    """Return the loss over all scored tokens of the rows, each token counting once, as the
+    Trainer's mean does not.
 
-    The Trainer averages its batches' means, so a token of a batch with few scored tokens weighs more.
+    The Trainer averages its batches' means, so a token of a batch with few scored tokens weighs
+    more.
 
     Args:
         model: on its device; its mode is kept.
@@ -145,27 +158,31 @@ def answer_loss(
         batch_size: rows per forward pass.
 
     Returns:
-        held_out_loss in nats per scored token, held_out_perplexity, and held_out_tokens, how many were scored.
+        held_out_loss in nats per scored token, held_out_perplexity, and held_out_tokens, how many
+        were scored.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]), reverse=True)
     total, count = 0.0, 0
     pad_id = cast(int, tokenizer.pad_token_id)
     training = model.training
     model.eval()
+
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
             batch = [rows[index] for index in order[start : start + batch_size]]
             ids = _stack([row["input_ids"] for row in batch], pad_id).to(model.device)  # (B, T)
             labels = _stack([row["labels"] for row in batch], _IGNORED).to(model.device)  # (B, T)
             mask = _stack([[1] * len(row["input_ids"]) for row in batch], 0).to(model.device)
-            logits = (
-                model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-            )  # (B, T - 1, V)
+
+            # (B, T - 1, V)
+            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
             targets = labels[:, 1:]
             total += cross_entropy(
                 logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=_IGNORED
             ).item()
+
             count += int((targets != _IGNORED).sum())
+
     model.train(training)
     loss = total / count
     return {

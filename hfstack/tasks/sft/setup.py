@@ -1,4 +1,6 @@
-"""What stands between instruction rows and TRL's SFTTrainer: templates, token ids, the checks, and the batches."""
+"""What stands between instruction rows and TRL's SFTTrainer: templates, token ids, the checks, and
+the batches.
+"""
 
 import copy
 import json
@@ -41,20 +43,24 @@ def check_settings(
     """Refuse settings that contradict the rows or the model.
 
     Raises:
-        ConfigError: a length beyond the model's context; packing without a length or as `wrapped`; loss on
-            the assistant's turns of rows that have none.
+        ConfigError: a length beyond the model's context; packing without a length or as `wrapped`;
+            loss on the assistant's turns of rows that have none.
     """
     length, longest = training_args.max_length, context_length(model.config)
     if length is not None and longest is not None and length > longest:
         raise ConfigError(
-            f"--max_length {length} is longer than the model's context of {longest} tokens; use --max_length {longest}"
+            f"--max_length {length} is longer than the model's context of {longest} tokens; use "
+            f"--max_length {longest}"
         )
+
     if training_args.packing and length is None:
         raise ConfigError("--packing fills rows of --max_length tokens: set --max_length")
+
     if training_args.packing and training_args.packing_strategy == "wrapped":
         raise ConfigError(
             "--packing_strategy wrapped lets packed documents read each other; use bfd or bfd_split"
         )
+
     if training_args.assistant_only_loss and "text" in rows["train"].column_names:
         raise ConfigError(
             "rows of text have no assistant turn to learn alone: set --assistant_only_loss false"
@@ -76,19 +82,21 @@ def use_template(
         adapter: an adapter is trained, so that new tokens could not be learnt.
 
     Raises:
-        ConfigError: there is no template, its file is missing, it needs tokens that an adapter cannot bring, or the
-            eos is not in the vocabulary.
+        ConfigError: there is no template, its file is missing, it needs tokens that an adapter
+            cannot bring, or the eos is not in the vocabulary.
     """
     path = training_args.chat_template_path
     if path is not None and tokenizer.chat_template is not None:
         logger.warning(
             "the tokenizer's own chat template is replaced by --chat_template_path %s", path
         )
+
     if path is not None and path.endswith((".jinja", ".j2")):
         tokenizer.chat_template = read_template(path)
     elif path is not None and adapter:
         raise ConfigError(
-            f"--chat_template_path {path} brings tokens that an adapter cannot learn; name a .jinja file, or train "
+            f"--chat_template_path {path} brings tokens that an adapter cannot learn; name a "
+            ".jinja file, or train "
             "without --use_peft"
         )
     elif path is not None:
@@ -98,15 +106,18 @@ def use_template(
             raise ConfigError(
                 f"--chat_template_path {path}: {' '.join(str(error).split())[:200]}"
             ) from error
+
     if training_args.eos_token is not None:
         if training_args.eos_token not in tokenizer.get_vocab():
             raise ConfigError(
                 f"--eos_token {training_args.eos_token!r} is not in the tokenizer's vocabulary"
             )
         tokenizer.eos_token = training_args.eos_token
+
     if chat and tokenizer.chat_template is None:
         raise ConfigError(
-            "the tokenizer has no chat template: name one with --chat_template_path (plain.jinja fits every "
+            "the tokenizer has no chat template: name one with --chat_template_path (plain.jinja "
+            "fits every "
             "tokenizer), or join prompt and completion as they are with --as_chat false"
         )
 
@@ -115,18 +126,23 @@ def use_template(
 def training_template(
     tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool
 ) -> Iterator[None]:
-    """Let a known family's template mark the assistant's tokens while rows are encoded; it is saved as it was."""
+    """Let a known family's template mark the assistant's tokens while rows are encoded; it is saved
+    as it was.
+    """
     template: Any = tokenizer.chat_template
     if assistant_only and template is not None and not has_generation_markers(template):
         try:
             tokenizer.chat_template = get_training_chat_template(tokenizer)
             logger.info(
-                "rows are written with TRL's variant of this chat template, which marks the assistant's tokens"
+                "rows are written with TRL's variant of this chat template, which marks the "
+                "assistant's tokens"
             )
         except ValueError:
             logger.info(
-                "the chat template is not of a family for which TRL knows where the assistant's tokens are"
+                "the chat template is not of a family for which TRL knows where the assistant's "
+                "tokens are"
             )
+
     try:
         yield
     finally:
@@ -141,7 +157,8 @@ def encode_rows(
     *,
     on_bad_row: str,
 ) -> dict[str, Dataset]:
-    """Return ids and labels of every split, after the preflight has found nothing that trains silently wrong.
+    """Return ids and labels of every split, after the preflight has found nothing that trains
+    silently wrong.
 
     Args:
         rows: normalised rows of each split.
@@ -153,11 +170,13 @@ def encode_rows(
     assistant_only = training_args.assistant_only_loss
     results: dict[str, str | None] = {}
     encoded: dict[str, Dataset] = {}
+
     with training_template(tokenizer, assistant_only=assistant_only):
         if assistant_only and "messages" in rows["train"].column_names:
             checks.preflight(
                 {"the template marks the assistant": checks.template_marks_generation(tokenizer)}
             )
+
         for name, split in rows.items():
             encoded[name] = encode_split(
                 split,
@@ -170,6 +189,7 @@ def encode_rows(
                 cut=not (training_args.packing and training_args.packing_strategy == "bfd_split"),
                 processes=training_args.dataset_num_proc,
             )
+
     ends = end_token_ids(model, tokenizer)
     bos = cast(int | None, tokenizer.bos_token_id)
     embedding_rows = len(torch.as_tensor(model.get_input_embeddings().weight))
@@ -177,16 +197,19 @@ def encode_rows(
     results["embedding covers the tokenizer"] = checks.embedding_covers_tokenizer(
         embedding_rows, tokenizer
     )
+
     for name, split in encoded.items():
         results[f"{name} labels are scored"] = checks.some_label_is_scored(split["labels"])
         results[f"{name} answers end"] = checks.labels_reach_eos(split["labels"], ends)
         results[f"{name} has no double bos"] = checks.no_double_bos(split["input_ids"], bos)
+
     if "eval" in rows:
         texts = (
             (json.dumps(row, ensure_ascii=False) for row in rows[name])
             for name in ("train", "eval")
         )
         results["train and eval share no row"] = checks.train_and_eval_are_disjoint(*texts)
+
     if training_args.packing and can_probe(model, training_args):
         probe = [
             encoded["train"][index]["input_ids"][:_PROBE_TOKENS]
@@ -195,6 +218,7 @@ def encode_rows(
         results["packed documents are apart"] = checks.packed_documents_are_isolated(
             *isolation_probe(model, *probe)
         )
+
     checks.preflight(results)
     return encoded
 
@@ -205,6 +229,7 @@ def pack_rows(encoded: dict[str, Dataset], training_args: SFTConfig) -> dict[str
         return encoded
     length, strategy = cast(int, training_args.max_length), training_args.packing_strategy
     eval_too = training_args.eval_packing is not False
+
     return {
         name: pack(split, max_length=length, strategy=strategy)
         if name == "train" or eval_too
@@ -219,7 +244,9 @@ def uses_flash_attention(model: PreTrainedModel) -> bool:
 
 
 def can_probe(model: PreTrainedModel, training_args: SFTConfig) -> bool:
-    """Whether the model runs before the Trainer has placed it: not in shards, nor a GPU's attention on a CPU."""
+    """Whether the model runs before the Trainer has placed it: not in shards, nor a GPU's attention
+    on a CPU.
+    """
     return not uses_deepspeed(training_args) and not (
         uses_flash_attention(model) and model.device.type == "cpu"
     )
@@ -233,15 +260,18 @@ def isolation_probe(
         {"input_ids": ids, "labels": ids, "seq_lengths": [len(ids)]}
         for ids in (second, first + second)
     ]
+
     rows[1]["seq_lengths"] = [len(first), len(second)]
     training = model.training
     model.eval()
     logits = []
+
     with torch.no_grad():
         for row in rows:
             batch = PackedCollator(pad_id=0)([row])
             inputs = {name: batch[name].to(model.device) for name in ("input_ids", "position_ids")}
             logits.append(model(**inputs, use_cache=False).logits[0, -len(second) :])
+
     model.train(training)
     return logits[0], logits[1]
 
@@ -249,7 +279,9 @@ def isolation_probe(
 def collator_for(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, packing: bool
 ) -> Any:
-    """Return what makes batches: packed rows stacked, joined for flash attention, or single rows padded."""
+    """Return what makes batches: packed rows stacked, joined for flash attention, or single rows
+    padded.
+    """
     pad = cast(int, tokenizer.pad_token_id)
     if packing and not uses_flash_attention(model):
         return PackedCollator(pad)
@@ -257,7 +289,9 @@ def collator_for(
 
 
 def trainer_settings(training_args: SFTConfig) -> SFTConfig:
-    """Return the settings for an SFTTrainer whose rows come with ids and labels: it shall not prepare them again."""
+    """Return the settings for an SFTTrainer whose rows come with ids and labels: it shall not
+    prepare them again.
+    """
     settings = copy.copy(training_args)
     settings.dataset_kwargs = {"skip_prepare_dataset": True}
     settings.packing = settings.assistant_only_loss = False
@@ -268,7 +302,8 @@ def trainer_settings(training_args: SFTConfig) -> SFTConfig:
 
 
 class TokenCount(TrainerCallback):
-    """Put the useful tokens so far into the logs as `num_tokens`, where TRL counts the places of one row of each batch.
+    """Put the useful tokens so far into the logs as `num_tokens`, where TRL counts the places of
+    one row of each batch.
 
     TRL 1.16 takes a batch without an attention mask for one long row (SFTTrainer.compute_loss).
 
@@ -292,20 +327,24 @@ class TokenCount(TrainerCallback):
 def step_costs(
     rows: Dataset, model: PreTrainedModel, training_args: SFTConfig, *, adapter: bool
 ) -> dict[str, Any]:
-    """Return what `Throughput` needs, for the mean row: useful tokens a step, FLOPs a token, the devices' peak.
+    """Return what `Throughput` needs, for the mean row: useful tokens a step, FLOPs a token, the
+    devices' peak.
 
     Args:
-        adapter: the weights are frozen, so the backward pass takes no gradient of them: 4 N FLOPs instead of 6 N.
+        adapter: the weights are frozen, so the backward pass takes no gradient of them: 4 N FLOPs
+            instead of 6 N.
     """
     mean_tokens = sum(map(len, rows["input_ids"])) / len(rows)
     documents = (
         sum(map(len, rows["seq_lengths"])) / len(rows) if "seq_lengths" in rows.features else 1.0
     )
+
     sequences = (
         training_args.train_batch_size
         * training_args.gradient_accumulation_steps
         * training_args.world_size
     )
+
     flops = flops_per_token(model.config, max(1, round(mean_tokens / documents))).train
     dtype = torch.bfloat16 if training_args.bf16 else torch.float32
     return {

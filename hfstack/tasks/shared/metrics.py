@@ -1,11 +1,13 @@
-"""Scores of classifiers, taggers and question answering, as local `evaluate.Metric` classes: nothing is fetched.
+"""Scores of classifiers, taggers and question answering, as local `evaluate.Metric` classes:
+nothing is fetched.
 
-    evaluate.combine([Accuracy(), F1("macro"), Matthews()]).compute(predictions=[0, 1], references=[0, 0])
+    evaluate.combine([Accuracy(), F1("macro"), Matthews()]).compute(predictions=[0, 1],
+    references=[0, 0])
 
-`evaluate.load` gets a script from the Hub; these have the numbers inside, from scikit-learn, SciPy and seqeval, and are
-taken by `evaluate.combine` and `evaluate.evaluator` all the same. Keys differ between metrics, so that combined ones do
-not hide each other. The metrics of generated text (BLEU, chrF, ROUGE) are in `hfstack.tasks.shared.text_overlap`.
-"""
+`evaluate.load` gets a script from the Hub; these have the numbers inside, from scikit-learn, SciPy
+and seqeval, and are taken by `evaluate.combine` and `evaluate.evaluator` all the same. Keys differ
+between metrics, so that combined ones do not hide each other. The metrics of generated text (BLEU,
+chrF, ROUGE) are in `hfstack.tasks.shared.text_overlap`."""
 
 import importlib
 import re
@@ -60,7 +62,9 @@ class _LocalMetric(evaluate.Metric):
 
 
 class Accuracy(_LocalMetric):
-    """Share of right predictions, as `accuracy`; with several labels a row all of them must be right."""
+    """Share of right predictions, as `accuracy`; with several labels a row all of them must be
+    right.
+    """
 
     features_taken = [_SEVERAL_LABELS, _ONE_LABEL]  # noqa: RUF012  read only
 
@@ -75,8 +79,8 @@ class Accuracy(_LocalMetric):
 class F1(_LocalMetric):
     """F1 of scikit-learn, as `f1` (binary: of label 1), `f1_macro`, `f1_micro` or `f1_weighted`.
 
-    A class that is neither predicted nor there counts 0. Labels are those that occur, unless `labels` names them.
-    """
+    A class that is neither predicted nor there counts 0. Labels are those that occur, unless
+    `labels` names them."""
 
     features_taken = [_SEVERAL_LABELS, _ONE_LABEL]  # noqa: RUF012
 
@@ -97,7 +101,9 @@ class F1(_LocalMetric):
 
 
 class Matthews(_LocalMetric):
-    """Matthews' correlation of predicted and true labels, -1 to 1, as `matthews`; 0 where one side never varies."""
+    """Matthews' correlation of predicted and true labels, -1 to 1, as `matthews`; 0 where one side
+    never varies.
+    """
 
     features_taken = _ONE_LABEL
 
@@ -140,13 +146,15 @@ class Spearman(_LocalMetric):
 
 
 class EntityF1(_LocalMetric):
-    """Precision, recall and F1 of whole entities by seqeval, micro averages, and the accuracy of tags.
+    """Precision, recall and F1 of whole entities by seqeval, micro averages, and the accuracy of
+    tags.
 
-    Keys are `entity_precision`, `entity_recall`, `entity_f1` and `tag_accuracy`; tags are strings such as `B-person`.
+    Keys are `entity_precision`, `entity_recall`, `entity_f1` and `tag_accuracy`; tags are strings
+    such as `B-person`.
 
     Args:
-        scheme: IOB1, IOB2, IOE1, IOE2, IOBES or BILOU, which is then enforced; by default seqeval is lenient, as
-            conlleval is: an I- without its B- begins an entity.
+        scheme: IOB1, IOB2, IOE1, IOE2, IOBES or BILOU, which is then enforced; by default seqeval
+            is lenient, as conlleval is: an I- without its B- begins an entity.
     """
 
     features_taken = _TAGS
@@ -160,11 +168,13 @@ class EntityF1(_LocalMetric):
     ) -> dict[str, float]:
         scores = _module("seqeval.metrics")
         settings: dict[str, Any] = {"zero_division": 0}
+
         if self.scheme is not None:
             settings |= {
                 "mode": "strict",
                 "scheme": getattr(_module("seqeval.scheme"), self.scheme),
             }
+
         return {
             "entity_precision": float(scores.precision_score(references, predictions, **settings)),
             "entity_recall": float(scores.recall_score(references, predictions, **settings)),
@@ -176,11 +186,12 @@ class EntityF1(_LocalMetric):
 class _AnswerMetric(_LocalMetric):
     """Exact match and F1 of answers, in percent: the best of a question's references counts.
 
-    A prediction is `{"id", "prediction_text"}`, a reference `{"id", "answers": {"text", "answer_start"}}`; no text
-    means that there is no answer. They are matched by id.
+    A prediction is `{"id", "prediction_text"}`, a reference `{"id", "answers": {"text",
+    "answer_start"}}`; no text means that there is no answer. They are matched by id.
 
     Args:
-        with_probability: predictions also have a `no_answer_probability`, as evaluate.evaluator's; it is not used.
+        with_probability: predictions also have a `no_answer_probability`, as evaluate.evaluator's;
+            it is not used.
     """
 
     def __init__(self, *, with_probability: bool = False, **settings: Any) -> None:
@@ -194,6 +205,7 @@ class _AnswerMetric(_LocalMetric):
     ) -> dict[str, float]:
         given = {row["id"]: row["prediction_text"] for row in predictions}
         scores: list[tuple[bool, float, float]] = []
+
         for row in references:
             if row["id"] not in given:
                 raise ConfigError(
@@ -201,15 +213,18 @@ class _AnswerMetric(_LocalMetric):
                 )
             answers, text = list(row["answers"]["text"]), given[row["id"]]
             scores.append((bool(answers), *self._score(text, answers)))
+
         found = {
             "exact_match": _percent([s[1] for s in scores]),
             "answer_f1": _percent([s[2] for s in scores]),
         }
+
         if len({answerable for answerable, _, _ in scores}) == 2:
             for name, kind in (("answerable", True), ("unanswerable", False)):
                 part = [score for score in scores if score[0] is kind]
                 found |= {f"exact_match_{name}": _percent([score[1] for score in part])}
                 found |= {f"answer_f1_{name}": _percent([score[2] for score in part])}
+
         return found
 
     def score(self, text: str, answers: list[str]) -> tuple[float, float]:
@@ -221,12 +236,13 @@ class _AnswerMetric(_LocalMetric):
 
 
 class SquadAnswers(_AnswerMetric):
-    """Exact match and F1 of SQuAD, in percent, as `exact_match` and `answer_f1`; by the script of SQuAD 2.0.
+    """Exact match and F1 of SQuAD, in percent, as `exact_match` and `answer_f1`; by the script of
+    SQuAD 2.0.
 
-    Where questions have no answer too, also those of `..._answerable` and `..._unanswerable` ones. On questions with an
-    answer the numbers are those of SQuAD 1.1, whose script differs for answers of nothing but articles and punctuation.
-    Rajpurkar et al. 2016, arXiv:1606.05250; 2018, arXiv:1806.03822.
-    """
+    Where questions have no answer too, also those of `..._answerable` and `..._unanswerable` ones.
+    On questions with an answer the numbers are those of SQuAD 1.1, whose script differs for answers
+    of nothing but articles and punctuation. Rajpurkar et al. 2016, arXiv:1606.05250; 2018,
+    arXiv:1806.03822."""
 
     def _score(self, text: str, answers: list[str]) -> tuple[float, float]:
         golds = [answer for answer in answers if normalise_answer(answer)] or [""]
@@ -238,12 +254,13 @@ class SquadAnswers(_AnswerMetric):
 
 
 class CmrcAnswers(_AnswerMetric):
-    """Exact match and F1 of CMRC 2018 (Cui et al. 2019), in percent, as `exact_match` and `answer_f1`.
+    """Exact match and F1 of CMRC 2018 (Cui et al. 2019), in percent, as `exact_match` and
+    `answer_f1`.
 
-    F1 is by the longest common run of units: a Chinese character, or a word of other writing. Words are split by NLTK
-    as one sentence, which needs no download; the script of the benchmark cuts foreign text into sentences before, which
-    differs only where a full stop stands inside a foreign part.
-    """
+    F1 is by the longest common run of units: a Chinese character, or a word of other writing. Words
+    are split by NLTK as one sentence, which needs no download; the script of the benchmark cuts
+    foreign text into sentences before, which differs only where a full stop stands inside a foreign
+    part."""
 
     def _score(self, text: str, answers: list[str]) -> tuple[float, float]:
         exact = max(float(_without_marks(gold) == _without_marks(text)) for gold in answers or [""])
@@ -251,12 +268,15 @@ class CmrcAnswers(_AnswerMetric):
 
 
 def normalise_answer(text: str) -> str:
-    """Fold an answer as SQuAD's script does: lower case, no ASCII punctuation, no articles, single spaces."""
+    """Fold an answer as SQuAD's script does: lower case, no ASCII punctuation, no articles, single
+    spaces.
+    """
     plain = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
 
-# What CMRC's script takes for punctuation. It lists the ellipsis as two characters, which no single one equals.
+# What CMRC's script takes for punctuation. It lists the ellipsis as two characters, which no single
+# one equals.
 _CMRC_MARKS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 _CMRC_UNITS = re.compile("[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+")
 
@@ -269,12 +289,14 @@ def _cmrc_units(text: str) -> list[str]:
     """Split a text without its punctuation into Chinese characters and other words."""
     split = _module("nltk.tokenize").word_tokenize
     units: list[str] = []
+
     for part in _CMRC_UNITS.findall(_without_marks(text)):
         units += (
             [part]
             if len(part) == 1 and unicodedata.category(part) == "Lo"
             else split(part, preserve_line=True)
         )
+
     return units
 
 
@@ -287,7 +309,9 @@ def _bag_f1(gold: Sequence[str], found: Sequence[str]) -> float:
 
 
 def _run_f1(gold: Sequence[str], found: Sequence[str]) -> float:
-    """F1 of the longest run of units that both have; where both are empty, 1: no answer is what was wanted."""
+    """F1 of the longest run of units that both have; where both are empty, 1: no answer is what was
+    wanted.
+    """
     if not gold and not found:
         return 1.0
     shared = SequenceMatcher(None, gold, found, autojunk=False).find_longest_match().size

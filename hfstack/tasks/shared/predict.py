@@ -1,8 +1,8 @@
-"""Predict the rows of a file with a finished model: order kept, in constant memory, going on where it was stopped.
+"""Predict the rows of a file with a finished model: order kept, in constant memory, going on where
+it was stopped.
 
-A task is one function that loads the model and returns a `Predictor`: rows in, as many rows of answers out. The recipe
-`predict` has the table of tasks, by the model's architecture.
-"""
+A task is one function that loads the model and returns a `Predictor`: rows in, as many rows of
+answers out. The recipe `predict` has the table of tasks, by the model's architecture."""
 
 import hashlib
 import json
@@ -23,10 +23,11 @@ from hfstack.models.loading import not_found
 logger = get_logger(__name__)
 
 Predictor = Callable[[Sequence[dict[str, Any]], int], list[dict[str, Any]]]
-"""Takes some rows of the file and the number of the first, from 1; returns the answer to each, in order.
+"""Takes some rows of the file and the number of the first, from 1; returns the answer to each, in
+order.
 
-A row that cannot be read is a DataError with its number in the file, also when an interrupted call wrote those before.
-"""
+A row that cannot be read is a DataError with its number in the file, also when an interrupted call
+wrote those before. """
 
 _ADAPTER_TASKS = {
     "SEQ_CLS": "SequenceClassification",
@@ -37,7 +38,8 @@ _ADAPTER_TASKS = {
 
 
 def task_of(args: ModelConfig, tasks: Iterable[str]) -> str:
-    """Return which of `tasks` a model was trained for: the ending of its architecture's name, or its adapter's task.
+    """Return which of `tasks` a model was trained for: the ending of its architecture's name, or
+    its adapter's task.
 
     Raises:
         ConfigError: no model was named, or it was trained for none of them.
@@ -48,6 +50,7 @@ def task_of(args: ModelConfig, tasks: Iterable[str]) -> str:
         raise ConfigError(
             "--model_name_or_path is required: the output directory of a run, or a Hub id"
         )
+
     known = list(tasks)
     if (Path(name) / "adapter_config.json").is_file():
         kind = str(PeftConfig.from_pretrained(name).task_type)
@@ -58,9 +61,11 @@ def task_of(args: ModelConfig, tasks: Iterable[str]) -> str:
         except (OSError, ValueError) as error:
             raise CheckpointError(not_found("model", name, error)) from error
         found = list(config.architectures or [])
+
     for task in known:
         if any(architecture.endswith(task) for architecture in found):
             return task
+
     shown = ", ".join(found) or "no architecture"
     raise ConfigError(f"{name} is a model of {shown}; predict takes models for {', '.join(known)}")
 
@@ -74,10 +79,11 @@ def write_predictions(
     keep: Sequence[str] = (),
     window_rows: int = 1024,
 ) -> int:
-    """Write one line for each row to `path`, which is there when all of them are; return their number.
+    """Write one line for each row to `path`, which is there when all of them are; return their
+    number.
 
-    What has been written before an interruption is kept in a hidden file beside it and not predicted again, when
-    `identity` is the same.
+    What has been written before an interruption is kept in a hidden file beside it and not
+    predicted again, when `identity` is the same.
 
     Args:
         identity: what the predictions depend on: the content of model and data, and the settings.
@@ -85,20 +91,25 @@ def write_predictions(
         window_rows: rows that are in memory at once; a predictor may order them by length.
 
     Raises:
-        DataError: the file cannot be written, a kept column is missing, or there are fewer rows than were written.
+        DataError: the file cannot be written, a kept column is missing, or there are fewer rows
+            than were written.
     """
     digest = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
     begun = path.with_name(f".{path.name}.{digest}")
+
     for other in path.parent.glob(f".{path.name}.*"):
         if other != begun:
             other.unlink()
+
     done = _whole_lines(begun)
     if done:
         logger.info("%s: going on after %d rows", path, done)
+
     stream = iter(rows)
     if sum(1 for _ in islice(stream, done)) < done:
         raise DataError(f"{begun} has {done} predictions, more than there are rows; remove it")
     total = done
+
     try:
         with begun.open("a", encoding="utf-8", newline="\n") as file:
             while window := list(islice(stream, window_rows)):
@@ -110,10 +121,12 @@ def write_predictions(
                     line = {name: row[name] for name in keep} | answer
                     file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
                     total += 1
+
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+
     begun.replace(path)
     return total
 
@@ -121,7 +134,9 @@ def write_predictions(
 def by_length(
     rows: Sequence[Any], lengths: Sequence[int], score: Callable[[list[Any]], list[Any]], size: int
 ) -> list:
-    """Return `score` of the rows, in order, computed in batches of `size` of about one length, longest first."""
+    """Return `score` of the rows, in order, computed in batches of `size` of about one length,
+    longest first.
+    """
     order = sorted(range(len(rows)), key=lambda index: -lengths[index])
     found: list[Any] = [None] * len(rows)
     for first in range(0, len(order), size):
@@ -136,10 +151,12 @@ def _whole_lines(path: Path) -> int:
     if not path.is_file():
         return 0
     count = end = 0
+
     with path.open("rb+") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
             count, end = count + 1, end + len(line)
         file.truncate(end)
+
     return count

@@ -1,8 +1,8 @@
-"""Load a model for one task: a tag a token, the begin and end of an answer, or (finished) a text from a text.
+"""Load a model for one task: a tag a token, the begin and end of an answer, or (finished) a text
+from a text.
 
-What the finished model needs beside its weights to be used again is in a `task.json` beside them: of an adapter, which
-has no config.json of its own, the tags as well.
-"""
+What the finished model needs beside its weights to be used again is in a `task.json` beside them:
+of an adapter, which has no config.json of its own, the tags as well."""
 
 import json
 from dataclasses import replace
@@ -71,8 +71,8 @@ def load_with_head(
         attention_dropout: dropout of attention weights while training; None keeps the model's.
 
     Raises:
-        ConfigError: no model was named, the tokenizer does not fit, an adapter cannot be trained like that, or the
-            checkpoint has a head for other tags.
+        ConfigError: no model was named, the tokenizer does not fit, an adapter cannot be trained
+            like that, or the checkpoint has a head for other tags.
         CheckpointError: there is no model at that place.
     """
     check_adapter_flags(args)
@@ -86,7 +86,8 @@ def load_with_head(
 def load_finished(
     args: ModelConfig, task: Task
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Return a finished model or adapter in evaluation mode, its tokenizer, and what its `task.json` says ({} without).
+    """Return a finished model or adapter in evaluation mode, its tokenizer, and what its
+    `task.json` says ({} without).
 
     Raises:
         CheckpointError: there is no such model, or it was saved without its head.
@@ -94,6 +95,7 @@ def load_finished(
     name = args.model_name_or_path or ""
     if (Path(name) / ADAPTER_FILE).is_file():
         return _load_adapter(args, task, Path(name))
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
         model, report = _AUTO[task].from_pretrained(
@@ -104,10 +106,12 @@ def load_finished(
         raise CheckpointError(
             f"{name} holds no model that was trained for {task}: {cause}"
         ) from error
+
     if report["missing_keys"]:
         raise CheckpointError(
             f"{name} was saved without {', '.join(sorted(report['missing_keys'])[:3])}: train it"
         )
+
     return model.eval(), tokenizer, _read_task(Path(name)) or {}
 
 
@@ -121,7 +125,8 @@ def save_task(folder: Path, info: dict[str, Any]) -> None:
 def check_length(
     asked: int | None, config: Any, tokenizer: PreTrainedTokenizerBase, *, usual: int = 512
 ) -> int:
-    """Return the tokens of a window: what was asked for, or what model and tokenizer can read, at most `usual`.
+    """Return the tokens of a window: what was asked for, or what model and tokenizer can read, at
+    most `usual`.
 
     Raises:
         ConfigError: more was asked for than the model reads, or less than anything fits into.
@@ -130,12 +135,15 @@ def check_length(
         limit for limit in (context_length(config), tokenizer.model_max_length) if limit is not None
     ]
     longest = min(limits)
+
     if asked is None:
         return min(longest, usual)
+
     if asked > longest:
         raise ConfigError(
             f"--max_length {asked} is longer than the model's context: use --max_length {longest}"
         )
+
     if asked < 8:
         raise ConfigError(f"--max_length must be at least 8 tokens, got {asked}")
     return asked
@@ -152,17 +160,21 @@ def _load_base(
     """Return the model with its head, and the modules that were drawn anew."""
     name = args.model_name_or_path or ""
     config, config_file = read_config(args, tokenizer, purpose=_PURPOSES[task])
+
     if tags is not None:
         _check_tags(config, tags, name)
         config.num_labels = len(tags)
         config.id2label = dict(enumerate(tags))
         config.label2id = {tag: index for index, tag in enumerate(tags)}
+
     if attention_dropout is not None:
         set_attention_dropout(config, attention_dropout)
+
     model, new_modules = load_with_config(
         _AUTO[task], args, config, config_file, purpose=_PURPOSES[task]
     )
     check_vocabulary(model, tokenizer, name)
+
     if config_file is None:
         check_own_tokenizer(args, tokenizer, name)
     return model, new_modules
@@ -171,10 +183,13 @@ def _load_base(
 def _load_adapter(
     args: ModelConfig, task: Task, folder: Path
 ) -> tuple[PeftModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Load the base that an adapter names, with its head drawn anew, and the adapter with the trained head on it."""
+    """Load the base that an adapter names, with its head drawn anew, and the adapter with the
+    trained head on it.
+    """
     info = _read_task(folder)
     if info is None:
         raise CheckpointError(f"{folder} is an adapter without {TASK_FILE}: train it again")
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
@@ -197,12 +212,15 @@ def _read_task(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_tags(config: Any, tags: list[str], name: str) -> None:
-    """Refuse to go on from a tagger of other tags: its head would be thrown away, or mean something else."""
+    """Refuse to go on from a tagger of other tags: its head would be thrown away, or mean something
+    else.
+    """
     if not any(kind.endswith("ForTokenClassification") for kind in config.architectures or []):
         return
     own = [config.id2label[index] for index in range(config.num_labels)]
     if own != tags:
         raise ConfigError(
-            f"{name} is a tagger of {len(own)} tags ({', '.join(own[:5])}), the data has {len(tags)} "
+            f"{name} is a tagger of {len(own)} tags ({', '.join(own[:5])}), the data has "
+            f"{len(tags)} "
             f"({', '.join(tags[:5])}): name the model that it was made from"
         )

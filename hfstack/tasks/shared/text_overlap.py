@@ -1,11 +1,13 @@
-"""How much of the reference text stands in the generated text: BLEU, chrF and ROUGE, nothing fetched.
+"""How much of the reference text stands in the generated text: BLEU, chrF and ROUGE, nothing
+fetched.
 
-The numbers are those of sacrebleu (Post 2018, arXiv:1804.08771) and of rouge_score, Google's reimplementation of ROUGE
-(Lin 2004). Each is a local `evaluate.Metric`, to be used alone or through `evaluate.combine`.
+The numbers are those of sacrebleu (Post 2018, arXiv:1804.08771) and of rouge_score, Google's
+reimplementation of ROUGE (Lin 2004). Each is a local `evaluate.Metric`, to be used alone or through
+`evaluate.combine`.
 
-Text without spaces between its words, such as Chinese, is split into characters: BLEU with sacrebleu's `zh`, ROUGE with
-a tokenizer of ours, since rouge_score's own keeps nothing but a-z and 0-9 and would score every such text with 0.
-"""
+Text without spaces between its words, such as Chinese, is split into characters: BLEU with
+sacrebleu's `zh`, ROUGE with a tokenizer of ours, since rouge_score's own keeps nothing but a-z and
+0-9 and would score every such text with 0."""
 
 import importlib
 import importlib.metadata
@@ -30,7 +32,9 @@ _MANY = datasets.Sequence(datasets.Value("string"))
 
 
 class _OverlapMetric(evaluate.Metric):
-    """Base of the metrics of predictions and references; a prediction has one reference, or a list of them."""
+    """Base of the metrics of predictions and references; a prediction has one reference, or a list
+    of them.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         one = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
@@ -61,7 +65,9 @@ class Bleu(_OverlapMetric):
 
 
 class Chrf(_OverlapMetric):
-    """Corpus chrF of sacrebleu, an F-score of character 6-grams (Popović 2015), 0 to 100, as `chrf`."""
+    """Corpus chrF of sacrebleu, an F-score of character 6-grams (Popović 2015), 0 to 100, as
+    `chrf`.
+    """
 
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **_: Any
@@ -74,7 +80,9 @@ class Chrf(_OverlapMetric):
 
 
 class Rouge(_OverlapMetric):
-    """Mean ROUGE F-scores, 0 to 1, as `rouge1`, `rouge2`, `rougeL` and `rougeLsum`; the best reference counts."""
+    """Mean ROUGE F-scores, 0 to 1, as `rouge1`, `rouge2`, `rougeL` and `rougeLsum`; the best
+    reference counts.
+    """
 
     def __init__(self, writing: Writing = "spaced", **settings: Any) -> None:
         self.writing = writing
@@ -89,6 +97,7 @@ class Rouge(_OverlapMetric):
             scorer.score_multi(_listed(reference), prediction)
             for prediction, reference in zip(predictions, references, strict=True)
         ]
+
         return {
             kind: sum(score[kind].fmeasure for score in scores) / len(scores)
             for kind in ROUGE_KINDS
@@ -106,7 +115,8 @@ class _Characters:
 def text_overlap(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]]
 ) -> dict[str, float]:
-    """Return bleu, chrf and the ROUGE scores of generated texts; the references' writing chooses how they are split.
+    """Return bleu, chrf and the ROUGE scores of generated texts; the references' writing chooses
+    how they are split.
 
     Raises:
         DataError: there is nothing to compare, or not as many of one as of the other.
@@ -125,7 +135,8 @@ def text_overlap(
 def signatures(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]]
 ) -> dict[str, str]:
-    """Return how `text_overlap` computes each score of these texts; what BLEU and chrF need to be comparable.
+    """Return how `text_overlap` computes each score of these texts; what BLEU and chrF need to be
+    comparable.
 
     Those of bleu and chrf are sacrebleu's own signatures.
 
@@ -136,14 +147,15 @@ def signatures(
     writing = writing_of([text for reference in references for text in _listed(reference)])
     streams = _by_position(references)
     found: dict[str, str] = {}
+
     for name, metric in {
         "bleu": sacrebleu.BLEU(tokenize=_BLEU_TOKENIZER[writing]),
         "chrf": sacrebleu.CHRF(),
     }.items():
-        metric.corpus_score(
-            list(predictions), streams
-        )  # the signature says how many references there are
+        # the signature says how many references there are
+        metric.corpus_score(list(predictions), streams)
         found[name] = str(metric.get_signature())
+
     _module("rouge_score.rouge_scorer")
     split = "characters" if writing == "chinese" else "words of a-z and 0-9"
     version = importlib.metadata.version("rouge_score")
@@ -162,12 +174,13 @@ def bleu_interval(
     """
     writing = writing_of([text for reference in references for text in _listed(reference)])
     metric = _module("sacrebleu").BLEU(tokenize=_BLEU_TOKENIZER[writing], effective_order=True)
-    counts: list[
-        list[int]
-    ] = []  # of a text: right and all n-grams of 1 to 4 words, its length and its reference's
+
+    # of a text: right and all n-grams of 1 to 4 words, its length and its reference's
+    counts: list[list[int]] = []
     for text, reference in zip(predictions, references, strict=True):
         score = metric.sentence_score(text, _listed(reference))
         counts.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
+
     table = numpy.array(counts)  # (texts, 10)
 
     def bleu(rows: numpy.ndarray[Any, Any]) -> dict[str, float]:
@@ -193,7 +206,9 @@ def _listed(reference: str | Sequence[str]) -> list[str]:
 
 
 def _by_position(references: Sequence[str | Sequence[str]]) -> list[list[str | None]]:
-    """Turn references per text into sacrebleu's streams: all first references, all second ones, and so on."""
+    """Turn references per text into sacrebleu's streams: all first references, all second ones, and
+    so on.
+    """
     listed = [_listed(reference) for reference in references]
     width = max(map(len, listed))
     return [

@@ -1,7 +1,8 @@
 """Sentences of words with a tag each, and what a token classifier reads of them.
 
-A word may be several tokens. Its tag stands at the first of them, the others are not scored (-100), or carry it too. A
-sentence that is longer than the model reads is cut between words into windows, so that every word is read.
+A word may be several tokens. Its tag stands at the first of them, the others are not scored (-100),
+or carry it too. A sentence that is longer than the model reads is cut between words into windows,
+so that every word is read.
 
 Legend: N windows, T tokens of a window, B windows of a batch.
 """
@@ -57,22 +58,28 @@ def read_sentences(
 ) -> list[Sentence]:
     """Return the sentences of a split, tags by name.
 
-    Tags are names or numbers; the names of numbers are those that the column declares, or `tag_names` in order.
+    Tags are names or numbers; the names of numbers are those that the column declares, or
+    `tag_names` in order.
 
     Raises:
-        DataError: a column is missing, a row has no word, other than one tag a word, or a tag that has no name.
+        DataError: a column is missing, a row has no word, other than one tag a word, or a tag that
+            has no name.
     """
     found = rows.column_names
     if tags_column is None:
         tags_column = next((column for column in _USUAL_COLUMNS if column in found), None)
+
     if tokens_column not in found or tags_column is None or tags_column not in found:
         raise DataError(
             f"{name}: tagging needs a column of words ({tokens_column!r}) and one of tags "
-            f"({tags_column or 'tags or ner_tags'}), found {', '.join(found)}; set --tokens_column and --tags_column"
+            f"({tags_column or 'tags or ner_tags'}), found {', '.join(found)}; set "
+            "--tokens_column and --tags_column"
         )
+
     inner: Any = getattr(rows.features[tags_column], "feature", None)
     names = list(inner.names) if isinstance(inner, ClassLabel) else list(tag_names)
     sentences = []
+
     for number, (words, tags) in enumerate(
         zip(rows[tokens_column], rows[tags_column], strict=True), 1
     ):
@@ -81,13 +88,17 @@ def read_sentences(
         if not isinstance(tags, list) or len(tags) != len(checked):
             count = len(tags) if isinstance(tags, list) else "no list of"
             raise DataError(f"{place}: {len(checked)} words but {count} tags; each word needs one")
+
         kinds = {type(tag) for tag in tags}
         if len(kinds) > 1 or not kinds <= {str, int}:
             shown = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise DataError(
-                f"{place}: column {tags_column!r} holds {shown}; write all tags as names, or as numbers"
+                f"{place}: column {tags_column!r} holds {shown}; write all tags as names, or as "
+                "numbers"
             )
+
         sentences.append(Sentence(checked, [_tag_name(tag, names, place) for tag in tags]))
+
     return sentences
 
 
@@ -105,14 +116,18 @@ def _tag_name(tag: str | int, names: Sequence[str], place: str) -> str:
         if names and tag not in names:
             raise DataError(f"{place}: the tag {tag!r} is none of {', '.join(names[:10])}")
         return tag
+
     if not names:
         raise DataError(
-            f"{place}: tags are numbers without names; name them in order with --tag_names O B-person ..."
+            f"{place}: tags are numbers without names; name them in order with --tag_names O "
+            "B-person ..."
         )
+
     if not 0 <= tag < len(names):
         raise DataError(
             f"{place}: tag {tag} is outside of the {len(names)} names {', '.join(names[:10])}"
         )
+
     return names[tag]
 
 
@@ -133,14 +148,17 @@ def tag_set(sentences: Sequence[Sentence], tag_names: Sequence[str] = ()) -> lis
 
 
 def is_entity_scheme(names: Sequence[str]) -> bool:
-    """Whether tags mark where entities begin and go on (B-person, I-person, O), so that whole ones can be scored."""
+    """Whether tags mark where entities begin and go on (B-person, I-person, O), so that whole ones
+    can be scored.
+    """
     return "O" in names and len(names) > 1 and all(_ENTITY_TAG.fullmatch(name) for name in names)
 
 
 def check_tags(
     sentences: list[Sentence], names: Sequence[str], *, bad_tags: BadTags, name: str
 ) -> list[Sentence]:
-    """Refuse, repair or keep what no tagger should learn: a tag outside of the set, an I- without its B- before it.
+    """Refuse, repair or keep what no tagger should learn: a tag outside of the set, an I- without
+    its B- before it.
 
     Raises:
         ConfigError: `bad_tags` is no such way.
@@ -150,30 +168,38 @@ def check_tags(
         raise ConfigError(
             f"--bad_tags is {bad_tags!r}: choose one of {', '.join(get_args(BadTags))}"
         )
+
     known, faults, first = set(names), 0, ""
     begins_and_insides = all(
         tag == "O" or tag[:2] in ("B-", "I-") for tag in names
     ) and is_entity_scheme(names)
     mended = []
+
     for number, sentence in enumerate(sentences, 1):
         tags = list(sentence.tags)
         for index, tag in enumerate(tags):
             if tag not in known:
                 raise DataError(
-                    f"{name} row {number}: the tag {tag!r} is none of the train rows', {', '.join(names)}"
+                    f"{name} row {number}: the tag {tag!r} is none of the train rows', "
+                    f"{', '.join(names)}"
                 )
+
             before = tags[index - 1] if index else "O"
             if begins_and_insides and tag.startswith("I-") and before[2:] != tag[2:]:
                 faults += 1
                 first = first or f"{tag} after {before} at word {index + 1} of row {number}"
                 if bad_tags == "repair" and f"B-{tag[2:]}" in known:
                     tags[index] = f"B-{tag[2:]}"
+
         mended.append(Sentence(sentence.words, tags))
+
     if faults and bad_tags == "fail":
         raise DataError(
-            f"{name}: {faults} entities begin with I- instead of B-, first {first}; --bad_tags repair makes them B-, "
+            f"{name}: {faults} entities begin with I- instead of B-, first {first}; --bad_tags "
+            "repair makes them B-, "
             "keep leaves them"
         )
+
     if faults:
         logger.warning(
             "%s: %d entities begin with I-, first %s: %sed",
@@ -182,6 +208,7 @@ def check_tags(
             first,
             bad_tags.removesuffix("e"),
         )
+
     return mended if bad_tags == "repair" else sentences
 
 
@@ -194,7 +221,8 @@ def encode_sentences(
     label_pieces: LabelPieces = "first",
     name: str = "rows",
 ) -> list[Window]:
-    """Cut sentences into windows of at most `max_length` tokens, special ones included, and label their tokens.
+    """Cut sentences into windows of at most `max_length` tokens, special ones included, and label
+    their tokens.
 
     Args:
         tag_ids: the id of each tag; None leaves every label at -100.
@@ -207,27 +235,34 @@ def encode_sentences(
         raise ConfigError(
             f"--label_pieces is {label_pieces!r}: choose one of {', '.join(get_args(LabelPieces))}"
         )
+
     if not tokenizer.is_fast:
         raise ConfigError(
-            f"{tokenizer.name_or_path}: words cannot be found again in its tokens; use a fast tokenizer"
+            f"{tokenizer.name_or_path}: words cannot be found again in its tokens; use a fast "
+            "tokenizer"
         )
+
     before, after = surrounding_tokens(tokenizer)
     space = word_prefix(tokenizer)
     room = max_length - len(before) - len(after)
     windows: list[Window] = []
     split = 0
+
     for number, sentence in enumerate(sentences):
         words = [f"{space}{word}" for word in sentence.words]
         encoded = tokenizer(
             words, is_split_into_words=True, add_special_tokens=False, verbose=False
         )
         pieces: list[list[int]] = [[] for _ in words]
+
         for token, word in zip(
             cast(list[int], encoded["input_ids"]), encoded.word_ids(), strict=True
         ):
             pieces[cast(int, word)].append(token)
+
         parts = _parts([piece[:room] for piece in pieces], room)
         split += len(parts) > 1
+
         for part in parts:
             ids, starts, labels = [], [], []
             for word in part:
@@ -235,6 +270,7 @@ def encode_sentences(
                 count = len(pieces[word][:room])
                 starts += [word, *[-1] * (count - 1)]
                 labels += _piece_labels(sentence, word, count, tag_ids, label_pieces)
+
             outside = [-1] * len(before), [-1] * len(after)
             unscored = [_IGNORED_LABEL] * len(before), [_IGNORED_LABEL] * len(after)
             windows.append(
@@ -245,16 +281,21 @@ def encode_sentences(
                     [*unscored[0], *labels, *unscored[1]],
                 )
             )
+
     if split:
         logger.info("%s: %d of %d sentences are longer than %d tokens: cut between words", name, split,
                     len(sentences), max_length)  # fmt: skip
+
     return windows
 
 
 def _parts(pieces: Sequence[Sequence[int]], room: int) -> list[list[int]]:
-    """Group the words of a sentence, as they come, so that the tokens of each group fit; wordless tokens go nowhere."""
+    """Group the words of a sentence, as they come, so that the tokens of each group fit; wordless
+    tokens go nowhere.
+    """
     parts: list[list[int]] = [[]]
     used = 0
+
     for word, tokens in enumerate(pieces):
         if not tokens:
             continue
@@ -263,6 +304,7 @@ def _parts(pieces: Sequence[Sequence[int]], room: int) -> list[list[int]]:
             used = 0
         parts[-1].append(word)
         used += len(tokens)
+
     return parts
 
 
@@ -294,7 +336,9 @@ def surrounding_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], l
 
 
 def word_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what must stand before a word given alone: the space of which byte-level tokenizers make part of it."""
+    """Return what must stand before a word given alone: the space of which byte-level tokenizers
+    make part of it.
+    """
     alone, second = tokenizer.tokenize("a")[0], tokenizer.tokenize("a a")[-1]
     return " " if alone != second and not second.startswith("##") else ""
 
@@ -311,7 +355,9 @@ def collate_windows(
 
 
 def as_dataset(windows: Sequence[Window]) -> Dataset:
-    """Return what the Trainer reads: `input_ids`, `labels`, and `length` by which windows are batched."""
+    """Return what the Trainer reads: `input_ids`, `labels`, and `length` by which windows are
+    batched.
+    """
     return Dataset.from_dict(
         {
             "input_ids": [window.input_ids for window in windows],

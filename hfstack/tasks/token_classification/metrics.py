@@ -1,4 +1,5 @@
-"""What a tagger says of words, and how right it is: whole entities by seqeval, tags, and the naive baselines beside.
+"""What a tagger says of words, and how right it is: whole entities by seqeval, tags, and the naive
+baselines beside.
 
 Legend: N windows, T tokens of the longest, L tags.
 """
@@ -41,7 +42,8 @@ def word_tags(
 ) -> list[list[str]]:
     """Return the tag of each word of each sentence: what was chosen at its first token.
 
-    A word that has no token (a control character, for example) gets O, or the first tag where there is no O.
+    A word that has no token (a control character, for example) gets O, or the first tag where there
+    is no O.
 
     Args:
         choices: the chosen tag's id at each token, N rows of at least T.
@@ -56,9 +58,12 @@ def word_tags(
 
 
 def entities(tags: Sequence[str]) -> list[Entity]:
-    """Return the entities of a row of tags as conlleval reads them: an I- without its B- begins one."""
+    """Return the entities of a row of tags as conlleval reads them: an I- without its B- begins
+    one.
+    """
     found: list[Entity] = []
     kind, begin = None, 0
+
     for index, tag in enumerate([*tags, "O"]):
         prefix, _, own = tag.partition("-")
         before = tags[index - 1].partition("-")[0] if index else "O"
@@ -68,11 +73,14 @@ def entities(tags: Sequence[str]) -> list[Entity]:
             kind = None
         if prefix != "O" and kind is None:
             kind, begin = own, index
+
     return found
 
 
 def metric_names(names: Sequence[str]) -> list[str]:
-    """Return what `tag_metrics` measures of these tags, as names by which a best model can be chosen."""
+    """Return what `tag_metrics` measures of these tags, as names by which a best model can be
+    chosen.
+    """
     whole = ["entity_f1", "entity_precision", "entity_recall"]
     return [*(whole if is_entity_scheme(names) else ["tag_f1_macro"]), "tag_accuracy"]
 
@@ -80,16 +88,20 @@ def metric_names(names: Sequence[str]) -> list[str]:
 def tag_metrics(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Return entity precision, recall and F1 with the accuracy of tags; of other tags accuracy and macro F1."""
+    """Return entity precision, recall and F1 with the accuracy of tags; of other tags accuracy and
+    macro F1.
+    """
     names = sorted({tag for tags in [*gold, *predicted] for tag in tags})
     if is_entity_scheme([*names, "O"]):
         found = EntityF1().compute(references=list(gold), predictions=list(predicted)) or {}
         return {name: float(value) for name, value in found.items()}
+
     ids = {name: index for index, name in enumerate(names)}
     columns: dict[str, list[Any]] = {
         "references": [ids[tag] for tags in gold for tag in tags],
         "predictions": [ids[tag] for tags in predicted for tag in tags],
     }
+
     score = F1("macro").compute(**columns) or {}
     right = sum(a == b for a, b in zip(columns["references"], columns["predictions"], strict=True))
     return {
@@ -101,20 +113,25 @@ def tag_metrics(
 def type_table(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return a table's columns and rows: precision, recall, F1 and how many there are, by type of entity, or tag."""
+    """Return a table's columns and rows: precision, recall, F1 and how many there are, by type of
+    entity, or tag.
+    """
     names = {"O", *(tag for tags in [*gold, *predicted] for tag in tags)}
     units = entities if is_entity_scheme(sorted(names)) else _each_tag
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])  # right, predicted, there
+
     for truth, guess in zip(gold, predicted, strict=True):
         wanted, given = set(units(truth)), set(units(guess))
         for place, group in enumerate((wanted & given, given, wanted)):
             for kind, _, _ in group:
                 counts[kind][place] += 1
+
     rows = []
     for kind in sorted(counts):
         right, given, there = counts[kind]
         precision, recall, f1 = _scores(right, given, there)
         rows.append([kind, round(precision, 4), round(recall, 4), round(f1, 4), there])
+
     return ["type", "precision", "recall", "F1", "count"], rows
 
 
@@ -125,7 +142,9 @@ def _each_tag(tags: Sequence[str]) -> list[Entity]:
 def beside_baseline(
     train: Sequence[Sentence], rows: Sequence[Sentence], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Return the scores of the naive tagger on the same rows as `baseline_...`, and the interval of entity F1."""
+    """Return the scores of the naive tagger on the same rows as `baseline_...`, and the interval of
+    entity F1.
+    """
     gold = [sentence.tags for sentence in rows]
     found = {
         f"baseline_{name}": value
@@ -150,6 +169,7 @@ def f1_interval(
             for truth, guess in zip(gold, predicted, strict=True)
         ]
     )
+
     found = bootstrap_intervals(
         lambda rows: {"f1": _scores(*counts[rows].sum(0).tolist())[2]}, len(counts), seed=seed
     )
@@ -173,7 +193,9 @@ def write_tagged(
 
 
 def baseline_tags(train: Sequence[Sentence], rows: Sequence[Sentence]) -> list[list[str]]:
-    """Tag each word as it mostly is in the train rows, wherever it stands; new words get the commonest tag."""
+    """Tag each word as it mostly is in the train rows, wherever it stands; new words get the
+    commonest tag.
+    """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for sentence in train:
         for word, tag in zip(sentence.words, sentence.tags, strict=True):
@@ -187,16 +209,17 @@ def baseline_tags(train: Sequence[Sentence], rows: Sequence[Sentence]) -> list[l
 def tag_probabilities(
     model: torch.nn.Module, windows: Sequence[Window], *, pad_token_id: int, batch_size: int = 32
 ) -> list[numpy.ndarray[Any, Any]]:
-    """Return the probabilities of the tags, (T, L) for each window, in order, computed in batches of one length."""
+    """Return the probabilities of the tags, (T, L) for each window, in order, computed in batches
+    of one length.
+    """
     device = next(model.parameters()).device
 
     def score(batch: list[Window]) -> list[Any]:
         rows = [{"input_ids": window.input_ids, "labels": window.labels} for window in batch]
         inputs = collate_windows(rows, pad_token_id=pad_token_id)
         inputs.pop("labels")
-        logits = model(
-            **{name: tensor.to(device) for name, tensor in inputs.items()}
-        ).logits  # (B, T, L)
+        # (B, T, L)
+        logits = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
         chance = logits.float().softmax(-1).cpu().numpy()
         return [chance[row, : len(window.input_ids)] for row, window in enumerate(batch)]
 
@@ -210,12 +233,14 @@ def load_tag_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a finished tagger and return what answers rows: the tag of each word, and the entities with probabilities.
+    """Load a finished tagger and return what answers rows: the tag of each word, and the entities
+    with probabilities.
 
     The text of a row is a list of words, or one text, which is split at white space.
 
     Args:
-        columns: of the text; the second is not used. None for the one that the model was trained on.
+        columns: of the text; the second is not used. None for the one that the model was trained
+            on.
         max_length: tokens of a window; longer texts are cut between words.
 
     Raises:
@@ -228,6 +253,7 @@ def load_tag_predictor(
     column = columns[0] or info.get("tokens_column", "tokens")
     config: Any = model.config
     names = [config.id2label[index] for index in range(config.num_labels)]
+
     pad = padding_id(tokenizer)
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
@@ -235,10 +261,12 @@ def load_tag_predictor(
         for number, row in enumerate(rows, first_row):
             if column not in row:
                 raise DataError(
-                    f"row {number} has no column {column!r}, found {', '.join(row)}; set --text_column"
+                    f"row {number} has no column {column!r}, found {', '.join(row)}; set "
+                    "--text_column"
                 )
             words = row[column].split() if isinstance(row[column], str) else row[column]
             sentences.append(Sentence(check_words(words, place=f"row {number}", column=column), []))
+
         windows = encode_sentences(sentences, tokenizer, max_length=limit)
         chance = tag_probabilities(model, windows, pad_token_id=pad, batch_size=batch_size)
         return _answers(sentences, windows, chance, names)
@@ -252,13 +280,17 @@ def _answers(
     chance: Sequence[numpy.ndarray[Any, Any]],
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Return words, tags and entities of each sentence; an entity's probability is the mean of its words' tags."""
+    """Return words, tags and entities of each sentence; an entity's probability is the mean of its
+    words' tags.
+    """
     tags = word_tags([rows.argmax(-1).tolist() for rows in chance], windows, sentences, names)
     certain = [[0.0] * len(sentence.words) for sentence in sentences]
+
     for window, rows in zip(windows, chance, strict=True):
         for word, row in zip(window.words, rows, strict=True):
             if word >= 0:
                 certain[window.sentence][word] = float(row.max())
+
     answers = []
     for sentence, own, sure in zip(sentences, tags, certain, strict=True):
         spans = [
@@ -271,5 +303,7 @@ def _answers(
             }
             for kind, begin, end in (entities(own) if is_entity_scheme(names) else [])
         ]
+
         answers.append({"words": sentence.words, "tags": own, "entities": spans})
+
     return answers

@@ -1,11 +1,12 @@
 """Actor and critic in one module: a policy, a value for each token, and one forward pass for both.
 
-One module means one `accelerator.prepare`, one DDP or FSDP2 engine and one optimizer. Only positions that are scored go
-through the output head, and sequences are padded on the right, so that causal attention needs no mask and positions are
-what they would be alone: padding changes no log-probability, whatever kind of positions the model has.
+One module means one `accelerator.prepare`, one DDP or FSDP2 engine and one optimizer. Only
+positions that are scored go through the output head, and sequences are padded on the right, so that
+causal attention needs no mask and positions are what they would be alone: padding changes no
+log-probability, whatever kind of positions the model has.
 
-Legend: b rows, L tokens of the longest one (prompt and completion), n scored tokens, d hidden size, V vocabulary.
-"""
+Legend: b rows, L tokens of the longest one (prompt and completion), n scored tokens, d hidden size,
+V vocabulary."""
 
 import contextlib
 import functools
@@ -28,11 +29,14 @@ CRITICS = ("shared", "separate", "adapter")
 CRITIC_ADAPTER = "critic"
 REFERENCE_ADAPTER = "ref"
 _AHEAD_TOLERANCE = 0.1  # of the largest logit: another length rounds otherwise in 16 bits
-_PROBE_TOLERANCE = 1e-3  # of the largest logit: rounding is below it in fp32, and 16-bit heads run the same product
+# of the largest logit: rounding is below it in fp32, and 16-bit heads run the same product
+_PROBE_TOLERANCE = 1e-3
 
 
 class TokenScores(NamedTuple):
-    """What a forward pass says about the scored tokens, (n,) each in fp32; None where it was not asked for."""
+    """What a forward pass says about the scored tokens, (n,) each in fp32; None where it was not
+    asked for.
+    """
 
     log_probs: Tensor | None
     values: Tensor | None
@@ -43,24 +47,24 @@ class Decoded(NamedTuple):
     """One step of decoding."""
 
     logits: Tensor  # (b, V) fp32, of the next token
-    values: (
-        Tensor | None
-    )  # (b,) fp32, of the state before the next token; a shared trunk gives them for free
+    # (b,) fp32, of the state before the next token; a shared trunk gives them for free
+    values: Tensor | None
     cache: Cache
 
 
 @contextlib.contextmanager
 def peft_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Let the layers of a PEFT model use one adapter, or none (None), inside the block; `requires_grad` stays as it is.
+    """Let the layers of a PEFT model use one adapter, or none (None), inside the block;
+    `requires_grad` stays as it is.
 
-    PEFT's own `set_adapter` and `disable_adapter` switch `requires_grad` too, after which training goes on without
-    training anything (huggingface/trl#6700).
-    """
+    PEFT's own `set_adapter` and `disable_adapter` switch `requires_grad` too, after which training
+    goes on without training anything (huggingface/trl#6700)."""
     layers: list[Any] = [
         module
         for module in model.modules()
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)
     ]
+
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     try:
         for layer in layers:
@@ -77,18 +81,21 @@ class ActorCritic(nn.Module):
     """A causal language model with a value head on one of three trunks.
 
     Args:
-        policy: a causal language model, or a PEFT model around one, whose active adapter is trained.
-        critic: "shared" reads values from the policy's own hidden states, "adapter" from those of a second adapter
-            (named "critic", added before) on the same weights, "separate" from `backbone`.
+        policy: a causal language model, or a PEFT model around one, whose active adapter is
+            trained.
+        critic: "shared" reads values from the policy's own hidden states, "adapter" from those of a
+            second adapter (named "critic", added before) on the same weights, "separate" from
+            `backbone`.
         backbone: the separate critic's transformer without a head.
         head: the value head to begin with, such as a reward model's; None for a new one.
         head_init_std: spread of a new head's weights; 0 makes every first value 0.
         detach_value: keep the value's gradient out of a shared trunk.
-        reference_adapter: the frozen adapter that is the reference of an adapter that was trained before; None when the
-            reference is the policy without adapters.
+        reference_adapter: the frozen adapter that is the reference of an adapter that was trained
+            before; None when the reference is the policy without adapters.
 
     Raises:
-        ConfigError: the policy has no output head, or its logits are not its head's product of the last hidden state.
+        ConfigError: the policy has no output head, or its logits are not its head's product of the
+            last hidden state.
     """
 
     main_input_name = "input_ids"
@@ -110,21 +117,26 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.critic = backbone
         self.critic_kind = critic
+
         self.detach_value = detach_value
         self.is_peft = isinstance(policy, PeftModel)
         self.policy_adapter = _active_adapter(policy) if isinstance(policy, PeftModel) else None
         self.reference_adapter = reference_adapter
+
         if self.base.get_output_embeddings() is None or self.base.base_model is self.base:
             raise ConfigError(
-                f"{type(self.base).__name__} has no language-model head, so it cannot write: name a causal language "
+                f"{type(self.base).__name__} has no language-model head, so it cannot write: name "
+                "a causal language "
                 "model"
             )
+
         source = backbone if backbone is not None else self.base
         self.v_head = (
             head
             if head is not None
             else _new_head(source.config.get_text_config().hidden_size, head_init_std)
         )
+
         self.v_head.to(dtype=torch.float32, device=self.base.device)
         self.config = self.base.config
         splits = [
@@ -132,9 +144,9 @@ class ActorCritic(nn.Module):
             for one in (self.base, backbone)
             if one is not None
         ]
-        self._no_split_modules = sorted(
-            {name for names in splits for name in names}
-        )  # what FSDP wraps
+
+        # what FSDP wraps
+        self._no_split_modules = sorted({name for names in splits for name in names})
 
     @property
     def base(self) -> PreTrainedModel:
@@ -172,7 +184,8 @@ class ActorCritic(nn.Module):
 
         Args:
             input_ids: (b, L), prompts with their completions, padded on the right.
-            positions: (n,), indices into the flat (b * L) tokens: the position before each scored token.
+            positions: (n,), indices into the flat (b * L) tokens: the position before each scored
+                token.
             targets: (n,), the scored tokens.
             wanted: which of "log_probs", "values", "entropies".
             temperature: of the distribution that the tokens were sampled from.
@@ -193,16 +206,19 @@ class ActorCritic(nn.Module):
                         temperature=temperature,
                         with_entropy="entropies" in wanted,
                     )
+
             if shares_trunk:
                 values = self._value(
                     hidden.detach() if detach_value or self.detach_value else hidden
                 )
+
         if self.critic_kind == "separate" and "values" in wanted:
             assert self.critic is not None
             values = self._value(self._hidden(self.critic, input_ids, positions))
         elif self.critic_kind == "adapter" and "values" in wanted:
             with peft_adapter(self.policy, CRITIC_ADAPTER):
                 values = self._value(self._hidden(self.base.base_model, input_ids, positions))
+
         return TokenScores(log_probs, values, entropies)
 
     def decode_step(
@@ -216,8 +232,8 @@ class ActorCritic(nn.Module):
     ) -> Decoded:
         """Read tokens behind what the cache holds and return the logits of the next one.
 
-        Engines call this method only, never a submodule: under FSDP2 it is registered as a forward method, so that the
-        weights are gathered.
+        Engines call this method only, never a submodule: under FSDP2 it is registered as a forward
+        method, so that the weights are gathered.
 
         Args:
             input_ids: (b, t) new tokens; prompts are padded on the left here.
@@ -233,6 +249,7 @@ class ActorCritic(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
+
         hidden = outputs.last_hidden_state[:, -1]  # (b, d)
         values = self._value(hidden) if with_values and self.critic_kind == "shared" else None
         return Decoded(self._logits(hidden).float(), values, outputs.past_key_values)
@@ -243,14 +260,19 @@ class ActorCritic(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Recompute activations in the backward pass, each layer with the adapter that its forward pass had."""
+        """Recompute activations in the backward pass, each layer with the adapter that its forward
+        pass had.
+        """
         kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         if kwargs["use_reentrant"]:
             raise ConfigError(
-                "--activation_checkpointing_kwargs use_reentrant true does not work with PPO: leave it out"
+                "--activation_checkpointing_kwargs use_reentrant true does not work with PPO: "
+                "leave it out"
             )
+
         if self.is_peft:
             kwargs["context_fn"] = functools.partial(_remember_adapter, self.policy)
+
         for model in (self.base, self.critic):
             if model is not None:
                 own = (
@@ -261,26 +283,31 @@ class ActorCritic(nn.Module):
                 model.activation_checkpointing_enable(own, every_n_layers, offload)
 
     def check_head(self) -> None:
-        """Refuse a policy that reads ahead, or whose logits are more than its head's product of the last hidden state.
+        """Refuse a policy that reads ahead, or whose logits are more than its head's product of the
+        last hidden state.
 
-        Raises ConfigError: such a model cannot write, or scales or caps its logits in a way that is not known here.
-        """
+        Raises ConfigError: such a model cannot write, or scales or caps its logits in a way that is
+        not known here."""
         name, training = type(self.base).__name__, self.base.training
         self.base.eval()  # or dropout would tell the passes apart
         ids = torch.arange(4, device=self.device)[None]  # (1, 4)
+
         with torch.no_grad():
             expected = self.base(input_ids=ids).logits.float()
             found = self._logits(self.base.base_model(input_ids=ids).last_hidden_state).float()
             begun = self.base(input_ids=ids[:, :2]).logits.float()
+
         self.base.train(training)
         largest = float(expected.abs().max())
         if not torch.allclose(begun, expected[:, :2], atol=_AHEAD_TOLERANCE * largest, rtol=0):
             raise ConfigError(
                 f"{name} reads in both directions, so it cannot write: name a causal language model"
             )
+
         if not torch.allclose(found, expected, atol=_PROBE_TOLERANCE * largest, rtol=0):
             raise ConfigError(
-                f"the logits of {name} are not its output embedding times its last hidden state, which PPO here takes "
+                f"the logits of {name} are not its output embedding times its last hidden state, "
+                "which PPO here takes "
                 "for granted: use another model"
             )
 
@@ -297,12 +324,16 @@ class ActorCritic(nn.Module):
         return contextlib.nullcontext()  # the policy's adapter is the active one
 
     def _hidden(self, backbone: nn.Module, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """The last hidden states (n, d) of the given flat positions; causal attention needs no mask for them."""
+        """The last hidden states (n, d) of the given flat positions; causal attention needs no mask
+        for them.
+        """
         hidden = backbone(input_ids=input_ids, use_cache=False).last_hidden_state  # (b, L, d)
         return hidden.flatten(0, 1).index_select(0, positions)
 
     def _value(self, hidden: Tensor) -> Tensor:
-        """(n,) from (n, d), in fp32 even under autocast: 8 bits of mantissa would round returns near 1 by 0.004."""
+        """(n,) from (n, d), in fp32 even under autocast: 8 bits of mantissa would round returns
+        near 1 by 0.004.
+        """
         with torch.autocast(hidden.device.type, enabled=False):
             return self.v_head(hidden.float())[:, 0]
 
@@ -314,9 +345,9 @@ class ActorCritic(nn.Module):
             hidden = self.base.get_submodule(between)(hidden)
         head = cast(Callable[[Tensor], Tensor], self.base.get_output_embeddings())
         logits = head(hidden)
-        cap = getattr(
-            config, "final_logit_softcapping", None
-        )  # Gemma 2 (Riviere et al. 2024, section 2)
+
+        # Gemma 2 (Riviere et al. 2024, section 2)
+        cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
@@ -330,20 +361,27 @@ def _new_head(hidden_size: int, std: float) -> nn.Linear:
 
 
 def _active_adapter(policy: PeftModel) -> str:
-    """The one adapter that is trained; raises ConfigError when several are active at once, or none is layered."""
+    """The one adapter that is trained; raises ConfigError when several are active at once, or none
+    is layered.
+    """
     active = policy.active_adapters
     if len(active) != 1 or policy.active_peft_config.is_prompt_learning:
         raise ConfigError(
-            f"PPO trains one adapter of weights (LoRA and its kin), got {', '.join(active) or 'none'} "
-            f"of kind {cast(Any, policy.active_peft_config.peft_type).value}: activate one, or merge it"
+            "PPO trains one adapter of weights (LoRA and its kin), got "
+            f"{', '.join(active) or 'none'} "
+            f"of kind {cast(Any, policy.active_peft_config.peft_type).value}: activate one, or "
+            "merge it"
         )
+
     return active[0]
 
 
 def _remember_adapter(
     policy: nn.Module,
 ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Contexts for torch.utils.checkpoint: the recomputation uses the adapter that is active now, in the forward."""
+    """Contexts for torch.utils.checkpoint: the recomputation uses the adapter that is active now,
+    in the forward.
+    """
     layer = next(module for module in policy.modules() if isinstance(module, BaseTunerLayer))
     active = None if layer.disable_adapters else layer.active_adapters[0]
     return contextlib.nullcontext(), peft_adapter(policy, active)

@@ -1,7 +1,8 @@
-"""Batches of prompts with completions: sorted by length, cut where padding would cost more than another pass.
+"""Batches of prompts with completions: sorted by length, cut where padding would cost more than
+another pass.
 
-Legend: N sequences, b of them in a chunk, L tokens of its longest one, n scored tokens, T tokens of a completion.
-"""
+Legend: N sequences, b of them in a chunk, L tokens of its longest one, n scored tokens, T tokens of
+a completion."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,20 +60,25 @@ class Sequences:
         return torch.arange(int(self.completion_lengths.max())) < self.completion_lengths[:, None]
 
     def pack(self, rows: Sequence[int], device: torch.device) -> TokenBatch:
-        """Return the given rows as one padded batch whose scored tokens are those of the completions, row by row."""
+        """Return the given rows as one padded batch whose scored tokens are those of the
+        completions, row by row.
+        """
         input_ids = pad_sequence(
             [self.tokens[row] for row in rows], batch_first=True, padding_value=self.pad_token_id
         )
         chosen = torch.tensor(rows)
         counts = self.completion_lengths[chosen]  # (b,)
-        first = (
-            torch.arange(len(rows)) * input_ids.shape[1] + self.prompt_lengths[chosen] - 1
-        )  # before the first token
+
+        # before the first token
+        first = torch.arange(len(rows)) * input_ids.shape[1] + self.prompt_lengths[chosen] - 1
         skipped = counts.cumsum(0) - counts
+
+        # (n,)
         positions = torch.repeat_interleave(first - skipped, counts) + torch.arange(
             int(counts.sum())
-        )  # (n,)
+        )
         targets = input_ids.flatten()[positions + 1]
+
         return TokenBatch(
             *(part.to(device, non_blocking=True) for part in (input_ids, positions, targets))
         )
@@ -80,7 +86,9 @@ class Sequences:
     def chunks(
         self, rows: Sequence[int], device_type: str, *, max_tokens: int | None
     ) -> list[list[int]]:
-        """Split rows by length into the chunks that cost least, none of more than `max_tokens` with its padding."""
+        """Split rows by length into the chunks that cost least, none of more than `max_tokens` with
+        its padding.
+        """
         lengths = [len(self.tokens[row]) for row in rows]
         overhead = _PASS_TOKENS.get(device_type, _PASS_TOKENS_ACCELERATOR)
         plan = plan_chunks(lengths, overhead_tokens=overhead, max_tokens=max_tokens)
@@ -94,10 +102,12 @@ def plan_chunks(
     max_tokens: int | None = None,
     most_rows: int | None = None,
 ) -> list[list[int]]:
-    """Return indices in chunks of neighbours by length that need the fewest tokens, padding and overhead included.
+    """Return indices in chunks of neighbours by length that need the fewest tokens, padding and
+    overhead included.
 
-    A chunk of b rows whose longest has L tokens costs b L + overhead; the cheapest split of the sorted lengths is found
-    by dynamic programming. A row that is longer than `max_tokens` alone makes a chunk of its own.
+    A chunk of b rows whose longest has L tokens costs b L + overhead; the cheapest split of the
+    sorted lengths is found by dynamic programming. A row that is longer than `max_tokens` alone
+    makes a chunk of its own.
 
     Args:
         lengths: tokens of each row.
@@ -110,23 +120,28 @@ def plan_chunks(
     count = len(ordered)
     best = numpy.zeros(count + 1)  # best[j]: cost of the first j rows
     begins = numpy.zeros(count + 1, dtype=int)
+
     for end in range(1, count + 1):
         rows = end - numpy.arange(end)  # of a chunk that begins at 0, 1, ... end - 1
         costs = best[:end] + rows * ordered[end - 1] + overhead_tokens
         forbidden = numpy.zeros(end, dtype=bool)
+
         if max_tokens is not None:
             forbidden |= rows * ordered[end - 1] > max_tokens
         if most_rows is not None:
             forbidden |= rows > most_rows
         forbidden[-1] = False
+
         costs[forbidden] = numpy.inf
         begins[end] = int(costs.argmin())
         best[end] = costs[begins[end]]
+
     chunks: list[list[int]] = []
     end = count
     while end > 0:
         chunks.append(order[begins[end] : end].tolist())
         end = int(begins[end])
+
     return chunks[::-1]
 
 
@@ -138,7 +153,8 @@ def score_completions(
     max_tokens: int | None = None,
     equal_passes: Callable[[int], int] | None = None,
 ) -> dict[str, Tensor]:
-    """Return what a model says about all completions, as tables (N, T) by name, 0 where there is no token.
+    """Return what a model says about all completions, as tables (N, T) by name, 0 where there is no
+    token.
 
     Args:
         score: a forward pass without gradients.
@@ -149,6 +165,7 @@ def score_completions(
     """
     count, width = sequences.valid.shape
     tables: dict[str, Tensor] = {}
+
     for rows in as_many(
         sequences.chunks(range(count), device.type, max_tokens=max_tokens), equal_passes
     ):
@@ -159,11 +176,14 @@ def score_completions(
                 table = tables.setdefault(name, torch.zeros(count, width, device=device))
                 block = torch.zeros(valid.shape, device=device).masked_scatter(valid, flat.float())
                 table[torch.tensor(rows, device=device)] = block
+
     return tables
 
 
 def as_many(chunks: list[list[int]], largest: Callable[[int], int] | None) -> Iterator[list[int]]:
-    """Yield the chunks, and the last one again until every process has as many; without `largest` the chunks alone."""
+    """Yield the chunks, and the last one again until every process has as many; without `largest`
+    the chunks alone.
+    """
     yield from chunks
     if largest is not None:
         for _ in range(largest(len(chunks)) - len(chunks)):

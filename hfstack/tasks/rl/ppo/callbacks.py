@@ -1,4 +1,6 @@
-"""What keeps Trainer's clock on whole rollouts: saving, evaluating and stopping wait for the end of one."""
+"""What keeps Trainer's clock on whole rollouts: saving, evaluating and stopping wait for the end of
+one.
+"""
 
 import json
 from collections.abc import Sequence
@@ -14,12 +16,12 @@ _WAITING = ("should_save", "should_evaluate", "should_log", "should_training_sto
 
 
 class RolloutBoundary(TrainerCallback):
-    """Hold back what other callbacks ask for until the updates of a rollout are over; must be the last callback.
+    """Hold back what other callbacks ask for until the updates of a rollout are over; must be the
+    last callback.
 
-    A checkpoint in the middle of a rollout could not be continued from: its completions are not part of it. When
-    `target_kl` ends the updates of a rollout early, the steps that were left out count as taken, so that schedule,
-    intervals and resuming keep to rollouts.
-    """
+    A checkpoint in the middle of a rollout could not be continued from: its completions are not
+    part of it. When `target_kl` ends the updates of a rollout early, the steps that were left out
+    count as taken, so that schedule, intervals and resuming keep to rollouts."""
 
     def __init__(self) -> None:
         self.skipped_steps = 0
@@ -41,14 +43,18 @@ class RolloutBoundary(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count the steps that `target_kl` left out, and ask for what is due at the end of the rollout."""
+        """Count the steps that `target_kl` left out, and ask for what is due at the end of the
+        rollout.
+        """
         assert isinstance(args, PPOConfig)
         skipped = args.whole_rollouts(state.global_step) - state.global_step
         if skipped == 0:
             return
         self.skipped_steps += skipped
+
         state.global_step += skipped
         state.epoch = state.global_step / args.steps_per_rollout
+
         for _ in range(skipped):
             kwargs["lr_scheduler"].step()
         DefaultFlowCallback().on_step_end(args, state, control)
@@ -61,7 +67,8 @@ class RolloutBoundary(TrainerCallback):
 
 
 class CompletionLog(TrainerCallback):
-    """Write completions of each rollout to a file of JSON lines; a resumed run goes on where its checkpoint was.
+    """Write completions of each rollout to a file of JSON lines; a resumed run goes on where its
+    checkpoint was.
 
     Args:
         path: the file; rows are {"step", "prompt", "completion", "reward"}.

@@ -1,4 +1,6 @@
-"""Checkpoints of PPO: the policy as a plain model or adapter, the critic and PPO's own state in files beside it."""
+"""Checkpoints of PPO: the policy as a plain model or adapter, the critic and PPO's own state in
+files beside it.
+"""
 
 import json
 from pathlib import Path
@@ -39,12 +41,14 @@ def save_actor_critic(
         for name, value in weights.items()
         if name.startswith("policy.")
     }
+
     if actor_critic.is_peft:
         cast(Any, actor_critic.policy).save_pretrained(
             str(folder), selected_adapters=[actor_critic.policy_adapter], state_dict=policy
         )
     else:
         actor_critic.policy.save_pretrained(str(folder), state_dict=policy)
+
     save_file(
         {name: value.contiguous() for name, value in weights.items() if is_critic(name)},
         folder / CRITIC_FILE,
@@ -61,11 +65,13 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} has no {CRITIC_FILE}, so it is no checkpoint of PPO: name another"
         )
+
     if actor_critic.is_peft:
         if not (folder / _ADAPTER_FILE).is_file():
             raise CheckpointError(
                 f"{folder} has no {_ADAPTER_FILE}: it was saved without --use_peft"
             )
+
         set_peft_model_state_dict(
             actor_critic.policy,
             load_file(folder / _ADAPTER_FILE),
@@ -75,6 +81,7 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
         base = actor_critic.base
         saved = cast(PreTrainedModel, type(base).from_pretrained(folder, dtype=base.dtype))
         base.load_state_dict(saved.state_dict())
+
     weights = load_file(folder / CRITIC_FILE)
     expected = {name for name in actor_critic.state_dict() if is_critic(name)}
     if expected != weights.keys():
@@ -82,6 +89,7 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
         raise CheckpointError(
             f"{folder / CRITIC_FILE} is of another critic ({other} is in one only): keep --critic"
         )
+
     actor_critic.load_state_dict(weights, strict=False)
 
 

@@ -1,4 +1,6 @@
-"""Collect a rollout: prompts to token ids, completions, scores and log-probabilities, then what PPO learns from."""
+"""Collect a rollout: prompts to token ids, completions, scores and log-probabilities, then what PPO
+learns from.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +47,8 @@ class Collected:
 
 
 class Collector:
-    """Everything beside the policy that a rollout needs; `engine`, which writes the completions, is set afterwards.
+    """Everything beside the policy that a rollout needs; `engine`, which writes the completions, is
+    set afterwards.
 
     Args:
         args: the settings.
@@ -75,12 +78,14 @@ class Collector:
         self.accelerator = accelerator
         self.engine: RolloutEngine
         self.rewards = rewards
+
         self.token_rewards = token_rewards
         self.reference = reference
         self.pad_token_id = pad_token_id
         self.largest = self.largest_over_processes if sharded else None
         default_cap = 2.0 if args.rollout_engine == "vllm" else None
         self.tis_cap = args.tis_cap if args.tis_cap is not None else default_cap
+
         self._thread = ThreadPoolExecutor(max_workers=1)
 
     def collect(
@@ -96,14 +101,17 @@ class Collector:
     ) -> Collected:
         """Write completions to the prompts in `columns` and make what PPO learns from.
 
-        Rewards are computed in a thread while the models score the completions, so a remote reward costs no time.
+        Rewards are computed in a thread while the models score the completions, so a remote reward
+        costs no time.
 
         Raises:
-            DataError: a prompt does not fit the context, or a reward or the engine returns what it must not.
+            DataError: a prompt does not fit the context, or a reward or the engine returns what it
+                must not.
         """
         began = time.perf_counter()
         training = actor_critic.training
         actor_critic.eval()
+
         with torch.no_grad(), self.accelerator.autocast():
             prompts = columns["prompt"]
             prompt_ids, rollout = self.write(actor_critic, prompts)
@@ -113,6 +121,7 @@ class Collector:
             sequences = Sequences.join(prompt_ids, rollout.completion_ids, self.pad_token_id)
             tables = self._judge(actor_critic, sequences, rollout)
             scores, token_rewards = pending.result()
+
         actor_critic.train(training)
         judged = Judged(scores, token_rewards, **tables)
         experience, metrics = shape_experience(
@@ -127,10 +136,12 @@ class Collector:
             row_weights=row_weights,
             reduce=self.reduce,
         )
+
         seconds = {
             "time/generate_s": generated - began,
             "time/score_s": time.perf_counter() - generated,
         }
+
         return Collected(
             experience, metrics, Episodes(list(prompts), texts, scores.totals), seconds
         )
@@ -138,7 +149,9 @@ class Collector:
     def write(
         self, actor_critic: ActorCritic, prompts: Sequence[Any]
     ) -> tuple[list[list[int]], Rollout]:
-        """Write one completion to each prompt; no other process is needed unless the weights are sharded."""
+        """Write one completion to each prompt; no other process is needed unless the weights are
+        sharded.
+        """
         with torch.no_grad(), self.accelerator.autocast():
             prompt_ids = self.encode(prompts, actor_critic)
             rollout = self.engine.generate(actor_critic, prompt_ids)
@@ -148,27 +161,33 @@ class Collector:
     def encode(self, prompts: Sequence[Any], actor_critic: ActorCritic) -> list[list[int]]:
         """The tokens of the prompts; a conversation goes through the chat template.
 
-        Raises DataError for a prompt that leaves no room for a completion in the context, or has no tokens at all.
-        """
+        Raises DataError for a prompt that leaves no room for a completion in the context, or has no
+        tokens at all."""
         if all(isinstance(prompt, str) for prompt in prompts):
             encoded = cast(list[list[int]], self.tokenizer(list(prompts))["input_ids"])
         else:
             encoded = [encode_prompt(prompt, self.tokenizer) for prompt in prompts]
+
         bos, longest = self.tokenizer.bos_token_id, self.args.max_prompt_length
         encoded = [cut_prompt(token_ids, longest, bos) for token_ids in encoded]
         limit = context_length(actor_critic.config.get_text_config())
+
         for prompt, token_ids in zip(prompts, encoded, strict=True):
             needed = len(token_ids) + self.args.max_completion_length
             if limit is not None and needed > limit:
                 raise DataError(
                     f"a prompt of {len(token_ids)} tokens and --max_completion_length "
-                    f"{self.args.max_completion_length} do not fit the context of {limit} tokens: set "
+                    f"{self.args.max_completion_length} do not fit the context of {limit} tokens: "
+                    "set "
                     f"--max_prompt_length, or drop the prompt {str(prompt)[:60]!r}"
                 )
+
             if not token_ids:
                 raise DataError(
-                    f"the prompt {str(prompt)[:60]!r} has no tokens: drop it, or give the tokenizer a bos"
+                    f"the prompt {str(prompt)[:60]!r} has no tokens: drop it, or give the "
+                    "tokenizer a bos"
                 )
+
         return encoded
 
     def decode(self, rollout: Rollout) -> list[str]:
@@ -194,11 +213,14 @@ class Collector:
     def _judge(
         self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout
     ) -> dict[str, Any]:
-        """Old log-probabilities and values, from the engine where they are exact, and the reference's, (N, T) each."""
+        """Old log-probabilities and values, from the engine where they are exact, and the
+        reference's, (N, T) each.
+        """
         device, temperature = actor_critic.device, self.args.temperature
         reuses = rollout.log_probs is not None and self._trusts_sampler(actor_critic)
         needs_values = rollout.values is None or not reuses
         wanted = (*(() if reuses else ("log_probs",)), *(("values",) if needs_values else ()))
+
         limits = {
             "device": device,
             "max_tokens": self.args.max_tokens_per_microbatch,
@@ -219,15 +241,18 @@ class Collector:
         found = score(actor_critic, wanted) if wanted else {}
         sampler = None if rollout.log_probs is None else pad_rows(rollout.log_probs, device)
         reference = None
+
         if self.reference is not None:
             reference = score(self.reference, ("log_probs",))["log_probs"]
         elif self.args.kl_coef > 0:
             reference = score(actor_critic, ("log_probs",), reference=True)["log_probs"]
+
         values = (
             found["values"]
             if needs_values
             else pad_rows(cast(list[Tensor], rollout.values), device)
         )
+
         return {
             "old_log_probs": cast(Tensor, sampler) if reuses else found["log_probs"],
             "values": values,
@@ -236,7 +261,9 @@ class Collector:
         }
 
     def _trusts_sampler(self, actor_critic: ActorCritic) -> bool:
-        """Whether the sampler's log-probabilities stand for the old policy's: as asked, or by the dtype."""
+        """Whether the sampler's log-probabilities stand for the old policy's: as asked, or by the
+        dtype.
+        """
         if self.args.old_logprobs != "auto":
             return self.args.old_logprobs == "rollout"
         full_precision = (
@@ -257,22 +284,27 @@ class Collector:
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
             for prompt, text in zip(prompts, texts, strict=True)
         ]
+
         given = {
             name: column
             for name, column in columns.items()
             if name not in ("prompt", "prompts", "completions")
         }
+
         given["completion_ids"] = [completion.tolist() for completion in rollout.completion_ids]
         given["trainer_state"] = trainer_state
+
         scores = score_all(
             self.rewards, prompts, completions, weights=self.args.reward_weights, columns=given
         )
         if not self.token_rewards and None in scores.totals:
             row = scores.totals.index(None)
             raise DataError(
-                f"no reward applies to a completion: every one returned None for prompt {str(prompts[row])[:60]!r}, "
+                "no reward applies to a completion: every one returned None for prompt "
+                f"{str(prompts[row])[:60]!r}, "
                 f"completion {texts[row][:60]!r}"
             )
+
         return scores, self._score_tokens(prompts, completions, given, scores)
 
     def _score_tokens(
@@ -285,26 +317,34 @@ class Collector:
         """The sum of all token rewards, (N, T), each logged by its sum over a completion."""
         total: Tensor | None = None
         lengths = [len(completion) for completion in columns["completion_ids"]]
+
         for reward in self.token_rewards:
             name = reward_name(reward)
             rows = [torch.as_tensor(row).float() for row in reward(prompts, completions, **columns)]
             if [len(row) for row in rows] != lengths:
                 raise DataError(
-                    f"token reward {name!r} must return one number for each token of each completion"
+                    f"token reward {name!r} must return one number for each token of each "
+                    "completion"
                 )
+
             table = pad_rows(rows, self.accelerator.device)
             if not table.isfinite().all():
                 row = int((~table.isfinite()).any(dim=1).nonzero()[0])
                 raise DataError(
-                    f"token reward {name!r} returned NaN or infinity for prompt {str(prompts[row])[:60]!r}"
+                    f"token reward {name!r} returned NaN or infinity for prompt "
+                    f"{str(prompts[row])[:60]!r}"
                 )
+
             scores.each[name] = table.sum(dim=1).tolist()
             total = table if total is None else total + table
+
         return total
 
 
 def prompt_rows(first: int, count: int, size: int, *, seed: int) -> list[int]:
-    """Return places `first` to `first + count` of the endless row of seeded permutations of `size` prompts."""
+    """Return places `first` to `first + count` of the endless row of seeded permutations of `size`
+    prompts.
+    """
     rows: list[int] = []
     for passed in range(first // size, (first + count - 1) // size + 1):
         order = torch.randperm(
@@ -317,8 +357,8 @@ def prompt_rows(first: int, count: int, size: int, *, seed: int) -> list[int]:
 class RolloutLoader:
     """One rollout for each iteration; the state is its index.
 
-    It is not prepared by accelerate, whose loaders fetch one batch ahead: the next rollout would be written before the
-    last update of this one.
+    It is not prepared by accelerate, whose loaders fetch one batch ahead: the next rollout would be
+    written before the last update of this one.
 
     Args:
         args: the settings.
@@ -353,7 +393,9 @@ class RolloutLoader:
         return self.args.steps_per_rollout * self.args.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield what `PPOTrainer.training_step` takes: the experience, the rows of a batch, its minibatch's tokens."""
+        """Yield what `PPOTrainer.training_step` takes: the experience, the rows of a batch, its
+        minibatch's tokens.
+        """
         args = self.args
         experience = self._collect(self.rollout)
         seed = args.seed * 1_000_003 + self.rollout * 7919 + self._process_index
@@ -362,9 +404,9 @@ class RolloutLoader:
             torch.randperm(args.rollout_size, generator=generator)
             for _ in range(args.num_ppo_epochs)
         ]
-        minibatches = torch.stack(orders).view(
-            args.steps_per_rollout, -1
-        )  # (steps, episodes of a step)
+
+        # (steps, episodes of a step)
+        minibatches = torch.stack(orders).view(args.steps_per_rollout, -1)
         tokens = self._reduce(experience.token_counts[minibatches].sum(1).double())
         for rows, total in zip(minibatches.tolist(), tokens.tolist(), strict=True):
             for first in range(0, len(rows), args.per_device_train_batch_size):

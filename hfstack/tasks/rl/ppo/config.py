@@ -1,9 +1,10 @@
 """PPOConfig: the settings of PPO on top of transformers' TrainingArguments.
 
-The batch of a rollout is, on each process, per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches
-episodes. One optimizer step takes per_device_train_batch_size * gradient_accumulation_steps of them, and each rollout
-gives num_ppo_epochs * num_mini_batches steps. Accumulation therefore never changes how many updates a rollout gives.
-"""
+The batch of a rollout is, on each process, per_device_train_batch_size *
+gradient_accumulation_steps * num_mini_batches episodes. One optimizer step takes
+per_device_train_batch_size * gradient_accumulation_steps of them, and each rollout gives
+num_ppo_epochs * num_mini_batches steps. Accumulation therefore never changes how many updates a
+rollout gives."""
 
 import math
 from collections.abc import Callable
@@ -19,12 +20,15 @@ ENGINES = ("native", "generate", "vllm")
 VLLM_MODES = ("colocate", "server")
 OLD_LOG_PROBS = ("auto", "rollout", "recompute")
 _AT_LEAST_ONE = (
-    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps num_mini_batches "
-    "num_ppo_epochs max_completion_length max_prompt_length total_episodes rollout_batch_size kl_horizon "
+    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
+    "num_mini_batches "
+    "num_ppo_epochs max_completion_length max_prompt_length total_episodes rollout_batch_size "
+    "kl_horizon "
     "max_tokens_per_microbatch"
 ).split()
 _NOT_NEGATIVE = (
-    "learning_rate critic_learning_rate weight_decay max_grad_norm top_k kl_coef vf_coef entropy_coef "
+    "learning_rate critic_learning_rate weight_decay max_grad_norm top_k kl_coef vf_coef "
+    "entropy_coef "
     "critic_warmup_rollouts value_head_init_std missing_eos_penalty log_completions"
 ).split()
 _ABOVE_ZERO = "temperature kl_target cliprange cliprange_high cliprange_value target_kl tis_cap reward_clip".split()
@@ -38,18 +42,25 @@ class PPOConfig(TrainingArguments):
     learning_rate: float = 3e-6
     """Peak learning rate of the policy."""
     logging_steps: float = 1
-    """Optimizer steps between logs. This, save_steps and eval_steps are rounded up to whole rollouts."""
+    """Optimizer steps between logs. This, save_steps and eval_steps are rounded up to whole
+    rollouts.
+    """
     max_grad_norm: float = 10.0
     """Norm that gradients are clipped to; 0 turns clipping off."""
 
     total_episodes: int | None = None
-    """Completions to learn from over all processes, in place of num_train_epochs; whole rollouts."""
+    """Completions to learn from over all processes, in place of num_train_epochs; whole rollouts.
+    """
     num_ppo_epochs: int = 4
     """Passes over each rollout."""
     num_mini_batches: int = 1
-    """Optimizer steps of one pass over a rollout, whatever the accumulation; a rollout has so many batches."""
+    """Optimizer steps of one pass over a rollout, whatever the accumulation; a rollout has so many
+    batches.
+    """
     max_tokens_per_microbatch: int | None = None
-    """Tokens, padding included, of one forward and backward pass; longer ones are split by length. None: no bound."""
+    """Tokens, padding included, of one forward and backward pass; longer ones are split by length.
+    None: no bound.
+    """
 
     max_completion_length: int = 53
     """Tokens of the longest completion."""
@@ -64,7 +75,8 @@ class PPOConfig(TrainingArguments):
     min_p: float | None = None
     """Sample from tokens at least this share as likely as the likeliest; None for all."""
     stop_token_ids: list[int] | None = None
-    """Tokens that end a completion; None: the end of a turn and every eos of model and tokenizer."""
+    """Tokens that end a completion; None: the end of a turn and every eos of model and tokenizer.
+    """
     rollout_engine: str = "native"
     """native (samples from the live weights), generate (transformers' generate) or vllm."""
     rollout_batch_size: int | None = None
@@ -76,9 +88,13 @@ class PPOConfig(TrainingArguments):
     vllm_gpu_memory_utilization: float = 0.3
     """Share of a device's memory that a colocated vLLM may take."""
     old_logprobs: str = "auto"
-    """Old log-probabilities: rollout (the sampler's), recompute, or auto (the sampler's when it computes in fp32)."""
+    """Old log-probabilities: rollout (the sampler's), recompute, or auto (the sampler's when it
+    computes in fp32).
+    """
     tis_cap: float | None = None
-    """Cap of the importance weight old/sampler of a token; None: 2 for vllm, and no weight for the other engines."""
+    """Cap of the importance weight old/sampler of a token; None: 2 for vllm, and no weight for the
+    other engines.
+    """
 
     missing_eos_penalty: float | None = None
     """Taken off the score of a completion that was cut at max_completion_length."""
@@ -101,7 +117,9 @@ class PPOConfig(TrainingArguments):
     kl_horizon: int = 10_000
     """Episodes over which kl_coef adapts."""
     kl_in_loss: bool = False
-    """Put the KL into the loss in place of the reward; k1 then means k2, whose gradient is the KL's."""
+    """Put the KL into the loss in place of the reward; k1 then means k2, whose gradient is the
+    KL's.
+    """
 
     gamma: float = 1.0
     """Discount of a token."""
@@ -113,7 +131,8 @@ class PPOConfig(TrainingArguments):
     """Give the advantages of a rollout mean 0 and standard deviation 1, over all processes."""
 
     cliprange: float = 0.2
-    """The ratio of new to old probability earns nothing below 1 minus this and above 1 plus this."""
+    """The ratio of new to old probability earns nothing below 1 minus this and above 1 plus this.
+    """
     cliprange_high: float | None = None
     """Upper clip range; None: cliprange. DAPO takes 0.28."""
     dual_clip: float | None = None
@@ -125,14 +144,22 @@ class PPOConfig(TrainingArguments):
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, a nat."""
     target_kl: float | None = None
-    """End the updates of a rollout once a step finds the new policy this far, in nats a token, from the old one."""
+    """End the updates of a rollout once a step finds the new policy this far, in nats a token, from
+    the old one.
+    """
 
     critic: str | None = None
-    """separate (a model of its own), shared (a head on the policy) or adapter (a second LoRA); None: by the policy."""
+    """separate (a model of its own), shared (a head on the policy) or adapter (a second LoRA);
+    None: by the policy.
+    """
     critic_model: str | None = None
-    """Where a separate critic begins: folder or Hub id of a reward or language model; None: a copy of the policy."""
+    """Where a separate critic begins: folder or Hub id of a reward or language model; None: a copy
+    of the policy.
+    """
     critic_learning_rate: float | None = None
-    """Learning rate of the critic; None: learning_rate, and 10 times it for the head of a shared critic."""
+    """Learning rate of the critic; None: learning_rate, and 10 times it for the head of a shared
+    critic.
+    """
     critic_warmup_rollouts: int = 0
     """Rollouts at the beginning that train the critic only."""
     value_head_init_std: float = 0.0
@@ -146,22 +173,27 @@ class PPOConfig(TrainingArguments):
     """Completions of each rollout that are written to completions.jsonl in the output directory."""
 
     def __post_init__(self) -> None:
-        """Resolve upstream's settings and refuse values out of range or settings that contradict each other."""
+        """Resolve upstream's settings and refuse values out of range or settings that contradict
+        each other.
+        """
         super().__post_init__()
         for name in _AT_LEAST_ONE:
             self._check(name, lambda value: value >= 1, "at least 1")
         for name in _NOT_NEGATIVE:
             self._check(name, lambda value: 0 <= value < math.inf, "0 or above")
+
         for name in _ABOVE_ZERO:
             self._check(name, lambda value: 0 < value < math.inf, "above 0")
         for name in _SHARES:
             self._check(name, lambda value: 0 <= value <= 1, "between 0 and 1")
         self._check("cliprange", lambda value: value < 1, "below 1")
+
         self._check("top_p", lambda value: value > 0, "above 0")
         self._check("dual_clip", lambda value: value > 1, "above 1")
         self._one_of("kl_estimator", KL_ESTIMATORS)
         self._one_of("rollout_engine", ENGINES)
         self._one_of("old_logprobs", OLD_LOG_PROBS)
+
         self._one_of("vllm_mode", VLLM_MODES)
         if self.critic is not None:
             self._one_of("critic", CRITICS)
@@ -190,39 +222,54 @@ class PPOConfig(TrainingArguments):
         for name in ("kl_target", "kl_in_loss"):
             if getattr(self, name) and self.kl_coef == 0:
                 raise ConfigError(
-                    f"--{name} needs a KL, but --kl_coef 0 turns it and the reference off: set --kl_coef"
+                    f"--{name} needs a KL, but --kl_coef 0 turns it and the reference off: set "
+                    "--kl_coef"
                 )
+
         if self.detach_value and self.critic not in (None, "shared"):
             raise ConfigError(
-                f"--detach_value is for --critic shared; --critic {self.critic} leaves the policy alone"
+                f"--detach_value is for --critic shared; --critic {self.critic} leaves the policy "
+                "alone"
             )
+
         if self.critic_model is not None and self.critic not in (None, "separate"):
             raise ConfigError(
-                f"--critic_model is for --critic separate, not --critic {self.critic}: drop one of them"
+                f"--critic_model is for --critic separate, not --critic {self.critic}: drop one "
+                "of them"
             )
+
         if self.rollout_engine == "generate" and (
             self.tis_cap is not None or self.old_logprobs == "rollout"
         ):
             name = "tis_cap" if self.tis_cap is not None else "old_logprobs rollout"
             raise ConfigError(
-                f"--{name}: --rollout_engine generate tells no log-probabilities, use native or drop it"
+                f"--{name}: --rollout_engine generate tells no log-probabilities, use native or "
+                "drop it"
             )
+
         if self.fp16:
             raise ConfigError(
                 "--fp16: PPO trains in fp32 or bf16, whose range needs no loss scaling: set --bf16"
             )
+
         if self.max_steps > 0 and self.max_steps % self.steps_per_rollout:
             raise ConfigError(
-                f"--max_steps {self.max_steps} is no multiple of the {self.steps_per_rollout} optimizer steps of a "
-                f"rollout (num_ppo_epochs * num_mini_batches): use {self.whole_rollouts(self.max_steps)}"
+                f"--max_steps {self.max_steps} is no multiple of the {self.steps_per_rollout} "
+                "optimizer steps of a "
+                "rollout (num_ppo_epochs * num_mini_batches): use "
+                f"{self.whole_rollouts(self.max_steps)}"
             )
+
         episodes = self.rollout_size * self.world_size
         if self.total_episodes is not None and self.total_episodes % episodes:
             raise ConfigError(
-                f"--total_episodes {self.total_episodes} is not divisible by the {episodes} episodes of a rollout "
-                "(per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches * processes): use "
+                f"--total_episodes {self.total_episodes} is not divisible by the {episodes} "
+                "episodes of a rollout "
+                "(per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches * "
+                "processes): use "
                 f"{math.ceil(self.total_episodes / episodes) * episodes}"
             )
+
         if self.total_episodes is not None and self.max_steps > 0:
             raise ConfigError(
                 "--total_episodes and --max_steps both say how long to train: give one of them"

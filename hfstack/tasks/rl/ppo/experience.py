@@ -1,7 +1,8 @@
-"""From completions and what models and rewards say about them to what PPO learns from, with the metrics of a rollout.
+"""From completions and what models and rewards say about them to what PPO learns from, with the
+metrics of a rollout.
 
-Legend: N episodes of this process, T tokens of the longest completion, F fields, n scored tokens of a chunk.
-"""
+Legend: N episodes of this process, T tokens of the longest completion, F fields, n scored tokens of
+a chunk."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,9 +36,8 @@ class Chunk:
     """Rows of one forward and backward pass."""
 
     batch: TokenBatch
-    fields: dict[
-        str, Tensor
-    ]  # (n,) each: old_log_probs, values, advantages, returns, weight, and what is optional
+    # (n,) each: old_log_probs, values, advantages, returns, weight, and what is optional
+    fields: dict[str, Tensor]
 
 
 @dataclass
@@ -75,7 +75,9 @@ class Tally:
         self._sums[name] = self._sums[name] + both if name in self._sums else both
 
     def means(self, reduce: Reduce | None = None) -> dict[str, float]:
-        """Return the means of all processes, which must have counted the same names; NaN where nothing was counted."""
+        """Return the means of all processes, which must have counted the same names; NaN where
+        nothing was counted.
+        """
         if not self._sums:
             return {}
         table = torch.stack(list(self._sums.values()))
@@ -113,16 +115,17 @@ def shape_experience(
     """
     device = judged.values.device
     valid = sequences.valid.to(device)  # (N, T)
-    rows = (
-        torch.ones(len(valid), device=device) if row_weights is None else row_weights.to(device)
-    )  # (N,)
+
+    # (N,)
+    rows = torch.ones(len(valid), device=device) if row_weights is None else row_weights.to(device)
     mask = valid * rows[:, None]
+
     if rollout.written is not None:
         mask = mask * pad_rows(rollout.written, device)
     finished = rollout.finished.to(device)
-    raw = torch.tensor(
-        [float(total or 0.0) for total in judged.scores.totals], device=device
-    )  # (N,)
+
+    # (N,)
+    raw = torch.tensor([float(total or 0.0) for total in judged.scores.totals], device=device)
     scores = _final_scores(
         args, raw, finished, rows, moments, learns=row_weights is None, reduce=reduce
     )
@@ -130,41 +133,49 @@ def shape_experience(
     reference = (
         judged.old_log_probs if judged.reference_log_probs is None else judged.reference_log_probs
     )
-    kl = (
-        rl_math.estimate_kl(judged.old_log_probs, reference, kind=args.kl_estimator) * mask
-    )  # (N, T)
+
+    # (N, T)
+    kl = rl_math.estimate_kl(judged.old_log_probs, reference, kind=args.kl_estimator) * mask
     penalties = torch.zeros_like(kl) if args.kl_in_loss else kl_coef * kl
     rewards = rl_math.shape_rewards(scores, penalties, mask, token_rewards=judged.token_rewards)
     advantages, returns = _advantages(args, rewards, judged.values, mask, reduce=reduce)
     weight = mask * finished[:, None] if args.mask_truncated_completions else mask
     critic_metrics = _value_metrics(judged.values, returns, weight, reduce)
+
     if args.whiten_advantages:
         advantages = rl_math.masked_whiten(advantages, weight, reduce=reduce)
     fields = {"old_log_probs": judged.old_log_probs, "values": judged.values, "returns": returns}
     fields |= {"advantages": advantages, "weight": weight}
+
     if args.kl_in_loss:
         fields["reference_log_probs"] = reference
+
     if tis_cap is not None and judged.sampler_log_probs is not None:
         fields["importance"] = rl_math.truncated_importance_weights(
             judged.old_log_probs, judged.sampler_log_probs, cap=tis_cap
         )
+
     gained = (
         scores if judged.token_rewards is None else scores + (judged.token_rewards * mask).sum(1)
     )
     tally = Tally()
     tally.add("reward", raw, rows)
+
     tally.add("objective", gained - kl_coef * kl.sum(1), rows)
     _count_completions(
         tally, sequences, judged, reference=reference, finished=finished, mask=mask, rows=rows
     )
     _count_rewards(tally, judged.scores, rows)
+
     if "importance" in fields:
         tally.add("sampler/importance", fields["importance"], weight)
+
     metrics = (
         _with_spreads(tally.means(reduce), raw, rows, reduce)
         | {"kl_coef": kl_coef}
         | critic_metrics
     )
+
     return Experience(sequences, fields, weight.sum(1).long().cpu(), index), metrics
 
 
@@ -174,13 +185,16 @@ def _advantages(
     """Advantages and returns (N, T), each with its own lambda; the advantages are not whitened yet."""
     if args.whiten_rewards:
         rewards = rl_math.masked_whiten(rewards, mask, shift_mean=False, reduce=reduce)
+
     advantages, returns = rl_math.estimate_advantages(
         rewards, values, mask, gamma=args.gamma, lam=args.lam
     )
+
     if args.lam_critic is not None:
         _, returns = rl_math.estimate_advantages(
             rewards, values, mask, gamma=args.gamma, lam=args.lam_critic
         )
+
     return advantages, returns
 
 
@@ -198,6 +212,7 @@ def _final_scores(
     scores = raw
     if args.missing_eos_penalty is not None:
         scores = scores - args.missing_eos_penalty * (~finished).to(scores.dtype)
+
     if args.reward_normalize:
         if learns:
             moments.update(
@@ -207,6 +222,7 @@ def _final_scores(
                 )
             )
         scores = scores / moments.std
+
     return scores if args.reward_clip is None else scores.clamp(-args.reward_clip, args.reward_clip)
 
 
@@ -231,11 +247,14 @@ def _count_completions(
     mask: Tensor,
     rows: Tensor,
 ) -> None:
-    """KL by its unbiased estimator whatever the loss uses, entropy by the log-probability of what was sampled."""
+    """KL by its unbiased estimator whatever the loss uses, entropy by the log-probability of what
+    was sampled.
+    """
     difference = judged.old_log_probs - reference
     if judged.reference_log_probs is not None:
         tally.add("kl", difference, mask)
         tally.add("kl_per_completion", (difference * mask).sum(1), rows)
+
     if judged.sampler_log_probs is not None:
         tally.add("sampler/gap", (judged.old_log_probs - judged.sampler_log_probs).abs(), mask)
     tally.add("entropy", -judged.old_log_probs, mask)

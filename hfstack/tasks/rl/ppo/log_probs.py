@@ -1,8 +1,9 @@
-"""Log-probabilities of tokens from hidden states, without holding the (n, V) logits of a whole batch.
+"""Log-probabilities of tokens from hidden states, without holding the (n, V) logits of a whole
+batch.
 
-The output head runs over a few rows at a time. Under autograd each chunk forgets its logits and makes them again in the
-backward pass, so the largest tensor has `_LOGITS_AT_ONCE` elements however large the batch and the vocabulary are. A
-batch that is smaller than that takes the direct way.
+The output head runs over a few rows at a time. Under autograd each chunk forgets its logits and
+makes them again in the backward pass, so the largest tensor has `_LOGITS_AT_ONCE` elements however
+large the batch and the vocabulary are. A batch that is smaller than that takes the direct way.
 
 Legend: n scored tokens, d hidden size, V vocabulary.
 """
@@ -18,12 +19,16 @@ _LOGITS_AT_ONCE = 2**24  # 64 MiB in fp32
 
 
 def log_probs_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return log softmax(logits)[target], as logits[target] - logsumexp(logits): (n,) from (n, V) and (n,)."""
+    """Return log softmax(logits)[target], as logits[target] - logsumexp(logits): (n,) from (n, V)
+    and (n,).
+    """
     return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1)
 
 
 def entropy_of(logits: Tensor) -> Tensor:
-    """Return the entropy of softmax(logits) in nats, -sum p log p = logsumexp(z) - sum p z: (n,) from (n, V)."""
+    """Return the entropy of softmax(logits) in nats, -sum p log p = logsumexp(z) - sum p z: (n,)
+    from (n, V).
+    """
     normalizer = logits.logsumexp(dim=-1)
     probabilities = (logits - normalizer[:, None]).exp()
     return normalizer - (probabilities * logits).sum(dim=-1)
@@ -67,8 +72,10 @@ def score_tokens(
             parts = [checkpoint(score, rows, wanted, use_reentrant=False) for rows, wanted in pairs]
         else:
             parts = [score(rows, wanted) for rows, wanted in pairs]
+
     columns: list[tuple[Tensor, ...]] = list(
         zip(*cast(list[tuple[Tensor, ...]], parts), strict=True)
     )
     joined = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]  # pyright: ignore[reportGeneralTypeIssues]
+
     return joined[0], joined[1] if with_entropy else None

@@ -32,15 +32,16 @@ def ppo_loss(
     kl_coef: float,
     critic_only: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss, a sum over tokens divided by the tokens of the whole minibatch, and the sums of UPDATE_METRICS.
+    """Return the loss, a sum over tokens divided by the tokens of the whole minibatch, and the sums
+    of UPDATE_METRICS.
 
     Each token counts the same, whatever chunk, accumulation step or process it falls into.
 
     Args:
         args: the settings.
         outputs: of the forward pass, (n,) each.
-        fields: (n,) each: old_log_probs, values, advantages, returns, weight; importance and reference_log_probs where
-            they are used.
+        fields: (n,) each: old_log_probs, values, advantages, returns, weight; importance and
+            reference_log_probs where they are used.
         tokens: that are learnt from in the minibatch, over all processes.
         kl_coef: weight of the KL in the loss, with `kl_in_loss`.
         critic_only: leave the policy's loss out, but the policy in the graph, which DDP needs.
@@ -55,23 +56,28 @@ def ppo_loss(
         cliprange_high=args.cliprange_high,
         dual_clip=args.dual_clip,
     )
+
     policy_loss = policy.loss @ (share * fields["importance"] if "importance" in fields else share)
     value_losses, value_clipped = rl_math.clipped_value_loss(
         outputs.values, fields["values"], fields["returns"], cliprange=args.cliprange_value
     )
     value_loss = value_losses @ share
+
     actor_loss = policy_loss
     if args.kl_in_loss:
         kind = "k2" if args.kl_estimator == "k1" else args.kl_estimator
         kl = rl_math.estimate_kl(outputs.log_probs, fields["reference_log_probs"], kind=kind)
         actor_loss = actor_loss + kl_coef * (kl @ share)
+
     if args.entropy_coef:
         assert outputs.entropies is not None
         actor_loss = actor_loss - args.entropy_coef * (outputs.entropies @ share)
+
     loss = (0.0 if critic_only else 1.0) * actor_loss + args.vf_coef * value_loss
     with torch.no_grad():
         told = torch.stack(
             [policy.clipped_low, policy.clipped_high, policy.approx_kl, policy.ratio, value_clipped]
         )
         sums = torch.cat([torch.stack([policy_loss, value_loss]), told @ share])
+
     return loss, sums

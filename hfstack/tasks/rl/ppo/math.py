@@ -1,12 +1,11 @@
 """The mathematics of PPO: tensors in, tensors out; no model, no trainer, no process group.
 
-Log-probabilities of tokens from hidden states are made in models/token_log_probs.py. Every function works in the dtype
-that it is given, so the tests run in float64.
+Log-probabilities of tokens from hidden states are made in models/token_log_probs.py. Every function
+works in the dtype that it is given, so the tests run in float64.
 
-Legend: B completions, T tokens of the longest one, n scored tokens of a flat batch. A mask is 1 (or True) where a token
-counts; where it is 0 stands padding or a token that the policy did not write (a tool's answer). Log-probabilities and
-KL are in nats.
-"""
+Legend: B completions, T tokens of the longest one, n scored tokens of a flat batch. A mask is 1 (or
+True) where a token counts; where it is 0 stands padding or a token that the policy did not write (a
+tool's answer). Log-probabilities and KL are in nats."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ Reduce = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
 
 
 class PolicyLoss(NamedTuple):
-    """The clipped objective per token, negated, and what happened to it; all of the shape of the log-probabilities."""
+    """The clipped objective per token, negated, and what happened to it; all of the shape of the
+    log-probabilities.
+    """
 
     loss: Tensor
     ratio: Tensor  # pi_new / pi_old, detached
@@ -37,7 +38,9 @@ class PolicyLoss(NamedTuple):
 
 @dataclass
 class RunningMoments:
-    """Mean and variance of all numbers so far, by the parallel update of Chan et al. (1979); part of a checkpoint."""
+    """Mean and variance of all numbers so far, by the parallel update of Chan et al. (1979); part
+    of a checkpoint.
+    """
 
     count: float = 0.0
     mean: float = 0.0
@@ -93,8 +96,8 @@ def masked_whiten(
 ) -> Tensor:
     """Return (x - mean) / sqrt(variance + epsilon) over the tokens that count; 0 elsewhere.
 
-    As in the N+ implementation details (Huang et al. 2024, arXiv:2403.17031): rewards keep their mean, advantages lose
-    it.
+    As in the N+ implementation details (Huang et al. 2024, arXiv:2403.17031): rewards keep their
+    mean, advantages lose it.
 
     Args:
         values: any shape.
@@ -113,9 +116,9 @@ def masked_whiten(
 def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Tensor:
     """Return an estimate per token of KL(pi || reference) on tokens sampled from pi.
 
-    With d = log pi - log reference (Schulman 2020, joschu.net/blog/kl-approx.html): k1 = d is unbiased; k2 = d^2 / 2 is
-    biased with little variance, and its gradient is that of the true KL; k3 = exp(-d) - 1 + d is unbiased and never
-    negative; abs = |d|. d is held within 20 nats.
+    With d = log pi - log reference (Schulman 2020, joschu.net/blog/kl-approx.html): k1 = d is
+    unbiased; k2 = d^2 / 2 is biased with little variance, and its gradient is that of the true KL;
+    k3 = exp(-d) - 1 + d is unbiased and never negative; abs = |d|. d is held within 20 nats.
 
     Args:
         log_probs: of the sampled tokens under pi, any shape.
@@ -129,6 +132,7 @@ def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Te
         return 0.5 * difference**2
     if kind == "k3":
         return torch.expm1(-difference) + difference
+
     assert kind == "abs", f"{kind} is none of {KL_ESTIMATORS}"
     return difference.abs()
 
@@ -136,10 +140,12 @@ def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Te
 def shape_rewards(
     scores: Tensor, penalties: Tensor, mask: Tensor, *, token_rewards: Tensor | None = None
 ) -> Tensor:
-    """Return the reward of each token: r_t = -penalty_t + [t is the last token] score + token_reward_t.
+    """Return the reward of each token: r_t = -penalty_t + [t is the last token] score +
+    token_reward_t.
 
-    The penalised reward of Ziegler et al. (2019, arXiv:1909.08593, equation 2), token by token. The score stands on
-    the last token that the policy wrote: its EOS, or where it was cut. TRL's PPO put it one token later.
+    The penalised reward of Ziegler et al. (2019, arXiv:1909.08593, equation 2), token by token. The
+    score stands on the last token that the policy wrote: its EOS, or where it was cut. TRL's PPO
+    put it one token later.
 
     Args:
         scores: (B,), one for each completion.
@@ -170,9 +176,9 @@ def estimate_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Return generalised advantages and the returns that the critic shall learn.
 
-    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1} (Schulman et al. 2016,
-    arXiv:1506.02438, equation 16), where t + 1 is the next token that counts: masked tokens hand on what follows them.
-    The return is A_t + V_t.
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1} (Schulman et al.
+    2016, arXiv:1506.02438, equation 16), where t + 1 is the next token that counts: masked tokens
+    hand on what follows them. The return is A_t + V_t.
 
     Args:
         rewards: (B, T).
@@ -180,18 +186,19 @@ def estimate_advantages(
         mask: (B, T), with holes where others wrote.
         gamma: discount of a token.
         lam: 1 gives Monte-Carlo returns, 0 one-step ones.
-        bootstrap: (B,), the value after the last token; 0 when None, since a completion ends its episode.
+        bootstrap: (B,), the value after the last token; 0 when None, since a completion ends its
+            episode.
 
     Returns:
         Advantages and returns, (B, T) each, 0 where the mask is 0.
     """
     weight = mask.to(values.dtype)
-    next_value = (
-        torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values.dtype)
-    )  # (B,)
+    # (B,)
+    next_value = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values.dtype)
     advantage = torch.zeros_like(next_value)
     deltas_known = rewards - values  # all of delta_t but the next value
     columns: list[Tensor] = []
+
     for here, value, known in zip(
         reversed(weight.unbind(1)),
         reversed(values.unbind(1)),
@@ -202,6 +209,7 @@ def estimate_advantages(
         advantage = torch.lerp(advantage, found, here)
         next_value = torch.lerp(next_value, value, here)
         columns.append(advantage)
+
     advantages = torch.stack(columns[::-1], dim=1) * weight
     return advantages, (advantages + values) * weight
 
@@ -217,9 +225,9 @@ def clipped_policy_loss(
 ) -> PolicyLoss:
     """Return -min(r A, clip(r, 1 - low, 1 + high) A) per token, with r = pi_new / pi_old.
 
-    Schulman et al. (2017, arXiv:1707.06347, equation 7). A wider upper bound is the clip-higher of DAPO (Yu et al.
-    2025, arXiv:2503.14476). With a dual clip c the objective of a bad token is at least c A, so that a ratio that has
-    run away pulls no harder (Ye et al. 2020, arXiv:1912.09729).
+    Schulman et al. (2017, arXiv:1707.06347, equation 7). A wider upper bound is the clip-higher of
+    DAPO (Yu et al. 2025, arXiv:2503.14476). With a dual clip c the objective of a bad token is at
+    least c A, so that a ratio that has run away pulls no harder (Ye et al. 2020, arXiv:1912.09729).
 
     Args:
         log_probs: of the sampled tokens now, any shape; gradients flow through it.
@@ -233,21 +241,25 @@ def clipped_policy_loss(
     log_ratio = (log_probs - old_log_probs).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
     ratio = log_ratio.exp()
     objective = torch.minimum(ratio * advantages, ratio.clamp(1 - cliprange, 1 + high) * advantages)
+
     if dual_clip is not None:
         objective = torch.where(
             advantages < 0, torch.maximum(objective, dual_clip * advantages), objective
         )
+
     with torch.no_grad():
         clipped_low = (ratio < 1 - cliprange) & (advantages < 0)
         clipped_high = (ratio > 1 + high) & (advantages > 0)
         approx_kl = ratio - 1 - log_ratio
+
     return PolicyLoss(-objective, ratio.detach(), clipped_low, clipped_high, approx_kl)
 
 
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, *, cliprange: float | None = 0.2
 ) -> tuple[Tensor, Tensor]:
-    """Return max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2 per token, and where the clipped one won.
+    """Return max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2 per token, and where the
+    clipped one won.
 
     From OpenAI's first PPO code (baselines, ppo2), and so in the N+ implementation details.
 
@@ -263,20 +275,22 @@ def clipped_value_loss(
     moved = values - old_values
     held = old_values + moved.clamp(-cliprange, cliprange)
     clipped = (held - returns) ** 2
+
     with torch.no_grad():
-        wins = (moved.abs() > cliprange) & (
-            clipped > plain
-        )  # within the range the two differ by rounding
+        # within the range the two differ by rounding
+        wins = (moved.abs() > cliprange) & (clipped > plain)
+
     return 0.5 * torch.maximum(plain, clipped), wins
 
 
 def truncated_importance_weights(
     old_log_probs: Tensor, sampler_log_probs: Tensor, *, cap: float
 ) -> Tensor:
-    """Return min(pi_old / pi_sampler, cap) per token, which corrects for an engine that samples from another pi.
+    """Return min(pi_old / pi_sampler, cap) per token, which corrects for an engine that samples
+    from another pi.
 
-    Truncated importance sampling: Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy RL
-    training".
+    Truncated importance sampling: Yao et al. (2025), "Your efficient RL framework secretly brings
+    you off-policy RL training".
 
     Args:
         old_log_probs: by the trainer's own forward pass, any shape.
@@ -290,9 +304,11 @@ def truncated_importance_weights(
 def next_kl_coefficient(
     coefficient: float, kl: float, *, target: float | None, horizon: int, episodes: int
 ) -> float:
-    """Return the KL coefficient of the next rollout: the same without a target, else moved towards it.
+    """Return the KL coefficient of the next rollout: the same without a target, else moved towards
+    it.
 
-    beta (1 + clip(KL / target - 1, -0.2, 0.2) episodes / horizon) (Ziegler et al. 2019, section 2.2).
+    beta (1 + clip(KL / target - 1, -0.2, 0.2) episodes / horizon) (Ziegler et al. 2019, section
+    2.2).
 
     Args:
         coefficient: beta of this rollout.
@@ -310,7 +326,8 @@ def next_kl_coefficient(
 def explained_variance(
     values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce | None = None
 ) -> float:
-    """Return 1 - Var(R - V) / Var(R) over the tokens that count, over all processes; 0 where the returns do not vary.
+    """Return 1 - Var(R - V) / Var(R) over the tokens that count, over all processes; 0 where the
+    returns do not vary.
 
     1 is a perfect critic, 0 one that knows no more than a constant, below 0 one that does harm.
 

@@ -42,10 +42,8 @@ _OTHER_HEADS = (
     "ForQuestionAnswering",
     "ForMaskedLM",
 )
-_DROPOUTS = (
-    "attention_dropout",
-    "dropout",
-)  # plain numbers that attention modules read while they train
+# plain numbers that attention modules read while they train
+_DROPOUTS = ("attention_dropout", "dropout")
 
 
 def build_actor_critic(
@@ -57,35 +55,43 @@ def build_actor_critic(
 ) -> ActorCritic:
     """Return policy and critic in one module, with what the reference needs inside a PEFT policy.
 
-    A PEFT model that comes in with its adapter may have been trained before, so its reference is a frozen copy of that
-    adapter (named "ref"); with `peft_config` the reference is the model with its adapter off.
+    A PEFT model that comes in with its adapter may have been trained before, so its reference is a
+    frozen copy of that adapter (named "ref"); with `peft_config` the reference is the model with
+    its adapter off.
 
     Raises:
-        ConfigError: the model cannot write, the adapter settings contradict each other, or the critic does not fit.
+        ConfigError: the model cannot write, the adapter settings contradict each other, or the
+            critic does not fit.
         CheckpointError: there is no model at `critic_model`.
     """
     if wrong := [name for name in model.config.architectures or () if name.endswith(_OTHER_HEADS)]:
         raise ConfigError(
-            f"the policy was saved as a {wrong[0]}, without a language-model head: name the model it was trained from"
+            f"the policy was saved as a {wrong[0]}, without a language-model head: name the model "
+            "it was trained from"
         )
+
     reference_adapter = None
     if isinstance(model, PeftModel):
         if peft_config is not None:
             raise ConfigError(
-                "the model has an adapter already, so peft_config would add a second: merge it, or drop one"
+                "the model has an adapter already, so peft_config would add a second: merge it, "
+                "or drop one"
             )
         if args.kl_coef > 0:
             _copy_adapter(model)
             reference_adapter = REFERENCE_ADAPTER
     elif peft_config is not None:
         model = cast(PeftModel, get_peft_model(model, peft_config))
+
     kind = _critic_kind(args, is_peft=isinstance(model, PeftModel))
     backbone, head = None, None
+
     if kind == "separate":
         backbone, head = _separate_critic(model, args, tokenizer)
     elif kind == "adapter":
         assert isinstance(model, PeftModel)
         _add_critic_adapter(model)
+
     actor_critic = ActorCritic(
         model,
         critic=kind,
@@ -95,6 +101,7 @@ def build_actor_critic(
         detach_value=args.detach_value,
         reference_adapter=reference_adapter,
     )
+
     actor_critic.check_head()
     if args.disable_dropout:
         turn_off_dropout(actor_critic)
@@ -104,17 +111,21 @@ def build_actor_critic(
 def build_reference(
     actor_critic: ActorCritic, args: PPOConfig, reference_model: PreTrainedModel | None
 ) -> ActorCritic | None:
-    """Return the frozen reference, or None where the policy holds it itself (PEFT) or no KL is asked for.
+    """Return the frozen reference, or None where the policy holds it itself (PEFT) or no KL is
+    asked for.
 
     Raises:
         ConfigError: a reference model with another vocabulary, or one beside a PEFT policy.
     """
     if reference_model is None and (args.kl_coef == 0 or actor_critic.is_peft):
         return None
+
     if reference_model is not None and args.kl_coef == 0:
         raise ConfigError(
-            "--kl_coef 0 turns the KL off, so the reference model would be loaded for nothing: drop one"
+            "--kl_coef 0 turns the KL off, so the reference model would be loaded for nothing: "
+            "drop one"
         )
+
     if (
         reference_model is not None
         and reference_model.config.vocab_size != actor_critic.config.vocab_size
@@ -123,6 +134,7 @@ def build_reference(
             f"the reference model has {reference_model.config.vocab_size} tokens, the policy "
             f"{actor_critic.config.vocab_size}: a KL needs the same vocabulary"
         )
+
     frozen = copy.deepcopy(actor_critic.base) if reference_model is None else reference_model
     reference = ActorCritic(frozen).requires_grad_(False).eval()
     turn_off_dropout(reference)
@@ -139,8 +151,10 @@ def stop_tokens(
     chosen = args.stop_token_ids or stop_at_end_of_turn(actor_critic.base, tokenizer)
     if not chosen:
         raise ConfigError(
-            "neither the tokenizer nor the model has an eos token, so no completion would end: set --stop_token_ids"
+            "neither the tokenizer nor the model has an eos token, so no completion would end: "
+            "set --stop_token_ids"
         )
+
     rows = actor_critic.config.get_text_config().vocab_size
     if wrong := [token for token in chosen if not 0 <= token < rows]:
         raise ConfigError(f"--stop_token_ids {wrong[0]} is outside the vocabulary of {rows} tokens")
@@ -193,12 +207,15 @@ def make_engine(
             server_base_url=args.vllm_server_base_url,
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
         )
+
     if args.rollout_engine == "generate":
         if largest is not None:
             raise ConfigError(
-                "--rollout_engine generate does not gather weights that FSDP has sharded: use native"
+                "--rollout_engine generate does not gather weights that FSDP has sharded: use "
+                "native"
             )
         return GenerateEngine(settings)
+
     return NativeEngine(settings, largest=largest)
 
 
@@ -212,12 +229,15 @@ def check_data(dataset: Any, *, needed: int) -> Dataset:
         raise DataError(
             "PPO draws prompts by their number, so rows cannot be streamed: drop --streaming"
         )
+
     if len(dataset) < needed:
         raise DataError(f"{len(dataset)} prompts, but at least {needed} are needed: give more")
+
     if "prompt" not in dataset.column_names:
         raise DataError(
             f"the rows need a column 'prompt'; found: {', '.join(dataset.column_names) or 'none'}"
         )
+
     return dataset
 
 
@@ -229,6 +249,7 @@ def set_lengths(args: PPOConfig, prompts: int) -> None:
             args.num_train_epochs * prompts if args.total_episodes is None else args.total_episodes
         )
         args.max_steps = math.ceil(wanted / episodes) * args.steps_per_rollout
+
     for name in ("save_steps", "eval_steps", "logging_steps"):
         steps = getattr(args, name)
         if steps:
@@ -255,9 +276,11 @@ def parameter_groups(
     if rate is None:
         rate = args.learning_rate * (_SHARED_HEAD_RATE if shared else 1.0)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((is_critic(name), name in decayed), []).append(parameter)
+
     return [
         {
             "params": members,
@@ -279,11 +302,15 @@ def turn_off_dropout(model: nn.Module) -> None:
 
 
 def _critic_kind(args: PPOConfig, *, is_peft: bool) -> str:
-    """The critic that was asked for, or the default: an adapter beside an adapter, else a model of its own."""
+    """The critic that was asked for, or the default: an adapter beside an adapter, else a model of
+    its own.
+    """
     if args.critic == "adapter" and not is_peft:
         raise ConfigError(
-            "--critic adapter needs a policy with an adapter: add --use_peft, or use --critic separate"
+            "--critic adapter needs a policy with an adapter: add --use_peft, or use --critic "
+            "separate"
         )
+
     if args.critic is not None:
         return args.critic
     if args.detach_value:
@@ -298,32 +325,41 @@ def _separate_critic(
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     if args.critic_model is None:
         return cast(PreTrainedModel, copy.deepcopy(base.base_model)), None
+
     settings = ModelConfig(
         model_name_or_path=args.critic_model, dtype=str(base.dtype).removeprefix("torch.")
     )
     if load_tokenizer(settings).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
-            f"--critic_model {args.critic_model} has another tokenizer than the policy, whose tokens it would read: "
+            f"--critic_model {args.critic_model} has another tokenizer than the policy, whose "
+            "tokens it would read: "
             "train it from the same model"
         )
+
     untrained: list[str] = []
     loaded = load_reward_model(settings, tokenizer, new_modules=untrained)
     whole = loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
+
     try:
         score = cast(nn.Linear, whole.get_submodule("score"))
     except AttributeError:
         raise ConfigError(
-            f"--critic_model {args.critic_model} is a {type(whole).__name__}, which reads in both directions: a value "
+            f"--critic_model {args.critic_model} is a {type(whole).__name__}, which reads in both "
+            "directions: a value "
             "must not see the tokens after it, so name a causal model"
         ) from None
+
     backbone = cast(PreTrainedModel, whole.base_model)
     backbone.requires_grad_(True)
+
     if untrained:
         return backbone, None
     head = nn.Linear(score.in_features, 1, dtype=torch.float32)
+
     with torch.no_grad():
         head.weight.copy_(score.weight)
         head.bias.zero_()
+
     return backbone, head
 
 
@@ -334,9 +370,11 @@ def _copy_adapter(model: PeftModel) -> None:
         name: value.clone()
         for name, value in get_peft_model_state_dict(model, adapter_name=active).items()
     }
+
     model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[active]))
     set_peft_model_state_dict(model, weights, adapter_name=REFERENCE_ADAPTER)
     model.set_adapter(active)
+
     for name, parameter in model.named_parameters():
         if f".{REFERENCE_ADAPTER}." in name:
             parameter.requires_grad_(False)

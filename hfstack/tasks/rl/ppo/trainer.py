@@ -1,14 +1,16 @@
-"""PPOTrainer: proximal policy optimisation on transformers.Trainer, one rollout for each of its epochs.
+"""PPOTrainer: proximal policy optimisation on transformers.Trainer, one rollout for each of its
+epochs.
 
-Trainer's loop is used as it is: the data loader writes completions and cuts them into minibatches, so optimizer,
-schedule, accumulation, clipping, callbacks, logs, checkpoints and resuming are Trainer's own.
+Trainer's loop is used as it is: the data loader writes completions and cuts them into minibatches,
+so optimizer, schedule, accumulation, clipping, callbacks, logs, checkpoints and resuming are
+Trainer's own.
 
-    RolloutLoader.__iter__            a Trainer epoch begins
-      PPOTrainer.collect              prompts -> completions -> scores, log-probs, values -> advantages
-      num_ppo_epochs * num_mini_batches optimizer steps, each on other rows of the rollout
+    RolloutLoader.__iter__            a Trainer epoch begins PPOTrainer.collect              prompts
+      -> completions -> scores, log-probs, values -> advantages num_ppo_epochs * num_mini_batches
+      optimizer steps, each on other rows of the rollout
 
-Legend: N episodes of a rollout on this process, T tokens of a completion, n scored tokens of a chunk.
-"""
+Legend: N episodes of a rollout on this process, T tokens of a completion, n scored tokens of a
+chunk."""
 
 import contextlib
 import time
@@ -51,16 +53,20 @@ logger = get_logger(__name__)
 
 
 class PPOTrainer(Trainer):
-    """Trains a causal language model to earn rewards, with a critic, clipped updates and a KL to where it began.
+    """Trains a causal language model to earn rewards, with a critic, clipped updates and a KL to
+    where it began.
 
     Args:
         model: the policy, a causal language model, or a PEFT model whose adapter goes on training.
         args: the settings.
-        reward_funcs: functions `(prompts, completions, **columns)`, RewardModel and RemoteReward objects, paths, URLs.
-        train_dataset: rows with a column `prompt`, texts or conversations; other columns reach the rewards.
+        reward_funcs: functions `(prompts, completions, **columns)`, RewardModel and RemoteReward
+            objects, paths, URLs.
+        train_dataset: rows with a column `prompt`, texts or conversations; other columns reach the
+            rewards.
         processing_class: the policy's tokenizer.
         eval_dataset: held-out prompts.
-        token_rewards: functions like rewards that return a list of numbers, one a token, for each completion.
+        token_rewards: functions like rewards that return a list of numbers, one a token, for each
+            completion.
         peft_config: an adapter that is put on the model.
         reference_model: what the KL is measured to; None for the policy as it is now.
         engine: writes completions; None for the one that `rollout_engine` names.
@@ -68,7 +74,8 @@ class PPOTrainer(Trainer):
         optimizers: as for Trainer.
 
     Raises:
-        ConfigError, DataError, CheckpointError: the model cannot write or end, or settings, rows and models do not fit.
+        ConfigError, DataError, CheckpointError: the model cannot write or end, or settings, rows
+            and models do not fit.
     """
 
     args: PPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -100,11 +107,13 @@ class PPOTrainer(Trainer):
             policy_tokenizer=processing_class,
             weights=args.reward_weights,
         )
+
         actor_critic = ppo_setup.build_actor_critic(
             model, args, processing_class, peft_config=peft_config
         )
         reference = ppo_setup.build_reference(actor_critic, args, reference_model)
         stops = ppo_setup.stop_tokens(actor_critic, args, processing_class)
+
         ppo_setup.set_lengths(args, len(train_dataset))
         args.remove_unused_columns = False
         super().__init__(
@@ -117,6 +126,7 @@ class PPOTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+
         self._add_collector(rewards, token_rewards, reference, engine, stops=stops)
         self.kl_coef = args.kl_coef
         self.reward_moments = RunningMoments()
@@ -124,20 +134,21 @@ class PPOTrainer(Trainer):
         self._completions = CompletionLog(
             Path(str(args.output_dir)) / "completions.jsonl", args.log_completions
         )
+
         self.add_callback(self._completions)
         self.add_callback(self._boundary)
         self._last_evaluation: tuple[int, Episodes] | None = None
         self._rollout_metrics: list[dict[str, float]] = []
         self._update_sums = torch.zeros(len(UPDATE_METRICS), device=args.device)
-        self._step_kl = torch.zeros(
-            (), device=args.device
-        )  # of this process, in the optimizer step under way
+
+        # of this process, in the optimizer step under way
+        self._step_kl = torch.zeros((), device=args.device)
         self._updates = 0
         self._update_seconds = 0.0
         self._decodes_sharded = False
-        if (
-            self.accelerator.num_processes > 1
-        ):  # Trainer seeds all alike, and all would write the same completions
+
+        # Trainer seeds all alike, and all would write the same completions
+        if self.accelerator.num_processes > 1:
             torch.manual_seed(args.seed + self.accelerator.process_index)
 
     def get_train_dataloader(self) -> Any:
@@ -151,20 +162,23 @@ class PPOTrainer(Trainer):
         )
 
     def collect_training_rollout(self, index: int) -> Experience:
-        """Write and score rollout `index` of this process, adapt the KL coefficient and keep the metrics.
+        """Write and score rollout `index` of this process, adapt the KL coefficient and keep the
+        metrics.
 
-        Which prompts it takes depends on seed, index and process alone, so a resumed run needs no state of a sampler.
-        """
+        Which prompts it takes depends on seed, index and process alone, so a resumed run needs no
+        state of a sampler."""
         args = self.args
         processes, size = self.accelerator.num_processes, args.rollout_size
         first = (index * processes + self.accelerator.process_index) * size
         rows = prompt_rows(first, size, len(cast(Any, self.train_dataset)), seed=args.seed)
         collected = self._collect(cast(Any, self.train_dataset)[rows], index)
+
         if args.log_completions and self.is_world_process_zero():
             told = collected.episodes
             self._completions.write(
                 self.state.global_step, told.prompts, told.completions, told.rewards
             )
+
         episodes = (index + 1) * processes * size
         self._rollout_metrics.append(collected.metrics | collected.seconds | {"episodes": episodes})
         self.kl_coef = rl_math.next_kl_coefficient(
@@ -174,6 +188,7 @@ class PPOTrainer(Trainer):
             horizon=args.kl_horizon,
             episodes=processes * size,
         )
+
         return collected.experience
 
     def training_step(
@@ -182,7 +197,9 @@ class PPOTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Forward and backward on one batch, in chunks of like lengths; return its share of the loss."""
+        """Forward and backward on one batch, in chunks of like lengths; return its share of the
+        loss.
+        """
         began = time.perf_counter()
         model.train()
         experience: Experience = inputs["experience"]
@@ -191,11 +208,13 @@ class PPOTrainer(Trainer):
             inputs["rows"], self.args.device.type, max_tokens=self.args.max_tokens_per_microbatch
         )
         chunks = list(as_many(plan, self.collector.largest))
+
         total = torch.zeros((), device=self.args.device)
         for number, rows in enumerate(chunks):
             chunk = experience.cut(rows)
             if number >= len(plan):  # only here so that every process makes as many passes
                 chunk.fields["weight"] = torch.zeros_like(chunk.fields["weight"])
+
             is_last = number + 1 == len(chunks)
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
@@ -203,7 +222,9 @@ class PPOTrainer(Trainer):
                         model, {"chunk": chunk, "tokens": inputs["tokens"], "warms_up": warms_up}
                     )
                 self.accelerator.backward(loss)
+
             total += loss.detach()
+
         if self.accelerator.sync_gradients:
             self._end_of_gradients(warms_up)
         self._update_seconds += time.perf_counter() - began
@@ -216,11 +237,11 @@ class PPOTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of one chunk: sums over its tokens, divided by the tokens of the whole minibatch.
+        """Return the loss of one chunk: sums over its tokens, divided by the tokens of the whole
+        minibatch.
 
-        Each token counts the same, whatever chunk, accumulation step or process it falls into. It is multiplied by the
-        number of processes, over which gradients are averaged.
-        """
+        Each token counts the same, whatever chunk, accumulation step or process it falls into. It
+        is multiplied by the number of processes, over which gradients are averaged."""
         args, chunk = self.args, cast(Chunk, inputs["chunk"])
         outputs = model(
             *chunk.batch,
@@ -230,6 +251,7 @@ class PPOTrainer(Trainer):
             temperature=args.temperature,
             detach_value=inputs["warms_up"],
         )
+
         loss, sums = ppo_loss(
             args,
             outputs,
@@ -238,6 +260,7 @@ class PPOTrainer(Trainer):
             kl_coef=self.kl_coef,
             critic_only=inputs["warms_up"],
         )
+
         self._update_sums += sums
         self._step_kl += sums[UPDATE_METRICS.index("policy/approx_kl")]
         loss = loss * self.accelerator.num_processes
@@ -250,13 +273,16 @@ class PPOTrainer(Trainer):
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(
                 self.args, cast(Any, chosen)
             )
+
             params = ppo_setup.parameter_groups(
                 chosen,
                 self.args,
                 decayed=set(self.get_decay_parameter_names(chosen)),
                 shared=self._critic_is_shared(),
             )
+
             self.optimizer_cls_and_kwargs = (optimizer_class, {**kwargs, "params": params})
+
         return super().create_optimizer(cast(Any, model))
 
     def evaluate(
@@ -265,37 +291,44 @@ class PPOTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Write one completion to each held-out prompt and return rewards, KL, lengths and the rest of a rollout.
+        """Write one completion to each held-out prompt and return rewards, KL, lengths and the rest
+        of a rollout.
 
         Every evaluation draws the same random numbers, and training's are left as they were.
         """
         dataset = cast(Any, self.eval_dataset if eval_dataset is None else eval_dataset)
         if dataset is None:
             raise ConfigError(
-                "there are no held-out prompts to evaluate on: give --eval_datasets or --eval_fraction"
+                "there are no held-out prompts to evaluate on: give --eval_datasets or "
+                "--eval_fraction"
             )
+
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        count = -(
-            -len(dataset) // processes
-        )  # on each process; the last ones may fill up with rows of weight 0
+        # on each process; the last ones may fill up with rows of weight 0
+        count = -(-len(dataset) // processes)
         places = torch.arange(count) * processes + rank
         rows = dataset[(places % len(dataset)).tolist()]
+
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed + rank)
             collected = self._collect(rows, 0, row_weights=(places < len(dataset)).float())
+
         self._last_evaluation = (self.state.global_step, collected.episodes)
         metrics = {
             f"{metric_key_prefix}_{name}": value for name, value in collected.metrics.items()
         }
         self.log(dict(metrics))
+
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, cast(Any, metrics)
         )
         return metrics
 
     def samples(self, count: int) -> list[tuple[str, str]]:
-        """Return prompts with completions of the policy as it is now, those of the last evaluation when they are."""
+        """Return prompts with completions of the policy as it is now, those of the last evaluation
+        when they are.
+        """
         if self._last_evaluation is not None and self._last_evaluation[0] == self.state.global_step:
             told = self._last_evaluation[1]
             prompts, completions = told.prompts[:count], told.completions[:count]
@@ -306,6 +339,7 @@ class PPOTrainer(Trainer):
             prompts = dataset[:count]["prompt"]
             _, rollout = self.collector.write(cast(ActorCritic, self.model), prompts)
             completions = self.collector.decode(rollout)
+
         shown = [
             prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts
         ]
@@ -318,32 +352,40 @@ class PPOTrainer(Trainer):
             for name in rollouts[-1] if rollouts else ():
                 known = [one[name] for one in rollouts if name in one]
                 told[name] = known[-1] if name == "episodes" else sum(known) / len(known)
+
             sums = self.collector.reduce(self._update_sums).tolist()
             told |= {
                 name: value / self._updates
                 for name, value in zip(UPDATE_METRICS, sums, strict=True)
             }
+
             told["policy/updates"] = self._updates
             told["policy/skipped_updates"] = self._boundary.skipped_steps
             told["time/update_s"] = self._update_seconds / max(1, len(rollouts))
             logs |= told
             self._update_sums.zero_()
+
             self._updates, self._update_seconds, self._boundary.skipped_steps = 0, 0.0, 0
             self._rollout_metrics = []
+
         super().log(logs, start_time)
 
     def _end_of_gradients(self, warms_up: bool) -> None:
-        """After the last backward pass of an optimizer step: count it, and judge how far the policy has moved."""
+        """After the last backward pass of an optimizer step: count it, and judge how far the policy
+        has moved.
+        """
         self._updates += 1
         if warms_up:  # not even weight decay shall move the policy
             for name, parameter in cast(nn.Module, self.model).named_parameters():
                 if not ppo_checkpoint.is_critic(name):
                     parameter.grad = None
+
         if (
             self.args.target_kl is not None
             and float(self.collector.reduce(self._step_kl)) > self.args.target_kl
         ):
             self.control.should_epoch_stop = True
+
         self._step_kl.zero_()
 
     def _critic_is_shared(self) -> bool:
@@ -353,6 +395,7 @@ class PPOTrainer(Trainer):
         if isinstance(self.model, FSDPModule) and not self._decodes_sharded:
             register_fsdp_forward_method(cast(nn.Module, self.model), "decode_step")
             self._decodes_sharded = True
+
         return self.collector.collect(
             cast(ActorCritic, self.model),
             columns,
@@ -372,13 +415,16 @@ class PPOTrainer(Trainer):
         *,
         stops: tuple[int, ...],
     ) -> None:
-        """Put together what writes and scores completions; raises ConfigError for sharding that is not FSDP2."""
+        """Put together what writes and scores completions; raises ConfigError for sharding that is
+        not FSDP2.
+        """
         if self.is_deepspeed_enabled or (
             self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2  # pyright: ignore
         ):
             raise ConfigError(
                 "PPO shards its weights with FSDP2 only: drop --deepspeed, or set fsdp_version 2"
             )
+
         if reference is not None:
             sharded = self.is_fsdp_enabled
             reference = cast(
@@ -387,6 +433,7 @@ class PPOTrainer(Trainer):
                 if sharded
                 else reference.to(self.args.device),
             )
+
         pad = cast(int | None, cast(Any, self.processing_class).pad_token_id)
         pad = stops[0] if pad is None else pad  # nothing reads it
         self.collector = Collector(
@@ -399,6 +446,7 @@ class PPOTrainer(Trainer):
             pad_token_id=pad,
             sharded=self.is_fsdp_enabled,
         )
+
         if engine is None:
             settings = ppo_setup.sampling_settings(self.args, stops=stops, pad_token_id=pad)
             engine = ppo_setup.make_engine(
@@ -408,17 +456,21 @@ class PPOTrainer(Trainer):
                 self.accelerator,
                 largest=self.collector.largest,
             )
+
         self.collector.engine = engine
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Write the policy as a plain model or adapter, the critic, the tokenizer and PPO's own state."""
+        """Write the policy as a plain model or adapter, the critic, the tokenizer and PPO's own
+        state.
+        """
         if not self.args.should_save:
             return
         folder = Path(str(output_dir or self.args.output_dir))
         actor_critic = cast(ActorCritic, self.accelerator.unwrap_model(self.model))
         ppo_checkpoint.save_actor_critic(actor_critic, folder, state_dict)
+
         cast(Any, self.processing_class).save_pretrained(folder)
         ppo_checkpoint.save_state(
             folder, {"kl_coef": self.kl_coef, "reward_moments": asdict(self.reward_moments)}
@@ -433,18 +485,23 @@ class PPOTrainer(Trainer):
         step = int(self.state.load_from_json(str(folder / "trainer_state.json")).global_step)
         if step % self.args.steps_per_rollout:
             raise CheckpointError(
-                f"{folder} was written after {step} optimizer steps, which are no whole rollouts of "
-                f"{self.args.steps_per_rollout}: keep --num_ppo_epochs and --num_mini_batches as they were"
+                f"{folder} was written after {step} optimizer steps, which are no whole rollouts "
+                "of "
+                f"{self.args.steps_per_rollout}: keep --num_ppo_epochs and --num_mini_batches as "
+                "they were"
             )
+
         state = ppo_checkpoint.load_state(folder)
         self.kl_coef = float(state["kl_coef"])
         self.reward_moments = RunningMoments(**state["reward_moments"])
         self.args.eval_on_start = (
             False  # the start was another one: evaluated here, the curve would have a point more
         )
+
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
+
         ppo_checkpoint.load_actor_critic(
             cast(ActorCritic, self.accelerator.unwrap_model(self.model)), folder
         )

@@ -1,8 +1,9 @@
 """Rollouts: from prompts to completions, by one of several engines behind one small interface.
 
-An engine is an object with `generate(actor_critic, prompt_ids) -> Rollout`. `NativeEngine` (sampling.py) samples from
-the live weights and knows log-probabilities and values of what it wrote; `GenerateEngine` here calls the model's own
-`generate`; whoever needs a tool loop or an inference server writes another one and hands it to PPOTrainer.
+An engine is an object with `generate(actor_critic, prompt_ids) -> Rollout`. `NativeEngine`
+(sampling.py) samples from the live weights and knows log-probabilities and values of what it wrote;
+`GenerateEngine` here calls the model's own `generate`; whoever needs a tool loop or an inference
+server writes another one and hands it to PPOTrainer.
 
 Legend: N prompts of this process, T tokens of a completion.
 """
@@ -42,13 +43,11 @@ class SamplingSettings:
 class Rollout:
     """Completions of N prompts, in the prompts' order.
 
-    `log_probs` are of the sampled tokens under the distribution at the sampling temperature: over all tokens, not
-    only those that top-k, top-p or min-p leave.
-    """
+    `log_probs` are of the sampled tokens under the distribution at the sampling temperature: over
+    all tokens, not only those that top-k, top-p or min-p leave."""
 
-    completion_ids: list[
-        Tensor
-    ]  # N times (T_i,) on the CPU; a stop token that was written is the last one
+    # N times (T_i,) on the CPU; a stop token that was written is the last one
+    completion_ids: list[Tensor]
     finished: Tensor  # (N,) bool on the CPU: ended by a stop token, not by length
     log_probs: list[Tensor] | None = None  # N times (T_i,); None: the trainer computes them
     values: list[Tensor] | None = (
@@ -62,13 +61,13 @@ class Rollout:
 class RolloutEngine(Protocol):
     """What PPOTrainer asks of an engine.
 
-    `generate` is called on every process with its own prompts, without gradients, in eval mode and under the trainer's
-    autocast. Under FSDP the weights are gathered by `actor_critic.decode_step` alone.
+    `generate` is called on every process with its own prompts, without gradients, in eval mode and
+    under the trainer's autocast. Under FSDP the weights are gathered by `actor_critic.decode_step`
+    alone.
 
-    `exact_log_probs` says that the log-probabilities are those of the trainer's own forward pass up to rounding, so
-    that they may stand for the old policy's; otherwise the trainer computes them, and corrects for the difference by
-    truncated importance sampling.
-    """
+    `exact_log_probs` says that the log-probabilities are those of the trainer's own forward pass up
+    to rounding, so that they may stand for the old policy's; otherwise the trainer computes them,
+    and corrects for the difference by truncated importance sampling."""
 
     exact_log_probs: bool
 
@@ -78,7 +77,9 @@ class RolloutEngine(Protocol):
 
 
 class GenerateEngine:
-    """Completions by `model.generate`: whatever transformers can decode, with its own caches and processors."""
+    """Completions by `model.generate`: whatever transformers can decode, with its own caches and
+    processors.
+    """
 
     exact_log_probs = False
 
@@ -98,27 +99,34 @@ class GenerateEngine:
             eos_token_id=list(chosen.stop_token_ids),
             pad_token_id=chosen.pad_token_id,
         )
+
         stops = torch.tensor(chosen.stop_token_ids)
         completions: list[Tensor] = []
         finished: list[bool] = []
+
         step = chosen.batch_size or len(prompt_ids)
         for first in range(0, len(prompt_ids), step):
             tokens, mask = pad_left(prompt_ids[first : first + step], chosen.pad_token_id)  # (b, P)
+
+            # (b, T)
             written = cast(Any, actor_critic.policy).generate(
                 input_ids=tokens.to(actor_critic.device),
                 attention_mask=mask.to(actor_critic.device),
                 generation_config=config,
-            )[:, tokens.shape[1] :]  # (b, T)
+            )[:, tokens.shape[1] :]
             for row in written.cpu():
                 stopped = torch.isin(row, stops).nonzero()
                 length = int(stopped[0]) + 1 if len(stopped) else len(row)
                 completions.append(row[:length].clone())
                 finished.append(len(stopped) > 0)
+
         return Rollout(completions, torch.tensor(finished))
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask, (b, P) each on the CPU, with the padding before the tokens."""
+    """Return token ids and attention mask, (b, P) each on the CPU, with the padding before the
+    tokens.
+    """
     width = max(len(sequence) for sequence in sequences)
     tokens = torch.full((len(sequences), width), pad_token_id)
     mask = torch.zeros_like(tokens)
@@ -132,22 +140,28 @@ def check_rollout(rollout: Rollout, prompts: Sequence[Any]) -> None:
     """Refuse what an engine must not return.
 
     Raises:
-        DataError: fewer completions than prompts, a completion of zero tokens, or lists that do not fit together.
+        DataError: fewer completions than prompts, a completion of zero tokens, or lists that do not
+            fit together.
     """
     if len(rollout.completion_ids) != len(prompts):
         raise DataError(
-            f"the rollout engine wrote {len(rollout.completion_ids)} completions to {len(prompts)} prompts"
+            f"the rollout engine wrote {len(rollout.completion_ids)} completions to "
+            f"{len(prompts)} prompts"
         )
+
     lengths = [len(completion) for completion in rollout.completion_ids]
     if 0 in lengths:
         index = lengths.index(0)
         raise DataError(
-            f"the rollout engine wrote a completion of zero tokens to prompt {index + 1} of {len(prompts)} "
+            f"the rollout engine wrote a completion of zero tokens to prompt {index + 1} of "
+            f"{len(prompts)} "
             f"({str(prompts[index])[:60]!r}): return at least the token at which it stopped"
         )
+
     for name in ("log_probs", "values", "written"):
         parts: list[Tensor] | None = getattr(rollout, name)
         if parts is not None and [len(part) for part in parts] != lengths:
             raise DataError(
-                f"the rollout engine's {name} do not have one entry for each token of its completions"
+                f"the rollout engine's {name} do not have one entry for each token of its "
+                "completions"
             )

@@ -1,10 +1,11 @@
 """The native rollout engine: sample from the live weights with a key-value cache.
 
-What it saves over `generate`: log-probabilities (and on a shared trunk values) of the sampled tokens come for free,
-finished completions leave the batch, and prompts are decoded with others of their length.
+What it saves over `generate`: log-probabilities (and on a shared trunk values) of the sampled
+tokens come for free, finished completions leave the batch, and prompts are decoded with others of
+their length.
 
-Legend: b completions of a batch, P tokens of its longest prompt, T tokens of the longest completion, V vocabulary.
-"""
+Legend: b completions of a batch, P tokens of its longest prompt, T tokens of the longest
+completion, V vocabulary."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -19,8 +20,9 @@ from hfstack.tasks.rl.ppo.batching import plan_chunks
 from hfstack.tasks.rl.ppo.engines.interface import Rollout, SamplingSettings, pad_left
 
 _KEPT_SHARE = 0.7  # the batch is made smaller when fewer than this share of its rows still write
-# What one more decoding step costs, in tokens of prompt that could be read meanwhile: so many prompts are not worth
-# being decoded apart. On an accelerator a step is all overhead, so there prompts are decoded together.
+# What one more decoding step costs, in tokens of prompt that could be read meanwhile: so many
+# prompts are not worth being decoded apart. On an accelerator a step is all overhead, so there
+# prompts are decoded together.
 _STEP_TOKENS = {"cpu": 32}
 _STEP_TOKENS_ACCELERATOR = 8192
 
@@ -30,8 +32,9 @@ class NativeEngine:
 
     Args:
         settings: how to sample.
-        largest: the largest of a number over all processes, when the weights are sharded over them: every process then
-            takes as many steps as the slowest, since each step gathers weights. None otherwise.
+        largest: the largest of a number over all processes, when the weights are sharded over them:
+            every process then takes as many steps as the slowest, since each step gathers weights.
+            None otherwise.
     """
 
     exact_log_probs = True
@@ -49,16 +52,20 @@ class NativeEngine:
         completions: list[Tensor] = [torch.empty(0)] * count
         log_probs, values = completions.copy(), completions.copy()
         finished = torch.zeros(count, dtype=torch.bool)
+
         for rows in self._batches([len(prompt) for prompt in prompt_ids], actor_critic.device.type):
             batch = _Batch(actor_critic, [prompt_ids[row] for row in rows], self.settings)
             batch.write(self.largest)
             lengths = batch.lengths.tolist()
             parts = [batch.tokens.cpu(), batch.log_probs.cpu(), batch.values.cpu()]
+
             for index, row in enumerate(rows):
                 completions[row], log_probs[row], values[row] = (
                     part[index, : lengths[index]] for part in parts
                 )
+
             finished[torch.tensor(rows)] = batch.finished.cpu()
+
         return Rollout(
             completions,
             finished,
@@ -94,12 +101,14 @@ class _Batch:
         self.prompts, self.prompt_mask = (
             part.to(device) for part in pad_left(prompt_ids, settings.pad_token_id)
         )
+
         shape = (len(prompt_ids), settings.max_new_tokens)  # (b, T)
         self.tokens = torch.full(shape, settings.pad_token_id, device=device)
         self.log_probs = torch.zeros(shape, device=device)
         self.values = torch.zeros(
             shape if self.with_values else (len(prompt_ids), 0), device=device
         )
+
         self.lengths = torch.full((len(prompt_ids),), settings.max_new_tokens, device=device)
         self.finished = torch.zeros(len(prompt_ids), dtype=torch.bool, device=device)
         self.stops = torch.tensor(settings.stop_token_ids, device=device)
@@ -108,31 +117,36 @@ class _Batch:
         """Sample until every completion has ended or has its full length."""
         mask = None if bool(self.prompt_mask.all()) else self.prompt_mask  # (b, tokens so far)
         positions = (self.prompt_mask.cumsum(dim=1) - 1).clamp_min(0)  # (b, P)
-        rows = torch.arange(
-            len(self.prompts), device=self.prompts.device
-        )  # which completion each row of the cache is
+
+        # which completion each row of the cache is
+        rows = torch.arange(len(self.prompts), device=self.prompts.device)
         step = self._step(self.prompts, positions, mask, new_cache(self.actor_critic))
         positions = positions[:, -1:]
+
         for column in range(self.settings.max_new_tokens):
             sampled, log_probs = sample(step.logits, self.settings)  # (rows,), (rows,)
             self.tokens[rows, column] = sampled
             self.log_probs[rows, column] = log_probs
+
             if step.values is not None:
                 self.values[rows, column] = step.values
             stopped = rows[torch.isin(sampled, self.stops) & ~self.finished[rows]]
             self.lengths[stopped] = column + 1
             self.finished[stopped] = True
+
             writing = ~self.finished[rows]
             count = int(writing.sum())
             if (
                 largest(count) if largest else count
             ) == 0 or column + 1 == self.settings.max_new_tokens:
                 return
+
             if 0 < count < _KEPT_SHARE * len(rows):
                 keep = writing.nonzero()[:, 0]
                 step.cache.batch_select_indices(keep)
                 rows, sampled, positions = rows[keep], sampled[keep], positions[keep]
                 mask = None if mask is None else mask[keep]
+
             positions = positions + 1
             mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=1)
             step = self._step(sampled[:, None], positions, mask, step.cache)
@@ -146,7 +160,9 @@ class _Batch:
 
 
 def new_cache(actor_critic: ActorCritic) -> Cache | None:
-    """An empty cache for the policy; None where the model makes one of its own kind (recurrent models)."""
+    """An empty cache for the policy; None where the model makes one of its own kind (recurrent
+    models).
+    """
     if not cast(Any, actor_critic.base)._supports_default_dynamic_cache():
         return None
     return DynamicCache(config=actor_critic.base.config)
@@ -155,8 +171,9 @@ def new_cache(actor_critic: ActorCritic) -> Cache | None:
 def sample(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
     """Draw a token from each row; return it with its log-probability before any filter, (b,) each.
 
-    The cumulated probabilities are searched for one uniform number a row, in float64, so that no token of probability
-    0 is ever drawn and the tail of a large vocabulary does not drown in rounding.
+    The cumulated probabilities are searched for one uniform number a row, in float64, so that no
+    token of probability 0 is ever drawn and the tail of a large vocabulary does not drown in
+    rounding.
 
     Args:
         logits: (b, V) in fp32.
@@ -168,36 +185,41 @@ def sample(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
     weights = (logits - largest).exp()
     cumulated = weights.cumsum(dim=-1, dtype=torch.float64)  # (b, V)
     normalizer = cumulated[:, -1:].log() + largest
+
     if settings.filters:
         kept = weights.masked_fill(dropped_tokens(logits, settings), 0.0)
         cumulated = kept.cumsum(dim=-1, dtype=torch.float64)
+
     total = cumulated[:, -1:]
     drawn = torch.rand(total.shape, dtype=torch.float64, device=total.device) * total
     drawn = torch.minimum(drawn, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(cumulated, drawn, right=True).clamp_(
-        max=logits.shape[1] - 1
-    )  # (b, 1)
+
+    # (b, 1)
+    tokens = torch.searchsorted(cumulated, drawn, right=True).clamp_(max=logits.shape[1] - 1)
     return tokens[:, 0], (logits.gather(1, tokens) - normalizer).float()[:, 0]
 
 
 def dropped_tokens(logits: Tensor, settings: SamplingSettings) -> Tensor:
-    """Return which tokens are never sampled, (b, V) bool: below the top k, beyond the top p, or under min p.
+    """Return which tokens are never sampled, (b, V) bool: below the top k, beyond the top p, or
+    under min p.
 
-    Each filter looks at what the one before it left, as transformers' processors do (Holtzman et al. 2020,
-    arXiv:1904.09751 for top-p; Nguyen et al. 2024, arXiv:2407.01082 for min-p). The likeliest token always stays.
-    """
+    Each filter looks at what the one before it left, as transformers' processors do (Holtzman et
+    al. 2020, arXiv:1904.09751 for top-p; Nguyen et al. 2024, arXiv:2407.01082 for min-p). The
+    likeliest token always stays."""
     dropped = torch.zeros_like(logits, dtype=torch.bool)
     if settings.top_k > 0:
         weakest = logits.topk(min(settings.top_k, logits.shape[1]), dim=-1).values[:, -1:]
         dropped |= logits < weakest
+
     if settings.top_p < 1.0:
         ordered, order = logits.masked_fill(dropped, -torch.inf).sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)
-        beyond = (
-            probabilities.cumsum(dim=-1) - probabilities >= settings.top_p
-        )  # what came before is enough
+        # what came before is enough
+        beyond = probabilities.cumsum(dim=-1) - probabilities >= settings.top_p
         dropped |= torch.zeros_like(dropped).scatter(1, order, beyond)
+
     if settings.min_p is not None and settings.min_p > 0:
         left = logits.masked_fill(dropped, -torch.inf).softmax(dim=-1)
         dropped |= left < settings.min_p * left.amax(dim=-1, keepdim=True)
+
     return dropped

@@ -1,9 +1,10 @@
 """Completions by vLLM, behind the interface of rollout.py: the weights go to vLLM once a rollout.
 
-All that is vLLM's is behind TRL's `VLLMGeneration`. It is given the policy alone, so neither critic nor value head is
-ever pushed. vLLM computes in other kernels, so its log-probabilities are not the trainer's: they are handed on, and the
-trainer corrects for the difference by truncated importance sampling (Yao et al. 2025, "Your Efficient RL Framework
-Secretly Brings You Off-Policy RL Training").
+All that is vLLM's is behind TRL's `VLLMGeneration`. It is given the policy alone, so neither critic
+nor value head is ever pushed. vLLM computes in other kernels, so its log-probabilities are not the
+trainer's: they are handed on, and the trainer corrects for the difference by truncated importance
+sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+Training").
 
 Legend: N prompts of this process, T tokens of a completion.
 """
@@ -33,17 +34,19 @@ class VLLMEngine:
         settings: how to sample; `batch_size` is left to vLLM, which batches by itself.
         tokenizer: the policy's.
         accelerator: the trainer's; None for one of the same process state.
-        mode: "colocate" runs vLLM on the devices of training, "server" asks one that `trl vllm-serve` runs.
+        mode: "colocate" runs vLLM on the devices of training, "server" asks one that `trl
+            vllm-serve` runs.
         server_base_url: of the server, such as http://host:8000.
         gpu_memory_utilization: share of a device's memory that a colocated vLLM may take.
         tensor_parallel_size: devices that share one colocated vLLM.
-        max_model_length: tokens of the longest prompt with its completion; None: the model's context.
+        max_model_length: tokens of the longest prompt with its completion; None: the model's
+            context.
         sleeps: let a colocated vLLM free its memory while the trainer trains.
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        ConfigError: top-k, top-p or min-p: vLLM's log-probabilities are those of what these leave, which no longer
-            compare with the trainer's.
+        ConfigError: top-k, top-p or min-p: vLLM's log-probabilities are those of what these leave,
+            which no longer compare with the trainer's.
     """
 
     exact_log_probs = False
@@ -63,15 +66,20 @@ class VLLMEngine:
     ) -> None:
         if not is_vllm_available():
             raise MissingExtraError("vllm", "vllm")
+
         if settings.filters:
             raise ConfigError(
-                f"--rollout_engine vllm with top_k {settings.top_k}, top_p {settings.top_p}, min_p {settings.min_p}: "
-                "vLLM's log-probabilities are of the tokens that these leave, so they do not compare with the "
+                f"--rollout_engine vllm with top_k {settings.top_k}, top_p {settings.top_p}, "
+                f"min_p {settings.min_p}: "
+                "vLLM's log-probabilities are of the tokens that these leave, so they do not "
+                "compare with the "
                 "trainer's; leave them out, or use --rollout_engine native"
             )
+
         self.settings = settings
         self._tokenizer = tokenizer
         self._accelerator = accelerator
+
         self._options: dict[str, Any] = {
             "mode": mode,
             "server_base_url": server_base_url,
@@ -80,6 +88,7 @@ class VLLMEngine:
             "max_model_length": max_model_length,
             "enable_sleep_mode": sleeps,
         }
+
         self._generation: VLLMGeneration | None = None
 
     def generate(self, actor_critic: ActorCritic, prompt_ids: Sequence[Sequence[int]]) -> Rollout:
@@ -91,14 +100,17 @@ class VLLMEngine:
         """
         if self._generation is None:
             self._generation = self._start(actor_critic)
+
         with _policy_adapter(actor_critic), torch.autocast(actor_critic.device.type, enabled=False):
-            self._generation.sync_weights()  # autocast would round what an adapter adds to the weights
+            # autocast would round what an adapter adds to the weights
+            self._generation.sync_weights()
+
         _, completions, log_probs, token_ids = self._generation.generate(
             prompts=[list(prompt) for prompt in prompt_ids], images=None, num_generations=1
         )
-        rows = [
-            torch.tensor(list(completion), dtype=torch.long) for completion in completions
-        ]  # N times (T_i,)
+
+        # N times (T_i,)
+        rows = [torch.tensor(list(completion), dtype=torch.long) for completion in completions]
         stops = set(self.settings.stop_token_ids)
         finished = torch.tensor([len(row) > 0 and int(row[-1]) in stops for row in rows])  # (N,)
         sampled = [
@@ -107,6 +119,7 @@ class VLLMEngine:
                 zip(rows, log_probs, token_ids, strict=True), 1
             )
         ]
+
         return Rollout(rows, finished, log_probs=sampled)
 
     def _start(self, actor_critic: ActorCritic) -> VLLMGeneration:
@@ -114,16 +127,21 @@ class VLLMEngine:
         policy: Any = actor_critic.policy
         if self._options["mode"] == "colocate" and not policy.name_or_path:
             raise ConfigError(
-                "--rollout_engine vllm reads the model's architecture from its folder, and this policy was made in "
+                "--rollout_engine vllm reads the model's architecture from its folder, and this "
+                "policy was made in "
                 "memory: save it, and name the folder in --model_name_or_path"
             )
+
         adapters = set(policy.peft_config) if actor_critic.is_peft else set()
         wraps = any(isinstance(module, AuxiliaryTrainingWrapper) for module in policy.modules())
         if wraps and (CRITIC_ADAPTER in adapters or actor_critic.policy_adapter != "default"):
             raise ConfigError(
-                "--rollout_engine vllm: whole modules that an adapter trains (modules_to_save) can be told apart only "
-                "for one adapter named default; leave modules_to_save out, or use --critic shared or separate"
+                "--rollout_engine vllm: whole modules that an adapter trains (modules_to_save) "
+                "can be told apart only "
+                "for one adapter named default; leave modules_to_save out, or use --critic shared "
+                "or separate"
             )
+
         settings = self.settings
         return VLLMGeneration(
             model=policy,
@@ -139,7 +157,9 @@ class VLLMEngine:
 
 
 def _policy_adapter(actor_critic: ActorCritic) -> contextlib.AbstractContextManager[None]:
-    """`VLLMGeneration` merges the active adapter into the weights that it pushes: it has to be the policy's."""
+    """`VLLMGeneration` merges the active adapter into the weights that it pushes: it has to be the
+    policy's.
+    """
     if actor_critic.policy_adapter is None:
         return contextlib.nullcontext()
     return peft_adapter(actor_critic.policy, actor_critic.policy_adapter)
@@ -154,8 +174,10 @@ def _sampled(
         value = here[0] if ids and ids[0] == token else None
         if value is None:
             raise DataError(
-                f"vLLM gave no log-probability for token {place} of completion {number}, which it sampled (token id "
+                f"vLLM gave no log-probability for token {place} of completion {number}, which it "
+                "sampled (token id "
                 f"{token}): its weights may hold NaN; check the model with --rollout_engine native"
             )
         values.append(value)
+
     return torch.tensor(values, dtype=torch.float32)
