@@ -1,17 +1,20 @@
-"""What a verified checkpoint costs: the time that training waits for it, beside the time that the Trainer's save takes.
+"""What a verified checkpoint costs: the time that training waits for it, beside the time that the
+Trainer's save takes.
 
     python benchmarks/checkpoint_cost.py                       # checkpoints of 100, 300 and 1000 MB
     python benchmarks/checkpoint_cost.py --megabytes 10000 --saves 4 --step_s 2
 
-A Llama of the given size is trained for a few steps that do nothing but wait, with one save after each. Timed are the
-Trainer's own save (weights, optimizer, state; the page cache takes them, nothing is forced to the disk), what
-`KeepCheckpoints` lets training wait, and how long the manifest takes in its own thread, where every file is brought to
-the disk and hashed; of the save and of the manifest also the processor's seconds, since the rest of them is the disk's.
+A Llama of the given size is trained for a few steps that do nothing but wait, with one save after
+each. Timed are the Trainer's own save (weights, optimizer, state; the page cache takes them,
+nothing is forced to the disk), what `KeepCheckpoints` lets training wait, and how long the manifest
+takes in its own thread, where every file is brought to the disk and hashed; of the save and of the
+manifest also the processor's seconds, since the rest of them is the disk's.
 
-    python benchmarks/checkpoint_cost.py --steps 200           # what `protect` costs a step, with and without
+    python benchmarks/checkpoint_cost.py --steps 200           # what `protect` costs a step, with
+    and without
 
-The second part trains with and without the three callbacks, in turns, and prints the seconds of a step.
-"""
+The second part trains with and without the three callbacks, in turns, and prints the seconds of a
+step."""
 
 import argparse
 import os
@@ -119,7 +122,9 @@ def medians(all_seconds: list[Seconds]) -> Seconds:
 def save_cost(
     folder: Path, megabytes: int, saves: int, step_s: float
 ) -> tuple[int, Seconds, float, Seconds]:
-    """Return bytes of a checkpoint, what a save takes, seconds of waiting for it, and what its manifest takes."""
+    """Return bytes of a checkpoint, what a save takes, seconds of waiting for it, and what its
+    manifest takes.
+    """
     saved: list[Seconds] = []
     verified: list[Seconds] = []
     sizes: list[int] = []

@@ -1,17 +1,19 @@
-"""Training a classifier, ours against every row padded to the longest allowed: examples per CPU second, and accuracy.
+"""Training a classifier, ours against every row padded to the longest allowed: examples per CPU
+second, and accuracy.
 
-    python benchmarks/classify.py --data sst2.jsonl.gz --model FOLDER --max_length 128 --bf16
-    python benchmarks/classify.py --data imdb.jsonl.gz --model runs/sst2 --max_length 256 --batch 8 --rows 160 --bf16 \\
-        --attention_dropout 0.1 --learning_rate 3e-5
+    python benchmarks/classify.py --data sst2.jsonl.gz --model FOLDER --max_length 128 --bf16 python
+    benchmarks/classify.py --data imdb.jsonl.gz --model runs/sst2 --max_length 256 --batch 8 --rows
+    160 --bf16 \\ --attention_dropout 0.1 --learning_rate 3e-5
 
-The padded side is the default of the text classification example of transformers: `padding="max_length"`, the Trainer's
-own collator and the model's own configuration. Ours is what the recipe does: batches of about one length, padded to
-their longest row, and no dropout of attention weights, for which a CPU has no fused attention. `--third` adds a
-side that pads as ours does and keeps the dropout. All sides see the same rows in one pass, at the same
-precision, on one thread, in turn, each in a process of its own; a repeat is a seed. `--model` may be a classifier of
-the same labels, such as one of short sentences that is to learn long reviews; the table says what it scores before.
-The recipe saves it without dropout of attention weights, so name what the padded side shall have.
-"""
+The padded side is the default of the text classification example of transformers:
+`padding="max_length"`, the Trainer's own collator and the model's own configuration. Ours is what
+the recipe does: batches of about one length, padded to their longest row, and no dropout of
+attention weights, for which a CPU has no fused attention. `--third` adds a side that pads as ours
+does and keeps the dropout. All sides see the same rows in one pass, at the same precision, on one
+thread, in turn, each in a process of its own; a repeat is a seed. `--model` may be a classifier of
+the same labels, such as one of short sentences that is to learn long reviews; the table says what
+it scores before. The recipe saves it without dropout of attention weights, so name what the padded
+side shall have."""
 
 import argparse
 import functools
@@ -63,12 +65,14 @@ def main() -> None:
         found[side].append(start_worker(side, seed))
     precision = "bf16" if arguments.bf16 else "fp32"
     print(
-        f"{arguments.data.name}, {arguments.rows} rows, at most {arguments.max_length} tokens, batches of "
+        f"{arguments.data.name}, {arguments.rows} rows, at most {arguments.max_length} tokens, "
+        "batches of "
         f"{arguments.batch}, {precision}, one thread, {arguments.repeats} seeds in turn; before, "
         f"accuracy {found[SIDES[0]][0]['before']:.3f}"
     )
     print(
-        f"{'side':16} {'examples/CPU s':>15} {'of padded':>10} {'filled':>7} {'accuracy, mean (each)':>30}"
+        f"{'side':16} {'examples/CPU s':>15} {'of padded':>10} {'filled':>7} "
+        f"{'accuracy, mean (each)':>30}"
     )
     for side in sides:
         rate = statistics.median(one["examples_per_cpu_s"] for one in found[side])
@@ -77,7 +81,8 @@ def main() -> None:
         each = ", ".join(f"{value:.3f}" for value in accuracy)
         filled = found[side][0]["filled"]
         print(
-            f"{side:16} {rate:15.1f} {ratio:9.2f}x {filled:7.1%} {statistics.fmean(accuracy):12.3f} ({each})"
+            f"{side:16} {rate:15.1f} {ratio:9.2f}x {filled:7.1%} "
+            f"{statistics.fmean(accuracy):12.3f} ({each})"
         )
 
 
@@ -96,7 +101,9 @@ def start_worker(side: str, seed: int) -> dict[str, float]:
 
 
 def run_side(arguments: argparse.Namespace) -> dict[str, float]:
-    """Train one side for one pass; return its examples per CPU second, share of tokens that are text, and accuracy."""
+    """Train one side for one pass; return its examples per CPU second, share of tokens that are
+    text, and accuracy.
+    """
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, Trainer, set_seed
@@ -193,7 +200,9 @@ def trainer_settings(arguments: argparse.Namespace, folder: str) -> Any:
 
 
 def counting_collator(tokenizer: Any, slots: list[int], *, max_length: int | None) -> Any:
-    """Return what makes batches, of `max_length` or of their longest row, and notes how many places each has."""
+    """Return what makes batches, of `max_length` or of their longest row, and notes how many places
+    each has.
+    """
     import torch
 
     from hfstack.tokens.text_rows import pad_rows

@@ -1,18 +1,20 @@
-"""Kill training runs with SIGKILL at random moments, resume them, and compare with runs that were left alone.
+"""Kill training runs with SIGKILL at random moments, resume them, and compare with runs that were
+left alone.
 
-    python benchmarks/kill_soak.py                                     # 60 kills over every recipe below
-    python benchmarks/kill_soak.py --recipes sft --kills 15 --seed 1
+    python benchmarks/kill_soak.py                                     # 60 kills over every recipe
+    below python benchmarks/kill_soak.py --recipes sft --kills 15 --seed 1
 
-Each recipe trains a tiny model with dropout, shuffling, gradient accumulation, evaluations and a checkpoint every
-second step, first undisturbed. Then the same command is started again and again with `--resume_from_checkpoint last`
-and killed, half of the times at any moment and half while a checkpoint is being written, until it has finished. What
-must come out: final weights equal in every bit, and in the log the same losses, gradient norms, learning rates and
-evaluations at the same steps, each once.
+Each recipe trains a tiny model with dropout, shuffling, gradient accumulation, evaluations and a
+checkpoint every second step, first undisturbed. Then the same command is started again and again
+with `--resume_from_checkpoint last` and killed, half of the times at any moment and half while a
+checkpoint is being written, until it has finished. What must come out: final weights equal in every
+bit, and in the log the same losses, gradient norms, learning rates and evaluations at the same
+steps, each once.
 
-Importing the libraries takes many times longer than such a run, so they are imported once: every start is a fork of
-that process, which then calls the recipe as its command line would. SIGKILL ends it as it would end any process; what
-the page cache of the machine holds survives, so a power cut is not part of this.
-"""
+Importing the libraries takes many times longer than such a run, so they are imported once: every
+start is a fork of that process, which then calls the recipe as its command line would. SIGKILL ends
+it as it would end any process; what the page cache of the machine holds survives, so a power cut is
+not part of this."""
 
 import argparse
 import importlib.util
@@ -180,7 +182,9 @@ def strike_after(process: int, seconds: float) -> bool:
 
 
 def strike_while_saving(process: int, out: Path, generator: random.Random) -> bool:
-    """Kill a process while it writes a checkpoint: one that appears, after some of the time that one takes."""
+    """Kill a process while it writes a checkpoint: one that appears, after some of the time that
+    one takes.
+    """
     known = {path.name for path in out.glob("checkpoint-*")}
     saves = generator.randint(1, 4)  # which of the saves to come
     while not ended(process):
@@ -212,7 +216,9 @@ def wait(process: int) -> int:
 
 
 def start(module: ModuleType, flags: Flags, out: Path) -> int:
-    """Fork a process that runs the recipe as its command line does; what it writes goes to `<out>.log`."""
+    """Fork a process that runs the recipe as its command line does; what it writes goes to
+    `<out>.log`.
+    """
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -383,7 +389,9 @@ def reward_flags(inputs: Path) -> Flags:
 
 
 def ppo_flags(inputs: Path) -> Flags:
-    """Two optimizer steps a rollout, an adapter with dropout, a critic of its own, and a reward by function."""
+    """Two optimizer steps a rollout, an adapter with dropout, a critic of its own, and a reward by
+    function.
+    """
     return {
         "model_name_or_path": inputs / "model", "datasets": inputs / "chat.jsonl", "eval_fraction": 0.1,
         "as_chat": "false", "max_steps": None, "total_episodes": 64, "per_device_train_batch_size": 4,

@@ -1,12 +1,12 @@
-"""Tokenise and pack: hfstack's `pack` beside the usual `datasets.map` with `group_texts`, on the same text.
+"""Tokenise and pack: hfstack's `pack` beside the usual `datasets.map` with `group_texts`, on the
+same text.
 
     python benchmarks/packing.py                                        # text made here
     python benchmarks/packing.py --datasets stories.jsonl --vocab_size 4096
 
-Both sides run on one thread, in turns, with every cache removed before each turn. Time is CPU seconds of this process
-and its children. Both begin at a list of texts in memory and end with blocks that can be indexed; the tokenizer is the
-same, and the token ids are compared.
-"""
+Both sides run on one thread, in turns, with every cache removed before each turn. Time is CPU
+seconds of this process and its children. Both begin at a list of texts in memory and end with
+blocks that can be indexed; the tokenizer is the same, and the token ids are compared."""
 
 import argparse
 import os
@@ -159,10 +159,12 @@ def main() -> None:
         equal = same_ids(packed, grouped, texts, tokenizer)
         megabytes = sum(len(text.encode()) for text in texts) / 1e6
         print(
-            f"{len(texts)} documents, {megabytes:.2f} MB, {packed.token_count} tokens in blocks of {args.block_size};"
+            f"{len(texts)} documents, {megabytes:.2f} MB, {packed.token_count} tokens in blocks "
+            f"of {args.block_size};"
         )
         print(
-            f"vocabulary {len(tokenizer)}, engine {packed.counts.engine}, ids equal: {equal}; {args.rounds} turns\n"
+            f"vocabulary {len(tokenizer)}, engine {packed.counts.engine}, ids equal: {equal}; "
+            f"{args.rounds} turns\n"
         )
         print(f"{'':28}{'CPU s, median':>15}{'min':>9}{'max':>9}{'MB/s':>9}{'speed':>8}")
         base = statistics.median(seconds["datasets.map + group_texts"])

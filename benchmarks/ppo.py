@@ -1,19 +1,21 @@
-"""PPO, ours against TRL 1.12.0's, the last that TRL shipped: episodes per CPU second, what is reached, peak memory.
+"""PPO, ours against TRL 1.12.0's, the last that TRL shipped: episodes per CPU second, what is
+reached, peak memory.
 
-    python benchmarks/ppo.py speed [--repeats 3]       # episodes per CPU second and peak memory, short and long prompts
-    python benchmarks/ppo.py quality [--seeds 0 1 2]   # J = reward - 0.05 KL on fresh prompts, and what 0.85 costs
-    python benchmarks/ppo.py settings                  # the same of other optimizer settings: why the defaults are so
+    python benchmarks/ppo.py speed [--repeats 3]       # episodes per CPU second and peak memory,
+    short and long prompts python benchmarks/ppo.py quality [--seeds 0 1 2]   # J = reward - 0.05 KL
+    on fresh prompts, and what 0.85 costs python benchmarks/ppo.py settings                  # the
+    same of other optimizer settings: why the defaults are so
 
-The toy is in benchmarks/ppo_toy.py: a Llama of 0.46 M parameters, 128 episodes a rollout, 4 epochs of 4 mini-batches,
-answers of up to 40 tokens. All sides have the same model, prompts, reward, learning rate and number of optimizer
-steps. "separate" has TRL's architecture and optimizer settings (a second model as the critic, Adam's epsilon 1e-8, no
-clipping); the others are what TRL's has no word for: the critic as a head on the policy's trunk, the same without its
-gradient in the trunk, and LoRA adapters for policy and critic on one backbone.
+The toy is in benchmarks/ppo_toy.py: a Llama of 0.46 M parameters, 128 episodes a rollout, 4 epochs
+of 4 mini-batches, answers of up to 40 tokens. All sides have the same model, prompts, reward,
+learning rate and number of optimizer steps. "separate" has TRL's architecture and optimizer
+settings (a second model as the critic, Adam's epsilon 1e-8, no clipping); the others are what TRL's
+has no word for: the critic as a head on the policy's trunk, the same without its gradient in the
+trunk, and LoRA adapters for policy and critic on one backbone.
 
-TRL's side runs in a virtual environment of its own, which is made once under --cache with the same versions of torch,
-transformers, accelerate and peft as here. Sides run in turn, on one thread, each in a process of its own; CPU seconds
-are those of `train()` alone.
-"""
+TRL's side runs in a virtual environment of its own, which is made once under --cache with the same
+versions of torch, transformers, accelerate and peft as here. Sides run in turn, on one thread, each
+in a process of its own; CPU seconds are those of `train()` alone."""
 
 import argparse
 import json
@@ -49,9 +51,8 @@ SIDES: dict[str, dict[str, Any]] = {
     "shared, detached": {"critic": "shared", "critic_learning_rate": 1e-3, "detach_value": True},
     "adapter": {"critic": "adapter", "learning_rate": 1e-3},
 }
-SETTINGS: dict[
-    str, dict[str, Any]
-] = {  # beside "separate" and "shared", which is what PPOConfig ships for its kind
+# beside "separate" and "shared", which is what PPOConfig ships for its kind
+SETTINGS: dict[str, dict[str, Any]] = {
     "separate, clipped at 10": {"critic": "separate"},  # what PPOConfig ships
     "separate, clipped at 1": {"critic": "separate", "max_grad_norm": 1.0},
     "separate, clipped at 1, eps 1e-5": {
@@ -214,7 +215,9 @@ def start(
 
 
 def train_ours(task: dict[str, Any]) -> dict[str, Any]:
-    """Train one of our sides; return CPU seconds, the curve, peak memory and, when asked for, the judgement."""
+    """Train one of our sides; return CPU seconds, the curve, peak memory and, when asked for, the
+    judgement.
+    """
     import torch
     from peft import LoraConfig
     from transformers import TrainerCallback, set_seed
@@ -282,10 +285,8 @@ def make_environment(folder: Path) -> None:
     print(f"installing {' '.join([torch, *wanted])} into {folder}", file=sys.stderr)
     venv.create(folder, clear=True, with_pip=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    for packages in (
-        [torch],
-        wanted,
-    ):  # torch first: what is installed is kept, such as a build without CUDA
+    # torch first: what is installed is kept, such as a build without CUDA
+    for packages in ([torch], wanted):
         subprocess.run([*pip, *packages], check=True)
     stamp.write_text(json.dumps([torch, *wanted]), encoding="utf-8")
 

@@ -1,13 +1,13 @@
-"""PPO, or RLOO on the same number of answers, towards happy stories: reward, KL and win rate before and after, by seed.
+"""PPO, or RLOO on the same number of answers, towards happy stories: reward, KL and win rate before
+and after, by seed.
 
     python benchmarks/ppo_sentiment.py --model stories260k --texts tinystories_lower.jsonl.gz \
         --classifier runs/sst2 --judge runs/rotten_tomatoes
 
-The reward is the probability of a label by a classifier that `hfstack run classify` trained; the judge is another
-one, trained on other reviews, which training never asks. Prompts are the first words of stories. Each seed trains
-anew; every evaluation writes one answer to each held-out prompt. Intervals are 95 %: of a mean over prompts by
-Student's t, of a win rate by Wilson's formula.
-"""
+The reward is the probability of a label by a classifier that `hfstack run classify` trained; the
+judge is another one, trained on other reviews, which training never asks. Prompts are the first
+words of stories. Each seed trains anew; every evaluation writes one answer to each held-out prompt.
+Intervals are 95 %: of a mean over prompts by Student's t, of a win rate by Wilson's formula. """
 
 import argparse
 import math
@@ -134,7 +134,8 @@ def main() -> None:
     rows = {"train": texts[256:], "eval": texts[:256]}
     prompts = {name: Dataset.from_dict({"prompt": some}) for name, some in rows.items()}
     print(
-        "| seed | reward before | after | KL, nats | win rate by the judge | CPU s |\n|---|---|---|---|---|---|"
+        "| seed | reward before | after | KL, nats | win rate by the judge | CPU s "
+        "|\n|---|---|---|---|---|---|"
     )
     shares: list[float] = []
     samples: list[tuple[str, str, str]] = []
@@ -144,7 +145,8 @@ def main() -> None:
         samples = done.samples
         wins = win_rate(done.shares)
         print(
-            f"| {seed} | {done.before} | {done.after} | {done.kl:.2f} | {wins} | {done.seconds:.0f} |",
+            f"| {seed} | {done.before} | {done.after} | {done.kl:.2f} | {wins} | "
+            f"{done.seconds:.0f} |",
             flush=True,
         )
     print(f"\nwin rate over all seeds: {win_rate(shares)}\n")

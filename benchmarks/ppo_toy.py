@@ -1,9 +1,11 @@
-"""The toy of benchmarks/ppo.py: a language of short reviews, a model that was taught it, a reward, and an exact judge.
+"""The toy of benchmarks/ppo.py: a language of short reviews, a model that was taught it, a reward,
+and an exact judge.
 
-Needs only torch, transformers and datasets, so that both sides import this very file, each in its own environment. The
-reward of an answer is (words of praise - words of blame) / 3, clipped to [-1, 1]. The taught model praises and blames
-alike, so its reward is about 0; what a trainer reaches is J = reward - 0.05 KL, with the KL summed over the vocabulary
-at each token instead of estimated from samples.
+Needs only torch, transformers and datasets, so that both sides import this very file, each in its
+own environment. The reward of an answer is (words of praise - words of blame) / 3, clipped to [-1,
+1]. The taught model praises and blames alike, so its reward is about 0; what a trainer reaches is J
+= reward - 0.05 KL, with the KL summed over the vocabulary at each token instead of estimated from
+samples.
 
 Legend: B prompts, P tokens of the longest prompt, T tokens of the longest answer, V vocabulary.
 """
@@ -65,7 +67,8 @@ def reward(prompts: Any = None, completions: Any = None, **columns: Any) -> list
 
 
 def prompts(count: int, *, seed: int, long: bool) -> Dataset:
-    """Rows with a column `prompt`: an opening of a few tokens, or up to sixteen sentences before one.
+    """Rows with a column `prompt`: an opening of a few tokens, or up to sixteen sentences before
+    one.
 
     Seed 1 is for training, any other for judging.
     """
@@ -84,7 +87,9 @@ def prompts(count: int, *, seed: int, long: bool) -> Dataset:
 
 
 def make_models(folder: Path) -> None:
-    """Write `short/` and `long/`, model and tokenizer, unless they are there. Takes about a minute of CPU."""
+    """Write `short/` and `long/`, model and tokenizer, unless they are there. Takes about a minute
+    of CPU.
+    """
     if (folder / "long" / "config.json").is_file():
         return
     tokenizer = make_tokenizer()
@@ -151,7 +156,9 @@ def teach(
 
 @torch.no_grad()
 def widen(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Give the model a vocabulary of LONG_VOCABULARY tokens whose new ones are as unlikely as its unlikeliest."""
+    """Give the model a vocabulary of LONG_VOCABULARY tokens whose new ones are as unlikely as its
+    unlikeliest.
+    """
     ids = tokenizer(["review : the film", "note :"], return_tensors="pt", padding=True)["input_ids"]
     likely = model(ids).logits.softmax(-1).mean((0, 1))  # (V,)
     before, rarest = model.config.vocab_size, int(likely.argmin())
@@ -167,11 +174,11 @@ def load(folder: Path) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def judge(model: Any, folder: Path, *, long: bool, seed: int = 123) -> dict[str, float]:
-    """Reward, exact KL to the model in `folder`, and J of one answer to each of FRESH_PROMPTS prompts never trained on.
+    """Reward, exact KL to the model in `folder`, and J of one answer to each of FRESH_PROMPTS
+    prompts never trained on.
 
-    The KL is the sum over an answer's tokens of the KL between the two next-token distributions, in nats, mean over
-    answers. `reward_error` is the standard error of the mean reward.
-    """
+    The KL is the sum over an answer's tokens of the KL between the two next-token distributions, in
+    nats, mean over answers. `reward_error` is the standard error of the mean reward."""
     reference, tokenizer = load(folder)
     model.eval()
     torch.manual_seed(seed)
@@ -192,12 +199,13 @@ def judge(model: Any, folder: Path, *, long: bool, seed: int = 123) -> dict[str,
             [batch["input_ids"], written.masked_fill(~answer, tokenizer.pad_token_id)], 1
         )
         positions = (mask.cumsum(1) - 1).clamp(min=0)
+        # (B, T, V)
         ours, theirs = (
             one(input_ids=ids, attention_mask=mask, position_ids=positions)
             .logits[:, width - 1 : -1]
             .log_softmax(-1)
             for one in (model, reference)
-        )  # (B, T, V)
+        )
         kls += ((((ours.exp() * (ours - theirs)).sum(-1)) * answer).sum(1)).tolist()
         answers = [
             tokenizer.decode(row[kept], skip_special_tokens=True)

@@ -1,10 +1,10 @@
-"""TRL 1.12.0's PPO, the last that TRL shipped, on the toy of benchmarks/ppo.py, which runs this file in TRL's own venv.
+"""TRL 1.12.0's PPO, the last that TRL shipped, on the toy of benchmarks/ppo.py, which runs this
+file in TRL's own venv.
 
     <venv>/bin/python benchmarks/ppo_trl.py '{"model": "FOLDER", "rollouts": 20, "seed": 0, ...}'
 
-Prints one JSON line. Gradient accumulation is off: with it, this trainer ignores `num_mini_batches` (huggingface/trl
-#5645) and would take fewer optimizer steps.
-"""
+Prints one JSON line. Gradient accumulation is off: with it, this trainer ignores `num_mini_batches`
+(huggingface/trl #5645) and would take fewer optimizer steps."""
 
 import contextlib
 import io
@@ -27,7 +27,9 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer  # pyright: ignore[report
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
-    """Train on one thread and return CPU seconds, the curve, peak memory and, when asked for, the judgement."""
+    """Train on one thread and return CPU seconds, the curve, peak memory and, when asked for, the
+    judgement.
+    """
     torch.set_num_threads(1)
     set_seed(task["seed"])
     folder, long = Path(task["model"]), task["long"]
@@ -87,11 +89,11 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def rule_as_model(tokenizer: Any, *, long: bool) -> nn.Module:
-    """The rule in the shape that this trainer wants: a model with a backbone and a score, which reads token ids.
+    """The rule in the shape that this trainer wants: a model with a backbone and a score, which
+    reads token ids.
 
-    It is given prompts and answers joined. Short prompts hold no word of praise or blame; long ones do, and end at
-    their last colon.
-    """
+    It is given prompts and answers joined. Short prompts hold no word of praise or blame; long ones
+    do, and end at their last colon."""
 
     class Backbone(nn.Module):
         def forward(self, input_ids: Any, attention_mask: Any = None, **kwargs: Any) -> Any:

@@ -1,14 +1,15 @@
-"""Pretraining, ours against a stock Trainer script: CPU seconds per step and held-out loss, side by side.
+"""Pretraining, ours against a stock Trainer script: CPU seconds per step and held-out loss, side by
+side.
 
     python benchmarks/pretrain.py --data FILE.jsonl.gz --tokenizer FOLDER [--steps 40] [--repeats 3]
-    python benchmarks/pretrain.py --data ... --tokenizer ... --loss_steps 300      # the held-out losses as well
+    python benchmarks/pretrain.py --data ... --tokenizer ... --loss_steps 300      # the held-out
+    losses as well
 
-The stock side is what a user writes from the documentation: `datasets.map` tokenises, `group_texts` cuts blocks, and
-`Trainer` with `default_data_collator` trains. Ours is what the recipe does: packed blocks, the fused loss, and
-optionally torch.compile. Both start from the same weights, see the same number of tokens per step, and run on one
-thread, in turn, each in a process of its own. Steps that warm up or compile are not counted; what compilation costs
-is printed beside.
-"""
+The stock side is what a user writes from the documentation: `datasets.map` tokenises, `group_texts`
+cuts blocks, and `Trainer` with `default_data_collator` trains. Ours is what the recipe does: packed
+blocks, the fused loss, and optionally torch.compile. Both start from the same weights, see the same
+number of tokens per step, and run on one thread, in turn, each in a process of its own. Steps that
+warm up or compile are not counted; what compilation costs is printed beside."""
 
 import argparse
 import itertools
@@ -73,7 +74,8 @@ def main() -> None:
 
     tokens = arguments.block_size * arguments.batch_size
     print(
-        f"{arguments.architecture.stem}, {tokens} tokens a step, one thread, {arguments.repeats} repeats in turn"
+        f"{arguments.architecture.stem}, {tokens} tokens a step, one thread, {arguments.repeats} "
+        "repeats in turn"
     )
     print(f"{'side':22} CPU s/step  tokens/CPU s  warm-up s  held-out loss  of stock fp32, bf16")
     medians = {side: statistics.median(values) for side, values in seconds.items()}
@@ -83,7 +85,8 @@ def main() -> None:
         ]
         loss = f"{losses[side]:.4f}" if losses else "-"
         print(
-            f"{side:22} {median:10.3f} {tokens / median:13.0f} {warm_up[side]:10.1f} {loss:>14}   {', '.join(ratios)}"
+            f"{side:22} {median:10.3f} {tokens / median:13.0f} {warm_up[side]:10.1f} {loss:>14}   "
+            f"{', '.join(ratios)}"
         )
 
 
@@ -105,7 +108,9 @@ def start_worker(side: str, *, steps: int, evaluate: bool) -> dict[str, Any]:
 def run_side(
     arguments: argparse.Namespace, *, bf16: bool, ours: bool = False, compile: bool = False
 ) -> dict[str, Any]:  # noqa: A002
-    """Train one side and return its CPU seconds per step, and its held-out loss if that was asked for."""
+    """Train one side and return its CPU seconds per step, and its held-out loss if that was asked
+    for.
+    """
     import torch
     from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
     from trl import ModelConfig

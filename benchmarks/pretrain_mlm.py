@@ -1,10 +1,12 @@
-"""Masked pretraining, the head at hidden tokens alone against the stock model: CPU seconds of a step, in turn.
+"""Masked pretraining, the head at hidden tokens alone against the stock model: CPU seconds of a
+step, in turn.
 
-    python benchmarks/pretrain_mlm.py [--architecture recipes/architectures/bert-1m.json] [--vocab_size 30522]
+    python benchmarks/pretrain_mlm.py [--architecture recipes/architectures/bert-1m.json]
+    [--vocab_size 30522]
 
-Both sides have the same weights, blocks, masks and optimizer, and take one step each in turn on one thread, so that a
-busy machine slows both alike. A step is forward, backward and update; the losses of both are printed, and are equal.
-"""
+Both sides have the same weights, blocks, masks and optimizer, and take one step each in turn on one
+thread, so that a busy machine slows both alike. A step is forward, backward and update; the losses
+of both are printed, and are equal."""
 
 import argparse
 import copy

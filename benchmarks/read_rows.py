@@ -1,11 +1,12 @@
-"""How fast local JSON lines are read: hfstack's validating reader against datasets.load_dataset("json").
+"""How fast local JSON lines are read: hfstack's validating reader against
+datasets.load_dataset("json").
 
     python benchmarks/read_rows.py FILE.jsonl[.gz] ...
 
-Without a file, 270000 rows are generated. Each measurement is a process of its own with one thread and an empty cache;
-sides alternate, and the median of CPU seconds (user + system) and the peak memory of `--repeats` runs are printed.
-`iterate` reads and checks every row; `load` also writes the memory-mapped table; `again` is a second run.
-"""
+Without a file, 270000 rows are generated. Each measurement is a process of its own with one thread
+and an empty cache; sides alternate, and the median of CPU seconds (user + system) and the peak
+memory of `--repeats` runs are printed. `iterate` reads and checks every row; `load` also writes the
+memory-mapped table; `again` is a second run."""
 
 import argparse
 import json
@@ -81,7 +82,8 @@ def compare(path: Path, repeats: int) -> None:
                 results[side].append(run_side(side, path, cache))
     size_mb = path.stat().st_size / 1e6
     print(
-        f"\n{path.name}: {results[SIDES[0]][0]['rows']:.0f} rows, {size_mb:.1f} MB as stored, median of {repeats}"
+        f"\n{path.name}: {results[SIDES[0]][0]['rows']:.0f} rows, {size_mb:.1f} MB as stored, "
+        f"median of {repeats}"
     )
     print(f"{'':18}{'CPU s':>8}{'rows/s':>10}{'MB/s':>8}{'peak MiB':>10}")
     for side, runs in results.items():

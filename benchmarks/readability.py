@@ -2,8 +2,8 @@
 
     python benchmarks/readability.py [CHECKOUT ...]
 
-Prints one row for each checkout; docs/decisions.md holds the rows before and after the layout by task.
-"""
+Prints one row for each checkout; docs/decisions.md holds the rows before and after the layout by
+task."""
 
 import ast
 import difflib
@@ -68,7 +68,9 @@ def repeated_names(files: list[Path]) -> int:
 
 
 def prose_lines(root: Path) -> list[str]:
-    """Return the lines of the docs that are prose: no table, code block, link list or generated page."""
+    """Return the lines of the docs that are prose: no table, code block, link list or generated
+    page.
+    """
     found = []
     for path in [*root.glob("*.md"), *(root / "docs").rglob("*.md")]:
         if "reference" in path.parts:

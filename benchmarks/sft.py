@@ -1,14 +1,16 @@
-"""Fine-tuning, ours packed against TRL's SFTTrainer padded: useful tokens per CPU second, and held-out loss.
+"""Fine-tuning, ours packed against TRL's SFTTrainer padded: useful tokens per CPU second, and
+held-out loss.
 
-    python benchmarks/sft.py --data dolly.jsonl.gz --model FOLDER [--repeats 3] [--steps 25]
-    python benchmarks/sft.py --data ... --model ... --loss_epochs 1      # and the held-out losses after equal tokens
+    python benchmarks/sft.py --data dolly.jsonl.gz --model FOLDER [--repeats 3] [--steps 25] python
+    benchmarks/sft.py --data ... --model ... --loss_epochs 1      # and the held-out losses after
+    equal tokens
 
-The padded side is what a user writes from TRL's documentation: rows of messages, `SFTTrainer`, `assistant_only_loss`,
-batches padded to their longest row. Ours is what the recipe does: best-fit packed rows that do not read each other.
-Both see the same rows, start from the same weights, learn the same tokens, and take about as many useful tokens a step
-(padding does not count). They run on one thread, in turn, each in a process of its own. Warm-up steps are not counted.
-`--model` may be an architecture (config.json) with `--tokenizer`.
-"""
+The padded side is what a user writes from TRL's documentation: rows of messages, `SFTTrainer`,
+`assistant_only_loss`, batches padded to their longest row. Ours is what the recipe does: best-fit
+packed rows that do not read each other. Both see the same rows, start from the same weights, learn
+the same tokens, and take about as many useful tokens a step (padding does not count). They run on
+one thread, in turn, each in a process of its own. Warm-up steps are not counted. `--model` may be
+an architecture (config.json) with `--tokenizer`."""
 
 import argparse
 import gzip
@@ -76,10 +78,12 @@ def main() -> None:
         }
 
     print(
-        f"{Path(arguments.model).stem}, {arguments.data.name}, one thread, {arguments.repeats} repeats in turn"
+        f"{Path(arguments.model).stem}, {arguments.data.name}, one thread, {arguments.repeats} "
+        "repeats in turn"
     )
     print(
-        f"{'side':12} {'useful tokens/CPU s':>20} {'of the padded':>14} {'filled':>7} {'held-out loss':>14}"
+        f"{'side':12} {'useful tokens/CPU s':>20} {'of the padded':>14} {'filled':>7} "
+        f"{'held-out loss':>14}"
     )
     for side in SIDES:
         rate = statistics.median(rates[side])
@@ -90,7 +94,8 @@ def main() -> None:
         before, after = (losses[side]["held_out_loss"] for side in SIDES)
         seen = ", ".join(f"{side} {losses[side]['useful_tokens']} tokens" for side in SIDES)
         print(
-            f"held-out loss differs by {after / before - 1:+.2%} after {arguments.loss_epochs:g} epochs: {seen}"
+            f"held-out loss differs by {after / before - 1:+.2%} after {arguments.loss_epochs:g} "
+            f"epochs: {seen}"
         )
 
 
@@ -109,7 +114,9 @@ def start_worker(side: str, *flags: str) -> dict[str, Any]:
 
 
 def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train one side; return its useful tokens, CPU seconds, share of tokens that are useful, and held-out loss."""
+    """Train one side; return its useful tokens, CPU seconds, share of tokens that are useful, and
+    held-out loss.
+    """
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, set_seed
@@ -178,7 +185,9 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_clock() -> Any:
-    """A callback that adds up CPU time and tokens of the steps after the warm-up; a step includes loading its batch."""
+    """A callback that adds up CPU time and tokens of the steps after the warm-up; a step includes
+    loading its batch.
+    """
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -197,7 +206,9 @@ def make_clock() -> Any:
             self.began = now
 
         def totals(self) -> dict[str, float]:
-            """Useful tokens and CPU seconds after the warm-up; for whole epochs, the useful tokens of all steps."""
+            """Useful tokens and CPU seconds after the warm-up; for whole epochs, the useful tokens
+            of all steps.
+            """
             return {"useful_tokens": self.useful - self.counted_useful, "cpu_seconds": self.seconds}
 
     return Clock()

@@ -1,4 +1,6 @@
-"""Fixtures that every test may use: a tiny tokenizer, a tiny model, the real data, and a recipe called in-process."""
+"""Fixtures that every test may use: a tiny tokenizer, a tiny model, the real data, and a recipe
+called in-process.
+"""
 
 import importlib.util
 import os
@@ -6,9 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault(
-    "HF_HUB_OFFLINE", "1"
-)  # a test never downloads; set before any Hugging Face import
+# a test never downloads; set before any Hugging Face import
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -82,10 +83,11 @@ def tiny_llama(
 
 @pytest.fixture
 def run_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float]]:
-    """Call a recipe in this process: `run_recipe("clean", "--output_dir", ...)` returns its metrics.
+    """Call a recipe in this process: `run_recipe("clean", "--output_dir", ...)` returns its
+    metrics.
 
-    The options are parsed as on the command line, so a user's mistake raises the HfstackError that it would print.
-    """
+    The options are parsed as on the command line, so a user's mistake raises the HfstackError that
+    it would print."""
 
     def call(name: str, *argv: object) -> dict[str, float]:
         import inspect
@@ -97,9 +99,8 @@ def run_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float
         spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(
-            sys.modules, spec.name, module
-        )  # dataclasses look their module up by name
+        # dataclasses look their module up by name
+        monkeypatch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
         flags = [str(argument) for argument in argv]
         monkeypatch.setattr(sys, "argv", [str(path), *flags])

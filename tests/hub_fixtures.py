@@ -1,4 +1,6 @@
-"""A Hub of this machine for the tests of publishing, with a few people on it; waiting takes no time."""
+"""A Hub of this machine for the tests of publishing, with a few people on it; waiting takes no
+time.
+"""
 
 import time
 from collections.abc import Iterator
@@ -28,15 +30,16 @@ USERS = {
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A Hub that this process may talk to, as the endpoint of everything, with alice's token in the environment."""
+    """A Hub that this process may talk to, as the endpoint of everything, with alice's token in the
+    environment.
+    """
     with minihub(USERS) as served:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
         template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(
-            "transformers.utils.hub._hf_api", None
-        )  # it keeps the endpoint that it was made with
+        # it keeps the endpoint that it was made with
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setenv("HF_TOKEN", WRITER)

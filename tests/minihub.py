@@ -1,12 +1,13 @@
-"""A small look-alike of the Hub, for tests: repositories, tokens, LFS uploads, atomic commits, and planned faults.
+"""A small look-alike of the Hub, for tests: repositories, tokens, LFS uploads, atomic commits, and
+planned faults.
 
     with minihub({"hf_writer": User("alice")}) as hub:
         HfApi(endpoint=hub.url, token="hf_writer").create_repo("alice/model")
 
-It answers what huggingface_hub 2.x asks for in whoami, create_repo, create_branch, repo_info, list_repo_tree,
-create_commit (regular and LFS files, single or in parts) and downloads with ranges. It has no Xet. As on the real
-Hub, a private repository and a missing one look the same to a stranger. Standard library only.
-"""
+It answers what huggingface_hub 2.x asks for in whoami, create_repo, create_branch, repo_info,
+list_repo_tree, create_commit (regular and LFS files, single or in parts) and downloads with ranges.
+It has no Xet. As on the real Hub, a private repository and a missing one look the same to a
+stranger. Standard library only."""
 
 import base64
 import contextlib

@@ -1,4 +1,6 @@
-"""What a small look-alike of the Hub keeps: users by token, repositories and their commits, blobs, planned faults."""
+"""What a small look-alike of the Hub keeps: users by token, repositories and their commits, blobs,
+planned faults.
+"""
 
 import hashlib
 import json
@@ -55,7 +57,9 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What to do with the next `times` requests whose "METHOD /path" matches: a status code, `drop` or `slow`."""
+    """What to do with the next `times` requests whose "METHOD /path" matches: a status code, `drop`
+    or `slow`.
+    """
 
     match: str
     do: int | str

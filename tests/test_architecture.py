@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hfstack"
-FLOORS = [  # lowest first: an import points to a lower floor, or stays on its own without making a circle
+# lowest first: an import points to a lower floor, or stays on its own without making a circle
+FLOORS = [
     {"errors", "logs", "redaction", "shipped", "config", "recipe_settings", "intervals"},
     {"drawing", "tokens", "scaling", "models", "demo"},
     {"data", "runs"},
@@ -21,12 +22,8 @@ FLOORS = [  # lowest first: an import points to a lower floor, or stays on its o
     {"diagnosis", "planning", "publishing"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
-COMMAND_LINE = {
-    "errors",
-    "redaction",
-    "shipped",
-    "runs.checkpoint_files",
-}  # what hfstack/cli may import
+# what hfstack/cli may import
+COMMAND_LINE = {"errors", "redaction", "shipped", "runs.checkpoint_files"}
 LIGHT = [  # started before, or without, anything heavy: standard library only
     *("errors", "logs", "redaction", "shipped", "runs/checkpoint_files"),
     *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
@@ -58,7 +55,9 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(node: ast.AST) -> Iterator[str]:
-    """The dotted names that are imported anywhere under a node, such as `hfstack.data.packing.blocks` and `torch`."""
+    """The dotted names that are imported anywhere under a node, such as
+    `hfstack.data.packing.blocks` and `torch`.
+    """
     for child in ast.walk(node):
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
@@ -150,9 +149,8 @@ def test_sizes(path: Path):
     assert path.stem not in ("utils", "common", "base", "helpers", "misc")
     for function in functions(path):
         name = f"{function.name} (line {function.lineno})"
-        if not (
-            path in RECIPES and function.name == "main"
-        ):  # it reads in one order, and its file is short
+        # it reads in one order, and its file is short
+        if not (path in RECIPES and function.name == "main"):
             assert (function.end_lineno or 0) - function.lineno + 1 <= 80, (
                 f"{name} is longer than 80 lines"
             )
@@ -197,7 +195,8 @@ def test_docstrings_open_with_a_short_line(path: Path):
 
 @pytest.mark.parametrize("path", [*LIBRARY, *RECIPES], ids=label)
 def test_at_most_five_positional_parameters(path: Path):
-    # A hook of an upstream class has the signature that upstream gives it: forward, backward, on_step_end ...
+    # A hook of an upstream class has the signature that upstream gives it: forward, backward,
+    # on_step_end ...
     hooks = {
         child
         for node in ast.walk(tree(path))
@@ -210,7 +209,8 @@ def test_at_most_five_positional_parameters(path: Path):
         names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls")]
         if function.name not in hooks:
             assert len(names) <= 5, (
-                f"{function.name} (line {function.lineno}): make what follows the fifth keyword-only"
+                f"{function.name} (line {function.lineno}): make what follows the fifth "
+                "keyword-only"
             )
 
 
@@ -247,7 +247,9 @@ def test_the_contract_of_a_recipe(path: Path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=label)
 def test_no_recipe_hides_an_importable_module(path: Path):
-    """Python puts a script's folder first on the path: recipes/evaluate.py would be what `import evaluate` finds."""
+    """Python puts a script's folder first on the path: recipes/evaluate.py would be what `import
+    evaluate` finds.
+    """
     found = importlib.util.find_spec(path.stem)
     assert found is None or found.origin == str(path)
 

@@ -1,4 +1,6 @@
-"""What a user can get wrong: each mistake is one line on stderr and exit code 1, and nothing is half-written."""
+"""What a user can get wrong: each mistake is one line on stderr and exit code 1, and nothing is
+half-written.
+"""
 
 import collections
 import gzip
@@ -16,7 +18,9 @@ from tests.conftest import ROOT, SENTENCES
 
 @pytest.fixture
 def train(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capfd):
-    """Run the pretraining recipe as its command line does; return its exit code and what it said at the end."""
+    """Run the pretraining recipe as its command line does; return its exit code and what it said at
+    the end.
+    """
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
     rows = tmp_path / "rows.jsonl"
     rows.write_text(

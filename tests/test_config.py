@@ -1,4 +1,6 @@
-"""Every wrong input ends in one line that says what, where and what to do; every right one arrives as it was meant."""
+"""Every wrong input ends in one line that says what, where and what to do; every right one arrives
+as it was meant.
+"""
 
 import dataclasses
 import importlib
@@ -261,12 +263,14 @@ def test_exit_codes_and_one_line_on_stderr(tmp_path: Path) -> None:
         "from hfstack.errors import AlreadyFinished, DataError, Preempted\n"
         "@dataclass\nclass A:\n    how: str = 'ok'\n"
         "def main(a: A) -> dict[str, float]:\n"
-        "    kinds = {'bad': DataError('rows.jsonl:3: no text\\n  here'), 'stop': Preempted('stopped'),\n"
+        "    kinds = {'bad': DataError('rows.jsonl:3: no text\\n  here'), 'stop': "
+        "Preempted('stopped'),\n"
         "             'done': AlreadyFinished('done')}\n"
         "    if a.how in kinds: raise kinds[a.how]\n    return {}\n"
         "for how in ('ok', 'done', 'bad', 'stop'):\n"
         "    sys.argv = ['r.py', '--how', how]\n    code = 0\n"
-        "    try: command_line(main)\n    except SystemExit as end: code = end.code\n    print(how, code)\n"
+        "    try: command_line(main)\n    except SystemExit as end: code = end.code\n    "
+        "print(how, code)\n"
     )
     done = subprocess.run([sys.executable, str(recipe)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["ok 0", "done 0", "bad 1", "stop 75"]

@@ -1,4 +1,6 @@
-"""The docs say what is so: links lead somewhere, recipes have pages and rows, commands name options that exist."""
+"""The docs say what is so: links lead somewhere, recipes have pages and rows, commands name options
+that exist.
+"""
 
 import ast
 import re

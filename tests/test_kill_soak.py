@@ -1,4 +1,6 @@
-"""A small soak of real SIGKILLs, at any moment and while a checkpoint is written; the whole one is the benchmark."""
+"""A small soak of real SIGKILLs, at any moment and while a checkpoint is written; the whole one is
+the benchmark.
+"""
 
 import re
 import subprocess

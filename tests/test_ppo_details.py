@@ -1,4 +1,6 @@
-"""The page about the details of PPO names a test for every detail, tests that exist, and the defaults as they are."""
+"""The page about the details of PPO names a test for every detail, tests that exist, and the
+defaults as they are.
+"""
 
 import ast
 import re

@@ -1,4 +1,6 @@
-"""The story at its full size, from raw text to both policies: what docs/story.md says of it comes out again."""
+"""The story at its full size, from raw text to both policies: what docs/story.md says of it comes
+out again.
+"""
 
 import os
 import statistics
@@ -25,7 +27,9 @@ def interval_over_seeds(values: list[float]) -> tuple[float, float]:
 
 
 def run(*command: object) -> None:
-    """Run a command with this Python's `hfstack` first on the path; what it says is shown when it fails."""
+    """Run a command with this Python's `hfstack` first on the path; what it says is shown when it
+    fails.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [str(word) for word in command],

@@ -1,8 +1,8 @@
-"""Every upstream symbol, field, hook and habit that hfstack relies on: an upgrade breaks here, by name.
+"""Every upstream symbol, field, hook and habit that hfstack relies on: an upgrade breaks here, by
+name.
 
-What the source names (imports, `module.attribute` chains, training_args fields, overridden methods) is found in it;
-what it takes for granted is written down below.
-"""
+What the source names (imports, `module.attribute` chains, training_args fields, overridden methods)
+is found in it; what it takes for granted is written down below."""
 
 import ast
 import dataclasses
@@ -21,8 +21,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted((ROOT / "hfstack").rglob("*.py")), *sorted((ROOT / "recipes").glob("*.py"))]
-# Upstream classes that ours derive from, and the methods and properties of theirs that ours replace. A method that is
-# gone upstream would never be called; one that is new upstream may be replaced by accident. Both fail below.
+# Upstream classes that ours derive from, and the methods and properties of theirs that ours
+# replace. A method that is gone upstream would never be called; one that is new upstream may be
+# replaced by accident. Both fail below.
 HOOKS = {
     "transformers.TrainerCallback": "on_train_begin on_epoch_begin on_step_begin on_step_end on_log on_evaluate "
     "on_train_end on_pre_optimizer_step on_epoch_end on_save",
@@ -33,7 +34,8 @@ HOOKS = {
     "evaluate log _save _load_from_checkpoint",
     "transformers.generation.GenerationMixin": "_supports_default_dynamic_cache",
     "transformers.cache_utils.Cache": "get_seq_length get_max_length get_mask_sizes reset reorder_cache crop "
-    "batch_select_indices batch_repeat_interleave batch_size is_initialized is_croppable is_compileable",
+    "batch_select_indices batch_repeat_interleave batch_size is_initialized is_croppable "
+    "is_compileable",
     "evaluate.Metric": "_info _compute",
     "torch.nn.Module": "forward",
     "torch.autograd.Function": "forward backward",
@@ -60,7 +62,9 @@ def imported_names() -> list[tuple[str, str]]:
 
 
 def attribute_chains() -> list[str]:
-    """Each `torch.cuda.is_available` in the source, by its full name, for roots that are upstream imports."""
+    """Each `torch.cuda.is_available` in the source, by its full name, for roots that are upstream
+    imports.
+    """
     found = set()
     for path in SOURCES:
         roots = {}
@@ -185,7 +189,8 @@ def test_hooks_are_all_written_down():
             replaces = [base for base in upstream if name in vars(base)]
             if replaces and not name.startswith("__") and isinstance(value, kinds):
                 assert name in listed, (
-                    f"{cls.__name__}.{name} replaces {replaces[0].__qualname__}.{name}: list it in HOOKS"
+                    f"{cls.__name__}.{name} replaces {replaces[0].__qualname__}.{name}: list it "
+                    "in HOOKS"
                 )
 
 
@@ -343,7 +348,9 @@ def test_trackers_are_built_from_the_table_that_tracking_changes():
 
 
 def test_the_trainer_runs_its_epochs_as_ppo_needs():
-    """One rollout is one epoch: its index comes first, then the random state, then the loader is iterated."""
+    """One rollout is one epoch: its index comes first, then the random state, then the loader is
+    iterated.
+    """
     from transformers import Trainer
 
     source = inspect.getsource(Trainer._run_epoch)
@@ -365,7 +372,9 @@ def test_the_trainer_runs_its_epochs_as_ppo_needs():
 
 
 def test_adapters_switch_as_the_actor_critic_needs():
-    """models/value_head.py sets `_active_adapter` and `_disable_adapters`; PEFT's own methods touch requires_grad."""
+    """models/value_head.py sets `_active_adapter` and `_disable_adapters`; PEFT's own methods touch
+    requires_grad.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 

@@ -14,7 +14,9 @@ def tiny_bert_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def save_tiny_bert(folder: Path) -> Path:
-    """Save a 2-layer BERT (context 64) as a masked language model: it has neither a reward head nor a pooler."""
+    """Save a 2-layer BERT (context 64) as a masked language model: it has neither a reward head nor
+    a pooler.
+    """
     tokenizer = tiny_bert_tokenizer()
     set_seed(0)
     config = BertConfig(

@@ -80,7 +80,9 @@ def trainer(
     build: dict[str, Any] | None = None,
     **settings: Any,
 ) -> PPOTrainer:
-    """A trainer of two rollouts with two minibatches each; `build` goes to PPOTrainer, the rest to PPOConfig."""
+    """A trainer of two rollouts with two minibatches each; `build` goes to PPOTrainer, the rest to
+    PPOConfig.
+    """
     if isinstance(model, Path):
         model = AutoModelForCausalLM.from_pretrained(model)
     set_seed(0)
@@ -96,12 +98,15 @@ def trainer(
 
 
 class FixedEngine:
-    """Writes to each prompt a completion that depends on the prompt alone, so that any split over processes agrees."""
+    """Writes to each prompt a completion that depends on the prompt alone, so that any split over
+    processes agrees.
+    """
 
     exact_log_probs = False
 
     def __init__(self, shift: float | None = None) -> None:
-        self.shift = shift  # what is told as the sampler's log-probability of every token; None tells nothing
+        # what is told as the sampler's log-probability of every token; None tells nothing
+        self.shift = shift
 
     def generate(self, actor_critic: Any, prompt_ids: Any) -> Rollout:
         """Between 2 and 6 tokens made from the prompt's."""

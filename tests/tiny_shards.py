@@ -13,7 +13,9 @@ SHARD = "pytorch_model_fsdp_0/__0_1.distcp"
 
 
 def write_shards(folder: Path, llama: Path) -> LlamaForCausalLM:
-    """Write two shards of a model, its config and its tokenizer into a new folder; return the model."""
+    """Write two shards of a model, its config and its tokenizer into a new folder; return the
+    model.
+    """
     model = LlamaForCausalLM.from_pretrained(llama)
     writer = distributed_checkpoint.FileSystemWriter(
         folder / "pytorch_model_fsdp_0", thread_count=2

@@ -1,4 +1,5 @@
-"""The shipped launch configurations: each is what accelerate reads, starts what it says, and the GPU ones train.
+"""The shipped launch configurations: each is what accelerate reads, starts what it says, and the
+GPU ones train.
 
 The two that start on a CPU, `cpu` and `single`, are started in test_launch.py.
 """
@@ -44,7 +45,8 @@ def test_accelerate_reads_each_config(path: Path):
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "train.py"
     path.write_text(
-        "from transformers import TrainingArguments\ndef main(training_args: TrainingArguments): ...\n"
+        "from transformers import TrainingArguments\ndef main(training_args: TrainingArguments): "
+        "...\n"
     )
     return path
 
@@ -97,7 +99,9 @@ def test_the_command_of_each_one_process_config(
 
 
 def resolved(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What accelerate would set for each process started with one of our configs, two where it starts several."""
+    """What accelerate would set for each process started with one of our configs, two where it
+    starts several.
+    """
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import (
         prepare_deepspeed_cmd_env,
@@ -245,7 +249,8 @@ def test_batch_scripts_are_bash(script: Path):
     )
 
 
-# As on two nodes of one GPU each: every task runs the command with its own number, and srun returns the worst code.
+# As on two nodes of one GPU each: every task runs the command with its own number, and srun returns
+# the worst code.
 STAND_INS = {
     "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; echo 127.0.0.1; else echo "$@" >> requeued; fi',
     "srun": """while [[ "$1" == --* ]]; do shift; done
@@ -299,7 +304,9 @@ def test_a_batch_script_starts_each_node_and_goes_on_when_preempted(tmp_path: Pa
 def test_a_job_that_is_stopped_as_it_starts_does_not_come_back(
     script: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    """With a --time of no more than --signal's ten minutes Slurm stops each start before it has got anywhere."""
+    """With a --time of no more than --signal's ten minutes Slurm stops each start before it has got
+    anywhere.
+    """
     assert submit(script, "sft", folder=tmp_path, END="75", SECONDS="100") == 75
     assert not (tmp_path / "requeued").exists() and "is --time longer" in capfd.readouterr().err
     assert submit(script, "sft", folder=tmp_path, END="75", SECONDS="120") == 75

@@ -1,4 +1,6 @@
-"""What the doctor finds, with the network, the environment and the installed versions in the test's hands."""
+"""What the doctor finds, with the network, the environment and the installed versions in the test's
+hands.
+"""
 
 import http.server
 import json

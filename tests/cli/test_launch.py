@@ -1,4 +1,6 @@
-"""How a launch is decided, and what `hfstack run` returns and shows: with small recipes of this file's own."""
+"""How a launch is decided, and what `hfstack run` returns and shows: with small recipes of this
+file's own.
+"""
 
 import json
 import os
@@ -22,7 +24,8 @@ from hfstack.cli.supervise import outcome
 from hfstack.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent.parent / "accelerate_configs"
-# A recipe without torch: it ends the way its flags say, on the rank they say, and writes run.json as a Run would.
+# A recipe without torch: it ends the way its flags say, on the rank they say, and writes run.json
+# as a Run would.
 RECIPE = '''
 """Pretend to train."""
 import json, os, signal, sys, time
@@ -165,7 +168,8 @@ def test_a_mistake_in_two_processes_is_one_line_and_the_report_is_in_the_log(rec
 
 
 def test_a_failure_of_another_process_is_shown_and_is_no_preemption(recipe: Path):
-    # Rank 0 waits, is told to stop by torchrun because rank 1 failed, and writes "preempted": the outcome is a mistake.
+    # Rank 0 waits, is told to stop by torchrun because rank 1 failed, and writes "preempted": the
+    # outcome is a mistake.
     returned, _, err = run(recipe, "--end", "silent_mistake", "--rank", "1", "--processes", "2")
     assert json.loads((recipe.parent / "out" / "run.json").read_text())["status"] == "preempted"
     assert returned == 1
@@ -236,7 +240,8 @@ def test_an_unwritable_log_is_one_line(recipe: Path):
     returned, _, err = run(recipe, "--end", "finished", "--log_file", "file/launch.log")
     assert returned == 1
     assert err.splitlines()[1:] == [
-        "hfstack: the log file/launch.log cannot be written: its folder is a file; choose another --log_file"
+        "hfstack: the log file/launch.log cannot be written: its folder is a file; choose another "
+        "--log_file"
     ]
 
 
@@ -355,8 +360,8 @@ def test_several_nodes_in_accelerates_words(recipe: Path):
         )
     )
     assert (
-        "--num_processes 16 --num_machines 2 --machine_rank 1 --main_process_ip node-0 --main_process_port 29500"
-        in text
+        "--num_processes 16 --num_machines 2 --machine_rank 1 --main_process_ip node-0 "
+        "--main_process_port 29500" in text
     )
 
 
@@ -445,7 +450,8 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, source: str, message: str):
 def test_settings_are_found_in_flags_and_yaml(tmp_path: Path):
     config = tmp_path / "a.yaml"
     config.write_text(
-        "output_dir: runs/a b  # where\nquoted: 'x # y'\nempty:\nnothing: null\nuse_cpu: true\nnested:\n  inner: 1\n"
+        "output_dir: runs/a b  # where\nquoted: 'x # y'\nempty:\nnothing: null\nuse_cpu: "
+        "true\nnested:\n  inner: 1\n"
     )
     assert read_yaml_line(config, "output_dir") == "runs/a b"
     assert read_yaml_line(config, "quoted") == "x # y"
@@ -475,7 +481,8 @@ def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.Monk
     assert count_gpus({"CUDA_VISIBLE_DEVICES": "1,-1,0"}) == 1
     assert count_gpus({"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"}) == 2
     fake_smi(
-        "GPU 0: NVIDIA H200 (UUID: GPU-1)\n  MIG 1g.18gb Device 0: (UUID: MIG-1)\n  MIG 1g.18gb Device 1: (UUID: MIG-2)"
+        "GPU 0: NVIDIA H200 (UUID: GPU-1)\n  MIG 1g.18gb Device 0: (UUID: MIG-1)\n  MIG 1g.18gb "
+        "Device 1: (UUID: MIG-2)"
     )
     assert count_gpus({}) == 2
     fake_smi("No devices found.")

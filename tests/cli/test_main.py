@@ -1,4 +1,6 @@
-"""The verbs of the command line, called in this process; `doctor` and the launches have tests of their own."""
+"""The verbs of the command line, called in this process; `doctor` and the launches have tests of
+their own.
+"""
 
 import os
 import subprocess
@@ -17,7 +19,9 @@ SECOND = '"""Print what it was given."""\nimport sys\n\n\ndef main(args: dict) -
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as it is shipped, with two recipes, in place of the real one; the current directory is empty."""
+    """A folder as it is shipped, with two recipes, in place of the real one; the current directory
+    is empty.
+    """
     (tmp_path / "recipes").mkdir()
     (tmp_path / "reference").mkdir()
     (tmp_path / "recipes" / "first.py").write_text(FIRST)
@@ -33,7 +37,9 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def mistake(capfd: pytest.CaptureFixture[str], *argv: str) -> str:
-    """Run the command line, check that it refuses with one line and exit code 1, and return the line."""
+    """Run the command line, check that it refuses with one line and exit code 1, and return the
+    line.
+    """
     assert cli.main([*argv]) == 1
     out, err = capfd.readouterr()
     assert out == ""
@@ -212,7 +218,9 @@ def test_a_mistake_is_one_line_and_exit_code_1(
 
 
 def test_help_imports_nothing_heavy_and_takes_a_quarter_of_a_second():
-    """Child CPU seconds, user and system, of the whole process; torch alone would take more than one."""
+    """Child CPU seconds, user and system, of the whole process; torch alone would take more than
+    one.
+    """
     program = (
         "import sys, time; from hfstack.cli import main as cli\n"
         "try: cli.main(['--help'])\n"

@@ -124,7 +124,8 @@ def test_the_pages_in_docs_are_up_to_date():
     for name in ("transformers", "trl"):
         if version(name) != doctor.tested_versions()[name]:
             pytest.skip(
-                f"the pages are made with {name} {doctor.tested_versions()[name]}, this is {version(name)}"
+                f"the pages are made with {name} {doctor.tested_versions()[name]}, this is "
+                f"{version(name)}"
             )
     assert (
         reference.stale_pages(reference.make_pages(ROOT / "recipes"), ROOT / "docs" / "reference")

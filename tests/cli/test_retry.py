@@ -14,7 +14,8 @@ from hfstack.cli.launch import LaunchOptions, plan
 from hfstack.cli.main import main
 from hfstack.errors import ConfigError
 
-# A recipe without torch. Each start follows the next word of --plan: it writes checkpoint-<number>, then ends so.
+# A recipe without torch. Each start follows the next word of --plan: it writes checkpoint-<number>,
+# then ends so.
 RECIPE = '''
 """Pretend to train."""
 import json, os, signal, sys, time
@@ -57,7 +58,9 @@ write("finished")
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """Run the recipe in this process's launcher with a plan; return the code, the lines said, the starts' flags."""
+    """Run the recipe in this process's launcher with a plan; return the code, the lines said, the
+    starts' flags.
+    """
     monkeypatch.setattr(retrying, "_PAUSES_S", (0, 0.01, 0.02))
     monkeypatch.chdir(tmp_path)
     Path("train.py").write_text(RECIPE)
@@ -78,8 +81,8 @@ def test_crashes_and_preemptions_are_started_again_from_the_last_checkpoint(star
         flags.endswith("--resume_from_checkpoint last") for flags in starts[1:]
     )
     assert (
-        "start 1 of 4 was killed by SIGKILL (out of memory?); the next, in 0 s, is from checkpoint-5"
-        in said
+        "start 1 of 4 was killed by SIGKILL (out of memory?); the next, in 0 s, is from "
+        "checkpoint-5" in said
     )
     assert "start 2 of 4 was preempted; the next, in 0 s, is from checkpoint-9" in said
     assert "start 3 of 4 failed with exit code 1; the next, in 0 s, is from checkpoint-12" in said
@@ -98,8 +101,8 @@ def test_three_starts_without_progress_are_enough(start) -> None:
     code, said, starts = start("killed:4,killed,killed,killed,finished", 9)
     assert code == 137 and len(starts) == 4
     assert (
-        "start 4 was killed by SIGKILL (out of memory?), the third in a row without a new checkpoint"
-        in said
+        "start 4 was killed by SIGKILL (out of memory?), the third in a row without a new "
+        "checkpoint" in said
     )
     assert (
         "in 0.01 s, is from checkpoint-4" in said and "in 0.02 s, is from checkpoint-4" in said

@@ -1,4 +1,6 @@
-"""Instructions, questions and labels: reproducible, unseen by pretraining, in the shapes that trainers take."""
+"""Instructions, questions and labels: reproducible, unseen by pretraining, in the shapes that
+trainers take.
+"""
 
 import re
 from collections import Counter

@@ -108,8 +108,8 @@ def test_a_perfect_and_a_lazy_cleaner_are_told_apart():
 
 
 def test_the_cleaner_of_this_package_finds_the_junk():
-    from hfstack.data.cleaning.dedup import duplicate_checks
     from hfstack.data.cleaning import filters
+    from hfstack.data.cleaning.dedup import duplicate_checks
     from hfstack.data.cleaning.pipeline import CleaningReport, clean_documents
 
     checks = [

@@ -1,4 +1,6 @@
-"""The gold rule: obedient stories score high, what only pretends scores low, and more is never worth less."""
+"""The gold rule: obedient stories score high, what only pretends scores low, and more is never
+worth less.
+"""
 
 import random
 from collections.abc import Callable
@@ -16,7 +18,8 @@ STORIES = [row for row in ROWS if row["task"] == "story"]
 QUESTIONS = [row for row in ROWS if row["task"] != "story"]
 BEGINNINGS = list(instructions(8, 300, task="beginning"))
 FOX = (
-    "A brave fox named Pip lived by the river. One day the kite of his friend Mia fell into the water. "
+    "A brave fox named Pip lived by the river. One day the kite of his friend Mia fell into the "
+    "water. "
     "Pip was afraid, but he took a deep breath and jumped. He swam out and brought the kite back. "
     '"Thank you," said Mia, and she gave him a hug. They flew the kite until it was dark. '
     "Pip went home with a happy smile, and he told his mother all about it."
@@ -51,7 +54,8 @@ def test_own_answers_score_at_least_0_95_on_average():
 def test_a_story_written_by_hand_scores_high():
     for prompt in (
         "Write a story about a fox who is brave.",
-        "Tell me a story about Pip, a brave fox. It takes place by the river. Put a kite in it. It should end happily.",
+        "Tell me a story about Pip, a brave fox. It takes place by the river. Put a kite in it. "
+        "It should end happily.",
     ):
         assert gold_score(prompt, FOX) >= 0.9, gold_breakdown(prompt, FOX)
 

@@ -1,4 +1,6 @@
-"""The stories: reproducible, balanced, varied, grammatical where a machine can tell, and true to their facts."""
+"""The stories: reproducible, balanced, varied, grammatical where a machine can tell, and true to
+their facts.
+"""
 
 import hashlib
 import re
@@ -27,7 +29,9 @@ def test_story_is_a_pure_function_of_seed_and_index():
 
 
 def test_story_of_a_seed_never_changes():
-    """Changed words or templates change every number that the documentation quotes: measure those again, then this."""
+    """Changed words or templates change every number that the documentation quotes: measure those
+    again, then this.
+    """
     digest = hashlib.sha256("\n".join(told.text for told in stories(0, 100)).encode()).hexdigest()
     assert digest[:16] == "045138996422b774"
 

@@ -16,13 +16,17 @@ def test_variety_by_hand():
 
 
 def test_unigram_by_hand():
-    """Trained on "a a" and its end: 3 tokens, 2 types, so P(a) = (2 + 2/3) / 5 and P(end) = (1 + 2/3) / 5."""
+    """Trained on "a a" and its end: 3 tokens, 2 types, so P(a) = (2 + 2/3) / 5 and P(end) = (1 +
+    2/3) / 5.
+    """
     expected = -(math.log2(8 / 15) + math.log2(5 / 15)) / 1
     assert ngram_bits_per_byte(["a a"], ["a"], order=1) == pytest.approx(expected)
 
 
 def test_bigram_by_hand():
-    """Trained on "a b" and "a c": after a, b and c were seen once each, so P(b | a) = (1 + 2 P(b)) / 4, and so on."""
+    """Trained on "a b" and "a c": after a, b and c were seen once each, so P(b | a) = (1 + 2 P(b))
+    / 4, and so on.
+    """
     # unigrams: a 2, b 1, c 1, end 2 of 6 tokens, 4 types, vocabulary 5
     share = {word: (count + 4 / 5) / 10 for word, count in {"a": 2, "b": 1, "end": 2}.items()}
     first = (2 + share["a"]) / 3  # only a follows a beginning, twice

@@ -1,4 +1,6 @@
-"""The diagnosis of an RLHF chain: a sound one has no bad link, and each planted fault makes its own link bad alone."""
+"""The diagnosis of an RLHF chain: a sound one has no bad link, and each planted fault makes its own
+link bad alone.
+"""
 
 import dataclasses
 import itertools
@@ -316,7 +318,8 @@ def test_nothing_is_known_of_nothing() -> None:
     findings = diagnose([])
     assert {finding.verdict for finding in findings} == {"unknown"}
     assert in_words(findings) == (
-        "No fault found in anything. Nothing is known about: sft, preferences, reward model, policy."
+        "No fault found in anything. Nothing is known about: sft, preferences, reward model, "
+        "policy."
     )
     assert {finding.link for finding in findings} == set(LINKS)
 
@@ -469,7 +472,9 @@ def test_limits_grade_in_either_direction() -> None:
 
 
 def test_a_share_of_few_cases_is_not_bad() -> None:
-    """2 of 5 is below one half, but so few say nothing; 400 of 1000 do. By hand: Wilson of 2/5 is 0.118 to 0.769."""
+    """2 of 5 is below one half, but so few say nothing; 400 of 1000 do. By hand: Wilson of 2/5 is
+    0.118 to 0.769.
+    """
     assert share_by_limit(0.4, 5, warn=0.9, bad=0.5) == ("warn", "40 % [12 %, 77 %] of 5")
     assert share_by_limit(0.4, 1000, warn=0.9, bad=0.5)[0] == "bad"
     assert share_by_limit(0.4, None, warn=0.9, bad=0.5) == ("bad", "40 %")
@@ -477,7 +482,9 @@ def test_a_share_of_few_cases_is_not_bad() -> None:
 
 
 def test_repeated_share_by_hand() -> None:
-    """`a b c d a b c d` has five runs of four words, of which the last is a repeat; the other text has none."""
+    """`a b c d a b c d` has five runs of four words, of which the last is a repeat; the other text
+    has none.
+    """
     assert repeated_share(["a b c d a b c d"]) == pytest.approx(0.2)
     assert repeated_share(["a b c d a b c d", "a b c d e f g h"]) == pytest.approx(0.1)
     assert repeated_share(["too short", ""]) is None
@@ -492,6 +499,8 @@ def test_quarters_cover_everything_once() -> None:
 
 
 def test_rise_by_hand() -> None:
-    """Means 1 and 3; the variances of the means are 2/2 and 2/2 of (0, 2) and (2, 4), so the error is sqrt(2)."""
+    """Means 1 and 3; the variances of the means are 2/2 and 2/2 of (0, 2) and (2, 4), so the error
+    is sqrt(2).
+    """
     difference, error = rise([0.0, 2.0], [2.0, 4.0])
     assert difference == 2.0 and error == pytest.approx(2**0.5)

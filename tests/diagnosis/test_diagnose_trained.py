@@ -1,4 +1,6 @@
-"""Faults that are trained, not written down: toy models with a flaw each, and the diagnosis of what was recorded."""
+"""Faults that are trained, not written down: toy models with a flaw each, and the diagnosis of what
+was recorded.
+"""
 
 import dataclasses
 import random
@@ -86,9 +88,10 @@ def reward_run(folder: Path, *, taught: list[tuple[str, str]]) -> ChainRun:
 
     def score(texts: list[str]) -> torch.Tensor:
         batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+        # (B,)
         return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[
             :, 0
-        ]  # (B,)
+        ]
 
     for first in range(0, len(taught), 20):
         part = taught[first : first + 20]
@@ -135,7 +138,9 @@ def test_a_critic_that_does_not_learn(toy: Path, tmp_path: Path) -> None:
 def test_a_start_that_does_not_end_its_answers(
     toy: Path, tmp_path: Path, sentences: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Taught texts that are longer than the longest answer, so that it never sees an end in time; or hardly taught."""
+    """Taught texts that are longer than the longest answer, so that it never sees an end in time;
+    or hardly taught.
+    """
     _, tokenizer = ppo_toy.load(toy)
     plain = ppo_toy.sentence
     monkeypatch.setattr(

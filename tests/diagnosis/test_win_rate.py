@@ -90,7 +90,9 @@ def test_shares_that_are_none_are_refused(shares: list[float], message: str) -> 
 def biased_judge(
     slope: float, advantage: float, seed: int
 ) -> tuple[list[float], list[int], list[int]]:
-    """2000 pairs whose winner is drawn with logit `advantage + slope x tanh(d / std)`; ours are mostly longer."""
+    """2000 pairs whose winner is drawn with logit `advantage + slope x tanh(d / std)`; ours are
+    mostly longer.
+    """
     generator = numpy.random.default_rng(seed)
     ours, theirs = generator.integers(150, 400, 2000), generator.integers(100, 300, 2000)
     difference = ours - theirs
@@ -119,9 +121,8 @@ def test_length_control_is_the_fit_of_another_library() -> None:
     shares, ours, theirs = biased_judge(slope=1.0, advantage=0.4, seed=3)
     difference = numpy.subtract(ours, theirs)
     design = numpy.tanh(difference / difference.std())[:, None]
-    fitted = LogisticRegression(C=100, tol=1e-10, max_iter=1000).fit(
-        design, shares
-    )  # C = 1 / penalty, not on theta
+    # C = 1 / penalty, not on theta
+    fitted = LogisticRegression(C=100, tol=1e-10, max_iter=1000).fit(design, shares)
     expected = 1 / (1 + math.exp(-fitted.intercept_[0]))
     assert length_controlled_win_rate(shares, ours, theirs).value == pytest.approx(
         expected, abs=1e-5

@@ -47,11 +47,7 @@ def test_everything_is_inside_and_escaped() -> None:
 
 
 def test_rows_have_names_and_ranges_lie() -> None:
-    marks = [
-        Marks(ranges=[(0, 1.0, 3.0)]),
-        Marks([(2.0, 0)], "llama"),
-        Marks([(5.0, 1)], "gru", 1),
-    ]
+    marks = [Marks(ranges=[(0, 1.0, 3.0)]), Marks([(2.0, 0)], "llama"), Marks([(5.0, 1)], "gru", 1)]
     panel = Panel(
         "alpha", "fall with N", "", marks, x_kind="linear", y_kind="linear", rows=("llama", "gru")
     )

@@ -34,10 +34,8 @@ def test_a_pad_that_ends_texts_is_replaced_from_the_vocabulary(loaded) -> None:
 
 def test_a_missing_pad_grows_the_embedding(loaded, tiny_llama: Path) -> None:
     tokenizer, model = loaded
-    model.generation_config.eos_token_id = [
-        0,
-        1,
-    ]  # the token that was meant for padding ends texts here
+    # the token that was meant for padding ends texts here
+    model.generation_config.eos_token_id = [0, 1]
     tokens = torch.arange(20, 30)[None]
     before = model(tokens).logits
     with pytest.raises(ConfigError, match="add --merge_adapter, or train without --use_peft"):

@@ -57,11 +57,13 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 
 
 def test_parameters_by_hand() -> None:
-    # tokens 50 * 32 + positions 64 * 32 = 3648; a layer: 32 * 96 + 96 + 32 * 32 + 32 (attention) + 32 * 128 + 128
-    # + 128 * 32 + 32 (MLP) + 4 * 32 (two norms) = 12704; the last norm 64; the head is the token table
+    # tokens 50 * 32 + positions 64 * 32 = 3648; a layer: 32 * 96 + 96 + 32 * 32 + 32 (attention) +
+    # 32 * 128 + 128 + 128 * 32 + 32 (MLP) + 4 * 32 (two norms) = 12704; the last norm 64; the head
+    # is the token table
     count = count_parameters(CONFIGS["gpt2"])
     assert (count.embedding, count.non_embedding, count.total) == (3648, 2 * 12704 + 64, 29120)
-    # tokens 50 * 12; E -> H and back 2 * 12 * 16; a layer: 3 * 16 * (16 + 16) + 6 * 16 + 2 * 16 = 1664; last norm 32
+    # tokens 50 * 12; E -> H and back 2 * 12 * 16; a layer: 3 * 16 * (16 + 16) + 6 * 16 + 2 * 16 =
+    # 1664; last norm 32
     count = count_parameters(CONFIGS["gru"])
     assert (count.embedding, count.total) == (600, 600 + 384 + 2 * 1664 + 32)
     # an untied head is a second table: 50 * 12 in, 50 * 16 out
@@ -80,8 +82,9 @@ def test_parameters_equal_those_of_the_model_on_the_cpu(name: str) -> None:
 
 
 def test_flops_by_hand() -> None:
-    # a layer, each product twice its weights: query and output 2 * 2 * 32 * 32, key and value 2 * 2 * 32 * 16,
-    # scores and values 2 * 2 * 10 * 32, three MLP maps 3 * 2 * 32 * 40; the head 2 * 32 * 50
+    # a layer, each product twice its weights: query and output 2 * 2 * 32 * 32, key and value 2 * 2
+    # * 32 * 16, scores and values 2 * 2 * 10 * 32, three MLP maps 3 * 2 * 32 * 40; the head 2 * 32
+    # * 50
     layer = 4096 + 2048 + 1280 + 7680
     count = flops_per_token(CONFIGS["llama"], 10)
     assert count.forward == 3 * layer + 3200
@@ -119,7 +122,8 @@ def test_an_architecture_without_a_formula_is_measured_and_said_so(
     with caplog.at_level(logging.INFO, logger="hfstack"):
         count = flops_per_token(config, 16)
     assert count.method == "measured"
-    # a layer: 2 * 4 * 32 * 32 (attention maps) + 4 * 16 * 32 (scores and values) + 2 * 2 * 32 * 64 (MLP); the head
+    # a layer: 2 * 4 * 32 * 32 (attention maps) + 4 * 16 * 32 (scores and values) + 2 * 2 * 32 * 64
+    # (MLP); the head
     assert count.forward == 2 * (8192 + 2048 + 8192) + 2 * 32 * 50
     assert (
         "no FLOP formula for model_type 'gpt_neox': one forward of 16 tokens is measured"
@@ -169,9 +173,8 @@ def test_the_cpu_is_measured_once_and_quickly(caplog: pytest.LogCaptureFixture) 
     begin = time.process_time()
     with caplog.at_level(logging.INFO, logger="hfstack"):
         first = peak_flops_per_s("cpu", torch.float32)
-    assert (
-        time.process_time() - begin < 0.3 * torch.get_num_threads() + 0.5
-    )  # the margin is for a loaded machine
+    # the margin is for a loaded machine
+    assert time.process_time() - begin < 0.3 * torch.get_num_threads() + 0.5
     assert 1e8 < first < 1e15
     assert peak_flops_per_s(torch.device("cpu"), torch.float32) == first
     assert caplog.text.count("peak of cpu in torch.float32 measured") == 1

@@ -1,4 +1,6 @@
-"""The fused loss equals the stock one in value and gradient, and leaves every other use of a model alone."""
+"""The fused loss equals the stock one in value and gradient, and leaves every other use of a model
+alone.
+"""
 
 import inspect
 
@@ -64,9 +66,8 @@ def test_hand_worked_number() -> None:
     loss = LinearCrossEntropy.apply(hidden, weight, torch.tensor([0, 1, -100]), 2, True)
     assert loss.item() == pytest.approx(2 * 0.6931472)
     loss.backward()
-    assert (
-        hidden.grad is not None and hidden.grad.abs().max() == 0
-    )  # both tokens have the same vector
+    # both tokens have the same vector
+    assert hidden.grad is not None and hidden.grad.abs().max() == 0
 
 
 def test_nothing_is_scored() -> None:

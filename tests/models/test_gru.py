@@ -1,4 +1,6 @@
-"""GRU and LSTM language models: the state as a cache, padding, packed documents, training, and the Auto classes."""
+"""GRU and LSTM language models: the state as a cache, padding, packed documents, training, and the
+Auto classes.
+"""
 
 import copy
 from pathlib import Path
@@ -47,7 +49,9 @@ EXACT = {"rtol": 0.0, "atol": 1e-5}
 
 @pytest.fixture(params=CONFIGS)
 def model(request: pytest.FixtureRequest) -> RecurrentForCausalLM:
-    """An untrained model, with larger weights than usual so that states, and mistakes in them, are far from zero."""
+    """An untrained model, with larger weights than usual so that states, and mistakes in them, are
+    far from zero.
+    """
     set_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[request.param])).eval()
     with torch.no_grad():

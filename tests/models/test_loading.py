@@ -10,12 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.loading import (
-    check_isolation,
-    is_masked_lm,
-    load_causal_lm,
-    load_tokenizer,
-)
+from hfstack.models.loading import check_isolation, is_masked_lm, load_causal_lm, load_tokenizer
 
 
 def architecture(folder: Path, **changes: object) -> Path:

@@ -65,10 +65,8 @@ def test_cache_follows_its_rows() -> None:
         False,
     )
     cache.reorder_cache(torch.tensor([0]))  # generate may reorder before the first forward
-    state = (
-        torch.arange(24.0).view(2, 3, 4),
-        torch.arange(24.0, 48.0).view(2, 3, 4),
-    )  # 2 layers, 3 rows
+    # 2 layers, 3 rows
+    state = (torch.arange(24.0).view(2, 3, 4), torch.arange(24.0, 48.0).view(2, 3, 4))
     cache.advance(state, 4)
     cache.advance(state, 1)
     assert (len(cache), cache.batch_size, cache.get_seq_length(), cache.is_initialized) == (

@@ -1,4 +1,6 @@
-"""--push_to_hub while training: checkpoints on a branch, main untouched, no pickle; a Hub in trouble stops nothing."""
+"""--push_to_hub while training: checkpoints on a branch, main untouched, no pickle; a Hub in
+trouble stops nothing.
+"""
 
 import json
 from pathlib import Path
@@ -9,7 +11,7 @@ from transformers import LlamaForCausalLM, TrainingArguments
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.publishing.checkpoint_push import CheckpointPush, push_checkpoints
-from hfstack.publishing.hub import Target, prepare_repo
+from hfstack.publishing.hub import HubRepo, prepare_repo
 from tests.conftest import ROOT, SENTENCES
 from tests.hub_fixtures import READER, WRITER, hub
 from tests.minihub_state import Hub
@@ -89,7 +91,7 @@ def test_shards_are_put_together_first(
         "MASTER_ADDR": "gone",
     }.items():
         monkeypatch.setenv(name, value)
-    target = Target("alice/stories", endpoint=hub.url, token=WRITER, branch="checkpoints")
+    target = HubRepo("alice/stories", endpoint=hub.url, token=WRITER, branch="checkpoints")
     prepare_repo(target)
     CheckpointPush(target)(folder)
     files = hub.repo("alice/stories").head("checkpoints").files

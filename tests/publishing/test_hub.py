@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from hfstack.errors import ConfigError, HubError
-from hfstack.publishing.files import Item, item
+from hfstack.publishing.files import Item, make_item
 from hfstack.publishing.hub import (
-    Target,
+    HubRepo,
     check_pushed,
     find_token,
     prepare_repo,
@@ -32,12 +32,12 @@ def items(tmp_path: Path) -> list[Item]:
     """A small text and a large file."""
     (tmp_path / "config.json").write_text('{"a": 1}')
     (tmp_path / "model.safetensors").write_bytes(bytes(range(256)) * 400)
-    return [item(name, tmp_path / name) for name in ("config.json", "model.safetensors")]
+    return [make_item(name, tmp_path / name) for name in ("config.json", "model.safetensors")]
 
 
-def target(hub: Hub, token: str | None = WRITER, **changes: object) -> Target:
+def target(hub: Hub, token: str | None = WRITER, **changes: object) -> HubRepo:
     settings = {"repo": "alice/model", "endpoint": hub.url, "token": token} | changes
-    return Target(**settings)  # pyright: ignore[reportArgumentType]
+    return HubRepo(**settings)  # pyright: ignore[reportArgumentType]
 
 
 def paths(hub: Hub, revision: str = "main") -> set[str]:
@@ -146,10 +146,10 @@ def test_killed_in_mid_upload_nothing_is_seen_and_the_next_push_completes(
     parent = prepare_repo(where)
     hub.fail("PUT /lfs/", "slow", seconds=30)
     program = (
-        "import sys; from pathlib import Path; from hfstack.publishing.files import item\n"
-        "from hfstack.publishing.hub import Target, push\n"
-        "files = [item(Path(p).name, Path(p)) for p in sys.argv[3:]]\n"
-        "where = Target('alice/model', endpoint=sys.argv[1], token='writer-key-1')\n"
+        "import sys; from pathlib import Path; from hfstack.publishing.files import make_item\n"
+        "from hfstack.publishing.hub import HubRepo, push\n"
+        "files = [make_item(Path(p).name, Path(p)) for p in sys.argv[3:]]\n"
+        "where = HubRepo('alice/model', endpoint=sys.argv[1], token='writer-key-1')\n"
         "push(where, files, parent=sys.argv[2], message='m')"
     )
     arguments = [hub.url, parent, *(str(one.source) for one in items)]
@@ -266,7 +266,12 @@ def test_a_card_that_the_hub_refuses_is_one_line(hub: Hub, tmp_path: Path):
     where = target(hub)
     parent = prepare_repo(where)
     with pytest.raises(HubError, match=r'refuses the card: .*"license" must be one of') as caught:
-        push(where, [item("README.md", tmp_path / "README.md")], parent=parent, message="Publish")
+        push(
+            where,
+            [make_item("README.md", tmp_path / "README.md")],
+            parent=parent,
+            message="Publish",
+        )
     assert "\n" not in str(caught.value) and paths(hub) == set()
 
 

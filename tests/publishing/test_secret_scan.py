@@ -1,4 +1,6 @@
-"""Secrets are found by shape in texts and by value in every file; sentences about passwords are left alone."""
+"""Secrets are found by shape in texts and by value in every file; sentences about passwords are
+left alone.
+"""
 
 from pathlib import Path
 

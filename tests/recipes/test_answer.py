@@ -1,4 +1,6 @@
-"""Question answering end to end on a tiny encoder: windows, no answer, what it writes, and what is wrong with rows."""
+"""Question answering end to end on a tiny encoder: windows, no answer, what it writes, and what is
+wrong with rows.
+"""
 
 import json
 from pathlib import Path
@@ -13,7 +15,9 @@ COLOURS = ["red", "small", "low", "happy", "brave"]
 
 
 def make_rows(count: int, *, unanswerable: bool = False) -> list[dict]:
-    """What was the ...? is answered by the word after it; the text says it once, somewhere in other words."""
+    """What was the ...? is answered by the word after it; the text says it once, somewhere in other
+    words.
+    """
     rows = []
     for number in range(count):
         colour, filler = (
@@ -228,6 +232,5 @@ def test_chinese_questions_are_scored_as_cmrc_does(
     metrics = answer(model_name_or_path=tmp_path / "bert", datasets=cmrc, max_rows=60, max_length=256, stride=64,
                      max_answer_tokens=40)  # fmt: skip
     assert 0 <= metrics["eval_exact_match"] <= metrics["eval_answer_f1"] <= 100
-    assert (
-        metrics["baseline_first_sentence_answer_f1"] > 5
-    )  # by characters: SQuAD's rules would see one word
+    # by characters: SQuAD's rules would see one word
+    assert metrics["baseline_first_sentence_answer_f1"] > 5

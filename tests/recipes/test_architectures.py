@@ -1,4 +1,6 @@
-"""The shipped config.json files: they load, have the size their name tells, and the documented table is current."""
+"""The shipped config.json files: they load, have the size their name tells, and the documented
+table is current.
+"""
 
 import dataclasses
 import json

@@ -112,7 +112,9 @@ def test_from_its_yaml(
 
 
 def test_finds_planted_faults(run_recipe: Recipe, tmp_path: Path) -> None:
-    """On stories with known faults: what should go goes, what should be mended changes, and no good story is lost."""
+    """On stories with known faults: what should go goes, what should be mended changes, and no good
+    story is lost.
+    """
     rows = list(noisy_corpus(0, 1500, share=0.3))
     raw = write_rows(
         tmp_path / "raw.jsonl", [{"id": row["id"], "text": row["text"]} for row in rows]
@@ -132,7 +134,9 @@ def test_finds_planted_faults(run_recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_same_files_twice_and_stable_split(run_recipe: Recipe, tmp_path: Path) -> None:
-    """The split depends on each text alone: reordering and adding documents moves none from side to side."""
+    """The split depends on each text alone: reordering and adding documents moves none from side to
+    side.
+    """
     rows = [{"text": f"{number} {LONG.format(number)} {number**3}"} for number in range(300)]
     options = ("--near_duplicate_threshold", "0", "--eval_fraction", "0.2")
     sides = []

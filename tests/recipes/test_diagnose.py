@@ -1,4 +1,6 @@
-"""The diagnose recipe: from its YAML on runs that `Run` itself wrote, again over its own result, and mistakes."""
+"""The diagnose recipe: from its YAML on runs that `Run` itself wrote, again over its own result,
+and mistakes.
+"""
 
 import json
 from collections.abc import Callable

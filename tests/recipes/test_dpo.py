@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.record import read_run
 
-# TRL 1.16 and peft 0.21 use the old names of activation checkpointing, and transformers 5.23 warns of them.
+# TRL 1.16 and peft 0.21 use the old names of activation checkpointing, and transformers 5.23 warns
+# of them.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
     for name in (

@@ -1,4 +1,6 @@
-"""The explain recipe: attributions that add up to the logit difference, for encoders and causal models, as a page."""
+"""The explain recipe: attributions that add up to the logit difference, for encoders and causal
+models, as a page.
+"""
 
 import json
 import sys
@@ -21,9 +23,8 @@ def save_classifier(base: Path, folder: Path) -> Path:
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3, id2label=names)
     for weights in model.parameters():
         if weights.dim() == 2:
-            weights.data.normal_(
-                std=0.3
-            )  # as drawn for training, the logits hardly depend on the text
+            # as drawn for training, the logits hardly depend on the text
+            weights.data.normal_(std=0.3)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     ClassifierInfo("single_label_classification", list(names.values())).save(folder)

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def grpo(run_recipe, tiny_llama: Path, tmp_path: Path):
-    """Call the recipe from its YAML with tiny settings and rows of one column of questions and one more."""
+    """Call the recipe from its YAML with tiny settings and rows of one column of questions and one
+    more.
+    """
 
     def call(column: str = "answer") -> dict[str, float]:
         rows = [

@@ -1,4 +1,6 @@
-"""The ORPO recipe end to end on a tiny model: preferences are learnt without a reference, and long prompts go."""
+"""The ORPO recipe end to end on a tiny model: preferences are learnt without a reference, and long
+prompts go.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Faults planted in an alignment chain of trained models: each shows in the number that should show it."""
+"""Faults planted in an alignment chain of trained models: each shows in the number that should show
+it.
+"""
 
 import json
 import random
@@ -21,7 +23,8 @@ from tests.conftest import ROOT
 
 pytestmark = [
     pytest.mark.slow,
-    # peft 0.21 and TRL 1.16 ask a model for the old names of activation checkpointing; transformers 5.23 warns of them.
+    # peft 0.21 and TRL 1.16 ask a model for the old names of activation checkpointing; transformers
+    # 5.23 warns of them.
     *(
         pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
         for name in (
@@ -70,7 +73,9 @@ def answering(
     tiny_tokenizer: PreTrainedTokenizerFast,
     tiny_llama: Path,
 ):
-    """A function that trains the tiny model to answer in one to four words; with `masked`, without its ends."""
+    """A function that trains the tiny model to answer in one to four words; with `masked`, without
+    its ends.
+    """
 
     def train(*, masked: bool) -> tuple[Path, list[list[int]], int]:
         folder = tmp_path_factory.mktemp("answering")
@@ -86,9 +91,10 @@ def answering(
                 ids = [*asked, *told, end]
                 rows.append((ids, [-100] * len(asked) + told + [-100 if masked else end]))
             width = max(len(ids) for ids, _ in rows)
+            # (B, T)
             ids = torch.tensor(
                 [one + [tiny_tokenizer.pad_token_id] * (width - len(one)) for one, _ in rows]
-            )  # (B, T)
+            )
             targets = torch.tensor([one + [-100] * (width - len(one)) for _, one in rows])  # (B, T)
             for group in optimizer.param_groups:
                 group["lr"] = 1e-2 * (1 - step / 120)
@@ -191,9 +197,8 @@ def test_a_reward_for_length_makes_answers_longer_and_length_control_shows_it(
     assert "\nJUDGE = judge_by_score(obeys)\n" in source
     longer = "JUDGE = judge_by_score(lambda prompts, answers: [len(one) for one in answers])"
     (copies / "win_rate.py").write_text(source.replace("JUDGE = judge_by_score(obeys)", longer))
-    monkeypatch.setitem(
-        run_recipe.__globals__, "ROOT", tmp_path
-    )  # where run_recipe looks for recipes/
+    # where run_recipe looks for recipes/
+    monkeypatch.setitem(run_recipe.__globals__, "ROOT", tmp_path)
     metrics = call(
         run_recipe, "rloo", model_name_or_path=start, datasets=prompts, as_chat="false", output_dir=tmp_path / "rloo",
         max_steps=8, per_device_train_batch_size=64, num_generations=8, max_completion_length=24, learning_rate=1e-3,

@@ -1,4 +1,6 @@
-"""The PPO recipe end to end on a tiny model: rewards by function and by model, LoRA, resuming, and what it refuses."""
+"""The PPO recipe end to end on a tiny model: rewards by function and by model, LoRA, resuming, and
+what it refuses.
+"""
 
 import json
 import re
@@ -138,7 +140,9 @@ def test_mistakes_end_in_one_line(ppo, tiny_tokenizer, tmp_path: Path) -> None:
 
 
 def test_positions_that_are_absolute_train_too(ppo, tiny_tokenizer, tmp_path: Path) -> None:
-    """TRL's online trainers get GPT-2 wrong by its padding, so rloo refuses it; nothing is padded on the left here."""
+    """TRL's online trainers get GPT-2 wrong by its padding, so rloo refuses it; nothing is padded
+    on the left here.
+    """
     gpt2 = tmp_path / "gpt2"
     ids = {"bos_token_id": None, "eos_token_id": tiny_tokenizer.eos_token_id}
     GPT2LMHeadModel(

@@ -1,4 +1,6 @@
-"""The predict recipe: answers in the order of the rows, going on after an interruption, and what it refuses."""
+"""The predict recipe: answers in the order of the rows, going on after an interruption, and what it
+refuses.
+"""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""The preferences recipe: answers of the generator, of a model and of files, judged, made noisy, and split."""
+"""The preferences recipe: answers of the generator, of a model and of files, judged, made noisy,
+and split.
+"""
 
 import json
 from pathlib import Path
@@ -51,9 +53,8 @@ def test_a_model_answers(run_recipe, tiny_llama: Path, tmp_path: Path):
     (tmp_path / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": f"Fox {i}"}) + "\n" for i in range(6))
     )
-    with pytest.raises(
-        DataError, match=r"no pairs in \d+ rows: \d+ ties"
-    ):  # untrained, it earns nothing for any answer
+    # untrained, it earns nothing for any answer
+    with pytest.raises(DataError, match=r"no pairs in \d+ rows: \d+ ties"):
         run_recipe(
             "preferences", f"--model_name_or_path={tiny_llama}", f"--datasets={tmp_path / 'prompts.jsonl'}",
             "--eval_fraction=0", "--answers_per_prompt=3", "--max_new_tokens=6", f"--output_dir={tmp_path / 'out'}",

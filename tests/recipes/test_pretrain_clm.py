@@ -1,4 +1,6 @@
-"""The pretraining recipe end to end on tiny models: what it writes, what it refuses, and that it resumes exactly."""
+"""The pretraining recipe end to end on tiny models: what it writes, what it refuses, and that it
+resumes exactly.
+"""
 
 import json
 import math
@@ -61,9 +63,8 @@ def test_trains_evaluates_and_saves(pretrain, inputs: Path, tmp_path: Path) -> N
     metrics = pretrain(max_steps=12, eval_steps=6, save_steps=6)
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.metrics == metrics
-    assert (
-        metrics["eval_loss"] < math.log(300) - 0.5
-    )  # it has learnt something: a uniform guess is ln 300
+    # it has learnt something: a uniform guess is ln 300
+    assert metrics["eval_loss"] < math.log(300) - 0.5
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     assert (
         0 < metrics["bits_per_byte"] < 8 and metrics["tokens_per_s"] > 0 and 0 < metrics["mfu"] < 1
@@ -71,13 +72,10 @@ def test_trains_evaluates_and_saves(pretrain, inputs: Path, tmp_path: Path) -> N
     assert metrics["parameters"] == sum(
         p.numel() for p in AutoModelForCausalLM.from_pretrained(tmp_path / "out").parameters()
     )
-    assert (
-        metrics["parameters"] - metrics["parameters_non_embedding"] == 300 * 16
-    )  # the table is the head too
-    assert (metrics["tokens"], metrics["unique_tokens"]) == (
-        12 * 2 * 32,
-        62 * 32,
-    )  # of 62 blocks, 24 are read
+    # the table is the head too
+    assert metrics["parameters"] - metrics["parameters_non_embedding"] == 300 * 16
+    # of 62 blocks, 24 are read
+    assert (metrics["tokens"], metrics["unique_tokens"]) == (12 * 2 * 32, 62 * 32)
     assert (
         metrics["flops_6nd"]
         == 6 * metrics["parameters"] * metrics["tokens"]

@@ -1,4 +1,6 @@
-"""Two processes compute what one computes at the same global batch, and a wrong number of processes is refused."""
+"""Two processes compute what one computes at the same global batch, and a wrong number of processes
+is refused.
+"""
 
 import json
 import os
@@ -48,7 +50,9 @@ def write_rows(path: Path) -> Path:
 
 
 def check_same(one: Path, two: Path) -> None:
-    """The losses and gradients of each step, and of both evaluations, whatever number of processes there was."""
+    """The losses and gradients of each step, and of both evaluations, whatever number of processes
+    there was.
+    """
     for name, count in (("loss", 6), ("grad_norm", 6), ("eval_loss", 3)):
         alone, together = losses(one, name), losses(two, name)
         assert len(alone) == len(together) == count, name

@@ -111,12 +111,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     from hfstack.training.callbacks import StopOnDivergence
 
-    steps = {
-        "max_steps": 12,
-        "save_steps": 7,
-        "eval_steps": 12,
-        "mask_unit": "word",
-    }  # an epoch has 9 steps
+    # an epoch has 9 steps
+    steps = {"max_steps": 12, "save_steps": 7, "eval_steps": 12, "mask_unit": "word"}
     whole = pretrain(output_dir=tmp_path / "whole", **steps)
 
     def interrupt(self, args, state, control, **kwargs):

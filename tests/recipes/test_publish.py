@@ -1,4 +1,6 @@
-"""Publishing what every recipe makes, and loading it back from the Hub; the card; what is refused; no secret leaves."""
+"""Publishing what every recipe makes, and loading it back from the Hub; the card; what is refused;
+no secret leaves.
+"""
 
 import json
 import re
@@ -277,9 +279,8 @@ def test_a_folder_is_published_whole_and_again(publish, run_recipe, sft: Path, t
     )
     publish(sft, repo=f"file://{target}", license="mit")
     assert "license: mit" in (target / "README.md").read_text()
-    target.rename(
-        target.with_name(".stories.old")
-    )  # as a push leaves it that is killed between its two renames
+    # as a push leaves it that is killed between its two renames
+    target.rename(target.with_name(".stories.old"))
     (target.with_name(".stories.new")).mkdir()
     publish(sft, repo=f"file://{target}", license="mit")
     assert sorted(path.name for path in target.parent.iterdir()) == ["stories"]
@@ -315,7 +316,9 @@ def test_a_number_that_differs_is_told(publish, run_recipe, sft: Path, tmp_path:
 def test_a_planted_token_is_found_nowhere(
     hub: Hub, publish, tiny_llama: Path, tmp_path: Path, monkeypatch
 ):
-    """In settings, environment, command line, logs of metrics and what the author says of the model."""
+    """In settings, environment, command line, logs of metrics and what the author says of the
+    model.
+    """
     secret, key = "hf_plantedPLANTEDplanted0123456789", "wandb-0123456789abcdef"
     monkeypatch.setenv("WANDB_API_KEY", key)
     folder = tmp_path / "sft"

@@ -1,7 +1,8 @@
-"""What each training recipe really leaves, published to a Hub and loaded by the code in its own card, in a new process.
+"""What each training recipe really leaves, published to a Hub and loaded by the code in its own
+card, in a new process.
 
-The stranger's process has the Hub's address and a token, and of hfstack only what the card tells it to import.
-"""
+The stranger's process has the Hub's address and a token, and of hfstack only what the card tells it
+to import."""
 
 import json
 import os
@@ -39,7 +40,8 @@ from tests.tiny_encoder import save_tiny_bert, tiny_bert_tokenizer
 __all__ = ["hub"]
 pytestmark = [
     pytest.mark.slow,
-    # peft 0.21 asks for the old name of is_activation_checkpointing (huggingface/peft, peft_model.py)
+    # peft 0.21 asks for the old name of is_activation_checkpointing (huggingface/peft,
+    # peft_model.py)
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
 IDS = [[5, 9, 17, 33, 8, 21, 40, 12]]

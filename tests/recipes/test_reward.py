@@ -1,4 +1,6 @@
-"""The reward recipe end to end: from a causal model and an encoder, with an adapter, and what it refuses."""
+"""The reward recipe end to end: from a causal model and an encoder, with an adapter, and what it
+refuses.
+"""
 
 import json
 from pathlib import Path
@@ -13,7 +15,8 @@ from hfstack.tasks.preferences.encode import encode_pairs
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from tests.tiny_encoder import save_tiny_bert
 
-# peft 0.21 asks a model for the old name of activation checkpointing, and transformers 5.23 warns of it.
+# peft 0.21 asks a model for the old name of activation checkpointing, and transformers 5.23 warns
+# of it.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )

@@ -1,4 +1,6 @@
-"""The RLOO recipe end to end on a tiny model: rewards by function, by model and by endpoint, and what it refuses."""
+"""The RLOO recipe end to end on a tiny model: rewards by function, by model and by endpoint, and
+what it refuses.
+"""
 
 import json
 import re
@@ -124,9 +126,8 @@ def test_learns_what_is_rewarded_within_its_kl(
     (recipes / "rloo.py").write_text(
         source.replace("\nREWARDS = [obeys]\n", f"\n{rewarded}REWARDS = [vowels]\n")
     )
-    monkeypatch.setitem(
-        run_recipe.__globals__, "ROOT", tmp_path
-    )  # where run_recipe looks for recipes/
+    # where run_recipe looks for recipes/
+    monkeypatch.setitem(run_recipe.__globals__, "ROOT", tmp_path)
     metrics = rloo(
         max_steps=12, per_device_train_batch_size=64, num_generations=8, per_device_eval_batch_size=32, eval_steps=12,
         learning_rate=1e-2, beta=0.01, save_strategy="no", eval_fraction=0.4, logging_steps=4,

@@ -1,4 +1,6 @@
-"""The fit recipe on tables and on ladders: numbers in run.json, pictures that are whole, and one line a mistake."""
+"""The fit recipe on tables and on ladders: numbers in run.json, pictures that are whole, and one
+line a mistake.
+"""
 
 import csv
 import json
@@ -211,7 +213,9 @@ def test_mistakes_in_runs(run_recipe, tmp_path: Path) -> None:
 
 
 def write_pretraining(folder: Path, law: Law, *, place: int, **changes: object) -> Path:
-    """A run of pretrain_clm as far as a fit reads it: one of the rungs, with text, tokens and a start of its own."""
+    """A run of pretrain_clm as far as a fit reads it: one of the rungs, with text, tokens and a
+    start of its own.
+    """
     own = write_ladder(folder, law, "llama") / "rungs" / f"llama-{place}" / "run.json"
     values = json.loads(own.read_text()) | {"recipe": "pretrain_clm"}
     what = {

@@ -1,4 +1,6 @@
-"""The ladder recipe on tiny models: what each rung writes, that finished rungs are not done again, and refusals."""
+"""The ladder recipe on tiny models: what each rung writes, that finished rungs are not done again,
+and refusals.
+"""
 
 import json
 import os
@@ -150,7 +152,9 @@ def test_what_is_refused(changes, error, message: str, ladder) -> None:
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path, tiny_tokenizer) -> None:
-    """Every rung is divided between the processes, and both agree that a finished ladder has nothing to do."""
+    """Every rung is divided between the processes, and both agree that a finished ladder has
+    nothing to do.
+    """
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
     rows = [{"text": f"{i} {SENTENCES[i % 4]}"} for i in range(80)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

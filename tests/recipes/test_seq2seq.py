@@ -1,4 +1,6 @@
-"""Translation end to end on tiny models: what is learnt is what predict writes, resumes, adapters, and bad input."""
+"""Translation end to end on tiny models: what is learnt is what predict writes, resumes, adapters,
+and bad input.
+"""
 
 import json
 import logging

@@ -1,4 +1,6 @@
-"""Fine-tuning through the recipe on a tiny model: what it learns from, what it writes, and what it refuses."""
+"""Fine-tuning through the recipe on a tiny model: what it learns from, what it writes, and what it
+refuses.
+"""
 
 import copy
 import json
@@ -108,9 +110,8 @@ def test_trains_answers_and_saves(sft, tmp_path: Path) -> None:
     )
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.metrics == metrics
-    assert (
-        metrics["held_out_loss"] < 1.5 < math.log(304)
-    )  # it has learnt "The fox."; a uniform guess is ln 304
+    # it has learnt "The fox."; a uniform guess is ln 304
+    assert metrics["held_out_loss"] < 1.5 < math.log(304)
     assert metrics["held_out_perplexity"] == pytest.approx(math.exp(metrics["held_out_loss"]))
     assert metrics["eval_loss"] == pytest.approx(metrics["held_out_loss"], rel=0.05)
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
@@ -207,9 +208,8 @@ def test_instruction_input_output(
         "datasets": inputs / "alpaca.jsonl",
     }
     sft(**mapped, output_dir=tmp_path / "forgotten", max_steps=1)
-    assert (
-        "20 rows have text in the column 'input', which is not read" not in caplog.text
-    )  # 16 of them are for training
+    # 16 of them are for training
+    assert "20 rows have text in the column 'input', which is not read" not in caplog.text
     assert (
         "have text in the column 'input', which is not read: --context_column input reads it"
         in caplog.text
@@ -266,7 +266,9 @@ def test_an_adapter_alone(sft, tmp_path: Path) -> None:
 
 
 def test_a_missing_magnitude_is_what_makes_dora_merge(tmp_path: Path, inputs: Path) -> None:
-    """Why --use_dora asks for --merge_adapter: transformers loads such an adapter without its magnitudes."""
+    """Why --use_dora asks for --merge_adapter: transformers loads such an adapter without its
+    magnitudes.
+    """
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(inputs / "model"),
         LoraConfig(use_dora=True, target_modules="all-linear"),
@@ -384,7 +386,8 @@ def test_quantisation_names_its_extra(sft) -> None:
 def test_an_adapter_on_four_bit_weights(sft, inputs: Path, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     tokenizer = AutoTokenizer.from_pretrained(inputs / "model")
-    config = LlamaConfig(  # on a CPU bitsandbytes 0.50 takes sizes that are multiples of its blocks of 64
+    # on a CPU bitsandbytes 0.50 takes sizes that are multiples of its blocks of 64
+    config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,

@@ -1,4 +1,6 @@
-"""Tagging end to end on a tiny encoder: it learns, predicts what it measured, and names what is wrong with rows."""
+"""Tagging end to end on a tiny encoder: it learns, predicts what it measured, and names what is
+wrong with rows.
+"""
 
 import json
 import random

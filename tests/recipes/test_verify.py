@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from hfstack.errors import CheckpointError, ConfigError, HubError
-from hfstack.publishing.check_number import measure
-from hfstack.publishing.files import item, kind_of, published_files
+from hfstack.publishing.check_number import measure_check_number
+from hfstack.publishing.files import detect_kind, make_item, published_files
 from hfstack.publishing.staging import write_publication
 from tests.conftest import ROOT
 from tests.hub_fixtures import hub
@@ -22,10 +22,10 @@ def publication(tmp_path: Path, tiny_llama: Path) -> Path:
     folder = tmp_path / "published"
     LlamaForCausalLM.from_pretrained(tiny_llama).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
-    kind = kind_of(folder, {})
+    kind = detect_kind(folder, {})
     files = published_files(folder, kind, {})
-    items = [item(name, path) for name, path in files.items()]
-    write_publication(items, folder, kind=kind, check=measure(files, kind))
+    items = [make_item(name, path) for name, path in files.items()]
+    write_publication(items, folder, kind=kind, check=measure_check_number(files, kind))
     return folder
 
 

@@ -1,4 +1,6 @@
-"""Only a whole checkpoint is resumed: every way that one can be torn is planted, and the one before it is used."""
+"""Only a whole checkpoint is resumed: every way that one can be torn is planted, and the one before
+it is used.
+"""
 
 import collections
 import hashlib

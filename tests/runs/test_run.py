@@ -134,10 +134,8 @@ def test_a_killed_run_is_recognised(
         assert ours["started_ticks"] > 0
         for change, message in [
             ({"pid": 2**22 + 1}, "which is gone: it was killed"),
-            (
-                {"pid": os.getppid(), "started_ticks": 7},
-                "which is gone: it was killed",
-            ),  # another took its number
+            # another took its number
+            ({"pid": os.getppid(), "started_ticks": 7}, "which is gone: it was killed"),
             (
                 {"host": "node-7"},
                 f"running by process {os.getpid()} on node-7, which cannot be asked from here",
@@ -277,7 +275,9 @@ def test_world_size_must_be_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -
 def test_processes_that_would_each_train_alone_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DeepSpeed without a GPU: transformers meets nobody, and each process would train on all rows by itself."""
+    """DeepSpeed without a GPU: transformers meets nobody, and each process would train on all rows
+    by itself.
+    """
     monkeypatch.delenv("HFSTACK_PROCESSES", raising=False)
     args = TrainingArguments(output_dir=str(tmp_path / "out"), report_to="none", use_cpu=True)
     assert args.world_size == 1

@@ -1,4 +1,6 @@
-"""Trackers see one run with each step once, also when it was stopped between checkpoints and resumed."""
+"""Trackers see one run with each step once, also when it was stopped between checkpoints and
+resumed.
+"""
 
 import json
 import os
@@ -19,7 +21,9 @@ from tests.conftest import SENTENCES
 def stopped_and_resumed(
     run_recipe, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Pretrain 6 steps under a tracker: die after the fifth, go on from the checkpoint of the fourth."""
+    """Pretrain 6 steps under a tracker: die after the fifth, go on from the checkpoint of the
+    fourth.
+    """
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
         "".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(40))
@@ -93,7 +97,9 @@ def test_tensorboard_forgets_a_run_that_begins_anew(
 
 
 def wandb_steps(folder: Path) -> list[int]:
-    """The global steps of every loss in an offline run of wandb: a log of LevelDB's format after 7 bytes of its own."""
+    """The global steps of every loss in an offline run of wandb: a log of LevelDB's format after 7
+    bytes of its own.
+    """
     pb2 = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     (path,) = folder.glob("run-*.wandb")
     data, place, parts, steps = path.read_bytes(), 7, b"", []

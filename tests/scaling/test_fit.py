@@ -1,4 +1,6 @@
-"""All forms together: what is fitted, what is refused with a reason, and the largest rung predicted."""
+"""All forms together: what is fitted, what is refused with a reason, and the largest rung
+predicted.
+"""
 
 import numpy as np
 import pytest

@@ -54,7 +54,9 @@ def porian(folder: Path) -> tuple[list[dict[str, str]], dict[tuple[str, ...], Ru
 def test_published_exponents_from_the_runs_themselves(
     shape, window, bound: float, shared_data: Path
 ) -> None:
-    """The authors interpolate by Akima's method and average over noise; without the noise the last digit differs."""
+    """The authors interpolate by Akima's method and average over noise; without the noise the last
+    digit differs.
+    """
     published, runs = porian(shared_data)
     for row in published:
         found = fit_isoflop(

@@ -1,4 +1,6 @@
-"""The rungs: shapes whose counts are torch's, batches and rates by rule, and budgets that are refused."""
+"""The rungs: shapes whose counts are torch's, batches and rates by rule, and budgets that are
+refused.
+"""
 
 import json
 import logging
@@ -46,7 +48,9 @@ def count(values: dict[str, Any]) -> Costs:
 
 
 def by_formula(values: dict[str, Any]) -> Costs:
-    """A stand-in for the count: 12 layers' worth of squares, so that tests of the rules need no torch."""
+    """A stand-in for the count: 12 layers' worth of squares, so that tests of the rules need no
+    torch.
+    """
     width, depth = values["hidden_size"], values["num_hidden_layers"]
     body = 12 * depth * width**2
     return Costs(body + 512 * width, body, 6.0 * (body + 512 * width), "formula")
@@ -93,9 +97,8 @@ def test_key_value_heads_keep_their_share() -> None:
     grouped = {**template("llama-1m"), "num_attention_heads": 8, "num_key_value_heads": 2}
     config = scale_config(grouped, 512, block_size=BLOCK)
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (8, 2)
-    assert (
-        scale_config(grouped, 192, block_size=BLOCK)["num_key_value_heads"] == 2
-    )  # of 6: 4 does not divide it
+    # of 6: 4 does not divide it
+    assert scale_config(grouped, 192, block_size=BLOCK)["num_key_value_heads"] == 2
 
 
 @pytest.mark.parametrize("size", [2e4, 1e5, 7e5, 5e6, 1e9])
@@ -141,7 +144,9 @@ def test_isoflop_rungs_cost_the_same_and_a_fixed_ratio_is_fixed() -> None:
 
 
 def test_learning_rate_and_batch_by_hand() -> None:
-    """DeepSeek LLM at 1e17 FLOPs: 0.3118 * 10^-2.125 = 2.338e-3, 0.2920 * 10^5.5607 = 106,200 tokens."""
+    """DeepSeek LLM at 1e17 FLOPs: 0.3118 * 10^-2.125 = 2.338e-3, 0.2920 * 10^5.5607 = 106,200
+    tokens.
+    """
     assert learning_rate(1e17) == pytest.approx(2.338e-3, rel=1e-3)
     assert tokens_per_step(1e17) == pytest.approx(106_190, rel=1e-3)
     costs = Costs(1_000_000, 900_000, 1e7, "formula")
@@ -150,7 +155,8 @@ def test_learning_rate_and_batch_by_hand() -> None:
     assert rung.micro_batch <= 32 and rung.accumulation == 4
     assert rung.sequences_per_step * 256 == pytest.approx(106_190, rel=0.02)
     assert rung.tokens == pytest.approx(1e10, rel=0.001)
-    # 1e10 FLOPs: 0.2920 * 10^3.271 = 545 tokens are two sequences; the rule's rate of 0.0175 is bounded
+    # 1e10 FLOPs: 0.2920 * 10^3.271 = 545 tokens are two sequences; the rule's rate of 0.0175 is
+    # bounded
     small = plan_rung({}, costs, 1e3, family="llama", block_size=256, rate_scale=0.5)
     assert small.learning_rate == 0.005 and small.sequences_per_step == 2
 
@@ -158,15 +164,12 @@ def test_learning_rate_and_batch_by_hand() -> None:
 def test_blocks_that_are_read() -> None:
     """10 blocks in batches of 4 make 2 whole ones a pass; with accumulation a pass ends early."""
     assert blocks_read(10, batch=4, accumulation=1, steps=5, drop_last=True) == 5 * 4
-    assert (
-        blocks_read(16, batch=4, accumulation=3, steps=2, drop_last=True) == (3 + 1) * 4
-    )  # a step of 3, one of 1
-    assert (
-        blocks_read(10, batch=4, accumulation=1, steps=5, drop_last=False) == 10 + 2 * 4
-    )  # steps of 4, 4 and 2
-    assert (
-        blocks_read(10, batch=4, accumulation=2, steps=3, drop_last=False) == 10 + 8
-    )  # steps of 8 and 2
+    # a step of 3, one of 1
+    assert blocks_read(16, batch=4, accumulation=3, steps=2, drop_last=True) == (3 + 1) * 4
+    # steps of 4, 4 and 2
+    assert blocks_read(10, batch=4, accumulation=1, steps=5, drop_last=False) == 10 + 2 * 4
+    # steps of 8 and 2
+    assert blocks_read(10, batch=4, accumulation=2, steps=3, drop_last=False) == 10 + 8
 
 
 def test_an_architecture_without_a_formula_is_measured_and_said(

@@ -1,4 +1,6 @@
-"""Chinchilla's third approach: the published table, known laws recovered, and data that cannot tell."""
+"""Chinchilla's third approach: the published table, known laws recovered, and data that cannot
+tell.
+"""
 
 import csv
 import json
@@ -50,7 +52,8 @@ def test_the_published_table(chinchilla: Rungs, shared_data: Path) -> None:
     for name in ("A", "B"):
         assert getattr(fit.law, name) == pytest.approx(published[name], rel=1e-4)
     assert fit.objective == pytest.approx(published["objective_sum"], rel=1e-6)
-    # Besiroglu et al. 2024 print standard errors of 0.026, 0.015 and 0.021 from 4,000 draws; an interval is 3.9 wide
+    # Besiroglu et al. 2024 print standard errors of 0.026, 0.015 and 0.021 from 4,000 draws; an
+    # interval is 3.9 wide
     for name, error in {"E": 0.02566, "alpha": 0.0154, "beta": 0.0206}.items():
         assert (fit.intervals[name].high - fit.intervals[name].low) / 3.92 == pytest.approx(
             error, rel=0.25
@@ -63,7 +66,9 @@ def test_the_published_table(chinchilla: Rungs, shared_data: Path) -> None:
     ("train_set", "bound"), [("rpj", 0.012), ("rw_original", 0.02), ("c4_original", 0.04)]
 )
 def test_held_out_models_of_gadre(train_set: str, bound: float, shared_data: Path) -> None:
-    """Models of up to 5e20 FLOPs predict those of 1e21 to 8e21, on C4: the error stated in docs/scaling.md."""
+    """Models of up to 5e20 FLOPs predict those of 1e21 to 8e21, on C4: the error stated in
+    docs/scaling.md.
+    """
     with (shared_data / "scaling" / "gadre_open_lm.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train_set"] == train_set]
     small = [row for row in rows if float(row["C_flop_6ND"]) < 5e20]
@@ -109,7 +114,9 @@ def test_intervals_hold_the_truth() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("resample", "least"), [("rows", 90), ("residuals", 85)])
 def test_intervals_hold_the_truth_in_95_of_100_draws(resample, least: int) -> None:
-    """Nominal: 95 of 100. Whole rungs drawn again keep that; residuals dealt out anew are somewhat too narrow."""
+    """Nominal: 95 of 100. Whole rungs drawn again keep that; residuals dealt out anew are somewhat
+    too narrow.
+    """
     hits = dict.fromkeys(PARAMETERS, 0)
     for seed in range(100):
         fit = fit_parametric(ladder(seed), draws=200, seed=seed, resample=resample)
@@ -201,7 +208,9 @@ def test_a_law_without_a_lowest_point_has_none() -> None:
 
 
 def test_rungs_in_which_size_does_harm_are_refused_and_the_rest_is_kept() -> None:
-    """Six rungs of a real ladder whose larger models had too few steps: log-log slopes are not enough to see it."""
+    """Six rungs of a real ladder whose larger models had too few steps: log-log slopes are not
+    enough to see it.
+    """
     parameters = [172350, 113900, 59552, 113900, 59552, 172350]
     tokens = [40320, 60032, 110210, 240770, 439300, 163330]
     rungs = make_rungs(parameters, tokens, [5.3642, 5.1333, 4.5935, 4.0017, 3.7840, 4.4139])

@@ -87,7 +87,9 @@ def test_what_is_refused() -> None:
 
 
 def test_a_direction_in_which_the_other_quantity_binds_is_left_out() -> None:
-    """At one compute the largest models see the fewest tokens: their best losses say nothing about N."""
+    """At one compute the largest models see the fewest tokens: their best losses say nothing about
+    N.
+    """
     sizes = np.array([1e5, 1e6, 1e7] * 2)
     tokens = np.repeat([1e13, 4e13], 3) / sizes
     found = fit_kaplan(make_rungs(sizes, tokens, [3.0, 3.1, 3.6, 2.5, 2.6, 3.1]))

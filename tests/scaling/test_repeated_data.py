@@ -8,9 +8,8 @@ from hfstack.scaling.parametric import Law
 from hfstack.scaling.repeated_data import RepeatedLaw, best_size, fit_repeated
 from hfstack.scaling.rungs import make_rungs
 
-PLAIN = Law(
-    E=1.87, A=521.0, B=1488.0, alpha=0.353, beta=0.353
-)  # Muennighoff et al. 2023, equation 18
+# Muennighoff et al. 2023, equation 18
+PLAIN = Law(E=1.87, A=521.0, B=1488.0, alpha=0.353, beta=0.353)
 TRUE = RepeatedLaw(PLAIN, tokens_decay=15.4, parameters_decay=5.3)
 
 

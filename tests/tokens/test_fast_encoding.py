@@ -20,9 +20,11 @@ from transformers import PreTrainedTokenizerFast
 from hfstack.tokens.fast_encoding import _LLAMA3_SPLIT, _QWEN2_SPLIT, DocumentEncoder, mirror_reason
 
 TEXT = [
-    "Once upon a time there was a small fox, and the fox wasn't afraid: it'd seen 1234 owls in 2023!",
+    "Once upon a time there was a small fox, and the fox wasn't afraid: it'd seen 1234 owls in "
+    "2023!",
     "从前有一只小狐狸,它住在森林里。森林里还有猫头鹰。狐狸和猫头鹰是好朋友。",
-    "Der Fuchs läuft über die Brücke … naïve café — l'été.\n\n\tdef f(x):\n        return x**2  # ok   \n",
+    "Der Fuchs läuft über die Brücke … naïve café — l'été.\n\n\tdef f(x):\n        return x**2  # "
+    "ok   \n",
     "😀 fox 👩‍👩‍👧 FOX'S we'll I'M they've   \u00a0\u3000 \u2028 ١٢٣ Ⅷ ½ x\u0301",
 ]
 
@@ -194,9 +196,8 @@ def test_the_slow_engine_gives_the_same_shape_and_says_why(caplog):
 
 
 def test_a_disagreement_on_real_text_is_found_and_logged(caplog, monkeypatch):
-    monkeypatch.setattr(
-        "hfstack.tokens.fast_encoding._GPT2_SPLIT", r"\S+|\s+"
-    )  # as if the libraries' Unicode differed
+    # as if the libraries' Unicode differed
+    monkeypatch.setattr("hfstack.tokens.fast_encoding._GPT2_SPLIT", r"\S+|\s+")
     tokenizer = train(byte_level())
     with caplog.at_level(logging.WARNING, logger="hfstack"):
         encoder = DocumentEncoder(tokenizer, sample=TEXT)

@@ -1,4 +1,6 @@
-"""Tokenizers: trained, wrapped for AutoTokenizer, measured, and refused where the request cannot be met."""
+"""Tokenizers: trained, wrapped for AutoTokenizer, measured, and refused where the request cannot be
+met.
+"""
 
 import gzip
 import json

@@ -30,16 +30,14 @@ class Bench:
     def log(self, **logs: float) -> dict[str, float]:
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self.send("on_log", logs=logs)
-        assert {**logs, "step": self.state.global_step} == self.state.log_history[
-            -1
-        ]  # trackers see what history keeps
+        # trackers see what history keeps
+        assert {**logs, "step": self.state.global_step} == self.state.log_history[-1]
         return logs
 
 
 def test_throughput_counts_steps_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(
-        [0.0, 4.0, 10.0, 12.0, 50.0, 52.0]
-    )  # the first step warms up, evaluation runs before the third
+    # the first step warms up, evaluation runs before the third
+    clock = iter([0.0, 4.0, 10.0, 12.0, 50.0, 52.0])
     monkeypatch.setattr(callbacks.time, "perf_counter", lambda: next(clock))
     throughput = Throughput(tokens_per_step=100, flops_per_token=2, peak_flops_per_s=2000)
     bench = Bench(throughput, tmp_path)
@@ -47,11 +45,8 @@ def test_throughput_counts_steps_only(tmp_path: Path, monkeypatch: pytest.Monkey
         bench.send("on_step_begin")
         bench.state.global_step = step
         bench.send("on_step_end")
-    assert bench.log(loss=1.0) == {
-        "loss": 1.0,
-        "tokens_per_s": 37.5,
-        "mfu": 0.0375,
-    }  # 300 tokens in 8 s
+    # 300 tokens in 8 s
+    assert bench.log(loss=1.0) == {"loss": 1.0, "tokens_per_s": 37.5, "mfu": 0.0375}
     assert bench.log(eval_loss=1.0) == {"eval_loss": 1.0}
     assert throughput.metrics() == {"tokens_per_s": 50.0, "mfu": 0.05}  # 200 tokens in 4 s
 
@@ -93,28 +88,23 @@ def test_samples_leave_training_untouched(tmp_path: Path) -> None:
     expected = torch.rand(1)
     torch.manual_seed(5)
     bench.send("on_train_begin")
-    for step in (
-        10,
-        20,
-        20,
-    ):  # the final evaluation of a run may fall on a step that was sampled already
+    # the final evaluation of a run may fall on a step that was sampled already
+    for step in (10, 20, 20):
         bench.state.global_step = step
         bench.send("on_evaluate", model=model)
     assert torch.equal(torch.rand(1), expected)
     assert model.training and seen == [False, False]
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 20]
-    assert (
-        rows[0]["completion"] == rows[1]["completion"] and "狐狸" in rows[0]["completion"]
-    )  # one seed, one sample
+    # one seed, one sample
+    assert rows[0]["completion"] == rows[1]["completion"] and "狐狸" in rows[0]["completion"]
 
 
 def test_a_model_in_shards_is_not_sampled_by_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(
-        "ACCELERATE_USE_FSDP", "true"
-    )  # all that `accelerate launch` leaves of fsdp2.yaml
+    # all that `accelerate launch` leaves of fsdp2.yaml
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     bench = Bench(
         SampleTable(tmp_path / "samples.jsonl", lambda model: pytest.fail("the others would wait")),
         tmp_path,

@@ -1,4 +1,6 @@
-"""Every way to lose a run, planted in a real Trainer: what is kept and refused, and that a resume changes nothing."""
+"""Every way to lose a run, planted in a real Trainer: what is kept and refused, and that a resume
+changes nothing.
+"""
 
 import json
 import logging
@@ -312,7 +314,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 )
 def test_a_disk_that_really_fills_up(train, small_disk: Path, room_bytes: int, whole: Path) -> None:
     def fill(**kwargs: Any) -> None:
-        # The manifest is written beside training: on a busy machine the disk would be full before it.
+        # The manifest is written beside training: on a busy machine the disk would be full before
+        # it.
         manifest = small_disk / "out" / "checkpoint-2" / MANIFEST
         for _ in range(200):
             if manifest.is_file():
@@ -663,9 +666,8 @@ def test_processes_agree_on_a_stop_and_lose_none(
         run.defer_stop(True)
         stops, others = StopWhenAsked(run), True
         assert step()
-        os.kill(
-            os.getpid(), signal.SIGTERM
-        )  # the same stop reaches this process a moment later: it is saving
+        # the same stop reaches this process a moment later: it is saving
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_every_process_has_its_part_where_the_first_can_see_it(

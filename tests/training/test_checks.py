@@ -63,9 +63,8 @@ def test_pad_is_not_eos(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_labels_reach_eos() -> None:
-    assert (
-        checks.labels_reach_eos([[MASKED, 5, EOS], [MASKED, 5, 6]], [EOS]) is None
-    )  # one of two was cut
+    # one of two was cut
+    assert checks.labels_reach_eos([[MASKED, 5, EOS], [MASKED, 5, 6]], [EOS]) is None
     masked = [[MASKED, 5, MASKED]] * 10
     assert "only 0 of 10 rows" in str(checks.labels_reach_eos(masked, [EOS]))
     assert checks.labels_reach_eos([*masked[1:], [5, EOS]], [EOS]) is None
@@ -76,9 +75,8 @@ def test_labels_reach_eos() -> None:
 
 def test_no_double_bos() -> None:
     assert checks.no_double_bos([[1, 5, 1], [1]], 1) is None
-    assert (
-        checks.no_double_bos([[1, 1]], None) is None
-    )  # a tokenizer without bos has none to double
+    # a tokenizer without bos has none to double
+    assert checks.no_double_bos([[1, 1]], None) is None
     assert "1 rows, first row 2" in str(checks.no_double_bos([[1, 5], [1, 1, 5]], 1))
 
 
@@ -151,7 +149,8 @@ def test_head_is_saved() -> None:
 
 def test_accumulation_keeps_loss() -> None:
     assert checks.accumulation_keeps_loss(2.5, 2.5001) is None
-    # two halves with 3 and 1 tokens: the mean of the means weighs the single token three times as much
+    # two halves with 3 and 1 tokens: the mean of the means weighs the single token three times as
+    # much
     whole, halves = (1.0 * 3 + 5.0 * 1) / 4, (1.0 + 5.0) / 2
     assert "at once but 3 in parts" in str(checks.accumulation_keeps_loss(whole, halves))
 

@@ -1,7 +1,8 @@
-"""DeepSpeed's ZeRO on a CPU under torchrun: the losses of one process, and its checkpoints torn, resumed, merged.
+"""DeepSpeed's ZeRO on a CPU under torchrun: the losses of one process, and its checkpoints torn,
+resumed, merged.
 
-Slow: DeepSpeed compiles its communication first. It needs `pip install 'hfstack[deepspeed]'`, ninja and a C++ compiler.
-"""
+Slow: DeepSpeed compiles its communication first. It needs `pip install 'hfstack[deepspeed]'`, ninja
+and a C++ compiler."""
 
 import json
 import os
@@ -70,9 +71,8 @@ def train(
     )  # fmt: skip
     with Run.start("pretrain.py", folder, args) as run:
         checkpoint = run.resume_point()
-        ids = torch.randint(
-            2, 300, (24, 12), generator=torch.Generator().manual_seed(3)
-        )  # (rows, tokens)
+        # (rows, tokens)
+        ids = torch.randint(2, 300, (24, 12), generator=torch.Generator().manual_seed(3))
         trainer = Trainer(
             model=LlamaForCausalLM.from_pretrained(llama),
             args=args,
@@ -87,7 +87,9 @@ def train(
 
 
 def worker(folder: Path, llama: Path, stage: int) -> None:
-    """One of two processes: a run, and one that crashes after step 4 and goes on without one of its shards."""
+    """One of two processes: a run, and one that crashes after step 4 and goes on without one of its
+    shards.
+    """
     train(folder / "whole", llama, stage=stage)
     with pytest.raises(RuntimeError, match="the machine went away"):
         train(folder / "torn", llama, stage=stage, crash_at=5)

@@ -1,4 +1,6 @@
-"""Before the first step of a plain Trainer: each fault is planted and named, and a sound Trainer passes."""
+"""Before the first step of a plain Trainer: each fault is planted and named, and a sound Trainer
+passes.
+"""
 
 import logging
 from typing import Any
@@ -28,7 +30,9 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def rows(count: int = 8, *, classes: int = 3, seed: int = 0) -> list[dict[str, list[int]]]:
-    """Rows of 6 tokens that begin with token 2; row n has n % 5 + 1 scored labels, so parts of a batch differ."""
+    """Rows of 6 tokens that begin with token 2; row n has n % 5 + 1 scored labels, so parts of a
+    batch differ.
+    """
     drawn = torch.randint(5, 50, (count, 6), generator=torch.Generator().manual_seed(seed)).tolist()
     return [
         {
@@ -86,7 +90,8 @@ def test_a_sound_trainer_is_handed_back(tmp_path, caplog: pytest.LogCaptureFixtu
     assert torch.equal(torch.random.get_rng_state(), before)
     assert trainer.model is not None and trainer.model.training
     assert set(caplog.messages) == {
-        "checked: no doubled first token, every id has an embedding, some label is scored, labels are classes, "
+        "checked: no doubled first token, every id has an embedding, some label is scored, labels "
+        "are classes, "
         "accumulation keeps the loss"
     }
 
@@ -120,9 +125,8 @@ def test_a_model_that_averages_over_its_part_of_the_batch_is_refused(tmp_path):
         DataError, match=r"accumulation keeps the loss: the loss of one batch is .* in parts"
     ):
         checked(trainer, WORDS, classes=3)
-    checked(
-        build(tmp_path, rows(), compute_loss_func=None), WORDS, classes=3
-    )  # nothing is accumulated
+    # nothing is accumulated
+    checked(build(tmp_path, rows(), compute_loss_func=None), WORDS, classes=3)
 
 
 def test_held_out_rows_that_are_trained_on_are_counted(

@@ -1,4 +1,6 @@
-"""A loss spike that is answered by going back: weights, moments, data and steps after it, and what is refused."""
+"""A loss spike that is answered by going back: weights, moments, data and steps after it, and what
+is refused.
+"""
 
 import copy
 import logging
@@ -182,9 +184,8 @@ def test_what_cannot_go_back_is_refused(
     arguments: Any = SimpleNamespace(
         save_strategy="steps", save_only_model=False, fsdp=None, deepspeed_plugin=None
     )
-    monkeypatch.setenv(
-        "ACCELERATE_USE_FSDP", "true"
-    )  # all that `accelerate launch` leaves of fsdp2.yaml
+    # all that `accelerate launch` leaves of fsdp2.yaml
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="RollBackSpikes does not work with FSDP and DeepSpeed"):
         guard().on_train_begin(arguments)
 

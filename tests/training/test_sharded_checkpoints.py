@@ -1,8 +1,9 @@
-"""Checkpoints in shards: the real Trainer under FSDP2, on gloo, and its checkpoints torn, resumed, made one model.
+"""Checkpoints in shards: the real Trainer under FSDP2, on gloo, and its checkpoints torn, resumed,
+made one model.
 
-accelerate shards on GPUs only and trains unsharded on a CPU without a word. `fully_shard` itself works on gloo, so here
-accelerate is told that the two processes have a GPU each; everything else is what `--accelerate fsdp2` runs.
-"""
+accelerate shards on GPUs only and trains unsharded on a CPU without a word. `fully_shard` itself
+works on gloo, so here accelerate is told that the two processes have a GPU each; everything else is
+what `--accelerate fsdp2` runs."""
 
 import faulthandler
 import importlib.util
@@ -30,7 +31,7 @@ from transformers import (
 from hfstack import config
 from hfstack.errors import CheckpointError
 from hfstack.models.shards import merge_checkpoint, read_shards
-from hfstack.publishing.files import kind_of, published_files
+from hfstack.publishing.files import detect_kind, published_files
 from hfstack.runs.checkpoint_files import MANIFEST, find_damage
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
@@ -75,9 +76,8 @@ def train(
         if state_dict:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         checkpoint = run.resume_point()
-        ids = torch.randint(
-            2, 300, (24, 12), generator=torch.Generator().manual_seed(3)
-        )  # (rows, tokens)
+        # (rows, tokens)
+        ids = torch.randint(2, 300, (24, 12), generator=torch.Generator().manual_seed(3))
         trainer = Trainer(
             model=LlamaForCausalLM.from_pretrained(llama),
             args=args,
@@ -92,7 +92,9 @@ def train(
 
 
 def shard(rank: int, folder: Path, llama: Path) -> dict[str, Any]:
-    """A run, one that crashes after step 4 and goes on without one of its shards, and one that gathers at each save."""
+    """A run, one that crashes after step 4 and goes on without one of its shards, and one that
+    gathers at each save.
+    """
     trainer = train(folder / "whole", llama, state_dict=SHARDED)
     parameters = list(trainer.model.parameters())
     held = sum(weight.to_local().numel() for weight in parameters if isinstance(weight, DTensor))
@@ -154,7 +156,9 @@ def test_each_process_has_its_shard_in_the_manifest(runs: Path):
 
 
 def test_a_lost_shard_costs_two_steps_and_no_more(runs: Path):
-    """The checkpoint of step 4 lost a shard of rank 1: the run went on from step 2, to the same end."""
+    """The checkpoint of step 4 lost a shard of rank 1: the run went on from step 2, to the same
+    end.
+    """
     record = read_run(runs / "torn")
     assert record.status == "finished" and [restart["step"] for restart in record.restarts] == [2]
     assert find_damage(runs / "torn" / "broken-4") == f"{SHARD_OF_RANK_1} is missing"
@@ -166,7 +170,9 @@ def test_a_lost_shard_costs_two_steps_and_no_more(runs: Path):
 
 
 def test_the_shipped_kind_ends_with_a_plain_model(runs: Path, tmp_path: Path):
-    """`fsdp2.yaml` gathers at each save: the run's directory holds the model that the shards would make."""
+    """`fsdp2.yaml` gathers at each save: the run's directory holds the model that the shards would
+    make.
+    """
     merge_checkpoint(runs / "whole" / "checkpoint-2", tmp_path)
     expected = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     found = AutoModelForCausalLM.from_pretrained(runs / "full").state_dict()
@@ -177,7 +183,9 @@ def test_the_shipped_kind_ends_with_a_plain_model(runs: Path, tmp_path: Path):
 
 
 def launch_recipe(rank: int, folder: Path, llama: Path) -> dict[str, Any]:
-    """Call a recipe as `--accelerate fsdp2` starts it: its environment, and no --fsdp among the flags."""
+    """Call a recipe as `--accelerate fsdp2` starts it: its environment, and no --fsdp among the
+    flags.
+    """
     os.environ |= _FSDP | {"HFSTACK_PROCESSES": "2", "HF_HOME": str(folder / "hf")}
     start = Run.start.__func__  # pyright: ignore
 
@@ -200,9 +208,8 @@ def launch_recipe(rank: int, folder: Path, llama: Path) -> dict[str, Any]:
         "--logging_steps", "1", "--bf16", "false", "--use_cpu", "true", "--ddp_backend", "gloo", "--report_to", "none",
         "--sample_tokens", "2", "--output_dir", str(folder / "out"),
     ]  # fmt: skip
-    faulthandler.dump_traceback_later(
-        300, exit=True
-    )  # processes that wait for each other would wait forever
+    # processes that wait for each other would wait forever
+    faulthandler.dump_traceback_later(300, exit=True)
     config.command_line(recipe.main)
     faulthandler.cancel_dump_traceback_later()
     return {"done": True}
@@ -210,7 +217,9 @@ def launch_recipe(rank: int, folder: Path, llama: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_recipe_evaluates_and_ends_under_the_shipped_file(tmp_path: Path, tiny_llama: Path):
-    """`args.fsdp` is None then, so that whoever asks it alone lets one process sample while the other waits."""
+    """`args.fsdp` is None then, so that whoever asks it alone lets one process sample while the
+    other waits.
+    """
     rows = ({"text": f"{i} {SENTENCES[i % 4]}"} for i in range(60))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     spawn(launch_recipe, tmp_path, tiny_llama)
@@ -228,4 +237,4 @@ def test_a_recipe_evaluates_and_ends_under_the_shipped_file(tmp_path: Path, tiny
 def test_shards_are_not_published(runs: Path):
     checkpoint = runs / "whole" / "checkpoint-6"
     with pytest.raises(CheckpointError):
-        published_files(checkpoint, kind_of(checkpoint, {}), {})
+        published_files(checkpoint, detect_kind(checkpoint, {}), {})

@@ -1,4 +1,6 @@
-"""Duplicates are found exactly and nearly, evaluation text is found inside documents, and the index stays small."""
+"""Duplicates are found exactly and nearly, evaluation text is found inside documents, and the index
+stays small.
+"""
 
 import gzip
 import json
@@ -55,7 +57,9 @@ def test_hash_set_is_a_set() -> None:
 
 @pytest.mark.parametrize("count", [2_000, 5_000, 20_000])
 def test_bytes_per_document(count: int) -> None:
-    """12 to 24 bytes a hash: one hash a document for exact duplicates, one for each of 12 bands for near ones."""
+    """12 to 24 bytes a hash: one hash a document for exact duplicates, one for each of 12 bands for
+    near ones.
+    """
     exact, near = ExactDuplicates(), NearDuplicates()
     for seed in range(count):
         assert exact(str(seed)) is None
@@ -162,9 +166,8 @@ def test_contamination_english() -> None:
     assert check(f"{make_text(2)} {question.upper()} {make_text(3)}") == (
         "contaminated: which small animal found the red ball near the river before the sun"
     )
-    assert (
-        check("Which small animal found the red ball near the river, and who saw it?") is None
-    )  # 10 words in common
+    # 10 words in common
+    assert check("Which small animal found the red ball near the river, and who saw it?") is None
 
 
 def test_contamination_chinese_without_spaces() -> None:
@@ -209,7 +212,9 @@ def test_contamination_reads_every_column(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 def test_contamination_of_real_chinese(shared_data: Path) -> None:
-    """CMRC 2018 asks about paragraphs of zh_wiki, all of which are found; no poem holds any of its text."""
+    """CMRC 2018 asks about paragraphs of zh_wiki, all of which are found; no poem holds any of its
+    text.
+    """
     check = Contamination.from_sources(
         [Source(str(shared_data / "qa" / "cmrc2018.jsonl.gz"))], clean_text
     )

@@ -1,4 +1,6 @@
-"""Filters keep prose and verse, English and Chinese, and refuse what carries no language, with the reason."""
+"""Filters keep prose and verse, English and Chinese, and refuse what carries no language, with the
+reason.
+"""
 
 import gzip
 import json
@@ -27,8 +29,10 @@ ALL = [
 ]
 POEM = "白日依山盡，黃河入海流。\n欲窮千里目，更上一層樓。"
 STORY = (
-    "Once upon a time a small fox found a red ball near the river. The owl was kind, so she gave the ball back to the "
-    "fox. A brave rabbit ran up the hill and saw the whole forest. They were happy and went home when the sun was low."
+    "Once upon a time a small fox found a red ball near the river. The owl was kind, so she gave "
+    "the ball back to the "
+    "fox. A brave rabbit ran up the hill and saw the whole forest. They were happy and went home "
+    "when the sun was low."
 )
 
 
@@ -46,7 +50,8 @@ def reason(text: str) -> str | None:
         "아침에 비가 왔지만 오후에는 날씨가 맑아서 우리는 강가로 산책을 나갔다.",
         "एक बार की बात है, एक छोटी लोमड़ी को नदी के पास एक लाल गेंद मिली।",
         "ครั้งหนึ่งนานมาแล้ว สุนัขจิ้งจอกตัวน้อยพบลูกบอลสีแดงใกล้แม่น้ำ",
-        "ROMEO:\nHe jests at scars.\nJULIET:\nAy me!\nROMEO:\nShe speaks.\nJULIET:\nO Romeo!\nROMEO:\nShall I hear?",
+        "ROMEO:\nHe jests at scars.\nJULIET:\nAy me!\nROMEO:\nShe speaks.\nJULIET:\nO "
+        "Romeo!\nROMEO:\nShall I hear?",
     ],
 )
 def test_keeps_prose_and_verse(text: str) -> None:
@@ -91,13 +96,16 @@ def test_limits_are_arguments() -> None:
 
 
 def test_shares_of_repeated_ngrams_by_hand() -> None:
-    """60 distinct words, the first 12 of them once more: 12 of 72 units stood before, 0.167 > Gopher's 0.15."""
+    """60 distinct words, the first 12 of them once more: 12 of 72 units stood before, 0.167 >
+    Gopher's 0.15.
+    """
     words = [f"w{i}" for i in range(60)]
     assert filters.repeated_ngrams(" ".join(words)) is None
     assert filters.repeated_ngrams(" ".join(words + words[:12])) == (
         "repeated_ngrams: runs of 5 units that came before make up 12 of 72"
     )
-    # 9 of 69 units is 0.130: under the limits for runs of 5 and 6 (0.15, 0.14), at 0.1304 over the one for 7 (0.13)
+    # 9 of 69 units is 0.130: under the limits for runs of 5 and 6 (0.15, 0.14), at 0.1304 over the
+    # one for 7 (0.13)
     assert filters.repeated_ngrams(" ".join(words + words[:9])) == (
         "repeated_ngrams: runs of 7 units that came before make up 9 of 69"
     )

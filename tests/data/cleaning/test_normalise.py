@@ -137,7 +137,9 @@ def test_mends_only_the_broken_line() -> None:
 @pytest.mark.shared
 @pytest.mark.parametrize("name", ["zh_poetry", "zh_wiki", "tinystories_lower", "wiki_en"])
 def test_changes_little_in_clean_text(shared_data: Path, name: str) -> None:
-    """Curated text has no mojibake to find, keeps its letters, and comes back the same the second time."""
+    """Curated text has no mojibake to find, keeps its letters, and comes back the same the second
+    time.
+    """
     with gzip.open(shared_data / "lm" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line, _ in zip(lines, range(300), strict=False)]
     results = [normalise(text) for text in texts]

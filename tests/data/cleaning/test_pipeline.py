@@ -41,7 +41,7 @@ def test_order_reasons_and_counts() -> None:
             (4, None),
             (5, None),
             (6, "too_short"),
-        ),
+        )
     ]
     assert rows[0][0]["text"] == ROWS[3]["text"]
     assert rows[2][0] == {"id": 2, "text": "Write to [EMAIL] or call [PHONE] about the ball."}
@@ -163,7 +163,9 @@ def peak_bytes(count: int, folder: Path) -> int:
 
 
 def test_memory_is_flat(tmp_path: Path) -> None:
-    """8 times the input takes the memory of one: the duplicate index aside, nothing is kept of a document."""
+    """8 times the input takes the memory of one: the duplicate index aside, nothing is kept of a
+    document.
+    """
     peak_bytes(50, tmp_path)  # caches of the regular expressions and of numpy
     once, eight_times = peak_bytes(100, tmp_path), peak_bytes(800, tmp_path)
     assert eight_times < 1.1 * once + 20_000, (

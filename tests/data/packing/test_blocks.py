@@ -1,4 +1,6 @@
-"""Packing: what is in the blocks, what is counted, the cache, several processes, and documents that must not meet."""
+"""Packing: what is in the blocks, what is counted, the cache, several processes, and documents that
+must not meet.
+"""
 
 import itertools
 import json
@@ -278,7 +280,8 @@ def test_of_two_at_once_one_packs_and_the_other_waits(tiny_tokenizer, tmp_path):
         time.sleep(0.3)
         yield from STORIES
 
-    # Each call opens its own lock file, so the lock works between threads as it does between processes.
+    # Each call opens its own lock file, so the lock works between threads as it does between
+    # processes.
     with ThreadPoolExecutor(2) as pool:
         calls = [
             pool.submit(
@@ -376,12 +379,10 @@ def test_bad_text_is_refused_in_one_line(tiny_tokenizer, tmp_path, texts, proble
 
 def test_text_outside_the_vocabulary_is_refused(tmp_path):
     letters = {letter: index for index, letter in enumerate("abcdefgh ")} | {"</s>": 9}
-    wordless = Tokenizer(
-        models.WordLevel(letters, unk_token="<unk>")
-    )  # its unk token is not in the vocabulary
-    silent = Tokenizer(
-        models.BPE(letters, [])
-    )  # BPE without an unk token leaves unknown characters out
+    # its unk token is not in the vocabulary
+    wordless = Tokenizer(models.WordLevel(letters, unk_token="<unk>"))
+    # BPE without an unk token leaves unknown characters out
+    silent = Tokenizer(models.BPE(letters, []))
     for core, texts in [(wordless, ["abc"]), (silent, ["abz"]), (silent, ["zzz"])]:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
         with pytest.raises(DataError, match=r"no token for 'z|vocabulary lacks a token"):
@@ -471,9 +472,8 @@ def test_no_token_sees_another_document(model, tiny_tokenizer, tmp_path):
     batch = _packed(texts, tiny_tokenizer, tmp_path)
     changed = [_with_other_words(texts[0], tiny_tokenizer), *texts[1:]]
     other = _packed(changed, tiny_tokenizer, tmp_path)
-    first = int(
-        (batch["position_ids"][0] == 0).nonzero()[1]
-    )  # column at which the second document begins
+    # column at which the second document begins
+    first = int((batch["position_ids"][0] == 0).nonzero()[1])
     assert torch.equal(batch["input_ids"][:, first:], other["input_ids"][:, first:])
     assert not torch.equal(batch["input_ids"][0, : first - 1], other["input_ids"][0, : first - 1])
     inputs = ("input_ids", "position_ids")
@@ -555,9 +555,8 @@ def test_documents_begin_with_bos_where_the_tokenizer_does_so(
         llama_like(text.removeprefix("<s>"), add_special_tokens=False)["input_ids"]
         for text in texts
     ]
-    assert row == [
-        token for ids in documents for token in (bos, *ids, eos)
-    ]  # one bos each, never two
+    # one bos each, never two
+    assert row == [token for ids in documents for token in (bos, *ids, eos)]
     assert blocks.byte_count == sum(len(text) for text in texts)
     dropped = pack(texts, llama_like, block_size=len(row) - 2, cache_dir=tmp_path, data_hash="bos")
     assert dropped.byte_count == sum(len(text) for text in texts[:2]) + len(

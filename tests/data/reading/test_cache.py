@@ -56,10 +56,8 @@ def test_second_run_reads_nothing_and_a_changed_file_is_read_again(
 
     monkeypatch.setattr(row_cache, "read_rows", fail)
     assert load_rows([path])["text"][:] == ["new", "newer"]
-    assert {each.suffix for each in cache.iterdir()} == {
-        "",
-        ".lock",
-    }  # nothing half-written is left
+    # nothing half-written is left
+    assert {each.suffix for each in cache.iterdir()} == {"", ".lock"}
 
 
 def test_column_types_may_widen_after_many_rows(tmp_path: Path) -> None:

@@ -27,9 +27,8 @@ def read(*files: Path, **settings: Any) -> list[dict[str, Any]]:
 def logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(
-        logging.getLogger("hfstack"), "propagate", True
-    )  # off once setup_logging has run
+    # off once setup_logging has run
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     caplog.set_level(logging.INFO, logger="hfstack")
     return caplog
 

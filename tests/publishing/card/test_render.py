@@ -1,4 +1,6 @@
-"""The card: the chain behind a model, what was measured of it, honest about what is missing, valid for the Hub."""
+"""The card: the chain behind a model, what was measured of it, honest about what is missing, valid
+for the Hub.
+"""
 
 import json
 from datetime import UTC, datetime
@@ -15,8 +17,8 @@ from hfstack.publishing.card.energy import accelerator_watts, estimate_kwh
 from hfstack.publishing.card.facts import Wording, as_hfstack
 from hfstack.publishing.card.render import check_card, read_samples, render_card
 from hfstack.publishing.card.sentences import Words, loading
-from hfstack.publishing.files import Kind, kind_of, published_files
-from hfstack.publishing.lineage import Chain, follow, shorten
+from hfstack.publishing.files import PublishedKind, detect_kind, published_files
+from hfstack.publishing.lineage import Chain, follow_chain, shorten_paths
 from hfstack.reporting.card_picture import chain_picture
 from hfstack.reporting.provenance import first_settings, wrapped_command
 from hfstack.reporting.runs import load_runs
@@ -96,12 +98,7 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run("clean", "clean", ["corpus"], cleaned)
     drawn = {"model_name_or_path": "/somewhere/recipes/architectures/llama-1m.json"}
     run(
-        "pretrain",
-        "pretrain_clm",
-        ["clean"],
-        {"eval_loss": 2.5, "parameters": 1234},
-        True,
-        **drawn,
+        "pretrain", "pretrain_clm", ["clean"], {"eval_loss": 2.5, "parameters": 1234}, True, **drawn
     )
     run(
         "sft", "sft", ["pretrain"], {"eval_loss": 2.0}, True, model_name_or_path=folder / "pretrain"
@@ -130,14 +127,14 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def card_of(folder: Path, words: Words | None = None, **changes) -> str:
-    chain = follow(folder)
-    kind = kind_of(folder, chain.last.record.artifacts)
+    chain = follow_chain(folder)
+    kind = detect_kind(folder, chain.last.record.artifacts)
     settings = {"repo": "alice/stories", "made": MADE} | changes
     return render_card(chain, kind, words or Words(), WORDING, **settings)
 
 
 def test_the_chain_and_what_measured_it(story: Path):
-    chain = follow(story / "ppo")
+    chain = follow_chain(story / "ppo")
     assert [link.label for link in chain.links] == [
         "corpus",
         "clean",
@@ -149,11 +146,11 @@ def test_the_chain_and_what_measured_it(story: Path):
     assert {link.label for link in chain.evaluations} == {"win_rate", "bias"}, (
         "not those of other models"
     )
-    assert follow(story / "ppo", [str(story / "win_rate")]).evaluations[0].label == "win_rate"
+    assert follow_chain(story / "ppo", [str(story / "win_rate")]).evaluations[0].label == "win_rate"
     with pytest.raises(CheckpointError, match="that did not read"):
-        follow(story / "ppo", [str(story / "other")])
+        follow_chain(story / "ppo", [str(story / "other")])
     (story / "reward" / "run.json").unlink()
-    chain = follow(story / "ppo")
+    chain = follow_chain(story / "ppo")
     assert chain.missing == ["../reward"] and len(chain.links) == 5
 
 
@@ -163,12 +160,14 @@ def test_the_card_tells_the_whole_story(story: Path):
     )
     text = card_of(story / "ppo", words, picture="curves.svg")
     for part in (
-        "A language model of 1,234 parameters, trained against rewards by reinforcement learning (PPO).",
+        "A language model of 1,234 parameters, trained against rewards by reinforcement learning "
+        "(PPO).",
         "none, it began with random weights",
         "| Win rate (`win_rate`) | 60.0 % | 50.0 to 70.0 | win_rate |",
         "against `story/sft`, judged by the rule in its recipe", "rewarded by `story/reward`.",
         "Bias gender gap (`bias_gender_gap`): 0.02000 (-0.01000 to 0.05000), by bias",
-        "Cleaning (clean) read 400 documents and kept 370; dropped: too short 30; personal data masked: email 2",
+        "Cleaning (clean) read 400 documents and kept 370; dropped: too short 30; personal data "
+        "masked: email 2",
         "| `story/clean/train.jsonl` | pretrain (train) | 1 | 14 B | `abababababab` | cc0-1.0 |",
         "| `user/held-out` | pretrain (eval) |",
         "revision `cccccccccc`",
@@ -210,7 +209,9 @@ def test_the_metadata_is_what_the_hub_reads(story: Path):
 def test_the_model_index_keeps_data_and_training_apart(
     story: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The Hub wants a type and a name of each dataset, and puts results of one type, config and split together."""
+    """The Hub wants a type and a name of each dataset, and puts results of one type, config and
+    split together.
+    """
     for name, role in (("ppo", "train"), ("win_rate", "prompts")):
         record = json.loads((story / name / "run.json").read_text())
         record["data"] = [{"role": role, "path": "prompts.jsonl", "files": [{"path": "prompts.jsonl", "bytes": 1,
@@ -280,7 +281,7 @@ def test_a_demo_corpus_is_a_dataset_of_several_parts(tmp_path: Path):
         }.items():
             (folder / f"{name}.jsonl").write_text(rows)
         run.finish({"documents": 1})
-    files = published_files(folder, kind_of(folder, {}), {})
+    files = published_files(folder, detect_kind(folder, {}), {})
     assert list(files) == ["raw.jsonl", "instructions.jsonl"], (
         "an empty file has no columns to load"
     )
@@ -296,13 +297,13 @@ def test_a_demo_corpus_is_a_dataset_of_several_parts(tmp_path: Path):
 
 
 def test_how_each_kind_is_loaded():
-    gru = Kind("causal", auto_class="AutoModelForCausalLM", recurrent=True)
+    gru = PublishedKind("causal", auto_class="AutoModelForCausalLM", recurrent=True)
     text = loading(gru, "a/b", chat=False, base="")
     assert (
         text.index("import hfstack.models.gru") < text.index("from transformers")
         and "pip install hfstack" in text
     )
-    adapter = Kind(
+    adapter = PublishedKind(
         "classifier", auto_class="AutoModelForSequenceClassification", adapter=True, labels=3
     )
     text = loading(adapter, "a/b", chat=False, base="user/base")
@@ -311,9 +312,11 @@ def test_how_each_kind_is_loaded():
         and "`user/base`" in text
     )
     assert "apply_chat_template" in loading(
-        Kind("reward", auto_class="A"), "a/b", chat=True, base=""
+        PublishedKind("reward", auto_class="A"), "a/b", chat=True, base=""
     )
-    assert "mask_token" in loading(Kind("masked", auto_class="A"), "a/b", chat=False, base="")
+    assert "mask_token" in loading(
+        PublishedKind("masked", auto_class="A"), "a/b", chat=False, base=""
+    )
 
 
 def test_commands_are_as_people_type_them():
@@ -325,14 +328,14 @@ def test_commands_are_as_people_type_them():
 
 
 def test_paths_are_shortened(story: Path, monkeypatch: pytest.MonkeyPatch):
-    chain = follow(story / "ppo")
+    chain = follow_chain(story / "ppo")
     monkeypatch.setattr(Path, "home", lambda: Path("/people/ann"))
     assert (
-        shorten(f"--a {story}/sft,{story} --b {story}2", chain)
+        shorten_paths(f"--a {story}/sft,{story} --b {story}2", chain)
         == f"--a story/sft,story --b {story}2"
     )
-    assert shorten("/people/ann/data.jsonl", chain) == "~/data.jsonl"
-    assert shorten("/opt/lib/hfstack/_shipped/recipes/sft.py", chain) == "recipes/sft.py"
+    assert shorten_paths("/people/ann/data.jsonl", chain) == "~/data.jsonl"
+    assert shorten_paths("/opt/lib/hfstack/_shipped/recipes/sft.py", chain) == "recipes/sft.py"
 
 
 def test_energy_is_time_times_power():
@@ -357,7 +360,7 @@ def test_samples_are_the_newest_of_each_prompt(tmp_path: Path):
             "".join(json.dumps(row) + "\n" for row in rows)
         )
         run.add_artifact("samples", "samples.jsonl")
-    chain = follow(tmp_path / "sft")
+    chain = follow_chain(tmp_path / "sft")
     assert read_samples(chain) == [("a", "a2"), ("b", "b2"), ("c", "c2"), ("d", "d2")]
     chain.last.record.artifacts["samples"] = "../outside.jsonl"
     (tmp_path / "outside.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
@@ -381,7 +384,7 @@ def test_shards_have_to_be_whole(tmp_path: Path, tiny_llama: Path):
     model = LlamaForCausalLM.from_pretrained(tiny_llama)
     model.save_pretrained(tmp_path, max_shard_size="30KB")
     AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path)
-    kind = kind_of(tmp_path, {})
+    kind = detect_kind(tmp_path, {})
     shards = [name for name in published_files(tmp_path, kind, {}) if name.endswith(".safetensors")]
     assert len(shards) > 1
     (tmp_path / shards[-1]).unlink()

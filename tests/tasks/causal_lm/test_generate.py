@@ -43,9 +43,8 @@ def test_an_end_token_of_the_model_ends_the_text(
     ids = tiny_tokenizer(
         complete(model, tiny_tokenizer, ["The"], max_new_tokens=9, temperature=0)[0].completion
     )
-    third = ids["input_ids"][
-        2
-    ]  # as in stories260k, which ends a story by a token that is not the tokenizer's eos
+    # as in stories260k, which ends a story by a token that is not the tokenizer's eos
+    third = ids["input_ids"][2]
     monkeypatch.setattr(
         model.generation_config, "eos_token_id", [tiny_tokenizer.eos_token_id, third]
     )

@@ -1,4 +1,6 @@
-"""Strided scores count every token once, never look into another document, and give the right numbers."""
+"""Strided scores count every token once, never look into another document, and give the right
+numbers.
+"""
 
 import math
 import warnings

@@ -1,4 +1,6 @@
-"""Scores, calibration and intervals: equal to scikit-learn's and SciPy's, by hand, and pictures that parse."""
+"""Scores, calibration and intervals: equal to scikit-learn's and SciPy's, by hand, and pictures
+that parse.
+"""
 
 import xml.etree.ElementTree as ElementTree
 

@@ -1,4 +1,6 @@
-"""Which tokens are hidden: how many, of what, whole words, anew each epoch, and never the special ones."""
+"""Which tokens are hidden: how many, of what, whole words, anew each epoch, and never the special
+ones.
+"""
 
 import copy
 

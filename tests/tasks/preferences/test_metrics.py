@@ -1,4 +1,6 @@
-"""The numbers about a reward model, against values worked out by hand and against other implementations."""
+"""The numbers about a reward model, against values worked out by hand and against other
+implementations.
+"""
 
 import math
 import xml.etree.ElementTree as ElementTree
@@ -32,8 +34,9 @@ def test_the_interval_is_wilsons():
 
 
 def test_pairs_of_one_prompt_count_together():
-    # Four prompts of two pairs, alike within a prompt: the deviations are +-1 for each prompt, squared 4 in all,
-    # single pairs give 8 * 1/4 = 2, so the design effect is 2 and 8 pairs tell as much as 4.
+    # Four prompts of two pairs, alike within a prompt: the deviations are +-1 for each prompt,
+    # squared 4 in all, single pairs give 8 * 1/4 = 2, so the design effect is 2 and 8 pairs tell as
+    # much as 4.
     shares, groups = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0], [0, 0, 1, 1, 2, 2, 3, 3]
     assert share_interval(shares, groups) == pytest.approx(share_interval([1.0, 1.0, 0.0, 0.0]))
     assert share_interval(shares, list(range(8))) == pytest.approx(share_interval(shares))
@@ -48,7 +51,8 @@ def test_accuracy_by_margin_by_hand():
 
 
 def test_calibration_by_hand():
-    # ln 4 is a confidence of 0.8; right in 3 of 4, so the gap is 0.05. ln 1.5 is 0.6, right in both: 0.4.
+    # ln 4 is a confidence of 0.8; right in 3 of 4, so the gap is 0.05. ln 1.5 is 0.6, right in
+    # both: 0.4.
     margins = [math.log(4)] * 3 + [-math.log(4)] + [math.log(1.5)] * 2
     rows = calibration_bins(margins, bins=5)
     assert [(round(c, 6), a, n) for c, a, n in rows] == [(0.6, 1.0, 2), (0.8, 0.75, 4)]
@@ -63,7 +67,8 @@ def test_rank_correlation():
 
 
 def test_gain_interval_by_hand():
-    # Differences 1, 0, 0, 0: mean 1/4, squared deviations 9/16 + 3/16, so the standard error is sqrt(12/16) / 4.
+    # Differences 1, 0, 0, 0: mean 1/4, squared deviations 9/16 + 3/16, so the standard error is
+    # sqrt(12/16) / 4.
     low, high = gain_interval([1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0])
     assert (low + high) / 2 == pytest.approx(0.25)
     assert (high - low) / 2 == pytest.approx(1.959964 * math.sqrt(0.75) / 4)

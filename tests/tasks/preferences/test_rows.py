@@ -1,4 +1,6 @@
-"""Preference rows of every kind become pairs or labels, with ties, duplicates and contradictions settled."""
+"""Preference rows of every kind become pairs or labels, with ties, duplicates and contradictions
+settled.
+"""
 
 import json
 from pathlib import Path
@@ -287,9 +289,8 @@ def test_long_pairs_fail_are_cut_or_dropped(tiny_tokenizer):
     assert tiny_tokenizer.decode(encoded[0]["chosen_ids"]).endswith("time yes<|endoftext|>")
     encoded, kept = encode_pairs(rows, tiny_tokenizer, max_length=40, overlong="drop")
     assert kept == [1] and len(encoded) == 1
-    same_end = pair(
-        "a", "fox " * 60 + "ran", "fox " * 60 + "fell"
-    )  # they differ only where they are cut
+    # they differ only where they are cut
+    same_end = pair("a", "fox " * 60 + "ran", "fox " * 60 + "fell")
     assert encode_pairs([rows[1], same_end], tiny_tokenizer, max_length=40, overlong="cut")[1] == [
         0
     ]

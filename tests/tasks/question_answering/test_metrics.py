@@ -1,4 +1,6 @@
-"""Answers from logits by hand, windows of long texts, the official scripts' rules, and naive answers."""
+"""Answers from logits by hand, windows of long texts, the official scripts' rules, and naive
+answers.
+"""
 
 import numpy as np
 import pytest
@@ -20,9 +22,8 @@ QUESTION = Question("q", "who ran ?", CONTEXT, [("fox", 4)])
 
 
 def logits(begin: dict[int, float], end: dict[int, float]) -> list[list[float]]:
-    return [
-        [side.get(token, 0.0) for token in range(9)] for side in (begin, end)
-    ]  # padded beyond the window
+    # padded beyond the window
+    return [[side.get(token, 0.0) for token in range(9)] for side in (begin, end)]
 
 
 def choose(rows: list, **changes):

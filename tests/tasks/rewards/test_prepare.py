@@ -1,4 +1,6 @@
-"""Rewards: what is wrong with one is said in a line that names the sample; models and endpoints are called alike."""
+"""Rewards: what is wrong with one is said in a line that names the sample; models and endpoints are
+called alike.
+"""
 
 import asyncio
 import json
@@ -43,11 +45,7 @@ def test_columns_reach_the_function_that_names_them() -> None:
     reward = checked(matches)
     assert reward(
         prompts=PROMPTS, completions=ANSWERS, answer=["one two", "x", "y"], other=[1, 2, 3]
-    ) == [
-        1.0,
-        0.0,
-        0.0,
-    ]
+    ) == [1.0, 0.0, 0.0]
     with pytest.raises(
         DataError, match=r"'matches' reads the column 'answer'; the rows have: label, other"
     ):
@@ -246,7 +244,9 @@ def hfstack_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatc
 
 
 class Endpoint:
-    """A loopback server: `answer` gets (number of the request, its body) and returns (status, headers, body)."""
+    """A loopback server: `answer` gets (number of the request, its body) and returns (status,
+    headers, body).
+    """
 
     def __init__(self, answer: Callable[[int, Any], tuple[int, dict[str, str], Any]]) -> None:
         self.bodies: list[Any] = []

@@ -69,7 +69,9 @@ def test_gpt2_is_refused_in_one_line(gpt2: GPT2LMHeadModel, tiny_tokenizer) -> N
 
 
 def test_trls_log_probabilities_of_gpt2_are_wrong_under_left_padding(gpt2: GPT2LMHeadModel) -> None:
-    """The reason for the refusal: the positions start at the padding, as TRL passes no position_ids."""
+    """The reason for the refusal: the positions start at the padding, as TRL passes no
+    position_ids.
+    """
     gpt2.eval()
     ids, padding = torch.arange(2, 12)[None], torch.zeros((1, 6), dtype=torch.long)
     mask = torch.cat([padding, torch.ones_like(ids)], dim=1)
@@ -156,9 +158,8 @@ def test_prompts_that_leave_no_room_are_refused(llama: tuple[Any, Any]) -> None:
         DataError, match=r"1 of 2 prompts, first row 2 with 80 tokens, leave less .* context of 128"
     ):
         check_prompts({"train": rows}, tokenizer, model, max_completion_length=60)
-    check_prompts(
-        {"train": rows}, tokenizer, model, max_completion_length=60, max_prompt_length=68
-    )  # they are cut
+    # they are cut
+    check_prompts({"train": rows}, tokenizer, model, max_completion_length=60, max_prompt_length=68)
     with pytest.raises(DataError, match="held-out prompts are not trained on"):
         check_prompts({"train": rows, "eval": rows}, tokenizer, model, max_completion_length=8)
 

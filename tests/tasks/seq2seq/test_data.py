@@ -1,4 +1,6 @@
-"""Pairs of texts as an encoder-decoder reads them: ends, cuts, several targets, parts of mappings, batches."""
+"""Pairs of texts as an encoder-decoder reads them: ends, cuts, several targets, parts of mappings,
+batches.
+"""
 
 import logging
 

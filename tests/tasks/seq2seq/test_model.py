@@ -1,4 +1,6 @@
-"""Encoder-decoders from architectures and checkpoints: their tokens, lengths and decoding, and what is refused."""
+"""Encoder-decoders from architectures and checkpoints: their tokens, lengths and decoding, and what
+is refused.
+"""
 
 from pathlib import Path
 

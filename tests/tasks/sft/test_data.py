@@ -100,9 +100,8 @@ def test_of_prompt_and_completion_the_completion_is_learnt(
     plain = normal({"prompt": "Who?", "completion": " The fox."}, as_chat=False)
     assert learnt(tokenizer, plain) == ("Who? The fox.<|endoftext|>", " The fox.<|endoftext|>")
     assert learnt(tokenizer, plain, completion_only=False)[1] == "Who? The fox.<|endoftext|>"
-    assert (
-        learnt(tokenizer, normal({"text": "Who?<|endoftext|>"}))[1] == "Who?<|endoftext|>"
-    )  # one eos, not two
+    # one eos, not two
+    assert learnt(tokenizer, normal({"text": "Who?<|endoftext|>"}))[1] == "Who?<|endoftext|>"
 
 
 def test_columns_are_mapped_or_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,6 @@
-"""Packed documents stay apart, labels are where they should be, and the Trainer gets what was prepared."""
+"""Packed documents stay apart, labels are where they should be, and the Trainer gets what was
+prepared.
+"""
 
 import copy
 from pathlib import Path
@@ -53,11 +55,8 @@ def rows_of(*documents: list[int]) -> list[dict[str, list[int]]]:
 
 def test_collator_restarts_positions_and_gives_no_mask() -> None:
     batch = PackedCollator(pad_id=9)([*rows_of(FIRST, SECOND), *rows_of(SECOND)])
-    assert set(batch) == {
-        "input_ids",
-        "labels",
-        "position_ids",
-    }  # an attention mask of ones would undo the isolation
+    # an attention mask of ones would undo the isolation
+    assert set(batch) == {"input_ids", "labels", "position_ids"}
     assert batch["position_ids"].tolist() == [
         [0, 1, 2, 3, 4, 5, 0, 1, 2, 3],
         [0, 1, 2, 3, 0, 1, 2, 3, 4, 5],
@@ -71,7 +70,9 @@ def test_collator_restarts_positions_and_gives_no_mask() -> None:
 
 
 def test_documents_do_not_leak(model: PreTrainedModel) -> None:
-    """The second document's logits and gradients are the same whatever stands before it, in a batch with other rows."""
+    """The second document's logits and gradients are the same whatever stands before it, in a batch
+    with other rows.
+    """
     collator = PackedCollator(pad_id=1)
     inputs = [
         collator([*rows_of(first, SECOND), *rows_of(FIRST)]) for first in (FIRST, FIRST[::-1])
@@ -113,9 +114,8 @@ def test_recurrent_models_forget_at_a_restart() -> None:
     gru = GRUForCausalLM(GRUConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1))
     alone, packed = isolation_probe(gru, FIRST, SECOND)
     assert torch.allclose(alone, packed, atol=1e-6)
-    carried = gru(input_ids=torch.tensor([FIRST + SECOND])).logits[
-        0, 6:
-    ]  # without positions the state is carried on
+    # without positions the state is carried on
+    carried = gru(input_ids=torch.tensor([FIRST + SECOND])).logits[0, 6:]
     assert packed_documents_are_isolated(alone, carried) is not None
 
 

@@ -1,4 +1,6 @@
-"""Local metrics: equal to the libraries' own numbers, usable through combine and evaluator, SQuAD and CMRC by hand."""
+"""Local metrics: equal to the libraries' own numbers, usable through combine and evaluator, SQuAD
+and CMRC by hand.
+"""
 
 import collections
 import random
@@ -180,9 +182,8 @@ def test_squad_by_hand():
     assert found is not None
     assert found["exact_match"] == pytest.approx(100 * 2 / 3)
     assert found["answer_f1"] == pytest.approx(100 * (1 + 2 / 3 + 1) / 3)
-    doubting = [
-        row | {"no_answer_probability": 0.5} for row in predictions
-    ]  # as evaluator hands them over
+    # as evaluator hands them over
+    doubting = [row | {"no_answer_probability": 0.5} for row in predictions]
     assert (
         SquadAnswers(with_probability=True).compute(predictions=doubting, references=references)
         == found

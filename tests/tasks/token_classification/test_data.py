@@ -1,4 +1,6 @@
-"""Words and their tokens: labels stand where they should, long sentences are cut between words, byte-level ones too."""
+"""Words and their tokens: labels stand where they should, long sentences are cut between words,
+byte-level ones too.
+"""
 
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoTokenizer

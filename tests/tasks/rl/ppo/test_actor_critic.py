@@ -1,4 +1,6 @@
-"""Actor and critic in one module: padding changes nothing, adapters stay apart, checkpointing recomputes the same."""
+"""Actor and critic in one module: padding changes nothing, adapters stay apart, checkpointing
+recomputes the same.
+"""
 
 from pathlib import Path
 

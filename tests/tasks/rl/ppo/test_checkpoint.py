@@ -1,4 +1,6 @@
-"""Checkpoints of PPO: resumed runs are bit-identical, what is saved is plain, stops wait for the end of a rollout."""
+"""Checkpoints of PPO: resumed runs are bit-identical, what is saved is plain, stops wait for the
+end of a rollout.
+"""
 
 import json
 from pathlib import Path
@@ -13,11 +15,8 @@ from hfstack.errors import CheckpointError
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from tests.tiny_ppo import lora, prompts, trainer
 
-SAVES = {
-    "save_strategy": "steps",
-    "save_steps": 3,
-    "total_episodes": 24,
-}  # 3 becomes 4: a whole rollout
+# 3 becomes 4: a whole rollout
+SAVES = {"save_strategy": "steps", "save_steps": 3, "total_episodes": 24}
 
 
 @pytest.fixture

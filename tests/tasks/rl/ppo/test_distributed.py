@@ -1,4 +1,6 @@
-"""Two processes do what one does: gradients under DDP, and log-probabilities, samples and gradients under FSDP2."""
+"""Two processes do what one does: gradients under DDP, and log-probabilities, samples and gradients
+under FSDP2.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
 def train(
     rank: int, folder: Path, llama: Path, settings: dict[str, Any], batch: int
 ) -> dict[str, Any]:
-    """One rollout whose minibatch is all of it, so that the split over processes is the only difference."""
+    """One rollout whose minibatch is all of it, so that the split over processes is the only
+    difference.
+    """
     chosen = dict(settings)
     build: dict[str, Any] = {"engine": FixedEngine()}
     if chosen.pop("low_rank", False):

@@ -1,4 +1,6 @@
-"""What PPO learns from: scores, penalties and advantages of a rollout worked out by hand, and the loss's options."""
+"""What PPO learns from: scores, penalties and advantages of a rollout worked out by hand, and the
+loss's options.
+"""
 
 from pathlib import Path
 from typing import Any

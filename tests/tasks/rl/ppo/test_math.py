@@ -1,4 +1,6 @@
-"""The mathematics of PPO: hand-worked numbers, definitions written out in float64, and TRL's formulas."""
+"""The mathematics of PPO: hand-worked numbers, definitions written out in float64, and TRL's
+formulas.
+"""
 
 import math
 
@@ -12,7 +14,9 @@ from hfstack.tasks.rl.ppo import math as rl_math
 def brute_force_advantages(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, bootstrap: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The definition: A_i = sum over later tokens k of (gamma lambda)^k delta_{i+k}, over the tokens that count."""
+    """The definition: A_i = sum over later tokens k of (gamma lambda)^k delta_{i+k}, over the
+    tokens that count.
+    """
     advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
     for row in range(len(rewards)):
         places = mask[row].nonzero()[:, 0].tolist()
@@ -110,7 +114,8 @@ def test_moments_over_processes_are_those_of_all_tokens_together():
     masks = [torch.rand(3, 5, generator=generator) > 0.5 for _ in halves]
     together, mask = torch.cat(halves), torch.cat(masks)
     expected = rl_math.masked_whiten(together, mask)
-    # What each process would send: first its count and sum, then its squares around the common mean.
+    # What each process would send: first its count and sum, then its squares around the common
+    # mean.
     weights = [one.double() for one in masks]
     sent = sum(
         torch.stack([weight.sum(), (values * weight).sum()])

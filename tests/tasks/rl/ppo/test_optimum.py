@@ -1,8 +1,10 @@
-"""PPO on problems small enough to solve: a bandit, and a decision process of a few tokens whose answers may end early.
+"""PPO on problems small enough to solve: a bandit, and a decision process of a few tokens whose
+answers may end early.
 
-Without bounds on the policy, the optimum of J = E[r] - beta KL(pi || pi_ref) is pi* = pi_ref exp(r / beta) / Z over
-whole answers, with J* = beta log Z (Ziegler et al. 2019, section 2; Korbak et al. 2022, arXiv:2205.11275). All answers
-are enumerated, so J is exact. A wrong sign, scale or place of the reward, the KL or an advantage is seen here at once.
+Without bounds on the policy, the optimum of J = E[r] - beta KL(pi || pi_ref) is pi* = pi_ref exp(r
+/ beta) / Z over whole answers, with J* = beta log Z (Ziegler et al. 2019, section 2; Korbak et al.
+2022, arXiv:2205.11275). All answers are enumerated, so J is exact. A wrong sign, scale or place of
+the reward, the KL or an advantage is seen here at once.
 
 Legend: V tokens, T tokens of the longest answer, A answers.
 """
@@ -51,9 +53,8 @@ class World:
         )  # fmt: skip
         self.model = LlamaForCausalLM(config)
         with torch.no_grad():
-            self.model.lm_head.weight.mul_(
-                0.5
-            )  # so that the reference prefers some answers, not one
+            # so that the reference prefers some answers, not one
+            self.model.lm_head.weight.mul_(0.5)
         self.length, self.beta = length, beta
         self.answers: list[Answer] = [
             answer
@@ -61,14 +62,17 @@ class World:
             for answer in itertools.product(range(tokens), repeat=size)
             if END not in answer[:-1] and (size == length or answer[-1] == END)
         ]
+        # (A,)
         self.rewards = {
             p: torch.tensor([reward(p, answer) for answer in self.answers]) for p in PROMPTS
-        }  # (A,)
+        }
         self.reference = self.log_probs()
 
     @torch.no_grad()
     def log_probs(self) -> dict[str, torch.Tensor]:
-        """The log-probability of every answer to each prompt, (A,), by the model's plain forward pass."""
+        """The log-probability of every answer to each prompt, (A,), by the model's plain forward
+        pass.
+        """
         found = {}
         for prompt in PROMPTS:
             first = self.tokenizer(prompt)["input_ids"]
@@ -78,12 +82,13 @@ class World:
                     for answer in self.answers
                 ]
             )
+            # (A, T)
             scores = (
                 self.model(rows)
                 .logits[:, :-1]
                 .log_softmax(-1)
                 .gather(2, rows[:, 1:, None])[:, :, 0]
-            )  # (A, T)
+            )
             sizes = torch.tensor([len(answer) for answer in self.answers])
             found[prompt] = (scores * (torch.arange(self.length) < sizes[:, None])).sum(1)
         return found
@@ -140,7 +145,9 @@ class World:
 
 
 def test_the_world_is_solved_rightly() -> None:
-    """The closed form is a distribution, and no policy of the family pi_ref exp(c r) is better than c = 1 / beta."""
+    """The closed form is a distribution, and no policy of the family pi_ref exp(c r) is better than
+    c = 1 / beta.
+    """
     world = World(
         tokens=6, length=2, beta=0.5, reward=lambda prompt, answer: float(len(answer) == 2)
     )
@@ -162,7 +169,8 @@ def test_the_world_is_solved_rightly() -> None:
     [
         {"critic": "separate"},
         {"critic": "shared"},
-        # Whitening multiplies the advantages, but not a KL that stands beside them: the optimum would be another.
+        # Whitening multiplies the advantages, but not a KL that stands beside them: the optimum
+        # would be another.
         {"critic": "shared", "kl_in_loss": True, "whiten_advantages": False},
     ],
     ids=["separate", "shared", "kl-in-loss"],
@@ -193,7 +201,9 @@ def test_a_bandit_comes_within_5_percent_of_its_optimum(
 def test_a_token_level_process_comes_within_5_percent_of_its_optimum(
     length: int, critic: str, batch: int, rollouts: int, tmp_path: Path
 ) -> None:
-    """Worth 1 where the last word is the first one again, less a little for each token; what is missing is noise."""
+    """Worth 1 where the last word is the first one again, less a little for each token; what is
+    missing is noise.
+    """
 
     def reward(prompt: str, answer: Answer) -> float:
         echo = len(answer) == length and answer[-1] == answer[0]
@@ -206,7 +216,9 @@ def test_a_token_level_process_comes_within_5_percent_of_its_optimum(
 
 
 def test_rewards_on_single_tokens_have_the_same_optimum(tmp_path: Path) -> None:
-    """The reward of each token where it is written: the returns, and so the optimum, are those of their sum."""
+    """The reward of each token where it is written: the returns, and so the optimum, are those of
+    their sum.
+    """
 
     def worth(prompt: str, token: int) -> float:
         return 0.3 * (token % 3) - 0.2 * (prompt == "b") * (token % 2)

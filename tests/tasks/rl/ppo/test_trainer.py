@@ -1,4 +1,6 @@
-"""PPOTrainer: the first update changes nothing yet, gradients do not depend on how work is cut, every option does."""
+"""PPOTrainer: the first update changes nothing yet, gradients do not depend on how work is cut,
+every option does.
+"""
 
 import copy
 import json

@@ -1,4 +1,6 @@
-"""Rollout engines: what is drawn, what is told of it, and that the company a prompt keeps changes nothing."""
+"""Rollout engines: what is drawn, what is told of it, and that the company a prompt keeps changes
+nothing.
+"""
 
 from pathlib import Path
 
@@ -140,7 +142,9 @@ def test_padding_with_a_stop_token_cuts_no_completion(engine: type, tiny_llama: 
 
 
 def test_every_process_takes_as_many_steps(tiny_llama: Path):
-    """With sharded weights each step needs all processes, so a batch that is done goes on with the others."""
+    """With sharded weights each step needs all processes, so a batch that is done goes on with the
+    others.
+    """
     actor_critic = often_stopping(AutoModelForCausalLM.from_pretrained(tiny_llama), *range(30))
     steps: list[int] = []
     plain = actor_critic.decode_step

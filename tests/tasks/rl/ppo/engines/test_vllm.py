@@ -1,4 +1,6 @@
-"""The vLLM engine on TRL's own VLLMGeneration, with a vLLM that notes what it is told and answers from a script."""
+"""The vLLM engine on TRL's own VLLMGeneration, with a vLLM that notes what it is told and answers
+from a script.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +19,8 @@ from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings, check_rollo
 from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
 
 SETTINGS = SamplingSettings(max_new_tokens=4, stop_token_ids=(0,), pad_token_id=1, temperature=0.7)
-SCRIPT = [
-    [5, 6, 0],
-    [7, 8, 9, 10],
-    [0],
-]  # what the fake answers to the first, second and third prompt
+# what the fake answers to the first, second and third prompt
+SCRIPT = [[5, 6, 0], [7, 8, 9, 10], [0]]
 PROMPTS = [[11, 12], [13], [14, 15, 16]]
 
 
@@ -84,7 +83,9 @@ def policy(tiny_llama: Path) -> Any:
 
 
 def with_adapters(policy: Any, *, critic: bool, **settings: Any) -> ActorCritic:
-    """A policy whose adapter `default` changes its weights, and another one that must never reach vLLM."""
+    """A policy whose adapter `default` changes its weights, and another one that must never reach
+    vLLM.
+    """
     config = LoraConfig(
         r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False, **settings
     )
