@@ -78,8 +78,15 @@ def main() -> None:
         print(*(f"{name:>14}" for name in columns), f"  medians of {args.saves - 1}")
         for megabytes in args.megabytes:
             size, save, wait_s, manifest = save_cost(folder, megabytes, args.saves, args.step_s)
-            shown = (f"{size / 1e6:.0f}", f"{save.wall_s:.3f}", f"{wait_s:.4f}", f"{wait_s / save.wall_s:.2%}",
-                     f"{manifest.wall_s:.2f}", f"{save.cpu_s:.2f}", f"{manifest.cpu_s:.2f}")  # fmt: skip
+            shown = (
+                f"{size / 1e6:.0f}",
+                f"{save.wall_s:.3f}",
+                f"{wait_s:.4f}",
+                f"{wait_s / save.wall_s:.2%}",
+                f"{manifest.wall_s:.2f}",
+                f"{save.cpu_s:.2f}",
+                f"{manifest.cpu_s:.2f}",
+            )
             print(*(f"{value:>14}" for value in shown), flush=True)
     finally:
         shutil.rmtree(folder)
@@ -162,9 +169,12 @@ def save_cost(
         model = llama(parameters=megabytes * 1e6 / 12)
         rows = [row(model, seed) for seed in range(saves)]
         TimedTrainer(
-            model=model, args=args, train_dataset=rows, data_collator=default_data_collator,  # pyright: ignore
+            model=model,
+            args=args,
+            train_dataset=rows,
+            data_collator=default_data_collator,  # pyright: ignore
             callbacks=[Waits(step_s), keep, Reads()],
-        ).train()  # fmt: skip
+        ).train()
         run.finish({})
     shutil.rmtree(out)
     return sizes[-1], medians(saved), statistics.median(waits[1:]), medians(verified)
@@ -183,9 +193,12 @@ def step_cost(folder: Path, steps: int) -> None:
                 rows = [row(model, seed, length=512) for seed in range(64)]
                 clock = Clock()
                 Trainer(
-                    model=model, args=args, train_dataset=rows, data_collator=default_data_collator,  # pyright: ignore
+                    model=model,
+                    args=args,
+                    train_dataset=rows,
+                    data_collator=default_data_collator,  # pyright: ignore
                     callbacks=[*(protect(run) if name == "protected" else []), clock],
-                ).train()  # fmt: skip
+                ).train()
                 seconds.append(statistics.median(clock.steps_s[steps // 10 :]))
                 run.finish({})
         plain, protected = (1e3 * value for value in seconds)
@@ -213,10 +226,15 @@ class Clock(TrainerCallback):
 def settings(out: Path, **changes: Any) -> TrainingArguments:
     """Settings that neither log nor evaluate."""
     return TrainingArguments(
-        output_dir=str(out), per_device_train_batch_size=8 if torch.cuda.is_available() else 1, report_to="none",
-        disable_tqdm=True, logging_nan_inf_filter=False, bf16=torch.cuda.is_available(),
-        dataloader_pin_memory=False, **changes,
-    )  # fmt: skip
+        output_dir=str(out),
+        per_device_train_batch_size=8 if torch.cuda.is_available() else 1,
+        report_to="none",
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        bf16=torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+        **changes,
+    )
 
 
 def llama(parameters: float) -> LlamaForCausalLM:
@@ -224,9 +242,14 @@ def llama(parameters: float) -> LlamaForCausalLM:
     set_seed(0)
     width = 64 * max(1, round((parameters / 8 / 13) ** 0.5 / 64))
     config = LlamaConfig(
-        vocab_size=1024, hidden_size=width, intermediate_size=3 * width, num_attention_heads=width // 64,
-        num_key_value_heads=width // 64, num_hidden_layers=1, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=1024,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
+        num_hidden_layers=1,
+        tie_word_embeddings=True,
+    )
     one_layer = sum(
         parameter.numel() for parameter in LlamaForCausalLM(config).model.layers.parameters()
     )

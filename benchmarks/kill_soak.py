@@ -110,11 +110,20 @@ def soak(
     """Run one recipe undisturbed, then killed until `kills` are reached."""
     module = load(recipe)
     common = {
-        "max_steps": args.steps, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2,
-        "eval_strategy": "steps", "eval_steps": 4, "logging_steps": 1, "report_to": "none", "bf16": "false",
-        "dataloader_pin_memory": "false", "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
+        "max_steps": args.steps,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "logging_steps": 1,
+        "report_to": "none",
+        "bf16": "false",
+        "dataloader_pin_memory": "false",
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
         "disable_tqdm": "true",
-    }  # fmt: skip
+    }
     flags = {name: value for name, value in (common | flags).items() if value is not None}
     folder.mkdir(parents=True)
     began = time.monotonic()
@@ -324,10 +333,19 @@ def make_inputs(folder: Path) -> Path:
     tokenizer.chat_template = CHAT_TEMPLATE
     set_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None, eos_token_id=0,
-        pad_token_id=1, tie_word_embeddings=True, attention_dropout=0.1,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+        tie_word_embeddings=True,
+        attention_dropout=0.1,
+    )
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     forms = {
@@ -363,29 +381,47 @@ def make_inputs(folder: Path) -> Path:
 def pretrain_flags(inputs: Path) -> Flags:
     """From scratch, with dropout everywhere (GPT-2)."""
     return {
-        "model_name_or_path": inputs / "gpt2.json", "tokenizer_name_or_path": inputs / "model",
-        "datasets": inputs / "text.jsonl", "eval_fraction": 0.1, "block_size": 32, "per_device_train_batch_size": 4,
-        "sample_tokens": 4, "warmup_steps": 2,
-    }  # fmt: skip
+        "model_name_or_path": inputs / "gpt2.json",
+        "tokenizer_name_or_path": inputs / "model",
+        "datasets": inputs / "text.jsonl",
+        "eval_fraction": 0.1,
+        "block_size": 32,
+        "per_device_train_batch_size": 4,
+        "sample_tokens": 4,
+        "warmup_steps": 2,
+    }
 
 
 def sft_flags(inputs: Path) -> Flags:
     """An adapter with dropout, on packed rows."""
     return {
-        "model_name_or_path": inputs / "model", "datasets": inputs / "chat.jsonl", "eval_fraction": 0.1,
-        "max_length": 64, "packing": "true", "per_device_train_batch_size": 2, "use_peft": "true", "lora_r": 4,
-        "lora_dropout": 0.1, "lora_target_modules": "all-linear", "answer_tokens": 4,
-        "activation_checkpointing": "false", "gradient_checkpointing": "false",
-    }  # fmt: skip
+        "model_name_or_path": inputs / "model",
+        "datasets": inputs / "chat.jsonl",
+        "eval_fraction": 0.1,
+        "max_length": 64,
+        "packing": "true",
+        "per_device_train_batch_size": 2,
+        "use_peft": "true",
+        "lora_r": 4,
+        "lora_dropout": 0.1,
+        "lora_target_modules": "all-linear",
+        "answer_tokens": 4,
+        "activation_checkpointing": "false",
+        "gradient_checkpointing": "false",
+    }
 
 
 def reward_flags(inputs: Path) -> Flags:
     """A reward head on a model with dropout."""
     return {
-        "model_name_or_path": inputs / "model", "datasets": inputs / "pairs.jsonl", "eval_fraction": 0.1,
-        "per_device_train_batch_size": 2, "center_rewards_coefficient": 0.01, "activation_checkpointing": "false",
+        "model_name_or_path": inputs / "model",
+        "datasets": inputs / "pairs.jsonl",
+        "eval_fraction": 0.1,
+        "per_device_train_batch_size": 2,
+        "center_rewards_coefficient": 0.01,
+        "activation_checkpointing": "false",
         "gradient_checkpointing": "false",
-    }  # fmt: skip
+    }
 
 
 def ppo_flags(inputs: Path) -> Flags:
@@ -393,12 +429,23 @@ def ppo_flags(inputs: Path) -> Flags:
     function.
     """
     return {
-        "model_name_or_path": inputs / "model", "datasets": inputs / "chat.jsonl", "eval_fraction": 0.1,
-        "as_chat": "false", "max_steps": None, "total_episodes": 64, "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1, "num_mini_batches": 2, "num_ppo_epochs": 1, "max_completion_length": 6,
-        "critic_warmup_rollouts": 0, "use_peft": "true", "lora_r": 4, "lora_dropout": 0.1,
+        "model_name_or_path": inputs / "model",
+        "datasets": inputs / "chat.jsonl",
+        "eval_fraction": 0.1,
+        "as_chat": "false",
+        "max_steps": None,
+        "total_episodes": 64,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 1,
+        "max_completion_length": 6,
+        "critic_warmup_rollouts": 0,
+        "use_peft": "true",
+        "lora_r": 4,
+        "lora_dropout": 0.1,
         "lora_target_modules": "all-linear",
-    }  # fmt: skip
+    }
 
 
 RECIPES: dict[str, Callable[[Path], Flags]] = {

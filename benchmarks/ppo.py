@@ -180,10 +180,17 @@ def start(
 ) -> dict[str, Any]:
     """Run one side in a fresh process on one thread."""
     task = {
-        "model": str(arguments.cache / "toy" / ("long" if long else "short")), "long": long, "seed": seed,
-        "rollouts": rollouts, "rollout": ROLLOUT_EPISODES, "mini_batches": MINI_BATCHES, "epochs": EPOCHS,
-        "learning_rate": LEARNING_RATE, "judge": judged, "side": side,
-    }  # fmt: skip
+        "model": str(arguments.cache / "toy" / ("long" if long else "short")),
+        "long": long,
+        "seed": seed,
+        "rollouts": rollouts,
+        "rollout": ROLLOUT_EPISODES,
+        "mini_batches": MINI_BATCHES,
+        "epochs": EPOCHS,
+        "learning_rate": LEARNING_RATE,
+        "judge": judged,
+        "side": side,
+    }
     here = Path(__file__)
     argv = [sys.executable, str(here), arguments.what, "--worker", json.dumps(task)]
     if side == TRL:
@@ -252,17 +259,36 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as output_dir:
         settings = PPOConfig(
-            output_dir=output_dir, per_device_train_batch_size=task["rollout"] // task["mini_batches"],
-            gradient_accumulation_steps=1, num_mini_batches=task["mini_batches"], num_ppo_epochs=task["epochs"],
-            total_episodes=task["rollout"] * task["rollouts"], max_completion_length=ANSWER_TOKENS, temperature=1.0,
-            kl_coef=KL_WEIGHT, vf_coef=0.1, lr_scheduler_type="constant", missing_eos_penalty=1.0, bf16=False,
-            report_to="none", logging_steps=task["epochs"] * task["mini_batches"], save_strategy="no", use_cpu=True,
-            seed=task["seed"], disable_tqdm=True, **own,
-        )  # fmt: skip
+            output_dir=output_dir,
+            per_device_train_batch_size=task["rollout"] // task["mini_batches"],
+            gradient_accumulation_steps=1,
+            num_mini_batches=task["mini_batches"],
+            num_ppo_epochs=task["epochs"],
+            total_episodes=task["rollout"] * task["rollouts"],
+            max_completion_length=ANSWER_TOKENS,
+            temperature=1.0,
+            kl_coef=KL_WEIGHT,
+            vf_coef=0.1,
+            lr_scheduler_type="constant",
+            missing_eos_penalty=1.0,
+            bf16=False,
+            report_to="none",
+            logging_steps=task["epochs"] * task["mini_batches"],
+            save_strategy="no",
+            use_cpu=True,
+            seed=task["seed"],
+            disable_tqdm=True,
+            **own,
+        )
         trainer = PPOTrainer(
-            model=model, reward_funcs=[reward], args=settings, train_dataset=prompts(2048, seed=1, long=long),
-            processing_class=tokenizer, peft_config=peft_config, callbacks=[Watch()],
-        )  # fmt: skip
+            model=model,
+            reward_funcs=[reward],
+            args=settings,
+            train_dataset=prompts(2048, seed=1, long=long),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            callbacks=[Watch()],
+        )
         trainer.train()
     found = {
         "cpu_s": curve.seconds(),

@@ -70,12 +70,24 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
     judge = ClassifierReward(options.judge, options.judge_label)
     with tempfile.TemporaryDirectory() as folder:
         args = PPOConfig(
-            output_dir=folder, seed=seed, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
-            per_device_train_batch_size=32, num_mini_batches=4, total_episodes=options.episodes,
-            max_completion_length=options.tokens, learning_rate=options.learning_rate, kl_coef=options.kl_coef,
-            critic=options.critic, logging_steps=16, lr_scheduler_type="constant",
-            critic_warmup_rollouts=1, max_grad_norm=1.0,
-        )  # fmt: skip
+            output_dir=folder,
+            seed=seed,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            per_device_train_batch_size=32,
+            num_mini_batches=4,
+            total_episodes=options.episodes,
+            max_completion_length=options.tokens,
+            learning_rate=options.learning_rate,
+            kl_coef=options.kl_coef,
+            critic=options.critic,
+            logging_steps=16,
+            lr_scheduler_type="constant",
+            critic_warmup_rollouts=1,
+            max_grad_norm=1.0,
+        )
         trainer = PPOTrainer(
             model=model,
             args=args,

@@ -59,19 +59,43 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as output_dir:
         settings = PPOConfig(
-            output_dir=output_dir, per_device_train_batch_size=task["rollout"], gradient_accumulation_steps=1,
-            num_mini_batches=task["mini_batches"], num_ppo_epochs=task["epochs"], response_length=ANSWER_TOKENS,
-            total_episodes=task["rollout"] * task["rollouts"], stop_token="eos", temperature=1.0, kl_coef=0.05,
-            vf_coef=0.1, learning_rate=task["learning_rate"], lr_scheduler_type="constant", missing_eos_penalty=1.0,
-            num_sample_generations=0, local_rollout_forward_batch_size=task["rollout"], bf16=False,
-            gradient_checkpointing=False, report_to=[], logging_steps=1, save_strategy="no", eval_strategy="no",
-            use_cpu=True, seed=task["seed"], disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=output_dir,
+            per_device_train_batch_size=task["rollout"],
+            gradient_accumulation_steps=1,
+            num_mini_batches=task["mini_batches"],
+            num_ppo_epochs=task["epochs"],
+            response_length=ANSWER_TOKENS,
+            total_episodes=task["rollout"] * task["rollouts"],
+            stop_token="eos",
+            temperature=1.0,
+            kl_coef=0.05,
+            vf_coef=0.1,
+            learning_rate=task["learning_rate"],
+            lr_scheduler_type="constant",
+            missing_eos_penalty=1.0,
+            num_sample_generations=0,
+            local_rollout_forward_batch_size=task["rollout"],
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            logging_steps=1,
+            save_strategy="no",
+            eval_strategy="no",
+            use_cpu=True,
+            seed=task["seed"],
+            disable_tqdm=True,
+        )
         trainer = PPOTrainer(
-            args=settings, processing_class=tokenizer, model=model, ref_model=reference, value_model=value,
-            reward_model=rule_as_model(tokenizer, long=long), train_dataset=rows, eval_dataset=rows.select(range(8)),
+            args=settings,
+            processing_class=tokenizer,
+            model=model,
+            ref_model=reference,
+            value_model=value,
+            reward_model=rule_as_model(tokenizer, long=long),
+            train_dataset=rows,
+            eval_dataset=rows.select(range(8)),
             callbacks=[Watch()],
-        )  # fmt: skip
+        )
         step = trainer.optimizer.step
 
         def counted(*args: Any, **kwargs: Any) -> Any:

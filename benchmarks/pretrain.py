@@ -139,15 +139,31 @@ def run_side(
 
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
-            output_dir=folder, use_cpu=True, bf16=bf16, torch_compile=compile, report_to="none", save_strategy="no",
-            max_steps=arguments.steps + WARM_UP_STEPS, per_device_train_batch_size=arguments.batch_size,
-            learning_rate=1e-3, warmup_steps=20, logging_steps=10, disable_tqdm=True, seed=0,
-            per_device_eval_batch_size=arguments.batch_size, prediction_loss_only=True,
-        )  # fmt: skip
+            output_dir=folder,
+            use_cpu=True,
+            bf16=bf16,
+            torch_compile=compile,
+            report_to="none",
+            save_strategy="no",
+            max_steps=arguments.steps + WARM_UP_STEPS,
+            per_device_train_batch_size=arguments.batch_size,
+            learning_rate=1e-3,
+            warmup_steps=20,
+            logging_steps=10,
+            disable_tqdm=True,
+            seed=0,
+            per_device_eval_batch_size=arguments.batch_size,
+            prediction_loss_only=True,
+        )
         trainer = Trainer(
-            model=model, args=settings, train_dataset=train, eval_dataset=evaluation, data_collator=collator,
-            processing_class=tokenizer, callbacks=[Clock()],
-        )  # fmt: skip
+            model=model,
+            args=settings,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            data_collator=collator,
+            processing_class=tokenizer,
+            callbacks=[Clock()],
+        )
         began = time.process_time()
         trainer.train()
         ticks = Clock.ticks

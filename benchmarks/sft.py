@@ -143,11 +143,22 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
     normal = {name: normalise(split, columns, as_chat=True) for name, split in splits.items()}
     with tempfile.TemporaryDirectory() as folder:
         settings = SFTConfig(
-            output_dir=folder, use_cpu=True, bf16=arguments.bf16, report_to="none", save_strategy="no",
-            max_length=arguments.max_length, assistant_only_loss=True, activation_checkpointing=False,
-            learning_rate=arguments.learning_rate, warmup_steps=5, disable_tqdm=True, seed=0, logging_steps=1000,
-            per_device_train_batch_size=arguments.rows, packing=True,
-        )  # fmt: skip
+            output_dir=folder,
+            use_cpu=True,
+            bf16=arguments.bf16,
+            report_to="none",
+            save_strategy="no",
+            max_length=arguments.max_length,
+            assistant_only_loss=True,
+            activation_checkpointing=False,
+            learning_rate=arguments.learning_rate,
+            warmup_steps=5,
+            disable_tqdm=True,
+            seed=0,
+            logging_steps=1000,
+            per_device_train_batch_size=arguments.rows,
+            packing=True,
+        )
         if arguments.epochs:
             settings.num_train_epochs = arguments.epochs
         else:
@@ -157,9 +168,13 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
         clock = make_clock()
         if arguments.worker == "ours packed":
             trainer = SFTTrainer(
-                model, fine_tuning.trainer_settings(settings), fine_tuning.collator_for(model, tokenizer, packing=True),
-                packed, processing_class=tokenizer, callbacks=[clock],
-            )  # fmt: skip
+                model,
+                fine_tuning.trainer_settings(settings),
+                fine_tuning.collator_for(model, tokenizer, packing=True),
+                packed,
+                processing_class=tokenizer,
+                callbacks=[clock],
+            )
         else:
             settings.packing = False
             settings.per_device_train_batch_size = round(

@@ -129,11 +129,17 @@ def main(
 
         with refusals_of_upstream():
             trainer = InOrderTrainer(
-                model=model, args=training_args, train_dataset=as_dataset(windows["train"]),
-                eval_dataset=as_dataset(windows["eval"]) if held else None, processing_class=tokenizer,
-                data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)), callbacks=callbacks,
-                compute_metrics=lambda done: answer_metrics(metric, held, best_texts(answered(done.predictions))),
-            )  # fmt: skip
+                model=model,
+                args=training_args,
+                train_dataset=as_dataset(windows["train"]),
+                eval_dataset=as_dataset(windows["eval"]) if held else None,
+                processing_class=tokenizer,
+                data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)),
+                callbacks=callbacks,
+                compute_metrics=lambda done: answer_metrics(
+                    metric, held, best_texts(answered(done.predictions))
+                ),
+            )
 
         trained = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "train_questions": len(questions["train"])}

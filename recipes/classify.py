@@ -97,9 +97,13 @@ def main(
         labels, new_modules = labelled.labels, list[str]()
         tokenizer = load_tokenizer(model_args, classify_args.tokenizer_name_or_path)
         model: Any = load_classifier(
-            model_args, tokenizer, problem_type=labels.problem_type, id2label=labels.id2label,
-            attention_dropout=classify_args.attention_dropout, new_modules=new_modules,
-        )  # fmt: skip
+            model_args,
+            tokenizer,
+            problem_type=labels.problem_type,
+            id2label=labels.id2label,
+            attention_dropout=classify_args.attention_dropout,
+            new_modules=new_modules,
+        )
 
         max_length = choose_max_length(
             label_args.max_length, context_length(model.config), tokenizer.model_max_length

@@ -113,9 +113,15 @@ def main(
 
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_mlm")
         blocks = masked_splits(
-            splits, tokenizer, text_column=data_args.text_column, block_size=args.block_size, unit=args.mask_unit,
-            probability=args.mask_probability, isolate_documents=args.isolate_documents, seed=training_args.seed,
-        )  # fmt: skip
+            splits,
+            tokenizer,
+            text_column=data_args.text_column,
+            block_size=args.block_size,
+            unit=args.mask_unit,
+            probability=args.mask_probability,
+            isolate_documents=args.isolate_documents,
+            seed=training_args.seed,
+        )
 
         if training_args.save_strategy != "no":
             refuse_full_disk(run.output_dir, parameters=model.num_parameters())
@@ -142,10 +148,15 @@ def main(
 
         with refusals_of_upstream():
             trainer = Trainer(
-                model=model, args=training_args, train_dataset=blocks["train"], eval_dataset=blocks.get("eval"),
-                processing_class=tokenizer, data_collator=MaskedBlocks.collate, compute_metrics=masked_metrics,
+                model=model,
+                args=training_args,
+                train_dataset=blocks["train"],
+                eval_dataset=blocks.get("eval"),
+                processing_class=tokenizer,
+                data_collator=MaskedBlocks.collate,
+                compute_metrics=masked_metrics,
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
-            )  # fmt: skip
+            )
 
         trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
             resume_from_checkpoint=checkpoint

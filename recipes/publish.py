@@ -20,8 +20,8 @@ from hfstack.publishing import folder, hub, staging
 from hfstack.publishing.card.facts import Wording
 from hfstack.publishing.card.render import check_card, render_card
 from hfstack.publishing.card.sentences import Words, by_path
-from hfstack.publishing.check_number import measure
-from hfstack.publishing.lineage import follow
+from hfstack.publishing.check_number import measure_check_number
+from hfstack.publishing.lineage import follow_chain
 from hfstack.publishing.merging import merge
 from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
 from hfstack.reporting.card_picture import chain_picture
@@ -78,12 +78,17 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         raise ConfigError(
             "--run and --repo are required, such as --run runs/sft --repo your_name/model"
         )
-    words = Words(card_args.license, card_args.language, card_args.intended_use, card_args.limits,
-                  by_path(card_args.data_licenses))  # fmt: skip
-    chain = follow(Path(args.run), card_args.evaluations)
+    words = Words(
+        card_args.license,
+        card_args.language,
+        card_args.intended_use,
+        card_args.limits,
+        by_path(card_args.data_licenses),
+    )
+    chain = follow_chain(Path(args.run), card_args.evaluations)
     kind, files = staging.check_ready(chain)
     repo = args.repo or f"your_name/{chain.last.label.replace('/', '-')}"
-    target = hub.Target(
+    target = hub.HubRepo(
         repo, kind.repo_type, args.endpoint or constants.ENDPOINT, get_token(), private=args.private
     )
     if not (args.dry_run or folder.is_folder(repo)):
@@ -100,13 +105,29 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         picture = chain_picture(load_runs([str(link.directory) for link in chain.links]))
         where = str(folder.folder_of(repo)) if folder.is_folder(repo) else repo
         splits = [Path(name).stem for name in files] if kind.name == "dataset" else []
-        card = render_card(chain, kind, words, WORDING, repo=where, made=datetime.now(UTC), base=base,
-                           picture=picture and "curves.svg", splits=splits)  # fmt: skip
+        card = render_card(
+            chain,
+            kind,
+            words,
+            WORDING,
+            repo=where,
+            made=datetime.now(UTC),
+            base=base,
+            picture=picture and "curves.svg",
+            splits=splits,
+        )
         check_card(card, dataset=kind.repo_type == "dataset")
         secrets = known_secrets()
-        items = staging.stage(files, run.output_dir, chain=chain, secrets=list(secrets), card=card, picture=picture,
-                              base=base)  # fmt: skip
-        check = measure(files, kind) if args.measure else None
+        items = staging.stage_files(
+            files,
+            run.output_dir,
+            chain=chain,
+            secrets=list(secrets),
+            card=card,
+            picture=picture,
+            base=base,
+        )
+        check = measure_check_number(files, kind) if args.measure else None
         items = staging.write_publication(items, run.output_dir, kind=kind, check=check)
         metrics = {
             "files": refuse_secrets(items, secrets),
@@ -124,7 +145,7 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
             metrics |= {"verified_files": folder.push_to_folder(folder.folder_of(repo), items)}
         else:
             parent = hub.prepare_repo(target)
-            old = hub.superseded(target, parent, items, kind=kind.name)
+            old = hub.find_superseded(target, parent, items, kind=kind.name)
             sha = hub.push(
                 target, items, parent=parent, message=f"Publish {chain.last.label}", delete=old
             )

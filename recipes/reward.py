@@ -93,10 +93,14 @@ def main(
         run.add_table("answer lengths", *length_table(lengths))
 
         trainer = RewardTrainer(
-            model=model, args=training_args, train_dataset=encoded["train"], eval_dataset=encoded.get("eval"),
-            processing_class=tokenizer, peft_config=lora_beside_head(model_args, new_modules),
+            model=model,
+            args=training_args,
+            train_dataset=encoded["train"],
+            eval_dataset=encoded.get("eval"),
+            processing_class=tokenizer,
+            peft_config=lora_beside_head(model_args, new_modules),
             callbacks=[*protect(run, push_checkpoints(training_args))],
-        )  # fmt: skip
+        )
 
         check_reward_pairs(
             splits, encoded, tokenizer, model=cast(Any, trainer.model), new_modules=new_modules

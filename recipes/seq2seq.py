@@ -120,10 +120,13 @@ def main(
             args.max_source_length, args.max_target_length, model.config, tokenizer
         )
         decoding = set_decoding(
-            model, max_length=training_args.generation_max_length, num_beams=training_args.generation_num_beams,
+            model,
+            max_length=training_args.generation_max_length,
+            num_beams=training_args.generation_num_beams,
             # the decoder's first token counts
-            usual_length=lengths[1] + 1, source=training_args.generation_config,
-        )  # fmt: skip
+            usual_length=lengths[1] + 1,
+            source=training_args.generation_config,
+        )
 
         texts: dict[str, Any] = {
             "lengths": lengths,
@@ -149,13 +152,22 @@ def main(
                 model = get_peft_model(model, lora)
 
             trainer = TranslatingTrainer(
-                model=model, args=settings, train_dataset=train.rows,
-                eval_dataset=held.rows if held else None, processing_class=tokenizer, callbacks=callbacks,
+                model=model,
+                args=settings,
+                train_dataset=train.rows,
+                eval_dataset=held.rows if held else None,
+                processing_class=tokenizer,
+                callbacks=callbacks,
                 compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 data_collator=partial(collate_pairs, pad_token_id=pad, shift=shift),
-                compute_metrics=(lambda done: overlap_metrics(decode_texts(done.predictions, tokenizer), held.pairs))
-                if held and training_args.predict_with_generate else None,
-            )  # fmt: skip
+                compute_metrics=(
+                    lambda done: overlap_metrics(
+                        decode_texts(done.predictions, tokenizer), held.pairs
+                    )
+                )
+                if held and training_args.predict_with_generate
+                else None,
+            )
 
         trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
             resume_from_checkpoint=checkpoint

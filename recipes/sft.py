@@ -74,8 +74,12 @@ def main(
 
         # No held-out prompt may be trained on, so the split goes by the column of prompts where it
         # has another name.
-        columns = Columns(sft_args.prompt_column, sft_args.completion_column, sft_args.context_column,
-                          data_args.text_column)  # fmt: skip
+        columns = Columns(
+            sft_args.prompt_column,
+            sft_args.completion_column,
+            sft_args.context_column,
+            data_args.text_column,
+        )
         key = columns.text if columns.prompt == "prompt" else columns.prompt
         splits = load_splits(
             replace(data_args, text_column=key), quarantine_file=run.output_dir / "quarantine.jsonl"

@@ -141,13 +141,19 @@ def main(
 
         with refusals_of_upstream():
             trainer = InOrderTrainer(
-                model=model, args=training_args, train_dataset=as_dataset(windows["train"]),
-                eval_dataset=as_dataset(windows["eval"]) if gold else None, processing_class=tokenizer,
-                data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)), callbacks=callbacks,
-                compute_metrics=lambda prediction: tag_metrics(gold, tagged(prediction.predictions)),
+                model=model,
+                args=training_args,
+                train_dataset=as_dataset(windows["train"]),
+                eval_dataset=as_dataset(windows["eval"]) if gold else None,
+                processing_class=tokenizer,
+                data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)),
+                callbacks=callbacks,
+                compute_metrics=lambda prediction: tag_metrics(
+                    gold, tagged(prediction.predictions)
+                ),
                 compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
-            )  # fmt: skip
+            )
 
         trained = checked(trainer, tokenizer, classes=len(names)).train(
             resume_from_checkpoint=checkpoint

@@ -15,7 +15,7 @@ from hfstack.config import command_line
 from hfstack.errors import ConfigError
 from hfstack.publishing.folder import folder_of, is_folder
 from hfstack.publishing.staging import fresh_folder
-from hfstack.publishing.verify import check_files, check_number, fetch, fingerprint
+from hfstack.publishing.verify import check_files, check_number, fetch, publication_digest
 from hfstack.runs.run import Run, RunArgs
 
 
@@ -49,7 +49,7 @@ def main(args: VerifyArgs, run_args: RunArgs) -> dict[str, float]:
         publication = check_files(folder)
         files = publication["files"]
         print(
-            f"{args.repo} {commit}: {len(files)} files are as published, sha256 of all {fingerprint(publication)}"
+            f"{args.repo} {commit}: {len(files)} files are as published, sha256 of all {publication_digest(publication)}"
         )
         metrics = {"files": len(files), "bytes": sum(entry["bytes"] for entry in files.values())}
         if args.measure and (found := check_number(folder, publication)) is not None:

@@ -245,9 +245,20 @@ class _Handler(BaseHTTPRequestHandler):
         files = [_entry(path, stored) for path, stored in sorted(repo.commits[sha].files.items())]
         times = {"lastModified": _TIME, "createdAt": _TIME}
         return {
-            "_id": sha[:24], "id": name, "modelId": name, "author": name.split("/")[0], "sha": sha, "siblings": files,
-            "private": repo.private, "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [], **times,
-        }  # fmt: skip
+            "_id": sha[:24],
+            "id": name,
+            "modelId": name,
+            "author": name.split("/")[0],
+            "sha": sha,
+            "siblings": files,
+            "private": repo.private,
+            "gated": False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            **times,
+        }
 
     def tree(self, kinds: str, name: str, revision: str, folder: str | None = None) -> list[Any]:
         repo, sha = self._at(kinds, name, revision)

@@ -29,10 +29,17 @@ def train(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, cap
 
     def call(**changes: object) -> tuple[int, list[str]]:
         settings = {
-            "model_name_or_path": tiny_llama, "datasets": rows, "eval_fraction": 0.2, "block_size": 16, "max_steps": 1,
-            "output_dir": tmp_path / "out", "report_to": "none", "bf16": "false", "sample_tokens": 2,
+            "model_name_or_path": tiny_llama,
+            "datasets": rows,
+            "eval_fraction": 0.2,
+            "block_size": 16,
+            "max_steps": 1,
+            "output_dir": tmp_path / "out",
+            "report_to": "none",
+            "bf16": "false",
+            "sample_tokens": 2,
             "dataloader_pin_memory": "false",
-        } | changes  # fmt: skip
+        } | changes
         path = ROOT / "recipes" / "pretrain_clm.py"
         flags = [f"--{name}={value}" for name, value in settings.items() if value is not None]
         monkeypatch.setattr(sys, "argv", [str(path), *flags])

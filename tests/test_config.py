@@ -56,11 +56,13 @@ def read(*argv: str, yaml: str | None = None, tmp_path: Path | None = None) -> A
 
 def test_values_arrive_as_they_were_meant(tmp_path: Path) -> None:
     args = read(
-        "--size", "7", "--no_strict",
+        "--size",
+        "7",
+        "--no_strict",
         yaml="size: 5\nmode: slow\nwords: [a, 1, no]\nnote: off\ntable: {a: 1}\n"
         "items: [x.jsonl, {path: y, weight: 2}]\n",
         tmp_path=tmp_path,
-    )  # fmt: skip
+    )
     assert (args.size, args.mode, args.strict) == (7, "slow", False)
     assert args.table == {"a": 1}
     assert args.words == ["a", "1", "no"]

@@ -64,9 +64,17 @@ def commands() -> list[tuple[str, str, list[str]]]:
 def test_commands_name_options_that_exist(place: str, recipe: str, options: list[str]) -> None:
     reference = next((ROOT / "docs" / "reference").glob(f"{recipe}.*")).read_text(encoding="utf-8")
     launcher = {
-        "processes", "accelerate", "log_file", "help", "config", "nodes", "node_rank", "main_address", "retries",
+        "processes",
+        "accelerate",
+        "log_file",
+        "help",
+        "config",
+        "nodes",
+        "node_rank",
+        "main_address",
+        "retries",
         "allow_changed",
-    }  # fmt: skip
+    }
     for option in options:
         assert option in launcher or f"--{option}" in reference, (
             f"{place}: {recipe} has no --{option}"

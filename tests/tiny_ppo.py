@@ -87,10 +87,19 @@ def trainer(
         model = AutoModelForCausalLM.from_pretrained(model)
     set_seed(0)
     defaults: dict[str, Any] = {
-        "output_dir": str(folder), "per_device_train_batch_size": 4, "num_mini_batches": 2, "num_ppo_epochs": 2,
-        "total_episodes": 16, "max_completion_length": 8, "learning_rate": 1e-3, "lr_scheduler_type": "constant",
-        "report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no",
-    }  # fmt: skip
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 2,
+        "total_episodes": 16,
+        "max_completion_length": 8,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+    }
     given: dict[str, Any] = {"reward_funcs": vowels, "train_dataset": prompts()} | (build or {})
     return PPOTrainer(
         model=model, args=PPOConfig(**(defaults | settings)), processing_class=tokenizer, **given

@@ -20,9 +20,13 @@ def spawn(work: Any, folder: Path, *given: Any) -> list[Any]:
 def enter(rank: int, work: Any, port: int, folder: Path, given: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "HF_HUB_OFFLINE": "1",
+    }
     torch.save(work(rank, folder, *given), folder / f"{rank}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -15,10 +15,21 @@ MENDED = ("mojibake", "html", "control_characters", "boilerplate", "personal_dat
 FAULTS = DROPPED + MENDED
 
 _SWAPS = {
-    "little": "small", "small": "little", "very": "quite", "big": "large",
-    "old": "aged", "cried": "wept", "said": "spoke",
-    "home": "back", "the": "that", "a": "one", "was": "is", "and": "then", "had": "got", "so": "thus",
-}  # fmt: skip
+    "little": "small",
+    "small": "little",
+    "very": "quite",
+    "big": "large",
+    "old": "aged",
+    "cried": "wept",
+    "said": "spoke",
+    "home": "back",
+    "the": "that",
+    "a": "one",
+    "was": "is",
+    "and": "then",
+    "had": "got",
+    "so": "thus",
+}
 _COOKIE_NOTICES = (
     "This website uses cookies to improve your experience. Accept all | Settings",
     "We value your privacy. By continuing to browse you agree to our use of cookies.",

@@ -62,8 +62,15 @@ def check_sft(runs: Sequence[ChainRun]) -> list[Finding]:
     found: list[Finding] = []
     tuned = [run for run in runs if run.recipe == "sft"]
     ends = [finding for run in runs for finding in _ended(run)]
-    found += ends or [Finding("sft", "answers end", "unknown", "no run says how many answers of the start end",
-                              "give the sft run with --answer_rows, or a win_rate run against it")]  # fmt: skip
+    found += ends or [
+        Finding(
+            "sft",
+            "answers end",
+            "unknown",
+            "no run says how many answers of the start end",
+            "give the sft run with --answer_rows, or a win_rate run against it",
+        )
+    ]
 
     if not tuned:
         found.append(

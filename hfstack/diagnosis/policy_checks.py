@@ -93,9 +93,14 @@ def check_policies(
         ]
 
         found += judged or [
-            Finding("policy", "judge", "unknown", f"no win_rate run of {run.label} given",
-                    "compare it with the model before: hfstack run win_rate")
-        ]  # fmt: skip
+            Finding(
+                "policy",
+                "judge",
+                "unknown",
+                f"no win_rate run of {run.label} given",
+                "compare it with the model before: hfstack run win_rate",
+            )
+        ]
 
     return found or [
         Finding(

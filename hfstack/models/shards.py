@@ -32,12 +32,22 @@ _METADATA, _FILES = (
     "torch.distributed.checkpoint.filesystem",
 )
 _TYPES_OF_AN_INDEX = {
-    (_METADATA, "Metadata"), (_METADATA, "MetadataIndex"), (_METADATA, "StorageMeta"), (_METADATA, "TensorProperties"),
-    (_METADATA, "TensorStorageMetadata"), (_METADATA, "BytesStorageMetadata"), (_METADATA, "ChunkStorageMetadata"),
-    (_METADATA, "_MEM_FORMAT_ENCODING"), (_FILES, "_StorageInfo"), ("torch", "Size"),
-    ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"), ("pathlib", "WindowsPath"),
-    ("pathlib._local", "PosixPath"), ("pathlib._local", "WindowsPath"),
-}  # fmt: skip
+    (_METADATA, "Metadata"),
+    (_METADATA, "MetadataIndex"),
+    (_METADATA, "StorageMeta"),
+    (_METADATA, "TensorProperties"),
+    (_METADATA, "TensorStorageMetadata"),
+    (_METADATA, "BytesStorageMetadata"),
+    (_METADATA, "ChunkStorageMetadata"),
+    (_METADATA, "_MEM_FORMAT_ENCODING"),
+    (_FILES, "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("pathlib._local", "PosixPath"),
+    ("pathlib._local", "WindowsPath"),
+}
 
 
 def kind_of_shards(checkpoint: Path) -> str | None:

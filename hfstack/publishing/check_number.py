@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 import hfstack.models.gru  # noqa: F401 - registers its architectures
 from hfstack.errors import CheckpointError
 from hfstack.models.context import context_length
-from hfstack.publishing.files import TOKENIZER, Kind
+from hfstack.publishing.files import TOKENIZER, PublishedKind
 from hfstack.tasks.causal_lm.metrics import compute_metrics, score_documents
 
 TOLERANCE = 2e-3  # relative: other processors add in another order
@@ -31,7 +31,7 @@ _TEXT = (
 _LONGEST_TOKENS = 256
 
 
-def measure(files: Mapping[str, Path], kind: Kind) -> tuple[str, float]:
+def measure_check_number(files: Mapping[str, Path], kind: PublishedKind) -> tuple[str, float]:
     """Return the name and the value of the check number of what is published.
 
     Args:
@@ -63,7 +63,7 @@ def measure(files: Mapping[str, Path], kind: Kind) -> tuple[str, float]:
     return "check_mean_logit", float(logits.float().abs().mean())
 
 
-def load(folder: Path, kind: Kind, *, dtype: str = "float32") -> Any:
+def load(folder: Path, kind: PublishedKind, *, dtype: str = "float32") -> Any:
     """Return the model of a folder on the CPU, an adapter on its base.
 
     Args:

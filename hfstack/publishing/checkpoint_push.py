@@ -16,9 +16,9 @@ from transformers import TrainingArguments
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
-from hfstack.publishing.files import item, kind_of, published_files
+from hfstack.publishing.files import make_item, detect_kind, published_files
 from hfstack.publishing.hub import (
-    Target,
+    HubRepo,
     check_pushed,
     find_token,
     head_of,
@@ -60,7 +60,7 @@ def push_checkpoints(training_args: TrainingArguments) -> list[Callable[[Path], 
     if "/" not in repo:
         repo = f"{owner_of(endpoint, token)}/{repo}"
     private = training_args.hub_private_repo is not False
-    target = Target(repo, endpoint=endpoint, token=token, private=private, branch=branch)
+    target = HubRepo(repo, endpoint=endpoint, token=token, private=private, branch=branch)
     if int(os.environ.get("RANK", "0")) == 0:
         prepare_repo(target)
         logger.info(
@@ -81,7 +81,7 @@ class CheckpointPush:
         target: the repository and the branch, once `prepare_repo` has found them in order.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: HubRepo) -> None:
         self.target = target
 
     def __call__(self, folder: Path) -> None:
@@ -101,10 +101,10 @@ class CheckpointPush:
 
     def _push(self, folder: Path, whole: Path) -> None:
         """Push the model that lies in `whole` as that of a checkpoint."""
-        files = published_files(whole, kind_of(whole, {}), {})
+        files = published_files(whole, detect_kind(whole, {}), {})
         if (folder / _STATE).is_file():
             files[_STATE] = folder / _STATE
-        items = [item(name, path) for name, path in files.items()]
+        items = [make_item(name, path) for name, path in files.items()]
         refuse_secrets(items, known_secrets())
         sha = push(
             self.target, items, parent=head_of(self.target), message=f"Checkpoint {folder.name}"

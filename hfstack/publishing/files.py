@@ -44,7 +44,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Kind:
+class PublishedKind:
     """What is published.
 
     Args:
@@ -70,28 +70,30 @@ class Kind:
 
 
 _BY_ARCHITECTURE = {
-    "ForCausalLM": Kind(
+    "ForCausalLM": PublishedKind(
         "causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"
     ),
-    "LMHeadModel": Kind(
+    "LMHeadModel": PublishedKind(
         "causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"
     ),
-    "ForMaskedLM": Kind("masked", auto_class="AutoModelForMaskedLM", pipeline_tag="fill-mask"),
-    "ForSequenceClassification": Kind(
+    "ForMaskedLM": PublishedKind(
+        "masked", auto_class="AutoModelForMaskedLM", pipeline_tag="fill-mask"
+    ),
+    "ForSequenceClassification": PublishedKind(
         "classifier",
         auto_class="AutoModelForSequenceClassification",
         pipeline_tag="text-classification",
     ),
-    "ForTokenClassification": Kind(
+    "ForTokenClassification": PublishedKind(
         "tagger", auto_class="AutoModelForTokenClassification", pipeline_tag="token-classification"
     ),
-    "ForQuestionAnswering": Kind(
+    "ForQuestionAnswering": PublishedKind(
         "question answering",
         auto_class="AutoModelForQuestionAnswering",
         pipeline_tag="question-answering",
     ),
-    "ForConditionalGeneration": Kind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),
-    "MTModel": Kind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),  # Marian
+    "ForConditionalGeneration": PublishedKind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),
+    "MTModel": PublishedKind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),  # Marian
 }
 _BY_TASK = {
     "CAUSAL_LM": "ForCausalLM",
@@ -102,7 +104,7 @@ _BY_TASK = {
 }
 
 
-def kind_of(folder: Path, artifacts: dict[str, str], *, rewards: bool = False) -> Kind:
+def detect_kind(folder: Path, artifacts: dict[str, str], *, rewards: bool = False) -> PublishedKind:
     """Return what a run has left in its directory.
 
     Args:
@@ -115,11 +117,11 @@ def kind_of(folder: Path, artifacts: dict[str, str], *, rewards: bool = False) -
     if (folder / ADAPTER_CONFIG).is_file():
         config = read_json(folder / ADAPTER_CONFIG)
         ending = _BY_TASK.get(str(config.get("task_type")), "")
-        known = _BY_ARCHITECTURE.get(ending, Kind("model", auto_class="AutoModel"))
+        known = _BY_ARCHITECTURE.get(ending, PublishedKind("model", auto_class="AutoModel"))
         name = "reward" if known.name == "classifier" and rewards else known.name
         labels = 1 if name == "reward" else _label_count(folder)
         base = str(config.get("base_model_name_or_path") or "")
-        return Kind(
+        return PublishedKind(
             name,
             "model",
             known.auto_class,
@@ -135,18 +137,20 @@ def kind_of(folder: Path, artifacts: dict[str, str], *, rewards: bool = False) -
             (k for ending, k in _BY_ARCHITECTURE.items() if architecture.endswith(ending)), None
         )
         if known is None:
-            return Kind("model", auto_class="AutoModel")
+            return PublishedKind("model", auto_class="AutoModel")
         labels = config.get("num_labels", len(config.get("id2label") or [0, 1]))
         rewarding = (
             known.name == "classifier" and labels == 1 and not (folder / _CLASSIFIER).is_file()
         )
         name = "reward" if rewarding else known.name
         recurrent = config.get("model_type") in _RECURRENT
-        return Kind(name, "model", known.auto_class, known.pipeline_tag, recurrent=recurrent)
+        return PublishedKind(
+            name, "model", known.auto_class, known.pipeline_tag, recurrent=recurrent
+        )
     if (folder / TOKENIZER).is_file():
-        return Kind("tokenizer")
+        return PublishedKind("tokenizer")
     if data_files(folder, artifacts):
-        return Kind("dataset", "dataset")
+        return PublishedKind("dataset", "dataset")
     raise CheckpointError(f"{folder} holds no model, adapter, tokenizer or dataset to publish")
 
 
@@ -163,7 +167,9 @@ def data_files(folder: Path, artifacts: dict[str, str]) -> dict[str, Path]:
     return {}
 
 
-def published_files(folder: Path, kind: Kind, artifacts: dict[str, str]) -> dict[str, Path]:
+def published_files(
+    folder: Path, kind: PublishedKind, artifacts: dict[str, str]
+) -> dict[str, Path]:
     """Return the files that make up what is published, by their path in the repository.
 
     Raises:
@@ -195,7 +201,7 @@ def tokenizer_files(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in names if (folder / name).is_file()}
 
 
-def item(path_in_repo: str, source: Path) -> Item:
+def make_item(path_in_repo: str, source: Path) -> Item:
     """Return a file with its size and sha256."""
     with source.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -236,7 +242,7 @@ def _label_count(folder: Path) -> int:
     return len(read_json(folder / _CLASSIFIER).get("names") or [0])
 
 
-def _check_complete(folder: Path, kind: Kind, names: set[str]) -> None:
+def _check_complete(folder: Path, kind: PublishedKind, names: set[str]) -> None:
     """Refuse a model without its weights, or with shards missing."""
     if not any(name.endswith(".safetensors") for name in names):
         refuse_pickles((path.name for path in folder.iterdir()), str(folder))

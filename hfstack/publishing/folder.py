@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.publishing.files import PUBLICATION, Item, item
+from hfstack.publishing.files import PUBLICATION, Item, make_item
 
 _SCHEME = "file://"
 
@@ -68,7 +68,7 @@ def push_to_folder(folder: Path, items: Sequence[Item]) -> int:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(one.source, target)
             _flush(target)
-            if (copied := item(one.path, target)).sha256 != one.sha256:
+            if (copied := make_item(one.path, target)).sha256 != one.sha256:
                 raise CheckpointError(
                     f"{target} has sha256 {copied.sha256[:12]}, copied was {one.sha256[:12]}"
                 )

@@ -1,6 +1,6 @@
 """Push files to a repository of the Hub so that it either happens or does not: one commit on a known parent.
 
-    target = Target("alice/model", endpoint=endpoint, token=token)
+    target = HubRepo("alice/model", endpoint=endpoint, token=token)
     parent = prepare_repo(target)
     sha = push(target, items, parent=parent, message="...")
     check_pushed(target, items, sha)
@@ -32,7 +32,13 @@ from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_i
 from hfstack.errors import ConfigError, HubError
 from hfstack.logs import get_logger
 from hfstack.publishing.files import PICKLES, PUBLICATION, Item
-from hfstack.publishing.hub_errors import describe, is_network, passes, retry_after_s, status_of
+from hfstack.publishing.hub_errors import (
+    describe,
+    is_network,
+    is_transient,
+    retry_after_s,
+    status_of,
+)
 
 logger = get_logger(__name__)
 
@@ -41,7 +47,7 @@ _KINDS = ("model", "dataset", "space")
 
 
 @dataclass(frozen=True)
-class Target:
+class HubRepo:
     """A repository, and who pushes to it.
 
     Args:
@@ -98,7 +104,7 @@ def check_name(repo: str) -> None:
         raise ConfigError(f"--repo {repo} names no owner: write it as your_name/{repo}")
 
 
-def check_token(target: Target) -> str:
+def check_token(target: HubRepo) -> str:
     """Return the name of the token's owner, once it is known to be able to write to the repository.
 
     Raises:
@@ -155,7 +161,7 @@ def owner_of(endpoint: str, token: str) -> str:
         raise describe(error, endpoint, endpoint) from error
 
 
-def head_of(target: Target) -> str:
+def head_of(target: HubRepo) -> str:
     """Return the commit that the branch is at.
 
     Raises:
@@ -173,7 +179,7 @@ def head_of(target: Target) -> str:
         raise describe(error, target.url, target.endpoint) from error
 
 
-def prepare_repo(target: Target) -> str:
+def prepare_repo(target: HubRepo) -> str:
     """Make sure that the repository and its branch are there, and return the commit that the push will stand on.
 
     Raises:
@@ -216,7 +222,7 @@ def prepare_repo(target: Target) -> str:
         raise describe(error, target.url, target.endpoint) from error
 
 
-def refuse_other_kind(target: Target) -> None:
+def refuse_other_kind(target: HubRepo) -> None:
     """Refuse a name under which another kind of repository stands.
 
     Raises ConfigError.
@@ -229,7 +235,9 @@ def refuse_other_kind(target: Target) -> None:
             )
 
 
-def superseded(target: Target, revision: str, items: Sequence[Item], *, kind: str) -> list[str]:
+def find_superseded(
+    target: HubRepo, revision: str, items: Sequence[Item], *, kind: str
+) -> list[str]:
     """Return the files of an earlier publication that this one does not have, for the same commit to remove.
 
     Args:
@@ -262,7 +270,7 @@ def superseded(target: Target, revision: str, items: Sequence[Item], *, kind: st
 
 
 def push(
-    target: Target,
+    target: HubRepo,
     items: Sequence[Item],
     *,
     parent: str,
@@ -311,7 +319,7 @@ def push(
                         f"{target.url}: {target.branch} has changed since {parent[:10]}, while this was being pushed; "
                         "nothing of this push is visible: look at the change, then push again"
                     ) from None
-                if wait_s is None or not passes(error):
+                if wait_s is None or not is_transient(error):
                     raise describe(error, target.url, target.endpoint) from error
                 wait_s = max(wait_s, retry_after_s(error))
                 logger.warning(
@@ -321,7 +329,7 @@ def push(
     raise AssertionError("the last attempt returns or raises")
 
 
-def check_pushed(target: Target, items: Sequence[Item], sha: str) -> int:
+def check_pushed(target: HubRepo, items: Sequence[Item], sha: str) -> int:
     """Compare every item with what the repository holds at a commit, by sha256, and return how many there were.
 
     Of large files the Hub tells the hash that it has computed; small ones are read back.
@@ -350,7 +358,7 @@ def check_pushed(target: Target, items: Sequence[Item], sha: str) -> int:
 
 
 @contextmanager
-def transport(target: Target) -> Iterator[bool]:
+def transport(target: HubRepo) -> Iterator[bool]:
     """Use Xet for large files only where the endpoint has it; upstream tries it everywhere and has no way back."""
     disabled = constants.HF_HUB_DISABLE_XET
     xet = not disabled and find_spec("hf_xet") is not None and probe_xet(target)
@@ -363,7 +371,7 @@ def transport(target: Target) -> Iterator[bool]:
         constants.HF_HUB_DISABLE_XET = disabled  # pyright: ignore[reportConstantRedefinition]
 
 
-def probe_xet(target: Target) -> bool:
+def probe_xet(target: HubRepo) -> bool:
     """Ask whether the endpoint gives out what a Xet upload needs."""
     url = f"{target.endpoint}/api/{target.repo_type}s/{target.repo}/xet-write-token/{target.branch}"
     try:
@@ -378,7 +386,7 @@ def probe_xet(target: Target) -> bool:
     )
 
 
-def _tree(target: Target, revision: str) -> dict[str, Any]:
+def _tree(target: HubRepo, revision: str) -> dict[str, Any]:
     """The files of a commit, by path."""
     try:
         entries = target.api.list_repo_tree(
@@ -389,7 +397,7 @@ def _tree(target: Target, revision: str) -> dict[str, Any]:
         raise describe(error, target.url, target.endpoint) from error
 
 
-def _download(target: Target, path: str, revision: str, folder: str) -> Path:
+def _download(target: HubRepo, path: str, revision: str, folder: str) -> Path:
     """One file of a commit, fetched into a folder, and not from this machine's cache."""
     where: Any = {"repo_type": target.repo_type, "revision": revision, "local_dir": folder}
     try:
@@ -402,7 +410,7 @@ def _download(target: Target, path: str, revision: str, folder: str) -> Path:
         raise describe(error, target.url, target.endpoint) from error
 
 
-def _landed(target: Target, items: Sequence[Item], parent: str) -> str | None:
+def _landed(target: HubRepo, items: Sequence[Item], parent: str) -> str | None:
     """The head of the branch when it has moved on to exactly these files: a commit whose answer was lost."""
     try:
         head = target.api.repo_info(

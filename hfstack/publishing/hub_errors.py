@@ -1,4 +1,4 @@
-"""What a failed request to the Hub means: whether it passes by waiting, and one line that says what to do."""
+"""What a failed request to the Hub means: whether it is_transient by waiting, and one line that says what to do."""
 
 from json import JSONDecodeError
 
@@ -42,7 +42,7 @@ def is_network(error: BaseException) -> bool:
     )
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether a failure may be gone after a while: a busy or broken server, a broken connection."""
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
         return False

@@ -28,7 +28,7 @@ _SHIPPED = re.compile(
 
 
 @dataclass(frozen=True)
-class Link:
+class RunLink:
     """One run: where it lies, what it is called in the card, and its record."""
 
     directory: Path
@@ -44,16 +44,16 @@ class Chain:
         missing: directories that a run names as its parents and that are not there any more.
     """
 
-    links: list[Link]
-    evaluations: list[Link] = field(default_factory=list)
+    links: list[RunLink]
+    evaluations: list[RunLink] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
     @property
-    def last(self) -> Link:
+    def last(self) -> RunLink:
         return self.links[-1]
 
 
-def follow(directory: Path, evaluations: list[str] | None = None) -> Chain:
+def follow_chain(directory: Path, evaluations: list[str] | None = None) -> Chain:
     """Return the chain of a run: parents before children, each once.
 
     Args:
@@ -83,13 +83,13 @@ def follow(directory: Path, evaluations: list[str] | None = None) -> Chain:
         [_measuring(Path(path), last) for path in evaluations] if evaluations else _beside(last)
     )
     labels = _labels([*found, *(folder for folder, _ in measured)])
-    links = [Link(folder, labels[folder], record) for folder, record in found.items()]
+    links = [RunLink(folder, labels[folder], record) for folder, record in found.items()]
     return Chain(
-        links, [Link(folder, labels[folder], record) for folder, record in measured], missing
+        links, [RunLink(folder, labels[folder], record) for folder, record in measured], missing
     )
 
 
-def shorten(text: str, chain: Chain) -> str:
+def shorten_paths(text: str, chain: Chain) -> str:
     """Return a text with the paths of this machine made into ones that work elsewhere.
 
     The folder that holds the runs is written by its name, shipped files from `recipes/` on, and the home as `~`.

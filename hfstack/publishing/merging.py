@@ -10,7 +10,13 @@ from pathlib import Path
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.shards import kind_of_shards
 from hfstack.publishing.check_number import load
-from hfstack.publishing.files import ADAPTER_CONFIG, Kind, kind_of, published_files, tokenizer_files
+from hfstack.publishing.files import (
+    ADAPTER_CONFIG,
+    PublishedKind,
+    detect_kind,
+    published_files,
+    tokenizer_files,
+)
 
 _MERGE = (
     "import sys; from pathlib import Path; from hfstack.models.shards import merge_checkpoint; "
@@ -29,7 +35,9 @@ _LAUNCHER = (
 )
 
 
-def merge(adapter: Path, kind: Kind, folder: Path) -> tuple[Kind, dict[str, Path]]:
+def merge(
+    adapter: Path, kind: PublishedKind, folder: Path
+) -> tuple[PublishedKind, dict[str, Path]]:
     """Save the model with the adapter folded in, and return what it is and its files.
 
     Args:
@@ -46,7 +54,7 @@ def merge(adapter: Path, kind: Kind, folder: Path) -> tuple[Kind, dict[str, Path
     model.save_pretrained(folder)
     for name, path in tokenizer_files(adapter).items():
         shutil.copyfile(path, folder / name)
-    whole = kind_of(folder, {})
+    whole = detect_kind(folder, {})
     return replace(whole, name=kind.name), published_files(folder, whole, {})
 
 

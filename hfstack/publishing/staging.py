@@ -14,14 +14,14 @@ from hfstack.publishing.files import (
     ADAPTER_CONFIG,
     PUBLICATION,
     Item,
-    Kind,
-    item,
-    kind_of,
+    PublishedKind,
+    make_item,
+    detect_kind,
     published_files,
     read_json,
     refuse_pickles,
 )
-from hfstack.publishing.lineage import Chain, shorten
+from hfstack.publishing.lineage import Chain, shorten_paths
 from hfstack.publishing.secret_scan import hide_known
 from hfstack.redaction import redact
 from hfstack.runs.record import changed_output
@@ -32,7 +32,7 @@ CARD, RUNS = "README.md", "runs.json"
 _SCHEMA = 1
 
 
-def check_ready(chain: Chain) -> tuple[Kind, dict[str, Path]]:
+def check_ready(chain: Chain) -> tuple[PublishedKind, dict[str, Path]]:
     """Return what a finished run has made and its files, whole and as they were at its end.
 
     Raises:
@@ -44,7 +44,7 @@ def check_ready(chain: Chain) -> tuple[Kind, dict[str, Path]]:
         raise CheckpointError(
             f"{folder} is {record.status}, not finished: {todo}; only finished runs are published"
         )
-    kind = kind_of(folder, record.artifacts, rewards=record.recipe == "reward")
+    kind = detect_kind(folder, record.artifacts, rewards=record.recipe == "reward")
     files = published_files(folder, kind, record.artifacts)
     refuse_pickles(files, str(folder))
     if not record.outputs:
@@ -65,7 +65,7 @@ def check_ready(chain: Chain) -> tuple[Kind, dict[str, Path]]:
     return kind, files
 
 
-def check_base(kind: Kind, base_repo: str | None) -> str:
+def check_base(kind: PublishedKind, base_repo: str | None) -> str:
     """Return the base model that a published adapter names, "" for what is no adapter.
 
     Raises:
@@ -87,7 +87,7 @@ def check_base(kind: Kind, base_repo: str | None) -> str:
     return kind.base
 
 
-def stage(
+def stage_files(
     files: dict[str, Path],
     folder: Path,
     *,
@@ -123,11 +123,11 @@ def stage(
     if base and read_json(files[ADAPTER_CONFIG]).get("base_model_name_or_path") != base:
         values = read_json(files[ADAPTER_CONFIG]) | {"base_model_name_or_path": base}
         write(ADAPTER_CONFIG, json.dumps(values, indent=2, ensure_ascii=False))
-    return [item(name, path) for name, path in sorted(made.items())]
+    return [make_item(name, path) for name, path in sorted(made.items())]
 
 
 def write_publication(
-    items: list[Item], folder: Path, *, kind: Kind, check: tuple[str, float] | None
+    items: list[Item], folder: Path, *, kind: PublishedKind, check: tuple[str, float] | None
 ) -> list[Item]:
     """Write publication.json, which `verify` reads, and return the items with it.
 
@@ -144,7 +144,7 @@ def write_publication(
         "files": {one.path: {"bytes": one.bytes, "sha256": one.sha256} for one in items},
     }
     (folder / PUBLICATION).write_text(json.dumps(values, indent=1), encoding="utf-8")
-    return [*items, item(PUBLICATION, folder / PUBLICATION)]
+    return [*items, make_item(PUBLICATION, folder / PUBLICATION)]
 
 
 def read_publication(folder: Path) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _clean(record: dict[str, Any], label: str, chain: Chain) -> dict[str, Any]:
 
     def strings(value: Any) -> Any:
         if isinstance(value, str):
-            return redact(shorten(value, chain))
+            return redact(shorten_paths(value, chain))
         if isinstance(value, dict):
             return {name: strings(entry) for name, entry in value.items()}
         return [strings(entry) for entry in value] if isinstance(value, list | tuple) else value

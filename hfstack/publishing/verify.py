@@ -8,16 +8,16 @@ from huggingface_hub import HfApi, get_token
 
 from hfstack.errors import CheckpointError, HubError
 from hfstack.logs import get_logger
-from hfstack.publishing.check_number import agrees, measure
+from hfstack.publishing.check_number import agrees, measure_check_number
 from hfstack.publishing.files import (
     ADAPTER_CONFIG,
     PUBLICATION,
-    Kind,
-    item,
-    kind_of,
+    PublishedKind,
+    make_item,
+    detect_kind,
     refuse_pickles,
 )
-from hfstack.publishing.hub import Target, check_name, transport
+from hfstack.publishing.hub import HubRepo, check_name, transport
 from hfstack.publishing.hub_errors import describe, is_network
 from hfstack.publishing.staging import read_publication
 
@@ -37,7 +37,7 @@ def fetch(repo: str, folder: Path, *, endpoint: str, revision: str) -> str:
     api = HfApi(endpoint=endpoint, token=get_token())
     error: Exception | None = None
     for kind in ("model", "dataset"):
-        target = Target(repo, kind, endpoint, get_token())
+        target = HubRepo(repo, kind, endpoint, get_token())
         try:
             sha = str(api.repo_info(repo, repo_type=kind, revision=revision).sha)
             with transport(target):
@@ -72,7 +72,7 @@ def check_files(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{folder} lacks {name}, which {PUBLICATION} lists: it was not published whole"
             )
-        found = item(name, path)
+        found = make_item(name, path)
         if found.sha256 != expected["sha256"]:
             raise CheckpointError(
                 f"{path} has sha256 {found.sha256[:12]}, published was {expected['sha256'][:12]}: it was changed since"
@@ -102,7 +102,7 @@ def check_number(folder: Path, publication: dict[str, Any]) -> tuple[str, float,
         logger.warning("no number was published to be measured again: only the hashes were checked")
         return None
     files = {name: folder / name for name in publication["files"]}
-    name, measured = measure(files, published_kind(folder, publication))
+    name, measured = measure_check_number(files, published_kind(folder, publication))
     recorded = float(check["value"])
     if name != check["name"] or not agrees(measured, recorded):
         raise CheckpointError(
@@ -112,17 +112,17 @@ def check_number(folder: Path, publication: dict[str, Any]) -> tuple[str, float,
     return name, recorded, measured
 
 
-def published_kind(folder: Path, publication: dict[str, Any]) -> Kind:
+def published_kind(folder: Path, publication: dict[str, Any]) -> PublishedKind:
     """Return what a publication is."""
     if publication["kind"] == "dataset":
-        return Kind("dataset", "dataset")
-    kind = kind_of(folder, {}, rewards=publication["kind"] == "reward")
+        return PublishedKind("dataset", "dataset")
+    kind = detect_kind(folder, {}, rewards=publication["kind"] == "reward")
     if kind.adapter and not kind.base:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG} names no base model")
     return kind
 
 
-def fingerprint(publication: dict[str, Any]) -> str:
+def publication_digest(publication: dict[str, Any]) -> str:
     """Return one hash over all files of a publication, to quote."""
     lines = [f"{entry['sha256']}  {name}\n" for name, entry in sorted(publication["files"].items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

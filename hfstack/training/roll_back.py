@@ -88,8 +88,10 @@ class RollBackSpikes(SkipSpikes):
             ConfigError: the run saves no checkpoints, or only such as cannot be put back.
         """
         if args.save_strategy == SaveStrategy.NO or args.save_only_model:
-            raise ConfigError("RollBackSpikes goes back to a checkpoint: it needs --save_strategy steps and no "
-                              "--save_only_model")  # fmt: skip
+            raise ConfigError(
+                "RollBackSpikes goes back to a checkpoint: it needs --save_strategy steps and no "
+                "--save_only_model"
+            )
 
         if is_sharded(args):
             raise ConfigError(
@@ -124,8 +126,11 @@ class RollBackSpikes(SkipSpikes):
             torch.distributed.broadcast_object_list(chosen)
 
         if chosen[0] is None:
-            logger.warning("no whole checkpoint is %d steps older, so nothing but this step is left out; keep more of "
-                           "them by --save_total_limit", self.steps_before)  # fmt: skip
+            logger.warning(
+                "no whole checkpoint is %d steps older, so nothing but this step is left out; keep more of "
+                "them by --save_total_limit",
+                self.steps_before,
+            )
             return step
 
         if len(self.roll_backs) == self.most:

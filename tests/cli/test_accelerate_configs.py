@@ -64,12 +64,23 @@ def test_the_command_of_each_gpu_config(
     launch = plan(recipe, ["--output_dir", "out"], options, accelerate_configs=CONFIGS, gpus=4)
     processes = str(4 * nodes)
     assert launch.command == [
-        *ACCELERATE, "--config_file", str(config), "--num_processes", processes,
-        *(SECOND_OF_TWO if nodes == 2 else ONE_NODE), "--tee", "3", str(recipe), "--output_dir", "out",
-    ]  # fmt: skip
+        *ACCELERATE,
+        "--config_file",
+        str(config),
+        "--num_processes",
+        processes,
+        *(SECOND_OF_TWO if nodes == 2 else ONE_NODE),
+        "--tee",
+        "3",
+        str(recipe),
+        "--output_dir",
+        "out",
+    ]
     assert launch.environment == {
-        "HFSTACK_PROCESSES": processes, "OMP_NUM_THREADS": "8", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
-    }  # fmt: skip
+        "HFSTACK_PROCESSES": processes,
+        "OMP_NUM_THREADS": "8",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600",
+    }
 
 
 @pytest.mark.parametrize("name", ["cpu", "single"])
@@ -133,15 +144,21 @@ def resolved(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 _FSDP = {
-    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_SYNC_MODULE_STATES": "true", "FSDP_OFFLOAD_PARAMS": "false",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_SYNC_MODULE_STATES": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
     "FSDP_ACTIVATION_CHECKPOINTING": "false",
-}  # fmt: skip
+}
 _ZERO = {
-    "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -223,11 +240,34 @@ def test_each_gpu_config_trains(name: str, tmp_path: Path, tiny_llama: Path):
         "".join(json.dumps({"text": text}) + "\n" for text in SENTENCES * 40)
     )
     command = [
-        sys.executable, "-m", "hfstack.cli", "run", "pretrain_clm", "--accelerate", name,
-        "--model_name_or_path", str(tiny_llama), "--datasets", str(tmp_path / "rows.jsonl"), "--max_steps", "4",
-        "--block_size", "16", "--per_device_train_batch_size", "2", "--sample_tokens", "2", "--save_steps", "2",
-        "--eval_fraction", "0.1", "--output_dir", str(tmp_path / "out"), "--tokenizer_name_or_path", str(tiny_llama),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "hfstack.cli",
+        "run",
+        "pretrain_clm",
+        "--accelerate",
+        name,
+        "--model_name_or_path",
+        str(tiny_llama),
+        "--datasets",
+        str(tmp_path / "rows.jsonl"),
+        "--max_steps",
+        "4",
+        "--block_size",
+        "16",
+        "--per_device_train_batch_size",
+        "2",
+        "--sample_tokens",
+        "2",
+        "--save_steps",
+        "2",
+        "--eval_fraction",
+        "0.1",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--tokenizer_name_or_path",
+        str(tiny_llama),
+    ]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
@@ -269,9 +309,11 @@ def submit(script: str, *flags: str, folder: Path, without: str = "", **environm
         (folder / "bin" / name).write_text(f"#!/bin/bash\n{STAND_INS[name]}\n")
         (folder / "bin" / name).chmod(0o755)
     given = {
-        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "4242", "SLURM_JOB_NODELIST": "n[0-1]",
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "4242",
+        "SLURM_JOB_NODELIST": "n[0-1]",
         "SLURM_NNODES": "2" if script == "multi_node" else "1",
-    }  # fmt: skip
+    }
     command = ["bash", str(SLURM / f"{script}.sbatch"), *flags]
     return subprocess.run(
         command, cwd=folder, env=os.environ | environment | given, check=False

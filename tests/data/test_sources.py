@@ -239,8 +239,13 @@ def test_describe_sources(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None
     assert described[0]["files"][0]["bytes"] == (folder / "a.jsonl").stat().st_size
     assert len(described[0]["files"][0]["blake2b"]) == 32
     assert described[1] == {
-        "path": "user/set", "files": [], "rows": 1, "name": None, "split": "train", "revision": None
-    }  # fmt: skip
+        "path": "user/set",
+        "files": [],
+        "rows": 1,
+        "name": None,
+        "split": "train",
+        "revision": None,
+    }
     json.dumps(described)
     again = Source("a.jsonl")
     assert sum(1 for _ in iterate_rows([again], max_rows=12)) == 12

@@ -72,16 +72,38 @@ def test_a_story_written_by_hand_scores_high():
         (lambda row: f"{row['completion']} {row['completion']}", 0.05),
         (lambda row: (sentences(row["completion"], 1) + " ") * 12, 0.05),
         (lambda row: shuffled(row["completion"]), 0.05),
-        (lambda row: f"{row['animal']} {row['trait']} {row['ending']} river kite smile tears deep breath " * 10, 0.02),
+        (
+            lambda row: (
+                f"{row['animal']} {row['trait']} {row['ending']} river kite smile tears deep breath "
+                * 10
+            ),
+            0.02,
+        ),
         (lambda row: f"The {row['animal']} was {row['trait']}. " * 20, 0.02),
-        (lambda row: f"There was a {row['trait']} {row['animal']}. It had a kite. It was in a den. It was happy.", 0.2),
+        (
+            lambda row: (
+                f"There was a {row['trait']} {row['animal']}. It had a kite. It was in a den. It was happy."
+            ),
+            0.2,
+        ),
         (lambda row: " ".join(other["completion"] for other in STORIES[:4]), 0.1),
     ],
     ids=[
-        "another story", "torn off", "no ending", "empty", "echo", "echo and story", "told twice", "one sentence",
-        "shuffled", "keywords", "one keyword sentence", "stuffed sentences", "four stories",
+        "another story",
+        "torn off",
+        "no ending",
+        "empty",
+        "echo",
+        "echo and story",
+        "told twice",
+        "one sentence",
+        "shuffled",
+        "keywords",
+        "one keyword sentence",
+        "stuffed sentences",
+        "four stories",
     ],
-)  # fmt: skip
+)
 def test_low_scores(answer: Callable[[dict], str], limit: float):
     assert mean(gold_score(row["prompt"], answer(row)) for row in STORIES) <= limit
 
@@ -109,10 +131,18 @@ def other_beginning(row: dict) -> str:
         (lambda row: " ".join(other["completion"] for other in BEGINNINGS[:4]), 0.02),
     ],
     ids=[
-        "another", "torn off", "one sentence", "empty", "echo", "echo and beginning", "told twice", "shuffled",
-        "one keyword sentence", "four beginnings",
+        "another",
+        "torn off",
+        "one sentence",
+        "empty",
+        "echo",
+        "echo and beginning",
+        "told twice",
+        "shuffled",
+        "one keyword sentence",
+        "four beginnings",
     ],
-)  # fmt: skip
+)
 def test_of_beginnings_the_own_one_scores_high_and_what_pretends_low(
     answer: Callable[[dict], str], limit: float
 ):

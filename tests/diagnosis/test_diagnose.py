@@ -51,43 +51,84 @@ def sound_chain() -> Chain:
     ]
     return {
         "sft": ChainRun(
-            "sft", "runs/sft",
+            "sft",
+            "runs/sft",
             {"finished_share": 0.97, "answer_rows": 200, "held_out_loss": 1.21, "train_loss": 1.5},
-            history={"loss": [(s, 1.2 + 2.0 / s**2) for s in STEPS], "eval_loss": [(10, 1.5), (20, 1.3), (40, 1.22)]},
+            history={
+                "loss": [(s, 1.2 + 2.0 / s**2) for s in STEPS],
+                "eval_loss": [(10, 1.5), (20, 1.3), (40, 1.22)],
+            },
             answers=tuple(told),
         ),
         "preferences": ChainRun(
-            "preferences", "runs/preferences",
-            {"train_pairs": 1000, "eval_pairs": 120, "kept": 1120, "contradictions": 20, "ties": 200,
-             "flipped_pairs": 0, "train_chosen_longer_share": 0.55},
+            "preferences",
+            "runs/preferences",
+            {
+                "train_pairs": 1000,
+                "eval_pairs": 120,
+                "kept": 1120,
+                "contradictions": 20,
+                "ties": 200,
+                "flipped_pairs": 0,
+                "train_chosen_longer_share": 0.55,
+            },
         ),
         "reward": ChainRun(
-            "reward", "runs/reward",
-            {"eval_accuracy": 0.74, "eval_accuracy_low": 0.69, "eval_accuracy_high": 0.79, "eval_pairs": 300,
-             "eval_length_accuracy": 0.55, "eval_gain_over_length": 0.19, "eval_gain_over_length_low": 0.11,
-             "eval_gain_over_length_high": 0.27, "eval_accuracy_chosen_longer": 0.76,
-             "eval_accuracy_chosen_shorter": 0.71, "eval_reward_length_correlation": 0.1,
-             "eval_calibration_error": 0.06, "eval_reward_std": 1.3},
+            "reward",
+            "runs/reward",
+            {
+                "eval_accuracy": 0.74,
+                "eval_accuracy_low": 0.69,
+                "eval_accuracy_high": 0.79,
+                "eval_pairs": 300,
+                "eval_length_accuracy": 0.55,
+                "eval_gain_over_length": 0.19,
+                "eval_gain_over_length_low": 0.11,
+                "eval_gain_over_length_high": 0.27,
+                "eval_accuracy_chosen_longer": 0.76,
+                "eval_accuracy_chosen_shorter": 0.71,
+                "eval_reward_length_correlation": 0.1,
+                "eval_calibration_error": 0.06,
+                "eval_reward_std": 1.3,
+            },
         ),
         "ppo": ChainRun(
-            "ppo", "runs/ppo", {"reward": 0.9},
+            "ppo",
+            "runs/ppo",
+            {"reward": 0.9},
             history={
-                "reward": curve(0.1, 0.9), "rewards/obeys/mean": curve(0.2, 0.6), "kl_per_completion": curve(0.0, 4.0),
-                "entropy": curve(1.5, 1.1), "policy/clip_share_low": curve(0.1, 0.12),
+                "reward": curve(0.1, 0.9),
+                "rewards/obeys/mean": curve(0.2, 0.6),
+                "kl_per_completion": curve(0.0, 4.0),
+                "entropy": curve(1.5, 1.1),
+                "policy/clip_share_low": curve(0.1, 0.12),
                 "policy/clip_share_high": curve(0.1, 0.1),
-                "policy/approx_kl": curve(0.01, 0.01, noise=0.001), "policy/ratio": curve(1.0, 1.0, noise=0.01),
-                "value/explained_variance": curve(0.0, 0.7), "loss/value": curve(0.4, 0.1),
-                "ended_share": curve(0.97, 0.98, noise=0.01), "completions/mean_length": curve(18, 20),
+                "policy/approx_kl": curve(0.01, 0.01, noise=0.001),
+                "policy/ratio": curve(1.0, 1.0, noise=0.01),
+                "value/explained_variance": curve(0.0, 0.7),
+                "loss/value": curve(0.4, 0.1),
+                "ended_share": curve(0.97, 0.98, noise=0.01),
+                "completions/mean_length": curve(18, 20),
             },
         ),
         "win_rate": ChainRun(
-            "win_rate", "runs/win_rate",
-            {"win_rate": 0.66, "win_rate_low": 0.60, "win_rate_high": 0.71, "prompts": 300,
-             "win_rate_length_controlled": 0.64, "win_rate_length_controlled_low": 0.57,
-             "reference_ended_share": 0.96, "distinct_2": 0.4, "reference_distinct_2": 0.45},
-            settings={"reward_model": None}, parents=("runs/ppo", "runs/sft"),
+            "win_rate",
+            "runs/win_rate",
+            {
+                "win_rate": 0.66,
+                "win_rate_low": 0.60,
+                "win_rate_high": 0.71,
+                "prompts": 300,
+                "win_rate_length_controlled": 0.64,
+                "win_rate_length_controlled_low": 0.57,
+                "reference_ended_share": 0.96,
+                "distinct_2": 0.4,
+                "reference_distinct_2": 0.45,
+            },
+            settings={"reward_model": None},
+            parents=("runs/ppo", "runs/sft"),
         ),
-    }  # fmt: skip
+    }
 
 
 def changed(
@@ -156,20 +197,37 @@ def random_reward_model(chain: Chain) -> Chain:
         chain, "win_rate", {"win_rate": 0.49, "win_rate_low": 0.43, "win_rate_high": 0.55}
     )
     return changed(
-        chain, "reward",
-        {"eval_accuracy": 0.51, "eval_accuracy_low": 0.45, "eval_accuracy_high": 0.57, "eval_gain_over_length": -0.04,
-         "eval_gain_over_length_low": -0.12, "eval_gain_over_length_high": 0.04, "eval_accuracy_chosen_longer": 0.52,
-         "eval_accuracy_chosen_shorter": 0.5},
-    )  # fmt: skip
+        chain,
+        "reward",
+        {
+            "eval_accuracy": 0.51,
+            "eval_accuracy_low": 0.45,
+            "eval_accuracy_high": 0.57,
+            "eval_gain_over_length": -0.04,
+            "eval_gain_over_length_low": -0.12,
+            "eval_gain_over_length_high": 0.04,
+            "eval_accuracy_chosen_longer": 0.52,
+            "eval_accuracy_chosen_shorter": 0.5,
+        },
+    )
 
 
 def length_biased_reward_model(chain: Chain) -> Chain:
     return changed(
-        chain, "reward",
-        {"eval_accuracy": 0.62, "eval_accuracy_low": 0.56, "eval_accuracy_high": 0.67, "eval_gain_over_length": 0.01,
-         "eval_gain_over_length_low": -0.02, "eval_gain_over_length_high": 0.04, "eval_accuracy_chosen_longer": 0.98,
-         "eval_accuracy_chosen_shorter": 0.12, "eval_reward_length_correlation": 0.93},
-    )  # fmt: skip
+        chain,
+        "reward",
+        {
+            "eval_accuracy": 0.62,
+            "eval_accuracy_low": 0.56,
+            "eval_accuracy_high": 0.67,
+            "eval_gain_over_length": 0.01,
+            "eval_gain_over_length_low": -0.02,
+            "eval_gain_over_length_high": 0.04,
+            "eval_accuracy_chosen_longer": 0.98,
+            "eval_accuracy_chosen_shorter": 0.12,
+            "eval_reward_length_correlation": 0.93,
+        },
+    )
 
 
 def dead_reward_model(chain: Chain) -> Chain:
@@ -197,11 +255,16 @@ def learning_rate_too_high(chain: Chain) -> Chain:
         chain, "win_rate", {"win_rate": 0.1, "win_rate_low": 0.07, "win_rate_high": 0.14}
     )
     return changed(
-        chain, "ppo", reward=curve(0.1, -0.8), kl_per_completion=curve(0.0, 60.0),
+        chain,
+        "ppo",
+        reward=curve(0.1, -0.8),
+        kl_per_completion=curve(0.0, 60.0),
         policy__clip_share_high=curve(0.4, 0.8),
-        policy__approx_kl=curve(0.2, 0.9), policy__ratio=curve(1.0, 2.5), entropy=curve(1.5, 0.05),
+        policy__approx_kl=curve(0.2, 0.9),
+        policy__ratio=curve(1.0, 2.5),
+        entropy=curve(1.5, 0.05),
         ended_share=curve(0.97, 0.3, noise=0.01),
-    )  # fmt: skip
+    )
 
 
 def kl_out_of_hand(chain: Chain) -> Chain:
@@ -409,10 +472,12 @@ def test_win_rates_belong_to_the_policy_that_they_read() -> None:
 
 def test_names_of_rloo_are_read() -> None:
     logged = {
-        "reward": curve(0.1, 0.9), "kl_per_completion": curve(0, 50),
+        "reward": curve(0.1, 0.9),
+        "kl_per_completion": curve(0, 50),
         "entropy": [(step, 1.5 if step < 9 else 0.02) for step in STEPS],
-        "ended_share": curve(0.97, 0.2), "completions/mean_length": curve(18, 90),
-    }  # fmt: skip
+        "ended_share": curve(0.97, 0.2),
+        "completions/mean_length": curve(18, 90),
+    }
     run = ChainRun("rloo", "runs/rloo", {"start_ended_share": 0.1}, history=logged)
     verdicts = {(f.link, f.check): f.verdict for f in diagnose([run])}
     assert verdicts["sft", "answers end"] == "bad"

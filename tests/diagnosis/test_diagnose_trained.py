@@ -43,15 +43,30 @@ def optimise(
         "critic": "separate",
     }
     args = PPOConfig(
-        output_dir=str(output_dir), per_device_train_batch_size=32, num_mini_batches=4, num_ppo_epochs=4,
-        total_episodes=128 * rollouts, max_completion_length=ppo_toy.ANSWER_TOKENS, lr_scheduler_type="constant",
-        missing_eos_penalty=1.0, report_to="none", save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True,
-        seed=0, **(defaults | settings),
-    )  # fmt: skip
+        output_dir=str(output_dir),
+        per_device_train_batch_size=32,
+        num_mini_batches=4,
+        num_ppo_epochs=4,
+        total_episodes=128 * rollouts,
+        max_completion_length=ppo_toy.ANSWER_TOKENS,
+        lr_scheduler_type="constant",
+        missing_eos_penalty=1.0,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        seed=0,
+        **(defaults | settings),
+    )
     trainer = PPOTrainer(
-        model=start if model is None else model, args=args, reward_funcs=ppo_toy.reward, processing_class=tokenizer,
-        train_dataset=ppo_toy.prompts(512, seed=1, long=False), eval_dataset=ppo_toy.prompts(128, seed=2, long=False),
-    )  # fmt: skip
+        model=start if model is None else model,
+        args=args,
+        reward_funcs=ppo_toy.reward,
+        processing_class=tokenizer,
+        train_dataset=ppo_toy.prompts(512, seed=1, long=False),
+        eval_dataset=ppo_toy.prompts(128, seed=2, long=False),
+    )
     began = trainer.evaluate()
     trainer.train()
     history: dict[str, list[tuple[int, float]]] = {}

@@ -116,9 +116,15 @@ def test_an_architecture_without_a_formula_is_measured_and_said_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = GPTNeoXConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=64, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     with caplog.at_level(logging.INFO, logger="hfstack"):
         count = flops_per_token(config, 16)
     assert count.method == "measured"

@@ -13,21 +13,40 @@ from hfstack.models.fused_loss import LinearCrossEntropy, use_fused_loss
 
 CONFIGS = {
     "llama-tied": LlamaConfig(
-        vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True,
+        vocab_size=61,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=True,
     ),
     "llama-untied": LlamaConfig(
-        vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=False,
+        vocab_size=61,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=False,
     ),
     "gpt2": GPT2Config(
-        vocab_size=61, n_embd=16, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        vocab_size=61,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=32,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
     ),
     "gru": hfstack.models.gru.GRUConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1),
     "lstm-projected": hfstack.models.gru.LSTMConfig(
         vocab_size=61, hidden_size=16, embedding_size=8, num_hidden_layers=1
     ),
-}  # fmt: skip
+}
 
 
 def build(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -129,9 +148,14 @@ def test_models_with_other_heads_are_left_alone() -> None:
     from transformers import Gemma2Config
 
     config = Gemma2Config(
-        vocab_size=61, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=8,
-    )  # fmt: skip
+        vocab_size=61,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
     model = AutoModelForCausalLM.from_config(config)  # soft-caps its logits
     assert not use_fused_loss(model)
     assert model(input_ids=torch.tensor([[3, 4]]), labels=torch.tensor([[3, 4]])).logits is not None

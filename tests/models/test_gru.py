@@ -336,10 +336,21 @@ def test_trainer_learns_and_the_saved_model_continues(
     counting = torch.arange(24 * 8).remainder(VOCABULARY).view(24, 8).tolist()
     dataset = Dataset.from_list([{"input_ids": row, "labels": row} for row in counting])
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=60, per_device_train_batch_size=8, gradient_accumulation_steps=2,
-        learning_rate=1e-2, bf16=bf16, use_cpu=True, report_to="none", logging_steps=5, disable_tqdm=True,
-        save_strategy="no", eval_strategy="steps", eval_steps=60, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        max_steps=60,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        bf16=bf16,
+        use_cpu=True,
+        report_to="none",
+        logging_steps=5,
+        disable_tqdm=True,
+        save_strategy="no",
+        eval_strategy="steps",
+        eval_steps=60,
+        dataloader_pin_memory=False,
+    )
     trainer = Trainer(model=model, args=arguments, train_dataset=dataset, eval_dataset=dataset)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]

@@ -15,9 +15,15 @@ from hfstack.models.loading import check_isolation, is_masked_lm, load_causal_lm
 
 def architecture(folder: Path, **changes: object) -> Path:
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 9, "hidden_size": 16,
-        "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
-    } | changes  # fmt: skip
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 9,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    } | changes
     path = folder / "small.json"
     path.write_text(json.dumps(config))
     return path

@@ -38,8 +38,10 @@ def test_the_merged_model_gives_the_same_logits(checkpoint: Path, tiny_llama: Pa
     assert torch.equal(merged(IDS).logits, expected(IDS).logits)
     assert merged.lm_head.weight is merged.model.embed_tokens.weight, "tied, as it was"
     assert {path.name for path in (tmp_path / "merged").iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors",
-    }  # fmt: skip
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
 
 
 def test_another_model_may_describe_the_weights(checkpoint: Path, tiny_llama: Path, tmp_path: Path):

@@ -30,10 +30,20 @@ def train(run_recipe, tiny_llama: Path, tmp_path: Path):
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "model_name_or_path": tiny_llama, "datasets": rows, "eval_fraction": 0, "block_size": 16, "max_steps": 4,
-            "save_steps": 2, "save_strategy": "steps", "output_dir": tmp_path / "stories", "report_to": "none",
-            "bf16": "false", "sample_tokens": 2, "dataloader_pin_memory": "false", "push_to_hub": "true",
-        } | changes  # fmt: skip
+            "model_name_or_path": tiny_llama,
+            "datasets": rows,
+            "eval_fraction": 0,
+            "block_size": 16,
+            "max_steps": 4,
+            "save_steps": 2,
+            "save_strategy": "steps",
+            "output_dir": tmp_path / "stories",
+            "report_to": "none",
+            "bf16": "false",
+            "sample_tokens": 2,
+            "dataloader_pin_memory": "false",
+            "push_to_hub": "true",
+        } | changes
         return run_recipe(
             "pretrain_clm", *(f"--{name}={value}" for name, value in settings.items())
         )

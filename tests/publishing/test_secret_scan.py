@@ -47,9 +47,13 @@ def test_what_counts_as_a_secret_of_this_process(tmp_path: Path, monkeypatch: py
     folder = tmp_path / "a-folder-name"
     folder.mkdir()
     environment = {
-        "WANDB_API_KEY": "0123456789", "DB_PASSWORD": "hunter2hunter2", "MY_TOKEN": "short", "HOME": "/home-of-people",
-        "TOKEN": str(folder), "TOKENIZERS_PARALLELISM": "false-or-true",
-    }  # fmt: skip
+        "WANDB_API_KEY": "0123456789",
+        "DB_PASSWORD": "hunter2hunter2",
+        "MY_TOKEN": "short",
+        "HOME": "/home-of-people",
+        "TOKEN": str(folder),
+        "TOKENIZERS_PARALLELISM": "false-or-true",
+    }
     assert set(known_secrets(environment).values()) == {"WANDB_API_KEY", "DB_PASSWORD"}, (
         "one letter is in every text"
     )

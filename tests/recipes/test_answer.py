@@ -61,11 +61,21 @@ def answer(run_recipe, inputs: Path, tmp_path: Path):
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "model_name_or_path": inputs / "bert", "datasets": inputs / "train.jsonl", "eval_fraction": 0.2,
-            "output_dir": tmp_path / "out", "max_steps": 2, "per_device_train_batch_size": 16, "learning_rate": 5e-3,
-            "report_to": "none", "bf16": "false", "dataloader_pin_memory": "false", "save_strategy": "no",
-            "max_length": 32, "stride": 8, "max_answer_tokens": 4,
-        } | changes  # fmt: skip
+            "model_name_or_path": inputs / "bert",
+            "datasets": inputs / "train.jsonl",
+            "eval_fraction": 0.2,
+            "output_dir": tmp_path / "out",
+            "max_steps": 2,
+            "per_device_train_batch_size": 16,
+            "learning_rate": 5e-3,
+            "report_to": "none",
+            "bf16": "false",
+            "dataloader_pin_memory": "false",
+            "save_strategy": "no",
+            "max_length": 32,
+            "stride": 8,
+            "max_answer_tokens": 4,
+        } | changes
         return run_recipe("answer", *(f"--{k}={v}" for k, v in settings.items() if v is not None))
 
     return call
@@ -100,10 +110,17 @@ def test_learns_measures_and_predicts_the_same(answer, run_recipe, tmp_path: Pat
             1, abs=1e-4
         )
 
-    asked = write(tmp_path / "asked.jsonl", [{"id": r["id"], "question": "the fox was ?", "context": contexts[r["id"]]}
-                                            for r in rows])  # fmt: skip
-    run_recipe("predict", f"--model_name_or_path={tmp_path / 'out'}", f"--datasets={asked}", "--keep_columns=id",
-               f"--output_dir={tmp_path / 'predicted'}")  # fmt: skip
+    asked = write(
+        tmp_path / "asked.jsonl",
+        [{"id": r["id"], "question": "the fox was ?", "context": contexts[r["id"]]} for r in rows],
+    )
+    run_recipe(
+        "predict",
+        f"--model_name_or_path={tmp_path / 'out'}",
+        f"--datasets={asked}",
+        "--keep_columns=id",
+        f"--output_dir={tmp_path / 'predicted'}",
+    )
     again = [
         json.loads(line)
         for line in (tmp_path / "predicted" / "predictions.jsonl").read_text().splitlines()
@@ -220,17 +237,36 @@ def test_chinese_questions_are_scored_as_cmrc_does(
     answer, shared_data: Path, tmp_path: Path, run_recipe
 ) -> None:
     cmrc = shared_data / "qa" / "cmrc2018.jsonl.gz"
-    run_recipe("tokenizer", f"--datasets={cmrc}", "--text_column=context", "--kind=wordpiece", "--vocab_size=4000",
-               "--max_rows=300", f"--output_dir={tmp_path / 'tokenizer'}")  # fmt: skip
+    run_recipe(
+        "tokenizer",
+        f"--datasets={cmrc}",
+        "--text_column=context",
+        "--kind=wordpiece",
+        "--vocab_size=4000",
+        "--max_rows=300",
+        f"--output_dir={tmp_path / 'tokenizer'}",
+    )
     from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=64, max_position_embeddings=256)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+    )
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
-    metrics = answer(model_name_or_path=tmp_path / "bert", datasets=cmrc, max_rows=60, max_length=256, stride=64,
-                     max_answer_tokens=40)  # fmt: skip
+    metrics = answer(
+        model_name_or_path=tmp_path / "bert",
+        datasets=cmrc,
+        max_rows=60,
+        max_length=256,
+        stride=64,
+        max_answer_tokens=40,
+    )
     assert 0 <= metrics["eval_exact_match"] <= metrics["eval_answer_f1"] <= 100
     # by characters: SQuAD's rules would see one word
     assert metrics["baseline_first_sentence_answer_f1"] > 5

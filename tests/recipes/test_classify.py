@@ -59,11 +59,19 @@ def classify(run_recipe, bert: Path, rows_file, tmp_path: Path):
 
     def call(*more: str, **changes: object) -> dict[str, float]:
         settings = {
-            "model_name_or_path": bert, "eval_fraction": 0.4, "output_dir": tmp_path / "out", "max_steps": 3,
-            "per_device_train_batch_size": 8, "learning_rate": 1e-2, "report_to": "none", "bf16": "false",
-            "dataloader_pin_memory": "false", "save_strategy": "no", "logging_steps": 1,
+            "model_name_or_path": bert,
+            "eval_fraction": 0.4,
+            "output_dir": tmp_path / "out",
+            "max_steps": 3,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-2,
+            "report_to": "none",
+            "bf16": "false",
+            "dataloader_pin_memory": "false",
+            "save_strategy": "no",
+            "logging_steps": 1,
             "train_sampling_strategy": "group_by_length",
-        } | changes  # fmt: skip
+        } | changes
         if "datasets" not in settings and "task" not in settings:
             settings["datasets"] = rows_file()
         flags = [f"--{k}={v}" for k, v in settings.items() if v is not None]
@@ -195,9 +203,16 @@ def test_a_task_of_glue_from_local_files(classify, rows_file, tmp_path: Path):
         rows_file(lambda r, n: change(r, n) | {"sentence": f"{r['text']} end"}, "dev.jsonl"),
     )
     metrics = classify(
-        task="cola", datasets=train, eval_datasets=held, load_best_model_at_end="true", eval_strategy="steps",
-        save_strategy="steps", save_steps=1, eval_steps=1, early_stopping_patience=1,
-    )  # fmt: skip
+        task="cola",
+        datasets=train,
+        eval_datasets=held,
+        load_best_model_at_end="true",
+        eval_strategy="steps",
+        save_strategy="steps",
+        save_steps=1,
+        eval_steps=1,
+        early_stopping_patience=1,
+    )
     assert metrics["eval_glue_score"] == metrics["eval_matthews"]
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     best = max(entry["eval_matthews"] for entry in state["log_history"] if "eval_matthews" in entry)
@@ -302,11 +317,22 @@ def test_the_yaml_runs_with_a_model_and_data_of_one_s_own(
     run_recipe, rows_file, bert: Path, tmp_path: Path
 ):
     metrics = run_recipe(
-        "classify", f"--config={ROOT / 'recipes' / 'classify.yaml'}", f"--model_name_or_path={bert}",
-        f"--datasets={rows_file()}", "--task=none", f"--output_dir={tmp_path / 'out'}", "--max_steps=1", "--bf16=false",
-        "--max_length=32", "--eval_strategy=steps", "--save_strategy=steps", "--save_steps=1", "--eval_steps=1",
-        "--eval_fraction=0.3", "--dataloader_pin_memory=false",
-    )  # fmt: skip
+        "classify",
+        f"--config={ROOT / 'recipes' / 'classify.yaml'}",
+        f"--model_name_or_path={bert}",
+        f"--datasets={rows_file()}",
+        "--task=none",
+        f"--output_dir={tmp_path / 'out'}",
+        "--max_steps=1",
+        "--bf16=false",
+        "--max_length=32",
+        "--eval_strategy=steps",
+        "--save_strategy=steps",
+        "--save_steps=1",
+        "--eval_steps=1",
+        "--eval_fraction=0.3",
+        "--dataloader_pin_memory=false",
+    )
     assert metrics["eval_rows"] == 18
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())[
         "best_model_checkpoint"

@@ -52,17 +52,29 @@ def chain(tmp_path: Path) -> Path:
     folder = tmp_path / "chain"
     text = "the fox gave the red ball back to the small owl"
     write_run(
-        folder, "sft", {"finished_share": 0.95, "answer_rows": 100, "held_out_loss": 1.0},
-        history={"loss": [3.0, 2.0, 1.5, 1.3, 1.15, 1.13, 1.12, 1.11]}, answers=[{"answer": text, "reference": text}],
-    )  # fmt: skip
+        folder,
+        "sft",
+        {"finished_share": 0.95, "answer_rows": 100, "held_out_loss": 1.0},
+        history={"loss": [3.0, 2.0, 1.5, 1.3, 1.15, 1.13, 1.12, 1.11]},
+        answers=[{"answer": text, "reference": text}],
+    )
     write_run(folder, "reward", {"eval_accuracy": 0.5, "eval_pairs": 200, "eval_reward_std": 1.0})
     write_run(
-        folder, "rloo", {"start_ended_share": 0.9},
-        history={"reward": [0.1 * step for step in range(8)], "kl_per_completion": [0.5 * step for step in range(8)]},
+        folder,
+        "rloo",
+        {"start_ended_share": 0.9},
+        history={
+            "reward": [0.1 * step for step in range(8)],
+            "kl_per_completion": [0.5 * step for step in range(8)],
+        },
         parents=(folder / "sft", folder / "reward"),
-    )  # fmt: skip
-    write_run(folder, "win_rate", {"win_rate": 0.5, "win_rate_low": 0.4, "win_rate_high": 0.6, "prompts": 90},
-              parents=(folder / "rloo", folder / "sft"))  # fmt: skip
+    )
+    write_run(
+        folder,
+        "win_rate",
+        {"win_rate": 0.5, "win_rate_low": 0.4, "win_rate_high": 0.6, "prompts": 90},
+        parents=(folder / "rloo", folder / "sft"),
+    )
     write_run(folder, "evaluate_lm", {"perplexity": 2.0})
     return folder
 

@@ -33,12 +33,23 @@ def dpo(run_recipe, tiny_llama: Path, tmp_path: Path):
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "model_name_or_path": tiny_llama, "datasets": tmp_path / "pairs.jsonl", "eval_fraction": 0.25,
-            "output_dir": tmp_path / "out", "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
-            "report_to": "none", "bf16": "false", "activation_checkpointing": "false", "max_length": 64,
-            "gradient_checkpointing": "false", "dataloader_pin_memory": "false", "save_strategy": "no",
-            "sample_tokens": 4, "logging_steps": 1,
-        } | changes  # fmt: skip
+            "model_name_or_path": tiny_llama,
+            "datasets": tmp_path / "pairs.jsonl",
+            "eval_fraction": 0.25,
+            "output_dir": tmp_path / "out",
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "report_to": "none",
+            "bf16": "false",
+            "activation_checkpointing": "false",
+            "max_length": 64,
+            "gradient_checkpointing": "false",
+            "dataloader_pin_memory": "false",
+            "save_strategy": "no",
+            "sample_tokens": 4,
+            "logging_steps": 1,
+        } | changes
         return run_recipe("dpo", *(f"--{k}={v}" for k, v in settings.items() if v is not None))
 
     return call

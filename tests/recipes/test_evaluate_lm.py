@@ -81,18 +81,31 @@ def test_mistakes(
 ) -> None:
     with pytest.raises(error, match=message):
         run_recipe(
-            "evaluate_lm", "--model_name_or_path", tiny_llama, "--eval_datasets", rows,
-            "--output_dir", tmp_path / "out", *flags,
-        )  # fmt: skip
+            "evaluate_lm",
+            "--model_name_or_path",
+            tiny_llama,
+            "--eval_datasets",
+            rows,
+            "--output_dir",
+            tmp_path / "out",
+            *flags,
+        )
     assert read_run(tmp_path / "out").status == "failed"
 
 
 @pytest.mark.shared
 def test_a_pretrained_model_on_real_text(run_recipe, shared_data: Path, tmp_path: Path) -> None:
     metrics = run_recipe(
-        "evaluate_lm", "--model_name_or_path", shared_data / "models/stories260k",
-        "--eval_datasets", shared_data / "lm/tinystories_lower.jsonl.gz", "--max_rows", 60, "--output_dir", tmp_path,
-    )  # fmt: skip
+        "evaluate_lm",
+        "--model_name_or_path",
+        shared_data / "models/stories260k",
+        "--eval_datasets",
+        shared_data / "lm/tinystories_lower.jsonl.gz",
+        "--max_rows",
+        60,
+        "--output_dir",
+        tmp_path,
+    )
     assert metrics["eval_loss"] == pytest.approx(2.224, abs=0.01)  # all 3,836 stories: 2.254
 
 

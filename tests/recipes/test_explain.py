@@ -91,9 +91,13 @@ def test_the_page_and_its_numbers(
         "".join(json.dumps({"text": text}) + "\n" for text in ("a kind owl <b>", "the forest"))
     )
     metrics = run_recipe(
-        "explain", f"--model_name_or_path={encoder}", f"--datasets={rows}", "--texts", "the red hill",
+        "explain",
+        f"--model_name_or_path={encoder}",
+        f"--datasets={rows}",
+        "--texts",
+        "the red hill",
         f"--output_dir={tmp_path / 'out'}",
-    )  # fmt: skip
+    )
     assert (
         metrics["texts"] == 3
         and metrics["complete_share"] == 1

@@ -14,9 +14,19 @@ def test_completions_are_printed_and_written(
     run_recipe, tiny_llama: Path, tmp_path: Path, capsys
 ) -> None:
     metrics = run_recipe(
-        "generate", "--model_name_or_path", tiny_llama, "--prompts", "The owl", "狐狸", "--num_samples", 2,
-        "--max_new_tokens", 6, "--output_dir", tmp_path / "out",
-    )  # fmt: skip
+        "generate",
+        "--model_name_or_path",
+        tiny_llama,
+        "--prompts",
+        "The owl",
+        "狐狸",
+        "--num_samples",
+        2,
+        "--max_new_tokens",
+        6,
+        "--output_dir",
+        tmp_path / "out",
+    )
     record = read_run(tmp_path / "out")
     rows = [
         json.loads(line)
@@ -36,9 +46,16 @@ def test_prompts_from_a_file(run_recipe, tiny_llama: Path, tmp_path: Path, name:
     )
     (tmp_path / name).write_text(text)
     metrics = run_recipe(
-        "generate", "--model_name_or_path", tiny_llama, "--prompts_file", tmp_path / name,
-        "--max_new_tokens", 2, "--output_dir", tmp_path / "out",
-    )  # fmt: skip
+        "generate",
+        "--model_name_or_path",
+        tiny_llama,
+        "--prompts_file",
+        tmp_path / name,
+        "--max_new_tokens",
+        2,
+        "--output_dir",
+        tmp_path / "out",
+    )
     assert metrics["completions"] == 2
 
 

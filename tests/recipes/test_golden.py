@@ -24,12 +24,40 @@ def test_pretraining_losses(
         "".join(json.dumps({"text": f"{i} {SENTENCES[i % 4]}"}) + "\n" for i in range(60))
     )
     run_recipe(
-        "pretrain_clm", "--model_name_or_path", f"recipes/architectures/{name}.json",
-        "--tokenizer_name_or_path", tmp_path / "tokenizer", "--datasets", rows, "--eval_fraction", 0.2,
-        "--output_dir", tmp_path / "out", "--block_size", 32, "--max_steps", 5, "--per_device_train_batch_size", 4,
-        "--learning_rate", 3e-3, "--warmup_steps", 0, "--logging_steps", 1, "--bf16", "false", "--report_to", "none",
-        "--save_strategy", "no", "--dataloader_pin_memory", "false", "--sample_tokens", 1,
-    )  # fmt: skip
+        "pretrain_clm",
+        "--model_name_or_path",
+        f"recipes/architectures/{name}.json",
+        "--tokenizer_name_or_path",
+        tmp_path / "tokenizer",
+        "--datasets",
+        rows,
+        "--eval_fraction",
+        0.2,
+        "--output_dir",
+        tmp_path / "out",
+        "--block_size",
+        32,
+        "--max_steps",
+        5,
+        "--per_device_train_batch_size",
+        4,
+        "--learning_rate",
+        3e-3,
+        "--warmup_steps",
+        0,
+        "--logging_steps",
+        1,
+        "--bf16",
+        "false",
+        "--report_to",
+        "none",
+        "--save_strategy",
+        "no",
+        "--dataloader_pin_memory",
+        "false",
+        "--sample_tokens",
+        1,
+    )
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     found = [
         entry.get("loss", entry.get("eval_loss"))

@@ -33,11 +33,21 @@ def grpo(run_recipe, tiny_llama: Path, tmp_path: Path):
         data = tmp_path / f"{column}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = {
-            "model_name_or_path": tiny_llama, "as_chat": "false", "eval_fraction": 0.2, "datasets": data,
-            "output_dir": tmp_path / "out" / column, "max_steps": 2, "per_device_train_batch_size": 8,
-            "per_device_eval_batch_size": 8, "gradient_accumulation_steps": 1, "max_completion_length": 8,
-            "eval_steps": 2, "save_steps": 2, "bf16": "false", "gradient_checkpointing": "false",
-        }  # fmt: skip
+            "model_name_or_path": tiny_llama,
+            "as_chat": "false",
+            "eval_fraction": 0.2,
+            "datasets": data,
+            "output_dir": tmp_path / "out" / column,
+            "max_steps": 2,
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+            "max_completion_length": 8,
+            "eval_steps": 2,
+            "save_steps": 2,
+            "bf16": "false",
+            "gradient_checkpointing": "false",
+        }
         text = (
             (ROOT / "recipes" / "grpo.yaml")
             .read_text()

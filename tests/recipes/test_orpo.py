@@ -35,12 +35,24 @@ def orpo(run_recipe, tiny_llama: Path, tmp_path: Path):
     def call(**changes: object) -> dict[str, float]:
         settings = {
             "config": Path(__file__).parents[2] / "recipes" / "orpo.yaml",
-            "model_name_or_path": tiny_llama, "datasets": tmp_path / "pairs.jsonl", "eval_fraction": 0.25,
-            "output_dir": tmp_path / "out", "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2,
-            "gradient_accumulation_steps": 1, "warmup_steps": 0, "bf16": "false", "gradient_checkpointing": "false",
-            "activation_checkpointing": "false", "max_length": 64, "dataloader_pin_memory": "false",
-            "save_strategy": "no", "eval_strategy": "no", "sample_tokens": 4,
-        } | changes  # fmt: skip
+            "model_name_or_path": tiny_llama,
+            "datasets": tmp_path / "pairs.jsonl",
+            "eval_fraction": 0.25,
+            "output_dir": tmp_path / "out",
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "gradient_accumulation_steps": 1,
+            "warmup_steps": 0,
+            "bf16": "false",
+            "gradient_checkpointing": "false",
+            "activation_checkpointing": "false",
+            "max_length": 64,
+            "dataloader_pin_memory": "false",
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "sample_tokens": 4,
+        } | changes
         return run_recipe("orpo", *(f"--{key}={value}" for key, value in settings.items()))
 
     return call

@@ -16,9 +16,20 @@ def test_a_budget_becomes_a_model_and_steps(
     run_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = run_recipe(
-        "plan", "--budget_flops", "1e17", "--architecture", "llama-1m.json", "--block_size", "256",
-        "--device_name", "NVIDIA H200", "--memory_gib", "141", "--output_dir", str(tmp_path / "plan"),
-    )  # fmt: skip
+        "plan",
+        "--budget_flops",
+        "1e17",
+        "--architecture",
+        "llama-1m.json",
+        "--block_size",
+        "256",
+        "--device_name",
+        "NVIDIA H200",
+        "--memory_gib",
+        "141",
+        "--output_dir",
+        str(tmp_path / "plan"),
+    )
     assert metrics["predicted_loss"] > 1.8
     assert metrics["hours"] == pytest.approx(1e17 / (989.5e12 * 0.4) / 3600, rel=0.05)
     assert "no interval" in capsys.readouterr().out
@@ -32,9 +43,16 @@ def test_a_recipe_is_planned_for(
 ) -> None:
     options = "--model_name_or_path gpt2-1m.json --per_device_train_batch_size 8 --block_size 128 --max_steps 20"
     metrics = run_recipe(
-        "plan", "--recipe", "pretrain_clm", "--recipe_options", options, "--memory_gib", "0.03",
-        "--output_dir", str(tmp_path / "plan"),
-    )  # fmt: skip
+        "plan",
+        "--recipe",
+        "pretrain_clm",
+        "--recipe_options",
+        options,
+        "--memory_gib",
+        "0.03",
+        "--output_dir",
+        str(tmp_path / "plan"),
+    )
     assert metrics["fits"] == 0 and metrics["steps"] == 20
     shown = capsys.readouterr().out
     assert "it does not fit into" in shown and "changes that make it fit" in shown
@@ -44,9 +62,16 @@ def test_a_recipe_is_planned_for(
 def test_real_steps_are_measured(run_recipe: Recipe, tmp_path: Path) -> None:
     options = "--model_name_or_path gpt2-1m.json --per_device_train_batch_size 16 --block_size 256 --max_steps 20"
     metrics = run_recipe(
-        "plan", "--recipe", "pretrain_clm", "--recipe_options", options, "--measure", "true",
-        "--output_dir", str(tmp_path / "plan"),
-    )  # fmt: skip
+        "plan",
+        "--recipe",
+        "pretrain_clm",
+        "--recipe_options",
+        options,
+        "--measure",
+        "true",
+        "--output_dir",
+        str(tmp_path / "plan"),
+    )
     assert 0 < metrics["utilization"] < 1
     rows = read_run(tmp_path / "plan").tables["memory by model"]["rows"]
     kinds = {row[0]: row[1:] for row in rows}

@@ -35,9 +35,14 @@ pytestmark = [
     ),
 ]
 QUIET = {
-    "report_to": "none", "bf16": "false", "activation_checkpointing": "false", "gradient_checkpointing": "false",
-    "dataloader_pin_memory": "false", "save_strategy": "no", "logging_steps": 5,
-}  # fmt: skip
+    "report_to": "none",
+    "bf16": "false",
+    "activation_checkpointing": "false",
+    "gradient_checkpointing": "false",
+    "dataloader_pin_memory": "false",
+    "save_strategy": "no",
+    "logging_steps": 5,
+}
 KIND, WILD = ["kind", "happy", "small"], ["red", "low", "brave"]
 
 
@@ -200,15 +205,33 @@ def test_a_reward_for_length_makes_answers_longer_and_length_control_shows_it(
     # where run_recipe looks for recipes/
     monkeypatch.setitem(run_recipe.__globals__, "ROOT", tmp_path)
     metrics = call(
-        run_recipe, "rloo", model_name_or_path=start, datasets=prompts, as_chat="false", output_dir=tmp_path / "rloo",
-        max_steps=8, per_device_train_batch_size=64, num_generations=8, max_completion_length=24, learning_rate=1e-3,
-        beta=0.0, warmup_steps=0,
-    )  # fmt: skip
+        run_recipe,
+        "rloo",
+        model_name_or_path=start,
+        datasets=prompts,
+        as_chat="false",
+        output_dir=tmp_path / "rloo",
+        max_steps=8,
+        per_device_train_batch_size=64,
+        num_generations=8,
+        max_completion_length=24,
+        learning_rate=1e-3,
+        beta=0.0,
+        warmup_steps=0,
+    )
     assert metrics["steps"] == 8
     found = call(
-        run_recipe, "win_rate", model_name_or_path=tmp_path / "rloo", reference_model=start, datasets=prompts,
-        as_chat="false", eval_fraction=0, max_new_tokens=24, temperature=1.0, output_dir=tmp_path / "win",
-    )  # fmt: skip
+        run_recipe,
+        "win_rate",
+        model_name_or_path=tmp_path / "rloo",
+        reference_model=start,
+        datasets=prompts,
+        as_chat="false",
+        eval_fraction=0,
+        max_new_tokens=24,
+        temperature=1.0,
+        output_dir=tmp_path / "win",
+    )
     assert found["answer_characters"] > 1.3 * found["reference_answer_characters"]
     assert found["win_rate_low"] > 0.6, "the judge likes what was rewarded"
     assert found["win_rate_length_controlled"] < found["win_rate"] - 0.1
@@ -221,9 +244,18 @@ def test_an_adapter_that_loses_its_trained_head_is_refused(
     rows = write(tmp_path / "pairs.jsonl", judged_pairs(160, noise=0, seed=4))
     out = tmp_path / "reward"
     metrics = call(
-        run_recipe, "reward", model_name_or_path=tiny_llama, datasets=rows, eval_fraction=0.3, output_dir=out,
-        max_steps=40, per_device_train_batch_size=16, learning_rate=2e-2, use_peft="true", lora_r=4,
-    )  # fmt: skip
+        run_recipe,
+        "reward",
+        model_name_or_path=tiny_llama,
+        datasets=rows,
+        eval_fraction=0.3,
+        output_dir=out,
+        max_steps=40,
+        per_device_train_batch_size=16,
+        learning_rate=2e-2,
+        use_peft="true",
+        lora_r=4,
+    )
     assert metrics["eval_accuracy"] > 0.9
     args = ModelConfig(model_name_or_path=str(out), dtype="float32")
     load_reward_model(args, load_tokenizer(args), new_modules=[])

@@ -38,12 +38,26 @@ def ppo(run_recipe, tiny_llama: Path, prompts: Path, tmp_path: Path):
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "config": ROOT / "recipes" / "ppo.yaml", "model_name_or_path": tiny_llama, "datasets": prompts,
-            "reward_model": None, "as_chat": "false", "eval_fraction": 0.2, "output_dir": tmp_path / "out",
-            "total_episodes": 16, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
-            "num_mini_batches": 2, "num_ppo_epochs": 1, "max_completion_length": 8, "learning_rate": 1e-3,
-            "critic_warmup_rollouts": 0, "warmup_steps": 0, "eval_steps": 4, "save_steps": 2, "bf16": "false",
-        } | changes  # fmt: skip
+            "config": ROOT / "recipes" / "ppo.yaml",
+            "model_name_or_path": tiny_llama,
+            "datasets": prompts,
+            "reward_model": None,
+            "as_chat": "false",
+            "eval_fraction": 0.2,
+            "output_dir": tmp_path / "out",
+            "total_episodes": 16,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "num_mini_batches": 2,
+            "num_ppo_epochs": 1,
+            "max_completion_length": 8,
+            "learning_rate": 1e-3,
+            "critic_warmup_rollouts": 0,
+            "warmup_steps": 0,
+            "eval_steps": 4,
+            "save_steps": 2,
+            "bf16": "false",
+        } | changes
         path = tmp_path / "settings.yaml"
         text = Path(str(settings.pop("config"))).read_text()
         text = "\n".join(

@@ -48,9 +48,15 @@ def test_order_probabilities_and_temperature(
     run_recipe, classifier: Path, rows_file: Path, tmp_path: Path
 ):
     metrics = run_recipe(
-        "predict", f"--model_name_or_path={classifier}", f"--datasets={rows_file}", "--keep_columns", "id", "text",
-        f"--output_dir={tmp_path / 'out'}", "--batch_size=1",
-    )  # fmt: skip
+        "predict",
+        f"--model_name_or_path={classifier}",
+        f"--datasets={rows_file}",
+        "--keep_columns",
+        "id",
+        "text",
+        f"--output_dir={tmp_path / 'out'}",
+        "--batch_size=1",
+    )
     found = lines(tmp_path / "out" / "predictions.jsonl")
     assert metrics == {"rows": 70}
     assert [row["id"] for row in found] == list(range(70))

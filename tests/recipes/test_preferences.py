@@ -56,9 +56,14 @@ def test_a_model_answers(run_recipe, tiny_llama: Path, tmp_path: Path):
     # untrained, it earns nothing for any answer
     with pytest.raises(DataError, match=r"no pairs in \d+ rows: \d+ ties"):
         run_recipe(
-            "preferences", f"--model_name_or_path={tiny_llama}", f"--datasets={tmp_path / 'prompts.jsonl'}",
-            "--eval_fraction=0", "--answers_per_prompt=3", "--max_new_tokens=6", f"--output_dir={tmp_path / 'out'}",
-        )  # fmt: skip
+            "preferences",
+            f"--model_name_or_path={tiny_llama}",
+            f"--datasets={tmp_path / 'prompts.jsonl'}",
+            "--eval_fraction=0",
+            "--answers_per_prompt=3",
+            "--max_new_tokens=6",
+            f"--output_dir={tmp_path / 'out'}",
+        )
     judged = read(tmp_path / "out" / "judged.jsonl")
     assert {row["prompt"] for row in judged} == {f"Fox {i}" for i in range(6)} and len(judged) <= 18
     assert all(row["rating"] == gold_score(row["prompt"], row["completion"]) for row in judged)

@@ -15,10 +15,16 @@ from hfstack.runs.record import read_run
 from tests.conftest import SENTENCES
 
 TINY = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 9, "hidden_size": 16,
-    "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64,
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 9,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +44,25 @@ def pretrain(inputs: Path, run_recipe, monkeypatch: pytest.MonkeyPatch, tmp_path
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "model_name_or_path": inputs / "small.json", "tokenizer_name_or_path": inputs / "tokenizer",
-            "datasets": inputs / "rows.jsonl", "eval_fraction": 0.2, "output_dir": tmp_path / "out", "block_size": 32,
-            "max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "eval_strategy": "steps",
-            "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "report_to": "none", "bf16": "false",
-            "sample_tokens": 4, "logging_nan_inf_filter": "false", "dataloader_pin_memory": "false",
-        } | changes  # fmt: skip
+            "model_name_or_path": inputs / "small.json",
+            "tokenizer_name_or_path": inputs / "tokenizer",
+            "datasets": inputs / "rows.jsonl",
+            "eval_fraction": 0.2,
+            "output_dir": tmp_path / "out",
+            "block_size": 32,
+            "max_steps": 4,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-2,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "report_to": "none",
+            "bf16": "false",
+            "sample_tokens": 4,
+            "logging_nan_inf_filter": "false",
+            "dataloader_pin_memory": "false",
+        } | changes
         return run_recipe(
             "pretrain_clm", *(f"--{k}={v}" for k, v in settings.items() if v is not None)
         )
@@ -265,8 +284,15 @@ def test_a_folder_of_somebody_elses_files_is_not_taken(pretrain, tmp_path: Path)
 
 def test_a_nan_at_the_end_is_no_finished_run(pretrain, tmp_path: Path) -> None:
     with pytest.raises(DivergedError):
-        pretrain(learning_rate=1e30, max_grad_norm=0, max_steps=9, logging_steps=1000, eval_strategy="no",
-                 eval_fraction=0, warmup_steps=0)  # fmt: skip
+        pretrain(
+            learning_rate=1e30,
+            max_grad_norm=0,
+            max_steps=9,
+            logging_steps=1000,
+            eval_strategy="no",
+            eval_fraction=0,
+            warmup_steps=0,
+        )
     assert read_run(tmp_path / "out").status == "failed"
 
 

@@ -18,12 +18,39 @@ from tests.conftest import ROOT, SENTENCES
 
 def recipe_flags(processes: int, rows: Path, model: Path) -> list[str]:
     return [
-        "--model_name_or_path", str(model), "--tokenizer_name_or_path", str(model), "--datasets", str(rows),
-        "--eval_fraction", "0.3", "--block_size", "16", "--max_steps", "6", "--learning_rate", "0.01",
-        "--warmup_steps", "0", "--per_device_train_batch_size", str(4 // processes), "--logging_steps", "1",
-        "--per_device_eval_batch_size", "1", "--eval_steps", "3", "--save_strategy", "no", "--bf16", "false",
-        "--sample_tokens", "2", "--use_cpu", "true",
-    ]  # fmt: skip
+        "--model_name_or_path",
+        str(model),
+        "--tokenizer_name_or_path",
+        str(model),
+        "--datasets",
+        str(rows),
+        "--eval_fraction",
+        "0.3",
+        "--block_size",
+        "16",
+        "--max_steps",
+        "6",
+        "--learning_rate",
+        "0.01",
+        "--warmup_steps",
+        "0",
+        "--per_device_train_batch_size",
+        str(4 // processes),
+        "--logging_steps",
+        "1",
+        "--per_device_eval_batch_size",
+        "1",
+        "--eval_steps",
+        "3",
+        "--save_strategy",
+        "no",
+        "--bf16",
+        "false",
+        "--sample_tokens",
+        "2",
+        "--use_cpu",
+        "true",
+    ]
 
 
 def surroundings(home: Path) -> dict[str, str]:
@@ -34,9 +61,17 @@ def launch(
     processes: int, output_dir: Path, rows: Path, model: Path, home: Path
 ) -> subprocess.CompletedProcess:
     command = [
-        sys.executable, "-m", "hfstack.cli", "run", "pretrain_clm", "--processes", str(processes),
-        "--output_dir", str(output_dir), *recipe_flags(processes, rows, model),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "hfstack.cli",
+        "run",
+        "pretrain_clm",
+        "--processes",
+        str(processes),
+        "--output_dir",
+        str(output_dir),
+        *recipe_flags(processes, rows, model),
+    ]
     return subprocess.run(
         command, env=surroundings(home), capture_output=True, text=True, timeout=300, check=False
     )
@@ -98,11 +133,26 @@ def with_torchrun(folder: Path, flags: list[str], environment: dict[str, str]) -
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "clm",
-        "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}",
-        str(ROOT / "recipes" / "pretrain_clm.py"), "--config", str(ROOT / "recipes" / "pretrain_clm.yaml"), *flags,
-        "--ddp_backend", "gloo",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc_per_node",
+        "1",
+        "--rdzv_id",
+        "clm",
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_endpoint",
+        f"127.0.0.1:{port}",
+        str(ROOT / "recipes" / "pretrain_clm.py"),
+        "--config",
+        str(ROOT / "recipes" / "pretrain_clm.yaml"),
+        *flags,
+        "--ddp_backend",
+        "gloo",
+    ]
     nodes = [
         subprocess.Popen(command, cwd=folder, env=environment | {"HFSTACK_PROCESSES": "2"})
         for _ in range(2)

@@ -14,9 +14,17 @@ from hfstack.runs.record import read_run
 from tests.conftest import SENTENCES
 from tests.tiny_encoder import save_tiny_bert, tiny_bert_tokenizer
 
-TINY = {"vocab_size": 9, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "initializer_range": 0.1, "max_position_embeddings": 66, "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0}  # fmt: skip
+TINY = {
+    "vocab_size": 9,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "initializer_range": 0.1,
+    "max_position_embeddings": 66,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +46,25 @@ def pretrain(inputs: Path, run_recipe, monkeypatch: pytest.MonkeyPatch, tmp_path
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "model_name_or_path": inputs / "bert.json", "tokenizer_name_or_path": inputs / "wordpiece",
-            "datasets": inputs / "rows.jsonl", "eval_fraction": 0.2, "output_dir": tmp_path / "out", "block_size": 32,
-            "max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "eval_strategy": "steps",
-            "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "report_to": "none", "bf16": "false",
-            "logging_nan_inf_filter": "false", "dataloader_pin_memory": "false", "pseudo_perplexity_texts": 2,
-        } | changes  # fmt: skip
+            "model_name_or_path": inputs / "bert.json",
+            "tokenizer_name_or_path": inputs / "wordpiece",
+            "datasets": inputs / "rows.jsonl",
+            "eval_fraction": 0.2,
+            "output_dir": tmp_path / "out",
+            "block_size": 32,
+            "max_steps": 4,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-2,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "report_to": "none",
+            "bf16": "false",
+            "logging_nan_inf_filter": "false",
+            "dataloader_pin_memory": "false",
+            "pseudo_perplexity_texts": 2,
+        } | changes
         return run_recipe(
             "pretrain_mlm", *(f"--{k}={v}" for k, v in settings.items() if v is not None)
         )
@@ -52,8 +73,15 @@ def pretrain(inputs: Path, run_recipe, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_learns_evaluates_and_fills(pretrain, run_recipe, tmp_path: Path, capsys) -> None:
-    metrics = pretrain(max_steps=120, eval_steps=60, save_steps=120, logging_steps=40, learning_rate=3e-3,
-                       per_device_train_batch_size=16, fill_prompts="The [MASK] was kind.")  # fmt: skip
+    metrics = pretrain(
+        max_steps=120,
+        eval_steps=60,
+        save_steps=120,
+        logging_steps=40,
+        learning_rate=3e-3,
+        per_device_train_batch_size=16,
+        fill_prompts="The [MASK] was kind.",
+    )
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.metrics == metrics
     assert metrics["eval_loss"] < math.log(133) - 1 and metrics["eval_masked_accuracy"] > 0.05
@@ -136,8 +164,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_roberta_on_a_byte_level_tokenizer_with_whole_words(
     pretrain, inputs: Path, tmp_path: Path
 ) -> None:
-    metrics = pretrain(model_name_or_path=inputs / "roberta.json", tokenizer_name_or_path=inputs / "bpe",
-                       mask_unit="word", block_size=64, isolate_documents="true")  # fmt: skip
+    metrics = pretrain(
+        model_name_or_path=inputs / "roberta.json",
+        tokenizer_name_or_path=inputs / "bpe",
+        mask_unit="word",
+        block_size=64,
+        isolate_documents="true",
+    )
     assert math.isfinite(metrics["eval_loss"])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert (

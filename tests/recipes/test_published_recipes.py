@@ -81,8 +81,13 @@ SHORT = {"max_length": 64, "gradient_checkpointing": "false", "activation_checkp
 PLAIN = SHORT | {"as_chat": "false"}
 LORA = {"use_peft": "true", "lora_r": 2, "learning_rate": 1e-2}
 BLOCKS = {"block_size": 16}
-ONLINE = {"as_chat": "false", "num_generations": 4, "max_completion_length": 6, "per_device_train_batch_size": 8,
-          "gradient_checkpointing": "false"}  # fmt: skip
+ONLINE = {
+    "as_chat": "false",
+    "num_generations": 4,
+    "max_completion_length": 6,
+    "per_device_train_batch_size": 8,
+    "gradient_checkpointing": "false",
+}
 PPO = {
     "as_chat": "false",
     "per_device_train_batch_size": 4,
@@ -94,17 +99,40 @@ CASES = {
     "llama": Case("pretrain_clm", AutoModelForCausalLM, "llama", "texts", BLOCKS),
     "bert": Case("pretrain_mlm", AutoModelForMaskedLM, "bert", "texts", {"block_size": 32}),
     "classifier": Case("classify", AutoModelForSequenceClassification, "bert", "labelled"),
-    "classifier-lora": Case("classify", AutoPeftModelForSequenceClassification, "bert", "labelled", LORA,
-                            {"num_labels": 2}),
+    "classifier-lora": Case(
+        "classify",
+        AutoPeftModelForSequenceClassification,
+        "bert",
+        "labelled",
+        LORA,
+        {"num_labels": 2},
+    ),
     "tagger": Case("tag", AutoModelForTokenClassification, "bert", "tagged"),
-    "answerer": Case("answer", AutoModelForQuestionAnswering, "bert", "questions", {"max_length": 64, "stride": 8}),
-    "translator": Case("seq2seq", AutoModelForSeq2SeqLM, "bart", "translated",
-                       {"max_source_length": 32, "max_target_length": 24}),
+    "answerer": Case(
+        "answer",
+        AutoModelForQuestionAnswering,
+        "bert",
+        "questions",
+        {"max_length": 64, "stride": 8},
+    ),
+    "translator": Case(
+        "seq2seq",
+        AutoModelForSeq2SeqLM,
+        "bart",
+        "translated",
+        {"max_source_length": 32, "max_target_length": 24},
+    ),
     "sft": Case("sft", AutoModelForCausalLM, "llama", "asked", PLAIN),
     "sft-lora": Case("sft", AutoPeftModelForCausalLM, "llama", "asked", LORA | PLAIN),
     "reward": Case("reward", AutoModelForSequenceClassification, "llama", "pairs", SHORT),
-    "reward-lora": Case("reward", AutoPeftModelForSequenceClassification, "llama", "pairs", LORA | SHORT,
-                        {"num_labels": 1}),
+    "reward-lora": Case(
+        "reward",
+        AutoPeftModelForSequenceClassification,
+        "llama",
+        "pairs",
+        LORA | SHORT,
+        {"num_labels": 1},
+    ),
     "dpo": Case("dpo", AutoModelForCausalLM, "llama", "pairs", SHORT),
     "kto": Case("kto", AutoModelForCausalLM, "llama", "pairs", SHORT),
     "orpo": Case("orpo", AutoModelForCausalLM, "llama", "pairs", SHORT),
@@ -112,7 +140,7 @@ CASES = {
     "rloo": Case("rloo", AutoModelForCausalLM, "llama", "prompts", ONLINE),
     "grpo": Case("grpo", AutoModelForCausalLM, "llama", "prompts", ONLINE),
     "gru": Case("pretrain_clm", AutoModelForCausalLM, "gru", "texts", BLOCKS),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -123,18 +151,42 @@ def inputs(tmp_path: Path, tiny_llama: Path) -> dict[str, Path]:
     words = ["the", "kind", "fox", "saw", "the", "ball"]
     tags = ["O", "O", "B-animal", "O", "O", "B-thing"]
     rows: dict[str, list[dict[str, Any]]] = {
-        "texts": [{"text": f"{index} {SENTENCES[index % 4]} {SENTENCES[index % 3]}"} for index in range(40)],
-        "labelled": [{"text": f"{('kind', 'red')[i % 2]} fox {i}", "label": ("good", "bad")[i % 2]} for i in range(24)],
-        "tagged": [{"tokens": [*words, str(index)], "ner_tags": [*tags, "O"]} for index in range(24)],
-        "questions": [
-            {"id": f"q{i}", "question": "the fox was ?", "context": f"{i} the fox was kind .",
-             "answers": {"text": ["kind"], "answer_start": [len(f"{i} the fox was ")]}} for i in range(24)
+        "texts": [
+            {"text": f"{index} {SENTENCES[index % 4]} {SENTENCES[index % 3]}"}
+            for index in range(40)
         ],
-        "translated": [{"source": f"the fox saw {index} balls", "target": f"renard {index}"} for index in range(24)],
-        "asked": [{"prompt": f"Who is number {index}?", "completion": "The fox."} for index in range(24)],
-        "pairs": [{"prompt": f"Fox {i}:", "chosen": " was kind", "rejected": " ran up the hill"} for i in range(24)],
-        "prompts": [{"prompt": f"Tell of a fox and {index} owls.", "answer": f"#### {index}"} for index in range(24)],
-    }  # fmt: skip
+        "labelled": [
+            {"text": f"{('kind', 'red')[i % 2]} fox {i}", "label": ("good", "bad")[i % 2]}
+            for i in range(24)
+        ],
+        "tagged": [
+            {"tokens": [*words, str(index)], "ner_tags": [*tags, "O"]} for index in range(24)
+        ],
+        "questions": [
+            {
+                "id": f"q{i}",
+                "question": "the fox was ?",
+                "context": f"{i} the fox was kind .",
+                "answers": {"text": ["kind"], "answer_start": [len(f"{i} the fox was ")]},
+            }
+            for i in range(24)
+        ],
+        "translated": [
+            {"source": f"the fox saw {index} balls", "target": f"renard {index}"}
+            for index in range(24)
+        ],
+        "asked": [
+            {"prompt": f"Who is number {index}?", "completion": "The fox."} for index in range(24)
+        ],
+        "pairs": [
+            {"prompt": f"Fox {i}:", "chosen": " was kind", "rejected": " ran up the hill"}
+            for i in range(24)
+        ],
+        "prompts": [
+            {"prompt": f"Tell of a fox and {index} owls.", "answer": f"#### {index}"}
+            for index in range(24)
+        ],
+    }
     places = {"llama": tiny_llama, "bert": save_tiny_bert(folder / "bert"), "bart": folder / "bart"}
     places["gru"] = ROOT / "recipes" / "architectures" / "gru-1m.json"
     for name, lines in rows.items():
@@ -144,10 +196,21 @@ def inputs(tmp_path: Path, tiny_llama: Path) -> dict[str, Path]:
     end: Any = tokenizer.sep_token_id
     set_seed(0)
     config = BartConfig(
-        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64,
-        decoder_ffn_dim=64, encoder_attention_heads=2, decoder_attention_heads=2, max_position_embeddings=40,
-        pad_token_id=0, eos_token_id=end, forced_eos_token_id=end, bos_token_id=2, decoder_start_token_id=end,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        max_position_embeddings=40,
+        pad_token_id=0,
+        eos_token_id=end,
+        forced_eos_token_id=end,
+        bos_token_id=2,
+        decoder_start_token_id=end,
+    )
     BartForConditionalGeneration(config).save_pretrained(folder / "bart")
     tokenizer.save_pretrained(folder / "bart")
     return places
@@ -155,10 +218,17 @@ def inputs(tmp_path: Path, tiny_llama: Path) -> dict[str, Path]:
 
 def train(run_recipe, case: Case, inputs: dict[str, Path], folder: Path) -> None:
     settings = {
-        "model_name_or_path": inputs[case.model], "datasets": inputs[case.rows], "eval_fraction": 0.25, "max_steps": 2,
-        "per_device_train_batch_size": 4, "learning_rate": 1e-3, "bf16": "false",
-        "dataloader_pin_memory": "false", "save_strategy": "no", "output_dir": folder,
-    }  # fmt: skip
+        "model_name_or_path": inputs[case.model],
+        "datasets": inputs[case.rows],
+        "eval_fraction": 0.25,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "bf16": "false",
+        "dataloader_pin_memory": "false",
+        "save_strategy": "no",
+        "output_dir": folder,
+    }
     if case.model == "gru":
         settings["tokenizer_name_or_path"] = inputs["llama"]
     flags = [f"--{name}={value}" for name, value in {**settings, **case.settings}.items()]
@@ -221,9 +291,12 @@ def test_every_recipe_is_tracked_and_loaded_by_its_card(
         )
         assert any(key.startswith("check_") for key in checked), name
     environment = {
-        **os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": WRITER, "HF_HUB_OFFLINE": "0",
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": WRITER,
+        "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(tmp_path / "hf"),
-    }  # fmt: skip
+    }
     arguments = [
         json.dumps(IDS),
         str(tmp_path / "logits.json"),

@@ -43,12 +43,22 @@ def reward(run_recipe, pairs: Path, tiny_llama: Path, tmp_path: Path):
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "model_name_or_path": tiny_llama, "datasets": pairs, "eval_fraction": 0.3, "output_dir": tmp_path / "out",
-            "max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "report_to": "none",
-            "bf16": "false", "activation_checkpointing": "false", "dataloader_pin_memory": "false",
-            "save_strategy": "no", "gradient_checkpointing": "false", "logging_steps": 1,
+            "model_name_or_path": tiny_llama,
+            "datasets": pairs,
+            "eval_fraction": 0.3,
+            "output_dir": tmp_path / "out",
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "report_to": "none",
+            "bf16": "false",
+            "activation_checkpointing": "false",
+            "dataloader_pin_memory": "false",
+            "save_strategy": "no",
+            "gradient_checkpointing": "false",
+            "logging_steps": 1,
             "center_rewards_coefficient": 0.01,
-        } | changes  # fmt: skip
+        } | changes
         return run_recipe("reward", *(f"--{k}={v}" for k, v in settings.items() if v is not None))
 
     return call

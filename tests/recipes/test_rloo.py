@@ -44,12 +44,25 @@ def rloo(run_recipe, tiny_llama: Path, prompts: Path, tmp_path: Path):
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "config": ROOT / "recipes" / "rloo.yaml", "model_name_or_path": tiny_llama, "datasets": prompts,
-            "reward_model": None, "as_chat": "false", "eval_fraction": 0.2, "output_dir": tmp_path / "out",
-            "max_steps": 2, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 8,
-            "gradient_accumulation_steps": 1, "max_completion_length": 8, "learning_rate": 1e-3, "warmup_steps": 0,
-            "eval_steps": 2, "save_steps": 2, "bf16": "false", "gradient_checkpointing": "false",
-        } | changes  # fmt: skip
+            "config": ROOT / "recipes" / "rloo.yaml",
+            "model_name_or_path": tiny_llama,
+            "datasets": prompts,
+            "reward_model": None,
+            "as_chat": "false",
+            "eval_fraction": 0.2,
+            "output_dir": tmp_path / "out",
+            "max_steps": 2,
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+            "max_completion_length": 8,
+            "learning_rate": 1e-3,
+            "warmup_steps": 0,
+            "eval_steps": 2,
+            "save_steps": 2,
+            "bf16": "false",
+            "gradient_checkpointing": "false",
+        } | changes
         path = tmp_path / "settings.yaml"
         text = Path(str(settings.pop("config"))).read_text()
         text = "\n".join(
@@ -129,9 +142,17 @@ def test_learns_what_is_rewarded_within_its_kl(
     # where run_recipe looks for recipes/
     monkeypatch.setitem(run_recipe.__globals__, "ROOT", tmp_path)
     metrics = rloo(
-        max_steps=12, per_device_train_batch_size=64, num_generations=8, per_device_eval_batch_size=32, eval_steps=12,
-        learning_rate=1e-2, beta=0.01, save_strategy="no", eval_fraction=0.4, logging_steps=4,
-    )  # fmt: skip
+        max_steps=12,
+        per_device_train_batch_size=64,
+        num_generations=8,
+        per_device_eval_batch_size=32,
+        eval_steps=12,
+        learning_rate=1e-2,
+        beta=0.01,
+        save_strategy="no",
+        eval_fraction=0.4,
+        logging_steps=4,
+    )
     assert metrics["eval_reward"] > metrics["start_reward"] + 0.1
     assert 0 < metrics["eval_kl_per_completion"] < 10
 
@@ -148,9 +169,14 @@ def test_a_reward_model_by_path_takes_the_place_of_the_functions(
 ) -> None:
     folder = tmp_path / "reward"
     config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=128, pad_token_id=tiny_tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+    )
     config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)

@@ -48,18 +48,41 @@ def write_table(path: Path, table: list[dict], names: dict[str, str] | None = No
 
 def write_ladder(folder: Path, law: Law, family: str, *, status: str = "finished") -> Path:
     """What scaling_ladder leaves, as far as a fit reads it."""
-    record = {"command": "", "commit": None, "versions": {}, "python": "", "hardware": {}, "world_size": 1,
-              "started": "2026-01-01T00:00:00+00:00", "config_hash": "", "schema": 1, "status": "finished"}  # fmt: skip
+    record = {
+        "command": "",
+        "commit": None,
+        "versions": {},
+        "python": "",
+        "hardware": {},
+        "world_size": 1,
+        "started": "2026-01-01T00:00:00+00:00",
+        "config_hash": "",
+        "schema": 1,
+        "status": "finished",
+    }
     artifacts = {}
     for place, row in enumerate(rows(law)):
         own = folder / "rungs" / f"{family}-{place}"
         own.mkdir(parents=True)
-        metrics = {"parameters": row["N"], "parameters_non_embedding": row["N"] / 2, "tokens": row["D"],
-                   "unique_tokens": 1e9, "flops": 8 * row["N"] * row["D"], "flops_6nd": 6 * row["N"] * row["D"],
-                   "flops_kaplan": 3 * row["N"] * row["D"], "eval_loss": row["loss"]}  # fmt: skip
+        metrics = {
+            "parameters": row["N"],
+            "parameters_non_embedding": row["N"] / 2,
+            "tokens": row["D"],
+            "unique_tokens": 1e9,
+            "flops": 8 * row["N"] * row["D"],
+            "flops_6nd": 6 * row["N"] * row["D"],
+            "flops_kaplan": 3 * row["N"] * row["D"],
+            "eval_loss": row["loss"],
+        }
         last = status if place == 11 else "finished"
-        values = {**record, "recipe": "scaling_ladder", "output_dir": str(own), "metrics": metrics, "status": last,
-                  "settings": {"Rung": {"family": family}}}  # fmt: skip
+        values = {
+            **record,
+            "recipe": "scaling_ladder",
+            "output_dir": str(own),
+            "metrics": metrics,
+            "status": last,
+            "settings": {"Rung": {"family": family}},
+        }
         (own / "run.json").write_text(json.dumps(values))
         artifacts[f"rung {family}-{place}"] = f"rungs/{family}-{place}/run.json"
     whole = {
@@ -101,9 +124,24 @@ def test_other_column_names_families_and_excluded_rows(run_recipe, tmp_path: Pat
     mixed.append({"N": 1.0, "D": 1.0, "loss": 99.0, "kind": "gru", "out": 1})
     table = write_table(tmp_path / "t.csv", mixed, {"N": "size", "D": "seen", "loss": "nll"})
     metrics = run_recipe(
-        "scaling_fit", "--datasets", table, "--parameters_column", "size", "--tokens_column", "seen", "--loss_column",
-        "nll", "--family_column", "kind", "--excluded_column", "out", "--draws", 40, "--output_dir", tmp_path / "fit",
-    )  # fmt: skip
+        "scaling_fit",
+        "--datasets",
+        table,
+        "--parameters_column",
+        "size",
+        "--tokens_column",
+        "seen",
+        "--loss_column",
+        "nll",
+        "--family_column",
+        "kind",
+        "--excluded_column",
+        "out",
+        "--draws",
+        40,
+        "--output_dir",
+        tmp_path / "fit",
+    )
     assert metrics["llama_rungs"] == metrics["gru_rungs"] == 12
     assert metrics["llama_E"] < metrics["gru_E"]
     picture = (tmp_path / "fit" / "loss.svg").read_text()
@@ -119,19 +157,38 @@ def test_ladders(run_recipe, tmp_path: Path) -> None:
     assert (metrics["llama_rungs"], metrics["gru_rungs"]) == (12, 11)
     assert len(read_run(tmp_path / "fit").parents) == 24
     kaplan = run_recipe(
-        "scaling_fit", "--runs", tmp_path / "runs/a", "--counted", "kaplan", "--draws", 0, "--forms", "kaplan",
-        "--output_dir", tmp_path / "k",
-    )  # fmt: skip
+        "scaling_fit",
+        "--runs",
+        tmp_path / "runs/a",
+        "--counted",
+        "kaplan",
+        "--draws",
+        0,
+        "--forms",
+        "kaplan",
+        "--output_dir",
+        tmp_path / "k",
+    )
     assert "E" not in kaplan and kaplan["C_exponent"] < 0
 
 
 @pytest.mark.shared
 def test_the_published_table(run_recipe, shared_data: Path, tmp_path: Path) -> None:
     metrics = run_recipe(
-        "scaling_fit", "--datasets", shared_data / "scaling" / "chinchilla_epoch_extracted.csv", "--parameters_column",
-        "N_params", "--tokens_column", "D_tokens", "--excluded_column", "excluded_in_paper", "--draws", 20,
-        "--output_dir", tmp_path / "fit",
-    )  # fmt: skip
+        "scaling_fit",
+        "--datasets",
+        shared_data / "scaling" / "chinchilla_epoch_extracted.csv",
+        "--parameters_column",
+        "N_params",
+        "--tokens_column",
+        "D_tokens",
+        "--excluded_column",
+        "excluded_in_paper",
+        "--draws",
+        20,
+        "--output_dir",
+        tmp_path / "fit",
+    )
     assert metrics["rungs"] == 240
     expected = {"E": 1.8172, "alpha": 0.3473, "beta": 0.3672}
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=2e-3)
@@ -226,8 +283,9 @@ def write_pretraining(folder: Path, law: Law, *, place: int, **changes: object) 
         "tokens_per_byte": 0.25,
     } | changes
     values["settings"] = {
-        "ModelConfig": {"model_name_or_path": what["start"]}, "PretrainArgs": {"block_size": what["block_size"]},
-    }  # fmt: skip
+        "ModelConfig": {"model_name_or_path": what["start"]},
+        "PretrainArgs": {"block_size": what["block_size"]},
+    }
     values["data"] = [
         {
             "role": role,

@@ -25,12 +25,22 @@ def ladder(run_recipe, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "architectures": ["llama-1m.json"], "tokenizer_name_or_path": tmp_path / "tokenizer",
-            "datasets": tmp_path / "rows.jsonl", "eval_fraction": 0.2, "output_dir": tmp_path / "out", "block_size": 16,
-            "sizes": [1e4, 3e4], "budgets": [1.5e9], "per_device_train_batch_size": 16, "eval_strategy": "no",
-            "save_strategy": "no", "logging_steps": 5, "report_to": "none", "bf16": "false",
+            "architectures": ["llama-1m.json"],
+            "tokenizer_name_or_path": tmp_path / "tokenizer",
+            "datasets": tmp_path / "rows.jsonl",
+            "eval_fraction": 0.2,
+            "output_dir": tmp_path / "out",
+            "block_size": 16,
+            "sizes": [1e4, 3e4],
+            "budgets": [1.5e9],
+            "per_device_train_batch_size": 16,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "logging_steps": 5,
+            "report_to": "none",
+            "bf16": "false",
             "dataloader_pin_memory": "false",
-        } | changes  # fmt: skip
+        } | changes
         flags = []
         for name, value in settings.items():
             flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
@@ -159,11 +169,33 @@ def test_two_processes(tmp_path: Path, tiny_tokenizer) -> None:
     rows = [{"text": f"{i} {SENTENCES[i % 4]}"} for i in range(80)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [
-        sys.executable, "-m", "hfstack.cli", "run", "scaling_ladder", "--processes", "2", "--tokenizer_name_or_path",
-        str(tmp_path / "tokenizer"), "--datasets", str(tmp_path / "rows.jsonl"), "--eval_fraction", "0.2", "--sizes",
-        "1e4", "3e4", "--budgets", "3e9", "--block_size", "16", "--bf16", "false", "--use_cpu", "true", "--output_dir",
+        sys.executable,
+        "-m",
+        "hfstack.cli",
+        "run",
+        "scaling_ladder",
+        "--processes",
+        "2",
+        "--tokenizer_name_or_path",
+        str(tmp_path / "tokenizer"),
+        "--datasets",
+        str(tmp_path / "rows.jsonl"),
+        "--eval_fraction",
+        "0.2",
+        "--sizes",
+        "1e4",
+        "3e4",
+        "--budgets",
+        "3e9",
+        "--block_size",
+        "16",
+        "--bf16",
+        "false",
+        "--use_cpu",
+        "true",
+        "--output_dir",
         str(tmp_path / "out"),
-    ]  # fmt: skip
+    ]
     environment = os.environ | {
         "HF_HOME": str(tmp_path / "hf"),
         "OMP_NUM_THREADS": "1",

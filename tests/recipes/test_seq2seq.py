@@ -24,10 +24,15 @@ THINGS = {"ball": "balle", "river": "fleuve", "forest": "bois"}
 
 def make_rows() -> list[dict]:
     return [
-        {"id": f"{adjective}-{animal}-{thing}", "source": f"the {adjective} {animal} saw the {thing}",
-         "target": f"{ANIMALS[animal]} {THINGS[thing]}"}
-        for adjective in ADJECTIVES for animal in ANIMALS for thing in THINGS
-    ]  # fmt: skip
+        {
+            "id": f"{adjective}-{animal}-{thing}",
+            "source": f"the {adjective} {animal} saw the {thing}",
+            "target": f"{ANIMALS[animal]} {THINGS[thing]}",
+        }
+        for adjective in ADJECTIVES
+        for animal in ANIMALS
+        for thing in THINGS
+    ]
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -56,10 +61,22 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
     (folder / "t5-tiny.json").write_text(json.dumps(shape | {"dropout_rate": 0.0}))
     tokenizer = tiny_bert_tokenizer()
     set_seed(0)
-    size = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
-            "encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 40}  # fmt: skip
-    ends = {"eos_token_id": tokenizer.sep_token_id, "forced_eos_token_id": tokenizer.sep_token_id,
-            "bos_token_id": tokenizer.cls_token_id, "decoder_start_token_id": tokenizer.sep_token_id}  # fmt: skip
+    size = {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "max_position_embeddings": 40,
+    }
+    ends = {
+        "eos_token_id": tokenizer.sep_token_id,
+        "forced_eos_token_id": tokenizer.sep_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "decoder_start_token_id": tokenizer.sep_token_id,
+    }
     config = BartConfig(
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **size, **ends
     )
@@ -74,11 +91,20 @@ def seq2seq(run_recipe, inputs: Path, tmp_path: Path):
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "model_name_or_path": inputs / "bart", "datasets": inputs / "train.jsonl", "eval_fraction": 0.2,
-            "output_dir": tmp_path / "out", "max_steps": 2, "per_device_train_batch_size": 16, "learning_rate": 5e-3,
-            "report_to": "none", "bf16": "false", "dataloader_pin_memory": "false", "save_strategy": "no",
-            "max_source_length": 32, "max_target_length": 24,
-        } | changes  # fmt: skip
+            "model_name_or_path": inputs / "bart",
+            "datasets": inputs / "train.jsonl",
+            "eval_fraction": 0.2,
+            "output_dir": tmp_path / "out",
+            "max_steps": 2,
+            "per_device_train_batch_size": 16,
+            "learning_rate": 5e-3,
+            "report_to": "none",
+            "bf16": "false",
+            "dataloader_pin_memory": "false",
+            "save_strategy": "no",
+            "max_source_length": 32,
+            "max_target_length": 24,
+        } | changes
         return run_recipe("seq2seq", *(f"--{k}={v}" for k, v in settings.items() if v is not None))
 
     return call
@@ -105,10 +131,16 @@ def test_a_t5_from_scratch_learns_scores_and_predicts_the_same(
     seq2seq, predict, inputs: Path, tmp_path: Path
 ) -> None:
     metrics = seq2seq(
-        model_name_or_path=inputs / "t5-tiny.json", tokenizer_name_or_path=inputs / "tokenizer", max_steps=80,
-        per_device_train_batch_size=32, learning_rate=1e-2, train_sampling_strategy="group_by_length",
-        generation_num_beams=2, source_prefix="to French: ", lr_scheduler_type="constant",
-    )  # fmt: skip
+        model_name_or_path=inputs / "t5-tiny.json",
+        tokenizer_name_or_path=inputs / "tokenizer",
+        max_steps=80,
+        per_device_train_batch_size=32,
+        learning_rate=1e-2,
+        train_sampling_strategy="group_by_length",
+        generation_num_beams=2,
+        source_prefix="to French: ",
+        lr_scheduler_type="constant",
+    )
     out = tmp_path / "out"
     assert metrics["eval_rows"] == 14 and metrics["train_rows"] == 58
     assert (
@@ -173,8 +205,16 @@ def test_several_references_parts_of_mappings_and_smoothed_labels(seq2seq, tmp_p
 
     path = write(tmp_path / "several.jsonl", [row(number) for number in range(20)])
     columns = {"source_column": "translation.en", "target_column": "translation.xx"}
-    metrics = seq2seq(datasets=path, eval_fraction=0.5, label_smoothing_factor=0.1, gradient_accumulation_steps=2,
-                      **columns, eval_strategy="steps", eval_steps=1, predict_with_generate="true")  # fmt: skip
+    metrics = seq2seq(
+        datasets=path,
+        eval_fraction=0.5,
+        label_smoothing_factor=0.1,
+        gradient_accumulation_steps=2,
+        **columns,
+        eval_strategy="steps",
+        eval_steps=1,
+        predict_with_generate="true",
+    )
     record = read_run(tmp_path / "out")
     found = lines(tmp_path / "out" / "predictions.jsonl")
     assert {len(row["references"]) for row in found} == {1, 2} and len(found) == 10
@@ -366,11 +406,21 @@ def test_the_yaml_runs_with_a_model_and_data_of_one_s_own(
     rows = [{"translation": {"en": row["source"], "fr": row["target"]}} for row in make_rows()]
     path = write(tmp_path / "pairs.jsonl", rows)
     metrics = run_recipe(
-        "seq2seq", f"--config={ROOT / 'recipes' / 'seq2seq.yaml'}", f"--model_name_or_path={inputs / 'bart'}",
-        f"--datasets={path}", f"--output_dir={tmp_path / 'out'}", "--max_steps=2", "--eval_fraction=0.1",
-        "--max_source_length=32", "--max_target_length=24", "--eval_strategy=steps", "--eval_steps=2",
-        "--save_strategy=steps", "--save_steps=2", "--dataloader_pin_memory=false",
-    )  # fmt: skip
+        "seq2seq",
+        f"--config={ROOT / 'recipes' / 'seq2seq.yaml'}",
+        f"--model_name_or_path={inputs / 'bart'}",
+        f"--datasets={path}",
+        f"--output_dir={tmp_path / 'out'}",
+        "--max_steps=2",
+        "--eval_fraction=0.1",
+        "--max_source_length=32",
+        "--max_target_length=24",
+        "--eval_strategy=steps",
+        "--eval_steps=2",
+        "--save_strategy=steps",
+        "--save_steps=2",
+        "--dataloader_pin_memory=false",
+    )
     assert metrics["eval_rows"] == 7 and (tmp_path / "out" / "generation_config.json").is_file()
 
 
@@ -380,21 +430,39 @@ def test_the_yaml_runs_with_a_model_and_data_of_one_s_own(
     ("data", "flags"),
     [
         ("multi30k_en_de", {"source_column": "en", "target_column": "de", "max_rows": 400}),
-        ("scitldr_abstract", {"source_column": "document", "target_column": "summaries", "max_rows": 200,
-                              "max_source_length": 256}),
+        (
+            "scitldr_abstract",
+            {
+                "source_column": "document",
+                "target_column": "summaries",
+                "max_rows": 200,
+                "max_source_length": 256,
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_real_rows(
     seq2seq, run_recipe, shared_data: Path, tmp_path: Path, data: str, flags: dict
 ) -> None:
     path = shared_data / "s2s" / f"{data}.jsonl.gz"
     tokenizer = tmp_path / "tokenizer"
-    run_recipe("tokenizer", f"--datasets={path}", f"--text_column={flags['source_column']}", "--vocab_size=1000",
-               "--max_rows=300", f"--output_dir={tokenizer}")  # fmt: skip
+    run_recipe(
+        "tokenizer",
+        f"--datasets={path}",
+        f"--text_column={flags['source_column']}",
+        "--vocab_size=1000",
+        "--max_rows=300",
+        f"--output_dir={tokenizer}",
+    )
     metrics = seq2seq(
-        model_name_or_path="t5-5m.json", tokenizer_name_or_path=tokenizer, datasets=path, max_steps=20,
-        learning_rate=1e-3, max_target_length=40, **{"max_source_length": 64} | flags,
-    )  # fmt: skip
+        model_name_or_path="t5-5m.json",
+        tokenizer_name_or_path=tokenizer,
+        datasets=path,
+        max_steps=20,
+        learning_rate=1e-3,
+        max_target_length=40,
+        **{"max_source_length": 64} | flags,
+    )
     assert (
         metrics["eval_rows"] > 5
         and 0 <= metrics["eval_bleu"] < 100

@@ -52,10 +52,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
     tokenizer.chat_template = CHAT_TEMPLATE
     set_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     pairs = [(f"Who is number {index}?", f"The {ANIMALS[index % 4]}.") for index in range(40)]
@@ -88,12 +96,24 @@ def sft(inputs: Path, run_recipe, tmp_path: Path):
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "model_name_or_path": inputs / "model", "datasets": inputs / "prompts.jsonl", "eval_fraction": 0.2,
-            "output_dir": tmp_path / "out", "max_length": 128, "packing": "true", "assistant_only_loss": "true",
-            "max_steps": 2, "per_device_train_batch_size": 1, "learning_rate": 3e-3, "save_strategy": "no",
-            "logging_steps": 1, "report_to": "none", "bf16": "false", "activation_checkpointing": "false",
-            "answer_tokens": 4, "dataloader_pin_memory": "false",
-        } | changes  # fmt: skip
+            "model_name_or_path": inputs / "model",
+            "datasets": inputs / "prompts.jsonl",
+            "eval_fraction": 0.2,
+            "output_dir": tmp_path / "out",
+            "max_length": 128,
+            "packing": "true",
+            "assistant_only_loss": "true",
+            "max_steps": 2,
+            "per_device_train_batch_size": 1,
+            "learning_rate": 3e-3,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "report_to": "none",
+            "bf16": "false",
+            "activation_checkpointing": "false",
+            "answer_tokens": 4,
+            "dataloader_pin_memory": "false",
+        } | changes
         return run_recipe("sft", *(f"--{k}={v}" for k, v in settings.items() if v is not None))
 
     return call
@@ -140,8 +160,9 @@ def test_trains_answers_and_saves(sft, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert set(model.generation_config.eos_token_id) == {
-        tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|end|>")
-    }  # fmt: skip
+        tokenizer.eos_token_id,
+        tokenizer.convert_tokens_to_ids("<|end|>"),
+    }
     with pytest.raises(AlreadyFinished):
         sft(
             max_steps=40,
@@ -327,10 +348,16 @@ def bad_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     [
         ([{"messages": talk("Who?", "")}], "empty completion"),
         ([{"messages": talk("Who?", "x")[:1]}], "no assistant turn"),
-        ([{"messages": talk("Who? " * 100, "x")}], "prompt too long: 4.. tokens leave none of --max_length 128"),
-        ([{"messages": [{"role": "judge", "content": "Hm"}, *talk("Who?", "x")]}], "the chat template fails: a turn"),
+        (
+            [{"messages": talk("Who? " * 100, "x")}],
+            "prompt too long: 4.. tokens leave none of --max_length 128",
+        ),
+        (
+            [{"messages": [{"role": "judge", "content": "Hm"}, *talk("Who?", "x")]}],
+            "the chat template fails: a turn",
+        ),
     ],
-)  # fmt: skip
+)
 def test_rows_that_cannot_be_learnt_from(sft, tmp_path: Path, rows, message: str, caplog) -> None:
     data = write(tmp_path / "rows.jsonl", bad_rows(rows))
     with pytest.raises(
@@ -388,16 +415,29 @@ def test_an_adapter_on_four_bit_weights(sft, inputs: Path, tmp_path: Path) -> No
     tokenizer = AutoTokenizer.from_pretrained(inputs / "model")
     # on a CPU bitsandbytes 0.50 takes sizes that are multiples of its blocks of 64
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     metrics = sft(
-        model_name_or_path=tmp_path / "model", use_peft="true", load_in_4bit="true", lora_r=4,
-        lora_target_modules="all-linear", max_steps=6, learning_rate=3e-2,
-    )  # fmt: skip
+        model_name_or_path=tmp_path / "model",
+        use_peft="true",
+        load_in_4bit="true",
+        lora_r=4,
+        lora_target_modules="all-linear",
+        max_steps=6,
+        learning_rate=3e-2,
+    )
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert metrics["held_out_loss"] < math.log(len(tokenizer))
 

@@ -56,10 +56,18 @@ def tag(run_recipe, inputs: Path, tmp_path: Path):
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "model_name_or_path": inputs / "bert", "datasets": inputs / "train.jsonl", "eval_fraction": 0.3,
-            "output_dir": tmp_path / "out", "max_steps": 2, "per_device_train_batch_size": 16, "learning_rate": 5e-3,
-            "report_to": "none", "bf16": "false", "dataloader_pin_memory": "false", "save_strategy": "no",
-        } | changes  # fmt: skip
+            "model_name_or_path": inputs / "bert",
+            "datasets": inputs / "train.jsonl",
+            "eval_fraction": 0.3,
+            "output_dir": tmp_path / "out",
+            "max_steps": 2,
+            "per_device_train_batch_size": 16,
+            "learning_rate": 5e-3,
+            "report_to": "none",
+            "bf16": "false",
+            "dataloader_pin_memory": "false",
+            "save_strategy": "no",
+        } | changes
         return run_recipe("tag", *(f"--{k}={v}" for k, v in settings.items() if v is not None))
 
     return call
@@ -101,9 +109,12 @@ def test_predicts_lists_and_texts_in_order_with_entities(tag, tmp_path: Path) ->
     assert [answer["tags"] for answer in found[:5]] == [
         row["ner_tags"] for row in make_rows(5, seed=9)
     ]
-    assert [(e["type"], e["text"], e["first_word"], e["last_word"]) for e in found[5]["entities"]] == [
-        ("animal", "small owl", 1, 2), ("thing", "ball", 5, 5),
-    ]  # fmt: skip
+    assert [
+        (e["type"], e["text"], e["first_word"], e["last_word"]) for e in found[5]["entities"]
+    ] == [
+        ("animal", "small owl", 1, 2),
+        ("thing", "ball", 5, 5),
+    ]
     assert 0.5 < found[5]["entities"][0]["probability"] <= 1
     with pytest.raises(
         DataError, match=r"row 7 has no column 'tokens', found text; set --text_column"

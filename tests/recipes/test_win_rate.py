@@ -22,10 +22,15 @@ def compare(run_recipe, tiny_llama: Path, tmp_path: Path):
 
     def call(**changes: object) -> dict[str, float]:
         settings = {
-            "config": ROOT / "recipes" / "win_rate.yaml", "model_name_or_path": tiny_llama, "as_chat": "false",
-            "reference_model": tiny_llama, "datasets": data, "eval_fraction": 0, "max_new_tokens": 8,
+            "config": ROOT / "recipes" / "win_rate.yaml",
+            "model_name_or_path": tiny_llama,
+            "as_chat": "false",
+            "reference_model": tiny_llama,
+            "datasets": data,
+            "eval_fraction": 0,
+            "max_new_tokens": 8,
             "output_dir": tmp_path / "out",
-        } | changes  # fmt: skip
+        } | changes
         return run_recipe(
             "win_rate", *(flag for key, value in settings.items() for flag in (f"--{key}", value))
         )
@@ -59,9 +64,14 @@ def test_held_out_prompts_are_those_of_training(compare) -> None:
 def test_a_reward_model_judges(compare, tiny_tokenizer, tmp_path: Path) -> None:
     folder = tmp_path / "reward"
     config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=128, pad_token_id=tiny_tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+    )
     config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)

@@ -79,9 +79,13 @@ def test_a_manifest_names_every_file(tmp_path: Path) -> None:
     manifest = json.loads((path / MANIFEST).read_text())
     assert (manifest["step"], manifest["world_size"]) == (10, 2)
     assert set(manifest["files"]) == {
-        "global_step10/zero_pp_rank_0.pt", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt",
+        "global_step10/zero_pp_rank_0.pt",
+        "model.safetensors",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
         "trainer_state.json",
-    }  # fmt: skip
+    }
     assert manifest["files"]["global_step10/zero_pp_rank_0.pt"] == [
         15,
         hashlib.blake2b(b"shard of rank 0", digest_size=16).hexdigest(),

@@ -67,9 +67,19 @@ def test_a_checkpoint_of_another_run_is_compared_with_that_run(tmp_path: Path) -
         "a checkpoint of another tool is nobody's run"
     )
     known = {
-        "recipe": "sft", "command": "", "output_dir": "", "commit": None, "versions": {}, "python": "", "hardware": {},
-        "world_size": 1, "started": "", "config_hash": "a", "settings": {"Args": {"rate": 0.1}}, "schema": 1,
-    }  # fmt: skip
+        "recipe": "sft",
+        "command": "",
+        "output_dir": "",
+        "commit": None,
+        "versions": {},
+        "python": "",
+        "hardware": {},
+        "world_size": 1,
+        "started": "",
+        "config_hash": "a",
+        "settings": {"Args": {"rate": 0.1}},
+        "schema": 1,
+    }
     (tmp_path / "other" / "run.json").write_text(json.dumps(known))
     with pytest.raises(
         CheckpointError, match=r"differs in rate 0\.1 -> 0\.2; .*--allow_changed rate"

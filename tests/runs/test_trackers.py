@@ -32,10 +32,21 @@ def stopped_and_resumed(
     def call(tracker: str) -> Path:
         folder = tmp_path / "stories"
         settings = {
-            "model_name_or_path": tiny_llama, "datasets": rows, "eval_fraction": 0, "block_size": 16, "max_steps": 6,
-            "save_steps": 2, "save_strategy": "steps", "output_dir": folder, "report_to": tracker, "logging_steps": 1,
-            "bf16": "false", "sample_tokens": 2, "dataloader_pin_memory": "false", "project": "tiny-stories",
-        }  # fmt: skip
+            "model_name_or_path": tiny_llama,
+            "datasets": rows,
+            "eval_fraction": 0,
+            "block_size": 16,
+            "max_steps": 6,
+            "save_steps": 2,
+            "save_strategy": "steps",
+            "output_dir": folder,
+            "report_to": tracker,
+            "logging_steps": 1,
+            "bf16": "false",
+            "sample_tokens": 2,
+            "dataloader_pin_memory": "false",
+            "project": "tiny-stories",
+        }
         flags = [f"--{name}={value}" for name, value in settings.items()]
 
         def die(

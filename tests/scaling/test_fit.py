@@ -54,9 +54,11 @@ def test_repeated_data() -> None:
     tokens = unique * np.repeat([2.0, 4.0, 8.0, 16.0, 24.0, 32.0], 2)
     loss = [law.loss(*rung) for rung in zip(once.parameters, tokens, unique, strict=True)]
     rungs = make_rungs(
-        np.append(once.parameters, once.parameters), np.append(once.tokens, tokens), np.append(once.loss, loss),
+        np.append(once.parameters, once.parameters),
+        np.append(once.tokens, tokens),
+        np.append(once.loss, loss),
         unique_tokens=np.append(once.tokens, unique),
-    )  # fmt: skip
+    )
     found = fit_ladder(rungs, draws=0)
     assert found.repeated is not None
     assert found.repeated.law.tokens_decay == pytest.approx(6.0, rel=0.02)

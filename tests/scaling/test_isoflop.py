@@ -92,9 +92,10 @@ def test_a_curve_without_a_minimum_is_left_out_and_said() -> None:
     largest = LAW.optimum(1e22)[0] * np.array([0.02, 0.05, 0.1])
     beyond = make_rungs(largest, 1e22 / 6 / largest, [LAW.loss(n, 1e22 / 6 / n) for n in largest])
     both = make_rungs(
-        np.append(runs.parameters, beyond.parameters), np.append(runs.tokens, beyond.tokens),
+        np.append(runs.parameters, beyond.parameters),
+        np.append(runs.tokens, beyond.tokens),
         np.append(runs.loss, beyond.loss),
-    )  # fmt: skip
+    )
     found = fit_isoflop(both, draws=0)
     assert len(found.curves) == 4 and len(found.flops) == 3
     assert "C = 1e+22 is left out: the minimum lies beyond the largest of its sizes" in found.notes

@@ -176,8 +176,15 @@ def test_an_architecture_without_a_formula_is_measured_and_said(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
-    neox = {"model_type": "gpt_neox", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "intermediate_size": 256, "vocab_size": 512, "max_position_embeddings": 64}  # fmt: skip
+    neox = {
+        "model_type": "gpt_neox",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+        "vocab_size": 512,
+        "max_position_embeddings": 64,
+    }
     with caplog.at_level(logging.INFO, logger="hfstack"):
         rungs = build_ladder(
             {"neox": neox}, [1e5], [1e11], design="isoflop", block_size=BLOCK, count=count

@@ -127,11 +127,21 @@ def trainer_of(
         **changes: Any,
     ) -> Trainer:
         settings: dict[str, Any] = {
-            "output_dir": str(folder / out), "max_steps": 6, "per_device_train_batch_size": 2, "save_steps": 2,
-            "save_strategy": "steps", "logging_steps": 1, "learning_rate": 1e-2, "report_to": "none", "use_cpu": True,
-            "disable_tqdm": True, "lr_scheduler_type": "linear", "dataloader_pin_memory": False,
-            "eval_strategy": "steps", "eval_steps": 3,
-        } | changes  # fmt: skip
+            "output_dir": str(folder / out),
+            "max_steps": 6,
+            "per_device_train_batch_size": 2,
+            "save_steps": 2,
+            "save_strategy": "steps",
+            "logging_steps": 1,
+            "learning_rate": 1e-2,
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "lr_scheduler_type": "linear",
+            "dataloader_pin_memory": False,
+            "eval_strategy": "steps",
+            "eval_steps": 3,
+        } | changes
         args = TrainingArguments(**settings)
         with Run.start("pretrain.py", args.output_dir, args, allow_changed=allow) as run:
             checkpoint = run.resume_point()
@@ -214,8 +224,15 @@ def test_checkpoints_are_verified_rotated_and_handed_on(train, tmp_path: Path) -
 
 
 def test_the_best_checkpoint_stays_and_is_loaded(train, tmp_path: Path) -> None:
-    trainer = train(save_total_limit=1, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2, max_steps=8,
-                    metric_for_best_model="loss", learning_rate=0.3)  # fmt: skip
+    trainer = train(
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        eval_steps=2,
+        max_steps=8,
+        metric_for_best_model="loss",
+        learning_rate=0.3,
+    )
     best = Path(trainer.state.best_model_checkpoint or "")
     assert names(tmp_path / "out") == sorted({best.name, "checkpoint-8"})
     if best.name != "checkpoint-8":
@@ -556,10 +573,24 @@ def test_a_spike_is_skipped_when_asked(
     skipped = max(entry.get("skipped_steps", 0) for entry in trainer.state.log_history)
     assert skipped >= 1 and caplog.text.count("is skipped: its loss") == skipped
     with pytest.raises(RuntimeError):
-        train("again", SkipSpikes(sigmas=6, window=6), At("on_step_begin", 20, crash), poison=poison, max_steps=24,
-              save_steps=12, learning_rate=1e-3)  # fmt: skip
-    train("again", SkipSpikes(sigmas=6, window=6), poison=poison, max_steps=24, save_steps=12, learning_rate=1e-3,
-          resume_from_checkpoint="last")  # fmt: skip
+        train(
+            "again",
+            SkipSpikes(sigmas=6, window=6),
+            At("on_step_begin", 20, crash),
+            poison=poison,
+            max_steps=24,
+            save_steps=12,
+            learning_rate=1e-3,
+        )
+    train(
+        "again",
+        SkipSpikes(sigmas=6, window=6),
+        poison=poison,
+        max_steps=24,
+        save_steps=12,
+        learning_rate=1e-3,
+        resume_from_checkpoint="last",
+    )
     same(tmp_path / "out", tmp_path / "again")
 
 

@@ -46,8 +46,10 @@ def test_preflight_logs_one_line_and_refuses_with_every_fault(
     ):
         checks.preflight({"first": "broken; mend it", "second": None, "third": "torn"})
     assert [record.message for record in caplog.records] == [
-        "checked: first, second, third", "first: broken; mend it", "third: torn",
-    ]  # fmt: skip
+        "checked: first, second, third",
+        "first: broken; mend it",
+        "third: torn",
+    ]
 
 
 def test_pad_is_not_eos(tiny_tokenizer: PreTrainedTokenizerFast) -> None:

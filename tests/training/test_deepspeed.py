@@ -60,15 +60,27 @@ def train(
             "per_device_train_batch_size": 2,
         }
         settings["deepspeed"] = {
-            "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
-            "gradient_clipping": "auto", "zero_optimization": {"stage": stage}, "zero_allow_untested_optimizer": True,
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-        }  # fmt: skip
+        }
     args = TrainingArguments(
-        output_dir=str(folder), max_steps=6, save_steps=2, logging_steps=1, learning_rate=1e-2, bf16=False,
-        lr_scheduler_type="constant", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
-        resume_from_checkpoint="last", **settings,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=6,
+        save_steps=2,
+        logging_steps=1,
+        learning_rate=1e-2,
+        bf16=False,
+        lr_scheduler_type="constant",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        resume_from_checkpoint="last",
+        **settings,
+    )
     with Run.start("pretrain.py", folder, args) as run:
         checkpoint = run.resume_point()
         # (rows, tokens)
@@ -124,8 +136,12 @@ def test_zero_on_two_processes(stage: int, tiny_llama: Path, tmp_path: Path):
     )
     done = subprocess.run(
         [*command, str(tmp_path), str(tiny_llama), str(stage)],
-        env=environment, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
     alone = train(tmp_path / "alone", tiny_llama)

@@ -65,12 +65,23 @@ def train(
 ) -> Trainer:
     """Train as a recipe does, sharded over the processes if a kind of state dict is named."""
     args = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2 if state_dict else 4, save_steps=2,
-        logging_steps=1, learning_rate=1e-2, lr_scheduler_type="constant", report_to="none", bf16=False,
-        use_cpu=True, disable_tqdm=True,
-        ddp_backend="gloo" if state_dict else None, dataloader_pin_memory=False, resume_from_checkpoint="last",
-        fsdp=state_dict is not None, fsdp_config={"version": 2, "state_dict_type": state_dict} if state_dict else None,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=2 if state_dict else 4,
+        save_steps=2,
+        logging_steps=1,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        report_to="none",
+        bf16=False,
+        use_cpu=True,
+        disable_tqdm=True,
+        ddp_backend="gloo" if state_dict else None,
+        dataloader_pin_memory=False,
+        resume_from_checkpoint="last",
+        fsdp=state_dict is not None,
+        fsdp_config={"version": 2, "state_dict_type": state_dict} if state_dict else None,
+    )
     sys.argv = ["pretrain.py"]
     with Run.start("pretrain.py", folder, args) as run:
         if state_dict:
@@ -202,12 +213,42 @@ def launch_recipe(rank: int, folder: Path, llama: Path) -> dict[str, Any]:
     sys.modules[spec.name] = recipe
     spec.loader.exec_module(recipe)
     sys.argv = [
-        str(path), "--model_name_or_path", str(llama), "--tokenizer_name_or_path", str(llama), "--datasets",
-        str(folder / "rows.jsonl"), "--eval_fraction", "0.2", "--block_size", "16", "--max_steps", "4",
-        "--per_device_train_batch_size", "2", "--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2",
-        "--logging_steps", "1", "--bf16", "false", "--use_cpu", "true", "--ddp_backend", "gloo", "--report_to", "none",
-        "--sample_tokens", "2", "--output_dir", str(folder / "out"),
-    ]  # fmt: skip
+        str(path),
+        "--model_name_or_path",
+        str(llama),
+        "--tokenizer_name_or_path",
+        str(llama),
+        "--datasets",
+        str(folder / "rows.jsonl"),
+        "--eval_fraction",
+        "0.2",
+        "--block_size",
+        "16",
+        "--max_steps",
+        "4",
+        "--per_device_train_batch_size",
+        "2",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "2",
+        "--save_steps",
+        "2",
+        "--logging_steps",
+        "1",
+        "--bf16",
+        "false",
+        "--use_cpu",
+        "true",
+        "--ddp_backend",
+        "gloo",
+        "--report_to",
+        "none",
+        "--sample_tokens",
+        "2",
+        "--output_dir",
+        str(folder / "out"),
+    ]
     # processes that wait for each other would wait forever
     faulthandler.dump_traceback_later(300, exit=True)
     config.command_line(recipe.main)

@@ -11,10 +11,28 @@ _WATTS_PER_CORE = 12.0  # Green Algorithms' value for a processor that is not li
 _WATTS_PER_GB = 0.3725
 _WATTS_UNKNOWN_ACCELERATOR = 200.0  # the same source's value for one that is not listed
 _WATTS = {  # of the board, from the makers' data sheets; the first name that is found counts
-    "B200": 1000, "H200": 700, "H100 PCIe": 350, "H100": 700, "GH200": 900, "A100": 400, "L40S": 350, "L40": 300,
-    "L4": 72, "A10G": 150, "A10": 150, "A40": 300, "A6000": 300, "V100": 300, "T4": 70, "P100": 250, "RTX 5090": 575,
-    "RTX 4090": 450, "RTX 3090": 350, "MI300X": 750, "MI250": 560,
-}  # fmt: skip
+    "B200": 1000,
+    "H200": 700,
+    "H100 PCIe": 350,
+    "H100": 700,
+    "GH200": 900,
+    "A100": 400,
+    "L40S": 350,
+    "L40": 300,
+    "L4": 72,
+    "A10G": 150,
+    "A10": 150,
+    "A40": 300,
+    "A6000": 300,
+    "V100": 300,
+    "T4": 70,
+    "P100": 250,
+    "RTX 5090": 575,
+    "RTX 4090": 450,
+    "RTX 3090": 350,
+    "MI300X": 750,
+    "MI250": 560,
+}
 
 METHOD = (
     "Time x (12 W a core + the accelerators' board power + 0.3725 W/GB of memory), at full load and without cooling "

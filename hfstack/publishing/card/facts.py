@@ -11,8 +11,8 @@ from typing import Any
 from hfstack.publishing.card.energy import estimate_kwh
 from hfstack.publishing.card.metrics import Show, results, rows
 from hfstack.publishing.card.sentences import Words
-from hfstack.publishing.files import Kind
-from hfstack.publishing.lineage import Chain, Link, shorten
+from hfstack.publishing.files import PublishedKind
+from hfstack.publishing.lineage import Chain, RunLink, shorten_paths
 
 _MAKES_DATA = frozenset({"demo_corpus", "clean", "preferences", "tokenizer"})
 _NO_SETTING = frozenset({"output_dir", "resume_from_checkpoint", "report_to"})
@@ -38,7 +38,7 @@ def cell(value: Any) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;") or "–"
 
 
-def base_of(chain: Chain, kind: Kind) -> str | None:
+def base_of(chain: Chain, kind: PublishedKind) -> str | None:
     """Return the Hub id of the model that the chain began with, or None when it began with random weights."""
     if kind.base and not Path(kind.base).exists():
         return kind.base
@@ -64,7 +64,7 @@ def beginning(chain: Chain) -> str:
     return "none, it began with random weights" if drawn else "not recorded"
 
 
-def model_name(link: Link) -> str | None:
+def model_name(link: RunLink) -> str | None:
     """Return what a run was told to start from."""
     return link.record.settings.get("ModelConfig", {}).get("model_name_or_path") or None
 
@@ -81,7 +81,7 @@ def chain_rows(chain: Chain, wording: Wording) -> list[list[str]]:
         )
         name = model_name(link)
         if name and not any(parent.name == Path(name).name for parent in parents):
-            starts = ", ".join(filter(None, [f"`{shorten(name, chain)}`", starts]))
+            starts = ", ".join(filter(None, [f"`{shorten_paths(name, chain)}`", starts]))
         shown = rows(results(Chain([link]))[:1], wording.metric)
         outcome = _counts(link, wording) if record.recipe in _MAKES_DATA else ""
         outcome = outcome or (f"{shown[0][0].split(' (')[0]} {shown[0][1]}" if shown else "")
@@ -129,7 +129,7 @@ def data_rows(chain: Chain, words: Words, wording: Wording) -> list[list[str]]:
                 licence = _licence(str(file["path"]), words, made_by, hub=file["bytes"] is None)
                 cells.setdefault(key, [counted, size, digest, licence])
     return [
-        [f"`{shorten(path, chain)}`", ", ".join(dict.fromkeys(readers[path, digest])), *rest]
+        [f"`{shorten_paths(path, chain)}`", ", ".join(dict.fromkeys(readers[path, digest])), *rest]
         for (path, digest), rest in cells.items()
     ]
 
@@ -195,7 +195,7 @@ def commands(chain: Chain, wording: Wording) -> str:
     for link in [*chain.links, *chain.evaluations]:
         lines.append(
             wording.wrapped_command(
-                as_hfstack(shorten(link.record.command, chain), link.record.world_size)
+                as_hfstack(shorten_paths(link.record.command, chain), link.record.world_size)
             )
         )
     return "\n".join(lines)
@@ -256,13 +256,13 @@ def missing_facts(
     return [*found, "How much energy was really used: the figures are estimates."]
 
 
-def _energy(links: list[Link]) -> str:
+def _energy(links: list[RunLink]) -> str:
     """The estimated energy in Wh or kWh."""
     kwh = sum(estimate_kwh(link.record.hardware, link.record.duration_s or 0.0) for link in links)
     return f"{kwh:.3g} kWh" if kwh >= 1 else f"{1000 * kwh:.2g} Wh"
 
 
-def _counts(link: Link, wording: Wording) -> str:
+def _counts(link: RunLink, wording: Wording) -> str:
     """What a run that makes data has made: `400 documents, 1,600 tasks`."""
     metrics = link.record.metrics
     names = {

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
-from hfstack.publishing.files import Kind
-from hfstack.publishing.lineage import Chain, Link
+from hfstack.publishing.files import PublishedKind
+from hfstack.publishing.lineage import Chain, RunLink
 
 _SHOWN = 14
 _REINFORCED = frozenset({"rloo", "grpo", "ppo"})  # their loss says nothing about the model
@@ -21,18 +21,47 @@ _CLOCKS = (
     "_high",
     "num_tokens",
 )
-_NO_RESULT = frozenset({
-    "epoch", "total_flos", "parameters", "parameters_non_embedding", "flops", "flops_6nd", "flops_kaplan", "mfu",
-    "steps", "tokens", "unique_tokens", "documents", "train_loss",
-})  # fmt: skip
+_NO_RESULT = frozenset(
+    {
+        "epoch",
+        "total_flos",
+        "parameters",
+        "parameters_non_embedding",
+        "flops",
+        "flops_6nd",
+        "flops_kaplan",
+        "mfu",
+        "steps",
+        "tokens",
+        "unique_tokens",
+        "documents",
+        "train_loss",
+    }
+)
 _LOSS_OF_TOKENS = frozenset({"pretrain_clm", "pretrain_mlm", "sft", "evaluate_lm"})
 # What a reader asks for first, whoever measured it.
 _FIRST = (
-    "win_rate", "win_rate_length_controlled", "eval_reward", "eval_kl_per_completion", "eval_ended_share",
-    "eval_accuracy", "eval_gain_over_length", "eval_f1", "eval_matthews", "eval_loss", "perplexity", "bits_per_byte",
-    "token_accuracy", "eval_calibration_error", "rougeL", "bleu", "eval_rougeL", "eval_bleu",
-    "eval_chrf", "ended_share",
-)  # fmt: skip
+    "win_rate",
+    "win_rate_length_controlled",
+    "eval_reward",
+    "eval_kl_per_completion",
+    "eval_ended_share",
+    "eval_accuracy",
+    "eval_gain_over_length",
+    "eval_f1",
+    "eval_matthews",
+    "eval_loss",
+    "perplexity",
+    "bits_per_byte",
+    "token_accuracy",
+    "eval_calibration_error",
+    "rougeL",
+    "bleu",
+    "eval_rougeL",
+    "eval_bleu",
+    "eval_chrf",
+    "ended_share",
+)
 # Names that the Hub's metric pages have.
 _HUB_NAMES = {
     "accuracy": "accuracy",
@@ -55,7 +84,7 @@ class Result(NamedTuple):
     value: float
     low: float | None
     high: float | None
-    link: Link
+    link: RunLink
 
     @property
     def in_training(self) -> bool:
@@ -126,7 +155,7 @@ def bias(chain: Chain, show: Show) -> str:
     return "\n".join(lines).replace(" (–)", "")
 
 
-def eval_results(found: list[Result], kind: Kind, show: Show) -> list[EvalResult]:
+def eval_results(found: list[Result], kind: PublishedKind, show: Show) -> list[EvalResult]:
     """Return the results for the Hub's model index; intervals go along as arguments of the metric.
 
     The index puts results of equal type, config and split under one dataset, whatever its name is, so that files of
@@ -163,7 +192,7 @@ def eval_results(found: list[Result], kind: Kind, show: Show) -> list[EvalResult
     return made
 
 
-def evaluated_on(link: Link) -> tuple[str, str | None, str | None]:
+def evaluated_on(link: RunLink) -> tuple[str, str | None, str | None]:
     """Return name, revision and split of the data that a run was measured on."""
     roles = {entry.get("role"): entry for entry in link.record.data}
     entry = next((roles[role] for role in ("eval", "prompts", "train") if role in roles), None)

@@ -24,8 +24,8 @@ from hfstack.publishing.card import sentences as card_words
 from hfstack.publishing.card.energy import METHOD
 from hfstack.publishing.card.facts import Wording
 from hfstack.publishing.card.sentences import Words
-from hfstack.publishing.files import CONFIG, Kind, read_json
-from hfstack.publishing.lineage import Chain, shorten
+from hfstack.publishing.files import CONFIG, PublishedKind, read_json
+from hfstack.publishing.lineage import Chain, shorten_paths
 from hfstack.redaction import redact
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -36,7 +36,7 @@ _REINFORCED = frozenset({"rloo", "grpo", "ppo"})
 
 def render_card(
     chain: Chain,
-    kind: Kind,
+    kind: PublishedKind,
     words: Words,
     wording: Wording,
     *,
@@ -135,7 +135,7 @@ def read_samples(chain: Chain, limit: int = 4) -> list[tuple[str, str]]:
 
 def _model_part(
     chain: Chain,
-    kind: Kind,
+    kind: PublishedKind,
     words: Words,
     wording: Wording,
     *,
@@ -171,7 +171,8 @@ def _history_part(chain: Chain, data: list[list[str]], wording: Wording) -> dict
         "data": data,
         "cleaning": card_facts.cleaning_note(chain, wording),
         "settings": [
-            (key, card_facts.cell(shorten(_plain(value), chain))) for key, value in settings.items()
+            (key, card_facts.cell(shorten_paths(_plain(value), chain)))
+            for key, value in settings.items()
         ],
         "environments": card_facts.environments(chain),
         "reproduce_note": _reproduce_note(chain),
@@ -180,9 +181,16 @@ def _history_part(chain: Chain, data: list[list[str]], wording: Wording) -> dict
 
 
 def _metadata(
-    chain: Chain, kind: Kind, words: Words, found: list[card_metrics.Result], *, base: str | None, name: str,
-    wording: Wording, splits: Sequence[str],
-) -> tuple[Any, Any]:  # fmt: skip
+    chain: Chain,
+    kind: PublishedKind,
+    words: Words,
+    found: list[card_metrics.Result],
+    *,
+    base: str | None,
+    name: str,
+    wording: Wording,
+    splits: Sequence[str],
+) -> tuple[Any, Any]:
     """The YAML block, and the class of the card."""
     recipes = list(dict.fromkeys(link.record.recipe for link in chain.links))
     tags = ["hfstack", chain.last.record.recipe, *(["rlhf"] if _REINFORCED & set(recipes) else [])]
@@ -266,8 +274,14 @@ def _facts(
 
 def _parameters(chain: Chain) -> float | None:
     """The number of parameters, as this run or the pretraining behind it has recorded it."""
-    return next((link.record.metrics["parameters"] for link in reversed(chain.links)
-                 if "parameters" in link.record.metrics), None)  # fmt: skip
+    return next(
+        (
+            link.record.metrics["parameters"]
+            for link in reversed(chain.links)
+            if "parameters" in link.record.metrics
+        ),
+        None,
+    )
 
 
 def _context(config: dict[str, Any]) -> int | None:
@@ -300,13 +314,13 @@ def _results_note(chain: Chain) -> str:
         }
         against, judge = flat.get("reference_model"), flat.get("reward_model")
         text = f"`{link.label}` measured on {card_metrics.evaluated_on(link)[0]}"
-        text += f", against `{shorten(str(against), chain)}`" if against else ""
+        text += f", against `{shorten_paths(str(against), chain)}`" if against else ""
         judged = against and (
-            f"`{shorten(str(judge), chain)}`" if judge else "the rule in its recipe"
+            f"`{shorten_paths(str(judge), chain)}`" if judge else "the rule in its recipe"
         )
         if link.record.recipe in _REINFORCED:
             rewarding = (
-                f"`{shorten(str(judge), chain)}`" if judge else "the functions in its recipe"
+                f"`{shorten_paths(str(judge), chain)}`" if judge else "the functions in its recipe"
             )
             text += f", rewarded by {rewarding}"
         lines.append(f"{text}, judged by {judged}." if judged else f"{text}.")

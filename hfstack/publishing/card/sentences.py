@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hfstack.errors import ConfigError
-from hfstack.publishing.files import Kind
+from hfstack.publishing.files import PublishedKind
 
 _WHAT = {
     "causal": "language model",
@@ -52,7 +52,7 @@ _USE = {
 }
 _LIMITS = {
     "causal": "It writes what is likely, not what is true, and may repeat what is wrong or hurtful in its data.",
-    "masked": "Its fillings follow its data, with what is wrong or one-sided there.",
+    "masked": "Its fillings follow_chain its data, with what is wrong or one-sided there.",
     "reward": "Its number means little for answers unlike its training data, and a model that is trained against it "
     "for long learns to please it and not people. Rewards of different prompts do not compare.",
     "classifier": "Texts of another kind, length or language than its data get a label all the same.",
@@ -116,7 +116,7 @@ def by_path(licences: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def what_it_is(kind: Kind, recipe: str, *, size: str, base: str | None) -> str:
+def what_it_is(kind: PublishedKind, recipe: str, *, size: str, base: str | None) -> str:
     """Return the opening sentence.
 
     Args:
@@ -133,15 +133,15 @@ def what_it_is(kind: Kind, recipe: str, *, size: str, base: str | None) -> str:
     return f"{article} {what}{extra}, {how}{origin}."
 
 
-def intended_use(kind: Kind, words: Words) -> str:
+def intended_use(kind: PublishedKind, words: Words) -> str:
     """Return what it is for: the author's own words, or what fits the kind."""
     return words.intended_use or _USE.get(kind.name, "Not stated by its author.")
 
 
 def limits(
-    kind: Kind, recipe: str, words: Words, *, parameters: float | None, context: int | None
+    kind: PublishedKind, recipe: str, words: Words, *, parameters: float | None, context: int | None
 ) -> list[str]:
-    """Return the limits that follow from what it is, then the author's own."""
+    """Return the limits that follow_chain from what it is, then the author's own."""
     found = [_LIMITS[kind.name]] if kind.name in _LIMITS else []
     if recipe in _REINFORCED:
         found.append(
@@ -158,7 +158,7 @@ def limits(
     return [*found, *words.limits]
 
 
-def loading(kind: Kind, repo: str, *, chat: bool, base: str, part: str = "") -> str:
+def loading(kind: PublishedKind, repo: str, *, chat: bool, base: str, part: str = "") -> str:
     """Return how it is loaded, as Markdown with code.
 
     Args:
@@ -196,7 +196,7 @@ def loading(kind: Kind, repo: str, *, chat: bool, base: str, part: str = "") -> 
     return "\n\n".join([*parts, _code(first + lines + _use(kind, chat=chat))])
 
 
-def _use(kind: Kind, *, chat: bool) -> str:
+def _use(kind: PublishedKind, *, chat: bool) -> str:
     """The lines after loading."""
     if kind.name == "causal" and chat:
         return (
@@ -216,7 +216,7 @@ def _use(kind: Kind, *, chat: bool) -> str:
         return (
             'messages = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "An apple."}]\n'
             'inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")\n'
-            "reward = model(**inputs).logits[0, 0].item()  # higher is better, for answers to one prompt"
+            "reward = model(**inputs).logits[0, 0].make_item()  # higher is better, for answers to one prompt"
         )
     if kind.name == "masked":
         return (
@@ -227,7 +227,7 @@ def _use(kind: Kind, *, chat: bool) -> str:
     if kind.name == "classifier":
         return (
             'logits = model(**tokenizer("Some text", return_tensors="pt")).logits[0]\n'
-            "print(model.config.id2label[logits.argmax().item()])"
+            "print(model.config.id2label[logits.argmax().make_item()])"
         )
     return 'outputs = model(**tokenizer("Some text", return_tensors="pt"))'
 

@@ -89,8 +89,13 @@ def use_mask_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     core.post_processor = TemplateProcessing(
         single=f"{first} $A {end}", pair=f"{first} $A {end} $B:1 {end}:1", special_tokens=ids
     )
-    logger.info("the tokenizer has %d tokens more: %s hides a token, %s ... %s stand around a text",
-                len(tokenizer) - before, mask, first, end)  # fmt: skip
+    logger.info(
+        "the tokenizer has %d tokens more: %s hides a token, %s ... %s stand around a text",
+        len(tokenizer) - before,
+        mask,
+        first,
+        end,
+    )
 
     return tokenizer
 

@@ -140,8 +140,13 @@ def read_questions(
             skipped += 1
 
     if mended or skipped:
-        logger.warning("%s: %d answers were not where their rows said and are mended, %d of %d rows left out", name,
-                       mended, skipped, len(rows))  # fmt: skip
+        logger.warning(
+            "%s: %d answers were not where their rows said and are mended, %d of %d rows left out",
+            name,
+            mended,
+            skipped,
+            len(rows),
+        )
 
     if not questions:
         raise DataError(f"{name}: no question is left of {len(rows)}")
@@ -273,9 +278,15 @@ def encode_questions(
     windows: list[Window] = []
     for number, question in enumerate(questions):
         encoded: Any = tokenizer(
-            asked[number], question.context, truncation="only_second", max_length=max_length, stride=stride,
-            return_overflowing_tokens=True, return_offsets_mapping=True, verbose=False,
-        )  # fmt: skip
+            asked[number],
+            question.context,
+            truncation="only_second",
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
         for index, ids in enumerate(encoded["input_ids"]):
             sides = encoded.sequence_ids(index)
             pairs = zip(encoded["offset_mapping"][index], sides, strict=True)
@@ -285,9 +296,13 @@ def encode_questions(
             windows.append(Window(number, ids, segments, offsets, start, end))
 
     logger.info(
-        "%s: %d questions in %d windows of at most %d tokens%s", name, len(questions), len(windows), max_length,
+        "%s: %d questions in %d windows of at most %d tokens%s",
+        name,
+        len(questions),
+        len(windows),
+        max_length,
         f"; {cut} questions cut at {longest} tokens" if cut else "",
-    )  # fmt: skip
+    )
 
     return windows
 

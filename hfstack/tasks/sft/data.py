@@ -430,8 +430,12 @@ def _warn_of_unread_context(rows: Dataset, columns: Columns) -> None:
         if name in rows.column_names and name not in read:
             filled = sum(bool(value) for value in rows[name][:])
             if filled:
-                logger.warning("%d rows have text in the column %r, which is not read: --context_column %s reads it",
-                               filled, name, name)  # fmt: skip
+                logger.warning(
+                    "%d rows have text in the column %r, which is not read: --context_column %s reads it",
+                    filled,
+                    name,
+                    name,
+                )
 
 
 def _tell_faults(

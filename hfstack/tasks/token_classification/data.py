@@ -283,8 +283,13 @@ def encode_sentences(
             )
 
     if split:
-        logger.info("%s: %d of %d sentences are longer than %d tokens: cut between words", name, split,
-                    len(sentences), max_length)  # fmt: skip
+        logger.info(
+            "%s: %d of %d sentences are longer than %d tokens: cut between words",
+            name,
+            split,
+            len(sentences),
+            max_length,
+        )
 
     return windows
 

@@ -112,8 +112,16 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
         model_name_or_path=folder / "sft",
     )
     rewards = {"start_reward": 0.25, "reward": 1.5, "eval_reward": 1.4, "eval_loss": 0.1}
-    run("ppo", "ppo", ["sft", "reward"], rewards, True, model_name_or_path=folder / "sft", kl_coef=0.07,
-        reward_model=folder / "reward")  # fmt: skip
+    run(
+        "ppo",
+        "ppo",
+        ["sft", "reward"],
+        rewards,
+        True,
+        model_name_or_path=folder / "sft",
+        kl_coef=0.07,
+        reward_model=folder / "reward",
+    )
     rates = {"win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
     run("win_rate", "win_rate", ["ppo", "sft"], rates, reference_model=folder / "sft")
     run(
@@ -164,20 +172,29 @@ def test_the_card_tells_the_whole_story(story: Path):
         "(PPO).",
         "none, it began with random weights",
         "| Win rate (`win_rate`) | 60.0 % | 50.0 to 70.0 | win_rate |",
-        "against `story/sft`, judged by the rule in its recipe", "rewarded by `story/reward`.",
+        "against `story/sft`, judged by the rule in its recipe",
+        "rewarded by `story/reward`.",
         "Bias gender gap (`bias_gender_gap`): 0.02000 (-0.01000 to 0.05000), by bias",
         "Cleaning (clean) read 400 documents and kept 370; dropped: too short 30; personal data "
         "masked: email 2",
         "| `story/clean/train.jsonl` | pretrain (train) | 1 | 14 B | `abababababab` | cc0-1.0 |",
         "| `user/held-out` | pretrain (eval) |",
         "revision `cccccccccc`",
-        "| ppo | ppo | sft, reward | Eval reward 1.400 (before training 0.2500) |", "| `kl_coef` | 0.07 |",
+        "| ppo | ppo | sft, reward | Eval reward 1.400 (before training 0.2500) |",
+        "| `kl_coef` | 0.07 |",
         "| Reward (`reward`) | 1.500 | – | ppo, in training |",
-        "hfstack run ppo", "--model_name_or_path=story/sft", "recipes/architectures/llama-1m.json",
-        "![Curves of the training runs](curves.svg)", "Tell | a story", "````text\nOnce ```upon``` a time",
-        "- Only foxes.", "`apache-2.0`, as its author states.", "hfstack run verify --repo alice/stories",
-        "An estimate: nothing was metered.", "2 Jan 2026, 03:04 UTC",
-    ):  # fmt: skip
+        "hfstack run ppo",
+        "--model_name_or_path=story/sft",
+        "recipes/architectures/llama-1m.json",
+        "![Curves of the training runs](curves.svg)",
+        "Tell | a story",
+        "````text\nOnce ```upon``` a time",
+        "- Only foxes.",
+        "`apache-2.0`, as its author states.",
+        "hfstack run verify --repo alice/stories",
+        "An estimate: nothing was metered.",
+        "2 Jan 2026, 03:04 UTC",
+    ):
         assert part in text, part
     assert str(story.parent) not in text and "/somewhere" not in text, "no path of this machine"
     assert "eval_loss" not in text.split("## Results")[1].split("###")[0], (
@@ -214,8 +231,13 @@ def test_the_model_index_keeps_data_and_training_apart(
     """
     for name, role in (("ppo", "train"), ("win_rate", "prompts")):
         record = json.loads((story / name / "run.json").read_text())
-        record["data"] = [{"role": role, "path": "prompts.jsonl", "files": [{"path": "prompts.jsonl", "bytes": 1,
-                                                                             "blake2b": "c" * 32}]}]  # fmt: skip
+        record["data"] = [
+            {
+                "role": role,
+                "path": "prompts.jsonl",
+                "files": [{"path": "prompts.jsonl", "bytes": 1, "blake2b": "c" * 32}],
+            }
+        ]
         (story / name / "run.json").write_text(json.dumps(record))
     (index,) = yaml.safe_load(card_of(story / "ppo").split("---")[1])["model-index"]
     assert isinstance(index["name"], str)
@@ -240,10 +262,13 @@ def test_the_model_index_keeps_data_and_training_apart(
 def test_what_is_missing_is_said(story: Path, tmp_path: Path):
     text = card_of(story / "pretrain")
     for part in (
-        "The licence was not stated", "The language was not stated", "Bias was not measured.",
+        "The licence was not stated",
+        "The language was not stated",
+        "Bias was not measured.",
         "No samples were recorded.",
-        "No metric has an interval.", "Whether it treats groups of people",
-    ):  # fmt: skip
+        "No metric has an interval.",
+        "Whether it treats groups of people",
+    ):
         assert part in text, part
     with Run.start("recipes/sft.py", tmp_path / "bare") as run:
         (tmp_path / "bare" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')

@@ -26,9 +26,14 @@ from hfstack.tasks.masked_lm.model import (
 )
 
 SIZES = {
-    "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "max_position_embeddings": 34, "pad_token_id": 1,
-}  # fmt: skip
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 34,
+    "pad_token_id": 1,
+}
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
@@ -40,11 +45,23 @@ def build(kind: str):
         case "roberta":
             return RobertaForMaskedLM(RobertaConfig(**SIZES, **QUIET))
         case "distilbert":
-            return DistilBertForMaskedLM(DistilBertConfig(vocab_size=50, dim=16, hidden_dim=32, n_layers=1, n_heads=2,
-                                                          dropout=0.0, attention_dropout=0.0))  # fmt: skip
+            return DistilBertForMaskedLM(
+                DistilBertConfig(
+                    vocab_size=50,
+                    dim=16,
+                    hidden_dim=32,
+                    n_layers=1,
+                    n_heads=2,
+                    dropout=0.0,
+                    attention_dropout=0.0,
+                )
+            )
         case _:
-            return ModernBertForMaskedLM(ModernBertConfig(**SIZES, cls_token_id=2, sep_token_id=3, bos_token_id=2,
-                                                          eos_token_id=3))  # fmt: skip
+            return ModernBertForMaskedLM(
+                ModernBertConfig(
+                    **SIZES, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3
+                )
+            )
 
 
 @pytest.fixture

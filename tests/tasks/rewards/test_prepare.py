@@ -160,10 +160,15 @@ def reward_folder(tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> P
     set_seed(0)
     folder = tmp_path_factory.mktemp("tiny-reward")
     config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
         pad_token_id=tiny_tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)

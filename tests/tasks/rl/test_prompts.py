@@ -191,9 +191,14 @@ def test_conversations_need_a_template(llama: tuple[Any, Any]) -> None:
 
 def test_batches_hold_whole_groups(tmp_path: Path) -> None:
     args = RLOOConfig(
-        output_dir=str(tmp_path), num_generations=4, per_device_train_batch_size=8, per_device_eval_batch_size=6,
-        gradient_accumulation_steps=2, bf16=False, use_cpu=True,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        num_generations=4,
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=6,
+        gradient_accumulation_steps=2,
+        bf16=False,
+        use_cpu=True,
+    )
     rows = Dataset.from_dict({"prompt": ["a"] * 4})
     check_groups({"train": rows}, args)
     with pytest.raises(

@@ -26,9 +26,12 @@ from tests.tiny_encoder import tiny_bert_tokenizer
 def ending_tokenizer(tiny_tokenizer) -> PreTrainedTokenizerFast:
     """The tiny tokenizer with T5's habit of ending each text by itself."""
     copy = PreTrainedTokenizerFast(
-        tokenizer_object=tiny_tokenizer.backend_tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str()),
-        eos_token=tiny_tokenizer.eos_token, pad_token=tiny_tokenizer.pad_token,
-    )  # fmt: skip
+        tokenizer_object=tiny_tokenizer.backend_tokenizer.from_str(
+            tiny_tokenizer.backend_tokenizer.to_str()
+        ),
+        eos_token=tiny_tokenizer.eos_token,
+        pad_token=tiny_tokenizer.pad_token,
+    )
     end = (copy.eos_token, copy.eos_token_id)
     copy.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"$A {end[0]}", special_tokens=[end]

@@ -46,9 +46,17 @@ def test_an_architecture_gets_the_tokens_of_any_tokenizer(name: str, tiny_tokeni
 def test_marian_takes_its_own_tokens_and_is_a_finished_model(
     tmp_path: Path, tiny_tokenizer
 ) -> None:
-    config = MarianConfig(vocab_size=300, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
-                          decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
-                          max_position_embeddings=32)  # fmt: skip
+    config = MarianConfig(
+        vocab_size=300,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        max_position_embeddings=32,
+    )
     use_tokens(config, tiny_tokenizer)
     assert config.forced_eos_token_id == config.eos_token_id == tiny_tokenizer.eos_token_id
     assert (

@@ -157,9 +157,16 @@ def test_tokens_are_counted_over_all_rows_of_a_batch(tmp_path: Path) -> None:
 
 def test_settings_and_costs(tiny_llama: Path, tmp_path: Path) -> None:
     settings = SFTConfig(
-        str(tmp_path), packing=True, assistant_only_loss=True, bf16=False, use_cpu=True, report_to="none",
-        per_device_train_batch_size=2, gradient_accumulation_steps=3, activation_checkpointing=False,
-    )  # fmt: skip
+        str(tmp_path),
+        packing=True,
+        assistant_only_loss=True,
+        bf16=False,
+        use_cpu=True,
+        report_to="none",
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        activation_checkpointing=False,
+    )
     handed = trainer_settings(settings)
     assert handed.dataset_kwargs == {"skip_prepare_dataset": True} and not handed.packing
     assert settings.packing and settings.assistant_only_loss  # ours stay as the user gave them

@@ -153,9 +153,15 @@ def test_activation_checkpointing_changes_no_gradient(critic: str, tiny_llama: P
 def test_capped_logits_are_the_models_own():
     set_seed(0)
     config = Gemma2Config(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, final_logit_softcapping=0.05,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.05,
+    )
     actor_critic = ActorCritic(Gemma2ForCausalLM(config))
     actor_critic.check_head()
     hidden = torch.randn(3, 16)

@@ -98,8 +98,9 @@ def test_what_is_saved_is_a_plain_adapter(make, tmp_path: Path, tiny_llama: Path
     made.train()
     made.save_model(str(tmp_path / "plain"))
     assert sorted(path.name for path in (tmp_path / "plain").glob("adapter_*")) == [
-        "adapter_config.json", "adapter_model.safetensors",
-    ]  # fmt: skip
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "plain")
     ids = torch.tensor([[5, 6, 7, 8]])
     bare = AutoModelForCausalLM.from_pretrained(tiny_llama)

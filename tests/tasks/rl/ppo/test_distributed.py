@@ -32,11 +32,21 @@ def train(
     if chosen.pop("low_rank", False):
         build["peft_config"] = lora()
     made = trainer(
-        folder / f"run{batch}", AutoTokenizer.from_pretrained(llama), llama, build=build,
-        per_device_train_batch_size=batch, num_mini_batches=1, num_ppo_epochs=2, total_episodes=16,
-        ddp_backend="gloo" if batch == 4 else None, reward_normalize=True, whiten_rewards=True, value_head_init_std=0.1,
-        max_tokens_per_microbatch=60, **chosen,
-    )  # fmt: skip
+        folder / f"run{batch}",
+        AutoTokenizer.from_pretrained(llama),
+        llama,
+        build=build,
+        per_device_train_batch_size=batch,
+        num_mini_batches=1,
+        num_ppo_epochs=2,
+        total_episodes=16,
+        ddp_backend="gloo" if batch == 4 else None,
+        reward_normalize=True,
+        whiten_rewards=True,
+        value_head_init_std=0.1,
+        max_tokens_per_microbatch=60,
+        **chosen,
+    )
     made.train()
     told = [row for row in made.state.log_history if "reward" in row][-1]
     return {

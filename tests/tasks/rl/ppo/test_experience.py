@@ -36,9 +36,13 @@ def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings:
     old = torch.where(valid, -1.0, 0.0)
     rollout = Rollout(completions, torch.tensor([True, False]))
     judged = Judged(
-        Scores([1.0, 3.0], {"one": [1.0, None], "two": [None, 3.0]}), None, old, torch.zeros(2, 3),
-        reference_log_probs=old - 0.1 * valid, sampler_log_probs=old - 5 * valid if cap else None,
-    )  # fmt: skip
+        Scores([1.0, 3.0], {"one": [1.0, None], "two": [None, 3.0]}),
+        None,
+        old,
+        torch.zeros(2, 3),
+        reference_log_probs=old - 0.1 * valid,
+        sampler_log_probs=old - 5 * valid if cap else None,
+    )
     moments = RunningMoments()
     sequences = Sequences.join([[1], [1, 1]], completions, 0)
     experience, metrics = shape_experience(
@@ -155,10 +159,13 @@ def test_importance_weights_are_a_field(tmp_path: Path):
 def loss_of(folder: Path, **settings: Any) -> tuple[torch.Tensor, dict[str, float]]:
     args = PPOConfig(output_dir=str(folder), use_cpu=True, vf_coef=0.1, **settings)
     fields = {
-        "old_log_probs": torch.tensor([-1.0, -1.0]), "values": torch.zeros(2), "returns": torch.tensor([1.0, 0.0]),
-        "advantages": torch.tensor([1.0, -2.0]), "weight": torch.tensor([1.0, 1.0]),
+        "old_log_probs": torch.tensor([-1.0, -1.0]),
+        "values": torch.zeros(2),
+        "returns": torch.tensor([1.0, 0.0]),
+        "advantages": torch.tensor([1.0, -2.0]),
+        "weight": torch.tensor([1.0, 1.0]),
         "reference_log_probs": torch.tensor([-3.0, -1.0]),
-    }  # fmt: skip
+    }
     outputs = TokenScores(
         torch.tensor([-1.0, -1.0]), torch.tensor([0.5, 0.0]), torch.tensor([2.0, 4.0])
     )

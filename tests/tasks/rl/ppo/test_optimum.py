@@ -47,10 +47,18 @@ class World:
             tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
         )
         config = LlamaConfig(
-            vocab_size=tokens, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, max_position_embeddings=16, pad_token_id=0, eos_token_id=END, bos_token_id=None,
+            vocab_size=tokens,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=16,
+            pad_token_id=0,
+            eos_token_id=END,
+            bos_token_id=None,
             initializer_range=0.3,
-        )  # fmt: skip
+        )
         self.model = LlamaForCausalLM(config)
         with torch.no_grad():
             # so that the reference prefers some answers, not one
@@ -125,18 +133,34 @@ class World:
             ]
 
         defaults: dict[str, Any] = {
-            "per_device_train_batch_size": 128, "num_mini_batches": 4, "num_ppo_epochs": 4, "learning_rate": 3e-3,
-            "lr_scheduler_type": "linear", "logging_steps": 1000, "seed": 0,
-        }  # fmt: skip
+            "per_device_train_batch_size": 128,
+            "num_mini_batches": 4,
+            "num_ppo_epochs": 4,
+            "learning_rate": 3e-3,
+            "lr_scheduler_type": "linear",
+            "logging_steps": 1000,
+            "seed": 0,
+        }
         args = PPOConfig(
-            output_dir=str(output_dir), total_episodes=episodes, max_completion_length=self.length, kl_coef=self.beta,
-            report_to="none", save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True,
+            output_dir=str(output_dir),
+            total_episodes=episodes,
+            max_completion_length=self.length,
+            kl_coef=self.beta,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
             **(defaults | settings),
-        )  # fmt: skip
+        )
         PPOTrainer(
-            model=self.model, args=args, reward_funcs=reward, token_rewards=token_rewards,
-            train_dataset=Dataset.from_dict({"prompt": PROMPTS * 64}), processing_class=self.tokenizer,
-        ).train()  # fmt: skip
+            model=self.model,
+            args=args,
+            reward_funcs=reward,
+            token_rewards=token_rewards,
+            train_dataset=Dataset.from_dict({"prompt": PROMPTS * 64}),
+            processing_class=self.tokenizer,
+        ).train()
 
     def share_gained(self) -> float:
         """How much of J* - J_ref the model has, exactly."""

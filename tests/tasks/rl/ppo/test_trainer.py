@@ -123,9 +123,12 @@ def test_gradients_do_not_depend_on_chunks_or_accumulation(make):
 def test_minibatches_hold_under_accumulation(make, accumulation: int):
     """TRL's PPO made 4 updates of a rollout instead of 16 as soon as gradients were accumulated."""
     made = make(
-        per_device_train_batch_size=4 // accumulation, gradient_accumulation_steps=accumulation, num_mini_batches=4,
-        num_ppo_epochs=4, total_episodes=16,
-    )  # fmt: skip
+        per_device_train_batch_size=4 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        num_mini_batches=4,
+        num_ppo_epochs=4,
+        total_episodes=16,
+    )
     made.train()
     (told,) = [row for row in made.state.log_history if "reward" in row]
     assert made.state.global_step == told["policy/updates"] == 16 and told["episodes"] == 16
@@ -162,9 +165,11 @@ def test_the_kl_is_measured_to_the_untouched_beginning(
     )
     total = 0.0
     for prompt, completion, told in zip(
-        made.collector.encode(prompts(12)["prompt"][:], made.model), rollout.completion_ids, rollout.log_probs,
+        made.collector.encode(prompts(12)["prompt"][:], made.model),
+        rollout.completion_ids,
+        rollout.log_probs,
         strict=True,
-    ):  # fmt: skip
+    ):
         ids = torch.cat([torch.tensor(prompt), completion])[None]
         logits = bare.base(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         total += (told - logits.gather(1, completion[:, None])[:, 0]).sum().item()
