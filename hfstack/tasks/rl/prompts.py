@@ -341,8 +341,9 @@ def summarize(history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def last_evaluation(history: list[dict[str, Any]], step: int) -> dict[str, float] | None:
-    """What an evaluation after this very step found, or None; answers take long to write, so it is
-    not made twice.
+    """What an evaluation after this very step found, or None.
+
+    Answers take long to write, so it is not made twice.
     """
     row = next((row for row in reversed(history) if "eval_reward" in row), {})
     return (

@@ -34,8 +34,9 @@ _PROBE_TOLERANCE = 1e-3
 
 
 class TokenScores(NamedTuple):
-    """What a forward pass says about the scored tokens, (n,) each in fp32; None where it was not
-    asked for.
+    """What a forward pass says about the scored tokens, (n,) each in fp32.
+
+    None where it was not asked for.
     """
 
     log_probs: Tensor | None
@@ -324,8 +325,9 @@ class ActorCritic(nn.Module):
         return contextlib.nullcontext()  # the policy's adapter is the active one
 
     def _hidden(self, backbone: nn.Module, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """The last hidden states (n, d) of the given flat positions; causal attention needs no mask
-        for them.
+        """The last hidden states (n, d) of the given flat positions.
+
+        Causal attention needs no mask for them.
         """
         hidden = backbone(input_ids=input_ids, use_cache=False).last_hidden_state  # (b, L, d)
         return hidden.flatten(0, 1).index_select(0, positions)
@@ -361,8 +363,9 @@ def _new_head(hidden_size: int, std: float) -> nn.Linear:
 
 
 def _active_adapter(policy: PeftModel) -> str:
-    """The one adapter that is trained; raises ConfigError when several are active at once, or none
-    is layered.
+    """The one adapter that is trained.
+
+    Raises ConfigError when several are active at once, or none is layered.
     """
     active = policy.active_adapters
     if len(active) != 1 or policy.active_peft_config.is_prompt_learning:

@@ -181,8 +181,9 @@ def score_completions(
 
 
 def as_many(chunks: list[list[int]], largest: Callable[[int], int] | None) -> Iterator[list[int]]:
-    """Yield the chunks, and the last one again until every process has as many; without `largest`
-    the chunks alone.
+    """Yield the chunks, and the last one again until every process has as many.
+
+    Without `largest` the chunks alone.
     """
     yield from chunks
     if largest is not None:

@@ -16,12 +16,14 @@ _WAITING = ("should_save", "should_evaluate", "should_log", "should_training_sto
 
 
 class RolloutBoundary(TrainerCallback):
-    """Hold back what other callbacks ask for until the updates of a rollout are over; must be the
-    last callback.
+    """Hold back what other callbacks ask for until the updates of a rollout are over.
+
+    Must be the last callback.
 
     A checkpoint in the middle of a rollout could not be continued from: its completions are not
     part of it. When `target_kl` ends the updates of a rollout early, the steps that were left out
-    count as taken, so that schedule, intervals and resuming keep to rollouts."""
+    count as taken, so that schedule, intervals and resuming keep to rollouts.
+    """
 
     def __init__(self) -> None:
         self.skipped_steps = 0
@@ -67,8 +69,9 @@ class RolloutBoundary(TrainerCallback):
 
 
 class CompletionLog(TrainerCallback):
-    """Write completions of each rollout to a file of JSON lines; a resumed run goes on where its
-    checkpoint was.
+    """Write completions of each rollout to a file of JSON lines.
+
+    A resumed run goes on where its checkpoint was.
 
     Args:
         path: the file; rows are {"step", "prompt", "completion", "reward"}.

@@ -99,7 +99,10 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read PPO's own numbers back; raises CheckpointError when they are missing or torn."""
+    """Read PPO's own numbers back.
+
+    Raises CheckpointError when they are missing or torn.
+    """
     try:
         return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -21,7 +21,7 @@ from hfstack.tasks.rl.ppo.batching import Sequences, score_completions
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import Rollout, RolloutEngine, check_rollout
 from hfstack.tasks.rl.ppo.experience import Experience, Judged, pad_rows, shape_experience
-from hfstack.tasks.rl.ppo.math import Reduce, RunningMoments
+from hfstack.tasks.rl.ppo.formulas import Reduce, RunningMoments
 from hfstack.tasks.rl.prompts import cut_prompt, encode_prompt
 
 TokenReward = Callable[..., Sequence[Sequence[float]]]
@@ -47,8 +47,9 @@ class Collected:
 
 
 class Collector:
-    """Everything beside the policy that a rollout needs; `engine`, which writes the completions, is
-    set afterwards.
+    """Everything beside the policy that a rollout needs.
+
+    `engine`, which writes the completions, is set afterwards.
 
     Args:
         args: the settings.
@@ -149,8 +150,9 @@ class Collector:
     def write(
         self, actor_critic: ActorCritic, prompts: Sequence[Any]
     ) -> tuple[list[list[int]], Rollout]:
-        """Write one completion to each prompt; no other process is needed unless the weights are
-        sharded.
+        """Write one completion to each prompt.
+
+        No other process is needed unless the weights are sharded.
         """
         with torch.no_grad(), self.accelerator.autocast():
             prompt_ids = self.encode(prompts, actor_critic)

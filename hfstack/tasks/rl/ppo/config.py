@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from hfstack.errors import ConfigError
 from hfstack.tasks.rl.ppo.actor_critic import CRITICS
-from hfstack.tasks.rl.ppo.math import KL_ESTIMATORS
+from hfstack.tasks.rl.ppo.formulas import KL_ESTIMATORS
 
 ENGINES = ("native", "generate", "vllm")
 VLLM_MODES = ("colocate", "server")

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hfstack.tasks.rewards.prepare import Scores
-from hfstack.tasks.rl.ppo import math as rl_math
+from hfstack.tasks.rl.ppo import formulas
 from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
-from hfstack.tasks.rl.ppo.math import Reduce, RunningMoments
+from hfstack.tasks.rl.ppo.formulas import Reduce, RunningMoments
 
 
 @dataclass
@@ -75,8 +75,9 @@ class Tally:
         self._sums[name] = self._sums[name] + both if name in self._sums else both
 
     def means(self, reduce: Reduce | None = None) -> dict[str, float]:
-        """Return the means of all processes, which must have counted the same names; NaN where
-        nothing was counted.
+        """Return the means of all processes, which must have counted the same names.
+
+        NaN where nothing was counted.
         """
         if not self._sums:
             return {}
@@ -135,15 +136,15 @@ def shape_experience(
     )
 
     # (N, T)
-    kl = rl_math.estimate_kl(judged.old_log_probs, reference, kind=args.kl_estimator) * mask
+    kl = formulas.estimate_kl(judged.old_log_probs, reference, kind=args.kl_estimator) * mask
     penalties = torch.zeros_like(kl) if args.kl_in_loss else kl_coef * kl
-    rewards = rl_math.shape_rewards(scores, penalties, mask, token_rewards=judged.token_rewards)
+    rewards = formulas.shape_rewards(scores, penalties, mask, token_rewards=judged.token_rewards)
     advantages, returns = _advantages(args, rewards, judged.values, mask, reduce=reduce)
     weight = mask * finished[:, None] if args.mask_truncated_completions else mask
     critic_metrics = _value_metrics(judged.values, returns, weight, reduce)
 
     if args.whiten_advantages:
-        advantages = rl_math.masked_whiten(advantages, weight, reduce=reduce)
+        advantages = formulas.masked_whiten(advantages, weight, reduce=reduce)
     fields = {"old_log_probs": judged.old_log_probs, "values": judged.values, "returns": returns}
     fields |= {"advantages": advantages, "weight": weight}
 
@@ -151,7 +152,7 @@ def shape_experience(
         fields["reference_log_probs"] = reference
 
     if tis_cap is not None and judged.sampler_log_probs is not None:
-        fields["importance"] = rl_math.truncated_importance_weights(
+        fields["importance"] = formulas.truncated_importance_weights(
             judged.old_log_probs, judged.sampler_log_probs, cap=tis_cap
         )
 
@@ -182,16 +183,19 @@ def shape_experience(
 def _advantages(
     args: PPOConfig, rewards: Tensor, values: Tensor, mask: Tensor, *, reduce: Reduce | None
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns (N, T), each with its own lambda; the advantages are not whitened yet."""
-    if args.whiten_rewards:
-        rewards = rl_math.masked_whiten(rewards, mask, shift_mean=False, reduce=reduce)
+    """Advantages and returns (N, T), each with its own lambda.
 
-    advantages, returns = rl_math.estimate_advantages(
+    The advantages are not whitened yet.
+    """
+    if args.whiten_rewards:
+        rewards = formulas.masked_whiten(rewards, mask, shift_mean=False, reduce=reduce)
+
+    advantages, returns = formulas.estimate_advantages(
         rewards, values, mask, gamma=args.gamma, lam=args.lam
     )
 
     if args.lam_critic is not None:
-        _, returns = rl_math.estimate_advantages(
+        _, returns = formulas.estimate_advantages(
             rewards, values, mask, gamma=args.gamma, lam=args.lam_critic
         )
 
@@ -218,7 +222,7 @@ def _final_scores(
             moments.update(
                 *(
                     part.item()
-                    for part in rl_math.masked_moments(scores.double(), rows, reduce=reduce)
+                    for part in formulas.masked_moments(scores.double(), rows, reduce=reduce)
                 )
             )
         scores = scores / moments.std
@@ -233,7 +237,7 @@ def _value_metrics(
     tally = Tally()
     tally.add("value/mean", values, weight)
     tally.add("value/return_mean", returns, weight)
-    explained = rl_math.explained_variance(values, returns, weight, reduce=reduce)
+    explained = formulas.explained_variance(values, returns, weight, reduce=reduce)
     return tally.means(reduce) | {"value/explained_variance": explained}
 
 
@@ -277,7 +281,7 @@ def _with_spreads(
     found: dict[str, float], raw: Tensor, rows: Tensor, reduce: Reduce | None
 ) -> dict[str, float]:
     """Add the spread of the reward, and turn mean squares of each reward into spreads."""
-    _, _, variance = rl_math.masked_moments(raw, rows, reduce=reduce)
+    _, _, variance = formulas.masked_moments(raw, rows, reduce=reduce)
     for name in found:
         if name.startswith("rewards/") and name.endswith("/std"):
             mean = found[f"{name.removesuffix('/std')}/mean"]

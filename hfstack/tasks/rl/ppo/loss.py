@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hfstack.tasks.rl.ppo import math as rl_math
+from hfstack.tasks.rl.ppo import formulas
 from hfstack.tasks.rl.ppo.actor_critic import TokenScores
 from hfstack.tasks.rl.ppo.config import PPOConfig
 
@@ -48,7 +48,7 @@ def ppo_loss(
     """
     assert outputs.log_probs is not None and outputs.values is not None
     share = fields["weight"] / tokens  # (n,)
-    policy = rl_math.clipped_policy_loss(
+    policy = formulas.clipped_policy_loss(
         outputs.log_probs,
         fields["old_log_probs"],
         fields["advantages"],
@@ -58,7 +58,7 @@ def ppo_loss(
     )
 
     policy_loss = policy.loss @ (share * fields["importance"] if "importance" in fields else share)
-    value_losses, value_clipped = rl_math.clipped_value_loss(
+    value_losses, value_clipped = formulas.clipped_value_loss(
         outputs.values, fields["values"], fields["returns"], cliprange=args.cliprange_value
     )
     value_loss = value_losses @ share
@@ -66,7 +66,7 @@ def ppo_loss(
     actor_loss = policy_loss
     if args.kl_in_loss:
         kind = "k2" if args.kl_estimator == "k1" else args.kl_estimator
-        kl = rl_math.estimate_kl(outputs.log_probs, fields["reference_log_probs"], kind=kind)
+        kl = formulas.estimate_kl(outputs.log_probs, fields["reference_log_probs"], kind=kind)
         actor_loss = actor_loss + kl_coef * (kl @ share)
 
     if args.entropy_coef:

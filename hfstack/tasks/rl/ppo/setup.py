@@ -381,7 +381,10 @@ def _copy_adapter(model: PeftModel) -> None:
 
 
 def _add_critic_adapter(model: PeftModel) -> None:
-    """Add a second adapter, new and trained, for the critic; the policy's stays active."""
+    """Add a second adapter, new and trained, for the critic.
+
+    The policy's stays active.
+    """
     active = model.active_adapters[0]
     model.add_adapter(CRITIC_ADAPTER, copy.deepcopy(model.peft_config[active]))
     model.set_adapter(active)

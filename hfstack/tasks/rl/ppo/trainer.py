@@ -30,7 +30,7 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
 from hfstack.tasks.rl.ppo import checkpoint as ppo_checkpoint
-from hfstack.tasks.rl.ppo import math as rl_math
+from hfstack.tasks.rl.ppo import formulas
 from hfstack.tasks.rl.ppo import setup as ppo_setup
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import as_many
@@ -46,8 +46,8 @@ from hfstack.tasks.rl.ppo.collect import (
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import RolloutEngine
 from hfstack.tasks.rl.ppo.experience import Chunk, Experience
+from hfstack.tasks.rl.ppo.formulas import RunningMoments
 from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
-from hfstack.tasks.rl.ppo.math import RunningMoments
 
 logger = get_logger(__name__)
 
@@ -181,7 +181,7 @@ class PPOTrainer(Trainer):
 
         episodes = (index + 1) * processes * size
         self._rollout_metrics.append(collected.metrics | collected.seconds | {"episodes": episodes})
-        self.kl_coef = rl_math.next_kl_coefficient(
+        self.kl_coef = formulas.next_kl_coefficient(
             self.kl_coef,
             collected.metrics.get("kl_per_completion", 0.0),
             target=args.kl_target,
@@ -197,8 +197,9 @@ class PPOTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Forward and backward on one batch, in chunks of like lengths; return its share of the
-        loss.
+        """Forward and backward on one batch, in chunks of like lengths.
+
+        Return its share of the loss.
         """
         began = time.perf_counter()
         model.train()
@@ -415,8 +416,9 @@ class PPOTrainer(Trainer):
         *,
         stops: tuple[int, ...],
     ) -> None:
-        """Put together what writes and scores completions; raises ConfigError for sharding that is
-        not FSDP2.
+        """Put together what writes and scores completions.
+
+        Raises ConfigError for sharding that is not FSDP2.
         """
         if self.is_deepspeed_enabled or (
             self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2  # pyright: ignore

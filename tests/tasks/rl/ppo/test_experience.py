@@ -15,8 +15,8 @@ from hfstack.tasks.rl.ppo.collect import prompt_rows
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.experience import Experience, Judged, Tally, shape_experience
+from hfstack.tasks.rl.ppo.formulas import RunningMoments
 from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
-from hfstack.tasks.rl.ppo.math import RunningMoments
 
 LENGTHS = (2, 3)  # the second is cut
 

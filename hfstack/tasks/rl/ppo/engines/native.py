@@ -160,8 +160,9 @@ class _Batch:
 
 
 def new_cache(actor_critic: ActorCritic) -> Cache | None:
-    """An empty cache for the policy; None where the model makes one of its own kind (recurrent
-    models).
+    """An empty cache for the policy.
+
+    None where the model makes one of its own kind (recurrent models).
     """
     if not cast(Any, actor_critic.base)._supports_default_dynamic_cache():
         return None
@@ -169,7 +170,9 @@ def new_cache(actor_critic: ActorCritic) -> Cache | None:
 
 
 def sample(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
-    """Draw a token from each row; return it with its log-probability before any filter, (b,) each.
+    """Draw a token from each row.
+
+    Return it with its log-probability before any filter, (b,) each.
 
     The cumulated probabilities are searched for one uniform number a row, in float64, so that no
     token of probability 0 is ever drawn and the tail of a large vocabulary does not drown in

@@ -1,11 +1,14 @@
-"""The mathematics of PPO: tensors in, tensors out; no model, no trainer, no process group.
+"""The mathematics of PPO: tensors in, tensors out.
+
+No model, no trainer, no process group.
 
 Log-probabilities of tokens from hidden states are made in models/token_log_probs.py. Every function
 works in the dtype that it is given, so the tests run in float64.
 
 Legend: B completions, T tokens of the longest one, n scored tokens of a flat batch. A mask is 1 (or
 True) where a token counts; where it is 0 stands padding or a token that the policy did not write (a
-tool's answer). Log-probabilities and KL are in nats."""
+tool's answer). Log-probabilities and KL are in nats.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +26,9 @@ Reduce = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
 
 
 class PolicyLoss(NamedTuple):
-    """The clipped objective per token, negated, and what happened to it; all of the shape of the
-    log-probabilities.
+    """The clipped objective per token, negated, and what happened to it.
+
+    All of the shape of the log-probabilities.
     """
 
     loss: Tensor
@@ -58,7 +62,10 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """The standard deviation (of the population); 1 before there are two numbers that differ."""
+        """The standard deviation (of the population).
+
+        1 before there are two numbers that differ.
+        """
         spread = (self.squares / self.count) ** 0.5 if self.count > 1 else 0.0
         return spread if spread > 1e-6 else 1.0
 
@@ -94,7 +101,9 @@ def masked_whiten(
     reduce: Reduce | None = None,
     epsilon: float = 1e-8,
 ) -> Tensor:
-    """Return (x - mean) / sqrt(variance + epsilon) over the tokens that count; 0 elsewhere.
+    """Return (x - mean) / sqrt(variance + epsilon) over the tokens that count.
+
+    0 elsewhere.
 
     As in the N+ implementation details (Huang et al. 2024, arXiv:2403.17031): rewards keep their
     mean, advantages lose it.
@@ -326,8 +335,9 @@ def next_kl_coefficient(
 def explained_variance(
     values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce | None = None
 ) -> float:
-    """Return 1 - Var(R - V) / Var(R) over the tokens that count, over all processes; 0 where the
-    returns do not vary.
+    """Return 1 - Var(R - V) / Var(R) over the tokens that count, over all processes.
+
+    0 where the returns do not vary.
 
     1 is a perfect critic, 0 one that knows no more than a constant, below 0 one that does harm.
 

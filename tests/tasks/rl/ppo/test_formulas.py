@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfstack.tasks.rl.ppo import math as rl_math
+from hfstack.tasks.rl.ppo import formulas
 
 
 def brute_force_advantages(
@@ -44,7 +44,7 @@ def test_advantages_are_their_definition(seed: int):
     if seed % 2:  # holes, where a tool wrote
         mask = mask * (torch.rand(rows, width, generator=generator) > 0.3)
     bootstrap = torch.randn(rows, generator=generator, dtype=torch.float64) * (seed % 3 == 0)
-    found = rl_math.estimate_advantages(
+    found = formulas.estimate_advantages(
         rewards, values, mask, gamma=0.97, lam=0.9, bootstrap=bootstrap
     )
     expected = brute_force_advantages(rewards, values, mask, 0.97, 0.9, bootstrap)
@@ -54,7 +54,7 @@ def test_advantages_are_their_definition(seed: int):
 
 def test_advantages_by_hand():
     rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.25]])
-    advantages, returns = rl_math.estimate_advantages(
+    advantages, returns = formulas.estimate_advantages(
         rewards, values, torch.ones(1, 2), gamma=1.0, lam=0.5
     )
     # delta_1 = 1 - 0.25 = 0.75; delta_0 = 0 + 0.25 - 0.5 = -0.25; A_0 = -0.25 + 0.5 * 0.75 = 0.125
@@ -68,14 +68,14 @@ def test_with_lambda_one_returns_are_what_is_still_to_come():
         torch.randn(4, 7, generator=generator, dtype=torch.float64) for _ in range(2)
     )
     mask = (torch.arange(7)[None] < torch.tensor([7, 3, 1, 0])[:, None]).double()
-    _, returns = rl_math.estimate_advantages(rewards, values, mask, gamma=1.0, lam=1.0)
+    _, returns = formulas.estimate_advantages(rewards, values, mask, gamma=1.0, lam=1.0)
     assert torch.allclose(returns, (rewards * mask).flip(1).cumsum(1).flip(1) * mask, atol=1e-12)
 
 
 def test_scores_stand_on_the_last_token_that_counts():
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0]])
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
-    rewards = rl_math.shape_rewards(scores, torch.zeros(5, 4), mask)
+    rewards = formulas.shape_rewards(scores, torch.zeros(5, 4), mask)
     assert rewards.tolist() == [
         [0, 0, 1, 0],
         [0, 0, 0, 2],
@@ -84,24 +84,24 @@ def test_scores_stand_on_the_last_token_that_counts():
         [0, 0, 5, 0],
     ]
     penalties, dense = torch.full((5, 4), 0.5), torch.ones(5, 4)
-    both = rl_math.shape_rewards(scores, penalties, mask, token_rewards=dense)
+    both = formulas.shape_rewards(scores, penalties, mask, token_rewards=dense)
     assert both[0].tolist() == [0.5, 0.5, 1.5, 0.0] and both[3].tolist() == [0, 0, 0, 0]
 
 
 def test_masked_moments_and_whitening():
     values, mask = torch.tensor([[1.0, 3.0, 99.0]], dtype=torch.float64), torch.tensor([[1, 1, 0]])
-    count, mean, variance = rl_math.masked_moments(values, mask)
+    count, mean, variance = formulas.masked_moments(values, mask)
     assert (count, mean, variance) == (2, 2, 1)
-    assert rl_math.masked_moments(values, mask * 0) == (0, 0, 0)
-    assert rl_math.masked_whiten(values, mask).tolist() == [
+    assert formulas.masked_moments(values, mask * 0) == (0, 0, 0)
+    assert formulas.masked_whiten(values, mask).tolist() == [
         [pytest.approx(-1), pytest.approx(1), 0]
     ]
-    kept = rl_math.masked_whiten(values, mask, shift_mean=False)
+    kept = formulas.masked_whiten(values, mask, shift_mean=False)
     assert kept.tolist() == [[pytest.approx(1), pytest.approx(3), 0]]
     generator = torch.Generator().manual_seed(0)
     many = torch.randn(6, 9, generator=generator, dtype=torch.float64) * 4 + 1e6
     chosen = torch.rand(6, 9, generator=generator) > 0.4
-    _, mean, variance = rl_math.masked_moments(many, chosen)
+    _, mean, variance = formulas.masked_moments(many, chosen)
     assert mean == pytest.approx(float(many[chosen].mean()), rel=1e-12)
     assert variance == pytest.approx(float(many[chosen].var(correction=0)), rel=1e-9)
 
@@ -113,7 +113,7 @@ def test_moments_over_processes_are_those_of_all_tokens_together():
     ]
     masks = [torch.rand(3, 5, generator=generator) > 0.5 for _ in halves]
     together, mask = torch.cat(halves), torch.cat(masks)
-    expected = rl_math.masked_whiten(together, mask)
+    expected = formulas.masked_whiten(together, mask)
     # What each process would send: first its count and sum, then its squares around the common
     # mean.
     weights = [one.double() for one in masks]
@@ -127,20 +127,20 @@ def test_moments_over_processes_are_those_of_all_tokens_together():
         for weight, values in zip(weights, halves, strict=True)
     )
     answers = iter([sent, squares])
-    found = rl_math.masked_whiten(halves[0], masks[0], reduce=lambda tensor: next(answers))
+    found = formulas.masked_whiten(halves[0], masks[0], reduce=lambda tensor: next(answers))
     assert torch.allclose(found, expected[:3], atol=1e-12)
 
 
 def test_kl_estimators():
     log_probs, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0])
-    assert rl_math.estimate_kl(log_probs, reference).tolist() == [0.5, -1.0]
-    assert rl_math.estimate_kl(log_probs, reference, kind="k2").tolist() == [0.125, 0.5]
-    assert rl_math.estimate_kl(log_probs, reference, kind="abs").tolist() == [0.5, 1.0]
-    k3 = rl_math.estimate_kl(log_probs, reference, kind="k3")
+    assert formulas.estimate_kl(log_probs, reference).tolist() == [0.5, -1.0]
+    assert formulas.estimate_kl(log_probs, reference, kind="k2").tolist() == [0.125, 0.5]
+    assert formulas.estimate_kl(log_probs, reference, kind="abs").tolist() == [0.5, 1.0]
+    k3 = formulas.estimate_kl(log_probs, reference, kind="k3")
     assert k3.tolist() == pytest.approx([math.exp(-0.5) - 1 + 0.5, math.e - 1 - 1])
-    assert rl_math.estimate_kl(torch.tensor([0.0]), torch.tensor([-1e9])).tolist() == [20.0]
+    assert formulas.estimate_kl(torch.tensor([0.0]), torch.tensor([-1e9])).tolist() == [20.0]
     with pytest.raises(AssertionError, match="none of"):
-        rl_math.estimate_kl(log_probs, reference, kind="k4")
+        formulas.estimate_kl(log_probs, reference, kind="k4")
 
 
 def test_kl_estimators_have_the_means_and_the_gradient_they_promise():
@@ -151,14 +151,14 @@ def test_kl_estimators_have_the_means_and_the_gradient_they_promise():
     probabilities = log_probs.exp().detach()
     exact = (log_probs.exp() * (log_probs - reference)).sum()
     for kind in ("k1", "k3"):
-        mean = (probabilities * rl_math.estimate_kl(log_probs, reference, kind=kind)).sum()
+        mean = (probabilities * formulas.estimate_kl(log_probs, reference, kind=kind)).sum()
         assert mean.item() == pytest.approx(exact.item(), abs=1e-12)
     (expected,) = torch.autograd.grad(exact, logits, retain_graph=True)
-    k2 = (probabilities * rl_math.estimate_kl(log_probs, reference, kind="k2")).sum()
+    k2 = (probabilities * formulas.estimate_kl(log_probs, reference, kind="k2")).sum()
     assert torch.allclose(
         torch.autograd.grad(k2, logits, retain_graph=True)[0], expected, atol=1e-12
     )
-    k1 = (probabilities * rl_math.estimate_kl(log_probs, reference)).sum()
+    k1 = (probabilities * formulas.estimate_kl(log_probs, reference)).sum()
     assert torch.autograd.grad(k1, logits)[0].abs().max() < 1e-12, (
         "k1 in the loss would not pull at all"
     )
@@ -173,15 +173,15 @@ def test_losses_are_those_of_trl():
     ratio = (new - old).exp()
     expected = torch.max(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2))
     assert torch.allclose(
-        rl_math.clipped_policy_loss(new, old, advantages).loss, expected, atol=1e-14
+        formulas.clipped_policy_loss(new, old, advantages).loss, expected, atol=1e-14
     )
     held = torch.clamp(values, old_values - 0.2, old_values + 0.2)
     theirs = 0.5 * torch.max((values - returns) ** 2, (held - returns) ** 2)
-    ours, clipped = rl_math.clipped_value_loss(values, old_values, returns)
+    ours, clipped = formulas.clipped_value_loss(values, old_values, returns)
     assert torch.allclose(ours, theirs, atol=1e-14)
     worse = (held - returns) ** 2 > (values - returns) ** 2 + 1e-12
     assert torch.equal(clipped, worse) and 0 < clipped.sum() < clipped.numel()
-    plain, never = rl_math.clipped_value_loss(values, old_values, returns, cliprange=None)
+    plain, never = formulas.clipped_value_loss(values, old_values, returns, cliprange=None)
     assert torch.allclose(plain, 0.5 * (values - returns) ** 2) and not never.any()
 
 
@@ -189,7 +189,7 @@ def test_policy_loss_by_hand_with_clip_higher_and_dual_clip():
     old = torch.zeros(6, dtype=torch.float64)
     ratios = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.25, 9.0], dtype=torch.float64)
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-    told = rl_math.clipped_policy_loss(
+    told = formulas.clipped_policy_loss(
         ratios.log(), old, advantages, cliprange=0.2, cliprange_high=0.3, dual_clip=3.0
     )
     assert told.loss.tolist() == pytest.approx([-1.3, 1.5, -0.5, 0.8, -1.25, 3.0])
@@ -202,19 +202,19 @@ def test_policy_loss_by_hand_with_clip_higher_and_dual_clip():
 def test_a_clipped_token_has_no_gradient():
     old, advantages = torch.zeros(3), torch.tensor([1.0, -1.0, 1.0])
     new = torch.tensor([0.5, -0.5, 0.0], requires_grad=True)
-    rl_math.clipped_policy_loss(new, old, advantages).loss.sum().backward()
+    formulas.clipped_policy_loss(new, old, advantages).loss.sum().backward()
     assert new.grad is not None and new.grad.tolist() == [0, 0, -1]
 
 
 def test_importance_weights_are_cut_at_the_cap():
     old, sampler = torch.tensor([0.0, 0.0, 0.0]), torch.tensor([0.0, -math.log(1.5), -5.0])
-    assert rl_math.truncated_importance_weights(old, sampler, cap=2.0).tolist() == pytest.approx(
+    assert formulas.truncated_importance_weights(old, sampler, cap=2.0).tolist() == pytest.approx(
         [1, 1.5, 2]
     )
 
 
 def test_the_kl_coefficient_moves_towards_its_target():
-    move = rl_math.next_kl_coefficient
+    move = formulas.next_kl_coefficient
     assert move(0.1, 99.0, target=None, horizon=10, episodes=5) == 0.1
     assert move(0.1, 6.6, target=6.0, horizon=100, episodes=50) == pytest.approx(
         0.1 * (1 + 0.1 * 0.5)
@@ -229,7 +229,7 @@ def test_the_kl_coefficient_moves_towards_its_target():
 
 def test_running_moments_are_those_of_all_numbers():
     generator = torch.Generator().manual_seed(0)
-    moments, parts = rl_math.RunningMoments(), []
+    moments, parts = formulas.RunningMoments(), []
     assert moments.std == 1.0
     for size in (3, 1, 8):
         numbers = torch.randn(size, generator=generator, dtype=torch.float64) * 3 + 1
@@ -243,9 +243,9 @@ def test_running_moments_are_those_of_all_numbers():
 
 def test_explained_variance():
     returns, mask = torch.tensor([[1.0, 2.0, 3.0, 50.0]]), torch.tensor([[1, 1, 1, 0]])
-    assert rl_math.explained_variance(returns + 5, returns, mask) == pytest.approx(1, abs=1e-5)
-    assert rl_math.explained_variance(torch.zeros(1, 4), returns, mask) == pytest.approx(
+    assert formulas.explained_variance(returns + 5, returns, mask) == pytest.approx(1, abs=1e-5)
+    assert formulas.explained_variance(torch.zeros(1, 4), returns, mask) == pytest.approx(
         0, abs=1e-6
     )
-    assert rl_math.explained_variance(-returns, returns, mask) == pytest.approx(-3, abs=1e-5)
-    assert rl_math.explained_variance(returns, torch.ones(1, 4), mask) == 0
+    assert formulas.explained_variance(-returns, returns, mask) == pytest.approx(-3, abs=1e-5)
+    assert formulas.explained_variance(returns, torch.ones(1, 4), mask) == 0
