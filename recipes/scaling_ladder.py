@@ -18,7 +18,7 @@ from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import AlreadyFinished, ConfigError
-from hfstack.models.architectures import build_model, count_costs, read_templates
+from hfstack.models.architectures import build_causal_lm, count_costs, read_templates
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import load_tokenizer
 from hfstack.runs.record import read_run
@@ -34,7 +34,10 @@ from hfstack.training.settings import check_settings
 
 @dataclass
 class LadderArgs:
-    """Which models are trained on how much; the rules that fill in the rest are in hfstack/scaling/ladder.py."""
+    """Which models are trained on how much.
+
+    The rules that fill in the rest are in hfstack/scaling/ladder.py.
+    """
 
     architectures: list[str] = field(default_factory=lambda: ["llama-1m.json"])
     """A config.json of each family; width, depth, heads and context are replaced, everything else is kept."""
@@ -57,7 +60,10 @@ class LadderArgs:
 def main(
     data_args: DataArgs, ladder_args: LadderArgs, training_args: TrainingArguments
 ) -> dict[str, float]:
-    """Train what is not trained yet, from the cheapest rung to the dearest; return the sums."""
+    """Train what is not trained yet, from the cheapest rung to the dearest.
+
+    Return the sums.
+    """
     args, block_size = training_args, ladder_args.block_size
     with Run.start(
         __file__, args.output_dir, data_args, ladder_args, args, replace_own=True
@@ -122,7 +128,7 @@ def train_rung(
                 rung_metrics(rung, len(blocks["train"])),
                 rung_throughput(args, rung),
             )
-            model = build_model(rung.config)
+            model = build_causal_lm(rung.config)
             use_fused_loss(model)
             derived = DerivedMetrics(
                 partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)

@@ -1,10 +1,11 @@
-"""Make a pretrained model and its tokenizer ready for fine-tuning: a pad token, adapters.
+"""Make a pretrained model ready for fine-tuning: its pad token and its adapters.
 
-An adapter is what `peft` trains beside frozen weights: LoRA (Hu et al. 2021), DoRA (Liu et al. 2024), or QLoRA
-(Dettmers et al. 2023), whose frozen weights are quantised.
+An adapter is what `peft` trains beside frozen weights: LoRA (Hu et al. 2021), DoRA (Liu et al.
+2024), or QLoRA (Dettmers et al. 2023), whose frozen weights are quantised.
 """
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,37 +34,39 @@ PAD_TOKENS = (
 def check_adapter_settings(
     args: ModelConfig, *, sharded: bool = False, merge_adapter: bool = False
 ) -> None:
-    """Refuse settings of adapters and quantisation that contradict each other or need what is not installed.
+    """Refuse settings of adapters that contradict each other or miss a library.
 
     Args:
         args: the description of the model.
         sharded: the weights are spread over processes, by FSDP or DeepSpeed.
-        merge_adapter: the adapter shall be folded into the weights at the end.
+        merge_adapter: the adapter is merged into the weights at the end.
 
     Raises:
-        ConfigError: quantised weights, DoRA or merging without an adapter; DoRA without merging; merging shards.
+        ConfigError: quantised weights, DoRA or merging without an adapter; DoRA without merging;
+            merging shards.
         MissingExtraError: quantisation was asked for and bitsandbytes is not installed.
     """
     check_adapter_flags(args)
-    if (
-        args.use_dora and not merge_adapter
-    ):  # transformers 5.23, integrations/peft.py: the names of the tensors differ
+    # transformers 5.23, integrations/peft.py: the names of the tensors differ
+    if args.use_dora and not merge_adapter:
         raise ConfigError(
-            "--use_dora: transformers loads a DoRA adapter without its magnitudes: add --merge_adapter, so that the "
-            "whole model is saved"
+            "--use_dora: transformers loads a DoRA adapter without its magnitudes: add "
+            "--merge_adapter, so that the whole model is saved"
         )
+
     if merge_adapter and not args.use_peft:
         raise ConfigError(
             "--merge_adapter: there is no adapter to merge; add --use_peft, or drop --merge_adapter"
         )
     if merge_adapter and sharded:
         raise ConfigError(
-            "--merge_adapter cannot merge into weights that are sharded; merge the saved adapter later"
+            "--merge_adapter cannot merge into weights that are sharded; merge the saved adapter "
+            "later"
         )
 
 
 def check_adapter_flags(args: ModelConfig) -> None:
-    """Refuse flags that need --use_peft without it, and quantisation where its library is not installed.
+    """Refuse flags of an adapter without --use_peft, or without their library.
 
     Raises:
         ConfigError: quantised weights or DoRA without an adapter.
@@ -76,7 +79,8 @@ def check_adapter_flags(args: ModelConfig) -> None:
     flag = "--load_in_4bit" if args.load_in_4bit else "--load_in_8bit"
     if not args.use_peft:
         raise ConfigError(
-            f"{flag}: quantised weights cannot be trained; add --use_peft to train an adapter on them"
+            f"{flag}: quantised weights cannot be trained; add --use_peft to train an adapter on "
+            "them"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError("bitsandbytes", "quantization")
@@ -85,13 +89,15 @@ def check_adapter_flags(args: ModelConfig) -> None:
 def give_pad_token(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, may_grow: bool = True
 ) -> str:
-    """Make sure that padding has a token of its own, which ends nothing, and return it.
+    """Give padding a token of its own, which ends nothing, and return it.
 
-    A token that was meant for padding is taken from the vocabulary; otherwise `<|pad|>` is added, and the embedding
-    gets a row for it where it has none to spare. The row is never learnt, since padding is masked.
+    A token that was meant for padding is taken from the vocabulary; otherwise `<|pad|>` is added,
+    and the embedding gets a row for it where it has none to spare. The row is never trained, since
+    padding is masked.
 
     Args:
-        may_grow: the embedding may get a row; not when an adapter alone is saved, which would not fit its base again.
+        may_grow: the embedding may get a row; not when an adapter alone is saved, which would not
+            fit its base again.
 
     Raises:
         ConfigError: the embedding would have to grow and may not.
@@ -100,40 +106,48 @@ def give_pad_token(
     pad = cast(int | None, tokenizer.pad_token_id)
     if pad is None or pad in ends:
         before = tokenizer.pad_token
-        vocabulary = tokenizer.get_vocab()
-        known = [
-            token for token in PAD_TOKENS if token in vocabulary and vocabulary[token] not in ends
-        ]
-        unused = [token for token in PAD_TOKENS if token not in vocabulary]
-        tokenizer.add_special_tokens({"pad_token": [*known, *unused][0]})
-        rows = len(torch.as_tensor(model.get_input_embeddings().weight))
-        if vocabulary_size(tokenizer) > rows:
-            if not may_grow:
-                raise ConfigError(
-                    "the tokenizer has no pad token of its own, and the embedding no row for one, which an adapter "
-                    "alone cannot bring: add --merge_adapter, or train without --use_peft"
-                )
-            model.resize_token_embeddings(vocabulary_size(tokenizer), mean_resizing=False)
-            logger.info(
-                "the embedding grew from %d to %d rows, for the pad token",
-                rows,
-                vocabulary_size(tokenizer),
-            )
+        _choose_pad_token(tokenizer, ends)
+        _fit_embedding(model, vocabulary_size(tokenizer), may_grow=may_grow)
         was = f"was {before!r}, which also ends texts" if before is not None else "had none"
         logger.info("pad token %r (the tokenizer %s)", tokenizer.pad_token, was)
+
     model.config.pad_token_id = tokenizer.pad_token_id
     cast(Any, model.generation_config).pad_token_id = tokenizer.pad_token_id
     return str(tokenizer.pad_token)
 
 
-def merge_adapter(model: PeftModel, args: ModelConfig, folder: Path) -> PreTrainedModel:
-    """Save the adapter into `folder`, and return the model with the adapter folded into its weights.
+def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
+    """Set a pad token that is in the vocabulary and ends nothing, or add one."""
+    vocabulary = tokenizer.get_vocab()
+    known = [token for token in PAD_TOKENS if token in vocabulary and vocabulary[token] not in ends]
+    unused = [token for token in PAD_TOKENS if token not in vocabulary]
+    tokenizer.add_special_tokens({"pad_token": [*known, *unused][0]})
 
-    Quantised weights are loaded again in full: folding into four bits would round the adapter away.
+
+def _fit_embedding(model: PreTrainedModel, needed: int, *, may_grow: bool) -> None:
+    """Give the embedding a row for every token; a ConfigError where it may not grow."""
+    rows = len(torch.as_tensor(model.get_input_embeddings().weight))
+    if needed <= rows:
+        return
+    if not may_grow:
+        raise ConfigError(
+            "the tokenizer has no pad token of its own, and the embedding no row for one, which an "
+            "adapter alone cannot bring: add --merge_adapter, or train without --use_peft"
+        )
+
+    model.resize_token_embeddings(needed, mean_resizing=False)
+    logger.info("the embedding grew from %d to %d rows, for the pad token", rows, needed)
+
+
+def merge_adapter(model: PeftModel, args: ModelConfig, folder: Path) -> PreTrainedModel:
+    """Save the adapter into `folder`, and return the model that it is merged into.
+
+    Quantised weights are loaded again in full: merging into four bits would round the adapter away.
     """
     model.save_pretrained(str(folder))
     if not (args.load_in_4bit or args.load_in_8bit):
         return cast(PreTrainedModel, model.merge_and_unload())
+
     settings = ModelConfig(
         model_name_or_path=args.model_name_or_path,
         model_revision=args.model_revision,
@@ -142,7 +156,11 @@ def merge_adapter(model: PeftModel, args: ModelConfig, folder: Path) -> PreTrain
     )
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, revision=args.model_revision)
     base = load_causal_lm(settings, tokenizer)
-    rows = len(torch.as_tensor(model.get_base_model().get_input_embeddings().weight))  # pyright: ignore
+
+    # The embedding may have grown by a pad token.
+    trained: Any = model.get_base_model()
+    rows = len(torch.as_tensor(trained.get_input_embeddings().weight))
     if rows != len(torch.as_tensor(base.get_input_embeddings().weight)):
         base.resize_token_embeddings(rows, mean_resizing=False)
-    return cast(PreTrainedModel, PeftModel.from_pretrained(base, str(folder)).merge_and_unload())  # pyright: ignore
+    merged: Any = PeftModel.from_pretrained(base, str(folder))
+    return cast(PreTrainedModel, merged.merge_and_unload())

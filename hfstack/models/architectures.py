@@ -1,4 +1,4 @@
-"""Architectures as plain dictionaries: read one, count what it costs, and build the model that it describes."""
+"""Read architectures as plain dictionaries, count their costs and build models."""
 
 import json
 import re
@@ -17,16 +17,17 @@ from hfstack.errors import ConfigError
 from hfstack.models.counting import count_parameters, flops_per_token
 from hfstack.models.loading import architecture_config, find_architecture
 
-_SIZE = re.compile(r"-\d+(\.\d+)?[kmb]$", re.IGNORECASE)
+_SIZE_SUFFIX = re.compile(r"-\d+(\.\d+)?[kmb]$", re.IGNORECASE)
 _FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def read_templates(
     names: list[str], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, dict[str, Any]]:
-    """Return each config.json with the tokenizer's vocabulary, by family: the file's name without a size.
+    """Return each config.json, with the tokenizer's vocabulary, by its family.
 
-    Only what the file says is kept, without upstream's defaults, so that a newer upstream gives the same dictionary.
+    A family is the file's name without a size. Only what the file says is kept, without upstream's
+    defaults, so that a newer upstream gives the same dictionary.
 
     Raises:
         ConfigError: a name is no config.json, or two are of one family.
@@ -36,11 +37,14 @@ def read_templates(
         path = find_architecture(name)
         if path is None:
             raise ConfigError(f"--architectures {name}: give a config.json, such as llama-1m.json")
+
         family = without_size(path.stem)
         if family in found:
             raise ConfigError(
-                f"--architectures names {family} twice: every family once, its sizes come from --sizes"
+                f"--architectures names {family} twice: every family once, its sizes come from "
+                "--sizes"
             )
+
         config = architecture_config(path, tokenizer)
         values = json.loads(path.read_text(encoding="utf-8"))
         found[family] = values | {key: getattr(config, key) for key in _FROM_TOKENIZER}
@@ -49,7 +53,7 @@ def read_templates(
 
 def without_size(name: str) -> str:
     """Return the family that a config.json is named after: `llama` for `llama-1m`."""
-    return _SIZE.sub("", name)
+    return _SIZE_SUFFIX.sub("", name)
 
 
 def to_config(values: dict[str, Any]) -> PreTrainedConfig:
@@ -62,17 +66,22 @@ def to_config(values: dict[str, Any]) -> PreTrainedConfig:
         return AutoConfig.for_model(**values)
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"no model_type {values.get('model_type')!r} with these values: {' '.join(str(error).split())[:200]}"
+            f"no model_type {values.get('model_type')!r} with these values: "
+            f"{' '.join(str(error).split())[:200]}"
         ) from error
 
 
-def build_model(values: dict[str, Any]) -> PreTrainedModel:
-    """Return the causal language model of a dictionary, with weights drawn anew (seed them first)."""
+def build_causal_lm(values: dict[str, Any]) -> PreTrainedModel:
+    """Build the causal language model of a dictionary, newly initialised (seed first)."""
     return AutoModelForCausalLM.from_config(to_config(values))
 
 
 def count_costs(values: dict[str, Any], block_size: int) -> tuple[int, int, float, str]:
-    """Return parameters, those outside embeddings, training FLOPs per token of a block, and how FLOPs were counted."""
+    """Return parameters and training FLOPs per token of a dictionary's model.
+
+    These are all parameters, those outside embeddings, the FLOPs in a block, and how FLOPs were
+    counted.
+    """
     config = to_config(values)
     parameters, flops = count_parameters(config), flops_per_token(config, block_size)
     return parameters.total, parameters.non_embedding, flops.train, flops.method

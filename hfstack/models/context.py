@@ -1,4 +1,4 @@
-"""How many tokens a model reads at once, as its configuration and upstream's code say it."""
+"""Find how many tokens a model reads at once, from its configuration."""
 
 import math
 from typing import Any
@@ -43,7 +43,7 @@ POSITIONS_BEHIND_PADDING = frozenset(
 
 
 def context_length(config: PreTrainedConfig, *, decoder: bool = False) -> int | None:
-    """Return the most tokens that a model reads at once, or None where nothing bounds it.
+    """Return the most tokens that a model reads at once, or None without a bound.
 
     Recurrent models, ALiBi without a table (BLOOM, Falcon) and relative positions (T5, XLNet) bound
     nothing. Rotary positions run on behind the number that the config states, but the model was
@@ -96,7 +96,7 @@ def _text_config(config: PreTrainedConfig, *, decoder: bool) -> PreTrainedConfig
 
 
 def _stated_positions(config: Any, *, decoder: bool) -> int | None:
-    """Return the positions that a configuration states, or None where they bound nothing."""
+    """Return the positions that a configuration states, or None without a bound."""
     if getattr(config, "alibi", False):  # Falcon's other kind of position
         return None
     if getattr(config, "axial_pos_embds", False):  # Reformer: a table for each axis

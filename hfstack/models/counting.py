@@ -1,11 +1,12 @@
-"""Parameters and floating point operations of an architecture, and the share of a device's peak that training reaches.
+"""Count the parameters and FLOPs of an architecture, and find a device's peak.
 
 Everything is computed from the config: weights are never allocated.
 
-Conventions. One multiply-add is 2 FLOPs. Only matrix products are counted, as `torch.utils.flop_counter` does; norms,
-softmax, activations and rotary embeddings are not. Attention is counted over the full T x T matrix, causal or not, as
-in PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), so numbers can be compared with published ones. Training
-costs 3 times the forward: the backward has one product for the inputs and one for the weights.
+Conventions. One multiply-add is 2 FLOPs. Only matrix products are counted, as
+`torch.utils.flop_counter` does; norms, softmax, activations and rotary embeddings are not.
+Attention is counted over the full T x T matrix, causal or not, as in PaLM (Chowdhery et al. 2022,
+arXiv:2204.02311, appendix B), so numbers can be compared with published ones. Training costs 3
+times the forward: the backward has one product for the inputs and one for the weights.
 """
 
 import copy
@@ -32,7 +33,8 @@ class ParameterCount:
 
     total: int
     embedding: int
-    """Token and position tables, and the output matrix when it is not the token table (Kaplan et al. 2020)."""
+    """Token and position tables, and the output matrix when it is not the token table (Kaplan et
+    al. 2020)."""
     non_embedding: int
 
 
@@ -44,10 +46,11 @@ class FlopCount:
     train: float
     """3 times the forward."""
     method: Literal["formula", "measured"]
-    """`measured`: torch's counter ran one forward, since there is no formula for this architecture."""
+    """`measured`: torch's counter ran one forward, since this architecture has no formula."""
 
 
-def _skeleton(config: PreTrainedConfig, *, device: str = "meta") -> PreTrainedModel:
+def _build_stock_model(config: PreTrainedConfig, *, device: str = "meta") -> PreTrainedModel:
+    """Build the causal language model with attention that the counter sees whole."""
     config = copy.deepcopy(config)  # from_config writes the attention and dtype into it
     with torch.device(device):
         return AutoModelForCausalLM.from_config(
@@ -56,7 +59,7 @@ def _skeleton(config: PreTrainedConfig, *, device: str = "meta") -> PreTrainedMo
 
 
 def count_parameters(config: PreTrainedConfig) -> ParameterCount:
-    """Count the parameters of the causal language model that a config describes, on the meta device.
+    """Count the parameters of the causal language model that a config describes.
 
     Args:
         config: any config that `AutoModelForCausalLM` knows, with the tokenizer's `vocab_size`.
@@ -64,7 +67,7 @@ def count_parameters(config: PreTrainedConfig) -> ParameterCount:
     Returns:
         total, embedding, and their difference.
     """
-    model = _skeleton(config)
+    model = _build_stock_model(config)
     tables = {
         id(module.weight): module.weight
         for module in model.modules()
@@ -72,28 +75,29 @@ def count_parameters(config: PreTrainedConfig) -> ParameterCount:
     }
     head = model.get_output_embeddings()
     if head is not None:
-        tables[id(head.weight)] = head.weight
+        tables[id(head.weight)] = head.weight  # once where it is tied
+
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding = sum(table.numel() for table in tables.values())
     return ParameterCount(total=total, embedding=embedding, non_embedding=total - embedding)
 
 
 def _llama_forward(config: PreTrainedConfig, sequence_length: int) -> float:
-    """Llama, and the architectures that differ from it in biases and norms alone."""
+    """Count Llama, and architectures that differ from it in biases and norms alone."""
     width = config.hidden_size
-    head_width = (
-        getattr(config, "head_dim", None) or width // config.num_attention_heads
-    )  # Qwen2 has no such field
+    # Qwen2 has no head_dim.
+    head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
     queries, keys = config.num_attention_heads * head_width, config.num_key_value_heads * head_width
+
     projections = 2 * width * (2 * queries + 2 * keys)  # query and output; key and value
     attention = 2 * 2 * sequence_length * queries  # scores, and the sum of values
     mlp = 3 * 2 * width * config.intermediate_size
-    return (
-        config.num_hidden_layers * (projections + attention + mlp) + 2 * width * config.vocab_size
-    )
+    layers = config.num_hidden_layers * (projections + attention + mlp)
+    return layers + 2 * width * config.vocab_size
 
 
 def _gpt2_forward(config: PreTrainedConfig, sequence_length: int) -> float:
+    """Count GPT-2: projections, attention and MLP of each layer, and the head."""
     width = config.n_embd
     inner = 4 * width if config.n_inner is None else config.n_inner
     layer = 2 * width * 4 * width + 2 * 2 * sequence_length * width + 2 * 2 * width * inner
@@ -101,7 +105,7 @@ def _gpt2_forward(config: PreTrainedConfig, sequence_length: int) -> float:
 
 
 def _recurrent_forward(config: PreTrainedConfig, *, gates: int) -> float:
-    """Each weight of a cell, a projection and the head is used once per token, at any length."""
+    """Count a GRU or LSTM: each weight is used once per token, at any length."""
     width, narrow = config.hidden_size, config.embedding_size or config.hidden_size
     projection = 0 if narrow == width else 2 * width * narrow
     head_width = narrow if config.tie_word_embeddings else width
@@ -137,13 +141,14 @@ def flops_per_token(config: PreTrainedConfig, sequence_length: int) -> FlopCount
     if formula is not None:
         forward = float(formula(config, sequence_length))
         return FlopCount(forward=forward, train=3 * forward, method="formula")
+
     forward = measure_forward_flops(config, sequence_length) / sequence_length
-    _say_measured(config.model_type, sequence_length)
+    _log_measured(config.model_type, sequence_length)
     return FlopCount(forward=forward, train=3 * forward, method="measured")
 
 
 @cache  # once, however many sizes are tried
-def _say_measured(model_type: str, sequence_length: int) -> None:
+def _log_measured(model_type: str, sequence_length: int) -> None:
     _logger.info(
         "no FLOP formula for model_type %r: one forward of %d tokens is measured",
         model_type,
@@ -154,9 +159,9 @@ def _say_measured(model_type: str, sequence_length: int) -> None:
 def measure_forward_flops(config: PreTrainedConfig, sequence_length: int) -> float:
     """Count the matrix products of one forward of one sequence with torch's counter.
 
-    It runs on the meta device, without memory or time; an architecture whose code looks at values cannot run there and
-    runs once on the CPU instead. What torch counts for a recurrent cell depends on the kernel it picks, often 0, so
-    cells are counted here: each weight once per token.
+    It runs on the meta device, without memory or time; an architecture whose code looks at values
+    cannot run there and runs once on the CPU instead. What torch counts for a recurrent cell
+    depends on the kernel it picks, often 0, so cells are counted here: each weight once per token.
 
     Args:
         config: any config that `AutoModelForCausalLM` knows.
@@ -175,12 +180,15 @@ def measure_forward_flops(config: PreTrainedConfig, sequence_length: int) -> flo
 
 
 def _run_counter(config: PreTrainedConfig, sequence_length: int, *, device: str) -> float:
-    model = _skeleton(config, device=device).eval()
+    """Run a forward under torch's counter, and count recurrent cells by weights."""
+    model = _build_stock_model(config, device=device).eval()
     input_ids = torch.zeros(1, sequence_length, dtype=torch.long, device=device)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        # Given a mask, upstream does not look at the position ids' values, which the meta device does not have.
+        # Given a mask, upstream does not look at the position ids' values, which the meta device
+        # does not have.
         model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+
     flops, counts = counter.get_total_flops(), counter.get_flop_counts()
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase):
@@ -189,18 +197,22 @@ def _run_counter(config: PreTrainedConfig, sequence_length: int, *, device: str)
                 for part, weight in module.named_parameters()
                 if part.startswith("weight")
             )
-            flops += 2 * weights * sequence_length - sum(
-                counts.get(f"{type(model).__name__}.{name}", {}).values()
-            )
+            counted = sum(counts.get(f"{type(model).__name__}.{name}", {}).values())
+            flops += 2 * weights * sequence_length - counted
     return float(flops)
 
 
-# Dense peaks in TFLOP/s, tensor cores with fp32 accumulation, from the vendor's data sheets; where a sheet prints the
-# number with sparsity, half of it. The first match wins, so variants come before their family.
-#   A100: nvidia-a100-datasheet (2021)            H100: nvidia-h100-tensor-core-gpu-datasheet (2023; SXM, PCIe, NVL)
-#   H200: hpc-datasheet-h200 (2024; SXM, NVL)     L4: l4-gpu-datasheet (2023)
-#   T4: t4-tensor-core-datasheet (2019)           V100: volta-v100-datasheet (2020; SXM2, PCIe)
-#   RTX 3090: NVIDIA Ampere GA102 whitepaper v2   RTX 4090: NVIDIA Ada GPU architecture whitepaper v2
+# Dense peaks in TFLOP/s, tensor cores with fp32 accumulation, from the vendor's data sheets; where
+# a sheet prints the number with sparsity, half of it. The first match wins, so variants come before
+# their family.
+#   A100: nvidia-a100-datasheet (2021)
+#   H100: nvidia-h100-tensor-core-gpu-datasheet (2023; SXM, PCIe, NVL)
+#   H200: hpc-datasheet-h200 (2024; SXM, NVL)
+#   L4: l4-gpu-datasheet (2023)
+#   T4: t4-tensor-core-datasheet (2019)
+#   V100: volta-v100-datasheet (2020; SXM2, PCIe)
+#   RTX 3090: NVIDIA Ampere GA102 whitepaper v2
+#   RTX 4090: NVIDIA Ada GPU architecture whitepaper v2
 _PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
     (r"\bA100\b", {"bfloat16": 312, "float16": 312, "tf32": 156, "float32": 19.5}),
     (r"\bH100 NVL\b", {"bfloat16": 835.5, "float16": 835.5, "tf32": 417.5, "float32": 60}),
@@ -220,16 +232,19 @@ _PEAK_TFLOPS: tuple[tuple[str, dict[str, float]], ...] = (
 def peak_flops_per_s(device: torch.device | str, dtype: torch.dtype) -> float:
     """Return the FLOP/s that matrix products can reach on one device.
 
-    A known accelerator has its vendor's dense peak. Any other device, a CPU included, is measured: the best of
-    repeated large matrix products, over at most 0.3 s, once per process; a log line says so.
+    A known accelerator has its vendor's dense peak. Any other device, a CPU included, is measured:
+    the best of repeated large matrix products, over at most 0.3 s, once per process; a log line
+    says so.
 
     Args:
         device: `cpu`, `cuda`, `cuda:1`, `mps`...
-        dtype: the type that the products run in: torch.bfloat16 under bf16 autocast. For torch.float32 on a GPU the
-            TF32 peak is returned when `torch.get_float32_matmul_precision()` allows TF32.
+        dtype: the type that the products run in: torch.bfloat16 under bf16 autocast. For
+            torch.float32 on a GPU the TF32 peak is returned when
+            `torch.get_float32_matmul_precision()` allows TF32.
 
     Returns:
-        FLOP/s. On a CPU it is what this process's threads reach now, so processes that share the cores lower it.
+        FLOP/s. On a CPU it is what this process's threads reach now, so processes that share the
+        cores lower it.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -238,7 +253,7 @@ def peak_flops_per_s(device: torch.device | str, dtype: torch.dtype) -> float:
         known = datasheet_tflops(torch.cuda.get_device_name(device), number_type)
         if known is not None:
             return known * 1e12
-    return _measured_peak(str(device), dtype, torch.get_num_threads())
+    return _measure_peak_flops(str(device), dtype, torch.get_num_threads())
 
 
 def datasheet_tflops(device_name: str, number_type: str) -> float | None:
@@ -255,8 +270,11 @@ def datasheet_tflops(device_name: str, number_type: str) -> float | None:
 
 
 @cache
-def _measured_peak(device: str, dtype: torch.dtype, threads: int) -> float:
-    """Time square products, doubling the size while one takes under 4 ms, for about a quarter of a second."""
+def _measure_peak_flops(device: str, dtype: torch.dtype, threads: int) -> float:
+    """Time square matrix products for about a quarter of a second.
+
+    Their size doubles while one takes under 4 ms.
+    """
     best, size, begin = 0.0, 256, time.perf_counter()
     matrix = torch.ones(size, size, dtype=dtype, device=device)
     while time.perf_counter() - begin < 0.2:
@@ -265,6 +283,7 @@ def _measured_peak(device: str, dtype: torch.dtype, threads: int) -> float:
         _ = product[0, 0].item()  # waits for the device
         seconds = time.perf_counter() - started
         best = max(best, 2 * size**3 / seconds)
+
         if seconds < 0.004 and size < 4096:
             size *= 2
             matrix = torch.ones(size, size, dtype=dtype, device=device)

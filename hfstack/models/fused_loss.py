@@ -1,9 +1,9 @@
 """Next-token loss straight from hidden states, without ever holding the (B, T, V) logits.
 
-Stock causal models compute all logits, copy them to fp32 and keep them for the backward pass; under mixed precision
-the launcher copies them once more. Here the head runs over a few hundred positions at a time, and each chunk's
-gradient is taken on the spot. The idea is that of Liger Kernel (Hsu et al. 2024, arXiv:2410.10989, section 3.2),
-written in plain PyTorch so that it runs on every device.
+Stock causal models compute all logits, copy them to fp32 and keep them for the backward pass; under
+mixed precision the launcher copies them once more. Here the head runs over a few hundred positions
+at a time, and each chunk's gradient is taken on the spot. The idea is that of Liger Kernel (Hsu et
+al. 2024, arXiv:2410.10989, section 3.2), written in plain PyTorch so that it runs on every device.
 
 Legend: B rows, T positions, N = B * (T - 1) scored positions, d hidden size, V vocabulary.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-# Models whose logits are exactly `output_embeddings(backbone(...))`: no soft-capping, no scaling, no extra losses. The
-# value names a module that stands between the two, if there is one.
+# Models whose logits are exactly `output_embeddings(backbone(...))`: no soft-capping, no scaling,
+# no extra losses. The value names a module that stands between the two, if there is one.
 PLAIN_HEADS: dict[str, str | None] = {
     "llama": None,
     "mistral": None,
@@ -32,7 +32,8 @@ _IGNORED = -100
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Sum over positions of -log softmax(h W^T)[target], its gradients taken in the forward pass chunk by chunk."""
+    """Sum over positions of -log softmax(h W^T)[target], its gradients taken in the forward pass
+    chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -84,10 +85,11 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
-    """Make the model's training forward return only the loss, computed without the logits; say whether it could.
+    """Make the model's training forward return only the loss, computed without the logits; say
+    whether it could.
 
-    Evaluation without labels, generation and every other use of the model are untouched. A model whose head is not
-    one plain matrix product is left as it is, and False is returned.
+    Evaluation without labels, generation and every other use of the model are untouched. A model
+    whose head is not one plain matrix product is left as it is, and False is returned.
     """
     head = model.get_output_embeddings()
     if (

@@ -1,9 +1,10 @@
-"""A transformer with a head for one task: loaded, drawn anew where a checkpoint lacks it, or with a LoRA adapter on it.
+"""Load a transformer with a head for one task, newly initialised if it has none.
 
-Classifiers, reward models, taggers, models that answer questions and encoder-decoders are loaded by this. An adapter
-trains and saves every module that its base does not hold: upstream's default task would leave the random head as it is
-and not save it (huggingface/trl#1379), and a pooler that the checkpoint lacks likewise, so that the saved adapter would
-give other outputs after each loading.
+Classifiers, reward models, taggers, models that answer questions and encoder-decoders are loaded by
+this, whole or with a LoRA adapter. An adapter trains and saves every module that its base does not
+hold: upstream's default task would leave the random head as it is and not save it
+(huggingface/trl#1379), and a pooler that the checkpoint lacks likewise, so that the saved adapter
+would give other outputs after each loading.
 """
 
 import importlib.util
@@ -27,7 +28,12 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
 from hfstack.logs import get_logger
 from hfstack.models.adapters import check_adapter_flags
-from hfstack.models.loading import architecture_config, find_architecture, not_found
+from hfstack.models.loading import (
+    architecture_config,
+    find_architecture,
+    not_found,
+    require_model_name,
+)
 
 logger = get_logger(__name__)
 
@@ -37,7 +43,7 @@ ADAPTER_FILE = "adapter_config.json"
 def read_config(
     args: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, purpose: str
 ) -> tuple[Any, Path | None]:
-    """Return the configuration of the model that is named, and the file when it is an architecture.
+    """Return the configuration of the named model, and the file of an architecture.
 
     Args:
         tokenizer: an architecture gets its vocabulary.
@@ -47,15 +53,12 @@ def read_config(
         ConfigError: no model was named, or an adapter.
         CheckpointError: there is no model at that place.
     """
-    name = args.model_name_or_path
-    if name is None:
-        raise ConfigError(
-            "--model_name_or_path is required: a Hub id, a checkpoint directory, or a config.json"
-        )
+    name = require_model_name(args)
     if (Path(name) / ADAPTER_FILE).is_file():
         raise ConfigError(
             f"{name} is an adapter: name the model that it was trained on, or merge it first"
         )
+
     if (config_file := find_architecture(name)) is not None:
         return architecture_config(config_file, tokenizer), config_file
     return checkpoint_config(args, purpose=purpose), None
@@ -78,7 +81,9 @@ def load_with_config(
     *,
     purpose: str,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load a checkpoint, or draw an architecture's weights; also return the modules that were drawn anew.
+    """Load a checkpoint or initialise an architecture; also return what is new in it.
+
+    These are the names of the modules that are newly initialised.
 
     Args:
         auto_class: one of the AutoModelFor... classes.
@@ -98,10 +103,12 @@ def load_with_config(
             raise ConfigError(
                 f"{config_file} cannot {purpose}: {' '.join(str(error).split())[:160]}"
             ) from error
-        return model, _modules(key for key, _ in model.named_parameters())
+        return model, _module_names(key for key, _ in model.named_parameters())
+
     quantization = get_quantization_config(args)
     if quantization and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError("bitsandbytes", "quantization")
+
     try:
         model, report = auto_class.from_pretrained(
             name,
@@ -110,6 +117,7 @@ def load_with_config(
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
             quantization_config=quantization,
+            # Quantised weights cannot be moved later.
             device_map={"": PartialState().device} if quantization else None,
             use_safetensors=True,
             output_loading_info=True,
@@ -117,25 +125,32 @@ def load_with_config(
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{name} holds no model that can {purpose}: {cause}") from error
-    if new_modules := _modules(report["missing_keys"]):
-        logger.info("%s: drawn anew %s", name, ", ".join(new_modules))
+
+    new_modules = _module_names(report["missing_keys"])
+    if new_modules:
+        logger.info("%s: newly initialised %s", name, ", ".join(new_modules))
     return model, new_modules
 
 
 def lora_beside_head(
     args: ModelConfig, new_modules: Sequence[str], task_type: str = "SEQ_CLS"
 ) -> LoraConfig | None:
-    """Return the adapter that --use_peft asks for, or None; it trains and saves every module that is new.
+    """Return the adapter that --use_peft asks for, or None.
+
+    It trains and saves every module that is new.
 
     Raises:
-        ConfigError: for an architecture, whose random weights an adapter does not hold; flags that need --use_peft.
+        ConfigError: for an architecture, whose random weights an adapter does not hold; flags that
+            need --use_peft.
     """
     check_adapter_flags(args)
     if not args.use_peft:
         return None
+
     if (args.model_name_or_path or "").endswith(".json"):
         raise ConfigError(
-            f"--use_peft needs trained weights, but {args.model_name_or_path} is an architecture: name a checkpoint"
+            f"--use_peft needs trained weights, but {args.model_name_or_path} is an architecture: "
+            "name a checkpoint"
         )
     saved = sorted({*(args.lora_modules_to_save or []), *new_modules}) or None
     return cast(
@@ -185,23 +200,32 @@ def load_adapter_model(
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token by which the head finds the last one of a text; the eos where the tokenizer has no other."""
+    """Return the padding id, by which a head finds the end of a text.
+
+    A tokenizer without a pad token gets its eos token as one.
+
+    Raises:
+        ConfigError: it has neither.
+    """
     pad = tokenizer.pad_token_id
     if pad is None and tokenizer.eos_token_id is not None:
         logger.info(
-            "the tokenizer has no pad token: padding with its eos, so the output is read one token before it"
+            "the tokenizer has no pad token: padding with its eos, so the output is read one token "
+            "before it"
         )
         tokenizer.pad_token = tokenizer.eos_token
         pad = tokenizer.pad_token_id
+
     if not isinstance(pad, int):
         raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path or ''} has neither a pad nor an eos token, by which the head "
-            "finds the end of a text: set tokenizer.pad_token and save it"
+            f"the tokenizer {tokenizer.name_or_path or ''} has neither a pad nor an eos token, by "
+            "which the head finds the end of a text: set tokenizer.pad_token and save it"
         )
     return pad
 
 
-def _modules(parameters: Iterable[str]) -> list[str]:
+def _module_names(parameters: Iterable[str]) -> list[str]:
+    """Return the modules that these parameters belong to."""
     return sorted({name.rpartition(".")[0] for name in parameters})
 
 
@@ -212,14 +236,15 @@ _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn
 def set_attention_dropout(config: PreTrainedConfig, share: float) -> None:
     """Set the dropout of attention weights, whatever the architecture calls it.
 
-    On a CPU torch's fused attention knows no dropout: with 0.1, as BERT has it, the whole matrix of weights is written
-    out, which makes a step of 512 tokens three times as long.
+    On a CPU torch's fused attention knows no dropout: with 0.1, as BERT has it, the whole matrix of
+    weights is materialised, which makes a step of 512 tokens three times as long.
 
     Raises:
         ConfigError: the share is not in [0, 1).
     """
     if not 0 <= share < 1:
         raise ConfigError(f"--attention_dropout must be in [0, 1), got {share}")
+
     known = config.to_dict()
     for field in _ATTENTION_DROPOUT:
         if field in known:
@@ -227,7 +252,7 @@ def set_attention_dropout(config: PreTrainedConfig, share: float) -> None:
 
 
 def check_own_tokenizer(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse another tokenizer than the one that the checkpoint's embedding was trained with.
+    """Refuse a tokenizer that the checkpoint's embedding was not trained with.
 
     Raises:
         ConfigError: the vocabularies differ.
@@ -238,8 +263,10 @@ def check_own_tokenizer(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, n
         own: Any = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
     except (OSError, ValueError):
         return  # the checkpoint was saved without one: nothing to compare with
+
     if own.get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path} is not that of {name} ({len(tokenizer)} and {len(own)} tokens, "
-            "with other ids): its ids would mean other words; leave out --tokenizer_name_or_path"
+            f"the tokenizer {tokenizer.name_or_path} is not that of {name} ({len(tokenizer)} and "
+            f"{len(own)} tokens, with other ids): its ids would mean other words; "
+            "leave out --tokenizer_name_or_path"
         )

@@ -1,11 +1,13 @@
 """Turn a sharded checkpoint, to which every process wrote its part, into one plain model folder.
 
-Two kinds are read: FSDP's (`pytorch_model_fsdp_0/`, as torch.distributed.checkpoint writes it) and DeepSpeed's
-(`global_step<n>/`, any ZeRO stage). All weights are in memory at once, and nothing runs on an accelerator.
+Two kinds are read: FSDP's (`pytorch_model_fsdp_0/`, as torch.distributed.checkpoint writes it) and
+DeepSpeed's (`global_step<n>/`, any ZeRO stage). All weights are in memory at once, and nothing runs
+on an accelerator.
 
-Both kinds hold pickles. FSDP's index is let through only if it names nothing but the few types of an index, and torch
-reads the shards themselves as plain tensors. DeepSpeed's shards are read by DeepSpeed's own converter, which unpickles
-them whole: merge only those that you wrote. The script `zero_to_fp32.py` that it leaves beside them is never run.
+Both kinds hold pickles. FSDP's index is let through only if it names nothing but the few types of
+an index, and torch reads the shards themselves as plain tensors. DeepSpeed's shards are read by
+DeepSpeed's own converter, which unpickles them whole: merge only those that you wrote. The script
+`zero_to_fp32.py` that it leaves beside them is never run.
 """
 
 import copy
@@ -58,7 +60,8 @@ def kind_of_shards(checkpoint: Path) -> str | None:
 
 
 def describe_model(model: torch.nn.Module, checkpoint: Path) -> None:
-    """Put what the Trainer leaves out beside FSDP's shards: `config.json`, or `adapter_config.json` for an adapter."""
+    """Put what the Trainer leaves out beside FSDP's shards: `config.json`, or `adapter_config.json`
+    for an adapter."""
     if hasattr(model, "peft_config"):
         adapter: Any = model
         adapter.peft_config[adapter.active_adapter].save_pretrained(str(checkpoint))
@@ -105,7 +108,8 @@ def merge_checkpoint(
         The number of parameters.
 
     Raises:
-        CheckpointError: a shard is missing, nothing describes the weights, or they are not those of the description.
+        CheckpointError: a shard is missing, nothing describes the weights, or they are not those of
+            the description.
         MissingExtraError: DeepSpeed wrote it and is not installed.
     """
     state = read_shards(checkpoint)
@@ -120,7 +124,8 @@ def merge_checkpoint(
 
 
 def _build(state: dict[str, torch.Tensor], described_by: str | Path) -> PreTrainedModel:
-    """Load the weights into the model that a config.json describes, so that names, shapes and ties are checked."""
+    """Load the weights into the model that a config.json describes, so that names, shapes and ties
+    are checked."""
     try:
         config = PreTrainedConfig.get_config_dict(described_by)[0]
         config = transformers.AutoConfig.from_pretrained(described_by) if config else None

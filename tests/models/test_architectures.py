@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.errors import ConfigError
-from hfstack.models.architectures import build_model, count_costs, read_templates, to_config
+from hfstack.models.architectures import build_causal_lm, count_costs, read_templates, to_config
 
 
 def test_templates_carry_the_tokenizers_vocabulary(tiny_tokenizer) -> None:
@@ -15,7 +15,7 @@ def test_templates_carry_the_tokenizers_vocabulary(tiny_tokenizer) -> None:
         assert values["vocab_size"] == 300 and values["eos_token_id"] == tiny_tokenizer.eos_token_id
         assert "transformers_version" not in values
         parameters, body, flops, method = count_costs(values, 32)
-        assert parameters == sum(p.numel() for p in build_model(values).parameters())
+        assert parameters == sum(p.numel() for p in build_causal_lm(values).parameters())
         assert 0 < body < parameters and flops > 6 * body and method == "formula"
 
 

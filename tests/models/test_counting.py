@@ -170,12 +170,12 @@ def test_a_gpu_is_looked_up_by_name_and_precision(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     assert peak_flops_per_s("cuda", torch.float32) == 156e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Unheard Of")
-    monkeypatch.setattr(counting, "_measured_peak", lambda device, dtype, threads: 7.0)
+    monkeypatch.setattr(counting, "_measure_peak_flops", lambda device, dtype, threads: 7.0)
     assert peak_flops_per_s("cuda", torch.bfloat16) == 7.0
 
 
 def test_the_cpu_is_measured_once_and_quickly(caplog: pytest.LogCaptureFixture) -> None:
-    counting._measured_peak.cache_clear()
+    counting._measure_peak_flops.cache_clear()
     begin = time.process_time()
     with caplog.at_level(logging.INFO, logger="hfstack"):
         first = peak_flops_per_s("cpu", torch.float32)
