@@ -198,7 +198,7 @@ def judge(model: Any, folder: Path, *, long: bool, seed: int = 123) -> dict[str,
         written = model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=ANSWER_TOKENS,
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=1, pad_token_id=0,
-        )[:, width:]  # fmt: skip  # (B, T)
+        )[:, width:]  # (B, T)
         ends = written == tokenizer.eos_token_id
         is_last = torch.where(ends.any(1), ends.int().argmax(1), written.shape[1])
         answer = torch.arange(written.shape[1])[None] <= is_last[:, None]  # (B, T)

@@ -1,4 +1,4 @@
-"""Read a recipe's settings from a YAML file and the command line into dataclasses, strictly.
+"""Read a recipe's settings, strictly, from a YAML file and the command line.
 
     def main(model_args: ModelConfig, data_args: DataArgs, training_args: SFTConfig) -> dict[str,
     float]: ...
@@ -9,7 +9,8 @@
 The type hints of `main` are the whole declaration. `--config file.yaml` gives values, `--key value`
 overrides them. YAML values are turned into flags and placed in front of the command line's own, so
 one argparse parser judges the names, types and choices of both. A field's help is the string
-written under it, or its `metadata["help"]`, as upstream does."""
+written under it, or its `metadata["help"]`, as upstream does.
+"""
 
 import ast
 import contextlib
@@ -64,12 +65,12 @@ def allowed_changes(argv: list[str] | None = None) -> frozenset[str]:
 
 
 def command_line(main: Callable[..., Any]) -> None:
-    """Fill `main`'s dataclass parameters from the command line, call it, and turn the outcome into
-    an exit code.
+    """Fill `main`'s parameters from the command line, call it, and exit with a code.
 
     Exits with 0 when the recipe is done (or was done before), 1 after one line on stderr for a
     user's mistake, 75 when the process was asked to stop. Any other exception is a bug and keeps
-    its traceback."""
+    its traceback.
+    """
     setup_logging()
     if not sys.stderr.isatty():  # a progress bar in a log file is thousands of lines
         transformers.utils.logging.disable_progress_bar()
@@ -95,8 +96,7 @@ def command_line(main: Callable[..., Any]) -> None:
 
 
 def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ...]:
-    """Return one instance of each dataclass, filled from `--config FILE` and from the flags in
-    `argv`.
+    """Return one instance of each dataclass, from `--config FILE` and the flags in `argv`.
 
     Args:
         dataclass_types: the classes; their fields share one flat namespace of options.
@@ -152,7 +152,7 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
 
 
 def _read_own_flags(argv: list[str] | None) -> tuple[Namespace, list[str]]:
-    """Return the two flags that every recipe has beside its settings, and the flags that are left."""
+    """Return the two flags that every recipe has, and the flags that are left."""
     parser = _StrictParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, action="append", default=[])
     parser.add_argument("--allow_changed", nargs="+", action="extend", default=[])
@@ -160,8 +160,9 @@ def _read_own_flags(argv: list[str] | None) -> tuple[Namespace, list[str]]:
 
 
 def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]:
-    """Return the parser of these dataclasses and the type hint of each option; the reference page
-    is made from it.
+    """Return the parser of these dataclasses and the type hint of each option.
+
+    The reference page is made from it.
     """
     for cls in dataclass_types:
         document_fields(cls)
@@ -187,7 +188,7 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
 
 
 def document_fields(cls: Any) -> None:
-    """Use the string under each field of a dataclass as its help, unless the field already has one."""
+    """Use the string under each dataclass field as its help, unless it has one."""
     undocumented = {f.name: f for f in dataclasses.fields(cls) if "help" not in f.metadata}
     if not undocumented:
         return
@@ -231,9 +232,7 @@ def bf16_hardware() -> str | None:
 
 @contextlib.contextmanager
 def refusals_of_upstream() -> Iterator[None]:
-    """Turn what upstream refuses while a Trainer is built, by the settings it was given, into the
-    user's one line.
-    """
+    """Turn what upstream refuses while a Trainer is built into a one-line ConfigError."""
     try:
         yield
     except HfstackError:
@@ -245,7 +244,7 @@ def refusals_of_upstream() -> Iterator[None]:
 
 
 class _StrictParser(HfArgumentParser):
-    """argparse that raises a mistake as one line instead of printing the usage of 150 options."""
+    """argparse that raises a mistake as one line, without the usage of 150 options."""
 
     origin: Callable[[str], str] = staticmethod(lambda message: message)
 
@@ -261,7 +260,7 @@ class _Entry(NamedTuple):
 
 
 def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dict[str, _Entry]:
-    """Return the file's values as flags, each checked on its own so that a mistake names its line."""
+    """Return the file's values as flags, each checked so that a mistake names its line."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
@@ -317,8 +316,9 @@ def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dic
 def _flags(
     node: yaml.Node, action: Action, hint: Any, place: str, parser: ArgumentParser
 ) -> list[str]:
-    """Return one YAML value as flags; what argparse cannot spell (null, [], mappings) becomes the
-    parser's default.
+    """Return one YAML value as flags.
+
+    What argparse cannot spell (null, [], mappings) becomes the parser's default.
     """
     key, members = action.dest, _members(hint)
     try:
@@ -359,16 +359,15 @@ def _flags(
 
 
 def _text(node: yaml.Node) -> str:
-    """The scalar as it was written: `eval_strategy: no` means the word, although YAML 1.1 reads it
-    as false.
+    """Return a scalar as the user wrote it.
+
+    `eval_strategy: no` means the word, although YAML 1.1 reads it as false.
     """
     return str(node.value)
 
 
 def _build_item(cls: Any, entry: Any, key: str, place: str) -> Any:
-    """Make one dataclass of a list from a YAML mapping, or from a plain string as on the command
-    line.
-    """
+    """Make one dataclass of a list from a YAML mapping, or from a plain string."""
     names = [f.name for f in dataclasses.fields(cls)]
     if isinstance(entry, str):
         entry = {names[0]: entry}
@@ -427,8 +426,9 @@ def _json_mapping(text: str) -> dict[str, Any]:
 
 
 def _reporting_own_errors(cls: Any) -> Callable[[str], Any]:
-    """Let a dataclass used as an option's type speak for itself; argparse hides any ValueError
-    behind its own words.
+    """Let a dataclass used as an option's type speak for itself.
+
+    Argparse hides any ValueError behind its own words.
     """
 
     def convert(text: str) -> Any:
@@ -442,8 +442,9 @@ def _reporting_own_errors(cls: Any) -> Callable[[str], Any]:
 
 
 def _resolve_renamed(values: dict[str, Any], flagged: Collection[str]) -> None:
-    """Read the old name of a setting as its new one, unless the new one was given nearer: upstream
-    drops it unsaid.
+    """Read the old name of a setting as its new one, unless the new one was given.
+
+    Upstream drops the old one silently.
     """
     for old, new in _RENAMED.items():
         if (
@@ -455,9 +456,7 @@ def _resolve_renamed(values: dict[str, Any], flagged: Collection[str]) -> None:
 
 
 def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
-    """Choose `use_cpu` and `bf16` by what the machine has, unless they were given, and say so in
-    one line.
-    """
+    """Choose `use_cpu` and `bf16` by the hardware unless they were given, and log it."""
     chosen: list[str] = []
     if (
         values.get("use_cpu") is False

@@ -1,4 +1,7 @@
-"""Hash files, bring them to the disk, and write them all or nothing. Standard library only."""
+"""Hash files, flush them to the disk, and write them all or nothing.
+
+Standard library only.
+"""
 
 import contextlib
 import hashlib
@@ -9,7 +12,7 @@ from typing import TextIO
 
 
 def hash_file(path: Path) -> str:
-    """Return the BLAKE2b digest of a file's bytes: 16 bytes in hex, as run.json keeps it."""
+    """Return the BLAKE2b digest of a file's bytes: 16 bytes in hex, as in run.json."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
@@ -20,7 +23,7 @@ def hash_text(text: str) -> str:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, would survive a power cut."""
+    """Wait until a file, or a folder's list of names, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -30,7 +33,7 @@ def flush_to_disk(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, errors: str = "strict") -> Iterator[TextIO]:
-    """Open a text file in UTF-8 that takes its name only once it is whole and on the disk.
+    """Open a text file (UTF-8) that gets its name only once it is whole on the disk.
 
     A reader sees the old file or the new one, never a part; when the block raises, the old one
     stays.

@@ -1,4 +1,6 @@
-"""Errors that a user can cause and fix; everything else is a bug of ours and is raised as itself.
+"""Errors that a user can cause and fix.
+
+Everything else is a bug of ours and is raised as itself.
 
 Each class also inherits the builtin that a caller would expect, so `except ValueError` keeps
 working. A message says, in one line: what is wrong, the value, where it came from, and what to do.
@@ -6,7 +8,7 @@ working. A message says, in one line: what is wrong, the value, where it came fr
 
 
 class HfstackError(Exception):
-    """Base class: the command line prints it as one line, without a traceback, and exits with 1."""
+    """Base class of errors that the command line prints as one line, with exit code 1."""
 
 
 class ConfigError(HfstackError, ValueError):
@@ -14,11 +16,11 @@ class ConfigError(HfstackError, ValueError):
 
 
 class DataError(HfstackError, ValueError):
-    """A dataset is missing, empty, malformed, or holds a value that the recipe cannot use."""
+    """A dataset is missing, empty or malformed, or holds a value that cannot be used."""
 
 
 class CheckpointError(HfstackError, RuntimeError):
-    """A checkpoint or run directory is missing, incomplete, or belongs to something else."""
+    """A checkpoint or run directory is missing, incomplete, or of something else."""
 
 
 class MissingExtraError(HfstackError, ImportError):
@@ -31,8 +33,9 @@ class MissingExtraError(HfstackError, ImportError):
 
 
 class AlreadyFinished(Exception):
-    """Not a mistake: the same run has finished before, so there is nothing to do; the command line
-    exits with 0.
+    """Not a mistake: the same run has finished before, so there is nothing to do.
+
+    The command line exits with 0.
     """
 
 
@@ -41,10 +44,8 @@ class Preempted(Exception):
 
 
 class DivergedError(HfstackError, ArithmeticError):
-    """Training left the finite numbers: the loss or the gradient norm is NaN or infinite."""
+    """Training diverged: the loss or the gradient norm is NaN or infinite."""
 
 
 class HubError(HfstackError, ConnectionError):
-    """The Hub refused what was asked of it, cannot be reached, or holds something else than was
-    expected.
-    """
+    """The Hub refused a request, cannot be reached, or holds something unexpected."""

@@ -1,4 +1,4 @@
-"""Confidence intervals of shares, of differences of shares, and of any score (by bootstrap)."""
+"""Confidence intervals of shares, of differences of shares, and of any score."""
 
 import math
 from collections import defaultdict
@@ -20,8 +20,7 @@ def bootstrap_intervals(
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Return the percentile interval of each number that `score` gives for the indices of some
-    rows.
+    """Return the percentile bootstrap interval of each number that `score` gives.
 
     Rows are resampled with replacement (Efron and Tibshirani 1993, chapter 13).
 
@@ -57,7 +56,7 @@ def wins(margins: Sequence[float]) -> list[float]:
 def share_interval(
     shares: Sequence[float], groups: Sequence[Hashable] | None = None, *, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return the interval of the mean of values in [0, 1], by Wilson's score method (1927).
+    """Return Wilson's score interval (1927) of the mean of values in [0, 1].
 
     Pairs that share a prompt are not independent. With `groups`, the number of pairs is divided by
     the design effect: the variance of the mean when whole groups are drawn, over that of single
@@ -90,8 +89,9 @@ def share_interval(
 def gain_interval(
     first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable] | None = None
 ) -> tuple[float, float]:
-    """Return the 95 % interval of mean(first) - mean(second) on the same pairs: normal, over groups
-    of pairs.
+    """Return the 95 % interval of mean(first) - mean(second) on the same pairs.
+
+    Normal approximation, over groups of pairs.
     """
     if not first:
         raise DataError("no pairs to measure")

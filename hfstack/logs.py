@@ -1,5 +1,6 @@
-"""Logging: one line format, rank 0 only. Library code logs; only recipes and the command line
-print.
+"""Logging: one line format, rank 0 only. Library code logs.
+
+Only recipes and the command line print.
 """
 
 import logging
@@ -8,7 +9,7 @@ import sys
 
 
 class _CurrentStderr(logging.StreamHandler):
-    """Writes to whatever sys.stderr is now, so that redirecting it later redirects the log as well."""
+    """Write to the current sys.stderr, so that redirecting it redirects the log too."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -25,8 +26,9 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Write hfstack's log lines to stderr, on the process of rank 0 only; a second call changes
-    nothing but the level.
+    """Write hfstack's log lines to stderr, on the process of rank 0 only.
+
+    A second call changes nothing but the level.
 
     Args:
         level: the lowest level written on rank 0; other ranks write warnings and worse.

@@ -1,4 +1,7 @@
-"""Keep secrets out of whatever is written: run records, logs, cards. Standard library only."""
+"""Keep secrets out of run records, logs and cards.
+
+Standard library only.
+"""
 
 import re
 from typing import Any
@@ -14,8 +17,9 @@ _NAME = re.compile(r"(?i)^(?:hub[-_]token|password|api[-_]key|secret)(?:\s*[=:]\
 
 
 def redact(text: str) -> str:
-    """Return the text with tokens and passwords replaced by `<redacted>`; the word that names one
-    stays.
+    """Return the text with tokens and passwords replaced by `<redacted>`.
+
+    The word that names one stays.
     """
 
     def hide(match: re.Match[str]) -> str:
@@ -26,7 +30,10 @@ def redact(text: str) -> str:
 
 
 def redact_values(value: Any) -> Any:
-    """Return a nest of dicts and lists whose strings are redacted; everything else is as it was."""
+    """Return a nest of dicts and lists whose strings are redacted.
+
+    Everything else is as it was.
+    """
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Where the files that come with hfstack lie: in a checkout, or in an installed wheel.
+"""Find the files that come with hfstack, in a checkout or an installed wheel.
 
 Standard library only, because the command line reads it before anything heavy is imported.
 """
@@ -20,7 +20,7 @@ PYPROJECT = _PACKAGE.parent / "pyproject.toml"  # there in a checkout alone
 
 
 def find_shipped(name: str, folder: Path) -> Path | None:
-    """Return the file that a path means, from here or by its file name in a shipped folder."""
+    """Return the file that a path means, or the shipped file of that name."""
     candidates = (Path(name), folder / Path(name).name)
     return next((path for path in candidates if path.is_file()), None)
 

@@ -1,12 +1,12 @@
-"""Finetune an encoder to answer questions by a stretch of a given text, or to say that it has no
-answer.
+"""Finetune an encoder to answer questions by a span of a text, or not at all.
 
     accelerate launch recipes/answer.py --config recipes/answer.yaml --learning_rate 3e-5
     hfstack run answer --datasets train.jsonl --eval_datasets test.jsonl        # the same, shorter
 
 reads   rows of question, context and answers (text, answer_start) as SQuAD and CMRC have them; an
 encoder writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and
-run.json in --output_dir"""
+run.json in --output_dir
+"""
 
 from dataclasses import dataclass, replace
 from functools import partial

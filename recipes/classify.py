@@ -1,12 +1,12 @@
-"""Train a classifier of texts or pairs of texts (one class, several labels, or a number), and say
-how far to trust it.
+"""Train a classifier of texts or pairs of texts, and measure how far to trust it.
 
     accelerate launch recipes/classify.py --config recipes/classify.yaml --learning_rate 5e-5
     hfstack run classify --learning_rate 5e-5                       # the same, shorter
 
 reads   rows with a text, or two, and a label; or a task of GLUE by name; an encoder, a causal model
 or an architecture writes  the model with its head (or adapter and head), classifier.json,
-predictions, pictures and run.json"""
+predictions, pictures and run.json
+"""
 
 from dataclasses import dataclass
 from functools import partial

@@ -1,5 +1,4 @@
-"""Clean raw documents: mend and normalise text, mask personal data, drop bad, repeated and leaked
-documents.
+"""Clean raw documents: fix and filter text, mask personal data, drop duplicates.
 
     hfstack run clean --datasets raw.jsonl --output_dir runs/clean python recipes/clean.py --config
     recipes/clean.yaml --datasets raw.jsonl --output_dir runs/clean     # the same

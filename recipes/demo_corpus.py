@@ -1,12 +1,12 @@
-"""Write the embedded corpus: short English stories with planted noise, and labelled data for the
-later stages.
+"""Generate the demo corpus: short English stories with planted noise.
 
     hfstack run demo_corpus --output_dir runs/demo_corpus
     python recipes/demo_corpus.py --stories 12000 --output_dir runs/demo_corpus     # the same
 
 reads   nothing: the stories come from a generator, so no network is needed writes  raw.jsonl,
 planted.jsonl (the truth about the noise), prompts.txt, on request instructions.jsonl, chat.jsonl
-and sentiment.jsonl, and run.json, in --output_dir"""
+and sentiment.jsonl, and run.json, in --output_dir
+"""
 
 import time
 from collections import Counter

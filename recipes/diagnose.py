@@ -1,5 +1,4 @@
-"""Say which link of an RLHF chain is weak, with the evidence: fine-tuning, preferences, reward
-model or policy.
+"""Find the weak link of an RLHF chain, with the evidence.
 
     hfstack run diagnose --runs runs/sft runs/preferences runs/reward runs/ppo runs/win_rate python
     recipes/diagnose.py --runs runs --kl_budget 5 --output_dir runs/diagnose     # every run under

@@ -1,5 +1,4 @@
-"""Teach a language model to prefer the better of two answers, without a reward model: DPO, IPO or
-hinge loss.
+"""Align a language model to preferences by DPO, without a reward model.
 
     accelerate launch recipes/dpo.py --config recipes/dpo.yaml --model_name_or_path runs/sft
     hfstack run dpo --model_name_or_path runs/sft --datasets pairs.jsonl     # the same, shorter

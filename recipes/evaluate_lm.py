@@ -1,5 +1,4 @@
-"""Measure a causal language model on text: strided perplexity, bits per byte and token accuracy,
-with intervals.
+"""Measure a causal language model on text: perplexity, bits per byte, accuracy.
 
     accelerate launch recipes/evaluate_lm.py --config recipes/evaluate_lm.yaml --model_name_or_path
     runs/pretrain_clm hfstack run evaluate_lm --model_name_or_path runs/pretrain_clm      # the

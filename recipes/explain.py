@@ -1,5 +1,4 @@
-"""Show which tokens moved a classifier to its answer: integrated gradients as a page, with the
-completeness check.
+"""Show which tokens moved a classifier, by integrated gradients, on a page.
 
     accelerate launch recipes/explain.py --config recipes/explain.yaml --model_name_or_path
     runs/classify hfstack run explain --model_name_or_path runs/classify --texts "a dull film"    #

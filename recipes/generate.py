@@ -1,11 +1,11 @@
-"""Write text with a language model: completions of prompts, or fillings of [MASK] by a masked
-model.
+"""Generate text: completions of prompts, or fillings of [MASK].
 
     accelerate launch recipes/generate.py --config recipes/generate.yaml --prompts "Once upon a
     time" hfstack run generate --prompts "Once upon a time" "The fox"         # the same, shorter
 
 reads   a model and its tokenizer; prompts from the command line or a file, one a line (or jsonl
-with `prompt`) writes  completions.jsonl (or fillings.jsonl) and run.json in --output_dir"""
+with `prompt`) writes  completions.jsonl (or fillings.jsonl) and run.json in --output_dir
+"""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -121,7 +121,7 @@ def main(
 
 
 def write_rows(run: Run, name: str, rows: list[dict]) -> None:
-    """Write rows to `<name>.jsonl` in the run's directory and list the file in run.json."""
+    """Save rows to `<name>.jsonl` in the run's directory and list the file in run.json."""
     path = Path(run.output_dir) / f"{name}.jsonl"
     path.write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"

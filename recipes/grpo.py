@@ -1,11 +1,12 @@
-"""Train a model with GRPO on rewards that can be checked, such as the right answer to a problem.
+"""Train a model with GRPO on rewards that can be checked, such as right answers.
 
     accelerate launch recipes/grpo.py --config recipes/grpo.yaml --learning_rate 1e-6
     hfstack run grpo --learning_rate 1e-6                               # the same, shorter
 
 reads   rows with a column `prompt` and what the rewards below read (`answer`); a model; or a reward
 model or endpoint writes  the model (with LoRA its adapter), its tokenizer, checkpoints and run.json
-in --output_dir"""
+in --output_dir
+"""
 
 import re
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 def exact_answer(
     prompts: list[Any], completions: list[Any], answer: list[str], **columns: Any
 ) -> list[float | None]:
-    """1 when the last number of the completion is the last of the column `answer`; None where that
-    holds no number.
+    """1 when the last number of the completion is the last of the column `answer`.
+
+    None where that holds no number.
     """
     return [
         float(last_number(text_of(completion)) == last_number(text))
@@ -50,7 +52,7 @@ def exact_answer(
 
 
 def well_formed(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """1 when the completion ends with a line `#### <number>`, as the answers of GSM8K do."""
+    """Return 1 when the completion ends with `#### <number>`, as GSM8K's answers do."""
     return [
         float(re.search(r"\n#### -?[\d,.]+\s*$", text_of(completion)) is not None)
         for completion in completions

@@ -1,4 +1,4 @@
-"""Turn a checkpoint in shards, of FSDP or DeepSpeed, into one plain safetensors model.
+"""Merge a checkpoint in shards (FSDP, DeepSpeed) into one plain safetensors model.
 
     accelerate launch recipes/merge_checkpoint.py --config recipes/merge_checkpoint.yaml --checkpoint runs/clm
     hfstack run merge_checkpoint --checkpoint runs/clm                  # the same, shorter: its newest checkpoint

@@ -1,4 +1,4 @@
-"""Teach answers and preferences in one stage, without a reference model or a reward model: ORPO.
+"""Train answers and preferences in one stage by ORPO, without a reference model.
 
     accelerate launch recipes/orpo.py --config recipes/orpo.yaml --model_name_or_path runs/pretrain
     hfstack run orpo --model_name_or_path runs/pretrain --datasets pairs.jsonl     # the same,
@@ -58,7 +58,10 @@ def main(
     orpo_args: OrpoArgs,
     training_args: ORPOConfig,
 ) -> dict[str, float]:
-    """Train on the chosen answers and the odds between both, evaluate and save; return the metrics."""
+    """Train on the chosen answers and the odds between both, evaluate and save.
+
+    Return the metrics.
+    """
     settings = (model_args, data_args, preference_args, orpo_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()

@@ -1,4 +1,4 @@
-"""Plan before spending: what a compute budget buys, or what a recipe's settings take and whether they fit.
+"""Plan what a budget buys, or what a recipe takes and whether it fits.
 
     hfstack run plan --money 500 --price_per_device_hour 3 --device_name "NVIDIA H200" --memory_gib 141
     hfstack run plan --recipe sft --recipe_options "--model_name_or_path Qwen/Qwen3-0.6B --max_length 2048"
@@ -50,7 +50,7 @@ def main(
 
 
 def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, float]:
-    """What the recipe's settings take on one device, and what to change where that is too much."""
+    """Return what a recipe takes on one device, and what to change if too much."""
     name = str(work.recipe)
     path = Path(name) if name.endswith(".py") else Path(__file__).with_name(f"{name}.py")
     if not path.is_file():

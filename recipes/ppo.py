@@ -1,12 +1,12 @@
-"""Train a model to earn a reward with PPO: sampled answers, a critic that values each token, small
-clipped updates.
+"""Train a model with PPO from rewards, with a critic and clipped updates.
 
     accelerate launch recipes/ppo.py --config recipes/ppo.yaml --model_name_or_path runs/sft
     hfstack run ppo --model_name_or_path runs/sft                       # the same, shorter
 
 reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpoint, unless REWARDS
 below is used writes  the model (with LoRA its adapter), its critic, tokenizer, checkpoints, samples
-and run.json in --output_dir"""
+and run.json in --output_dir
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ from hfstack.training.checkpointing import protect
 
 
 def obeys(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """The gold rule of the demo corpus, from 0 to 1: does the story do what the instruction asks?"""
+    """Score by the demo's gold rule, 0 to 1: does the story obey the instruction?"""
     return [
         gold_score(text_of(prompt), text_of(answer))
         for prompt, answer in zip(prompts, completions, strict=True)

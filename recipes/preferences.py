@@ -1,12 +1,12 @@
-"""Make a set of preferences: answers from a model, from files or from the demo generator, judged by
-a rule.
+"""Make preferences: answers from a model, files or the demo, judged by a rule.
 
     accelerate launch recipes/preferences.py --config recipes/preferences.yaml --model_name_or_path
     runs/sft hfstack run preferences --model_name_or_path runs/sft              # the same, shorter
 
 reads   a model and prompts; or rows with several answers to a prompt; or nothing: the demo
 generator answers writes  train.jsonl and eval.jsonl (pairs, with no prompt in both), judged.jsonl
-and run.json in --output_dir"""
+and run.json in --output_dir
+"""
 
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -127,9 +127,7 @@ def make_answers(
     args: MakeArgs,
     seed: int,
 ) -> list[tuple[str, str]]:
-    """Return (prompt, answer) pairs: sampled from the model, else read from the rows, else from the
-    generator.
-    """
+    """Return (prompt, answer) pairs: sampled, read from rows, or from the generator."""
     rows = (
         list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows))
         if data_args.datasets

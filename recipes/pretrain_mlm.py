@@ -1,4 +1,4 @@
-"""Pretrain a masked language model (BERT, RoBERTa) on raw text, from scratch or from a checkpoint.
+"""Pretrain a masked language model (BERT, RoBERTa) on raw text.
 
     accelerate launch recipes/pretrain_mlm.py --config recipes/pretrain_mlm.yaml --learning_rate
     1e-3 hfstack run pretrain_mlm --mask_unit word                           # the same, whole words

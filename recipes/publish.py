@@ -1,4 +1,4 @@
-"""Publish what a finished run has made, with a card that tells how: to the Hub in one commit, or into a folder.
+"""Publish a finished run with a model card: to the Hub, or into a folder.
 
     accelerate launch recipes/publish.py --config recipes/publish.yaml --run runs/sft --repo me/stories
     hfstack run publish --run runs/sft --repo me/stories --dry_run true          # the same, shorter: only show the plan

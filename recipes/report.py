@@ -1,4 +1,4 @@
-"""Make one self-contained HTML page of finished runs: curves, samples, tables, settings and where the data came from.
+"""Make one self-contained HTML page of runs: curves, samples, tables, settings.
 
     hfstack run report --runs runs/story --output_dir runs/story/report
     python recipes/report.py --runs runs/story --output_dir runs/story/report     # the same

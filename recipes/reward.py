@@ -1,12 +1,12 @@
-"""Train a reward model on pairs of answers, and measure how well it orders pairs that it has not
-seen.
+"""Train a reward model on pairs of answers, and measure it on unseen pairs.
 
     accelerate launch recipes/reward.py --config recipes/reward.yaml --model_name_or_path runs/sft
     hfstack run reward --model_name_or_path runs/sft --datasets pairs.jsonl     # the same, shorter
 
 reads   preferences (pairs, ratings, rankings or thumbs); a causal language model or an encoder such
 as BERT writes  the model with its head (or the adapter and the head), rewards.svg, pairs.jsonl and
-run.json in --output_dir"""
+run.json in --output_dir
+"""
 
 import json
 from dataclasses import dataclass
@@ -142,7 +142,10 @@ def measure(
     *,
     shorter_wins: bool,
 ) -> dict[str, float]:
-    """Write the rewards of the held-out pairs, their picture and tables; return the metrics."""
+    """Write the rewards of the held-out pairs, their picture and tables.
+
+    Return the metrics.
+    """
     if PartialState().is_main_process:
         with write_jsonl(run.output_dir / "pairs.jsonl") as add:
             for row, c, r in zip(rows, chosen, rejected, strict=True):

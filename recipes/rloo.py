@@ -1,12 +1,12 @@
-"""Train a model to earn a reward with RLOO: a few answers to each prompt, each compared with the
-others.
+"""Train a model with RLOO: several answers a prompt, each compared with the rest.
 
     accelerate launch recipes/rloo.py --config recipes/rloo.yaml --model_name_or_path runs/sft
     hfstack run rloo --model_name_or_path runs/sft                      # the same, shorter
 
 reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpoint, unless REWARDS
 below is used writes  the model (with LoRA its adapter), its tokenizer, checkpoints and run.json in
---output_dir"""
+--output_dir
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +35,7 @@ from hfstack.training.checkpointing import protect
 
 
 def obeys(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """The gold rule of the demo corpus, from 0 to 1: does the story do what the instruction asks?"""
+    """Score by the demo's gold rule, 0 to 1: does the story obey the instruction?"""
     return [
         gold_score(text_of(prompt), text_of(answer))
         for prompt, answer in zip(prompts, completions, strict=True)

@@ -1,11 +1,12 @@
-"""Train an encoder-decoder to turn one text into another: to translate, to summarise.
+"""Train an encoder-decoder to translate or summarise.
 
     accelerate launch recipes/seq2seq.py --config recipes/seq2seq.yaml --learning_rate 3e-4
     hfstack run seq2seq --datasets train.jsonl --eval_datasets test.jsonl       # the same, shorter
 
 reads   rows of a source and a target, or a list of them; a T5, BART or Marian model, or an
 architecture and a tokenizer writes  the model or adapter, its tokenizer, task.json,
-predictions.jsonl of the held-out rows and run.json"""
+predictions.jsonl of the held-out rows and run.json
+"""
 
 from dataclasses import dataclass, replace
 from functools import partial

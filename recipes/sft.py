@@ -1,12 +1,12 @@
-"""Teach a language model to answer: supervised fine-tuning on conversations, prompt + completion,
-or text.
+"""Fine-tune a language model on instructions: conversations or prompt + completion.
 
     accelerate launch recipes/sft.py --config recipes/sft.yaml --learning_rate 1e-5
     hfstack run sft --learning_rate 1e-5                                # the same, shorter
 
 reads   rows of messages, of prompt + completion (columns by any name), or of text; a model with its
 tokenizer writes  the model or its adapter, checkpoints, samples.jsonl, answers.jsonl and run.json
-in --output_dir"""
+in --output_dir
+"""
 
 from dataclasses import dataclass, field, replace
 from functools import partial

@@ -101,7 +101,10 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
 
 
 def read_texts(sources: Sequence[Source], *, data_args: DataArgs, quarantine_file) -> Iterator[str]:
-    """Yield the text of each row; DataError when the column is missing or holds something else."""
+    """Yield the text of each row.
+
+    DataError when the column is missing or holds something else.
+    """
     column = data_args.text_column
 
     rows = iterate_rows(
@@ -122,9 +125,7 @@ def read_texts(sources: Sequence[Source], *, data_args: DataArgs, quarantine_fil
 
 
 def is_held_out(text: str, fraction: float, seed: int) -> bool:
-    """Choose by a hash of the text, as the training recipes do: a story that occurs twice is never
-    on both sides.
-    """
+    """Choose by a hash of the text, so that equal stories are on one side."""
     digest = hashlib.blake2b(
         text.encode(), digest_size=8, key=seed.to_bytes(8, "little", signed=True)
     ).digest()

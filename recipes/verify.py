@@ -1,4 +1,4 @@
-"""Fetch what was published and check it: the sha256 of every file, and one number measured again.
+"""Verify a publication: the sha256 of every file, and one number measured again.
 
     accelerate launch recipes/verify.py --config recipes/verify.yaml --repo me/stories
     hfstack run verify --repo me/stories                                # the same, shorter

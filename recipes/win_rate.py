@@ -1,5 +1,4 @@
-"""Compare two models' answers to the same prompts: win rate with interval, length-controlled, and
-what the answers are.
+"""Compare two models' answers: win rate, also length-controlled, with intervals.
 
     accelerate launch recipes/win_rate.py --config recipes/win_rate.yaml --reference_model runs/sft
     hfstack run win_rate --reference_model runs/sft                     # the same, shorter
@@ -38,7 +37,7 @@ from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn, text_of
 
 
 def obeys(prompts: list[Any], answers: list[str]) -> list[float]:
-    """The gold rule of the demo corpus, from 0 to 1: does the story do what the instruction asks?"""
+    """Score by the demo's gold rule, 0 to 1: does the story obey the instruction?"""
     return [
         gold_score(text_of(prompt), text) for prompt, text in zip(prompts, answers, strict=True)
     ]

@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _libraries() -> Iterator[Finding]:
-    """Compare what is installed with what hfstack asks for and with what its tests run on."""
+    """Compare the installed libraries with what hfstack needs and was tested with."""
     tested = tested_versions()
     for name, span, extra in requirements():
         if extra is None:
@@ -232,7 +232,10 @@ def _storage() -> Iterator[Finding]:
 
 
 def _hub(endpoint: str) -> Iterator[Finding]:
-    """Say whether the Hub answers and whether a token is there; neither is needed for local files."""
+    """Say whether the Hub answers and whether a token is there.
+
+    Neither is needed for local files.
+    """
     host = re.sub(r"//[^/@]*@", "//", endpoint)  # a proxy's address may hold a password
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         yield Finding(
@@ -258,8 +261,9 @@ def _hub(endpoint: str) -> Iterator[Finding]:
 
 
 def token_place() -> str | None:
-    """Say where a Hub token is: an environment variable or the file of `hf auth login`; its value
-    is not read.
+    """Return where a Hub token is kept, without reading its value.
+
+    An environment variable, or the file of `hf auth login`.
     """
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(name):
@@ -275,8 +279,9 @@ def hf_home() -> Path:
 
 
 def requirements() -> list[Requirement]:
-    """What hfstack depends on, as its metadata says, or its pyproject.toml in a checkout that is
-    not installed.
+    """Return what hfstack depends on.
+
+    From its metadata, or from pyproject.toml in a checkout that is not installed.
     """
     try:
         lines = requires("hfstack") or []
@@ -302,7 +307,10 @@ def requirements() -> list[Requirement]:
 
 
 def tested_versions() -> dict[str, str]:
-    """The versions that the tests run on, by canonical name: the shipped constraints file."""
+    """Return the versions that the tests run on, by canonical name.
+
+    They are in the shipped constraints file.
+    """
     lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines() if CONSTRAINTS.is_file() else []
     return {
         _canonical(name): pin.strip()
@@ -325,8 +333,9 @@ def installed_version(name: str) -> str | None:
 
 
 def satisfies(found: str, span: str) -> bool:
-    """Tell whether a version lies in a range such as `>=1.15,<1.17`; a local suffix (`+cu128`) does
-    not count.
+    """Tell whether a version lies in a range such as `>=1.15,<1.17`.
+
+    A local suffix (`+cu128`) does not count.
     """
     tests = {
         ">=": lambda a, b: a >= b,

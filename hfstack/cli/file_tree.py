@@ -18,7 +18,7 @@ def first_line(path: Path) -> str:
 
 
 def packages(root: Path) -> dict[str, list[Path]]:
-    """Return the files of each folder under hfstack/, by the folder's path, the top one first."""
+    """Return the files of each folder under hfstack/, the top folder first."""
     found: dict[str, list[Path]] = {}
     for path in sorted((root / "hfstack").rglob("*.py")):
         if not path.name.startswith("__") and "_shipped" not in path.parts:

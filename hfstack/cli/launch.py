@@ -1,8 +1,9 @@
-"""Decide how a recipe is started: which launcher, how many processes, with which environment.
+"""Decide which launcher starts a recipe, with how many processes and which environment.
 
 One process is plain `python recipe.py`: no launcher in between, all cores, and the recipe's own
 exit code. Several are started by torchrun on a CPU and by accelerate on GPUs. Standard library
-only: importing torch would take seconds."""
+only: importing torch would take seconds.
+"""
 
 import ast
 import dataclasses
@@ -27,7 +28,10 @@ _ON = ("true", "1", "yes", "y", "t")
 
 @dataclasses.dataclass(frozen=True)
 class LaunchOptions:
-    """What `hfstack run` itself is told; everything else on its command line belongs to the recipe."""
+    """What `hfstack run` itself is told.
+
+    Everything else on its command line belongs to the recipe.
+    """
 
     processes: int | None = None
     accelerate: Path | None = None
@@ -52,8 +56,9 @@ class Launch:
     resume_flags: tuple[str, ...] = ()
 
     def resumed(self) -> "Launch":
-        """The same launch, going on from the last checkpoint; itself when it cannot or was told
-        where to go on from.
+        """The same launch, going on from the last checkpoint.
+
+        Itself when it cannot or was told where to go on from.
         """
         return dataclasses.replace(
             self, command=[*self.command, *self.resume_flags], resume_flags=()
@@ -173,7 +178,10 @@ def plan(
 
 
 def _default_processes(options: LaunchOptions, gpus: int) -> int:
-    """One process, unless an accelerate config says a number or asks for all GPUs of the nodes."""
+    """Return how many processes to start when none were asked for.
+
+    One, unless an accelerate config gives a number or asks for all GPUs of the nodes.
+    """
     if options.accelerate is None:
         return options.nodes
     said = read_yaml_line(options.accelerate, "num_processes")
@@ -184,7 +192,7 @@ def _default_processes(options: LaunchOptions, gpus: int) -> int:
 
 
 def _check_counts(options: LaunchOptions, processes: int, gpus: int) -> None:
-    """Refuse the launches that would silently start something else than what was asked for."""
+    """Refuse launches that would silently start something else than was asked for."""
     if options.accelerate:
         kind = _distributed_type(options.accelerate)
         if kind == "MULTI_CPU" or (kind == "NO" and processes > 1):
@@ -229,7 +237,10 @@ def _distributed_type(config: Path) -> str:
 
 
 def _rendezvous(options: LaunchOptions, *names: str) -> list[str]:
-    """Where the processes of several nodes meet, in the launcher's words; empty on one node."""
+    """Where the processes of several nodes meet, in the launcher's words.
+
+    Empty on one node.
+    """
     if options.nodes == 1:
         return []
     host, _, port = (options.main_address or "").rpartition(":")
@@ -243,10 +254,11 @@ def _rendezvous(options: LaunchOptions, *names: str) -> list[str]:
 
 
 def trains_a_model(recipe: Path) -> bool:
-    """Tell whether a recipe's `main` takes a subclass of TrainingArguments, from its source alone.
+    """Return whether a recipe's `main` takes TrainingArguments, from its source alone.
 
     A class counts by its name: `...TrainingArguments`, or a `...Config` of trl or of
-    `hfstack.tasks.rl`."""
+    `hfstack.tasks.rl`.
+    """
     try:
         tree = ast.parse(recipe.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
@@ -279,8 +291,9 @@ def trains_a_model(recipe: Path) -> bool:
 
 
 def read_setting(name: str, flags: list[str]) -> str | None:
-    """Return one option's value: the last flag of that name, else the line of the YAML that
-    `--config` names.
+    """Return one option's value from the flags, else from the YAML of `--config`.
+
+    The last flag of that name counts.
 
     The YAML is read by lines: a value that spans lines, or comes from an anchor, is not seen.
     """
@@ -297,8 +310,9 @@ def read_setting(name: str, flags: list[str]) -> str | None:
 
 
 def read_yaml_line(path: Path, key: str) -> str | None:
-    """Return the value of a top-level `key: value` line of a YAML file, without quotes and comment,
-    or None.
+    """Return the value of a top-level `key: value` line of a YAML file, or None.
+
+    Quotes and comments are removed.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -316,8 +330,9 @@ def read_yaml_line(path: Path, key: str) -> str | None:
 
 
 def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
-    """Count the NVIDIA GPUs that a process started here would see, by nvidia-smi and
-    CUDA_VISIBLE_DEVICES.
+    """Count the NVIDIA GPUs that a process started here would see.
+
+    By nvidia-smi and CUDA_VISIBLE_DEVICES.
     """
     try:
         listing = subprocess.run(

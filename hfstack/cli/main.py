@@ -1,8 +1,10 @@
-"""`hfstack list | copy | run | doctor`: find a recipe, copy it, start it; say whether this machine
-is ready.
+"""`hfstack list | copy | run | doctor`: find a recipe, copy it, start it.
+
+Say whether this machine is ready.
 
 Everything else is a recipe. Standard library only, so that `hfstack --help` and `hfstack run X
---help` are immediate."""
+--help` are immediate.
+"""
 
 import argparse
 import ast
@@ -51,8 +53,9 @@ _LAUNCHER_OPTIONS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 done, 1 a mistake (one line on stderr), 75
-    preempted.
+    """Run one verb and return the exit code.
+
+    0 done, 1 a mistake (one line on stderr), 75 preempted.
     """
     try:
         return _main(sys.argv[1:] if argv is None else argv)
@@ -176,9 +179,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
-    """Part the command line of `run` into the recipe's name, the recipe's flags, and the launcher's
-    options.
-    """
+    """Split the arguments of `run` into the recipe's name, its flags, and launcher options."""
     name: str | None = None
     flags: list[str] = []
     given: dict[str, str] = {}
@@ -264,9 +265,7 @@ def _short(path: Path) -> Path:
 
 
 def _reference(name: str) -> str:
-    """Return the generated option reference of a shipped recipe: what stands between the fences of
-    its page.
-    """
+    """Return the option reference of a shipped recipe, without the Markdown around it."""
     page = REFERENCE / f"{name}.md"
     if not page.is_file():
         raise ConfigError(f"{page} is missing; make it with: python -m hfstack.cli.reference")

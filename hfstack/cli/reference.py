@@ -1,11 +1,11 @@
-"""Make `docs/reference/<recipe>.md`: every option of every recipe, from the type hints of its
-`main`.
+"""Make `docs/reference/<recipe>.md` from the type hints of each recipe's `main`.
 
     python -m hfstack.cli.reference            # write the pages
     python -m hfstack.cli.reference --check    # exit 1 when a page is not what it should be
 
 `hfstack run X --help` prints these pages, so that it need not import torch. A tool beside the
-floors: it loads recipes by their path, and nothing imports it."""
+floors: it loads recipes by their path, and nothing imports it.
+"""
 
 import argparse
 import dataclasses
@@ -38,8 +38,9 @@ logger = get_logger(__name__)
 
 
 def make_page(recipe: Path) -> str:
-    """Return the Markdown page of one recipe: a heading and one block of plain text, which the
-    command line prints.
+    """Return the Markdown page of one recipe.
+
+    A heading and one block of plain text, which the command line prints.
     """
     module = load_recipe(recipe)
     classes = settings_classes(module)

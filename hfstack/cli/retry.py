@@ -1,5 +1,6 @@
-"""Start a launch again after a crash or a preemption, from its last checkpoint. Standard library
-only.
+"""Restart a launch after a crash or preemption, from its last checkpoint.
+
+Standard library only.
 """
 
 import signal
@@ -31,7 +32,7 @@ _MISTAKES = {
 
 
 def execute_again(launch: Launch) -> int:
-    """Run a launch, again up to `launch.retries` times, and return the exit code of the last.
+    """Run a launch, up to `launch.retries` times again, and return the last exit code.
 
     A launch is not tried again when it is done, when it was asked to stop, when the user made a
     mistake, or when three in a row brought no new checkpoint.

@@ -1,9 +1,11 @@
-"""Run a decided launch: show what it writes, hand signals on, keep the launcher's report, return
-the exit code.
+"""Run a launch: show its output, forward signals, and return the recipe's exit code.
+
+The launcher's own report is kept in a log file.
 
 Launchers turn every outcome but success into 1 and a long report. So the report goes to a log file,
 what the first process writes goes to the terminal while it is written, and the exit code is read
-from run.json. Standard library only."""
+from run.json. Standard library only.
+"""
 
 import contextlib
 import ctypes
@@ -33,8 +35,9 @@ _POLL_S = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """How a launch ended: its exit code, whether it was asked to stop, and what run.json says if
-    this launch wrote it.
+    """How a launch ended.
+
+    Its exit code, whether it was asked to stop, and what run.json says if this launch wrote it.
 
     `code` is 0 done, 1 a mistake or a failure, 75 preempted, 128 + n when it died of signal n.
     """
@@ -162,8 +165,9 @@ def _open_log(launch: Launch) -> io.BufferedRandom:
 
 
 def _stop_when_the_parent_dies() -> None:
-    """In the child: have it saved and ended, rather than left behind, when `hfstack run` itself is
-    killed.
+    """Have the child save and end when `hfstack run` itself is killed.
+
+    Otherwise it would be left running.
     """
     pr_set_pdeathsig = 1  # linux/prctl.h
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
@@ -193,7 +197,7 @@ class _Screen:
                     self._copy.flush()
 
     def explain_failure(self, report: str) -> None:
-        """Show what the first process could not: why another one failed, or why none started."""
+        """Explain what the first process could not show: why another failed, or none started."""
         cause = _root_cause(report)
         if cause is None:
             lines = [line for line in report.splitlines() if line.strip()]
@@ -221,7 +225,10 @@ class _Screen:
 
 
 def _root_cause(report: str) -> tuple[int, int, str] | None:
-    """Read rank, exit code and local rank of the process that failed first from torchrun's report."""
+    """Read which process failed first from torchrun's report.
+
+    Its rank, exit code and local rank.
+    """
     found = re.search(
         r"Root Cause \(first observed failure\).*?rank\s*: (\d+) \(local_rank: (\d+)\).*?exitcode\s*: (-?\d+)",
         report,
@@ -231,11 +238,13 @@ def _root_cause(report: str) -> tuple[int, int, str] | None:
 
 
 class _StopSignals:
-    """Hands the first Ctrl-C, SIGTERM or hang-up on to the recipe, once; the caller then waits
-    while it saves.
+    """Hands the first Ctrl-C, SIGTERM or hang-up on to the recipe, once.
+
+    The caller then waits while it saves.
 
     Launchers and schedulers send SIGTERM several times, so only a second Ctrl-C is taken for
-    impatience."""
+    impatience.
+    """
 
     def __init__(self, has_begun: Callable[[], bool]) -> None:
         self.received: list[int] = []
@@ -253,8 +262,9 @@ class _StopSignals:
             signal.signal(name, handler)
 
     def watch(self, process: "subprocess.Popen[bytes]", launcher: str) -> None:
-        """Name the process to hand signals to, and what it is: accelerate would just die, so it is
-        reached past.
+        """Set the process that signals are forwarded to, and what it is.
+
+        accelerate would just die, so its child is signalled instead.
         """
         self._process, self._through_launcher = process, launcher == "accelerate"
         self._through_any = launcher != "python"
@@ -262,7 +272,7 @@ class _StopSignals:
             self._hand_on(self.received[0])
 
     def wait_for_workers(self) -> None:
-        """Wait for processes that outlive a launcher which was stopped from elsewhere as well."""
+        """Wait for processes that outlive a launcher which was stopped from elsewhere."""
         while any(_is_running(worker) for worker in self._workers):
             time.sleep(_POLL_S)
 
@@ -346,7 +356,10 @@ def _read(path: Path | None) -> dict[str, Any]:
 
 
 def _read_from(path: Path | None, start: int) -> str:
-    """The text from byte `start` on, its last MiB at most: the report stands at the end."""
+    """Return the text from byte `start` on, at most the last MiB.
+
+    The report is at the end.
+    """
     assert path is not None
     with path.open("rb") as stream:
         stream.seek(max(start, path.stat().st_size - 2**20))

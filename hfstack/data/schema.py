@@ -1,5 +1,6 @@
-"""Check that rows hold what a task needs: text, messages, prompts and completions, preferences, or
-labelled text.
+"""Check that rows hold what a task needs.
+
+Text, messages, prompts and completions, preferences, or labelled text.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -70,8 +71,7 @@ def check_schema(
     max_rows: int | None = 10_000,
     name: str = "data",
 ) -> None:
-    """Raise DataError, naming the row and the column, at the first row that is not what `task`
-    needs.
+    """Raise DataError at the first row that is not what `task` needs.
 
     Args:
         rows: a Dataset, an IterableDataset or a list of rows; rows are counted from 1.
@@ -98,9 +98,7 @@ def check_schema(
 
 
 def _only(rows: Iterable[Any], columns: Iterable[str]) -> Iterator[Any]:
-    """Iterate over rows; over a Dataset in batches of the wanted columns, which is several times
-    faster.
-    """
+    """Iterate over rows; over a Dataset in batches of the wanted columns, for speed."""
     if not isinstance(rows, Dataset) or not set(columns) <= set(rows.column_names):
         yield from rows
         return

@@ -1,6 +1,4 @@
-"""Load rows from the Hub, from local files, or from a weighted mixture of both, and split them into
-train and eval.
-"""
+"""Load rows from the Hub, local files, or a weighted mixture, and split them."""
 
 import difflib
 import math
@@ -76,7 +74,7 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Whether the path means files of this machine rather than a repository of the Hub."""
+        """Whether the path means files of this machine rather than a Hub repository."""
         return looks_local(self.path)
 
 
@@ -135,8 +133,9 @@ class DataArgs:
 
 
 def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[str, Any]:
-    """Return `{"train": rows, "eval": rows}`; without eval_datasets and with `eval_fraction` 0,
-    only "train".
+    """Return `{"train": rows, "eval": rows}`.
+
+    Without eval_datasets and with `eval_fraction` 0, only "train".
 
     Rows are a memory-mapped Dataset, or an IterableDataset with `streaming`. Column names are those
     of the data. The same text is never in both splits, except with `streaming`, where it is not
@@ -198,9 +197,7 @@ def load_mixture(
     max_rows: int | None = None,
     quarantine_file: Path | None = None,
 ) -> Dataset:
-    """Return the rows of all sources as one memory-mapped Dataset, each source with its weight's
-    share of them.
-    """
+    """Return the rows of all sources as one Dataset, each with its weight's share."""
     found = [
         expand_files(source.path, source.split) if source.is_local else None for source in sources
     ]
@@ -233,11 +230,12 @@ def iterate_rows(
     max_rows: int | None = None,
     seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Iterate over the checked rows of the sources in constant memory, without a cache.
+    """Iterate over the checked rows of the sources in constant memory, uncached.
 
     Sources come one after another. When a weight is not 1, rows are drawn by weight and `seed`
     until one source is used up. `max_rows` counts per source. Missing files are found before the
-    first row is read."""
+    first row is read.
+    """
     found = [
         expand_files(source.path, source.split) if source.is_local else None for source in sources
     ]
@@ -265,12 +263,14 @@ def iterate_rows(
 
 
 def describe_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Return `{"path", "files", "rows"}` of each source for run.json, and the "revision" of a Hub
-    dataset where known.
+    """Return path, files and row count of each source for run.json.
+
+    A Hub dataset has its "revision" as well, where known.
 
     "files" holds path, bytes and blake2b (16 bytes in hex) of each local file. "rows" counts the
     rows that were read through these Source objects, before they were split; null when they have
-    not been read to the end."""
+    not been read to the end.
+    """
     records: list[dict[str, Any]] = []
     for source in sources:
         files = (
@@ -325,8 +325,9 @@ def require_columns(
 
 
 def _fresh_quarantine(quarantine_file: Path | None) -> Path | None:
-    """Remove what an earlier run left, since the sources of one run append to the file in turn;
-    only rank 0 writes.
+    """Remove the quarantine file of an earlier run, on rank 0.
+
+    The sources of one run append to the file in turn.
     """
     if quarantine_file is None or os.environ.get("RANK", "0") == "0":
         if quarantine_file is not None:

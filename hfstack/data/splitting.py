@@ -1,4 +1,4 @@
-"""Mix datasets by weight, and hold out rows for evaluation so that no text is on both sides."""
+"""Mix datasets by weight, and hold out rows so that no text is on both sides."""
 
 import hashlib
 import json
@@ -19,12 +19,14 @@ _NUMBER_TYPES = {"int8", "int16", "int32", "int64", "float16", "float32", "float
 def mix(
     parts: Sequence[Dataset], *, weights: Sequence[float], names: Sequence[str], seed: int
 ) -> Dataset:
-    """Join datasets so that each has its weight's share of the rows; with all weights 1, take every
-    row.
+    """Join datasets so that each has its weight's share of the rows.
+
+    With all weights 1, take every row.
 
     The mixture is as long as it can be without repeating a row: the dataset that is shortest for
     its share is used whole, and of the others a random choice that depends on `seed` alone. Only
-    columns that all have are kept."""
+    columns that all have are kept.
+    """
     if len(parts) == 1:
         return parts[0]
     parts = _with_common_columns(parts, names)
@@ -55,7 +57,10 @@ def interleave(
     names: Sequence[str],
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    """Join streams of rows; with weights, draw each row's stream by its share until one is used up."""
+    """Join streams of rows.
+
+    With weights, draw each row's stream by its share until one is used up.
+    """
     if len(streams) == 1 or all(weight == 1 for weight in weights):
         for stream in streams:
             yield from stream
@@ -82,12 +87,14 @@ def interleave(
 def hold_out(
     rows: Dataset, *, fraction: float, seed: int, text_column: str
 ) -> tuple[Dataset, Dataset]:
-    """Return (train, eval) with about `fraction` of the rows in eval; equal texts are always on the
-    same side.
+    """Return (train, eval) with about `fraction` of the rows in eval.
+
+    Equal texts are always on the same side.
 
     Rows are ranked by a hash of their text and `seed`, and the first ones are held out. So the
     choice does not depend on the order of the rows, and adding rows moves few of them. Raises
-    DataError when a side would be empty."""
+    DataError when a side would be empty.
+    """
     wanted = round(fraction * len(rows))
     if wanted == 0:
         hint = "raise it, name eval_datasets, or set --eval_fraction 0"
@@ -118,7 +125,7 @@ def hold_out(
 
 
 def drop_overlap(train: Dataset, evaluation: Dataset, *, text_column: str) -> Dataset:
-    """Return train without the rows whose text is also in eval, and log how many they were."""
+    """Return train without the rows whose text is also in eval, and log their number."""
     shared = numpy.isin(_text_keys(train, 0, text_column), _text_keys(evaluation, 0, text_column))
     if not shared.any():
         return train
@@ -135,8 +142,9 @@ def drop_overlap(train: Dataset, evaluation: Dataset, *, text_column: str) -> Da
 
 
 def _text_keys(rows: Dataset, seed: int, text_column: str) -> numpy.ndarray:
-    """Return a 64-bit hash of each row's text: the text column, else the prompt, the messages, or
-    the whole row.
+    """Return a 64-bit hash of each row's text.
+
+    The text column, else the prompt, the messages, or the whole row.
     """
     column = next(
         (name for name in (text_column, "prompt", "messages") if name in rows.column_names), None
@@ -159,8 +167,9 @@ def _text_keys(rows: Dataset, seed: int, text_column: str) -> numpy.ndarray:
 
 
 def _with_common_columns(parts: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:
-    """Keep the columns that all parts have with one type (integers and floats become floats), and
-    log what goes.
+    """Keep the columns that all parts have with one type, and log the others.
+
+    Integers and floats become floats.
     """
     features: dict[str, Any] = {}
     for column in parts[0].column_names:

@@ -1,6 +1,4 @@
-"""Answers of unequal worth to one instruction of the demo corpus, so that preferences need no
-model.
-"""
+"""Generate answers of unequal quality, so that preferences need no model."""
 
 import random
 from typing import Any
@@ -9,12 +7,12 @@ from hfstack.demo.instructions import instruction
 
 
 def answers(seed: int, index: int, *, count: int = 4) -> tuple[dict[str, Any], list[str]]:
-    """Return row `index` of `instruction` and `count` different answers to its prompt, in random
-    order.
+    """Return row `index` of `instruction` and `count` different answers, shuffled.
 
     They are drawn from the right answer, right answers to other instructions, the right one torn
     off in the middle, with its sentences told backwards, with a sentence said three times, and
-    without its last sentences."""
+    without its last sentences.
+    """
     row = instruction(seed, index)
     right: str = row["completion"]
     uniform = random.Random(f"answers/{seed}/{index}")

@@ -1,5 +1,4 @@
-"""A small template language: `[a|b|]` chooses, `{name}` inserts a fact of the story, `<name>` a
-shared phrase.
+"""Fill templates: `[a|b|]` chooses, `{name}` inserts a fact, `<name>` a phrase.
 
 Templates are compiled once into nested tuples, so that a story costs a few hundred list appends.
 """
@@ -95,7 +94,9 @@ def _options(
 
 
 def render(parts: Parts, facts: dict[str, str], uniform: Callable[[], float]) -> str:
-    """Fill one compiled template; facts F and E (friend, elder) change after their first mention.
+    """Fill one compiled template.
+
+    Facts F and E (friend, elder) change after their first mention.
 
     Args:
         parts: what compile_template returned.
@@ -123,8 +124,6 @@ def _append(
 
 
 def tidy(text: str) -> str:
-    """Repair what templates cannot know: double spaces, "a owl", and small letters at the start of
-    a sentence.
-    """
+    """Repair what templates cannot know: double spaces, "a owl", small first letters."""
     text = _ARTICLE.sub(r"\1n ", _BEFORE_MARK.sub("", _SPACES.sub(" ", text.strip())))
     return _SENTENCE_START.sub(lambda match: match.group().upper(), text)

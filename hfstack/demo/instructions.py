@@ -1,4 +1,6 @@
-"""Instructions with answers, questions about stories, and labelled stories: the later stages' data.
+"""Generate instructions, questions about stories, and labelled stories.
+
+The data of the later stages.
 
 Every row is a pure function of (seed, index), and its stories come from other streams than the raw
 corpus of that seed, so that fine-tuning and evaluation never see a text that pretraining has seen.
@@ -51,8 +53,9 @@ _NUMBERS = {thing.noun: thing.number for thing in THINGS}
 def instruction(
     seed: int, index: int, *, task: Task = "mixed", careless_share: float = 0.0
 ) -> dict[str, Any]:
-    """Return row `index`: "prompt", "completion", "task" ("story", "question <about>",
-    "beginning"), and the facts.
+    """Return row `index`: "prompt", "completion", "task" and the facts.
+
+    The task is "story", "question <about>" or "beginning".
 
     Args:
         task: `mixed` answers with story n of the instruction stream, and a quarter of the rows are
@@ -97,8 +100,9 @@ def instructions(
 
 
 def carelessly(text: str, uniform: Callable[[], float]) -> str:
-    """Return a text of two sentences or more without capitals, torn off in the middle, or without
-    its end.
+    """Return a careless copy of a text: no capitals, torn off, or without its end.
+
+    The text has two sentences or more.
 
     Half of such texts are as long as they were, so that length alone does not tell them from good
     ones.
@@ -113,8 +117,9 @@ def carelessly(text: str, uniform: Callable[[], float]) -> str:
 
 
 def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:
-    """Ask about one fact of a story ("hero", "place", "trait", "object" or "ending"): prompt with
-    the story, answer.
+    """Return a question about one fact of a story, and its answer.
+
+    The fact is "hero", "place", "trait", "object" or "ending".
     """
     uniform = random.Random(f"question/{seed}").random
     facts = _facts(told)
@@ -126,9 +131,7 @@ def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:
 
 
 def as_messages(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a prompt/completion row in conversational form: {"messages": [user turn, assistant
-    turn]}.
-    """
+    """Return a prompt and completion as {"messages": [user turn, assistant turn]}."""
     return {
         "messages": [
             {"role": "user", "content": row["prompt"]},
@@ -138,23 +141,21 @@ def as_messages(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def sentiment_rows(seed: int, count: int) -> Iterator[dict[str, Any]]:
-    """Yield labelled stories {"text", "label"}: 1 for a happy ending, 0 for a sad one, as many of
-    each.
-    """
+    """Yield labelled stories: 1 for a happy ending, 0 for a sad one, as many of each."""
     for index in range(count):
         told = story(seed * _STREAM_SIZE + 2, index)
         yield {"text": told.text, "label": told.label}
 
 
 def openings(seed: int, count: int) -> Iterator[str]:
-    """Yield beginnings of unseen stories, cut after the first few words, for a model to continue."""
+    """Yield the first words of unseen stories, for a model to continue."""
     for index in range(count):
         words = story(seed * _STREAM_SIZE + 3, index).text.split(" ")
         yield " ".join(words[: 4 + index % 5])
 
 
 def _request(told: Story, kind: str, uniform: Any) -> str:
-    """Ask for a story, or for its beginning, by some of the facts that are in its text."""
+    """Return a request for a story, or for its beginning, by some of its facts."""
     absent = {"ending"} if kind == "beginning" else set()
     # a friend who is ill, for example, brings no thing yet
     if kind == "beginning" and not re.search(rf"\b{told.object}\b", told.text):

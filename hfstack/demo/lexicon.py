@@ -1,17 +1,15 @@
-"""Words of the demo world: who can be a hero, what they are like, where they live and what they
-own.
+"""Words of the demo world: heroes, what they are like, where they live, what they own.
 
 Everything here is data of our own making. The gold rule reads the same tables as the story
-generator, so a word that an instruction may ask for is a word that the rule can look for."""
+generator, so a word that an instruction may ask for is a word that the rule can look for.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A species (or boy, girl): its noun, home, way of moving (past tense), limb and the pronouns
-    that it may have.
-    """
+    """A species (or boy, girl): noun, home, way of moving, limb, and pronouns."""
 
     noun: str
     home: str
@@ -22,9 +20,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Place:
-    """A setting: its noun, the preposition for being there and for going there, and spots where
-    things can lie.
-    """
+    """A setting: its noun, its prepositions, and spots where things can lie."""
 
     noun: str
     at: str
@@ -34,9 +30,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: its noun, number ("one", "many", "mass"), roles that it can play in a plot, and
-    adjectives.
-    """
+    """An object: its noun, number ("one", "many", "mass"), roles and adjectives."""
 
     noun: str
     number: str

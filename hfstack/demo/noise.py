@@ -1,8 +1,10 @@
-"""A raw corpus with known faults: some rows are duplicated or damaged on purpose, and the truth is
-kept beside them.
+"""Generate a raw corpus with planted noise, and keep the truth beside each row.
+
+Some rows are duplicated or damaged on purpose.
 
 Cleaning is judged against the truth: rows with a fault in DROPPED should go, rows with one in
-MENDED should stay, with the fault repaired or masked, and every other row should stay as it is."""
+MENDED should stay, with the fault repaired or masked, and every other row should stay as it is.
+"""
 
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -52,7 +54,7 @@ _SYMBOLS = "#$%&*+/<=>@^_|~{}[];:0123456789"
 
 
 def noisy_corpus(seed: int, count: int, *, share: float = 0.15) -> Iterator[dict[str, Any]]:
-    """Yield rows {"id", "text", "planted", "source"}: `planted` names the fault or is None.
+    """Yield rows {"id", "text", "planted", "source"}; `planted` is a problem or None.
 
     Args:
         seed: of the corpus; row n is the same whatever the count.
@@ -82,8 +84,9 @@ def noisy_corpus(seed: int, count: int, *, share: float = 0.15) -> Iterator[dict
 
 
 def planted_fault(seed: int, index: int, share: float) -> str | None:
-    """Return the fault of row `index`, or None; the first row is always clean, so that duplicates
-    have a source.
+    """Return the fault of row `index`, or None.
+
+    The first row is always clean, so that duplicates have a source.
     """
     uniform = random.Random(f"fault/{seed}/{index}").random
     return FAULTS[int(uniform() * len(FAULTS))] if uniform() < share and index else None
@@ -153,7 +156,7 @@ def _nearly_the_same(text: str, uniform: random.Random) -> str:
 
 
 def _mojibake(text: str, _: random.Random) -> str:
-    """Typographic quotes, dashes and accents, saved as UTF-8 and opened as Windows-1252."""
+    """Damage quotes, dashes and accents: UTF-8 opened as Windows-1252."""
     pieces = text.split('"')
     text = (
         "".join(

@@ -1,11 +1,13 @@
-"""The gold rule: how well any text obeys an instruction of the demo corpus, from 0 to 1, judged
-from the text alone.
+"""Score how well a text obeys an instruction of the demo corpus, from 0 to 1.
+
+The gold rule: judged from the text alone.
 
 A score is quality x obedience. Quality is a product of gates (finished, length, grammar,
 repetition, no copying), so a list of keywords, a torn-off story or an echo scores low however many
 keywords it holds. Obedience is the mean over what the instruction asks for (hero, name, trait,
 place, object, ending), or the right answer to a question about a story. Of the beginning of a story
-two sentences are enough, which name what was asked for once."""
+two sentences are enough, which name what was asked for once.
+"""
 
 import itertools
 import re
@@ -120,8 +122,9 @@ _CRIED_OUT = re.compile(r'[,!?]" (?:\w+ )?cried|" (?:\w+ )?cried')
 
 @dataclass(frozen=True)
 class Request:
-    """What an instruction asks for; None where it asks for nothing. `question` and `story` are set
-    for questions.
+    """What an instruction asks for.
+
+    None where it asks for nothing. `question` and `story` are set for questions.
 
     `beginning` says that not a whole story is asked for, but how it begins.
     """
@@ -143,10 +146,11 @@ def gold_score(instruction: str, answer: str) -> float:
 
 
 def gold_breakdown(instruction: str, answer: str) -> dict[str, float]:
-    """Return each part of the gold score, all in [0, 1], and their result under "score".
+    """Return each part of the gold score, in [0, 1], and the result under "score".
 
     Obedience has a key for each thing asked for ("hero", "trait", "ending", ... or "answer");
-    quality has a key a gate."""
+    quality has a key a gate.
+    """
     request = read_request(instruction)
     if request.question:
         asked, gates = _judge_reply(request, answer)
@@ -164,7 +168,7 @@ def gold_breakdown(instruction: str, answer: str) -> dict[str, float]:
 
 
 def read_request(instruction: str) -> Request:
-    """Find out what an instruction asks for, by the words of the lexicon that it holds."""
+    """Return what an instruction asks for, by the words of the lexicon in it."""
     paragraphs = [part for part in instruction.strip().split("\n\n") if part.strip()]
     if len(paragraphs) > 1:
         short, long = min(paragraphs, key=len), max(paragraphs, key=len)
@@ -190,8 +194,9 @@ def read_request(instruction: str) -> Request:
 
 
 def facts_of(story: str) -> Request:
-    """Read hero, name, trait, place, object and ending from a story, as a reader would; None for
-    what is not there.
+    """Read hero, name, trait, place, object and ending from a story.
+
+    As a reader would; None for what is not there.
     """
     words = _WORD.findall(story)
     lower = [word.lower() for word in words]
@@ -222,8 +227,9 @@ def facts_of(story: str) -> Request:
 
 
 def ending_of(text: str) -> str | None:
-    """Tell whether the last three sentences are "happy" or "sad"; None when they say neither or
-    both.
+    """Tell whether the last three sentences are "happy" or "sad".
+
+    None when they say neither or both.
     """
     tail = _SENTENCE.findall(text)[-3:] or [text]
     balance = 0
@@ -257,7 +263,7 @@ def _count(lower: list[str], noun: str) -> int:
 
 
 def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
-    """One number for each thing asked for: is it in the text, and in the role that was asked for?"""
+    """Score each thing that was asked for: in the text, and in the right role."""
     words = _WORD.findall(answer)
     lower = [word.lower() for word in words]
     asked: dict[str, float] = {}
@@ -293,8 +299,9 @@ def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
 
 
 def _judge_trait(trait: str, answer: str, *, shown: bool) -> float:
-    """Half for the word (told of somebody, not denied, not one of a heap), half for a deed if it
-    has to be shown.
+    """Score the trait: half for the word, half for a deed if it has to be shown.
+
+    The word must be said of somebody, not denied, and not one of a list.
     """
     others = sum(
         bool(pattern.search(answer)) for name, pattern in _TRAIT_PATTERNS.items() if name != trait
@@ -309,9 +316,7 @@ def _judge_trait(trait: str, answer: str, *, shown: bool) -> float:
 
 
 def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
-    """The gates of a story: each is 1 for every story of the generator and falls with what is
-    wrong.
-    """
+    """Score a story's quality: each part is 1 for generated stories, less with errors."""
     text = answer.strip()
     lower = [word.lower() for word in _WORD.findall(text)]
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(text)]
@@ -331,9 +336,7 @@ def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
 
 
 def _judge_beginning(instruction: str, answer: str) -> dict[str, float]:
-    """The gates of a beginning: two to four finished sentences of a narrator, and no more animals
-    than two.
-    """
+    """Score a beginning: two to four finished sentences, at most two animals."""
     text = answer.strip()
     lower = [word.lower() for word in _WORD.findall(text)]
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(text)]
@@ -354,9 +357,7 @@ def _judge_beginning(instruction: str, answer: str) -> dict[str, float]:
 def _judge_grammar(
     lower: list[str], sentences: list[str], function_words: tuple[float, float] = (0.3, 0.65)
 ) -> float:
-    """Share of function words, sentences of normal length with a capital, and no pairs of words
-    that cannot be.
-    """
+    """Score grammar: function words, sentence lengths, capitals, impossible pairs."""
     if not lower or not sentences:
         return 0.0
     least, most = function_words
@@ -396,7 +397,7 @@ def _judge_freshness(lower: list[str], sentences: list[str]) -> float:
 
 
 def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[str, float]]:
-    """A question about a story: the right fact, no rival facts, in one or two finished sentences."""
+    """Score a reply: the right fact, no rival facts, one or two finished sentences."""
     facts = facts_of(request.story or "")
     words = _WORD.findall(answer)
     lower = [word.lower() for word in words]

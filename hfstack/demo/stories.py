@@ -1,9 +1,11 @@
-"""Short stories, each a pure function of (seed, index): story 7 is the same whether 10 or 10
-million are asked for.
+"""Generate short stories, each a pure function of (seed, index).
+
+Story 7 is the same whether 10 or 10 million are asked for.
 
 A hero with a trait wants something, meets an obstacle, acts as the trait makes it act, and the
 ending follows. Half of the endings are happy and half are sad: of stories 2k and 2k + 1 one is
-happy and one is sad."""
+happy and one is sad.
+"""
 
 import random
 import re
@@ -59,7 +61,10 @@ _DARK_PLOTS = frozenset({"storm", "dark"})
 
 @dataclass(frozen=True)
 class Story:
-    """One story and the facts behind it; `label` is 1 for a happy ending and 0 for any other."""
+    """One story and the facts behind it.
+
+    `label` is 1 for a happy ending and 0 for any other.
+    """
 
     text: str
     hero: str
@@ -87,7 +92,10 @@ def _compiled(templates: Sequence[str], phrases: Block | None = None) -> tuple[P
 
 
 def _suited(templates: Sequence[str], trait: str, step: str) -> list[str]:
-    """The templates that this trait can use: all but those that start with a list of other traits."""
+    """Return the templates that this trait can use.
+
+    All but those that start with a list of other traits.
+    """
     suited = []
     for template in templates:
         traits, _, rest = (
@@ -101,9 +109,7 @@ def _suited(templates: Sequence[str], trait: str, step: str) -> list[str]:
 
 
 def _by_kind(templates: Sequence[str]) -> list[str]:
-    """Let a sentence that starts with the hero's name start with the kind now and then: "the little
-    fox".
-    """
+    """Begin a sentence with the hero's kind now and then: "the little fox"."""
     subject = "[{H}|{H}|{H}|the {kind}|the [little|young|poor] {kind}] "
     return [subject + text[4:] if text.startswith("{H} ") else text for text in templates]
 
@@ -194,8 +200,9 @@ def story(seed: int, index: int) -> Story:
 
 
 def beginning(seed: int, index: int) -> Story:
-    """Write only how a story begins, in 15 to 70 words: who the hero is, and what it has or wants;
-    its ending is open.
+    """Generate how a story begins, in 15 to 70 words, with an open ending.
+
+    Who the hero is, and what it has or wants.
 
     Beginnings come from a stream of their own and are no stories of the corpus cut short.
     """
@@ -248,10 +255,13 @@ def _told(text: str, facts: dict[str, str], *, plot: str, ending: str) -> Story:
 def _opening(
     plot: Plot, trait: str, weather: str, uniform: Callable[[], float], pick: Callable
 ) -> list[tuple[Parts, bool]]:
-    """The steps before the deed, each with whether it can be spared, in one of five orders.
+    """Return the steps before the deed, and whether each can be left out.
+
+    In one of five orders.
 
     Scene first, hero first, in the middle of things, as a tale that others tell, or without any
-    scene."""
+    scene.
+    """
 
     def step(name: str) -> tuple[Parts, bool]:
         return pick(_STEPS[plot.name, trait, name]), False
@@ -279,8 +289,9 @@ def _opening(
 
 
 def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, str]:
-    """Words for every `{fact}` of the templates; the friend has the other pronoun, so that "he" is
-    never in doubt.
+    """Words for every `{fact}` of the templates.
+
+    The friend has the other pronoun, so that "he" is never in doubt.
     """
     hero_pronoun = pick(kind.pronouns)
     friend_pronoun = "she" if hero_pronoun == "he" else "he"
@@ -354,8 +365,9 @@ def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, 
 
 
 def _joined(texts: list[tuple[str, bool]]) -> str:
-    """Join the steps to at most LONGEST words, by leaving out spare ones (scenery, thoughts,
-    morals) from the end.
+    """Join the steps to at most LONGEST words, leaving out spare ones from the end.
+
+    Spare ones are scenery, thoughts and morals.
     """
     words = sum(text.count(" ") + 1 for text, _ in texts)
     for position in range(len(texts) - 1, -1, -1):

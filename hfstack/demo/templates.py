@@ -1,4 +1,4 @@
-"""Reads the story templates, which are prose and live in text files under `templates/`.
+"""Read the story templates, which are text files under `templates/`.
 
 A file holds blocks (`== lost`), a block sections (`-- setup`), a section one template a line. A
 template that starts with traits, as in `@lazy,proud `, is for heroes with one of them only. Lines
@@ -9,7 +9,8 @@ Facts that a template may use: H the hero's name, S the name or the pronoun, he,
     from then on), FX the friend as a stranger, FN the bare name, fhe, fhim, fhis, fhimself, fkind,
     fhome; E an elder, his_elder; kin a relative; weather; title of the plot; place, the_place, at,
     to, spot, spot2, from_place, from_far; a, o, oa the thing ("a red kite", "kite", "red kite")
-    with oit, ois, owas, oare, all_mine for its number."""
+    with oit, ois, owas, oare, all_mine for its number.
+"""
 
 from dataclasses import dataclass
 from importlib import resources

@@ -1,5 +1,6 @@
-"""How varied texts are, and how far a model that only counts words gets with them: a yardstick for
-real models.
+"""Measure how varied texts are, and how well word counts alone predict them.
+
+A yardstick for real models.
 """
 
 import math
@@ -38,12 +39,14 @@ def variety(texts: Sequence[str]) -> dict[str, float]:
 
 
 def ngram_bits_per_byte(train: Sequence[str], held_out: Sequence[str], *, order: int) -> float:
-    """Return the bits per UTF-8 byte that a word n-gram model of `train` needs for `held_out`, ends
-    of texts included.
+    """Return the bits per UTF-8 byte of a word n-gram model on held-out texts.
+
+    Ends of texts are included.
 
     Interpolated by Witten and Bell's method (1991), down to a uniform share for each word of the
     vocabulary and one for unseen words, so it is a rough figure: the letters of an unseen word are
-    not paid for."""
+    not paid for.
+    """
     counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
     totals: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]
     followers: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(order)]

@@ -1,5 +1,4 @@
-"""Which link of an RLHF chain is weak, with the evidence: fine-tuning, preferences, reward model or
-policy.
+"""Find the weak link of an RLHF chain: SFT, preferences, reward model or policy.
 
 The runs' own numbers decide (metrics of run.json, logged curves, answers.jsonl), by limits that
 stand beside their reasons in rlhf_model_checks.py and rlhf_policy_checks.py. A later link inherits
@@ -23,8 +22,7 @@ _ORDER: tuple[Verdict, ...] = ("bad", "warn", "ok", "unknown")
 def diagnose(
     runs: Sequence[ChainRun], *, kl_budget_nats: float = KL_BUDGET_NATS, gold: str | None = None
 ) -> list[Finding]:
-    """Return the findings about every link, in the order of the chain, the worst of each link
-    first.
+    """Return the findings about every link of the chain, the worst of each link first.
 
     Args:
         runs: of the recipes sft, preferences, reward, ppo, rloo, grpo and win_rate, in any order;
@@ -52,9 +50,7 @@ def link_verdicts(findings: Sequence[Finding]) -> dict[str, Verdict]:
 
 
 def in_words(findings: Sequence[Finding]) -> str:
-    """Return one paragraph: the weak link, its evidence and the next step, and what nothing is
-    known about.
-    """
+    """Return one paragraph: the weak link, its evidence, the next step, what is unknown."""
     verdicts = link_verdicts(findings)
     blind = [link for link, verdict in verdicts.items() if verdict == "unknown"]
     unseen = f" Nothing is known about: {', '.join(blind)}." if blind else ""

@@ -1,9 +1,9 @@
-"""What a diagnosis of an RLHF chain is made of: the runs that it reads, and what it finds about
-each link.
+"""Define what a diagnosis reads of runs, and what it finds about each link.
 
 Everything here is plain numbers. A finding is never a guess: where a run or a number is missing it
 says so, and `bad` needs evidence beyond noise, a 95 % interval on the wrong side of the limit
-wherever the sample is known."""
+wherever the sample is known.
+"""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,8 +73,9 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def by_limit(value: float, *, warn: float, bad: float) -> Verdict:
-    """Grade a number that is worse the further it lies beyond `warn`, towards `bad`; limits in
-    either direction.
+    """Grade a number that is worse the further it lies beyond `warn`, towards `bad`.
+
+    Limits in either direction.
     """
     sign = 1 if bad > warn else -1
     return "bad" if sign * (value - bad) > 0 else "warn" if sign * (value - warn) > 0 else "ok"
@@ -103,17 +104,17 @@ def percent(share: float) -> str:
 
 
 def repeated_share(texts: Sequence[str]) -> float | None:
-    """The share of a text's runs of four words that stood in it before, mean over texts; None when
-    all are too short.
+    """Return the mean share of repeated four-word runs, or None if texts are too short.
 
     seq-rep-4 of Welleck et al. 2020 ("Neural Text Generation With Unlikelihood Training",
-    arXiv:1908.04319), by words."""
+    arXiv:1908.04319), by words.
+    """
     shares = [1 - distinct([text], _GRAM) for text in texts if len(text.split()) > _GRAM]
     return fmean(shares) if shares else None
 
 
 def series(run: ChainRun, *names: str) -> list[float]:
-    """The values of the first of these names that the run has logged, in order of step."""
+    """Return the values of the first of these names that the run logged, by step."""
     return next(
         ([value for _, value in run.history[name]] for name in names if run.history.get(name)), []
     )
@@ -125,8 +126,9 @@ def first_metric(run: ChainRun, *names: str) -> float | None:
 
 
 def quarters(values: Sequence[float]) -> list[Sequence[float]]:
-    """Four parts of nearly equal length, in order; at least one value each, so of four values or
-    more.
+    """Four parts of nearly equal length, in order.
+
+    At least one value each, so of four values or more.
     """
     edges = [round(len(values) * part / 4) for part in range(5)]
     return [values[low:high] for low, high in itertools.pairwise(edges)]

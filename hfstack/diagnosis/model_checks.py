@@ -1,8 +1,8 @@
-"""Checks of what a policy is trained from: the fine-tuned model, the preferences and the reward
-model.
+"""Check what a policy is trained from: SFT model, preferences and reward model.
 
 Each takes runs and returns findings. Limits stand here with their reason; those without a source
-are ours."""
+are ours.
+"""
 
 import math
 from collections.abc import Sequence
@@ -56,9 +56,7 @@ _FEWEST_COMPLETIONS = 30
 
 
 def check_sft(runs: Sequence[ChainRun]) -> list[Finding]:
-    """Does the model that everything starts from end its answers, not repeat itself, and was it
-    trained to the end?
-    """
+    """Check whether the SFT model ends answers, repeats itself, and converged."""
     found: list[Finding] = []
     tuned = [run for run in runs if run.recipe == "sft"]
     ends = [finding for run in runs for finding in _ended(run)]
@@ -83,7 +81,7 @@ def check_sft(runs: Sequence[ChainRun]) -> list[Finding]:
 
 
 def check_preferences(runs: Sequence[ChainRun]) -> list[Finding]:
-    """Do the preferences say something, the same thing, and something else than length?"""
+    """Check whether preferences are informative, consistent, and not just length."""
     found: list[Finding] = []
     for run in (run for run in runs if run.recipe == "preferences"):
         found += _failed(run, "preferences")
@@ -125,9 +123,7 @@ def check_preferences(runs: Sequence[ChainRun]) -> list[Finding]:
 
 
 def check_reward_model(runs: Sequence[ChainRun]) -> list[Finding]:
-    """Does the reward model order unseen pairs, better than length does, and does it know what it
-    does not know?
-    """
+    """Check whether the reward model orders unseen pairs, beats length, is calibrated."""
     found: list[Finding] = []
     trained = [run for run in runs if run.recipe == "reward"]
     for run in trained:
@@ -172,7 +168,7 @@ def _failed(run: ChainRun, link: str) -> list[Finding]:
 
 
 def _ended(run: ChainRun) -> list[Finding]:
-    """The share of the starting model's answers that end by themselves, wherever it was measured."""
+    """Return the share of the SFT model's answers that end, wherever it was measured."""
     if run.recipe == "sft":
         name, count, whose = "finished_share", run.metrics.get("answer_rows"), "its answers"
     elif run.recipe == "win_rate":
@@ -267,8 +263,9 @@ def _overfit(run: ChainRun) -> list[Finding]:
 
 
 def _length_of_pairs(runs: Sequence[ChainRun]) -> list[Finding]:
-    """How often the chosen answer is the longer one, from the preferences or from what the reward
-    run held out.
+    """Return how often the chosen answer is longer.
+
+    From the preferences, or from what the reward run held out.
     """
     sources = [
         (run, "train_chosen_longer_share", "train_pairs")
@@ -413,9 +410,7 @@ def _spread(run: ChainRun) -> list[Finding]:
 
 
 def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
-    """The reward model's choice between the policy's answers against the judge's: two win_rate runs
-    on the same.
-    """
+    """Compare the reward model's choices with the judge's, of two equal win_rate runs."""
     found = []
     judged = [run for run in runs if run.recipe == "win_rate" and run.answers]
     for judge in (run for run in judged if not run.settings.get("reward_model")):
@@ -453,7 +448,10 @@ def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
 
 
 def _length_on_policy(runs: Sequence[ChainRun]) -> list[Finding]:
-    """Do rewards of what the policy wrote in the second half of its training follow length?"""
+    """Check whether rewards of the policy's completions follow their length.
+
+    In the second half of its training.
+    """
     found = []
     for run in runs:
         last = max((row["step"] for row in run.completions), default=0)

@@ -1,8 +1,8 @@
-"""Checks of the last link: did reinforcement learning do what the reward asked, and did the judge
-like what came out?
+"""Check the policy: did training raise the reward, and does the judge agree?
 
 Each takes runs and returns findings. Limits stand here with their reason; those without a source
-are ours."""
+are ours.
+"""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -49,7 +49,7 @@ _DISTINCT_WARN, _DISTINCT_BAD = 0.5, 0.25  # of the reference's different word p
 def check_policies(
     runs: Sequence[ChainRun], *, kl_budget_nats: float, gold: str | None
 ) -> list[Finding]:
-    """Everything about each reinforcement-learning run, beside the win rates that belong to it.
+    """Return all findings about each RL run, with the win rates that belong to it.
 
     Args:
         kl_budget_nats: how far an answer may be from the starting model before it is a warning.
@@ -114,8 +114,9 @@ def check_policies(
 
 
 def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
-    """Whether the reward that was trained on rose beyond its noise, from the first quarter of the
-    run to the last.
+    """Check whether the trained reward rose beyond its noise.
+
+    From the first quarter of the run to the last.
     """
     values = series(run, "reward")
     if len(values) < _FEWEST_POINTS:
@@ -195,7 +196,10 @@ def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
 
 
 def _step_size(run: ChainRun) -> list[Finding]:
-    """Clip fraction, KL of one rollout's updates, and mean ratio, in the second half of the run."""
+    """Check clip fraction, KL of one rollout's updates, and mean ratio.
+
+    In the second half of the run.
+    """
     found = []
     checks = (
         ("clip fraction", _clipped(run), _CLIPPED_WARN, _CLIPPED_BAD, "of the tokens are clipped"),
@@ -229,7 +233,7 @@ def _step_size(run: ChainRun) -> list[Finding]:
 
 
 def _clipped(run: ChainRun) -> list[float]:
-    """The share of the tokens (TRL: of the completions) that are clipped at either side."""
+    """Return the share of tokens (TRL: of completions) that are clipped."""
     low, high = (series(run, f"policy/clip_share_{side}") for side in ("low", "high"))
     return [a + b for a, b in zip(low, high, strict=True)] or series(run, "clip_ratio/region_mean")
 
@@ -251,7 +255,10 @@ def _entropy(run: ChainRun) -> list[Finding]:
 
 
 def _critic(run: ChainRun) -> list[Finding]:
-    """Does the critic predict returns better than their mean does? RLOO and GRPO have none."""
+    """Check whether the critic predicts returns better than their mean.
+
+    RLOO and GRPO have none.
+    """
     if run.recipe != "ppo":
         return []
     values = series(run, "value/explained_variance")
@@ -296,8 +303,9 @@ def _drift(run: ChainRun) -> list[Finding]:
 
 
 def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
-    """The reward that was trained on against one that was only watched: over-optimisation of Gao et
-    al. 2023.
+    """Compare the trained reward with one that was only watched.
+
+    Over-optimisation, Gao et al. 2023.
     """
     if gold is None:
         return []
@@ -340,8 +348,9 @@ def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
 
 
 def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Finding]:
-    """The win rate over the model before, unless the judge is a reward model, which is no judge of
-    its own training.
+    """Check the win rate over the model before.
+
+    Not by a reward model, which cannot judge its own training.
     """
     names = [f"win_rate{end}" for end in ("", "_low", "_high")]
     if any(name not in run.metrics for name in names):
@@ -414,8 +423,9 @@ def _won_by_length(run: ChainRun) -> list[Finding]:
 
 
 def _less_varied(run: ChainRun) -> list[Finding]:
-    """Different word pairs against those of the model before: one answer to every prompt is a
-    collapse.
+    """Compare the number of different word pairs with those of the model before.
+
+    One answer to every prompt is a collapse.
     """
     ours, theirs = (run.metrics.get(f"{prefix}distinct_2") for prefix in ("", "reference_"))
     if ours is None or not theirs:

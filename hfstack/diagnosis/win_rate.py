@@ -1,9 +1,9 @@
-"""How often one model's answers beat another's on the same prompts, and whether length alone
-explains it.
+"""Measure how often one model's answers beat another's, and whether by length.
 
 A judge is `(prompts, first, second)` and returns, for each prompt, the share in [0, 1] by which the
 first answer wins: 1, 0, or 0.5 for a tie. Each pair is judged twice with the places swapped, so
-that a judge that prefers a place adds nothing to the result."""
+that a judge that prefers a place adds nothing to the result.
+"""
 
 import math
 import re
@@ -43,9 +43,7 @@ class Judged:
     flips: float  # share of the prompts where the winner changed with the order
 
     def counts(self) -> dict[str, float]:
-        """How many prompts were won, tied and lost over both orders, and how much the place
-        mattered.
-        """
+        """Return prompts won, tied and lost over both orders, and the effect of order."""
         return {
             "wins": sum(share > 0.5 for share in self.shares),
             "ties": sum(share == 0.5 for share in self.shares),
@@ -97,9 +95,7 @@ def judge_both_orders(
 def judge_by_score(
     score: Callable[[list[Any], list[str]], Sequence[float]], *, margin: float = 0.0
 ) -> Judge:
-    """Make a judge of a function that scores answers: the higher score wins, and within `margin` it
-    is a tie.
-    """
+    """Return a judge that compares scores; within `margin` it is a tie."""
 
     def judge(prompts: list[Any], first: list[str], second: list[str]) -> list[float]:
         pairs = zip(score(prompts, first), score(prompts, second), strict=True)
@@ -124,8 +120,9 @@ def win_rate(shares: Sequence[float]) -> Estimate:
 def length_controlled_win_rate(
     shares: Sequence[float], ours: Sequence[int], theirs: Sequence[int], *, seed: int = 0
 ) -> Estimate:
-    """The win rate that a logistic regression predicts for answers of equal length, with a
-    bootstrap 95 % interval.
+    """Return the win rate at equal length, by logistic regression, with its interval.
+
+    A 95 % bootstrap interval.
 
     As in AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv:2404.04475), the
     logit of the share is theta + phi tanh(d / std(d)), with d our length minus theirs, and the
@@ -147,8 +144,9 @@ def length_controlled_win_rate(
 
 
 def describe_answers(answers: Sequence[Completion], *, prefix: str = "") -> dict[str, float]:
-    """Mean length in characters and tokens, share that ended by itself, distinct-1 and distinct-2,
-    keys prefixed.
+    """Return length, share that ended, distinct-1 and distinct-2 of answers.
+
+    Mean length in characters and tokens; keys are prefixed.
     """
     count, texts = len(answers), [one.completion for one in answers]
     numbers = {
@@ -170,7 +168,7 @@ def perplexity_of_answers(
     *,
     batch_size: int = 8,
 ) -> float:
-    """The perplexity that `model` gives to answers after their prompts, over all their tokens.
+    """Return the perplexity of answers after their prompts, over all their tokens.
 
     Answers are tokenised again by `tokenizer`, and those that ended by themselves have their end
     scored as well.
@@ -204,12 +202,14 @@ def perplexity_of_answers(
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words over all n-grams of all texts (distinct-n of Li et al. 2016); 0
-    when there are none.
+    """Return different word n-grams over all n-grams of all texts; 0 without any.
+
+    distinct-n of Li et al. 2016.
 
     Words are runs of letters and digits in lower case, and each Chinese, Japanese or Korean
     character is one. The number falls with the amount of text, so compare only equal numbers of
-    prompts."""
+    prompts.
+    """
     words = [_WORD.findall(text.lower()) for text in texts]
     grams = [tuple(each[index : index + n]) for each in words for index in range(len(each) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
@@ -233,7 +233,10 @@ def _asked(judge: Judge, prompts: list[Any], first: list[str], second: list[str]
 
 
 def _rate_at_equal_length(won: numpy.ndarray, difference: numpy.ndarray) -> float:
-    """Fit share ~ sigmoid(theta + phi tanh(d / std)) by Newton's method and return sigmoid(theta)."""
+    """Fit share ~ sigmoid(theta + phi tanh(d / std)) and return sigmoid(theta).
+
+    By Newton's method.
+    """
     spread, mean = difference.std(), float(won.mean())
     if spread == 0 or mean in (0.0, 1.0):
         return (

@@ -1,10 +1,13 @@
-"""Which checkpoint is whole, which one is resumed, which are kept. Standard library only.
+"""Find which checkpoint is whole, which one to resume, which ones to keep.
+
+Standard library only.
 
 A checkpoint is whole when the manifest that was written last, after everything else had reached the
 disk, says so: `hfstack-manifest.json` holds size and blake2b of every file. Renaming a finished
 folder into place instead was merged into transformers and taken back twice
 (huggingface/transformers#27820 and #29370, #35580 and #36112): a folder can be renamed while
-another process still writes into it."""
+another process still writes into it.
+"""
 
 import hashlib
 import json
@@ -39,8 +42,9 @@ _STEP = re.compile(r"checkpoint-(\d+)")
 def refuse_full_disk(
     directory: str | Path, *, parameters: int = 0, checkpoint_bytes: int = 0
 ) -> None:
-    """Refuse to start when the disk cannot hold two checkpoints: the last good one and the one
-    being written.
+    """Refuse to start when the disk cannot hold two checkpoints.
+
+    The last good one and the one being written.
 
     Args:
         directory: an existing directory, where the checkpoints go.
@@ -79,8 +83,9 @@ def list_checkpoints(directory: str | Path) -> list[Path]:
 
 
 def newest_checkpoint(directory: str | Path, *, needs_manifest: bool = False) -> Path | None:
-    """Return the newest checkpoint of a run whose files are there in their sizes, or None; contents
-    are not read.
+    """Return a run's newest checkpoint that has all its files, or None.
+
+    Names and sizes are compared; contents are not read.
     """
     paths = list_checkpoints(directory)
     return next(
@@ -108,8 +113,9 @@ def resumable_checkpoint(directory: str | Path, *, needs_manifest: bool = False)
 
 
 def set_aside(path: Path, word: str) -> Path:
-    """Rename `checkpoint-<step>` to `<word>-<step>`; of several with one word only the last is
-    kept, to spare disk.
+    """Rename `checkpoint-<step>` to `<word>-<step>`.
+
+    Of several with one word only the last is kept, to spare disk.
     """
     target = path.with_name(f"{word}-{step_of(path)}")
     for older in path.parent.glob(f"{word}-*"):
@@ -152,8 +158,9 @@ def check_checkpoint(path: Path, *, needs_manifest: bool = False) -> int:
 def write_manifest(
     path: Path, *, step: int, world_size: int = 1, settings: dict[str, Any] | None = None
 ) -> None:
-    """Bring every file of a checkpoint to the disk, then write its manifest, then let go of
-    upstream's mark.
+    """Flush every file of a checkpoint to the disk, then write its manifest.
+
+    Upstream's mark of an unfinished checkpoint is removed last.
 
     Args:
         path: the checkpoint's folder, to which every process has written its part.
@@ -188,8 +195,9 @@ def write_manifest(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Return the settings that `write_manifest` was given for a whole checkpoint; empty without a
-    manifest.
+    """Return the settings that `write_manifest` was given for a whole checkpoint.
+
+    Empty without a manifest.
     """
     if not (path / MANIFEST).is_file():
         return {}
@@ -226,8 +234,9 @@ def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) 
 def rotate(
     directory: str | Path, *, keep: int | None, protected: str | Path | None = None
 ) -> list[Path]:
-    """Delete the oldest checkpoints beyond `keep`, never the newest whole one nor the protected
-    one; return them.
+    """Delete the oldest checkpoints beyond `keep` and return them.
+
+    Never the newest whole one, nor the protected one.
 
     Args:
         directory: the run's directory.
@@ -255,8 +264,9 @@ def rotate(
 
 
 def remove_unfinished(directory: str | Path) -> list[Path]:
-    """Delete checkpoints that have no manifest: what a failed save left, which would fill the disk;
-    return them.
+    """Delete checkpoints without a manifest, and return them.
+
+    They are what a failed save left, and would fill the disk.
     """
     unfinished = [path for path in list_checkpoints(directory) if not (path / MANIFEST).exists()]
     for path in unfinished:
@@ -270,7 +280,7 @@ def size_bytes(path: Path) -> int:
 
 
 def says_disk_is_full(error: BaseException) -> bool:
-    """Whether an error, of whichever library that wrote a file, means that there was no room."""
+    """Return whether an error means that the disk is full, whichever library raised it."""
     words = ("No space left", "os error 28", "Disk quota", "File too large")
     # torch.save says neither why nor where
     words += ("PytorchStreamWriter failed writing", "inline_container.cc")
@@ -284,8 +294,9 @@ def says_disk_is_full(error: BaseException) -> bool:
 
 
 def _file_names(path: Path) -> list[str]:
-    """The files of a checkpoint by their relative names; neither the manifest nor upstream's mark
-    is content.
+    """The files of a checkpoint by their relative names.
+
+    Neither the manifest nor upstream's mark is content.
     """
     found = [file for file in path.rglob("*") if file.is_file()]
     own = {MANIFEST, f"{MANIFEST}.tmp", INCOMPLETE}
@@ -295,7 +306,7 @@ def _file_names(path: Path) -> list[str]:
 
 
 def _describe(path: Path, *, flush: bool = False) -> list[int | str]:
-    """Return size in bytes and blake2b of a file, having brought it to the disk first if asked."""
+    """Return size in bytes and blake2b of a file, flushed to the disk first if asked."""
     digest, size = hashlib.blake2b(digest_size=16), 0
     buffer = memoryview(bytearray(_CHUNK_BYTES))
 
@@ -353,8 +364,9 @@ def _differs_from_manifest(path: Path, deep: bool) -> str | None:
 
 
 def _structure_fault(path: Path, deep: bool) -> str | None:
-    """What the files themselves give away: JSON that ends early, archives with a bad checksum,
-    missing shards.
+    """Return the damage that files show by themselves, or None.
+
+    JSON that ends early, archives with a bad checksum, missing shards.
     """
     try:
         _read_state(path)  # the Trainer writes it last
@@ -407,8 +419,9 @@ def _safetensors_is_whole(path: Path) -> bool:
 
 
 def _needed(path: Path) -> dict[str, bool]:
-    """What training goes on from, and whether it is there; sharded runs keep it in folders of their
-    own.
+    """What training goes on from, and whether it is there.
+
+    Sharded runs keep it in folders of their own.
     """
     deepspeed = any(path.glob("global_step*"))
     return {

@@ -30,9 +30,7 @@ def library_versions() -> dict[str, str]:
 
 
 def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
-    """Return processor, cores, memory in GiB, accelerators, and the device that this run computes
-    on.
-    """
+    """Return processor, cores, memory in GiB, accelerators, and the device in use."""
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": _cpu_name(),
@@ -48,8 +46,9 @@ def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Return the commit of the checkout that holds `folder`, with `-dirty` when files differ, or
-    None outside one.
+    """Return the commit of the checkout that holds `folder`, or None outside one.
+
+    With `-dirty` when files differ.
     """
 
     def git(*arguments: str) -> str | None:
@@ -107,8 +106,9 @@ def refuse_wrong_world_size(counted: int | None = None) -> int:
 
 
 def uses_deepspeed(args: Any) -> bool:
-    """Whether DeepSpeed trains: `accelerate launch` says so in the environment, and leaves
-    `args.deepspeed` None.
+    """Return whether DeepSpeed trains.
+
+    `accelerate launch` says so in the environment and leaves `args.deepspeed` None.
 
     Args:
         args: a TrainingArguments.
@@ -117,8 +117,9 @@ def uses_deepspeed(args: Any) -> bool:
 
 
 def uses_fsdp(args: Any) -> bool:
-    """Whether FSDP shards the model: `accelerate launch` says so in the environment, and leaves
-    `args.fsdp` None.
+    """Return whether FSDP shards the model.
+
+    `accelerate launch` says so in the environment and leaves `args.fsdp` None.
 
     Args:
         args: a TrainingArguments.
@@ -131,7 +132,7 @@ def uses_fsdp(args: Any) -> bool:
 
 
 def is_sharded(args: Any) -> bool:
-    """Whether no process has a whole model of its own, so that a forward pass needs all of them.
+    """Return whether the model is sharded, so that a forward pass needs all processes.
 
     Args:
         args: a TrainingArguments.

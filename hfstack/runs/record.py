@@ -1,5 +1,6 @@
-"""The content of run.json: what was run, with what, and what came out; how to read it and compare
-two of them.
+"""The content of run.json: what was run, with what, and what came out.
+
+How to read it and compare two of them.
 """
 
 import dataclasses
@@ -107,9 +108,7 @@ def read_run(directory: str | Path) -> RunRecord:
 def changed_settings(
     before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the old and the new value of each setting that changed, leaving out what does not
-    alter the result.
-    """
+    """Return the old and new value of each changed setting that alters the result."""
     old, new = _identity(before), _identity(now)
     missing = object()
     names = sorted(
@@ -121,16 +120,17 @@ def changed_settings(
 def settings_difference(
     before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
 ) -> list[str]:
-    """Name each setting that changed, as `learning_rate 0.001 -> 0.01`, leaving out what does not
-    alter the result.
-    """
+    """Name each changed setting that alters the result: `learning_rate 0.001 -> 0.01`."""
     return [
         f"{name} {old!r} -> {new!r}" for name, (old, new) in changed_settings(before, now).items()
     ]
 
 
 def _identity(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The settings that decide what a run computes, in one flat mapping, as JSON reads them back."""
+    """Return the settings that decide what a run computes, as one flat mapping.
+
+    As JSON reads them back.
+    """
     flat = {
         name: value
         for group in settings.values()
@@ -160,9 +160,7 @@ def changed_files(data: list[dict[str, Any]]) -> str | None:
 
 
 def describe_outputs(directory: Path) -> list[dict[str, Any]]:
-    """Return name, size and hash of each file that a finished run leaves at the top of its
-    directory.
-    """
+    """Return name, size and hash of each top-level file of a finished run."""
     paths = [
         path
         for path in sorted(directory.iterdir())
@@ -178,7 +176,7 @@ def describe_outputs(directory: Path) -> list[dict[str, Any]]:
 def changed_output(
     directory: Path, outputs: list[dict[str, Any]], names: Collection[str]
 ) -> str | None:
-    """The first of these files that is no longer what the run left, and how it differs, or None."""
+    """Return the first of these files that was changed since the run, and how, or None."""
     for file in outputs:
         path = directory / file["path"]
         if file["path"] not in names:
@@ -208,7 +206,9 @@ def describe_process() -> dict[str, Any]:
 def claim_directory(
     record: RunRecord, *, replace_own: bool, allowed: Collection[str]
 ) -> tuple[RunRecord | None, dict[str, tuple[Any, Any]]]:
-    """Make the output directory of a new run its own, or say whose it is; write nothing.
+    """Make the output directory of a new run its own, or say whose it is.
+
+    Write nothing.
 
     Args:
         record: the new run.
@@ -272,7 +272,7 @@ def claim_directory(
 def refuse_changes(
     before: RunRecord, now: RunRecord, allowed: Collection[str], *, place: Path
 ) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two runs and is allowed to, by name with old and new value.
+    """Return the allowed differences between two runs, by name with old and new value.
 
     Raises:
         CheckpointError: something else differs; the message shows each difference and how to accept
@@ -316,8 +316,9 @@ def _probe(directory: Path) -> None:
 
 
 def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
-    """A run that was killed leaves `running` behind; so does one that runs: tell them apart, or say
-    that we cannot.
+    """A run that was killed leaves `running` behind.
+
+    So does one that runs: tell them apart, or say that we cannot.
     """
     pid, host = owner.get("pid"), owner.get("host")
     if host != socket.gethostname():
@@ -340,7 +341,7 @@ def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
 
 
 def _alive(pid: int | None, started_ticks: int | None) -> bool:
-    """Whether another process with this id exists, and is not a later one that got the same id."""
+    """Return whether another process with this id exists, and is not a later one."""
     if pid is None or pid == os.getpid():
         return False
 

@@ -1,6 +1,4 @@
-"""From which checkpoint a run goes on, what it then adds up to, and what is left when the disk was
-full.
-"""
+"""Choose the checkpoint to resume from, and clear up after a full disk."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -25,8 +23,9 @@ logger = get_logger(__name__)
 def choose_checkpoint(
     record: RunRecord, asked: str | None, allowed: Collection[str]
 ) -> tuple[Path, int, dict[str, tuple[Any, Any]]] | None:
-    """Find the checkpoint to go on from; what is torn, or newer than the one that is named, is set
-    aside.
+    """Find the checkpoint to go on from.
+
+    What is torn, or newer than the one that is named, is set aside.
 
     Args:
         record: of the run that is starting.
@@ -73,9 +72,7 @@ def choose_checkpoint(
 
 
 def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
-    """Remove the checkpoint that could not be written, and return the one line that says what is
-    left.
-    """
+    """Remove the checkpoint that could not be written, and return an error for the user."""
     directory, strict = Path(record.output_dir), record.verified_checkpoints
     removed = remove_unfinished(directory) if strict else []
     newest = newest_checkpoint(directory, needs_manifest=strict)
@@ -94,8 +91,9 @@ def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
 def whole_train_loss(
     history: list[dict[str, Any]], resumed_step: int, last_step: int, loss: float
 ) -> float | None:
-    """Return the mean loss over all steps of a resumed run, of which the Trainer counts only the
-    resumed ones.
+    """Return the mean loss over all steps of a resumed run.
+
+    The Trainer counts only the steps after the resume.
 
     Args:
         history: the Trainer's log history.
@@ -120,7 +118,10 @@ def whole_train_loss(
 def _compare_with_its_run(
     path: Path, record: RunRecord, allowed: Collection[str]
 ) -> dict[str, tuple[Any, Any]]:
-    """Compare this run with the one whose checkpoint was named; return the allowed differences."""
+    """Compare this run with the one whose checkpoint was named.
+
+    Return the allowed differences.
+    """
     if not (path.parent / RUN_FILE).is_file():
         return {}
     other = read_run(path.parent)

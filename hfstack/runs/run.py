@@ -1,4 +1,4 @@
-"""The record of one run: `<output_dir>/run.json`, the only thing that later stages read.
+"""Record one run in `<output_dir>/run.json`, the only thing that later stages read.
 
     with Run.start(__file__, training_args.output_dir, model_args, data_args, training_args) as run:
         ...
@@ -6,7 +6,8 @@
     return run.metrics
 
 Leaving the block writes `finished`, `failed` (with the error) or `preempted`. Model cards, reports
-and scaling fits are functions of run.json, so none of them needs a live trainer."""
+and scaling fits are functions of run.json, so none of them needs a live trainer.
+"""
 
 import contextlib
 import dataclasses
@@ -251,8 +252,9 @@ class Run:
             raise Preempted(f"stopped; {self.output_dir} is marked preempted") from error
 
     def _close_checkpoints(self, error: BaseException | None) -> CheckpointError | None:
-        """Let a checkpoint that is being verified be finished; after a full disk, remove what was
-        half written.
+        """Let a checkpoint that is being verified be finished.
+
+        After a full disk, remove what was half written.
         """
         for finish in [] if self._stops_at_once else self._at_exit:
             try:
@@ -280,24 +282,22 @@ class Run:
         return self._training_args is not None and self._training_args.push_to_hub
 
     def at_exit(self, finish: Callable[[], None]) -> None:
-        """Have something finished before the last run.json is written, unless the run is stopped at
-        once.
-        """
+        """Call a function before the last run.json is written, unless stopped at once."""
         self._at_exit.append(finish)
 
     def expect_manifests(self) -> None:
-        """Note that each whole checkpoint of this run has a manifest from now on: one without is
-        torn.
-        """
+        """Record that whole checkpoints have a manifest from now on: one without is torn."""
         self.record.verified_checkpoints = True
         self._write()
 
     def defer_stop(self, defers: bool) -> None:
-        """While it defers, the first SIGTERM or Ctrl-C only sets `stop_asked`, so that a trainer
-        can save first.
+        """Set whether the first SIGTERM or Ctrl-C only sets `stop_asked`.
+
+        So that a trainer can save first.
 
         A SIGTERM that follows one within seconds is the same one: schedulers send it to every
-        process of a job, and launchers hand theirs on."""
+        process of a job, and launchers hand theirs on.
+        """
         self._defers_stop = defers
 
     def ask_to_stop(self) -> None:
@@ -322,7 +322,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The numbers of this run: plain floats and ints, each key documented in docs/metrics.md."""
+        """The numbers of this run, plain floats and ints; docs/metrics.md explains each."""
         return self.record.metrics
 
     def resume_point(self) -> str | None:
@@ -390,8 +390,9 @@ class Run:
             self.record_data(role, records)
 
     def record_data(self, role: str, records: Sequence[dict[str, Any]]) -> None:
-        """Note which data was read: its role (`train`, `eval`, `prompts`), files, sizes and content
-        hashes.
+        """Record which data was read: its role, files, sizes and content hashes.
+
+        Roles are `train`, `eval`, `prompts` and so on.
 
         Raises:
             CheckpointError: a resumed run would go on with other data than it began with.
@@ -416,12 +417,12 @@ class Run:
         self._write()
 
     def add_parent(self, directory: str | Path | None) -> None:
-        """Note a model, tokenizer or data directory that this run reads: its files, and the run
-        that wrote it.
+        """Record a folder that this run reads: its model files, and the run that wrote it.
 
         A Hub id, or a directory without a run.json, is no run; what identifies a local model is
         kept all the same, so that a finished run is not taken for this one when the model has
-        changed."""
+        changed.
+        """
         if directory is None or not Path(directory).is_dir():
             return
         folder = Path(directory)
@@ -443,9 +444,7 @@ class Run:
         self.record.tables[name] = {"columns": columns, "rows": rows}
 
     def add_artifact(self, name: str, path: str | Path) -> None:
-        """List a file of this run, by its path relative to the output directory, so that readers
-        may open it.
-        """
+        """List a file of this run, relative to the output directory, for readers to open."""
         relative = (
             os.path.relpath(self.output_dir / path, self.output_dir)
             if not Path(path).is_absolute()
@@ -454,8 +453,7 @@ class Run:
         self.record.artifacts[name] = relative or os.path.relpath(path, self.output_dir)
 
     def finish(self, metrics: dict[str, Any], trainer: Trainer | None = None) -> dict[str, float]:
-        """Record the metrics; with a trainer, save the model, the tokenizer and the Trainer's state
-        as well.
+        """Record the metrics; with a trainer, save the model, tokenizer and state as well.
 
         Raises:
             DivergedError: a loss is not a finite number, so that there is no model worth saving.
@@ -496,8 +494,9 @@ class Run:
         return self.metrics
 
     def _agree(self, decide: Callable[[], Any]) -> Any:
-        """Let rank 0 decide, and return or raise the same on every process: the others would see
-        its own files.
+        """Decide on rank 0, and return or raise the same on every process.
+
+        The others would see their own files.
         """
         outcome: list[Any] = [None, None]
         if self._rank == 0:

@@ -1,5 +1,4 @@
-"""Let trackers (`--report_to tensorboard wandb trackio`) take a resumed run for the run that it
-continues.
+"""Let trackers continue a run when it is resumed (tensorboard, wandb, trackio).
 
 Upstream gives each start of a process a name and a folder of its own, so that a resumed run looks
 like two, with the steps between the checkpoint and the end of the first process twice. What counts
@@ -8,7 +7,8 @@ stays trainer_state.json.
 TensorBoard can take back what it was told, so it forgets those steps and is told them again. wandb
 and trackio cannot: wandb's `resume_from` rewinds a run only on its servers and where they allow it,
 and trackio has nothing like it. They are not told again what they know already, which is the same
-number, since a resume takes the same steps."""
+number, since a resume takes the same steps.
+"""
 
 import json
 import os
@@ -42,7 +42,7 @@ _given: set[str] = set()  # run names and variables that were set here, and not 
 
 @contextmanager
 def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> Iterator[None]:
-    """Give the trackers of a block the run's name, its id and a folder that a resume finds again.
+    """Give the trackers of a block the run's name, id and folder, which a resume finds.
 
     What the user has set (`--run_name`, TENSORBOARD_LOGGING_DIR, WANDB_RUN_ID ...) is left as it
     is. A run inside another one, such as a rung of a ladder, is tracked as a run of its own.
@@ -97,8 +97,7 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
 
 
 def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = False) -> None:
-    """Prepare the trackers for a run that goes on after a step, and takes those that were logged
-    beyond it again.
+    """Prepare the trackers for a run that resumes at a step before what they logged.
 
     Call it inside `tracked`, before the Trainer is built.
 
@@ -125,7 +124,7 @@ def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = Fa
 
 
 class Told:
-    """What the trackers of a run know: everything up to a step, and of that step these names.
+    """What the trackers know: everything up to a step, and some names of that step.
 
     Args:
         file: where it is kept for the next process.
@@ -141,7 +140,7 @@ class Told:
         self.at_end: list[Callable[[], None]] = []
 
     def begin(self) -> None:
-        """Read what earlier processes have told, once it is known whether that still counts."""
+        """Read what earlier processes logged, once it is known whether that still counts."""
         if self._begun:
             return
         self._begun = True
@@ -192,9 +191,7 @@ class Told:
 
 
 def _once(known: Any, told: Told) -> type[TrainerCallback]:
-    """Return upstream's callback of a tracker, which leaves out what the tracker knows from an
-    earlier process.
-    """
+    """Return a tracker's callback of upstream that leaves out what was logged before."""
     # a run inside another one does not ask for that one's steps
     upstream: Any = getattr(known, "upstream", known)
 
@@ -233,8 +230,9 @@ def _once(known: Any, told: Told) -> type[TrainerCallback]:
             control: TrainerControl,
             **kwargs: Any,
         ) -> None:
-            """Leave the run open for what is measured after training: TRL's own log calls fail on a
-            closed one.
+            """Leave the tracker's run open for what is measured after training.
+
+            TRL's own log calls fail on a closed one.
             """
             told.at_end.append(lambda: upstream.on_train_end(self, args, state, control, **kwargs))
 
@@ -243,8 +241,9 @@ def _once(known: Any, told: Told) -> type[TrainerCallback]:
 
 
 def _end_wandb(args: TrainingArguments, *, failed: bool) -> None:
-    """End wandb's run with ours; by itself it ends with the process, and takes the next run for the
-    same one.
+    """End wandb's run with ours.
+
+    By itself it ends with the process, and takes the next run for the same one.
 
     It also reads the environment once a process, unless it is torn down.
     """

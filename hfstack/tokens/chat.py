@@ -1,6 +1,4 @@
-"""Conversations as text and token ids: render a chat template, encode a prompt, find where a turn
-ends.
-"""
+"""Render conversations, encode prompts, and find the tokens that end a turn."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -44,8 +42,9 @@ _ANSWER = (
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template writes after the assistant's answer; None without a template
-    or such a token.
+    """The token that the chat template writes after the assistant's answer.
+
+    None without a template or such a token.
     """
     if tokenizer.chat_template is None:
         return None
@@ -57,9 +56,7 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Add the end of a turn to the ids at which the model's generation stops, and return all of
-    them.
-    """
+    """Add the end of a turn to the ids at which generation stops, and return all."""
     settings = cast(Any, model.generation_config)
     listed = settings.eos_token_id
     ends = [
@@ -78,7 +75,10 @@ def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]] | str) -> list[int]:
-    """Return the tokens that a model reads before it answers: of a conversation, or of plain text."""
+    """Return the token ids that a model reads before it answers.
+
+    Of a conversation, or of plain text.
+    """
     if isinstance(prompt, str):
         ids = cast(list[int], tokenizer(prompt)["input_ids"])
         return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
@@ -86,8 +86,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]] 
 
 
 def read_template(name: str) -> str:
-    """Return a chat template (.jinja or .j2) by its path, or one of the shipped ones by its file
-    name.
+    """Return a chat template by its path, or a shipped one by its file name.
+
+    A path ends in .jinja or .j2.
 
     Raises:
         ConfigError: there is no such file.
@@ -107,8 +108,9 @@ def _template(
 
 
 def text_of(prompt_or_completion: Any) -> str:
-    """The text of a completion or prompt, whether plain or a conversation (its messages, one a
-    paragraph).
+    """Return the text of a prompt or completion, plain or a conversation.
+
+    The messages of a conversation become paragraphs.
     """
     if isinstance(prompt_or_completion, str):
         return prompt_or_completion

@@ -1,5 +1,6 @@
-"""Documents to token ids, fast: byte-level BPE tokenizers run on tiktoken, which applies the same
-merges 4-5x faster.
+"""Encode documents fast: byte-level BPE runs on tiktoken with the same merges.
+
+4 to 5 times as fast as the tokenizer itself.
 
 tiktoken merges any two neighbours whose bytes together are a token, at the rank of that token; the
 `tokenizers` library merges the listed pairs only. The two agree when every token, spelled out in
@@ -8,7 +9,8 @@ everything else that tiktoken has no equal of. A tokenizer that cannot be mirror
 own library, and the log says why.
 
 Strings of added tokens (`<|endoftext|>`, `<|user|>`, ...) inside a document become what the
-tokenizer itself makes of them: such documents, which are rare, are handed to it."""
+tokenizer itself makes of them: such documents, which are rare, are handed to it.
+"""
 
 import json
 import re
@@ -41,9 +43,7 @@ _SPLITS = {_LLAMA3_SPLIT: _LLAMA3_SPLIT, _QWEN2_SPLIT: _QWEN2_SPLIT}
 
 
 class DocumentEncoder:
-    """Token ids of documents, each followed by the end-of-text id, equal to the tokenizer's own
-    ids.
-    """
+    """Encode documents, each followed by the end-of-text id, as the tokenizer would."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sample: Sequence[str] = ()) -> None:
         """Choose the engine.
@@ -78,8 +78,9 @@ class DocumentEncoder:
         return "tokenizers" if self._encoding is None else "tiktoken"
 
     def encode(self, documents: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids (N,) uint32 of all documents, and (D,) int64 the index just past each
-        document's eos.
+        """Return the ids (N,) uint32 of all documents, and the end (D,) int64 of each.
+
+        An end is the index just past the document's eos.
         """
         if self._encoding is None:
             return self._encode_with_tokenizer(documents)
@@ -160,9 +161,7 @@ class DocumentEncoder:
     def _encode_mixed(
         self, documents: list[str], special: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Encode the documents numbered `special` with the tokenizer itself and the rest with
-        tiktoken, in order.
-        """
+        """Encode the `special` documents with the tokenizer, the rest with tiktoken."""
         chosen = set(special)
         plain = [index for index in range(len(documents)) if index not in chosen]
         encoded = [self._encode_with_tokenizer([documents[index] for index in special])]
@@ -189,7 +188,7 @@ class DocumentEncoder:
 
 
 def _drops_unknown(core: Tokenizer) -> bool:
-    """Whether the tokenizer leaves out, without a word, characters that it has no token for."""
+    """Return whether the tokenizer silently drops characters that it has no token for."""
     settings = json.loads(core.to_str())
     model = settings["model"]
     return model["type"] == "BPE" and not model["unk_token"] and settings["normalizer"] is None
@@ -220,8 +219,9 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the id of the bos token when the tokenizer puts it before a text by itself (Llama's
-    does), else None.
+    """Return the bos id when the tokenizer puts it before a text itself, else None.
+
+    Llama's does.
     """
     bos = cast(int | None, tokenizer.bos_token_id)
     if bos is None or bos == tokenizer.eos_token_id:
@@ -231,8 +231,7 @@ def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def private_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """Return a copy of the tokenizer's Rust core that neither truncates nor pads, whatever calls
-    came before.
+    """Return a copy of the tokenizer's Rust core that neither truncates nor pads.
 
     Raises:
         DataError: the tokenizer is written in Python and has no such core.
@@ -281,8 +280,9 @@ def mirror_reason(core: Tokenizer) -> str | None:
 
 
 def _unfaithful_token(core: Tokenizer, model: dict[str, Any]) -> str | None:
-    """Find a token that the listed merges do not build from its own bytes: there tiktoken would
-    differ.
+    """Return a token that its merges do not build from its bytes, or None.
+
+    tiktoken would differ there.
     """
     products = ["".join(pair) for pair in model["merges"]]
     if model["ignore_merges"]:
@@ -303,7 +303,7 @@ def _unfaithful_token(core: Tokenizer, model: dict[str, Any]) -> str | None:
 
 
 def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
-    """Return tiktoken's pattern for a byte-level pre-tokenizer, or None when there is no equal one."""
+    """Return tiktoken's pattern for a byte-level pre-tokenizer, or None."""
     match pre_tokenizer:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
             return _GPT2_SPLIT
@@ -325,9 +325,7 @@ def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
 
 
 def _ranks_and_ids(model: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
-    """Return tiktoken's ranks (bytes first, then merges in order) and the tokenizer's id of each
-    rank.
-    """
+    """Return tiktoken's ranks (bytes, then merges) and the tokenizer's id of each."""
     ranks = {bytes([byte]): byte for byte in range(256)}
     ids = [model["vocab"][_BYTE_TO_CHARACTER[byte]] for byte in range(256)]
 
@@ -343,8 +341,9 @@ def _ranks_and_ids(model: dict[str, Any]) -> tuple[dict[bytes, int], list[int]]:
 
 
 def _byte_characters() -> dict[int, str]:
-    """Map each byte to the visible character that byte-level BPE writes it as (GPT-2, Radford et
-    al. 2019).
+    """Map each byte to the character that byte-level BPE shows it as.
+
+    GPT-2, Radford et al. 2019.
     """
     visible = [
         *range(ord("!"), ord("~") + 1),

@@ -1,4 +1,4 @@
-"""What ends a text, what pads it, and which label the loss leaves out: one place for all tasks."""
+"""Name what ends a text, what pads it, and which label the loss ignores."""
 
 from typing import Any
 
@@ -15,9 +15,7 @@ def as_token_ids(value: int | list[int] | None) -> list[int]:
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that end a generated text: those of the model's settings, then the tokenizer's
-    eos.
-    """
+    """Return the ids that end a generated text: the model's own, then the tokenizer's."""
     settings: Any = model.generation_config
     listed = as_token_ids(getattr(settings, "eos_token_id", None))
     own: Any = tokenizer.eos_token_id
@@ -25,8 +23,9 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id that fills up a batch for generation; masked, so that any id will do without a
-    pad token.
+    """Return the id that fills up a batch for generation.
+
+    Masked, so that any id will do without a pad token.
     """
     candidates: list[Any] = [
         tokenizer.pad_token_id,

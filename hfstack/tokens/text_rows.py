@@ -1,5 +1,6 @@
-"""Rows of one text or a pair as the token ids that a classifier reads; what is empty or too long is
-counted and said.
+"""Rows of one text or a pair as the token ids that a classifier reads.
+
+What is empty or too long is counted and said.
 
 Legend: B rows of a batch, T tokens of the longest, C outputs of a model.
 """
@@ -25,12 +26,12 @@ def encode_texts(
     *,
     max_length: int | None,
 ) -> list[dict[str, list[int]]]:
-    """Return `input_ids`, and `token_type_ids` where the model has segments, for each text or pair
-    of texts.
+    """Return `input_ids` of each text or pair, and `token_type_ids` where used.
 
     A tokenizer with separators joins a pair in its own way (`[CLS] a [SEP] b [SEP]`); for one
     without, as of most causal models, a newline stands between. Of a pair that is too long the
-    longer text is cut."""
+    longer text is cut.
+    """
     if pairs is not None and tokenizer.sep_token_id is None:
         texts, pairs = [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)], None
     if not texts:
@@ -59,8 +60,7 @@ def read_texts(
     first_row: int = 1,
     name: str = "row",
 ) -> tuple[list[str], list[str] | None, list[int]]:
-    """Return the texts, the second texts or None, and the indices of rows where one of them is
-    empty.
+    """Return the texts, the second texts or None, and the indices of rows with none.
 
     Args:
         rows: columns by name.
@@ -101,7 +101,7 @@ def usable_rows(
     skip_empty: bool,
     name: str,
 ) -> list[int]:
-    """Return the indices of the rows to use, and log how many are cut, dropped or skipped.
+    """Return the indices of the rows to use, and log what is truncated or left out.
 
     Args:
         encoded: the rows without any cut.
@@ -147,8 +147,7 @@ def usable_rows(
 
 
 def choose_max_length(asked: int | None, *limits: int | None) -> int | None:
-    """Return the tokens that a text may have: what was asked for, or the least limit of model and
-    tokenizer.
+    """Return the longest text in tokens: as asked, or the limit of model and tokenizer.
 
     Raises:
         ConfigError: more was asked for than the model reads, or less than anything fits into.
@@ -168,9 +167,7 @@ def choose_max_length(asked: int | None, *limits: int | None) -> int | None:
 
 
 def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Return a batch padded on the right to its longest row: ids, mask, and the segments and labels
-    of the rows.
-    """
+    """Return a batch padded on the right: ids, mask, and the rows' segments and labels."""
     width = max(len(row["input_ids"]) for row in rows)
     tokens = torch.full((len(rows), width), pad_token_id)  # (B, T)
     batch = {"input_ids": tokens, "attention_mask": torch.zeros_like(tokens)}

@@ -1,4 +1,4 @@
-"""Train a tokenizer on your own text and measure it: byte-level BPE, WordPiece or Unigram.
+"""Train a byte-level BPE, WordPiece or Unigram tokenizer, and measure it.
 
     bpe        the choice for language models: any text round-trips, nothing is ever unknown (GPT-2,
     Llama 3) unigram    SentencePiece's algorithm (Kudo 2018); characters never seen in training
@@ -191,9 +191,7 @@ def measure_tokenizer(
 
 
 class _CountedTexts:
-    """Passes texts on, and knows afterwards whether there were any and of how many different
-    characters.
-    """
+    """Pass texts on, and count them and their different characters."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
@@ -344,9 +342,7 @@ def _alphabet_too_large(kind: Kind, vocab_size: int, needed: int, characters: in
 def _wrap(
     core: Tokenizer, kind: Kind, extra: list[str], *, lowercase: bool, model_max_length: int | None
 ) -> PreTrainedTokenizerFast:
-    """Dress a trained core so that AutoTokenizer loads it with its special tokens and chat
-    template.
-    """
+    """Wrap a trained core so that AutoTokenizer loads it, with its chat template."""
     tokenizer: PreTrainedTokenizerFast
     if kind == "wordpiece":
         tokenizer = BertTokenizer(

@@ -1,5 +1,6 @@
-"""Where words begin among token ids: what whole-word masking needs to know, from the vocabulary
-alone.
+"""Find where words begin among token ids, from the vocabulary alone.
+
+That is what whole-word masking needs to know.
 
 A token's spelling says whether it can go on with the word before it: `##ing` of WordPiece does,
 `Ġthe` of a byte-level BPE and `▁the` of SentencePiece do not, and `ing` does where letters or
@@ -67,8 +68,9 @@ class WordStarts:
                 self.joins[index] = token[-1:].isalnum() and not _OWN_WORD.match(token[-1:])
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Return (B, T) bool, true where a token of `rows` (B, T) begins a word; the first of a row
-        always does.
+        """Return (B, T) bool, true where a token of `rows` (B, T) begins a word.
+
+        The first of a row always does.
         """
         starts = self.always[rows]  # (B, T)
         starts[:, 1:] |= ~self.joins[rows[:, :-1]]
@@ -77,9 +79,7 @@ class WordStarts:
 
 
 def _byte_token(token: str) -> tuple[bool, bool]:
-    """Return whether a token of a byte-level BPE always begins a word, and whether its end can go
-    on.
-    """
+    """Return whether a byte-level token always begins a word, and whether it may go on."""
     spelled = bytes(CHARACTER_TO_BYTE.get(character, 0x20) for character in token)
     text = spelled.decode(errors="ignore")
     inside_character = 0x80 <= spelled[0] < 0xC0  # a continuation byte of UTF-8
@@ -94,8 +94,7 @@ def _byte_token(token: str) -> tuple[bool, bool]:
 
 
 def given_word_starts(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return (n,) bool, true where a token begins a word, words being what white space separates in
-    the text.
+    """Return (n,) bool, true where a token begins a word separated by white space.
 
     Chinese text that a segmenter has written with spaces keeps its words this way, although
     WordPiece drops the spaces and makes each character a token.

@@ -21,8 +21,9 @@ from hfstack.training.divergence import StepWatch, gradient_norm
 
 
 class Throughput(TrainerCallback):
-    """Add `tokens_per_s` and `mfu`, model-FLOPs utilisation (Chowdhery et al. 2022, appendix B), to
-    training logs.
+    """Log `tokens_per_s` and `mfu`, model-FLOPs utilisation.
+
+    Chowdhery et al. 2022, appendix B.
 
     Args:
         tokens_per_step: tokens of one optimizer step over all processes, on average over an epoch.
@@ -44,13 +45,13 @@ class Throughput(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock, so that evaluation, saving and sampling between steps do not count."""
+        """Start the clock, so that evaluation, saving and sampling do not count."""
         self._step_began = time.perf_counter()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop the clock; the very first step pays for warm-up and is left out of the total."""
+        """Stop the clock; the first step pays for warm-up and is left out of the total."""
         assert self._step_began is not None
         seconds = time.perf_counter() - self._step_began
         self._steps += 1
@@ -84,7 +85,7 @@ class Throughput(TrainerCallback):
 
 
 class DerivedMetrics(TrainerCallback):
-    """Add what follows from the evaluation loss, such as `perplexity`, beside each `eval_loss`.
+    """Log what follows from the evaluation loss, such as `perplexity`.
 
     Args:
         derive: called with the loss in nats per token, returns the numbers by name.
@@ -103,11 +104,11 @@ class DerivedMetrics(TrainerCallback):
 
 
 class StopOnDivergence(TrainerCallback):
-    """Stop at the first loss or gradient that is not a finite number, before the optimizer takes
-    it.
+    """Stop at the first non-finite loss or gradient, before the optimizer.
 
     With fp16 an infinite gradient is part of the loss scaling, and DeepSpeed steps by itself: there
-    the loss alone is looked at in each step, and the gradient where it is logged."""
+    the loss alone is looked at in each step, and the gradient where it is logged.
+    """
 
     def __init__(self) -> None:
         self._watch: StepWatch | None = None
@@ -115,7 +116,10 @@ class StopOnDivergence(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Watch what the model reads, except through torch.compile, which a hook would break up."""
+        """Watch what the model reads, except through torch.compile.
+
+        A hook would break the graph.
+        """
         if not args.torch_compile:
             self._watch = StepWatch(kwargs["model"])
 
@@ -190,7 +194,9 @@ class StopOnDivergence(TrainerCallback):
 
 
 class SampleTable(TrainerCallback):
-    """Write completions of fixed prompts to `samples.jsonl` at every evaluation, and at the end.
+    """Save completions of fixed prompts to `samples.jsonl` at each evaluation.
+
+    And at the end.
 
     Args:
         path: the file; rows are {"step", "prompt", "completion"}.
@@ -205,8 +211,9 @@ class SampleTable(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget the samples of steps that a resume takes again; a run without samples has an empty
-        file.
+        """Forget the samples of steps that a resume takes again.
+
+        A run without samples has an empty file.
         """
         if state.is_world_process_zero:
             self.path.touch()
@@ -227,7 +234,7 @@ class SampleTable(TrainerCallback):
         self._take(args, state, kwargs["model"])
 
     def _take(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
-        """Sample with the weights as they are now, leaving the random state of training untouched."""
+        """Sample with the current weights, without touching training's random state."""
         if not state.is_world_process_zero or state.global_step == self._last_step:
             return
         self._last_step = state.global_step
@@ -249,7 +256,7 @@ class SampleTable(TrainerCallback):
 
 
 class StopWhenAsked(TrainerCallback):
-    """On SIGTERM or Ctrl-C finish the step, save a checkpoint and end the run as preempted.
+    """On SIGTERM or Ctrl-C, finish the step, save, and end the run as preempted.
 
     Args:
         run: the run whose signals are handled.
@@ -276,9 +283,7 @@ class StopWhenAsked(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The signal may come during a long evaluation: save right after it, and not one step
-        later.
-        """
+        """Save right after a long evaluation in which the signal came."""
         if self._all_stop(args):
             control.should_save = args.save_strategy != SaveStrategy.NO
             control.should_training_stop = True
@@ -286,7 +291,7 @@ class StopWhenAsked(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave by an exception, so that nothing after training takes the model for a finished one."""
+        """Raise, so that nothing after training takes the model for a finished one."""
         self.run.defer_stop(False)
         if self.run.stop_asked:
             raise Preempted(
@@ -294,8 +299,9 @@ class StopWhenAsked(TrainerCallback):
             )
 
     def _all_stop(self, args: TrainingArguments) -> bool:
-        """Whether any process was asked: all stop at one step, or those that go on would wait
-        forever.
+        """Return whether any process was asked to stop, so that all stop at one step.
+
+        Those that continued would wait forever.
 
         A signal that comes while they agree counts at the next step, on every process.
         """
@@ -309,8 +315,6 @@ class StopWhenAsked(TrainerCallback):
 
 
 def _add(state: TrainerState, logs: dict[str, Any], numbers: dict[str, float]) -> None:
-    """Put numbers into the log line that the trackers see and into the history, which was appended
-    just before.
-    """
+    """Add numbers to the current log line of the trackers and the history."""
     logs.update(numbers)
     state.log_history[-1].update(numbers)

@@ -1,10 +1,10 @@
-"""A Trainer callback that makes each checkpoint verifiable, and keeps no more of them than asked,
-the good ones first.
+"""Verify each checkpoint, and keep only as many as asked, whole ones first.
 
 The Trainer rotates and pushes before it tells anybody that it has saved, so a good checkpoint can
 be deleted for one that turns out torn. Here the order is: remove the pickled settings, bring
 everything to the disk, write the manifest, delete what is too old, let others push. Training waits
-for the first only; the rest runs beside the next steps."""
+for the first only; the rest runs beside the next steps.
+"""
 
 import threading
 import time
@@ -42,7 +42,7 @@ _OPTIMIZER_SETTINGS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta
 
 
 def protect(run: Run, push: Sequence[Callable[[Path], None]] = ()) -> list[TrainerCallback]:
-    """Return the callbacks that every training recipe ends its list with, so that no run is lost.
+    """Return the callbacks that keep a run from being lost, for every training recipe.
 
     They stop at a loss or gradient that is no finite number, save when the process is asked to
     stop, and see to it that each checkpoint can be verified.
@@ -55,8 +55,9 @@ def protect(run: Run, push: Sequence[Callable[[Path], None]] = ()) -> list[Train
 
 
 def wait_for_checkpoints() -> None:
-    """Return when no checkpoint of this process is being verified, so that none is deleted
-    meanwhile.
+    """Wait until no checkpoint of this process is being verified.
+
+    So that none is deleted meanwhile.
     """
     for thread in threading.enumerate():
         if thread.name == _WORKER:
@@ -64,8 +65,9 @@ def wait_for_checkpoints() -> None:
 
 
 class ContinueCounts(TrainerCallback):
-    """Let `num_tokens` go on after a resume: TRL 1.16 keeps the count in no checkpoint and begins
-    at 0 again.
+    """Continue `num_tokens` after a resume.
+
+    TRL 1.16 keeps the count in no checkpoint and begins at 0.
     """
 
     def __init__(self) -> None:
@@ -84,9 +86,7 @@ class ContinueCounts(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Add what was counted before, unless this trainer's first count after the resume contains
-        it already.
-        """
+        """Add the earlier count, unless the first count after a resume includes it."""
         logs = kwargs["logs"]
         for name in ("num_tokens", "eval_num_tokens"):
             if name not in logs or not self._before:
@@ -106,7 +106,9 @@ class ContinueCounts(TrainerCallback):
 
 
 class KeepCheckpoints(TrainerCallback):
-    """Verify, rotate and hand on every checkpoint; place it last in a Trainer's list of callbacks.
+    """Verify, rotate and hand on every checkpoint.
+
+    Place it last in a Trainer's list of callbacks.
 
     Args:
         run: the run whose directory holds the checkpoints.
@@ -138,8 +140,9 @@ class KeepCheckpoints(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take rotation and pushing over from the Trainer, and see that two checkpoints fit on the
-        disk.
+        """Take rotation and pushing over from the Trainer, and check the disk.
+
+        Two checkpoints must fit.
         """
         self._limit, args.save_total_limit = args.save_total_limit, None
         self._pushed_upstream, args.push_to_hub = args.push_to_hub, False
@@ -166,18 +169,14 @@ class KeepCheckpoints(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The Trainer takes a step even when a resumed run has none left: let that one change no
-        weight.
-        """
+        """Undo the step that the Trainer takes even when a resumed run has none left."""
         if self._nothing_left:
             kwargs["model"].zero_grad(set_to_none=True)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Log wherever a checkpoint is due, so that a resumed run logs the same numbers as one that
-        never stopped.
-        """
+        """Log at each checkpoint, so that a resumed run logs the same numbers."""
         if self._nothing_left:
             state.global_step, state.epoch, state.num_input_tokens_seen = self._reached
             _leave(control)
@@ -198,7 +197,9 @@ class KeepCheckpoints(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin to verify what was just saved; the one before has been by now, or is waited for.
+        """Begin to verify what was just saved.
+
+        The one before has been by now, or is waited for.
 
         Raises:
             CheckpointError: a process wrote its part where the first one cannot see it, or the one
@@ -264,9 +265,7 @@ class KeepCheckpoints(TrainerCallback):
             ) from fault
 
     def _verify(self, path: Path, args: TrainingArguments, step: int, best: str | None) -> None:
-        """Write the manifest, delete old checkpoints, push: in this order, and in a thread of its
-        own.
-        """
+        """Write the manifest, delete old checkpoints, push, in this order and a thread."""
         try:
             write_manifest(
                 path, step=step, world_size=args.world_size, settings=_optimizer_settings(args)
@@ -291,9 +290,7 @@ def _leave(control: TrainerControl) -> None:
 
 
 def _see_every_part(path: Path, args: TrainingArguments) -> None:
-    """Wait until every process has written its part, and see from the first that each part is
-    there.
-    """
+    """Wait until every process has saved its part, and check that each is there."""
     if args.world_size == 1:
         return
     # while a process still writes, its folder also holds files of names that pass
@@ -337,8 +334,9 @@ def _optimizer_settings(args: TrainingArguments) -> dict[str, float]:
 def _follow_settings(
     args: TrainingArguments, checkpoint: Path, optimizer: Any, scheduler: Any
 ) -> None:
-    """Let the settings win over the optimizer's saved state, which would silently keep the old
-    learning rate.
+    """Apply the settings over the optimizer's saved state.
+
+    It would silently keep the old learning rate.
     """
     now, before = _optimizer_settings(args), read_settings(checkpoint)
     changed = [name for name in before if name in now and before[name] != now[name]]
@@ -368,8 +366,9 @@ def _follow_settings(
 
 
 def _count_saved(model: torch.nn.Module) -> int:
-    """Count the parameters that a checkpoint holds: an adapter's own, or all of a model; shards
-    count whole.
+    """Count the parameters of a checkpoint: an adapter's own, or all of a model.
+
+    Shards count whole.
     """
     only_trained = hasattr(model, "peft_config")
     return sum(

@@ -1,9 +1,9 @@
-"""What trains silently wrong, looked for before the first step: each rule says what is wrong and
-what to do, or None.
+"""Rules for what trains silently wrong; each returns a problem or None.
 
 A rule takes plain values (a tokenizer, token ids, labels, texts, counts) and knows nothing of
 recipes, so it can be asked anywhere. A recipe collects the answers and hands them to `preflight`,
-which refuses to train on any fault."""
+which refuses to train on any fault.
+"""
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
@@ -40,8 +40,10 @@ def preflight(results: dict[str, str | None]) -> None:
 
 
 def pad_is_not_eos(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] = ()) -> str | None:
-    """Padding is masked out of the loss, and an end token that pads is masked with it: the model
-    never learns to stop.
+    """Check that the pad token ends nothing.
+
+    Padding is masked out of the loss, and an end token that pads with it: the model never learns to
+    stop.
 
     Args:
         end_ids: further tokens that end a text or a turn, such as those of the model's generation
@@ -64,7 +66,7 @@ def pad_is_not_eos(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] 
 def labels_reach_eos(
     labels: Iterable[Sequence[int]], end_ids: Collection[int], *, share: float = 0.1
 ) -> str | None:
-    """The end of an answer must be among the scored tokens, or the model is never taught to stop.
+    """Check that the end of an answer is scored, or the model never learns to stop.
 
     Args:
         labels: rows of labels, -100 where nothing is scored.
@@ -88,8 +90,9 @@ def labels_reach_eos(
 
 
 def no_double_bos(rows: Iterable[Sequence[int]], bos_id: int | None) -> str | None:
-    """A second bos is a beginning that the model has never seen and will not see again when it is
-    used.
+    """Check for a doubled bos, which the model has never seen.
+
+    It will not see it again when it is used.
 
     Args:
         rows: token ids as the model will read them.
@@ -109,7 +112,10 @@ def no_double_bos(rows: Iterable[Sequence[int]], bos_id: int | None) -> str | No
 
 
 def some_label_is_scored(labels: Iterable[Sequence[int]]) -> str | None:
-    """A row whose labels are all masked has loss 0 and teaches nothing (huggingface/trl#6668)."""
+    """Check that some label of each row is scored (huggingface/trl#6668).
+
+    A row whose labels are all masked has loss 0 and teaches nothing.
+    """
     total, masked = 0, []
     for number, row in enumerate(labels, 1):
         total += 1
@@ -126,8 +132,9 @@ def some_label_is_scored(labels: Iterable[Sequence[int]]) -> str | None:
 def embedding_covers_tokenizer(
     embedding_rows: int, tokenizer: PreTrainedTokenizerBase
 ) -> str | None:
-    """An id without an embedding row crashes on a CPU, and on a GPU it may read another row's
-    memory.
+    """Check that each id has an embedding row.
+
+    Without one it crashes on a CPU, and on a GPU it may read another row's memory.
     """
     largest = max(tokenizer.get_vocab().values())
     if largest < embedding_rows:
@@ -139,8 +146,9 @@ def embedding_covers_tokenizer(
 
 
 def template_marks_generation(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Loss on the assistant's turns needs to know which tokens are the assistant's, its end of turn
-    among them.
+    """Check that the template marks the assistant's tokens, the end of turn included.
+
+    Loss on the assistant's turns needs it.
     """
     template = tokenizer.chat_template
     if template is None:
@@ -166,8 +174,9 @@ def template_marks_generation(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def train_and_eval_are_disjoint(
     train_texts: Iterable[str], eval_texts: Iterable[str]
 ) -> str | None:
-    """A row that was trained on says nothing about rows that were not. Texts are compared whole, by
-    their hashes.
+    """Check that no train row is held out as well.
+
+    Texts are compared whole, by their hashes.
     """
     held_out = {_digest(text) for text in eval_texts}
     shared = sum(_digest(text) in held_out for text in train_texts)
@@ -177,7 +186,7 @@ def train_and_eval_are_disjoint(
 
 
 def prompts_fit_context(lengths: Iterable[int], limit: int) -> str | None:
-    """A prompt that fills the context leaves no token of the answer to learn or to write.
+    """Check that prompts leave room in the context for an answer.
 
     Args:
         lengths: tokens of each prompt.
@@ -197,7 +206,10 @@ def prompts_fit_context(lengths: Iterable[int], limit: int) -> str | None:
 
 
 def labels_in_range(labels: Iterable[int], num_labels: int) -> str | None:
-    """A class label outside 0 .. num_labels - 1 crashes on a CPU and is undefined on a GPU."""
+    """Check that class labels lie in 0 .. num_labels - 1.
+
+    Others crash on a CPU and are undefined on a GPU.
+    """
     wrong = [
         (number, label) for number, label in enumerate(labels, 1) if not 0 <= label < num_labels
     ]
@@ -212,8 +224,9 @@ def labels_in_range(labels: Iterable[int], num_labels: int) -> str | None:
 
 
 def chosen_differs_from_rejected(chosen: Iterable[Any], rejected: Iterable[Any]) -> str | None:
-    """Two equal answers have no better one: the loss is a constant, and accuracy on the pair is a
-    coin toss.
+    """Check that chosen and rejected differ.
+
+    For equal answers the loss is a constant, and accuracy is a coin toss.
     """
     equal = [
         number
@@ -226,8 +239,9 @@ def chosen_differs_from_rejected(chosen: Iterable[Any], rejected: Iterable[Any])
 
 
 def head_is_saved(saved_names: Iterable[str], head_names: Collection[str]) -> str | None:
-    """A reward model's head is new: an adapter that is saved without it comes back with a random
-    one (trl#1379).
+    """Check that a reward model's new head is saved with its adapter (trl#1379).
+
+    Otherwise it comes back with random weights.
 
     Args:
         saved_names: names of the tensors that will be saved.
@@ -240,8 +254,7 @@ def head_is_saved(saved_names: Iterable[str], head_names: Collection[str]) -> st
 
 
 def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str | None:
-    """The mean over a batch must not change when the batch is read in parts
-    (huggingface/transformers#37766).
+    """Check that the loss of a batch is the same in parts (transformers#37766).
 
     Args:
         whole_loss: loss of one batch, read at once.
@@ -259,8 +272,7 @@ def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str |
 def packed_documents_are_isolated(
     alone: torch.Tensor, packed: torch.Tensor, *, tolerance: float = 1e-2
 ) -> str | None:
-    """A document must be read in a packed row as it is read alone, or it learns from its
-    neighbours.
+    """Check that packed documents are read as if alone, not with their neighbours.
 
     Args:
         alone: (T, V) logits of a document by itself.

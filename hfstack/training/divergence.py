@@ -1,5 +1,4 @@
-"""See a loss or a gradient that is no finite number, or a loss that jumps, before the optimizer
-takes it.
+"""Detect non-finite losses and gradients, and loss spikes, before the optimizer.
 
 Legend: B rows of a micro-batch, T tokens, M micro-batches of a step.
 """
@@ -34,7 +33,7 @@ _SEARCHED_AT_ONCE = 256
 
 
 class StepWatch:
-    """Holds what one optimizer step read and what it lost, by hooks on the model's forward pass.
+    """Keep what one optimizer step read and its losses, by hooks on the forward pass.
 
     Nothing is copied and nothing is read back from the device until somebody asks.
 
@@ -57,15 +56,17 @@ class StepWatch:
         self._handle.remove()
 
     def losses(self) -> torch.Tensor | None:
-        """The losses (M,) that the model itself returned in this step; None when the trainer
-        computes them outside.
+        """The losses (M,) that the model itself returned in this step.
+
+        None when the trainer computes them outside.
         """
         found = [loss.detach().float().reshape(()) for _, loss in self._batches if loss is not None]
         return torch.stack(found) if found else None
 
     def describe_rows(self, tokenizer: Any, dataset: Any = None) -> str:
-        """Show the rows of this step, of the micro-batches without a finite loss or else of all:
-        how each begins.
+        """Describe how the rows of this step begin.
+
+        Those of the micro-batches without a finite loss, or else all.
 
         Args:
             tokenizer: turns ids into text; ids are shown where it is none.
@@ -112,9 +113,7 @@ class StepWatch:
 
 
 def gradient_norm(model: torch.nn.Module) -> torch.Tensor | None:
-    """Return the 2-norm () over all gradients as they are now, or None when the engine keeps them
-    elsewhere.
-    """
+    """Return the 2-norm () over all gradients, or None when the engine hides them."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
         return None
@@ -124,8 +123,9 @@ def gradient_norm(model: torch.nn.Module) -> torch.Tensor | None:
 
 
 class SkipSpikes(TrainerCallback, ExportableState):
-    """Leave out a step whose loss lies far above those before it: its gradient changes no weight
-    and no moment.
+    """Skip a step whose loss lies far above those before it.
+
+    Its gradient changes no weight and no moment.
 
     The rule is that of OLMo-core's SkipStepOptimizer (Allen Institute for AI; used for OLMo 2 32B),
     on the loss alone: skip when it is more than `sigmas` standard deviations above the mean of the
@@ -181,7 +181,7 @@ class SkipSpikes(TrainerCallback, ExportableState):
         self.left_out_until = attributes.get("left_out_until", 0)
 
     def answer_spike(self, step: int, args: TrainingArguments, model: Any, optimizer: Any) -> int:
-        """Return the last step to leave out because of a spike at `step`: the spike itself."""
+        """Return the last step to skip because of a spike at `step`: the spike itself."""
         return step
 
     def on_step_begin(
@@ -238,8 +238,9 @@ class SkipSpikes(TrainerCallback, ExportableState):
         self._watch.close()
 
     def _is_spike(self, loss: float) -> bool:
-        """Compare with the steps before; the spike itself is remembered, so that a lasting rise is
-        accepted in time.
+        """Compare with the steps before.
+
+        The spike itself is remembered, so that a lasting rise is accepted in time.
         """
         known = len(self._losses)
         if known < max(2, self.window // 2):
@@ -250,8 +251,7 @@ class SkipSpikes(TrainerCallback, ExportableState):
 
 
 def find_rows(dataset: Any, wanted: list[list[int]], pad_id: int | None) -> list[int | None]:
-    """Return the number of the first dataset row that each batch row was made of, or None where
-    none is found.
+    """Return the dataset row that each batch row was made of, or None.
 
     Rows are compared by their ids, since no Trainer says which ones it drew; the search costs a run
     nothing before it fails. Rows that a trainer builds of others (pairs, rollouts, joined

@@ -1,7 +1,8 @@
-"""What a Trainer that was just built is asked before its first step, whatever the recipe.
+"""Check a Trainer that was just built, before its first step.
 
 The rules are those of hfstack.training.checks; here they meet the rows, the model and the loss that
-training will use."""
+training will use.
+"""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
@@ -35,8 +36,7 @@ ACCUMULATED_ROWS = 4
 def checked(
     trainer: TrainerT, tokenizer: PreTrainedTokenizerBase, *, classes: int | None = None
 ) -> TrainerT:
-    """Look for what trains silently wrong, say in one line what was looked for, and return the same
-    Trainer.
+    """Check for what trains silently wrong, log what was checked, return the Trainer.
 
     Held-out rows that are train rows too are counted in a warning, since the official splits of
     public data have some.
@@ -83,8 +83,9 @@ def checked(
 
 
 def _losses(trainer: Trainer, rows: Sequence[Any]) -> tuple[float, float]:
-    """Return the loss of some rows read at once, and the sum over one row at a time, as training
-    adds it up.
+    """Return the loss of rows read at once, and the sum over single rows.
+
+    As training adds it up.
     """
     model: Any = trainer.model
     was_training = model.training

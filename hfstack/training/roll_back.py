@@ -1,5 +1,6 @@
-"""Go back to a checkpoint when the loss jumps, and leave out the data around the jump, without
-leaving the run.
+"""Roll back to a checkpoint when the loss jumps, and skip the data around it.
+
+Without leaving the run.
 """
 
 from pathlib import Path
@@ -25,7 +26,7 @@ _ADAPTER, _WEIGHTS = "adapter_model.safetensors", "model*.safetensors"
 
 
 class RollBackSpikes(SkipSpikes):
-    """Answer a loss spike as PaLM did: back to a checkpoint from before it, and on with other data.
+    """Roll back on a loss spike, as PaLM did, and continue with other data.
 
     PaLM went back about 100 steps before a spike and left out 200 to 500 batches around it
     (Chowdhery et al. 2022, section 5.1). Here the run does it by itself: weights and moments become
@@ -109,7 +110,7 @@ class RollBackSpikes(SkipSpikes):
             given[1].log_history[-1]["roll_backs"] = len(self.roll_backs)
 
     def answer_spike(self, step: int, args: TrainingArguments, model: Any, optimizer: Any) -> int:
-        """Put a checkpoint's weights and moments back and return the last step to leave out.
+        """Load a checkpoint's weights and moments, and return the last step to skip.
 
         Raises:
             DivergedError: the run went back too often.
@@ -149,9 +150,7 @@ class RollBackSpikes(SkipSpikes):
         return last
 
     def _choose(self, directory: Path, step: int) -> Path | None:
-        """The newest whole checkpoint that is old enough, and not of the steps that an earlier
-        return undid.
-        """
+        """Return the newest whole checkpoint old enough, and not of steps already undone."""
         for path in list_checkpoints(directory):
             undone = any(to < step_of(path) < spike for spike, to in self.roll_backs)
             old_enough = step_of(path) <= step - self.steps_before
@@ -161,8 +160,9 @@ class RollBackSpikes(SkipSpikes):
 
 
 def put_back(checkpoint: Path, model: Any, optimizer: Any) -> None:
-    """Load a checkpoint's weights (or its adapter's) and the optimizer's moments; its learning rate
-    stays as it is now.
+    """Load a checkpoint's weights (or its adapter's) and the optimizer's moments.
+
+    Its learning rate stays as it is now.
 
     Raises:
         CheckpointError: the weights are not those of this model.

@@ -1,5 +1,6 @@
-"""Upstream settings that upstream itself does not check: a wrong one would train nonsense, or fail
-hours later.
+"""Check upstream settings that upstream does not check itself.
+
+A wrong one would train nonsense, or fail hours later.
 """
 
 import math
@@ -53,8 +54,7 @@ def check_settings(args: TrainingArguments, *, early_stopping_patience: int | No
 
 
 def check_best_metric(args: TrainingArguments, known: Collection[str]) -> None:
-    """Refuse a metric for the best model that the evaluation does not give, before the first epoch
-    is over.
+    """Refuse a best metric that the evaluation does not give, before the first epoch.
 
     Args:
         known: names of the metrics without `eval_`, of which more is better; the loss is always
@@ -72,8 +72,7 @@ def check_best_metric(args: TrainingArguments, known: Collection[str]) -> None:
 
 
 def blocks_per_step(args: TrainingArguments, blocks: int) -> float:
-    """Return how many sequences one optimizer step takes over all processes, on average over an
-    epoch.
+    """Return the mean number of sequences of an optimizer step, over all processes.
 
     The last step of an epoch takes what is left, which matters when the data is small.
     """

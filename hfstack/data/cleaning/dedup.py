@@ -1,10 +1,10 @@
-"""Find documents that came before, exactly or nearly, and documents that hold text of an evaluation
-set.
+"""Find duplicates, exact or near, and documents that hold evaluation text.
 
 Each check is called like a filter: None to keep the document, or `exact_duplicate`,
 `near_duplicate: ...`, `contaminated: ...`. The first of several alike documents is the one that
 stays, so the result depends on the order of the documents and on nothing else. What a check
-remembers grows with the documents; `index_bytes` says how much it is."""
+remembers grows with the documents; `index_bytes` says how much it is.
+"""
 
 import hashlib
 from array import array
@@ -32,8 +32,9 @@ _ERROR_WEIGHTS = (0.2, 0.8)
 
 
 class HashSet:
-    """A set of 64-bit hashes in one flat array: 12 to 24 bytes a member, where a Python set of ints
-    needs about 80.
+    """A set of 64-bit hashes in one flat array: 12 to 24 bytes a member.
+
+    A Python set of ints needs about 80.
 
     Open addressing with linear probing; a slot of 0 is empty, and the hash 0 is stored as 1.
     """
@@ -81,16 +82,20 @@ class HashSet:
 
 
 def text_hash(text: str, purpose: bytes = b"") -> int:
-    """Return a 64-bit BLAKE2b hash of a text, independent for each `purpose` (at most 16 bytes)."""
+    """Return a 64-bit BLAKE2b hash of a text, independent for each `purpose`.
+
+    The purpose has at most 16 bytes.
+    """
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose)
     return int.from_bytes(digest.digest(), "little")
 
 
 def held_out(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the `fraction` in [0, 1) that is kept for evaluation.
+    """Return whether a document is in the `fraction` in [0, 1) held out for evaluation.
 
     It depends on the text alone: a document stays on its side when others are added, removed or
-    reordered."""
+    reordered.
+    """
     return text_hash(text, b"eval split") < fraction * 2**64
 
 
@@ -113,8 +118,7 @@ class ExactDuplicates:
 
 
 class NearDuplicates:
-    """Refuse a text whose 5-unit shingles overlap those of a kept one by `threshold` or more
-    (Jaccard similarity).
+    """Refuse near duplicates: Jaccard similarity of 5-unit shingles over `threshold`.
 
     MinHash signatures (Broder 1997) are datasketch's, cut into the bands that its MinHashLSH would
     choose: two texts are alike when all rows of any band agree. At the default threshold, 12 bands
@@ -195,7 +199,10 @@ class NearDuplicates:
 
 
 def shingle_hashes(text: str) -> np.ndarray:
-    """Return (S,) uint64 hashes below 2**32 of the 5-unit shingles; a shorter text is one shingle."""
+    """Return (S,) uint64 hashes below 2**32 of the 5-unit shingles.
+
+    A shorter text is one shingle.
+    """
     hashes = unit_hashes(text)
     if len(hashes) == 0:
         return hashes
@@ -205,16 +212,18 @@ def shingle_hashes(text: str) -> np.ndarray:
 def duplicate_checks(
     exact: bool = True, threshold: float = 0.8, permutations: int = 128
 ) -> list[ExactDuplicates | NearDuplicates]:
-    """Return the duplicate checks asked for, the cheap one first; a threshold of 0 means no near
-    duplicates.
+    """Return the duplicate checks asked for, the cheap one first.
+
+    A threshold of 0 means no near duplicates.
     """
     near = [NearDuplicates(threshold=threshold, permutations=permutations)] if threshold else []
     return [*([ExactDuplicates()] if exact else []), *near]
 
 
 class Contamination:
-    """Refuse a text that shares a long n-gram with an evaluation text: Brown et al. 2020,
-    arXiv:2005.14165, appendix C.
+    """Refuse a text that shares a long n-gram with an evaluation text.
+
+    Brown et al. 2020, arXiv:2005.14165, appendix C.
 
     Case and punctuation are left out of the comparison. An evaluation text shorter than the n-gram
     is looked for as a whole, unless it has under `least` units, when finding it would mean nothing.
@@ -278,8 +287,9 @@ class Contamination:
         return None
 
     def _match_length(self, hashes: np.ndarray, start: int, length: int) -> int:
-        """How many units match from `start` on, where the first `length` are known to: 0 if a short
-        text goes on.
+        """Return how many units match from `start` on; 0 if a short text goes on.
+
+        The first `length` are known to match.
         """
         if length != self._least:
             return length
@@ -292,9 +302,7 @@ class Contamination:
 
     @classmethod
     def from_sources(cls, sources: Sequence[Source], clean: Callable[[str], CleanText]) -> Self:
-        """Look for every text in any column of these datasets, after the cleaning that the
-        documents get.
-        """
+        """Index every text in any column of these datasets, cleaned as documents are."""
 
         def texts() -> Iterator[str]:
             try:
@@ -307,12 +315,15 @@ class Contamination:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes that the n-grams of the evaluation texts take; it does not grow with the documents."""
+        """Bytes that the n-grams of the evaluation texts take.
+
+        It does not grow with the documents.
+        """
         return sum(known.nbytes for known in self._ngrams.values())
 
 
 def strings_of(value: Any) -> Iterator[str]:
-    """Yield every string of a row, at any depth, so that no evaluation column has to be named."""
+    """Yield every string of a row at any depth, so that no column has to be named."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

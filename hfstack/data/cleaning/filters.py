@@ -1,5 +1,6 @@
-"""Decide from a text alone whether it is worth training on: length, symbols, repetition, lost
-characters.
+"""Decide from a text alone whether it is worth training on.
+
+Length, symbols, repetition, lost characters.
 
 A filter is a function of one text that returns None to keep it, or why not: `too_short: 12
 characters, fewer than 32`. What stands before the colon is the reason that is counted.
@@ -9,7 +10,8 @@ Thresholds come from these papers, and each default says which: Gopher      Rae 
     section 2.2 RefinedWeb  Penedo et al. 2023, arXiv:2306.01116, appendix G.1, applies Gopher's
     rules to web text unchanged They are written for languages that put spaces between words. Where
     a language does not (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a unit is one character, and
-    a word of the paper counts as two units."""
+    a word of the paper counts as two units.
+"""
 
 import re
 import zlib
@@ -40,8 +42,9 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Units(NamedTuple):
-    """The words of a text, or its characters in a script without spaces; case and punctuation are
-    left out.
+    """The words of a text, or its characters in a script without spaces.
+
+    Case and punctuation are left out.
     """
 
     words: list[str]
@@ -69,9 +72,7 @@ def split_units(text: str) -> Units:
 
 @lru_cache(maxsize=1)
 def unit_hashes(text: str) -> np.ndarray:
-    """Return (U,) uint64 with the same number for the same unit in every process, which `hash` does
-    not give.
-    """
+    """Return (U,) uint64 hashes of units that are the same in every process."""
     words = split_units(text).words
     return (
         np.fromiter(map(zlib.crc32, map(str.encode, words)), dtype=np.uint64, count=len(words))
@@ -80,8 +81,9 @@ def unit_hashes(text: str) -> np.ndarray:
 
 
 def ngram_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
-    """Return (U - length + 1,) uint64 hashes of all runs of `length` units; (0,) when there are
-    fewer units.
+    """Return (U - length + 1,) uint64 hashes of all runs of `length` units.
+
+    (0,) when there are fewer units.
     """
     count = len(hashes) - length + 1
     if count <= 0:
@@ -112,11 +114,13 @@ def _join(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def too_short(text: str, *, characters: int = 32, characters_unspaced: int = 10) -> str | None:
-    """Refuse texts under `characters`; in scripts without spaces, where a character says more,
-    `characters_unspaced`.
+    """Refuse texts under `characters`.
+
+    In scripts without spaces, where a character says more, `characters_unspaced`.
 
     The defaults keep a sentence and a four-line poem (24 characters with punctuation). They are
-    ours, and far below Gopher's 50 words, which is meant for web pages."""
+    ours, and far below Gopher's 50 words, which is meant for web pages.
+    """
     if len(text) >= characters:
         return None
     least = characters_unspaced if split_units(text).unspaced else characters
@@ -133,7 +137,7 @@ def too_long(text: str, *, characters: int = 10_000_000) -> str | None:
 
 
 def broken_encoding(text: str, *, share: float = 0.005) -> str | None:
-    """Refuse texts that lost characters for good: U+FFFD, and 锟斤拷, which is U+FFFD read as GBK."""
+    """Refuse texts that lost characters: U+FFFD, and 锟斤拷 (U+FFFD read as GBK)."""
     lost = text.count("\ufffd") + 3 * text.count("锟斤拷")
     return (
         f"broken_encoding: {lost} of {len(text)} characters lost"
@@ -148,11 +152,11 @@ def placeholder_text(text: str) -> str | None:
 
 
 def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0.1) -> str | None:
-    """Refuse texts of punctuation and signs: over `share` of what is not blank, or 0.1 hashes and
-    ellipses a word.
+    """Refuse texts with over `share` of punctuation, or 0.1 hashes and ellipses a word.
 
     `marks_per_word` is Gopher's; `share` is ours: Chinese verse, which has much punctuation, is at
-    0.2."""
+    0.2.
+    """
     units = split_units(text)
     visible = len(text) - sum(map(text.count, " \n\t\u3000"))
     if visible - units.characters > share * visible:
@@ -170,7 +174,8 @@ def too_few_words(text: str, *, share: float = 0.8) -> str | None:
     """Refuse tables of numbers: under `share` of the words hold a letter (Gopher: 0.8).
 
     Gopher drops everything under 50 words first; such a text is refused here when numbers are its
-    larger part."""
+    larger part.
+    """
     words = split_units(text).words
     numbers = sum(map(str.isdigit, words))
     if numbers <= (1 - share if len(words) >= _GOPHER_LEAST_WORDS else 0.5) * len(words):
@@ -179,11 +184,13 @@ def too_few_words(text: str, *, share: float = 0.8) -> str | None:
 
 
 def odd_word_length(text: str, *, shortest: float = 2, longest: float = 10) -> str | None:
-    """Refuse encoded data and spelled-out letters: mean word length outside Gopher's 3 to 10
-    characters.
+    """Refuse encoded data and spelled-out letters by their mean word length.
+
+    Outside Gopher's 3 to 10 characters.
 
     The lower bound is 2, since Korean words average under 3 syllables. Scripts without spaces are
-    not measured."""
+    not measured.
+    """
     units = split_units(text)
     if units.unspaced or not units.words:
         return None
@@ -199,11 +206,13 @@ def odd_word_length(text: str, *, shortest: float = 2, longest: float = 10) -> s
 def repeated_lines(
     text: str, *, line_share: float = 0.3, character_share: float = 0.2, least: int = 5
 ) -> str | None:
-    """Refuse texts whose lines repeat: 0.3 of the lines, or lines with 0.2 of the characters
-    (Gopher).
+    """Refuse texts whose lines repeat.
+
+    0.3 of the lines, or lines with 0.2 of the characters (Gopher).
 
     Only texts of `least` lines or more are measured, so that a short poem may have a refrain; names
-    of speakers (lines that end in a colon) are not lines of text."""
+    of speakers (lines that end in a colon) are not lines of text.
+    """
     if text.count("\n") < least - 1:
         return None
     lines = [line for line in map(str.strip, text.split("\n")) if line and line[-1] not in ":："]
@@ -228,13 +237,15 @@ _DUPLICATE_SHARES = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 def repeated_ngrams(
     text: str, *, leniency: float = 1.0, short_distinct: float = 0.25
 ) -> str | None:
-    """Refuse texts that say the same again: Gopher's limits on the most frequent and on all
-    repeated word n-grams.
+    """Refuse repetitive texts by Gopher's limits on repeated word n-grams.
+
+    On the most frequent n-gram and on all repeated ones.
 
     Shares are of units rather than of characters, and the most frequent n-gram must occur three
     times to count. Under 50 words, which Gopher would drop, verse may repeat itself: there only
     less than `short_distinct` distinct units (ours) are refused. `leniency` multiplies every limit
-    of Gopher's."""
+    of Gopher's.
+    """
     units = split_units(text)
     scale = _UNITS_PER_WORD if units.unspaced else 1
     total = len(units.words)
@@ -279,8 +290,9 @@ def _occurs_over(ordered: np.ndarray, times: int) -> bool:
 
 
 def _covered_by_repeats(hashes: np.ndarray, length: int, ignored_share: float) -> int:
-    """How many units lie in an n-gram that stood earlier in the text; 0 when that is surely under
-    `ignored_share`.
+    """How many units lie in an n-gram that stood earlier in the text.
+
+    0 when that is surely under `ignored_share`.
     """
     ngrams = ngram_hashes(hashes, length)
     ordered = np.sort(ngrams)

@@ -1,9 +1,9 @@
-"""Make raw text uniform: Unicode form, broken encodings, control characters, and what is left of
-markup languages.
+"""Make raw text uniform: Unicode form, encodings, control characters, markup.
 
 Everything here is a function of one text. Each markup rule is narrow on purpose: `a < b`,
 `List<int>`, `x[[1]]`, `__init__` and `{{ name }}` are ordinary text and stay. Fenced code blocks
-(```) are never touched by a markup rule."""
+(```) are never touched by a markup rule.
+"""
 
 import html.entities
 import re
@@ -79,9 +79,7 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 
 
 class Normalised(NamedTuple):
-    """A text and what was done to it: any of `mojibake`, `characters`, `markup`, `boilerplate`,
-    `whitespace`.
-    """
+    """A text and the changes made: mojibake, characters, markup, boilerplate, whitespace."""
 
     text: str
     changes: frozenset[str]
@@ -90,8 +88,7 @@ class Normalised(NamedTuple):
 def normalise(
     text: str, *, strip_markup: bool = True, strip_boilerplate: bool = True
 ) -> Normalised:
-    """Return the text in Unicode NFC with mojibake mended and controls, markup remnants and stray
-    blanks removed.
+    """Return the text in Unicode NFC, without mojibake, controls, markup or stray blanks.
 
     Args:
         text: any string, lone surrogates included; the result has none and can always be written as
@@ -120,8 +117,9 @@ def normalise(
 
 
 def mend_encoding(text: str) -> str:
-    """Undo `schÃ¶n` -> `schön`: UTF-8 that was read in a single-byte encoding, once or several
-    times.
+    """Repair mojibake such as `schÃ¶n` -> `schön`.
+
+    UTF-8 that was read in a single-byte encoding, once or several times.
     """
     if text.isascii() or not _MAYBE_MOJIBAKE.search(text):
         return text
@@ -140,8 +138,9 @@ def _looks_bad(line: str) -> bool:
 
 
 def remove_markup(text: str) -> str:
-    """Remove what is left of HTML, wiki markup, BBCode and Markdown, keeping the words a reader
-    would see.
+    """Remove what is left of HTML, wiki markup, BBCode and Markdown.
+
+    The words a reader would see are kept.
     """
     if "```" not in text:
         return _remove_markup(text)
@@ -152,11 +151,11 @@ def remove_markup(text: str) -> str:
 
 
 def remove_boilerplate(text: str) -> str:
-    """Remove short lines that a web page says to its visitor: cookie and privacy notices, share
-    buttons, copyright.
+    """Remove short boilerplate lines: cookie notices, share buttons, copyright.
 
     C4 (Raffel et al. 2020, arXiv:1910.10683, section 2.2) removes every line with one of its
-    phrases; here a line of more than 200 characters is prose about such things and stays."""
+    phrases; here a line of more than 200 characters is prose about such things and stays.
+    """
     folded = text.casefold()
     if not any(phrase in folded for phrase in _BOILERPLATE):
         return text
@@ -182,7 +181,7 @@ def _uniform_characters(text: str) -> str:
 
 
 def _tidy_blanks(text: str) -> str:
-    """Trim lines at their end and the document at both, and keep at most one empty line in a row."""
+    """Trim the ends of lines and document, and keep at most one empty line in a row."""
     if " \n" in text or "\t\n" in text or "\u3000\n" in text:
         text = "\n".join(line.rstrip() for line in text.split("\n"))
     if "\n\n\n" in text:
@@ -270,7 +269,10 @@ def _remove_markup(text: str) -> str:
 
 
 def _resolve_entities(text: str) -> str:
-    """Replace `&amp;` and its kin, also when escaped several times; `AT&T` and `?a=1&copy=2` stay."""
+    """Replace `&amp;` and its kin, also when escaped several times.
+
+    `AT&T` and `?a=1&copy=2` stay.
+    """
     for _ in range(_NESTING_LIMIT):
         if "&" not in text or (resolved := _ENTITY.sub(_entity, text)) == text:
             break
@@ -326,14 +328,18 @@ def _remove_wiki(text: str) -> str:
 
 
 def _template(match: re.Match[str]) -> str:
-    """`{{cite web|url=...}}` goes; `{{name}}` is a placeholder of many template languages and stays
-    unless known.
+    """`{{cite web|url=...}}` goes.
+
+    `{{name}}` is a placeholder of many template languages and stays unless known.
     """
     return "" if match[2] is not None or _BARE_TEMPLATES.fullmatch(match[1].strip()) else match[0]
 
 
 def _remove_bbcode(text: str) -> str:
-    """Remove tags that are closed somewhere in the text, so that `a[i]` and a footnote `[b]` stay."""
+    """Remove BBCode tags that are closed in the text.
+
+    So that `a[i]` and a footnote `[b]` stay.
+    """
     names = {name.lower() for name in _BBCODE_CLOSE.findall(text)}
     if not names:
         return text
@@ -353,8 +359,9 @@ def _remove_bbcode(text: str) -> str:
 
 
 def _cut_between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
-    """Remove every stretch from `opening` to the next `closing`; one that is never closed stays, in
-    linear time.
+    """Remove every stretch from `opening` to the next `closing`.
+
+    One that is never closed stays, in linear time.
     """
     kept, position = [], 0
     while start := opening.search(text, position):

@@ -1,9 +1,11 @@
-"""Mask personal data in text by shape: e-mail and IP addresses, phone numbers, and national
-identity numbers.
+"""Mask personal data in text by its shape.
+
+E-mail and IP addresses, phone numbers, and national identity numbers.
 
 Shapes that carry a check digit are checked, which keeps product codes and page numbers in the text.
 Names and postal addresses have no shape and are not found. No pattern relies on word boundaries, so
-a number inside Chinese is found."""
+a number inside Chinese is found.
+"""
 
 import ipaddress
 import re
@@ -20,7 +22,10 @@ def _always(_: str) -> bool:
 
 
 def _is_public_address(text: str) -> bool:
-    """Loopback, private and reserved addresses (127.0.0.1, 192.168.0.1) say nothing about a person."""
+    """Return whether an IP address is public.
+
+    Loopback, private and reserved ones say nothing about a person.
+    """
     try:
         return ipaddress.ip_address(text).is_global
     except ValueError:
@@ -28,7 +33,10 @@ def _is_public_address(text: str) -> bool:
 
 
 def _is_phone(text: str) -> bool:
-    """ITU-T E.164: at most 15 digits; fewer than 8 with a country code are no subscriber's number."""
+    """ITU-T E.164: at most 15 digits.
+
+    Fewer than 8 with a country code are no subscriber's number.
+    """
     return 8 <= sum(character.isdigit() for character in text) <= 15
 
 
@@ -42,7 +50,10 @@ def _is_chinese_id(text: str) -> bool:
 
 
 def _passes_luhn(text: str) -> bool:
-    """ISO/IEC 7812-1: every second digit from the right doubled, the digit sum divisible by ten."""
+    """Return whether the digits pass the Luhn check (ISO/IEC 7812-1).
+
+    Every second digit from the right doubled, the digit sum divisible by ten.
+    """
     digits = [int(character) for character in reversed(text) if character.isdigit()]
     doubled = (digit * 2 - 9 if digit > 4 else digit * 2 for digit in digits[1::2])
     return 13 <= len(digits) <= 19 and (sum(digits[::2]) + sum(doubled)) % 10 == 0

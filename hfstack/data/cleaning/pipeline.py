@@ -1,4 +1,4 @@
-"""Run rows through normalisation, masking and a list of checks, and report what happened to them.
+"""Normalise, mask and filter rows, and report what happened to them.
 
 A check is called with one text and returns None to keep it, or a reason: the filters of filters.py
 beside this file, and the duplicate and contamination checks of dedup.py.
@@ -55,8 +55,9 @@ class TextArgs:
 
 @dataclass
 class CleaningReport:
-    """What happened to the documents, filled by `clean_documents`; its size does not depend on
-    their number.
+    """What happened to the documents, filled by `clean_documents`.
+
+    Its size does not depend on their number.
     """
 
     documents_in: int = 0
@@ -76,8 +77,9 @@ class CleaningReport:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, text: str) -> None:
-        """Count a document, and keep the first ones of each reason: one short line, all personal
-        data masked.
+        """Count a dropped document, and keep the first ones of each reason as examples.
+
+        One short line each, all personal data masked.
         """
         name, _, detail = reason.partition(": ")
         self.dropped[name] += 1
@@ -100,7 +102,7 @@ class CleaningReport:
         )
 
     def dropped_table(self) -> tuple[list[str], list[list[Any]]]:
-        """Return columns and rows of the documents dropped by each reason, most frequent first."""
+        """Return columns and rows of the dropped documents by reason, most frequent first."""
         rows: list[list[Any]] = [
             [name, count, f"{count / self.documents_in:.2%}", " | ".join(self.examples[name])]
             for name, count in _most_frequent_first(self.dropped)
@@ -143,8 +145,9 @@ Checked = tuple[dict[str, Any], str | None]
 
 
 class CleanText(NamedTuple):
-    """A text after cleaning, with the changes of `normalise` and the places that `mask_pii` masked
-    by kind.
+    """A text after cleaning, with its changes and what was masked in it.
+
+    Changes are those of `normalise`, masked places those of `mask_pii` by kind.
     """
 
     text: str
@@ -176,8 +179,7 @@ def clean_documents(
     text_column: str = "text",
     skip_no_text: bool = False,
 ) -> Iterator[Checked]:
-    """Yield every row with its cleaned text, and None or the reason for which the first of the
-    checks refuses it.
+    """Yield every row with its cleaned text, and None or the reason it is refused for.
 
     Rows come in their order and one at a time. Personal data is masked before any check, so no
     reason quotes it.
@@ -246,7 +248,10 @@ def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> 
 
 
 def format_table(columns: list[str], rows: list[list[Any]]) -> str:
-    """Return a table as text, numbers to the right; the last column may be of any width."""
+    """Return a table as text, numbers to the right.
+
+    The last column may be of any width.
+    """
     cells = [
         columns,
         *[[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows],

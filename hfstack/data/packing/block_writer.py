@@ -1,5 +1,6 @@
-"""Token ids of documents to a file of fixed blocks, with counts of what is in it; the writing half
-of `packing.py`.
+"""Token ids of documents to a file of fixed blocks, with counts of what is in it.
+
+The writing half of `packing.py`.
 
 Legend: n tokens and D documents of one batch.
 """
@@ -47,9 +48,7 @@ class PackedCounts:
 
 @dataclass(frozen=True)
 class _Document:
-    """One document that reaches past the last full block, kept until the next batch shows where
-    that block ends.
-    """
+    """A document that reaches past the last full block, kept until that block ends."""
 
     text: str
     start: int
@@ -192,8 +191,9 @@ class BlockWriter:
         return np.delete(ids, ends[twice] - 1), ends - np.cumsum(twice)
 
     def _with_one_start(self, ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Put the bos before each document, where the tokenizer does so, unless the text itself
-        begins with it.
+        """Put the bos before each document where the tokenizer does so itself.
+
+        Not where the text begins with it already.
         """
         if self._start_id is None or not len(ends):
             return ids, ends
@@ -202,7 +202,7 @@ class BlockWriter:
         return np.insert(ids, starts[missing], self._start_id), ends + np.cumsum(missing)
 
     def _remember(self, documents: list[str], ends: np.ndarray) -> None:
-        """Advance the token count and keep the documents that reach past the last full block."""
+        """Advance the token count and keep the documents that reach past the last block."""
         first = self._token_count
         self._token_count += int(ends[-1]) if documents else 0
         cut = self._token_count // self._block_size * self._block_size

@@ -1,5 +1,6 @@
-"""Documents to blocks of `block_size` token ids in a memory-mapped file: tokenised once, opened at
-once ever after.
+"""Pack documents into blocks of token ids in a memory-mapped file.
+
+Tokenised once; later runs open the file.
 
 Every document is followed by the eos token, and begins with the bos token where the tokenizer
 itself puts one before a text, as Llama's does; blocks are cut from that one long row of tokens, so
@@ -56,9 +57,7 @@ _DIGEST_FILE = "tokens.blake2b"
 
 
 class PackedBlocks(torch.utils.data.Dataset):
-    """Blocks of token ids, read from a memory-mapped file: made by `pack`, cheap to open, cheap to
-    send to workers.
-    """
+    """Blocks of token ids in a memory-mapped file, cheap to open and to send to workers."""
 
     def __init__(
         self,
@@ -118,29 +117,30 @@ class PackedBlocks(torch.utils.data.Dataset):
 
     @property
     def tokens_per_byte(self) -> float:
-        """Tokens, eos included, over UTF-8 bytes of text: turns nats per token into bits per byte."""
+        """Tokens, eos included, per UTF-8 byte: turns nats per token into bits per byte."""
         return self.token_count / self.byte_count
 
     def __len__(self) -> int:
         return self.counts.block_count
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return one block: `input_ids`, `labels` and maybe `position_ids`, each (T,) int64."""
+        """Return one block: `input_ids`, `labels`, maybe `position_ids`, each (T,) int64."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"block {index} of {len(self)}")
         return {name: rows[0] for name, rows in self.batch([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-        """Return several blocks, read at once; `DataLoader` calls this with the indices of a batch."""
+        """Return several blocks, read at once.
+
+        `DataLoader` calls this with the indices of a batch.
+        """
         columns = self.batch(indices)
         return [
             dict(zip(columns, rows, strict=True)) for rows in zip(*columns.values(), strict=True)
         ]
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return blocks as one batch: `input_ids`, `labels` and maybe `position_ids`, each (B, T)
-        int64.
-        """
+        """Return blocks as a batch: `input_ids`, `labels`, maybe `position_ids`, (B, T) int64."""
         rows = self._tokens[np.asarray(indices)]  # (B, T)
         tokens = torch.from_numpy(rows.astype(np.int64))  # (B, T)
         columns = {"input_ids": tokens, "labels": self._labels(rows, indices, tokens)}
@@ -166,7 +166,7 @@ class PackedBlocks(torch.utils.data.Dataset):
 
     @staticmethod
     def collate(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Stack blocks into a batch (B, T) and add nothing: in particular no attention mask."""
+        """Stack blocks into a batch (B, T), without an attention mask."""
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -183,8 +183,9 @@ def _reopen(
 
 
 def document_positions(rows: np.ndarray, eos_id: int) -> np.ndarray:
-    """Return (B, T) int64 positions that count from 0 in each document of `rows` (B, T); an eos
-    ends its document.
+    """Return (B, T) int64 positions that restart in each document of `rows` (B, T).
+
+    An eos ends its document.
     """
     columns = np.arange(rows.shape[1], dtype=np.int64)  # (T,)
     # (B, T): column at which the latest document began, else 0
@@ -204,8 +205,7 @@ def pack(
     drop_last: bool = True,
     masked_token_ids: Collection[int] = (),
 ) -> PackedBlocks:
-    """Tokenise documents into blocks of `block_size` tokens, or open the blocks that an earlier run
-    made.
+    """Tokenise documents into blocks of `block_size` tokens, or open existing blocks.
 
     Safe to call from every process of a launch: the first to come packs, the others wait for it and
     open the result. Memory does not grow with the corpus.
@@ -259,10 +259,13 @@ def pack_splits(
     block_size: int,
     isolate_documents: bool = False,
 ) -> dict[str, PackedBlocks]:
-    """Pack one column of each split, cached beside the Hub's cache by the content of the text.
+    """Pack one column of each split, cached by the content of the text.
+
+    The cache lies beside the Hub's.
 
     Every block is full, so that the mean of the blocks' losses is the mean over tokens whatever the
-    batch size; the tokens after the last full block are dropped."""
+    batch size; the tokens after the last full block are dropped.
+    """
     cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
     return {
         split: pack(
@@ -278,8 +281,9 @@ def pack_splits(
 
 
 def hash_texts(texts: Iterable[str]) -> str:
-    """Return a fingerprint of documents and their order, for `pack`'s `data_hash`; memory is
-    constant.
+    """Return a fingerprint of documents and their order, for `pack`'s `data_hash`.
+
+    Memory is constant.
     """
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
@@ -309,8 +313,9 @@ def _cache_key(
 
 @contextmanager
 def _one_process_only(folder: Path) -> Iterator[None]:
-    """Hold the lock of one packed folder; a killed process loses it, so a dead run never blocks a
-    new one.
+    """Hold the lock of one packed folder.
+
+    A killed process loses it, so a dead run never blocks a new one.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -332,8 +337,9 @@ def _one_process_only(folder: Path) -> Iterator[None]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether packed data is there as it was written; reading it takes less than the hash of its
-    text does.
+    """Whether packed data is there as it was written.
+
+    Reading it takes less than the hash of its text does.
     """
     try:
         return (folder / _DIGEST_FILE).read_text() == fingerprint(folder / _TOKENS_FILE)["blake2b"]
@@ -349,8 +355,9 @@ def _write_folder(
     block_size: int,
     drop_last: bool,
 ) -> None:
-    """Write under another name and rename: the folder exists only when it is whole. The caller
-    holds the lock.
+    """Write under another name and rename, so that the folder exists only when whole.
+
+    The caller holds the lock.
     """
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)  # left behind by a killed process

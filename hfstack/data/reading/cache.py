@@ -1,9 +1,9 @@
-"""Keep the checked rows of local files as a memory-mapped Arrow table, so that a second run starts
-at once.
+"""Cache the checked rows of local files as a memory-mapped Arrow table.
 
 The cache lies in `hfstack/` under datasets' own cache folder (HF_DATASETS_CACHE). Its key is the
 content of the files and the settings of the read, so a changed file is read again. What the read
-reported is kept with the rows and logged again when they are taken from the cache."""
+reported is kept with the rows and logged again when they are taken from the cache.
+"""
 
 import dataclasses
 import hashlib
@@ -40,11 +40,11 @@ def load_rows(
     max_rows: int | None = None,
     quarantine_file: Path | None = None,
 ) -> Dataset:
-    """Return the checked rows of local files, which together are one source, as a memory-mapped
-    Dataset.
+    """Return the checked rows of the local files of one source, memory-mapped.
 
     Bad rows that are quarantined go to `quarantine_file`, or to a file in the cache whose place is
-    logged. Raises DataError as `read_rows` does."""
+    logged. Raises DataError as `read_rows` does.
+    """
     prints = [fingerprint(path) for path in files]
     settings = json.dumps([_READER_VERSION, pyarrow.__version__, prints, on_bad_row, max_rows])
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfstack"
@@ -82,8 +82,9 @@ def load_rows(
 
 
 def _cached_report(folder: Path) -> ReadReport | None:
-    """What the read that filled a cache reported; None when there is no cache, or it is not what
-    was written.
+    """What the read that filled a cache reported.
+
+    None when there is no cache, or it is not what was written.
     """
     try:
         kept = json.loads((folder / "report.json").read_text())
@@ -95,9 +96,7 @@ def _cached_report(folder: Path) -> ReadReport | None:
 
 
 def _fill(folder: Path, files: list[Path], on_bad_row: OnBadRow, max_rows: int | None) -> None:
-    """Read the files into a new cache folder, which appears under its name only when it is
-    complete.
-    """
+    """Read the files into a new cache folder, which gets its name when it is complete."""
     report = ReadReport()
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         place = Path(scratch) / "cache"
@@ -117,7 +116,7 @@ def _fill(folder: Path, files: list[Path], on_bad_row: OnBadRow, max_rows: int |
 
 
 def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> None:
-    """Write rows to `folder/rows.arrow` in the stream format, in batches of bounded size.
+    """Write rows to `folder/rows.arrow` in the stream format, in bounded memory.
 
     The type of a column may widen on the way (nulls, then text; integers, then a float): each type
     that was in use gets a file of its own, and at the end all are rewritten once with the widest.

@@ -1,6 +1,4 @@
-"""Find the local files that a path means, open them whatever their compression, and fingerprint
-them.
-"""
+"""Find the local files that a path means, open them decompressed, and hash them."""
 
 import difflib
 import functools
@@ -38,8 +36,9 @@ _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 
 
 def file_format(path: Path) -> str:
-    """Return `jsonl`, `json`, `csv`, `tsv`, `parquet` or `txt` from a file's name; DataError when
-    it is none.
+    """Return `jsonl`, `json`, `csv`, `tsv`, `parquet` or `txt` from a file's name.
+
+    DataError when it is none.
     """
     if not (match := _SUFFIX.search(path.name)):
         known = ", ".join(f".{name}" for name in FORMATS)
@@ -52,8 +51,9 @@ def file_format(path: Path) -> str:
 
 
 def looks_local(path: str) -> bool:
-    """Whether a path means local files: it exists, or has a glob character, a data suffix, or a
-    leading `.` `/` `~`.
+    """Return whether a path means local files.
+
+    It exists, or has a glob character, a data suffix, or a leading `.` `/` `~`.
     """
     return (
         bool(_SUFFIX.search(path))
@@ -139,8 +139,9 @@ def _files_of_folder(folder: Path, split: str) -> list[Path]:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Return `{"path", "bytes", "blake2b"}` of a file; the digest is 16 bytes in hex, over the
-    bytes as stored.
+    """Return `{"path", "bytes", "blake2b"}` of a file.
+
+    The digest is 16 bytes in hex, over the bytes as stored.
     """
     status = path.stat()
     return {
@@ -152,7 +153,10 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4096)
 def _digest(path: Path, size_bytes: int, mtime_ns: int) -> str:
-    """Hash a file once per process; size and time are here so that a changed file is hashed again."""
+    """Hash a file once per process.
+
+    Size and time are here so that a changed file is hashed again.
+    """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -162,10 +166,11 @@ def _digest(path: Path, size_bytes: int, mtime_ns: int) -> str:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[io.BufferedReader]:
-    """Open a file for reading, decompressed by its suffix and past a UTF-8 byte order mark.
+    """Open a file for reading, decompressed and without a UTF-8 byte order mark.
 
     Raises DataError, naming the file, when it cannot be opened, is damaged, or ends in the middle
-    of compressed data."""
+    of compressed data.
+    """
     try:
         with path.open("rb") as file:
             stream = _decompressed(path, file)

@@ -1,5 +1,6 @@
-"""Read one local file of any known format as numbered rows; a row that cannot be read comes out as
-a BadRow.
+"""Read one local file of any known format as numbered rows.
+
+A row that cannot be read comes out as a BadRow.
 """
 
 import codecs
@@ -27,7 +28,7 @@ logger = get_logger(__name__)
 
 @dataclass(slots=True)
 class BadRow:
-    """Why a row cannot be used: a reason to count by, and what exactly is wrong with this one."""
+    """Why a row cannot be used: a reason to count by, and what is wrong with it."""
 
     reason: str
     detail: str
@@ -43,8 +44,9 @@ _END_OF_TEXT = "<|endoftext|>"
 
 
 def read_file(path: Path) -> Iterator[NumberedRow]:
-    """Yield every row of a file in constant memory; DataError when the file as a whole cannot be
-    read.
+    """Yield every row of a file in constant memory.
+
+    DataError when the file as a whole cannot be read.
     """
     match file_format(path):
         case "jsonl":
@@ -144,8 +146,9 @@ def _bad_line(error: Exception, lines: io.BufferedReader, line: bytes) -> BadRow
 
 
 def _lone_surrogate(row: dict[str, Any]) -> str | None:
-    """Return the key whose value holds half of a surrogate pair: JSON can spell it, UTF-8 and Arrow
-    cannot.
+    """Return the key whose value holds half of a surrogate pair, or None.
+
+    JSON can spell it, UTF-8 and Arrow cannot.
     """
     for key, value in row.items():
         try:
@@ -156,7 +159,7 @@ def _lone_surrogate(row: dict[str, Any]) -> str | None:
 
 
 def _refuse_other_format(path: Path, number: int, line: bytes) -> None:
-    """Raise DataError when the first line of a JSON-lines file shows that it is something else."""
+    """Raise DataError when the first line shows that a file is not JSON lines."""
     text = line.decode(errors="replace").strip()
     if text == "{" or (text.startswith("[") and not text.endswith("]")):
         wanted = (
@@ -185,8 +188,9 @@ def _read_json(path: Path) -> Iterator[NumberedRow]:
 
 
 class _JsonArray:
-    """The objects of one JSON array, read without holding it; a syntax error ends the file, so it
-    is a DataError.
+    """The objects of one JSON array, read without holding it.
+
+    A syntax error ends the file, so it is a DataError.
     """
 
     def __init__(self, path: Path, file: io.BufferedReader) -> None:
@@ -256,8 +260,9 @@ class _JsonArray:
         self._at = to
 
     def _read_more(self) -> bool:
-        """Append the next chunk; chunks grow with what is pending, so that a large row is not
-        scanned too often.
+        """Append the next chunk.
+
+        Chunks grow with what is pending, so that a large row is not scanned too often.
         """
         self._text, self._at = self._text[self._at :], 0
         chunk = self._file.read(max(1 << 18, len(self._text)))
@@ -313,8 +318,9 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[NumberedRow]:
 
 
 def _decoded(lines: io.BufferedReader, damaged: list[BadRow]) -> Iterator[str]:
-    """Decode lines; one that is not UTF-8 is passed on with replacement characters and reported in
-    `damaged`.
+    """Decode lines; mark the ones that are not UTF-8 in `damaged`.
+
+    They are passed on with replacement characters.
     """
     for line in lines:
         try:
@@ -390,11 +396,13 @@ def _read_parquet(path: Path) -> Iterator[NumberedRow]:
 
 
 def _read_txt(path: Path) -> Iterator[NumberedRow]:
-    """Yield documents: what lies between `<|endoftext|>` lines, else between blank lines, else
-    every line.
+    """Yield the documents of a text file.
+
+    Separated by `<|endoftext|>` lines, else by blank lines, else one a line.
 
     Which of the three is decided from the first MiB, so that a novel keeps its paragraphs whole and
-    a corpus of one document per line is not glued together."""
+    a corpus of one document per line is not glued together.
+    """
     with open_bytes(path) as start:
         head = start.read(1 << 20).decode(errors="replace").splitlines()
 

@@ -13,8 +13,9 @@ from hfstack.errors import DataError
 
 @contextmanager
 def write_jsonl(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give a function that writes one row; the file gets its name when the block ends without an
-    exception.
+    """Give a function that writes one row.
+
+    The file gets its name when the block ends without an exception.
 
     Until then the rows are in `<path>.partial`, which an exception removes. Dates are written in
     ISO 8601.

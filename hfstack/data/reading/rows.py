@@ -1,9 +1,11 @@
-"""Read local files as rows that are checked against each other: same keys, same types, nothing
-dropped in silence.
+"""Read local files as rows that are checked against each other.
+
+Same keys, same types, nothing dropped silently.
 
 The first rows of a source say which keys and which types its rows have (what most of them have). A
 row that differs, or that cannot be read at all, is a bad row: it stops the run, or is skipped or
-quarantined, and is counted by reason."""
+quarantined, and is counted by reason.
+"""
 
 import json
 import re
@@ -44,9 +46,7 @@ _DECIMAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]\d+)?")
 
 @dataclass
 class ReadReport:
-    """What a read found: good rows, bad rows by reason, and nulls by column, each with the first
-    place.
-    """
+    """What a read found: good rows, bad rows by reason, nulls by column, and where."""
 
     rows: int = 0
     bad_rows: dict[str, int] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def read_rows(
     max_rows: int | None = None,
     report: ReadReport | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the checked rows of the files, which together are one source, in constant memory.
+    """Yield the checked rows of the files of one source, in constant memory.
 
     Args:
         files: files of known formats; all have the same columns.
@@ -161,7 +161,10 @@ def _rejecter(
     stack: ExitStack,
     first_file: Path,
 ) -> Rejecter:
-    """Return what is done with a bad row; the quarantine file is made at the first one."""
+    """Return what is done with a bad row.
+
+    The quarantine file is made at the first one.
+    """
     if on_bad_row not in ("fail", "skip", "quarantine"):
         raise ConfigError(f"on_bad_row must be fail, skip or quarantine, got {on_bad_row!r}")
 
@@ -219,9 +222,7 @@ def _rejecter(
 
 
 def _with_first_rows(path: Path, checker: "_Checker") -> Iterator[NumberedRow]:
-    """Read a file; before the first row of a source is passed on, let the checker learn from the
-    first rows.
-    """
+    """Read a file, and let the checker learn the columns from its first rows."""
     numbered = read_file(path)
     if not checker.keys:
         first = list(islice(numbered, FIRST_ROWS))
@@ -243,7 +244,7 @@ class _Checker:
         self._number_columns: dict[str, type] = {}
 
     def learn(self, path: Path, rows: list[tuple[int, dict[str, Any]]]) -> None:
-        """Take the keys, and the kind of value in each column, that most of the first rows have."""
+        """Learn the keys, and the kind of value of each column, that most first rows have."""
         if not rows:
             return
         common = Counter(frozenset(row) for _, row in rows).most_common(1)[0][0]
@@ -273,8 +274,9 @@ class _Checker:
                 self._kinds[column] = matching[0][0], f"{path.name} line {matching[0][1]}"
 
     def with_numbers(self, numbered: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
-        """Turn the cells of number columns into numbers, an empty one into null; every other cell
-        stays text.
+        """Turn the cells of number columns into numbers, an empty one into null.
+
+        Every other cell stays text.
         """
         columns = self._number_columns
         for line, row, text in numbered:
@@ -298,9 +300,7 @@ class _Checker:
     def examine(
         self, row: dict[str, Any], shape: tuple[Any, ...], path: Path, line: int
     ) -> BadRow | None:
-        """Return what is wrong with a row whose shape was not seen before, has nulls, or holds
-        lists or objects.
-        """
+        """Return what is wrong with a row of a new shape, with nulls, lists or objects."""
         if row.keys() != set(self.keys):
             return self._wrong_keys(row)
         place = f"{path.name} line {line}"
@@ -347,7 +347,7 @@ class _Checker:
     def _wrong_value(
         self, path: str, value: Any, place: str, found: dict[str, tuple[str, str]]
     ) -> BadRow | None:
-        """Compare the kind of a value, and of all inside it, with what the same path held before."""
+        """Compare the kind of a value, and of all inside it, with that of earlier rows."""
         kind = _kind(value)
         before, first = found.get(path) or self._kinds.get(path) or (kind, place)
         if kind != before:
@@ -374,8 +374,9 @@ class _Checker:
 
 
 def _one_per_type(values: list[Any]) -> list[Any]:
-    """Return all items, or one of each type when none holds others: a list of 10000 tokens is
-    looked at once.
+    """Return all items, or one of each type when all are scalars.
+
+    So that a list of 10000 tokens is checked at once.
     """
     types = {type(value): value for value in values}
     return values if list in types or dict in types else list(types.values())
@@ -386,9 +387,7 @@ def _kind(value: Any) -> str:
 
 
 def _number_type(cells: list[str]) -> type | None:
-    """Return int or float when every cell that is not empty is such a number, as Python would write
-    it.
-    """
+    """Return int or float when every cell that is not empty is such a number, else None."""
     filled = [cell for cell in cells if cell]
     if filled and all(map(_INTEGER.fullmatch, filled)):
         return int

@@ -104,8 +104,9 @@ def sample_pairs(
     prompts: Sequence[str],
     max_new_tokens: int,
 ) -> list[tuple[str, str]]:
-    """Return (prompt, completion) pairs at temperature 0.8 among the 50 likeliest tokens: a look
-    while training.
+    """Return (prompt, completion) pairs to look at while training.
+
+    Sampled at temperature 0.8 from the 50 likeliest tokens.
     """
     completions = complete(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.8, top_k=50
@@ -126,8 +127,9 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float, top
 
 
 def _start(tokenizer: PreTrainedTokenizerBase, prompt: str, start: int | None) -> list[int]:
-    """The prompt's tokens after the token that begins a document, as the model saw documents in
-    pretraining.
+    """Return the prompt's tokens, after the token that begins a document if there is one.
+
+    As the model saw documents in pretraining.
     """
     token_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if start is not None:

@@ -1,6 +1,4 @@
-"""What a rung of a scaling ladder changes in the settings of training, and the numbers that a fit
-reads of any run.
-"""
+"""Set up one rung of a scaling ladder, and return the numbers that a fit reads."""
 
 import copy
 from pathlib import Path
@@ -17,8 +15,7 @@ from hfstack.training.callbacks import Throughput
 
 
 def rung_arguments(args: TrainingArguments, rung: Rung) -> TrainingArguments:
-    """Return the settings of one rung: its own folder under `rungs/`, its steps, batch and learning
-    rate.
+    """Return a rung's settings: its folder in `rungs/`, steps, batch, learning rate.
 
     A rung that has a checkpoint goes on from it.
     """
@@ -46,8 +43,7 @@ def rung_throughput(args: TrainingArguments, rung: Rung) -> Throughput:
 
 
 def rung_metrics(rung: Rung, blocks: int) -> dict[str, float]:
-    """Return N, D and C of a rung that reads data of so many blocks, by the names that
-    `scaling_fit` reads.
+    """Return N, D and C of a rung, by the names that `scaling_fit` reads.
 
     Raises:
         ConfigError: the data has fewer blocks than one batch takes.
@@ -72,7 +68,7 @@ def rung_metrics(rung: Rung, blocks: int) -> dict[str, float]:
 def training_counts(
     config: PreTrainedConfig, args: TrainingArguments, blocks: PackedBlocks, *, steps: int
 ) -> dict[str, float]:
-    """Return N, D and C of a training on packed blocks, by the names that `scaling_fit` reads.
+    """Return N, D and C of training on packed blocks, by the names of `scaling_fit`.
 
     Args:
         config: of the causal language model.

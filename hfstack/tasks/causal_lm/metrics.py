@@ -1,5 +1,4 @@
-"""How well a causal language model predicts text: strided perplexity and bits per byte, with
-intervals.
+"""Measure a causal LM: strided perplexity and bits per byte, with intervals.
 
 `score_documents` measures each document on its own; the `evaluate.Metric` classes below turn those
 scores into numbers, alone or together through `evaluate.combine`, and nothing is fetched from
@@ -42,7 +41,7 @@ class DocumentScore:
 
 @dataclass(frozen=True)
 class _Window:
-    """A stretch of one document: the tokens that the model reads, the last `scored` of which count."""
+    """A window of one document, of which the last `scored` tokens count."""
 
     document: int
     token_ids: list[int]
@@ -59,8 +58,7 @@ def score_documents(
     batch_size: int = 8,
     across_documents: bool = False,
 ) -> list[DocumentScore]:
-    """Score each text under the model, reading windows of `max_length` tokens that advance by
-    `stride`.
+    """Score each text by windows of `max_length` tokens that advance by `stride`.
 
     Every token is scored exactly once, with at least `max_length - stride` tokens of context where
     the document has them. A document starts after the token that separates documents in pretraining
@@ -135,8 +133,9 @@ def _windows(
 def _score_windows(
     model: PreTrainedModel, windows: list[_Window], *, pad_id: int
 ) -> tuple[list[float], list[int]]:
-    """Return per window the summed loss in nats and the number of tokens that were the model's
-    first choice.
+    """Return per window the summed loss in nats and the number of correct tokens.
+
+    A token is correct when it was the model's first choice.
     """
     longest = max(len(window.token_ids) for window in windows)
     # (B, T), padded on the right: causal, so harmless
@@ -167,8 +166,9 @@ def _score_windows(
 
 
 class _LanguageModelMetric(evaluate.Metric):
-    """Base of the metrics over document scores: `compute(nll=[...], tokens=[...], utf8_bytes=[...],
-    correct=[...])`.
+    """Base of the metrics over document scores.
+
+    `compute(nll=[...], tokens=[...], utf8_bytes=[...], correct=[...])`.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -181,7 +181,10 @@ class _LanguageModelMetric(evaluate.Metric):
 
 
 class Perplexity(_LanguageModelMetric):
-    """exp of the mean loss per token; also the loss itself, in nats per token, as `eval_loss`."""
+    """exp of the mean loss per token.
+
+    Also the loss itself, in nats per token, as `eval_loss`.
+    """
 
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **scores: Any
@@ -191,7 +194,7 @@ class Perplexity(_LanguageModelMetric):
 
 
 class BitsPerByte(_LanguageModelMetric):
-    """Loss in bits per UTF-8 byte of text: comparable between models whatever their tokenizers."""
+    """Loss in bits per UTF-8 byte, comparable between models of any tokenizer."""
 
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **scores: Any
@@ -209,7 +212,7 @@ class TokenAccuracy(_LanguageModelMetric):
 
 
 def compute_metrics(scores: Sequence[DocumentScore]) -> dict[str, float]:
-    """Return eval_loss, perplexity, bits_per_byte and token_accuracy over all documents."""
+    """Return eval_loss, perplexity, bits_per_byte and token_accuracy of all documents."""
     metric = evaluate.combine([Perplexity(), BitsPerByte(), TokenAccuracy()])
     columns: dict[str, list[Any]] = {
         name: [getattr(score, name) for score in scores] for name in _FEATURES
@@ -220,10 +223,11 @@ def compute_metrics(scores: Sequence[DocumentScore]) -> dict[str, float]:
 def bootstrap_interval(
     scores: Sequence[DocumentScore], *, draws: int = 1000, seed: int = 0
 ) -> dict[str, float]:
-    """Return the 95 % interval of the loss and of bits per byte, resampling whole documents.
+    """Return the 95 % interval of loss and bits per byte, resampling whole documents.
 
     Documents, not tokens, are the unit that was sampled (percentile bootstrap, Efron and Tibshirani
-    1993, chapter 13)."""
+    1993, chapter 13).
+    """
     nll, tokens, sizes = (
         np.array([getattr(s, name) for s in scores]) for name in ("nll", "tokens", "utf8_bytes")
     )
@@ -262,8 +266,6 @@ def derived_metrics(loss: float, *, tokens_per_byte: float) -> dict[str, float]:
 
 
 def document_start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that stands before a document in packed blocks: bos where the tokenizer writes one,
-    else eos.
-    """
+    """Return the token before a document in packed blocks: the bos if used, else the eos."""
     bos = start_token_id(tokenizer)
     return bos if bos is not None else cast(int | None, tokenizer.eos_token_id)

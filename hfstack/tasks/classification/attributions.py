@@ -1,11 +1,13 @@
-"""Which tokens move a classifier's logit: integrated gradients (Sundararajan et al. 2017,
-arXiv:1703.01365) by captum.
+"""Attribute a classifier's logit to tokens by integrated gradients (captum).
+
+Sundararajan et al. 2017, arXiv:1703.01365.
 
 The path goes in a straight line from the embeddings of a text in which every token is a neutral one
 to those of the text itself; special tokens stay. The attributions of all tokens add up to the
 difference of the two logits, but for the error of the sum that stands for the integral: the
 convergence delta, which is returned and made small. Legend: S points of the path, T tokens, H width
-of the embedding."""
+of the embedding.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -120,8 +122,9 @@ def explain_text(
 
 
 def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function from embeddings (S, T, H) to logits (S, C) in fp32, with the mask and
-    segments of the text.
+    """Return a function from embeddings (S, T, H) to logits (S, C) in fp32.
+
+    With the mask and segments of the text.
     """
     rest = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
 
@@ -135,9 +138,7 @@ def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[torch.Ten
 def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], max_length: int | None
 ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]], torch.Tensor]:
-    """Return the inputs (1, T), the place of each token in its text, and which tokens are special
-    (1, T).
-    """
+    """Return inputs (1, T), each token's place in the text, and special tokens (1, T)."""
     parts = list(texts)
     text, pair = parts[0], parts[1] if len(parts) > 1 else None
     joined = pair is not None and tokenizer.sep_token_id is None
@@ -175,9 +176,7 @@ def _encode(
 
 
 def _neutral_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that says nothing: the mask, where the tokenizer has one, else padding, unknown or
-    end.
-    """
+    """Return the neutral token: the mask, else padding, unknown or end."""
     for token in (
         tokenizer.mask_token_id,
         tokenizer.pad_token_id,

@@ -1,5 +1,6 @@
-"""Whether a classifier's probabilities mean what they say: calibration error, reliability, and one
-temperature.
+"""Check whether probabilities mean what they say, and fit one temperature.
+
+Calibration error and reliability.
 
 Legend: N rows, C classes. For several labels a row every label is a question of its own, yes or no.
 """
@@ -19,8 +20,9 @@ _COLDEST, _HOTTEST = 0.05, 20.0
 
 
 def probabilities(logits: Array, problem_type: str, temperature: float | Array = 1.0) -> Array:
-    """Return the probabilities (N, C) of logits (N, C) over a temperature: softmax, or a sigmoid
-    for several labels.
+    """Return probabilities (N, C) of logits (N, C) over a temperature.
+
+    Softmax, or a sigmoid for several labels.
     """
     scaled = numpy.asarray(logits, dtype=numpy.float64) / temperature
     return (
@@ -31,7 +33,7 @@ def probabilities(logits: Array, problem_type: str, temperature: float | Array =
 def log_loss(
     logits: Array, targets: Array, problem_type: str, temperature: float | Array = 1.0
 ) -> float:
-    """Return the mean negative log likelihood in nats a row, or a label where a row has several."""
+    """Return the mean negative log likelihood in nats a row, or a label if several."""
     scaled = numpy.asarray(logits, dtype=numpy.float64) / temperature
     if problem_type == "multi_label_classification":
         return float(-numpy.mean(targets * log_expit(scaled) + (1 - targets) * log_expit(-scaled)))
@@ -41,8 +43,9 @@ def log_loss(
 
 
 def fit_temperature(logits: Array, targets: Array, problem_type: str) -> float:
-    """Return the temperature between 0.05 and 20 with the least log loss (Guo et al. 2017,
-    arXiv:1706.04599, sec. 4.2).
+    """Return the temperature in [0.05, 20] with the least log loss.
+
+    Guo et al. 2017, arXiv:1706.04599, section 4.2.
 
     It does not change which label is the first. Fit it on rows that were not trained on; it is then
     optimistic by one parameter for those same rows.
@@ -64,9 +67,7 @@ def fit_temperature(logits: Array, targets: Array, problem_type: str) -> float:
 
 
 def confidences(probability: Array, targets: Array, problem_type: str) -> tuple[Array, Array]:
-    """Return how sure the model is of what it says, and whether that is right (1 or 0), both (N) or
-    (N * C).
-    """
+    """Return confidences, and whether each is right (1 or 0), both (N) or (N * C)."""
     if problem_type == "multi_label_classification":
         said = probability >= 0.5
         return numpy.where(said, probability, 1 - probability).ravel(), (
@@ -77,7 +78,10 @@ def confidences(probability: Array, targets: Array, problem_type: str) -> tuple[
 
 
 def reliability_bins(confidence: Array, right: Array, *, bins: int = 15) -> list[list[float]]:
-    """Return [mean confidence, accuracy, rows] in equally wide bins of (0, 1], empty ones left out."""
+    """Return [mean confidence, accuracy, rows] in equally wide bins of (0, 1].
+
+    Empty bins are left out.
+    """
     index = numpy.clip(numpy.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     rows = []
 
@@ -92,8 +96,9 @@ def reliability_bins(confidence: Array, right: Array, *, bins: int = 15) -> list
 
 
 def calibration_error(bins: Sequence[Sequence[float]]) -> float:
-    """Return the expected calibration error: the mean gap of confidence and accuracy, weighted by
-    the rows of a bin.
+    """Return the expected calibration error.
+
+    The mean gap of confidence and accuracy, weighted by the rows of a bin.
     """
     total = sum(row[2] for row in bins)
     if not total:
@@ -104,8 +109,9 @@ def calibration_error(bins: Sequence[Sequence[float]]) -> float:
 def cross_fitted_temperatures(
     logits: Array, targets: Array, problem_type: str, *, seed: int = 0
 ) -> Array:
-    """Return a temperature for each row (N, 1) that was fitted on the other half of the rows, drawn
-    by `seed`.
+    """Return temperatures (N, 1), each fitted on the other half of the rows.
+
+    The halves are sampled by `seed`.
 
     So the calibration of held-out rows is measured with a temperature that has not seen them.
     """

@@ -1,6 +1,4 @@
-"""What a classifier is trained on: rows of texts with labels, by one's own columns or as a task of
-GLUE has them.
-"""
+"""Load labelled texts: by the user's columns, or as a task of GLUE has them."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,8 +70,9 @@ class LabelledRows:
 def load_labelled(
     data_args: DataArgs, label_args: LabelArgs, *, quarantine_file: Path | None = None
 ) -> LabelledRows:
-    """Load train and held-out rows and find out what their labels mean; with a task and no
-    datasets, from the Hub.
+    """Load train and held-out rows and find out what their labels mean.
+
+    With a task and no datasets, from the Hub.
 
     MNLI without own eval_datasets has a second held-out split, `eval_mismatched`. `data_args` is
     filled with the sources of the task.
@@ -139,9 +138,7 @@ def load_labelled(
 
 @dataclass(frozen=True)
 class Encoded:
-    """One split as the model reads it: token ids with `labels` and `length`, and the rows that they
-    are of.
-    """
+    """One split as token ids with `labels` and `length`, and the rows that they are of."""
 
     rows: Dataset
     texts: list[str]
@@ -157,8 +154,7 @@ def encode_split(
     overlong: Overlong,
     skip_empty: bool,
 ) -> Encoded:
-    """Tokenize a split; texts that are empty or too long are refused, or counted and left out or
-    cut.
+    """Tokenize a split; refuse or count texts that are empty or too long.
 
     Raises:
         DataError: a text is empty or no text, a label is outside of the set, or no row is left.
@@ -194,7 +190,7 @@ def encode_split(
 def _text_columns(
     data_args: DataArgs, label_args: LabelArgs, task: GlueTask | None, found: list[str]
 ) -> tuple[str, str | None]:
-    """The columns of the texts: the task's where the rows have them, else those that were named."""
+    """Return the columns of the texts: the task's if there, else those that were named."""
     if task is None:
         return data_args.text_column, label_args.text_pair_column
     if all(column is None or column in found for column in task.columns):

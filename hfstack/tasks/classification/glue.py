@@ -1,5 +1,6 @@
-"""The tasks of GLUE by name: columns, labels and metrics as the benchmark has them (Wang et al.
-2019).
+"""Name the tasks of GLUE: columns, labels and metrics.
+
+Wang et al. 2019.
 
 Source: arXiv:1804.07461, and the dataset nyu-mll/glue of the Hub.
 

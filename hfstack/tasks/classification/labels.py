@@ -1,9 +1,11 @@
-"""What a label column means: one class, several labels, or a number; names and numbers to ids, and
-back.
+"""What a label column means: one class, several labels, or a number.
+
+Names and numbers to ids, and back.
 
 The set of labels comes from the train rows, from the data's own declaration (a Hub dataset's
 ClassLabel), from a list that the user gives, or from a model that has been trained on it before. A
-label outside of the set is refused with its row, never mapped to something near."""
+label outside of the set is refused with its row, never mapped to something near.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,9 +36,7 @@ _PROBLEMS = {
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels of a task. `values` are what stands in the label column, `names` what a reader
-    sees, by id.
-    """
+    """The labels of a task: `values` in the label column, `names` for readers, by id."""
 
     kind: Kind
     names: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ def find_labels(
 def label_targets(
     rows: Dataset, column: str, labels: LabelSet, *, name: str = "train"
 ) -> list[Target]:
-    """Return what the model shall say of each row: a class id, a 0/1 for each label, or a number.
+    """Return the target of each row: a class id, a 0/1 for each label, or a number.
 
     Raises:
         DataError: a row has a label outside of the set, or none.
@@ -169,7 +169,9 @@ def label_targets(
 
 
 def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
-    """Return a weight for each class, rows / (classes * rows of the class): a mean row weighs 1.
+    """Return a weight for each class: rows / (classes * rows of the class).
+
+    A mean row weighs 1.
 
     With several labels a row, how much a row that has the label counts: rows without it over rows
     with it.
@@ -205,7 +207,10 @@ def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
 
 
 def _value_type(values: Iterable[Any], column: str) -> type:
-    """The one type of a column's values; whole numbers among decimals count as decimals."""
+    """The one type of a column's values.
+
+    Whole numbers among decimals count as decimals.
+    """
     first: dict[type, tuple[int, Any]] = {}
     for number, value in enumerate(values, start=1):
         if value is None:

@@ -1,5 +1,4 @@
-"""Between labelled rows and the Trainer: the loss, the batches, and the settings that
-classification needs.
+"""Prepare classification for the Trainer: loss, batches and settings.
 
 Legend: B rows of a batch, T tokens of the longest, C outputs.
 """
@@ -27,8 +26,9 @@ _SMALLER_IS_BETTER = ("loss", "mean_squared_error", "mean_absolute_error")
 def classification_loss(
     problem_type: str, weights: Sequence[float] | None = None
 ) -> Callable[..., torch.Tensor]:
-    """Return the `compute_loss_func` of a Trainer: cross-entropy, yes/no cross-entropy of each
-    label, or squared error.
+    """Return the `compute_loss_func` of a Trainer for a problem type.
+
+    Cross-entropy, binary cross-entropy of each label, or squared error.
 
     Args:
         weights: of the classes, or of a yes of each label; None for all 1. The mean is still over
@@ -59,8 +59,7 @@ def classification_loss(
 def trainer_settings(
     training_args: TrainingArguments, problem_type: str, classes: int, task: GlueTask | None = None
 ) -> TrainingArguments:
-    """Return the settings for a Trainer whose rows come encoded, with the metric for the best model
-    checked.
+    """Return the settings for a Trainer with encoded rows, its best metric checked.
 
     With a task of GLUE the best model is chosen by the benchmark's own metric unless another than
     the loss is named.

@@ -1,8 +1,8 @@
-"""Every number about a classifier or a regression on held-out rows, from its logits and the
-targets; and its mistakes.
+"""Score a classifier or regression on held-out rows, and list its mistakes.
 
 Scores come from counts, so that a thousand bootstrap draws take a second; they equal scikit-learn's
-and SciPy's. Legend: N rows, C classes."""
+and SciPy's. Legend: N rows, C classes.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,10 +25,11 @@ SINGLE, SEVERAL, NUMBER = "single_label_classification", "multi_label_classifica
 
 
 def scores(predictions: Array, targets: Array, problem_type: str, classes: int) -> dict[str, float]:
-    """Return the metrics of predictions: class ids (N), 0/1 for each label (N, C), or numbers (N).
+    """Return the metrics of predictions: class ids (N), 0/1 (N, C), or numbers (N).
 
     Macro averages are over the classes that occur among predictions or targets. `f1` is that of
-    class 1 of two."""
+    class 1 of two.
+    """
     if problem_type == NUMBER:
         return _number_scores(predictions.astype(float), targets.astype(float))
 
@@ -60,7 +61,7 @@ def scores(predictions: Array, targets: Array, problem_type: str, classes: int) 
 
 
 def predicted(logits: Array, problem_type: str) -> Array:
-    """Return what logits (N, C) say: class ids (N), 0/1 for each label (N, C), or numbers (N)."""
+    """Return the predictions of logits: class ids (N), 0/1 (N, C), or numbers (N)."""
     if problem_type == NUMBER:
         return logits[:, 0]
     return (logits > 0).astype(int) if problem_type == SEVERAL else logits.argmax(axis=1)
@@ -75,8 +76,9 @@ def measure(
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return every metric with its 95 % bootstrap interval (`_low`, `_high`), the baseline, and the
-    calibration.
+    """Return every metric with its interval, the baseline, and the calibration.
+
+    95 % bootstrap intervals, as `_low` and `_high`.
 
     The baseline is the most frequent class of the targets themselves (for numbers, their mean):
     what is to be beaten.
@@ -125,7 +127,7 @@ def measure(
 
 
 def confusion_counts(predictions: Array, targets: Array, classes: int) -> Array:
-    """Return how many rows of each class (rows) were taken for each class (columns), (C, C)."""
+    """Return (C, C) counts: rows are true classes, columns predicted ones."""
     flat = targets.astype(int) * classes + predictions.astype(int)
     return numpy.bincount(flat, minlength=classes * classes).reshape(classes, classes)
 
@@ -133,9 +135,7 @@ def confusion_counts(predictions: Array, targets: Array, classes: int) -> Array:
 def per_class_table(
     predictions: Array, targets: Array, problem_type: str, names: Sequence[str]
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return the columns and rows of a table: precision, recall and F1 of each label, and how often
-    it occurs.
-    """
+    """Return a table of precision, recall, F1 and frequency of each label."""
     if problem_type == SEVERAL:
         said, true = predictions.astype(bool), targets.astype(bool)
         hits, wanted, given = (said & true).sum(axis=0), true.sum(axis=0), said.sum(axis=0)
@@ -160,9 +160,7 @@ def worst_mistakes(
     names: Sequence[str],
     count: int = 20,
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return the columns and rows of a table of the mistakes that the model is surest of, or the
-    largest errors.
-    """
+    """Return a table of the mistakes that the model is surest of, or largest errors."""
     said = predicted(logits, problem_type)
     if problem_type == NUMBER:
         order = numpy.argsort(-numpy.abs(said - targets), kind="stable")[:count]
@@ -197,9 +195,7 @@ def worst_mistakes(
 
 
 def trainer_metrics(problem_type: str) -> Callable[[Any], dict[str, float]]:
-    """Return `compute_metrics` for a Trainer, so that the curves have the metrics and the best
-    model can be chosen.
-    """
+    """Return `compute_metrics` for a Trainer, for curves and to choose the best model."""
 
     def compute(prediction: Any) -> dict[str, float]:
         logits = numpy.asarray(prediction.predictions, dtype=float)

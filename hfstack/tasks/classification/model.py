@@ -1,9 +1,9 @@
-"""Load a text classifier: a transformer with one output a label, trained whole, frozen but for its
-head, or by LoRA.
+"""Load a text classifier, to be trained whole, by its head alone, or by LoRA.
 
 What a model needs beside its weights to be used again (names of the labels, temperature, columns,
 length) is in a `classifier.json` beside them, since an adapter has no config.json of its own.
-config.json carries the names as well."""
+config.json carries the names as well.
+"""
 
 import dataclasses
 import json
@@ -89,8 +89,9 @@ def load_classifier(
     attention_dropout: float | None = None,
     new_modules: list[str] | None = None,
 ) -> PreTrainedModel:
-    """Return a model with one output a label, to be trained; a head that the checkpoint lacks is
-    drawn anew.
+    """Return a model with one output a label, to be trained.
+
+    A head that the checkpoint lacks is drawn anew.
 
     Args:
         attention_dropout: dropout of attention weights while training; None keeps the model's.
@@ -132,8 +133,7 @@ def load_classifier(
 def load_trained_classifier(
     args: ModelConfig,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, ClassifierInfo]:
-    """Return a finished classifier in evaluation mode, with its tokenizer and what it says of
-    itself.
+    """Return a finished classifier in evaluation mode, its tokenizer and its info.
 
     The folder of a run, of an adapter, or a classifier of the Hub, whose config.json then says it
     all.
@@ -186,8 +186,9 @@ def load_trained_classifier(
 
 
 def freeze_encoder(model: PreTrainedModel, new_modules: Sequence[str]) -> int:
-    """Let only the head, and what else the checkpoint did not hold, be trained; return how many
-    parameters that are.
+    """Let only the head, and what else the checkpoint did not hold, be trained.
+
+    Return how many parameters that are.
 
     Raises:
         ConfigError: nothing would be trained: the head is not new and has no name that is known for
@@ -236,9 +237,7 @@ def _load_adapter(
 
 
 def _check_head(config: Any, problem_type: str, id2label: dict[int, str], name: str) -> None:
-    """Refuse to go on from a classifier of other labels: its head would be thrown away, or mean
-    something else.
-    """
+    """Refuse a classifier of other labels, whose head would be lost or misread."""
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or []):
         return
     own = [config.id2label[index] for index in range(config.num_labels)]

@@ -1,5 +1,4 @@
-"""What a classifier says of rows: logits in batches of one length, and the answers that `predict`
-writes.
+"""Predict rows with a classifier: logits in batches, and the rows of `predict`.
 
 Legend: N rows, B rows of a batch, T tokens of the longest, C outputs.
 """
@@ -34,7 +33,7 @@ def classify_logits(
     pad_token_id: int,
     batch_size: int = 32,
 ) -> numpy.ndarray[Any, Any]:
-    """Return the logits (N, C) of encoded rows, in order, computed in batches of about one length."""
+    """Return the logits (N, C) of encoded rows, in order, in batches of about one length."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -91,8 +90,9 @@ def load_classify_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a finished classifier and return what answers rows: labels and probabilities, or
-    numbers.
+    """Load a finished classifier, and return what predicts rows.
+
+    Labels and probabilities, or numbers.
 
     Args:
         columns: of the texts; None for those that the model was trained on.
@@ -128,7 +128,7 @@ def _encode(
     *,
     first_row: int,
 ) -> list[dict[str, list[int]]]:
-    """Encode rows; an empty text is a mistake here too, since what is said of it means nothing."""
+    """Encode rows, and refuse empty texts, of which no prediction means anything."""
     for index, row in enumerate(rows):
         if absent := [name for name in columns if name is not None and name not in row]:
             raise DataError(

@@ -1,6 +1,4 @@
-"""What a run keeps of held-out rows: metrics, tables of classes and mistakes, pictures, and every
-row's prediction.
-"""
+"""Record held-out results: metrics, tables, pictures, and every prediction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,10 +37,13 @@ _FEW_ROWS = 20
 
 
 def calibrate(logits: Array, targets: Array, info: ClassifierInfo, *, seed: int) -> Array | float:
-    """Set the temperature of a classifier by held-out rows; return what to measure those rows with.
+    """Set the temperature of a classifier by held-out rows.
+
+    Return what to measure those rows with.
 
     That is for each row the temperature of the other half, which has not seen it. With fewer than
-    20 rows, or numbers to predict, nothing is fitted."""
+    20 rows, or numbers to predict, nothing is fitted.
+    """
     if info.problem_type == NUMBER or len(logits) < _FEW_ROWS:
         if info.problem_type != NUMBER:
             logger.warning(
@@ -68,8 +69,9 @@ def record_results(
     split: str = "eval",
     benchmark: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Add tables, pictures and predictions of held-out rows to a run; return the metrics,
-    `<split>_...`.
+    """Add tables, pictures and predictions of held-out rows to a run.
+
+    Return the metrics, `<split>_...`.
 
     Args:
         benchmark: the metrics whose mean is a benchmark's score, given as `<split>_glue_score`.

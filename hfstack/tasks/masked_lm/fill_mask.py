@@ -45,8 +45,7 @@ def load_fill_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a masked language model and return what answers rows: the five likeliest tokens at each
-    mask of a text.
+    """Load a masked LM, and return what predicts rows: the five likeliest tokens a mask.
 
     Args:
         columns: of the text, by default `text`; the second is not used.
@@ -104,7 +103,7 @@ def fill_masks(
     top_k: int = 5,
     max_length: int | None = None,
 ) -> list[Filling]:
-    """Return the likeliest tokens at each mask of each text, at the mask's own position.
+    """Return the likeliest tokens at each mask of each text, at the mask's position.
 
     `[MASK]` and `<mask>` both stand for the tokenizer's mask token. Several masks of one text are
     predicted side by side, each as if the others stayed masked; their probabilities are of one mask

@@ -1,5 +1,6 @@
-"""Blocks of text with some tokens hidden, for masked language models (Devlin et al. 2018, section
-3.1).
+"""Mask tokens of blocks of text for masked language models.
+
+Devlin et al. 2018, section 3.1.
 
 Of the tokens of a block a share is chosen to be predicted; of those 80 % become the mask token, 10
 % another token and 10 % stay as they are. Which ones is a function of (seed, epoch, block) alone:
@@ -45,8 +46,9 @@ _EVALUATION = 1 << 32  # stands where training has its epoch
 
 
 def use_mask_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return the tokenizer with a mask, a first and a separating token, and both put around a text,
-    as RoBERTa's does.
+    """Return the tokenizer with mask, first and separating token, put around a text.
+
+    As RoBERTa's does.
 
     BERT's and RoBERTa's own tokenizers come back as they are. One made for causal models gets
     `<mask>`, `<s>` before a text, and its eos after it.
@@ -101,8 +103,9 @@ def use_mask_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 
 
 class MaskedBlocks(torch.utils.data.Dataset):
-    """Blocks of token ids with some of them hidden; `labels` are -100 wherever nothing is to be
-    predicted.
+    """Blocks of token ids with some of them hidden.
+
+    `labels` are -100 wherever nothing is to be predicted.
 
     Attributes:
         epoch: training sets it (see `training.callbacks`), so that each epoch hides other tokens.
@@ -152,9 +155,7 @@ class MaskedBlocks(torch.utils.data.Dataset):
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return one block, each (T,) int64, and with isolated documents `attention_mask` (1, T, T)
-        bool.
-        """
+        """Return one block, each (T,) int64; isolated ones with a mask (1, T, T) bool."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
@@ -175,8 +176,9 @@ class MaskedBlocks(torch.utils.data.Dataset):
         return found
 
     def token_counts(self, blocks: int) -> np.ndarray:
-        """Return how often each token is in the first `blocks` blocks, (V,); special tokens are not
-        counted.
+        """Return how often each token is in the first `blocks` blocks, (V,).
+
+        Special tokens are not counted.
         """
         counts = np.zeros(len(self._special), dtype=np.int64)
         for first in range(0, min(blocks, len(self)), 1024):
@@ -199,8 +201,9 @@ class MaskedBlocks(torch.utils.data.Dataset):
     def _mask(
         self, row: np.ndarray, starts: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, ...]:
-        """Return the hidden block and its labels, each (T,), of a text (T - 2,) in which `starts`
-        begin words.
+        """Return the masked block and its labels, (T,) each, of a text (T - 2,).
+
+        `starts` says where words begin.
         """
         inputs = np.concatenate([[self.first_id], row, [self.last_id]])  # (T,)
         labels = np.full(len(inputs), _IGNORED_LABEL, dtype=np.int64)
@@ -230,14 +233,18 @@ class MaskedBlocks(torch.utils.data.Dataset):
         return inputs, labels
 
     def _same_document(self, row: np.ndarray) -> np.ndarray:
-        """Return (T, T) bool, true where two tokens are of one document; [CLS] is of the first."""
+        """Return (T, T) bool, true where two tokens are of one document.
+
+        [CLS] is of the first.
+        """
         ends = np.concatenate([[False], row == self.last_id, [False]])  # (T,)
         document = np.cumsum(ends) - ends
         return document[:, None] == document[None, :]
 
     @staticmethod
     def collate(rows: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Stack blocks: `input_ids` and `labels` (B, T), and with isolated documents
+        """Stack blocks: `input_ids` and `labels` (B, T), isolated ones with a mask.
+
         `attention_mask` (B, 1, T, T).
         """
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -254,8 +261,9 @@ def masked_splits(
     isolate_documents: bool = False,
     seed: int = 0,
 ) -> dict[str, MaskedBlocks]:
-    """Pack one column of each split into blocks with hidden tokens; those of every split but
-    `train` stay the same.
+    """Pack one column of each split into blocks with hidden tokens.
+
+    Those of every split but `train` stay the same.
 
     Args:
         block_size: tokens of a block, its first and last token included.
@@ -311,8 +319,7 @@ def masked_splits(
 def _blocks_with_words(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return token ids (N, T - 2) and where words begin (N, T - 2) bool, of texts whose words have
-    spaces between them.
+    """Return token ids and where words begin, (N, T - 2) each, of texts with spaces.
 
     They are held in memory, 5 bytes a token: packed files have no room for the boundaries.
     """
@@ -350,8 +357,9 @@ def _blocks_with_words(
 
 
 class HideAnew(TrainerCallback):
-    """Tell the blocks which epoch it is, on which their masks depend; a resumed run finds the masks
-    it left.
+    """Tell the blocks which epoch it is, on which their masks depend.
+
+    A resumed run finds the masks it left.
 
     Args:
         blocks: the training blocks, which the Trainer's workers have not copied yet when an epoch

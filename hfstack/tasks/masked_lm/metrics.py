@@ -1,5 +1,4 @@
-"""How well a masked language model predicts text: hidden tokens of fixed blocks, and every token of
-whole texts.
+"""Measure a masked LM: masked tokens of fixed blocks, every token of whole texts.
 
 Masked accuracy and loss depend on which tokens are hidden and on how many, so they compare between
 evaluations that hide the same ones. Pseudo-perplexity hides each token of a text in turn (Salazar
@@ -25,8 +24,9 @@ from hfstack.tasks.masked_lm.masking import MaskedBlocks
 
 
 class MaskedAccuracy(evaluate.Metric):
-    """Share of hidden tokens that were the model's first choice: `compute(correct=[...],
-    tokens=[...])`.
+    """Share of masked tokens that were the model's first choice.
+
+    `compute(correct=[...], tokens=[...])`.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -44,8 +44,7 @@ class MaskedAccuracy(evaluate.Metric):
 
 
 def masked_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return masked accuracy and perplexity over all hidden tokens, for the Trainer's
-    `compute_metrics`.
+    """Return masked accuracy and perplexity for the Trainer's `compute_metrics`.
 
     Args:
         prediction: its predictions are (B, 3): summed loss in nats, right first choices, hidden
@@ -175,7 +174,10 @@ def pseudo_metrics(
 
 
 def pseudo_perplexity(scores: Sequence[DocumentScore]) -> float:
-    """exp of the mean of minus the pseudo-log-likelihood over all tokens of all texts (equation 2)."""
+    """Return pseudo-perplexity: exp of minus the mean pseudo-log-likelihood a token.
+
+    Over all tokens of all texts (equation 2).
+    """
     return perplexity(
         math.fsum(score.nll for score in scores) / sum(score.tokens for score in scores)
     )

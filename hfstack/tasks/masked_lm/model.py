@@ -1,4 +1,4 @@
-"""Masked language models that compute their head only where a token is to be predicted.
+"""Compute a masked language model's head only where a token is to be predicted.
 
 The head of a small model is most of its cost: with V tokens and width d it is d * (d + V)
 multiply-adds a position, and only 15 % of the positions are scored. Stock models compute it
@@ -46,12 +46,14 @@ class ScoredTokens(ModelOutput):
 
 
 def score_only_masked(model: PreTrainedModel) -> bool:
-    """Make the model's forward with labels return a loss, and in evaluation counts, instead of
-    logits everywhere.
+    """Make the model's forward return a loss, and counts in evaluation, not logits.
+
+    With labels; without labels it is unchanged.
 
     The loss is the mean over all scored tokens of an optimizer step, also when gradients are
     accumulated. A model that is not in `HEADS` computes its own logits first, and False is
-    returned. A forward without labels is untouched."""
+    returned. A forward without labels is untouched.
+    """
     names = HEADS.get(model.config.model_type)
     stock_forward = model.forward
 
@@ -100,12 +102,14 @@ def score_only_masked(model: PreTrainedModel) -> bool:
 def training_flops_per_token(
     model: PreTrainedModel, sequence_length: int, *, scored_share: float
 ) -> float:
-    """Return the FLOPs of training on one token, forward and backward, when the head runs at a
-    share of them.
+    """Return the FLOPs of training on one token, with the head at a share of tokens.
+
+    Forward and backward.
 
     Counted as in `models.counting`: 2 for each multiply-add of a matrix product, 3 times the
     forward. An architecture without the fields of BERT is counted as 2 for each parameter outside
-    its embeddings."""
+    its embeddings.
+    """
     config: Any = model.config
     if not all(
         hasattr(config, field)
@@ -126,7 +130,7 @@ def training_flops_per_token(
 
 
 def check_masked_model(model: PreTrainedModel, *, block_size: int, isolate_documents: bool) -> None:
-    """Refuse a block that the model cannot read, and isolation that its attention would not see.
+    """Refuse a block that the model cannot read, or isolation that attention ignores.
 
     RoBERTa and its kin number positions from the pad token's id on, so their context is shorter
     than their table.

@@ -1,6 +1,4 @@
-"""What preference recipes check before their first step: settings that fit the model, rows that
-teach something.
-"""
+"""Check preference recipes before the first step: settings, model and rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +23,7 @@ logger = get_logger(__name__)
 
 
 def check_policy(args: ModelConfig, *, sharded: bool) -> None:
-    """Refuse a model that cannot be its own reference: random weights, or a bare adapter.
+    """Refuse a model that cannot be its own reference: random weights, a bare adapter.
 
     Raises:
         ConfigError: the model is an architecture or an adapter, or the adapter settings contradict
@@ -56,8 +54,9 @@ def check_preferences(
     max_length: int | None,
     on_bad_row: str,
 ) -> None:
-    """Run the preflight on pairs or labels; with `on_bad_row` "skip" the trainer leaves out prompts
-    that do not fit.
+    """Run the preflight on pairs or labels.
+
+    With `on_bad_row` "skip" the trainer leaves out prompts that do not fit.
 
     Raises:
         ConfigError: `max_length` is more than the model reads, or conversations meet a tokenizer
@@ -111,8 +110,7 @@ def check_preferences(
 def fitting_prompts(
     rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> dict[str, Dataset]:
-    """Return the splits without the rows whose prompt alone fills `max_length`, and log how many
-    went.
+    """Return the splits without rows whose prompt alone fills `max_length`, and log it.
 
     Raises DataError when nothing is left of a split.
     """
@@ -189,8 +187,7 @@ def prompts_to_show(
     *,
     longest: int | None,
 ) -> list[list[int]]:
-    """Return the token ids of the prompts to answer while training: one's own, else three held-out
-    ones that fit.
+    """Return the prompts to answer while training: the user's, else three held out.
 
     One's own become a user's turn where the rows are conversations.
     """

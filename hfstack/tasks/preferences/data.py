@@ -1,8 +1,10 @@
-"""Turn pairs, ratings, rankings and thumbs into prompt / chosen / rejected, or prompt / completion
-/ label.
+"""Turn pairs, ratings, rankings and thumbs into preference columns.
+
+prompt / chosen / rejected, or prompt / completion / label.
 
 `hfstack.tasks.preferences.rows` says which columns each kind has. Whatever the kind, no prompt is
-in both train and eval, and duplicates, ties and contradictions are counted and settled."""
+in both train and eval, and duplicates, ties and contradictions are counted and settled.
+"""
 
 import itertools
 import json
@@ -48,8 +50,9 @@ def load_preferences(
     quarantine_file: Path | None = None,
     counts: dict[str, PreferenceCounts] | None = None,
 ) -> dict[str, Dataset]:
-    """Return {"train": rows, "eval": rows} with the columns prompt, chosen, rejected (or prompt,
-    completion, label).
+    """Return {"train": rows, "eval": rows} of pairs, or of labelled completions.
+
+    Columns prompt, chosen, rejected, or prompt, completion, label.
 
     No prompt is in both splits: rows are held out by prompt, or train rows whose prompt is in
     eval_datasets go.
@@ -114,8 +117,7 @@ def load_preferences(
 
 
 def split_by_prompt(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Return (train, eval) with about `fraction` of the rows in eval, and every prompt on one side
-    only.
+    """Return (train, eval) with about `fraction` in eval, split by prompt.
 
     Prompts that differ in white space or letter case count as the same. The choice depends on the
     prompts and `seed`, not on the order of the rows. Raises DataError when a side would be empty.
@@ -131,8 +133,9 @@ def to_pairs(
     counts: PreferenceCounts | None = None,
     bad: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return rows {"prompt", "chosen", "rejected"} of any kind of preferences; all text, or all
-    conversations.
+    """Return rows {"prompt", "chosen", "rejected"} of any kind of preferences.
+
+    All text, or all conversations.
 
     A pair that stands there twice is kept once. Of a pair in both orders the one that is there more
     often is kept, and neither when they are equally many. Ties make no pair.
@@ -180,10 +183,13 @@ def to_labels(
     counts: PreferenceCounts | None = None,
     bad: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return rows {"prompt", "completion", "label"} (true is good) of any kind of preferences.
+    """Return rows {"prompt", "completion", "label"} of any kind of preferences.
+
+    A label of true is good.
 
     A pair gives one row of each label. An answer with both labels keeps the one that is there more
-    often. Ratings need `rating_threshold`. Arguments and errors are those of `to_pairs`."""
+    often. Ratings need `rating_threshold`. Arguments and errors are those of `to_pairs`.
+    """
     args, counts = args or PreferenceArgs(), counts or PreferenceCounts()
     kind, rows = kind_of(rows, args, first_choice="thumbs")
     votes: dict[str, list[int]] = {}
@@ -225,7 +231,7 @@ def to_labels(
 
 
 def add_label_noise(pairs: Dataset, share: float, *, seed: int) -> Dataset:
-    """Swap chosen and rejected in `share` of the pairs, and say which in a new column `flipped`.
+    """Swap chosen and rejected in `share` of the pairs; column `flipped` says which.
 
     Exactly round(share * pairs) are swapped, chosen by `seed`. Columns `chosen_score` and
     `rejected_score` stay with their answers.
@@ -254,8 +260,7 @@ def judged_pairs(
     *,
     counts: PreferenceCounts | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the pairs of answers that were scored, by (prompt, answer), with their chosen_score
-    and rejected_score.
+    """Return the pairs of scored answers, by (prompt, answer), with both scores.
 
     Of `args` only `max_pairs_per_prompt` and `conversational` matter.
     """
@@ -277,11 +282,13 @@ def judged_pairs(
 
 
 def length_statistics(rows: Iterable[Any]) -> dict[str, float]:
-    """Return how long the answers of each side of pairs are, in characters, and how often the
-    chosen one is longer.
+    """Return the lengths of both sides of pairs, and how often the chosen is longer.
+
+    In characters.
 
     Keys: chosen_characters_mean, chosen_characters_median, the same of rejected,
-    chosen_longer_share (0.5 for equals)."""
+    chosen_longer_share (0.5 for equals).
+    """
     pairs = [(len(answer_text(row["chosen"])), len(answer_text(row["rejected"]))) for row in rows]
     chosen, rejected = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     longer = [
@@ -298,7 +305,7 @@ def length_statistics(rows: Iterable[Any]) -> dict[str, float]:
 
 
 def length_table(statistics: dict[str, dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
-    """Return columns and rows of a table of `length_statistics`, with a column for each split."""
+    """Return a table of `length_statistics`, with a column for each split."""
     first = next(iter(statistics.values()))
     return ["", *statistics], [[key, *(each[key] for each in statistics.values())] for key in first]
 
@@ -306,8 +313,9 @@ def length_table(statistics: dict[str, dict[str, float]]) -> tuple[list[str], li
 def _pairs_of_scored(
     scored: dict[str, list[tuple[Text, float]]], args: PreferenceArgs, counts: PreferenceCounts
 ) -> Iterator[dict[str, Any]]:
-    """Every two answers to a prompt whose scores differ, the higher one chosen; the widest gaps
-    first when limited.
+    """Every two answers to a prompt whose scores differ, the higher one chosen.
+
+    The widest gaps first when limited.
     """
     for prompt, answers in scored.items():
         found = []
@@ -328,9 +336,7 @@ def _pairs_of_scored(
 
 
 def _majority(pairs: Counter[str], counts: PreferenceCounts) -> list[dict[str, Any]]:
-    """Each pair once; of a pair in both orders the one that is there more often, neither when
-    equally often.
-    """
+    """Return each pair once, in the order that occurs more often, or not at all if tied."""
     kept = []
     for packed, times in pairs.items():
         row = json.loads(packed)
@@ -396,7 +402,7 @@ def _with_key(rows: Dataset) -> Dataset:
 
 
 def _prompt_key(prompt: Text) -> str:
-    """What makes two prompts the same: their turns, without white space and letter case."""
+    """Return what makes two prompts equal: their turns without blanks and letter case."""
     turns = turns_of(prompt, "user")
     return json.dumps(
         [[turn.get("role"), " ".join(answer_text([turn]).split()).casefold()] for turn in turns]

@@ -1,6 +1,4 @@
-"""Tokenize a prompt with its answer as one sequence that a reward model scores, and make it fit the
-model's context.
-"""
+"""Tokenize a prompt with its answer as one sequence, and make it fit the context."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast
@@ -21,8 +19,7 @@ Overlong = Literal["fail", "cut", "drop"]
 def encode_answer(
     tokenizer: PreTrainedTokenizerBase, prompt: Text, answer: Text
 ) -> tuple[list[int], int, int]:
-    """Return the tokens of prompt and answer, and where the prompt's own tokens begin and end among
-    them.
+    """Return the tokens of prompt and answer, and where the prompt's begin and end.
 
     A conversation goes through the chat template. Plain text ends with the eos token, from which a
     causal model reads the reward. A tokenizer of an encoder such as BERT has no eos: prompt and
@@ -75,8 +72,9 @@ def encode_pairs(
     overlong: Overlong = "fail",
     name: str = "train",
 ) -> tuple[Dataset, list[int]]:
-    """Return a Dataset of chosen_ids and rejected_ids of at most `max_length` tokens, and which
-    rows they are of.
+    """Return a Dataset of chosen_ids and rejected_ids, and the rows that they are of.
+
+    At most `max_length` tokens each.
 
     Args:
         overlong: what to do with a pair that is longer: "fail"; "cut" the beginning of the prompt,
@@ -140,9 +138,7 @@ def encode_pairs(
 
 
 def shorten(token_ids: Sequence[int], begin: int, end: int, *, max_length: int) -> list[int]:
-    """Take tokens from the beginning of the prompt [begin, end), then from the end of the answer,
-    but not its last.
-    """
+    """Truncate the prompt [begin, end) from its start, then the answer's end but one."""
     excess = len(token_ids) - max_length
     if excess <= 0:
         return list(token_ids)
@@ -158,7 +154,8 @@ def _chat_ids(
 
 
 def _without_end(token_ids: Any, eos: int) -> list[int]:
-    """A tokenizer that adds its eos by itself would put one between prompt and answer, or two at
-    the end.
+    """Encode without the eos that some tokenizers add by themselves.
+
+    It would be between prompt and answer, or twice at the end.
     """
     return list(token_ids[:-1]) if len(token_ids) and token_ids[-1] == eos else list(token_ids)

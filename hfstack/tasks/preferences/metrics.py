@@ -1,9 +1,9 @@
-"""How well rewards order pairs of answers: accuracy with an interval, by margin, calibration, and
-against length.
+"""Measure how well rewards order pairs: accuracy, margins, calibration, length.
 
 Everything here is a function of plain numbers. A margin is the reward of the chosen answer minus
 that of the rejected one; by the model of Bradley and Terry (1952) the chosen one is better with
-probability sigmoid(margin)."""
+probability sigmoid(margin).
+"""
 
 import itertools
 import math
@@ -18,8 +18,9 @@ from hfstack.intervals import gain_interval, share_interval, wins
 
 
 def accuracy_by_margin(margins: Sequence[float], *, bins: int = 5) -> list[list[float]]:
-    """Return [smallest |margin|, largest |margin|, pairs, accuracy] of equally many pairs each,
-    from small margins on.
+    """Return the accuracy of equally many pairs each, by rising margin.
+
+    Rows are [smallest |margin|, largest |margin|, pairs, accuracy].
 
     A reward model that knows what it knows is near 0.5 in the first row and near 1 in the last.
     """
@@ -30,8 +31,9 @@ def accuracy_by_margin(margins: Sequence[float], *, bins: int = 5) -> list[list[
 
 
 def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[list[float]]:
-    """Return [mean confidence, accuracy, pairs] in equally wide bins of confidence from 0.5 to 1,
-    empty ones left out.
+    """Return confidence and accuracy of pairs, binned by confidence from 0.5 to 1.
+
+    Rows are [mean confidence, accuracy, pairs], in equally wide bins, empty ones left out.
 
     The confidence is sigmoid(|margin|): how sure the model is of the answer that it prefers.
     """
@@ -44,8 +46,9 @@ def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[list[f
 
 
 def expected_calibration_error(margins: Sequence[float], *, bins: int = 10) -> float:
-    """Return the mean gap of confidence and accuracy over `calibration_bins`, weighted by pairs
-    (Guo et al. 2017).
+    """Return the mean gap of confidence and accuracy, weighted by pairs.
+
+    Over `calibration_bins` (Guo et al. 2017).
     """
     rows = calibration_bins(margins, bins=bins)
     return sum(pairs * abs(confidence - accuracy) for confidence, accuracy, pairs in rows) / len(
@@ -69,8 +72,9 @@ def reward_metrics(
     prompts: Sequence[Hashable] | None = None,
     shorter_wins: bool = False,
 ) -> dict[str, float]:
-    """Return every number about a reward model on held-out pairs, with the keys of
-    docs/recipes/reward.md.
+    """Return all metrics of a reward model on held-out pairs.
+
+    The keys are those of docs/recipes/reward.md.
 
     Args:
         chosen, rejected: rewards of the answers, one of each for a pair.

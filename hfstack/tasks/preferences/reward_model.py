@@ -1,7 +1,8 @@
-"""Load a reward model: a transformer with one number as its output, and score sequences with it.
+"""Load a reward model, a transformer with one number as output, and score with it.
 
 A reward model is an `AutoModelForSequenceClassification` with one label, made from a causal model
-(which reads the reward at the last token) or an encoder (at its first)."""
+(which reads the reward at the last token) or an encoder (at its first).
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,8 +32,7 @@ from hfstack.models.loading import check_vocabulary
 def load_reward_model(
     args: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, new_modules: list[str] | None = None
 ) -> PreTrainedModel | PeftModel:
-    """Return a model that gives one reward for a sequence, from a checkpoint, an architecture or a
-    LoRA adapter.
+    """Load a model of one reward from a checkpoint, an architecture or a LoRA adapter.
 
     Of a checkpoint that is no reward model yet, such as a language model, the transformer is kept
     and the head is drawn anew (seed it first).
@@ -82,8 +82,9 @@ def score_sequences(
     pad_token_id: int,
     batch_size: int = 16,
 ) -> list[float]:
-    """Return the reward of each sequence of token ids, in order; longest first in batches, padded
-    on the right.
+    """Return the reward of each sequence of token ids, in order.
+
+    Longest first in batches, padded on the right.
     """
     training = model.training
     model.eval()

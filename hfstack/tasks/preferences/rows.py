@@ -1,5 +1,4 @@
-"""Read one row of a preference file: which kind it is, what stands where, and what is wrong with
-it.
+"""Read one row of a preference file: its kind, its answers, and what is wrong.
 
 Rows come in kinds, told apart by their columns:
 
@@ -79,9 +78,7 @@ class PreferenceCounts:
 
 
 def answer_text(value: Text) -> str:
-    """Return the words of an answer or a prompt: the text itself, or the contents of a
-    conversation's turns.
-    """
+    """Return the text of a prompt or an answer, of conversations their contents."""
     if isinstance(value, str):
         return value
     return "\n".join(str(message.get("content") or "") for message in value)
@@ -103,10 +100,11 @@ def prompt_of(row: Any, args: PreferenceArgs) -> str:
 
 
 def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
-    """Return (prompt, answer) for each plain answer of a row that nobody has judged yet.
+    """Return (prompt, answer) for each plain answer of a row that is not judged yet.
 
     Raises DataError when there is none: no column of an answer or of a list of answers, or an empty
-    one."""
+    one.
+    """
     prompt = prompt_of(row, args)
     found = row.get(args.completions_column, row.get(args.completion_column))
     answers = [found] if isinstance(found, str) else found
@@ -129,11 +127,13 @@ def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
 def kind_of(
     rows: Iterable[Any], args: PreferenceArgs, *, first_choice: str = "pairs"
 ) -> tuple[str, Iterator[Any]]:
-    """Tell the kind of the rows by their columns, `first_choice` where several fit; return it and
-    the rows.
+    """Tell the kind of the rows by their columns, `first_choice` where several fit.
+
+    Return it and the rows.
 
     Raises DataError when the columns are of no kind; the message names them and the flags that map
-    them."""
+    them.
+    """
     iterator = iter(rows)
     first = next(iterator, None)
     if first is None:
@@ -186,8 +186,9 @@ def _other_names(found: Sequence[str], kinds: dict[str, set[str]], args: Prefere
 
 
 def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
-    """Prompt, chosen and rejected of a row; a conversation that holds its prompt is cut where the
-    answers part.
+    """Prompt, chosen and rejected of a row.
+
+    A conversation that holds its prompt is cut where the answers part.
     """
     chosen, rejected = row[args.chosen_column], row[args.rejected_column]
     prompt = row.get(args.prompt_column)

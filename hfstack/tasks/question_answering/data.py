@@ -1,5 +1,4 @@
-"""Questions on a text whose answer is a stretch of it, and the windows in which an encoder reads
-them.
+"""Encode questions on a text, in windows, whose answers are spans of it.
 
 A text that is longer than the model reads is cut into windows that overlap by `stride` tokens. Each
 window is the question and a part of the text; what lies outside of it has its answer at token 0, as
@@ -156,9 +155,7 @@ def read_questions(
 def _checked_answers(
     context: str, pairs: Sequence[tuple[str, int | None]], *, mend: bool
 ) -> tuple[list[tuple[str, int]], int, str | None]:
-    """Return the answers of a row, how many had to be moved to where they are, and what is wrong
-    with one, or None.
-    """
+    """Return a row's answers, how many had to be moved, and what is wrong, or None."""
     answers: list[tuple[str, int]] = []
     moved = 0
 
@@ -224,7 +221,7 @@ def _place(
     name: str,
     number: int,
 ) -> str:
-    """Name a row by its file and line where it can be found again, else by its number in the split."""
+    """Name a row by its file and line where they are known, else by its number."""
     for source in sources:
         for path in expand_files(source.path, source.split) if source.is_local else []:
             for line, found, _ in read_file(path):
@@ -308,9 +305,7 @@ def encode_questions(
 
 
 def _token_span(offsets: Sequence[tuple[int, int] | None], question: Question) -> tuple[int, int]:
-    """Return the first and last token of the first answer, or (0, 0) when it is not wholly in the
-    window.
-    """
+    """Return first and last token of the first answer, or (0, 0) when not in the window."""
     inside = [(token, offset) for token, offset in enumerate(offsets) if offset is not None]
     if not question.answers or not inside:
         return 0, 0
@@ -325,9 +320,7 @@ def _token_span(offsets: Sequence[tuple[int, int] | None], question: Question) -
 
 
 def as_dataset(windows: Sequence[Window]) -> Dataset:
-    """Return what the Trainer reads: ids, segments, places of the answer, and `length` by which
-    windows are batched.
-    """
+    """Return what the Trainer reads: ids, segments, answer spans, `length` to batch by."""
     columns: dict[str, list[Any]] = {"input_ids": [window.input_ids for window in windows]}
     if windows and windows[0].segments is not None:
         columns["token_type_ids"] = [window.segments for window in windows]
@@ -341,8 +334,9 @@ def as_dataset(windows: Sequence[Window]) -> Dataset:
 def collate_windows(
     rows: Sequence[Mapping[str, Any]], *, pad_token_id: int
 ) -> dict[str, torch.Tensor]:
-    """Pad windows to the longest, (B, T); `start_positions` and `end_positions` (B,) where the rows
-    have them.
+    """Pad windows to the longest, (B, T).
+
+    `start_positions` and `end_positions` (B,) where the rows have them.
     """
     names = ("input_ids", "token_type_ids")
     batch = pad_rows(

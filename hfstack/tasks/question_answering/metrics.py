@@ -1,4 +1,6 @@
-"""Answers from the begin and end logits of an encoder, how right they are, and naive baselines.
+"""Turn an encoder's begin and end logits into answers, and score them.
+
+Beside naive baselines.
 
 Legend: N windows, T tokens of the longest, n candidates of a question.
 """
@@ -139,9 +141,7 @@ def _ranked(
 
 
 def answer_metric(rules: Rules, questions: Sequence[Question]) -> SquadAnswers | CmrcAnswers:
-    """Return the metric of the language: `auto` takes CMRC's where most texts are mostly Chinese,
-    else SQuAD's.
-    """
+    """Return the metric of the language: CMRC's for mostly Chinese texts, else SQuAD's."""
     if rules == "auto":
         chinese = sum(len(_HAN.findall(q.context)) > len(q.context) / 3 for q in questions)
         rules = "cmrc" if 2 * chinese > len(questions) else "squad"
@@ -151,8 +151,9 @@ def answer_metric(rules: Rules, questions: Sequence[Question]) -> SquadAnswers |
 def answer_metrics(
     metric: SquadAnswers | CmrcAnswers, questions: Sequence[Question], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Return exact match and F1 in percent; also of answerable and unanswerable questions where
-    there are both.
+    """Return exact match and F1 in percent.
+
+    Also of answerable and unanswerable questions where there are both.
     """
     columns: dict[str, list[Any]] = {
         "predictions": [{"id": str(i), "prediction_text": text} for i, text in enumerate(texts)],
@@ -174,8 +175,9 @@ def answer_metrics(
 def answer_intervals(
     metric: SquadAnswers | CmrcAnswers, questions: Sequence[Question], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Return 95 % intervals of exact match and F1 in percent, drawing whole texts: their questions
-    hang together.
+    """Return 95 % intervals of exact match and F1 in percent, resampling whole texts.
+
+    Questions of one text are not independent.
     """
     scores = [
         metric.score(text, [t for t, _ in q.answers])
@@ -204,9 +206,7 @@ def answer_intervals(
 
 
 def baseline_answers(questions: Sequence[Question]) -> dict[str, list[str]]:
-    """Return two naive answers to each question: the first sentence, and the one that shares most
-    words with it.
-    """
+    """Return two naive answers: the first sentence, and the one most like the question."""
     found: dict[str, list[str]] = {"first_sentence": [], "likest_sentence": []}
     for question in questions:
         sentences = [part for part in SENTENCE_END.split(question.context) if part.strip()]
@@ -226,9 +226,7 @@ def _units(text: str) -> set[str]:
 def beside_baselines(
     metric: SquadAnswers | CmrcAnswers, questions: Sequence[Question], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Return the scores of the naive answers as `baseline_...`, and the intervals of the real ones
-    as `eval_...`.
-    """
+    """Return the scores of naive answers (`baseline_`), and intervals of the real ones."""
     found = {
         f"eval_{name}": value for name, value in answer_intervals(metric, questions, texts).items()
     }
@@ -247,9 +245,7 @@ def best_texts(found: Sequence[Sequence[Candidate]]) -> list[str]:
 def write_answers(
     path: Path, questions: Sequence[Question], found: Sequence[list[Candidate]]
 ) -> None:
-    """Write each question with its answer, its candidates and the true answers, on the first
-    process.
-    """
+    """Save each question with its answer, candidates and true answers, on rank 0."""
     if not PartialState().is_main_process:
         return
     with write_jsonl(path) as add:
@@ -259,7 +255,7 @@ def write_answers(
 
 
 def as_row(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """Return what is written of a question: the answer, where it begins, and all candidates."""
+    """Return what is saved of a question: answer, where it begins, and candidates."""
     return {
         "answer": candidates[0].text,
         "start": candidates[0].start,
@@ -272,8 +268,9 @@ def as_row(candidates: Sequence[Candidate]) -> dict[str, Any]:
 def answer_logits(
     model: torch.nn.Module, windows: Sequence[Window], *, pad_token_id: int, batch_size: int = 32
 ) -> Logits:
-    """Return the begin and end logits of windows, in order, computed in batches of about one
-    length.
+    """Return the begin and end logits of windows, in order.
+
+    Computed in batches of about one length.
     """
     device = next(model.parameters()).device
 
@@ -300,8 +297,7 @@ def load_answer_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a finished model and return what answers rows: the answer, where it begins, and the
-    candidates.
+    """Load a finished model, and return what predicts rows: answers and candidates.
 
     Args:
         columns: of the question and the context; None for those that the model was trained on.

@@ -1,4 +1,4 @@
-"""A reward from a classifier: the probability that it gives one of its labels, such as `positive`."""
+"""Score completions by a classifier's probability of one label, such as `positive`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +13,9 @@ from hfstack.tokens.chat import text_of
 
 
 class ClassifierReward:
-    """Scores completions from 0 to 1 with a trained classifier of texts; the state is the model and
-    its tokenizer.
+    """Scores completions from 0 to 1 with a trained classifier of texts.
+
+    The state is the model and its tokenizer.
 
     The probability is the calibrated one where the classifier has a temperature. Text is tokenised
     by the classifier's own tokenizer, and what is longer than it reads is cut at the end.

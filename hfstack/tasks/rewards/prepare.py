@@ -1,5 +1,4 @@
-"""Rewards of completions: plain functions, reward models and remote endpoints, all called in the
-same way.
+"""Prepare rewards: functions, reward models and endpoints, all called the same way.
 
 A reward is `reward(prompts, completions, **columns)` and returns a number for each completion, or
 None where it does not apply. Prompts are texts, or conversations (lists of {role, content}); a
@@ -7,7 +6,8 @@ completion of a conversation is a list with the assistant's message. `columns` a
 of the rows, one value a completion, and what the trainer adds (TRL: `completion_ids`,
 `trainer_state`, `log_extra`, `log_metric`). A function may name the columns that it reads instead
 of taking `**columns`. What `prepare_rewards` returns fits `reward_funcs` of TRL's RLOOTrainer and
-GRPOTrainer."""
+GRPOTrainer.
+"""
 
 import inspect
 import math
@@ -47,7 +47,9 @@ def prepare_rewards(
     weights: Sequence[float] | None = None,
     as_text: bool = False,
 ) -> list[Any]:
-    """Return checked rewards with different names, which TRL shows as `rewards/<name>/mean`.
+    """Return checked rewards with different names.
+
+    TRL logs them as `rewards/<name>/mean`.
 
     Args:
         rewards: functions, RewardModel or RemoteReward objects, paths of reward models, or http(s)
@@ -99,11 +101,12 @@ def prepare_rewards(
 
 
 def checked(reward: Reward, *, name: str | None = None) -> Callable[..., list[float | None]]:
-    """Wrap a reward so that whatever is wrong with it is said in one line that names the sample.
+    """Wrap a reward so that a problem is reported in one line that names the sample.
 
     The wrapped reward passes on the columns that the function takes, and returns plain floats and
     None. It raises DataError when the function raises, lacks a column, or returns NaN, infinity, no
-    number, or a list of the wrong length."""
+    number, or a list of the wrong length.
+    """
     if not callable(reward):
         raise ConfigError(
             f"a reward is a function (prompts, completions, **columns), got {reward!r}"
@@ -166,8 +169,9 @@ def score_all(
     weights: Sequence[float] | None = None,
     columns: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Call prepared rewards on the same completions and add them up, each by its weight (1 by
-    default).
+    """Call prepared rewards on the same completions and return their weighted sum.
+
+    The weights are 1 by default.
 
     A reward that does not apply to a completion (None) is left out of its sum, as TRL does.
     """
@@ -193,9 +197,7 @@ def score_all(
 
 
 def reward_name(reward: Reward) -> str:
-    """The name under which a reward is logged: of the function, the model's folder, or the
-    endpoint's host and path.
-    """
+    """Return a reward's name: of the function, the model's folder, or the endpoint."""
     if isinstance(reward, RewardModel | RemoteReward):
         return reward.name
     return getattr(reward, "__name__", type(reward).__name__)
@@ -204,9 +206,7 @@ def reward_name(reward: Reward) -> str:
 def _read_values(
     values: Any, name: str, prompts: Sequence[Any], completions: Sequence[Any]
 ) -> list[float | None]:
-    """Return the values as floats and None, or raise DataError naming the first sample whose value
-    is none.
-    """
+    """Return the values as floats and None, or name the first that is not a number."""
     if isinstance(values, torch.Tensor | numpy.ndarray):
         values = values.tolist()
 
@@ -258,9 +258,7 @@ def _find_culprit(
     completions: Sequence[Any],
     error: Exception,
 ) -> DataError:
-    """Call the reward on one sample after the other until one raises, so that the message can name
-    it.
-    """
+    """Call the reward sample by sample until one raises, to name it in the message."""
     count = len(completions)
     for index in range(count):
         one = {

@@ -1,10 +1,11 @@
-"""A reward from an HTTP endpoint: prompts and completions go out as JSON, numbers come back.
+"""Score completions at an HTTP endpoint: JSON out, numbers back.
 
     POST <url>    {"prompts": [...], "completions": [...], "<column>": [...]}
     200           {"rewards": [0.5, null, ...]}        one number, or null, for each completion
 
 The token in the environment variable HFSTACK_REWARD_TOKEN, where it is set, is sent as
-`Authorization: Bearer`."""
+`Authorization: Bearer`.
+"""
 
 import json
 import os

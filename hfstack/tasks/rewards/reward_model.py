@@ -1,6 +1,4 @@
-"""A reward from a reward model: one number for a prompt with its completion, read by the model's
-own tokenizer.
-"""
+"""Score completions with a reward model, through its own tokenizer."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -21,8 +19,9 @@ logger = get_logger(__name__)
 
 
 class RewardModel:
-    """Scores completions with a model of one label; the state is the model, its tokenizer and what
-    was warned of.
+    """Scores completions with a model of one label.
+
+    The state is the model, its tokenizer and what was warned of.
 
     Texts are encoded as the reward recipe encodes them: a conversation by the reward model's own
     chat template, plain text with its eos. Whatever the policy's tokens were, the text is tokenised
@@ -82,9 +81,7 @@ class RewardModel:
         return score_sequences(self.model, encoded, pad_token_id=pad, batch_size=self.batch_size)
 
     def score(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:
-        """Return the score of answers that are texts, whether their prompts are texts or
-        conversations.
-        """
+        """Return the scores of answers; prompts are texts or conversations."""
         turns = [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
             for prompt, text in zip(prompts, answers, strict=True)
@@ -92,8 +89,9 @@ class RewardModel:
         return self(prompts, turns)
 
     def encode(self, prompt: Any, completion: Any) -> list[int]:
-        """The tokens that are scored; of what is longer than the context, the prompt's beginning is
-        cut.
+        """The tokens that are scored.
+
+        Of what is longer than the context, the prompt's beginning is cut.
         """
         if self.as_text:
             prompt, completion = text_of(prompt), text_of(completion)
@@ -124,9 +122,7 @@ class RewardModel:
         return shorten(token_ids, begin, end, max_length=self.max_length)
 
     def compare_tokenizer(self, policy: PreTrainedTokenizerBase) -> None:
-        """Log whether the reward model reads the completions in other tokens than they were written
-        in.
-        """
+        """Log whether the reward model's tokenizer differs from the policy's."""
         if self.tokenizer.get_vocab() == policy.get_vocab():
             logger.info("reward model %s has the policy's vocabulary", self.name)
             return

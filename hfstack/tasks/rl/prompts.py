@@ -1,8 +1,8 @@
-"""What TRL's online trainers (RLOO, GRPO) take for granted about model and prompts, checked, and
-what they leave out.
+"""Check what TRL's online trainers (RLOO, GRPO) assume of model and prompts.
 
 The trainers pad prompts on the left and call the model without `position_ids`, take the reference
-model from the policy's own path, and log the KL a token."""
+model from the policy's own path, and log the KL a token.
+"""
 
 import dataclasses
 import json
@@ -62,8 +62,7 @@ def check_start(name: str | None) -> None:
 def check_policy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None
 ) -> None:
-    """Refuse a model that TRL's online trainers would train wrongly, and let its generation stop at
-    the end of a turn.
+    """Refuse a model that TRL would train wrongly, and stop generation at a turn's end.
 
     Raises:
         ConfigError: left padding changes the model's log-probabilities, or nothing ends its
@@ -87,11 +86,11 @@ def check_policy(
 
 
 def left_padding_difference(model: PreTrainedModel) -> tuple[float, float]:
-    """Return by how many nats left padding changes the log-probabilities, and how much may be
-    rounding.
+    """Return by how many nats left padding changes log-probabilities, and the tolerance.
 
     The same 16 tokens are read bare and after 8 masked tokens, as TRL's trainers call the model. In
-    float32 the largest difference counts, in 16 bits the mean one."""
+    float32 the largest difference counts, in 16 bits the mean one.
+    """
     rows = len(torch.as_tensor(model.get_input_embeddings().weight))
     generator = torch.Generator().manual_seed(0)
     token_ids = torch.randint(0, rows, (1, 16), generator=generator).to(model.device)  # (1, T)
@@ -125,8 +124,7 @@ def left_padding_difference(model: PreTrainedModel) -> tuple[float, float]:
 def load_prompts(
     data_args: DataArgs, *, recipe: str, as_chat: bool, quarantine_file: Path
 ) -> dict[str, Any]:
-    """Return the splits with a column `prompt`: texts, or conversations that end with the user's
-    turn.
+    """Return the splits with `prompt`: texts, or conversations that end with the user.
 
     Args:
         data_args: `text_column` may name the column of prompts where it is not `prompt`.
@@ -168,8 +166,7 @@ def check_prompts(
     max_completion_length: int | None,
     max_prompt_length: int | None = None,
 ) -> None:
-    """Look for what trains silently wrong: long prompts, a doubled bos, held-out prompts that are
-    trained on.
+    """Check prompts: too long, a doubled bos, held-out prompts that are trained on.
 
     Rows that are streamed cannot be looked at beforehand and are not.
 
@@ -217,8 +214,7 @@ def check_prompts(
 
 
 def check_groups(splits: dict[str, Any], training_args: RLOOConfig | GRPOConfig) -> None:
-    """Refuse batches that do not hold whole groups of answers, and rows that are fewer than one
-    batch.
+    """Refuse batches without whole groups of answers, and fewer rows than one batch.
 
     Raises:
         ConfigError: the evaluation batch is no multiple of the answers to a prompt.
@@ -268,9 +264,7 @@ def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def cut_prompt(token_ids: list[int], longest: int | None, bos_token_id: Any) -> list[int]:
-    """The last `longest` tokens of a prompt, the first of them its bos where it began with one;
-    None keeps all.
-    """
+    """Return the last `longest` tokens of a prompt, its bos kept; None keeps all."""
     if longest is None or len(token_ids) <= longest:
         return token_ids
     begins = token_ids[:1] if bos_token_id is not None and token_ids[0] == bos_token_id else []
@@ -278,11 +272,11 @@ def cut_prompt(token_ids: list[int], longest: int | None, bos_token_id: Any) -> 
 
 
 class CompletionMetrics(TrainerCallback):
-    """Add `ended_share` and `kl_per_completion` to the logs of TRL's online trainers, and warn when
-    nothing ends.
+    """Log `ended_share` and `kl_per_completion`, and warn when no completion ends.
 
     `kl_per_completion` is the KL to the reference in nats summed over a completion: TRL's KL a
-    token times the mean length, which is exact for one batch."""
+    token times the mean length, which is exact for one batch.
+    """
 
     def __init__(self) -> None:
         self._warned = False

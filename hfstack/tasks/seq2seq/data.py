@@ -1,5 +1,4 @@
-"""Rows of a source text and its target, or several: what they say, and the token ids that an
-encoder-decoder reads.
+"""Encode source texts and their targets for an encoder-decoder.
 
 Every text ends with the model's end token, whether its tokenizer puts one there or not: a decoder
 learns from it when to stop.
@@ -30,7 +29,7 @@ _FLAGS = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A source text and what it should become: one text, or several that are equally right."""
+    """A source text and its targets: one, or several that are equally right."""
 
     source: str
     targets: list[str]
@@ -136,8 +135,9 @@ def encode_pairs(
     name: str,
     held_out: bool = False,
 ) -> Encoded:
-    """Return the pairs as token ids; texts that are too long are cut, left out or refused, and
-    counted in any case.
+    """Return the pairs as token ids.
+
+    Texts that are too long are cut, left out or refused, and counted in any case.
 
     Args:
         lengths: most tokens of a source and of a target, the end included.
@@ -204,8 +204,9 @@ def encode_ended(
     ends: Sequence[int],
     side: Literal["source", "target"] = "source",
 ) -> tuple[list[list[int]], list[int]]:
-    """Return the ids of each text, cut to `max_length` with an end token as the last, and the
-    lengths before the cut.
+    """Return the ids of each text, truncated and ended, and the lengths before.
+
+    At most `max_length` ids, the last an end token.
 
     Args:
         ends: tokens that end a text; the first is put where the tokenizer puts none.
@@ -245,8 +246,9 @@ def collate_pairs(
     pad_token_id: int,
     shift: Callable[..., torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """Return a batch: ids and mask (B, S), labels (B, T) with -100 where nothing is learnt, and
-    what the decoder reads.
+    """Return a batch: ids and mask (B, S), labels (B, T), and the decoder's inputs.
+
+    Labels are -100 where nothing is scored.
 
     Both sides are padded on the right, whatever the tokenizer prefers: BART and Marian count
     positions from the left.

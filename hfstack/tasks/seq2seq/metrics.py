@@ -1,5 +1,4 @@
-"""Texts that an encoder-decoder writes, how near they come to the references, and naive texts
-beside them.
+"""Score the texts of an encoder-decoder beside naive texts such as the source.
 
 Legend: B rows of a batch, S tokens of the longest source, T tokens of the longest text written.
 """
@@ -41,24 +40,21 @@ def check_metrics() -> None:
 
 
 def decode_texts(ids: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the texts of rows of token ids, -100 being padding, without special tokens and outer
-    white space.
-    """
+    """Return the texts of rows of token ids, without padding (-100) and special tokens."""
     rows = [[int(token) for token in row if token >= 0] for row in ids]
     return [cast(str, tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
 
 
 def overlap_metrics(texts: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
-    """Return bleu and chrf (0 to 100), rouge1, rouge2, rougeL and rougeLsum (0 to 1) of texts, all
-    targets counting.
+    """Return BLEU and chrF (0 to 100) and ROUGE (0 to 1) against all targets.
+
+    bleu, chrf, rouge1, rouge2, rougeL and rougeLsum.
     """
     return text_overlap(list(texts), [pair.targets for pair in pairs])
 
 
 def naive_texts(pairs: Sequence[Pair]) -> dict[str, list[str]]:
-    """Return what costs nothing: the source itself, and its first sentence where some source has
-    several.
-    """
+    """Return naive texts: the source, and its first sentence where some have several."""
     found = {
         "copy": [pair.source for pair in pairs],
         "lead": [first_sentence(pair.source) for pair in pairs],
@@ -69,16 +65,18 @@ def naive_texts(pairs: Sequence[Pair]) -> dict[str, list[str]]:
 
 
 def first_sentence(text: str) -> str:
-    """Return a text up to the first full stop, exclamation or question mark that ends a word."""
+    """Return a text up to the first `.`, `!` or `?` that ends a word."""
     return next(part for part in SENTENCE_END.split(text.strip()) if part.strip()).strip()
 
 
 def record_results(run: Run, texts: Sequence[str], held: Encoded) -> dict[str, float]:
-    """Return the scores of the texts as `eval_...` and of naive ones as `baseline_...`; keep tables
-    and predictions.
+    """Record the scores of the texts (`eval_`) and of naive ones (`baseline_`).
+
+    Tables and predictions are kept as well.
 
     In run.json: the table "scores" with each score, that of the naive texts and its signature, and
-    "samples". All texts are in predictions.jsonl, in the order of the rows."""
+    "samples". All texts are in predictions.jsonl, in the order of the rows.
+    """
     ordered = sorted(zip(held.places, held.pairs, texts, strict=True), key=lambda one: one[0])
     pairs, texts = [pair for _, pair, _ in ordered], [text for _, _, text in ordered]
     naive = {name: overlap_metrics(plain, pairs) for name, plain in naive_texts(pairs).items()}
@@ -129,8 +127,9 @@ def write_texts(
     *,
     batch_size: int = 32,
 ) -> list[str]:
-    """Return what the model writes for each source, in order; batches hold sources of about one
-    length.
+    """Return what the model writes for each source, in order.
+
+    Batches hold sources of about one length.
     """
     device = next(model.parameters()).device
     pad = padding_id(tokenizer)
@@ -151,7 +150,9 @@ def load_seq2seq_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a finished encoder-decoder, or adapter, and return what answers rows: `{"text": ...}`.
+    """Load a finished encoder-decoder, and return what predicts rows: `{"text": ...}`.
+
+    An adapter works too.
 
     Args:
         columns: of the source; the second is not used. None for the one that the model was trained

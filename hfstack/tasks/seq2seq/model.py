@@ -1,5 +1,6 @@
-"""Load an encoder-decoder (T5, BART, Marian and their like) from an architecture, a checkpoint or
-an adapter.
+"""Load an encoder-decoder from an architecture, a checkpoint or an adapter.
+
+T5, BART, Marian and similar.
 """
 
 import json
@@ -81,8 +82,9 @@ def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
 
 
 def use_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a new model the tokenizer's tokens for padding, end and beginning, in place of its
-    family's usual ids.
+    """Set a new model's padding, end and start tokens to those of the tokenizer.
+
+    In place of its family's usual ids.
 
     Raises:
         ConfigError: the tokenizer has neither an end token nor a separator, or nothing to pad with.
@@ -131,8 +133,9 @@ def text_lengths(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[int, int]:
-    """Return the most tokens of a source and of a target: as asked, else what can be read, at most
-    512 and 128.
+    """Return the most tokens of a source and a target.
+
+    As asked, else what can be read, at most 512 and 128.
 
     Positions bound BART and Marian. T5 counts distances instead: it reads any length, and the limit
     that its tokenizer names only bounds what is taken when nothing is asked for.
@@ -214,8 +217,9 @@ def set_decoding(
 
 
 def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Return a finished model or adapter in evaluation mode, its tokenizer, and what its
-    `task.json` says ({} without).
+    """Return a finished model in evaluation mode, its tokenizer, and its `task.json`.
+
+    The model may be an adapter; the last is {} without that file.
 
     Raises:
         CheckpointError: there is no such model, or the base of an adapter is gone.

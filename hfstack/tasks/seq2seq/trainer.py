@@ -1,6 +1,4 @@
-"""A Trainer for encoder-decoders that is evaluated by what it writes, and the settings that it
-needs.
-"""
+"""Evaluate encoder-decoders by the texts that they generate."""
 
 import copy
 from collections.abc import Collection
@@ -21,17 +19,17 @@ _SMALL_GAIN = 0.05
 
 
 class TranslatingTrainer(InOrderTrainer, Seq2SeqTrainer):
-    """Upstream's Seq2SeqTrainer whose evaluation reads the rows in their order, so that texts find
-    their sources.
-    """
+    """Seq2SeqTrainer that evaluates the rows in order, so that texts find their sources."""
 
     def write_held_out(self) -> tuple[dict[str, float], Any]:
-        """Return the metrics of upstream (`eval_loss`, ...) and the ids written for each evaluation
-        row, -100 padded.
+        """Return upstream's metrics and the generated ids of each evaluation row.
+
+        `eval_loss` and so on; ids are padded with -100.
 
         Texts are written here whether or not they were while training. With two rows or more the
         metrics have `eval_source_gain` too, and a gain near 0 is warned about: such a model writes
-        the same whatever it reads."""
+        the same whatever it reads.
+        """
         settings: Any = self.args
         before = settings.predict_with_generate, self.compute_metrics
         settings.predict_with_generate, self.compute_metrics = True, None
@@ -56,11 +54,11 @@ class TranslatingTrainer(InOrderTrainer, Seq2SeqTrainer):
         return metrics, output.predictions
 
     def source_gain(self) -> float:
-        """Return by how much the loss of a target grows when the model reads another row's source,
-        in nats/token.
+        """Return how much the loss of a target grows with another row's source, nats/token.
 
         It is taken on the first 256 evaluation rows, each with the source of the next. Nothing is
-        written or logged."""
+        written or logged.
+        """
         rows: Any = self.eval_dataset
         rows = rows.select(range(min(len(rows), _GAIN_ROWS)))
         sources = rows["input_ids"][:]

@@ -1,5 +1,4 @@
-"""Answers of a model to prompts that are token ids, and how well it predicts the answers that it
-was to give.
+"""Answer prompts given as token ids, and measure the loss of reference answers.
 
 Prompts come as ids because a chat template has written them: putting a start token in front, as for
 plain text, would be a beginning that the model was never trained on.
@@ -34,7 +33,7 @@ def answer(
     temperature: float = 0.0,
     batch_size: int = 16,
 ) -> list[Completion]:
-    """Return one answer for each prompt, in order, up to the token that ends a text or a turn.
+    """Return one answer for each prompt, in order, up to the end of text or turn.
 
     Prompts are padded on the left and masked. Sampling uses torch's global generator.
 
@@ -145,8 +144,9 @@ def score_answers(
 def answer_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any, *, batch_size: int = 8
 ) -> dict[str, float]:
-    """Return the loss over all scored tokens of the rows, each token counting once, as the
-    Trainer's mean does not.
+    """Return the loss over all scored tokens of the rows, each token counting once.
+
+    The Trainer's mean counts batches.
 
     The Trainer averages its batches' means, so a token of a batch with few scored tokens weighs
     more.

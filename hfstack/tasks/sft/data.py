@@ -1,4 +1,6 @@
-"""Instruction data to token ids and labels: conversations, prompt + completion, or plain text.
+"""Turn instruction data into token ids and labels.
+
+Conversations, prompt + completion, or plain text.
 
 Rows come out with `input_ids` and `labels` (-100 where nothing is learnt), packed or not; TRL's
 SFTTrainer takes them as they are. Packing is best-fit decreasing (Ding et al. 2024,
@@ -45,8 +47,9 @@ _OPENING_TOKENS = 8  # of a text, when a model is asked to go on with it
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what; `messages` names the column of conversations, which may also hold
-    plain text.
+    """Which columns hold what.
+
+    `messages` names the column of conversations, which may also hold plain text.
     """
 
     prompt: str = "prompt"
@@ -104,8 +107,9 @@ def kind_of_rows(rows: Dataset, columns: Columns) -> Kind:
 
 
 def normalise(rows: Dataset, columns: Columns, *, as_chat: bool) -> Dataset:
-    """Return rows with `messages` (and how many of them are the prompt), `prompt` and `completion`,
-    or `text`.
+    """Return rows with `messages`, with `prompt` and `completion`, or with `text`.
+
+    Of conversations, `prompt_turns` says how many turns are the prompt.
 
     Args:
         rows: as they were loaded.
@@ -155,8 +159,9 @@ def normalise(rows: Dataset, columns: Columns, *, as_chat: bool) -> Dataset:
 def questions(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, limit: int, longest: int | None = None
 ) -> list[tuple[list[int], str | None]]:
-    """Return prompts as token ids with the answers that the rows hold, of the first rows that have
-    both.
+    """Return prompts as token ids, with the answers of the rows, of the first rows.
+
+    Only rows that have both count.
 
     Of a conversation the last answer is asked for; of plain text the first tokens are a prompt
     without a reference.
@@ -194,8 +199,7 @@ def encode_split(
     cut: bool = True,
     processes: int | None = None,
 ) -> Dataset:
-    """Return `input_ids` and `labels` of normalised rows that can be learnt from, and log what was
-    left out or cut.
+    """Return `input_ids` and `labels` of usable rows, and log what was left out.
 
     Args:
         rows: from `normalise`.
@@ -261,8 +265,9 @@ def encode_row(
     assistant_only: bool,
     completion_only: bool,
 ) -> tuple[list[int], list[int], str | None]:
-    """Return (ids, labels, fault) of one normalised row; the fault is None when it can be learnt
-    from.
+    """Return (ids, labels, fault) of one normalised row.
+
+    The fault is None when it can be learnt from.
     """
     if "messages" in row:
         return _encode_conversation(row, tokenizer, assistant_only, completion_only)
@@ -285,8 +290,9 @@ def encode_row(
 
 
 def pack(rows: Dataset, *, max_length: int, strategy: str) -> Dataset:
-    """Return rows of at most `max_length` tokens that hold whole documents, their lengths in
-    `seq_lengths`.
+    """Return rows of at most `max_length` tokens that hold whole documents.
+
+    `seq_lengths` has their lengths.
 
     Raises:
         ConfigError: `strategy` is `wrapped`, which cuts documents and lets them read each other.
@@ -312,11 +318,13 @@ def pack(rows: Dataset, *, max_length: int, strategy: str) -> Dataset:
 
 @dataclass(frozen=True)
 class PackedCollator:
-    """Stack packed rows (B, T): positions restart in each document, padding is a document of its
-    own, and no mask.
+    """Stack packed rows (B, T): positions restart in each document, without a mask.
+
+    Padding is a document of its own.
 
     The first token of a document is not scored: what precedes it in the row is another document's
-    end."""
+    end.
+    """
 
     pad_id: int
 
@@ -339,8 +347,9 @@ class PackedCollator:
 
 
 def _last_question(row: dict[str, Any]) -> tuple[list[dict[str, Any]] | str | None, str | None]:
-    """What comes before the last answer of a row, and that answer; None and None where there is no
-    answer.
+    """What comes before the last answer of a row, and that answer.
+
+    None and None where there is no answer.
     """
     if "text" in row:
         return row["text"], None
@@ -406,7 +415,10 @@ def _encode_conversation(
 
 
 def _turn(turn: dict[str, Any]) -> dict[str, Any]:
-    """One message with `role` and `content`; ShareGPT's `from` and `value` mean the same."""
+    """One message with `role` and `content`.
+
+    ShareGPT's `from` and `value` mean the same.
+    """
     if "from" in turn and "value" in turn:
         return {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
     return {key: value for key, value in turn.items() if value is not None}
@@ -421,7 +433,10 @@ def _turns(value: Any, role: str) -> list[dict[str, Any]]:
 
 
 def _warn_of_unread_context(rows: Dataset, columns: Columns) -> None:
-    """Rows of instruction and input lose what they ask about when the second column is forgotten."""
+    """Warn of a second column of text that is not read.
+
+    Rows of instruction and input lose what they ask about when it is forgotten.
+    """
     if columns.context is not None:
         return
     read: Collection[str] = (columns.prompt, columns.completion)

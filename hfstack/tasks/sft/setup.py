@@ -1,6 +1,4 @@
-"""What stands between instruction rows and TRL's SFTTrainer: templates, token ids, the checks, and
-the batches.
-"""
+"""Prepare instruction rows for TRL's SFTTrainer: templates, checks, batches."""
 
 import copy
 import json
@@ -126,8 +124,9 @@ def use_template(
 def training_template(
     tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool
 ) -> Iterator[None]:
-    """Let a known family's template mark the assistant's tokens while rows are encoded; it is saved
-    as it was.
+    """Let a known family's template mark the assistant's tokens during encoding.
+
+    It is saved as it was.
     """
     template: Any = tokenizer.chat_template
     if assistant_only and template is not None and not has_generation_markers(template):
@@ -157,8 +156,7 @@ def encode_rows(
     *,
     on_bad_row: str,
 ) -> dict[str, Dataset]:
-    """Return ids and labels of every split, after the preflight has found nothing that trains
-    silently wrong.
+    """Return ids and labels of every split, once the preflight has found no problem.
 
     Args:
         rows: normalised rows of each split.
@@ -239,13 +237,14 @@ def pack_rows(encoded: dict[str, Dataset], training_args: SFTConfig) -> dict[str
 
 
 def uses_flash_attention(model: PreTrainedModel) -> bool:
-    """Whether the model's attention is a flash kernel, which takes documents joined in one row."""
+    """Return whether attention is a flash kernel, which takes joined documents."""
     return "flash" in str(model.config._attn_implementation)
 
 
 def can_probe(model: PreTrainedModel, training_args: SFTConfig) -> bool:
-    """Whether the model runs before the Trainer has placed it: not in shards, nor a GPU's attention
-    on a CPU.
+    """Return whether the model can run before the Trainer has placed it.
+
+    Not in shards, nor with a GPU's attention on a CPU.
     """
     return not uses_deepspeed(training_args) and not (
         uses_flash_attention(model) and model.device.type == "cpu"
@@ -255,7 +254,7 @@ def can_probe(model: PreTrainedModel, training_args: SFTConfig) -> bool:
 def isolation_probe(
     model: PreTrainedModel, first: list[int], second: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits (T, V) of `second` read alone, and read behind `first` in a packed row."""
+    """Return the logits (T, V) of `second` alone, and packed behind `first`."""
     rows = [
         {"input_ids": ids, "labels": ids, "seq_lengths": [len(ids)]}
         for ids in (second, first + second)
@@ -279,9 +278,7 @@ def isolation_probe(
 def collator_for(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, packing: bool
 ) -> Any:
-    """Return what makes batches: packed rows stacked, joined for flash attention, or single rows
-    padded.
-    """
+    """Return the collator: packed rows stacked, joined for flash attention, or padded."""
     pad = cast(int, tokenizer.pad_token_id)
     if packing and not uses_flash_attention(model):
         return PackedCollator(pad)
@@ -289,9 +286,7 @@ def collator_for(
 
 
 def trainer_settings(training_args: SFTConfig) -> SFTConfig:
-    """Return the settings for an SFTTrainer whose rows come with ids and labels: it shall not
-    prepare them again.
-    """
+    """Return settings for an SFTTrainer whose rows are encoded already."""
     settings = copy.copy(training_args)
     settings.dataset_kwargs = {"skip_prepare_dataset": True}
     settings.packing = settings.assistant_only_loss = False
@@ -302,8 +297,9 @@ def trainer_settings(training_args: SFTConfig) -> SFTConfig:
 
 
 class TokenCount(TrainerCallback):
-    """Put the useful tokens so far into the logs as `num_tokens`, where TRL counts the places of
-    one row of each batch.
+    """Log the useful tokens so far as `num_tokens`.
+
+    TRL counts the places of one row of each batch.
 
     TRL 1.16 takes a batch without an attention mask for one long row (SFTTrainer.compute_loss).
 
@@ -327,8 +323,9 @@ class TokenCount(TrainerCallback):
 def step_costs(
     rows: Dataset, model: PreTrainedModel, training_args: SFTConfig, *, adapter: bool
 ) -> dict[str, Any]:
-    """Return what `Throughput` needs, for the mean row: useful tokens a step, FLOPs a token, the
-    devices' peak.
+    """Return what `Throughput` needs: tokens a step, FLOPs a token, the device's peak.
+
+    For the mean row.
 
     Args:
         adapter: the weights are frozen, so the backward pass takes no gradient of them: 4 N FLOPs

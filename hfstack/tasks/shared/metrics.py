@@ -1,5 +1,6 @@
-"""Scores of classifiers, taggers and question answering, as local `evaluate.Metric` classes:
-nothing is fetched.
+"""Score classifiers, taggers and answers with local `evaluate.Metric` classes.
+
+Nothing is fetched.
 
     evaluate.combine([Accuracy(), F1("macro"), Matthews()]).compute(predictions=[0, 1],
     references=[0, 0])
@@ -7,7 +8,8 @@ nothing is fetched.
 `evaluate.load` gets a script from the Hub; these have the numbers inside, from scikit-learn, SciPy
 and seqeval, and are taken by `evaluate.combine` and `evaluate.evaluator` all the same. Keys differ
 between metrics, so that combined ones do not hide each other. The metrics of generated text (BLEU,
-chrF, ROUGE) are in `hfstack.tasks.shared.text_overlap`."""
+chrF, ROUGE) are in `hfstack.tasks.shared.text_overlap`.
+"""
 
 import importlib
 import re
@@ -62,8 +64,9 @@ class _LocalMetric(evaluate.Metric):
 
 
 class Accuracy(_LocalMetric):
-    """Share of right predictions, as `accuracy`; with several labels a row all of them must be
-    right.
+    """Share of right predictions, as `accuracy`.
+
+    With several labels a row all of them must be right.
     """
 
     features_taken = [_SEVERAL_LABELS, _ONE_LABEL]  # noqa: RUF012  read only
@@ -77,10 +80,11 @@ class Accuracy(_LocalMetric):
 
 
 class F1(_LocalMetric):
-    """F1 of scikit-learn, as `f1` (binary: of label 1), `f1_macro`, `f1_micro` or `f1_weighted`.
+    """F1 of scikit-learn: `f1` (binary, of label 1), `f1_macro`, `f1_micro`, `f1_weighted`.
 
     A class that is neither predicted nor there counts 0. Labels are those that occur, unless
-    `labels` names them."""
+    `labels` names them.
+    """
 
     features_taken = [_SEVERAL_LABELS, _ONE_LABEL]  # noqa: RUF012
 
@@ -101,8 +105,9 @@ class F1(_LocalMetric):
 
 
 class Matthews(_LocalMetric):
-    """Matthews' correlation of predicted and true labels, -1 to 1, as `matthews`; 0 where one side
-    never varies.
+    """Matthews' correlation of predicted and true labels, -1 to 1, as `matthews`.
+
+    0 where one side never varies.
     """
 
     features_taken = _ONE_LABEL
@@ -130,7 +135,10 @@ class Pearson(_LocalMetric):
 
 
 class Spearman(_LocalMetric):
-    """Spearman's correlation of ranks of SciPy, as `spearman`; 0 where one side never varies."""
+    """Spearman's correlation of ranks of SciPy, as `spearman`.
+
+    0 where one side never varies.
+    """
 
     features_taken = _NUMBERS
 
@@ -146,8 +154,9 @@ class Spearman(_LocalMetric):
 
 
 class EntityF1(_LocalMetric):
-    """Precision, recall and F1 of whole entities by seqeval, micro averages, and the accuracy of
-    tags.
+    """Precision, recall and F1 of whole entities by seqeval, and accuracy of tags.
+
+    Micro averages.
 
     Keys are `entity_precision`, `entity_recall`, `entity_f1` and `tag_accuracy`; tags are strings
     such as `B-person`.
@@ -184,7 +193,7 @@ class EntityF1(_LocalMetric):
 
 
 class _AnswerMetric(_LocalMetric):
-    """Exact match and F1 of answers, in percent: the best of a question's references counts.
+    """Exact match and F1 of answers in percent; the best reference of a question counts.
 
     A prediction is `{"id", "prediction_text"}`, a reference `{"id", "answers": {"text",
     "answer_start"}}`; no text means that there is no answer. They are matched by id.
@@ -228,7 +237,7 @@ class _AnswerMetric(_LocalMetric):
         return found
 
     def score(self, text: str, answers: list[str]) -> tuple[float, float]:
-        """Return exact match and F1 of one answer, 0 to 1, against the references of its question."""
+        """Return exact match and F1 of one answer, 0 to 1, against its references."""
         return self._score(text, answers)
 
     def _score(self, text: str, answers: list[str]) -> tuple[float, float]:
@@ -236,13 +245,15 @@ class _AnswerMetric(_LocalMetric):
 
 
 class SquadAnswers(_AnswerMetric):
-    """Exact match and F1 of SQuAD, in percent, as `exact_match` and `answer_f1`; by the script of
-    SQuAD 2.0.
+    """Exact match and F1 of SQuAD, in percent, as `exact_match` and `answer_f1`.
+
+    By the script of SQuAD 2.0.
 
     Where questions have no answer too, also those of `..._answerable` and `..._unanswerable` ones.
     On questions with an answer the numbers are those of SQuAD 1.1, whose script differs for answers
     of nothing but articles and punctuation. Rajpurkar et al. 2016, arXiv:1606.05250; 2018,
-    arXiv:1806.03822."""
+    arXiv:1806.03822.
+    """
 
     def _score(self, text: str, answers: list[str]) -> tuple[float, float]:
         golds = [answer for answer in answers if normalise_answer(answer)] or [""]
@@ -254,13 +265,15 @@ class SquadAnswers(_AnswerMetric):
 
 
 class CmrcAnswers(_AnswerMetric):
-    """Exact match and F1 of CMRC 2018 (Cui et al. 2019), in percent, as `exact_match` and
-    `answer_f1`.
+    """Exact match and F1 of CMRC 2018 in percent, as `exact_match` and `answer_f1`.
+
+    Cui et al. 2019.
 
     F1 is by the longest common run of units: a Chinese character, or a word of other writing. Words
     are split by NLTK as one sentence, which needs no download; the script of the benchmark cuts
     foreign text into sentences before, which differs only where a full stop stands inside a foreign
-    part."""
+    part.
+    """
 
     def _score(self, text: str, answers: list[str]) -> tuple[float, float]:
         exact = max(float(_without_marks(gold) == _without_marks(text)) for gold in answers or [""])
@@ -268,8 +281,9 @@ class CmrcAnswers(_AnswerMetric):
 
 
 def normalise_answer(text: str) -> str:
-    """Fold an answer as SQuAD's script does: lower case, no ASCII punctuation, no articles, single
-    spaces.
+    """Normalise an answer as SQuAD's script does.
+
+    Lower case, no ASCII punctuation, no articles, single spaces.
     """
     plain = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
@@ -309,8 +323,9 @@ def _bag_f1(gold: Sequence[str], found: Sequence[str]) -> float:
 
 
 def _run_f1(gold: Sequence[str], found: Sequence[str]) -> float:
-    """F1 of the longest run of units that both have; where both are empty, 1: no answer is what was
-    wanted.
+    """F1 of the longest run of units that both have.
+
+    Where both are empty, 1: no answer is what was wanted.
     """
     if not gold and not found:
         return 1.0

@@ -1,8 +1,8 @@
-"""Predict the rows of a file with a finished model: order kept, in constant memory, going on where
-it was stopped.
+"""Predict the rows of a file in order, in constant memory, resuming where stopped.
 
 A task is one function that loads the model and returns a `Predictor`: rows in, as many rows of
-answers out. The recipe `predict` has the table of tasks, by the model's architecture."""
+answers out. The recipe `predict` has the table of tasks, by the model's architecture.
+"""
 
 import hashlib
 import json
@@ -38,8 +38,9 @@ _ADAPTER_TASKS = {
 
 
 def task_of(args: ModelConfig, tasks: Iterable[str]) -> str:
-    """Return which of `tasks` a model was trained for: the ending of its architecture's name, or
-    its adapter's task.
+    """Return which of `tasks` a model was trained for.
+
+    By the ending of its architecture's name, or its adapter's task.
 
     Raises:
         ConfigError: no model was named, or it was trained for none of them.
@@ -79,8 +80,9 @@ def write_predictions(
     keep: Sequence[str] = (),
     window_rows: int = 1024,
 ) -> int:
-    """Write one line for each row to `path`, which is there when all of them are; return their
-    number.
+    """Write one line for each row to `path`, which is there when all of them are.
+
+    Return their number.
 
     What has been written before an interruption is kept in a hidden file beside it and not
     predicted again, when `identity` is the same.
@@ -134,8 +136,9 @@ def write_predictions(
 def by_length(
     rows: Sequence[Any], lengths: Sequence[int], score: Callable[[list[Any]], list[Any]], size: int
 ) -> list:
-    """Return `score` of the rows, in order, computed in batches of `size` of about one length,
-    longest first.
+    """Return `score` of the rows, in order, computed in batches of about one length.
+
+    At most `size` rows a batch, longest first.
     """
     order = sorted(range(len(rows)), key=lambda index: -lengths[index])
     found: list[Any] = [None] * len(rows)
@@ -147,7 +150,7 @@ def by_length(
 
 
 def _whole_lines(path: Path) -> int:
-    """Count the lines of a file, and cut off a last one that was not written to its end."""
+    """Count the whole lines of a file, and remove a last one that is incomplete."""
     if not path.is_file():
         return 0
     count = end = 0

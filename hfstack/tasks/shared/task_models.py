@@ -1,8 +1,8 @@
-"""Load a model for one task: a tag a token, the begin and end of an answer, or (finished) a text
-from a text.
+"""Load a model for one task: tags, answer spans, or a finished text-to-text model.
 
 What the finished model needs beside its weights to be used again is in a `task.json` beside them:
-of an adapter, which has no config.json of its own, the tags as well."""
+of an adapter, which has no config.json of its own, the tags as well.
+"""
 
 import json
 from dataclasses import replace
@@ -62,7 +62,9 @@ def load_with_head(
     tags: list[str] | None = None,
     attention_dropout: float | None = None,
 ) -> PreTrainedModel | PeftModel:
-    """Return a model to be trained for a task; a head that the checkpoint lacks is drawn anew.
+    """Return a model to be trained for a task.
+
+    A head that the checkpoint lacks is drawn anew.
 
     With --use_peft it is a LoRA adapter on the checkpoint, which trains and saves the new head too.
 
@@ -86,8 +88,9 @@ def load_with_head(
 def load_finished(
     args: ModelConfig, task: Task
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Return a finished model or adapter in evaluation mode, its tokenizer, and what its
-    `task.json` says ({} without).
+    """Return a finished model in evaluation mode, its tokenizer, and its `task.json`.
+
+    The model may be an adapter; the last is {} without that file.
 
     Raises:
         CheckpointError: there is no such model, or it was saved without its head.
@@ -125,8 +128,7 @@ def save_task(folder: Path, info: dict[str, Any]) -> None:
 def check_length(
     asked: int | None, config: Any, tokenizer: PreTrainedTokenizerBase, *, usual: int = 512
 ) -> int:
-    """Return the tokens of a window: what was asked for, or what model and tokenizer can read, at
-    most `usual`.
+    """Return the tokens of a window: as asked, or what can be read, at most `usual`.
 
     Raises:
         ConfigError: more was asked for than the model reads, or less than anything fits into.
@@ -183,9 +185,7 @@ def _load_base(
 def _load_adapter(
     args: ModelConfig, task: Task, folder: Path
 ) -> tuple[PeftModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Load the base that an adapter names, with its head drawn anew, and the adapter with the
-    trained head on it.
-    """
+    """Load the base that an adapter names, and the adapter with its trained head."""
     info = _read_task(folder)
     if info is None:
         raise CheckpointError(f"{folder} is an adapter without {TASK_FILE}: train it again")
@@ -212,9 +212,7 @@ def _read_task(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_tags(config: Any, tags: list[str], name: str) -> None:
-    """Refuse to go on from a tagger of other tags: its head would be thrown away, or mean something
-    else.
-    """
+    """Refuse a tagger of other tags, whose head would be lost or mean something else."""
     if not any(kind.endswith("ForTokenClassification") for kind in config.architectures or []):
         return
     own = [config.id2label[index] for index in range(config.num_labels)]

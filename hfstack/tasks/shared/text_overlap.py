@@ -1,5 +1,4 @@
-"""How much of the reference text stands in the generated text: BLEU, chrF and ROUGE, nothing
-fetched.
+"""Score generated text against references: BLEU, chrF and ROUGE, nothing fetched.
 
 The numbers are those of sacrebleu (Post 2018, arXiv:1804.08771) and of rouge_score, Google's
 reimplementation of ROUGE (Lin 2004). Each is a local `evaluate.Metric`, to be used alone or through
@@ -7,7 +6,8 @@ reimplementation of ROUGE (Lin 2004). Each is a local `evaluate.Metric`, to be u
 
 Text without spaces between its words, such as Chinese, is split into characters: BLEU with
 sacrebleu's `zh`, ROUGE with a tokenizer of ours, since rouge_score's own keeps nothing but a-z and
-0-9 and would score every such text with 0."""
+0-9 and would score every such text with 0.
+"""
 
 import importlib
 import importlib.metadata
@@ -32,8 +32,9 @@ _MANY = datasets.Sequence(datasets.Value("string"))
 
 
 class _OverlapMetric(evaluate.Metric):
-    """Base of the metrics of predictions and references; a prediction has one reference, or a list
-    of them.
+    """Base of the metrics of predictions and references.
+
+    A prediction has one reference, or a list of them.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -65,8 +66,9 @@ class Bleu(_OverlapMetric):
 
 
 class Chrf(_OverlapMetric):
-    """Corpus chrF of sacrebleu, an F-score of character 6-grams (Popović 2015), 0 to 100, as
-    `chrf`.
+    """Corpus chrF of sacrebleu, 0 to 100, as `chrf`.
+
+    An F-score of character 6-grams (Popović 2015).
     """
 
     def _compute(
@@ -80,8 +82,9 @@ class Chrf(_OverlapMetric):
 
 
 class Rouge(_OverlapMetric):
-    """Mean ROUGE F-scores, 0 to 1, as `rouge1`, `rouge2`, `rougeL` and `rougeLsum`; the best
-    reference counts.
+    """Mean ROUGE F-scores, 0 to 1, as `rouge1`, `rouge2`, `rougeL` and `rougeLsum`.
+
+    The best reference counts.
     """
 
     def __init__(self, writing: Writing = "spaced", **settings: Any) -> None:
@@ -105,7 +108,7 @@ class Rouge(_OverlapMetric):
 
 
 class _Characters:
-    """A rouge_score tokenizer that keeps Latin words and takes every Chinese character as a word."""
+    """A rouge_score tokenizer of Latin words and single Chinese characters."""
 
     def tokenize(self, text: str) -> list[str]:
         """Split a text."""
@@ -115,8 +118,9 @@ class _Characters:
 def text_overlap(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]]
 ) -> dict[str, float]:
-    """Return bleu, chrf and the ROUGE scores of generated texts; the references' writing chooses
-    how they are split.
+    """Return bleu, chrf and the ROUGE scores of generated texts.
+
+    The references' writing chooses how they are split.
 
     Raises:
         DataError: there is nothing to compare, or not as many of one as of the other.
@@ -135,8 +139,9 @@ def text_overlap(
 def signatures(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]]
 ) -> dict[str, str]:
-    """Return how `text_overlap` computes each score of these texts; what BLEU and chrF need to be
-    comparable.
+    """Return how `text_overlap` computes each score of these texts.
+
+    What BLEU and chrF need to be comparable.
 
     Those of bleu and chrf are sacrebleu's own signatures.
 
@@ -167,7 +172,9 @@ def signatures(
 def bleu_interval(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]], *, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the 95 % interval of corpus BLEU, drawing whole texts (Koehn 2004, W04-3250).
+    """Return the 95 % bootstrap interval of corpus BLEU over texts.
+
+    Koehn 2004, W04-3250.
 
     Raises:
         MissingExtraError: sacrebleu is not installed.
@@ -206,9 +213,7 @@ def _listed(reference: str | Sequence[str]) -> list[str]:
 
 
 def _by_position(references: Sequence[str | Sequence[str]]) -> list[list[str | None]]:
-    """Turn references per text into sacrebleu's streams: all first references, all second ones, and
-    so on.
-    """
+    """Turn references per text into sacrebleu's streams of first, second ... references."""
     listed = [_listed(reference) for reference in references]
     width = max(map(len, listed))
     return [

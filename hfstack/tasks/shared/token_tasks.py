@@ -1,9 +1,12 @@
-"""The loss of models that label or write tokens, over all tokens of an optimizer step.
+"""Compute the loss of token models over all tokens of an optimizer step.
+
+For models that label or generate tokens.
 
 Most such models of transformers 5.23 (BertForTokenClassification, BartForConditionalGeneration, T5
 and others) take `num_items_in_batch` and average over their own part of the batch all the same, so
 that N accumulated parts give a loss and gradients N times as large. Here the sum over a part is
-divided by the tokens of all parts."""
+divided by the tokens of all parts.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +19,9 @@ from transformers import Trainer
 def token_loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Return the cross-entropy of the scored tokens: their mean, or their sum over
-    `num_items_in_batch`.
+    """Return the cross-entropy of the scored tokens, summed or averaged.
+
+    Their mean, or their sum over `num_items_in_batch`.
 
     Args:
         outputs: with `logits` (B, T, C), one row for each label: nothing is shifted.
@@ -30,23 +34,25 @@ def token_loss(
 
 
 def token_loss_func(label_smoothing_factor: float) -> Callable[..., torch.Tensor] | None:
-    """Return `token_loss` for a Trainer's `compute_loss_func`; None with smoothed labels, where
-    upstream divides so.
+    """Return `token_loss` for a Trainer's `compute_loss_func`.
+
+    None with smoothed labels, where upstream divides so.
     """
     return None if label_smoothing_factor else token_loss
 
 
 class InOrderTrainer(Trainer):
-    """Trainer whose predictions come in the order of the evaluation rows, whatever the order of
-    training.
+    """Trainer that evaluates the rows in their order, whatever the order of training.
 
     With `train_sampling_strategy` group_by_length upstream shuffles the evaluation rows as well
     (transformers 5.23, `Trainer._get_eval_sampler`), so that predictions could not be put beside
-    the words and texts that they are of."""
+    the words and texts that they are of.
+    """
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
-        """Read rows one after another; several processes share them out and gather them in order by
-        themselves.
+        """Read rows one after another.
+
+        Several processes share them out and gather them in order by themselves.
         """
         return (
             torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None

@@ -32,7 +32,10 @@ _ENTITY_TAG = re.compile(r"O|[BIESLU]-.+")
 
 @dataclass(frozen=True)
 class Sentence:
-    """The words of one row and the names of their tags; no tags where they are to be predicted."""
+    """The words of one row and the names of their tags.
+
+    No tags where they are to be predicted.
+    """
 
     words: list[str]
     tags: list[str]
@@ -103,7 +106,7 @@ def read_sentences(
 
 
 def check_words(words: Any, *, place: str, column: str) -> list[str]:
-    """Return the words of a row, or raise DataError when it has none, or something else."""
+    """Return the words of a row, or raise DataError when there are none."""
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise DataError(f"{place}: {column} is {str(words)[:40]!r}, not a list of words")
     if not any(word.strip() for word in words):
@@ -148,17 +151,14 @@ def tag_set(sentences: Sequence[Sentence], tag_names: Sequence[str] = ()) -> lis
 
 
 def is_entity_scheme(names: Sequence[str]) -> bool:
-    """Whether tags mark where entities begin and go on (B-person, I-person, O), so that whole ones
-    can be scored.
-    """
+    """Return whether tags mark the begin and inside of entities (B-person, I-person, O)."""
     return "O" in names and len(names) > 1 and all(_ENTITY_TAG.fullmatch(name) for name in names)
 
 
 def check_tags(
     sentences: list[Sentence], names: Sequence[str], *, bad_tags: BadTags, name: str
 ) -> list[Sentence]:
-    """Refuse, repair or keep what no tagger should learn: a tag outside of the set, an I- without
-    its B- before it.
+    """Refuse, repair or keep tags outside of the set, and I- without B-.
 
     Raises:
         ConfigError: `bad_tags` is no such way.
@@ -221,8 +221,9 @@ def encode_sentences(
     label_pieces: LabelPieces = "first",
     name: str = "rows",
 ) -> list[Window]:
-    """Cut sentences into windows of at most `max_length` tokens, special ones included, and label
-    their tokens.
+    """Split sentences into windows of at most `max_length` tokens, and label the tokens.
+
+    Special tokens are included.
 
     Args:
         tag_ids: the id of each tag; None leaves every label at -100.
@@ -295,9 +296,7 @@ def encode_sentences(
 
 
 def _parts(pieces: Sequence[Sequence[int]], room: int) -> list[list[int]]:
-    """Group the words of a sentence, as they come, so that the tokens of each group fit; wordless
-    tokens go nowhere.
-    """
+    """Group the words of a sentence so that each group fits; words without tokens go."""
     parts: list[list[int]] = [[]]
     used = 0
 
@@ -341,9 +340,7 @@ def surrounding_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], l
 
 
 def word_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what must stand before a word given alone: the space of which byte-level tokenizers
-    make part of it.
-    """
+    """Return what must precede a word given alone: the space that its token includes."""
     alone, second = tokenizer.tokenize("a")[0], tokenizer.tokenize("a a")[-1]
     return " " if alone != second and not second.startswith("##") else ""
 
@@ -351,7 +348,7 @@ def word_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
 def collate_windows(
     rows: Sequence[Mapping[str, Any]], *, pad_token_id: int
 ) -> dict[str, torch.Tensor]:
-    """Pad windows to the longest: `input_ids`, `attention_mask` and `labels`, each (B, T)."""
+    """Pad windows to the longest: `input_ids`, `attention_mask`, `labels`, each (B, T)."""
     batch = pad_rows([{"input_ids": row["input_ids"]} for row in rows], pad_token_id=pad_token_id)
     batch["labels"] = torch.full_like(batch["input_ids"], _IGNORED_LABEL)
     for index, row in enumerate(rows):
@@ -360,9 +357,7 @@ def collate_windows(
 
 
 def as_dataset(windows: Sequence[Window]) -> Dataset:
-    """Return what the Trainer reads: `input_ids`, `labels`, and `length` by which windows are
-    batched.
-    """
+    """Return what the Trainer reads: `input_ids`, `labels`, and `length` to batch by."""
     return Dataset.from_dict(
         {
             "input_ids": [window.input_ids for window in windows],

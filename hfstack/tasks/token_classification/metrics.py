@@ -1,5 +1,4 @@
-"""What a tagger says of words, and how right it is: whole entities by seqeval, tags, and the naive
-baselines beside.
+"""Score a tagger: whole entities by seqeval, tags, and naive baselines beside.
 
 Legend: N windows, T tokens of the longest, L tags.
 """
@@ -40,7 +39,7 @@ def word_tags(
     sentences: Sequence[Sentence],
     names: Sequence[str],
 ) -> list[list[str]]:
-    """Return the tag of each word of each sentence: what was chosen at its first token.
+    """Return the tag of each word of each sentence, that of its first token.
 
     A word that has no token (a control character, for example) gets O, or the first tag where there
     is no O.
@@ -58,8 +57,9 @@ def word_tags(
 
 
 def entities(tags: Sequence[str]) -> list[Entity]:
-    """Return the entities of a row of tags as conlleval reads them: an I- without its B- begins
-    one.
+    """Return the entities of a row of tags as conlleval reads them.
+
+    An I- without its B- begins one.
     """
     found: list[Entity] = []
     kind, begin = None, 0
@@ -78,9 +78,7 @@ def entities(tags: Sequence[str]) -> list[Entity]:
 
 
 def metric_names(names: Sequence[str]) -> list[str]:
-    """Return what `tag_metrics` measures of these tags, as names by which a best model can be
-    chosen.
-    """
+    """Return the names of what `tag_metrics` measures, to choose a best model by."""
     whole = ["entity_f1", "entity_precision", "entity_recall"]
     return [*(whole if is_entity_scheme(names) else ["tag_f1_macro"]), "tag_accuracy"]
 
@@ -88,8 +86,9 @@ def metric_names(names: Sequence[str]) -> list[str]:
 def tag_metrics(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Return entity precision, recall and F1 with the accuracy of tags; of other tags accuracy and
-    macro F1.
+    """Return entity precision, recall and F1 with the accuracy of tags.
+
+    Of other tags accuracy and macro F1.
     """
     names = sorted({tag for tags in [*gold, *predicted] for tag in tags})
     if is_entity_scheme([*names, "O"]):
@@ -113,9 +112,7 @@ def tag_metrics(
 def type_table(
     gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[Any]]]:
-    """Return a table's columns and rows: precision, recall, F1 and how many there are, by type of
-    entity, or tag.
-    """
+    """Return a table by entity type, or tag: precision, recall, F1 and count."""
     names = {"O", *(tag for tags in [*gold, *predicted] for tag in tags)}
     units = entities if is_entity_scheme(sorted(names)) else _each_tag
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])  # right, predicted, there
@@ -142,9 +139,7 @@ def _each_tag(tags: Sequence[str]) -> list[Entity]:
 def beside_baseline(
     train: Sequence[Sentence], rows: Sequence[Sentence], predicted: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """Return the scores of the naive tagger on the same rows as `baseline_...`, and the interval of
-    entity F1.
-    """
+    """Return a naive tagger's scores (`baseline_`) and the interval of entity F1."""
     gold = [sentence.tags for sentence in rows]
     found = {
         f"baseline_{name}": value
@@ -193,8 +188,9 @@ def write_tagged(
 
 
 def baseline_tags(train: Sequence[Sentence], rows: Sequence[Sentence]) -> list[list[str]]:
-    """Tag each word as it mostly is in the train rows, wherever it stands; new words get the
-    commonest tag.
+    """Tag each word as it mostly is in the train rows, wherever it stands.
+
+    New words get the commonest tag.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for sentence in train:
@@ -209,8 +205,9 @@ def baseline_tags(train: Sequence[Sentence], rows: Sequence[Sentence]) -> list[l
 def tag_probabilities(
     model: torch.nn.Module, windows: Sequence[Window], *, pad_token_id: int, batch_size: int = 32
 ) -> list[numpy.ndarray[Any, Any]]:
-    """Return the probabilities of the tags, (T, L) for each window, in order, computed in batches
-    of one length.
+    """Return tag probabilities (T, L) of each window, in order.
+
+    Computed in batches of about one length.
     """
     device = next(model.parameters()).device
 
@@ -233,8 +230,9 @@ def load_tag_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a finished tagger and return what answers rows: the tag of each word, and the entities
-    with probabilities.
+    """Load a finished tagger, and return what predicts rows: tags and entities.
+
+    Entities come with probabilities.
 
     The text of a row is a list of words, or one text, which is split at white space.
 
@@ -280,8 +278,9 @@ def _answers(
     chance: Sequence[numpy.ndarray[Any, Any]],
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Return words, tags and entities of each sentence; an entity's probability is the mean of its
-    words' tags.
+    """Return words, tags and entities of each sentence.
+
+    An entity's probability is the mean of its words' tags.
     """
     tags = word_tags([rows.argmax(-1).tolist() for rows in chance], windows, sentences, names)
     certain = [[0.0] * len(sentence.words) for sentence in sentences]

@@ -1,4 +1,4 @@
-"""Actor and critic in one module: a policy, a value for each token, and one forward pass for both.
+"""Hold policy and critic in one module, with one forward pass for both.
 
 One module means one `accelerator.prepare`, one DDP or FSDP2 engine and one optimizer. Only
 positions that are scored go through the output head, and sequences are padded on the right, so that
@@ -6,7 +6,8 @@ causal attention needs no mask and positions are what they would be alone: paddi
 log-probability, whatever kind of positions the model has.
 
 Legend: b rows, L tokens of the longest one (prompt and completion), n scored tokens, d hidden size,
-V vocabulary."""
+V vocabulary.
+"""
 
 import contextlib
 import functools
@@ -55,11 +56,13 @@ class Decoded(NamedTuple):
 
 @contextlib.contextmanager
 def peft_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Let the layers of a PEFT model use one adapter, or none (None), inside the block;
+    """Switch a PEFT model to one adapter, or to none, inside the block.
+
     `requires_grad` stays as it is.
 
     PEFT's own `set_adapter` and `disable_adapter` switch `requires_grad` too, after which training
-    goes on without training anything (huggingface/trl#6700)."""
+    goes on without training anything (huggingface/trl#6700).
+    """
     layers: list[Any] = [
         module
         for module in model.modules()
@@ -261,9 +264,7 @@ class ActorCritic(nn.Module):
         every_n_layers: int = 1,
         offload: bool = False,
     ) -> None:
-        """Recompute activations in the backward pass, each layer with the adapter that its forward
-        pass had.
-        """
+        """Recompute activations in the backward pass, each layer with its own adapter."""
         kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         if kwargs["use_reentrant"]:
             raise ConfigError(
@@ -284,11 +285,11 @@ class ActorCritic(nn.Module):
                 model.activation_checkpointing_enable(own, every_n_layers, offload)
 
     def check_head(self) -> None:
-        """Refuse a policy that reads ahead, or whose logits are more than its head's product of the
-        last hidden state.
+        """Refuse a policy that is not causal, or whose logits are not head(hidden state).
 
         Raises ConfigError: such a model cannot write, or scales or caps its logits in a way that is
-        not known here."""
+        not known here.
+        """
         name, training = type(self.base).__name__, self.base.training
         self.base.eval()  # or dropout would tell the passes apart
         ids = torch.arange(4, device=self.device)[None]  # (1, 4)
@@ -333,8 +334,9 @@ class ActorCritic(nn.Module):
         return hidden.flatten(0, 1).index_select(0, positions)
 
     def _value(self, hidden: Tensor) -> Tensor:
-        """(n,) from (n, d), in fp32 even under autocast: 8 bits of mantissa would round returns
-        near 1 by 0.004.
+        """Return values (n,) of hidden states (n, d), in fp32 even under autocast.
+
+        8 bits of mantissa would round returns near 1 by 0.004.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             return self.v_head(hidden.float())[:, 0]
@@ -382,8 +384,9 @@ def _active_adapter(policy: PeftModel) -> str:
 def _remember_adapter(
     policy: nn.Module,
 ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Contexts for torch.utils.checkpoint: the recomputation uses the adapter that is active now,
-    in the forward.
+    """Return contexts for torch.utils.checkpoint that recompute with the same adapter.
+
+    The one that is active in the forward pass.
     """
     layer = next(module for module in policy.modules() if isinstance(module, BaseTunerLayer))
     active = None if layer.disable_adapters else layer.active_adapters[0]

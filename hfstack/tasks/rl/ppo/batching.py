@@ -1,8 +1,8 @@
-"""Batches of prompts with completions: sorted by length, cut where padding would cost more than
-another pass.
+"""Batch prompts with completions by length, where padding costs less than a pass.
 
 Legend: N sequences, b of them in a chunk, L tokens of its longest one, n scored tokens, T tokens of
-a completion."""
+a completion.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,9 +60,7 @@ class Sequences:
         return torch.arange(int(self.completion_lengths.max())) < self.completion_lengths[:, None]
 
     def pack(self, rows: Sequence[int], device: torch.device) -> TokenBatch:
-        """Return the given rows as one padded batch whose scored tokens are those of the
-        completions, row by row.
-        """
+        """Return the given rows as one padded batch that scores the completions' tokens."""
         input_ids = pad_sequence(
             [self.tokens[row] for row in rows], batch_first=True, padding_value=self.pad_token_id
         )
@@ -86,8 +84,9 @@ class Sequences:
     def chunks(
         self, rows: Sequence[int], device_type: str, *, max_tokens: int | None
     ) -> list[list[int]]:
-        """Split rows by length into the chunks that cost least, none of more than `max_tokens` with
-        its padding.
+        """Split rows by length into the cheapest chunks of at most `max_tokens` each.
+
+        Padding included.
         """
         lengths = [len(self.tokens[row]) for row in rows]
         overhead = _PASS_TOKENS.get(device_type, _PASS_TOKENS_ACCELERATOR)
@@ -102,8 +101,9 @@ def plan_chunks(
     max_tokens: int | None = None,
     most_rows: int | None = None,
 ) -> list[list[int]]:
-    """Return indices in chunks of neighbours by length that need the fewest tokens, padding and
-    overhead included.
+    """Return indices in chunks of similar length that need the fewest tokens.
+
+    Padding and overhead included.
 
     A chunk of b rows whose longest has L tokens costs b L + overhead; the cheapest split of the
     sorted lengths is found by dynamic programming. A row that is longer than `max_tokens` alone
@@ -153,8 +153,9 @@ def score_completions(
     max_tokens: int | None = None,
     equal_passes: Callable[[int], int] | None = None,
 ) -> dict[str, Tensor]:
-    """Return what a model says about all completions, as tables (N, T) by name, 0 where there is no
-    token.
+    """Return what a model says about all completions, as tables (N, T) by name.
+
+    0 where there is no token.
 
     Args:
         score: a forward pass without gradients.

@@ -1,6 +1,4 @@
-"""What keeps Trainer's clock on whole rollouts: saving, evaluating and stopping wait for the end of
-one.
-"""
+"""Align Trainer's saving, evaluating and stopping with the ends of rollouts."""
 
 import json
 from collections.abc import Sequence
@@ -45,9 +43,7 @@ class RolloutBoundary(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count the steps that `target_kl` left out, and ask for what is due at the end of the
-        rollout.
-        """
+        """Count the steps that `target_kl` skipped, and request what is due now."""
         assert isinstance(args, PPOConfig)
         skipped = args.whole_rollouts(state.global_step) - state.global_step
         if skipped == 0:
@@ -98,7 +94,7 @@ class CompletionLog(TrainerCallback):
         completions: Sequence[Any],
         rewards: Sequence[float | None],
     ) -> None:
-        """Append the first completions of a rollout that was sampled after `step` optimizer steps."""
+        """Append the first completions of a rollout, sampled after `step` optimizer steps."""
         with self.path.open("a", encoding="utf-8") as file:
             for prompt, completion, reward in list(zip(prompts, completions, rewards, strict=True))[
                 : self.count

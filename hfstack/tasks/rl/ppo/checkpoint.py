@@ -1,5 +1,6 @@
-"""Checkpoints of PPO: the policy as a plain model or adapter, the critic and PPO's own state in
-files beside it.
+"""Save and load PPO's checkpoints.
+
+The policy as a plain model or adapter; critic and PPO's state beside it.
 """
 
 import json
@@ -27,7 +28,7 @@ def is_critic(name: str) -> bool:
 def save_actor_critic(
     actor_critic: ActorCritic, folder: Path, state_dict: dict[str, Tensor] | None
 ) -> None:
-    """Write the policy so that `from_pretrained` loads it, and the critic to critic.safetensors.
+    """Save the policy for `from_pretrained`, and the critic to critic.safetensors.
 
     Args:
         actor_critic: what is saved.

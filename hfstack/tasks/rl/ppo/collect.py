@@ -1,6 +1,4 @@
-"""Collect a rollout: prompts to token ids, completions, scores and log-probabilities, then what PPO
-learns from.
-"""
+"""Collect a rollout: encode prompts, generate, score, and build the experience."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -215,8 +213,9 @@ class Collector:
     def _judge(
         self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout
     ) -> dict[str, Any]:
-        """Old log-probabilities and values, from the engine where they are exact, and the
-        reference's, (N, T) each.
+        """Return old log-probabilities, values, and the reference's, (N, T) each.
+
+        From the engine where they are exact.
         """
         device, temperature = actor_critic.device, self.args.temperature
         reuses = rollout.log_probs is not None and self._trusts_sampler(actor_critic)
@@ -263,8 +262,9 @@ class Collector:
         }
 
     def _trusts_sampler(self, actor_critic: ActorCritic) -> bool:
-        """Whether the sampler's log-probabilities stand for the old policy's: as asked, or by the
-        dtype.
+        """Return whether the sampler's log-probabilities serve as the old policy's.
+
+        As asked, or by the dtype.
         """
         if self.args.old_logprobs != "auto":
             return self.args.old_logprobs == "rollout"
@@ -344,9 +344,7 @@ class Collector:
 
 
 def prompt_rows(first: int, count: int, size: int, *, seed: int) -> list[int]:
-    """Return places `first` to `first + count` of the endless row of seeded permutations of `size`
-    prompts.
-    """
+    """Return places `first` to `first + count` of endless seeded permutations of `size`."""
     rows: list[int] = []
     for passed in range(first // size, (first + count - 1) // size + 1):
         order = torch.randperm(
@@ -395,8 +393,9 @@ class RolloutLoader:
         return self.args.steps_per_rollout * self.args.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield what `PPOTrainer.training_step` takes: the experience, the rows of a batch, its
-        minibatch's tokens.
+        """Yield what `PPOTrainer.training_step` takes for each batch.
+
+        The experience, the rows of the batch, and its minibatch's tokens.
         """
         args = self.args
         experience = self._collect(self.rollout)

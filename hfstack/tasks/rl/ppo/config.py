@@ -173,9 +173,7 @@ class PPOConfig(TrainingArguments):
     """Completions of each rollout that are written to completions.jsonl in the output directory."""
 
     def __post_init__(self) -> None:
-        """Resolve upstream's settings and refuse values out of range or settings that contradict
-        each other.
-        """
+        """Resolve upstream's settings, and refuse values out of range or in conflict."""
         super().__post_init__()
         for name in _AT_LEAST_ONE:
             self._check(name, lambda value: value >= 1, "at least 1")

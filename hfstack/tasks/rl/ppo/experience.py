@@ -1,8 +1,8 @@
-"""From completions and what models and rewards say about them to what PPO learns from, with the
-metrics of a rollout.
+"""Turn scored completions into what PPO learns from, and the rollout's metrics.
 
 Legend: N episodes of this process, T tokens of the longest completion, F fields, n scored tokens of
-a chunk."""
+a chunk.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Experience:
     rollout: int  # its index
 
     def __post_init__(self) -> None:
-        """Put the fields into one table, so that a chunk is cut out of all of them at once."""
+        """Pack the fields into one table, so that a chunk is sliced out of all at once."""
         self._table = torch.stack(list(self.fields.values()))  # (F, N, T)
 
     def cut(self, rows: Sequence[int]) -> Chunk:
@@ -104,7 +104,9 @@ def shape_experience(
     row_weights: Tensor | None = None,
     reduce: Reduce | None = None,
 ) -> tuple[Experience, dict[str, float]]:
-    """Return rewards, advantages and returns of a rollout, and its metrics over all processes.
+    """Return rewards, advantages and returns of a rollout, and its metrics.
+
+    The metrics are over all processes.
 
     Args:
         kl_coef: weight of the KL now.
@@ -212,7 +214,10 @@ def _final_scores(
     learns: bool,
     reduce: Reduce | None,
 ) -> Tensor:
-    """Scores (N,) after the penalty for a missing end, normalisation and clipping, in this order."""
+    """Return scores (N,) after the missing-eos penalty, normalisation and clipping.
+
+    In this order.
+    """
     scores = raw
     if args.missing_eos_penalty is not None:
         scores = scores - args.missing_eos_penalty * (~finished).to(scores.dtype)
@@ -251,8 +256,9 @@ def _count_completions(
     mask: Tensor,
     rows: Tensor,
 ) -> None:
-    """KL by its unbiased estimator whatever the loss uses, entropy by the log-probability of what
-    was sampled.
+    """Return KL and entropy of the completions.
+
+    KL by its unbiased estimator whatever the loss uses, entropy by the sampled log-probability.
     """
     difference = judged.old_log_probs - reference
     if judged.reference_log_probs is not None:

@@ -1,5 +1,4 @@
-"""Log-probabilities of tokens from hidden states, without holding the (n, V) logits of a whole
-batch.
+"""Compute log-probabilities from hidden states, without (n, V) logits of a batch.
 
 The output head runs over a few rows at a time. Under autograd each chunk forgets its logits and
 makes them again in the backward pass, so the largest tensor has `_LOGITS_AT_ONCE` elements however
@@ -19,15 +18,17 @@ _LOGITS_AT_ONCE = 2**24  # 64 MiB in fp32
 
 
 def log_probs_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return log softmax(logits)[target], as logits[target] - logsumexp(logits): (n,) from (n, V)
-    and (n,).
+    """Return log softmax(logits)[target] as (n,), from (n, V) and (n,).
+
+    As logits[target] - logsumexp(logits).
     """
     return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1)
 
 
 def entropy_of(logits: Tensor) -> Tensor:
-    """Return the entropy of softmax(logits) in nats, -sum p log p = logsumexp(z) - sum p z: (n,)
-    from (n, V).
+    """Return the entropy of softmax(logits) in nats as (n,), from (n, V).
+
+    -sum p log p = logsumexp(z) - sum p z.
     """
     normalizer = logits.logsumexp(dim=-1)
     probabilities = (logits - normalizer[:, None]).exp()
@@ -44,7 +45,7 @@ def score_tokens(
     with_entropy: bool = False,
     logits_at_once: int = _LOGITS_AT_ONCE,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the log-probability, and when asked the entropy, of each target, both (n,) in fp32.
+    """Return log-probability, and entropy when asked, of each target, (n,) in fp32.
 
     Args:
         head: (m, d) -> (m, V) logits; called on chunks of rows.

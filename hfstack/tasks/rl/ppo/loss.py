@@ -32,8 +32,7 @@ def ppo_loss(
     kl_coef: float,
     critic_only: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss, a sum over tokens divided by the tokens of the whole minibatch, and the sums
-    of UPDATE_METRICS.
+    """Return the loss over the minibatch's tokens, and the sums of UPDATE_METRICS.
 
     Each token counts the same, whatever chunk, accumulation step or process it falls into.
 

@@ -1,4 +1,4 @@
-"""What PPO begins with: policy, critic, reference and the tokens that end a completion, checked."""
+"""Build and check what PPO starts with: policy, critic, reference, stop tokens."""
 
 import copy
 import math
@@ -53,7 +53,7 @@ def build_actor_critic(
     *,
     peft_config: PeftConfig | None = None,
 ) -> ActorCritic:
-    """Return policy and critic in one module, with what the reference needs inside a PEFT policy.
+    """Return policy and critic in one module, with the reference of a PEFT policy.
 
     A PEFT model that comes in with its adapter may have been trained before, so its reference is a
     frozen copy of that adapter (named "ref"); with `peft_config` the reference is the model with
@@ -111,8 +111,9 @@ def build_actor_critic(
 def build_reference(
     actor_critic: ActorCritic, args: PPOConfig, reference_model: PreTrainedModel | None
 ) -> ActorCritic | None:
-    """Return the frozen reference, or None where the policy holds it itself (PEFT) or no KL is
-    asked for.
+    """Return the frozen reference, or None where there is none or the policy holds it.
+
+    A PEFT policy holds it; without a KL there is none.
 
     Raises:
         ConfigError: a reference model with another vocabulary, or one beside a PEFT policy.
@@ -242,7 +243,7 @@ def check_data(dataset: Any, *, needed: int) -> Dataset:
 
 
 def set_lengths(args: PPOConfig, prompts: int) -> None:
-    """Express the length of training in optimizer steps, and round intervals up to whole rollouts."""
+    """Set the length of training in optimizer steps, and round intervals to rollouts."""
     episodes = args.rollout_size * args.world_size
     if args.max_steps <= 0:
         wanted = (
@@ -264,7 +265,7 @@ def set_lengths(args: PPOConfig, prompts: int) -> None:
 def parameter_groups(
     model: nn.Module, args: PPOConfig, *, decayed: set[str], shared: bool
 ) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: policy and critic, each with and without weight decay.
+    """Return the optimizer's groups: policy and critic, with and without weight decay.
 
     Args:
         model: the ActorCritic.
@@ -292,7 +293,7 @@ def parameter_groups(
 
 
 def turn_off_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0, also the numbers that attention reads from its configuration."""
+    """Set every dropout to 0, also those that attention reads from its config."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -302,8 +303,9 @@ def turn_off_dropout(model: nn.Module) -> None:
 
 
 def _critic_kind(args: PPOConfig, *, is_peft: bool) -> str:
-    """The critic that was asked for, or the default: an adapter beside an adapter, else a model of
-    its own.
+    """Return the critic asked for, or the default for this policy.
+
+    An adapter beside an adapter, else a model of its own.
     """
     if args.critic == "adapter" and not is_peft:
         raise ConfigError(
@@ -321,7 +323,7 @@ def _critic_kind(args: PPOConfig, *, is_peft: bool) -> str:
 def _separate_critic(
     model: PreTrainedModel | PeftModel, args: PPOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, nn.Linear | None]:
-    """A transformer of the critic's own, and a head when it comes with one that was trained."""
+    """Return a critic with a transformer of its own, and its head if it was trained."""
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     if args.critic_model is None:
         return cast(PreTrainedModel, copy.deepcopy(base.base_model)), None

@@ -1,5 +1,4 @@
-"""PPOTrainer: proximal policy optimisation on transformers.Trainer, one rollout for each of its
-epochs.
+"""Train with PPO on transformers.Trainer, one rollout for each of its epochs.
 
 Trainer's loop is used as it is: the data loader writes completions and cuts them into minibatches,
 so optimizer, schedule, accumulation, clipping, callbacks, logs, checkpoints and resuming are
@@ -10,7 +9,8 @@ Trainer's own.
       optimizer steps, each on other rows of the rollout
 
 Legend: N episodes of a rollout on this process, T tokens of a completion, n scored tokens of a
-chunk."""
+chunk.
+"""
 
 import contextlib
 import time
@@ -53,8 +53,7 @@ logger = get_logger(__name__)
 
 
 class PPOTrainer(Trainer):
-    """Trains a causal language model to earn rewards, with a critic, clipped updates and a KL to
-    where it began.
+    """Train a causal LM on rewards: critic, clipped updates, KL to the reference.
 
     Args:
         model: the policy, a causal language model, or a PEFT model whose adapter goes on training.
@@ -162,11 +161,11 @@ class PPOTrainer(Trainer):
         )
 
     def collect_training_rollout(self, index: int) -> Experience:
-        """Write and score rollout `index` of this process, adapt the KL coefficient and keep the
-        metrics.
+        """Collect and score rollout `index`, adapt the KL coefficient, keep the metrics.
 
         Which prompts it takes depends on seed, index and process alone, so a resumed run needs no
-        state of a sampler."""
+        state of a sampler.
+        """
         args = self.args
         processes, size = self.accelerator.num_processes, args.rollout_size
         first = (index * processes + self.accelerator.process_index) * size
@@ -238,11 +237,11 @@ class PPOTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of one chunk: sums over its tokens, divided by the tokens of the whole
-        minibatch.
+        """Return the loss of one chunk: its sums over the tokens of the whole minibatch.
 
         Each token counts the same, whatever chunk, accumulation step or process it falls into. It
-        is multiplied by the number of processes, over which gradients are averaged."""
+        is multiplied by the number of processes, over which gradients are averaged.
+        """
         args, chunk = self.args, cast(Chunk, inputs["chunk"])
         outputs = model(
             *chunk.batch,
@@ -292,8 +291,9 @@ class PPOTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Write one completion to each held-out prompt and return rewards, KL, lengths and the rest
-        of a rollout.
+        """Generate a completion for each held-out prompt, and return the metrics.
+
+        Rewards, KL, lengths and the rest of a rollout.
 
         Every evaluation draws the same random numbers, and training's are left as they were.
         """
@@ -327,8 +327,9 @@ class PPOTrainer(Trainer):
         return metrics
 
     def samples(self, count: int) -> list[tuple[str, str]]:
-        """Return prompts with completions of the policy as it is now, those of the last evaluation
-        when they are.
+        """Return prompts with completions of the current policy.
+
+        Those of the last evaluation when they are current.
         """
         if self._last_evaluation is not None and self._last_evaluation[0] == self.state.global_step:
             told = self._last_evaluation[1]
@@ -372,9 +373,7 @@ class PPOTrainer(Trainer):
         super().log(logs, start_time)
 
     def _end_of_gradients(self, warms_up: bool) -> None:
-        """After the last backward pass of an optimizer step: count it, and judge how far the policy
-        has moved.
-        """
+        """Count an optimizer step after its last backward pass, and measure the KL so far."""
         self._updates += 1
         if warms_up:  # not even weight decay shall move the policy
             for name, parameter in cast(nn.Module, self.model).named_parameters():
@@ -464,9 +463,7 @@ class PPOTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Write the policy as a plain model or adapter, the critic, the tokenizer and PPO's own
-        state.
-        """
+        """Save the policy as a plain model or adapter, the critic, tokenizer and PPO state."""
         if not self.args.should_save:
             return
         folder = Path(str(output_dir or self.args.output_dir))

@@ -1,4 +1,4 @@
-"""Rollouts: from prompts to completions, by one of several engines behind one small interface.
+"""Define the interface of rollout engines: from prompts to completions.
 
 An engine is an object with `generate(actor_critic, prompt_ids) -> Rollout`. `NativeEngine`
 (sampling.py) samples from the live weights and knows log-probabilities and values of what it wrote;
@@ -77,8 +77,9 @@ class RolloutEngine(Protocol):
 
 
 class GenerateEngine:
-    """Completions by `model.generate`: whatever transformers can decode, with its own caches and
-    processors.
+    """Generate by `model.generate`: whatever transformers can decode.
+
+    With its own caches and processors.
     """
 
     exact_log_probs = False
@@ -124,9 +125,7 @@ class GenerateEngine:
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask, (b, P) each on the CPU, with the padding before the
-    tokens.
-    """
+    """Return token ids and attention mask, (b, P) each on the CPU, padded on the left."""
     width = max(len(sequence) for sequence in sequences)
     tokens = torch.full((len(sequences), width), pad_token_id)
     mask = torch.zeros_like(tokens)

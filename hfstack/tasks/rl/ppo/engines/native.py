@@ -203,12 +203,14 @@ def sample(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
 
 
 def dropped_tokens(logits: Tensor, settings: SamplingSettings) -> Tensor:
-    """Return which tokens are never sampled, (b, V) bool: below the top k, beyond the top p, or
-    under min p.
+    """Return the tokens that are never sampled, (b, V) bool.
+
+    Below the top k, beyond the top p, or under min p.
 
     Each filter looks at what the one before it left, as transformers' processors do (Holtzman et
     al. 2020, arXiv:1904.09751 for top-p; Nguyen et al. 2024, arXiv:2407.01082 for min-p). The
-    likeliest token always stays."""
+    likeliest token always stays.
+    """
     dropped = torch.zeros_like(logits, dtype=torch.bool)
     if settings.top_k > 0:
         weakest = logits.topk(min(settings.top_k, logits.shape[1]), dim=-1).values[:, -1:]

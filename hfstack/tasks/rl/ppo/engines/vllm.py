@@ -1,4 +1,6 @@
-"""Completions by vLLM, behind the interface of rollout.py: the weights go to vLLM once a rollout.
+"""Generate completions by vLLM; the weights are sent to it once a rollout.
+
+Behind the interface of interface.py.
 
 All that is vLLM's is behind TRL's `VLLMGeneration`. It is given the policy alone, so neither critic
 nor value head is ever pushed. vLLM computes in other kernels, so its log-probabilities are not the
@@ -157,9 +159,7 @@ class VLLMEngine:
 
 
 def _policy_adapter(actor_critic: ActorCritic) -> contextlib.AbstractContextManager[None]:
-    """`VLLMGeneration` merges the active adapter into the weights that it pushes: it has to be the
-    policy's.
-    """
+    """Activate the policy's adapter: `VLLMGeneration` merges the active one."""
     if actor_critic.policy_adapter is None:
         return contextlib.nullcontext()
     return peft_adapter(actor_critic.policy, actor_critic.policy_adapter)
