@@ -1,4 +1,4 @@
-"""Next-token loss straight from hidden states, without ever holding the (B, T, V) logits.
+"""Compute the next-token loss from hidden states, without the (B, T, V) logits.
 
 Stock causal models compute all logits, copy them to fp32 and keep them for the backward pass; under
 mixed precision the launcher copies them once more. Here the head runs over a few hundred positions
@@ -10,15 +10,17 @@ Legend: B rows, T positions, N = B * (T - 1) scored positions, d hidden size, V 
 
 import functools
 import types
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from hfstack.tokens.special_tokens import IGNORED_LABEL
+
 # Models whose logits are exactly `output_embeddings(backbone(...))`: no soft-capping, no scaling,
-# no extra losses. The value names a module that stands between the two, if there is one.
+# no extra losses. The value names a module between the two, if there is one.
 PLAIN_HEADS: dict[str, str | None] = {
     "llama": None,
     "mistral": None,
@@ -28,12 +30,13 @@ PLAIN_HEADS: dict[str, str | None] = {
     "hfstack_gru": "head_projection",
     "hfstack_lstm": "head_projection",
 }
-_IGNORED = -100
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Sum over positions of -log softmax(h W^T)[target], its gradients taken in the forward pass
-    chunk by chunk."""
+    """Sum -log softmax(h W^T)[target] over positions.
+
+    The gradients are taken in the forward pass, chunk by chunk.
+    """
 
     @staticmethod
     def forward(
@@ -52,12 +55,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+
         for start in range(0, len(targets), chunk):
-            h, target = (
-                hidden[start : start + chunk],
-                targets[start : start + chunk],
-            )  # (n, d), (n,)
-            scored = target != _IGNORED
+            h = hidden[start : start + chunk]  # (n, d)
+            target = targets[start : start + chunk]  # (n,)
+            scored = target != IGNORED_LABEL
             index = target.clamp_min(0)[:, None]  # (n, 1)
             logits = (h @ weight_cast.T).float()  # (n, V)
             normalizer = torch.logsumexp(logits, dim=-1)  # (n,)
@@ -65,12 +67,14 @@ class LinearCrossEntropy(torch.autograd.Function):
             total += torch.where(scored, losses, 0.0).sum()
             if not with_gradients:
                 continue
+
             # d loss / d logits = softmax - one_hot, in place of the logits
             gradient = logits.sub_(normalizer[:, None]).exp_()
             gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
             gradient = gradient.mul_(scored[:, None]).to(h.dtype)
             grad_hidden[start : start + chunk] = gradient @ weight_cast
             grad_weight += (gradient.T @ h).float()
+
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -85,11 +89,10 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
-    """Make the model's training forward return only the loss, computed without the logits; say
-    whether it could.
+    """Make the model's training forward return the loss alone, without the logits.
 
-    Evaluation without labels, generation and every other use of the model are untouched. A model
-    whose head is not one plain matrix product is left as it is, and False is returned.
+    Return whether it could: a model whose head is not one plain matrix product is left as it is.
+    Evaluation without labels, generation and every other use of the model are untouched.
     """
     head = model.get_output_embeddings()
     if (
@@ -98,13 +101,13 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
         or head.bias is not None
     ):
         return False
+
     stock_forward = model.forward
     between = PLAIN_HEADS[model.config.model_type]
     project = torch.nn.Identity() if between is None else model.get_submodule(between)
 
-    @functools.wraps(
-        type(model).forward
-    )  # the Trainer reads the signature to know which columns to keep
+    # The Trainer reads the signature to know which columns to keep.
+    @functools.wraps(type(model).forward)
     def forward(
         self: PreTrainedModel,
         input_ids: Tensor | None = None,
@@ -115,24 +118,26 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
     ) -> Any:
         if labels is None or inputs.get("past_key_values") is not None:
             return stock_forward(input_ids=input_ids, labels=labels, **inputs)
+
         inputs |= {"use_cache": False, "return_dict": True}
         hidden = project(self.base_model(input_ids=input_ids, **inputs)[0][:, :-1])  # (B, T - 1, d)
-        device_type = hidden.device.type
-        dtype = (
-            torch.get_autocast_dtype(device_type)
-            if torch.is_autocast_enabled(device_type)
-            else hidden.dtype
-        )
         targets = labels[:, 1:].reshape(-1)  # (N,)
+
+        # The products run in the type that autocast would give them.
+        device_type, dtype = hidden.device.type, hidden.dtype
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
         with torch.autocast(device_type, enabled=False):
             rows = hidden.reshape(-1, hidden.shape[-1]).to(dtype)
             total = LinearCrossEntropy.apply(
                 rows, head.weight, targets, chunk, torch.is_grad_enabled()
             )
-        count = (
-            num_items_in_batch if num_items_in_batch is not None else (targets != _IGNORED).sum()
-        )
-        return CausalLMOutput(loss=total / count)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
+
+        # Over accumulated micro-batches the Trainer counts the scored positions of all of them.
+        count: Any = num_items_in_batch
+        if count is None:
+            count = (targets != IGNORED_LABEL).sum()
+        return CausalLMOutput(loss=cast(Any, total) / count)
 
     model.forward = types.MethodType(forward, model)
     return True

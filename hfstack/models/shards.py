@@ -1,11 +1,11 @@
-"""Turn a sharded checkpoint, to which every process wrote its part, into one plain model folder.
+"""Merge a sharded checkpoint, a part of each process, into a plain model folder.
 
 Two kinds are read: FSDP's (`pytorch_model_fsdp_0/`, as torch.distributed.checkpoint writes it) and
 DeepSpeed's (`global_step<n>/`, any ZeRO stage). All weights are in memory at once, and nothing runs
 on an accelerator.
 
-Both kinds hold pickles. FSDP's index is let through only if it names nothing but the few types of
-an index, and torch reads the shards themselves as plain tensors. DeepSpeed's shards are read by
+Both kinds hold pickles. FSDP's index is read only if it names nothing but the few types of an
+index, and torch reads the shards themselves as plain tensors. DeepSpeed's shards are read by
 DeepSpeed's own converter, which unpickles them whole: merge only those that you wrote. The script
 `zero_to_fp32.py` that it leaves beside them is never run.
 """
@@ -33,6 +33,7 @@ _METADATA, _FILES = (
     "torch.distributed.checkpoint.metadata",
     "torch.distributed.checkpoint.filesystem",
 )
+# What a pickled index may name.
 _TYPES_OF_AN_INDEX = {
     (_METADATA, "Metadata"),
     (_METADATA, "MetadataIndex"),
@@ -52,6 +53,17 @@ _TYPES_OF_AN_INDEX = {
 }
 
 
+# What unpickling raises for a file that is not an index.
+_NO_INDEX = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    TypeError,
+)
+
+
 def kind_of_shards(checkpoint: Path) -> str | None:
     """Return `fsdp` or `deepspeed` for a sharded checkpoint, None for another folder."""
     if (checkpoint / _FSDP_FOLDER).is_dir():
@@ -60,16 +72,17 @@ def kind_of_shards(checkpoint: Path) -> str | None:
 
 
 def describe_model(model: torch.nn.Module, checkpoint: Path) -> None:
-    """Put what the Trainer leaves out beside FSDP's shards: `config.json`, or `adapter_config.json`
-    for an adapter."""
+    """Save what the Trainer leaves out beside FSDP's shards.
+
+    That is `config.json`, or `adapter_config.json` for an adapter.
+    """
     if hasattr(model, "peft_config"):
         adapter: Any = model
         adapter.peft_config[adapter.active_adapter].save_pretrained(str(checkpoint))
     elif isinstance(model, PreTrainedModel):
         config = copy.deepcopy(model.config)
-        config.architectures = [
-            type(model).__name__.removeprefix("FSDP")
-        ]  # fully_shard names its classes so
+        # fully_shard puts FSDP before the name of the class.
+        config.architectures = [type(model).__name__.removeprefix("FSDP")]
         config.save_pretrained(checkpoint)
 
 
@@ -82,22 +95,18 @@ def read_shards(checkpoint: Path) -> dict[str, torch.Tensor]:
     """
     kind = kind_of_shards(checkpoint)
     if kind is None:
-        plain = any(checkpoint.glob("*.safetensors"))
-        raise CheckpointError(
-            f"{checkpoint} holds no shards of FSDP or DeepSpeed"
-            + (
-                ": its weights are plain safetensors, so use it as it is"
-                if plain
-                else "; name a checkpoint-<step>"
-            )
-        )
+        if any(checkpoint.glob("*.safetensors")):
+            hint = ": its weights are plain safetensors, so use it as it is"
+        else:
+            hint = "; name a checkpoint-<step>"
+        raise CheckpointError(f"{checkpoint} holds no shards of FSDP or DeepSpeed{hint}")
     return _read_fsdp(checkpoint / _FSDP_FOLDER) if kind == "fsdp" else _read_deepspeed(checkpoint)
 
 
 def merge_checkpoint(
     checkpoint: Path, output: Path, *, described_by: str | Path | None = None
 ) -> int:
-    """Write a sharded checkpoint as a plain folder: safetensors and config.json, or an adapter.
+    """Save a sharded checkpoint as a plain folder of a model, or of an adapter.
 
     Args:
         checkpoint: the `checkpoint-<step>` folder.
@@ -113,35 +122,31 @@ def merge_checkpoint(
         MissingExtraError: DeepSpeed wrote it and is not installed.
     """
     state = read_shards(checkpoint)
+
+    # An adapter's weights need no model to be saved.
     if described_by is None and (checkpoint / ADAPTER_CONFIG).is_file():
         plain = {name: weight.contiguous() for name, weight in state.items()}
         save_file(plain, output / "adapter_model.safetensors", metadata={"format": "pt"})
         (output / ADAPTER_CONFIG).write_bytes((checkpoint / ADAPTER_CONFIG).read_bytes())
         return sum(weight.numel() for weight in plain.values())
-    model = _build(state, described_by or checkpoint)
+
+    model = _load_described_model(state, described_by or checkpoint)
     model.save_pretrained(output)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return model.num_parameters()
 
 
-def _build(state: dict[str, torch.Tensor], described_by: str | Path) -> PreTrainedModel:
-    """Load the weights into the model that a config.json describes, so that names, shapes and ties
-    are checked."""
-    try:
-        config = PreTrainedConfig.get_config_dict(described_by)[0]
-        config = transformers.AutoConfig.from_pretrained(described_by) if config else None
-    except (OSError, ValueError):
-        config = None
-    if config is None or not config.architectures:
-        raise CheckpointError(
-            f"{described_by} has no {CONFIG} that says which model the weights belong to; name the model that was "
-            "trained: --model_name_or_path MODEL"
-        )
+def _load_described_model(
+    state: dict[str, torch.Tensor], described_by: str | Path
+) -> PreTrainedModel:
+    """Load weights into a config.json's model, which checks names, shapes and ties."""
+    config = _read_described_config(described_by)
     name = config.architectures[0]
     model_class = getattr(transformers, name, None) or getattr(gru, name, None)
     if model_class is None:
         raise CheckpointError(
             f"{described_by}: transformers has no class {name}, which its {CONFIG} names"
         )
+
     dtype = next(weight.dtype for weight in state.values() if weight.is_floating_point())
     try:
         model, found = model_class.from_pretrained(
@@ -151,6 +156,7 @@ def _build(state: dict[str, torch.Tensor], described_by: str | Path) -> PreTrain
         raise CheckpointError(
             f"the shards do not fit {described_by}: {' '.join(str(error).split())[:200]}"
         ) from None
+
     wrong = [
         f"{kind.split('_')[0]} {key}"
         for kind in ("missing_keys", "unexpected_keys")
@@ -158,27 +164,44 @@ def _build(state: dict[str, torch.Tensor], described_by: str | Path) -> PreTrain
     ]
     if wrong:
         raise CheckpointError(
-            f"the shards are not the weights of {name}, which {described_by} describes: {', '.join(wrong[:3])}"
+            f"the shards are not the weights of {name}, which {described_by} describes: "
+            f"{', '.join(wrong[:3])}"
         )
     return model
 
 
+def _read_described_config(described_by: str | Path) -> Any:
+    """Return the configuration that names the class of the model."""
+    try:
+        config = PreTrainedConfig.get_config_dict(described_by)[0]
+        config = transformers.AutoConfig.from_pretrained(described_by) if config else None
+    except (OSError, ValueError):
+        config = None
+    if config is None or not config.architectures:
+        raise CheckpointError(
+            f"{described_by} has no {CONFIG} that says which model the weights belong to; "
+            "name the model that was trained: --model_name_or_path MODEL"
+        )
+    return config
+
+
 def _read_fsdp(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the whole weights of FSDP's shards, of which none may be missing."""
     index = _read_index(folder)
     for file in sorted({entry.relative_path for entry in (index.storage_data or {}).values()}):
         if not (folder / file).is_file():
             raise CheckpointError(
                 f"{folder / file} is missing: without every process's part there is no model"
             )
+
     weights = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)  # the shape of the whole weight
         for name, entry in index.state_dict_metadata.items()
         if isinstance(entry, distributed_checkpoint.TensorStorageMetadata)
     }
     reader = distributed_checkpoint.FileSystemReader(folder)
-    with (
-        warnings.catch_warnings()
-    ):  # torch 2.13 says that one process reads alone also when it is told so
+    with warnings.catch_warnings():
+        # torch 2.13 warns that one process reads alone, also where no_dist asks for that
         warnings.filterwarnings(
             "ignore", message="torch.distributed is disabled", category=UserWarning
         )
@@ -193,37 +216,32 @@ def _read_index(folder: Path) -> distributed_checkpoint.Metadata:
             index = _IndexReader(file).load()
     except OSError as error:
         raise CheckpointError(
-            f"{folder / _INDEX}: {error.strerror}; the last process to write did not end"
+            f"{folder / _INDEX}: {error.strerror}; the process that saves it last did not finish"
         ) from None
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        AttributeError,
-        ImportError,
-        IndexError,
-        TypeError,
-    ) as error:
+    except _NO_INDEX as error:
         raise CheckpointError(
             f"{folder / _INDEX} is not the index of a sharded checkpoint: {error}"
         ) from None
+
     if not isinstance(index, distributed_checkpoint.Metadata):
         raise CheckpointError(f"{folder / _INDEX} is not the index of a sharded checkpoint")
     return index
 
 
 class _IndexReader(pickle.Unpickler):
-    """Unpickle nothing but the types of an index, so that a checkpoint cannot run code."""
+    """Unpickle nothing but the types of an index: a checkpoint cannot run code."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        of_torch = module_name == "torch" and isinstance(
+        is_dtype = module_name == "torch" and isinstance(
             getattr(torch, global_name, None), torch.dtype
         )
-        if of_torch or (module_name, global_name) in _TYPES_OF_AN_INDEX:
+        if is_dtype or (module_name, global_name) in _TYPES_OF_AN_INDEX:
             return super().find_class(module_name, global_name)
         raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
 
 
 def _read_deepspeed(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Return the whole weights of DeepSpeed's shards, by its own converter."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or importing it looks for a GPU's compiler
     try:
         from deepspeed.utils.zero_to_fp32 import (  # type: ignore[import-not-found]
@@ -231,6 +249,7 @@ def _read_deepspeed(checkpoint: Path) -> dict[str, torch.Tensor]:
         )
     except ImportError:
         raise MissingExtraError("deepspeed", "deepspeed") from None
+
     try:
         found = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
     except (OSError, ValueError) as error:  # it counts the shards against what each of them says

@@ -109,7 +109,7 @@ def wider(path: Path) -> None:
         ),
         (
             lambda path: (path / "pytorch_model_fsdp_0/.metadata").unlink(),
-            "the last process to write did not end",
+            "the process that saves it last did not finish",
         ),
         (forge, r"not the index of a sharded checkpoint: it names builtins\.print"),
         (cut_off, "not the index of a sharded checkpoint"),
