@@ -96,7 +96,7 @@ def command_line(main: Callable[..., Any]) -> None:
 
 
 def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ...]:
-    """Return one instance of each dataclass, from `--config FILE` and the flags in `argv`.
+    """Return one instance of each dataclass, from `--config FILE` and flags.
 
     Args:
         dataclass_types: the classes; their fields share one flat namespace of options.
@@ -260,7 +260,7 @@ class _Entry(NamedTuple):
 
 
 def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dict[str, _Entry]:
-    """Return the file's values as flags, each checked so that a mistake names its line."""
+    """Return the file's values as flags, each checked so a mistake names its line."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except FileNotFoundError:

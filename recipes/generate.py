@@ -121,7 +121,7 @@ def main(
 
 
 def write_rows(run: Run, name: str, rows: list[dict]) -> None:
-    """Save rows to `<name>.jsonl` in the run's directory and list the file in run.json."""
+    """Save rows to `<name>.jsonl` in the run's directory, and list it in run.json."""
     path = Path(run.output_dir) / f"{name}.jsonl"
     path.write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"

@@ -1,4 +1,4 @@
-"""Fine-tune a language model on instructions: conversations or prompt + completion.
+"""Fine-tune a language model on conversations, or prompt + completion.
 
     accelerate launch recipes/sft.py --config recipes/sft.yaml --learning_rate 1e-5
     hfstack run sft --learning_rate 1e-5                                # the same, shorter

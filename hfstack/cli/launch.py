@@ -1,4 +1,4 @@
-"""Decide which launcher starts a recipe, with how many processes and which environment.
+"""Decide which launcher starts a recipe, with how many processes.
 
 One process is plain `python recipe.py`: no launcher in between, all cores, and the recipe's own
 exit code. Several are started by torchrun on a CPU and by accelerate on GPUs. Standard library

@@ -179,7 +179,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
-    """Split the arguments of `run` into the recipe's name, its flags, and launcher options."""
+    """Split `run`'s arguments into the recipe's name, its flags, and the launcher's."""
     name: str | None = None
     flags: list[str] = []
     given: dict[str, str] = {}

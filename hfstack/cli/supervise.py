@@ -1,4 +1,4 @@
-"""Run a launch: show its output, forward signals, and return the recipe's exit code.
+"""Run a launch: show its output, forward signals, return the recipe's exit code.
 
 The launcher's own report is kept in a log file.
 
@@ -197,7 +197,7 @@ class _Screen:
                     self._copy.flush()
 
     def explain_failure(self, report: str) -> None:
-        """Explain what the first process could not show: why another failed, or none started."""
+        """Explain why another process failed, or why none started."""
         cause = _root_cause(report)
         if cause is None:
             lines = [line for line in report.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Words of the demo world: heroes, what they are like, where they live, what they own.
+"""Words of the demo world: heroes, their traits, homes and things.
 
 Everything here is data of our own making. The gold rule reads the same tables as the story
 generator, so a word that an instruction may ask for is a word that the rule can look for.

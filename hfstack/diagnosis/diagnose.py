@@ -50,7 +50,7 @@ def link_verdicts(findings: Sequence[Finding]) -> dict[str, Verdict]:
 
 
 def in_words(findings: Sequence[Finding]) -> str:
-    """Return one paragraph: the weak link, its evidence, the next step, what is unknown."""
+    """Return a paragraph: the weak link, its evidence, the next step, the unknown."""
     verdicts = link_verdicts(findings)
     blind = [link for link, verdict in verdicts.items() if verdict == "unknown"]
     unseen = f" Nothing is known about: {', '.join(blind)}." if blind else ""

@@ -104,7 +104,7 @@ def percent(share: float) -> str:
 
 
 def repeated_share(texts: Sequence[str]) -> float | None:
-    """Return the mean share of repeated four-word runs, or None if texts are too short.
+    """Return the mean share of repeated four-word runs; None if texts are short.
 
     seq-rep-4 of Welleck et al. 2020 ("Neural Text Generation With Unlikelihood Training",
     arXiv:1908.04319), by words.

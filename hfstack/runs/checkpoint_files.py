@@ -280,7 +280,7 @@ def size_bytes(path: Path) -> int:
 
 
 def says_disk_is_full(error: BaseException) -> bool:
-    """Return whether an error means that the disk is full, whichever library raised it."""
+    """Return whether an error, of whichever library, means that the disk is full."""
     words = ("No space left", "os error 28", "Disk quota", "File too large")
     # torch.save says neither why nor where
     words += ("PytorchStreamWriter failed writing", "inline_container.cc")

@@ -176,7 +176,10 @@ def describe_outputs(directory: Path) -> list[dict[str, Any]]:
 def changed_output(
     directory: Path, outputs: list[dict[str, Any]], names: Collection[str]
 ) -> str | None:
-    """Return the first of these files that was changed since the run, and how, or None."""
+    """Return the first of these files that was changed since the run, and how.
+
+    None when all are unchanged.
+    """
     for file in outputs:
         path = directory / file["path"]
         if file["path"] not in names:

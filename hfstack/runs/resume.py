@@ -72,7 +72,7 @@ def choose_checkpoint(
 
 
 def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
-    """Remove the checkpoint that could not be written, and return an error for the user."""
+    """Remove the checkpoint that could not be written, and return an error to raise."""
     directory, strict = Path(record.output_dir), record.verified_checkpoints
     removed = remove_unfinished(directory) if strict else []
     newest = newest_checkpoint(directory, needs_manifest=strict)

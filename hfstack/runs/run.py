@@ -1,4 +1,4 @@
-"""Record one run in `<output_dir>/run.json`, the only thing that later stages read.
+"""Record a run in `<output_dir>/run.json`, the only thing that later stages read.
 
     with Run.start(__file__, training_args.output_dir, model_args, data_args, training_args) as run:
         ...

@@ -42,7 +42,7 @@ _given: set[str] = set()  # run names and variables that were set here, and not 
 
 @contextmanager
 def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> Iterator[None]:
-    """Give the trackers of a block the run's name, id and folder, which a resume finds.
+    """Give trackers the run's name, id and folder, which a resume finds again.
 
     What the user has set (`--run_name`, TENSORBOARD_LOGGING_DIR, WANDB_RUN_ID ...) is left as it
     is. A run inside another one, such as a rung of a ladder, is tracked as a run of its own.

@@ -147,7 +147,7 @@ def usable_rows(
 
 
 def choose_max_length(asked: int | None, *limits: int | None) -> int | None:
-    """Return the longest text in tokens: as asked, or the limit of model and tokenizer.
+    """Return the longest text in tokens: as asked, or the model's and tokenizer's limit.
 
     Raises:
         ConfigError: more was asked for than the model reads, or less than anything fits into.
@@ -167,7 +167,7 @@ def choose_max_length(asked: int | None, *limits: int | None) -> int | None:
 
 
 def pad_rows(rows: Sequence[Mapping[str, Any]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Return a batch padded on the right: ids, mask, and the rows' segments and labels."""
+    """Return a batch padded on the right: ids, mask, and the rows' other columns."""
     width = max(len(row["input_ids"]) for row in rows)
     tokens = torch.full((len(rows), width), pad_token_id)  # (B, T)
     batch = {"input_ids": tokens, "attention_mask": torch.zeros_like(tokens)}

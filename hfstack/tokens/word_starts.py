@@ -79,7 +79,7 @@ class WordStarts:
 
 
 def _byte_token(token: str) -> tuple[bool, bool]:
-    """Return whether a byte-level token always begins a word, and whether it may go on."""
+    """Return whether a byte-level token begins a word, and whether it may go on."""
     spelled = bytes(CHARACTER_TO_BYTE.get(character, 0x20) for character in token)
     text = spelled.decode(errors="ignore")
     inside_character = 0x80 <= spelled[0] < 0xC0  # a continuation byte of UTF-8

@@ -91,7 +91,9 @@ def text_hash(text: str, purpose: bytes = b"") -> int:
 
 
 def held_out(text: str, fraction: float) -> bool:
-    """Return whether a document is in the `fraction` in [0, 1) held out for evaluation.
+    """Return whether a document is in the `fraction` held out for evaluation.
+
+    The fraction is in [0, 1).
 
     It depends on the text alone: a document stays on its side when others are added, removed or
     reordered.

@@ -152,7 +152,9 @@ def placeholder_text(text: str) -> str | None:
 
 
 def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0.1) -> str | None:
-    """Refuse texts with over `share` of punctuation, or 0.1 hashes and ellipses a word.
+    """Refuse texts with too much punctuation, or too many hashes and ellipses.
+
+    Over `share` of what is not blank, or 0.1 hashes and ellipses a word.
 
     `marks_per_word` is Gopher's; `share` is ours: Chinese verse, which has much punctuation, is at
     0.2.
@@ -171,7 +173,9 @@ def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0
 
 
 def too_few_words(text: str, *, share: float = 0.8) -> str | None:
-    """Refuse tables of numbers: under `share` of the words hold a letter (Gopher: 0.8).
+    """Refuse tables of numbers: under `share` of the words have a letter.
+
+    Gopher: 0.8.
 
     Gopher drops everything under 50 words first; such a text is refused here when numbers are its
     larger part.

@@ -79,7 +79,10 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 
 
 class Normalised(NamedTuple):
-    """A text and the changes made: mojibake, characters, markup, boilerplate, whitespace."""
+    """A text and which changes were made to it.
+
+    Any of `mojibake`, `characters`, `markup`, `boilerplate`, `whitespace`.
+    """
 
     text: str
     changes: frozenset[str]
@@ -88,7 +91,7 @@ class Normalised(NamedTuple):
 def normalise(
     text: str, *, strip_markup: bool = True, strip_boilerplate: bool = True
 ) -> Normalised:
-    """Return the text in Unicode NFC, without mojibake, controls, markup or stray blanks.
+    """Return the text in Unicode NFC, cleaned of mojibake, controls and markup.
 
     Args:
         text: any string, lone surrogates included; the result has none and can always be written as

@@ -57,7 +57,7 @@ _DIGEST_FILE = "tokens.blake2b"
 
 
 class PackedBlocks(torch.utils.data.Dataset):
-    """Blocks of token ids in a memory-mapped file, cheap to open and to send to workers."""
+    """Blocks of token ids in a memory-mapped file, cheap to open and send to workers."""
 
     def __init__(
         self,
@@ -140,7 +140,10 @@ class PackedBlocks(torch.utils.data.Dataset):
         ]
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return blocks as a batch: `input_ids`, `labels`, maybe `position_ids`, (B, T) int64."""
+        """Return blocks as a batch, (B, T) int64 each.
+
+        `input_ids`, `labels`, and `position_ids` where documents are isolated.
+        """
         rows = self._tokens[np.asarray(indices)]  # (B, T)
         tokens = torch.from_numpy(rows.astype(np.int64))  # (B, T)
         columns = {"input_ids": tokens, "labels": self._labels(rows, indices, tokens)}

@@ -387,7 +387,7 @@ def _kind(value: Any) -> str:
 
 
 def _number_type(cells: list[str]) -> type | None:
-    """Return int or float when every cell that is not empty is such a number, else None."""
+    """Return int or float when all non-empty cells are such numbers, else None."""
     filled = [cell for cell in cells if cell]
     if filled and all(map(_INTEGER.fullmatch, filled)):
         return int

@@ -127,7 +127,7 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float, top
 
 
 def _start(tokenizer: PreTrainedTokenizerBase, prompt: str, start: int | None) -> list[int]:
-    """Return the prompt's tokens, after the token that begins a document if there is one.
+    """Return the prompt's tokens, after the token that begins documents, if any.
 
     As the model saw documents in pretraining.
     """

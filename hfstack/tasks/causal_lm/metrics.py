@@ -266,6 +266,6 @@ def derived_metrics(loss: float, *, tokens_per_byte: float) -> dict[str, float]:
 
 
 def document_start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the token before a document in packed blocks: the bos if used, else the eos."""
+    """Return the token before a document in packed blocks: the bos, else the eos."""
     bos = start_token_id(tokenizer)
     return bos if bos is not None else cast(int | None, tokenizer.eos_token_id)

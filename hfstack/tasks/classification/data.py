@@ -138,7 +138,7 @@ def load_labelled(
 
 @dataclass(frozen=True)
 class Encoded:
-    """One split as token ids with `labels` and `length`, and the rows that they are of."""
+    """One split as token ids with `labels` and `length`, and its rows' indices."""
 
     rows: Dataset
     texts: list[str]
@@ -190,7 +190,7 @@ def encode_split(
 def _text_columns(
     data_args: DataArgs, label_args: LabelArgs, task: GlueTask | None, found: list[str]
 ) -> tuple[str, str | None]:
-    """Return the columns of the texts: the task's if there, else those that were named."""
+    """Return the text columns: the task's if they are there, else those named."""
     if task is None:
         return data_args.text_column, label_args.text_pair_column
     if all(column is None or column in found for column in task.columns):

@@ -33,7 +33,7 @@ def classify_logits(
     pad_token_id: int,
     batch_size: int = 32,
 ) -> numpy.ndarray[Any, Any]:
-    """Return the logits (N, C) of encoded rows, in order, in batches of about one length."""
+    """Return the logits (N, C) of encoded rows, in order, batched by length."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device

@@ -45,7 +45,7 @@ def load_fill_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a masked LM, and return what predicts rows: the five likeliest tokens a mask.
+    """Load a masked LM, and return what predicts rows: five tokens at each mask.
 
     Args:
         columns: of the text, by default `text`; the second is not used.

@@ -110,7 +110,7 @@ def check_preferences(
 def fitting_prompts(
     rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, *, max_length: int
 ) -> dict[str, Dataset]:
-    """Return the splits without rows whose prompt alone fills `max_length`, and log it.
+    """Return the splits without rows whose prompt fills `max_length`, and log it.
 
     Raises DataError when nothing is left of a split.
     """

@@ -336,7 +336,7 @@ def _pairs_of_scored(
 
 
 def _majority(pairs: Counter[str], counts: PreferenceCounts) -> list[dict[str, Any]]:
-    """Return each pair once, in the order that occurs more often, or not at all if tied."""
+    """Return each pair once, in the order that occurs more often, or not if tied."""
     kept = []
     for packed, times in pairs.items():
         row = json.loads(packed)

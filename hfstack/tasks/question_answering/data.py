@@ -305,7 +305,7 @@ def encode_questions(
 
 
 def _token_span(offsets: Sequence[tuple[int, int] | None], question: Question) -> tuple[int, int]:
-    """Return first and last token of the first answer, or (0, 0) when not in the window."""
+    """Return the answer's first and last token, or (0, 0) when not in the window."""
     inside = [(token, offset) for token, offset in enumerate(offsets) if offset is not None]
     if not question.answers or not inside:
         return 0, 0
@@ -320,7 +320,7 @@ def _token_span(offsets: Sequence[tuple[int, int] | None], question: Question) -
 
 
 def as_dataset(windows: Sequence[Window]) -> Dataset:
-    """Return what the Trainer reads: ids, segments, answer spans, `length` to batch by."""
+    """Return what the Trainer reads: ids, segments, spans, `length` to batch by."""
     columns: dict[str, list[Any]] = {"input_ids": [window.input_ids for window in windows]}
     if windows and windows[0].segments is not None:
         columns["token_type_ids"] = [window.segments for window in windows]

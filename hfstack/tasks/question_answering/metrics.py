@@ -141,7 +141,7 @@ def _ranked(
 
 
 def answer_metric(rules: Rules, questions: Sequence[Question]) -> SquadAnswers | CmrcAnswers:
-    """Return the metric of the language: CMRC's for mostly Chinese texts, else SQuAD's."""
+    """Return the answer metric: CMRC's for mostly Chinese texts, else SQuAD's."""
     if rules == "auto":
         chinese = sum(len(_HAN.findall(q.context)) > len(q.context) / 3 for q in questions)
         rules = "cmrc" if 2 * chinese > len(questions) else "squad"
@@ -206,7 +206,7 @@ def answer_intervals(
 
 
 def baseline_answers(questions: Sequence[Question]) -> dict[str, list[str]]:
-    """Return two naive answers: the first sentence, and the one most like the question."""
+    """Return two naive answers: the first sentence, and the most similar one."""
     found: dict[str, list[str]] = {"first_sentence": [], "likest_sentence": []}
     for question in questions:
         sentences = [part for part in SENTENCE_END.split(question.context) if part.strip()]
@@ -226,7 +226,7 @@ def _units(text: str) -> set[str]:
 def beside_baselines(
     metric: SquadAnswers | CmrcAnswers, questions: Sequence[Question], texts: Sequence[str]
 ) -> dict[str, float]:
-    """Return the scores of naive answers (`baseline_`), and intervals of the real ones."""
+    """Return the scores of naive answers (`baseline_`), and the real ones' intervals."""
     found = {
         f"eval_{name}": value for name, value in answer_intervals(metric, questions, texts).items()
     }

@@ -1,4 +1,4 @@
-"""Score completions by a classifier's probability of one label, such as `positive`."""
+"""Score completions by a classifier's probability of one label."""
 
 from collections.abc import Sequence
 from typing import Any

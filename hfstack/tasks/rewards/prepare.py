@@ -1,4 +1,4 @@
-"""Prepare rewards: functions, reward models and endpoints, all called the same way.
+"""Prepare rewards: functions, reward models, endpoints, all called the same way.
 
 A reward is `reward(prompts, completions, **columns)` and returns a number for each completion, or
 None where it does not apply. Prompts are texts, or conversations (lists of {role, content}); a

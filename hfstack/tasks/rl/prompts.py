@@ -62,7 +62,7 @@ def check_start(name: str | None) -> None:
 def check_policy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None
 ) -> None:
-    """Refuse a model that TRL would train wrongly, and stop generation at a turn's end.
+    """Refuse a model that TRL would train wrongly, and set where generation stops.
 
     Raises:
         ConfigError: left padding changes the model's log-probabilities, or nothing ends its
@@ -86,7 +86,9 @@ def check_policy(
 
 
 def left_padding_difference(model: PreTrainedModel) -> tuple[float, float]:
-    """Return by how many nats left padding changes log-probabilities, and the tolerance.
+    """Return how much left padding changes log-probabilities, and the tolerance.
+
+    In nats.
 
     The same 16 tokens are read bare and after 8 masked tokens, as TRL's trainers call the model. In
     float32 the largest difference counts, in 16 bits the mean one.

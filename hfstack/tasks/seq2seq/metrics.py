@@ -40,7 +40,7 @@ def check_metrics() -> None:
 
 
 def decode_texts(ids: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the texts of rows of token ids, without padding (-100) and special tokens."""
+    """Return the texts of rows of token ids, without padding and special tokens."""
     rows = [[int(token) for token in row if token >= 0] for row in ids]
     return [cast(str, tokenizer.decode(row, skip_special_tokens=True)).strip() for row in rows]
 

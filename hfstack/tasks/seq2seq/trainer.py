@@ -19,7 +19,7 @@ _SMALL_GAIN = 0.05
 
 
 class TranslatingTrainer(InOrderTrainer, Seq2SeqTrainer):
-    """Seq2SeqTrainer that evaluates the rows in order, so that texts find their sources."""
+    """Seq2SeqTrainer that evaluates the rows in order, so texts find their sources."""
 
     def write_held_out(self) -> tuple[dict[str, float], Any]:
         """Return upstream's metrics and the generated ids of each evaluation row.
@@ -54,7 +54,7 @@ class TranslatingTrainer(InOrderTrainer, Seq2SeqTrainer):
         return metrics, output.predictions
 
     def source_gain(self) -> float:
-        """Return how much the loss of a target grows with another row's source, nats/token.
+        """Return how much the loss grows with another row's source, in nats/token.
 
         It is taken on the first 256 evaluation rows, each with the source of the next. Nothing is
         written or logged.

@@ -80,7 +80,7 @@ class Accuracy(_LocalMetric):
 
 
 class F1(_LocalMetric):
-    """F1 of scikit-learn: `f1` (binary, of label 1), `f1_macro`, `f1_micro`, `f1_weighted`.
+    """F1 of scikit-learn, as `f1` (of label 1), `f1_macro`, `f1_micro` or `f1_weighted`.
 
     A class that is neither predicted nor there counts 0. Labels are those that occur, unless
     `labels` names them.
@@ -193,7 +193,7 @@ class EntityF1(_LocalMetric):
 
 
 class _AnswerMetric(_LocalMetric):
-    """Exact match and F1 of answers in percent; the best reference of a question counts.
+    """Exact match and F1 of answers in percent; the best reference counts.
 
     A prediction is `{"id", "prediction_text"}`, a reference `{"id", "answers": {"text",
     "answer_start"}}`; no text means that there is no answer. They are matched by id.

@@ -213,7 +213,7 @@ def _listed(reference: str | Sequence[str]) -> list[str]:
 
 
 def _by_position(references: Sequence[str | Sequence[str]]) -> list[list[str | None]]:
-    """Turn references per text into sacrebleu's streams of first, second ... references."""
+    """Turn references per text into sacrebleu's streams: all first ones, all second."""
     listed = [_listed(reference) for reference in references]
     width = max(map(len, listed))
     return [

@@ -151,7 +151,7 @@ def tag_set(sentences: Sequence[Sentence], tag_names: Sequence[str] = ()) -> lis
 
 
 def is_entity_scheme(names: Sequence[str]) -> bool:
-    """Return whether tags mark the begin and inside of entities (B-person, I-person, O)."""
+    """Return whether tags mark the begin and inside of entities (B-person, I-person)."""
     return "O" in names and len(names) > 1 and all(_ENTITY_TAG.fullmatch(name) for name in names)
 
 
@@ -221,7 +221,7 @@ def encode_sentences(
     label_pieces: LabelPieces = "first",
     name: str = "rows",
 ) -> list[Window]:
-    """Split sentences into windows of at most `max_length` tokens, and label the tokens.
+    """Split sentences into windows of at most `max_length` tokens, and label them.
 
     Special tokens are included.
 
@@ -348,7 +348,7 @@ def word_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
 def collate_windows(
     rows: Sequence[Mapping[str, Any]], *, pad_token_id: int
 ) -> dict[str, torch.Tensor]:
-    """Pad windows to the longest: `input_ids`, `attention_mask`, `labels`, each (B, T)."""
+    """Pad windows to the longest: ids, `attention_mask` and `labels`, each (B, T)."""
     batch = pad_rows([{"input_ids": row["input_ids"]} for row in rows], pad_token_id=pad_token_id)
     batch["labels"] = torch.full_like(batch["input_ids"], _IGNORED_LABEL)
     for index, row in enumerate(rows):

@@ -344,7 +344,7 @@ class Collector:
 
 
 def prompt_rows(first: int, count: int, size: int, *, seed: int) -> list[int]:
-    """Return places `first` to `first + count` of endless seeded permutations of `size`."""
+    """Return places `first` to `first + count` of endless seeded permutations."""
     rows: list[int] = []
     for passed in range(first // size, (first + count - 1) // size + 1):
         order = torch.randperm(

@@ -1,12 +1,10 @@
-"""The mathematics of PPO: tensors in, tensors out.
+"""The formulas of PPO: tensors in, tensors out, without model or trainer.
 
-No model, no trainer, no process group.
-
-Log-probabilities of tokens from hidden states are made in models/token_log_probs.py. Every function
-works in the dtype that it is given, so the tests run in float64.
+Log-probabilities of tokens are computed from hidden states in log_probs.py. Every function works in
+the dtype that it is given, so the tests run in float64.
 
 Legend: B completions, T tokens of the longest one, n scored tokens of a flat batch. A mask is 1 (or
-True) where a token counts; where it is 0 stands padding or a token that the policy did not write (a
+True) where a token counts, and 0 at padding and at tokens that the policy did not generate (a
 tool's answer). Log-probabilities and KL are in nats.
 """
 
@@ -18,32 +16,31 @@ import torch
 from torch import Tensor
 
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
-_LARGEST_LOG_RATIO = (
-    20.0  # exp(20) = 5e8 is far beyond any clip range, and its square still fits into fp32
-)
+
+# exp(20) = 5e8 is far beyond any clip range, and its square still fits into fp32.
+_LARGEST_LOG_RATIO = 20.0
 
 Reduce = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
 
 
 class PolicyLoss(NamedTuple):
-    """The clipped objective per token, negated, and what happened to it.
+    """The policy loss of each token, and where it was clipped.
 
-    All of the shape of the log-probabilities.
+    All have the shape of the log-probabilities; all but the loss are detached.
     """
 
-    loss: Tensor
-    ratio: Tensor  # pi_new / pi_old, detached
-    clipped_low: Tensor  # bool: the ratio fell below 1 - cliprange where the advantage is negative
-    clipped_high: (
-        Tensor  # bool: the ratio rose above 1 + cliprange_high where the advantage is positive
-    )
-    approx_kl: Tensor  # k3 of KL(pi_old || pi_new), detached
+    loss: Tensor  # the clipped objective, negated
+    ratio: Tensor  # pi_new / pi_old
+    clipped_low: Tensor  # bool: ratio < 1 - cliprange where the advantage is negative
+    clipped_high: Tensor  # bool: ratio > 1 + cliprange_high where the advantage is positive
+    approx_kl: Tensor  # k3 of KL(pi_old || pi_new)
 
 
 @dataclass
 class RunningMoments:
-    """Mean and variance of all numbers so far, by the parallel update of Chan et al. (1979); part
-    of a checkpoint.
+    """Mean and variance of all numbers so far; part of a checkpoint.
+
+    Updated in parallel as in Chan et al. (1979).
     """
 
     count: float = 0.0
@@ -51,9 +48,10 @@ class RunningMoments:
     squares: float = 0.0  # sum of squared distances from the mean
 
     def update(self, count: float, mean: float, variance: float) -> None:
-        """Take in `count` new numbers by their mean and their variance (of the population)."""
+        """Add `count` numbers, given by their mean and population variance."""
         if count <= 0:
             return
+
         total = self.count + count
         distance = mean - self.mean
         self.mean += distance * count / total
@@ -62,10 +60,7 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """The standard deviation (of the population).
-
-        1 before there are two numbers that differ.
-        """
+        """Return the population's standard deviation; 1 while all numbers are equal."""
         spread = (self.squares / self.count) ** 0.5 if self.count > 1 else 0.0
         return spread if spread > 1e-6 else 1.0
 
@@ -73,9 +68,9 @@ class RunningMoments:
 def masked_moments(
     values: Tensor, mask: Tensor, *, reduce: Reduce | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return count, mean and population variance of the tokens that count, over all processes.
+    """Return count, mean and population variance under a mask, over all processes.
 
-    Two passes, (x - mean)^2 after the mean is known, so that large means cost no digits.
+    Two passes, (x - mean)^2 after the mean is known, so that large means lose no digits.
 
     Args:
         values: any shape.
@@ -86,9 +81,11 @@ def masked_moments(
         Three scalars of the values' dtype, all 0 where no token counts.
     """
     sum_over_all: Reduce = reduce or (lambda tensor: tensor)
+
     weight = mask.to(values.dtype)
     count, total = sum_over_all(torch.stack([weight.sum(), (values * weight).sum()])).unbind()
     mean = total / count.clamp(min=1)
+
     squares = sum_over_all(((values - mean) ** 2 * weight).sum())
     return count, mean, squares / count.clamp(min=1)
 
@@ -101,12 +98,10 @@ def masked_whiten(
     reduce: Reduce | None = None,
     epsilon: float = 1e-8,
 ) -> Tensor:
-    """Return (x - mean) / sqrt(variance + epsilon) over the tokens that count.
+    """Return (x - mean) / sqrt(variance + epsilon) under a mask, 0 elsewhere.
 
-    0 elsewhere.
-
-    As in the N+ implementation details (Huang et al. 2024, arXiv:2403.17031): rewards keep their
-    mean, advantages lose it.
+    As in the N+ implementation details (Huang et al. 2024, arXiv:2403.17031), where rewards keep their
+    mean and advantages lose it.
 
     Args:
         values: any shape.
@@ -117,6 +112,7 @@ def masked_whiten(
     """
     _, mean, variance = masked_moments(values, mask, reduce=reduce)
     whitened = (values - mean) * torch.rsqrt(variance + epsilon)
+
     if not shift_mean:
         whitened = whitened + mean
     return whitened * mask.to(values.dtype)
@@ -125,9 +121,9 @@ def masked_whiten(
 def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Tensor:
     """Return an estimate per token of KL(pi || reference) on tokens sampled from pi.
 
-    With d = log pi - log reference (Schulman 2020, joschu.net/blog/kl-approx.html): k1 = d is
-    unbiased; k2 = d^2 / 2 is biased with little variance, and its gradient is that of the true KL;
-    k3 = exp(-d) - 1 + d is unbiased and never negative; abs = |d|. d is held within 20 nats.
+    With d = log pi - log reference (Schulman 2020, joschu.net/blog/kl-approx.html): k1 = d is unbiased;
+    k2 = d^2 / 2 is biased with little variance, and its gradient is that of the true KL; k3 = exp(-d) -
+    1 + d is unbiased and never negative; abs = |d|. d is clamped to 20 nats.
 
     Args:
         log_probs: of the sampled tokens under pi, any shape.
@@ -135,6 +131,7 @@ def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Te
         kind: one of KL_ESTIMATORS.
     """
     difference = (log_probs - reference).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+
     if kind == "k1":
         return difference
     if kind == "k2":
@@ -149,12 +146,12 @@ def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Te
 def shape_rewards(
     scores: Tensor, penalties: Tensor, mask: Tensor, *, token_rewards: Tensor | None = None
 ) -> Tensor:
-    """Return the reward of each token: r_t = -penalty_t + [t is the last token] score +
-    token_reward_t.
+    """Return the reward of each token: KL penalty, final score, token reward.
 
-    The penalised reward of Ziegler et al. (2019, arXiv:1909.08593, equation 2), token by token. The
-    score stands on the last token that the policy wrote: its EOS, or where it was cut. TRL's PPO
-    put it one token later.
+    r_t = -penalty_t + [t is the last token] score + token_reward_t: the penalised reward of Ziegler et
+    al. (2019, arXiv:1909.08593, equation 2), token by token. The score is given at the last token that
+    the policy generated: its EOS, or the last one of a truncated completion. TRL's PPO gave it one
+    token later.
 
     Args:
         scores: (B,), one for each completion.
@@ -165,12 +162,14 @@ def shape_rewards(
     Returns:
         (B, T), 0 where the mask is 0; a row without tokens has no reward.
     """
-    weight = mask.to(penalties.dtype)
-    positions = torch.arange(mask.shape[1], device=mask.device)
+    weight = mask.to(penalties.dtype)  # (B, T)
+    positions = torch.arange(mask.shape[1], device=mask.device)  # (T,)
     last = (positions * mask.to(positions.dtype)).argmax(dim=1, keepdim=True)  # (B, 1)
-    rewards = -penalties
+
+    rewards = -penalties  # (B, T)
     if token_rewards is not None:
         rewards = rewards + token_rewards
+
     return rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype)) * weight
 
 
@@ -183,43 +182,49 @@ def estimate_advantages(
     lam: float = 0.95,
     bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return generalised advantages and the returns that the critic shall learn.
+    """Return generalised advantages (GAE) and the returns that the critic learns.
 
-    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1} (Schulman et al.
-    2016, arXiv:1506.02438, equation 16), where t + 1 is the next token that counts: masked tokens
-    hand on what follows them. The return is A_t + V_t.
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1} (Schulman et al. 2016,
+    arXiv:1506.02438, equation 16), where t + 1 is the next token that counts: masked tokens pass on
+    what follows them. The return is A_t + V_t.
 
     Args:
         rewards: (B, T).
         values: (B, T), V of the state before token t.
-        mask: (B, T), with holes where others wrote.
+        mask: (B, T), 0 also where a tool generated the token.
         gamma: discount of a token.
         lam: 1 gives Monte-Carlo returns, 0 one-step ones.
-        bootstrap: (B,), the value after the last token; 0 when None, since a completion ends its
+        bootstrap: (B,), the value after the last token; None for 0, since a completion ends its
             episode.
 
     Returns:
         Advantages and returns, (B, T) each, 0 where the mask is 0.
     """
-    weight = mask.to(values.dtype)
-    # (B,)
-    next_value = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap.to(values.dtype)
-    advantage = torch.zeros_like(next_value)
-    deltas_known = rewards - values  # all of delta_t but the next value
-    columns: list[Tensor] = []
+    weight = mask.to(values.dtype)  # (B, T)
+    if bootstrap is None:
+        next_value = torch.zeros_like(values[:, 0])  # (B,)
+    else:
+        next_value = bootstrap.to(values.dtype)  # (B,)
+    advantage = torch.zeros_like(next_value)  # (B,)
 
-    for here, value, known in zip(
+    # From the last token to the first; all of delta_t but the next value is known beforehand.
+    deltas = rewards - values  # (B, T)
+    columns: list[Tensor] = []  # T times (B,)
+    backwards = zip(
         reversed(weight.unbind(1)),
         reversed(values.unbind(1)),
-        reversed(deltas_known.unbind(1)),
+        reversed(deltas.unbind(1)),
         strict=True,
-    ):
-        found = known + gamma * next_value + (gamma * lam) * advantage
-        advantage = torch.lerp(advantage, found, here)
-        next_value = torch.lerp(next_value, value, here)
+    )
+
+    for counts, value, delta in backwards:
+        new_advantage = delta + gamma * next_value + (gamma * lam) * advantage
+        # Where the mask is 0, lerp keeps the advantage and the value of the token after it.
+        advantage = torch.lerp(advantage, new_advantage, counts)
+        next_value = torch.lerp(next_value, value, counts)
         columns.append(advantage)
 
-    advantages = torch.stack(columns[::-1], dim=1) * weight
+    advantages = torch.stack(columns[::-1], dim=1) * weight  # (B, T)
     return advantages, (advantages + values) * weight
 
 
@@ -234,23 +239,25 @@ def clipped_policy_loss(
 ) -> PolicyLoss:
     """Return -min(r A, clip(r, 1 - low, 1 + high) A) per token, with r = pi_new / pi_old.
 
-    Schulman et al. (2017, arXiv:1707.06347, equation 7). A wider upper bound is the clip-higher of
-    DAPO (Yu et al. 2025, arXiv:2503.14476). With a dual clip c the objective of a bad token is at
-    least c A, so that a ratio that has run away pulls no harder (Ye et al. 2020, arXiv:1912.09729).
+    Schulman et al. (2017, arXiv:1707.06347, equation 7). A wider upper bound is the clip-higher of DAPO
+    (Yu et al. 2025, arXiv:2503.14476). With a dual clip c the objective of a token with a negative
+    advantage is at least c A, so that a diverging ratio does not raise its gradient any further (Ye et
+    al. 2020, arXiv:1912.09729).
 
     Args:
         log_probs: of the sampled tokens now, any shape; gradients flow through it.
         old_log_probs: of the same tokens when they were sampled.
         advantages: the same shape.
         cliprange: the lower bound is 1 minus it.
-        cliprange_high: the upper bound is 1 plus it; None for the same as below.
-        dual_clip: above 1, or None.
+        cliprange_high: the upper bound is 1 plus it; None for `cliprange`.
+        dual_clip: c, above 1; None for none.
     """
     high = cliprange if cliprange_high is None else cliprange_high
     log_ratio = (log_probs - old_log_probs).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
     ratio = log_ratio.exp()
-    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - cliprange, 1 + high) * advantages)
 
+    clipped_ratio = ratio.clamp(1 - cliprange, 1 + high)
+    objective = torch.minimum(ratio * advantages, clipped_ratio * advantages)
     if dual_clip is not None:
         objective = torch.where(
             advantages < 0, torch.maximum(objective, dual_clip * advantages), objective
@@ -267,10 +274,10 @@ def clipped_policy_loss(
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, *, cliprange: float | None = 0.2
 ) -> tuple[Tensor, Tensor]:
-    """Return max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2 per token, and where the
-    clipped one won.
+    """Return the clipped value loss per token, and where the clipped term won.
 
-    From OpenAI's first PPO code (baselines, ppo2), and so in the N+ implementation details.
+    max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, from OpenAI's first PPO code (baselines,
+    ppo2), and so in the N+ implementation details.
 
     Args:
         values: predicted now, any shape; gradients flow through it.
@@ -281,25 +288,26 @@ def clipped_value_loss(
     plain = (values - returns) ** 2
     if cliprange is None:
         return 0.5 * plain, torch.zeros_like(plain, dtype=torch.bool)
-    moved = values - old_values
-    held = old_values + moved.clamp(-cliprange, cliprange)
-    clipped = (held - returns) ** 2
+
+    change = values - old_values
+    clipped_values = old_values + change.clamp(-cliprange, cliprange)
+    clipped = (clipped_values - returns) ** 2
 
     with torch.no_grad():
-        # within the range the two differ by rounding
-        wins = (moved.abs() > cliprange) & (clipped > plain)
+        # Within the range the two terms differ by rounding alone.
+        clipped_won = (change.abs() > cliprange) & (clipped > plain)
 
-    return 0.5 * torch.maximum(plain, clipped), wins
+    return 0.5 * torch.maximum(plain, clipped), clipped_won
 
 
 def truncated_importance_weights(
     old_log_probs: Tensor, sampler_log_probs: Tensor, *, cap: float
 ) -> Tensor:
-    """Return min(pi_old / pi_sampler, cap) per token, which corrects for an engine that samples
-    from another pi.
+    """Return min(pi_old / pi_sampler, cap) per token.
 
-    Truncated importance sampling: Yao et al. (2025), "Your efficient RL framework secretly brings
-    you off-policy RL training".
+    The weight corrects for an engine that samples from a slightly different policy. Truncated
+    importance sampling: Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy
+    RL training".
 
     Args:
         old_log_probs: by the trainer's own forward pass, any shape.
@@ -313,21 +321,21 @@ def truncated_importance_weights(
 def next_kl_coefficient(
     coefficient: float, kl: float, *, target: float | None, horizon: int, episodes: int
 ) -> float:
-    """Return the KL coefficient of the next rollout: the same without a target, else moved towards
-    it.
+    """Return the KL coefficient of the next rollout.
 
-    beta (1 + clip(KL / target - 1, -0.2, 0.2) episodes / horizon) (Ziegler et al. 2019, section
-    2.2).
+    With a target, beta (1 + clip(KL / target - 1, -0.2, 0.2) episodes / horizon), as in Ziegler et al.
+    (2019), section 2.2.
 
     Args:
         coefficient: beta of this rollout.
-        kl: measured, nats a completion.
-        target: nats a completion that are wanted; None keeps the coefficient fixed.
+        kl: measured, in nats per completion.
+        target: wanted, in nats per completion; None keeps the coefficient fixed.
         horizon: episodes over which an error of 20 % moves the coefficient by 20 %.
         episodes: of this rollout, over all processes.
     """
     if target is None:
         return coefficient
+
     error = max(-0.2, min(0.2, kl / target - 1))
     return coefficient * (1 + error * episodes / horizon)
 
@@ -335,18 +343,17 @@ def next_kl_coefficient(
 def explained_variance(
     values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce | None = None
 ) -> float:
-    """Return 1 - Var(R - V) / Var(R) over the tokens that count, over all processes.
+    """Return 1 - Var(R - V) / Var(R) under a mask, over all processes.
 
-    0 where the returns do not vary.
-
-    1 is a perfect critic, 0 one that knows no more than a constant, below 0 one that does harm.
+    1 is a perfect critic, 0 one that is no better than a constant, below 0 one that is worse; 0 also
+    where the returns do not vary.
 
     Args:
-        values: (B, T), what the critic said.
+        values: (B, T), predicted by the critic.
         returns: (B, T).
         mask: (B, T).
         reduce: sums over processes.
     """
-    _, _, spread = masked_moments(returns, mask, reduce=reduce)
+    _, _, variance = masked_moments(returns, mask, reduce=reduce)
     _, _, unexplained = masked_moments(returns - values, mask, reduce=reduce)
-    return float(1 - unexplained / spread) if spread > 1e-12 else 0.0
+    return float(1 - unexplained / variance) if variance > 1e-12 else 0.0

@@ -463,7 +463,7 @@ class PPOTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Save the policy as a plain model or adapter, the critic, tokenizer and PPO state."""
+        """Save the policy as a plain model or adapter, the critic and PPO's state."""
         if not self.args.should_save:
             return
         folder = Path(str(output_dir or self.args.output_dir))
