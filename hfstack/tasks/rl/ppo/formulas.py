@@ -100,8 +100,8 @@ def masked_whiten(
 ) -> Tensor:
     """Return (x - mean) / sqrt(variance + epsilon) under a mask, 0 elsewhere.
 
-    As in the N+ implementation details (Huang et al. 2024, arXiv:2403.17031), where rewards keep their
-    mean and advantages lose it.
+    As in the N+ implementation details (Huang et al. 2024, arXiv:2403.17031), where rewards keep
+    their mean and advantages lose it.
 
     Args:
         values: any shape.
@@ -121,9 +121,9 @@ def masked_whiten(
 def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Tensor:
     """Return an estimate per token of KL(pi || reference) on tokens sampled from pi.
 
-    With d = log pi - log reference (Schulman 2020, joschu.net/blog/kl-approx.html): k1 = d is unbiased;
-    k2 = d^2 / 2 is biased with little variance, and its gradient is that of the true KL; k3 = exp(-d) -
-    1 + d is unbiased and never negative; abs = |d|. d is clamped to 20 nats.
+    With d = log pi - log reference (Schulman 2020, joschu.net/blog/kl-approx.html): k1 = d is
+    unbiased; k2 = d^2 / 2 is biased with little variance, and its gradient is that of the true KL;
+    k3 = exp(-d) - 1 + d is unbiased and never negative; abs = |d|. d is clamped to 20 nats.
 
     Args:
         log_probs: of the sampled tokens under pi, any shape.
@@ -148,10 +148,10 @@ def shape_rewards(
 ) -> Tensor:
     """Return the reward of each token: KL penalty, final score, token reward.
 
-    r_t = -penalty_t + [t is the last token] score + token_reward_t: the penalised reward of Ziegler et
-    al. (2019, arXiv:1909.08593, equation 2), token by token. The score is given at the last token that
-    the policy generated: its EOS, or the last one of a truncated completion. TRL's PPO gave it one
-    token later.
+    r_t = -penalty_t + [t is the last token] score + token_reward_t: the penalised reward of Ziegler
+    et al. (2019, arXiv:1909.08593, equation 2), token by token. The score is given at the last
+    token that the policy generated: its EOS, or the last one of a truncated completion. TRL's PPO
+    gave it one token later.
 
     Args:
         scores: (B,), one for each completion.
@@ -184,9 +184,9 @@ def estimate_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Return generalised advantages (GAE) and the returns that the critic learns.
 
-    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1} (Schulman et al. 2016,
-    arXiv:1506.02438, equation 16), where t + 1 is the next token that counts: masked tokens pass on
-    what follows them. The return is A_t + V_t.
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lambda A_{t+1} (Schulman et al.
+    2016, arXiv:1506.02438, equation 16), where t + 1 is the next token that counts: masked tokens
+    pass on what follows them. The return is A_t + V_t.
 
     Args:
         rewards: (B, T).
@@ -237,12 +237,13 @@ def clipped_policy_loss(
     cliprange_high: float | None = None,
     dual_clip: float | None = None,
 ) -> PolicyLoss:
-    """Return -min(r A, clip(r, 1 - low, 1 + high) A) per token, with r = pi_new / pi_old.
+    """Return the clipped policy loss per token.
 
-    Schulman et al. (2017, arXiv:1707.06347, equation 7). A wider upper bound is the clip-higher of DAPO
-    (Yu et al. 2025, arXiv:2503.14476). With a dual clip c the objective of a token with a negative
-    advantage is at least c A, so that a diverging ratio does not raise its gradient any further (Ye et
-    al. 2020, arXiv:1912.09729).
+    -min(r A, clip(r, 1 - low, 1 + high) A) with r = pi_new / pi_old, from Schulman et al. (2017,
+    arXiv:1707.06347, equation 7). A wider upper bound is the clip-higher of DAPO (Yu et al. 2025,
+    arXiv:2503.14476). With a dual clip c the objective of a token with a negative advantage is at
+    least c A, so that a diverging ratio does not raise its gradient any further (Ye et al. 2020,
+    arXiv:1912.09729).
 
     Args:
         log_probs: of the sampled tokens now, any shape; gradients flow through it.
@@ -276,8 +277,8 @@ def clipped_value_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the clipped value loss per token, and where the clipped term won.
 
-    max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, from OpenAI's first PPO code (baselines,
-    ppo2), and so in the N+ implementation details.
+    max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2, from OpenAI's first PPO code
+    (baselines, ppo2), and so in the N+ implementation details.
 
     Args:
         values: predicted now, any shape; gradients flow through it.
@@ -306,8 +307,8 @@ def truncated_importance_weights(
     """Return min(pi_old / pi_sampler, cap) per token.
 
     The weight corrects for an engine that samples from a slightly different policy. Truncated
-    importance sampling: Yao et al. (2025), "Your efficient RL framework secretly brings you off-policy
-    RL training".
+    importance sampling: Yao et al. (2025), "Your efficient RL framework secretly brings you
+    off-policy RL training".
 
     Args:
         old_log_probs: by the trainer's own forward pass, any shape.
@@ -323,8 +324,8 @@ def next_kl_coefficient(
 ) -> float:
     """Return the KL coefficient of the next rollout.
 
-    With a target, beta (1 + clip(KL / target - 1, -0.2, 0.2) episodes / horizon), as in Ziegler et al.
-    (2019), section 2.2.
+    With a target, beta (1 + clip(KL / target - 1, -0.2, 0.2) episodes / horizon), as in Ziegler et
+    al. (2019), section 2.2.
 
     Args:
         coefficient: beta of this rollout.
@@ -345,8 +346,8 @@ def explained_variance(
 ) -> float:
     """Return 1 - Var(R - V) / Var(R) under a mask, over all processes.
 
-    1 is a perfect critic, 0 one that is no better than a constant, below 0 one that is worse; 0 also
-    where the returns do not vary.
+    1 is a perfect critic, 0 one that is no better than a constant, below 0 one that is worse; 0
+    also where the returns do not vary.
 
     Args:
         values: (B, T), predicted by the critic.
