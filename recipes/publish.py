@@ -14,22 +14,19 @@ from pathlib import Path
 from huggingface_hub import constants, get_token
 
 from hfstack.config import command_line
-from hfstack.drawing.numbers import duration, instant, metric, number, size
+from hfstack.drawing.numbers import size
 from hfstack.errors import ConfigError
 from hfstack.publishing import folder, hub, staging
-from hfstack.publishing.card.facts import Wording
-from hfstack.publishing.card.render import check_card, render_card
-from hfstack.publishing.card.sentences import Words, by_path
+from hfstack.publishing.card.author import AuthorFacts, parse_data_licences
+from hfstack.publishing.card.metadata import check_card
+from hfstack.publishing.card.render import render_card
 from hfstack.publishing.check_number import measure_check_number
 from hfstack.publishing.lineage import follow_chain
 from hfstack.publishing.merging import merge
 from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
 from hfstack.reporting.card_picture import chain_picture
-from hfstack.reporting.provenance import first_settings, wrapped_command
 from hfstack.reporting.runs import load_runs
 from hfstack.runs.run import Run, RunArgs
-
-WORDING = Wording(metric, number, size, duration, instant, first_settings, wrapped_command)
 
 
 @dataclass
@@ -78,12 +75,12 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         raise ConfigError(
             "--run and --repo are required, such as --run runs/sft --repo your_name/model"
         )
-    words = Words(
+    author = AuthorFacts(
         card_args.license,
         card_args.language,
         card_args.intended_use,
         card_args.limits,
-        by_path(card_args.data_licenses),
+        parse_data_licences(card_args.data_licenses),
     )
     chain = follow_chain(Path(args.run), card_args.evaluations)
     kind, files = staging.check_ready(chain)
@@ -108,8 +105,7 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         card = render_card(
             chain,
             kind,
-            words,
-            WORDING,
+            author,
             repo=where,
             made=datetime.now(UTC),
             base=base,

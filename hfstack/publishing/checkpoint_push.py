@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
-from hfstack.publishing.files import make_item, detect_kind, published_files
+from hfstack.publishing.files import detect_kind, make_item, published_files
 from hfstack.publishing.hub import (
     HubRepo,
     check_pushed,

@@ -1,4 +1,4 @@
-"""The runs behind a model, followed through run.json: what was read, what read it, and what measured it."""
+"""The runs behind a model, followed through run.json: its parents, and what measured it."""
 
 import os
 import re
@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfstack.errors import CheckpointError
+from hfstack.reporting.runs import label_runs
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 
+REINFORCED = frozenset({"rloo", "grpo", "ppo"})
+"""Recipes that train against rewards: their loss says nothing about the model."""
+
 # Recipes that measure a model and leave it as it is.
-MEASURING = frozenset(
+_MEASURING = frozenset(
     {
         "evaluate_lm",
         "win_rate",
@@ -29,7 +33,7 @@ _SHIPPED = re.compile(
 
 @dataclass(frozen=True)
 class RunLink:
-    """One run: where it lies, what it is called in the card, and its record."""
+    """One run: its directory, its name in the card, and its record."""
 
     directory: Path
     label: str
@@ -52,12 +56,17 @@ class Chain:
     def last(self) -> RunLink:
         return self.links[-1]
 
+    @property
+    def everything(self) -> list[RunLink]:
+        return [*self.links, *self.evaluations]
+
 
 def follow_chain(directory: Path, evaluations: list[str] | None = None) -> Chain:
     """Return the chain of a run: parents before children, each once.
 
     Args:
-        evaluations: directories of runs that measured the model; by default those beside it that name it as a parent.
+        evaluations: directories of runs that measured the model; by default those beside it that
+            name it as a parent.
 
     Raises:
         CheckpointError: the directory holds no run, or a named evaluation does not read it.
@@ -79,35 +88,39 @@ def follow_chain(directory: Path, evaluations: list[str] | None = None) -> Chain
 
     last = directory.resolve()
     visit(last)
-    measured = (
-        [_measuring(Path(path), last) for path in evaluations] if evaluations else _beside(last)
-    )
-    labels = _labels([*found, *(folder for folder, _ in measured)])
+
+    measured = [_read_evaluation(Path(path), last) for path in evaluations or ()]
+    if not evaluations:
+        measured = _find_evaluations(last)
+
+    folders = list(dict.fromkeys([*found, *(folder for folder, _ in measured)]))
+    labels = dict(zip(folders, label_runs(folders), strict=True))
     links = [RunLink(folder, labels[folder], record) for folder, record in found.items()]
-    return Chain(
-        links, [RunLink(folder, labels[folder], record) for folder, record in measured], missing
-    )
+    others = [RunLink(folder, labels[folder], record) for folder, record in measured]
+    return Chain(links, others, missing)
 
 
 def shorten_paths(text: str, chain: Chain) -> str:
     """Return a text with the paths of this machine made into ones that work elsewhere.
 
-    The folder that holds the runs is written by its name, shipped files from `recipes/` on, and the home as `~`.
+    The folder that holds the runs is called by its name, shipped files start at `recipes/`, and the
+    home is `~`.
     """
-    folders = [link.directory for link in [*chain.links, *chain.evaluations]]
+    folders = [link.directory for link in chain.everything]
     shared = Path(os.path.commonpath([folder.parent for folder in folders]))
     if len(shared.parts) > 1:
         for spelled in {str(shared), str(Path(os.path.relpath(shared)))} - {".", ".."}:
             if Path(spelled).is_absolute():
                 text = re.sub(rf"{re.escape(spelled)}(?=[/\s'\",]|$)", shared.name, text)
+
     text = _SHIPPED.sub(r"\1", text)
     here, home = str(Path.cwd()), str(Path.home())
     text = text.replace(f"{here}/", "") if here != "/" else text
     return text.replace(home, "~") if home != "/" else text
 
 
-def _measuring(folder: Path, model: Path) -> tuple[Path, RunRecord]:
-    """A named evaluation, once it is known to have read the model."""
+def _read_evaluation(folder: Path, model: Path) -> tuple[Path, RunRecord]:
+    """Return a named evaluation, once it is known to have read the model."""
     record, place = read_run(folder), folder.resolve()
     if not any((place / parent).resolve() == model for parent in record.parents):
         raise CheckpointError(
@@ -116,23 +129,16 @@ def _measuring(folder: Path, model: Path) -> tuple[Path, RunRecord]:
     return place, record
 
 
-def _beside(model: Path) -> list[tuple[Path, RunRecord]]:
-    """The finished measurements among the neighbours of a run, in the order in which they began."""
+def _find_evaluations(model: Path) -> list[tuple[Path, RunRecord]]:
+    """Return the finished measurements beside a run, in the order in which they started."""
     found = []
-    for folder in sorted(
-        path for path in model.parent.iterdir() if (path / RUN_FILE).is_file() and path != model
-    ):
+    neighbours = (path for path in model.parent.iterdir() if (path / RUN_FILE).is_file())
+    for folder in sorted(path for path in neighbours if path != model):
         try:
             record = read_run(folder)
-        except CheckpointError:  # a neighbour that is being written is none of our business
+        except CheckpointError:  # a neighbour that is still going is none of our business
             continue
         first = (folder / record.parents[0]).resolve() if record.parents else None
-        if record.recipe in MEASURING and record.status == "finished" and first == model:
+        if record.recipe in _MEASURING and record.status == "finished" and first == model:
             found.append((folder, record))
     return sorted(found, key=lambda pair: pair[1].started)
-
-
-def _labels(folders: list[Path]) -> dict[Path, str]:
-    """The last part of each directory's name, with the one before it where two would be the same."""
-    names = [folder.name for folder in folders]
-    return {f: f.name if names.count(f.name) == 1 else f"{f.parent.name}/{f.name}" for f in folders}

@@ -13,8 +13,8 @@ from hfstack.publishing.files import (
     ADAPTER_CONFIG,
     PUBLICATION,
     PublishedKind,
-    make_item,
     detect_kind,
+    make_item,
     refuse_pickles,
 )
 from hfstack.publishing.hub import HubRepo, check_name, transport

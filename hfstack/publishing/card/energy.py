@@ -1,8 +1,9 @@
-"""An estimate of the electricity that a run took, from its time and hardware: nothing is metered.
+"""An estimate of the electricity that a run took, from its time and hardware.
 
-The method is that of Green Algorithms (Lannelongue, Grealey and Inouye 2021, doi:10.1002/advs.202100707), without the
-factor for the cooling of a data centre: time x (cores x watts + accelerators x watts + memory x 0.3725 W/GB), at full
-load. Accelerators are taken at the power of their data sheet.
+Nothing is metered. The method is that of Green Algorithms (Lannelongue, Grealey and Inouye 2021,
+doi:10.1002/advs.202100707), without the factor for the cooling of a data centre: time x (cores x
+watts + accelerators x watts + memory x 0.3725 W/GB), at full load. Accelerators are taken at the
+power of their data sheet. The card's template says this as well.
 """
 
 from typing import Any
@@ -34,11 +35,6 @@ _WATTS = {  # of the board, from the makers' data sheets; the first name that is
     "MI250": 560,
 }
 
-METHOD = (
-    "Time x (12 W a core + the accelerators' board power + 0.3725 W/GB of memory), at full load and without cooling "
-    "(Green Algorithms, Lannelongue et al. 2021). An estimate: nothing was metered."
-)
-
 
 def estimate_kwh(hardware: dict[str, Any], duration_s: float) -> float:
     """Return the estimated energy of one run in kWh.
@@ -57,8 +53,5 @@ def estimate_kwh(hardware: dict[str, Any], duration_s: float) -> float:
 
 def accelerator_watts(name: str) -> float:
     """Return the board power of an accelerator in watts."""
-    return float(
-        next(
-            (watts for known, watts in _WATTS.items() if known in name), _WATTS_UNKNOWN_ACCELERATOR
-        )
-    )
+    known = (watts for model, watts in _WATTS.items() if model in name)
+    return float(next(known, _WATTS_UNKNOWN_ACCELERATOR))

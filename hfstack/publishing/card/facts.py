@@ -1,212 +1,201 @@
-"""The tables of a card: the chain of runs, its data, cleaning, hardware, commands, and what nobody wrote down."""
+"""The facts of a card, read from run.json: the chain of runs, its data, hardware and commands."""
 
 import json
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from hfstack.drawing.numbers import counted, duration, number, size
+from hfstack.publishing.card.author import AuthorFacts
 from hfstack.publishing.card.energy import estimate_kwh
-from hfstack.publishing.card.metrics import Show, results, rows
-from hfstack.publishing.card.sentences import Words
+from hfstack.publishing.card.metrics import NOT_RECORDED, evaluated_on, list_results, tabulate
 from hfstack.publishing.files import PublishedKind
-from hfstack.publishing.lineage import Chain, RunLink, shorten_paths
+from hfstack.publishing.lineage import REINFORCED, Chain, RunLink, shorten_paths
+from hfstack.reporting.provenance import (
+    count_accelerators,
+    first_settings,
+    format_setting,
+    wrapped_command,
+)
+from hfstack.reporting.runs import flatten_settings, starting_model
 
 _MAKES_DATA = frozenset({"demo_corpus", "clean", "preferences", "tokenizer"})
 _NO_SETTING = frozenset({"output_dir", "resume_from_checkpoint", "report_to"})
 _RECIPE_FILE = re.compile(r"recipes/([\w-]+)\.py")
 
 
-@dataclass(frozen=True)
-class Wording:
-    """How numbers are written; the report's own functions, handed in because the two never import each other."""
-
-    metric: Show
-    number: Callable[[Any], str]
-    size: Callable[[float], str]
-    duration: Callable[[float], str]
-    instant: Callable[[str], str]
-    first_settings: Callable[[dict[str, dict[str, Any]]], dict[str, Any]]
-    wrapped_command: Callable[[str], str]
-
-
-def cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
     """Return a value for a Markdown table: one line, no pipe, no HTML."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;") or "–"
 
 
-def base_of(chain: Chain, kind: PublishedKind) -> str | None:
-    """Return the Hub id of the model that the chain began with, or None when it began with random weights."""
+def format_energy(kwh: float) -> str:
+    """Return an energy in Wh or kWh."""
+    return f"{kwh:.3g} kWh" if kwh >= 1 else f"{1000 * kwh:.2g} Wh"
+
+
+def find_base(chain: Chain, kind: PublishedKind) -> str | None:
+    """Return the Hub id of the model that the chain began with, or None without one."""
     if kind.base and not Path(kind.base).exists():
         return kind.base
+
+    folders = {link.directory.name for link in chain.links}
     for link in reversed(chain.links):
-        name = model_name(link)
-        if (
-            name
-            and not name.endswith(".json")
-            and not Path(name).is_dir()
-            and not name.startswith((".", "/", "~"))
-        ):
-            inside = any(
-                name.rstrip("/").rsplit("/", 1)[-1] == other.directory.name for other in chain.links
-            )
-            if not inside and name.count("/") <= 1:
-                return name
+        name = starting_model(link.record)
+        if not name or name.endswith(".json") or Path(name).is_dir():
+            continue
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            continue
+        if name.rstrip("/").rsplit("/", 1)[-1] not in folders:
+            return name
     return None
 
 
-def beginning(chain: Chain) -> str:
-    """Return how a chain without a base on the Hub began."""
-    drawn = any(str(model_name(link)).endswith(".json") for link in chain.links)
-    return "none, it began with random weights" if drawn else "not recorded"
+def was_newly_initialised(chain: Chain) -> bool:
+    """Whether a run of the chain began with random weights, from a config.json."""
+    return any(str(starting_model(link.record)).endswith(".json") for link in chain.links)
 
 
-def model_name(link: RunLink) -> str | None:
-    """Return what a run was told to start from."""
-    return link.record.settings.get("ModelConfig", {}).get("model_name_or_path") or None
-
-
-def chain_rows(chain: Chain, wording: Wording) -> list[list[str]]:
+def list_chain(chain: Chain) -> list[list[str]]:
     """Return a row a run: name, recipe, parents, its most telling number, time and energy."""
     by_directory = {link.directory: link.label for link in chain.links}
     table = []
     for link in chain.links:
         record = link.record
+
+        # what it starts from: its parents, and a model that is none of them
         parents = [(link.directory / parent).resolve() for parent in record.parents]
-        starts = ", ".join(
-            by_directory.get(parent, f"{parent.name} (missing)") for parent in parents
-        )
-        name = model_name(link)
+        starts = [by_directory.get(path, f"{path.name} (missing)") for path in parents]
+        name = starting_model(record)
         if name and not any(parent.name == Path(name).name for parent in parents):
-            starts = ", ".join(filter(None, [f"`{shorten_paths(name, chain)}`", starts]))
-        shown = rows(results(Chain([link]))[:1], wording.metric)
-        outcome = _counts(link, wording) if record.recipe in _MAKES_DATA else ""
-        outcome = outcome or (f"{shown[0][0].split(' (')[0]} {shown[0][1]}" if shown else "")
-        took = (
-            wording.duration(record.duration_s) if record.duration_s is not None else "not recorded"
-        )
-        table.append(
-            [link.label, record.recipe, cell(starts), cell(outcome), took, _energy([link])]
-        )
+            starts.insert(0, f"`{shorten_paths(name, chain)}`")
+
+        took = NOT_RECORDED if record.duration_s is None else duration(record.duration_s)
+        outcome, energy = format_cell(_outcome(link)), format_energy(_used_kwh([link]))
+        starting = format_cell(", ".join(starts))
+        table.append([link.label, record.recipe, starting, outcome, took, energy])
     return table
 
 
-def total_note(chain: Chain, wording: Wording) -> str:
-    """Return time and energy of the whole chain in a sentence."""
+def total_use(chain: Chain) -> dict[str, Any]:
+    """Return time and energy of the whole chain, and the runs that were resumed."""
     timed = [link for link in chain.links if link.record.duration_s is not None]
-    seconds = sum(link.record.duration_s or 0.0 for link in timed)
-    resumed = [link.label for link in chain.links if link.record.restarts]
-    text = f"Together {wording.duration(seconds)} and about {_energy(timed)}."
-    if resumed:
-        text += f" Of {', '.join(resumed)}, which were stopped and resumed, only the last stretch is counted."
-    return text
+    return {
+        "duration_s": sum(link.record.duration_s or 0.0 for link in timed),
+        "kwh": _used_kwh(timed),
+        "resumed": [link.label for link in chain.links if link.record.restarts],
+    }
 
 
-def data_rows(chain: Chain, words: Words, wording: Wording) -> list[list[str]]:
-    """Return a row a file: path, readers, rows, size, fingerprint and licence."""
+def list_data(chain: Chain, author: AuthorFacts) -> list[list[str]]:
+    """Return a row a file: path, readers, rows, size, digest and licence."""
+    # A run's folder is named in two ways: as it is now, and as its readers recorded it.
+    made_by = {str(link.directory): link.label for link in chain.links}
+    made_by |= {link.record.output_dir.rstrip("/"): link.label for link in chain.links}
+
     readers: dict[tuple[str, str], list[str]] = {}
     cells: dict[tuple[str, str], list[str]] = {}
-    made_by = {str(link.directory): link.label for link in chain.links}
-    made_by |= {
-        link.record.output_dir.rstrip("/"): link.label for link in chain.links
-    }  # as its readers wrote it
-    for link in [*chain.links, *chain.evaluations]:
+    for link in chain.everything:
         for entry in link.record.data:
             files = entry.get("files") or [{"path": entry["path"], "bytes": None, "blake2b": None}]
             for file in files:
-                key = (str(file["path"]), str(file["blake2b"]))
+                path, digest = str(file["path"]), file["blake2b"]
+                key = path, str(digest)
                 readers.setdefault(key, []).append(f"{link.label} ({entry.get('role', 'data')})")
-                counted = (
-                    wording.number(entry["rows"])
-                    if entry.get("rows") is not None and len(files) == 1
-                    else "–"
-                )
-                size = wording.size(file["bytes"]) if file["bytes"] is not None else "–"
-                digest = f"`{file['blake2b'][:12]}`" if file["blake2b"] else _revision(entry)
-                licence = _licence(str(file["path"]), words, made_by, hub=file["bytes"] is None)
-                cells.setdefault(key, [counted, size, digest, licence])
+
+                known_rows = entry.get("rows") is not None and len(files) == 1
+                rows = number(entry["rows"]) if known_rows else "–"
+                on_hub = file["bytes"] is None
+                length = "–" if on_hub else size(file["bytes"])
+                version = f"`{digest[:12]}`" if digest else _hub_revision(entry)
+                licence = _licence(path, author, made_by, on_hub=on_hub)
+                cells.setdefault(key, [rows, length, version, licence])
+
     return [
-        [f"`{shorten_paths(path, chain)}`", ", ".join(dict.fromkeys(readers[path, digest])), *rest]
-        for (path, digest), rest in cells.items()
+        [f"`{shorten_paths(key[0], chain)}`", ", ".join(dict.fromkeys(readers[key])), *rest]
+        for key, rest in cells.items()
     ]
 
 
-def cleaning_note(chain: Chain, wording: Wording) -> str:
-    """Return what cleaning dropped and mended, or that no recorded run cleaned anything."""
-    lines = []
+def list_cleaning(chain: Chain) -> list[dict[str, Any]]:
+    """Return the counts of each run that cleaned data."""
+    found = []
     for link in chain.links:
         metrics = link.record.metrics
-        if link.record.recipe != "clean":
-            continue
-        dropped = {
-            name.removeprefix("dropped_"): v
-            for name, v in metrics.items()
-            if name.startswith("dropped_")
-        }
-        masked = {
-            name.removeprefix("masked_"): v
-            for name, v in metrics.items()
-            if name.startswith("masked_")
-        }
-
-        def listed(counts: dict[str, float]) -> str:
-            return ", ".join(
-                f"{name.replace('_', ' ')} {wording.number(count)}"
-                for name, count in counts.items()
-            )
-
-        text = f"Cleaning ({link.label}) read {wording.number(metrics.get('documents_in', 0))} documents and kept "
-        text += f"{wording.number(metrics.get('documents_out', 0))}"
-        text += f"; dropped: {listed(dropped)}" if dropped else ""
-        text += f"; personal data masked: {listed(masked)}" if masked else ""
-        lines.append(
-            f"{text}; {wording.number(metrics.get('documents_repaired', 0))} were repaired."
-        )
-    return "\n".join(lines) or "No run of this chain cleaned its data."
+        if link.record.recipe == "clean":
+            numbers = {
+                "label": link.label,
+                "documents_in": metrics.get("documents_in", 0),
+                "documents_out": metrics.get("documents_out", 0),
+                "repaired": metrics.get("documents_repaired", 0),
+                "dropped": _with_prefix(metrics, "dropped_"),
+                "masked": _with_prefix(metrics, "masked_"),
+            }
+            found.append(numbers)
+    return found
 
 
-def environments(chain: Chain) -> list[str]:
-    """Return one line for each machine and set of versions, with the runs that it served."""
-    groups: dict[str, list[str]] = {}
+def format_counts(counts: dict[str, float]) -> str:
+    """Return counts by name in a line, as `too short 30, exact 2`."""
+    return ", ".join(f"{name.replace('_', ' ')} {number(count)}" for name, count in counts.items())
+
+
+def list_environments(chain: Chain) -> list[dict[str, Any]]:
+    """Return each machine and set of versions, once, with the runs that it served."""
+    groups: dict[str, dict[str, Any]] = {}
     for link in chain.links:
         record, hardware = link.record, link.record.hardware
-        accelerators = hardware.get("accelerators") or []
-        counted = ", ".join(
-            f"{accelerators.count(name)} x {name}" for name in dict.fromkeys(accelerators)
-        )
-        machine = counted if counted and hardware.get("device") != "cpu" else ""
-        machine = f"{machine}, " if machine else ""
-        memory = f", {hardware['memory_gib']:.3g} GiB" if hardware.get("memory_gib") else ""
-        processes = f"{record.world_size} process{'' if record.world_size == 1 else 'es'}"
-        libraries = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-        text = f"{machine}{hardware.get('cpu', 'unknown processor')} with {hardware.get('cores', '?')} cores{memory}; "
-        groups.setdefault(f"{text}{processes}; Python {record.python}, {libraries}", []).append(
-            link.label
-        )
-    return [f"{', '.join(labels)}: {text}" for text, labels in groups.items()]
+        on_accelerator = hardware.get("device") != "cpu"
+        environment = {
+            "accelerators": count_accelerators(hardware) if on_accelerator else "",
+            "cpu": hardware.get("cpu", "unknown processor"),
+            "cores": hardware.get("cores", "?"),
+            "memory_gib": hardware.get("memory_gib"),
+            "processes": record.world_size,
+            "python": record.python,
+            "libraries": ", ".join(f"{name} {text}" for name, text in record.versions.items()),
+        }
+        key = json.dumps(environment, default=str)
+        groups.setdefault(key, environment | {"labels": []})["labels"].append(link.label)
+    return list(groups.values())
 
 
-def commands(chain: Chain, wording: Wording) -> str:
-    """Return the commands of the chain and its measurements, in order, as they work elsewhere."""
+def list_measurements(chain: Chain) -> list[dict[str, Any]]:
+    """Return what each result was measured on, against which model, and who judged."""
+    found = []
+    for link in [*chain.evaluations, chain.last]:
+        name, settings = evaluated_on(link)[0], flatten_settings(link.record)
+        reference, judge = settings.get("reference_model"), settings.get("reward_model")
+        measurement = {
+            "label": link.label,
+            "data": name if name != NOT_RECORDED else None,
+            "reference": reference and shorten_paths(str(reference), chain),
+            "judge": judge and shorten_paths(str(judge), chain),
+            "reinforced": link.record.recipe in REINFORCED,
+        }
+        found.append(measurement)
+    return found
+
+
+def list_commands(chain: Chain) -> str:
+    """Return the commands of the chain and its measurements, as they work elsewhere."""
     lines = []
-    for link in [*chain.links, *chain.evaluations]:
-        lines.append(
-            wording.wrapped_command(
-                as_hfstack(shorten_paths(link.record.command, chain), link.record.world_size)
-            )
-        )
+    for link in chain.everything:
+        command = shorten_paths(link.record.command, chain)
+        lines.append(wrapped_command(as_hfstack(command, link.record.world_size)))
     return "\n".join(lines)
 
 
 def as_hfstack(command: str, processes: int) -> str:
-    """Return `recipes/sft.py --config recipes/sft.yaml ...` as `hfstack run sft ...`, which means the same."""
+    """Return `recipes/sft.py --config recipes/sft.yaml ...` as `hfstack run sft ...`."""
     try:
         words = shlex.split(command)
     except ValueError:
         return command
+
     match = _RECIPE_FILE.fullmatch(words[0]) if words else None
     if match is None:
         return command
@@ -217,103 +206,92 @@ def as_hfstack(command: str, processes: int) -> str:
     return shlex.join(["hfstack", "run", match[1], *several, *rest])
 
 
-def missing_facts(
-    chain: Chain, words: Words, data: list[list[str]], *, bias_measured: bool, has_samples: bool
-) -> list[str]:
-    """Return what a reader would like to know and nobody wrote down.
+def list_missing(chain: Chain, data: list[list[str]]) -> dict[str, Any]:
+    """Return what a reader would like to know and nobody recorded.
 
     Args:
-        data: the rows of `data_rows`.
+        data: the rows of `list_data`.
     """
-    found = []
-    if words.licence is None:
-        found.append("The licence was not stated, so nobody else has a right to use it.")
-    if not words.language:
-        found.append("The language was not stated.")
-    unknown = [row[0] for row in data if row[-1] == "not recorded"]
-    if unknown:
-        found.append(f"The licence of {', '.join(unknown)} was not recorded.")
-    if not bias_measured:
-        found.append("Whether it treats groups of people differently was not measured.")
-    if chain.missing:
-        found.append(
-            f"Runs that it came from are gone: {', '.join(f'`{Path(path).name}`' for path in chain.missing)}."
-        )
-    if not any(result.low is not None for result in results(chain)):
-        found.append("No metric has an interval.")
-    if not has_samples:
-        found.append("No samples were recorded.")
-    dirty = [link.label for link in chain.links if str(link.record.commit or "").endswith("-dirty")]
-    unversioned = [link.label for link in chain.links if not link.record.commit]
-    if dirty:
-        found.append(f"The code of {', '.join(dirty)} had local changes that are not recorded.")
-    if unversioned:
-        found.append(
-            f"The commit of the code of {', '.join(unversioned)} was not recorded; the version was."
-        )
-    if not chain.last.record.outputs:
-        found.append("The hashes of the files at the end of the run were not recorded.")
-    return [*found, "How much energy was really used: the figures are estimates."]
+    commits = {link.label: str(link.record.commit or "") for link in chain.links}
+    return {
+        "data_licences": [row[0] for row in data if row[-1] == NOT_RECORDED],
+        "runs": [Path(path).name for path in chain.missing],
+        "intervals": all(result.low is None for result in list_results(chain)),
+        "local_changes": [label for label, sha in commits.items() if sha.endswith("-dirty")],
+        "commits": [label for label, sha in commits.items() if not sha],
+        "hashes": not chain.last.record.outputs,
+    }
 
 
-def _energy(links: list[RunLink]) -> str:
-    """The estimated energy in Wh or kWh."""
-    kwh = sum(estimate_kwh(link.record.hardware, link.record.duration_s or 0.0) for link in links)
-    return f"{kwh:.3g} kWh" if kwh >= 1 else f"{1000 * kwh:.2g} Wh"
+def last_settings(chain: Chain) -> dict[str, str]:
+    """Return the settings of the last run that are worth reading first or in its command."""
+    record = chain.last.record
+    flat = flatten_settings(record)
+    named = [
+        name
+        for name in re.findall(r"--(\w+)", record.command)
+        if name in flat and name not in _NO_SETTING
+    ]
+    found = first_settings(record.settings) | {name: flat[name] for name in named}
+
+    # Epochs are the default, which does not count when steps or episodes are given.
+    if found.get("total_episodes") or found.get("max_steps"):
+        found.pop("num_train_epochs", None)
+    return {
+        name: format_cell(shorten_paths(format_setting(value), chain))
+        for name, value in found.items()
+    }
 
 
-def _counts(link: RunLink, wording: Wording) -> str:
-    """What a run that makes data has made: `400 documents, 1,600 tasks`."""
-    metrics = link.record.metrics
+def _used_kwh(links: Iterable[RunLink]) -> float:
+    """Return the estimated energy of some runs."""
+    return sum(estimate_kwh(link.record.hardware, link.record.duration_s or 0.0) for link in links)
+
+
+def _outcome(link: RunLink) -> str:
+    """Return the most telling number of a run; of one that makes data, how much it made."""
+    if link.record.recipe in _MAKES_DATA and (made := _count_made(link)):
+        return made
+    best = tabulate(list_results(Chain([link]))[:1])
+    return f"{best[0][0].split(' (')[0]} {best[0][1]}" if best else ""
+
+
+def _count_made(link: RunLink) -> str:
+    """Return what a run that makes data has made: `400 documents, 1,600 tasks`."""
+    metrics, settings = link.record.metrics, flatten_settings(link.record)
     names = {
         "documents_out": "document",
         "documents": "document",
         "train_pairs": "pair",
         "vocab_size": "token",
     }
-    name = next((name for name in names if name in metrics), None)
-    counted = [] if name is None else [(metrics[name], names[name])]
-    if link.record.recipe == "demo_corpus":
-        tasks = next(
-            (
-                group["instructions"]
-                for group in link.record.settings.values()
-                if "instructions" in group
-            ),
-            0,
-        )
-        counted += [(tasks, "task")] if tasks else []
-    return ", ".join(
-        f"{wording.number(count)} {one}{'' if count == 1 else 's'}" for count, one in counted
-    )
-
-
-def last_settings(chain: Chain, wording: Wording) -> dict[str, Any]:
-    """Return the settings of the last run that are worth reading first, and those that its command names."""
-    record = chain.last.record
-    flat = {name: value for group in record.settings.values() for name, value in group.items()}
-    named = [
-        name
-        for name in re.findall(r"--(\w+)", record.command)
-        if name in flat and name not in _NO_SETTING
+    made = [counted(int(metrics[name]), noun) for name, noun in names.items() if name in metrics][
+        :1
     ]
-    found = wording.first_settings(record.settings) | {name: flat[name] for name in named}
-    if found.get("total_episodes") or found.get("max_steps"):
-        found.pop("num_train_epochs", None)  # the default, which does not count then
-    return found
+    if link.record.recipe == "demo_corpus" and settings.get("instructions"):
+        made.append(counted(settings["instructions"], "task"))
+    return ", ".join(made)
 
 
-def _revision(entry: dict[str, Any]) -> str:
-    return f"revision `{str(entry['revision'])[:10]}`" if entry.get("revision") else "not recorded"
+def _with_prefix(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+    }
 
 
-def _licence(path: str, words: Words, made_by: dict[str, str], *, hub: bool) -> str:
-    for ending, licence in words.data_licences.items():
+def _hub_revision(entry: dict[str, Any]) -> str:
+    return f"revision `{str(entry['revision'])[:10]}`" if entry.get("revision") else NOT_RECORDED
+
+
+def _licence(path: str, author: AuthorFacts, made_by: dict[str, str], *, on_hub: bool) -> str:
+    """Return the licence of a data file, or where it comes from."""
+    for ending, licence in author.data_licences.items():
         if path.endswith(ending):
             return licence
     for directory, label in made_by.items():
-        if path.startswith(f"{directory}/") or str(Path(path).resolve()).startswith(
-            f"{directory}/"
-        ):
+        inside = f"{directory}/"
+        if path.startswith(inside) or str(Path(path).resolve()).startswith(inside):
             return f"made by {label}"
-    return "see its page on the Hub" if hub else "not recorded"
+    return "see its page on the Hub" if on_hub else NOT_RECORDED

@@ -1,16 +1,17 @@
-"""The metrics of a card, with intervals: what the run and those that measured it found; and the Hub's model index."""
+"""The metrics of a card, with intervals, and those of the Hub's model index."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from huggingface_hub import EvalResult
 
+from hfstack.drawing.numbers import metric
 from hfstack.publishing.files import PublishedKind
-from hfstack.publishing.lineage import Chain, RunLink
+from hfstack.publishing.lineage import REINFORCED, Chain, RunLink
+from hfstack.reporting.charts import TOKEN_LOSS_RECIPES
 
-_SHOWN = 14
-_REINFORCED = frozenset({"rloo", "grpo", "ppo"})  # their loss says nothing about the model
+NOT_RECORDED = "not recorded"
+_SHOWN_RESULTS = 14
 _CLOCKS = (
     "_runtime",
     "_per_second",
@@ -38,9 +39,8 @@ _NO_RESULT = frozenset(
         "train_loss",
     }
 )
-_LOSS_OF_TOKENS = frozenset({"pretrain_clm", "pretrain_mlm", "sft", "evaluate_lm"})
 # What a reader asks for first, whoever measured it.
-_FIRST = (
+_MOST_TELLING = (
     "win_rate",
     "win_rate_length_controlled",
     "eval_reward",
@@ -71,8 +71,6 @@ _HUB_NAMES = {
     "rougel": "rouge",
 }
 
-Show = Callable[[str, float], Any]  # a metric's name and value -> label, text and unit
-
 
 class Result(NamedTuple):
     """One number with who measured it, and its 95 % interval where there is one.
@@ -88,78 +86,72 @@ class Result(NamedTuple):
 
     @property
     def in_training(self) -> bool:
-        return self.link.record.recipe in _REINFORCED and not self.name.startswith("eval_")
+        return self.link.record.recipe in REINFORCED and not self.name.startswith("eval_")
 
 
-def results(chain: Chain) -> list[Result]:
+def list_results(chain: Chain) -> list[Result]:
     """Return what was measured of the published run, the most telling first."""
     found: list[Result] = []
     for link in [*chain.evaluations, chain.last]:
-        metrics = link.record.metrics
+        metrics, reinforced = link.record.metrics, link.record.recipe in REINFORCED
         for name, value in metrics.items():
-            if (
-                name in _NO_RESULT
-                or name.endswith(_CLOCKS)
-                or name.startswith(("start_", "train_", "dropped_"))
-            ):
+            if name in _NO_RESULT or name.endswith(_CLOCKS):
                 continue
-            if name == "eval_loss" and link.record.recipe in _REINFORCED:
+            if name.startswith(("start_", "train_", "dropped_")):
                 continue
-            found.append(
-                Result(name, value, metrics.get(f"{name}_low"), metrics.get(f"{name}_high"), link)
-            )
-    return sorted(found, key=lambda one: (_rank(one), one.low is None))
+            if name == "eval_loss" and reinforced:
+                continue
+            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+            found.append(Result(name, value, low, high, link))
+    return sorted(found, key=lambda one: (_result_rank(one), one.low is None))
 
 
-def shown_first(found: list[Result]) -> int:
-    """Return how many of the sorted results tell the most: those of a known name, else a dozen."""
-    known = sum(_rank(one) < len(_FIRST) for one in found)
-    return min(known or _SHOWN, _SHOWN)
+def count_most_telling(found: list[Result]) -> int:
+    """Return how many sorted results tell most: those of a known name, else a dozen."""
+    known = sum(_result_rank(one) < len(_MOST_TELLING) for one in found)
+    return min(known or _SHOWN_RESULTS, _SHOWN_RESULTS)
 
 
-def rows(found: list[Result], show: Show) -> list[list[str]]:
+def tabulate(found: list[Result]) -> list[list[str]]:
     """Return the results as cells: label with name, value, interval, and the run."""
     table = []
     for one in found:
-        figure = show(one.name, one.value)
+        record = one.link.record
+        figure = metric(one.name, one.value)
         interval = "–"
         if one.low is not None and one.high is not None:
-            interval = f"{show(one.name, one.low).text} to {show(one.name, one.high).text}"
-        counted = one.name != "eval_loss" or one.link.record.recipe in _LOSS_OF_TOKENS
-        value = f"{figure.text} {figure.unit if counted else ''}".strip()
-        before = one.link.record.metrics.get(f"start_{one.name.removeprefix('eval_')}")
-        if (
-            before is not None
-            and one.name.startswith("eval_")
-            and not one.name.startswith("eval_kl")
-        ):  # 0 at the start
-            value += f" (before training {show(one.name, before).text})"
+            low, high = metric(one.name, one.low).text, metric(one.name, one.high).text
+            interval = f"{low} to {high}"
+
+        # Only a language model's loss is counted by tokens.
+        has_unit = one.name != "eval_loss" or record.recipe in TOKEN_LOSS_RECIPES
+        value = f"{figure.text} {figure.unit if has_unit else ''}".strip()
+
+        # What it was before training; the KL divergence was 0 then.
+        before = record.metrics.get(f"start_{one.name.removeprefix('eval_')}")
+        comparable = one.name.startswith("eval_") and not one.name.startswith("eval_kl")
+        if before is not None and comparable:
+            value += f" (before training {metric(one.name, before).text})"
+
         measured = f"{one.link.label}, in training" if one.in_training else one.link.label
         table.append([f"{figure.label} (`{one.name}`)", value, interval, measured])
     return table
 
 
-def bias(chain: Chain, show: Show) -> str:
-    """Return the figures about bias, or that there are none."""
-    found = [
+def bias_results(chain: Chain) -> list[Result]:
+    """Return the results about bias."""
+    return [
         one
-        for one in results(chain)
+        for one in list_results(chain)
         if "bias" in one.name.split("_") or one.link.record.recipe == "bias"
     ]
-    if not found:
-        return "Bias was not measured."
-    lines = [
-        f"- {label}: {value} ({interval}), by {run}"
-        for label, value, interval, run in rows(found, show)
-    ]
-    return "\n".join(lines).replace(" (–)", "")
 
 
-def eval_results(found: list[Result], kind: PublishedKind, show: Show) -> list[EvalResult]:
-    """Return the results for the Hub's model index; intervals go along as arguments of the metric.
+def model_index_results(found: list[Result], kind: PublishedKind) -> list[EvalResult]:
+    """Return the results for the Hub's model index, intervals as arguments of the metric.
 
-    The index puts results of equal type, config and split under one dataset, whatever its name is, so that files of
-    one's own differ in their config. What was seen in training is none.
+    The index puts results of equal type, config and split under one dataset, whatever its name is,
+    so that files of one's own differ in their config. What was seen in training is left out.
     """
     made: list[EvalResult] = []
     seen: set[tuple[str, str]] = set()
@@ -169,26 +161,24 @@ def eval_results(found: list[Result], kind: PublishedKind, show: Show) -> list[E
         if not math.isfinite(one.value) or one.in_training or (short, name) in seen:
             continue
         seen.add((short, name))
-        interval = (
-            {"interval_95": [one.low, one.high]}
-            if one.low is not None and one.high is not None
-            else None
-        )
+
+        interval = None
+        if one.low is not None and one.high is not None:
+            interval = {"interval_95": [one.low, one.high]}
         on_hub = revision is not None or "/" in name
-        made.append(
-            EvalResult(
-                task_type=kind.pipeline_tag or "other",
-                dataset_type=name if on_hub else "custom",
-                dataset_name=name,
-                dataset_config=None if on_hub else name,
-                dataset_revision=revision,
-                dataset_split=split,
-                metric_type=_HUB_NAMES.get(short, short.replace("/", "_")),
-                metric_value=one.value,
-                metric_name=show(one.name, one.value).label,
-                metric_args=interval,
-            )
+        result = EvalResult(
+            task_type=kind.pipeline_tag or "other",
+            dataset_type=name if on_hub else "custom",
+            dataset_name=name,
+            dataset_config=None if on_hub else name,
+            dataset_revision=revision,
+            dataset_split=split,
+            metric_type=_HUB_NAMES.get(short, short.replace("/", "_")),
+            metric_value=one.value,
+            metric_name=metric(one.name, one.value).label,
+            metric_args=interval,
         )
+        made.append(result)
     return made
 
 
@@ -197,13 +187,17 @@ def evaluated_on(link: RunLink) -> tuple[str, str | None, str | None]:
     roles = {entry.get("role"): entry for entry in link.record.data}
     entry = next((roles[role] for role in ("eval", "prompts", "train") if role in roles), None)
     if entry is None:
-        return "not recorded", None, None
-    local = bool(entry.get("files"))
+        return NOT_RECORDED, None, None
+
+    path, revision = str(entry["path"]), entry.get("revision")
+    if not entry.get("files"):
+        return path, revision, entry.get("split")
+    name = path.rstrip("/").rsplit("/", 1)[-1]
     held_out = entry.get("role") == "train" and link.record.recipe not in ("tokenizer", "clean")
-    name = str(entry["path"]).rstrip("/").rsplit("/", 1)[-1] if local else str(entry["path"])
-    split = None if local else entry.get("split")
-    return (f"{name} (held-out part)" if held_out and local else name), entry.get("revision"), split
+    return (f"{name} (held-out part)" if held_out else name), revision, None
 
 
-def _rank(one: Result) -> int:
-    return _FIRST.index(one.name) if one.name in _FIRST and not one.in_training else len(_FIRST)
+def _result_rank(one: Result) -> int:
+    """Return a rank, smaller first, for what a reader asks for first."""
+    known = one.name in _MOST_TELLING and not one.in_training
+    return _MOST_TELLING.index(one.name) if known else len(_MOST_TELLING)

@@ -1,7 +1,8 @@
-"""run.json -> README.md: the card of a model, adapter, tokenizer or dataset, valid for the Hub's model index.
+"""run.json -> README.md: the card of a model, adapter, tokenizer or dataset.
 
-Everything in it comes from the records of the runs, or from what its author said; what neither knows is said to be
-missing. Nothing is loaded and no network is used.
+Everything in it comes from the records of the runs, or from what its author stated; what neither
+knows is listed as missing. Nothing is loaded and no network is used. Facts are collected here, the
+sentences are in card_template.md and the templates that it imports.
 """
 
 import json
@@ -11,34 +12,32 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from transformers import AutoConfig
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hfstack.errors import ConfigError
-from hfstack.models.context import context_length
-from hfstack.publishing.card import facts as card_facts
-from hfstack.publishing.card import metrics as card_metrics
-from hfstack.publishing.card import sentences as card_words
-from hfstack.publishing.card.energy import METHOD
-from hfstack.publishing.card.facts import Wording
-from hfstack.publishing.card.sentences import Words
+from hfstack.drawing.numbers import duration, instant, number
+from hfstack.publishing.card import facts
+from hfstack.publishing.card.author import AuthorFacts
+from hfstack.publishing.card.metadata import make_metadata
+from hfstack.publishing.card.metrics import (
+    bias_results,
+    count_most_telling,
+    list_results,
+    tabulate,
+)
 from hfstack.publishing.files import CONFIG, PublishedKind, read_json
-from hfstack.publishing.lineage import Chain, shorten_paths
+from hfstack.publishing.lineage import REINFORCED, Chain
 from hfstack.redaction import redact
+from hfstack.reporting.runs import Sample, read_samples
 
-_TEMPLATE = Path(__file__).with_name("card_template.md")
-_SHOWN_CHARACTERS = 700
-_MODEL_INDEX_RESULTS = 10
-_REINFORCED = frozenset({"rloo", "grpo", "ppo"})
+_SHOWN_SAMPLE_CHARACTERS = 700
+_SHOWN_SAMPLES = 4
+_SHOWN_LABELS = 20
 
 
 def render_card(
     chain: Chain,
     kind: PublishedKind,
-    words: Words,
-    wording: Wording,
+    author: AuthorFacts,
     *,
     repo: str,
     made: datetime,
@@ -54,308 +53,160 @@ def render_card(
         picture: path of the curves beside the card, when there are any.
         splits: of a dataset, the names of its files without .jsonl.
     """
-    origin = base or card_facts.base_of(chain, kind)
     name = repo.rstrip("/").rsplit("/", 1)[-1]
-    found = card_metrics.results(chain)
-    bias = card_metrics.bias(chain, wording.metric)
-    samples = read_samples(chain)
-    data = card_facts.data_rows(chain, words, wording)
-    content = _model_part(chain, kind, words, wording, repo=repo, origin=origin, base=base)
-    if kind.name == "dataset" and not {"train", "eval"} & set(splits):
-        content["loading"] = card_words.loading(
-            kind, repo, chat=False, base="", part=next(iter(splits), "")
+    origin = base or facts.find_base(chain, kind)
+    parts_of_dataset = kind.name == "dataset" and not {"train", "eval"} & set(splits)
+    results = tabulate(list_results(chain))
+    shown = count_most_telling(list_results(chain))
+
+    text = (
+        _templates()
+        .get_template("card_template.md")
+        .render(
+            **_model_facts(chain),
+            **_history_facts(chain, author),
+            card_data=make_metadata(chain, kind, author, name=name, base=origin, splits=splits),
+            title=name,
+            repo=repo,
+            place=f"file://{repo}" if repo.startswith("/") else repo,
+            kind=kind,
+            author=author,
+            base=base,
+            origin=origin,
+            part=next(iter(splits), "") if parts_of_dataset else "",
+            columns=_read_columns(chain.last.directory, splits),
+            results=results[:shown],
+            more_results=results[shown:],
+            bias=tabulate(bias_results(chain)),
+            picture=picture,
+            samples=pick_samples(chain),
+            made=made.isoformat(),
         )
-    content |= _history_part(chain, data, wording)
-    rows, shown = card_metrics.rows(found, wording.metric), card_metrics.shown_first(found)
-    content |= {
-        "title": name,
-        "repo": f"file://{repo}" if repo.startswith("/") else repo,
-        "columns": _columns(chain.last.directory, splits),
-        "results": rows[:shown],
-        "more_results": rows[shown:],
-        "results_note": _results_note(chain),
-        "bias": bias,
-        "picture": picture,
-        "samples": [_sample(prompt, completion) for prompt, completion in samples],
-        "licence": f"`{words.licence}`, as its author states."
-        if words.licence
-        else "Not stated by its author.",
-        "missing": card_facts.missing_facts(
-            chain,
-            words,
-            data,
-            bias_measured=not bias.startswith("Bias was"),
-            has_samples=bool(samples),
-        ),
-        "made": wording.instant(made.isoformat()),
-    }
-    metadata, card = _metadata(
-        chain, kind, words, found, base=origin, name=name, wording=wording, splits=splits
     )
-    text = str(card.from_template(metadata, template_path=str(_TEMPLATE), **content))
-    return re.sub(r"\n{3,}", "\n\n", redact(text)).rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", redact(text)).strip() + "\n"
 
 
-def check_card(text: str, *, dataset: bool = False) -> int:
-    """Read a card back as the Hub does, and return the number of results in its model index.
+def render_loading(
+    kind: PublishedKind, repo: str, *, chat: bool, base: str = "", part: str = ""
+) -> str:
+    """Return how a model or a dataset is loaded, as Markdown with code.
 
-    Raises:
-        ConfigError: the metadata is not valid.
+    Args:
+        repo: Hub id or path that `from_pretrained` takes.
+        chat: the tokenizer has a chat template.
+        base: the model that an adapter belongs to.
+        part: of a dataset, the configuration to load, "" for its default.
     """
-    try:
-        data = (DatasetCard if dataset else ModelCard)(text).data
-        for name in ("base_model", "datasets"):
-            value = data.get(name)
-            for one in value if isinstance(value, list) else [value] if value else []:
-                validate_repo_id(one)
-    except (ValueError, HFValidationError) as error:
-        raise ConfigError(
-            f"the card's metadata is not valid: {' '.join(str(error).split())[:200]}"
-        ) from None
-    return len(data.get("eval_results") or [])
+    module: Any = _templates().get_template("loading_code.md").module
+    return str(module.loading(kind, repo, chat=chat, base=base, part=part)).strip()
 
 
-def read_samples(chain: Chain, limit: int = 4) -> list[tuple[str, str]]:
-    """Return (prompt, completion) pairs of the run, or else of one that measured it: the newest of each prompt."""
+def pick_samples(chain: Chain) -> list[Sample]:
+    """Return samples of the run, or else of one that measured it: the newest of each prompt."""
     for link in [chain.last, *chain.evaluations]:
         for artifact in ("samples", "completions", "answers"):
             path = link.directory / link.record.artifacts.get(artifact, "-")
             if not path.is_file() or not path.resolve().is_relative_to(link.directory):
                 continue
-            newest: dict[str, str] = {}
-            for line in path.read_text(encoding="utf-8").split("\n"):
-                row = json.loads(line) if line.strip() else {}
-                completion = row.get("completion", row.get("answer"))
-                if isinstance(completion, str) and row.get("prompt"):
-                    newest[_as_text(row["prompt"])] = completion
+            going = link.record.status != "finished"
+            samples = read_samples(path, may_be_incomplete=going)
+            newest = {sample.prompt: sample for sample in samples if sample.prompt}
             if newest:
-                return list(newest.items())[:limit]
+                return list(newest.values())[:_SHOWN_SAMPLES]
     return []
 
 
-def _model_part(
-    chain: Chain,
-    kind: PublishedKind,
-    words: Words,
-    wording: Wording,
-    *,
-    repo: str,
-    origin: str | None,
-    base: str,
-) -> dict[str, Any]:
-    """What the card says of the model itself."""
-    link, recipe = chain.last, chain.last.record.recipe
-    config = read_json(link.directory / CONFIG) if (link.directory / CONFIG).is_file() else {}
-    chat, parameters = (link.directory / "chat_template.jinja").is_file(), _parameters(chain)
-    size = f"{parameters:,.0f} parameters" if parameters else ""
-    return {
-        "summary": card_words.what_it_is(kind, recipe, size=size, base=origin and f"`{origin}`"),
-        "facts": _facts(chain, config, wording, base=origin, parameters=parameters, chat=chat),
-        "intended_use": card_words.intended_use(kind, words),
-        "limits": card_words.limits(
-            kind, recipe, words, parameters=parameters, context=_context(config)
-        ),
-        "loading": card_words.loading(kind, repo, chat=chat, base=base),
-        "samples_note": "Not chosen by hand: the last ones that were recorded, cut where they are long.",
-    }
-
-
-def _history_part(chain: Chain, data: list[list[str]], wording: Wording) -> dict[str, Any]:
-    """What the card says of how it was made."""
-    settings = card_facts.last_settings(chain, wording)
-    count = len(chain.links)
-    return {
-        "chain": card_facts.chain_rows(chain, wording),
-        "chain_note": f"{count} recorded run{'s, each after those that it needs' if count > 1 else ''}.",
-        "energy_note": f"{card_facts.total_note(chain, wording)} {METHOD}",
-        "data": data,
-        "cleaning": card_facts.cleaning_note(chain, wording),
-        "settings": [
-            (key, card_facts.cell(shorten_paths(_plain(value), chain)))
-            for key, value in settings.items()
-        ],
-        "environments": card_facts.environments(chain),
-        "reproduce_note": _reproduce_note(chain),
-        "commands": card_facts.commands(chain, wording),
-    }
-
-
-def _metadata(
-    chain: Chain,
-    kind: PublishedKind,
-    words: Words,
-    found: list[card_metrics.Result],
-    *,
-    base: str | None,
-    name: str,
-    wording: Wording,
-    splits: Sequence[str],
-) -> tuple[Any, Any]:
-    """The YAML block, and the class of the card."""
-    recipes = list(dict.fromkeys(link.record.recipe for link in chain.links))
-    tags = ["hfstack", chain.last.record.recipe, *(["rlhf"] if _REINFORCED & set(recipes) else [])]
-    tags += ["reward-model"] if kind.name == "reward" else []
-    licence, language = words.licence, list(words.language) or None
-    if kind.repo_type == "dataset":
-        files = [{"split": split, "path": f"{split}.jsonl"} for split in splits]
-        named = [one for one in files if one["split"] in ("train", "eval")]
-        configs = [{"config_name": "default", "data_files": named}] if named else []
-        configs += [
-            {"config_name": one["split"], "data_files": [one]} for one in files if one not in named
-        ]
-        data = DatasetCardData(
-            language=language, license=licence, pretty_name=name, tags=tags, configs=configs
-        )
-        return data, DatasetCard
-    hub_data = [
-        str(entry["path"])
-        for link in chain.links
-        for entry in link.record.data
-        if not entry.get("files")
-    ]
-    telling = found[: min(card_metrics.shown_first(found), _MODEL_INDEX_RESULTS)]
-    evaluated = card_metrics.eval_results(telling, kind, wording.metric)
-    data = ModelCardData(
-        language=language,
-        license=licence,
-        library_name="peft" if kind.adapter else "transformers",
-        pipeline_tag=kind.pipeline_tag,
-        base_model=base,
-        datasets=list(dict.fromkeys(path for path in hub_data if path.count("/") <= 1)) or None,
-        tags=tags,
-        model_name=name,
-        eval_results=evaluated or None,
+def _templates() -> Environment:
+    """Return the environment that the card's templates need."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown; cells escape what would break a table
     )
-    return data, ModelCard
+    environment.filters |= {
+        "number": number,
+        "duration": duration,
+        "instant": instant,
+        "energy": facts.format_energy,
+        "counts": facts.format_counts,
+        "fenced": _fence,
+    }
+    return environment
 
 
-def _facts(
-    chain: Chain,
-    config: dict[str, Any],
-    wording: Wording,
-    *,
-    base: str | None,
-    parameters: float | None,
-    chat: bool,
-) -> list[tuple[str, str]]:
-    """The first table: what a reader looks up."""
-    last = chain.last.record
-    facts = []
+def _model_facts(chain: Chain) -> dict[str, Any]:
+    """Return what the card says of the model itself."""
+    folder, record = chain.last.directory, chain.last.record
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    chat = (folder / "chat_template.jinja").is_file()
+    context = config.get("max_position_embeddings", config.get("n_positions"))
+
+    # The number of parameters is recorded by this run or by the pretraining behind it.
+    records = (link.record for link in reversed(chain.links))
+    known = (each.metrics["parameters"] for each in records if "parameters" in each.metrics)
+    parameters = next(known, None)
+
+    table: dict[str, str | None] = {}
     if config:
-        facts.append(
-            ("Architecture", str((config.get("architectures") or [config.get("model_type")])[0]))
-        )
-    if parameters:
-        facts.append(("Parameters", f"{parameters:,.0f}"))
-    if (context := _context(config)) is not None:
-        facts.append(("Context", f"{context:,} tokens"))
-    if config.get("vocab_size"):
-        facts.append(("Vocabulary", f"{config['vocab_size']:,} tokens"))
-    if config.get("dtype"):
-        facts.append(("Weights", str(config["dtype"])))
+        table["Architecture"] = str((config.get("architectures") or [config.get("model_type")])[0])
+    table["Parameters"] = f"{parameters:,.0f}" if parameters else None
+    table["Context"] = f"{context:,} tokens" if context else None
+    vocabulary = config.get("vocab_size")
+    table["Vocabulary"] = f"{vocabulary:,} tokens" if vocabulary else None
+    table["Weights"] = config.get("dtype")
     if config:
-        facts.append(("Chat template", "yes" if chat else "no"))
+        table["Chat template"] = "yes" if chat else "no"
     labels = list((config.get("id2label") or {}).values())
     if len(labels) > 1:
-        facts.append(("Labels", card_facts.cell(", ".join(map(str, labels[:20])))))
-    if config or base:
-        facts.append(("Base model", f"`{base}`" if base else card_facts.beginning(chain)))
-    facts.append(
-        (
-            "Recipe",
-            f"`{last.recipe}` of hfstack {last.versions.get('hfstack', '(version not recorded)')}",
-        )
-    )
-    commit = str(last.commit or "not recorded")
-    facts.append(("Commit", commit if commit == "not recorded" else f"`{commit[:10]}`"))
-    facts.append(("Finished", wording.instant(last.ended) if last.ended else "not recorded"))
-    return facts
+        table["Labels"] = facts.format_cell(", ".join(map(str, labels[:_SHOWN_LABELS])))
+
+    return {
+        "facts": [(name, value) for name, value in table.items() if value],
+        "has_config": bool(config),
+        "chat": chat,
+        "parameters": parameters,
+        "context": context,
+        "newly_initialised": facts.was_newly_initialised(chain),
+        "recipe": record.recipe,
+        "reinforced": record.recipe in REINFORCED,
+        "version": record.versions.get("hfstack"),
+        "commit": record.commit,
+        "ended": record.ended,
+    }
 
 
-def _parameters(chain: Chain) -> float | None:
-    """The number of parameters, as this run or the pretraining behind it has recorded it."""
-    return next(
-        (
-            link.record.metrics["parameters"]
-            for link in reversed(chain.links)
-            if "parameters" in link.record.metrics
-        ),
-        None,
-    )
+def _history_facts(chain: Chain, author: AuthorFacts) -> dict[str, Any]:
+    """Return what the card says of how it was made, and what nobody recorded."""
+    data = facts.list_data(chain, author)
+    return {
+        "measurements": facts.list_measurements(chain),
+        "chain": facts.list_chain(chain),
+        "total": facts.total_use(chain),
+        "data": data,
+        "cleaning": facts.list_cleaning(chain),
+        "settings": facts.last_settings(chain),
+        "environments": facts.list_environments(chain),
+        "commands": facts.list_commands(chain),
+        "missing": facts.list_missing(chain, data),
+    }
 
 
-def _context(config: dict[str, Any]) -> int | None:
-    """Return how many tokens the model of a config.json reads, or None where nothing bounds it."""
-    if not config.get("model_type"):
-        return None
-    try:
-        return context_length(AutoConfig.for_model(**config))
-    except ValueError:  # a model type or a value that this version of transformers does not know
-        return None
-
-
-def _columns(folder: Path, splits: Sequence[str]) -> str:
-    """The columns of each split of a dataset, from its first row."""
-    lines = []
+def _read_columns(folder: Path, splits: Sequence[str]) -> dict[str, list[str]]:
+    """Return the columns of each split of a dataset, from its first row."""
+    columns = {}
     for split in splits:
         with (folder / f"{split}.jsonl").open(encoding="utf-8") as file:
             first = file.readline()
-        names = ", ".join(f"`{name}`" for name in json.loads(first)) if first else "empty"
-        lines.append(f"- `{split}`: {names}")
-    return "\n".join(lines)
+        columns[split] = list(json.loads(first)) if first else []
+    return columns
 
 
-def _results_note(chain: Chain) -> str:
-    """Where the numbers come from."""
-    lines = []
-    for link in [*chain.evaluations, chain.last]:
-        flat = {
-            name: value for group in link.record.settings.values() for name, value in group.items()
-        }
-        against, judge = flat.get("reference_model"), flat.get("reward_model")
-        text = f"`{link.label}` measured on {card_metrics.evaluated_on(link)[0]}"
-        text += f", against `{shorten_paths(str(against), chain)}`" if against else ""
-        judged = against and (
-            f"`{shorten_paths(str(judge), chain)}`" if judge else "the rule in its recipe"
-        )
-        if link.record.recipe in _REINFORCED:
-            rewarding = (
-                f"`{shorten_paths(str(judge), chain)}`" if judge else "the functions in its recipe"
-            )
-            text += f", rewarded by {rewarding}"
-        lines.append(f"{text}, judged by {judged}." if judged else f"{text}.")
-    return " ".join([*lines, "Each key is explained in the documentation of its recipe."])
-
-
-def _reproduce_note(chain: Chain) -> str:
-    version = chain.last.record.versions.get("hfstack")
-    install = f"`pip install hfstack=={version}`" if version else "hfstack"
-    return (
-        f"With {install}, in an empty folder, the runs one after the other. Paths are written relative to it; the same "
-        "seed, versions, hardware and number of processes give the same weights."
-    )
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(item, dict) and "path" in item for item in value):
-        return ", ".join(str(item["path"]) for item in value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _as_text(prompt: Any) -> str:
-    """A prompt as text; of a conversation the contents of its turns."""
-    if isinstance(prompt, list):
-        return "\n".join(str(turn.get("content", "")) for turn in prompt if isinstance(turn, dict))
-    return str(prompt)
-
-
-def _sample(prompt: str, completion: str) -> str:
-    """A prompt and its completion, in a fence that neither of them can close."""
-    longest = max(map(len, re.findall(r"`{3,}", prompt + completion)), default=2)
+def _fence(text: str) -> str:
+    """Return a text, truncated if long, in a fence that it cannot close."""
+    if len(text) > _SHOWN_SAMPLE_CHARACTERS:
+        text = f"{text[:_SHOWN_SAMPLE_CHARACTERS]} ..."
+    longest = max(map(len, re.findall(r"`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
-
-    def fenced(text: str) -> str:
-        shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} ..."
-        return f"{fence}text\n{shown}\n{fence}"
-
-    return f"**Prompt**\n\n{fenced(prompt)}\n\n**Model**\n\n{fenced(completion or '(nothing)')}"
+    return f"{fence}text\n{text}\n{fence}"

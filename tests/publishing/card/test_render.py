@@ -11,20 +11,18 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from hfstack.drawing.numbers import duration, instant, metric, number, size
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.publishing.card.author import AuthorFacts
 from hfstack.publishing.card.energy import accelerator_watts, estimate_kwh
-from hfstack.publishing.card.facts import Wording, as_hfstack
-from hfstack.publishing.card.render import check_card, read_samples, render_card
-from hfstack.publishing.card.sentences import Words, loading
+from hfstack.publishing.card.facts import as_hfstack
+from hfstack.publishing.card.metadata import check_card
+from hfstack.publishing.card.render import pick_samples, render_card, render_loading
 from hfstack.publishing.files import PublishedKind, detect_kind, published_files
 from hfstack.publishing.lineage import Chain, follow_chain, shorten_paths
 from hfstack.reporting.card_picture import chain_picture
-from hfstack.reporting.provenance import first_settings, wrapped_command
 from hfstack.reporting.runs import load_runs
 from hfstack.runs.run import Run
 
-WORDING = Wording(metric, number, size, duration, instant, first_settings, wrapped_command)
 MADE = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
 
@@ -134,11 +132,11 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return folder
 
 
-def card_of(folder: Path, words: Words | None = None, **changes) -> str:
+def card_of(folder: Path, author: AuthorFacts | None = None, **changes) -> str:
     chain = follow_chain(folder)
     kind = detect_kind(folder, chain.last.record.artifacts)
     settings = {"repo": "alice/stories", "made": MADE} | changes
-    return render_card(chain, kind, words or Words(), WORDING, **settings)
+    return render_card(chain, kind, author or AuthorFacts(), **settings)
 
 
 def test_the_chain_and_what_measured_it(story: Path):
@@ -163,14 +161,14 @@ def test_the_chain_and_what_measured_it(story: Path):
 
 
 def test_the_card_tells_the_whole_story(story: Path):
-    words = Words(
+    words = AuthorFacts(
         "apache-2.0", ["en"], limits=["Only foxes."], data_licences={"clean/train.jsonl": "cc0-1.0"}
     )
     text = card_of(story / "ppo", words, picture="curves.svg")
     for part in (
         "A language model of 1,234 parameters, trained against rewards by reinforcement learning "
         "(PPO).",
-        "none, it began with random weights",
+        "none, its weights were newly initialised",
         "| Win rate (`win_rate`) | 60.0 % | 50.0 to 70.0 | win_rate |",
         "against `story/sft`, judged by the rule in its recipe",
         "rewarded by `story/reward`.",
@@ -203,7 +201,7 @@ def test_the_card_tells_the_whole_story(story: Path):
 
 
 def test_the_metadata_is_what_the_hub_reads(story: Path):
-    text = card_of(story / "ppo", Words("apache-2.0", ["en"]))
+    text = card_of(story / "ppo", AuthorFacts("apache-2.0", ["en"]))
     assert check_card(text) == len(ModelCard(text).data.eval_results or []) >= 2
     metadata = yaml.safe_load(text.split("---")[1])
     assert (
@@ -323,7 +321,7 @@ def test_a_demo_corpus_is_a_dataset_of_several_parts(tmp_path: Path):
 
 def test_how_each_kind_is_loaded():
     gru = PublishedKind("causal", auto_class="AutoModelForCausalLM", recurrent=True)
-    text = loading(gru, "a/b", chat=False, base="")
+    text = render_loading(gru, "a/b", chat=False, base="")
     assert (
         text.index("import hfstack.models.gru") < text.index("from transformers")
         and "pip install hfstack" in text
@@ -331,15 +329,15 @@ def test_how_each_kind_is_loaded():
     adapter = PublishedKind(
         "classifier", auto_class="AutoModelForSequenceClassification", adapter=True, labels=3
     )
-    text = loading(adapter, "a/b", chat=False, base="user/base")
+    text = render_loading(adapter, "a/b", chat=False, base="user/base")
     assert (
         'AutoPeftModelForSequenceClassification.from_pretrained("a/b", num_labels=3)' in text
         and "`user/base`" in text
     )
-    assert "apply_chat_template" in loading(
+    assert "apply_chat_template" in render_loading(
         PublishedKind("reward", auto_class="A"), "a/b", chat=True, base=""
     )
-    assert "mask_token" in loading(
+    assert "mask_token" in render_loading(
         PublishedKind("masked", auto_class="A"), "a/b", chat=False, base=""
     )
 
@@ -386,10 +384,15 @@ def test_samples_are_the_newest_of_each_prompt(tmp_path: Path):
         )
         run.add_artifact("samples", "samples.jsonl")
     chain = follow_chain(tmp_path / "sft")
-    assert read_samples(chain) == [("a", "a2"), ("b", "b2"), ("c", "c2"), ("d", "d2")]
+    assert [(one.prompt, one.completion) for one in pick_samples(chain)] == [
+        ("a", "a2"),
+        ("b", "b2"),
+        ("c", "c2"),
+        ("d", "d2"),
+    ]
     chain.last.record.artifacts["samples"] = "../outside.jsonl"
     (tmp_path / "outside.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
-    assert read_samples(Chain([chain.last])) == []
+    assert pick_samples(Chain([chain.last])) == []
 
 
 def test_the_picture_stands_alone(story: Path):
