@@ -56,7 +56,7 @@ class AnswerArgs:
     """Column of the answers: {"text": [...], "answer_start": [...]}, empty where the text has none.
     """
     bad_answers: BadAnswers = "fail"
-    """Answers that are not in their text where the row says: fail, skip the row, or mend (take the
+    """Answers that are not in their text where the row says: fail, skip the row, or repair (take the
     nearest place).
     """
     rules: Rules = "auto"

@@ -105,7 +105,7 @@ def main(args: DemoArgs) -> dict[str, float]:
         (run.output_dir / "prompts.txt").write_text(prompts, encoding="utf-8")
 
         planted = [
-            [fault, "drop" if fault in DROPPED else "mend", faults[fault]]
+            [fault, "drop" if fault in DROPPED else "repair", faults[fault]]
             for fault in FAULTS
             if faults[fault]
         ]

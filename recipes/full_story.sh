@@ -6,7 +6,7 @@
 #     bash recipes/full_story.sh [FOLDER]        # default runs/story; STORY_SIZE=tiny for a minute instead of minutes
 #
 # Each stage writes its own folder with a run.json. A stage that has finished is not done again, so an interrupted
-# story goes on where it stopped. docs/story.md tells it with figures.
+# story continues where it stopped. docs/story.md shows it with figures.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:-runs/story}

@@ -26,7 +26,7 @@ from hfstack.runs.checkpoint_files import refuse_full_disk
 from hfstack.runs.run import Run
 from hfstack.tasks.masked_lm.fill_mask import fill_pairs
 from hfstack.tasks.masked_lm.masking import (
-    HideAnew,
+    SetMaskingEpoch,
     MaskedBlocks,
     MaskUnit,
     masked_splits,
@@ -137,7 +137,7 @@ def main(
             ),
         )
 
-        callbacks = [throughput, HideAnew(blocks["train"])]
+        callbacks = [throughput, SetMaskingEpoch(blocks["train"])]
         if args.fill_prompts:
             sample = partial(fill_pairs, tokenizer=tokenizer, prompts=args.fill_prompts)
             callbacks.append(SampleTable(run.output_dir / "samples.jsonl", sample))

@@ -51,7 +51,7 @@ class Seq2SeqArgs:
     source_column: str = "source"
     """Column of the text to read; a part of a mapping as translation.en."""
     target_column: str = "target"
-    """Column of the text to write, or of a list of them: each is learnt, and a score takes all as
+    """Column of the text to write, or of a list of them: each is learned, and a score takes all as
     references.
     """
     source_prefix: str = ""

@@ -58,7 +58,7 @@ class TagArgs:
     train rows lack some.
     """
     label_pieces: LabelPieces = "first"
-    """Tokens of a word that are learnt: first, or all (after a B- the rest is I-). The first
+    """Tokens of a word that are learned: first, or all (after a B- the rest is I-). The first
     decides in any case.
     """
     bad_tags: BadTags = "fail"

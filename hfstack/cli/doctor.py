@@ -202,12 +202,10 @@ def _accelerators() -> Iterator[Finding]:
 
     bf16 = importlib.import_module("hfstack.config").bf16_hardware()
     if bf16:
-        yield Finding(
-            "machine", "ok", f"bf16: native on {bf16}; recipes use it unless told otherwise"
-        )
+        yield Finding("machine", "ok", f"bf16: native on {bf16}; recipes use it unless bf16 is set")
     else:
         yield Finding(
-            "machine", "ok", "bf16: not native here; recipes compute in fp32 unless told otherwise"
+            "machine", "ok", "bf16: not native here; recipes compute in fp32 unless bf16 is set"
         )
 
 
@@ -333,7 +331,7 @@ def installed_version(name: str) -> str | None:
 
 
 def satisfies(found: str, span: str) -> bool:
-    """Tell whether a version lies in a range such as `>=1.15,<1.17`.
+    """Return whether a version lies in a range such as `>=1.15,<1.17`.
 
     A local suffix (`+cu128`) does not count.
     """

@@ -28,7 +28,7 @@ _ON = ("true", "1", "yes", "y", "t")
 
 @dataclasses.dataclass(frozen=True)
 class LaunchOptions:
-    """What `hfstack run` itself is told.
+    """The launcher's own options of `hfstack run`.
 
     Everything else on its command line belongs to the recipe.
     """
@@ -58,7 +58,7 @@ class Launch:
     def resumed(self) -> "Launch":
         """The same launch, going on from the last checkpoint.
 
-        Itself when it cannot or was told where to go on from.
+        Itself when it cannot or was given a checkpoint to resume from.
         """
         return dataclasses.replace(
             self, command=[*self.command, *self.resume_flags], resume_flags=()
@@ -83,7 +83,7 @@ def plan(
     Args:
         recipe: the recipe's file.
         flags: the recipe's own flags, `--config` among them.
-        options: what the launcher was told.
+        options: the launcher's options.
         accelerate_configs: the folder of `multi_gpu.yaml`.
         gpus: how many GPUs to count on; by default what this machine shows.
 

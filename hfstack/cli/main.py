@@ -96,7 +96,7 @@ def _main(argv: list[str]) -> int:
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    if argv[:1] == ["run"]:  # its flags are the recipe's: argparse could not tell them from its own
+    if argv[:1] == ["run"]:  # its flags are the recipe's: argparse would take them for its own
         return _run(argv[1:])
     args = parser.parse_args(argv)
     if args.verb == "list":

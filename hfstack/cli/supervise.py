@@ -144,7 +144,7 @@ def outcome(code: int, status: str | None, report: str, *, stopped: bool) -> int
 
 
 def _open_log(launch: Launch) -> io.BufferedRandom:
-    """Open the log file to append to; a header tells the launches in it apart."""
+    """Open the log file to append to; each launch in it has a header."""
     assert launch.log_file is not None
     try:
         launch.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -338,7 +338,7 @@ def _wait(process: "subprocess.Popen[bytes]", screen: _Screen | None) -> int:
 
 
 def _stamp(path: Path | None) -> tuple[int, int, int] | None:
-    """What changes when a file is written anew; None when there is no file."""
+    """What changes when a file is written again; None when there is no file."""
     try:
         found = path.stat() if path else None
     except OSError:

@@ -355,7 +355,7 @@ def _stream(
 
     for source in sources:
         if source.is_local:
-            # a missing file is told now, not at the first step
+            # a missing file is reported now, not at the first step
             expand_files(source.path, source.split)
 
     rows = IterableDataset.from_generator(iterate_rows, gen_kwargs=settings)

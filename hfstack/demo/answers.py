@@ -10,7 +10,7 @@ def answers(seed: int, index: int, *, count: int = 4) -> tuple[dict[str, Any], l
     """Return row `index` of `instruction` and `count` different answers, shuffled.
 
     They are drawn from the right answer, right answers to other instructions, the right one torn
-    off in the middle, with its sentences told backwards, with a sentence said three times, and
+    off in the middle, with its sentences in reverse order, with a sentence said three times, and
     without its last sentences.
     """
     row = instruction(seed, index)

@@ -66,28 +66,28 @@ def instruction(
     """
     uniform = random.Random(f"instruction/{seed}/{index}").random
     if task == "beginning":
-        told = beginning(seed * _STREAM_SIZE + 1, index)
+        tale = beginning(seed * _STREAM_SIZE + 1, index)
         kind = "beginning"
-        prompt, completion = _request(told, kind, uniform), told.text
+        prompt, completion = _request(tale, kind, uniform), tale.text
         if careless_share and uniform() < careless_share:
             completion = carelessly(completion, uniform)
     else:
-        told = story(seed * _STREAM_SIZE + 1, index)
+        tale = story(seed * _STREAM_SIZE + 1, index)
         if uniform() < QUESTION_SHARE:
             about = _pick(tuple(_BLOCKS["questions"]), uniform)
-            prompt, completion = question(told, about, seed=seed + index)
+            prompt, completion = question(tale, about, seed=seed + index)
             kind = f"question {about}"
         else:
             kind = "story"
-            prompt, completion = _request(told, kind, uniform), told.text
+            prompt, completion = _request(tale, kind, uniform), tale.text
 
     return {
         "prompt": prompt,
         "completion": completion,
         "task": kind,
-        "animal": told.animal,
-        "trait": told.trait,
-        "ending": told.ending,
+        "animal": tale.animal,
+        "trait": tale.trait,
+        "ending": tale.ending,
     }
 
 
@@ -104,7 +104,7 @@ def carelessly(text: str, uniform: Callable[[], float]) -> str:
 
     The text has two sentences or more.
 
-    Half of such texts are as long as they were, so that length alone does not tell them from good
+    Half of such texts are as long as they were, so that length alone does not give them away beside good
     ones.
 
     Args:
@@ -116,15 +116,15 @@ def carelessly(text: str, uniform: Callable[[], float]) -> str:
     return _pick((text.lower(), text.lower(), torn, first), uniform)
 
 
-def question(told: Story, about: str, *, seed: int) -> tuple[str, str]:
+def question(tale: Story, about: str, *, seed: int) -> tuple[str, str]:
     """Return a question about one fact of a story, and its answer.
 
     The fact is "hero", "place", "trait", "object" or "ending".
     """
     uniform = random.Random(f"question/{seed}").random
-    facts = _facts(told)
+    facts = _facts(tale)
     asked = render(_pick(_BLOCKS["questions"][about], uniform), facts, uniform)
-    parts = (told.text, asked) if uniform() < 0.5 else (asked, told.text)
+    parts = (tale.text, asked) if uniform() < 0.5 else (asked, tale.text)
     return "\n\n".join(parts), tidy(
         render(_pick(_BLOCKS["answers"][about], uniform), facts, uniform)
     )
@@ -143,8 +143,8 @@ def as_messages(row: dict[str, Any]) -> dict[str, Any]:
 def sentiment_rows(seed: int, count: int) -> Iterator[dict[str, Any]]:
     """Yield labelled stories: 1 for a happy ending, 0 for a sad one, as many of each."""
     for index in range(count):
-        told = story(seed * _STREAM_SIZE + 2, index)
-        yield {"text": told.text, "label": told.label}
+        tale = story(seed * _STREAM_SIZE + 2, index)
+        yield {"text": tale.text, "label": tale.label}
 
 
 def openings(seed: int, count: int) -> Iterator[str]:
@@ -154,16 +154,16 @@ def openings(seed: int, count: int) -> Iterator[str]:
         yield " ".join(words[: 4 + index % 5])
 
 
-def _request(told: Story, kind: str, uniform: Any) -> str:
+def _request(tale: Story, kind: str, uniform: Any) -> str:
     """Return a request for a story, or for its beginning, by some of its facts."""
     absent = {"ending"} if kind == "beginning" else set()
     # a friend who is ill, for example, brings no thing yet
-    if kind == "beginning" and not re.search(rf"\b{told.object}\b", told.text):
+    if kind == "beginning" and not re.search(rf"\b{tale.object}\b", tale.text):
         absent.add("object")
     possible: Any = tuple(pair for pair in _WISHES if not absent & set(pair[1]))
     hero, wishes = _pick(possible, uniform)
 
-    facts = _facts(told)
+    facts = _facts(tale)
     parts = [
         _pick(_BLOCKS[kind][hero], uniform),
         *(_pick(_BLOCKS["extras"][wish], uniform) for wish in wishes),
@@ -172,19 +172,19 @@ def _request(told: Story, kind: str, uniform: Any) -> str:
     return tidy(" ".join(render(part, facts, uniform) for part in parts))
 
 
-def _facts(told: Story) -> dict[str, str]:
-    article = {"one": "a ", "mass": "some ", "many": "some "}[_NUMBERS[told.object]]
+def _facts(tale: Story) -> dict[str, str]:
+    article = {"one": "a ", "mass": "some ", "many": "some "}[_NUMBERS[tale.object]]
     return {
-        "H": told.hero,
-        "kind": told.animal,
-        "a_kind": f"a {told.animal}",
-        "trait": told.trait,
-        "a_trait": f"a {told.trait}",
-        "at": _PLACE_PHRASES[told.place],
-        "a": article + told.object,
-        "the_o": f"the {told.object}",
-        "ending": told.ending,
-        "end": {"happy": "happily", "sad": "sadly", "open": ""}[told.ending],
+        "H": tale.hero,
+        "kind": tale.animal,
+        "a_kind": f"a {tale.animal}",
+        "trait": tale.trait,
+        "a_trait": f"a {tale.trait}",
+        "at": _PLACE_PHRASES[tale.place],
+        "a": article + tale.object,
+        "the_o": f"the {tale.object}",
+        "ending": tale.ending,
+        "end": {"happy": "happily", "sad": "sadly", "open": ""}[tale.ending],
     }
 
 

@@ -3,7 +3,7 @@
 Some rows are duplicated or damaged on purpose.
 
 Cleaning is judged against the truth: rows with a fault in DROPPED should go, rows with one in
-MENDED should stay, with the fault repaired or masked, and every other row should stay as it is.
+REPAIRED should stay, with the damage repaired or masked, and every other row should stay as it is.
 """
 
 import random
@@ -13,8 +13,8 @@ from typing import Any
 from hfstack.demo.stories import story
 
 DROPPED = ("exact_duplicate", "near_duplicate", "too_short", "symbol_soup", "repeated_lines")
-MENDED = ("mojibake", "html", "control_characters", "boilerplate", "personal_data")
-FAULTS = DROPPED + MENDED
+REPAIRED = ("mojibake", "html", "control_characters", "boilerplate", "personal_data")
+FAULTS = DROPPED + REPAIRED
 
 _SWAPS = {
     "little": "small",

@@ -227,7 +227,7 @@ def facts_of(story: str) -> Request:
 
 
 def ending_of(text: str) -> str | None:
-    """Tell whether the last three sentences are "happy" or "sad".
+    """Return whether the last three sentences are "happy" or "sad".
 
     None when they say neither or both.
     """
@@ -309,10 +309,10 @@ def _judge_trait(trait: str, answer: str, *, shown: bool) -> float:
     denied = re.search(
         rf"\b(?:not|never|wasn't|isn't) (?:\w+ )?(?:{TRAIT_WORDS[trait]})\b", answer, re.IGNORECASE
     )
-    told = 0.5 if _TRAIT_PATTERNS[trait].search(answer) and not denied else 0.0
+    word = 0.5 if _TRAIT_PATTERNS[trait].search(answer) and not denied else 0.0
 
     deed = 0.5 if _DEED_PATTERNS[trait].search(answer) else 0.0
-    return (told + deed if shown else 2 * told) * (0.5 if others > (3 if shown else 1) else 1.0)
+    return (word + deed if shown else 2 * word) * (0.5 if others > (3 if shown else 1) else 1.0)
 
 
 def _judge_quality(instruction: str, answer: str) -> dict[str, float]:

@@ -259,7 +259,7 @@ def _opening(
 
     In one of five orders.
 
-    Scene first, hero first, in the middle of things, as a tale that others tell, or without any
+    Scene first, hero first, in the middle of things, as a tale of others, or without any
     scene.
     """
 

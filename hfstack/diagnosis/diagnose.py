@@ -2,7 +2,7 @@
 
 The runs' own numbers decide (metrics of run.json, logged curves, answers.jsonl), by limits that
 stand beside their reasons in rlhf_model_checks.py and rlhf_policy_checks.py. A later link inherits
-the faults of an earlier one, so where several are bad, the first in the chain is the one to mend.
+the problems of an earlier one, so where several are bad, the first in the chain is the one to fix.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ def in_words(findings: Sequence[Finding]) -> str:
                 evidence = " ".join(f"{one.check}: {one.evidence}." for one in causes)
                 return f"{beginning} {link}. {evidence} Next: {causes[0].advice}.{unseen}"
 
-    return f"No fault found in {', '.join(link for link in LINKS if link not in blind) or 'anything'}.{unseen}"
+    return f"No problem found in {', '.join(link for link in LINKS if link not in blind) or 'anything'}.{unseen}"
 
 
 def as_table(findings: Sequence[Finding]) -> tuple[list[str], list[list[Any]]]:

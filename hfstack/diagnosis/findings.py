@@ -28,7 +28,7 @@ _GRAM = 4
 
 @dataclass(frozen=True)
 class ChainRun:
-    """One run of the chain, as its run.json and the files listed there tell it."""
+    """One run of the chain, as its run.json and the files listed there have it."""
 
     recipe: str
     label: str

@@ -163,7 +163,7 @@ def _failed(run: ChainRun, link: str) -> list[Finding]:
     if run.error is None:
         return []
     return [
-        Finding(link, "run", "bad", f"{run.label} failed: {run.error}", "mend it and run it again")
+        Finding(link, "run", "bad", f"{run.label} failed: {run.error}", "fix it and run it again")
     ]  # pyright: ignore[reportArgumentType]
 
 
@@ -310,7 +310,7 @@ def _accuracy(run: ChainRun) -> Finding:
     )
 
     evidence = f"{run.label}: orders {share:.3f} [{low:.3f}, {high:.3f}] of {metrics['eval_pairs']:.0f} unseen pairs rightly"
-    told = (
+    detail = (
         ""
         if not chance
         else "; chance, 0.5, is within the interval"
@@ -321,7 +321,7 @@ def _accuracy(run: ChainRun) -> Finding:
     advice = "more pairs, a larger model to start from, or more steps" + (
         "; more held-out pairs to be sure" if verdict == "warn" else ""
     )
-    return Finding("reward model", "pair accuracy", verdict, evidence + told, advice)
+    return Finding("reward model", "pair accuracy", verdict, evidence + detail, advice)
 
 
 def _against_length(run: ChainRun) -> list[Finding]:

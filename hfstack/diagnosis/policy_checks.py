@@ -268,8 +268,8 @@ def _critic(run: ChainRun) -> list[Finding]:
 
     last = fmean(quarters(values)[-1])
     losses = series(run, "loss/value")
-    told = f"; value loss {losses[0]:.3g} at first, {losses[-1]:.3g} at the end" if losses else ""
-    evidence = f"{run.label}: the critic explains {last:.2f} of the variance of the returns at the end{told}"
+    detail = f"; value loss {losses[0]:.3g} at first, {losses[-1]:.3g} at the end" if losses else ""
+    evidence = f"{run.label}: the critic explains {last:.2f} of the variance of the returns at the end{detail}"
     verdict = by_limit(last, warn=_EXPLAINED_WARN, bad=_EXPLAINED_BAD)
 
     first, *_, end = quarters(values)
@@ -375,10 +375,10 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
         found.append(Finding("policy", "judge", "ok", shown))
         found += _won_by_length(run)
     elif high >= 0.5:
-        evidence = f"{shown}: cannot be told from one half"
+        evidence = f"{shown}: is not different from one half"
         found.append(Finding("policy", "judge", "warn", evidence, "more prompts, or train longer"))
     elif rose:
-        # The policy did what it was asked: within the budget the fault is in what was asked, beyond
+        # The policy did what it was asked: within the budget the problem is in what was asked, beyond
         # it in how far.
         link: Link = "policy" if over_budget else "reward model"
         where = "beyond" if over_budget else "within"
@@ -387,7 +387,7 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
         advice = (
             "raise the weight of the KL, or stop earlier"
             if over_budget
-            else "the reward is not what the judge wants: look at answers.jsonl, mend the preferences or the reward"
+            else "the reward is not what the judge wants: look at answers.jsonl, fix the preferences or the reward"
         )
         found.append(Finding(link, "reward against judge", "bad", evidence, advice))
     else:

@@ -214,7 +214,7 @@ def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) 
         deep: whether contents are read, and not only names and sizes compared.
 
     Raises:
-        CheckpointError: a newer hfstack wrote it, so that this one cannot tell.
+        CheckpointError: a newer hfstack wrote it, so that this one cannot judge it.
     """
     try:
         if not path.is_dir():

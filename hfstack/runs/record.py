@@ -198,7 +198,7 @@ def _digest(path: Path) -> str:
 
 
 def describe_process() -> dict[str, Any]:
-    """Say which process this is, so that another one can tell whether it still runs."""
+    """Say which process this is, so that another one can find out whether it still runs."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -256,7 +256,7 @@ def claim_directory(
         )
 
     left = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
-    # it came to nothing: nothing to lose
+    # it made nothing, so nothing is lost
     if replace_own or (before.status == "failed" and left == {RUN_FILE}):
         return None, {}
 
@@ -321,7 +321,7 @@ def _probe(directory: Path) -> None:
 def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
     """A run that was killed leaves `running` behind.
 
-    So does one that runs: tell them apart, or say that we cannot.
+    So does one that runs: find out which it is, or report that we cannot.
     """
     pid, host = owner.get("pid"), owner.get("host")
     if host != socket.gethostname():

@@ -4,9 +4,9 @@ Upstream gives each start of a process a name and a folder of its own, so that a
 like two, with the steps between the checkpoint and the end of the first process twice. What counts
 stays trainer_state.json.
 
-TensorBoard can take back what it was told, so it forgets those steps and is told them again. wandb
+TensorBoard can drop what was logged, so those steps are dropped and logged again. wandb
 and trackio cannot: wandb's `resume_from` rewinds a run only on its servers and where they allow it,
-and trackio has nothing like it. They are not told again what they know already, which is the same
+and trackio has nothing like it. What they have already is not logged again, which is the same
 number, since a resume takes the same steps.
 """
 
@@ -28,10 +28,10 @@ from hfstack.logs import get_logger
 logger = get_logger(__name__)
 
 _FOLDER = "tensorboard"
-_TOLD = ".tracked.json"
+_LOGGED = ".tracked.json"
 _KEEP_ALL = ("wandb", "trackio")  # trackers that cannot take anything back
 _ON_ITS_WAY_S = (
-    20.0  # a tracker that is killed loses what it was told last: wandb writes its file every 15 s
+    20.0  # a tracker that is killed loses what was logged last: wandb writes its file every 15 s
 )
 # wandb takes neither together with WANDB_RESUME
 _USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
@@ -69,11 +69,11 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
     before = {name: os.environ.get(name) for name in names}
     callbacks = {name: integration_utils.INTEGRATION_TO_CALLBACK[name] for name in _KEEP_ALL}
 
-    told = Told(output_dir / _TOLD, run_id)
+    logged = LoggedSteps(output_dir / _LOGGED, run_id)
     _given.update(names)
     os.environ.update(names)
     integration_utils.INTEGRATION_TO_CALLBACK.update(
-        {name: _once(known, told) for name, known in callbacks.items()}
+        {name: _once(known, logged) for name, known in callbacks.items()}
     )
 
     failed = True
@@ -82,9 +82,9 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
         failed = False
     finally:
         integration_utils.INTEGRATION_TO_CALLBACK.update(callbacks)
-        told.keep(everything=True)
+        logged.keep(everything=True)
 
-        for close in told.at_end:
+        for close in logged.at_end:
             close()
         _end_wandb(args, failed=failed)
 
@@ -102,7 +102,7 @@ def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = Fa
     Call it inside `tracked`, before the Trainer is built.
 
     Args:
-        step: of the checkpoint; -1 for a run that begins anew.
+        step: of the checkpoint; -1 for a run that starts over.
         changed: settings differ from those of the steps before: what is logged from here on is news
             to every tracker.
 
@@ -110,7 +110,7 @@ def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = Fa
         MissingExtraError: tensorboard is asked for and not installed.
     """
     if changed:
-        (Path(str(args.output_dir)) / _TOLD).unlink(missing_ok=True)
+        (Path(str(args.output_dir)) / _LOGGED).unlink(missing_ok=True)
     folder = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if "tensorboard" not in (args.report_to or []) or folder is None or not Path(folder).is_dir():
         return
@@ -123,7 +123,7 @@ def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = Fa
     SummaryWriter(log_dir=folder, purge_step=step + 1).close()
 
 
-class Told:
+class LoggedSteps:
     """What the trackers know: everything up to a step, and some names of that step.
 
     Args:
@@ -153,18 +153,19 @@ class Told:
         if values["run_id"] == self._run_id:
             self._before = self._now = values["step"], set(values["names"])
             logger.info(
-                "the trackers know all up to step %d and are not told it twice", values["step"]
+                "the trackers have everything up to step %d, which is not logged twice",
+                values["step"],
             )
 
     def knows(self, step: int, names: set[str]) -> bool:
-        """Whether all of this was told by an earlier process."""
+        """Whether all of this was logged by an earlier process."""
         if self._before is None:
             return False
         last, known = self._before
         return step < last or (step == last and names <= known)
 
     def add(self, step: int, names: set[str]) -> None:
-        """Note what was told just now."""
+        """Record what was logged just now."""
         self._on_their_way.append((time.monotonic(), step, names))
         self.keep()
 
@@ -190,13 +191,13 @@ class Told:
         fresh.replace(self._file)
 
 
-def _once(known: Any, told: Told) -> type[TrainerCallback]:
+def _once(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
     """Return a tracker's callback of upstream that leaves out what was logged before."""
     # a run inside another one does not ask for that one's steps
     upstream: Any = getattr(known, "upstream", known)
 
     class Continued(upstream):
-        """Tells each step once."""
+        """Logs each step once."""
 
         def on_train_begin(
             self,
@@ -206,7 +207,7 @@ def _once(known: Any, told: Told) -> type[TrainerCallback]:
             **kwargs: Any,
         ) -> None:
             if state.is_world_process_zero:
-                told.begin()
+                logged.begin()
             super().on_train_begin(args, state, control, **kwargs)
 
         def on_log(
@@ -217,11 +218,11 @@ def _once(known: Any, told: Told) -> type[TrainerCallback]:
             **kwargs: Any,
         ) -> None:
             names = set(kwargs["logs"])
-            if told.knows(state.global_step, names):
+            if logged.knows(state.global_step, names):
                 return
             super().on_log(args, state, control, **kwargs)
             if state.is_world_process_zero:
-                told.add(state.global_step, names)
+                logged.add(state.global_step, names)
 
         def on_train_end(
             self,
@@ -234,7 +235,9 @@ def _once(known: Any, told: Told) -> type[TrainerCallback]:
 
             TRL's own log calls fail on a closed one.
             """
-            told.at_end.append(lambda: upstream.on_train_end(self, args, state, control, **kwargs))
+            logged.at_end.append(
+                lambda: upstream.on_train_end(self, args, state, control, **kwargs)
+            )
 
     Continued.upstream = upstream
     return Continued

@@ -30,7 +30,7 @@ def render_chat(
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(
-            f"the chat template fails: {reason} (on {str(list(turns))[:120]}); mend the turns or "
+            f"the chat template fails: {reason} (on {str(list(turns))[:120]}); fix the turns or "
             "the tokenizer's "
             "chat_template.jinja, or give it another template"
         ) from error

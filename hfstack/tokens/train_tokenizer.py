@@ -33,7 +33,7 @@ BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 _REPEATS_A_TEXT = 10_000
 
-# The generation markers tell `apply_chat_template(return_assistant_tokens_mask=True)`, and with it
+# The generation markers show `apply_chat_template(return_assistant_tokens_mask=True)`, and with it
 # TRL's assistant-only loss, which tokens are the assistant's own: the answer and the <|end|> that
 # stops it, not the <|assistant|> before it.
 CHAT_TEMPLATE = """\

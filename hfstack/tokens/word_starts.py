@@ -28,7 +28,7 @@ _OWN_WORD = re.compile(
 
 
 class WordStarts:
-    """Tells which tokens of a row begin a word, by tables over the vocabulary."""
+    """Find which tokens of a row begin a word, by tables over the vocabulary."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read the spelling of each token.

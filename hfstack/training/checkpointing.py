@@ -1,6 +1,6 @@
 """Verify each checkpoint, and keep only as many as asked, whole ones first.
 
-The Trainer rotates and pushes before it tells anybody that it has saved, so a good checkpoint can
+The Trainer rotates and pushes before its callbacks learn that it has saved, so a good checkpoint can
 be deleted for one that turns out torn. Here the order is: remove the pickled settings, bring
 everything to the disk, write the manifest, delete what is too old, let others push. Training waits
 for the first only; the rest runs beside the next steps.
@@ -134,7 +134,7 @@ class KeepCheckpoints(TrainerCallback):
         self._nothing_left = False
         self._reached: tuple[int, Any, int] = (0, None, 0)
         self._worker: threading.Thread | None = None
-        self._fault: Exception | None = None
+        self._problem: Exception | None = None
         run.at_exit(self.wait)
 
     def on_train_begin(
@@ -258,11 +258,11 @@ class KeepCheckpoints(TrainerCallback):
         if self._worker is not None:
             self._worker.join()
             self._worker = None
-        if self._fault is not None:
-            fault, self._fault = self._fault, None
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
             raise CheckpointError(
-                f"a checkpoint was saved but could not be verified: {fault}"
-            ) from fault
+                f"a checkpoint was saved but could not be verified: {problem}"
+            ) from problem
 
     def _verify(self, path: Path, args: TrainingArguments, step: int, best: str | None) -> None:
         """Write the manifest, delete old checkpoints, push, in this order and a thread."""
@@ -272,7 +272,7 @@ class KeepCheckpoints(TrainerCallback):
             )
             rotate(path.parent, keep=self._limit, protected=best)
         except Exception as error:
-            self._fault = error
+            self._problem = error
             return
 
         for hand_over in self.push if args.process_index == 0 else []:

@@ -2,7 +2,7 @@
 
 A rule takes plain values (a tokenizer, token ids, labels, texts, counts) and knows nothing of
 recipes, so it can be asked anywhere. A recipe collects the answers and hands them to `preflight`,
-which refuses to train on any fault.
+which refuses to train on any problem.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ _LOSS_TOLERANCE = 1e-3  # relative; between two ways of adding up the same batch
 
 
 def preflight(results: dict[str, str | None]) -> None:
-    """Log in one line what was checked, and refuse to go on when a rule found a fault.
+    """Log in one line what was checked, and refuse to go on when a rule found a problem.
 
     Args:
-        results: name of the rule, as a reader would say it, to its fault or None.
+        results: name of the rule, as a reader would say it, to its problem or None.
 
     Raises:
-        DataError: naming every fault; each has been logged on a line of its own.
+        DataError: naming every problem; each has been logged on a line of its own.
     """
-    faults = {name: fault for name, fault in results.items() if fault is not None}
+    problems = {name: problem for name, problem in results.items() if problem is not None}
     logger.info("checked: %s", ", ".join(results))
-    for name, fault in faults.items():
-        logger.error("%s: %s", name, fault)
-    if faults:
-        raise DataError("; ".join(f"{name}: {fault}" for name, fault in faults.items()))
+    for name, problem in problems.items():
+        logger.error("%s: %s", name, problem)
+    if problems:
+        raise DataError("; ".join(f"{name}: {problem}" for name, problem in problems.items()))
 
 
 def pad_is_not_eos(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] = ()) -> str | None:
@@ -125,7 +125,7 @@ def some_label_is_scored(labels: Iterable[Sequence[int]]) -> str | None:
     if total and not masked:
         return None
     if len(masked) == total:
-        return f"all labels of all {total} rows are masked, so the loss would be 0; check which tokens are to be learnt"
+        return f"all labels of all {total} rows are masked, so the loss would be 0; check which tokens are to be learned"
     return f"{len(masked)} of {total} rows, first row {masked[0]}, have no label that is scored; leave them out"
 
 

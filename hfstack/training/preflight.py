@@ -47,7 +47,7 @@ def checked(
         classes: labels of tokens are 0 .. classes - 1.
 
     Raises:
-        DataError: naming every fault.
+        DataError: naming every problem.
     """
     model: Any = trainer.model
     train: Any = trainer.train_dataset

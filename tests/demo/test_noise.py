@@ -65,9 +65,10 @@ def test_mojibake_can_be_mended():
     for row in rows_with("mojibake"):
         index = int(row["id"].removeprefix("demo-"))
         assert any(mark in row["text"] for mark in ("â€", "Ã"))
-        mended = ftfy.fix_text(row["text"])  # which also straightens the quotes
+        repaired = ftfy.fix_text(row["text"])  # which also straightens the quotes
         assert (
-            mended.replace(" — ", ", ").replace("é", "e").replace("Á", "A") == story(2, index).text
+            repaired.replace(" — ", ", ").replace("é", "e").replace("Á", "A")
+            == story(2, index).text
         )
 
 
@@ -98,7 +99,7 @@ def test_a_perfect_and_a_lazy_cleaner_are_told_apart():
     assert perfect["recall"] == perfect["precision"] == perfect["kept_good"] == 1
     lazy = score_cleaning(ROWS, set(BY_ID))
     assert (lazy["recall"], lazy["kept_good"]) == (0, 1)
-    assert "recall_html" not in lazy, "a row to be mended is not to be dropped"
+    assert "recall_html" not in lazy, "a row to be repaired is not to be dropped"
     harsh = score_cleaning(ROWS, set())
     assert (harsh["recall"], harsh["kept_good"]) == (1, 0)
     assert harsh["precision"] < 0.2

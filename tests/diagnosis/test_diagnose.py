@@ -155,7 +155,7 @@ def test_a_sound_chain_has_no_fault() -> None:
     assert all(finding.verdict == "ok" for finding in findings), [
         f for f in findings if f.verdict != "ok"
     ]
-    assert in_words(findings) == "No fault found in sft, preferences, reward model, policy."
+    assert in_words(findings) == "No problem found in sft, preferences, reward model, policy."
     assert len({(finding.link, finding.check) for finding in findings}) > 20
 
 
@@ -381,7 +381,7 @@ def test_nothing_is_known_of_nothing() -> None:
     findings = diagnose([])
     assert {finding.verdict for finding in findings} == {"unknown"}
     assert in_words(findings) == (
-        "No fault found in anything. Nothing is known about: sft, preferences, reward model, "
+        "No problem found in anything. Nothing is known about: sft, preferences, reward model, "
         "policy."
     )
     assert {finding.link for finding in findings} == set(LINKS)

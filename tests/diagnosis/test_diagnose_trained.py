@@ -169,7 +169,7 @@ def test_a_start_that_does_not_end_its_answers(
 
 
 def test_reward_models(toy: Path) -> None:
-    """One that learnt what counts, one that learnt nothing, and one that learnt length."""
+    """One that learned what counts, one that learned nothing, and one that learned length."""
     sound = reward_run(
         toy, taught=[pair for seed in range(6) for pair in pairs(longer_wins=False, seed=seed)]
     )

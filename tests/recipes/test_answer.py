@@ -186,8 +186,8 @@ def test_an_answer_that_is_not_in_its_context_is_named_by_file_and_line(
         match=r"bad\.jsonl line 7: the answer 'small' is not in its context at character 3",
     ) as e:
         answer(datasets=path, eval_fraction=0)
-    assert "--bad_answers skip or mend" in str(e.value) and "\n" not in str(e.value)
-    for way, left in (("skip", 10), ("mend", 11)):
+    assert "--bad_answers skip or repair" in str(e.value) and "\n" not in str(e.value)
+    for way, left in (("skip", 10), ("repair", 11), ("mend", 11)):
         metrics = answer(datasets=path, bad_answers=way, eval_fraction=0, output_dir=tmp_path / way)
         assert metrics["train_questions"] == left
 

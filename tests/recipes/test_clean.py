@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hfstack.demo.noise import DROPPED, MENDED, noisy_corpus, score_cleaning
+from hfstack.demo.noise import DROPPED, REPAIRED, noisy_corpus, score_cleaning
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.record import read_run
 
@@ -112,7 +112,7 @@ def test_from_its_yaml(
 
 
 def test_finds_planted_faults(run_recipe: Recipe, tmp_path: Path) -> None:
-    """On stories with known faults: what should go goes, what should be mended changes, and no good
+    """On stories with known faults: what should go goes, what should be repaired changes, and no good
     story is lost.
     """
     rows = list(noisy_corpus(0, 1500, share=0.3))
@@ -128,7 +128,7 @@ def test_finds_planted_faults(run_recipe: Recipe, tmp_path: Path) -> None:
     same = [
         row["planted"]
         for row in rows
-        if row["planted"] in MENDED and kept[row["id"]] == row["text"]
+        if row["planted"] in REPAIRED and kept[row["id"]] == row["text"]
     ]
     assert len(same) <= 5, f"faults left as they were: {same}"  # addresses of private networks
 

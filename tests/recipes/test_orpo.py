@@ -1,4 +1,4 @@
-"""The ORPO recipe end to end on a tiny model: preferences are learnt without a reference, and long
+"""The ORPO recipe end to end on a tiny model: preferences are learned without a reference, and long
 prompts go.
 """
 

@@ -175,7 +175,7 @@ def test_label_noise_lowers_the_accuracy_as_seen(
         "three labels in ten are wrong, so no more than seven in ten can be met"
     )
     assert clean[0.3] > seen[0.3] + 0.1, (
-        "the model has learnt through the noise: it is the labels that are wrong"
+        "the model has learned through the noise: it is the labels that are wrong"
     )
     assert seen[0.5] < 0.65, "labels by a coin teach nothing"
 

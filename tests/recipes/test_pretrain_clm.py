@@ -82,7 +82,7 @@ def test_trains_evaluates_and_saves(pretrain, inputs: Path, tmp_path: Path) -> N
     metrics = pretrain(max_steps=12, eval_steps=6, save_steps=6)
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.metrics == metrics
-    # it has learnt something: a uniform guess is ln 300
+    # it has learned something: a uniform guess is ln 300
     assert metrics["eval_loss"] < math.log(300) - 0.5
     assert metrics["perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     assert (

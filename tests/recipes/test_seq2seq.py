@@ -1,4 +1,4 @@
-"""Translation end to end on tiny models: what is learnt is what predict writes, resumes, adapters,
+"""Translation end to end on tiny models: what is learned is what predict writes, resumes, adapters,
 and bad input.
 """
 
@@ -218,7 +218,7 @@ def test_several_references_parts_of_mappings_and_smoothed_labels(seq2seq, tmp_p
     record = read_run(tmp_path / "out")
     found = lines(tmp_path / "out" / "predictions.jsonl")
     assert {len(row["references"]) for row in found} == {1, 2} and len(found) == 10
-    assert metrics["train_rows"] > 10, "each target is learnt"
+    assert metrics["train_rows"] > 10, "each target is learned"
     assert metrics["baseline_lead_rouge1"] != metrics["baseline_copy_rouge1"]
     assert (
         "nrefs:var" in next(row for row in record.tables["scores"]["rows"] if row[0] == "chrf")[-1]

@@ -130,7 +130,7 @@ def test_trains_answers_and_saves(sft, tmp_path: Path) -> None:
     )
     record = read_run(tmp_path / "out")
     assert record.status == "finished" and record.metrics == metrics
-    # it has learnt "The fox."; a uniform guess is ln 304
+    # it has learned "The fox."; a uniform guess is ln 304
     assert metrics["held_out_loss"] < 1.5 < math.log(304)
     assert metrics["held_out_perplexity"] == pytest.approx(math.exp(metrics["held_out_loss"]))
     assert metrics["eval_loss"] == pytest.approx(metrics["held_out_loss"], rel=0.05)
@@ -184,7 +184,9 @@ def test_every_form_of_the_same_rows_is_the_same_data(sft, inputs: Path, tmp_pat
     first = sft(**common, output_dir=tmp_path / "a")
     for name, flags in {
         "messages": {"datasets": inputs / "messages.jsonl"},
-        "unmarked": {"assistant_only_loss": "false"},  # the completion alone is learnt all the same
+        "unmarked": {
+            "assistant_only_loss": "false"
+        },  # the completion alone is learned all the same
         "packed": {"packing": "true", "per_device_train_batch_size": 40},
     }.items():
         metrics = sft(**{**common, **flags}, output_dir=tmp_path / name)
@@ -362,7 +364,7 @@ def test_rows_that_cannot_be_learnt_from(sft, tmp_path: Path, rows, message: str
     data = write(tmp_path / "rows.jsonl", bad_rows(rows))
     with pytest.raises(
         DataError,
-        match=f"1 of 13 train rows cannot be learnt from: row 13 .*: {message}.*on_bad_row skip",
+        match=f"1 of 13 train rows cannot be learned from: row 13 .*: {message}.*on_bad_row skip",
     ):
         sft(datasets=data, eval_fraction=0, output_dir=tmp_path / "a")
     assert read_run(tmp_path / "a").status == "failed"

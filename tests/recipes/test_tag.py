@@ -137,7 +137,7 @@ def test_an_adapter_is_saved_with_its_head_and_predicts_what_it_measured(
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     tags = {tag for line in lines for tag in line["predicted"]}
     assert metrics["eval_tag_accuracy"] > 0.8 and len(tags) > 2, (
-        "it has learnt: an untrained head would show"
+        "it has learned: an untrained head would show"
     )
     found = load_tag_predictor(ModelConfig(str(out)), **load)(
         [{"tokens": line["words"]} for line in lines]

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import WandbCallback, integration_utils
 
 from hfstack.runs.record import read_run
-from hfstack.runs.trackers import Told, forget_later_steps, tracked
+from hfstack.runs.trackers import LoggedSteps, forget_later_steps, tracked
 from hfstack.training.callbacks import Throughput
 from tests.conftest import SENTENCES
 
@@ -164,33 +164,33 @@ def test_trackio_keeps_one_run_with_each_step_once(
 
 
 def test_what_was_told_is_kept_once_it_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A process that is killed takes the tracker's last seconds with it: those are told again."""
+    """A process that is killed takes the tracker's last seconds with it: those are logged again."""
     clock = [0.0]
     monkeypatch.setattr("hfstack.runs.trackers.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
-    def told(run_id: str = "abcd1234") -> Told:
-        one = Told(tmp_path / ".tracked.json", run_id)
+    def logged(run_id: str = "abcd1234") -> LoggedSteps:
+        one = LoggedSteps(tmp_path / ".tracked.json", run_id)
         one.begin()
         return one
 
-    first = told()
+    first = logged()
     for step in (1, 2, 2, 3):
         clock[0] += 15
         first.add(step, {"loss"} if step != 2 or clock[0] < 40 else {"eval_loss"})
-    killed = told()
+    killed = logged()
     assert killed.knows(1, {"loss"}) and killed.knows(2, {"loss"}) and not killed.knows(3, {"loss"})
-    assert not killed.knows(2, {"eval_loss"}), "it was told 15 s before the kill"
+    assert not killed.knows(2, {"eval_loss"}), "it was logged 15 s before the kill"
     first.keep(everything=True)
-    ended = told()
+    ended = logged()
     assert (
         ended.knows(2, {"eval_loss"})
         and ended.knows(3, {"loss"})
         and not ended.knows(3, {"eval_loss"})
     )
-    assert not told("another1").knows(1, {"loss"}) and not first.knows(1, {"loss"})
+    assert not logged("another1").knows(1, {"loss"}) and not first.knows(1, {"loss"})
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["wandb"])
     forget_later_steps(args, 2, changed=True)
-    assert not told().knows(1, {"loss"}), "other settings give other numbers"
+    assert not logged().knows(1, {"loss"}), "other settings give other numbers"
 
 
 def test_a_run_inside_another_is_tracked_as_its_own(

@@ -126,7 +126,7 @@ class NearDuplicates:
     choose: two texts are alike when all rows of any band agree. At the default threshold, 12 bands
     of 10 rows, texts of similarity 0.5, 0.7, 0.8 and 0.9 are dropped with probability 0.01, 0.29,
     0.74 and 0.99. Of every band only a 64-bit hash is kept, because MinHashLSH also keeps keys and
-    buckets, 16 times the memory, and tells nothing that is needed here.
+    buckets, 16 times the memory, for nothing that is needed here.
 
     Args:
         threshold: similarity in (0, 1] from which on a document is a near duplicate.
@@ -150,7 +150,7 @@ class NearDuplicates:
             bands = MinHashLSH(threshold=threshold, num_perm=permutations, weights=_ERROR_WEIGHTS)
         except ValueError as error:
             raise ConfigError(
-                f"minhash_permutations {permutations} cannot tell similarity {threshold}: {error}"
+                f"minhash_permutations {permutations} cannot resolve similarity {threshold}: {error}"
             ) from None
 
         self.bands, self.rows = bands.b, bands.r

@@ -14,7 +14,7 @@ from ftfy import TextFixerConfig, fix_encoding
 from ftfy.badness import is_bad
 from ftfy.fixes import fix_surrogates, remove_terminal_escapes
 
-# Text in one encoding read as another is mended line by line, and nothing else of ftfy is used: its
+# Text in one encoding read as another is repaired line by line, and nothing else of ftfy is used: its
 # other repairs turn the full-width commas and curly quotes of Chinese into ASCII.
 _REPAIR = TextFixerConfig(unescape_html=False, normalization=None, explain=False)
 # Mojibake needs two neighbours, or a capital A with an accent before a space, out of what
@@ -100,9 +100,9 @@ def normalise(
         strip_boilerplate: also apply `remove_boilerplate`.
     """
     changes = set()
-    if (mended := mend_encoding(text)) != text:
+    if (repaired := repair_encoding(text)) != text:
         changes.add("mojibake")
-    if (plain := _uniform_characters(mended)) != mended:
+    if (plain := _uniform_characters(repaired)) != repaired:
         changes.add("characters")
 
     bare = remove_markup(plain) if strip_markup else plain
@@ -119,7 +119,7 @@ def normalise(
     return Normalised(tidy, frozenset(changes))
 
 
-def mend_encoding(text: str) -> str:
+def repair_encoding(text: str) -> str:
     """Repair mojibake such as `schÃ¶n` -> `schön`.
 
     UTF-8 that was read in a single-byte encoding, once or several times.
@@ -272,7 +272,7 @@ def _remove_markup(text: str) -> str:
 
 
 def _resolve_entities(text: str) -> str:
-    """Replace `&amp;` and its kin, also when escaped several times.
+    """Replace `&amp;` and similar entities, also when escaped several times.
 
     `AT&T` and `?a=1&copy=2` stay.
     """

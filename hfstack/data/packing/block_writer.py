@@ -168,7 +168,7 @@ class BlockWriter:
     def _without_empty(
         self, documents: list[str], ids: np.ndarray, lengths: np.ndarray, byte_counts: list[int]
     ) -> tuple[list[str], np.ndarray, np.ndarray, list[int]]:
-        """Leave out documents that came to nothing but their eos; only white space may."""
+        """Leave out documents that are nothing but their eos; only white space may."""
         for index in np.flatnonzero(lengths == 1):
             if documents[index].strip():
                 raise DataError(

@@ -71,7 +71,7 @@ class PackedBlocks(torch.utils.data.Dataset):
         Args:
             folder: what `pack` wrote.
             isolate_documents: add `position_ids` that restart after each eos.
-            masked_token_ids: tokens that are read but not learnt (label -100).
+            masked_token_ids: tokens that are read but not learned (label -100).
 
         Raises:
             DataError: the folder is incomplete.
@@ -223,7 +223,7 @@ def pack(
             file).
         drop_last: drop the tokens after the last full block; otherwise the last block is padded and
             its labels masked.
-        masked_token_ids: tokens that are read but not learnt (label -100).
+        masked_token_ids: tokens that are read but not learned (label -100).
 
     Raises:
         ConfigError: `block_size` is below 2, or `cache_dir` cannot be written, or its disk is full.

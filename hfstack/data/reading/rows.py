@@ -187,7 +187,7 @@ def _rejecter(
                 if path != first_file
                 else ""
             )
-            hint = f"mend it, or leave it out with --on_bad_row skip{other}"
+            hint = f"fix it, or leave it out with --on_bad_row skip{other}"
             raise DataError(f"{path} {unit} {line}: {bad.detail}; {hint}")
 
         report.bad_rows[bad.reason] = report.bad_rows.get(bad.reason, 0) + 1

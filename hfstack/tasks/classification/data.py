@@ -79,7 +79,7 @@ def load_labelled(
 
     Raises:
         ConfigError: a column does not fit, or streaming was asked for.
-        DataError: rows are missing, or their labels cannot be learnt.
+        DataError: rows are missing, or their labels cannot be learned.
     """
     if data_args.streaming:
         raise ConfigError(

@@ -91,7 +91,7 @@ def load_classifier(
 ) -> PreTrainedModel:
     """Return a model with one output a label, to be trained.
 
-    A head that the checkpoint lacks is drawn anew.
+    A head that the checkpoint lacks is newly initialised.
 
     Args:
         attention_dropout: dropout of attention weights while training; None keeps the model's.

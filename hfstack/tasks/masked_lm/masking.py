@@ -356,8 +356,8 @@ def _blocks_with_words(
     return tokens.reshape(whole, size), begins.reshape(whole, size)
 
 
-class HideAnew(TrainerCallback):
-    """Tell the blocks which epoch it is, on which their masks depend.
+class SetMaskingEpoch(TrainerCallback):
+    """Set the epoch of the blocks, on which their masks depend.
 
     A resumed run finds the masks it left.
 

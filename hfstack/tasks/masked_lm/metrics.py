@@ -67,7 +67,7 @@ def baseline_metrics(
 
     Where a token was replaced by the mask, each is as likely as it is frequent. Of those that were
     not, half stayed as they are, so the visible token is the first choice there: a model that has
-    learnt only these two things stays at these numbers, whatever its loss fell from.
+    learned only these two things stays at these numbers, whatever its loss fell from.
 
     Args:
         train: its first blocks are counted, each token once more than it is there.

@@ -132,7 +132,7 @@ def training_flops_per_token(
 def check_masked_model(model: PreTrainedModel, *, block_size: int, isolate_documents: bool) -> None:
     """Refuse a block that the model cannot read, or isolation that attention ignores.
 
-    RoBERTa and its kin number positions from the pad token's id on, so their context is shorter
+    RoBERTa and its relatives number positions from the pad token's id on, so their context is shorter
     than their table.
 
     Raises:

@@ -61,7 +61,7 @@ def check_preferences(
     Raises:
         ConfigError: `max_length` is more than the model reads, or conversations meet a tokenizer
             without a template.
-        DataError: a check has found a fault.
+        DataError: a check has found a problem.
     """
     longest = context_length(model.config)
     if longest is not None and (max_length is None or max_length > longest):
@@ -78,7 +78,7 @@ def check_preferences(
         )
 
     embedding_rows = len(torch.as_tensor(model.get_input_embeddings().weight))
-    faults: dict[str, str | None] = {
+    problems: dict[str, str | None] = {
         "pad is not eos": checks.pad_is_not_eos(tokenizer, end_token_ids(model, tokenizer)),
         "embedding covers the tokenizer": checks.embedding_covers_tokenizer(
             embedding_rows, tokenizer
@@ -90,21 +90,21 @@ def check_preferences(
         lengths = (len(prompt_ids(tokenizer, prompt)) for prompt in prompts)
 
         if max_length is not None and on_bad_row == "fail":
-            faults[f"{name} prompts fit"] = checks.prompts_fit_context(lengths, max_length)
+            problems[f"{name} prompts fit"] = checks.prompts_fit_context(lengths, max_length)
         tokens = (prompt_ids(tokenizer, prompt)[:2] for prompt in prompts)
-        faults[f"{name} has no double bos"] = checks.no_double_bos(
+        problems[f"{name} has no double bos"] = checks.no_double_bos(
             tokens, cast(int | None, tokenizer.bos_token_id)
         )
 
         if "chosen" in split.column_names:
             answers: Any = (map(answer_text, split[side][:]) for side in ("chosen", "rejected"))
-            faults[f"{name} answers differ"] = checks.chosen_differs_from_rejected(*answers)
+            problems[f"{name} answers differ"] = checks.chosen_differs_from_rejected(*answers)
 
     if "eval" in rows:
         texts: Any = (map(answer_text, rows[name]["prompt"][:]) for name in ("train", "eval"))
-        faults["no prompt in train and eval"] = checks.train_and_eval_are_disjoint(*texts)
+        problems["no prompt in train and eval"] = checks.train_and_eval_are_disjoint(*texts)
 
-    checks.preflight(faults)
+    checks.preflight(problems)
 
 
 def fitting_prompts(
@@ -158,26 +158,26 @@ def check_reward_pairs(
             was a reward model.
 
     Raises:
-        DataError: a check has found a fault.
+        DataError: a check has found a problem.
     """
     bos = cast(int | None, tokenizer.bos_token_id)
-    faults: dict[str, str | None] = {}
+    problems: dict[str, str | None] = {}
 
     for name, split in encoded.items():
         chosen, rejected = split["chosen_ids"][:], split["rejected_ids"][:]
-        faults[f"{name} has no double bos"] = checks.no_double_bos([*chosen, *rejected], bos)
-        faults[f"{name} answers differ"] = checks.chosen_differs_from_rejected(chosen, rejected)
+        problems[f"{name} has no double bos"] = checks.no_double_bos([*chosen, *rejected], bos)
+        problems[f"{name} answers differ"] = checks.chosen_differs_from_rejected(chosen, rejected)
 
     if "eval" in rows:
         texts: Any = (map(answer_text, rows[name]["prompt"][:]) for name in ("train", "eval"))
-        faults["no prompt in train and eval"] = checks.train_and_eval_are_disjoint(*texts)
+        problems["no prompt in train and eval"] = checks.train_and_eval_are_disjoint(*texts)
 
     if new_modules:
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         heads = {module.rpartition(".")[2] for module in new_modules}
-        faults["the head is trained and saved"] = checks.head_is_saved(trained, heads)
+        problems["the head is trained and saved"] = checks.head_is_saved(trained, heads)
 
-    checks.preflight(faults)
+    checks.preflight(problems)
 
 
 def prompts_to_show(

@@ -28,7 +28,7 @@ from hfstack.tasks.preferences.rows import (
     PreferenceCounts,
     Text,
     answer_text,
-    fault_of_answer,
+    problem_of_answer,
     kind_of,
     normal,
     pair_texts,
@@ -142,7 +142,7 @@ def to_pairs(
 
     Args:
         counts: filled with what was counted.
-        bad: receives {"row", "fault"} of rows that cannot be used; without it the first one is an
+        bad: receives {"row", "problem"} of rows that cannot be used; without it the first one is an
             error.
 
     Raises:
@@ -156,15 +156,15 @@ def to_pairs(
         for number, row in enumerate(rows, 1):
             counts.rows += 1
             prompt, chosen, rejected = pair_texts(row, args)
-            fault = fault_of_answer(chosen, args.chosen_column) or fault_of_answer(
+            problem = problem_of_answer(chosen, args.chosen_column) or problem_of_answer(
                 rejected, args.rejected_column
             )
 
-            fault = fault or (f"{args.prompt_column} is null" if prompt is None else None)
-            if fault is None and answer_text(chosen) == answer_text(rejected):
-                fault = f"{args.chosen_column} and {args.rejected_column} are the same: {answer_text(chosen)[:60]!r}"
+            problem = problem or (f"{args.prompt_column} is null" if prompt is None else None)
+            if problem is None and answer_text(chosen) == answer_text(rejected):
+                problem = f"{args.chosen_column} and {args.rejected_column} are the same: {answer_text(chosen)[:60]!r}"
 
-            if not refused(number, row, fault, counts, bad):
+            if not refused(number, row, problem, counts, bad):
                 assert prompt is not None
                 pairs[_pack(normal(prompt, chosen, rejected, args))] += 1
     else:
@@ -386,7 +386,7 @@ def _report(
 
     if bad:
         logger.warning(
-            "%s: left out %d rows, the first because %s", name, len(bad), bad[0]["fault"]
+            "%s: left out %d rows, the first because %s", name, len(bad), bad[0]["problem"]
         )
 
     if bad and quarantine_file is not None:

@@ -106,7 +106,7 @@ def encode_pairs(
 
         if length <= max_length or overlong == "cut":
             chosen, rejected = (shorten(*each, max_length=max_length) for each in encoded)
-            # they differed only in what was cut, or in what the tokenizer does not tell apart
+            # they differed only in what was truncated, or in what is one token to the tokenizer
             if chosen == rejected:
                 equal += 1
                 continue

@@ -79,9 +79,9 @@ def reward_metrics(
     Args:
         chosen, rejected: rewards of the answers, one of each for a pair.
         chosen_lengths, rejected_lengths: lengths of the answers, in any unit.
-        prompts: what tells the prompts apart, for the interval; by default every pair has its own.
+        prompts: an id of each pair's prompt, for the interval; by default every pair has its own.
         shorter_wins: the rule of length that the train pairs suggest, which the reward model must
-            beat: where their chosen answers are mostly the shorter ones, a model that has learnt
+            beat: where their chosen answers are mostly the shorter ones, a model that has learned
             length alone prefers the shorter.
     """
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]

@@ -35,7 +35,7 @@ def load_reward_model(
     """Load a model of one reward from a checkpoint, an architecture or a LoRA adapter.
 
     Of a checkpoint that is no reward model yet, such as a language model, the transformer is kept
-    and the head is drawn anew (seed it first).
+    and the head is newly initialised (seed it first).
 
     Args:
         tokenizer: its vocabulary must fit the embedding; its pad token is what the model takes as

@@ -1,6 +1,6 @@
 """Read one row of a preference file: its kind, its answers, and what is wrong.
 
-Rows come in kinds, told apart by their columns:
+Rows come in kinds, recognised by their columns:
 
     pairs      prompt, chosen, rejected; without a prompt when both answers are conversations with
     the same beginning ratings    prompt, completion, rating; several rows of one prompt make pairs,
@@ -127,7 +127,7 @@ def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
 def kind_of(
     rows: Iterable[Any], args: PreferenceArgs, *, first_choice: str = "pairs"
 ) -> tuple[str, Iterator[Any]]:
-    """Tell the kind of the rows by their columns, `first_choice` where several fit.
+    """Return the kind of the rows by their columns, `first_choice` where several fit.
 
     Return it and the rows.
 
@@ -239,7 +239,7 @@ def turns_of(value: Text, role: str) -> list[dict[str, Any]]:
     )
 
 
-def fault_of_answer(value: Any, column: str) -> str | None:
+def problem_of_answer(value: Any, column: str) -> str | None:
     """What is wrong with an answer (or a prompt that must not be empty), or None."""
     if not isinstance(value, str | list):
         return f"{column} must be text or a conversation, got {'null' if value is None else type(value).__name__}"
@@ -249,21 +249,21 @@ def fault_of_answer(value: Any, column: str) -> str | None:
 def refused(
     number: int,
     row: Any,
-    fault: str | None,
+    problem: str | None,
     counts: PreferenceCounts,
     bad: list[dict[str, Any]] | None,
 ) -> bool:
-    """Whether a row has a fault; raise it when bad rows are not collected."""
-    if fault is None:
+    """Whether a row has a problem; raise it when bad rows are not collected."""
+    if problem is None:
         return False
 
     if bad is None:
         raise DataError(
-            f"preference row {number}: {fault}; mend or remove it, or set --on_bad_row skip"
+            f"preference row {number}: {problem}; fix or remove it, or set --on_bad_row skip"
         )
 
     counts.bad_rows += 1
-    bad.append({"row": dict(row), "fault": fault})
+    bad.append({"row": dict(row), "problem": problem})
     return True
 
 
@@ -280,18 +280,18 @@ def scored_by_prompt(
         counts.rows += 1
         prompt = row[args.prompt_column]
         answers, scores = _answers_and_scores(kind, row, args)
-        fault = fault_of_answer(prompt, args.prompt_column) if prompt != "" else None
+        problem = problem_of_answer(prompt, args.prompt_column) if prompt != "" else None
         column = args.completions_column if len(answers) != 1 else args.completion_column
 
         if len(answers) != len(scores):
-            fault = f"{len(answers)} {args.completions_column} but {len(scores)} scores"
+            problem = f"{len(answers)} {args.completions_column} but {len(scores)} scores"
 
         for answer, score in zip(answers, scores, strict=False):
-            fault = fault or fault_of_answer(answer, column)
-            if fault is None and not isinstance(score, int | float):
-                fault = f"a score must be a number (or true, false), got {score!r}"
+            problem = problem or problem_of_answer(answer, column)
+            if problem is None and not isinstance(score, int | float):
+                problem = f"a score must be a number (or true, false), got {score!r}"
 
-        if refused(number, row, fault, counts, bad):
+        if refused(number, row, problem, counts, bad):
             continue
         plain = isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers)
         if args.conversational or not plain:

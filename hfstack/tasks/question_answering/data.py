@@ -24,7 +24,7 @@ from hfstack.tokens.text_rows import pad_rows
 
 logger = get_logger(__name__)
 
-BadAnswers = Literal["fail", "skip", "mend"]
+BadAnswers = Literal["fail", "skip", "repair", "mend"]
 _LONGEST_QUESTION = 64  # tokens, as in the original SQuAD scripts
 
 
@@ -87,7 +87,7 @@ def read_questions(
     Args:
         columns: of the question, the context and the answers: `{"text": [...], "answer_start":
             [...]}` as in SQuAD, a list of such pairs, or nothing where there is no answer.
-        bad_answers: an answer that is not where its row says: fail, skip the row, or mend it (the
+        bad_answers: an answer that is not where its row says: fail, skip the row, or repair it (the
             nearest place in the context where it is; without one the row is skipped).
         sources: where the rows come from, so that a bad one can be named by file and line.
 
@@ -110,7 +110,7 @@ def read_questions(
             )
 
     question_column, context_column, answers_column = columns
-    questions, mended, skipped = [], 0, 0
+    questions, repaired, skipped = [], 0, 0
 
     for number, row in enumerate(cast(Any, rows), 1):
         for column in (question_column, context_column):
@@ -121,12 +121,12 @@ def read_questions(
                 )
 
         context = row[context_column]
-        answers, moved, fault = _checked_answers(
-            context, _pairs(row[answers_column]), mend=bad_answers == "mend"
+        answers, moved, problem = _checked_answers(
+            context, _pairs(row[answers_column]), repair=bad_answers in ("repair", "mend")
         )
-        mended += moved
+        repaired += moved
 
-        if fault is None:
+        if problem is None:
             questions.append(
                 Question(
                     str(row.get("id", f"{name}-{number}")), row[question_column], context, answers
@@ -134,15 +134,15 @@ def read_questions(
             )
         elif bad_answers == "fail":
             place = _place(row, columns, sources, name, number)
-            raise DataError(f"{place}: {fault}; mend the row, or --bad_answers skip or mend")
+            raise DataError(f"{place}: {problem}; fix the row, or --bad_answers skip or repair")
         else:
             skipped += 1
 
-    if mended or skipped:
+    if repaired or skipped:
         logger.warning(
-            "%s: %d answers were not where their rows said and are mended, %d of %d rows left out",
+            "%s: %d answers were not where their rows said and are repaired, %d of %d rows left out",
             name,
-            mended,
+            repaired,
             skipped,
             len(rows),
         )
@@ -153,7 +153,7 @@ def read_questions(
 
 
 def _checked_answers(
-    context: str, pairs: Sequence[tuple[str, int | None]], *, mend: bool
+    context: str, pairs: Sequence[tuple[str, int | None]], *, repair: bool
 ) -> tuple[list[tuple[str, int]], int, str | None]:
     """Return a row's answers, how many had to be moved, and what is wrong, or None."""
     answers: list[tuple[str, int]] = []
@@ -164,7 +164,7 @@ def _checked_answers(
             answers.append((text, begin))
             continue
 
-        nearest = _nearest(context, text, begin) if mend and text else None
+        nearest = _nearest(context, text, begin) if repair and text else None
         if nearest is None:
             there = (
                 ""

@@ -143,7 +143,7 @@ def encode_pairs(
         lengths: most tokens of a source and of a target, the end included.
         ends: tokens that end a text; the first is put where the tokenizer puts none.
         prefix: put in front of each source, such as "translate English to German: ".
-        held_out: the rows are to be written anew: one for each pair, its first target as the label,
+        held_out: the rows become new ones: one for each pair, its first target as the label,
             longest source first, so that a batch holds sources of about one length. Otherwise one
             row for each target.
 

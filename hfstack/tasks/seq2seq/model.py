@@ -45,7 +45,7 @@ _UNSET_LENGTH = 10**9  # tokenizers without a limit say 1e30
 def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return an encoder-decoder to be trained.
 
-    From a config.json the weights are drawn anew (seed them first), with the tokenizer's
+    From a config.json the weights are newly initialised (seed them first), with the tokenizer's
     vocabulary; the decoder begins with the padding token, as T5's and Marian's do, and ends with
     the tokenizer's end, or separator, token.
 

@@ -2,7 +2,7 @@
 
 Conversations, prompt + completion, or plain text.
 
-Rows come out with `input_ids` and `labels` (-100 where nothing is learnt), packed or not; TRL's
+Rows come out with `input_ids` and `labels` (-100 where nothing is learned), packed or not; TRL's
 SFTTrainer takes them as they are. Packing is best-fit decreasing (Ding et al. 2024,
 arXiv:2404.10830): no document is cut to fill a row.
 
@@ -218,7 +218,7 @@ def encode_split(
     """
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        ids, labels, fault = encode_row(
+        ids, labels, problem = encode_row(
             row, tokenizer, assistant_only=assistant_only, completion_only=completion_only
         )
         length = len(ids)
@@ -226,14 +226,14 @@ def encode_split(
         first = next(
             (index for index, label in enumerate(labels) if label != IGNORED_LABEL), length
         )
-        if fault is None and max_length is not None and first >= max_length:
-            fault = f"prompt too long: {first} tokens leave none of --max_length {max_length} for the answer"
+        if problem is None and max_length is not None and first >= max_length:
+            problem = f"prompt too long: {first} tokens leave none of --max_length {max_length} for the answer"
 
         kept = max_length if cut else None
         return {
             "input_ids": ids[:kept],
             "labels": labels[:kept],
-            "fault": fault or "",
+            "problem": problem or "",
             "length": length,
         }
 
@@ -245,16 +245,16 @@ def encode_split(
         load_from_cache_file=False,
     )
 
-    faults: list[str] = encoded["fault"][:]
-    bad = [index for index, fault in enumerate(faults) if fault]
+    problems: list[str] = encoded["problem"][:]
+    bad = [index for index, problem in enumerate(problems) if problem]
     if bad:
-        _tell_faults(rows, faults, bad, name=name, on_bad_row=on_bad_row)
-        encoded = encoded.select([index for index, fault in enumerate(faults) if not fault])
+        _report_problems(rows, problems, bad, name=name, on_bad_row=on_bad_row)
+        encoded = encoded.select([index for index, problem in enumerate(problems) if not problem])
 
     if not len(encoded):
         raise DataError(f"no {name} row is left of {len(rows)}")
     if max_length is not None and cut:
-        _tell_cut(encoded["length"][:], name=name, max_length=max_length)
+        _report_truncated(encoded["length"][:], name=name, max_length=max_length)
     return encoded.select_columns(["input_ids", "labels"])
 
 
@@ -265,9 +265,9 @@ def encode_row(
     assistant_only: bool,
     completion_only: bool,
 ) -> tuple[list[int], list[int], str | None]:
-    """Return (ids, labels, fault) of one normalised row.
+    """Return (ids, labels, problem) of one normalised row.
 
-    The fault is None when it can be learnt from.
+    The problem is None when it can be learned from.
     """
     if "messages" in row:
         return _encode_conversation(row, tokenizer, assistant_only, completion_only)
@@ -285,8 +285,8 @@ def encode_row(
 
     ids = cast(list[int], tokenizer(text, add_special_tokens="text" in row)["input_ids"])
     ids = ids if ids[-1] == eos else [*ids, eos]
-    learnt = [IGNORED_LABEL] * len(before) if completion_only else before
-    return [*before, *ids], [*learnt, *ids], None
+    learned = [IGNORED_LABEL] * len(before) if completion_only else before
+    return [*before, *ids], [*learned, *ids], None
 
 
 def pack(rows: Dataset, *, max_length: int, strategy: str) -> Dataset:
@@ -398,7 +398,7 @@ def _encode_conversation(
     if assistant_only:
         mask: list[int] = encoded["assistant_masks"]
         labels = [
-            token if learnt else IGNORED_LABEL for token, learnt in zip(ids, mask, strict=True)
+            token if learned else IGNORED_LABEL for token, learned in zip(ids, mask, strict=True)
         ]
         if not any(mask):
             return ids, labels, "the chat template marks no assistant tokens"
@@ -453,27 +453,27 @@ def _warn_of_unread_context(rows: Dataset, columns: Columns) -> None:
                 )
 
 
-def _tell_faults(
-    rows: Dataset, faults: Sequence[str], bad: Sequence[int], *, name: str, on_bad_row: str
+def _report_problems(
+    rows: Dataset, problems: Sequence[str], bad: Sequence[int], *, name: str, on_bad_row: str
 ) -> None:
     """Refuse bad rows, or log how many are left out and why."""
     shown = "; ".join(
-        f"row {index + 1} ({_excerpt(rows[index])}): {faults[index]}"
+        f"row {index + 1} ({_excerpt(rows[index])}): {problems[index]}"
         for index in bad[:_SHOWN_FAULTS]
     )
 
     if on_bad_row == "fail":
         raise DataError(
-            f"{len(bad)} of {len(rows)} {name} rows cannot be learnt from: {shown}; "
-            "mend them, or leave them out with --on_bad_row skip"
+            f"{len(bad)} of {len(rows)} {name} rows cannot be learned from: {shown}; "
+            "fix them, or leave them out with --on_bad_row skip"
         )
 
-    reasons = Counter(faults[index].partition(":")[0] for index in bad)
+    reasons = Counter(problems[index].partition(":")[0] for index in bad)
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     logger.warning("left out %d of %d %s rows (%s); %s", len(bad), len(rows), name, counts, shown)
 
 
-def _tell_cut(lengths: Sequence[int], *, name: str, max_length: int) -> None:
+def _report_truncated(lengths: Sequence[int], *, name: str, max_length: int) -> None:
     """Log how many rows do not end where their answer ends."""
     cut = sum(length > max_length for length in lengths)
     if cut:

@@ -77,7 +77,7 @@ def use_template(
 
     Args:
         chat: the rows are conversations.
-        adapter: an adapter is trained, so that new tokens could not be learnt.
+        adapter: an adapter is trained, so that new tokens could not be learned.
 
     Raises:
         ConfigError: there is no template, its file is missing, it needs tokens that an adapter
@@ -160,10 +160,10 @@ def encode_rows(
 
     Args:
         rows: normalised rows of each split.
-        on_bad_row: `fail`, or `skip` to leave out rows that cannot be learnt from.
+        on_bad_row: `fail`, or `skip` to leave out rows that cannot be learned from.
 
     Raises:
-        DataError: a row cannot be learnt from, or a check has found a fault.
+        DataError: a row cannot be learned from, or a check has found a problem.
     """
     assistant_only = training_args.assistant_only_loss
     results: dict[str, str | None] = {}

@@ -64,7 +64,7 @@ def load_with_head(
 ) -> PreTrainedModel | PeftModel:
     """Return a model to be trained for a task.
 
-    A head that the checkpoint lacks is drawn anew.
+    A head that the checkpoint lacks is newly initialised.
 
     With --use_peft it is a LoRA adapter on the checkpoint, which trains and saves the new head too.
 
@@ -159,7 +159,7 @@ def _load_base(
     tags: list[str] | None,
     attention_dropout: float | None,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Return the model with its head, and the modules that were drawn anew."""
+    """Return the model with its head, and the modules that are newly initialised."""
     name = args.model_name_or_path or ""
     config, config_file = read_config(args, tokenizer, purpose=_PURPOSES[task])
 

@@ -169,11 +169,11 @@ def check_tags(
             f"--bad_tags is {bad_tags!r}: choose one of {', '.join(get_args(BadTags))}"
         )
 
-    known, faults, first = set(names), 0, ""
+    known, problems, first = set(names), 0, ""
     begins_and_insides = all(
         tag == "O" or tag[:2] in ("B-", "I-") for tag in names
     ) and is_entity_scheme(names)
-    mended = []
+    repaired = []
 
     for number, sentence in enumerate(sentences, 1):
         tags = list(sentence.tags)
@@ -186,30 +186,30 @@ def check_tags(
 
             before = tags[index - 1] if index else "O"
             if begins_and_insides and tag.startswith("I-") and before[2:] != tag[2:]:
-                faults += 1
+                problems += 1
                 first = first or f"{tag} after {before} at word {index + 1} of row {number}"
                 if bad_tags == "repair" and f"B-{tag[2:]}" in known:
                     tags[index] = f"B-{tag[2:]}"
 
-        mended.append(Sentence(sentence.words, tags))
+        repaired.append(Sentence(sentence.words, tags))
 
-    if faults and bad_tags == "fail":
+    if problems and bad_tags == "fail":
         raise DataError(
-            f"{name}: {faults} entities begin with I- instead of B-, first {first}; --bad_tags "
+            f"{name}: {problems} entities begin with I- instead of B-, first {first}; --bad_tags "
             "repair makes them B-, "
             "keep leaves them"
         )
 
-    if faults:
+    if problems:
         logger.warning(
             "%s: %d entities begin with I-, first %s: %sed",
             name,
-            faults,
+            problems,
             first,
             bad_tags.removesuffix("e"),
         )
 
-    return mended if bad_tags == "repair" else sentences
+    return repaired if bad_tags == "repair" else sentences
 
 
 def encode_sentences(

@@ -1,4 +1,4 @@
-"""Normalisation mends what is broken and leaves ordinary text, Chinese included, as it is."""
+"""Normalisation repairs what is broken and leaves ordinary text, Chinese included, as it is."""
 
 import gzip
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.data.cleaning.normalise import mend_encoding, normalise
+from hfstack.data.cleaning.normalise import repair_encoding, normalise
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_hostile_text_takes_linear_time(text: str) -> None:
 
 def test_mends_only_the_broken_line() -> None:
     assert (
-        mend_encoding("voilÃ  le travail\n中文“，”不变\ncafé")
+        repair_encoding("voilÃ  le travail\n中文“，”不变\ncafé")
         == "voilà le travail\n中文“，”不变\ncafé"
     )
 

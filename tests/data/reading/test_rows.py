@@ -57,7 +57,7 @@ def test_malformed_line_270000_is_named_with_its_column(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "big.jsonl", rows)
     with pytest.raises(
         DataError,
-        match=r"big\.jsonl line 270000: column 28: Expecting ',' delimiter, got 'oops\}'; mend it",
+        match=r"big\.jsonl line 270000: column 28: Expecting ',' delimiter, got 'oops\}'; fix it",
     ) as caught:
         read(path)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Rows of every form to ids and labels: what is learnt, what is refused, and how rows are packed."""
+"""Rows of every form to ids and labels: what is learned, what is refused, and how rows are packed."""
 
 import copy
 import json
@@ -54,10 +54,10 @@ def normal(row: dict[str, Any], *, as_chat: bool = True, **columns: str) -> dict
     return normalise(Dataset.from_list([row]), Columns(**columns), as_chat=as_chat)[0]
 
 
-def learnt(
+def learned(
     tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], **flags: bool
 ) -> tuple[str, str]:
-    """The whole text, and what is learnt of it."""
+    """The whole text, and what is learned of it."""
     ids, labels, fault = encode_row(
         row, tokenizer, **{"assistant_only": True, "completion_only": True} | flags
     )
@@ -70,12 +70,12 @@ def learnt(
 def test_the_assistants_turns_are_learnt_with_their_ends(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    text, answers = learnt(tokenizer, normal({"messages": TALK}))
+    text, answers = learned(tokenizer, normal({"messages": TALK}))
     assert text == "<|system|>Be brief.<|end|><|user|>Who?<|end|><|assistant|>The fox.<|end|>" + (
         "<|user|>Where?<|end|><|assistant|>Home.<|end|>"
     )
     assert answers == "The fox.<|end|>Home.<|end|>"
-    assert learnt(tokenizer, normal({"messages": TALK}), assistant_only=False) == (text, text)
+    assert learned(tokenizer, normal({"messages": TALK}), assistant_only=False) == (text, text)
     shared = [
         {
             "from": {"user": "human", "assistant": "gpt"}.get(t["role"], t["role"]),
@@ -83,7 +83,7 @@ def test_the_assistants_turns_are_learnt_with_their_ends(
         }
         for t in TALK
     ]
-    assert learnt(tokenizer, normal({"conversations": shared}, text="conversations")) == (
+    assert learned(tokenizer, normal({"conversations": shared}, text="conversations")) == (
         text,
         answers,
     )
@@ -93,15 +93,15 @@ def test_of_prompt_and_completion_the_completion_is_learnt(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     row = normal({"prompt": TALK[:4], "completion": TALK[4:]})
-    text, answers = learnt(tokenizer, row)
+    text, answers = learned(tokenizer, row)
     assert text.count("<|assistant|>") == 2 and answers == "Home.<|end|>"
-    assert learnt(tokenizer, row, assistant_only=False)[1] == "Home.<|end|>"
-    assert learnt(tokenizer, row, completion_only=False)[1] == "The fox.<|end|>Home.<|end|>"
+    assert learned(tokenizer, row, assistant_only=False)[1] == "Home.<|end|>"
+    assert learned(tokenizer, row, completion_only=False)[1] == "The fox.<|end|>Home.<|end|>"
     plain = normal({"prompt": "Who?", "completion": " The fox."}, as_chat=False)
-    assert learnt(tokenizer, plain) == ("Who? The fox.<|endoftext|>", " The fox.<|endoftext|>")
-    assert learnt(tokenizer, plain, completion_only=False)[1] == "Who? The fox.<|endoftext|>"
+    assert learned(tokenizer, plain) == ("Who? The fox.<|endoftext|>", " The fox.<|endoftext|>")
+    assert learned(tokenizer, plain, completion_only=False)[1] == "Who? The fox.<|endoftext|>"
     # one eos, not two
-    assert learnt(tokenizer, normal({"text": "Who?<|endoftext|>"}))[1] == "Who?<|endoftext|>"
+    assert learned(tokenizer, normal({"text": "Who?<|endoftext|>"}))[1] == "Who?<|endoftext|>"
 
 
 def test_columns_are_mapped_or_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -228,7 +228,7 @@ def test_the_shipped_template_marks_the_answer_and_its_eos(
 ) -> None:
     plain = copy.deepcopy(tiny_tokenizer)
     plain.chat_template = read_template("plain.jinja")
-    text, answers = learnt(plain, {"messages": json.dumps(TALK[1:3]), "prompt_turns": 0})
+    text, answers = learned(plain, {"messages": json.dumps(TALK[1:3]), "prompt_turns": 0})
     assert (
         text == "### user\nWho?\n\n### assistant\nThe fox.<|endoftext|>\n"
         and answers == "The fox.<|endoftext|>"
