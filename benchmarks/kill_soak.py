@@ -86,7 +86,8 @@ def main() -> int:
         outcomes.append(outcome)
         result = "; ".join(outcome.faults) or "weights and log equal"
         print(
-            f"{recipe:<14}{outcome.runs:>6}{outcome.kills:>7}{outcome.while_saving:>8}{outcome.torn:>6}  {result}"
+            f"{recipe:<14}{outcome.runs:>6}{outcome.kills:>7}{outcome.while_saving:>8}"
+            f"{outcome.torn:>6}  {result}"
         )
     total, torn = (
         sum(outcome.kills for outcome in outcomes),

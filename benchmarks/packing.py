@@ -104,7 +104,8 @@ def cpu_seconds() -> float:
 def same_ids(
     packed: PackedBlocks, grouped: Dataset, texts: list[str], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
-    """Compare the whole rows of ids; the stock side drops the end of each batch of 1000 documents."""
+    """Compare the whole rows of ids; the stock side drops the end of each batch of 1000
+    documents."""
     row = np.concatenate([packed[index]["input_ids"].numpy() for index in range(len(packed))])
     encoded = tokenizer(texts, verbose=False)["input_ids"]
     expected = list(chain.from_iterable([*ids, tokenizer.eos_token_id] for ids in encoded))  # type: ignore[misc]

@@ -90,7 +90,8 @@ def compare(path: Path, repeats: int) -> None:
         cpu_s = statistics.median(run["cpu_s"] for run in runs)
         peak_mib = statistics.median(run["peak_mib"] for run in runs)
         print(
-            f"{side:18}{cpu_s:8.3f}{runs[0]['rows'] / cpu_s:10.0f}{size_mb / cpu_s:8.1f}{peak_mib:10.0f}"
+            f"{side:18}{cpu_s:8.3f}{runs[0]['rows'] / cpu_s:10.0f}"
+            f"{size_mb / cpu_s:8.1f}{peak_mib:10.0f}"
         )
 
 

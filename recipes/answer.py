@@ -56,9 +56,8 @@ class AnswerArgs:
     """Column of the answers: {"text": [...], "answer_start": [...]}, empty where the text has none.
     """
     bad_answers: BadAnswers = "fail"
-    """Answers that are not in their text where the row says: fail, skip the row, or repair (take the
-    nearest place).
-    """
+    """Answers that are not in their text where the row says: fail, skip the row, or repair (take
+    the nearest place). """
     rules: Rules = "auto"
     """Exact match and F1 as the script of squad or cmrc computes them; auto looks whether the texts
     are Chinese.

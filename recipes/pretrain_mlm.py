@@ -26,9 +26,9 @@ from hfstack.runs.checkpoint_files import refuse_full_disk
 from hfstack.runs.run import Run
 from hfstack.tasks.masked_lm.fill_mask import fill_pairs
 from hfstack.tasks.masked_lm.masking import (
-    SetMaskingEpoch,
     MaskedBlocks,
     MaskUnit,
+    SetMaskingEpoch,
     masked_splits,
     use_mask_tokens,
 )

@@ -11,7 +11,8 @@ from typing import Any
 
 @dataclass
 class User:
-    """Whom a token belongs to, and what it may do: `write`, `read`, or `fineGrained` with `scopes`."""
+    """Whom a token belongs to, and what it may do: `write`, `read`, or `fineGrained` with
+    `scopes`."""
 
     name: str
     role: str = "write"

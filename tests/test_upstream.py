@@ -25,15 +25,18 @@ SOURCES = [*sorted((ROOT / "hfstack").rglob("*.py")), *sorted((ROOT / "recipes")
 # replace. A method that is gone upstream would never be called; one that is new upstream may be
 # replaced by accident. Both fail below.
 HOOKS = {
-    "transformers.TrainerCallback": "on_train_begin on_epoch_begin on_step_begin on_step_end on_log on_evaluate "
+    "transformers.TrainerCallback": "on_train_begin on_epoch_begin on_step_begin on_step_end "
+    "on_log on_evaluate "
     "on_train_end on_pre_optimizer_step on_epoch_end on_save",
     "transformers.trainer_callback.ExportableState": "state",
     "transformers.HfArgumentParser": "error",
     "transformers.PreTrainedModel": "_init_weights",
-    "transformers.Trainer": "_get_eval_sampler get_train_dataloader training_step compute_loss create_optimizer "
+    "transformers.Trainer": "_get_eval_sampler get_train_dataloader training_step compute_loss "
+    "create_optimizer "
     "evaluate log _save _load_from_checkpoint",
     "transformers.generation.GenerationMixin": "_supports_default_dynamic_cache",
-    "transformers.cache_utils.Cache": "get_seq_length get_max_length get_mask_sizes reset reorder_cache crop "
+    "transformers.cache_utils.Cache": "get_seq_length get_max_length get_mask_sizes reset "
+    "reorder_cache crop "
     "batch_select_indices batch_repeat_interleave batch_size is_initialized is_croppable "
     "is_compileable",
     "evaluate.Metric": "_info _compute",
@@ -90,7 +93,8 @@ def attribute_chains() -> list[str]:
 
 
 def resolve(name: str) -> object:
-    """The object of a dotted name; a field without a default counts as an attribute of its class."""
+    """The object of a dotted name; a field without a default counts as an attribute of its
+    class."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         try:

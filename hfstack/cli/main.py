@@ -25,15 +25,18 @@ from hfstack.shipped import ACCELERATE_CONFIGS, RECIPES, REFERENCE
 _RUN_USAGE = """\
 usage: hfstack run RECIPE [options] [the recipe's own flags]
 
-Start a recipe: a name of `hfstack list`, or the path of a recipe file. Its sibling YAML is its --config unless you
-give one. The full command is printed. Options of the launcher stand before or after the name; after `--` everything
-belongs to the recipe.
+Start a recipe: a name of `hfstack list`, or the path of a recipe file. Its sibling YAML is its
+--config unless you give one. The full command is printed. Options of the launcher go before or
+after the name; after `--` everything belongs to the recipe.
 
-  --processes N           how many processes train together (default 1): torchrun and gloo on a CPU, accelerate on GPUs
+  --processes N           processes that train together (default 1): torchrun and gloo on a CPU,
+                          accelerate on GPUs
   --accelerate NAME|PATH  a config of accelerate instead: {configs}
-  --retries N             start again up to N times after a crash or a preemption, from the last checkpoint; stops early
-                          when three starts in a row bring no new checkpoint. A mistake of yours is not tried again.
-  --log_file FILE         where the launcher's report goes (default OUTPUT_DIR.launch.log, several processes only)
+  --retries N             start again up to N times after a crash or a preemption, from the last
+                          checkpoint; stops early when three starts in a row bring no new
+                          checkpoint. A mistake of yours is not tried again.
+  --log_file FILE         where the launcher's report goes (default OUTPUT_DIR.launch.log, several
+                          processes only)
   --nodes N               how many machines; give --processes as the sum over all of them
   --node_rank R           which of them this is, 0 first
   --main_address H:P      host and free port of node 0

@@ -230,7 +230,8 @@ def _root_cause(report: str) -> tuple[int, int, str] | None:
     Its rank, exit code and local rank.
     """
     found = re.search(
-        r"Root Cause \(first observed failure\).*?rank\s*: (\d+) \(local_rank: (\d+)\).*?exitcode\s*: (-?\d+)",
+        r"Root Cause \(first observed failure\).*?"
+        r"rank\s*: (\d+) \(local_rank: (\d+)\).*?exitcode\s*: (-?\d+)",
         report,
         re.DOTALL,
     )

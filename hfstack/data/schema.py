@@ -29,7 +29,10 @@ def _messages(value: Any) -> str | None:
             )
 
         if "from" in message and "value" in message:
-            return f"message {number} has the keys 'from' and 'value'; rename them to 'role' and 'content'"
+            return (
+                f"message {number} has the keys 'from' and 'value'; rename them to 'role' and "
+                "'content'"
+            )
         if not isinstance(message.get("role"), str):
             return f"message {number}: 'role' must be text, got {_shown(message.get('role'))}"
         if not isinstance(message.get("content"), str | list) and not message.get("tool_calls"):

@@ -104,8 +104,8 @@ def carelessly(text: str, uniform: Callable[[], float]) -> str:
 
     The text has two sentences or more.
 
-    Half of such texts are as long as they were, so that length alone does not give them away beside good
-    ones.
+    Half of such texts are as long as they were, so that length alone does not give them away beside
+    good ones.
 
     Args:
         uniform: a source of numbers in [0, 1), which decide.

@@ -210,7 +210,10 @@ def _boilerplate(text: str, uniform: random.Random) -> str:
 
 def _personal_data(text: str, uniform: random.Random) -> str:
     name = uniform.choice(("mia.stone", "otto_k", "ruby77", "the.editor", "hello"))
-    number = f"({uniform.randrange(200, 990)}) {uniform.randrange(200, 990)}-{uniform.randrange(1000, 9999)}"
+    number = (
+        f"({uniform.randrange(200, 990)}) "
+        f"{uniform.randrange(200, 990)}-{uniform.randrange(1000, 9999)}"
+    )
     address = ".".join(str(uniform.randrange(1, 255)) for _ in range(4))
     tail = uniform.choice(
         (

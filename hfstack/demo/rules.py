@@ -44,7 +44,8 @@ _FUNCTION_WORDS = _NO_NOUNS | frozenset(
     "her you i we me us be been there this that could would did do all up out".split()
 )
 _PAST_TENSE = re.compile(
-    r"\b(?:\w{2,}ed|was|were|had|did|said|went|came|saw|took|gave|found|ran|lay|sat|stood|told|knew|felt|thought|held"
+    r"\b(?:\w{2,}ed|was|were|had|did|said|went|came|saw|took|gave|found|ran|lay|sat|stood"
+    r"|told|knew|felt|thought|held"
     r"|made|got|left|began|could|would|fell|wept|sang|kept|heard|hid|built|broke|brought)\b"
 )
 
@@ -65,22 +66,29 @@ TRAIT_WORDS = {
 # What a hero with the trait does: matches are evidence that the story shows what it tells.
 TRAIT_DEEDS = {
     "brave": (
-        r"deep breath|not turn back|not let fear|not run away|stepped in|marched on|right up to|faced the"
+        r"deep breath|not turn back|not let fear|not run away|stepped in|marched on"
+        r"|right up to|faced the"
         r"|heart (?:was|stayed) brave|knees|heart pounded"
     ),
     "kind": (
         r"shared?|helped|(?:stopped|hurried|rushed|ran|work) to help|let me help|comfort"
-        r"|gave (?:\w+ )?(?:\w+ )?(?:half|bigger|all|own|back)|welcome|invited|without being asked|cared"
+        r"|gave (?:\w+ )?(?:\w+ )?(?:half|bigger|all|own|back)|welcome|invited"
+        r"|without being asked|cared"
         r"|gently|felt sorry for|dried"
     ),
     "clever": r"\bidea|\bplan\b|thought (?:hard|about|fast)|and thought|noticed|worked out|riddle",
     "patient": (
-        r"not hurry|again and again|at a time|waited|gave up|give up|(?:step|inch|board|stone|bush) by|slowly"
+        r"not hurry|again and again|at a time|waited|gave up|give up|(?:step|inch|board|stone"
+        r"|bush) by|slowly"
         r"|(?:day|week) (?:after|in)"
     ),
-    "honest": r"truth|not (?:lie|cheat)|fair to lie|promise|gave my word|not mine|i did it|i broke|told no tales",
+    "honest": (
+        r"truth|not (?:lie|cheat)|fair to lie|promise|gave my word|not mine|i did it|i broke"
+        r"|told no tales"
+    ),
     "shy": (
-        r"\bhid\b|blush|not say a word|at the ground|too shy|afraid to|too small|in front of (?:his|her) face"
+        r"\bhid\b|blush|not say a word|at the ground|too shy|afraid to|too small"
+        r"|in front of (?:his|her) face"
         r"|cheeks"
     ),
     "curious": r"wonder(?:ed|ing)|to know|peek|peep|inside|asked (?:why|how)|why |question",
@@ -91,7 +99,8 @@ TRAIT_DEEDS = {
     "lazy": r"yawn|tomorrow|too tired|lay down|\bnap\b|to sleep|asleep|later|snor",
     "proud": r"boast|brag|the best|show(?:ing)? off|nose|admire",
     "careless": (
-        r"forg[eo]t|without thinking|not (?:pay|be careful|look|check|watch)|was not careful|by accident"
+        r"forg[eo]t|without thinking|not (?:pay|be careful|look|check|watch)|was not careful"
+        r"|by accident"
         r"|slipped out"
     ),
     "grumpy": r"grumbl|snapp|scowl|stamp|growl|frown|complain|slam|go away|mutter|blamed",
@@ -105,14 +114,16 @@ _TRAIT_PATTERNS = {
 }
 
 _GLAD = re.compile(
-    r"\b(?:happ\w+|glad|smil\w+|laugh(?:ed|s|ing)?(?! at)|joy\w*|hugs?|hugged|danced|sang|grinn\w+|beam\w+"
+    r"\b(?:happ\w+|glad|smil\w+|laugh(?:ed|s|ing)?(?! at)|joy\w*|hugs?|hugged|danced|sang"
+    r"|grinn\w+|beam\w+"
     r"|shining|delight\w*|cheer\w*|clapp\w+"
     r"|giggl\w+|warm inside|best of friends|best day|(?:wonderful|marvelous|delightful) day"
     r"|kissed|feast|lovely)\b",
     re.IGNORECASE,
 )
 _SORRY = re.compile(
-    r"\b(?:sad\w*|cry|cried|crying|wept|weep\w*|tears?|lonel\w+|alone|unhapp\w+|miserabl\w+|sob\w*|heavy|sorrow|died"
+    r"\b(?:sad\w*|cry|cried|crying|wept|weep\w*|tears?|lonel\w+|alone|unhapp\w+"
+    r"|miserabl\w+|sob\w*|heavy|sorrow|died"
     r"|never be the same|never happened|hung (?:his|her) head|not happy)\b",
     re.IGNORECASE,
 )

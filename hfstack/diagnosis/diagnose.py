@@ -65,7 +65,10 @@ def in_words(findings: Sequence[Finding]) -> str:
                 evidence = " ".join(f"{one.check}: {one.evidence}." for one in causes)
                 return f"{beginning} {link}. {evidence} Next: {causes[0].advice}.{unseen}"
 
-    return f"No problem found in {', '.join(link for link in LINKS if link not in blind) or 'anything'}.{unseen}"
+    return (
+        "No problem found in "
+        f"{', '.join(link for link in LINKS if link not in blind) or 'anything'}.{unseen}"
+    )
 
 
 def as_table(findings: Sequence[Finding]) -> tuple[list[str], list[list[Any]]]:

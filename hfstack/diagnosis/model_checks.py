@@ -309,7 +309,10 @@ def _accuracy(run: ChainRun) -> Finding:
         else "ok"
     )
 
-    evidence = f"{run.label}: orders {share:.3f} [{low:.3f}, {high:.3f}] of {metrics['eval_pairs']:.0f} unseen pairs rightly"
+    evidence = (
+        f"{run.label}: orders {share:.3f} [{low:.3f}, {high:.3f}] of {metrics['eval_pairs']:.0f} "
+        "unseen pairs rightly"
+    )
     detail = (
         ""
         if not chance
@@ -358,7 +361,10 @@ def _length_habit(run: ChainRun) -> list[Finding]:
         f"{correlation:+.2f}"
     )
 
-    advice = "balance the pairs by length, then train again; a policy would only learn to write longer or shorter"
+    advice = (
+        "balance the pairs by length, then train again; a policy would only learn to write "
+        "longer or shorter"
+    )
     return [
         Finding(
             "reward model",
@@ -467,7 +473,10 @@ def _length_on_policy(runs: Sequence[ChainRun]) -> list[Finding]:
         lengths = [len(answer_text(row["completion"])) for row in late]
         correlation = rank_correlation([row["reward"] for row in late], lengths)
         verdict = "warn" if abs(correlation) > _LENGTH_CORRELATION_WARN else "ok"
-        evidence = f"{run.label}: rank correlation of reward and length {correlation:+.2f} over {len(late)} late completions"
+        evidence = (
+            f"{run.label}: rank correlation of reward and length {correlation:+.2f} over "
+            f"{len(late)} late completions"
+        )
         advice = "compare at equal length (win_rate); balance the preferences by length"
         found.append(
             Finding("reward model", "length on the policy's answers", verdict, evidence, advice)

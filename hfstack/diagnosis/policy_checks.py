@@ -178,7 +178,10 @@ def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
     peak = max(values)
     verdict = by_limit(last, warn=budget, bad=_KL_FACTOR_BAD * budget)
     verdict = "warn" if verdict == "ok" and peak > _KL_FACTOR_BAD * budget else verdict
-    evidence = f"{run.label}: {last:.3g} nats an answer at the end, {peak:.3g} at most; the budget is {budget:g}"
+    evidence = (
+        f"{run.label}: {last:.3g} nats an answer at the end, {peak:.3g} at most; the budget is "
+        f"{budget:g}"
+    )
 
     if last < _KL_BELOW:
         evidence += ". A KL below 0 means that sampling and scoring disagree"
@@ -244,7 +247,10 @@ def _entropy(run: ChainRun) -> list[Finding]:
     if len(values) < _FEWEST_POINTS or values[0] <= 0:
         return []
     left = fmean(quarters(values)[-1]) / values[0]
-    evidence = f"{run.label}: entropy {values[0]:.3g} nats a token at first, {percent(left)} of it at the end"
+    evidence = (
+        f"{run.label}: entropy {values[0]:.3g} nats a token at first, {percent(left)} of it at "
+        "the end"
+    )
 
     verdict = by_limit(left, warn=_ENTROPY_WARN, bad=_ENTROPY_BAD)
     return [
@@ -263,20 +269,29 @@ def _critic(run: ChainRun) -> list[Finding]:
         return []
     values = series(run, "value/explained_variance")
     if len(values) < _FEWEST_POINTS:
-        evidence = f"{run.label} logged the explained variance {len(values)} times; {_FEWEST_POINTS} are needed"
+        evidence = (
+            f"{run.label} logged the explained variance {len(values)} times; {_FEWEST_POINTS} "
+            "are needed"
+        )
         return [Finding("policy", "critic", "unknown", evidence, "train longer")]
 
     last = fmean(quarters(values)[-1])
     losses = series(run, "loss/value")
     detail = f"; value loss {losses[0]:.3g} at first, {losses[-1]:.3g} at the end" if losses else ""
-    evidence = f"{run.label}: the critic explains {last:.2f} of the variance of the returns at the end{detail}"
+    evidence = (
+        f"{run.label}: the critic explains {last:.2f} of the variance of the returns at the "
+        f"end{detail}"
+    )
     verdict = by_limit(last, warn=_EXPLAINED_WARN, bad=_EXPLAINED_BAD)
 
     first, *_, end = quarters(values)
     difference, error = rise(first, end)
     if verdict == "bad" and last > 0 and difference > _SURE * error:
         verdict, evidence = "warn", f"{evidence}; it still rises"
-    advice = "higher --critic_learning_rate, --critic_warmup_rollouts, or start the critic from the reward model"
+    advice = (
+        "higher --critic_learning_rate, --critic_warmup_rollouts, or start the critic from the "
+        "reward model"
+    )
 
     return [Finding("policy", "critic", verdict, evidence, advice)]
 
@@ -287,7 +302,10 @@ def _drift(run: ChainRun) -> list[Finding]:
     ended, lengths = series(run, _ENDED), series(run, _LENGTH)
     if len(ended) >= _FEWEST_POINTS:
         first, *_, last = (fmean(part) for part in quarters(ended))
-        evidence = f"{run.label}: {percent(first)} of the answers ended by themselves at first, {percent(last)} at the end"
+        evidence = (
+            f"{run.label}: {percent(first)} of the answers ended by themselves at first, "
+            f"{percent(last)} at the end"
+        )
         verdict = by_limit(first - last, warn=_ENDED_FALL_WARN, bad=_ENDED_FALL_BAD)
         found.append(Finding("policy", "answers end", verdict, evidence, "--missing_eos_penalty 1"))
 
@@ -316,7 +334,10 @@ def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
         series(run, _KL),
     )
     if len(watched) < _FEWEST_POINTS or len(trained) != len(watched):
-        evidence = f"{run.label} logged {len(watched)} values of rewards/{gold}/mean; {_FEWEST_POINTS} are needed"
+        evidence = (
+            f"{run.label} logged {len(watched)} values of rewards/{gold}/mean; {_FEWEST_POINTS} "
+            "are needed"
+        )
         return [
             Finding(
                 "reward model",
@@ -356,10 +377,16 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
     if any(name not in run.metrics for name in names):
         return []
     rate, low, high = (run.metrics[name] for name in names)
-    shown = f"{run.label}: wins {rate:.3f} [{low:.3f}, {high:.3f}] of {run.metrics.get('prompts', 0):.0f} prompts"
+    shown = (
+        f"{run.label}: wins {rate:.3f} [{low:.3f}, {high:.3f}] of "
+        f"{run.metrics.get('prompts', 0):.0f} prompts"
+    )
 
     if judge := run.settings.get("reward_model"):
-        evidence = f"{shown} by the reward model {judge}, which is not a judge of what was trained against it"
+        evidence = (
+            f"{shown} by the reward model {judge}, which is not a judge of what was trained "
+            "against it"
+        )
         return [
             Finding(
                 "policy",
@@ -378,8 +405,8 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
         evidence = f"{shown}: is not different from one half"
         found.append(Finding("policy", "judge", "warn", evidence, "more prompts, or train longer"))
     elif rose:
-        # The policy did what it was asked: within the budget the problem is in what was asked, beyond
-        # it in how far.
+        # The policy did what it was asked: within the budget the problem is in what was asked,
+        # beyond it in how far.
         link: Link = "policy" if over_budget else "reward model"
         where = "beyond" if over_budget else "within"
         evidence = f"{shown}, while the reward rose, {where} the KL budget"
@@ -387,7 +414,10 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
         advice = (
             "raise the weight of the KL, or stop earlier"
             if over_budget
-            else "the reward is not what the judge wants: look at answers.jsonl, fix the preferences or the reward"
+            else (
+                "the reward is not what the judge wants: look at answers.jsonl, fix the "
+                "preferences or the reward"
+            )
         )
         found.append(Finding(link, "reward against judge", "bad", evidence, advice))
     else:

@@ -126,7 +126,10 @@ def usable_rows(
     long = [index for index, row in enumerate(encoded) if len(row["input_ids"]) > longest]
     if long:
         most = max(len(encoded[index]["input_ids"]) for index in long)
-        fact = f"{name}: {len(long)} of {len(encoded)} texts are longer than {max_length} tokens (longest {most})"
+        fact = (
+            f"{name}: {len(long)} of {len(encoded)} texts are longer than {max_length} tokens "
+            f"(longest {most})"
+        )
 
         if overlong == "fail":
             raise DataError(

@@ -1,10 +1,9 @@
 """Verify each checkpoint, and keep only as many as asked, whole ones first.
 
-The Trainer rotates and pushes before its callbacks learn that it has saved, so a good checkpoint can
-be deleted for one that turns out torn. Here the order is: remove the pickled settings, bring
+The Trainer rotates and pushes before its callbacks learn that it has saved, so a good checkpoint
+can be deleted for one that turns out torn. Here the order is: remove the pickled settings, bring
 everything to the disk, write the manifest, delete what is too old, let others push. Training waits
-for the first only; the rest runs beside the next steps.
-"""
+for the first only; the rest runs beside the next steps."""
 
 import threading
 import time

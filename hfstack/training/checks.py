@@ -125,8 +125,14 @@ def some_label_is_scored(labels: Iterable[Sequence[int]]) -> str | None:
     if total and not masked:
         return None
     if len(masked) == total:
-        return f"all labels of all {total} rows are masked, so the loss would be 0; check which tokens are to be learned"
-    return f"{len(masked)} of {total} rows, first row {masked[0]}, have no label that is scored; leave them out"
+        return (
+            f"all labels of all {total} rows are masked, so the loss would be 0; check which "
+            "tokens are to be learned"
+        )
+    return (
+        f"{len(masked)} of {total} rows, first row {masked[0]}, have no label that is scored; "
+        "leave them out"
+    )
 
 
 def embedding_covers_tokenizer(
@@ -182,7 +188,10 @@ def train_and_eval_are_disjoint(
     shared = sum(_digest(text) in held_out for text in train_texts)
     if not shared:
         return None
-    return f"{shared} train rows are also eval rows; remove them from one side, or let --eval_fraction split the rows"
+    return (
+        f"{shared} train rows are also eval rows; remove them from one side, or let "
+        "--eval_fraction split the rows"
+    )
 
 
 def prompts_fit_context(lengths: Iterable[int], limit: int) -> str | None:
@@ -235,7 +244,10 @@ def chosen_differs_from_rejected(chosen: Iterable[Any], rejected: Iterable[Any])
     ]
     if not equal:
         return None
-    return f"{len(equal)} pairs, first row {equal[0]}, have the same answer as chosen and rejected; leave them out"
+    return (
+        f"{len(equal)} pairs, first row {equal[0]}, have the same answer as chosen and rejected; "
+        "leave them out"
+    )
 
 
 def head_is_saved(saved_names: Iterable[str], head_names: Collection[str]) -> str | None:
@@ -250,7 +262,10 @@ def head_is_saved(saved_names: Iterable[str], head_names: Collection[str]) -> st
     parts = {part for name in saved_names for part in name.split(".")}
     if parts & set(head_names):
         return None
-    return f"no tensor of the head ({', '.join(head_names)}) would be saved; add it to --lora_modules_to_save"
+    return (
+        f"no tensor of the head ({', '.join(head_names)}) would be saved; add it to "
+        "--lora_modules_to_save"
+    )
 
 
 def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str | None:

@@ -292,7 +292,9 @@ def test_batch_scripts_are_bash(script: Path):
 # As on two nodes of one GPU each: every task runs the command with its own number, and srun returns
 # the worst code.
 STAND_INS = {
-    "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; echo 127.0.0.1; else echo "$@" >> requeued; fi',
+    "scontrol": (
+        'if [ "$1" = show ]; then echo 127.0.0.1; echo 127.0.0.1; else echo "$@" >> requeued; fi'
+    ),
     "srun": """while [[ "$1" == --* ]]; do shift; done
 for node in $(seq 0 $((SLURM_NNODES - 1))); do SLURM_NODEID=$node "$@" & tasks[node]=$!; done
 worst=0
@@ -303,7 +305,8 @@ exit $worst""",
 
 
 def submit(script: str, *flags: str, folder: Path, without: str = "", **environment: str) -> int:
-    """Run a batch script as Slurm would, with stand-ins for Slurm's commands; return its exit code."""
+    """Run a batch script as Slurm would, with stand-ins for Slurm's commands; return its exit
+    code."""
     (folder / "bin").mkdir(exist_ok=True)
     for name in STAND_INS.keys() - {without}:
         (folder / "bin" / name).write_text(f"#!/bin/bash\n{STAND_INS[name]}\n")

@@ -180,7 +180,10 @@ def test_a_cache_that_cannot_be_written_is_a_problem(
 
 
 def test_home_agrees_with_huggingface_hub(monkeypatch: pytest.MonkeyPatch):
-    program = "from huggingface_hub.constants import HF_HOME, HF_TOKEN_PATH; print(HF_HOME, HF_TOKEN_PATH, sep='\\n')"
+    program = (
+        "from huggingface_hub.constants import HF_HOME, HF_TOKEN_PATH; print(HF_HOME, "
+        "HF_TOKEN_PATH, sep='\\n')"
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere/cache")
     for name in ("set", "unset"):
         if name == "unset":

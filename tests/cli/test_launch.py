@@ -42,8 +42,11 @@ out = Path(flags["--output_dir"])
 def write(status):
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "run.json").write_text(json.dumps({"status": status, "world_size": os.environ.get("WORLD_SIZE"),
-            "asked": os.environ["HFSTACK_PROCESSES"], "threads": os.environ.get("OMP_NUM_THREADS")}))
+        (out / "run.json").write_text(json.dumps({
+            "status": status, "world_size": os.environ.get("WORLD_SIZE"),
+            "asked": os.environ["HFSTACK_PROCESSES"],
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+        }))
 
 def stop(number, frame):
     time.sleep(0.5)  # saving takes a while, and a second signal must not come

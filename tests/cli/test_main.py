@@ -14,7 +14,10 @@ from hfstack.cli import main as cli
 
 ROOT = Path(__file__).parent.parent.parent
 FIRST = '"""Do the first thing.\n\nMore.\n"""\n\n\ndef main(args: Args) -> dict: ...\n'
-SECOND = '"""Print what it was given."""\nimport sys\n\n\ndef main(args: dict) -> dict: ...\n\n\nprint(sys.argv[1:])\n'
+SECOND = (
+    '"""Print what it was given."""\nimport sys\n\n\n'
+    "def main(args: dict) -> dict: ...\n\n\nprint(sys.argv[1:])\n"
+)
 
 
 @pytest.fixture
@@ -75,8 +78,8 @@ def test_copy_never_overwrites_and_copies_nothing_then(
     Path("first.yaml").write_text("mine: 1\n")
     line = mistake(capfd, "copy", "first")
     assert (
-        line
-        == "hfstack: first.yaml exists and is never overwritten: choose another folder, or remove it"
+        line == "hfstack: first.yaml exists and is never overwritten: "
+        "choose another folder, or remove it"
     )
     assert Path("first.yaml").read_text() == "mine: 1\n" and not Path("first.py").exists()
 
@@ -96,8 +99,8 @@ def test_run_adds_the_sibling_yaml_and_prints_the_command(
     yaml = shipped / "recipes" / "second_one.yaml"
     assert out == f"{['--config', str(yaml), '--epochs', '3', '--text', 'a b']}\n"
     assert (
-        err
-        == f"+ HFSTACK_PROCESSES=1 {sys.executable} {yaml.with_suffix('.py')} --config {yaml} --epochs 3 --text 'a b'\n"
+        err == f"+ HFSTACK_PROCESSES=1 {sys.executable} {yaml.with_suffix('.py')} --config {yaml} "
+        "--epochs 3 --text 'a b'\n"
     )
 
 
@@ -246,7 +249,10 @@ def test_help_imports_nothing_heavy_and_takes_a_quarter_of_a_second():
 
 
 def test_help_of_a_shipped_recipe_imports_no_torch():
-    program = "import sys; from hfstack.cli import main as cli; cli.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    program = (
+        "import sys; from hfstack.cli import main as cli; cli.main(sys.argv[1:]); assert "
+        "'torch' not in sys.modules"
+    )
     command = [sys.executable, "-c", program, "run", "pretrain_clm", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,8 @@ class ExampleArgs:
     shuffle: bool = True
     """Mix them."""
     note: str | None = None
-    """A sentence for the record, so long that it does not fit in one line of the page and is wrapped somewhere."""
+    """A sentence for the record, so long that it does not fit in one line of the page and is
+    wrapped somewhere."""
 
 
 def main(args: ExampleArgs) -> dict[str, float]:

@@ -38,7 +38,8 @@ def write(status, **more):
 
 if step:
     (out / f"checkpoint-{step}").mkdir()
-    (out / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": int(step)}))
+    state = out / f"checkpoint-{step}" / "trainer_state.json"
+    state.write_text(json.dumps({"global_step": int(step)}))
 if word == "early":
     sys.exit("train.py: unknown option")
 write("running")

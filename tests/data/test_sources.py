@@ -166,7 +166,8 @@ def test_second_dataset_is_looked_for_before_the_first_is_read(
     [
         (
             ConnectionError("Couldn't reach 'user/set' on the Hub\nnow"),
-            r"user/set: not found here, and not loaded from https://\S+: private, missing, no token or no network "
+            r"user/set: not found here, and not loaded from https://\S+: "
+            r"private, missing, no token or no network "
             r"\(ConnectionError: Couldn't reach 'user/set' on the Hub now\)",
         ),
         (
@@ -264,7 +265,9 @@ def test_require_columns() -> None:
             require_columns(data, {"text"}, recipe="clean")
     with pytest.raises(
         DataError,
-        match=r"chosen \+ prompt \+ rejected or messages; found: .*; rename 'choosen' to 'chosen'\?",
+        match=(
+            r"chosen \+ prompt \+ rejected or messages; found: .*; rename 'choosen' to 'chosen'\?"
+        ),
     ):
         require_columns(
             [{"prompt": "", "choosen": "", "rejected": ""}],

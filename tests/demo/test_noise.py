@@ -1,4 +1,5 @@
-"""Planted noise: the right share, the right kinds, the truth beside it, and a score for cleaners."""
+"""Planted noise: the right share, the right kinds, the truth beside it, and a score for
+cleaners."""
 
 from collections import Counter
 from itertools import pairwise

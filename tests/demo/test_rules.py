@@ -74,15 +74,16 @@ def test_a_story_written_by_hand_scores_high():
         (lambda row: shuffled(row["completion"]), 0.05),
         (
             lambda row: (
-                f"{row['animal']} {row['trait']} {row['ending']} river kite smile tears deep breath "
-                * 10
+                f"{row['animal']} {row['trait']} {row['ending']} river kite smile tears deep "
+                "breath " * 10
             ),
             0.02,
         ),
         (lambda row: f"The {row['animal']} was {row['trait']}. " * 20, 0.02),
         (
             lambda row: (
-                f"There was a {row['trait']} {row['animal']}. It had a kite. It was in a den. It was happy."
+                f"There was a {row['trait']} {row['animal']}. It had a kite. It was in a den. It "
+                "was happy."
             ),
             0.2,
         ),

@@ -25,7 +25,10 @@ from hfstack.diagnosis.findings import (
 Chain = dict[str, ChainRun]
 
 STEPS = range(1, 41)
-WORDS = "once upon a time there was small fox who found red ball near the river and gave it back to her owl".split()
+WORDS = (
+    "once upon a time there was small fox who found red ball near the river "
+    "and gave it back to her owl"
+).split()
 
 
 def curve(start: float, end: float, *, noise: float = 0.02) -> list[tuple[int, float]]:

@@ -93,7 +93,8 @@ def pairs(*, longer_wins: bool, seed: int) -> list[tuple[str, str]]:
 
 
 def reward_run(folder: Path, *, taught: list[tuple[str, str]]) -> ChainRun:
-    """A reward model taught these pairs (Bradley and Terry), measured on pairs that praise decides."""
+    """A reward model taught these pairs (Bradley and Terry), measured on pairs that praise
+    decides."""
     set_seed(0)
     _, tokenizer = ppo_toy.load(folder)
     model = AutoModelForSequenceClassification.from_pretrained(

@@ -1,4 +1,5 @@
-"""Win rates against hand-worked numbers, and length control against a judge that only likes length."""
+"""Win rates against hand-worked numbers, and length control against a judge that only likes
+length."""
 
 import math
 from pathlib import Path

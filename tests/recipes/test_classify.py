@@ -1,4 +1,5 @@
-"""The classify recipe end to end: kinds of labels, pairs, adapters, reloading, and what it refuses."""
+"""The classify recipe end to end: kinds of labels, pairs, adapters, reloading, and what it
+refuses."""
 
 import json
 import random

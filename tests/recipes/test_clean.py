@@ -14,7 +14,10 @@ from hfstack.runs.record import read_run
 
 Recipe = Callable[..., dict[str, float]]
 YAML = Path(__file__).parents[2] / "recipes" / "clean.yaml"
-LONG = "A brave rabbit ran up the hill, saw the whole forest and called number {} with joy in the evening sun."
+LONG = (
+    "A brave rabbit ran up the hill, saw the whole forest and called number {} with joy in the "
+    "evening sun."
+)
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
@@ -112,9 +115,8 @@ def test_from_its_yaml(
 
 
 def test_finds_planted_faults(run_recipe: Recipe, tmp_path: Path) -> None:
-    """On stories with known faults: what should go goes, what should be repaired changes, and no good
-    story is lost.
-    """
+    """On stories with known faults: what should go goes, what should be repaired changes, and no
+    good story is lost."""
     rows = list(noisy_corpus(0, 1500, share=0.3))
     raw = write_rows(
         tmp_path / "raw.jsonl", [{"id": row["id"], "text": row["text"]} for row in rows]
@@ -158,7 +160,10 @@ def test_same_files_twice_and_stable_split(run_recipe: Recipe, tmp_path: Path) -
 
 def test_decontaminates(run_recipe: Recipe, raw: Path, tmp_path: Path) -> None:
     question = {
-        "q": "What did the small fox find? Once upon a time a small fox found a red ball near the river."
+        "q": (
+            "What did the small fox find? Once upon a time a small fox found a red ball near "
+            "the river."
+        )
     }
     exam = write_rows(tmp_path / "exam.jsonl", [question])
     options = ("--datasets", raw, "--output_dir", tmp_path / "out", "--decontaminate", exam)

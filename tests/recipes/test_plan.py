@@ -41,7 +41,10 @@ def test_a_budget_becomes_a_model_and_steps(
 def test_a_recipe_is_planned_for(
     run_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = "--model_name_or_path gpt2-1m.json --per_device_train_batch_size 8 --block_size 128 --max_steps 20"
+    options = (
+        "--model_name_or_path gpt2-1m.json --per_device_train_batch_size 8 --block_size 128 "
+        "--max_steps 20"
+    )
     metrics = run_recipe(
         "plan",
         "--recipe",
@@ -60,7 +63,10 @@ def test_a_recipe_is_planned_for(
 
 
 def test_real_steps_are_measured(run_recipe: Recipe, tmp_path: Path) -> None:
-    options = "--model_name_or_path gpt2-1m.json --per_device_train_batch_size 16 --block_size 256 --max_steps 20"
+    options = (
+        "--model_name_or_path gpt2-1m.json --per_device_train_batch_size 16 --block_size 256 "
+        "--max_steps 20"
+    )
     metrics = run_recipe(
         "plan",
         "--recipe",

@@ -189,7 +189,10 @@ def test_a_reward_for_length_makes_answers_longer_and_length_control_shows_it(
     )
     copies = tmp_path / "recipes"
     copies.mkdir()
-    likes_length = "def long(prompts, completions, **columns):\n    return [len(one) / 20 for one in completions]\n\n\n"
+    likes_length = (
+        "def long(prompts, completions, **columns):\n    return [len(one) / 20 for one in "
+        "completions]\n\n\n"
+    )
     source = (ROOT / "recipes" / "rloo.py").read_text()
     assert "\nREWARDS = [obeys]\n" in source
     (copies / "rloo.py").write_text(

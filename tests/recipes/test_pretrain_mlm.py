@@ -1,4 +1,5 @@
-"""Masked pretraining end to end on tiny models: it learns, resumes exactly, and says what is wrong."""
+"""Masked pretraining end to end on tiny models: it learns, resumes exactly, and says what is
+wrong."""
 
 import itertools
 import json

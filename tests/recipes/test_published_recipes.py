@@ -53,14 +53,16 @@ from huggingface_hub import hf_hub_download
 ids, found = torch.tensor(json.loads(sys.argv[1])), {}
 for repo in sys.argv[3:]:
     card = Path(hf_hub_download(repo, "README.md")).read_text()
-    code = re.search(r"```python\\n(.*?)```", card, re.DOTALL)[1].replace("max_new_tokens=100", "max_new_tokens=3")
+    code = re.search(r"```python\\n(.*?)```", card, re.DOTALL)[1]
+    code = code.replace("max_new_tokens=100", "max_new_tokens=3")
     assert "import hfstack.models.gru" in code or "hfstack" not in sys.modules, repo
     names = {}
     exec(code, names)
     given = {"decoder_input_ids": ids} if names["model"].config.is_encoder_decoder else {}
     with torch.no_grad():
         out = names["model"](input_ids=ids, attention_mask=torch.ones_like(ids), **given)
-    found[repo] = [out[key].tolist() for key in ("logits", "start_logits", "end_logits") if key in out]
+    keys = ("logits", "start_logits", "end_logits")
+    found[repo] = [out[key].tolist() for key in keys if key in out]
 Path(sys.argv[2]).write_text(json.dumps(found))
 """
 

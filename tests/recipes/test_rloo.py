@@ -135,7 +135,10 @@ def test_learns_what_is_rewarded_within_its_kl(
     recipes.mkdir()
     source = (ROOT / "recipes" / "rloo.py").read_text()
     assert source.count("\nREWARDS = [obeys]\n") == 1
-    rewarded = "def vowels(completions, prompts):\n    return [one.count('e') / 4 for one in completions]\n\n\n"
+    rewarded = (
+        "def vowels(completions, prompts):\n    return [one.count('e') / 4 for one in "
+        "completions]\n\n\n"
+    )
     (recipes / "rloo.py").write_text(
         source.replace("\nREWARDS = [obeys]\n", f"\n{rewarded}REWARDS = [vowels]\n")
     )

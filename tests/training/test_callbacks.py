@@ -1,4 +1,5 @@
-"""What a run reports while it trains: rates, derived metrics, samples, and a stop at the first NaN."""
+"""What a run reports while it trains: rates, derived metrics, samples, and a stop at the first
+NaN."""
 
 import json
 import math

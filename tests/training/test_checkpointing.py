@@ -296,7 +296,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(
 
     monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", full)
     message = (
-        r"the disk of .*out is full \(.*No space left.*\); the unfinished checkpoint-4 was removed; checkpoint-2 is "
+        r"the disk of .*out is full \(.*No space left.*\); "
+        r"the unfinished checkpoint-4 was removed; checkpoint-2 is "
         "whole: make room, then --resume_from_checkpoint last"
     )
     with pytest.raises(CheckpointError, match=message):
@@ -387,7 +388,10 @@ def test_changed_settings_are_shown_and_accepted_by_name(train, tmp_path: Path) 
         train("out", At("on_step_begin", 3, crash))
     with pytest.raises(
         CheckpointError,
-        match=r"differs in learning_rate 0\.01 -> 0\.02; seed 42 -> 7; .*--allow_changed learning_rate seed",
+        match=(
+            r"differs in learning_rate 0\.01 -> 0\.02; seed 42 -> 7; .*--allow_changed "
+            r"learning_rate seed"
+        ),
     ):
         train("out", learning_rate=0.02, seed=7, resume_from_checkpoint="last")
     with pytest.raises(CheckpointError, match=r"differs in seed 42 -> 7; "):
@@ -487,7 +491,8 @@ def test_a_second_signal_stops_at_once(
 def test_one_sigterm_that_a_launcher_repeats_still_saves(
     train, tmp_path: Path, whole: Path
 ) -> None:
-    """As under Slurm with proctrack/linuxproc, which signals the launcher and the training process."""
+    """As under Slurm with proctrack/linuxproc, which signals the launcher and the training
+    process."""
 
     def repeated(**kwargs: Any) -> None:
         for _ in range(2):

@@ -150,7 +150,8 @@ class NearDuplicates:
             bands = MinHashLSH(threshold=threshold, num_perm=permutations, weights=_ERROR_WEIGHTS)
         except ValueError as error:
             raise ConfigError(
-                f"minhash_permutations {permutations} cannot resolve similarity {threshold}: {error}"
+                f"minhash_permutations {permutations} cannot resolve similarity {threshold}: "
+                f"{error}"
             ) from None
 
         self.bands, self.rows = bands.b, bands.r

@@ -162,7 +162,10 @@ def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0
     units = split_units(text)
     visible = len(text) - sum(map(text.count, " \n\t\u3000"))
     if visible - units.characters > share * visible:
-        return f"too_many_symbols: {visible - units.characters} of {visible} characters are no letters or digits"
+        return (
+            f"too_many_symbols: {visible - units.characters} of {visible} characters are no "
+            "letters or digits"
+        )
     words = len(units.words) / (_UNITS_PER_WORD if units.unspaced else 1)
 
     # …… is one ellipsis in Chinese
@@ -281,7 +284,10 @@ def repeated_ngrams(
             hashes, words * scale, leniency * min(_DUPLICATE_SHARES.values())
         )
         if covered > leniency * share * total:
-            return f"repeated_ngrams: runs of {words * scale} units that came before make up {covered} of {total}"
+            return (
+                f"repeated_ngrams: runs of {words * scale} units that came before make up "
+                f"{covered} of {total}"
+            )
         if covered <= leniency * min(_DUPLICATE_SHARES.values()) * total:
             break  # whatever repeats in a longer run repeats in this one
 

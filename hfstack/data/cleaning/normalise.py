@@ -14,8 +14,8 @@ from ftfy import TextFixerConfig, fix_encoding
 from ftfy.badness import is_bad
 from ftfy.fixes import fix_surrogates, remove_terminal_escapes
 
-# Text in one encoding read as another is repaired line by line, and nothing else of ftfy is used: its
-# other repairs turn the full-width commas and curly quotes of Chinese into ASCII.
+# Text in one encoding read as another is repaired line by line, and nothing else of ftfy is used:
+# its other repairs turn the full-width commas and curly quotes of Chinese into ASCII.
 _REPAIR = TextFixerConfig(unescape_html=False, normalization=None, explain=False)
 # Mojibake needs two neighbours, or a capital A with an accent before a space, out of what
 # single-byte encodings hold: no CJK, no ASCII. ftfy is asked about such places first, and about the
@@ -199,8 +199,17 @@ _NESTING_LIMIT = (
 # Markup. Each family is entered only when a character that it cannot do without is there; every
 # pattern is linear in the length of the text, because web text holds megabytes of "<" and "{{" too.
 
-_INLINE_TAGS = "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q rp rt ruby s samp small span strike strong sub sup time tt u var wbr nowiki"  # noqa: E501
-_BLOCK_TAGS = "address article aside blockquote body br button canvas caption center col colgroup dd details dialog div dl dt embed fieldset figcaption figure footer form frame frameset h1 h2 h3 h4 h5 h6 head header hr html iframe img input legend li link main map meta nav noscript object ol optgroup option p param picture pre section select source summary svg table tbody td textarea tfoot th thead title tr track ul video audio gallery poem"  # noqa: E501
+_INLINE_TAGS = (
+    "a abbr acronym b bdi bdo big cite code data del dfn em font i ins kbd label mark q rp rt "
+    "ruby s samp small span strike strong sub sup time tt u var wbr nowiki"
+)
+_BLOCK_TAGS = (
+    "address article aside blockquote body br button canvas caption center col colgroup dd "
+    "details dialog div dl dt embed fieldset figcaption figure footer form frame frameset h1 h2 "
+    "h3 h4 h5 h6 head header hr html iframe img input legend li link main map meta nav noscript "
+    "object ol optgroup option p param picture pre section select source summary svg table "
+    "tbody td textarea tfoot th thead title tr track ul video audio gallery poem"
+)
 _TAG = re.compile(
     rf"</?({_INLINE_TAGS}|{_BLOCK_TAGS})(?:[\s/][^<>]*)?>".replace(" ", "|"), re.IGNORECASE
 )
@@ -230,7 +239,10 @@ _WIKI_LITTER = re.compile(
     r"|\[(?:edit|citation needed|clarification needed|編輯|编辑|来源请求|來源請求)\]"
 )
 
-_BBCODE = "b i u s url img quote code size color font list center left right spoiler youtube email h1 h2 h3 table tr td"
+_BBCODE = (
+    "b i u s url img quote code size color font list center left right spoiler youtube email h1 "
+    "h2 h3 table tr td"
+)
 _BBCODE_CLOSE = re.compile(rf"\[/({_BBCODE})\]".replace(" ", "|"), re.IGNORECASE)
 
 _MARKDOWN_IMAGE = re.compile(r"!\[([^\[\]\n]*)\]\([^()\s]{1,2000}(?:[ \t]+\"[^\"\n]*\")?\)")

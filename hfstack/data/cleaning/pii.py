@@ -111,7 +111,8 @@ _RULES = (
         "uk_nino",
         re.compile("[A-Z]{2} ?[0-9]{2}"),
         re.compile(
-            r"(?<![0-9A-Za-z])(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?(?:[0-9]{2} ?){3}[A-D]"
+            r"(?<![0-9A-Za-z])(?!BG|GB|KN|NK|NT|TN|ZZ)"
+            r"[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?(?:[0-9]{2} ?){3}[A-D]"
             r"(?![0-9A-Za-z])"
         ),
     ),
@@ -126,13 +127,17 @@ _RULES = (
         re.compile(r"[0-9](?:[().\- ]{0,3}[0-9]){7}"),
         re.compile(
             # E.164: +44 20 7946 0958
-            rf"(?<![0-9A-Za-z_.])\+[1-9][0-9]{{0,2}}(?:[ .\-]?\(?[0-9]{{1,4}}+\)?){{2,6}}+{_NOT_BEFORE_NUMBER}"
+            rf"(?<![0-9A-Za-z_.])\+[1-9][0-9]{{0,2}}"
+            rf"(?:[ .\-]?\(?[0-9]{{1,4}}+\)?){{2,6}}+{_NOT_BEFORE_NUMBER}"
             # North America: (212) 555-0123, 1-800-555-0199
-            rf"|{_NOT_IN_NUMBER}(?:1[ .\-])?\(?[2-9][0-9]{{2}}\)?[ .\-][0-9]{{3}}[ .\-][0-9]{{4}}{_NOT_BEFORE_NUMBER}"
+            rf"|{_NOT_IN_NUMBER}(?:1[ .\-])?\(?[2-9][0-9]{{2}}\)?"
+            rf"[ .\-][0-9]{{3}}[ .\-][0-9]{{4}}{_NOT_BEFORE_NUMBER}"
             # mainland China, mobile: 13800138000, 138-0013-8000
-            rf"|{_NOT_IN_NUMBER}1[3-9][0-9](?:[0-9]{{8}}|([ \-])[0-9]{{4}}\1[0-9]{{4}}){_NOT_BEFORE_NUMBER}"
+            rf"|{_NOT_IN_NUMBER}1[3-9][0-9]"
+            rf"(?:[0-9]{{8}}|([ \-])[0-9]{{4}}\1[0-9]{{4}}){_NOT_BEFORE_NUMBER}"
             # area code with a trunk 0: 010-62345678, 020 7946 0958
-            rf"|{_NOT_IN_NUMBER}\(?0[1-9][0-9]{{1,3}}\)?[ \-][0-9]{{3,4}}[ \-]?[0-9]{{3,4}}{_NOT_BEFORE_NUMBER}"
+            rf"|{_NOT_IN_NUMBER}\(?0[1-9][0-9]{{1,3}}\)?"
+            rf"[ \-][0-9]{{3,4}}[ \-]?[0-9]{{3,4}}{_NOT_BEFORE_NUMBER}"
         ),
         _is_phone,
     ),

@@ -292,7 +292,10 @@ class _Checker:
                         row[column] = float(cell)
                     else:
                         kind = "an integer" if number is int else "a number"
-                        detail = f"column {column!r} is {kind} in the first rows ({self._key_place}), here {cell[:40]!r}"
+                        detail = (
+                            f"column {column!r} is {kind} in the first rows ({self._key_place}), "
+                            f"here {cell[:40]!r}"
+                        )
                         result = BadRow("mixed types", detail)
 
             yield line, result, text

@@ -132,8 +132,8 @@ def training_flops_per_token(
 def check_masked_model(model: PreTrainedModel, *, block_size: int, isolate_documents: bool) -> None:
     """Refuse a block that the model cannot read, or isolation that attention ignores.
 
-    RoBERTa and its relatives number positions from the pad token's id on, so their context is shorter
-    than their table.
+    RoBERTa and its relatives number positions from the pad token's id on, so their context is
+    shorter than their table.
 
     Raises:
         ConfigError: with the option and what it may be.

@@ -28,10 +28,10 @@ from hfstack.tasks.preferences.rows import (
     PreferenceCounts,
     Text,
     answer_text,
-    problem_of_answer,
     kind_of,
     normal,
     pair_texts,
+    problem_of_answer,
     refused,
     scored_by_prompt,
     turns_of,
@@ -162,7 +162,10 @@ def to_pairs(
 
             problem = problem or (f"{args.prompt_column} is null" if prompt is None else None)
             if problem is None and answer_text(chosen) == answer_text(rejected):
-                problem = f"{args.chosen_column} and {args.rejected_column} are the same: {answer_text(chosen)[:60]!r}"
+                problem = (
+                    f"{args.chosen_column} and {args.rejected_column} are the same: "
+                    f"{answer_text(chosen)[:60]!r}"
+                )
 
             if not refused(number, row, problem, counts, bad):
                 assert prompt is not None

@@ -242,7 +242,10 @@ def turns_of(value: Text, role: str) -> list[dict[str, Any]]:
 def problem_of_answer(value: Any, column: str) -> str | None:
     """What is wrong with an answer (or a prompt that must not be empty), or None."""
     if not isinstance(value, str | list):
-        return f"{column} must be text or a conversation, got {'null' if value is None else type(value).__name__}"
+        return (
+            f"{column} must be text or a conversation, got "
+            f"{'null' if value is None else type(value).__name__}"
+        )
     return None if answer_text(value).strip() else f"{column} is empty"
 
 

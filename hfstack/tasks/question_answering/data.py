@@ -140,7 +140,8 @@ def read_questions(
 
     if repaired or skipped:
         logger.warning(
-            "%s: %d answers were not where their rows said and are repaired, %d of %d rows left out",
+            "%s: %d answers were not where their rows said and are repaired, %d of %d rows left "
+            "out",
             name,
             repaired,
             skipped,

@@ -277,7 +277,10 @@ def _say_overlong(
     name: str,
 ) -> None:
     most = max(whole[row] for row in long)
-    fact = f"{name}: {len(long)} of {len(whole)} {kind}s are longer than {limit} tokens (longest {most})"
+    fact = (
+        f"{name}: {len(long)} of {len(whole)} {kind}s are longer than {limit} tokens (longest "
+        f"{most})"
+    )
 
     if overlong == "fail":
         raise DataError(

@@ -227,7 +227,10 @@ def encode_split(
             (index for index, label in enumerate(labels) if label != IGNORED_LABEL), length
         )
         if problem is None and max_length is not None and first >= max_length:
-            problem = f"prompt too long: {first} tokens leave none of --max_length {max_length} for the answer"
+            problem = (
+                f"prompt too long: {first} tokens leave none of --max_length {max_length} for "
+                "the answer"
+            )
 
         kept = max_length if cut else None
         return {
@@ -446,7 +449,8 @@ def _warn_of_unread_context(rows: Dataset, columns: Columns) -> None:
             filled = sum(bool(value) for value in rows[name][:])
             if filled:
                 logger.warning(
-                    "%d rows have text in the column %r, which is not read: --context_column %s reads it",
+                    "%d rows have text in the column %r, which is not read: --context_column %s "
+                    "reads it",
                     filled,
                     name,
                     name,

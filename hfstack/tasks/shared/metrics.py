@@ -86,7 +86,7 @@ class F1(_LocalMetric):
     `labels` names them.
     """
 
-    features_taken = [_SEVERAL_LABELS, _ONE_LABEL]  # noqa: RUF012
+    features_taken = [_SEVERAL_LABELS, _ONE_LABEL]  # noqa: RUF012  read only
 
     def __init__(
         self, average: Average = "macro", labels: Sequence[int] | None = None, **settings: Any

@@ -43,7 +43,9 @@ class _OverlapMetric(evaluate.Metric):
         return evaluate.MetricInfo(
             description=(type(self).__doc__ or "").splitlines()[0],
             citation="",
-            inputs_description="Generated texts, and for each the reference text or the list of them.",
+            inputs_description=(
+                "Generated texts, and for each the reference text or the list of them."
+            ),
             features=[datasets.Features(many), datasets.Features(one)],
         )
 

@@ -113,7 +113,8 @@ def test_punctuation_and_case_make_no_difference() -> None:
 
 
 def test_same_decisions_as_datasketch_alone() -> None:
-    """Theirs against ours: an index of MinHashLSH, with keys and buckets, refuses the same texts."""
+    """Theirs against ours: an index of MinHashLSH, with keys and buckets, refuses the same
+    texts."""
     texts = [make_text(seed) for seed in range(60)]
     draw = random.Random(0)
     for seed in range(60):

@@ -147,7 +147,10 @@ def test_ngram_hashes_agree_with_ngrams(length: int) -> None:
 
 
 def test_unit_hashes_are_the_same_in_every_process() -> None:
-    program = "from hfstack.data.cleaning.filters import unit_hashes; print(unit_hashes('Red ball 红球').tolist())"
+    program = (
+        "from hfstack.data.cleaning.filters import unit_hashes; print(unit_hashes('Red ball "
+        "红球').tolist())"
+    )
     env = {
         "PYTHONHASHSEED": "7",
         "PYTHONPATH": str(Path(__file__).parent.parents[2]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hfstack.data.cleaning.normalise import repair_encoding, normalise
+from hfstack.data.cleaning.normalise import normalise, repair_encoding
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,11 @@ def test_removes_boilerplate_lines() -> None:
         + "and then it talked about the policy at length. " * 5
         + "."
     )
-    raw = f"本网站使用Cookie。\nThis site uses cookies. Accept | Settings\n{prose}\nCopyright 2019. All rights reserved."
+    raw = (
+        "本网站使用Cookie。\nThis site uses cookies. Accept | Settings\n"
+        f"{prose}\nCopyright 2019. All "
+        "rights reserved."
+    )
     result = normalise(raw)
     assert result == (prose, frozenset({"boilerplate"}))
     assert normalise(raw, strip_boilerplate=False).text == raw

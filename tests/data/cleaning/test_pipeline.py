@@ -138,7 +138,8 @@ def test_pii_kinds_are_checked() -> None:
 
 
 def peak_bytes(count: int, folder: Path) -> int:
-    """Peak of Python's allocations while `count` documents of about 2 kB are cleaned and written."""
+    """Peak of Python's allocations while `count` documents of about 2 kB are cleaned and
+    written."""
 
     def rows() -> Iterator[dict[str, object]]:
         for number in range(count):

@@ -416,7 +416,7 @@ def test_hash_of_texts_knows_content_order_and_borders():
     assert hash_texts(iter(["a", "b"])) == hash_texts(["a", "b"])
 
 
-# --- documents of one block must not see each other -------------------------------------------------------------------
+# --- documents of one block must not see each other -----------------------------------------------
 
 SIZES = {"vocab_size": 300, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
 CONFIGS = {

@@ -115,7 +115,10 @@ def test_key_order_does_not_matter_and_types_inside_do(tmp_path: Path) -> None:
     broken = {"id": 3, "messages": [{"role": "user", "content": ["a"]}]}
     with pytest.raises(
         DataError,
-        match=r"line 3: column 'messages\[\]\.content' holds list .* here but text in a\.jsonl line 1",
+        match=(
+            r"line 3: column 'messages\[\]\.content' holds list .* here but text in a\.jsonl "
+            r"line 1"
+        ),
     ):
         read(jsonl(tmp_path / "a.jsonl", [chat, other, broken]))
     with pytest.raises(

@@ -1,4 +1,5 @@
-"""The head at masked positions alone: equal losses and gradients, right means, and what is refused."""
+"""The head at masked positions alone: equal losses and gradients, right means, and what is
+refused."""
 
 import copy
 

@@ -80,7 +80,8 @@ def test_none_means_not_applicable() -> None:
         ([1.0, "good", 2.0], r"returned 'good', not a number, for sample 2"),
         (
             [1.0, 2.0],
-            r"returned 2 values for 3 completions; the first without a value is sample 3 of 3: prompt 'Name",
+            r"returned 2 values for 3 completions; the first without a value is sample 3 of 3: "
+            r"prompt 'Name",
         ),
         ([1.0] * 4, r"returned 4 values for 3 completions; the last one is sample 3"),
         (0.5, r"must return a list of numbers, one a completion; got 0.5"),
@@ -101,7 +102,10 @@ def test_a_reward_that_raises_names_the_sample_and_the_line() -> None:
             share / len(completion) for completion, share in zip(completions, weight, strict=True)
         ]
 
-    expected = r"'fragile' raised ZeroDivisionError: .*\(test_prepare.py:\d+\) for sample 2 of 3: prompt 'Say nothing.'"
+    expected = (
+        r"'fragile' raised ZeroDivisionError: .*\(test_prepare.py:\d+\) for sample 2 of 3: "
+        r"prompt 'Say nothing.'"
+    )
     with pytest.raises(DataError, match=expected):
         checked(fragile)(prompts=PROMPTS, completions=ANSWERS, weight=[1, 2, 3])
 

@@ -1,4 +1,5 @@
-"""Rows of every form to ids and labels: what is learned, what is refused, and how rows are packed."""
+"""Rows of every form to ids and labels: what is learned, what is refused, and how rows are
+packed."""
 
 import copy
 import json
