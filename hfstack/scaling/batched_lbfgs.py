@@ -1,7 +1,8 @@
-"""L-BFGS over many starts at once, in numpy: a grid of starts and hundreds of bootstrap draws take seconds.
+"""Run L-BFGS from many starts at once, in numpy.
 
-The method is that of Liu and Nocedal (1989), with the two-loop recursion and a backtracking line search, written over
-a leading axis of independent problems. Legend: S problems, P parameters, M remembered steps.
+A grid of starts and hundreds of bootstrap draws take seconds. The method is that of Liu and Nocedal
+(1989), with the two-loop recursion and a backtracking line search, written over a leading axis of
+independent problems. Legend: S problems, P parameters, M remembered steps.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Objective = Callable[[Array, NDArray[np.intp]], tuple[Array, Array]]
-"""Called with parameters (S, P) and the numbers of their problems (S,); returns values (S,) and gradients (S, P)."""
+from hfstack.scaling.rungs import FloatArray
+
+Objective = Callable[[FloatArray, NDArray[np.intp]], tuple[FloatArray, FloatArray]]
+"""Called with parameters (S, P) and the numbers of their problems (S,); returns values (S,) and
+gradients (S, P)."""
 
 _MEMORY = 8
 _SUFFICIENT_DECREASE = 1e-4
@@ -23,38 +26,48 @@ _HALVINGS = 25
 class Minimum:
     """Where each problem ended."""
 
-    parameters: Array
+    parameters: FloatArray
     """(S, P)"""
-    value: Array
+    value: FloatArray
     """(S,)"""
 
 
 @dataclass
 class _Memory:
-    """The last steps and changes of gradient of each problem; a product of 0 marks a step that taught nothing."""
+    """The last steps of each problem, and how they changed the gradient.
 
-    steps: list[Array]
-    changes: list[Array]
-    products: list[Array]
+    A product of 0 marks a step without curvature.
+    """
 
-    def direction(self, gradient: Array) -> Array:
-        """The two-loop recursion: minus the inverse Hessian's estimate times the gradient, (S, P)."""
+    steps: list[FloatArray]
+    changes: list[FloatArray]
+    products: list[FloatArray]
+
+    def direction(self, gradient: FloatArray) -> FloatArray:
+        """Return minus the inverse Hessian's estimate times the gradient, (S, P).
+
+        This is the two-loop recursion.
+        """
         direction = -gradient
-        shares: list[Array] = []
+        shares: list[FloatArray] = []
         pairs = list(zip(self.steps, self.changes, self.products, strict=True))
+
+        # from the newest step back
         for step, change, product in reversed(pairs):
             share = np.where(
                 product > 0, (step * direction).sum(1) / np.where(product > 0, product, 1), 0
             )  # (S,)
             direction = direction - share[:, None] * change
             shares.append(share)
-        if pairs:  # the newest step sets the scale
+
+        # the newest step sets the scale
+        if pairs:
             _, change, product = pairs[-1]
             length = (change * change).sum(1)
-            direction = (
-                direction
-                * np.where(product > 0, product / np.where(length > 0, length, 1), 1)[:, None]
-            )
+            scale = np.where(product > 0, product / np.where(length > 0, length, 1), 1)
+            direction = direction * scale[:, None]
+
+        # and forward again
         for (step, change, product), share in zip(pairs, reversed(shares), strict=True):
             back = np.where(
                 product > 0, (change * direction).sum(1) / np.where(product > 0, product, 1), 0
@@ -62,7 +75,8 @@ class _Memory:
             direction = direction + np.where(product > 0, share - back, 0)[:, None] * step
         return direction
 
-    def remember(self, step: Array, change: Array) -> None:
+    def remember(self, step: FloatArray, change: FloatArray) -> None:
+        """Add the last step of each problem."""
         product = (step * change).sum(1)
         curved = product > 1e-12 * np.sqrt((step**2).sum(1) * (change**2).sum(1))
         self.steps.append(step)
@@ -72,17 +86,18 @@ class _Memory:
             del kept[:-_MEMORY]
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
+        """Keep the problems of these rows."""
         for kept in (self.steps, self.changes, self.products):
             kept[:] = [values[rows] for values in kept]
 
 
 def minimise(
-    objective: Objective, starts: Array, *, iterations: int = 400, tolerance: float = 1e-10
+    objective: Objective, starts: FloatArray, *, iterations: int = 400, tolerance: float = 1e-10
 ) -> Minimum:
     """Return the minimum that each start leads to.
 
-    A problem ends when no step along its direction lowers the value, or when ten steps in a row lower it by less than
-    `tolerance` of itself.
+    A problem ends when no step along its direction lowers the value, or when ten steps in a row
+    lower it by less than `tolerance` of itself.
 
     Args:
         objective: see `Objective`; the second argument lets each problem have data of its own.
@@ -97,6 +112,7 @@ def minimise(
     final_value = value.copy()
     memory = _Memory([], [], [])
     stalled = np.zeros(len(active), dtype=int)
+
     for _ in range(iterations):
         direction = memory.direction(gradient)
         slope = (direction * gradient).sum(1)
@@ -104,6 +120,7 @@ def minimise(
         direction[uphill], slope[uphill] = -gradient[uphill], -(gradient[uphill] ** 2).sum(1)
         if not memory.steps:
             direction, slope = _at_most(direction, slope, 1.0)
+
         moved, moved_value, moved_gradient, found = _line_search(
             objective, (x, value, direction, slope), active
         )
@@ -111,10 +128,13 @@ def minimise(
             np.where(found[:, None], moved - x, 0),
             np.where(found[:, None], moved_gradient - gradient, 0),
         )
+
         small = value - moved_value <= tolerance * np.abs(moved_value)
         stalled = np.where(small, stalled + 1, 0)
         x, value, gradient = moved, moved_value, moved_gradient
         final[active], final_value[active] = x, value
+
+        # Problems that have ended leave the arrays.
         going = found & (stalled < 10)
         if not going.any():
             break
@@ -125,20 +145,28 @@ def minimise(
     return Minimum(final, final_value)
 
 
-def _at_most(direction: Array, slope: Array, length: float) -> tuple[Array, Array]:
-    """The very first step knows no scale: no longer than `length`."""
+def _at_most(
+    direction: FloatArray, slope: FloatArray, length: float
+) -> tuple[FloatArray, FloatArray]:
+    """Shorten the very first step, which knows no scale, to `length` at most."""
     factor = np.minimum(1.0, length / np.maximum(np.sqrt((direction**2).sum(1)), 1e-300))
     return direction * factor[:, None], slope * factor
 
 
 def _line_search(
-    objective: Objective, state: tuple[Array, Array, Array, Array], active: NDArray[np.intp]
-) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
-    """Halve the step of each problem until Armijo's condition holds; a problem without such a step stays put."""
+    objective: Objective,
+    state: tuple[FloatArray, FloatArray, FloatArray, FloatArray],
+    active: NDArray[np.intp],
+) -> tuple[FloatArray, FloatArray, FloatArray, NDArray[np.bool_]]:
+    """Halve the step of each problem until Armijo's condition holds.
+
+    A problem without such a step stays where it is.
+    """
     x, value, direction, slope = state
     moved, moved_value, moved_gradient = x.copy(), value.copy(), np.zeros_like(x)
     waiting = np.arange(len(x))
     size = np.ones(len(x))
+
     for _ in range(_HALVINGS):
         trial = x[waiting] + size[waiting, None] * direction[waiting]
         trial_value, trial_gradient = objective(trial, active[waiting])
@@ -146,16 +174,16 @@ def _line_search(
             trial_value <= value[waiting] + _SUFFICIENT_DECREASE * size[waiting] * slope[waiting]
         )
         enough &= np.isfinite(trial_gradient).all(1)
+
         done = waiting[enough]
-        moved[done], moved_value[done], moved_gradient[done] = (
-            trial[enough],
-            trial_value[enough],
-            trial_gradient[enough],
-        )
+        moved[done], moved_value[done] = trial[enough], trial_value[enough]
+        moved_gradient[done] = trial_gradient[enough]
+
         waiting = waiting[~enough]
         if not len(waiting):
             break
         size[waiting] /= 2
+
     found = np.ones(len(x), dtype=bool)
     found[waiting] = False
     return moved, moved_value, moved_gradient, found

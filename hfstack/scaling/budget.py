@@ -1,4 +1,6 @@
-"""From a budget of compute to the model, data and steps that a fitted law says are best, before anything is spent.
+"""Plan the model, data and steps that a budget of compute is best spent on.
+
+A fitted law says so before anything is spent.
 
 Legend: N parameters, D tokens, C FLOPs.
 """
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hfstack.errors import ConfigError
-from hfstack.scaling.intervals import Interval, expanded_percentiles
+from hfstack.intervals import Interval, expanded_percentiles
 from hfstack.scaling.ladder import (
     LEAST_STEPS,
     Costs,
@@ -22,8 +24,8 @@ from hfstack.scaling.ladder import (
 )
 from hfstack.scaling.parametric import Law
 
-# The law of Hoffmann et al. (2022) refitted to their own points by Besiroglu et al. (2024, arXiv:2404.10102, table 1):
-# nats per token of MassiveText with a vocabulary of 32,000.
+# The law of Hoffmann et al. (2022) refitted to their own points by Besiroglu et al. (2024,
+# arXiv:2404.10102, table 1): nats per token of MassiveText with a vocabulary of 32,000.
 CHINCHILLA = Law(E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
 _SECONDS_PER_HOUR = 3600.0
 
@@ -69,7 +71,7 @@ class BudgetPlan:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The plan as numbers."""
+        """Return the plan as numbers."""
         rung = self.rung
         numbers = {
             "flops": self.flops,
@@ -80,10 +82,12 @@ class BudgetPlan:
             "learning_rate": rung.learning_rate,
             "predicted_loss": self.loss,
         }
-        for name, interval in (
-            ("predicted_loss", self.loss_interval),
-            ("parameters", self.parameters_interval),
-        ):
+
+        intervals = {
+            "predicted_loss": self.loss_interval,
+            "parameters": self.parameters_interval,
+        }
+        for name, interval in intervals.items():
             if interval is not None:
                 numbers |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
         return numbers
@@ -98,14 +102,17 @@ def budget_flops(budget: BudgetArgs, *, peak_flops_per_s: float, utilization: fl
         utilization: share of the peak that training reaches, above 0 and at most 1.
 
     Raises:
-        ConfigError: not exactly one budget is given, a number is not positive, or money comes without a price.
+        ConfigError: not exactly one budget is given, a number is not positive, or money comes
+            without a price.
     """
     given = {name: getattr(budget, name) for name in ("budget_flops", "device_hours", "money")}
     named = {name: value for name, value in given.items() if value is not None}
     if len(named) != 1:
         raise ConfigError(
-            f"give one budget of --{', --'.join(given)}, or a --recipe; got {', '.join(named) or 'none'}"
+            f"give one budget of --{', --'.join(given)}, or a --recipe; got "
+            f"{', '.join(named) or 'none'}"
         )
+
     for name, value in (named | {"price_per_device_hour": budget.price_per_device_hour}).items():
         if value is not None and not 0 < value < np.inf:
             raise ConfigError(f"--{name} must be above 0, got {value:g}")
@@ -113,13 +120,16 @@ def budget_flops(budget: BudgetArgs, *, peak_flops_per_s: float, utilization: fl
         raise ConfigError(
             f"--utilization is a share of the peak, above 0 and at most 1, got {utilization:g}"
         )
+
     if budget.budget_flops is not None:
         return budget.budget_flops
+
     hours = budget.device_hours
     if budget.money is not None:
         if budget.price_per_device_hour is None:
             raise ConfigError(
-                f"--money {budget.money:g} needs --price_per_device_hour, what a device costs for an hour"
+                f"--money {budget.money:g} needs --price_per_device_hour, what a device costs for "
+                "an hour"
             )
         hours = budget.money / budget.price_per_device_hour
     assert hours is not None
@@ -141,8 +151,9 @@ def plan_budget(
 ) -> BudgetPlan:
     """Return the model and the steps that a budget is best spent on.
 
-    The law says N; the nearest shape of the template is taken, and D is what the budget pays for with that shape's own
-    FLOPs per token, attention and output matrix included, so that the budget is kept rather than 6ND.
+    The law says N; the nearest shape of the template is taken, and D is what the budget pays for
+    with that shape's own FLOPs per token, attention and output matrix included, so that the budget
+    is kept rather than 6ND.
 
     Args:
         flops: C.
@@ -169,11 +180,15 @@ def plan_budget(
         block_size=block_size,
         machine=machine,
     )
+
     if rung.steps < LEAST_STEPS:
         raise ConfigError(
-            f"a budget of {flops:.3g} FLOPs is too small: the {family} of {costs.parameters:,} parameters would take "
-            f"{rung.steps} steps and {LEAST_STEPS} are the least; raise it, or use a smaller vocabulary or block"
+            f"a budget of {flops:.3g} FLOPs is too small: the {family} of {costs.parameters:,} "
+            f"parameters would take {rung.steps} steps and {LEAST_STEPS} are the least; raise it, "
+            "or use a smaller vocabulary or block"
         )
+
+    # What each refit of the law says of this model and this budget.
     losses = np.array([drawn.loss(costs.parameters, rung.tokens) for drawn in draws])
     sizes = np.array([drawn.optimum(flops)[0] for drawn in draws])
     return BudgetPlan(
@@ -183,15 +198,17 @@ def plan_budget(
         loss=law.loss(costs.parameters, rung.tokens),
         loss_interval=expanded_percentiles(losses, freedom=freedom) if len(draws) else None,
         parameters_interval=expanded_percentiles(sizes, freedom=freedom) if len(draws) else None,
-        notes=tuple(_notes(wished, costs)),
+        notes=tuple(_size_notes(wished, costs)),
     )
 
 
-def _notes(wished: float, costs: Costs) -> list[str]:
+def _size_notes(wished: float, costs: Costs) -> list[str]:
+    """Say where the nearest shape is far from the law's size."""
     notes: list[str] = []
     if not 0.7 < costs.parameters / wished < 1.4:
         notes.append(
-            f"the law asks for {wished:,.0f} parameters; the nearest shape has {costs.parameters:,}, because token "
-            "tables take a fixed share: a smaller vocabulary comes closer"
+            f"the law asks for {wished:,.0f} parameters; the nearest shape has "
+            f"{costs.parameters:,}, because token tables take a fixed share: a smaller vocabulary "
+            "comes closer"
         )
     return notes

@@ -1,9 +1,11 @@
-"""Everything that a ladder can say: all forms that its rungs can carry, what was refused and why, and how far off.
+"""Fit all forms that the rungs of a ladder can carry, and say what was refused.
+
+The largest rung is predicted from the others, which says how far off they are.
 
     fit_ladder(make_rungs(parameters, tokens, loss)) -> LadderFit
 
-The forms stand in files of their own: power_laws.py (Kaplan), isoflop.py (Chinchilla's envelope and IsoFLOP curves),
-parametric.py (Chinchilla's third approach) and repeated_data.py (Muennighoff).
+The forms stand in files of their own: power_laws.py (Kaplan), isoflop.py (Chinchilla's envelope and
+IsoFLOP curves), parametric.py (Chinchilla's third approach) and repeated_data.py (Muennighoff).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hfstack.errors import DataError
-from hfstack.scaling.intervals import Interval
+from hfstack.intervals import Interval
 from hfstack.scaling.isoflop import Allocation, Shape, fit_envelope, fit_isoflop
 from hfstack.scaling.parametric import ParametricFit, Resample, fit_parametric
 from hfstack.scaling.power_laws import KaplanFit, fit_kaplan, fit_power_law, frontier
@@ -39,7 +41,7 @@ class Prediction:
 
     @property
     def error(self) -> float:
-        """Predicted over measured loss, less 1."""
+        """Return predicted over measured loss, less 1."""
         return self.predicted / self.measured - 1
 
 
@@ -60,7 +62,7 @@ class LadderFit:
 
     @property
     def fitted(self) -> list[str]:
-        """The names of the forms that were fitted."""
+        """Return the names of the forms that were fitted."""
         return [form for form in FORMS if getattr(self, form)]
 
 
@@ -75,11 +77,12 @@ def fit_ladder(
     window: float | None = None,
     name: str = "",
 ) -> LadderFit:
-    """Fit every form that the rungs can carry, and predict the largest rung from the others.
+    """Fit every form that the rungs can carry, and predict the largest rung.
 
     Args:
         rungs: of one architecture on one corpus.
-        forms: what must be fitted, of `FORMS`; empty for whatever can be, with the reasons for the rest in `refused`.
+        forms: what must be fitted, of `FORMS`; empty for whatever can be, with the reasons for the
+            rest in `refused`.
         draws: bootstrap refits.
         seed: of the bootstrap.
         resample: see `fit_parametric`.
@@ -95,18 +98,21 @@ def fit_ladder(
         raise DataError(
             f"{place}{len(rungs)} rung: a scaling law needs at least 2, and to be of use 6 or more"
         )
-    found = LadderFit(rungs)
     try:
         refuse_rising(rungs)
     except DataError as error:
         raise DataError(f"{place}{error}") from None
+
+    found = LadderFit(rungs)
     fitters: dict[str, Callable[[], Any]] = {
         "kaplan": lambda: fit_kaplan(rungs),
         "envelope": lambda: fit_envelope(rungs),
         "isoflop": lambda: fit_isoflop(rungs, shape=shape, window=window, draws=draws, seed=seed),
         "parametric": lambda: fit_parametric(rungs, draws=draws, seed=seed, resample=resample),
-        "repeated": lambda: _fit_repeated(rungs, draws, seed),
+        "repeated": lambda: _fit_plain_then_repeated(rungs, draws, seed),
     }
+
+    # A form that was not asked for by name may be refused.
     for form in forms or FORMS:
         try:
             setattr(found, form, fitters[form]())
@@ -115,16 +121,18 @@ def fit_ladder(
                 raise DataError(f"{place}{error}") from None
             found.refused[form] = str(error)
     if not found.fitted:
-        raise DataError(
-            place + "; ".join(f"{form}: {reason}" for form, reason in found.refused.items())
-        )
+        reasons = "; ".join(f"{form}: {reason}" for form, reason in found.refused.items())
+        raise DataError(f"{place}{reasons}")
+
     for form in found.fitted:
         found.notes += [f"{form}: {note}" for note in getattr(found, form).notes]
     if repeating(rungs).any():
         found.notes.append(
             f"{int(repeating(rungs).sum())} rungs read their data more than once (up to "
-            f"{rungs.epochs.max():.1f} times); all forms but `repeated` count a repeated token as a new one"
+            f"{rungs.epochs.max():.1f} times); all forms but `repeated` count a repeated token as "
+            "a new one"
         )
+
     found.held_out = predict_largest(rungs, draws=draws, seed=seed, resample=resample)
     return found
 
@@ -134,13 +142,16 @@ def predict_largest(
 ) -> list[Prediction]:
     """Fit on all rungs but those of the largest compute, and predict these.
 
-    Two forms are tried: the parametric law, and the straight line in log-log through the frontier of loss over compute,
-    which is asked for the best of the largest rungs only. One that the smaller rungs cannot carry is left out.
+    Two forms are tried: the parametric law, and the straight line in log-log through the frontier
+    of loss over compute, which is asked for the best of the largest rungs only. One that the
+    smaller rungs cannot carry is left out.
     """
     small, large = split_largest(rungs)
     predictions: list[Prediction] = []
     if len(small) < 2:
         return predictions
+
+    # the straight line through the frontier, for the best of the largest rungs
     best = int(np.argmin(large.loss))
     kept = frontier(small.flops, small.loss)
     if len(kept) >= 2:
@@ -149,8 +160,10 @@ def predict_largest(
             flops = float(large.flops[best])
             guess = (line.predict(flops), line.predict_interval(flops))
             predictions.append(
-                _prediction("power law of compute", large, best, *guess, fitted=len(kept))
+                _make_prediction("power law of compute", large, best, *guess, fitted=len(kept))
             )
+
+    # the parametric law, for each of them
     try:
         fit = fit_parametric(small, draws=draws, seed=seed, resample=resample)
     except DataError:
@@ -158,13 +171,14 @@ def predict_largest(
     for rung in range(len(large)):
         point = float(large.parameters[rung]), float(large.tokens[rung])
         guess = fit.law.loss(*point), fit.predict_interval(*point)
-        predictions.append(_prediction("parametric", large, rung, *guess, fitted=len(small)))
+        predictions.append(_make_prediction("parametric", large, rung, *guess, fitted=len(small)))
     return predictions
 
 
-def _prediction(
+def _make_prediction(
     form: str, rungs: Rungs, rung: int, predicted: float, interval: Interval | None, *, fitted: int
 ) -> Prediction:
+    """Return the prediction of one of the rungs."""
     return Prediction(
         form=form,
         parameters=float(rungs.parameters[rung]),
@@ -177,8 +191,8 @@ def _prediction(
     )
 
 
-def _fit_repeated(rungs: Rungs, draws: int, seed: int) -> RepeatedFit:
-    """The plain law from the rungs that repeat nothing, the decays from the others."""
+def _fit_plain_then_repeated(rungs: Rungs, draws: int, seed: int) -> RepeatedFit:
+    """Fit the plain law to rungs that repeat nothing, the decays to the others."""
     again = repeating(rungs)
     if not again.any():
         raise DataError(

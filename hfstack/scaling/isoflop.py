@@ -1,8 +1,9 @@
-"""Where loss is lowest at a given compute: Chinchilla's first two approaches.
+"""Find where loss is lowest at a given compute: Chinchilla's first two approaches.
 
-Hoffmann et al. (2022, arXiv:2203.15556): section 3.1 takes the lower envelope of all runs over compute, section 3.2 a
-parabola of log L in log N through the runs of one compute. Either gives points (C, N*, D*), and straight lines through
-them in log-log give N* proportional to C^a and D* proportional to C^b.
+Hoffmann et al. (2022, arXiv:2203.15556): section 3.1 takes the lower envelope of all runs over
+compute, section 3.2 a parabola of log L in log N through the runs of one compute. Either gives
+points (C, N*, D*), and straight lines through them in log-log give N* proportional to C^a and D*
+proportional to C^b.
 """
 
 from dataclasses import dataclass
@@ -13,16 +14,14 @@ from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 
 from hfstack.errors import DataError
-from hfstack.scaling.intervals import Interval, expanded_percentiles
+from hfstack.intervals import Interval, expanded_percentiles
 from hfstack.scaling.power_laws import PowerLaw, fit_power_law, frontier
-from hfstack.scaling.rungs import Rungs
-
-Array = NDArray[np.float64]
+from hfstack.scaling.rungs import FloatArray, Rungs
 
 Shape = Literal["parabola", "akima"]
 
 _PARABOLA, _AKIMA_FROM = 3, 4  # sizes that each shape of curve needs
-_LINE_POINTS = 2000
+_CURVE_POINTS = 2000
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,12 @@ class IsoFlopCurve:
     """The runs of one compute, the curve through them, and its lowest point."""
 
     flops: float
-    parameters: Array
+    parameters: FloatArray
     """(K,) of the runs, rising."""
-    loss: Array
-    line_parameters: Array
+    loss: FloatArray
+    line_parameters: FloatArray
     """(P,) the curve itself, for drawing."""
-    line_loss: Array
+    line_loss: FloatArray
     optimum_parameters: float
     optimum_tokens: float
     optimum_loss: float
@@ -47,22 +46,26 @@ class IsoFlopCurve:
 class Allocation:
     """How compute is best divided: N* and D* as power laws of C, and the loss reached."""
 
-    flops: Array
+    flops: FloatArray
     """(K,) of the points."""
-    parameters: Array
-    tokens: Array
-    loss: Array
+    parameters: FloatArray
+    tokens: FloatArray
+    loss: FloatArray
     parameters_law: PowerLaw
     tokens_law: PowerLaw
     loss_law: PowerLaw
     curves: tuple[IsoFlopCurve, ...] = ()
     exponent_interval: Interval | None = None
-    """95 % of the exponent of N*, by the bootstrap over the runs where there is one, else Student's t of the line."""
+    """95 % of the exponent of N*, by the bootstrap over the runs where there is one, else Student's
+    t of the line."""
     notes: tuple[str, ...] = ()
 
 
 def isoflop_groups(rungs: Rungs, *, tolerance: float = 0.1) -> list[NDArray[np.intp]]:
-    """Return the rungs of each compute, in rising order: neighbours within `tolerance` of the first are together."""
+    """Return the rungs of each compute, in rising order.
+
+    Neighbours within `tolerance` of the first are together.
+    """
     order = np.argsort(rungs.flops, kind="stable")
     groups: list[list[int]] = []
     for row in order:
@@ -81,56 +84,65 @@ def fit_isoflop(
     draws: int = 200,
     seed: int = 0,
 ) -> Allocation:
-    """Fit a curve to the runs of each compute, and power laws through the minima (approach 2).
+    """Fit a curve at each compute, and power laws through the minima (approach 2).
 
     Args:
         rungs: of at least two computes, with three or more sizes at each.
         tolerance: runs whose compute differs by less, as a share, are of one compute.
-        shape: a parabola, as Hoffmann et al. draw it, or Akima's interpolation, as Porian et al. (2024,
-            arXiv:2406.19146) do: it goes through every run, and so needs many of them and little noise.
-        window: use only runs whose N is within this factor of the best run's; None for all. A parabola is the first
-            terms of a series around the minimum, so runs far from it bend it.
-        draws: bootstrap refits, each with the runs of every compute drawn again.
+        shape: a parabola, as Hoffmann et al. draw it, or Akima's interpolation, as Porian et al.
+            (2024, arXiv:2406.19146) do: it goes through every run, and so needs many of them and
+            little noise.
+        window: use only runs whose N is within this factor of the best run's; None for all. A
+            parabola is the first terms of a series around the minimum, so runs far from it bend it.
+        draws: bootstrap refits, each with the runs of every compute sampled again.
         seed: of the bootstrap.
 
     Raises:
         DataError: fewer than two computes have a minimum among their runs.
     """
+    # a curve for each compute with sizes enough
     groups = isoflop_groups(rungs, tolerance=tolerance)
     curves = tuple(
-        _curve(rungs.select(group), shape, window)
+        _fit_curve(rungs.select(group), shape, window)
         for group in groups
         if len(np.unique(rungs.parameters[group])) >= _PARABOLA
     )
+
     good = [curve for curve in curves if not curve.doubt]
     if len(good) < 2:
         reasons = "; ".join(
             f"C = {curve.flops:.3g}: {curve.doubt}" for curve in curves if curve.doubt
         )
         raise DataError(
-            f"IsoFLOP curves: {len(good)} of {len(groups)} computes have a minimum inside their 3 or more sizes, 2 "
-            f"are needed{': ' + reasons if reasons else '; add sizes at equal compute'}"
+            f"IsoFLOP curves: {len(good)} of {len(groups)} computes have a minimum inside their 3 "
+            "or more sizes, 2 are "
+            f"needed{': ' + reasons if reasons else '; add sizes at equal compute'}"
         )
+
     notes = [f"C = {curve.flops:.3g} is left out: {curve.doubt}" for curve in curves if curve.doubt]
     if len(groups) > len(curves):
         notes.append(
             f"{len(groups) - len(curves)} computes have fewer than 3 sizes and are left out"
         )
+
     flops = np.array([curve.flops for curve in good])
     best = np.array([[c.optimum_parameters, c.optimum_tokens, c.optimum_loss] for c in good])
-    interval = _bootstrap(rungs, groups, (shape, window), draws=draws, seed=seed) if draws else None
+    interval = None
+    if draws:
+        interval = _bootstrap_exponent(rungs, groups, (shape, window), draws=draws, seed=seed)
     if interval is None and draws:
         notes.append(
-            "too few runs at each compute to draw them again: no bootstrap interval of the exponent"
+            "too few runs at each compute to sample them again: no bootstrap interval of the "
+            "exponent"
         )
-    return _allocation(flops, best, curves=curves, interval=interval, notes=tuple(notes))
+    return _make_allocation(flops, best, curves=curves, interval=interval, notes=tuple(notes))
 
 
 def fit_envelope(rungs: Rungs) -> Allocation:
-    """Take the runs that no cheaper run beats, and fit power laws through them (approach 1).
+    """Fit power laws through the runs that no cheaper run beats (approach 1).
 
-    The original follows every training curve; with finished runs only, each gives one point, and the frontier is as
-    fine as the ladder.
+    The original follows every training curve; with finished runs only, each gives one point, and
+    the frontier is as fine as the ladder.
 
     Raises:
         DataError: fewer than two runs are on the frontier.
@@ -138,26 +150,28 @@ def fit_envelope(rungs: Rungs) -> Allocation:
     kept = frontier(rungs.flops, rungs.loss)
     if len(kept) < 2 or rungs.flops[kept[-1]] <= rungs.flops[kept[0]] * 1.001:
         raise DataError(
-            f"envelope: {len(kept)} of {len(rungs)} rungs are on the frontier, 2 of different compute are needed: add "
-            "rungs, or check that loss falls with compute"
+            f"envelope: {len(kept)} of {len(rungs)} rungs are on the frontier, 2 of different "
+            "compute are needed: add rungs, or check that loss falls with compute"
         )
     best = np.column_stack([rungs.parameters[kept], rungs.tokens[kept], rungs.loss[kept]])
     notes = () if len(kept) > 3 else (f"only {len(kept)} rungs are on the frontier",)
-    return _allocation(rungs.flops[kept], best, notes=notes)
+    return _make_allocation(rungs.flops[kept], best, notes=notes)
 
 
-def _allocation(
-    flops: Array,
-    best: Array,
+def _make_allocation(
+    flops: FloatArray,
+    best: FloatArray,
     *,
     curves: tuple[IsoFlopCurve, ...] = (),
     interval: Interval | None = None,
     notes: tuple[str, ...] = (),
 ) -> Allocation:
+    """Fit the power laws through the points (C, N*, D*, L*)."""
     laws = [
         fit_power_law(flops, best[:, i], name=name)
         for i, name in enumerate(("N*(C)", "D*(C)", "L*(C)"))
     ]
+
     return Allocation(
         flops=flops,
         parameters=best[:, 0],
@@ -172,17 +186,21 @@ def _allocation(
     )
 
 
-def _curve(runs: Rungs, shape: Shape, window: float | None) -> IsoFlopCurve:
-    """One curve over log N. Tokens at the optimum are interpolated between the runs' own."""
-    runs = _one_a_size(runs)
+def _fit_curve(runs: Rungs, shape: Shape, window: float | None) -> IsoFlopCurve:
+    """Fit one curve over log N.
+
+    Tokens at the optimum are interpolated between the runs' own.
+    """
+    runs = _average_by_size(runs)
     if window is not None:
-        near = np.abs(np.log(runs.parameters / runs.parameters[np.argmin(runs.loss)])) <= np.log(
-            window
-        )
+        best = runs.parameters[np.argmin(runs.loss)]
+        near = np.abs(np.log(runs.parameters / best)) <= np.log(window)
         runs = runs.select(near) if near.sum() >= _PARABOLA else runs
+
     x, y = np.log(runs.parameters), np.log(runs.loss)
-    line = np.linspace(x[0], x[-1], _LINE_POINTS)
+    line = np.linspace(x[0], x[-1], _CURVE_POINTS)
     doubt = ""
+
     if shape == "parabola" or len(x) < _AKIMA_FROM:
         middle = x.mean()
         c2, c1, c0 = np.polyfit(x - middle, y, 2)
@@ -193,10 +211,14 @@ def _curve(runs: Rungs, shape: Shape, window: float | None) -> IsoFlopCurve:
     else:
         heights = Akima1DInterpolator(x, y)(line)
         lowest, depth = float(line[np.argmin(heights)]), float(heights.min())
+
+    # A minimum outside the sizes that were trained is a guess: the nearest size stands for it.
     if not doubt and not x[0] < lowest < x[-1]:
-        doubt = f"the minimum lies beyond the {'smallest' if lowest <= x[0] else 'largest'} of its sizes"
+        end = "smallest" if lowest <= x[0] else "largest"
+        doubt = f"the minimum lies beyond the {end} of its sizes"
         lowest = float(np.clip(lowest, x[0], x[-1]))
         depth = float(np.interp(lowest, line, heights))
+
     return IsoFlopCurve(
         flops=float(np.exp(np.log(runs.flops).mean())),
         parameters=runs.parameters,
@@ -210,12 +232,12 @@ def _curve(runs: Rungs, shape: Shape, window: float | None) -> IsoFlopCurve:
     )
 
 
-def _one_a_size(runs: Rungs) -> Rungs:
-    """The runs by rising size; of several at one size their mean log loss."""
+def _average_by_size(runs: Rungs) -> Rungs:
+    """Return the runs by rising size; of several at one size their mean log loss."""
     sizes, place = np.unique(runs.parameters, return_inverse=True)
     counts = np.bincount(place)
 
-    def mean(values: Array) -> Array:
+    def mean(values: FloatArray) -> FloatArray:
         return np.exp(np.bincount(place, weights=np.log(values)) / counts)
 
     return Rungs(
@@ -223,7 +245,7 @@ def _one_a_size(runs: Rungs) -> Rungs:
     )
 
 
-def _bootstrap(
+def _bootstrap_exponent(
     rungs: Rungs,
     groups: list[NDArray[np.intp]],
     way: tuple[Shape, float | None],
@@ -231,24 +253,30 @@ def _bootstrap(
     draws: int,
     seed: int,
 ) -> Interval | None:
-    """The spread of the exponent over draws in which every compute has its minimum; None when most have not."""
+    """Return the spread of the exponent over bootstrap draws.
+
+    Only draws in which every compute has its minimum count; None when most have not.
+    """
     rng = np.random.default_rng(seed)
     exponents = []
     usable = [group for group in groups if len(np.unique(rungs.parameters[group])) > _PARABOLA]
     if len(usable) < 2:
         return None
+
     for _ in range(draws):
         flops, best = [], []
         for group in usable:
             drawn = rungs.select(rng.choice(group, len(group)))
             if len(np.unique(drawn.parameters)) < _PARABOLA:
                 continue
-            curve = _curve(drawn, *way)
+            curve = _fit_curve(drawn, *way)
             if not curve.doubt:
                 flops.append(curve.flops)
                 best.append(curve.optimum_parameters)
+
         if len(set(flops)) >= 2:
             exponents.append(fit_power_law(flops, best).exponent)
+
     if len(exponents) < draws / 2:
         return None
     return expanded_percentiles(np.array(exponents), freedom=max(1, len(usable) - 2))

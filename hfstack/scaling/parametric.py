@@ -1,37 +1,40 @@
-"""Chinchilla's third approach: L(N, D) = E + A / N^alpha + B / D^beta, with intervals, and with refusals.
+"""Fit Chinchilla's law L(N, D) = E + A / N^alpha + B / D^beta, with intervals.
 
-Hoffmann et al. (2022, arXiv:2203.15556, section 3.3 and appendix D.3) minimise the Huber loss, with a bend at 1e-3,
-between the logs of predicted and measured loss, by L-BFGS from a grid of starts. So does this file, from the same grid.
-The starts are compared first, and the promising ones are followed to the end, all at once.
+Rungs that cannot determine its numbers are refused.
+
+Hoffmann et al. (2022, arXiv:2203.15556, section 3.3 and appendix D.3) minimise the Huber loss, with
+a bend at 1e-3, between the logs of predicted and measured loss, by L-BFGS from a grid of starts. So
+does this file, from the same grid. The starts are compared first, and the promising ones are
+followed to the end, all at once.
 
 Legend: S starts or bootstrap draws, R rungs. A point is (log E, log A, log B, alpha, beta).
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfstack.errors import DataError
+from hfstack.intervals import Interval, expanded_percentiles
 from hfstack.scaling.batched_lbfgs import minimise
-from hfstack.scaling.intervals import Interval, expanded_percentiles
 from hfstack.scaling.rungs import (
     FLOPS_PER_PARAMETER_TOKEN,
+    FloatArray,
     Rungs,
     collinearity,
-    distinct,
+    count_steps,
     refuse_rising,
 )
 
-Array = NDArray[np.float64]
 Resample = Literal["rows", "residuals"]
 
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 HUBER_DELTA = 1e-3
-_GRID = {  # Hoffmann et al. 2022, appendix D.3
+_START_VALUES = {  # Hoffmann et al. 2022, appendix D.3
     "E": (-1.0, -0.5, 0.0, 0.5, 1.0),
     "A": (0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
     "B": (0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
@@ -43,12 +46,16 @@ _FLAT = 0.01
 """An exponent below this is no fall: over a hundredfold range the term changes by less than 5 %."""
 _OVERFLOWING = 1e100
 _LEAST_START_OF_E = 0.2
-"""Share of the lowest loss: from log E of -30 no refit would ever come back, and the interval would be a point."""
+"""Share of the lowest loss: from log E of -30 no refit would ever come back, and the interval would
+be a point."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A / N^alpha + B / D^beta, in nats per token or the unit of the losses it was fitted to."""
+    """L(N, D) = E + A / N^alpha + B / D^beta.
+
+    In nats per token, or the unit of the losses that it was fitted to.
+    """
 
     E: float
     A: float
@@ -61,9 +68,10 @@ class Law:
         return float(self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta)
 
     def optimum(self, flops: float) -> tuple[float, float]:
-        """Return the parameters and tokens that make the loss lowest at C = 6ND FLOPs (section 3.3, equation 4).
+        """Return the parameters and tokens that make the loss lowest at C = 6ND FLOPs.
 
-        Both are NaN for a law without a lowest point, as a bootstrap draw may be.
+        This is equation 4 of section 3.3. Both are NaN for a law without a lowest point, as a
+        bootstrap draw may be.
         """
         if min(self.A, self.B, self.alpha, self.beta) <= 0 or max(self.A, self.B) > _OVERFLOWING:
             return float("nan"), float("nan")
@@ -73,35 +81,40 @@ class Law:
 
     @property
     def parameters_exponent(self) -> float:
-        """a of N* proportional to C^a; the tokens' exponent is 1 - a."""
+        """Return a of N* proportional to C^a; the tokens' exponent is 1 - a."""
         return self.beta / (self.alpha + self.beta)
 
     @property
     def values(self) -> dict[str, float]:
+        """Return the five numbers by name."""
         return {name: getattr(self, name) for name in PARAMETERS}
 
 
 @dataclass(frozen=True)
 class ParametricFit:
-    """A fitted law, how far to trust each of its numbers, and what stands against it."""
+    """A fitted law, and how far to trust each of its numbers."""
 
     law: Law
     objective: float
     """Sum over rungs of the Huber loss of log loss."""
-    residuals: Array
+    residuals: FloatArray
     """(R,) log of measured over predicted loss."""
     draws: list[Law]
     """Bootstrap refits."""
     intervals: dict[str, Interval]
-    """95 %, of each parameter, and of `a` (N* proportional to C^a); empty without a rung to spare."""
+    """95 %, of each parameter, and of `a` (N* proportional to C^a); empty without a rung to
+    spare."""
     notes: tuple[str, ...] = ()
-    """What the data cannot tell, a sentence each."""
+    """What the data does not determine, a sentence each."""
     freedom: int = field(default=0)
 
     def predict_interval(
         self, parameters: float, tokens: float, *, seed: int = 0
     ) -> Interval | None:
-        """Return the 95 % interval of the loss of one more rung: the draws' spread and one rung's own noise."""
+        """Return the 95 % interval of the loss of one more rung.
+
+        It has the draws' spread and one rung's own noise.
+        """
         if not self.draws:
             return None
         noise = np.random.default_rng(seed).choice(self.residuals, len(self.draws))
@@ -110,8 +123,13 @@ class ParametricFit:
         return expanded_percentiles(losses, freedom=self.freedom)
 
 
-def predict_logs(points: Array, log_parameters: Array, log_tokens: Array) -> tuple[Array, Array]:
-    """Return log L (S, R) and the share of each term in L (S, R, 3) at the points (S, 5)."""
+def predict_logs(
+    points: FloatArray, log_parameters: FloatArray, log_tokens: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return log L (S, R) and the share of each term in L (S, R, 3).
+
+    The points are (S, 5).
+    """
     e, a, b, alpha, beta = (points[:, i, None] for i in range(5))
     terms = np.stack(
         [
@@ -126,7 +144,7 @@ def predict_logs(points: Array, log_parameters: Array, log_tokens: Array) -> tup
     return top + np.log(total), np.moveaxis(powers / total, 0, -1)
 
 
-def huber(residuals: Array, delta: float = HUBER_DELTA) -> tuple[Array, Array]:
+def huber(residuals: FloatArray, delta: float = HUBER_DELTA) -> tuple[FloatArray, FloatArray]:
     """Return the Huber loss of each residual, and its slope."""
     size = np.abs(residuals)
     value = np.where(size <= delta, residuals**2 / 2, delta * (size - delta / 2))
@@ -134,34 +152,33 @@ def huber(residuals: Array, delta: float = HUBER_DELTA) -> tuple[Array, Array]:
 
 
 @dataclass
-class _Problem:
-    """The objective over centred logs, in which the five numbers hardly depend on each other."""
+class _ChinchillaObjective:
+    """The objective over centred logs, where the five numbers are nearly independent."""
 
-    log_parameters: Array
+    log_parameters: FloatArray
     """(R,) less their mean."""
-    log_tokens: Array
-    log_loss: Array
+    log_tokens: FloatArray
+    log_loss: FloatArray
     """(R,), or (S, R) where each problem has losses of its own."""
-    weights: Array
+    weights: FloatArray
     """(R,) or (S, R): how often each rung counts."""
 
-    def __call__(self, points: Array, rows: NDArray[np.intp]) -> tuple[Array, Array]:
+    def __call__(self, points: FloatArray, rows: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
         predicted, shares = predict_logs(points, self.log_parameters, self.log_tokens)
         measured = self.log_loss if self.log_loss.ndim == 1 else self.log_loss[rows]
         weights = self.weights if self.weights.ndim == 1 else self.weights[rows]
         value, slope = huber(measured - predicted)
+
         scale = 1 / (HUBER_DELTA * len(self.log_parameters))  # about the mean size of a residual
         pull = -scale * weights * slope  # (S, R) by predicted log loss
-        gradient = np.stack(
-            [
-                (pull * shares[..., 0]).sum(1),
-                (pull * shares[..., 1]).sum(1),
-                (pull * shares[..., 2]).sum(1),
-                -(pull * shares[..., 1] * self.log_parameters).sum(1),
-                -(pull * shares[..., 2] * self.log_tokens).sum(1),
-            ],
-            axis=1,
-        )
+
+        # by log E, log A, log B, alpha and beta
+        by_terms = [(pull * shares[..., term]).sum(1) for term in range(3)]
+        by_exponents = [
+            -(pull * shares[..., 1] * self.log_parameters).sum(1),
+            -(pull * shares[..., 2] * self.log_tokens).sum(1),
+        ]
+        gradient = np.stack([*by_terms, *by_exponents], axis=1)
         return scale * (weights * value).sum(1), gradient
 
 
@@ -178,73 +195,99 @@ def fit_parametric(
         rungs: at least 5, at 3 or more sizes and 3 or more numbers of tokens.
         draws: bootstrap refits; 0 for no intervals.
         seed: of the bootstrap.
-        resample: `rows` draws whole rungs again, as Besiroglu et al. (2024) do; `residuals` keeps every rung's size and
-            tokens and deals out the residuals anew. On synthetic ladders of 8 to 64 rungs the first covers the truth
-            as often as it says or more often, the second somewhat less often (docs/scaling.md).
+        resample: `rows` samples whole rungs again, as Besiroglu et al. (2024) do; `residuals` keeps
+            every rung's size and tokens and shuffles the residuals, with replacement. On synthetic
+            ladders of 8 to 64 rungs the first covers the truth as often as it says or more often,
+            the second somewhat less often (docs/scaling.md).
 
     Raises:
-        DataError: the rungs are fewer than the parameters, or cannot tell the parameters apart, or losses rise.
+        DataError: the rungs are fewer than the parameters, or cannot tell the parameters apart, or
+            losses rise.
     """
     refuse_unidentified(rungs)
+
+    # over centred logs, in which the numbers hardly depend on each other
     means = float(np.log(rungs.parameters).mean()), float(np.log(rungs.tokens).mean())
     logs = np.log(rungs.parameters) - means[0], np.log(rungs.tokens) - means[1]
     log_loss = np.log(rungs.loss)
-    problem = _Problem(*logs, log_loss, np.ones(len(rungs)))
-    best, value = _from_grid(problem, means)
-    law = _law(best, means)
+    objective = _ChinchillaObjective(*logs, log_loss, np.ones(len(rungs)))
+    best, value = _minimise_from_grid(objective, means)
+    law = _uncentre(best, means)
     _refuse_flat(law, len(rungs))
+
     predicted = predict_logs(best[None], *logs)[0][0]
     residuals = log_loss - predicted
     freedom = len(rungs) - len(PARAMETERS)
-    drawn: list[Law] = []
-    intervals: dict[str, Interval] = {}
+    refits: list[Law] = []
     if draws and freedom > 0:
         rng = np.random.default_rng(seed)
         if resample == "rows":
-            weights = rng.multinomial(
-                len(rungs), np.full(len(rungs), 1 / len(rungs)), size=draws
-            ).astype(float)
-            again = _Problem(*logs, log_loss, weights)
+            again = _resample_rungs(objective, rng, draws)
         else:
-            dealt = rng.choice(residuals * np.sqrt(len(rungs) / freedom), size=(draws, len(rungs)))
-            again = _Problem(*logs, predicted + dealt, np.ones(len(rungs)))
+            again = _resample_residuals(objective, predicted, rng, draws)
+
+        # Every sample is fitted from the best point of the data, with E off zero.
         start = best.copy()
         start[0] = max(start[0], float(np.log(_LEAST_START_OF_E * rungs.loss.min())))
         found = minimise(again, np.tile(start, (draws, 1)), iterations=300, tolerance=1e-9)
-        drawn = [_law(point, means) for point in found.parameters]
-        intervals = _intervals(drawn, freedom)
+        refits = [_uncentre(point, means) for point in found.parameters]
+
+    intervals = _parameter_intervals(refits, freedom) if refits else {}
     return ParametricFit(
         law=law,
         objective=value * HUBER_DELTA * len(rungs),
         residuals=residuals,
-        draws=drawn,
+        draws=refits,
         intervals=intervals,
-        notes=tuple(_doubts(law, intervals, freedom=freedom, asked=draws > 0)),
+        notes=tuple(_list_undetermined(law, intervals, freedom=freedom, asked=draws > 0)),
         freedom=freedom,
     )
 
 
+def _resample_rungs(
+    objective: _ChinchillaObjective, rng: np.random.Generator, draws: int
+) -> _ChinchillaObjective:
+    """Return the objective of samples in which each rung counts so many times."""
+    rungs = len(objective.log_loss)
+    weights = rng.multinomial(rungs, np.full(rungs, 1 / rungs), size=draws).astype(float)
+    return replace(objective, weights=weights)
+
+
+def _resample_residuals(
+    objective: _ChinchillaObjective, predicted: FloatArray, rng: np.random.Generator, draws: int
+) -> _ChinchillaObjective:
+    """Return the objective of samples whose losses have each other's residuals."""
+    rungs = len(predicted)
+    # The residuals of a fit are smaller than the noise, by the freedom that it has used up.
+    widened = (objective.log_loss - predicted) * np.sqrt(rungs / (rungs - len(PARAMETERS)))
+    return replace(objective, log_loss=predicted + rng.choice(widened, size=(draws, rungs)))
+
+
 def refuse_unidentified(rungs: Rungs) -> None:
-    """Refuse rungs from which the five numbers cannot be told apart, whatever the losses are.
+    """Refuse rungs that cannot determine the five numbers, whatever the losses are.
 
     Raises:
         DataError: what is missing, and which rungs to add.
     """
     if len(rungs) < len(PARAMETERS):
         raise DataError(
-            f"{len(rungs)} rungs for the {len(PARAMETERS)} parameters of E + A/N^alpha + B/D^beta: measure at least "
-            f"{len(PARAMETERS) + 1}, at 3 sizes and 3 numbers of tokens, or fit a power law alone (--forms kaplan)"
+            f"{len(rungs)} rungs for the {len(PARAMETERS)} parameters of E + A/N^alpha + B/D^beta: "
+            f"measure at least {len(PARAMETERS) + 1}, at 3 sizes and 3 numbers of tokens, or fit a "
+            "power law alone (--forms kaplan)"
         )
+
     for what, values in (("sizes", rungs.parameters), ("numbers of tokens", rungs.tokens)):
-        if distinct(values) < 3:
+        if count_steps(values) < 3:
             raise DataError(
-                f"E + A/N^alpha + B/D^beta needs rungs at 3 or more different {what}, these have {distinct(values)}: "
-                "add rungs, or fit a power law alone (--forms kaplan)"
+                f"E + A/N^alpha + B/D^beta needs rungs at 3 or more different {what}, these have "
+                f"{count_steps(values)}: add rungs, or fit a power law alone (--forms kaplan)"
             )
+
     if collinearity(rungs) > 0.999:
         raise DataError(
-            "tokens rise in step with parameters (a ladder of fixed ratio), so A/N^alpha and B/D^beta cannot be told "
-            "apart: add rungs with other tokens per parameter, or fit a power law alone (--forms kaplan)"
+            "tokens rise in step with parameters (a ladder of fixed ratio), so A/N^alpha and "
+            "B/D^beta cannot be distinguished: add rungs with other tokens per parameter, or fit a "
+            "power law alone (--forms kaplan)"
         )
     refuse_rising(rungs)
 
@@ -255,17 +298,20 @@ def _refuse_flat(law: Law, rungs: int) -> None:
         exponent = getattr(law, name)
         if exponent < _FLAT or not 0 < coefficient < _OVERFLOWING:
             raise DataError(
-                f"the law that fits these {rungs} rungs best has {name} = {exponent:.3g}: they show no power law of "
-                f"{what}; add rungs over a wider range of {what}, trained for longer, or use --forms kaplan"
+                f"the law that fits these {rungs} rungs best has {name} = {exponent:.3g}: they "
+                f"show no power law of {what}; add rungs over a wider range of {what}, trained for "
+                "longer, or use --forms kaplan"
             )
 
 
-def _from_grid(problem: _Problem, means: Sequence[float]) -> tuple[Array, float]:
+def _minimise_from_grid(
+    problem: _ChinchillaObjective, means: Sequence[float]
+) -> tuple[FloatArray, float]:
     """Return the best point, in centred logs, and its objective."""
-    starts = np.array(list(itertools.product(*_GRID.values())))  # (4500, 5)
+    starts = np.array(list(itertools.product(*_START_VALUES.values())))  # (4500, 5)
     starts[:, 1] -= starts[:, 3] * means[0]
     starts[:, 2] -= starts[:, 4] * means[1]
-    order = np.argsort(_values(problem, starts), kind="stable")
+    order = np.argsort(_evaluate_in_pieces(problem, starts), kind="stable")
     first = minimise(problem, starts[order[:_SCREENED]], iterations=40)
     followed = first.parameters[np.argsort(first.value, kind="stable")[:_FOLLOWED]]
     last = minimise(problem, followed, iterations=2000, tolerance=1e-13)
@@ -273,14 +319,20 @@ def _from_grid(problem: _Problem, means: Sequence[float]) -> tuple[Array, float]
     return last.parameters[winner], float(last.value[winner])
 
 
-def _values(problem: _Problem, starts: Array) -> Array:
-    """The objective at every start, a few hundred at a time so that memory stays small."""
+def _evaluate_in_pieces(problem: _ChinchillaObjective, starts: FloatArray) -> FloatArray:
+    """Return the objective at every start.
+
+    A few hundred at a time, so that memory stays small.
+    """
     pieces = [starts[i : i + 500] for i in range(0, len(starts), 500)]
     return np.concatenate([problem(piece, np.arange(len(piece)))[0] for piece in pieces])
 
 
-def _law(point: Array, means: Sequence[float]) -> Law:
-    """Back from centred logs; what has run off to infinity is cut where a float still holds it."""
+def _uncentre(point: FloatArray, means: Sequence[float]) -> Law:
+    """Return the law of a point in centred logs.
+
+    What has run off to infinity is bounded where a float still holds it.
+    """
     e, a, b, alpha, beta = (float(value) for value in point)
     log_a, log_b = (min(700.0, x) for x in (a + alpha * means[0], b + beta * means[1]))
     return Law(
@@ -288,7 +340,8 @@ def _law(point: Array, means: Sequence[float]) -> Law:
     )
 
 
-def _intervals(draws: list[Law], freedom: int) -> dict[str, Interval]:
+def _parameter_intervals(draws: list[Law], freedom: int) -> dict[str, Interval]:
+    """Return the interval of each number, and of `a`, over the draws."""
     columns = {name: np.array([getattr(law, name) for law in draws]) for name in PARAMETERS}
     total = columns["alpha"] + columns["beta"]
     columns["a"] = columns["beta"] / np.where(np.abs(total) > 1e-12, total, np.nan)
@@ -299,26 +352,32 @@ def _intervals(draws: list[Law], freedom: int) -> dict[str, Interval]:
     }
 
 
-def _doubts(law: Law, intervals: dict[str, Interval], *, freedom: int, asked: bool) -> list[str]:
-    """Say which numbers the data does not determine."""
+def _list_undetermined(
+    law: Law, intervals: dict[str, Interval], *, freedom: int, asked: bool
+) -> list[str]:
+    """Return a sentence for each number that the data does not determine."""
     notes = []
     if law.E < 1e-3 * (law.A + law.B) and law.E < 1e-2:
         notes.append("E is 0: within these rungs nothing shows a floor")
     if freedom == 0:
         notes.append(
-            "as many parameters as rungs: the law goes through every point, and says nothing about its error"
+            "as many parameters as rungs: the law goes through every point, and says nothing about "
+            "its error"
         )
     elif asked and freedom < 5:
         notes.append(f"only {freedom} rungs more than parameters: the intervals are rough")
+
     for name, interval in intervals.items():
         if name in ("alpha", "beta") and (
             interval.low <= 0 or interval.high > 3 * max(interval.low, 1e-9)
         ):
             notes.append(
-                f"{name} is not determined: its 95 % interval is {interval.low:.3g} to {interval.high:.3g}"
+                f"{name} is not determined: its 95 % interval is {interval.low:.3g} to "
+                f"{interval.high:.3g}"
             )
         if name == "E" and interval.low < interval.high / 3:
             notes.append(
-                f"E is not determined: its 95 % interval is {interval.low:.3g} to {interval.high:.3g}"
+                f"E is not determined: its 95 % interval is {interval.low:.3g} to "
+                f"{interval.high:.3g}"
             )
     return notes

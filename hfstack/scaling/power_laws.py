@@ -1,21 +1,19 @@
-"""Power laws y = coefficient * x ** exponent: straight lines in log-log, with exact intervals.
+"""Fit power laws y = coefficient * x ** exponent, with exact intervals.
 
-Kaplan et al. (2020, arXiv:2001.08361, equations 1.1 to 1.3) write L(N) = (N_c / N) ** alpha_N: the exponent here is
--alpha_N, a negative number, because loss falls as N grows, and N_c = coefficient ** (1 / alpha_N).
+They are straight lines in log-log. Kaplan et al. (2020, arXiv:2001.08361, equations 1.1 to 1.3)
+write L(N) = (N_c / N) ** alpha_N: the exponent here is -alpha_N, a negative number, because loss
+falls as N grows, and N_c = coefficient ** (1 / alpha_N).
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from hfstack.errors import DataError
-from hfstack.scaling.intervals import Interval
-from hfstack.scaling.rungs import Rungs, step_starts
-
-Array = NDArray[np.float64]
+from hfstack.intervals import Interval
+from hfstack.scaling.rungs import FloatArray, Rungs, step_starts
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,8 @@ class PowerLaw:
     residual_std: float = 0.0
     """Standard deviation of log y around the line."""
     center: float = 0.0
-    """Mean of log x, and below the sum of squares around it: what a prediction's interval is made of."""
+    """Mean of log x, and below the sum of squares around it: what a prediction's interval is made
+    of."""
     spread: float = 0.0
 
     def predict(self, x: float) -> float:
@@ -44,18 +43,14 @@ class PowerLaw:
         if self.points <= 2 or not self.spread:
             return None
         far = (np.log(x) - self.center) ** 2 / self.spread
-        width = (
-            stats.t.ppf(0.975, self.points - 2)
-            * self.residual_std
-            * np.sqrt(1 + 1 / self.points + far)
-        )
-        return Interval(
-            float(self.predict(x) * np.exp(-width)), float(self.predict(x) * np.exp(width))
-        )
+        quantile = stats.t.ppf(0.975, self.points - 2)
+        width = quantile * self.residual_std * np.sqrt(1 + 1 / self.points + far)
+        middle = self.predict(x)
+        return Interval(float(middle * np.exp(-width)), float(middle * np.exp(width)))
 
     @property
     def scale(self) -> float:
-        """Kaplan's constant, such as N_c: the x at which the law says 1."""
+        """Return Kaplan's constant, such as N_c: the x at which the law says 1."""
         return float(self.coefficient ** (-1 / self.exponent)) if self.exponent else float("inf")
 
 
@@ -78,20 +73,25 @@ def fit_power_law(
         raise DataError(
             f"{name}: {len(log_x)} rungs at one value; a power law needs 2 different ones, better 4"
         )
+
     w = np.ones_like(log_x) if weights is None else np.asarray(weights, dtype=float)
     center = float((w * log_x).sum() / w.sum())
     middle = float((w * log_y).sum() / w.sum())
     spread = float((w * (log_x - center) ** 2).sum())
     exponent = float((w * (log_x - center) * (log_y - middle)).sum() / spread)
+
     residuals = log_y - middle - exponent * (log_x - center)
     left = float((w * residuals**2).sum())
     total = float((w * (log_y - middle) ** 2).sum())
+
+    # Two points leave nothing to judge the line by.
     freedom = len(log_x) - 2
     residual_std, interval = 0.0, None
     if freedom > 0:
         residual_std = float(np.sqrt(left / freedom))
         reach = float(stats.t.ppf(0.975, freedom) * residual_std / np.sqrt(spread))
         interval = Interval(exponent - reach, exponent + reach)
+
     return PowerLaw(
         coefficient=float(np.exp(middle - exponent * center)),
         exponent=exponent,
@@ -116,9 +116,10 @@ class KaplanFit:
 def fit_kaplan(rungs: Rungs) -> KaplanFit:
     """Fit L(N), L(D) and L(C), each to the best rung of every step in its direction.
 
-    L(N) holds where data does not bind and L(D) where size does not, so of the rungs of one N the one with the lowest
-    loss counts, and likewise for D; L(C) takes the rungs that no cheaper one beats. A direction with one step, or in
-    which the other quantity binds so much that the best losses rise, is left out with a note.
+    L(N) holds where data does not bind and L(D) where size does not, so of the rungs of one N the
+    one with the lowest loss counts, and likewise for D; L(C) takes the rungs that no cheaper one
+    beats. A direction with one step, or in which the other quantity binds so much that the best
+    losses rise, is left out with a note.
 
     Raises:
         DataError: no direction is left.
@@ -130,31 +131,37 @@ def fit_kaplan(rungs: Rungs) -> KaplanFit:
         "D": ("tokens", rungs.tokens),
         "C": ("compute", rungs.flops),
     }
+
     for letter, (what, values) in directions.items():
         best = frontier(values, rungs.loss) if letter == "C" else best_of_steps(values, rungs.loss)
         if len(best) < 2:
             continue
+
+        # Every scaling law falls: where this one rises, the other quantity binds.
         law = fit_power_law(values[best], rungs.loss[best], name=f"L({letter})")
         if law.exponent < 0:
             laws[letter] = law
         else:
             rising.append(
-                f"L({letter}): losses rise with {what} (exponent {law.exponent:+.4f} over {law.points} steps)"
+                f"L({letter}): losses rise with {what} (exponent {law.exponent:+.4f} over "
+                f"{law.points} steps)"
             )
+
     if not laws:
         found = (
             "; ".join(rising)
             or f"{len(rungs)} rungs at one size, one number of tokens and one compute"
         )
         raise DataError(
-            f"{found}: every scaling law falls; check the columns, and whether large models were trained to the end"
+            f"{found}: every scaling law falls; check the columns, and whether large models were "
+            "trained to the end"
         )
     return KaplanFit(
         laws, tuple(f"{text}: left out, because the other quantity binds" for text in rising)
     )
 
 
-def best_of_steps(values: Array, loss: Array) -> list[int]:
+def best_of_steps(values: FloatArray, loss: FloatArray) -> list[int]:
     """Return the rung of lowest loss at each step of `values`, in rising order."""
     starts = np.array(step_starts(values))
     step = np.searchsorted(starts, values * (1 + 1e-12), side="right") - 1
@@ -164,8 +171,11 @@ def best_of_steps(values: Array, loss: Array) -> list[int]:
     ]
 
 
-def frontier(cost: Array, loss: Array) -> list[int]:
-    """Return the rungs that no rung of equal (within 2 %) or lower cost beats, in order of cost."""
+def frontier(cost: FloatArray, loss: FloatArray) -> list[int]:
+    """Return the rungs that no rung of equal or lower cost beats, by rising cost.
+
+    Costs within 2 % count as equal.
+    """
     kept: list[int] = []
     for row in np.lexsort((loss, cost)):
         if kept and loss[row] >= loss[kept[-1]]:

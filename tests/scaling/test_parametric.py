@@ -126,11 +126,11 @@ def test_intervals_hold_the_truth_in_95_of_100_draws(resample, least: int) -> No
 
 
 def test_the_gradient_is_that_of_the_objective() -> None:
-    from hfstack.scaling.parametric import _Problem
+    from hfstack.scaling.parametric import _ChinchillaObjective
 
     rungs = ladder(1)
     logs = np.log(rungs.parameters) - 20, np.log(rungs.tokens) - 25
-    problem = _Problem(*logs, np.log(rungs.loss), np.ones(len(rungs)))
+    problem = _ChinchillaObjective(*logs, np.log(rungs.loss), np.ones(len(rungs)))
     point = np.array([[0.5, -1.0, -1.2, 0.3, 0.4]])
     _, gradient = problem(point, np.arange(1))
     for column in range(5):

@@ -6,7 +6,7 @@ import pytest
 from hfstack.errors import DataError
 from hfstack.scaling.rungs import (
     collinearity,
-    distinct,
+    count_steps,
     make_rungs,
     refuse_rising,
     rungs_from_rows,
@@ -56,7 +56,7 @@ def test_sequences_that_cannot_be_used() -> None:
 
 
 def test_steps() -> None:
-    assert distinct(np.array([1.0, 1.04, 2.0, 2.05, 9.0])) == 3
+    assert count_steps(np.array([1.0, 1.04, 2.0, 2.05, 9.0])) == 3
     small, large = split_largest(make_rungs([1, 2, 3, 3], [10, 10, 10, 9.5], [4, 3, 2, 2]))
     assert (len(small), len(large)) == (2, 2)
 
