@@ -1,15 +1,14 @@
-"""Pretraining, ours against a stock Trainer script: CPU seconds per step and held-out loss, side by
-side.
+"""Compare pretraining with a stock Trainer script: CPU seconds a step and losses.
 
     python benchmarks/pretrain.py --data FILE.jsonl.gz --tokenizer FOLDER [--steps 40] [--repeats 3]
-    python benchmarks/pretrain.py --data ... --tokenizer ... --loss_steps 300      # the held-out
-    losses as well
+    python benchmarks/pretrain.py --data ... --tokenizer ... --loss_steps 300  # the losses as well
 
 The stock side is what a user writes from the documentation: `datasets.map` tokenises, `group_texts`
-cuts blocks, and `Trainer` with `default_data_collator` trains. Ours is what the recipe does: packed
-blocks, the fused loss, and optionally torch.compile. Both start from the same weights, see the same
-number of tokens per step, and run on one thread, in turn, each in a process of its own. Steps that
-warm up or compile are not counted; what compilation costs is printed beside."""
+splits blocks, and `Trainer` with `default_data_collator` trains. Ours is what the recipe does:
+packed blocks, the fused loss, and optionally torch.compile. Both start from the same weights, see
+the same number of tokens per step, and run on one thread, in turn, each in a process of its own.
+Steps that warm up or compile are not counted; what compilation costs is printed beside.
+"""
 
 import argparse
 import itertools
@@ -28,13 +27,50 @@ SIDES = {
     "stock bf16": {"bf16": True},
     "ours fp32": {"bf16": False, "ours": True},
     "ours bf16": {"bf16": True, "ours": True},
-    "ours bf16 + compile": {"bf16": True, "ours": True, "compile": True},
+    "ours bf16 + compile": {"bf16": True, "ours": True, "compiled": True},
 }
 WARM_UP_STEPS = 3
 
 
-def main() -> None:
+def compare_sides() -> None:
     """Run every side in turn and print the table."""
+    arguments = parse_arguments()
+    if arguments.worker:
+        print(json.dumps(run_side(arguments, **SIDES[arguments.worker])))
+        return
+
+    # In turn, so that a busy machine slows all sides alike.
+    seconds: dict[str, list[float]] = {side: [] for side in arguments.sides}
+    warm_up: dict[str, float] = {}
+    for turn in range(arguments.repeats * len(arguments.sides)):
+        side: str = arguments.sides[turn % len(arguments.sides)]
+        found = start_worker(side, steps=arguments.steps, evaluate=False)
+        seconds[side] += found["step_seconds"]
+        warm_up[side] = found["warm_up_seconds"]
+
+    losses = {}
+    if arguments.loss_steps:
+        for side in seconds:
+            trained = start_worker(side, steps=arguments.loss_steps, evaluate=True)
+            losses[side] = trained["eval_loss"]
+
+    tokens = arguments.block_size * arguments.batch_size
+    print(
+        f"{arguments.architecture.stem}, {tokens} tokens a step, one thread, {arguments.repeats} "
+        "repeats in turn"
+    )
+    print(f"{'side':22} CPU s/step  tokens/CPU s  warm-up s  held-out loss  of stock fp32, bf16")
+    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    baselines = [medians[side] for side in ("stock fp32", "stock bf16") if side in medians]
+    for side, median in medians.items():
+        ratios = ", ".join(f"{baseline / median:.2f}x" for baseline in baselines)
+        loss = f"{losses[side]:.4f}" if losses else "-"
+        rate = tokens / median
+        print(f"{side:22} {median:10.3f} {rate:13.0f} {warm_up[side]:10.1f} {loss:>14}   {ratios}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="jsonl (.gz) with a column text")
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
@@ -46,48 +82,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25, help="steps counted in each repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--loss_steps",
-        type=int,
-        default=0,
-        help="also train each side this long and compare losses",
+        "--loss_steps", type=int, default=0, help="also train each side this long, compare losses"
     )
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        print(json.dumps(run_side(arguments, **SIDES[arguments.worker])))
-        return
-
-    seconds: dict[str, list[float]] = {side: [] for side in arguments.sides}
-    warm_up: dict[str, float] = {}
-    for turn in range(arguments.repeats * len(arguments.sides)):
-        side: str = arguments.sides[turn % len(arguments.sides)]
-        found = start_worker(side, steps=arguments.steps, evaluate=False)
-        seconds[side] += found["step_seconds"]
-        warm_up[side] = found["warm_up_seconds"]
-    losses = {}
-    if arguments.loss_steps:
-        losses = {
-            side: start_worker(side, steps=arguments.loss_steps, evaluate=True)["eval_loss"]
-            for side in seconds
-        }
-
-    tokens = arguments.block_size * arguments.batch_size
-    print(
-        f"{arguments.architecture.stem}, {tokens} tokens a step, one thread, {arguments.repeats} "
-        "repeats in turn"
-    )
-    print(f"{'side':22} CPU s/step  tokens/CPU s  warm-up s  held-out loss  of stock fp32, bf16")
-    medians = {side: statistics.median(values) for side, values in seconds.items()}
-    for side, median in medians.items():
-        ratios = [
-            f"{medians[b] / median:.2f}x" for b in ("stock fp32", "stock bf16") if b in medians
-        ]
-        loss = f"{losses[side]:.4f}" if losses else "-"
-        print(
-            f"{side:22} {median:10.3f} {tokens / median:13.0f} {warm_up[side]:10.1f} {loss:>14}   "
-            f"{', '.join(ratios)}"
-        )
+    return parser.parse_args()
 
 
 def start_worker(side: str, *, steps: int, evaluate: bool) -> dict[str, Any]:
@@ -106,11 +105,13 @@ def start_worker(side: str, *, steps: int, evaluate: bool) -> dict[str, Any]:
 
 
 def run_side(
-    arguments: argparse.Namespace, *, bf16: bool, ours: bool = False, compile: bool = False
-) -> dict[str, Any]:  # noqa: A002
-    """Train one side and return its CPU seconds per step, and its held-out loss if that was asked
-    for.
+    arguments: argparse.Namespace, *, bf16: bool, ours: bool = False, compiled: bool = False
+) -> dict[str, Any]:
+    """Train one side and return its CPU seconds per step.
+
+    With --loss_steps also its held-out loss.
     """
+    # Here, so that the parent process needs none of it.
     import torch
     from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments, set_seed
     from trl import ModelConfig
@@ -122,6 +123,7 @@ def run_side(
     set_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     model = load_causal_lm(ModelConfig(str(arguments.architecture)), tokenizer)
+
     texts = load_texts(arguments.data)
     held_out, texts = texts[: len(texts) // 20], texts[len(texts) // 20 :]
     prepare = prepare_ours if ours else prepare_stock
@@ -142,7 +144,7 @@ def run_side(
             output_dir=folder,
             use_cpu=True,
             bf16=bf16,
-            torch_compile=compile,
+            torch_compile=compiled,
             report_to="none",
             save_strategy="no",
             max_steps=arguments.steps + WARM_UP_STEPS,
@@ -155,6 +157,7 @@ def run_side(
             per_device_eval_batch_size=arguments.batch_size,
             prediction_loss_only=True,
         )
+
         trainer = Trainer(
             model=model,
             args=settings,
@@ -164,8 +167,10 @@ def run_side(
             processing_class=tokenizer,
             callbacks=[Clock()],
         )
+
         began = time.process_time()
         trainer.train()
+
         ticks = Clock.ticks
         result = {
             "step_seconds": [b - a for a, b in itertools.pairwise(ticks[WARM_UP_STEPS:])],
@@ -177,7 +182,7 @@ def run_side(
 
 
 def load_texts(path: Path) -> list[str]:
-    """The text column of a local file."""
+    """Return the text column of a local file."""
     from hfstack.data.sources import Source, iterate_rows
 
     return [row["text"] for row in iterate_rows([Source(str(path))])]
@@ -186,7 +191,7 @@ def load_texts(path: Path) -> list[str]:
 def prepare_ours(
     texts: list[str], held_out: list[str], tokenizer: Any, block_size: int
 ) -> tuple[Any, Any, Any]:
-    """Packed blocks, as the recipe makes them."""
+    """Pack blocks, as the recipe does."""
     from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
 
     folder = Path(tempfile.mkdtemp())
@@ -200,7 +205,7 @@ def prepare_ours(
 def prepare_stock(
     texts: list[str], held_out: list[str], tokenizer: Any, block_size: int
 ) -> tuple[Any, Any, Any]:
-    """`datasets.map` twice: tokenise with an end-of-text token, then join and cut."""
+    """Map twice: tokenise with an end-of-text token, then join and split into blocks."""
     from datasets import Dataset
     from transformers import default_data_collator
 
@@ -210,12 +215,12 @@ def prepare_stock(
     def group_texts(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         joined = {name: list(itertools.chain.from_iterable(rows)) for name, rows in batch.items()}
         length = len(joined["input_ids"]) // block_size * block_size
-        cut = {
+        blocks = {
             name: [row[i : i + block_size] for i in range(0, length, block_size)]
             for name, row in joined.items()
         }
-        cut["labels"] = [list(row) for row in cut["input_ids"]]
-        return cut
+        blocks["labels"] = [list(row) for row in blocks["input_ids"]]
+        return blocks
 
     parts = []
     for part in (texts, held_out):
@@ -227,4 +232,4 @@ def prepare_stock(
 
 
 if __name__ == "__main__":
-    main()
+    compare_sides()

@@ -21,7 +21,7 @@ from hfstack.scaling.rungs import FloatArray, Rungs
 Shape = Literal["parabola", "akima"]
 
 _PARABOLA, _AKIMA_FROM = 3, 4  # sizes that each shape of curve needs
-_CURVE_POINTS = 2000
+_POINTS_PER_CURVE = 2000
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _fit_curve(runs: Rungs, shape: Shape, window: float | None) -> IsoFlopCurve:
         runs = runs.select(near) if near.sum() >= _PARABOLA else runs
 
     x, y = np.log(runs.parameters), np.log(runs.loss)
-    line = np.linspace(x[0], x[-1], _CURVE_POINTS)
+    line = np.linspace(x[0], x[-1], _POINTS_PER_CURVE)
     doubt = ""
 
     if shape == "parabola" or len(x) < _AKIMA_FROM:
