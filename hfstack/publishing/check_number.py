@@ -1,7 +1,8 @@
-"""One number of a published model that can be measured again anywhere, without the data of its evaluation.
+"""One number of a published model that can be measured again anywhere.
 
-It is measured on a text that is part of hfstack, on a CPU in fp32, before a model is pushed and by `verify` after it
-was fetched: equal hashes say that the files are the same, an equal number says that they still load and mean the same.
+It is measured on a text that is part of hfstack, on a CPU in fp32, before a model is pushed and by
+`verify` after it was fetched: equal hashes say that the files are the same, an equal number says
+that they still load and mean the same.
 """
 
 import json
@@ -21,11 +22,13 @@ from hfstack.publishing.files import TOKENIZER, PublishedKind
 from hfstack.tasks.causal_lm.metrics import compute_metrics, score_documents
 
 TOLERANCE = 2e-3  # relative: other processors add in another order
+# Never change this text: published numbers were measured on it.
 _TEXT = (
-    "On the edge of the village stood an old mill, and in the mill lived a miller who could not sleep. Every night he "
-    "heard the wheel turn although the river was low. So he took a lamp, went down the narrow stairs and found a small "
-    "otter, who was pushing the wheel with both paws. 'Why do you work at night?' asked the miller. 'Because at night "
-    "nobody tells me that otters cannot grind flour,' said the otter. From that day on the bread was on the table "
+    "On the edge of the village stood an old mill, and in the mill lived a miller who could not "
+    "sleep. Every night he heard the wheel turn although the river was low. So he took a lamp, "
+    "went down the narrow stairs and found a small otter, who was pushing the wheel with both "
+    "paws. 'Why do you work at night?' asked the miller. 'Because at night nobody tells me that "
+    "otters cannot grind flour,' said the otter. From that day on the bread was on the table "
     "before the sun came up, and the miller slept well."
 )
 _LONGEST_TOKENS = 256
@@ -43,19 +46,25 @@ def measure_check_number(files: Mapping[str, Path], kind: PublishedKind) -> tupl
     if kind.name == "dataset":
         rows = (path for name, path in files.items() if name.endswith(".jsonl"))
         return "check_rows", float(sum(_count_rows(path) for path in rows))
+
+    # a tokenizer: how many tokens the text has
     folder = next(
         path.parent for name, path in files.items() if name in (TOKENIZER, "tokenizer_config.json")
     )
     tokenizer = _loaded(folder, lambda: AutoTokenizer.from_pretrained(folder))
     if kind.name == "tokenizer":
         return "check_tokens", float(len(tokenizer(_TEXT)["input_ids"]))
-    model = load(folder, kind)
+
+    # a causal language model: bits per byte of the text
+    model = load_published(folder, kind)
     length = min(context_length(model.config) or _LONGEST_TOKENS, _LONGEST_TOKENS)
     if kind.name == "causal":
         scores = score_documents(
             model, tokenizer, [_TEXT], max_length=length, stride=max(1, length // 2), batch_size=1
         )
         return "check_bits_per_byte", float(compute_metrics(scores)["bits_per_byte"])
+
+    # any other model: the mean size of its logits
     inputs = tokenizer(_TEXT, return_tensors="pt", truncation=True, max_length=length)  # (1, T)
     with torch.no_grad():
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
@@ -63,7 +72,7 @@ def measure_check_number(files: Mapping[str, Path], kind: PublishedKind) -> tupl
     return "check_mean_logit", float(logits.float().abs().mean())
 
 
-def load(folder: Path, kind: PublishedKind, *, dtype: str = "float32") -> Any:
+def load_published(folder: Path, kind: PublishedKind, *, dtype: str = "float32") -> Any:
     """Return the model of a folder on the CPU, an adapter on its base.
 
     Args:
@@ -76,6 +85,7 @@ def load(folder: Path, kind: PublishedKind, *, dtype: str = "float32") -> Any:
     loader = getattr(transformers, kind.auto_class)
     if not kind.adapter:
         return _loaded(folder, lambda: loader.from_pretrained(folder, **how).eval())
+
     if kind.labels:
         how["num_labels"] = kind.labels
     base = _loaded(kind.base, lambda: loader.from_pretrained(kind.base, **how))
@@ -83,13 +93,16 @@ def load(folder: Path, kind: PublishedKind, *, dtype: str = "float32") -> Any:
 
 
 def _loaded(place: Path | str, function: Callable[[], Any]) -> Any:
-    """Call a loading function, and say in one line what could not be loaded."""
+    """Call a loading function.
+
+    Raises:
+        CheckpointError: it fails; in one line, with the place.
+    """
     try:
         return function()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(
-            f"{place} cannot be loaded: {' '.join(str(error).split())[:300]}"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{place} cannot be loaded: {reason}") from error
 
 
 def agrees(measured: float, recorded: float) -> bool:

@@ -1,12 +1,13 @@
-"""Which files of a run are published, what they are together, and whether they are all there.
+"""Choose the files of a run that are published, and check that they are whole.
 
-A run's directory holds more than what others need: checkpoints, caches, pickles. Only files known by name are taken.
+A run's directory holds more than what others need: checkpoints, caches, pickles. Only files known
+by name are taken.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,19 @@ CONFIG, ADAPTER_CONFIG, WEIGHTS_INDEX = (
 TOKENIZER = "tokenizer.json"
 PUBLICATION = "publication.json"
 _TOKENIZER_FILES = (
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt "
-    "chat_template.jinja"
-).split()
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+_VOCABULARIES = frozenset({TOKENIZER, "vocab.txt", "vocab.json", "merges.txt"})
 _CLASSIFIER, _TASK = "classifier.json", "task.json"
-_ROWS = (
-    ("train", "eval"),
-    ("raw", "sentiment", "instructions", "chat"),
-)  # the latter of demo_corpus
+_SPLITS = ("train", "eval")
+_CORPUS_PARTS = ("raw", "sentiment", "instructions", "chat")  # of demo_corpus
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
 _RECURRENT = ("hfstack_gru", "hfstack_lstm")
@@ -48,8 +54,8 @@ class PublishedKind:
     """What is published.
 
     Args:
-        name: `causal`, `masked`, `seq2seq`, `reward`, `classifier`, `tagger`, `question answering`, `model`,
-            `tokenizer` or `dataset`.
+        name: `causal`, `masked`, `seq2seq`, `reward`, `classifier`, `tagger`, `question answering`,
+            `model`, `tokenizer` or `dataset`.
         repo_type: `model` or `dataset`.
         auto_class: the class of transformers that loads it, "" for tokenizers and datasets.
         pipeline_tag: the Hub's name of the task, or None.
@@ -108,45 +114,17 @@ def detect_kind(folder: Path, artifacts: dict[str, str], *, rewards: bool = Fals
     """Return what a run has left in its directory.
 
     Args:
-        artifacts: name to path, as in run.json: a run without a model that lists `train` or `eval` made a dataset.
+        artifacts: name to path, as in run.json: a run without a model that lists `train` or `eval`
+            made a dataset.
         rewards: the run trained a reward model, so that an adapter with a head is one.
 
     Raises:
         CheckpointError: there is nothing that can be published.
     """
     if (folder / ADAPTER_CONFIG).is_file():
-        config = read_json(folder / ADAPTER_CONFIG)
-        ending = _BY_TASK.get(str(config.get("task_type")), "")
-        known = _BY_ARCHITECTURE.get(ending, PublishedKind("model", auto_class="AutoModel"))
-        name = "reward" if known.name == "classifier" and rewards else known.name
-        labels = 1 if name == "reward" else _label_count(folder)
-        base = str(config.get("base_model_name_or_path") or "")
-        return PublishedKind(
-            name,
-            "model",
-            known.auto_class,
-            known.pipeline_tag,
-            adapter=True,
-            base=base,
-            labels=labels,
-        )
+        return _kind_of_adapter(folder, rewards=rewards)
     if (folder / CONFIG).is_file():
-        config = read_json(folder / CONFIG)
-        architecture = str((config.get("architectures") or [""])[0])
-        known = next(
-            (k for ending, k in _BY_ARCHITECTURE.items() if architecture.endswith(ending)), None
-        )
-        if known is None:
-            return PublishedKind("model", auto_class="AutoModel")
-        labels = config.get("num_labels", len(config.get("id2label") or [0, 1]))
-        rewarding = (
-            known.name == "classifier" and labels == 1 and not (folder / _CLASSIFIER).is_file()
-        )
-        name = "reward" if rewarding else known.name
-        recurrent = config.get("model_type") in _RECURRENT
-        return PublishedKind(
-            name, "model", known.auto_class, known.pipeline_tag, recurrent=recurrent
-        )
+        return _kind_of_model(folder)
     if (folder / TOKENIZER).is_file():
         return PublishedKind("tokenizer")
     if data_files(folder, artifacts):
@@ -154,49 +132,86 @@ def detect_kind(folder: Path, artifacts: dict[str, str], *, rewards: bool = Fals
     raise CheckpointError(f"{folder} holds no model, adapter, tokenizer or dataset to publish")
 
 
+def _kind_of_adapter(folder: Path, *, rewards: bool) -> PublishedKind:
+    """Return what a LoRA adapter makes of its base, by the task that PEFT recorded."""
+    config = read_json(folder / ADAPTER_CONFIG)
+    ending = _BY_TASK.get(str(config.get("task_type")), "")
+    known = _BY_ARCHITECTURE.get(ending, PublishedKind("model", auto_class="AutoModel"))
+    name = "reward" if known.name == "classifier" and rewards else known.name
+    base = str(config.get("base_model_name_or_path") or "")
+    labels = 1 if name == "reward" else _label_count(folder)
+    return replace(known, name=name, adapter=True, base=base, labels=labels)
+
+
+def _kind_of_model(folder: Path) -> PublishedKind:
+    """Return what a whole model is, by the architecture in its config.json."""
+    config = read_json(folder / CONFIG)
+    architecture = str((config.get("architectures") or [""])[0])
+    kinds = (kind for ending, kind in _BY_ARCHITECTURE.items() if architecture.endswith(ending))
+    known = next(kinds, None)
+    if known is None:
+        return PublishedKind("model", auto_class="AutoModel")
+
+    # One output and no classes: the number is a reward.
+    labels = config.get("num_labels", len(config.get("id2label") or [0, 1]))
+    has_classes = (folder / _CLASSIFIER).is_file()
+    rewarding = known.name == "classifier" and labels == 1 and not has_classes
+    name = "reward" if rewarding else known.name
+    return replace(known, name=name, recurrent=config.get("model_type") in _RECURRENT)
+
+
 def data_files(folder: Path, artifacts: dict[str, str]) -> dict[str, Path]:
-    """Return the rows that a run has written, by split: what it lists as .jsonl, else files of the names in _ROWS."""
+    """Return the rows that a run has made, by split.
+
+    They are what it lists as .jsonl, otherwise files with the names of splits, otherwise those of
+    the parts of a demo corpus. Empty files are left out: they have no columns to load.
+    """
     listed = {name: folder / path for name, path in artifacts.items() if path.endswith(".jsonl")}
-    written = [{name: folder / f"{name}.jsonl" for name in names} for names in _ROWS]
-    for wanted in [listed] if {"train", "eval"} & listed.keys() else written:
+    candidates = [listed]
+    if not {"train", "eval"} & listed.keys():
+        names = (_SPLITS, _CORPUS_PARTS)
+        candidates = [{name: folder / f"{name}.jsonl" for name in group} for group in names]
+
+    for wanted in candidates:
         found = {
-            name: path for name, path in wanted.items() if path.is_file() and path.parent == folder
+            name: path
+            for name, path in wanted.items()
+            if path.is_file() and path.parent == folder and path.stat().st_size
         }
-        if filled := {name: path for name, path in found.items() if path.stat().st_size}:
-            return filled
+        if found:
+            return found
     return {}
 
 
 def published_files(
     folder: Path, kind: PublishedKind, artifacts: dict[str, str]
 ) -> dict[str, Path]:
-    """Return the files that make up what is published, by their path in the repository.
+    """Return the files that are published, by their path in the repository.
 
     Raises:
         CheckpointError: one of them is missing, or weights are there only as a pickle.
     """
     if kind.name == "dataset":
         return {path.name: path for path in data_files(folder, artifacts).values()}
+
     names = list(tokenizer_files(folder))
     if kind.name != "tokenizer":
-        names += [_CLASSIFIER, _TASK]
-        names += (
-            [ADAPTER_CONFIG] if kind.adapter else [CONFIG, "generation_config.json", WEIGHTS_INDEX]
-        )
+        whole = [CONFIG, "generation_config.json", WEIGHTS_INDEX]
+        names += [_CLASSIFIER, _TASK, *([ADAPTER_CONFIG] if kind.adapter else whole)]
         names += [path.name for path in folder.glob(_WEIGHTS[1 if kind.adapter else 0])]
         _check_complete(folder, kind, set(names))
+
     found = {name: folder / name for name in sorted(set(names)) if (folder / name).is_file()}
-    if not any(
-        name in found for name in (TOKENIZER, "vocab.txt", "vocab.json", "merges.txt")
-    ) and not any(name.endswith(".model") for name in found):
+    if not _VOCABULARIES & found.keys() and not any(name.endswith(".model") for name in found):
         raise CheckpointError(
-            f"{folder} has no tokenizer, without which the model is of no use: save it there as well"
+            f"{folder} has no tokenizer, without which the model is of no use: "
+            "save it there as well"
         )
     return found
 
 
 def tokenizer_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder's tokenizer by name; those of SentencePiece end in .model."""
+    """Return the files of a folder's tokenizer by name; SentencePiece's end in .model."""
     names = [*_TOKENIZER_FILES, *(path.name for path in folder.glob("*.model"))]
     return {name: folder / name for name in names if (folder / name).is_file()}
 
@@ -216,7 +231,8 @@ def refuse_pickles(paths: Iterable[str], where: str) -> None:
     for path in paths:
         if path.lower().endswith(PICKLES):
             raise CheckpointError(
-                f"{where} has {path}, a format that can run code when it is loaded: keep weights as safetensors only"
+                f"{where} has {path}, a format that can run code when it is loaded: "
+                "keep weights as safetensors only"
             )
 
 
@@ -236,7 +252,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _label_count(folder: Path) -> int:
-    """How many labels the head of a classifier's adapter has, as its classifier.json says; 0 without one."""
+    """Return how many labels a classifier's adapter has; 0 without a classifier.json."""
     if not (folder / _CLASSIFIER).is_file():
         return 0
     return len(read_json(folder / _CLASSIFIER).get("names") or [0])
@@ -249,7 +265,9 @@ def _check_complete(folder: Path, kind: PublishedKind, names: set[str]) -> None:
         raise CheckpointError(f"{folder} has no safetensors weights to publish")
     if not kind.adapter and (folder / WEIGHTS_INDEX).is_file():
         shards = set(read_json(folder / WEIGHTS_INDEX).get("weight_map", {}).values())
-        if missing := sorted(shard for shard in shards if not (folder / shard).is_file()):
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
             raise CheckpointError(
-                f"{folder} lacks {missing[0]}, which {WEIGHTS_INDEX} lists: the weights are not whole"
+                f"{folder} lacks {missing[0]}, which {WEIGHTS_INDEX} lists: "
+                "the weights are not whole"
             )

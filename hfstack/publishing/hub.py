@@ -1,12 +1,12 @@
-"""Push files to a repository of the Hub so that it either happens or does not: one commit on a known parent.
+"""Push files to a repository of the Hub: one commit on a known parent, or nothing.
 
     target = HubRepo("alice/model", endpoint=endpoint, token=token)
     parent = prepare_repo(target)
     sha = push(target, items, parent=parent, message="...")
     check_pushed(target, items, sha)
 
-What is uploaded stays invisible until the commit, so a connection that breaks, or a process that is killed, leaves the
-repository as it was, and the next attempt does not send again what has arrived.
+What is uploaded stays invisible until the commit, so a connection that breaks, or a process that is
+killed, leaves the repository as it was, and the next attempt does not send again what has arrived.
 """
 
 import hashlib
@@ -43,7 +43,8 @@ from hfstack.publishing.hub_errors import (
 logger = get_logger(__name__)
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-_KINDS = ("model", "dataset", "space")
+_REPO_TYPES = ("model", "dataset", "space")
+_NO_TOKEN = "no token to push with: set HF_TOKEN, or run `hf auth login`, with one that may write"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class HubRepo:
 
     @property
     def url(self) -> str:
-        return f"{self.endpoint}/{'' if self.repo_type == 'model' else self.repo_type + 's/'}{self.repo}"
+        prefix = "" if self.repo_type == "model" else f"{self.repo_type}s/"
+        return f"{self.endpoint}/{prefix}{self.repo}"
 
 
 def find_token() -> str:
@@ -84,9 +86,7 @@ def find_token() -> str:
     """
     token = get_token()
     if not token:
-        raise ConfigError(
-            "no token to push with: set HF_TOKEN, or run `hf auth login`, with one that may write"
-        )
+        raise ConfigError(_NO_TOKEN)
     return token
 
 
@@ -105,36 +105,33 @@ def check_name(repo: str) -> None:
 
 
 def check_token(target: HubRepo) -> str:
-    """Return the name of the token's owner, once it is known to be able to write to the repository.
+    """Return the name of the token's owner, once it is known that it may write there.
 
     Raises:
-        ConfigError: the name is not valid, or the token is not, may only read, or belongs to somebody else.
+        ConfigError: the name is not valid, or the token is not, may only read, or belongs to
+            somebody else.
         HubError: the endpoint cannot be reached.
     """
     check_name(target.repo)
     if not target.token:
-        raise ConfigError(
-            "no token to push with: set HF_TOKEN, or run `hf auth login`, with one that may write"
-        )
-    try:
-        user: dict[str, Any] = target.api.whoami()
-    except Exception as error:
-        if status_of(error) == 401:
-            raise ConfigError(
-                f"{target.endpoint} does not know this token: check HF_TOKEN, or run `hf auth login` again"
-            ) from None
-        raise describe(error, target.url, target.endpoint) from error
+        raise ConfigError(_NO_TOKEN)
+    user = _whoami(target.endpoint, target.token, url=target.url)
     name, token = str(user["name"]), user.get("auth", {}).get("accessToken", {})
-    role = token.get("role")
-    namespace = target.repo.split("/")[0]
+
+    # may it write at all?
+    role, namespace = token.get("role"), target.repo.split("/")[0]
     if role == "read":
         raise ConfigError(
-            f"the token of {name} may only read: make one that may write in the settings of {target.endpoint}"
+            f"the token of {name} may only read: make one that may write in the settings of "
+            f"{target.endpoint}"
         )
     if role == "fineGrained" and not _may_write(token.get("fineGrained", {}), namespace):
         raise ConfigError(
-            f"the fine-grained token of {name} may not write to repositories of {namespace}: add that right"
+            f"the fine-grained token of {name} may not write to repositories of {namespace}: "
+            "add that right"
         )
+
+    # and to this namespace?
     orgs = [str(org["name"]) for org in user.get("orgs", [])]
     if namespace not in (name, *orgs):
         known = f" or an organisation of {name} ({', '.join(orgs)})" if orgs else ""
@@ -151,14 +148,23 @@ def owner_of(endpoint: str, token: str) -> str:
         ConfigError: the endpoint does not know the token.
         HubError: it cannot be reached.
     """
+    return str(_whoami(endpoint, token, url=endpoint)["name"])
+
+
+def _whoami(endpoint: str, token: str, *, url: str) -> dict[str, Any]:
+    """Return what the endpoint knows of a token's owner.
+
+    Args:
+        url: what was to be reached, for an error.
+    """
     try:
-        return str(HfApi(endpoint=endpoint, token=token).whoami()["name"])
+        return HfApi(endpoint=endpoint, token=token).whoami()
     except Exception as error:
         if status_of(error) == 401:
             raise ConfigError(
                 f"{endpoint} does not know this token: check HF_TOKEN, or run `hf auth login` again"
             ) from None
-        raise describe(error, endpoint, endpoint) from error
+        raise describe(error, url, endpoint) from error
 
 
 def head_of(target: HubRepo) -> str:
@@ -168,11 +174,7 @@ def head_of(target: HubRepo) -> str:
         HubError: the repository or the branch is gone, or out of reach.
     """
     try:
-        return str(
-            target.api.repo_info(
-                target.repo, repo_type=target.repo_type, revision=target.branch
-            ).sha
-        )
+        return _read_head(target)
     except Exception as error:
         if not is_network(error):
             raise
@@ -180,91 +182,102 @@ def head_of(target: HubRepo) -> str:
 
 
 def prepare_repo(target: HubRepo) -> str:
-    """Make sure that the repository and its branch are there, and return the commit that the push will stand on.
+    """Make the repository and its branch if needed; return the commit to push onto.
 
     Raises:
-        ConfigError: the name is not valid or taken by another kind of repository, the token may not write there, or a
-            public repository was found where a private one was meant.
+        ConfigError: the name is not valid or taken by another kind of repository, the token may not
+            write there, or a public repository was found where a private one was meant.
         HubError: the endpoint refuses or cannot be reached.
     """
     check_token(target)
-    api = target.api
     try:
-        try:
-            info = api.repo_info(target.repo, repo_type=target.repo_type)
-        except RepositoryNotFoundError:
-            refuse_other_kind(target)
-            api.create_repo(target.repo, repo_type=target.repo_type, private=target.private)
-            logger.info(
-                "made the %s repository %s", "private" if target.private else "public", target.url
-            )
-            info = api.repo_info(target.repo, repo_type=target.repo_type)
+        info = _find_or_create(target)
         if target.private and not info.private:
             raise ConfigError(
-                f"{target.url} is public and everybody would see what is pushed: add --private false if that is meant"
+                f"{target.url} is public and everybody would see what is pushed: "
+                "add --private false if that is meant"
             )
+
         if target.branch == "main":
             return str(info.sha)
         try:
-            return str(
-                api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha
-            )
+            return _read_head(target)
         except RevisionNotFoundError:
-            api.create_branch(
+            target.api.create_branch(
                 target.repo, branch=target.branch, repo_type=target.repo_type, exist_ok=True
             )
-            return str(
-                api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch).sha
-            )
+            return _read_head(target)
     except (ConfigError, HubError):
         raise
     except Exception as error:
         raise describe(error, target.url, target.endpoint) from error
 
 
-def refuse_other_kind(target: HubRepo) -> None:
-    """Refuse a name under which another kind of repository stands.
+def _find_or_create(target: HubRepo) -> Any:
+    """Return what the Hub says of the repository, which is made when it is missing."""
+    api = target.api
+    try:
+        return api.repo_info(target.repo, repo_type=target.repo_type)
+    except RepositoryNotFoundError:
+        refuse_other_kind(target)
+        api.create_repo(target.repo, repo_type=target.repo_type, private=target.private)
+        visibility = "private" if target.private else "public"
+        logger.info("made the %s repository %s", visibility, target.url)
+        return api.repo_info(target.repo, repo_type=target.repo_type)
 
-    Raises ConfigError.
-    """
-    for kind in _KINDS:
+
+def _read_head(target: HubRepo) -> str:
+    """Return the commit that the branch is at, or raise what the client raises."""
+    info = target.api.repo_info(target.repo, repo_type=target.repo_type, revision=target.branch)
+    return str(info.sha)
+
+
+def refuse_other_kind(target: HubRepo) -> None:
+    """Raise ConfigError when another kind of repository has this name."""
+    for kind in _REPO_TYPES:
         if kind != target.repo_type and target.api.repo_exists(target.repo, repo_type=kind):
             raise ConfigError(
-                f"--repo {target.repo}: that name is taken by a {kind} of yours, and this is a {target.repo_type}: "
-                "choose another"
+                f"--repo {target.repo}: that name is taken by a {kind} of yours, "
+                f"and this is a {target.repo_type}: choose another"
             )
 
 
 def find_superseded(
     target: HubRepo, revision: str, items: Sequence[Item], *, kind: str
 ) -> list[str]:
-    """Return the files of an earlier publication that this one does not have, for the same commit to remove.
+    """Return the files of an earlier publication that this one no longer has.
+
+    The same commit removes them.
 
     Args:
         revision: the commit that will be the parent.
         kind: what is about to be published.
 
     Raises:
-        ConfigError: the repository holds another kind of thing, or weights of somebody else beside which these would
-            be loaded or not at random.
+        ConfigError: the repository holds another kind of thing, or weights of somebody else, of
+            which and these any might be loaded.
     """
-    paths = set(_tree(target, revision))
+    paths = set(_list_files(target, revision))
     new = {item.path for item in items}
+
+    # an earlier publication lists its files
     if PUBLICATION in paths:
         with tempfile.TemporaryDirectory() as folder:
-            before = json.loads(
-                _download(target, PUBLICATION, revision, folder).read_text(encoding="utf-8")
-            )
+            path = _download(target, PUBLICATION, revision, folder)
+            before = json.loads(path.read_text(encoding="utf-8"))
         if before.get("kind") != kind:
             raise ConfigError(
-                f"--repo {target.repo} holds a {before.get('kind')}, this is a {kind}: choose another"
+                f"--repo {target.repo} holds a {before.get('kind')}, this is a {kind}: "
+                "choose another"
             )
         return sorted(paths & set(before["files"]) - new)
+
+    # weights of somebody else
     foreign = sorted(path for path in paths - new if path.endswith((".safetensors", *PICKLES)))
     if foreign:
         raise ConfigError(
-            f"--repo {target.repo} already has {foreign[0]}, which was not published from here and would be loaded "
-            "beside or instead of this: remove it there, or choose another name"
+            f"--repo {target.repo} already has {foreign[0]}, which was not published from here and "
+            "would be loaded beside or instead of this: remove it there, or choose another name"
         )
     return []
 
@@ -280,15 +293,15 @@ def push(
 ) -> str:
     """Put the items into one commit on `parent`, and return its id.
 
-    What the network or the server breaks is tried again after each of `waits_s`, always on the same parent, so that
-    nothing of somebody else's is overwritten and nothing is committed twice.
+    What fails in the network or the server is tried again after each of `waits_s`, always on the
+    same parent, so that nothing of somebody else's is overwritten and nothing is committed twice.
 
     Args:
         delete: paths in the repository that this commit removes.
 
     Raises:
-        HubError: the branch has moved, or the Hub refuses or cannot be reached, also after the last wait. In each
-            case the branch is as it was before.
+        HubError: the branch has moved, or the Hub refuses or cannot be reached, also after the last
+            wait. In each case the branch is as it was before.
     """
     operations = [CommitOperationAdd(item.path, str(item.source)) for item in items]
     removals = [CommitOperationDelete(path) for path in delete]
@@ -305,39 +318,47 @@ def push(
                 )
                 return str(commit.oid)
             except Exception as error:
-                if isinstance(error, ValueError) and "metadata in README.md" in str(error):
-                    raise HubError(
-                        f"{target.url} refuses the card: {' '.join(str(error).split())[:300]}"
-                    ) from error
-                if not is_network(error):
-                    raise
-                if (landed := _landed(target, items, parent)) is not None:
-                    logger.info("the answer was lost, but the commit has arrived: %s", landed[:10])
+                # The commit may have been made although its answer was lost.
+                _raise_unless_network(error, target)
+                landed = _find_landed_commit(target, items, parent)
+                if landed is not None:
+                    logger.info("the answer was lost, but the commit was made: %s", landed[:10])
                     return landed
+
                 if status_of(error) == 412:
                     raise HubError(
-                        f"{target.url}: {target.branch} has changed since {parent[:10]}, while this was being pushed; "
-                        "nothing of this push is visible: look at the change, then push again"
+                        f"{target.url}: {target.branch} has changed since {parent[:10]}, while "
+                        "this was being pushed; nothing of this push is visible: look at the "
+                        "change, then push again"
                     ) from None
+                described = describe(error, target.url, target.endpoint)
                 if wait_s is None or not is_transient(error):
-                    raise describe(error, target.url, target.endpoint) from error
+                    raise described from error
+
                 wait_s = max(wait_s, retry_after_s(error))
-                logger.warning(
-                    "%s; again in %g s", describe(error, target.url, target.endpoint), wait_s
-                )
+                logger.warning("%s; again in %g s", described, wait_s)
                 time.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")
 
 
-def check_pushed(target: HubRepo, items: Sequence[Item], sha: str) -> int:
-    """Compare every item with what the repository holds at a commit, by sha256, and return how many there were.
+def _raise_unless_network(error: Exception, target: HubRepo) -> None:
+    """Raise what waiting does not help: an invalid card, and any bug of ours."""
+    if isinstance(error, ValueError) and "metadata in README.md" in str(error):
+        reason = " ".join(str(error).split())[:300]
+        raise HubError(f"{target.url} refuses the card: {reason}") from error
+    if not is_network(error):
+        raise error
 
-    Of large files the Hub tells the hash that it has computed; small ones are read back.
+
+def check_pushed(target: HubRepo, items: Sequence[Item], sha: str) -> int:
+    """Compare every item with what a commit holds, by sha256; return their number.
+
+    The Hub reports the hash of large files, which it has computed; small ones are read back.
 
     Raises:
         HubError: a file is missing or differs.
     """
-    stored = _tree(target, sha)
+    stored = _list_files(target, sha)
     with tempfile.TemporaryDirectory() as folder, transport(target):
         for item in items:
             there = stored.get(item.path)
@@ -345,21 +366,26 @@ def check_pushed(target: HubRepo, items: Sequence[Item], sha: str) -> int:
                 raise HubError(
                     f"{target.url} at {sha[:10]} lacks {item.path} after the push; push again"
                 )
-            digest = there.lfs.sha256 if there.lfs is not None else None
-            if digest is None:
-                digest = hashlib.sha256(
-                    _download(target, item.path, sha, folder).read_bytes()
-                ).hexdigest()
+
+            if there.lfs is not None:
+                digest = there.lfs.sha256
+            else:
+                content = _download(target, item.path, sha, folder).read_bytes()
+                digest = hashlib.sha256(content).hexdigest()
             if digest != item.sha256:
                 raise HubError(
-                    f"{target.url} at {sha[:10]}: {item.path} has sha256 {digest[:12]}, pushed was {item.sha256[:12]}"
+                    f"{target.url} at {sha[:10]}: {item.path} has sha256 {digest[:12]}, "
+                    f"pushed was {item.sha256[:12]}"
                 )
     return len(items)
 
 
 @contextmanager
 def transport(target: HubRepo) -> Iterator[bool]:
-    """Use Xet for large files only where the endpoint has it; upstream tries it everywhere and has no way back."""
+    """Use Xet for large files only where the endpoint has it.
+
+    Upstream tries it everywhere and has no fallback.
+    """
     disabled = constants.HF_HUB_DISABLE_XET
     xet = not disabled and find_spec("hf_xet") is not None and probe_xet(target)
     if not xet and not disabled:
@@ -372,7 +398,7 @@ def transport(target: HubRepo) -> Iterator[bool]:
 
 
 def probe_xet(target: HubRepo) -> bool:
-    """Ask whether the endpoint gives out what a Xet upload needs."""
+    """Return whether the endpoint gives out what a Xet upload needs."""
     url = f"{target.endpoint}/api/{target.repo_type}s/{target.repo}/xet-write-token/{target.branch}"
     try:
         response = get_session().get(url, headers=build_hf_headers(token=target.token), timeout=30)
@@ -386,8 +412,8 @@ def probe_xet(target: HubRepo) -> bool:
     )
 
 
-def _tree(target: HubRepo, revision: str) -> dict[str, Any]:
-    """The files of a commit, by path."""
+def _list_files(target: HubRepo, revision: str) -> dict[str, Any]:
+    """Return the files of a commit, by path."""
     try:
         entries = target.api.list_repo_tree(
             target.repo, recursive=True, revision=revision, repo_type=target.repo_type
@@ -398,7 +424,7 @@ def _tree(target: HubRepo, revision: str) -> dict[str, Any]:
 
 
 def _download(target: HubRepo, path: str, revision: str, folder: str) -> Path:
-    """One file of a commit, fetched into a folder, and not from this machine's cache."""
+    """Return one file of a commit, fetched into a folder past this machine's cache."""
     where: Any = {"repo_type": target.repo_type, "revision": revision, "local_dir": folder}
     try:
         return Path(
@@ -410,34 +436,36 @@ def _download(target: HubRepo, path: str, revision: str, folder: str) -> Path:
         raise describe(error, target.url, target.endpoint) from error
 
 
-def _landed(target: HubRepo, items: Sequence[Item], parent: str) -> str | None:
-    """The head of the branch when it has moved on to exactly these files: a commit whose answer was lost."""
+def _find_landed_commit(target: HubRepo, items: Sequence[Item], parent: str) -> str | None:
+    """Return the head of the branch if it has moved on to exactly these files.
+
+    That is a commit whose answer was lost.
+    """
     try:
-        head = target.api.repo_info(
-            target.repo, repo_type=target.repo_type, revision=target.branch
-        ).sha
-        if head is None or head == parent:
+        head = _read_head(target)
+        if head == parent:
             return None
-        stored = _tree(target, head)
-    except Exception as error:  # still out of reach: the next attempt will tell
+        stored = _list_files(target, head)
+    except Exception as error:  # still out of reach: the next attempt will see
         if not is_network(error):
             raise
         return None
-    same = all(item.path in stored and _same(stored[item.path], item) for item in items)
+    same = all(item.path in stored and _is_stored(item, stored[item.path]) for item in items)
     return head if same else None
 
 
-def _same(there: Any, item: Item) -> bool:
-    """Whether a file of the repository is the item: by sha256 of a large file, by git's own hash of a small one."""
+def _is_stored(item: Item, there: Any) -> bool:
+    """Whether a file of the repository is the item.
+
+    Large files are known by their sha256, small ones by git's own hash.
+    """
     if there.size != item.bytes:
         return False
     if there.lfs is not None:
         return there.lfs.sha256 == item.sha256
     data = item.source.read_bytes()
-    return (
-        there.blob_id
-        == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    )
+    blob = b"blob %d\0" % len(data) + data
+    return there.blob_id == hashlib.sha1(blob, usedforsecurity=False).hexdigest()
 
 
 def _may_write(rights: dict[str, Any], namespace: str) -> bool:

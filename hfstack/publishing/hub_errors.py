@@ -1,4 +1,4 @@
-"""What a failed request to the Hub means: whether it is_transient by waiting, and one line that says what to do."""
+"""What a failed request to the Hub means: is it transient, and what to do."""
 
 from json import JSONDecodeError
 
@@ -35,7 +35,10 @@ def status_of(error: BaseException) -> int | None:
 
 
 def is_network(error: BaseException) -> bool:
-    """Whether a failure came from the network or the server (an error page is no JSON), and not from a bug of ours."""
+    """Whether a failure came from the network or the server, not from a bug of ours.
+
+    An error page of a server shows as a JSONDecodeError.
+    """
     return any(
         isinstance(cause, HTTPError | ConnectionError | TimeoutError | JSONDecodeError)
         for cause in causes(error)
@@ -43,7 +46,7 @@ def is_network(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a failure may be gone after a while: a busy or broken server, a broken connection."""
+    """Whether a failure may be gone after a while: a busy server, a lost connection."""
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
         return False
     status = status_of(error)
@@ -64,14 +67,18 @@ def describe(error: BaseException, url: str, endpoint: str) -> HubError:
     """Return a failure as one line that names the place and what to do."""
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes(error)):
         return HubError(f"{url} is out of reach, because HF_HUB_OFFLINE is set: unset it")
+
+    # the server answered
     status = status_of(error)
     if status is not None:
-        meaning = _MEANING.get(
-            status, "the server is in trouble: run this again later" if status >= 500 else "refused"
-        )
-        said = getattr(error, "server_message", None)
-        return HubError(f"{url}: {meaning} (status {status}{f', {said}' if said else ''})")
+        usual = "the server is in trouble: run this again later" if status >= 500 else "refused"
+        message = getattr(error, "server_message", None)
+        details = f"status {status}, {message}" if message else f"status {status}"
+        return HubError(f"{url}: {_MEANING.get(status, usual)} ({details})")
+
+    # nobody answered
     reason = " ".join(str(causes(error)[-1]).split())[:160] or type(error).__name__
     return HubError(
-        f"{endpoint} cannot be reached ({reason}): check the address and the network, then run this again"
+        f"{endpoint} cannot be reached ({reason}): check the address and the network, "
+        "then run this again"
     )

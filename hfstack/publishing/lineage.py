@@ -1,4 +1,4 @@
-"""The runs behind a model, followed through run.json: its parents, and what measured it."""
+"""The runs behind a model, followed through run.json, and those that measured it."""
 
 import os
 import re
@@ -130,7 +130,7 @@ def _read_evaluation(folder: Path, model: Path) -> tuple[Path, RunRecord]:
 
 
 def _find_evaluations(model: Path) -> list[tuple[Path, RunRecord]]:
-    """Return the finished measurements beside a run, in the order in which they started."""
+    """Return the finished measurements beside a run, in the order of their start."""
     found = []
     neighbours = (path for path in model.parent.iterdir() if (path / RUN_FILE).is_file())
     for folder in sorted(path for path in neighbours if path != model):

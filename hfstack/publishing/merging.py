@@ -1,4 +1,4 @@
-"""Make one model of parts before it is published: an adapter and its base, or the shards of a checkpoint."""
+"""Merge an adapter into its base, or the shards of a checkpoint, to publish them."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.shards import kind_of_shards
-from hfstack.publishing.check_number import load
+from hfstack.publishing.check_number import load_published
 from hfstack.publishing.files import (
     ADAPTER_CONFIG,
     PublishedKind,
@@ -38,7 +38,7 @@ _LAUNCHER = (
 def merge(
     adapter: Path, kind: PublishedKind, folder: Path
 ) -> tuple[PublishedKind, dict[str, Path]]:
-    """Save the model with the adapter folded in, and return what it is and its files.
+    """Save the model with the adapter merged into it, and return its kind and files.
 
     Args:
         adapter: the folder of the adapter and its tokenizer.
@@ -50,7 +50,8 @@ def merge(
     """
     if not kind.adapter:
         raise ConfigError(f"--merge_adapter: {adapter} has no {ADAPTER_CONFIG}: leave it out")
-    model = load(adapter, kind, dtype="auto").merge_and_unload()
+
+    model = load_published(adapter, kind, dtype="auto").merge_and_unload()
     model.save_pretrained(folder)
     for name, path in tokenizer_files(adapter).items():
         shutil.copyfile(path, folder / name)
@@ -59,15 +60,18 @@ def merge(
 
 
 def in_shards(checkpoint: Path) -> bool:
-    """Whether the weights of a checkpoint are there in shards of FSDP or DeepSpeed only."""
+    """Whether a checkpoint has its weights in shards of FSDP or DeepSpeed only."""
     return kind_of_shards(checkpoint) is not None and not any(checkpoint.glob("*.safetensors"))
 
 
 def merge_shards(checkpoint: Path, folder: Path) -> None:
-    """Write a sharded checkpoint as one plain model with its tokenizer into an empty folder.
+    """Merge a sharded checkpoint into one plain model with its tokenizer.
 
-    A process of its own does it, on the CPU: in one that trains, loading a model would shard that again, and wait for
-    the other processes for ever.
+    A process of its own does it, on the CPU: in one that trains, loading a model would shard that
+    again, and wait for the other processes for ever.
+
+    Args:
+        folder: an empty folder for it.
 
     Raises:
         CheckpointError: a shard is missing, or nothing describes the weights.
@@ -80,6 +84,7 @@ def merge_shards(checkpoint: Path, folder: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit code {done.returncode}")
-        raise CheckpointError(f"{checkpoint}: its shards could not be put together: {reason}")
+        raise CheckpointError(f"{checkpoint}: its shards could not be merged: {reason}")
+
     for name, path in tokenizer_files(checkpoint).items():
         shutil.copyfile(path, folder / name)

@@ -1,4 +1,7 @@
-"""Find secrets in what is about to leave this machine: by their shape in texts, and by their value in every file."""
+"""Find secrets in what is about to be published.
+
+They are found by their shape in texts, and by their value in every file.
+"""
 
 import os
 import re
@@ -10,7 +13,7 @@ from huggingface_hub import get_token
 from hfstack.errors import ConfigError
 from hfstack.publishing.files import Item
 
-# Keys that announce themselves. A word such as `password` is none: the texts of datasets are scanned as well.
+# Keys that can be recognised. A word such as `password` is none: datasets are scanned as well.
 _SHAPES = {
     "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b",
     "an OpenAI-style key": r"\bsk-(?:[A-Za-z0-9]+-)?[A-Za-z0-9_]{20,}\b",
@@ -24,12 +27,15 @@ _SHAPES = {
 _PATTERNS = {what: re.compile(shape.encode()) for what, shape in _SHAPES.items()}
 _NAMES_A_SECRET = re.compile(r"(?i)(?:token|api_?key|secret|password|passwd|credential)s?$")
 _SHORTEST = 8  # characters; shorter values turn up by chance
-_CHUNK_BYTES = 1 << 20
+_SCAN_BYTES = 1 << 20
 _OVERLAP_BYTES = 1 << 10
 
 
 def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the secrets of this process by value: what its environment names as one, and the saved Hub token."""
+    """Return the secrets of this process: value to name.
+
+    They are what its environment names as one, and the saved token of the Hub.
+    """
     found = {
         value: name
         for name, value in environment.items()
@@ -51,14 +57,17 @@ def find_secret(path: Path, secrets: Mapping[str, str]) -> str | None:
     """Say which secret a file holds, without repeating it, or return None.
 
     Args:
-        secrets: value to name, as from `known_secrets`; looked for in every file, shapes in those that are text.
+        secrets: value to name, as from `known_secrets`; looked for in every file, shapes in those
+            that are text.
     """
     values = {value.encode(): name for value, name in secrets.items()}
     before, is_text = b"", None
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
+        while chunk := stream.read(_SCAN_BYTES):
             if is_text is None:
                 is_text = b"\0" not in chunk
+
+            # A secret may begin in the chunk before.
             window = before + chunk
             for value, name in values.items():
                 if value in window:
@@ -67,6 +76,7 @@ def find_secret(path: Path, secrets: Mapping[str, str]) -> str | None:
                 for what, pattern in _PATTERNS.items():
                     if pattern.search(window):
                         return what
+
             before = window[-_OVERLAP_BYTES:]
     return None
 
@@ -75,13 +85,13 @@ def refuse_secrets(items: Iterable[Item], secrets: Mapping[str, str]) -> int:
     """Scan every file that is to be published, and return how many there were.
 
     Raises:
-        ConfigError: one holds a secret; the message says which file and what kind, never the secret.
+        ConfigError: one holds a secret; the message names the file and the kind, never the secret.
     """
-    count = 0
-    for one in items:
-        count += 1
+    scanned = list(items)
+    for one in scanned:
         if (found := find_secret(one.source, secrets)) is not None:
             raise ConfigError(
-                f"{one.source} holds {found}: nothing was pushed; take it out, and revoke it if it was ever shown"
+                f"{one.source} holds {found}: nothing was pushed; remove it, and revoke it if "
+                "anybody has seen it"
             )
-    return count
+    return len(scanned)

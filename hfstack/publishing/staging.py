@@ -1,4 +1,7 @@
-"""Everything between a finished run and a push: is it ready, and which files, without this machine's paths, go out."""
+"""Prepare a finished run for a push: check it, and stage its files.
+
+What is made for the publication names no path of this machine.
+"""
 
 import json
 import shutil
@@ -29,33 +32,40 @@ from hfstack.runs.record import changed_output
 logger = get_logger(__name__)
 
 CARD, RUNS = "README.md", "runs.json"
-_SCHEMA = 1
+_PUBLICATION_SCHEMA = 1
 
 
 def check_ready(chain: Chain) -> tuple[PublishedKind, dict[str, Path]]:
-    """Return what a finished run has made and its files, whole and as they were at its end.
+    """Return what a finished run has made, and its files as they were at its end.
 
     Raises:
-        CheckpointError: the run has not finished, files are missing, are pickles, or were changed afterwards.
+        CheckpointError: the run has not finished, files are missing, are pickles, or were changed
+            afterwards.
     """
+    # the run
     folder, record = chain.last.directory, chain.last.record
     if record.status != "finished":
         todo = "wait for it, or run it again" if record.status == "running" else "finish it first"
         raise CheckpointError(
             f"{folder} is {record.status}, not finished: {todo}; only finished runs are published"
         )
+
+    # its files
     kind = detect_kind(folder, record.artifacts, rewards=record.recipe == "reward")
     files = published_files(folder, kind, record.artifacts)
     refuse_pickles(files, str(folder))
+
+    # are they those that the run left?
     if not record.outputs:
         logger.warning(
             "%s was finished by an older hfstack, which did not record the hashes of its files",
             folder,
         )
+
     if (change := changed_output(folder, record.outputs, files.keys())) is not None:
         raise CheckpointError(
-            f"{folder}: {change} after the run had finished, so its card would tell of other files: restore it, or run "
-            "it again"
+            f"{folder}: {change} after the run had finished, so its card would describe other "
+            "files: restore it, or run it again"
         )
     known = {file["path"] for file in record.outputs}
     if record.outputs and (added := sorted(files.keys() - known)):
@@ -75,14 +85,11 @@ def check_base(kind: PublishedKind, base_repo: str | None) -> str:
         return ""
     if base_repo is not None:
         return base_repo
-    if (
-        Path(kind.base).exists()
-        or kind.base.startswith((".", "/", "~"))
-        or kind.base.count("/") > 1
-    ):
+    looks_local = kind.base.startswith((".", "/", "~")) or kind.base.count("/") > 1
+    if looks_local or Path(kind.base).exists():
         raise ConfigError(
-            f"the adapter's base is {kind.base}, a folder that only this machine has: publish that first and name it "
-            "with --base_repo, or use --merge_adapter true"
+            f"the adapter's base is {kind.base}, a folder that only this machine has: publish that "
+            "first and name it with --base_repo, or use --merge_adapter true"
         )
     return kind.base
 
@@ -97,11 +104,11 @@ def stage_files(
     picture: str | None,
     base: str,
 ) -> list[Item]:
-    """Write what is made for the publication into a folder, and return all its items.
+    """Write what is made for the publication into a folder; return all items.
 
     Args:
         files: what the run has made, by path in the repository.
-        secrets: values that are taken out of the card and the records.
+        secrets: values that are removed from the card and the records.
         card: the text of README.md.
         picture: an SVG, named `curves.svg`.
         base: what an adapter's configuration shall name as its base, "" for no adapter.
@@ -112,16 +119,17 @@ def stage_files(
         (folder / name).write_text(hide_known(text, secrets), encoding="utf-8")
         made[name] = folder / name
 
+    # the card with its curves, and the records of the runs
     write(CARD, card)
-    records = [
-        _clean(asdict(link.record), link.label, chain)
-        for link in [*chain.links, *chain.evaluations]
-    ]
+    records = [_clean(asdict(link.record), link.label, chain) for link in chain.everything]
     write(RUNS, json.dumps(records, indent=1, ensure_ascii=False, default=str))
     if picture is not None:
         write("curves.svg", picture)
-    if base and read_json(files[ADAPTER_CONFIG]).get("base_model_name_or_path") != base:
-        values = read_json(files[ADAPTER_CONFIG]) | {"base_model_name_or_path": base}
+
+    # an adapter's configuration that names a base that others have
+    config = read_json(files[ADAPTER_CONFIG]) if base else {}
+    if base and config.get("base_model_name_or_path") != base:
+        values = config | {"base_model_name_or_path": base}
         write(ADAPTER_CONFIG, json.dumps(values, indent=2, ensure_ascii=False))
     return [make_item(name, path) for name, path in sorted(made.items())]
 
@@ -135,7 +143,7 @@ def write_publication(
         check: a number that was measured on these files, and its name.
     """
     values: dict[str, Any] = {
-        "schema": _SCHEMA,
+        "schema": _PUBLICATION_SCHEMA,
         "hfstack": hfstack.__version__,
         "kind": kind.name,
         "repo_type": kind.repo_type,
@@ -151,17 +159,20 @@ def read_publication(folder: Path) -> dict[str, Any]:
     """Return the content of publication.json.
 
     Raises:
-        CheckpointError: there is none, it is not whole, or a newer hfstack wrote it.
+        CheckpointError: there is none, it is not whole, or it is of a newer hfstack.
     """
     path = folder / PUBLICATION
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} has no {PUBLICATION}: it was not published by hfstack, so nothing can be checked"
+            f"{folder} has no {PUBLICATION}: it was not published by hfstack, "
+            "so nothing can be checked"
         )
+
     values = read_json(path)
-    if values.get("schema", 0) > _SCHEMA:
+    if values.get("schema", 0) > _PUBLICATION_SCHEMA:
         raise CheckpointError(
-            f"{path} has schema {values['schema']}, this hfstack reads {_SCHEMA}: upgrade hfstack"
+            f"{path} has schema {values['schema']}, this hfstack reads {_PUBLICATION_SCHEMA}: "
+            "upgrade hfstack"
         )
     if not isinstance(values.get("files"), dict) or not isinstance(values.get("kind"), str):
         raise CheckpointError(f"{path} is not whole: it lists no files")
@@ -176,7 +187,7 @@ def fresh_folder(folder: Path) -> Path:
 
 
 def _clean(record: dict[str, Any], label: str, chain: Chain) -> dict[str, Any]:
-    """A run record without what tells of this machine and its people."""
+    """Return a run record without what identifies this machine and its people."""
     record.pop("process", None)
     record.get("hardware", {}).pop("platform", None)
 

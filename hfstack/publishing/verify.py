@@ -1,4 +1,4 @@
-"""Check what was published, from the place where others get it: every hash, then one number."""
+"""Check what was published, as others get it: every hash, then one number."""
 
 import hashlib
 from pathlib import Path
@@ -27,7 +27,7 @@ _EXPECTED = (PUBLICATION, ".gitattributes", ".gitignore")
 
 
 def fetch(repo: str, folder: Path, *, endpoint: str, revision: str) -> str:
-    """Download a repository into a folder, and return the id of the commit that was fetched.
+    """Download a repository into a folder, and return the id of its commit.
 
     Raises:
         ConfigError: the name is none that a repository can have.
@@ -41,9 +41,8 @@ def fetch(repo: str, folder: Path, *, endpoint: str, revision: str) -> str:
         try:
             sha = str(api.repo_info(repo, repo_type=kind, revision=revision).sha)
             with transport(target):
-                empty = (
-                    folder / ".cache"
-                )  # or what this machine's own cache has of that commit would be taken
+                # An empty cache, or what this machine has of that commit would be taken.
+                empty = folder / ".cache"
                 api.snapshot_download(
                     repo, repo_type=kind, revision=sha, local_dir=folder, cache_dir=empty
                 )
@@ -52,18 +51,20 @@ def fetch(repo: str, folder: Path, *, endpoint: str, revision: str) -> str:
             if not is_network(failure):
                 raise
             error = error or failure
+
+    # Neither a model nor a dataset was found: report the first failure.
     assert error is not None
     token = "" if get_token() else "; there is no token here: set HF_TOKEN, or run `hf auth login`"
-    raise HubError(
-        f"{describe(error, f'{endpoint}/{repo} at {revision}', endpoint)}{token}"
-    ) from error
+    described = describe(error, f"{endpoint}/{repo} at {revision}", endpoint)
+    raise HubError(f"{described}{token}") from error
 
 
 def check_files(folder: Path) -> dict[str, Any]:
     """Compare every file with its hash in publication.json, and return what that says.
 
     Raises:
-        CheckpointError: a file is missing, differs, or is a pickle; or there is nothing to compare with.
+        CheckpointError: a file is missing, differs, or is a pickle; or there is nothing to compare
+            with.
     """
     publication = read_publication(folder)
     for name, expected in publication["files"].items():
@@ -72,17 +73,18 @@ def check_files(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{folder} lacks {name}, which {PUBLICATION} lists: it was not published whole"
             )
+
         found = make_item(name, path)
         if found.sha256 != expected["sha256"]:
             raise CheckpointError(
-                f"{path} has sha256 {found.sha256[:12]}, published was {expected['sha256'][:12]}: it was changed since"
+                f"{path} has sha256 {found.sha256[:12]}, published was "
+                f"{expected['sha256'][:12]}: it was changed since"
             )
+
+    # files that somebody added
     there = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    others = [
-        n
-        for n in there
-        if n not in publication["files"] and n not in _EXPECTED and not n.startswith(".cache/")
-    ]
+    expected = {*publication["files"], *_EXPECTED}
+    others = [name for name in there if name not in expected and not name.startswith(".cache/")]
     refuse_pickles(others, str(folder))
     if others:
         logger.warning(
@@ -92,7 +94,7 @@ def check_files(folder: Path) -> dict[str, Any]:
 
 
 def check_number(folder: Path, publication: dict[str, Any]) -> tuple[str, float, float] | None:
-    """Measure the check number again; return its name, what was published and what is measured now.
+    """Measure the check number again; return its name, the old and the new value.
 
     Raises:
         CheckpointError: it differs, or the files cannot be loaded.
@@ -106,8 +108,9 @@ def check_number(folder: Path, publication: dict[str, Any]) -> tuple[str, float,
     recorded = float(check["value"])
     if name != check["name"] or not agrees(measured, recorded):
         raise CheckpointError(
-            f"{folder}: {name} is {measured:.6g} here, published was {check['name']} {recorded:.6g}: the files are "
-            "those that were published, so the libraries that load them differ (see runs.json)"
+            f"{folder}: {name} is {measured:.6g} here, published was {check['name']} "
+            f"{recorded:.6g}: the files are those that were published, so the libraries that load "
+            "them differ (see runs.json)"
         )
     return name, recorded, measured
 

@@ -121,7 +121,7 @@ def test_shards_are_put_together_first(
     )
     (folder / SHARD).unlink()
     with pytest.raises(
-        CheckpointError, match=r"its shards could not be put together: .*__0_1.distcp is missing"
+        CheckpointError, match=r"its shards could not be merged: .*__0_1.distcp is missing"
     ):
         CheckpointPush(target)(folder)
 
@@ -155,6 +155,7 @@ TRAIN = (
 
 @pytest.mark.parametrize("recipe", TRAIN)
 def test_every_recipe_that_trains_pushes_this_way(recipe: str):
-    """A Trainer that sees --push_to_hub makes a public repository before a callback could stop it."""
+    """A Trainer that sees --push_to_hub makes a public repository before a callback could stop
+    it."""
     text = (ROOT / "recipes" / f"{recipe}.py").read_text(encoding="utf-8")
     assert "protect(run, push_checkpoints(training_args))" in text

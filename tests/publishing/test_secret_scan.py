@@ -33,7 +33,7 @@ def test_shapes(tmp_path: Path, text: str, what: str | None):
 def test_values_are_found_across_chunks_and_in_binary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("hfstack.publishing.secret_scan._CHUNK_BYTES", 64)
+    monkeypatch.setattr("hfstack.publishing.secret_scan._SCAN_BYTES", 64)
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"\0" * 60 + b"correct-horse" + b"\0" * 60)
     assert find_secret(path, {"correct-horse": "MY_PASSWORD"}) == "the value of MY_PASSWORD"

@@ -1,4 +1,4 @@
-"""The facts of a card, read from run.json: the chain of runs, its data, hardware and commands."""
+"""The facts of a card, from run.json: the chain, its data, hardware and commands."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def was_newly_initialised(chain: Chain) -> bool:
 
 
 def list_chain(chain: Chain) -> list[list[str]]:
-    """Return a row a run: name, recipe, parents, its most telling number, time and energy."""
+    """Return a row a run: name, recipe, parents, outcome, time and energy."""
     by_directory = {link.directory: link.label for link in chain.links}
     table = []
     for link in chain.links:
@@ -149,6 +149,7 @@ def list_environments(chain: Chain) -> list[dict[str, Any]]:
     for link in chain.links:
         record, hardware = link.record, link.record.hardware
         on_accelerator = hardware.get("device") != "cpu"
+
         environment = {
             "accelerators": count_accelerators(hardware) if on_accelerator else "",
             "cpu": hardware.get("cpu", "unknown processor"),
@@ -224,7 +225,7 @@ def list_missing(chain: Chain, data: list[list[str]]) -> dict[str, Any]:
 
 
 def last_settings(chain: Chain) -> dict[str, str]:
-    """Return the settings of the last run that are worth reading first or in its command."""
+    """Return the last run's settings that are worth reading first or in its command."""
     record = chain.last.record
     flat = flatten_settings(record)
     named = [
@@ -249,7 +250,7 @@ def _used_kwh(links: Iterable[RunLink]) -> float:
 
 
 def _outcome(link: RunLink) -> str:
-    """Return the most telling number of a run; of one that makes data, how much it made."""
+    """Return the most telling number of a run; of one that makes data, how much."""
     if link.record.recipe in _MAKES_DATA and (made := _count_made(link)):
         return made
     best = tabulate(list_results(Chain([link]))[:1])

@@ -148,7 +148,7 @@ def bias_results(chain: Chain) -> list[Result]:
 
 
 def model_index_results(found: list[Result], kind: PublishedKind) -> list[EvalResult]:
-    """Return the results for the Hub's model index, intervals as arguments of the metric.
+    """Return the results for the Hub's model index, intervals as metric arguments.
 
     The index puts results of equal type, config and split under one dataset, whatever its name is,
     so that files of one's own differ in their config. What was seen in training is left out.
@@ -165,6 +165,7 @@ def model_index_results(found: list[Result], kind: PublishedKind) -> list[EvalRe
         interval = None
         if one.low is not None and one.high is not None:
             interval = {"interval_95": [one.low, one.high]}
+
         on_hub = revision is not None or "/" in name
         result = EvalResult(
             task_type=kind.pipeline_tag or "other",

@@ -59,30 +59,30 @@ def render_card(
     results = tabulate(list_results(chain))
     shown = count_most_telling(list_results(chain))
 
-    text = (
-        _templates()
-        .get_template("card_template.md")
-        .render(
-            **_model_facts(chain),
-            **_history_facts(chain, author),
-            card_data=make_metadata(chain, kind, author, name=name, base=origin, splits=splits),
-            title=name,
-            repo=repo,
-            place=f"file://{repo}" if repo.startswith("/") else repo,
-            kind=kind,
-            author=author,
-            base=base,
-            origin=origin,
-            part=next(iter(splits), "") if parts_of_dataset else "",
-            columns=_read_columns(chain.last.directory, splits),
-            results=results[:shown],
-            more_results=results[shown:],
-            bias=tabulate(bias_results(chain)),
-            picture=picture,
-            samples=pick_samples(chain),
-            made=made.isoformat(),
-        )
-    )
+    content: dict[str, Any] = {
+        "card_data": make_metadata(chain, kind, author, name=name, base=origin, splits=splits),
+        "title": name,
+        "repo": repo,
+        "place": f"file://{repo}" if repo.startswith("/") else repo,
+        "kind": kind,
+        "author": author,
+        "base": base,
+        "origin": origin,
+        "part": next(iter(splits), "") if parts_of_dataset else "",
+        "columns": _read_columns(chain.last.directory, splits),
+    }
+
+    content |= {
+        "results": results[:shown],
+        "more_results": results[shown:],
+        "bias": tabulate(bias_results(chain)),
+        "picture": picture,
+        "samples": pick_samples(chain),
+        "made": made.isoformat(),
+    }
+    content |= _model_facts(chain) | _history_facts(chain, author)
+
+    text = _templates().get_template("card_template.md").render(content)
     return re.sub(r"\n{3,}", "\n\n", redact(text)).strip() + "\n"
 
 
@@ -102,7 +102,7 @@ def render_loading(
 
 
 def pick_samples(chain: Chain) -> list[Sample]:
-    """Return samples of the run, or else of one that measured it: the newest of each prompt."""
+    """Return the newest sample of each prompt, of the run or of one that measured it."""
     for link in [chain.last, *chain.evaluations]:
         for artifact in ("samples", "completions", "answers"):
             path = link.directory / link.record.artifacts.get(artifact, "-")
@@ -125,6 +125,7 @@ def _templates() -> Environment:
         undefined=StrictUndefined,
         autoescape=False,  # Markdown; cells escape what would break a table
     )
+
     environment.filters |= {
         "number": number,
         "duration": duration,

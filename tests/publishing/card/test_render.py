@@ -28,7 +28,8 @@ MADE = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
 @pytest.fixture
 def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """corpus -> clean -> pretrain -> sft, reward; both -> ppo, measured by win_rate and a bias run."""
+    """corpus -> clean -> pretrain -> sft, reward; both -> ppo, measured by win_rate and a bias
+    run."""
     folder = tmp_path / "story"
 
     def run(
