@@ -171,8 +171,8 @@ def save_cost(
         TimedTrainer(
             model=model,
             args=args,
-            train_dataset=rows,
-            data_collator=default_data_collator,  # pyright: ignore
+            train_dataset=rows,  # pyright: ignore[reportArgumentType]
+            data_collator=default_data_collator,
             callbacks=[Waits(step_s), keep, Reads()],
         ).train()
         run.finish({})
@@ -195,8 +195,8 @@ def step_cost(folder: Path, steps: int) -> None:
                 Trainer(
                     model=model,
                     args=args,
-                    train_dataset=rows,
-                    data_collator=default_data_collator,  # pyright: ignore
+                    train_dataset=rows,  # pyright: ignore[reportArgumentType]
+                    data_collator=default_data_collator,
                     callbacks=[*(protect(run) if name == "protected" else []), clock],
                 ).train()
                 seconds.append(statistics.median(clock.steps_s[steps // 10 :]))

@@ -278,9 +278,8 @@ def differences(whole: Path, killed: Path) -> list[str]:
         if not (killed / name).is_file():
             return [f"{name} is missing: {tail(killed)}"]
         with safe_open(whole / name, "pt") as one, safe_open(killed / name, "pt") as two:
-            unequal = [
-                key for key in one.keys() if not one.get_tensor(key).equal(two.get_tensor(key))
-            ]  # noqa: SIM118
+            names = list(one.keys())
+            unequal = [key for key in names if not one.get_tensor(key).equal(two.get_tensor(key))]
         faults += [f"{name} differs in {len(unequal)} tensors"] if unequal else []
     logs = [logged(folder) for folder in (whole, killed)]
     if logs[0] != logs[1]:

@@ -125,7 +125,7 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
     from hfstack.models.loading import load_causal_lm
     from hfstack.tasks.sft import setup as fine_tuning
     from hfstack.tasks.sft.answers import answer_loss
-    from hfstack.tasks.sft.data import Columns, normalise
+    from hfstack.tasks.sft.columns import Columns, convert_rows
     from hfstack.tokens.chat import read_template, stop_at_end_of_turn
 
     torch.set_num_threads(1)
@@ -140,7 +140,7 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
         "eval": Dataset.from_list(rows[::20]),
         "train": Dataset.from_list([r for i, r in enumerate(rows) if i % 20]),
     }
-    normal = {name: normalise(split, columns, as_chat=True) for name, split in splits.items()}
+    normal = {name: convert_rows(split, columns, as_chat=True) for name, split in splits.items()}
     with tempfile.TemporaryDirectory() as folder:
         settings = SFTConfig(
             output_dir=folder,
@@ -169,7 +169,7 @@ def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.worker == "ours packed":
             trainer = SFTTrainer(
                 model,
-                fine_tuning.trainer_settings(settings),
+                fine_tuning.sft_trainer_settings(settings),
                 fine_tuning.collator_for(model, tokenizer, packing=True),
                 packed,
                 processing_class=tokenizer,

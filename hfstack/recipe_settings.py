@@ -27,7 +27,7 @@ def settings_classes(module: types.ModuleType) -> list[Any]:
     return [hints[name] for name in inspect.signature(module.main).parameters]
 
 
-def read_settings(recipe: Path, argv: list[str]) -> tuple[Any, ...]:
+def read_recipe_settings(recipe: Path, argv: list[str]) -> tuple[Any, ...]:
     """Return the settings that a recipe would run with.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.demo.instructions import Task, as_messages, instructions, openings, sentiment_rows
+from hfstack.demo.instructions import DemoTask, as_messages, instructions, openings, sentiment_rows
 from hfstack.demo.noise import DROPPED, FAULTS, noisy_corpus
 from hfstack.demo.variety import ngram_bits_per_byte, variety
 from hfstack.errors import ConfigError
@@ -40,7 +40,7 @@ class DemoArgs:
     """Rows of instructions.jsonl (prompt, completion) and chat.jsonl (the same as messages); 0
     writes none.
     """
-    task: Task = "mixed"
+    task: DemoTask = "mixed"
     """What instructions ask for: mixed (stories, and questions about stories) or beginning (how a
     story begins).
     """
@@ -54,8 +54,8 @@ class DemoArgs:
     def __post_init__(self) -> None:
         if not 0 <= self.noise_share < 1:
             raise ConfigError(f"noise_share must be in [0, 1), got {self.noise_share}")
-        if self.task not in get_args(Task):
-            raise ConfigError(f"task must be {' or '.join(get_args(Task))}, got {self.task!r}")
+        if self.task not in get_args(DemoTask):
+            raise ConfigError(f"task must be {' or '.join(get_args(DemoTask))}, got {self.task!r}")
         if not 0 <= self.careless_share < 1:
             raise ConfigError(f"careless_share must be in [0, 1), got {self.careless_share}")
         if self.careless_share and self.task != "beginning":

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.config import command_line
-from hfstack.diagnosis.diagnose import KL_BUDGET_NATS, as_table, diagnose, in_words, link_verdicts
+from hfstack.diagnosis.diagnose import (
+    KL_BUDGET_NATS,
+    as_paragraph,
+    as_table,
+    diagnose,
+    link_verdicts,
+)
 from hfstack.diagnosis.findings import ONLINE_RECIPES, ChainRun
 from hfstack.errors import ConfigError, DataError
 from hfstack.reporting.runs import Report, load_runs
@@ -71,12 +77,12 @@ def main(args: DiagnoseArgs) -> dict[str, float]:
 
         for finding in findings:
             print(f"{finding.link:12} {finding.verdict:8} {finding.check}: {finding.evidence}")
-        print(f"\n{in_words(findings)}")
+        print(f"\n{as_paragraph(findings)}")
         run.add_table(
             "links", ["link", "verdict"], [list(pair) for pair in link_verdicts(findings).items()]
         )
 
-        run.add_table("verdict", ["in words"], [[in_words(findings)]])
+        run.add_table("verdict", ["in words"], [[as_paragraph(findings)]])
         run.add_table("findings", *as_table(findings))
         grades = [finding.verdict for finding in findings]
         metrics = {"runs": len(reports)} | {

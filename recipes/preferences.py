@@ -25,6 +25,7 @@ from hfstack.demo.rules import gold_score
 from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
+from hfstack.tasks.causal_lm.generate import generate_from_ids
 from hfstack.tasks.preferences.data import (
     add_label_noise,
     judged_pairs,
@@ -33,7 +34,6 @@ from hfstack.tasks.preferences.data import (
     split_by_prompt,
 )
 from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
-from hfstack.tasks.sft.answers import answer
 from hfstack.tokens.chat import prompt_ids
 
 # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
@@ -162,7 +162,9 @@ def make_answers(
         "batch_size": args.batch_size,
     }
 
-    completions = answer(model.to(Accelerator().device).eval(), tokenizer, asked, **limits)
+    completions = generate_from_ids(
+        model.to(Accelerator().device).eval(), tokenizer, asked, **limits
+    )
     return [
         (p, each.completion)
         for p, each in zip(prompts, completions, strict=True)

@@ -18,7 +18,7 @@ from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, Source, describe_sources, iterate_rows, require_columns
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.run import Run
-from hfstack.tokens.train_tokenizer import Kind, measure_tokenizer, train_tokenizer
+from hfstack.tokens.train_tokenizer import TokenizerKind, measure_tokenizer, train_tokenizer
 
 SHOWN_TOKENS = 25  # rows of each table
 
@@ -29,7 +29,7 @@ class TokenizerArgs:
 
     output_dir: str = "runs/tokenizer"
     """Folder for the tokenizer and run.json."""
-    kind: Kind = "bpe"
+    kind: TokenizerKind = "bpe"
     """bpe (byte-level, for language models), unigram (SentencePiece's) or wordpiece (BERT's, for
     masked models).
     """

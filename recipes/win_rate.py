@@ -29,10 +29,9 @@ from hfstack.diagnosis.win_rate import (
 from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
-from hfstack.tasks.causal_lm.generate import Completion, check_sampling
+from hfstack.tasks.causal_lm.generate import Completion, check_sampling, generate_from_ids
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.prompts import load_prompts
-from hfstack.tasks.sft.answers import answer
 from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn, text_of
 
 
@@ -118,7 +117,7 @@ def main(
                 model,
                 tokenizer,
                 ids,
-                answer(model, tokenizer, ids, max_new_tokens=args.max_new_tokens, **how),
+                generate_from_ids(model, tokenizer, ids, max_new_tokens=args.max_new_tokens, **how),
             )
 
         ours = write(model_args)[3]

@@ -34,7 +34,7 @@ _LEAST_FREE_GIB = 10  # a small model, its checkpoints and one public dataset
 
 
 @dataclasses.dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at."""
 
     topic: str
@@ -51,7 +51,7 @@ class Requirement(NamedTuple):
     extra: str | None
 
 
-def examine() -> list[Finding]:
+def examine() -> list[CheckResult]:
     """Look at everything, in the order in which it is printed."""
     return [
         *_libraries(),
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def _libraries() -> Iterator[Finding]:
+def _libraries() -> Iterator[CheckResult]:
     """Compare the installed libraries with what hfstack needs and was tested with."""
     tested = tested_versions()
     for name, span, extra in requirements():
@@ -109,23 +109,25 @@ def _libraries() -> Iterator[Finding]:
             yield _library(name, span, tested.get(_canonical(name)))
 
 
-def _library(name: str, span: str, tested: str | None) -> Finding:
+def _library(name: str, span: str, tested: str | None) -> CheckResult:
     install = f"pip install '{name}=={tested}'" if tested else f"pip install '{name}{span}'"
     found = installed_version(name)
     if found is None:
-        return Finding("libraries", "problem", f"{name} is not installed", install)
+        return CheckResult("libraries", "problem", f"{name} is not installed", install)
     if not satisfies(found, span):
-        return Finding("libraries", "problem", f"{name} {found}: hfstack asks for {span}", install)
+        return CheckResult(
+            "libraries", "problem", f"{name} {found}: hfstack asks for {span}", install
+        )
 
     if tested and _release(found) != _release(tested):
-        return Finding(
+        return CheckResult(
             "libraries", "note", f"{name} {found}: within {span}, but tested with {tested}"
         )
 
-    return Finding("libraries", "ok", f"{name} {found}")
+    return CheckResult("libraries", "ok", f"{name} {found}")
 
 
-def _extras() -> Iterator[Finding]:
+def _extras() -> Iterator[CheckResult]:
     """Say which optional dependencies are there, and how to get the others."""
     groups: dict[str, list[str]] = {}
     for name, _, extra in requirements():
@@ -136,31 +138,31 @@ def _extras() -> Iterator[Finding]:
         missing = [name for name in names if installed_version(name) is None]
         if missing:
             text = f"{extra}: without {', '.join(missing)}"
-            yield Finding("optional", "note", text, f"pip install 'hfstack[{extra}]'")
+            yield CheckResult("optional", "note", text, f"pip install 'hfstack[{extra}]'")
         else:
-            yield Finding("optional", "ok", f"{extra}: {', '.join(names)}")
+            yield CheckResult("optional", "ok", f"{extra}: {', '.join(names)}")
 
     if importlib.util.find_spec("deepspeed") is None:
-        yield Finding(
+        yield CheckResult(
             "optional",
             "note",
             "deepspeed: needed by --accelerate zero2 and zero3",
             "pip install deepspeed",
         )
     else:
-        yield Finding("optional", "ok", f"deepspeed {installed_version('deepspeed')}")
+        yield CheckResult("optional", "ok", f"deepspeed {installed_version('deepspeed')}")
 
 
-def _processor() -> Iterator[Finding]:
+def _processor() -> Iterator[CheckResult]:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    yield Finding("machine", "ok", f"{_cpu_name()}, {cores} cores")
+    yield CheckResult("machine", "ok", f"{_processor_name()}, {cores} cores")
 
     quota = _core_quota()
     if quota is not None and quota < cores:
         text = f"the container may use {quota:g} of {cores} cores"
-        yield Finding("machine", "note", text, f"export OMP_NUM_THREADS={max(1, int(quota))}")
+        yield CheckResult("machine", "note", text, f"export OMP_NUM_THREADS={max(1, int(quota))}")
 
     pages = {
         name: os.sysconf(name)
@@ -169,13 +171,13 @@ def _processor() -> Iterator[Finding]:
     }
     if len(pages) == 2:
         total, free = (pages[name] * os.sysconf("SC_PAGE_SIZE") / 2**30 for name in pages)
-        yield Finding("machine", "ok", f"memory: {free:.1f} GiB free of {total:.1f}")
+        yield CheckResult("machine", "ok", f"memory: {free:.1f} GiB free of {total:.1f}")
 
 
-def _accelerators() -> Iterator[Finding]:
+def _accelerators() -> Iterator[CheckResult]:
     """Say what torch computes on, and where bfloat16 is native."""
     if not all(_importable(name) for name in ("torch", "transformers", "psutil")):
-        yield Finding(
+        yield CheckResult(
             "machine", "problem", "devices and bf16 are unknown until torch and transformers import"
         )
         return
@@ -186,30 +188,32 @@ def _accelerators() -> Iterator[Finding]:
         text = (
             f"GPU {index}: {torch.cuda.get_device_name(index)}, {free:.1f} GiB free of {total:.1f}"
         )
-        yield Finding("machine", "ok", f"{text}, CUDA {torch.version.cuda}")
+        yield CheckResult("machine", "ok", f"{text}, CUDA {torch.version.cuda}")
 
     present = count_gpus()
     if present and not torch.cuda.is_available():
         text = f"nvidia-smi shows {present} GPU(s) that torch {torch.__version__} cannot use"
-        yield Finding(
+        yield CheckResult(
             "machine",
             "note",
             text,
             "install a CUDA build of torch: https://pytorch.org/get-started/locally",
         )
     elif not torch.accelerator.is_available():
-        yield Finding("machine", "ok", "no accelerator: recipes run on the CPU")
+        yield CheckResult("machine", "ok", "no accelerator: recipes run on the CPU")
 
     bf16 = importlib.import_module("hfstack.config").bf16_hardware()
     if bf16:
-        yield Finding("machine", "ok", f"bf16: native on {bf16}; recipes use it unless bf16 is set")
+        yield CheckResult(
+            "machine", "ok", f"bf16: native on {bf16}; recipes use it unless bf16 is set"
+        )
     else:
-        yield Finding(
+        yield CheckResult(
             "machine", "ok", "bf16: not native here; recipes compute in fp32 unless bf16 is set"
         )
 
 
-def _storage() -> Iterator[Finding]:
+def _storage() -> Iterator[CheckResult]:
     """Look at the disks that runs and caches are written to."""
     for label, folder in (("this folder", Path.cwd()), ("Hugging Face cache", hf_home())):
         there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -222,40 +226,42 @@ def _storage() -> Iterator[Finding]:
                 if folder == hf_home()
                 else "run from another folder"
             )
-            yield Finding("disk", "problem", f"{label} {folder} cannot be written", fix)
+            yield CheckResult("disk", "problem", f"{label} {folder} cannot be written", fix)
         elif free < _LEAST_FREE_GIB:
-            yield Finding("disk", "note", f"{text}, which is little for checkpoints and datasets")
+            yield CheckResult(
+                "disk", "note", f"{text}, which is little for checkpoints and datasets"
+            )
         else:
-            yield Finding("disk", "ok", text)
+            yield CheckResult("disk", "ok", text)
 
 
-def _hub(endpoint: str) -> Iterator[Finding]:
+def _hub(endpoint: str) -> Iterator[CheckResult]:
     """Say whether the Hub answers and whether a token is there.
 
     Neither is needed for local files.
     """
     host = re.sub(r"//[^/@]*@", "//", endpoint)  # a proxy's address may hold a password
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        yield Finding(
+        yield CheckResult(
             "hub", "note", "HF_HUB_OFFLINE is set: only local files and what is cached can be used"
         )
     else:
         try:
             urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=_HUB_TIMEOUT_S).close()
-            yield Finding("hub", "ok", f"{host} answers")
+            yield CheckResult("hub", "ok", f"{host} answers")
         except urllib.error.HTTPError as error:
-            yield Finding("hub", "note", f"{host} answers, with status {error.code}")
+            yield CheckResult("hub", "note", f"{host} answers, with status {error.code}")
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             fix = "use local files, or set HF_ENDPOINT or HTTPS_PROXY"
-            yield Finding("hub", "note", f"{host} cannot be reached: {reason}", fix)
+            yield CheckResult("hub", "note", f"{host} cannot be reached: {reason}", fix)
 
     place = token_place()
     if place:
-        yield Finding("hub", "ok", f"a token is present ({place})")
+        yield CheckResult("hub", "ok", f"a token is present ({place})")
     else:
         fix = "hf auth login, for gated models and for publishing"
-        yield Finding("hub", "note", "no token: public models and datasets only", fix)
+        yield CheckResult("hub", "note", "no token: public models and datasets only", fix)
 
 
 def token_place() -> str | None:
@@ -368,7 +374,7 @@ def _importable(name: str) -> bool:
     return True
 
 
-def _cpu_name() -> str:
+def _processor_name() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

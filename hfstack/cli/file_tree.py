@@ -7,7 +7,7 @@ import ast
 from pathlib import Path
 
 BEGIN, END = "<!-- file tree: begin -->", "<!-- file tree: end -->"
-_WIDTH = 100  # columns
+_TREE_COLUMNS = 100  # columns
 _NAMES_AT = 28  # column where the names of a package's files begin
 
 
@@ -32,7 +32,7 @@ def short_tree(root: Path) -> str:
     for folder, paths in packages(root).items():
         line = f"{folder + '/':<{_NAMES_AT - 1}}"
         for path in paths:
-            if len(line) + len(path.stem) + 1 > _WIDTH:
+            if len(line) + len(path.stem) + 1 > _TREE_COLUMNS:
                 lines.append(line)
                 line = " " * (_NAMES_AT - 1)
             line += f" {path.stem}"

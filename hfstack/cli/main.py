@@ -173,10 +173,13 @@ def _run(argv: list[str]) -> int:
 
     yaml = recipe.with_suffix(".yaml")
     if read_setting("config", flags) is None and yaml.is_file() and not asks_help:
-        flags = ["--config", str(_short(yaml)), *flags]
+        flags = ["--config", str(_relative_to_here(yaml)), *flags]
 
     launch = plan(
-        _short(recipe), flags, _options(given), accelerate_configs=_short(ACCELERATE_CONFIGS)
+        _relative_to_here(recipe),
+        flags,
+        _launcher_options(given),
+        accelerate_configs=_relative_to_here(ACCELERATE_CONFIGS),
     )
     return execute_again(launch)
 
@@ -204,7 +207,7 @@ def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
             if argument.startswith("-"):
                 raise ConfigError(
                     "unknown option "
-                    f"{_suggest(option, [f'--{known}' for known in _LAUNCHER_OPTIONS])}; "
+                    f"{_did_you_mean(option, [f'--{known}' for known in _LAUNCHER_OPTIONS])}; "
                     "the recipe's own flags follow its name"
                 )
             name = argument
@@ -214,7 +217,7 @@ def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
     return name, flags, given
 
 
-def _options(given: dict[str, str]) -> LaunchOptions:
+def _launcher_options(given: dict[str, str]) -> LaunchOptions:
     """Judge the launcher's options."""
 
     def count(key: str, least: int) -> int | None:
@@ -229,7 +232,9 @@ def _options(given: dict[str, str]) -> LaunchOptions:
     config = given.get("accelerate")
     return LaunchOptions(
         processes=count("processes", 1),
-        accelerate=_short(_find(config, ACCELERATE_CONFIGS, ".yaml", "accelerate config"))
+        accelerate=_relative_to_here(
+            _find(config, ACCELERATE_CONFIGS, ".yaml", "accelerate config")
+        )
         if config
         else None,
         log_file=Path(given["log_file"]) if "log_file" in given else None,
@@ -250,18 +255,18 @@ def _find(name: str, folder: Path, suffix: str, kind: str) -> Path:
     known = {path.stem: path for path in sorted(folder.glob(f"*{suffix}"))}
     if name not in known:
         raise ConfigError(
-            f"no {kind} {_suggest(name, list(known))} (there are: {', '.join(known) or 'none'})"
+            f"no {kind} {_did_you_mean(name, list(known))} (there are: {', '.join(known) or 'none'})"
         )
 
     return known[name]
 
 
-def _suggest(name: str, known: list[str]) -> str:
+def _did_you_mean(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3)
     return f"{name!r}; did you mean {' or '.join(map(repr, close))}?" if close else f"{name!r}"
 
 
-def _short(path: Path) -> Path:
+def _relative_to_here(path: Path) -> Path:
     """The path as seen from here, where that is shorter to read."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path

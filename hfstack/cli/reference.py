@@ -27,7 +27,7 @@ from hfstack.errors import ConfigError, HfstackError
 from hfstack.logs import get_logger, setup_logging
 from hfstack.recipe_settings import load_recipe, settings_classes
 
-ROOT = Path(__file__).parent.parent.parent
+CHECKOUT = Path(__file__).parent.parent.parent
 _WIDTH = 100  # columns
 _REFUSED = {"help", "hub_token"}  # parse() refuses a token on the command line
 _HEADER = (
@@ -110,14 +110,14 @@ def main(argv: list[str] | None = None) -> None:
     check = parser.parse_args(argv).check
     setup_logging(logging.INFO)
 
-    if not (ROOT / "recipes").is_dir():
+    if not (CHECKOUT / "recipes").is_dir():
         raise ConfigError(
             "the option reference is made in a checkout of hfstack; an installed package carries "
             "it ready"
         )
 
-    folder = ROOT / "docs" / "reference"
-    pages = make_pages(ROOT / "recipes")
+    folder = CHECKOUT / "docs" / "reference"
+    pages = make_pages(CHECKOUT / "recipes")
     stale = stale_pages(pages, folder)
     if check and stale:
         raise ConfigError(

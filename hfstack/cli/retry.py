@@ -66,17 +66,17 @@ def execute_again(launch: Launch) -> int:
         )
 
         if start > launch.retries:
-            say(f"start {start} of {start} {_describe(code)}; it can go on from {place}")
+            say(f"start {start} of {start} {_describe_ending(code)}; it can go on from {place}")
         elif fruitless == _FRUITLESS_STARTS:
             say(
-                f"start {start} {_describe(code)}, the third in a row without a new checkpoint: "
+                f"start {start} {_describe_ending(code)}, the third in a row without a new checkpoint: "
                 "not started again"
             )
             return code
         else:
             pause_s = _PAUSES_S[min(fruitless, len(_PAUSES_S) - 1)]
             say(
-                f"start {start} of {launch.retries + 1} {_describe(code)}; the next, in {pause_s} "
+                f"start {start} of {launch.retries + 1} {_describe_ending(code)}; the next, in {pause_s} "
                 f"s, is from {place}"
             )
 
@@ -98,7 +98,7 @@ def _mistake(ending: Ending) -> str | None:
     return None
 
 
-def _describe(code: int) -> str:
+def _describe_ending(code: int) -> str:
     if code == EXIT_PREEMPTED:
         return "was preempted"
     if code > 128:

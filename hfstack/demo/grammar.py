@@ -21,7 +21,7 @@ class Choice(NamedTuple):
 
 
 Parts = tuple[str | Fact | Choice, ...]
-_TOKEN = re.compile(r"[\[\]|]|\{\w+\}|<\w+>|[^\[\]|{}<>]+")
+_TEMPLATE_TOKEN = re.compile(r"[\[\]|]|\{\w+\}|<\w+>|[^\[\]|{}<>]+")
 _SPACES = re.compile(r" {2,}")
 _BEFORE_MARK = re.compile(r" +(?=[.,!?])")
 _ARTICLE = re.compile(r"\b([Aa]) (?=[aei]|o(?!ne\b)|u(?!s)|hour|honest)")
@@ -42,7 +42,7 @@ def compile_template(text: str, phrases: Mapping[str, Sequence[str]] | None = No
         ValueError: unbalanced brackets, a stray bracket, or an unknown phrase name (a bug of the
             author's).
     """
-    tokens = _TOKEN.findall(text)
+    tokens = _TEMPLATE_TOKEN.findall(text)
     if "".join(tokens) != text:
         raise ValueError(f"template has a stray bracket: {text!r}")
     parts, end = _sequence(tokens, 0, phrases or {})

@@ -16,7 +16,7 @@ from hfstack.demo.lexicon import PLACES, THINGS
 from hfstack.demo.stories import Story, beginning, story
 from hfstack.demo.templates import read_blocks
 
-Task = Literal["mixed", "beginning"]
+DemoTask = Literal["mixed", "beginning"]
 
 QUESTION_SHARE = 0.25
 _STREAM_SIZE = (
@@ -46,12 +46,12 @@ _WISHES = (
     ("trait", ("place",)),
     ("hero trait", ("place", "object", "ending")),
 )
-_PLACE_PHRASES = {place.noun: f"{place.at} the {place.noun}" for place in PLACES}
-_NUMBERS = {thing.noun: thing.number for thing in THINGS}
+_PLACE_PREPOSITIONS = {place.noun: f"{place.at} the {place.noun}" for place in PLACES}
+_GRAMMATICAL_NUMBERS = {thing.noun: thing.number for thing in THINGS}
 
 
 def instruction(
-    seed: int, index: int, *, task: Task = "mixed", careless_share: float = 0.0
+    seed: int, index: int, *, task: DemoTask = "mixed", careless_share: float = 0.0
 ) -> dict[str, Any]:
     """Return row `index`: "prompt", "completion", "task" and the facts.
 
@@ -92,7 +92,7 @@ def instruction(
 
 
 def instructions(
-    seed: int, count: int, *, task: Task = "mixed", careless_share: float = 0.0
+    seed: int, count: int, *, task: DemoTask = "mixed", careless_share: float = 0.0
 ) -> Iterator[dict[str, Any]]:
     """Yield rows 0 .. count - 1 of `instruction`."""
     for index in range(count):
@@ -122,7 +122,7 @@ def question(tale: Story, about: str, *, seed: int) -> tuple[str, str]:
     The fact is "hero", "place", "trait", "object" or "ending".
     """
     uniform = random.Random(f"question/{seed}").random
-    facts = _facts(tale)
+    facts = _facts_of_story(tale)
     asked = render(_pick(_BLOCKS["questions"][about], uniform), facts, uniform)
     parts = (tale.text, asked) if uniform() < 0.5 else (asked, tale.text)
     return "\n\n".join(parts), tidy(
@@ -163,7 +163,7 @@ def _request(tale: Story, kind: str, uniform: Any) -> str:
     possible: Any = tuple(pair for pair in _WISHES if not absent & set(pair[1]))
     hero, wishes = _pick(possible, uniform)
 
-    facts = _facts(tale)
+    facts = _facts_of_story(tale)
     parts = [
         _pick(_BLOCKS[kind][hero], uniform),
         *(_pick(_BLOCKS["extras"][wish], uniform) for wish in wishes),
@@ -172,15 +172,15 @@ def _request(tale: Story, kind: str, uniform: Any) -> str:
     return tidy(" ".join(render(part, facts, uniform) for part in parts))
 
 
-def _facts(tale: Story) -> dict[str, str]:
-    article = {"one": "a ", "mass": "some ", "many": "some "}[_NUMBERS[tale.object]]
+def _facts_of_story(tale: Story) -> dict[str, str]:
+    article = {"one": "a ", "mass": "some ", "many": "some "}[_GRAMMATICAL_NUMBERS[tale.object]]
     return {
         "H": tale.hero,
         "kind": tale.animal,
         "a_kind": f"a {tale.animal}",
         "trait": tale.trait,
         "a_trait": f"a {tale.trait}",
-        "at": _PLACE_PHRASES[tale.place],
+        "at": _PLACE_PREPOSITIONS[tale.place],
         "a": article + tale.object,
         "the_o": f"the {tale.object}",
         "ending": tale.ending,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Kind:
+class Species:
     """A species (or boy, girl): noun, home, way of moving, limb, and pronouns."""
 
     noun: str
@@ -51,31 +51,31 @@ NAMES = {
     ),
 }
 
-KINDS = (
-    Kind("fox", "den", "trotted", "paw"),
-    Kind("rabbit", "burrow", "hopped", "paw"),
-    Kind("bear", "den", "lumbered", "paw"),
-    Kind("mouse", "hole", "scurried", "paw"),
-    Kind("squirrel", "nest", "scampered", "paw"),
-    Kind("frog", "nook", "hopped", "foot"),
-    Kind("duck", "nest", "waddled", "wing"),
-    Kind("cat", "cottage", "padded", "paw"),
-    Kind("dog", "kennel", "ran", "paw"),
-    Kind("hedgehog", "burrow", "shuffled", "paw"),
-    Kind("badger", "den", "marched", "paw"),
-    Kind("wolf", "den", "loped", "paw"),
-    Kind("deer", "thicket", "stepped", "hoof"),
-    Kind("turtle", "hollow", "crawled", "foot"),
-    Kind("goat", "shed", "skipped", "hoof"),
-    Kind("pig", "sty", "trotted", "foot"),
-    Kind("hen", "coop", "strutted", "wing", ("she",)),
-    Kind("otter", "den", "slid", "paw"),
-    Kind("beaver", "lodge", "paddled", "paw"),
-    Kind("mole", "tunnel", "shuffled", "paw"),
-    Kind("lamb", "barn", "skipped", "hoof"),
-    Kind("donkey", "stable", "plodded", "hoof"),
-    Kind("boy", "house", "walked", "hand", ("he",)),
-    Kind("girl", "house", "walked", "hand", ("she",)),
+SPECIES = (
+    Species("fox", "den", "trotted", "paw"),
+    Species("rabbit", "burrow", "hopped", "paw"),
+    Species("bear", "den", "lumbered", "paw"),
+    Species("mouse", "hole", "scurried", "paw"),
+    Species("squirrel", "nest", "scampered", "paw"),
+    Species("frog", "nook", "hopped", "foot"),
+    Species("duck", "nest", "waddled", "wing"),
+    Species("cat", "cottage", "padded", "paw"),
+    Species("dog", "kennel", "ran", "paw"),
+    Species("hedgehog", "burrow", "shuffled", "paw"),
+    Species("badger", "den", "marched", "paw"),
+    Species("wolf", "den", "loped", "paw"),
+    Species("deer", "thicket", "stepped", "hoof"),
+    Species("turtle", "hollow", "crawled", "foot"),
+    Species("goat", "shed", "skipped", "hoof"),
+    Species("pig", "sty", "trotted", "foot"),
+    Species("hen", "coop", "strutted", "wing", ("she",)),
+    Species("otter", "den", "slid", "paw"),
+    Species("beaver", "lodge", "paddled", "paw"),
+    Species("mole", "tunnel", "shuffled", "paw"),
+    Species("lamb", "barn", "skipped", "hoof"),
+    Species("donkey", "stable", "plodded", "hoof"),
+    Species("boy", "house", "walked", "hand", ("he",)),
+    Species("girl", "house", "walked", "hand", ("she",)),
 )
 
 ELDERS = ("owl", "tortoise", "heron", "toad", "ox", "goose", "crane", "stork")

@@ -13,10 +13,10 @@ import itertools
 import re
 from dataclasses import dataclass
 
-from hfstack.demo.lexicon import KINDS, NAMES, PLACES, THINGS, TRAITS
+from hfstack.demo.lexicon import NAMES, PLACES, SPECIES, THINGS, TRAITS
 
 _PLURALS = {"wolf": "wolves", "mouse": "mice", "fox": "foxes"}
-_ANIMALS = {kind.noun for kind in KINDS}
+_ANIMALS = {kind.noun for kind in SPECIES}
 _ALL_NAMES = frozenset(NAMES["he"] + NAMES["she"])
 _THING_NOUNS = {thing.noun for thing in THINGS}
 _PLACE_PHRASES = {
@@ -28,7 +28,7 @@ _PLACE_PHRASES = {
 _LEXICON = (
     _ANIMALS | _THING_NOUNS | set(TRAITS) | {place.noun for place in PLACES} | {"happy", "sad"}
 )
-_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
+_LATIN_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 # what is torn off at the end counts as one; linear on any text
 _SENTENCE = re.compile(r'[^.!?]+(?:[.!?]+"?|$)')
 # Articles and possessives cannot stand before these, and a sentence cannot end in those: what
@@ -187,7 +187,7 @@ def read_request(instruction: str) -> Request:
         if question:
             return Request(question=question, story=long)
 
-    words = _WORD.findall(instruction)
+    words = _LATIN_WORD.findall(instruction)
     lower = [word.lower() for word in words]
     return Request(
         animal=_first(lower, _ANIMALS),
@@ -209,7 +209,7 @@ def facts_of(story: str) -> Request:
 
     As a reader would; None for what is not there.
     """
-    words = _WORD.findall(story)
+    words = _LATIN_WORD.findall(story)
     lower = [word.lower() for word in words]
     places = {
         noun: match.start()
@@ -275,7 +275,7 @@ def _count(lower: list[str], noun: str) -> int:
 
 def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
     """Score each thing that was asked for: in the text, and in the right role."""
-    words = _WORD.findall(answer)
+    words = _LATIN_WORD.findall(answer)
     lower = [word.lower() for word in words]
     asked: dict[str, float] = {}
 
@@ -329,7 +329,7 @@ def _judge_trait(trait: str, answer: str, *, shown: bool) -> float:
 def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
     """Score a story's quality: each part is 1 for generated stories, less with errors."""
     text = answer.strip()
-    lower = [word.lower() for word in _WORD.findall(text)]
+    lower = [word.lower() for word in _LATIN_WORD.findall(text)]
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(text)]
     past_tense = len(_PAST_TENSE.findall(text.lower()))
     plain = _plain(text)
@@ -349,7 +349,7 @@ def _judge_quality(instruction: str, answer: str) -> dict[str, float]:
 def _judge_beginning(instruction: str, answer: str) -> dict[str, float]:
     """Score a beginning: two to four finished sentences, at most two animals."""
     text = answer.strip()
-    lower = [word.lower() for word in _WORD.findall(text)]
+    lower = [word.lower() for word in _LATIN_WORD.findall(text)]
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(text)]
     past_tense = len(_PAST_TENSE.findall(text.lower()))
 
@@ -376,7 +376,7 @@ def _judge_grammar(
     well_formed = wrong = 0
 
     for sentence in sentences:
-        words = [word.lower() for word in _WORD.findall(sentence)]
+        words = [word.lower() for word in _LATIN_WORD.findall(sentence)]
         first_letter = re.search(r"[A-Za-z]", sentence)
         well_formed += bool(
             first_letter and first_letter.group().isupper() and 1 <= len(words) <= 45
@@ -410,7 +410,7 @@ def _judge_freshness(lower: list[str], sentences: list[str]) -> float:
 def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[str, float]]:
     """Score a reply: the right fact, no rival facts, one or two finished sentences."""
     facts = facts_of(request.story or "")
-    words = _WORD.findall(answer)
+    words = _LATIN_WORD.findall(answer)
     lower = [word.lower() for word in words]
 
     if request.question == "hero":
@@ -445,7 +445,7 @@ def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[
 
 
 def _plain(text: str) -> str:
-    return " ".join(word.lower() for word in _WORD.findall(text))
+    return " ".join(word.lower() for word in _LATIN_WORD.findall(text))
 
 
 def _ramp(value: float, low: float, high: float) -> float:

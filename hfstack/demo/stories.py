@@ -17,14 +17,14 @@ from typing import TypeVar
 from hfstack.demo.grammar import Parts, compile_template, render, tidy
 from hfstack.demo.lexicon import (
     ELDERS,
-    KINDS,
     NAMES,
     PLACES,
     RELATIVES,
+    SPECIES,
     THINGS,
     TRAITS,
-    Kind,
     Place,
+    Species,
     Thing,
 )
 from hfstack.demo.templates import Block, Plot, read_blocks, read_plots
@@ -40,7 +40,7 @@ _PRONOUNS = {
     "he": ("he", "him", "his", "himself", "his"),
     "she": ("she", "her", "her", "herself", "hers"),
 }
-_NUMBERS = {
+_NUMBER_FORMS = {
     # number -> article, object pronoun, subject pronoun, past and present of to be, "all mine"
     "one": ("a", "it", "it", "was", "is", "It is all mine,"),
     "mass": ("some", "it", "it", "was", "is", "It is all mine,"),
@@ -227,7 +227,7 @@ def _cast(uniform: Callable[[], float], pick: Callable) -> tuple[Plot, dict[str,
     """Draw a plot and everything that its templates may ask for."""
     trait = pick(_TRAIT_NAMES)
     plot = pick(_PLOTS_OF_TRAIT[trait])
-    kind, place, thing = pick(KINDS), pick(PLACES), pick(_THINGS_OF_PLOT[plot.name])
+    kind, place, thing = pick(SPECIES), pick(PLACES), pick(_THINGS_OF_PLOT[plot.name])
     weather = pick(WEATHER if plot.name in _WINTER_PLOTS else _MILD_WEATHER)
     facts = _facts(kind, place, thing, pick)
     facts.update(trait=trait, weather=weather)
@@ -288,16 +288,16 @@ def _opening(
     return steps
 
 
-def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, str]:
+def _facts(kind: Species, place: Place, thing: Thing, pick: Callable) -> dict[str, str]:
     """Words for every `{fact}` of the templates.
 
     The friend has the other pronoun, so that "he" is never in doubt.
     """
     hero_pronoun = pick(kind.pronouns)
     friend_pronoun = "she" if hero_pronoun == "he" else "he"
-    friend_kind = pick(KINDS)
+    friend_kind = pick(SPECIES)
     while friend_kind is kind or friend_pronoun not in friend_kind.pronouns:
-        friend_kind = pick(KINDS)
+        friend_kind = pick(SPECIES)
 
     hero, friend, elder, relative = (
         pick(NAMES[hero_pronoun]),
@@ -308,7 +308,7 @@ def _facts(kind: Kind, place: Place, thing: Thing, pick: Callable) -> dict[str, 
 
     he, him, his, himself, his_own = _PRONOUNS[hero_pronoun]
     fhe, fhim, fhis, fhimself, _ = _PRONOUNS[friend_pronoun]
-    article, oit, ois, owas, oare, all_mine = _NUMBERS[thing.number]
+    article, oit, ois, owas, oare, all_mine = _NUMBER_FORMS[thing.number]
     adjective = pick(thing.adjectives)
     first_spot = int(pick((0, 1, 2)))
 

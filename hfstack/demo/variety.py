@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 
-_TOKEN = re.compile(r"[A-Za-z']+|[^A-Za-z'\s]")
+_WORD_OR_SIGN = re.compile(r"[A-Za-z']+|[^A-Za-z'\s]")
 _EDGE = "\n"
 
 
@@ -79,4 +79,4 @@ def ngram_bits_per_byte(train: Sequence[str], held_out: Sequence[str], *, order:
 
 
 def _padded(text: str, order: int) -> list[str]:
-    return [_EDGE] * (order - 1) + _TOKEN.findall(text) + [_EDGE]
+    return [_EDGE] * (order - 1) + _WORD_OR_SIGN.findall(text) + [_EDGE]

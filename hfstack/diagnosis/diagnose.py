@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hfstack.diagnosis.findings import LINKS, ChainRun, Finding, Verdict, worst
-from hfstack.diagnosis.model_checks import check_preferences, check_reward_model, check_sft
+from hfstack.diagnosis.model_checks import check_preference_link, check_reward_model, check_sft
 from hfstack.diagnosis.policy_checks import check_policies
 
 KL_BUDGET_NATS = 10.0
@@ -34,7 +34,7 @@ def diagnose(
     """
     found = [
         *check_sft(runs),
-        *check_preferences(runs),
+        *check_preference_link(runs),
         *check_reward_model(runs),
         *check_policies(runs, kl_budget_nats=kl_budget_nats, gold=gold),
     ]
@@ -49,7 +49,7 @@ def link_verdicts(findings: Sequence[Finding]) -> dict[str, Verdict]:
     return {link: worst(one.verdict for one in findings if one.link == link) for link in LINKS}
 
 
-def in_words(findings: Sequence[Finding]) -> str:
+def as_paragraph(findings: Sequence[Finding]) -> str:
     """Return a paragraph: the weak link, its evidence, the next step, the unknown."""
     verdicts = link_verdicts(findings)
     blind = [link for link, verdict in verdicts.items() if verdict == "unknown"]

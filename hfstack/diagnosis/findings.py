@@ -16,7 +16,7 @@ from hfstack.intervals import share_interval
 
 Link = Literal["sft", "preferences", "reward model", "policy"]
 Verdict = Literal["ok", "warn", "bad", "unknown"]
-Points = Sequence[tuple[int, float]]
+LoggedSeries = Sequence[tuple[int, float]]
 
 # in the order of the chain
 LINKS: tuple[Link, ...] = ("sft", "preferences", "reward model", "policy")
@@ -34,7 +34,7 @@ class ChainRun:
     label: str
     """How the run is named in findings."""
     metrics: dict[str, float]
-    history: Mapping[str, Points] = field(default_factory=dict)
+    history: Mapping[str, LoggedSeries] = field(default_factory=dict)
     """Logged values by name, as (step, value) in order of step; those of evaluations begin with
     `eval_`.
     """

@@ -12,6 +12,7 @@ from hfstack.diagnosis.findings import (
     ONLINE_RECIPES,
     ChainRun,
     Finding,
+    Link,
     by_limit,
     first_metric,
     percent,
@@ -80,7 +81,7 @@ def check_sft(runs: Sequence[ChainRun]) -> list[Finding]:
     return found
 
 
-def check_preferences(runs: Sequence[ChainRun]) -> list[Finding]:
+def check_preference_link(runs: Sequence[ChainRun]) -> list[Finding]:
     """Check whether preferences are informative, consistent, and not just length."""
     found: list[Finding] = []
     for run in (run for run in runs if run.recipe == "preferences"):
@@ -158,13 +159,13 @@ def check_reward_model(runs: Sequence[ChainRun]) -> list[Finding]:
     return found
 
 
-def _failed(run: ChainRun, link: str) -> list[Finding]:
-    """A run that failed says so itself."""
+def _failed(run: ChainRun, link: Link) -> list[Finding]:
+    """Report a run that failed by its own error."""
     if run.error is None:
         return []
     return [
         Finding(link, "run", "bad", f"{run.label} failed: {run.error}", "fix it and run it again")
-    ]  # pyright: ignore[reportArgumentType]
+    ]
 
 
 def _ended(run: ChainRun) -> list[Finding]:

@@ -18,6 +18,7 @@ from hfstack.errors import DataError
 from hfstack.tasks.causal_lm.generate import Completion
 from hfstack.tasks.sft.answers import answer_loss
 from hfstack.tokens.chat import end_of_turn_id
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
 
@@ -26,7 +27,6 @@ _SLOPE_SPREAD = (
     10.0  # of the prior on the slope: weak, but finite when length alone decides every pair
 )
 _RESAMPLES = 1000
-_IGNORED = -100  # a label that is not scored
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
 )
@@ -191,7 +191,7 @@ def perplexity_of_answers(
         scored = [*written, end] if one.finished and end is not None else written
         if scored:
             rows.append(
-                {"input_ids": [*prompt, *scored], "labels": [_IGNORED] * len(prompt) + scored}
+                {"input_ids": [*prompt, *scored], "labels": [IGNORED_LABEL] * len(prompt) + scored}
             )
 
     if not rows:

@@ -170,7 +170,7 @@ def write_manifest(
     """
     names = _file_names(path)
     with ThreadPoolExecutor(_THREADS) as pool:
-        described = list(pool.map(lambda name: _describe(path / name, flush=True), names))
+        described = list(pool.map(lambda name: _size_and_hash(path / name, flush=True), names))
     for folder in {path, *((path / name).parent for name in names)}:
         _flush(folder)
 
@@ -194,7 +194,7 @@ def write_manifest(
     _flush(path.parent)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_manifest_settings(path: Path) -> dict[str, Any]:
     """Return the settings that `write_manifest` was given for a whole checkpoint.
 
     Empty without a manifest.
@@ -305,7 +305,7 @@ def _file_names(path: Path) -> list[str]:
     )
 
 
-def _describe(path: Path, *, flush: bool = False) -> list[int | str]:
+def _size_and_hash(path: Path, *, flush: bool = False) -> list[int | str]:
     """Return size in bytes and blake2b of a file, flushed to the disk first if asked."""
     digest, size = hashlib.blake2b(digest_size=16), 0
     buffer = memoryview(bytearray(_CHUNK_BYTES))
@@ -355,7 +355,7 @@ def _differs_from_manifest(path: Path, deep: bool) -> str | None:
     if deep:
         with ThreadPoolExecutor(_THREADS) as pool:
             for name, found in zip(
-                files, pool.map(lambda name: _describe(path / name), files), strict=True
+                files, pool.map(lambda name: _size_and_hash(path / name), files), strict=True
             ):
                 if found != files[name]:
                     return f"{name} is not what was written (its blake2b differs)"

@@ -145,7 +145,7 @@ class Run:
         training_args = next((s for s in settings if isinstance(s, TrainingArguments)), None)
         world_size = refuse_wrong_world_size(training_args.world_size if training_args else None)
 
-        plain = {type(s).__name__: _plain(s) for s in settings}
+        plain = {type(s).__name__: _settings_as_dict(s) for s in settings}
         # another number of processes is another global batch
         plain["Launch"] = {"world_size": world_size}
         seed = next((s["seed"] for s in plain.values() if isinstance(s.get("seed"), int)), 0)
@@ -522,7 +522,7 @@ class Run:
             )
 
 
-def _plain(settings: Any) -> dict[str, Any]:
+def _settings_as_dict(settings: Any) -> dict[str, Any]:
     """A dataclass as plain values, without secrets."""
     values = (
         settings.to_dict()

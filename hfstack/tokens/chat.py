@@ -82,7 +82,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]] 
     if isinstance(prompt, str):
         ids = cast(list[int], tokenizer(prompt)["input_ids"])
         return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-    return _template(tokenizer, prompt, add_generation_prompt=True)["input_ids"]
+    return _render_tokens(tokenizer, prompt, add_generation_prompt=True)["input_ids"]
 
 
 def read_template(name: str) -> str:
@@ -101,7 +101,7 @@ def read_template(name: str) -> str:
     raise ConfigError(f"--chat_template_path {name}: no such file; shipped templates: {known}")
 
 
-def _template(
+def _render_tokens(
     tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], **settings: Any
 ) -> Any:
     return render_chat(tokenizer, turns, tokenize=True, return_dict=True, **settings)

@@ -27,8 +27,10 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-_MARK = "<end of document>"
-_END = f"\x1e{_MARK}\x1e"  # stands between documents in the one string that tiktoken is given
+_DOCUMENT_END = "<end of document>"
+_END = (
+    f"\x1e{_DOCUMENT_END}\x1e"  # stands between documents in the one string that tiktoken is given
+)
 
 # Pre-tokenizer pattern of the `tokenizers` library -> the same split for tiktoken's regex engine.
 # Each pattern must cover every character: tiktoken drops what no piece matches. Possessive
@@ -87,11 +89,11 @@ class DocumentEncoder:
         joined = _END.join(documents) + _END
         special: list[int] = []
 
-        if joined.count(_MARK) > len(documents) or self._added.search(joined):
+        if joined.count(_DOCUMENT_END) > len(documents) or self._added.search(joined):
             special = [
                 i
                 for i, document in enumerate(documents)
-                if _MARK in document or self._added.search(document)
+                if _DOCUMENT_END in document or self._added.search(document)
             ]
 
         try:

@@ -23,7 +23,7 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-Kind = Literal["bpe", "wordpiece", "unigram"]
+TokenizerKind = Literal["bpe", "wordpiece", "unigram"]
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"  # a token of its own: padding with the eos would hide the eos from the loss
@@ -77,7 +77,7 @@ class TokenizerReport:
 def train_tokenizer(
     texts: Iterable[str],
     *,
-    kind: Kind,
+    kind: TokenizerKind,
     vocab_size: int,
     extra_special_tokens: Sequence[str] = (),
     lowercase: bool = False,
@@ -104,8 +104,8 @@ def train_tokenizer(
         ConfigError: unknown `kind`, or `vocab_size` below special tokens and alphabet.
         DataError: the texts are empty, or one of them is not text.
     """
-    if kind not in get_args(Kind):
-        raise ConfigError(f"kind is {kind!r}: choose one of {', '.join(get_args(Kind))}")
+    if kind not in get_args(TokenizerKind):
+        raise ConfigError(f"kind is {kind!r}: choose one of {', '.join(get_args(TokenizerKind))}")
 
     if lowercase and kind != "wordpiece":
         raise ConfigError(
@@ -218,7 +218,7 @@ class _CountedTexts:
             )
 
 
-def _special_tokens(kind: Kind, extra: Sequence[str]) -> list[str]:
+def _special_tokens(kind: TokenizerKind, extra: Sequence[str]) -> list[str]:
     own = {
         "bpe": (END_OF_TEXT, PAD, *CHAT_TOKENS),
         "unigram": (END_OF_TEXT, PAD, *CHAT_TOKENS, UNKNOWN),
@@ -324,14 +324,16 @@ def _repeated(words: Counter[str]) -> Iterator[str]:
             yield f"{word} " * min(_REPEATS_A_TEXT, count - start)
 
 
-_TRAIN: dict[Kind, Callable[[Iterable[str], int, list[str], int, bool], Tokenizer]] = {
+_TRAIN: dict[TokenizerKind, Callable[[Iterable[str], int, list[str], int, bool], Tokenizer]] = {
     "bpe": _train_bpe,
     "unigram": _train_unigram,
     "wordpiece": _train_wordpiece,
 }
 
 
-def _alphabet_too_large(kind: Kind, vocab_size: int, needed: int, characters: int) -> ConfigError:
+def _alphabet_too_large(
+    kind: TokenizerKind, vocab_size: int, needed: int, characters: int
+) -> ConfigError:
     return ConfigError(
         f"vocab_size is {vocab_size}, but {kind} on this text needs at least {needed}: it has "
         f"{characters} different"
@@ -340,7 +342,12 @@ def _alphabet_too_large(kind: Kind, vocab_size: int, needed: int, characters: in
 
 
 def _wrap(
-    core: Tokenizer, kind: Kind, extra: list[str], *, lowercase: bool, model_max_length: int | None
+    core: Tokenizer,
+    kind: TokenizerKind,
+    extra: list[str],
+    *,
+    lowercase: bool,
+    model_max_length: int | None,
 ) -> PreTrainedTokenizerFast:
     """Wrap a trained core so that AutoTokenizer loads it, with its chat template."""
     tokenizer: PreTrainedTokenizerFast

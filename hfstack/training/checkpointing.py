@@ -21,7 +21,7 @@ from hfstack.models.shards import describe_model, kind_of_shards
 from hfstack.runs.checkpoint_files import (
     MANIFEST,
     list_checkpoints,
-    read_settings,
+    read_manifest_settings,
     refuse_full_disk,
     rotate,
     size_bytes,
@@ -337,7 +337,7 @@ def _follow_settings(
 
     It would silently keep the old learning rate.
     """
-    now, before = _optimizer_settings(args), read_settings(checkpoint)
+    now, before = _optimizer_settings(args), read_manifest_settings(checkpoint)
     changed = [name for name in before if name in now and before[name] != now[name]]
     if not changed:
         return

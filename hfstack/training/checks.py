@@ -15,10 +15,10 @@ from trl.chat_template_utils import has_generation_markers, is_chat_template_sto
 
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 logger = get_logger(__name__)
 
-IGNORED_LABEL = -100  # torch's cross entropy skips it
 _LOSS_TOLERANCE = 1e-3  # relative; between two ways of adding up the same batch in fp32
 
 
@@ -184,8 +184,8 @@ def train_and_eval_are_disjoint(
 
     Texts are compared whole, by their hashes.
     """
-    held_out = {_digest(text) for text in eval_texts}
-    shared = sum(_digest(text) in held_out for text in train_texts)
+    held_out = {_hash_message(text) for text in eval_texts}
+    shared = sum(_hash_message(text) in held_out for text in train_texts)
     if not shared:
         return None
     return (
@@ -307,5 +307,5 @@ def packed_documents_are_isolated(
     )
 
 
-def _digest(text: str) -> bytes:
+def _hash_message(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

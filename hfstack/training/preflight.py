@@ -116,8 +116,8 @@ def _scaled_loss(trainer: Trainer, parts: Sequence[Sequence[Any]]) -> float:
 
 def _count_shared(train: Any, held_out: Any) -> None:
     """Warn of held-out rows that are among the (first) train rows."""
-    kept = {hash(tuple(_numbers(row["input_ids"]))) for row in _first(held_out)}
-    shared = len(kept & {hash(tuple(_numbers(row["input_ids"]))) for row in _first(train)})
+    kept = {hash(tuple(_numbers(row["input_ids"]))) for row in _first_rows(held_out)}
+    shared = len(kept & {hash(tuple(_numbers(row["input_ids"]))) for row in _first_rows(train)})
     if shared:
         logger.warning(
             "%d of %d different held-out rows are trained on too, and say nothing about unseen "
@@ -127,7 +127,7 @@ def _count_shared(train: Any, held_out: Any) -> None:
         )
 
 
-def _first(rows: Any) -> Iterable[Any]:
+def _first_rows(rows: Any) -> Iterable[Any]:
     return islice((rows[index] for index in range(len(rows))), COMPARED_ROWS)
 
 

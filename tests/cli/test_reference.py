@@ -110,7 +110,7 @@ def test_the_tool_writes_and_checks(example: Path, tmp_path: Path, monkeypatch: 
     (tmp_path / "recipes").mkdir()
     for file in (example, example.with_suffix(".yaml")):
         file.rename(tmp_path / "recipes" / file.name)
-    monkeypatch.setattr(reference, "ROOT", tmp_path)
+    monkeypatch.setattr(reference, "CHECKOUT", tmp_path)
     with pytest.raises(
         ConfigError,
         match=r"docs/reference: out of date: example.md; run: python -m hfstack.cli.reference",

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from hfstack.demo.grammar import compile_template, render, tidy
-from hfstack.demo.lexicon import KINDS, NAMES, PLACES, THINGS, TRAITS
+from hfstack.demo.lexicon import NAMES, PLACES, SPECIES, THINGS, TRAITS
 from hfstack.demo.stories import PLOTS, stories, story
 
 COUNT = 1500
@@ -50,7 +50,7 @@ def test_every_trait_meets_both_endings_and_every_plot_is_told():
         (t, e) for t in TRAITS for e in ("happy", "sad")
     }
     assert {told.plot for told in CORPUS} == {plot.name for plot in PLOTS}
-    assert {told.animal for told in CORPUS} == {kind.noun for kind in KINDS}
+    assert {told.animal for told in CORPUS} == {kind.noun for kind in SPECIES}
     assert all(told.label == (told.ending == "happy") for told in CORPUS)
 
 

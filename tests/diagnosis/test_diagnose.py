@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hfstack.diagnosis.diagnose import as_table, diagnose, in_words, link_verdicts
+from hfstack.diagnosis.diagnose import as_paragraph, as_table, diagnose, link_verdicts
 from hfstack.diagnosis.findings import (
     LINKS,
     ChainRun,
@@ -158,7 +158,7 @@ def test_a_sound_chain_has_no_fault() -> None:
     assert all(finding.verdict == "ok" for finding in findings), [
         f for f in findings if f.verdict != "ok"
     ]
-    assert in_words(findings) == "No problem found in sft, preferences, reward model, policy."
+    assert as_paragraph(findings) == "No problem found in sft, preferences, reward model, policy."
     assert len({(finding.link, finding.check) for finding in findings}) > 20
 
 
@@ -340,7 +340,7 @@ def test_a_planted_fault_makes_its_link_bad_and_no_other(fault: Callable[[Chain]
         character.isdigit() for character in named[0].evidence
     )
     assert named[0].advice
-    words = in_words(findings)
+    words = as_paragraph(findings)
     assert words.startswith(f"The weak link is the {link}.") and named[0].evidence in words
 
 
@@ -350,14 +350,14 @@ def test_a_run_that_failed_is_its_link(run: str) -> None:
     chain[run] = dataclasses.replace(chain[run], error="grad_norm is nan at step 7")
     link = {"sft": "sft", "reward": "reward model", "ppo": "policy"}[run]
     findings = diagnose(list(chain.values()))
-    assert bad(findings) == {link} and "grad_norm is nan at step 7" in in_words(findings)
+    assert bad(findings) == {link} and "grad_norm is nan at step 7" in as_paragraph(findings)
 
 
 def test_the_first_of_several_bad_links_is_the_one_to_mend() -> None:
     chain = dead_critic(random_reward_model(sound_chain()))
     findings = diagnose(list(chain.values()))
     assert bad(findings) == {"reward model", "policy"}
-    assert in_words(findings).startswith(
+    assert as_paragraph(findings).startswith(
         "The weak link is the reward model. pair accuracy: runs/reward: orders 0.510"
     )
 
@@ -383,7 +383,7 @@ def test_what_is_missing_is_said_and_not_guessed(absent: str, said: str) -> None
 def test_nothing_is_known_of_nothing() -> None:
     findings = diagnose([])
     assert {finding.verdict for finding in findings} == {"unknown"}
-    assert in_words(findings) == (
+    assert as_paragraph(findings) == (
         "No problem found in anything. Nothing is known about: sft, preferences, reward model, "
         "policy."
     )

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, set_seed
 
 from benchmarks import ppo_toy
-from hfstack.diagnosis.diagnose import diagnose, in_words, link_verdicts
+from hfstack.diagnosis.diagnose import as_paragraph, diagnose, link_verdicts
 from hfstack.diagnosis.findings import ChainRun
 from hfstack.tasks.preferences.metrics import reward_metrics
 from hfstack.tasks.rl.ppo.config import PPOConfig
@@ -132,7 +132,7 @@ def bad_checks(run: ChainRun, link: str) -> set[str]:
 def test_a_sound_policy_has_no_bad_check(toy: Path, tmp_path: Path) -> None:
     run = optimise(toy, tmp_path, rollouts=12)
     verdicts = link_verdicts(diagnose([run]))
-    assert verdicts["policy"] in ("ok", "warn") and verdicts["sft"] == "ok", in_words(
+    assert verdicts["policy"] in ("ok", "warn") and verdicts["sft"] == "ok", as_paragraph(
         diagnose([run])
     )
 
@@ -140,7 +140,7 @@ def test_a_sound_policy_has_no_bad_check(toy: Path, tmp_path: Path) -> None:
 def test_a_learning_rate_that_is_too_high(toy: Path, tmp_path: Path) -> None:
     run = optimise(toy, tmp_path, learning_rate=1e-2, critic_learning_rate=1e-4)
     assert bad_checks(run, "policy") & {"update KL", "clip fraction", "ratio", "KL", "reward"}
-    assert in_words(diagnose([run])).startswith("The weak link is the policy.")
+    assert as_paragraph(diagnose([run])).startswith("The weak link is the policy.")
 
 
 def test_a_critic_that_does_not_learn(toy: Path, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_start_that_does_not_end_its_answers(
     monkeypatch.undo()
     run = optimise(toy, tmp_path, model=model, rollouts=2)
     assert bad_checks(run, "sft") == {"answers end"}
-    assert in_words(diagnose([run])).startswith("The weak link is the sft.")
+    assert as_paragraph(diagnose([run])).startswith("The weak link is the sft.")
 
 
 def test_reward_models(toy: Path) -> None:
@@ -174,7 +174,7 @@ def test_reward_models(toy: Path) -> None:
     sound = reward_run(
         toy, taught=[pair for seed in range(6) for pair in pairs(longer_wins=False, seed=seed)]
     )
-    assert link_verdicts(diagnose([sound]))["reward model"] in ("ok", "warn"), in_words(
+    assert link_verdicts(diagnose([sound]))["reward model"] in ("ok", "warn"), as_paragraph(
         diagnose([sound])
     )
     untaught = reward_run(toy, taught=[])
@@ -184,4 +184,4 @@ def test_reward_models(toy: Path) -> None:
     )
     assert "length bias" in bad_checks(biased, "reward model")
     alone = dataclasses.replace(biased, label="biased")
-    assert "reward model" in in_words(diagnose([alone]))
+    assert "reward model" in as_paragraph(diagnose([alone]))

@@ -16,8 +16,8 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, DataError
 from hfstack.models.loading import load_tokenizer
+from hfstack.tasks.causal_lm.generate import generate_from_ids
 from hfstack.tasks.preferences.reward_model import load_reward_model
-from hfstack.tasks.sft.answers import answer
 from hfstack.training import checks
 from tests.conftest import ROOT
 
@@ -119,7 +119,7 @@ def ended_share(folder: Path, tokenizer: PreTrainedTokenizerFast) -> float:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     prompts = [tokenizer(f"Fox {number}:")["input_ids"] for number in range(32)]
     set_seed(1)
-    answers = answer(model, tokenizer, prompts, max_new_tokens=24, temperature=1.0)
+    answers = generate_from_ids(model, tokenizer, prompts, max_new_tokens=24, temperature=1.0)
     return sum(one.finished for one in answers) / len(answers)
 
 

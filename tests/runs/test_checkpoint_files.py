@@ -20,7 +20,7 @@ from hfstack.runs.checkpoint_files import (
     check_checkpoint,
     find_damage,
     newest_checkpoint,
-    read_settings,
+    read_manifest_settings,
     refuse_full_disk,
     remove_unfinished,
     resumable_checkpoint,
@@ -92,7 +92,7 @@ def test_a_manifest_names_every_file(tmp_path: Path) -> None:
     ]
     assert not (path / INCOMPLETE).exists(), "upstream's mark goes last"
     assert find_damage(path) is None and check_checkpoint(path) == 10
-    assert read_settings(path) == {"learning_rate": 0.1}
+    assert read_manifest_settings(path) == {"learning_rate": 0.1}
     assert size_bytes(path) == sum(size for size, _ in manifest["files"].values())
 
 

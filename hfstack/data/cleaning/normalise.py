@@ -320,7 +320,7 @@ def _remove_html(text: str) -> str:
 
 def _remove_wiki(text: str) -> str:
     for _ in range(_NESTING_LIMIT):
-        if "{{" not in text or (shorter := _TEMPLATE.sub(_template, text)) == text:
+        if "{{" not in text or (shorter := _TEMPLATE.sub(_remove_template, text)) == text:
             break
         text = shorter
 
@@ -342,7 +342,7 @@ def _remove_wiki(text: str) -> str:
     return _WIKI_LITTER.sub("", text) if "__" in text or "[" in text else text
 
 
-def _template(match: re.Match[str]) -> str:
+def _remove_template(match: re.Match[str]) -> str:
     """`{{cite web|url=...}}` goes.
 
     `{{name}}` is a placeholder of many template languages and stays unless known.

@@ -142,8 +142,8 @@ _RULES = (
         _is_phone,
     ),
 )
-KINDS = tuple(dict.fromkeys(rule.kind for rule in _RULES))
-PLACEHOLDERS = {kind: f"[{kind.upper()}]" for kind in KINDS}
+PII_KINDS = tuple(dict.fromkeys(rule.kind for rule in _RULES))
+PLACEHOLDERS = {kind: f"[{kind.upper()}]" for kind in PII_KINDS}
 
 
 def mask_pii(
@@ -153,7 +153,7 @@ def mask_pii(
 
     Args:
         text: any string.
-        kinds: members of `KINDS`; `cn_id`, `us_ssn` and `uk_nino` are national identity numbers,
+        kinds: members of `PII_KINDS`; `cn_id`, `us_ssn` and `uk_nino` are national identity numbers,
             `card` payment cards.
 
     Returns:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from hfstack.data.cleaning.filters import Filter
 from hfstack.data.cleaning.normalise import normalise
-from hfstack.data.cleaning.pii import KINDS, mask_pii
+from hfstack.data.cleaning.pii import PII_KINDS, mask_pii
 from hfstack.errors import ConfigError, DataError
 
 _EXAMPLES = 2  # of each reason
@@ -46,9 +46,9 @@ class TextArgs:
     def __post_init__(self) -> None:
         if self.mask_pii == ["none"]:
             self.mask_pii = []
-        if unknown := set(self.mask_pii) - set(KINDS):
+        if unknown := set(self.mask_pii) - set(PII_KINDS):
             raise ConfigError(
-                f"mask_pii: unknown kind {sorted(unknown)[0]!r}; choose from {', '.join(KINDS)}, "
+                f"mask_pii: unknown kind {sorted(unknown)[0]!r}; choose from {', '.join(PII_KINDS)}, "
                 "or none"
             )
 
@@ -86,7 +86,7 @@ class CleaningReport:
         examples = self.examples.setdefault(name, [])
         if len(examples) < _EXAMPLES:
             start = " ".join(text[: 4 * _EXAMPLE_CHARACTERS].split())[:_EXAMPLE_CHARACTERS]
-            examples.append(mask_pii(f"{detail}: {start}" if detail else start, KINDS)[0])
+            examples.append(mask_pii(f"{detail}: {start}" if detail else start, PII_KINDS)[0])
 
     def refuse_nothing_left(self) -> None:
         """Raise DataError, with the reasons, when no document was kept."""
@@ -162,7 +162,7 @@ def clean_text(
     strip_boilerplate: bool = True,
     mask: Sequence[str] = ("email", "ip", "phone"),
 ) -> CleanText:
-    """Normalise a text and mask the personal data in it, by kinds of `pii.KINDS`."""
+    """Normalise a text and mask the personal data in it, by kinds of `pii.PII_KINDS`."""
     normalised, changes = normalise(
         text, strip_markup=strip_markup, strip_boilerplate=strip_boilerplate
     )

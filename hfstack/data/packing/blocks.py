@@ -44,13 +44,13 @@ from hfstack.data.reading.files import fingerprint
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tokens.fast_encoding import end_token_id, private_backend, start_token_id
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 logger = get_logger(__name__)
 
 _FORMAT = 1  # part of the cache key: raise it when the files' content changes
 # text held in memory at a time; smaller than one document when that is larger
 _BATCH_CHARACTERS = 1 << 20
-_IGNORED_LABEL = -100  # torch's cross entropy skips it
 _TOKENS_FILE = "tokens.bin"
 _COUNTS_FILE = "counts.json"
 _DIGEST_FILE = "tokens.blake2b"
@@ -156,14 +156,14 @@ class PackedBlocks(torch.utils.data.Dataset):
     ) -> torch.Tensor:
         labels = tokens.clone()
         if self.masked_token_ids:
-            labels[torch.from_numpy(np.isin(rows, self.masked_token_ids))] = _IGNORED_LABEL
+            labels[torch.from_numpy(np.isin(rows, self.masked_token_ids))] = IGNORED_LABEL
 
         padding = self.counts.block_count * self.counts.block_size - self.counts.token_count
         if padding:
             last = self.counts.block_count - 1
             labels[
                 np.asarray(indices) % self.counts.block_count == last, self.block_size - padding :
-            ] = _IGNORED_LABEL
+            ] = IGNORED_LABEL
 
         return labels
 

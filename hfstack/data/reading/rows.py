@@ -30,7 +30,7 @@ _MOST_REMEMBERED = (
     10_000  # key orders, and paths inside objects: data must not be able to fill the memory
 )
 
-_KINDS = {
+_VALUE_KINDS = {
     str: "text",
     int: "integer",
     float: "number",
@@ -38,7 +38,7 @@ _KINDS = {
     list: "list",
     dict: "object",
 }
-_NUMBERS = {"integer", "number"}
+_NUMBER_TYPES = {"integer", "number"}
 # Only the spelling that Python itself would write is a number: "007", "+5" and "1e3" stay text.
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 _DECIMAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]\d+)?")
@@ -263,12 +263,12 @@ class _Checker:
             kinds = [(_kind(row[column]), line) for line, row in rows if row[column] is not None]
             if kinds:
                 kind = Counter(
-                    "number" if kind in _NUMBERS else kind for kind, _ in kinds
+                    "number" if kind in _NUMBER_TYPES else kind for kind, _ in kinds
                 ).most_common(1)[0][0]
                 matching = [
                     pair
                     for pair in kinds
-                    if pair[0] == kind or (kind == "number" and pair[0] in _NUMBERS)
+                    if pair[0] == kind or (kind == "number" and pair[0] in _NUMBER_TYPES)
                 ]
 
                 self._kinds[column] = matching[0][0], f"{path.name} line {matching[0][1]}"
@@ -354,7 +354,7 @@ class _Checker:
         kind = _kind(value)
         before, first = found.get(path) or self._kinds.get(path) or (kind, place)
         if kind != before:
-            if not {kind, before} <= _NUMBERS:
+            if not {kind, before} <= _NUMBER_TYPES:
                 detail = (
                     f"column {path!r} holds {kind} {str(value)[:20]!r} here but {before} in {first}"
                 )
@@ -386,7 +386,7 @@ def _one_per_type(values: list[Any]) -> list[Any]:
 
 
 def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), type(value).__name__)
+    return _VALUE_KINDS.get(type(value), type(value).__name__)
 
 
 def _number_type(cells: list[str]) -> type | None:

@@ -83,7 +83,7 @@ def explain_text(
     read_texts({"text": texts}, ("text", None))
     if not any(text.strip() for text in texts):
         raise DataError("nothing to explain: the text is empty")
-    inputs, where, special = _encode(tokenizer, texts, max_length)
+    inputs, where, special = _encode_text(tokenizer, texts, max_length)
     device = next(model.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     forward = _forward(model, inputs)
@@ -135,7 +135,7 @@ def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> Callable[[torch.Ten
     return forward
 
 
-def _encode(
+def _encode_text(
     tokenizer: PreTrainedTokenizerBase, texts: tuple[str, ...], max_length: int | None
 ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]], torch.Tensor]:
     """Return inputs (1, T), each token's place in the text, and special tokens (1, T)."""

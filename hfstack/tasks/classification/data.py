@@ -10,7 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.data.sources import DataArgs, Source, load_mixture, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.classification.glue import HUB_ID, GlueTask, glue_task
-from hfstack.tasks.classification.labels import Kind, LabelSet, Target, find_labels, label_targets
+from hfstack.tasks.classification.labels import (
+    LabelKind,
+    LabelSet,
+    Target,
+    find_labels,
+    label_targets,
+)
 from hfstack.tokens.text_rows import Overlong, encode_texts, read_texts, usable_rows
 
 
@@ -42,7 +48,7 @@ class LabelArgs:
     """Texts that are longer: cut their end, drop the row, or fail. They are counted and said."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("auto", *get_args(Kind)):
+        if self.kind not in ("auto", *get_args(LabelKind)):
             raise ConfigError(f"kind must be auto, single, several or number, got {self.kind!r}")
         if self.overlong not in get_args(Overlong):
             raise ConfigError(f"overlong must be cut, drop or fail, got {self.overlong!r}")

@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset
 
 from hfstack.errors import ConfigError, DataError
 
-Kind = Literal["single", "several", "number"]
+LabelKind = Literal["single", "several", "number"]
 Target = int | float | list[float]
 
 MOST_LABELS = 1000
@@ -38,7 +38,7 @@ _PROBLEMS = {
 class LabelSet:
     """The labels of a task: `values` in the label column, `names` for readers, by id."""
 
-    kind: Kind
+    kind: LabelKind
     names: tuple[str, ...] = ()
     values: tuple[Any, ...] = ()
 
@@ -62,7 +62,7 @@ def find_labels(
     rows: Dataset,
     column: str,
     *,
-    kind: Kind | None = None,
+    kind: LabelKind | None = None,
     name_column: str | None = None,
     given: Sequence[str] = (),
 ) -> LabelSet:
@@ -108,7 +108,7 @@ def find_labels(
         flat, declared = values, feature if isinstance(feature, ClassLabel) else None
 
     if declared is not None:
-        return _checked(
+        return _checked_labels(
             LabelSet(kind, tuple(map(str, declared.names)), tuple(range(len(declared.names)))),
             flat,
             column,
@@ -121,7 +121,7 @@ def find_labels(
             listed = tuple(int(name) for name in given)
         elif whole:
             listed = tuple(range(len(given)))
-        return _checked(LabelSet(kind, tuple(given), listed), flat, column)
+        return _checked_labels(LabelSet(kind, tuple(given), listed), flat, column)
 
     ordered = tuple(sorted(set(flat)))
     if len(ordered) > MOST_LABELS:
@@ -132,7 +132,7 @@ def find_labels(
         )
 
     names = _class_names(rows, column, name_column) if name_column and kind == "single" else {}
-    return _checked(
+    return _checked_labels(
         LabelSet(kind, tuple(names.get(value, str(value)) for value in ordered), ordered),
         flat,
         column,
@@ -235,7 +235,7 @@ def _value_type(values: Iterable[Any], column: str) -> type:
     return kind
 
 
-def _checked(labels: LabelSet, values: Sequence[Any], column: str) -> LabelSet:
+def _checked_labels(labels: LabelSet, values: Sequence[Any], column: str) -> LabelSet:
     """Refuse a set or rows that teach nothing: one class."""
     if len(set(labels.names)) < len(labels.names):
         twice = next(name for name, count in Counter(labels.names).items() if count > 1)

@@ -51,7 +51,7 @@ def classify_logits(
     return numpy.stack(found)
 
 
-def answers(logits: numpy.ndarray[Any, Any], info: ClassifierInfo) -> list[dict[str, Any]]:
+def answers_of_row(logits: numpy.ndarray[Any, Any], info: ClassifierInfo) -> list[dict[str, Any]]:
     """Return what `predict` writes of each row, with the model's temperature applied.
 
     One class: `label`, its `probability`, and `probabilities` by label. Several: `labels` (those
@@ -112,15 +112,15 @@ def load_classify_predictor(
     pad = padding_id(tokenizer)
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
-        encoded = _encode(rows, names, tokenizer, limit, first_row=first_row)
-        return answers(
+        encoded = _encode_rows(rows, names, tokenizer, limit, first_row=first_row)
+        return answers_of_row(
             classify_logits(model, encoded, pad_token_id=pad, batch_size=batch_size), info
         )
 
     return predict
 
 
-def _encode(
+def _encode_rows(
     rows: Sequence[dict[str, Any]],
     columns: tuple[str, str | None],
     tokenizer: PreTrainedTokenizerBase,

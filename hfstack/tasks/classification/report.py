@@ -27,7 +27,7 @@ from hfstack.tasks.classification.metrics import (
 )
 from hfstack.tasks.classification.model import ClassifierInfo
 from hfstack.tasks.classification.pictures import confusion_picture, reliability_picture
-from hfstack.tasks.classification.predict import answers
+from hfstack.tasks.classification.predict import answers_of_row
 
 logger = get_logger(__name__)
 
@@ -99,7 +99,7 @@ def record_results(
     if PartialState().is_main_process:
         with write_jsonl(run.output_dir / f"{split}_predictions.jsonl") as add:
             for text, target, answer in zip(
-                texts, targets.tolist(), answers(logits, info), strict=True
+                texts, targets.tolist(), answers_of_row(logits, info), strict=True
             ):
                 add({"text": text, "true": _true(target, info), **answer})
 

@@ -176,7 +176,7 @@ def to_pairs(
 
     kept = _majority(pairs, counts)
     counts.prompts = len({_prompt_key(row["prompt"]) for row in kept})
-    return _checked(kept, counts, "pairs")
+    return _checked_rows(kept, counts, "pairs")
 
 
 def to_labels(
@@ -230,7 +230,7 @@ def to_labels(
             kept.append(json.loads(packed) | {"label": up > down})
 
     counts.prompts = len({_prompt_key(row["prompt"]) for row in kept})
-    return _checked(kept, counts, "labels")
+    return _checked_rows(kept, counts, "labels")
 
 
 def add_label_noise(pairs: Dataset, share: float, *, seed: int) -> Dataset:
@@ -358,7 +358,7 @@ def _majority(pairs: Counter[str], counts: PreferenceCounts) -> list[dict[str, A
     return kept
 
 
-def _checked(
+def _checked_rows(
     kept: list[dict[str, Any]], counts: PreferenceCounts, form: str
 ) -> list[dict[str, Any]]:
     counts.kept = len(kept)

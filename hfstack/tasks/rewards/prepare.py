@@ -28,7 +28,7 @@ from hfstack.tasks.rewards.reward_model import RewardModel
 
 Reward = Callable[..., Any]
 
-_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ def checked(reward: Reward, *, name: str | None = None) -> Callable[..., list[fl
         )
 
     required = {
-        key for key, one in parameters.items() if one.default is one.empty and one.kind not in _MANY
+        key
+        for key, one in parameters.items()
+        if one.default is one.empty and one.kind not in _VARIADIC
     }
     required -= {"prompts", "completions"}
 
@@ -212,7 +214,7 @@ def _read_values(
 
     if not isinstance(values, list | tuple):
         raise DataError(
-            f"reward {name!r} must return a list of numbers, one a completion; got {_short(values)}"
+            f"reward {name!r} must return a list of numbers, one a completion; got {_shorten(values)}"
         )
 
     if len(values) != len(completions):
@@ -236,7 +238,7 @@ def _read_values(
         except (TypeError, ValueError):
             place = _sample(index, prompts, completions)
             raise DataError(
-                f"reward {name!r} returned {_short(value)}, not a number, for {place}"
+                f"reward {name!r} returned {_shorten(value)}, not a number, for {place}"
             ) from None
 
         if not math.isfinite(number):
@@ -286,15 +288,15 @@ def _described(error: Exception) -> str:
     """The class, text and innermost place of an exception, in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {_short(str(error))}{place}"
+    return f"{type(error).__name__}: {_shorten(str(error))}{place}"
 
 
 def _sample(index: int, prompts: Sequence[Any], completions: Sequence[Any]) -> str:
-    shown = f"prompt {_short(prompts[index])}, completion {_short(completions[index])}"
+    shown = f"prompt {_shorten(prompts[index])}, completion {_shorten(completions[index])}"
     return f"sample {index + 1} of {len(completions)}: {shown}"
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split())
     return (

@@ -130,7 +130,7 @@ class RemoteReward:
                     return self._read(response.read(_MAX_ANSWER_BYTES + 1), count, place)
             except urllib.error.HTTPError as error:
                 with error:
-                    problem = f"status {error.code}: {_short(error.read(2000))}"
+                    problem = f"status {error.code}: {_first_characters(error.read(2000))}"
                 if error.code not in _RETRIED_STATUS:
                     raise DataError(
                         f"reward endpoint {self.name} refused {place} with {problem}"
@@ -171,7 +171,7 @@ class RemoteReward:
         except ValueError:
             raise DataError(
                 f"reward endpoint {self.name}: the answer for {place} is not JSON: "
-                f"{_short(answer)!r}"
+                f"{_first_characters(answer)!r}"
             ) from None
 
         if isinstance(values, dict):
@@ -191,7 +191,7 @@ class RemoteReward:
         return values
 
 
-def _short(answer: bytes) -> str:
+def _first_characters(answer: bytes) -> str:
     return " ".join(answer.decode(errors="replace").split())[:200]
 
 

@@ -39,7 +39,7 @@ _ONE_LABEL = datasets.Features({"predictions": _WHOLE, "references": _WHOLE})
 _SEVERAL_LABELS = datasets.Features(
     {"predictions": datasets.Sequence(_WHOLE), "references": datasets.Sequence(_WHOLE)}
 )
-_NUMBERS = datasets.Features({"predictions": _NUMBER, "references": _NUMBER})
+_NUMBER_FEATURES = datasets.Features({"predictions": _NUMBER, "references": _NUMBER})
 _TAGS = datasets.Features(
     {"predictions": datasets.Sequence(_TEXT), "references": datasets.Sequence(_TEXT)}
 )
@@ -75,7 +75,9 @@ class Accuracy(_LocalMetric):
         self, *, predictions: Any = None, references: Any = None, **_: Any
     ) -> dict[str, float]:
         return {
-            "accuracy": float(_module("sklearn.metrics").accuracy_score(references, predictions))
+            "accuracy": float(
+                _load_metrics_module("sklearn.metrics").accuracy_score(references, predictions)
+            )
         }
 
 
@@ -98,7 +100,7 @@ class F1(_LocalMetric):
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **_: Any
     ) -> dict[str, float]:
-        score = _module("sklearn.metrics").f1_score(
+        score = _load_metrics_module("sklearn.metrics").f1_score(
             references, predictions, average=self.average, labels=self.labels, zero_division=0
         )
         return {"f1" if self.average == "binary" else f"f1_{self.average}": float(score)}
@@ -116,14 +118,16 @@ class Matthews(_LocalMetric):
         self, *, predictions: Any = None, references: Any = None, **_: Any
     ) -> dict[str, float]:
         return {
-            "matthews": float(_module("sklearn.metrics").matthews_corrcoef(references, predictions))
+            "matthews": float(
+                _load_metrics_module("sklearn.metrics").matthews_corrcoef(references, predictions)
+            )
         }
 
 
 class Pearson(_LocalMetric):
     """Pearson's correlation of SciPy, as `pearson`; 0 where one side never varies."""
 
-    features_taken = _NUMBERS
+    features_taken = _NUMBER_FEATURES
 
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **_: Any
@@ -140,7 +144,7 @@ class Spearman(_LocalMetric):
     0 where one side never varies.
     """
 
-    features_taken = _NUMBERS
+    features_taken = _NUMBER_FEATURES
 
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **_: Any
@@ -175,13 +179,13 @@ class EntityF1(_LocalMetric):
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **_: Any
     ) -> dict[str, float]:
-        scores = _module("seqeval.metrics")
+        scores = _load_metrics_module("seqeval.metrics")
         settings: dict[str, Any] = {"zero_division": 0}
 
         if self.scheme is not None:
             settings |= {
                 "mode": "strict",
-                "scheme": getattr(_module("seqeval.scheme"), self.scheme),
+                "scheme": getattr(_load_metrics_module("seqeval.scheme"), self.scheme),
             }
 
         return {
@@ -301,7 +305,7 @@ def _without_marks(text: str) -> str:
 
 def _cmrc_units(text: str) -> list[str]:
     """Split a text without its punctuation into Chinese characters and other words."""
-    split = _module("nltk.tokenize").word_tokenize
+    split = _load_metrics_module("nltk.tokenize").word_tokenize
     units: list[str] = []
 
     for part in _CMRC_UNITS.findall(_without_marks(text)):
@@ -337,7 +341,7 @@ def _percent(shares: Sequence[float]) -> float:
     return 100 * sum(shares) / len(shares) if shares else 0.0
 
 
-def _module(name: str) -> Any:
+def _load_metrics_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:

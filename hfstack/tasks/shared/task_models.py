@@ -48,7 +48,7 @@ _ADAPTER_TASKS: dict[Task, str] = {
     "QuestionAnswering": "QUESTION_ANS",
 }
 _PURPOSES: dict[Task, str] = {"TokenClassification": "tag", "QuestionAnswering": "answer questions"}
-_KINDS: dict[Task, str] = {
+_TASK_NAMES: dict[Task, str] = {
     "TokenClassification": "tagger",
     "QuestionAnswering": "model that answers questions",
 }
@@ -199,7 +199,7 @@ def _load_adapter(
         named = replace(args, model_name_or_path=name, model_revision="main")
         return _load_base(named, tokenizer, task, tags=info.get("tags"), attention_dropout=None)
 
-    model = load_adapter_model(folder, _ADAPTER_TASKS[task], _KINDS[task], load_base)
+    model = load_adapter_model(folder, _ADAPTER_TASKS[task], _TASK_NAMES[task], load_base)
     return model, tokenizer, info
 
 

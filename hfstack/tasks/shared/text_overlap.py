@@ -28,7 +28,7 @@ ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _CHINESE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 _WORDS_OR_CHARACTERS = re.compile(r"[a-z0-9]+|[\u3400-\u9fff\uf900-\ufaff]")
 _BLEU_TOKENIZER: dict[Writing, str] = {"spaced": "13a", "chinese": "zh"}
-_MANY = datasets.Sequence(datasets.Value("string"))
+_TEXT_LIST = datasets.Sequence(datasets.Value("string"))
 
 
 class _OverlapMetric(evaluate.Metric):
@@ -39,7 +39,7 @@ class _OverlapMetric(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         one = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-        many = {"predictions": datasets.Value("string"), "references": _MANY}
+        many = {"predictions": datasets.Value("string"), "references": _TEXT_LIST}
         return evaluate.MetricInfo(
             description=(type(self).__doc__ or "").splitlines()[0],
             citation="",

@@ -15,6 +15,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
+from hfstack.tokens.special_tokens import IGNORED_LABEL
+
 
 def token_loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -30,7 +32,9 @@ def token_loss(
     """
     logits = outputs["logits"].float()  # (B, T, C)
     total = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+    return total / (
+        (labels != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
+    )
 
 
 def token_loss_func(label_smoothing_factor: float) -> Callable[..., torch.Tensor] | None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.text_rows import pad_rows
 
 logger = get_logger(__name__)
@@ -25,7 +26,6 @@ logger = get_logger(__name__)
 LabelPieces = Literal["first", "all"]
 BadTags = Literal["fail", "repair", "keep"]
 
-_IGNORED_LABEL = -100
 _USUAL_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels")
 _ENTITY_TAG = re.compile(r"O|[BIESLU]-.+")
 
@@ -273,7 +273,7 @@ def encode_sentences(
                 labels += _piece_labels(sentence, word, count, tag_ids, label_pieces)
 
             outside = [-1] * len(before), [-1] * len(after)
-            unscored = [_IGNORED_LABEL] * len(before), [_IGNORED_LABEL] * len(after)
+            unscored = [IGNORED_LABEL] * len(before), [IGNORED_LABEL] * len(after)
             windows.append(
                 Window(
                     number,
@@ -320,10 +320,10 @@ def _piece_labels(
     label_pieces: LabelPieces,
 ) -> list[int]:
     if tag_ids is None:
-        return [_IGNORED_LABEL] * count
+        return [IGNORED_LABEL] * count
     tag = sentence.tags[word]
     inside = f"I-{tag[2:]}" if tag.startswith("B-") else tag
-    rest = tag_ids.get(inside, tag_ids[tag]) if label_pieces == "all" else _IGNORED_LABEL
+    rest = tag_ids.get(inside, tag_ids[tag]) if label_pieces == "all" else IGNORED_LABEL
     return [tag_ids[tag], *[rest] * (count - 1)]
 
 
@@ -350,7 +350,7 @@ def collate_windows(
 ) -> dict[str, torch.Tensor]:
     """Pad windows to the longest: ids, `attention_mask` and `labels`, each (B, T)."""
     batch = pad_rows([{"input_ids": row["input_ids"]} for row in rows], pad_token_id=pad_token_id)
-    batch["labels"] = torch.full_like(batch["input_ids"], _IGNORED_LABEL)
+    batch["labels"] = torch.full_like(batch["input_ids"], IGNORED_LABEL)
     for index, row in enumerate(rows):
         batch["labels"][index, : len(row["labels"])] = torch.as_tensor(row["labels"])
     return batch

@@ -142,7 +142,7 @@ def test_bad_settings_are_told() -> None:
         NearDuplicates(threshold=1.5)
     with pytest.raises(ConfigError, match="minhash_permutations must be at least 16, got 4"):
         NearDuplicates(permutations=4)
-    with pytest.raises(ConfigError, match="minhash_permutations 16 cannot tell similarity 1.0"):
+    with pytest.raises(ConfigError, match="minhash_permutations 16 cannot resolve similarity 1.0"):
         NearDuplicates(threshold=1.0, permutations=16)
     assert duplicate_checks(exact=False, threshold=0) == []
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hfstack.data.cleaning.pii import KINDS, mask_pii
+from hfstack.data.cleaning.pii import PII_KINDS, mask_pii
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from hfstack.data.cleaning.pii import KINDS, mask_pii
     ],
 )
 def test_masks(text: str, expected: str, counts: dict[str, int]) -> None:
-    assert mask_pii(text, KINDS) == (expected, counts)
+    assert mask_pii(text, PII_KINDS) == (expected, counts)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_masks(text: str, expected: str, counts: dict[str, int]) -> None:
     ],
 )
 def test_leaves_other_numbers(text: str) -> None:
-    assert mask_pii(text, KINDS) == (text, {})
+    assert mask_pii(text, PII_KINDS) == (text, {})
 
 
 def test_masks_what_is_asked_for() -> None:
@@ -48,4 +48,4 @@ def test_masks_what_is_asked_for() -> None:
 
 
 def test_an_identity_number_is_not_masked_as_a_phone() -> None:
-    assert mask_pii("11010519491231002X", KINDS)[1] == {"cn_id": 1}
+    assert mask_pii("11010519491231002X", PII_KINDS)[1] == {"cn_id": 1}
