@@ -19,7 +19,7 @@ from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.models.loading import is_masked_lm, load_causal_lm, load_masked_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
-from hfstack.tasks.causal_lm.generate import check_sampling, complete
+from hfstack.tasks.causal_lm.generate import check_sampling, generate_from_texts
 from hfstack.tasks.masked_lm.fill_mask import fill_masks, in_words
 
 
@@ -96,7 +96,7 @@ def main(
             return run.metrics
 
         model = load_causal_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]
-        completions = complete(
+        completions = generate_from_texts(
             model,
             tokenizer,
             [prompt for prompt in prompts for _ in range(args.num_samples)],

@@ -25,7 +25,8 @@ from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.metrics import perplexity
 from hfstack.tasks.sft import setup as fine_tuning
 from hfstack.tasks.sft.answers import answer_loss, answer_pairs, score_answers
-from hfstack.tasks.sft.data import Columns, normalise, questions
+from hfstack.tasks.sft.columns import Columns, convert_rows
+from hfstack.tasks.sft.encoding import prompts_with_references
 from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
@@ -92,13 +93,13 @@ def main(
         )
 
         rows = {
-            name: normalise(split, columns, as_chat=sft_args.as_chat)
+            name: convert_rows(split, columns, as_chat=sft_args.as_chat)
             for name, split in splits.items()
         }
 
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
-        fine_tuning.check_settings(training_args, model, rows)
+        fine_tuning.check_sft_settings(training_args, model, rows)
         chat = "messages" in rows["train"].column_names
         fine_tuning.use_template(tokenizer, model, training_args, chat=chat, adapter=adapter)
 
@@ -111,7 +112,7 @@ def main(
 
         room = context_length(model.config)
         room = room - sft_args.answer_tokens if room is not None else None
-        asked = questions(
+        asked = prompts_with_references(
             rows.get("eval", rows["train"]),
             tokenizer,
             limit=max(sft_args.answer_rows, 3),
@@ -140,7 +141,7 @@ def main(
         run.add_artifact("samples", "samples.jsonl")
         trainer = SFTTrainer(
             model=model,
-            args=fine_tuning.trainer_settings(training_args),
+            args=fine_tuning.sft_trainer_settings(training_args),
             data_collator=fine_tuning.collator_for(model, tokenizer, packing=training_args.packing),
             train_dataset=packed["train"],
             eval_dataset=packed.get("eval"),

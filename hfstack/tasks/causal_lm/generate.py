@@ -1,8 +1,11 @@
-"""Text from models: completions of prompts by a causal model."""
+"""Generate text with a causal model, from prompts as texts or as token ids.
 
+Legend: B prompts of a batch, T tokens of the longest prompt.
+"""
+
+import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -10,12 +13,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.causal_lm.metrics import document_start_id
-from hfstack.tokens.special_tokens import end_token_ids
+from hfstack.tokens.special_tokens import end_token_ids, padding_token_id
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Completion:
-    """What a model wrote after one prompt."""
+    """What a model generated after one prompt."""
 
     prompt: str
     completion: str
@@ -23,78 +26,107 @@ class Completion:
     finished: bool  # it ended with an end-of-text token, not at the length limit
 
 
-def complete(
+def generate_from_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
-    temperature: float = 1.0,
+    temperature: float,
     top_p: float = 1.0,
     top_k: int = 0,
     batch_size: int = 16,
 ) -> list[Completion]:
-    """Return one completion for each prompt, in order.
+    """Return one completion for each text, in order.
 
-    Prompts are padded on the left and masked, so the batch does not change the distribution. An
-    empty prompt starts at the token that begins a document in pretraining (bos, else eos). Sampling
-    uses torch's global generator.
+    A prompt starts at the token that begins a document in pretraining (bos, else eos), so that an
+    empty one can be completed too. Further arguments are those of `generate_from_ids`.
 
     Args:
-        temperature: 0 for greedy decoding.
-        top_p: keep the likeliest tokens whose probabilities sum to this; 1 keeps all.
-        top_k: keep this many of the likeliest tokens; 0 keeps all.
+        top_k: sample among this many of the likeliest tokens; 0 keeps all.
 
     Raises:
         DataError: a prompt is empty and the tokenizer has no token to start with.
         ConfigError: a sampling setting is out of range.
     """
     check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
-    start = document_start_id(tokenizer)
-    pad = next(
-        i
-        for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, 0)
-        if i is not None
+    completions = generate_from_ids(
+        model,
+        tokenizer,
+        [_encode_prompt(tokenizer, prompt) for prompt in prompts],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        batch_size=batch_size,
     )
 
+    # The prompt as it was given: decoded ids would show the start token.
+    return [
+        dataclasses.replace(one, prompt=prompt)
+        for prompt, one in zip(prompts, completions, strict=True)
+    ]
+
+
+def generate_from_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    batch_size: int = 16,
+) -> list[Completion]:
+    """Return one completion for each prompt, in order, up to the end of text or turn.
+
+    Prompts are padded on the left and masked, so the batch does not change the distribution.
+    Sampling uses torch's global generator.
+
+    Args:
+        prompts: token ids, such as a chat template gives; none is empty.
+        max_new_tokens: longest completion, its end token included.
+        temperature: 0 for greedy decoding.
+        top_p: sample among the likeliest tokens whose probabilities sum to this; 1 keeps all, None
+            takes the model's own generation setting.
+        top_k: sample among this many of the likeliest tokens; 0 keeps all, None takes the model's
+            own generation setting, which is 50 upstream.
+        batch_size: prompts per call of the model's `generate`.
+    """
+    pad = padding_token_id(tokenizer)
     ends = end_token_ids(model, tokenizer)
+    sampled = temperature > 0
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else None,
-        top_p=top_p if temperature > 0 else None,
-        # 0, not None: None would be upstream's default of 50
-        top_k=top_k if temperature > 0 else None,
+        do_sample=sampled,
+        temperature=temperature if sampled else None,
+        top_p=top_p if sampled else None,
+        top_k=top_k if sampled else None,
         eos_token_id=sorted(ends) or None,
         pad_token_id=pad,
     )
 
-    results: list[Completion] = []
+    completions: list[Completion] = []
     for first in range(0, len(prompts), batch_size):
-        batch = list(prompts[first : first + batch_size])
-        encoded = [_start(tokenizer, prompt, start) for prompt in batch]
-        width = max(map(len, encoded))
+        batch = [list(ids) for ids in prompts[first : first + batch_size]]
+        width = max(map(len, batch))
 
-        # (B, T)
-        tokens = torch.tensor(
-            [[pad] * (width - len(ids)) + ids for ids in encoded], device=model.device
-        )
-        mask = torch.tensor(
-            [[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded], device=model.device
-        )
+        padded = [[pad] * (width - len(ids)) + ids for ids in batch]
+        mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch]
         output: torch.Tensor = cast(Any, model).generate(
-            input_ids=tokens, attention_mask=mask, generation_config=settings
+            input_ids=torch.tensor(padded, device=model.device),  # (B, T)
+            attention_mask=torch.tensor(mask, device=model.device),  # (B, T)
+            generation_config=settings,
         )
 
-        for prompt, row in zip(batch, output[:, width:].tolist(), strict=True):
-            end = next((i for i, token in enumerate(row) if token in ends), None)
-            kept = row if end is None else row[:end]
-            text = tokenizer.decode(kept, skip_special_tokens=True)
-            results.append(
-                Completion(prompt, str(text), len(row) if end is None else end + 1, end is not None)
-            )
+        generated = output[:, width:].tolist()
+        completions += [
+            _as_completion(tokenizer, ids, row, ends)
+            for ids, row in zip(batch, generated, strict=True)
+        ]
 
-    return results
+    return completions
 
 
 def sample_pairs(
@@ -108,7 +140,7 @@ def sample_pairs(
 
     Sampled at temperature 0.8 from the 50 likeliest tokens.
     """
-    completions = complete(
+    completions = generate_from_texts(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.8, top_k=50
     )
     return [(one.prompt, one.completion) for one in completions]
@@ -126,16 +158,31 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float, top
         raise ConfigError(f"--top_k must be 0 (all tokens) or above, got {top_k}")
 
 
-def _start(tokenizer: PreTrainedTokenizerBase, prompt: str, start: int | None) -> list[int]:
-    """Return the prompt's tokens, after the token that begins documents, if any.
-
-    As the model saw documents in pretraining.
-    """
+def _encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Return the prompt's ids as a document begins in pretraining."""
     token_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = document_start_id(tokenizer)
     if start is not None:
         return [start, *token_ids]
+
     if not token_ids:
         raise DataError(
             "a prompt is empty, and the tokenizer has no bos or eos token to start from"
         )
     return token_ids
+
+
+def _as_completion(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    generated: Sequence[int],
+    ends: Sequence[int],
+) -> Completion:
+    """Return the text up to the first end token; what follows it is padding."""
+    end = next((index for index, token in enumerate(generated) if token in ends), None)
+    return Completion(
+        prompt=str(tokenizer.decode(list(prompt), skip_special_tokens=False)),
+        completion=str(tokenizer.decode(list(generated[:end]), skip_special_tokens=True)),
+        tokens=len(generated) if end is None else end + 1,
+        finished=end is not None,
+    )

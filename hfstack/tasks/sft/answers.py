@@ -1,7 +1,7 @@
-"""Answer prompts given as token ids, and measure the loss of reference answers.
+"""Answer held-out prompts, compare with their references, and measure the loss of references.
 
-Prompts come as ids because a chat template has written them: putting a start token in front, as for
-plain text, would be a beginning that the model was never trained on.
+Prompts come as token ids because a chat template has rendered them: putting a start token in front,
+as for plain text, would be a beginning that the model was never trained on.
 
 Legend: B rows of a batch, T tokens of the longest, V vocabulary.
 """
@@ -12,74 +12,15 @@ from typing import Any, cast
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
-from hfstack.tasks.causal_lm.generate import Completion
+from hfstack.models.evaluation_mode import evaluation_mode
+from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
 from hfstack.tasks.causal_lm.metrics import perplexity
 from hfstack.tasks.shared.text_overlap import text_overlap
-from hfstack.tokens.special_tokens import end_token_ids
-
-_IGNORED = -100
-
-
-def answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    batch_size: int = 16,
-) -> list[Completion]:
-    """Return one answer for each prompt, in order, up to the end of text or turn.
-
-    Prompts are padded on the left and masked. Sampling uses torch's global generator.
-
-    Args:
-        prompts: token ids, as a template wrote them; none is empty.
-        temperature: 0 for greedy decoding.
-    """
-    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    ends = end_token_ids(model, tokenizer)
-    settings = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else None,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=pad,
-    )
-
-    answers: list[Completion] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = [list(prompt) for prompt in prompts[start : start + batch_size]]
-        width = max(map(len, batch))
-
-        # (B, T)
-        tokens = torch.tensor(
-            [[pad] * (width - len(ids)) + ids for ids in batch], device=model.device
-        )
-        mask = torch.tensor(
-            [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device
-        )
-
-        with torch.no_grad():
-            output: torch.Tensor = cast(Any, model).generate(
-                input_ids=tokens, attention_mask=mask, generation_config=settings
-            )
-
-        for ids, row in zip(batch, output[:, width:].tolist(), strict=True):
-            end = next((index for index, token in enumerate(row) if token in ends), None)
-            text = tokenizer.decode(row[:end], skip_special_tokens=True)
-            prompt = tokenizer.decode(ids, skip_special_tokens=False)
-            answers.append(
-                Completion(
-                    str(prompt), str(text), len(row) if end is None else end + 1, end is not None
-                )
-            )
-
-    return answers
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 
 def answer_pairs(
@@ -89,8 +30,8 @@ def answer_pairs(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> list[tuple[str, str]]:
-    """Return (prompt, answer) pairs by greedy decoding: a look while training."""
-    answers = answer(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+    """Return (prompt, answer) pairs by greedy decoding, to look at while training."""
+    answers = generate_from_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
     return [(one.prompt, one.completion) for one in answers]
 
 
@@ -122,23 +63,20 @@ def score_answers(
             "context"
         )
 
-    training = model.training
-    model.eval()
-    answers = answer(model, tokenizer, [ids for ids, _ in asked], max_new_tokens=max_new_tokens)
-    model.train(training)
+    prompts = [ids for ids, _ in asked]
     references = [str(reference) for _, reference in asked]
-    metrics = text_overlap([one.completion for one in answers], references)
-    metrics["finished_share"] = sum(one.finished for one in answers) / len(answers)
-    metrics["mean_answer_tokens"] = sum(one.tokens for one in answers) / len(answers)
+    with evaluation_mode(model):
+        answers = generate_from_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
 
-    metrics["answer_rows"] = len(answers)
     if file is not None:
-        with write_jsonl(file) as write:
-            for one, reference in zip(answers, references, strict=True):
-                shown = {"prompt": one.prompt, "answer": one.completion, "reference": reference}
-                write(shown | {"tokens": one.tokens, "finished": one.finished})
+        _write_answers(file, answers, references)
 
-    return metrics
+    overlap = text_overlap([one.completion for one in answers], references)
+    return overlap | {
+        "finished_share": sum(one.finished for one in answers) / len(answers),
+        "mean_answer_tokens": sum(one.tokens for one in answers) / len(answers),
+        "answer_rows": len(answers),
+    }
 
 
 def answer_loss(
@@ -146,44 +84,40 @@ def answer_loss(
 ) -> dict[str, float]:
     """Return the loss over all scored tokens of the rows, each token counting once.
 
-    The Trainer's mean counts batches.
-
     The Trainer averages its batches' means, so a token of a batch with few scored tokens weighs
-    more.
+    more there.
 
     Args:
         model: on its device; its mode is kept.
         tokenizer: the model's, with a pad token.
-        rows: with `input_ids` and `labels` (-100 where nothing is scored), not packed.
+        rows: with `input_ids` and `labels` (IGNORED_LABEL where nothing is scored), not packed.
         batch_size: rows per forward pass.
 
     Returns:
         held_out_loss in nats per scored token, held_out_perplexity, and held_out_tokens, how many
         were scored.
     """
+    # longest first: rows of about one length share a batch, and a lack of memory shows at once
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]), reverse=True)
-    total, count = 0.0, 0
     pad_id = cast(int, tokenizer.pad_token_id)
-    training = model.training
-    model.eval()
+    total, count = 0.0, 0
 
-    with torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             batch = [rows[index] for index in order[start : start + batch_size]]
-            ids = _stack([row["input_ids"] for row in batch], pad_id).to(model.device)  # (B, T)
-            labels = _stack([row["labels"] for row in batch], _IGNORED).to(model.device)  # (B, T)
-            mask = _stack([[1] * len(row["input_ids"]) for row in batch], 0).to(model.device)
+            ids = _stack([row["input_ids"] for row in batch], pad_id)  # (B, T)
+            mask = _stack([[1] * len(row["input_ids"]) for row in batch], 0)  # (B, T)
+            labels = _stack([row["labels"] for row in batch], IGNORED_LABEL)  # (B, T)
 
-            # (B, T - 1, V)
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-            targets = labels[:, 1:]
+            output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+            logits = output.logits[:, :-1].float()  # (B, T - 1, V)
+            targets = labels[:, 1:].to(model.device)  # (B, T - 1)
+
             total += cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=_IGNORED
+                logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED_LABEL
             ).item()
+            count += int((targets != IGNORED_LABEL).sum())
 
-            count += int((targets != _IGNORED).sum())
-
-    model.train(training)
     loss = total / count
     return {
         "held_out_loss": loss,
@@ -192,6 +126,21 @@ def answer_loss(
     }
 
 
+def _write_answers(file: Path, answers: Sequence[Completion], references: Sequence[str]) -> None:
+    with write_jsonl(file) as write:
+        for one, reference in zip(answers, references, strict=True):
+            write(
+                {
+                    "prompt": one.prompt,
+                    "answer": one.completion,
+                    "reference": reference,
+                    "tokens": one.tokens,
+                    "finished": one.finished,
+                }
+            )
+
+
 def _stack(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    """Return the rows as one tensor (B, T), filled up on the right."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])

@@ -24,8 +24,10 @@ from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.models.counting import flops_per_token, peak_flops_per_s
+from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.runs.environment import uses_deepspeed
-from hfstack.tasks.sft.data import PackedCollator, encode_split, pack
+from hfstack.tasks.sft.encoding import encode_usable_rows
+from hfstack.tasks.sft.packing import PackedCollator, pack_documents
 from hfstack.tokens.chat import read_template
 from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
@@ -35,7 +37,7 @@ logger = get_logger(__name__)
 _PROBE_TOKENS = 8
 
 
-def check_settings(
+def check_sft_settings(
     training_args: SFTConfig, model: PreTrainedModel, rows: dict[str, Dataset]
 ) -> None:
     """Refuse settings that contradict the rows or the model.
@@ -83,27 +85,8 @@ def use_template(
         ConfigError: there is no template, its file is missing, it needs tokens that an adapter
             cannot bring, or the eos is not in the vocabulary.
     """
-    path = training_args.chat_template_path
-    if path is not None and tokenizer.chat_template is not None:
-        logger.warning(
-            "the tokenizer's own chat template is replaced by --chat_template_path %s", path
-        )
-
-    if path is not None and path.endswith((".jinja", ".j2")):
-        tokenizer.chat_template = read_template(path)
-    elif path is not None and adapter:
-        raise ConfigError(
-            f"--chat_template_path {path} brings tokens that an adapter cannot learn; name a "
-            ".jinja file, or train "
-            "without --use_peft"
-        )
-    elif path is not None:
-        try:
-            clone_chat_template(model, tokenizer, path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"--chat_template_path {path}: {' '.join(str(error).split())[:200]}"
-            ) from error
+    if training_args.chat_template_path is not None:
+        _set_template(tokenizer, model, training_args.chat_template_path, adapter=adapter)
 
     if training_args.eos_token is not None:
         if training_args.eos_token not in tokenizer.get_vocab():
@@ -115,9 +98,34 @@ def use_template(
     if chat and tokenizer.chat_template is None:
         raise ConfigError(
             "the tokenizer has no chat template: name one with --chat_template_path (plain.jinja "
-            "fits every "
-            "tokenizer), or join prompt and completion as they are with --as_chat false"
+            "fits every tokenizer), or join prompt and completion as they are with --as_chat false"
         )
+
+
+def _set_template(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str, *, adapter: bool
+) -> None:
+    """Set the chat template of a file, or that of another tokenizer with its tokens."""
+    if tokenizer.chat_template is not None:
+        logger.warning(
+            "the tokenizer's own chat template is replaced by --chat_template_path %s", path
+        )
+
+    if path.endswith((".jinja", ".j2")):
+        tokenizer.chat_template = read_template(path)
+        return
+
+    if adapter:
+        raise ConfigError(
+            f"--chat_template_path {path} brings tokens that an adapter cannot learn; name a "
+            ".jinja file, or train without --use_peft"
+        )
+
+    try:
+        clone_chat_template(model, tokenizer, path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--chat_template_path {path}: {reason}") from error
 
 
 @contextmanager
@@ -133,7 +141,7 @@ def training_template(
         try:
             tokenizer.chat_template = get_training_chat_template(tokenizer)
             logger.info(
-                "rows are written with TRL's variant of this chat template, which marks the "
+                "rows are encoded with TRL's variant of this chat template, which marks the "
                 "assistant's tokens"
             )
         except ValueError:
@@ -159,24 +167,25 @@ def encode_rows(
     """Return ids and labels of every split, once the preflight has found no problem.
 
     Args:
-        rows: normalised rows of each split.
+        rows: converted rows of each split.
         on_bad_row: `fail`, or `skip` to leave out rows that cannot be learned from.
 
     Raises:
         DataError: a row cannot be learned from, or a check has found a problem.
     """
     assistant_only = training_args.assistant_only_loss
-    results: dict[str, str | None] = {}
+    splits_documents = training_args.packing and training_args.packing_strategy == "bfd_split"
     encoded: dict[str, Dataset] = {}
 
     with training_template(tokenizer, assistant_only=assistant_only):
+        # before the rows: without the marks every row would be a bad row
         if assistant_only and "messages" in rows["train"].column_names:
             checks.preflight(
                 {"the template marks the assistant": checks.template_marks_generation(tokenizer)}
             )
 
         for name, split in rows.items():
-            encoded[name] = encode_split(
+            encoded[name] = encode_usable_rows(
                 split,
                 tokenizer,
                 name=name,
@@ -184,17 +193,39 @@ def encode_rows(
                 assistant_only=assistant_only,
                 completion_only=training_args.completion_only_loss is not False,
                 on_bad_row=on_bad_row,
-                cut=not (training_args.packing and training_args.packing_strategy == "bfd_split"),
+                truncate=not splits_documents,
                 processes=training_args.dataset_num_proc,
             )
 
+    results = _check_encoded_rows(rows, encoded, tokenizer, model)
+    if training_args.packing and can_probe(model, training_args):
+        train = encoded["train"]
+        probe = [train[index]["input_ids"][:_PROBE_TOKENS] for index in (0, len(train) - 1)]
+        results["packed documents are apart"] = checks.packed_documents_are_isolated(
+            *isolation_probe(model, *probe)
+        )
+
+    checks.preflight(results)
+    return encoded
+
+
+def _check_encoded_rows(
+    rows: dict[str, Dataset],
+    encoded: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+) -> dict[str, str | None]:
+    """Return the problem, or None, that each rule finds in the rows and their encoding."""
     ends = end_token_ids(model, tokenizer)
     bos = cast(int | None, tokenizer.bos_token_id)
     embedding_rows = len(torch.as_tensor(model.get_input_embeddings().weight))
-    results["pad is not eos"] = checks.pad_is_not_eos(tokenizer, ends)
-    results["embedding covers the tokenizer"] = checks.embedding_covers_tokenizer(
-        embedding_rows, tokenizer
-    )
+
+    results: dict[str, str | None] = {
+        "pad is not eos": checks.pad_is_not_eos(tokenizer, ends),
+        "embedding covers the tokenizer": checks.embedding_covers_tokenizer(
+            embedding_rows, tokenizer
+        ),
+    }
 
     for name, split in encoded.items():
         results[f"{name} labels are scored"] = checks.some_label_is_scored(split["labels"])
@@ -208,32 +239,23 @@ def encode_rows(
         )
         results["train and eval share no row"] = checks.train_and_eval_are_disjoint(*texts)
 
-    if training_args.packing and can_probe(model, training_args):
-        probe = [
-            encoded["train"][index]["input_ids"][:_PROBE_TOKENS]
-            for index in (0, len(encoded["train"]) - 1)
-        ]
-        results["packed documents are apart"] = checks.packed_documents_are_isolated(
-            *isolation_probe(model, *probe)
-        )
-
-    checks.preflight(results)
-    return encoded
+    return results
 
 
 def pack_rows(encoded: dict[str, Dataset], training_args: SFTConfig) -> dict[str, Dataset]:
     """Return the splits as the settings want them in batches: packed, or row by row."""
     if not training_args.packing:
         return encoded
-    length, strategy = cast(int, training_args.max_length), training_args.packing_strategy
-    eval_too = training_args.eval_packing is not False
 
-    return {
-        name: pack(split, max_length=length, strategy=strategy)
-        if name == "train" or eval_too
-        else split
-        for name, split in encoded.items()
-    }
+    length = cast(int, training_args.max_length)
+    packed = dict(encoded)
+    for name, split in encoded.items():
+        if name == "train" or training_args.eval_packing is not False:
+            packed[name] = pack_documents(
+                split, max_length=length, strategy=training_args.packing_strategy
+            )
+
+    return packed
 
 
 def uses_flash_attention(model: PreTrainedModel) -> bool:
@@ -255,23 +277,21 @@ def isolation_probe(
     model: PreTrainedModel, first: list[int], second: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the logits (T, V) of `second` alone, and packed behind `first`."""
-    rows = [
-        {"input_ids": ids, "labels": ids, "seq_lengths": [len(ids)]}
-        for ids in (second, first + second)
-    ]
+    alone = {"input_ids": second, "labels": second, "seq_lengths": [len(second)]}
+    joined = first + second
+    packed = {
+        "input_ids": joined,
+        "labels": joined,
+        "seq_lengths": [len(first), len(second)],
+    }
 
-    rows[1]["seq_lengths"] = [len(first), len(second)]
-    training = model.training
-    model.eval()
     logits = []
-
-    with torch.no_grad():
-        for row in rows:
+    with evaluation_mode(model), torch.no_grad():
+        for row in (alone, packed):
             batch = PackedCollator(pad_id=0)([row])
             inputs = {name: batch[name].to(model.device) for name in ("input_ids", "position_ids")}
             logits.append(model(**inputs, use_cache=False).logits[0, -len(second) :])
 
-    model.train(training)
     return logits[0], logits[1]
 
 
@@ -285,7 +305,7 @@ def collator_for(
     return DataCollatorForLanguageModeling(pad, padding_free=packing)
 
 
-def trainer_settings(training_args: SFTConfig) -> SFTConfig:
+def sft_trainer_settings(training_args: SFTConfig) -> SFTConfig:
     """Return settings for an SFTTrainer whose rows are encoded already."""
     settings = copy.copy(training_args)
     settings.dataset_kwargs = {"skip_prepare_dataset": True}
@@ -299,9 +319,8 @@ def trainer_settings(training_args: SFTConfig) -> SFTConfig:
 class TokenCount(TrainerCallback):
     """Log the useful tokens so far as `num_tokens`.
 
-    TRL counts the places of one row of each batch.
-
-    TRL 1.16 takes a batch without an attention mask for one long row (SFTTrainer.compute_loss).
+    TRL 1.16 takes a batch without an attention mask for one long row, and counts the positions of
+    the first row alone (SFTTrainer.compute_loss).
 
     Args:
         tokens_per_step: useful tokens of a mean optimizer step, over all processes.
@@ -325,16 +344,16 @@ def step_costs(
 ) -> dict[str, Any]:
     """Return what `Throughput` needs: tokens a step, FLOPs a token, the device's peak.
 
-    For the mean row.
+    All are of the mean row.
 
     Args:
         adapter: the weights are frozen, so the backward pass takes no gradient of them: 4 N FLOPs
             instead of 6 N.
     """
     mean_tokens = sum(map(len, rows["input_ids"])) / len(rows)
-    documents = (
-        sum(map(len, rows["seq_lengths"])) / len(rows) if "seq_lengths" in rows.features else 1.0
-    )
+    documents = 1.0
+    if "seq_lengths" in rows.features:
+        documents = sum(map(len, rows["seq_lengths"])) / len(rows)
 
     sequences = (
         training_args.train_batch_size
@@ -342,11 +361,12 @@ def step_costs(
         * training_args.world_size
     )
 
+    # Attention reaches over one document, so its cost is that of the mean document.
     flops = flops_per_token(model.config, max(1, round(mean_tokens / documents))).train
     dtype = torch.bfloat16 if training_args.bf16 else torch.float32
+    device_peak = peak_flops_per_s(training_args.device, dtype)
     return {
         "tokens_per_step": round(mean_tokens * sequences),
         "flops_per_token": flops * (2 / 3 if adapter else 1),
-        "peak_flops_per_s": training_args.world_size
-        * peak_flops_per_s(training_args.device, dtype),
+        "peak_flops_per_s": training_args.world_size * device_peak,
     }

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hfstack.errors import ConfigError
-from hfstack.tasks.causal_lm.generate import complete, sample_pairs
+from hfstack.tasks.causal_lm.generate import generate_from_texts, sample_pairs
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +17,10 @@ def model(tiny_llama: Path):
 
 def test_greedy_completions_do_not_depend_on_the_batch(model, tiny_tokenizer) -> None:
     prompts = ["Once", "The owl was kind, so she gave", ""]
-    together = complete(model, tiny_tokenizer, prompts, max_new_tokens=12, temperature=0)
+    together = generate_from_texts(model, tiny_tokenizer, prompts, max_new_tokens=12, temperature=0)
     alone = [
-        complete(model, tiny_tokenizer, [p], max_new_tokens=12, temperature=0)[0] for p in prompts
+        generate_from_texts(model, tiny_tokenizer, [p], max_new_tokens=12, temperature=0)[0]
+        for p in prompts
     ]
     assert together == alone
     assert [one.prompt for one in together] == prompts
@@ -30,7 +31,9 @@ def test_sampling_follows_the_seed(model, tiny_tokenizer) -> None:
         torch.manual_seed(seed)
         return [
             c.completion
-            for c in complete(model, tiny_tokenizer, ["The"] * 3, max_new_tokens=8, batch_size=2)
+            for c in generate_from_texts(
+                model, tiny_tokenizer, ["The"] * 3, max_new_tokens=8, temperature=1.0, batch_size=2
+            )
         ]
 
     assert draw(1) == draw(1) != draw(2)
@@ -41,14 +44,16 @@ def test_an_end_token_of_the_model_ends_the_text(
     model, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = tiny_tokenizer(
-        complete(model, tiny_tokenizer, ["The"], max_new_tokens=9, temperature=0)[0].completion
+        generate_from_texts(model, tiny_tokenizer, ["The"], max_new_tokens=9, temperature=0)[
+            0
+        ].completion
     )
     # as in stories260k, which ends a story by a token that is not the tokenizer's eos
     third = ids["input_ids"][2]
     monkeypatch.setattr(
         model.generation_config, "eos_token_id", [tiny_tokenizer.eos_token_id, third]
     )
-    ended = complete(model, tiny_tokenizer, ["The"], max_new_tokens=9, temperature=0)[0]
+    ended = generate_from_texts(model, tiny_tokenizer, ["The"], max_new_tokens=9, temperature=0)[0]
     assert ended.finished and ended.tokens == ids["input_ids"].index(third) + 1
     assert ended.completion == tiny_tokenizer.decode(ids["input_ids"][: ended.tokens - 1])
 
@@ -64,7 +69,9 @@ def test_an_end_token_of_the_model_ends_the_text(
 )
 def test_wrong_sampling_settings(model, tiny_tokenizer, setting: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        complete(model, tiny_tokenizer, ["a"], **({"max_new_tokens": 3} | setting))
+        generate_from_texts(
+            model, tiny_tokenizer, ["a"], **({"max_new_tokens": 3, "temperature": 1.0} | setting)
+        )
 
 
 def test_sample_pairs(model, tiny_tokenizer) -> None:
@@ -83,5 +90,5 @@ def test_top_k_zero_keeps_all_tokens(
         return stock(self, **kwargs)
 
     monkeypatch.setattr(type(model), "generate", spy)
-    complete(model, tiny_tokenizer, ["The"], max_new_tokens=2, top_k=0)
+    generate_from_texts(model, tiny_tokenizer, ["The"], max_new_tokens=2, temperature=1.0, top_k=0)
     assert seen == [0]  # None would be upstream's default of 50

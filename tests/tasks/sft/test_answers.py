@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfstack.errors import DataError
-from hfstack.tasks.sft.answers import answer, answer_loss, answer_pairs, score_answers
-
-MASKED = -100
+from hfstack.tasks.causal_lm.generate import generate_from_ids
+from hfstack.tasks.sft.answers import answer_loss, answer_pairs, score_answers
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,10 @@ def loaded(tiny_llama: Path) -> tuple[Any, Any]:
 def test_answers_do_not_depend_on_the_batch(loaded) -> None:
     model, tokenizer = loaded
     prompts = [[20, 21, 22, 23, 24], [40], [30, 31]]
-    together = answer(model, tokenizer, prompts, max_new_tokens=6)
-    alone = [answer(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+    together = generate_from_ids(model, tokenizer, prompts, max_new_tokens=6)
+    alone = [
+        generate_from_ids(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in prompts
+    ]
     assert together == alone and all(one.tokens == 6 and not one.finished for one in together)
     ids, text = torch.tensor([prompts[0]]), ""
     for _ in range(6):
@@ -42,15 +44,20 @@ def test_answers_do_not_depend_on_the_batch(loaded) -> None:
 def test_every_token_counts_once(loaded) -> None:
     model, tokenizer = loaded
     rows = [
-        {"input_ids": [20, 21, 22, 23, 24, 25], "labels": [MASKED, MASKED, 22, 23, 24, 25]},
-        {"input_ids": [30, 31, 32], "labels": [MASKED, MASKED, 32]},
+        {
+            "input_ids": [20, 21, 22, 23, 24, 25],
+            "labels": [IGNORED_LABEL, IGNORED_LABEL, 22, 23, 24, 25],
+        },
+        {"input_ids": [30, 31, 32], "labels": [IGNORED_LABEL, IGNORED_LABEL, 32]},
     ]
     found = answer_loss(model, tokenizer, rows)
     total = 0.0
     for row in rows:
         scores = model(torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
         total -= sum(
-            scores[i, label].item() for i, label in enumerate(row["labels"][1:]) if label != MASKED
+            scores[i, label].item()
+            for i, label in enumerate(row["labels"][1:])
+            if label != IGNORED_LABEL
         )
     assert found["held_out_tokens"] == 5
     assert found["held_out_loss"] == pytest.approx(total / 5, rel=1e-5)
@@ -60,9 +67,9 @@ def test_every_token_counts_once(loaded) -> None:
     )
 
 
-def test_answers_are_scored_and_written(loaded, tmp_path: Path) -> None:
+def test_answers_are_scored_and_saved(loaded, tmp_path: Path) -> None:
     model, tokenizer = loaded
-    own = answer(model, tokenizer, [[20, 21]], max_new_tokens=8)[0].completion
+    own = generate_from_ids(model, tokenizer, [[20, 21]], max_new_tokens=8)[0].completion
     asked = [([20, 21], own), ([40], "the fox")]
     metrics = score_answers(
         model, tokenizer, asked, max_new_tokens=8, file=tmp_path / "answers.jsonl"

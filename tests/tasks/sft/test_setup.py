@@ -1,6 +1,4 @@
-"""Packed documents stay apart, labels are where they should be, and the Trainer gets what was
-prepared.
-"""
+"""The probe sees packed documents that leak, and the Trainer gets what was prepared."""
 
 import copy
 from pathlib import Path
@@ -21,18 +19,17 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hfstack.models.gru import GRUConfig, GRUForCausalLM
-from hfstack.tasks.sft.data import PackedCollator
+from hfstack.tasks.sft.packing import PackedCollator
 from hfstack.tasks.sft.setup import (
     TokenCount,
     collator_for,
     isolation_probe,
+    sft_trainer_settings,
     step_costs,
-    trainer_settings,
     training_template,
 )
-from hfstack.training.checks import IGNORED_LABEL, packed_documents_are_isolated
-
-FIRST, SECOND = [20, 21, 22, 23, 24, 25], [30, 31, 32, 33]
+from hfstack.training.checks import packed_documents_are_isolated
+from tests.packed_rows import FIRST, SECOND, packed_row
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -42,66 +39,9 @@ def model(request: pytest.FixtureRequest, tiny_llama: Path) -> PreTrainedModel:
     ).eval()
 
 
-def rows_of(*documents: list[int]) -> list[dict[str, list[int]]]:
-    joined = [token for document in documents for token in document]
-    return [
-        {
-            "input_ids": joined,
-            "labels": list(joined),
-            "seq_lengths": [len(document) for document in documents],
-        }
-    ]
-
-
-def test_collator_restarts_positions_and_gives_no_mask() -> None:
-    batch = PackedCollator(pad_id=9)([*rows_of(FIRST, SECOND), *rows_of(SECOND)])
-    # an attention mask of ones would undo the isolation
-    assert set(batch) == {"input_ids", "labels", "position_ids"}
-    assert batch["position_ids"].tolist() == [
-        [0, 1, 2, 3, 4, 5, 0, 1, 2, 3],
-        [0, 1, 2, 3, 0, 1, 2, 3, 4, 5],
-    ]
-    assert batch["input_ids"][1].tolist() == SECOND + [9] * 6
-    off = IGNORED_LABEL
-    assert batch["labels"].tolist() == [
-        [off, *FIRST[1:], off, *SECOND[1:]],
-        [off, *SECOND[1:], *[off] * 6],
-    ]
-
-
-def test_documents_do_not_leak(model: PreTrainedModel) -> None:
-    """The second document's logits and gradients are the same whatever stands before it, in a batch
-    with other rows.
-    """
-    collator = PackedCollator(pad_id=1)
-    inputs = [
-        collator([*rows_of(first, SECOND), *rows_of(FIRST)]) for first in (FIRST, FIRST[::-1])
-    ]
-    logits = [
-        model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).logits[0, 6:]
-        for batch in inputs
-    ]
-    alone = model(input_ids=torch.tensor([SECOND])).logits[0]
-    assert torch.allclose(logits[0], logits[1], atol=1e-6) and torch.allclose(
-        logits[0], alone, atol=1e-5
-    )
-    embedded = model.get_input_embeddings()(inputs[0]["input_ids"]).detach().requires_grad_()
-    found = model(
-        inputs_embeds=embedded, position_ids=inputs[0]["position_ids"], use_cache=False
-    ).logits[0, 6:]
-    found.sum().backward()
-    assert embedded.grad is not None
-    assert (
-        embedded.grad[0, :6].abs().max() == 0
-        and embedded.grad[0, 6:].abs().min(dim=0).values.max() > 0
-    )
-
-
 def test_a_mask_of_ones_leaks_and_the_probe_sees_it(model: PreTrainedModel) -> None:
     assert packed_documents_are_isolated(*isolation_probe(model, FIRST, SECOND)) is None
-    batch = PackedCollator(pad_id=1)(rows_of(FIRST, SECOND))
+    batch = PackedCollator(pad_id=1)([packed_row(FIRST, SECOND)])
     leaking = model(
         **batch, attention_mask=torch.ones_like(batch["input_ids"]), use_cache=False
     ).logits[0, 6:]
@@ -128,7 +68,7 @@ def test_flash_attention_gets_rows_joined(
     model.config._attn_implementation_internal = "kernels-community/flash-attn2"
     joined = collator_for(model, tiny_tokenizer, packing=True)
     assert isinstance(joined, DataCollatorForLanguageModeling)
-    batch = joined([*rows_of(FIRST, SECOND), *rows_of(SECOND)])
+    batch = joined([packed_row(FIRST, SECOND), packed_row(SECOND)])
     assert batch["input_ids"].shape == (1, 14) and "attention_mask" not in batch
     assert batch["cu_seq_lens_q"].tolist() == [0, 6, 10, 14]
 
@@ -167,11 +107,11 @@ def test_settings_and_costs(tiny_llama: Path, tmp_path: Path) -> None:
         gradient_accumulation_steps=3,
         activation_checkpointing=False,
     )
-    handed = trainer_settings(settings)
+    handed = sft_trainer_settings(settings)
     assert handed.dataset_kwargs == {"skip_prepare_dataset": True} and not handed.packing
     assert settings.packing and settings.assistant_only_loss  # ours stay as the user gave them
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    packed = Dataset.from_list([*rows_of(FIRST, SECOND), *rows_of(SECOND)])
+    packed = Dataset.from_list([packed_row(FIRST, SECOND), packed_row(SECOND)])
     costs = step_costs(packed, model, settings, adapter=False)
     assert costs["tokens_per_step"] == 7 * 2 * 3  # rows of 10 and 4 tokens
     assert (

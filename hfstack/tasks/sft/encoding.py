@@ -1,0 +1,279 @@
+"""Turn converted instruction rows into token ids and labels, and refuse bad ones.
+
+Rows come out with `input_ids` and `labels` (IGNORED_LABEL where nothing is learned); TRL's
+SFTTrainer takes them as they are.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, cast
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hfstack.errors import DataError
+from hfstack.logs import get_logger
+from hfstack.tokens.chat import prompt_ids, render_chat
+from hfstack.tokens.special_tokens import IGNORED_LABEL
+
+logger = get_logger(__name__)
+
+_SHOWN_PROBLEMS = 3
+_OPENING_TOKENS = 8  # of a plain text, when a model is asked to continue it
+
+
+def prompts_with_references(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, limit: int, longest: int | None = None
+) -> list[tuple[list[int], str | None]]:
+    """Return prompts as token ids, each with its reference answer, of the first rows.
+
+    The prompt of a conversation is what comes before its last answer. Of plain text the first
+    tokens are a prompt without a reference. Rows without an answer are passed over.
+
+    Args:
+        rows: from `columns.convert_rows`.
+        limit: how many at most.
+        longest: tokens of a prompt at most; None for any.
+    """
+    found: list[tuple[list[int], str | None]] = []
+    for row in cast(Any, rows):
+        if len(found) == limit:
+            break
+
+        prompt, reference = _last_prompt_and_answer(row)
+        if prompt is None:
+            continue
+
+        ids = prompt_ids(tokenizer, prompt)
+        if reference is None:
+            ids = ids[:_OPENING_TOKENS]
+        if ids and (longest is None or len(ids) <= longest):
+            found.append((ids, reference))
+
+    return found
+
+
+def encode_usable_rows(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    max_length: int | None,
+    assistant_only: bool,
+    completion_only: bool,
+    on_bad_row: str = "fail",
+    truncate: bool = True,
+    processes: int | None = None,
+) -> Dataset:
+    """Return `input_ids` and `labels` of usable rows, and log what was left out.
+
+    Args:
+        rows: from `columns.convert_rows`.
+        tokenizer: with a chat template when the rows are conversations.
+        name: what messages call the rows, such as `train`.
+        max_length: tokens kept of a row; None for all.
+        assistant_only: learn the assistant's turns alone, as the template marks them.
+        completion_only: learn the completion alone, in rows of prompt + completion.
+        on_bad_row: `fail`, or `skip` (and `quarantine`) to leave bad rows out.
+        truncate: truncate what is longer than `max_length`; off when packing splits it instead.
+        processes: processes that encode; this one by default.
+
+    Raises:
+        DataError: rows without an assistant's turn, with an empty completion, with a prompt that
+            fills `max_length`, or that the chat template refuses; or nothing is left.
+    """
+    kept_length = max_length if truncate else None
+
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
+        ids, labels, problem = encode_row(
+            row, tokenizer, assistant_only=assistant_only, completion_only=completion_only
+        )
+        if problem is None and max_length is not None:
+            problem = _find_overlong_prompt(labels, max_length)
+
+        return {
+            "input_ids": ids[:kept_length],
+            "labels": labels[:kept_length],
+            "problem": problem or "",
+            "length": len(ids),
+        }
+
+    encoded = rows.map(
+        encode,
+        remove_columns=rows.column_names,
+        num_proc=processes,
+        desc=f"Encoding {name}",
+        load_from_cache_file=False,
+    )
+
+    problems: list[str] = encoded["problem"][:]
+    if any(problems):
+        _report_problems(rows, problems, name=name, on_bad_row=on_bad_row)
+        encoded = encoded.select([index for index, problem in enumerate(problems) if not problem])
+
+    if not len(encoded):
+        raise DataError(f"no {name} row is left of {len(rows)}")
+    if kept_length is not None:
+        _report_truncated(encoded["length"][:], name=name, max_length=kept_length)
+    return encoded.select_columns(["input_ids", "labels"])
+
+
+def encode_row(
+    row: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    assistant_only: bool,
+    completion_only: bool,
+) -> tuple[list[int], list[int], str | None]:
+    """Return (ids, labels, problem) of one converted row.
+
+    The problem is None when it can be learned from.
+    """
+    if "messages" in row:
+        return _encode_conversation(row, tokenizer, assistant_only, completion_only)
+
+    text = row["text"] if "text" in row else row["completion"]
+    if not isinstance(text, str) or not text.strip():
+        return [], [], "empty text" if "text" in row else "empty completion"
+
+    prompt: list[int] = []
+    if "prompt" in row:
+        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+            return [], [], "empty prompt"
+        prompt = prompt_ids(tokenizer, row["prompt"])
+
+    ids = cast(list[int], tokenizer(text, add_special_tokens="text" in row)["input_ids"])
+    eos: Any = tokenizer.eos_token_id
+    if ids[-1] != eos:
+        ids = [*ids, eos]
+
+    prompt_labels = [IGNORED_LABEL] * len(prompt) if completion_only else prompt
+    return [*prompt, *ids], [*prompt_labels, *ids], None
+
+
+def _encode_conversation(
+    row: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    assistant_only: bool,
+    completion_only: bool,
+) -> tuple[list[int], list[int], str | None]:
+    """Return (ids, labels, problem) of a row of messages."""
+    turns: list[dict[str, Any]] = json.loads(row["messages"])
+    answers = [turn for turn in turns if turn.get("role") == "assistant"]
+    if not answers:
+        return [], [], "no assistant turn"
+    if any(_is_empty(turn) for turn in answers):
+        return [], [], "empty completion (an assistant turn without content)"
+
+    try:
+        encoded = render_chat(
+            tokenizer,
+            turns,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=assistant_only,
+        )
+    except DataError as error:
+        # without the turns that the message ends with: the caller shows the row
+        return [], [], str(error).partition(" (on ")[0]
+
+    ids: list[int] = encoded["input_ids"]
+    labels = list(ids)
+
+    if assistant_only:
+        mask: list[int] = encoded["assistant_masks"]
+        labels = [
+            token if learned else IGNORED_LABEL for token, learned in zip(ids, mask, strict=True)
+        ]
+        if not any(mask):
+            return ids, labels, "the chat template marks no assistant tokens"
+
+    if completion_only and row["prompt_turns"]:
+        shared = _shared_prefix(prompt_ids(tokenizer, turns[: row["prompt_turns"]]), ids)
+        labels[:shared] = [IGNORED_LABEL] * shared
+
+    return ids, labels, None
+
+
+def _is_empty(turn: dict[str, Any]) -> bool:
+    """Return whether a turn has neither text nor a tool call."""
+    return not str(turn.get("content") or "").strip() and not turn.get("tool_calls")
+
+
+def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many ids two sequences have in common from the beginning."""
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return index
+    return min(len(first), len(second))
+
+
+def _find_overlong_prompt(labels: Sequence[int], max_length: int) -> str | None:
+    """Return the problem of a row whose first scored token would be truncated."""
+    scored = (index for index, label in enumerate(labels) if label != IGNORED_LABEL)
+    first = next(scored, len(labels))
+    if first < max_length:
+        return None
+    return f"prompt too long: {first} tokens leave none of --max_length {max_length} for the answer"
+
+
+def _last_prompt_and_answer(
+    row: dict[str, Any],
+) -> tuple[list[dict[str, Any]] | str | None, str | None]:
+    """Return what comes before the last answer of a row, and that answer.
+
+    Plain text has no answer; (None, None) where one is missing.
+    """
+    if "text" in row:
+        return row["text"], None
+
+    if "prompt" in row:
+        if row["prompt"] and row["completion"]:
+            return row["prompt"], row["completion"]
+        return None, None
+
+    turns = json.loads(row["messages"])
+    answers = [index for index, turn in enumerate(turns) if turn.get("role") == "assistant"]
+    last = max(answers, default=0)
+    if last == 0 or not isinstance(turns[last].get("content"), str):
+        return None, None
+    return turns[:last], turns[last]["content"]
+
+
+def _report_problems(rows: Dataset, problems: Sequence[str], *, name: str, on_bad_row: str) -> None:
+    """Refuse bad rows, or log how many are left out and why."""
+    bad = [index for index, problem in enumerate(problems) if problem]
+    shown = "; ".join(
+        f"row {index + 1} ({_excerpt(rows[index])}): {problems[index]}"
+        for index in bad[:_SHOWN_PROBLEMS]
+    )
+
+    if on_bad_row == "fail":
+        raise DataError(
+            f"{len(bad)} of {len(rows)} {name} rows cannot be learned from: {shown}; "
+            "fix them, or leave them out with --on_bad_row skip"
+        )
+
+    reasons = Counter(problems[index].partition(":")[0] for index in bad)
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    logger.warning("left out %d of %d %s rows (%s); %s", len(bad), len(rows), name, counts, shown)
+
+
+def _report_truncated(lengths: Sequence[int], *, name: str, max_length: int) -> None:
+    """Log how many rows do not end where their answer ends."""
+    truncated = sum(length > max_length for length in lengths)
+    if truncated:
+        logger.warning(
+            "%d of %d %s rows are longer than --max_length %d and lose the end",
+            truncated,
+            len(lengths),
+            name,
+            max_length,
+        )
+
+
+def _excerpt(row: dict[str, Any]) -> str:
+    """Return the beginning of a row's first value, in one line."""
+    text = " ".join(str(next(iter(row.values()))).split())
+    return repr(text[:60])

@@ -1,0 +1,53 @@
+"""Columns by any name become prompt + completion, or their flags are named."""
+
+import logging
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from hfstack.errors import DataError
+from hfstack.logs import setup_logging
+from hfstack.tasks.sft.columns import Columns, convert_rows, detect_format
+
+
+@pytest.fixture(autouse=True)
+def logs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let caplog see hfstack's log lines, whatever has set them up before."""
+    setup_logging()
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+
+
+def converted(row: dict[str, Any], *, as_chat: bool = True, **columns: str) -> dict[str, Any]:
+    return convert_rows(Dataset.from_list([row]), Columns(**columns), as_chat=as_chat)[0]
+
+
+def test_columns_are_mapped_or_named(caplog: pytest.LogCaptureFixture) -> None:
+    row = {"instruction": "Add", "input": "1 2", "output": "3"}
+    mapped = converted(
+        row, prompt="instruction", context="input", completion="output", as_chat=False
+    )
+    assert mapped == {"prompt": "Add\n\n1 2", "completion": "3"}
+    converted(row, prompt="instruction", completion="output")
+    assert (
+        "1 rows have text in the column 'input', which is not read: --context_column input"
+        in caplog.text
+    )
+    empty = converted(
+        row | {"input": ""},
+        prompt="instruction",
+        context="input",
+        completion="output",
+        as_chat=False,
+    )
+    assert empty["prompt"] == "Add"
+    for found, hint in {
+        ("question", "answer"): "--prompt_column question --completion_column answer",
+        ("prompt", "response"): "--completion_column response",
+        ("conversations",): "--text_column conversations",
+        ("x", "y"): "--prompt_column and --completion_column",
+    }.items():
+        with pytest.raises(
+            DataError, match=f"found the columns {', '.join(found)}; map them with {hint}"
+        ):
+            detect_format(Dataset.from_list([dict.fromkeys(found, "a")]), Columns())
