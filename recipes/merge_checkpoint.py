@@ -1,7 +1,7 @@
 """Merge a checkpoint in shards (FSDP, DeepSpeed) into one plain safetensors model.
 
-    accelerate launch recipes/merge_checkpoint.py --config recipes/merge_checkpoint.yaml --checkpoint runs/clm
-    hfstack run merge_checkpoint --checkpoint runs/clm                  # the same, shorter: its newest checkpoint
+    accelerate launch recipes/merge_checkpoint.py --checkpoint runs/clm --output_dir runs/merged
+    hfstack run merge_checkpoint --checkpoint runs/clm    # the same, shorter: its newest checkpoint
 
 reads   a checkpoint-<step> folder to which every process wrote its part
 writes  the model (or adapter), its tokenizer and run.json in --output_dir
@@ -35,7 +35,8 @@ class MergeArgs:
     checkpoint: str = ""
     """A checkpoint-<step> folder, or a run's directory for its newest whole one."""
     model_name_or_path: str | None = None
-    """The model that was trained, for a checkpoint without a config.json and a tokenizer of its own."""
+    """The model that was trained, for a checkpoint without a config.json and a tokenizer of
+    its own."""
 
 
 def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
@@ -50,17 +51,26 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
                 f"{checkpoint} holds no whole checkpoint-<step>; name one with --checkpoint"
             )
         checkpoint = newest
+
     with Run.start(__file__, run_args.output_dir, args, run_args) as run:
+        # run
         if (damage := find_damage(checkpoint)) is not None:
             raise CheckpointError(f"{checkpoint} is no whole checkpoint: {damage}; name another")
         run.add_parent(checkpoint.parent)
+
+        # model
         parameters = merge_checkpoint(
             checkpoint, run.output_dir, described_by=args.model_name_or_path
         )
+
+        # tokenizer: the named model's, replaced by what is beside the shards
         if args.model_name_or_path is not None:
             AutoTokenizer.from_pretrained(args.model_name_or_path).save_pretrained(run.output_dir)
-        for path in (path for pattern in TOKENIZER_FILES for path in checkpoint.glob(pattern)):
-            shutil.copyfile(path, run.output_dir / path.name)
+        for pattern in TOKENIZER_FILES:
+            for path in checkpoint.glob(pattern):
+                shutil.copyfile(path, run.output_dir / path.name)
+
+        # finish
         print(f"{checkpoint}: {parameters:,} parameters are in {run.output_dir}")
         return run.finish({"parameters": parameters, "checkpoint_bytes": size_bytes(checkpoint)})
 

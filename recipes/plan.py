@@ -1,9 +1,10 @@
 """Plan what a budget buys, or what a recipe takes and whether it fits.
 
-    hfstack run plan --money 500 --price_per_device_hour 3 --device_name "NVIDIA H200" --memory_gib 141
-    hfstack run plan --recipe sft --recipe_options "--model_name_or_path Qwen/Qwen3-0.6B --max_length 2048"
+    hfstack run plan --device_hours 100 --device_name "NVIDIA H200" --memory_gib 141
+    hfstack run plan --recipe sft --recipe_options "--model_name_or_path Qwen/Qwen3-0.6B"
 
-reads   a law that scaling_fit has fitted, or the published one; any recipe's settings and its model's config.json
+reads   a law that scaling_fit has fitted, or the published one; any recipe's settings and its
+        model's config.json
 writes  run.json with the plan as tables, and the planned model's config.json, in --output_dir
 """
 
@@ -31,7 +32,7 @@ from hfstack.planning.plan import (
     recipe_metrics,
 )
 from hfstack.planning.workload import WorkArgs, assess, read_workload
-from hfstack.recipe_settings import read_settings
+from hfstack.recipe_settings import read_recipe_settings
 from hfstack.runs.run import Run, RunArgs
 from hfstack.scaling.budget import BudgetArgs, budget_flops, plan_budget
 from hfstack.scaling.ladder import Costs, Machine
@@ -42,9 +43,11 @@ def main(
 ) -> dict[str, float]:
     """Plan for a recipe when one is named, otherwise for a budget."""
     settings = (budget_args, work_args, device_args, run_args)
+
     with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
         if work_args.recipe is not None:
             return run.finish(plan_recipe(run, work_args, device_args))
+
         run.add_parent(budget_args.fit)
         return run.finish(plan_compute(run, budget_args, device_args))
 
@@ -55,7 +58,9 @@ def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, floa
     path = Path(name) if name.endswith(".py") else Path(__file__).with_name(f"{name}.py")
     if not path.is_file():
         raise ConfigError(f"--recipe {name}: no such recipe; `hfstack list` shows them")
-    settings = read_settings(path, shlex.split(work.recipe_options))
+
+    # settings, and the device that they are planned for
+    settings = read_recipe_settings(path, shlex.split(work.recipe_options))
     workload = read_workload(
         path.stem, settings, rows=work.train_rows, prompt_tokens=work.prompt_tokens
     )
@@ -63,6 +68,8 @@ def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, floa
         machine.device_name, memory_gib=machine.memory_gib, bf16=workload.trained.step.bf16
     )
     workload = device.with_allocator(workload)
+
+    # needs: predicted, or corrected by real steps
     needs, utilization, metrics = assess(workload), machine.utilization, dict[str, float]()
     if machine.measure:
         if machine.device_name is not None:
@@ -70,36 +77,38 @@ def plan_recipe(run: Run, work: WorkArgs, machine: DeviceArgs) -> dict[str, floa
         measured = measure_step(workload.trained.config, workload.trained.step, device=device.kind)
         metrics["predicted_peak_mib"] = round(needs.peak / MIB, 1)
         needs, utilization = correct_needs(workload, needs, measured, device)
+
     metrics |= {"utilization": utilization} | checkpointing_peaks(workload)
     metrics |= recipe_metrics(
         workload, needs, device, devices=machine.devices, utilization=utilization
     )
+
+    # tables
     show(run, "memory by model", MEMORY_COLUMNS, memory_rows(workload, needs))
     show(run, "plan", ["what", "value"], [[key, value] for key, value in metrics.items()])
     if not metrics["fits"]:
-        print(
-            f"it does not fit into {device.name}: {metrics['peak_mib']:,} of {metrics['memory_mib']:,} MiB"
-        )
-        show(
-            run,
-            "changes that make it fit",
-            CHANGE_COLUMNS,
-            change_rows(workload, device.memory_bytes),
-        )
+        peak, memory = metrics["peak_mib"], metrics["memory_mib"]
+        print(f"it does not fit into {device.name}: {peak:,} of {memory:,} MiB")
+        changes = change_rows(workload, device.memory_bytes)
+        show(run, "changes that make it fit", CHANGE_COLUMNS, changes)
     return metrics
 
 
 def plan_compute(run: Run, budget: BudgetArgs, machine: DeviceArgs) -> dict[str, float]:
-    """The model, data and steps that the law says are best for the budget."""
+    """Return the model, data and steps that the law says are best for the budget."""
     template_file = find_architecture(budget.architecture)
     if template_file is None:
         raise ConfigError(
             f"--architecture {budget.architecture}: give a config.json, such as llama-125m.json"
         )
+
+    # budget
     device = find_device(machine.device_name, memory_gib=machine.memory_gib, bf16=True)
     flops = budget_flops(
         budget, peak_flops_per_s=device.peak_flops_per_s, utilization=machine.utilization
     )
+
+    # law, and what it says of this family of models
     family = without_size(template_file.stem)
     law, draws, freedom = read_law(budget.fit, family)
     plan = plan_budget(
@@ -114,14 +123,18 @@ def plan_compute(run: Run, budget: BudgetArgs, machine: DeviceArgs) -> dict[str,
         machine=Machine(processes=machine.devices),
         parameters=budget.parameters,
     )
+
     if plan.loss_interval is None:
         print("no interval: the published law comes without draws; give a --fit of your own ladder")
     for note in plan.notes:
         print(note)
+
+    # the planned model, for pretrain_clm
     (run.output_dir / "config.json").write_text(
         json.dumps(plan.rung.config, indent=2) + "\n", encoding="utf-8"
     )
     run.add_artifact("config", "config.json")
+
     rate = device.peak_flops_per_s * machine.utilization * machine.devices
     metrics = plan.metrics | {"hours": plan.rung.flops / rate / 3600}
     show(run, "plan", ["what", "value"], [[key, value] for key, value in metrics.items()])
@@ -133,12 +146,8 @@ def show(run: Run, name: str, columns: list[str], rows: list[list[Any]]) -> None
     run.add_table(name, columns, rows)
     print(f"\n{name}")
     for row in [columns, *rows]:
-        print(
-            "  "
-            + " ".join(
-                f"{cell:<26}" if isinstance(cell, str) else f"{cell:>14,.6g}" for cell in row
-            )
-        )
+        cells = [f"{cell:<26}" if isinstance(cell, str) else f"{cell:>14,.6g}" for cell in row]
+        print("  " + " ".join(cells))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fit scaling laws to a ladder or a table, with intervals, and predict the largest rung from the others.
+"""Fit scaling laws to a ladder or a table, and predict the largest rung.
 
     hfstack run scaling_fit --runs runs/ladder
     hfstack run scaling_fit --datasets table.csv --parameters_column N_params --output_dir runs/fit
@@ -36,7 +36,7 @@ class TableArgs:
     unique_tokens_column: str | None = None
     """Tokens of the training set, for data that was read more than once."""
     family_column: str | None = None
-    """What tells families apart; each is fitted on its own."""
+    """What distinguishes families; each is fitted on its own."""
     excluded_column: str | None = None
     """Leave out the rows where this column is neither empty nor 0."""
 
@@ -46,9 +46,11 @@ class FitArgs:
     """What is fitted, and how."""
 
     runs: list[str] = field(default_factory=list)
-    """Ladders (the --output_dir of scaling_ladder), or folders that hold them; not read where --datasets is given."""
+    """Ladders (the --output_dir of scaling_ladder), or folders that hold them; not read where
+    --datasets is given."""
     forms: list[str] = field(default_factory=list)
-    """What must be fitted, of kaplan, envelope, isoflop, parametric, repeated; unset: whatever the rungs can carry."""
+    """What must be fitted, of kaplan, envelope, isoflop, parametric, repeated; unset: whatever
+    the rungs can carry."""
     counted: Counted = "full"
     """How the rungs of runs count N and C: full, 6nd, or kaplan (without embeddings)."""
     loss: str = "eval_loss"
@@ -56,7 +58,7 @@ class FitArgs:
     draws: int = 400
     """Bootstrap refits."""
     resample: Resample = "rows"
-    """What the bootstrap draws again: rows (whole rungs) or residuals."""
+    """What the bootstrap resamples: rows (whole rungs) or residuals."""
     curve: Shape = "parabola"
     """Shape of the IsoFLOP curves: parabola or akima."""
     window: float | None = None
@@ -70,13 +72,15 @@ class FitArgs:
 def main(
     data_args: DataArgs, table_args: TableArgs, fit_args: FitArgs, run_args: RunArgs
 ) -> dict[str, float]:
-    """Read, fit every family, and write tables and pictures; return the numbers."""
+    """Fit every family, save tables and pictures, and return the numbers."""
     if not fit_args.runs and not data_args.datasets:
         raise ConfigError(
             "nothing to fit: give --runs (ladders) or --datasets (a table with columns N, D, loss)"
         )
     settings = (data_args, table_args, fit_args, run_args)
+
     with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
+        # data: a table, or the rungs of ladders
         if data_args.datasets:
             families = read_table(
                 data_args.datasets, **asdict(table_args), on_bad_row=data_args.on_bad_row
@@ -86,15 +90,23 @@ def main(
             families = load_rungs(fit_args.runs, counted=fit_args.counted, loss=fit_args.loss)
             for folder in rung_folders(fit_args.runs):
                 run.add_parent(folder)
-        how = {
-            "forms": fit_args.forms,
-            "draws": fit_args.draws,
-            "seed": run_args.seed,
-            "resample": fit_args.resample,
-        }
-        how |= {"shape": fit_args.curve, "window": fit_args.window}
-        fits = {family: fit_ladder(rungs, name=family, **how) for family, rungs in families.items()}
 
+        # fit
+        fits = {
+            family: fit_ladder(
+                rungs,
+                name=family,
+                forms=fit_args.forms,
+                draws=fit_args.draws,
+                seed=run_args.seed,
+                resample=fit_args.resample,
+                shape=fit_args.curve,
+                window=fit_args.window,
+            )
+            for family, rungs in families.items()
+        }
+
+        # tables and pictures
         for name, table in tables_of(fits).items():
             run.add_table(name, *table)
         unit = "loss" if data_args.datasets or fit_args.loss != "eval_loss" else "nats per token"
@@ -103,13 +115,14 @@ def main(
             run.add_artifact(name, f"{name}.svg")
         (run.output_dir / "bootstrap.csv").write_text(draws_table(fits), encoding="utf-8")
         run.add_artifact("bootstrap", "bootstrap.csv")
+
         for family, fit in fits.items():
             print(f"{family}: {len(fit.rungs)} rungs; fitted {', '.join(fit.fitted)}")
-            for note in [
-                *fit.notes,
-                *(f"no {form}: {reason}" for form, reason in fit.refused.items()),
-            ]:
+            refused = [f"no {form}: {reason}" for form, reason in fit.refused.items()]
+            for note in [*fit.notes, *refused]:
                 print(f"  {note}")
+
+        # finish
         return run.finish(metrics_of(fits))
 
 

@@ -1,10 +1,11 @@
-"""Train a ladder of models, sizes times budgets, whose losses a scaling law can be fitted to.
+"""Train a ladder of models, sizes times budgets, to fit scaling laws to.
 
-    accelerate launch recipes/scaling_ladder.py --config recipes/scaling_ladder.yaml --budgets 1e15 4e15
-    hfstack run scaling_ladder --budgets 1e15 4e15                     # the same, shorter
+    accelerate launch recipes/scaling_ladder.py --config recipes/scaling_ladder.yaml
+    hfstack run scaling_ladder                     # the same, shorter
 
 reads   rows with a column of text; a tokenizer; an architecture (config.json) of each family
-writes  rungs/<name>/ in --output_dir, each a run of its own with run.json and the model; a table of all in run.json
+writes  rungs/<name>/ in --output_dir, each a run of its own with run.json and the model; a table
+        of all in run.json
 """
 
 from dataclasses import dataclass, field
@@ -40,13 +41,15 @@ class LadderArgs:
     """
 
     architectures: list[str] = field(default_factory=lambda: ["llama-1m.json"])
-    """A config.json of each family; width, depth, heads and context are replaced, everything else is kept."""
+    """A config.json of each family; width, depth, heads and context are replaced, everything
+    else is kept."""
     tokenizer_name_or_path: str | None = None
     """Tokenizer: a folder or a Hub id."""
     block_size: int = 512
     """Tokens of one training sequence."""
     design: Design = "isoflop"
-    """isoflop: every size at every compute; fixed_ratio: at a ratio of tokens to parameters; grid: at token counts."""
+    """isoflop: every size at every compute; fixed_ratio: at a ratio of tokens to parameters;
+    grid: at token counts."""
     sizes: list[float] = field(default_factory=list)
     """Parameters to aim at, embeddings included; the nearest shape is taken."""
     budgets: list[float] = field(default_factory=list)
@@ -60,18 +63,19 @@ class LadderArgs:
 def main(
     data_args: DataArgs, ladder_args: LadderArgs, training_args: TrainingArguments
 ) -> dict[str, float]:
-    """Train what is not trained yet, from the cheapest rung to the dearest.
-
-    Return the sums.
-    """
+    """Train what is not trained yet, from the cheapest rung on; return the sums."""
     args, block_size = training_args, ladder_args.block_size
+
     with Run.start(
         __file__, args.output_dir, data_args, ladder_args, args, replace_own=True
     ) as run:
+        # run
         check_settings(args)
         args.output_dir = str(run.output_dir)
         run.add_parent(ladder_args.tokenizer_name_or_path)
         tokenizer = load_tokenizer(ModelConfig(), ladder_args.tokenizer_name_or_path)
+
+        # rungs
         rungs = build_ladder(
             read_templates(ladder_args.architectures, tokenizer),
             ladder_args.sizes,
@@ -82,6 +86,7 @@ def main(
             rate_scale=ladder_args.learning_rate_scale,
             machine=Machine(args.world_size, args.per_device_train_batch_size),
         )
+
         sums = {
             "tokens": sum(rung.tokens for rung in rungs),
             "flops": sum(rung.flops for rung in rungs),
@@ -93,20 +98,26 @@ def main(
         if ladder_args.dry_run:
             return run.finish({"rungs": len(rungs), "rungs_trained": 0} | sums)
 
+        # data
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
         if "eval" not in splits:
             raise ConfigError(
-                "a ladder is measured on held-out text: name --eval_datasets, or set --eval_fraction"
+                "a ladder is measured on held-out text: name --eval_datasets, or set "
+                "--eval_fraction"
             )
         require_columns(splits["train"], {data_args.text_column}, recipe="scaling_ladder")
         blocks = pack_splits(
             splits, tokenizer, text_column=data_args.text_column, block_size=block_size
         )
+
+        # train: the cheapest first, each a run of its own
         for place, rung in enumerate(rungs):
             metrics = train_rung(rung, blocks, tokenizer, data_args, args)
             print(f"{rung.name}: eval_loss {metrics['eval_loss']:.4f}", flush=True)
             run.add_artifact(f"rung {rung.name}", f"rungs/{rung.name}/run.json")
             run.record.tables["rungs"]["rows"][place] = table_row(rung, metrics)
+
+        # finish
         return run.finish({"rungs": len(rungs), "rungs_trained": len(rungs)} | sums)
 
 
@@ -117,31 +128,39 @@ def train_rung(
     data_args: DataArgs,
     training_args: TrainingArguments,
 ) -> dict[str, float]:
-    """Train one rung as a run of its own, or read what it gave when it was finished before."""
+    """Train one rung as a run of its own, or read its result when it is finished."""
     args = rung_arguments(training_args, rung)
     try:
         with Run.start(__file__, args.output_dir, data_args, rung, args) as run:
+            # run
             checkpoint = run.resume_point()
             run.record_data("train", describe_sources(data_args.datasets))
             run.record_data("eval", describe_sources(data_args.eval_datasets))
-            counts, throughput = (
-                rung_metrics(rung, len(blocks["train"])),
-                rung_throughput(args, rung),
-            )
+
+            # model
             model = build_causal_lm(rung.config)
             use_fused_loss(model)
+
+            # trainer
+            counts = rung_metrics(rung, len(blocks["train"]))
+            throughput = rung_throughput(args, rung)
             derived = DerivedMetrics(
                 partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)
             )
-            callbacks, data = (
-                [throughput, derived, *protect(run)],
-                (blocks["train"], blocks["eval"]),
-            )
+
             with refusals_of_upstream():
                 trainer = Trainer(
-                    model, args, PackedBlocks.collate, *data, tokenizer, callbacks=callbacks
+                    model,
+                    args,
+                    PackedBlocks.collate,
+                    blocks["train"],
+                    blocks["eval"],
+                    tokenizer,
+                    callbacks=[throughput, derived, *protect(run)],
                 )
             trained = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint)
+
+            # evaluate
             losses = {
                 "train_loss": trained.training_loss,
                 "train_runtime": trained.metrics["train_runtime"],

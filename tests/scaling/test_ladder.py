@@ -199,7 +199,8 @@ def test_an_architecture_without_a_formula_is_measured_and_said(
         (
             [5e4],
             [1e7],
-            r"--budgets 1e\+07 is too small for the llama of .* parameters: .* tokens are .* steps of 1 x 64",
+            r"--budgets 1e\+07 is too small for the llama of .* parameters: "
+            r".* tokens are .* steps of 1 x 64",
         ),
         ([], [1e12], "--sizes is empty"),
         ([5e4], [0.0], "--budgets must be positive numbers, got 0"),
