@@ -1,10 +1,12 @@
 """Publish a finished run with a model card: to the Hub, or into a folder.
 
-    accelerate launch recipes/publish.py --config recipes/publish.yaml --run runs/sft --repo me/stories
-    hfstack run publish --run runs/sft --repo me/stories --dry_run true          # the same, shorter: only show the plan
+    accelerate launch recipes/publish.py --config recipes/publish.yaml --repo me/stories
+    hfstack run publish --repo me/stories --dry_run true       # the same, but only show the plan
 
-reads   run.json of the run, of those behind it and of those that measured it; its weights, tokenizer or rows
-writes  README.md, curves.svg, runs.json, publication.json and run.json in --output_dir; the repository or the folder
+reads   run.json of the run, of those behind it and of those that measured it; its weights,
+        tokenizer or rows
+writes  README.md, curves.svg, runs.json, publication.json and run.json in --output_dir; the
+        repository or the folder
 """
 
 from dataclasses import dataclass, field
@@ -34,21 +36,25 @@ class PublishArgs:
     """What is published, and where."""
 
     run: str = ""
-    """Output directory of a finished run: a model, an adapter, a tokenizer, or a dataset such as preferences."""
+    """Output directory of a finished run: a model, an adapter, a tokenizer, or a dataset such
+    as preferences."""
     repo: str = ""
-    """Where to: name/model on the Hub, or file:///a/folder. Needs HF_TOKEN or `hf auth login` for the Hub."""
+    """Where to: name/model on the Hub, or file:///a/folder. Needs HF_TOKEN or `hf auth login`
+    for the Hub."""
     private: bool = True
-    """Make the repository private. One that exists stays as it is, and a public one is only used with false."""
+    """Make the repository private. One that exists stays as it is, and a public one is only
+    used with false."""
     dry_run: bool = False
     """Write the card and show the plan, and send nothing anywhere."""
     merge_adapter: bool = False
-    """Fold an adapter into its base, and publish the whole model."""
+    """Merge an adapter into its base, and publish the whole model."""
     base_repo: str | None = None
     """Hub id of an adapter's base, where the adapter names a folder of this machine."""
     endpoint: str | None = None
     """Address of the Hub (default: HF_ENDPOINT, else huggingface.co)."""
     measure: bool = True
-    """Load the files and measure one number that `verify` can compare; off for models too large for this machine."""
+    """Load the files and measure one number that `verify` can compare; off for models too
+    large for this machine."""
 
 
 @dataclass
@@ -66,7 +72,8 @@ class CardArgs:
     data_licenses: list[str] = field(default_factory=list)
     """Licences of the data as path=licence; the end of a path is enough: raw.jsonl=cc-by-4.0."""
     evaluations: list[str] = field(default_factory=list)
-    """Runs that measured it (default: evaluate_lm, win_rate, predict and the like beside it that read it)."""
+    """Runs that measured it (default: evaluate_lm, win_rate, predict and the like beside it
+    that read it)."""
 
 
 def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str, float]:
@@ -82,37 +89,41 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         card_args.limits,
         parse_data_licences(card_args.data_licenses),
     )
+
+    # the run, those behind it, and where it goes
     chain = follow_chain(Path(args.run), card_args.evaluations)
     kind, files = staging.check_ready(chain)
     repo = args.repo or f"your_name/{chain.last.label.replace('/', '-')}"
-    target = hub.HubRepo(
-        repo, kind.repo_type, args.endpoint or constants.ENDPOINT, get_token(), private=args.private
-    )
+    endpoint, token = args.endpoint or constants.ENDPOINT, get_token()
+    target = hub.HubRepo(repo, kind.repo_type, endpoint, token, private=args.private)
     if not (args.dry_run or folder.is_folder(repo)):
         hub.check_token(target)  # before the minutes that loading and hashing may take
-    with Run.start(
-        __file__, run_args.output_dir, args, card_args, run_args, replace_own=True
-    ) as run:
-        run.add_parent(args.run)
+
+    settings = (args, card_args, run_args)
+    with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
+        run.record_inputs(args.run)
+
+        # model
         if args.merge_adapter:
-            kind, files = merge(
-                chain.last.directory, kind, staging.fresh_folder(run.output_dir / "merged")
-            )
+            whole = staging.fresh_folder(run.output_dir / "merged")
+            kind, files = merge(chain.last.directory, kind, whole)
         base = staging.check_base(kind, args.base_repo)
+
+        # card
         picture = chain_picture(load_runs([str(link.directory) for link in chain.links]))
-        where = str(folder.folder_of(repo)) if folder.is_folder(repo) else repo
-        splits = [Path(name).stem for name in files] if kind.name == "dataset" else []
         card = render_card(
             chain,
             kind,
             author,
-            repo=where,
+            repo=str(folder.folder_of(repo)) if folder.is_folder(repo) else repo,
             made=datetime.now(UTC),
             base=base,
             picture=picture and "curves.svg",
-            splits=splits,
+            splits=[Path(name).stem for name in files] if kind.name == "dataset" else [],
         )
         check_card(card, dataset=kind.repo_type == "dataset")
+
+        # files
         secrets = known_secrets()
         items = staging.stage_files(
             files,
@@ -125,28 +136,25 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
         )
         check = measure_check_number(files, kind) if args.measure else None
         items = staging.write_publication(items, run.output_dir, kind=kind, check=check)
-        metrics = {
-            "files": refuse_secrets(items, secrets),
-            "bytes": sum(one.bytes for one in items),
-        }
+        scanned, total_bytes = refuse_secrets(items, secrets), sum(one.bytes for one in items)
+        metrics: dict[str, float] = {"files": scanned, "bytes": total_bytes}
         metrics |= {} if check is None else {check[0]: check[1]}
-        print(
-            "\n".join(
-                [f"{repo}: {kind.name}", *(f"  {one.path:<28} {size(one.bytes)}" for one in items)]
-            )
-        )
+        print(f"{repo}: {kind.name}")
+        print("\n".join(f"  {one.path:<28} {size(one.bytes)}" for one in items))
+
+        # push
         if args.dry_run:
             print(f"{run.output_dir}/README.md is the card; nothing was sent")
         elif folder.is_folder(repo):
-            metrics |= {"verified_files": folder.push_to_folder(folder.folder_of(repo), items)}
+            metrics["verified_files"] = folder.push_to_folder(folder.folder_of(repo), items)
         else:
             parent = hub.prepare_repo(target)
             old = hub.find_superseded(target, parent, items, kind=kind.name)
-            sha = hub.push(
-                target, items, parent=parent, message=f"Publish {chain.last.label}", delete=old
-            )
-            metrics |= {"verified_files": hub.check_pushed(target, items, sha)}
+            message = f"Publish {chain.last.label}"
+            sha = hub.push(target, items, parent=parent, message=message, delete=old)
+            metrics["verified_files"] = hub.check_pushed(target, items, sha)
             print(f"{target.url} is at {sha}")
+
         return run.finish(metrics)
 
 

@@ -3,16 +3,15 @@
     hfstack run report --runs runs/story --output_dir runs/story/report
     python recipes/report.py --runs runs/story --output_dir runs/story/report     # the same
 
-reads   run.json of each run, and the artifacts that it lists: trainer_state.json, samples.jsonl, pictures
+reads   run.json of each run and the artifacts that it lists: trainer_state.json, samples, pictures
 writes  report.html and run.json in --output_dir
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 from hfstack.config import command_line
+from hfstack.disk import hash_file
 from hfstack.errors import ConfigError
 from hfstack.reporting.page import default_title, render_page
 from hfstack.reporting.runs import Report, load_runs
@@ -25,28 +24,34 @@ class ReportArgs:
     runs: list[str] = field(default_factory=list)
     """Run directories, or folders that hold run directories one or two levels down."""
     output_dir: str = "runs/report"
-    """Where report.html goes. A report made here before is replaced: the page is a view of its runs."""
+    """Where report.html goes. A report made here before is replaced."""
     title: str | None = None
     """The page's heading (default: the name of the folder that the runs share)."""
 
 
 def main(args: ReportArgs) -> dict[str, float]:
+    """Read the runs, make the page and return counts."""
     if not args.runs:
         raise ConfigError(
             "--runs is empty; give the --output_dir of one or more runs, or the folder above them"
         )
+
+    # data
     reports = load_runs(args.runs)
 
     with Run.start(__file__, args.output_dir, args, replace_own=True) as run:
-        run.record_data("runs", [describe(report) for report in reports])
-        page = render_page(
-            reports, title=args.title or default_title(reports), made=datetime.now(UTC)
-        )
-        target = Path(args.output_dir) / "report.html"
+        run.record_inputs(runs=[describe(report) for report in reports])
+
+        # page
+        title = args.title or default_title(reports)
+        page = render_page(reports, title=title, made=datetime.now(UTC))
+        target = run.output_dir / "report.html"
         target.write_text(page, encoding="utf-8")
         run.add_artifact("report", target.name)
         print(target)
-        run.finish(
+
+        # finish
+        return run.finish(
             {
                 "runs": len(reports),
                 "curves": sum(len(report.history) for report in reports),
@@ -54,15 +59,12 @@ def main(args: ReportArgs) -> dict[str, float]:
                 "page_bytes": len(page.encode()),
             }
         )
-    return run.metrics
 
 
 def describe(report: Report) -> dict[str, object]:
-    """The run record that the page was made from, with its fingerprint."""
+    """Return the run record that the page was made from, with its digest."""
     path = report.directory / RUN_FILE
-    content = path.read_bytes()
-    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    file = {"path": str(path), "bytes": len(content), "blake2b": digest}
+    file = {"path": str(path), "bytes": path.stat().st_size, "blake2b": hash_file(path)}
     return {"path": str(report.directory), "files": [file], "rows": None}
 
 

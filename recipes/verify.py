@@ -39,23 +39,28 @@ def main(args: VerifyArgs, run_args: RunArgs) -> dict[str, float]:
         raise ConfigError(
             "--repo is required, such as --repo your_name/model or --repo file:///a/folder"
         )
+
     with Run.start(__file__, run_args.output_dir, args, run_args, replace_own=True) as run:
+        # fetch
         if is_folder(args.repo):
             folder, commit = folder_of(args.repo), ""
         else:
             folder = fresh_folder(run.output_dir / "files")
             endpoint = (args.endpoint or constants.ENDPOINT).rstrip("/")
             commit = fetch(args.repo, folder, endpoint=endpoint, revision=args.revision)
+
+        # hashes
         publication = check_files(folder)
-        files = publication["files"]
-        print(
-            f"{args.repo} {commit}: {len(files)} files are as published, sha256 of all {publication_digest(publication)}"
-        )
+        files, digest = publication["files"], publication_digest(publication)
+        print(f"{args.repo} {commit}: {len(files)} files are as published, sha256 of all {digest}")
         metrics = {"files": len(files), "bytes": sum(entry["bytes"] for entry in files.values())}
+
+        # number
         if args.measure and (found := check_number(folder, publication)) is not None:
             name, published, measured = found
             metrics |= {name: measured, f"published_{name}": published}
             print(f"{name} is {measured:.6g}, published was {published:.6g}")
+
         return run.finish(metrics)
 
 

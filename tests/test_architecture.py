@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hfstack"
 # lowest first: an import points to a lower floor, or stays on its own without making a circle
 FLOORS = [
-    {"errors", "logs", "redaction", "shipped", "config", "recipe_settings", "intervals"},
+    {"errors", "logs", "redaction", "shipped", "disk", "config", "recipe_settings", "intervals"},
     {"drawing", "tokens", "scaling", "models", "demo"},
     {"data", "runs"},
     {"training", "reporting"},
