@@ -132,6 +132,7 @@ def test_packed_documents_do_not_see_each_other(
     )
     input_ids = tokens(4, 15)
     packed = model(input_ids, position_ids=position_ids, use_cache=not training_path)
+
     for row, documents in enumerate(lengths):
         begin = 0
         for length in documents:
@@ -145,6 +146,7 @@ def test_packed_documents_do_not_see_each_other(
                 packed.past_key_values.state, alone.past_key_values.state, strict=True
             ):
                 torch.testing.assert_close(part[:, row], expected[:, 0], **EXACT)
+
     mixed = model(input_ids).logits
     assert not torch.allclose(mixed[0, 4:], packed.logits[0, 4:], atol=1e-3)
 
@@ -237,6 +239,7 @@ def test_sampling_is_seeded_and_a_returned_cache_continues(model: RecurrentForCa
         )
     assert samples[0].shape == (4, 13)
     torch.testing.assert_close(samples[0], samples[1])
+
     first = model.generate(
         input_ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True
     )
@@ -263,6 +266,7 @@ def test_logits_to_keep_embeddings_and_hidden_states(model: RecurrentForCausalLM
         full.logits[:, [0, 3]],
         **EXACT,
     )
+
     embedded = model.get_input_embeddings()(input_ids)
     torch.testing.assert_close(model(inputs_embeds=embedded).logits, full.logits, **EXACT)
     assert len(full.hidden_states) == model.config.num_hidden_layers + 1
@@ -284,12 +288,14 @@ def test_saved_and_reloaded_through_the_auto_classes(
     assert type(reloaded) is type(model)
     assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
     assert AutoTokenizer.from_pretrained(tmp_path).pad_token == tiny_tokenizer.pad_token
+
     tied = model.config.tie_word_embeddings
     assert (reloaded.lm_head.weight is reloaded.get_input_embeddings().weight) == tied
     input_ids = tokens(2, 6)
     torch.testing.assert_close(
         reloaded(input_ids).logits, model(input_ids).logits, rtol=0.0, atol=0.0
     )
+
     backbone = AutoModel.from_pretrained(tmp_path)
     torch.testing.assert_close(
         backbone(input_ids).last_hidden_state,
@@ -333,6 +339,7 @@ def test_trainer_learns_and_the_saved_model_continues(
     model = AutoModelForCausalLM.from_config(
         config_class(vocab_size=VOCABULARY, hidden_size=32, dropout=0.1)
     )
+
     counting = torch.arange(24 * 8).remainder(VOCABULARY).view(24, 8).tolist()
     dataset = Dataset.from_list([{"input_ids": row, "labels": row} for row in counting])
     arguments = TrainingArguments(
@@ -351,20 +358,19 @@ def test_trainer_learns_and_the_saved_model_continues(
         eval_steps=60,
         dataloader_pin_memory=False,
     )
+
     trainer = Trainer(model=model, args=arguments, train_dataset=dataset, eval_dataset=dataset)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses[0] > 3.0 > 1.5 > losses[-1]
     assert trainer.evaluate()["eval_loss"] < 1.5
+
     trainer.save_model(str(tmp_path / "final"))
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
     assert reloaded.dtype == torch.float32
     prompt = torch.tensor([[10, 11, 12]])
-    assert reloaded.generate(prompt, max_new_tokens=3, do_sample=False)[0, 3:].tolist() == [
-        13,
-        14,
-        15,
-    ]
+    continued = reloaded.generate(prompt, max_new_tokens=3, do_sample=False)
+    assert continued[0, 3:].tolist() == [13, 14, 15]
 
 
 def test_loss_is_divided_by_num_items_in_batch(model: RecurrentForCausalLM) -> None:

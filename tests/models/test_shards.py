@@ -18,7 +18,7 @@ from hfstack.errors import CheckpointError, MissingExtraError
 from hfstack.models.shards import describe_model, kind_of_shards, merge_checkpoint, read_shards
 from tests.tiny_shards import SHARD, write_shards
 
-# torch 2.13 says that one process writes alone also when it is told so (no_dist=True)
+# torch 2.13 warns that one process saves alone, also where no_dist=True asks for that
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 IDS = torch.arange(2, 22)[None]  # (1, tokens)
 

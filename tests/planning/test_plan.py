@@ -209,19 +209,17 @@ def test_times_and_disk_follow_from_the_numbers(read: Any) -> None:
     assert metrics["seconds_per_step"] == pytest.approx(needs.flops_per_step / 0.5e12)
     assert metrics["hours"] == pytest.approx(100 * metrics["seconds_per_step"] / 3600)
     assert metrics["fits"] == 1
+
     two = recipe_metrics(work, needs, FAST, devices=2, utilization=0.5)
     assert two["tokens_per_s"] == pytest.approx(2 * metrics["tokens_per_s"])
+
     weights, _ = trained_parameters(work.trained.config, work.trained.step)
     assert needs.checkpoint == 12 * weights
     assert disk_bytes(work, needs) == 5 * needs.checkpoint
-    assert (
-        disk_bytes(read("sft", SFTConfig, max_length=32, save_strategy="no"), needs)
-        == needs.checkpoint
-    )
-    assert (
-        disk_bytes(read("sft", SFTConfig, max_length=32, max_steps=100, save_steps=10), needs)
-        == 12 * needs.checkpoint
-    )
+    unsaved = read("sft", SFTConfig, max_length=32, save_strategy="no")
+    assert disk_bytes(unsaved, needs) == needs.checkpoint
+    kept = read("sft", SFTConfig, max_length=32, max_steps=100, save_steps=10)
+    assert disk_bytes(kept, needs) == 12 * needs.checkpoint
 
 
 def test_real_steps_correct_the_plan(read: Any) -> None:

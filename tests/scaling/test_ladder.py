@@ -122,12 +122,14 @@ def test_isoflop_rungs_cost_the_same_and_a_fixed_ratio_is_fixed() -> None:
         count=count,
         machine=Machine(1, 8),
     )
+
     assert len(rungs) == 8 and len({rung.name for rung in rungs}) == 8
     for rung in rungs:
         nearest = min((1e11, 1e12), key=lambda budget: abs(math.log(rung.flops / budget)))
         assert rung.flops == pytest.approx(nearest, rel=0.03)
         assert rung.flops_kaplan < rung.flops_6nd
     assert [rung.flops for rung in rungs] == sorted(rung.flops for rung in rungs)
+
     fixed = build_ladder(
         {"llama": template("llama-1m")},
         [5e4, 2e5],
@@ -137,6 +139,7 @@ def test_isoflop_rungs_cost_the_same_and_a_fixed_ratio_is_fixed() -> None:
         count=count,
     )
     assert all(rung.tokens == pytest.approx(20 * rung.costs.parameters, rel=0.02) for rung in fixed)
+
     grid = build_ladder(
         {"gru": template("gru-1m")}, [5e4], [1e6], design="grid", block_size=BLOCK, count=count
     )
@@ -233,6 +236,7 @@ def test_the_budget_that_is_suggested_is_enough() -> None:
             block_size=BLOCK,
             count=by_formula,
         )
+
     budget = float(str(refusal.value).split("raise it to ")[1].split(",")[0])
     rungs = build_ladder(
         {"x": template("llama-1m")},

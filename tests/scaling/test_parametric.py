@@ -114,7 +114,7 @@ def test_intervals_hold_the_truth() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("resample", "least"), [("rows", 90), ("residuals", 85)])
 def test_intervals_hold_the_truth_in_95_of_100_draws(resample, least: int) -> None:
-    """Nominal: 95 of 100. Whole rungs drawn again keep that; residuals dealt out anew are somewhat
+    """Nominal: 95 of 100. Whole rungs resampled keep that; resampled residuals are somewhat
     too narrow.
     """
     hits = dict.fromkeys(PARAMETERS, 0)
