@@ -87,7 +87,7 @@ def format_ticks(axis: Axis) -> list[str]:
     if 0 < largest < 1e-2:
         return [_scientific(tick) for tick in axis.ticks]
 
-    # As many decimals as tell neighbouring ticks apart.
+    # As many decimals as it takes for neighbouring ticks to differ.
     gaps = [b - a for a, b in zip(axis.ticks, axis.ticks[1:], strict=False)]
     decimals = max(0, -math.floor(math.log10(min(gaps)) + 1e-9)) if gaps else 0
     return [f"{tick:.{decimals}f}" for tick in axis.ticks]

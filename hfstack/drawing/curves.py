@@ -25,7 +25,7 @@ class Series:
     """One line: `points` as logged, in order of step.
 
     Args:
-        name: what is written beside the end of the line, if not the label.
+        name: shown beside the end of the line, if not the label.
         color: counts from 0.
         held_out: drawn with dashes, and dots when they are few.
         noisy: drawn faintly under its smoothed form when there are enough points.

@@ -45,7 +45,7 @@ class Marks:
         radii: of the dots in pixels, one a point; by default all are equal.
         ranges: (x, low, high), each an upright line; (row, low, high), lying, in a panel of rows.
         columns: (left, right, height), each a box on y = 0.
-        name: written at the last point.
+        name: shown at the last point.
     """
 
     points: Sequence[Point] = ()

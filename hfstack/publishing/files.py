@@ -32,7 +32,7 @@ _TOKENIZER_FILES = (
 )
 _VOCABULARIES = frozenset({TOKENIZER, "vocab.txt", "vocab.json", "merges.txt"})
 _CLASSIFIER, _TASK = "classifier.json", "task.json"
-_SPLITS = ("train", "eval")
+_DATASET_SPLITS = ("train", "eval")
 _CORPUS_PARTS = ("raw", "sentiment", "instructions", "chat")  # of demo_corpus
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
@@ -169,7 +169,7 @@ def data_files(folder: Path, artifacts: dict[str, str]) -> dict[str, Path]:
     listed = {name: folder / path for name, path in artifacts.items() if path.endswith(".jsonl")}
     candidates = [listed]
     if not {"train", "eval"} & listed.keys():
-        names = (_SPLITS, _CORPUS_PARTS)
+        names = (_DATASET_SPLITS, _CORPUS_PARTS)
         candidates = [{name: folder / f"{name}.jsonl" for name in group} for group in names]
 
     for wanted in candidates:

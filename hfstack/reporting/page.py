@@ -25,7 +25,7 @@ from hfstack.reporting.provenance import (
 from hfstack.reporting.results import results_section
 from hfstack.reporting.runs import Report
 
-# The metrics that a recipe is known by: its headline, and what is written under it.
+# The metrics that a recipe is known by: its headline, and what is shown under it.
 _HEADLINES = {
     "clean": ("documents_out", "documents_in"),
     "tokenizer": ("bytes_per_token", "vocab_size"),

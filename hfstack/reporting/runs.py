@@ -256,7 +256,7 @@ def _load_report(directory: Path, record: RunRecord) -> Report:
                     f"{path} is listed in {RUN_FILE} as {name} but is not there; "
                     "restore it or run again"
                 )
-            report.notes.append(f"{relative} ({name}) is listed but not written yet")
+            report.notes.append(f"{relative} ({name}) is listed but not there yet")
             continue
 
         try:

@@ -86,8 +86,8 @@ def test_a_hub_in_trouble_does_not_end_the_training(hub: Hub, train, tmp_path: P
 
 @pytest.mark.filterwarnings(
     "ignore:torch.distributed is disabled"
-)  # torch 2.13, also when it is told so (no_dist=True)
-def test_shards_are_put_together_first(
+)  # torch 2.13, also with no_dist=True
+def test_shards_are_merged_first(
     hub: Hub, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """As under FSDP, with the launcher's variables of one of many processes around."""
@@ -126,7 +126,7 @@ def test_shards_are_put_together_first(
         CheckpointPush(target)(folder)
 
 
-def test_what_cannot_work_is_told_before_training(
+def test_what_cannot_work_is_refused_before_training(
     hub: Hub, train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     with pytest.raises(ConfigError, match="--hub_revision main: checkpoints go to a branch"):

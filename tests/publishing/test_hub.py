@@ -194,7 +194,7 @@ def test_old_files_go_with_the_same_commit(hub: Hub, items: list[Item]):
     assert paths(hub) == {"config.json"}
 
 
-def test_tokens_that_cannot_write_are_told_apart(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+def test_tokens_that_cannot_write_are_refused_by_kind(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     for token, words in {
         "wrong": "does not know this token: check HF_TOKEN",
         READER: "the token of alice may only read",

@@ -303,7 +303,7 @@ def test_a_folder_is_published_whole_and_again(publish, run_recipe, sft: Path, t
         publish(sft, repo="file://mine")
 
 
-def test_a_number_that_differs_is_told(publish, run_recipe, sft: Path, tmp_path: Path):
+def test_a_number_that_differs_is_refused(publish, run_recipe, sft: Path, tmp_path: Path):
     target = tmp_path / "out"
     publish(sft, repo=f"file://{target}")
     publication = json.loads((target / "publication.json").read_text())

@@ -1,7 +1,7 @@
 """What each training recipe really leaves, published to a Hub and loaded by the code in its own
 card, in a new process.
 
-The stranger's process has the Hub's address and a token, and of hfstack only what the card tells it
+The stranger's process has the Hub's address and a token, and of hfstack only what the card has it
 to import."""
 
 import json

@@ -315,7 +315,7 @@ def test_runs_of_one_recipe_share_charts(tmp_path: Path) -> None:
 
 
 def test_samples_show_every_step_of_every_prompt(tmp_path: Path) -> None:
-    """Chinese and English alike; of a step that was sampled twice the last stands."""
+    """Chinese and English alike; of a step that was sampled twice the last counts."""
     rows = [
         {"step": step, "prompt": "从前有", "completion": f"一只狐狸{step}"} for step in (0, 10, 20)
     ]
@@ -356,7 +356,7 @@ def test_what_is_not_finished_is_said(tmp_path: Path) -> None:
     assert "a failed: DataError: raw.jsonl, line 3" in text
     assert "b was stopped before its end" in text
     assert "c has not ended" in text
-    assert "curve.png (curve) is listed but not written yet" in text
+    assert "curve.png (curve) is listed but not there yet" in text
     assert "trainer_state cannot be read yet" in text
     assert "1 run" not in text
     assert "3 runs, 0 finished" in text

@@ -107,7 +107,7 @@ def list_results(chain: Chain) -> list[Result]:
 
 
 def count_most_telling(found: list[Result]) -> int:
-    """Return how many sorted results tell most: those of a known name, else a dozen."""
+    """Return how many results to show first: those of a known name, else a dozen."""
     known = sum(_result_rank(one) < len(_MOST_TELLING) for one in found)
     return min(known or _SHOWN_RESULTS, _SHOWN_RESULTS)
 

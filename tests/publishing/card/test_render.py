@@ -161,7 +161,7 @@ def test_the_chain_and_what_measured_it(story: Path):
     assert chain.missing == ["../reward"] and len(chain.links) == 5
 
 
-def test_the_card_tells_the_whole_story(story: Path):
+def test_the_card_describes_the_whole_chain(story: Path):
     words = AuthorFacts(
         "apache-2.0", ["en"], limits=["Only foxes."], data_licences={"clean/train.jsonl": "cc0-1.0"}
     )
@@ -246,7 +246,7 @@ def test_the_model_index_keeps_data_and_training_apart(
             result["dataset"]["type"], str
         )
         types = [metric["type"] for metric in result["metrics"]]
-        assert len(set(types)) == len(types), "a metric stands once under each dataset"
+        assert len(set(types)) == len(types), "a metric is there once under each dataset"
         assert all(isinstance(metric["value"], int | float) for metric in result["metrics"])
         found |= {
             (result["dataset"]["name"], metric["type"]): metric["value"]
