@@ -413,7 +413,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs,  # Trainer hands num_items_in_batch to the loss this way
+        **kwargs,  # Trainer passes num_items_in_batch to the loss this way
     ) -> CausalLMOutputWithPast:
         """Return logits (B, T, V), or those of the positions to keep, and a loss.
 

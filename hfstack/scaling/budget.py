@@ -189,8 +189,8 @@ def plan_budget(
         )
 
     # What each refit of the law says of this model and this budget.
-    losses = np.array([drawn.loss(costs.parameters, rung.tokens) for drawn in draws])
-    sizes = np.array([drawn.optimum(flops)[0] for drawn in draws])
+    losses = np.array([refit.loss(costs.parameters, rung.tokens) for refit in draws])
+    sizes = np.array([refit.optimum(flops)[0] for refit in draws])
     return BudgetPlan(
         flops=flops,
         rung=rung,

@@ -266,10 +266,10 @@ def _bootstrap_exponent(
     for _ in range(draws):
         flops, best = [], []
         for group in usable:
-            drawn = rungs.select(rng.choice(group, len(group)))
-            if len(np.unique(drawn.parameters)) < _PARABOLA:
+            resampled = rungs.select(rng.choice(group, len(group)))
+            if len(np.unique(resampled.parameters)) < _PARABOLA:
                 continue
-            curve = _fit_curve(drawn, *way)
+            curve = _fit_curve(resampled, *way)
             if not curve.doubt:
                 flops.append(curve.flops)
                 best.append(curve.optimum_parameters)

@@ -147,11 +147,11 @@ def _bootstrap_decays(
     rungs = len(problem.log_loss)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(rungs, np.full(rungs, 1 / rungs), size=draws).astype(float)
-    drawn = minimise(
+    refits = minimise(
         lambda points, rows: problem.objective(points, weights[rows]), np.tile(best, (draws, 1))
     )
 
-    ends = np.exp(np.clip(drawn.parameters, np.log(_SMALL), np.log(_LARGE)))
+    ends = np.exp(np.clip(refits.parameters, np.log(_SMALL), np.log(_LARGE)))
     return {
         name: expanded_percentiles(ends[:, column], freedom=rungs - _FITTED)
         for column, name in enumerate(("tokens_decay", "parameters_decay"))
