@@ -1,10 +1,11 @@
 """Generate text: completions of prompts, or fillings of [MASK].
 
-    accelerate launch recipes/generate.py --config recipes/generate.yaml --prompts "Once upon a
-    time" hfstack run generate --prompts "Once upon a time" "The fox"         # the same, shorter
+    accelerate launch recipes/generate.py --config recipes/generate.yaml --prompts "The fox"
+    hfstack run generate --prompts "Once upon a time" "The fox"         # the same, shorter
 
 reads   a model and its tokenizer; prompts from the command line or a file, one a line (or jsonl
-with `prompt`) writes  completions.jsonl (or fillings.jsonl) and run.json in --output_dir
+        with `prompt`)
+writes  completions.jsonl (or fillings.jsonl) and run.json in --output_dir
 """
 
 import json
@@ -20,7 +21,7 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.models.loading import is_masked_lm, load_causal_lm, load_masked_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import check_sampling, generate_from_texts
-from hfstack.tasks.masked_lm.fill_mask import fill_masks, in_words
+from hfstack.tasks.masked_lm.fill_mask import describe_candidates, fill_masks
 
 
 @dataclass
@@ -90,7 +91,7 @@ def main(
             for filling in fillings:
                 print(
                     f"{filling.text}  mask {filling.mask + 1} at token {filling.position}: "
-                    f"{in_words(filling)}"
+                    f"{describe_candidates(filling)}"
                 )
 
             return run.metrics

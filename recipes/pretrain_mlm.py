@@ -1,8 +1,7 @@
 """Pretrain a masked language model (BERT, RoBERTa) on raw text.
 
-    accelerate launch recipes/pretrain_mlm.py --config recipes/pretrain_mlm.yaml --learning_rate
-    1e-3 hfstack run pretrain_mlm --mask_unit word                           # the same, whole words
-    hidden
+    accelerate launch recipes/pretrain_mlm.py --config recipes/pretrain_mlm.yaml --seed 7
+    hfstack run pretrain_mlm --mask_unit word  # the same, whole words masked
 
 reads   rows with a column of text; a tokenizer; an architecture (config.json) or a checkpoint
 writes  the model, its tokenizer, checkpoints, samples.jsonl and run.json in --output_dir
@@ -29,8 +28,8 @@ from hfstack.tasks.masked_lm.masking import (
     MaskedBlocks,
     MaskUnit,
     SetMaskingEpoch,
-    masked_splits,
-    use_mask_tokens,
+    add_mask_tokens,
+    pack_masked_splits,
 )
 from hfstack.tasks.masked_lm.metrics import baseline_metrics, masked_metrics, pseudo_metrics
 from hfstack.tasks.masked_lm.model import (
@@ -40,7 +39,7 @@ from hfstack.tasks.masked_lm.model import (
 )
 from hfstack.training.callbacks import SampleTable, Throughput
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
+from hfstack.training.preflight import accumulation_problems, checked, label_problems
 from hfstack.training.settings import blocks_per_step, check_best_metric, check_settings
 
 
@@ -97,7 +96,7 @@ def main(
                 "pretraining"
             )
 
-        tokenizer = use_mask_tokens(load_tokenizer(model_args, args.tokenizer_name_or_path))
+        tokenizer = add_mask_tokens(load_tokenizer(model_args, args.tokenizer_name_or_path))
         model = load_masked_lm(model_args, tokenizer)
         check_masked_model(
             model, block_size=args.block_size, isolate_documents=args.isolate_documents
@@ -112,7 +111,7 @@ def main(
         )
 
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_mlm")
-        blocks = masked_splits(
+        blocks = pack_masked_splits(
             splits,
             tokenizer,
             text_column=data_args.text_column,
@@ -158,9 +157,10 @@ def main(
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )
 
-        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
-            resume_from_checkpoint=checkpoint
-        )
+        problems = label_problems(trainer.train_dataset, model.config.vocab_size)
+        problems |= accumulation_problems(trainer)
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+
         metrics = {
             "train_loss": trained.training_loss,
             "parameters": model.num_parameters(),

@@ -17,16 +17,14 @@ from hfstack.training.callbacks import Throughput
 def rung_arguments(args: TrainingArguments, rung: Rung) -> TrainingArguments:
     """Return a rung's settings: its folder in `rungs/`, steps, batch, learning rate.
 
-    A rung that has a checkpoint goes on from it.
+    A rung that has a checkpoint resumes from it.
     """
     own = copy.copy(args)
     own.output_dir = str(Path(str(args.output_dir)) / "rungs" / rung.name)
-    own.max_steps, own.learning_rate = rung.steps, rung.learning_rate
-    own.per_device_train_batch_size, own.gradient_accumulation_steps = (
-        rung.micro_batch,
-        rung.accumulation,
-    )
-
+    own.max_steps = rung.steps
+    own.learning_rate = rung.learning_rate
+    own.per_device_train_batch_size = rung.micro_batch
+    own.gradient_accumulation_steps = rung.accumulation
     own.dataloader_drop_last = True  # every batch is whole, so tokens can be counted
     own.resume_from_checkpoint = "last" if newest_checkpoint(own.output_dir) else None
     return own
@@ -48,19 +46,17 @@ def rung_metrics(rung: Rung, blocks: int) -> dict[str, float]:
     Raises:
         ConfigError: the data has fewer blocks than one batch takes.
     """
-    if blocks < rung.micro_batch * rung.processes:
+    batch = rung.micro_batch * rung.processes
+    if blocks < batch:
         raise ConfigError(
-            f"{rung.name} takes {rung.micro_batch * rung.processes} blocks of {rung.block_size} "
-            "tokens at once and the "
+            f"{rung.name} takes {batch} blocks of {rung.block_size} tokens at once and the "
             f"training data has {blocks}: use more text, or a smaller --per_device_train_batch_size"
         )
 
-    batch = rung.micro_batch * rung.processes
     read = blocks_read(
         blocks, batch=batch, accumulation=rung.accumulation, steps=rung.steps, drop_last=True
     )
-
-    return _counts(
+    return _name_counts(
         rung.costs, tokens=read * rung.block_size, unique_tokens=blocks * rung.block_size
     )
 
@@ -72,12 +68,13 @@ def training_counts(
 
     Args:
         config: of the causal language model.
-        args: as it was trained with; they say the batch.
+        args: of the training; they give the batch.
         blocks: the training data.
         steps: optimizer steps from the beginning, those before a resumption included.
     """
     parameters, flops = count_parameters(config), flops_per_token(config, blocks.block_size)
     costs = Costs(parameters.total, parameters.non_embedding, flops.train, flops.method)
+
     read = blocks_read(
         len(blocks),
         batch=args.train_batch_size * args.world_size,
@@ -86,12 +83,13 @@ def training_counts(
         drop_last=args.dataloader_drop_last,
     )
 
-    return _counts(
+    return _name_counts(
         costs, tokens=read * blocks.block_size, unique_tokens=len(blocks) * blocks.block_size
     )
 
 
-def _counts(costs: Costs, *, tokens: int, unique_tokens: int) -> dict[str, float]:
+def _name_counts(costs: Costs, *, tokens: int, unique_tokens: int) -> dict[str, float]:
+    """Return parameters, tokens and FLOPs by the names of run.json."""
     return {
         "parameters": costs.parameters,
         "parameters_non_embedding": costs.non_embedding,

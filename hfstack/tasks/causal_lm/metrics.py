@@ -4,7 +4,7 @@
 scores into numbers, alone or together through `evaluate.combine`, and nothing is fetched from
 anywhere.
 
-Legend: B windows of a batch, T window length, V vocabulary.
+Legend: B windows of a batch, T window length, n scored positions of a batch, V vocabulary.
 """
 
 import math
@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
+from hfstack.intervals import bootstrap_intervals
 from hfstack.tokens.fast_encoding import start_token_id
 
 _FEATURES = {
@@ -31,7 +32,7 @@ _FEATURES = {
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """What a model makes of one document."""
+    """How well a model predicts one document."""
 
     nll: float  # summed negative log-likelihood of its tokens, nats
     tokens: int  # tokens scored
@@ -86,24 +87,26 @@ def score_documents(
 
     # verbose=False: a document longer than the context is no mistake here, it is read in windows
     encoded: list[list[int]] = [
-        tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts
+        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts
     ]
     sizes = [len(text.encode()) for text in texts]
 
     if across_documents:
-        encoded = [[token for ids in encoded for token in [*ids, start]][:-1]]
+        encoded = [_join(encoded, separator=start)]
         sizes = [sum(sizes)]
 
     if not any(encoded):
         raise DataError("none of the documents to evaluate on has a token")
 
-    nll = np.zeros(len(encoded))
-    correct = np.zeros(len(encoded), dtype=int)
     windows = [
-        w for i, ids in enumerate(encoded) for w in _windows(i, [start, *ids], max_length, stride)
+        window
+        for document, ids in enumerate(encoded)
+        for window in split_into_windows(document, [start, *ids], max_length, stride)
     ]
     windows.sort(key=lambda window: len(window.token_ids))  # like lengths together: little padding
 
+    nll = np.zeros(len(encoded))
+    correct = np.zeros(len(encoded), dtype=int)
     for first in range(0, len(windows), batch_size):
         batch = windows[first : first + batch_size]
         losses, hits = _score_windows(model, batch, pad_id=start)
@@ -112,16 +115,24 @@ def score_documents(
             correct[window.document] += hit
 
     return [
-        DocumentScore(float(nll[i]), len(ids), sizes[i], int(correct[i]))
-        for i, ids in enumerate(encoded)
+        DocumentScore(float(nll[index]), len(ids), sizes[index], int(correct[index]))
+        for index, ids in enumerate(encoded)
         if ids
     ]
 
 
-def _windows(
+def _join(documents: Sequence[Sequence[int]], *, separator: int) -> list[int]:
+    """Return all documents as one, with the separator between them."""
+    joined: list[int] = []
+    for ids in documents:
+        joined += [*ids, separator]
+    return joined[:-1]
+
+
+def split_into_windows(
     document: int, token_ids: list[int], max_length: int, stride: int
 ) -> Iterator[_Window]:
-    """Cut a document into windows such that each token but the first is scored once."""
+    """Split a document into windows such that each token but the first is scored once."""
     scored_to = 1  # token 0 only gives context
     end = min(max_length, len(token_ids))
     while scored_to < len(token_ids):
@@ -138,10 +149,10 @@ def _score_windows(
     A token is correct when it was the model's first choice.
     """
     longest = max(len(window.token_ids) for window in windows)
-    # (B, T), padded on the right: causal, so harmless
-    tokens = torch.full((len(windows), longest), pad_id)
+    tokens = torch.full((len(windows), longest), pad_id)  # (B, T)
     scored = torch.zeros((len(windows), longest), dtype=torch.bool)  # (B, T)
 
+    # padded on the right, without a mask: a causal model never looks there
     for row, window in enumerate(windows):
         length = len(window.token_ids)
         tokens[row, :length] = torch.tensor(window.token_ids)
@@ -149,19 +160,18 @@ def _score_windows(
 
     tokens, scored = tokens.to(model.device), scored.to(model.device)
     logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]  # (B, T - 1, V)
-    target, mask = tokens[:, 1:], scored[:, 1:]
+    targets, mask = tokens[:, 1:], scored[:, 1:]  # (B, T - 1)
+
     rows = logits[mask].float()  # (n, V): only the scored positions
-    loss = torch.nn.functional.cross_entropy(rows, target[mask], reduction="none")  # (n,)
+    losses = torch.nn.functional.cross_entropy(rows, targets[mask], reduction="none")  # (n,)
+    hits = rows.argmax(-1) == targets[mask]  # (n,)
 
-    hits = rows.argmax(-1) == target[mask]
+    # Each scored position is added to its window.
     window_of = mask.nonzero()[:, 0]  # (n,)
-    sums = torch.zeros(len(windows), dtype=torch.float64, device=loss.device).index_add_(
-        0, window_of, loss.double()
-    )
-
-    counts = torch.zeros(len(windows), dtype=torch.long, device=loss.device).index_add_(
-        0, window_of, hits.long()
-    )
+    sums = torch.zeros(len(windows), dtype=torch.float64, device=losses.device)
+    sums.index_add_(0, window_of, losses.double())
+    counts = torch.zeros(len(windows), dtype=torch.long, device=losses.device)
+    counts.index_add_(0, window_of, hits.long())
     return sums.tolist(), counts.tolist()
 
 
@@ -225,33 +235,29 @@ def bootstrap_interval(
 ) -> dict[str, float]:
     """Return the 95 % interval of loss and bits per byte, resampling whole documents.
 
-    Documents, not tokens, are the unit that was sampled (percentile bootstrap, Efron and Tibshirani
-    1993, chapter 13).
+    Documents, not tokens, are the unit that was sampled.
     """
-    nll, tokens, sizes = (
-        np.array([getattr(s, name) for s in scores]) for name in ("nll", "tokens", "utf8_bytes")
-    )
-    generator = np.random.default_rng(seed)
-    sums = np.empty((draws, 3))
+    nll = np.array([score.nll for score in scores])
+    tokens = np.array([score.tokens for score in scores])
+    sizes = np.array([score.utf8_bytes for score in scores])
 
-    for draw in range(draws):  # one draw at a time: memory stays that of the documents
-        picks = generator.integers(len(scores), size=len(scores))
-        sums[draw] = nll[picks].sum(), tokens[picks].sum(), sizes[picks].sum()
+    def measure(picks: np.ndarray) -> dict[str, float]:
+        total = nll[picks].sum()
+        return {
+            "eval_loss": total / tokens[picks].sum(),
+            "bits_per_byte": total / math.log(2) / sizes[picks].sum(),
+        }
 
-    found: dict[str, float] = {}
-    for name, values in {
-        "eval_loss": sums[:, 0] / sums[:, 1],
-        "bits_per_byte": sums[:, 0] / math.log(2) / sums[:, 2],
-    }.items():
-        found[f"{name}_low"], found[f"{name}_high"] = (
-            float(v) for v in np.percentile(values, [2.5, 97.5])
-        )
-
-    return found
+    intervals = bootstrap_intervals(measure, len(scores), draws=draws, seed=seed)
+    return {
+        f"{name}_{end}": value
+        for name, interval in intervals.items()
+        for end, value in zip(("low", "high"), interval, strict=True)
+    }
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), or infinity where that overflows."""
+    """Return exp(loss), or infinity where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf
 
 

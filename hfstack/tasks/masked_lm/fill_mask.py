@@ -1,4 +1,4 @@
-"""What a masked language model would put where a text has a mask.
+"""Fill the masks of texts with a masked language model's likeliest tokens.
 
 Legend: n masks of one text, V vocabulary.
 """
@@ -15,9 +15,8 @@ from trl import ModelConfig
 from hfstack.errors import DataError
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_masked_lm, load_tokenizer
+from hfstack.tasks.masked_lm.masking import MASK_SPELLINGS
 from hfstack.tasks.shared.predict import Predictor
-
-_MASKS = ("[MASK]", "<mask>")  # how people write a mask, whatever the tokenizer calls its own
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,11 @@ class Filling:
 def fill_pairs(
     model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """Return (prompt, candidates of a mask in words) pairs: a look while training."""
-    fillings = fill_masks(model, tokenizer, prompts)
-    return [(filling.text, f"mask {filling.mask + 1}: {in_words(filling)}") for filling in fillings]
+    """Return (prompt, described candidates of a mask) pairs, to look at while training."""
+    return [
+        (filling.text, f"mask {filling.mask + 1}: {describe_candidates(filling)}")
+        for filling in fill_masks(model, tokenizer, prompts)
+    ]
 
 
 def load_fill_predictor(
@@ -71,27 +72,26 @@ def load_fill_predictor(
                 )
 
             try:
-                masks = fill_masks(model, tokenizer, [row[column]], max_length=max_length)
+                fillings = fill_masks(model, tokenizer, [row[column]], max_length=max_length)
             except DataError as error:
                 raise DataError(f"row {number}: {error}") from None
 
-            shown = [
-                {
-                    "position": mask.position,
-                    "candidates": [{"token": t, "probability": p} for t, p in mask.candidates],
-                }
-                for mask in masks
-            ]
-
-            answers.append({"masks": shown})
+            answers.append({"masks": [_as_json(filling) for filling in fillings]})
 
         return answers
 
     return predict
 
 
-def in_words(filling: Filling) -> str:
-    """Candidates and their probabilities in one line."""
+def _as_json(filling: Filling) -> dict[str, Any]:
+    candidates = [
+        {"token": token, "probability": probability} for token, probability in filling.candidates
+    ]
+    return {"position": filling.position, "candidates": candidates}
+
+
+def describe_candidates(filling: Filling) -> str:
+    """Return the candidates and their probabilities in one line."""
     return ", ".join(f"{word} {probability:.3f}" for word, probability in filling.candidates)
 
 
@@ -125,12 +125,12 @@ def fill_masks(
 
     found: list[Filling] = []
     for text in texts:
-        written = text
-        for spelling in _MASKS:
-            written = written.replace(spelling, cast(str, tokenizer.mask_token))
-        tokens = tokenizer(written, return_tensors="pt", verbose=False).to(model.device)
-        ids: list[int] = tokens["input_ids"][0].tolist()
+        spelled = text
+        for spelling in MASK_SPELLINGS:
+            spelled = spelled.replace(spelling, cast(str, tokenizer.mask_token))
 
+        tokens = tokenizer(spelled, return_tensors="pt", verbose=False).to(model.device)
+        ids: list[int] = tokens["input_ids"][0].tolist()
         positions = [position for position, token in enumerate(ids) if token == mask_id]
         if not positions:
             raise DataError(f"prompt {text!r} has no {tokenizer.mask_token} to fill")
@@ -144,14 +144,11 @@ def fill_masks(
 
         with torch.no_grad():
             probabilities = model(**tokens).logits[0, positions].float().softmax(-1)  # (n, V)
-        values, best = probabilities.topk(min(top_k, probabilities.shape[-1]))
+        values, best = probabilities.topk(min(top_k, probabilities.shape[-1]))  # (n, top_k) each
 
         for index, position in enumerate(positions):
             words = [str(tokenizer.decode([token])) for token in best[index].tolist()]
-            found.append(
-                Filling(
-                    text, index, position, list(zip(words, values[index].tolist(), strict=True))
-                )
-            )
+            candidates = list(zip(words, values[index].tolist(), strict=True))
+            found.append(Filling(text, index, position, candidates))
 
     return found

@@ -1,7 +1,7 @@
 """Measure a masked LM: masked tokens of fixed blocks, every token of whole texts.
 
-Masked accuracy and loss depend on which tokens are hidden and on how many, so they compare between
-evaluations that hide the same ones. Pseudo-perplexity hides each token of a text in turn (Salazar
+Masked accuracy and loss depend on which tokens are masked and on how many, so they compare between
+evaluations that mask the same ones. Pseudo-perplexity masks each token of a text in turn (Salazar
 et al. 2020, arXiv:1910.14659, equations 1 and 2): it is slower by the length of a text, and needs
 no choice of tokens. It is not a perplexity: do not compare it with one of a causal model.
 
@@ -21,6 +21,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from hfstack.errors import DataError
 from hfstack.tasks.causal_lm.metrics import DocumentScore, perplexity
 from hfstack.tasks.masked_lm.masking import MaskedBlocks
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 
 class MaskedAccuracy(evaluate.Metric):
@@ -33,7 +34,7 @@ class MaskedAccuracy(evaluate.Metric):
         return evaluate.MetricInfo(
             description=(type(self).__doc__ or "").splitlines()[0],
             citation="",
-            inputs_description="Right first choices and hidden tokens, one value a block.",
+            inputs_description="Right first choices and masked tokens, one value a block.",
             features=Features({"correct": Value("int64"), "tokens": Value("int64")}),
         )
 
@@ -47,13 +48,13 @@ def masked_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Return masked accuracy and perplexity for the Trainer's `compute_metrics`.
 
     Args:
-        prediction: its predictions are (B, 3): summed loss in nats, right first choices, hidden
-            tokens of each block, as `models.masked_head.score_only_masked` gives them.
+        prediction: its predictions are (B, 3): summed loss in nats, right first choices, masked
+            tokens of each block, as `model.score_only_masked` gives them.
     """
-    counts = np.asarray(prediction.predictions, dtype=np.float64)
-    correct, tokens = counts[:, 1].astype(int).tolist(), counts[:, 2].astype(int).tolist()
-    found = MaskedAccuracy().compute(correct=correct, tokens=tokens) or {}
-    loss = counts[:, 0].sum() / max(counts[:, 2].sum(), 1)
+    losses, correct, tokens = np.asarray(prediction.predictions, dtype=np.float64).T  # (B,) each
+    counts = {"correct": correct.astype(int).tolist(), "tokens": tokens.astype(int).tolist()}
+    found = MaskedAccuracy().compute(**counts) or {}
+    loss = losses.sum() / max(tokens.sum(), 1)
     return {
         "masked_accuracy": float(found["masked_accuracy"]),
         "masked_perplexity": perplexity(float(loss)),
@@ -63,7 +64,7 @@ def masked_metrics(prediction: EvalPrediction) -> dict[str, float]:
 def baseline_metrics(
     train: MaskedBlocks, held_out: MaskedBlocks, *, blocks: int = 20_000
 ) -> dict[str, float]:
-    """Return accuracy and perplexity of a guess that does not look at the context.
+    """Return accuracy and perplexity of a guess that ignores the context.
 
     Where a token was replaced by the mask, each is as likely as it is frequent. Of those that were
     not, half stayed as they are, so the visible token is the first choice there: a model that has
@@ -71,22 +72,23 @@ def baseline_metrics(
 
     Args:
         train: its first blocks are counted, each token once more than it is there.
-        held_out: the blocks whose hidden tokens are guessed.
+        held_out: the blocks whose masked tokens are guessed.
         blocks: how many of each are read.
     """
     counts = train.token_counts(blocks) + 1  # (V,)
     share = counts / counts.sum()
+
     rows = [held_out[block] for block in range(min(blocks, len(held_out)))]
     labels = np.concatenate([row["labels"].numpy() for row in rows])
-    visible = np.concatenate([row["input_ids"].numpy() for row in rows])[labels >= 0]  # (n,)
+    inputs = np.concatenate([row["input_ids"].numpy() for row in rows])
+    scored = labels != IGNORED_LABEL
+    labels, visible = labels[scored], inputs[scored]  # (n,) each
 
-    labels = labels[labels >= 0]  # (n,)
     masked = visible == held_out.mask_id
+    guess = np.where(masked, counts.argmax(), visible)
     chance = np.where(masked, share[labels], (share[labels] + (visible == labels)) / 2)
     return {
-        "baseline_masked_accuracy": float(
-            (labels == np.where(masked, counts.argmax(), visible)).mean()
-        ),
+        "baseline_masked_accuracy": float((labels == guess).mean()),
         "baseline_masked_perplexity": perplexity(float(-np.log(chance).mean())),
     }
 
@@ -99,7 +101,7 @@ def pseudo_log_likelihoods(
     max_length: int,
     batch_size: int = 32,
 ) -> list[DocumentScore]:
-    """Score each text by hiding one token at a time and reading off its probability.
+    """Score each text by masking one token at a time and reading its probability.
 
     A text of n tokens costs n passes of the model over it. Longer ones are scored up to
     `max_length` tokens, [CLS] and [SEP] included. `nll` is minus the pseudo-log-likelihood, in
@@ -108,12 +110,13 @@ def pseudo_log_likelihoods(
     Args:
         model: a masked language model, in eval mode; its forward without labels gives logits.
         max_length: tokens read of a text.
-        batch_size: hidden copies of a text per pass.
+        batch_size: masked copies of a text per pass.
 
     Raises:
         DataError: the tokenizer has no mask token, or no text has a token.
     """
-    if tokenizer.mask_token_id is None:
+    mask_id = cast(int | None, tokenizer.mask_token_id)
+    if mask_id is None:
         raise DataError(
             f"{tokenizer.name_or_path}: the tokenizer has no mask token, so it is not of a masked "
             "model"
@@ -127,33 +130,45 @@ def pseudo_log_likelihoods(
             text, truncation=True, max_length=max_length, return_offsets_mapping=True
         )
         ids = torch.tensor(encoded["input_ids"])  # (T,)
-
-        places = [place for place, token in enumerate(ids.tolist()) if token not in special]
-        if not places:
+        positions = [index for index, token in enumerate(ids.tolist()) if token not in special]
+        if not positions:
             continue
+
         nll, correct = 0.0, 0
+        for first in range(0, len(positions), batch_size):
+            batch = torch.tensor(positions[first : first + batch_size])  # (B,)
+            loss, hits = _score_positions(model, ids, batch, mask_id=mask_id)
+            nll, correct = nll + loss, correct + hits
 
-        for first in range(0, len(places), batch_size):
-            here = torch.tensor(places[first : first + batch_size])  # (B,)
-            rows = torch.arange(len(here))
-            hidden = ids.repeat(len(here), 1)  # (B, T)
-            hidden[rows, here] = cast(int, tokenizer.mask_token_id)
-
-            with torch.no_grad():
-                # (B, V)
-                logits = model(input_ids=hidden.to(model.device)).logits[rows, here].float().cpu()
-
-            targets = ids[here]  # (B,)
-            nll += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
-            correct += int((logits.argmax(-1) == targets).sum())
-
+        # A truncated text counts with the bytes that were read.
         offsets: Any = encoded["offset_mapping"]
-        size = len(text[: offsets[places[-1]][1]].encode())
-        scores.append(DocumentScore(nll, len(places), size, correct))
+        size = len(text[: offsets[positions[-1]][1]].encode())
+        scores.append(DocumentScore(nll, len(positions), size, correct))
 
     if not scores:
         raise DataError(f"none of the {len(texts)} texts to score has a token")
     return scores
+
+
+@torch.no_grad()
+def _score_positions(
+    model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, *, mask_id: int
+) -> tuple[float, int]:
+    """Return the summed loss in nats and the right first choices at some positions.
+
+    Args:
+        ids: (T,) of one text.
+        positions: (B,), each masked in a copy of the text of its own.
+    """
+    rows = torch.arange(len(positions))
+    masked = ids.repeat(len(positions), 1)  # (B, T)
+    masked[rows, positions] = mask_id
+
+    logits = model(input_ids=masked.to(model.device)).logits  # (B, T, V)
+    logits = logits[rows, positions].float().cpu()  # (B, V)
+    targets = ids[positions]  # (B,)
+    loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    return float(loss), int((logits.argmax(-1) == targets).sum())
 
 
 def pseudo_metrics(
@@ -176,8 +191,7 @@ def pseudo_metrics(
 def pseudo_perplexity(scores: Sequence[DocumentScore]) -> float:
     """Return pseudo-perplexity: exp of minus the mean pseudo-log-likelihood a token.
 
-    Over all tokens of all texts (equation 2).
+    The mean is over all tokens of all texts (equation 2).
     """
-    return perplexity(
-        math.fsum(score.nll for score in scores) / sum(score.tokens for score in scores)
-    )
+    tokens = sum(score.tokens for score in scores)
+    return perplexity(math.fsum(score.nll for score in scores) / tokens)

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.context import check_block_size
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 logger = get_logger(__name__)
 
@@ -32,12 +33,11 @@ HEADS = {
     "camembert": ("lm_head",),
     "modernbert": ("head", "decoder"),
 }
-_IGNORED = -100
 
 
 @dataclass
 class ScoredTokens(ModelOutput):
-    """What a masked model says of the hidden tokens of a batch."""
+    """Loss and counts of the masked tokens of a batch."""
 
     loss: Tensor | None = None
     """mean over the scored tokens, nats"""
@@ -46,20 +46,17 @@ class ScoredTokens(ModelOutput):
 
 
 def score_only_masked(model: PreTrainedModel) -> bool:
-    """Make the model's forward return a loss, and counts in evaluation, not logits.
-
-    With labels; without labels it is unchanged.
+    """Make a forward with labels return a loss, and counts in evaluation, not logits.
 
     The loss is the mean over all scored tokens of an optimizer step, also when gradients are
     accumulated. A model that is not in `HEADS` computes its own logits first, and False is
-    returned. A forward without labels is untouched.
+    returned. A forward without labels is unchanged.
     """
     names = HEADS.get(model.config.model_type)
     stock_forward = model.forward
 
-    @functools.wraps(
-        type(model).forward
-    )  # the Trainer reads the signature to know which columns to keep
+    # the Trainer reads the signature to know which columns to keep
+    @functools.wraps(type(model).forward)
     def forward(
         self: PreTrainedModel,
         input_ids: Tensor | None = None,
@@ -70,7 +67,8 @@ def score_only_masked(model: PreTrainedModel) -> bool:
     ) -> Any:
         if labels is None:
             return stock_forward(input_ids=input_ids, **inputs)
-        scored = labels != _IGNORED  # (B, T)
+
+        scored = labels != IGNORED_LABEL  # (B, T)
 
         if names is None:
             rows = stock_forward(input_ids=input_ids, **inputs).logits[scored]  # (n, V)
@@ -87,13 +85,11 @@ def score_only_masked(model: PreTrainedModel) -> bool:
         if self.training:
             return ScoredTokens(loss=loss)
 
-        # (n, 3)
-        each = torch.stack(
-            [losses, (rows.argmax(-1) == targets).float(), torch.ones_like(losses)], dim=1
-        )
+        hits = (rows.argmax(-1) == targets).float()
+        each = torch.stack([losses, hits, torch.ones_like(losses)], dim=1)  # (n, 3)
         counts = torch.zeros(len(labels), 3, device=each.device)  # (B, 3)
-
-        return ScoredTokens(loss=loss, counts=counts.index_add_(0, scored.nonzero()[:, 0], each))
+        counts.index_add_(0, scored.nonzero()[:, 0], each)
+        return ScoredTokens(loss=loss, counts=counts)
 
     model.forward = types.MethodType(forward, model)
     return names is not None
@@ -104,11 +100,9 @@ def training_flops_per_token(
 ) -> float:
     """Return the FLOPs of training on one token, with the head at a share of tokens.
 
-    Forward and backward.
-
-    Counted as in `models.counting`: 2 for each multiply-add of a matrix product, 3 times the
-    forward. An architecture without the fields of BERT is counted as 2 for each parameter outside
-    its embeddings.
+    Forward and backward, counted as in `models.counting`: 2 for each multiply-add of a matrix
+    product, 3 times the forward. An architecture without the fields of BERT is counted as 2 for
+    each parameter outside its embeddings.
     """
     config: Any = model.config
     if not all(
@@ -119,12 +113,10 @@ def training_flops_per_token(
         return 6.0 * (model.num_parameters() - torch.as_tensor(table).numel())
 
     width = config.hidden_size
-    layer = (
-        2 * 4 * width * width
-        + 2 * 2 * sequence_length * width
-        + 2 * 2 * width * config.intermediate_size
-    )
-
+    projections = 2 * 4 * width * width
+    attention = 2 * 2 * sequence_length * width
+    feed_forward = 2 * 2 * width * config.intermediate_size
+    layer = projections + attention + feed_forward
     head = 2 * width * (width + config.vocab_size)
     return 3.0 * (config.num_hidden_layers * layer + scored_share * head)
 

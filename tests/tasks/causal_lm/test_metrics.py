@@ -17,11 +17,11 @@ from hfstack.tasks.causal_lm.metrics import (
     DocumentScore,
     Perplexity,
     TokenAccuracy,
-    _windows,
     bootstrap_interval,
     compute_metrics,
     derived_metrics,
     score_documents,
+    split_into_windows,
 )
 from tests.conftest import SENTENCES
 
@@ -47,7 +47,7 @@ def test_windows_score_each_token_once_with_enough_context(
 ) -> None:
     ids = list(range(length))
     scored: list[int] = []
-    for window in _windows(0, ids, max_length, stride):
+    for window in split_into_windows(0, ids, max_length, stride):
         assert len(window.token_ids) <= max_length
         scored += window.token_ids[-window.scored :]
         if scored[0] != window.token_ids[-window.scored]:  # every window but the first

@@ -1,6 +1,4 @@
-"""Which tokens are hidden: how many, of what, whole words, anew each epoch, and never the special
-ones.
-"""
+"""Which tokens are masked: how many, of what, whole words, others in each epoch, none special."""
 
 import copy
 
@@ -10,7 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from hfstack.errors import ConfigError, DataError
-from hfstack.tasks.masked_lm.masking import MaskedBlocks, masked_splits, use_mask_tokens
+from hfstack.tasks.masked_lm.masking import MaskedBlocks, add_mask_tokens, pack_masked_splits
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.train_tokenizer import train_tokenizer
 from hfstack.tokens.word_starts import WordStarts, given_word_starts
 from tests.conftest import SENTENCES
@@ -34,17 +33,19 @@ def make(tokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path):
             "text_column": "text",
             "seed": 3,
         } | changes
-        return masked_splits({"train": {"text": texts}, "eval": {"text": texts}}, own, **settings)
+        return pack_masked_splits(
+            {"train": {"text": texts}, "eval": {"text": texts}}, own, **settings
+        )
 
     return call
 
 
 def originals(block: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The block before anything was hidden."""
-    return torch.where(block["labels"] != -100, block["labels"], block["input_ids"])
+    """The block before anything was masked."""
+    return torch.where(block["labels"] != IGNORED_LABEL, block["labels"], block["input_ids"])
 
 
-def test_a_sixth_is_hidden_four_fifths_of_it_by_the_mask(make, tokenizer) -> None:
+def test_a_sixth_is_chosen_and_four_fifths_of_it_become_the_mask(make, tokenizer) -> None:
     blocks = make()["train"]
     rows = [blocks[index] for index in range(len(blocks))]
     inputs, labels = (
@@ -52,7 +53,7 @@ def test_a_sixth_is_hidden_four_fifths_of_it_by_the_mask(make, tokenizer) -> Non
         torch.stack([r["labels"] for r in rows]),
     )
     text = ~torch.isin(inputs[:, 1:-1], torch.tensor([2, 3]))  # not [CLS], [SEP]; masks are text
-    scored = labels != -100
+    scored = labels != IGNORED_LABEL
     assert (inputs[:, 0] == tokenizer.cls_token_id).all() and (
         inputs[:, -1] == tokenizer.sep_token_id
     ).all()
@@ -84,7 +85,7 @@ def test_masks_are_new_in_each_epoch_and_fixed_for_evaluation(make) -> None:
     assert torch.equal(both[0]["labels"], other["labels"]), "neighbours in a batch change nothing"
 
 
-def test_whole_words_are_hidden_together(make) -> None:
+def test_whole_words_are_masked_together(make) -> None:
     tokenizer = train_tokenizer(SENTENCES * 20, kind="wordpiece", vocab_size=60, lowercase=True)
     blocks = make(own=tokenizer, unit="word")["train"]
     starts_of = WordStarts(tokenizer)
@@ -92,7 +93,7 @@ def test_whole_words_are_hidden_together(make) -> None:
     for index in range(len(blocks)):
         block = blocks[index]
         row = originals(block)[1:-1].numpy()
-        scored = (block["labels"] != -100)[1:-1].numpy()
+        scored = (block["labels"] != IGNORED_LABEL)[1:-1].numpy()
         word = np.cumsum(starts_of(row[None])[0])
         for number in np.unique(word):
             assert len(set(scored[word == number])) == 1, tokenizer.convert_ids_to_tokens(
@@ -128,14 +129,14 @@ def test_words_of_a_byte_level_vocabulary(tiny_tokenizer) -> None:
     )
 
 
-def test_chinese_is_hidden_by_characters_or_by_given_words() -> None:
+def test_chinese_is_masked_by_characters_or_by_given_words() -> None:
     texts = ["我 喜欢 北京 的 狐狸 。", "北京 很 大 。"] * 60
     tokenizer = train_tokenizer(texts, kind="wordpiece", vocab_size=60)
     assert spelled(tokenizer, "我喜欢北京") == ["我", "喜", "欢", "北", "京"]
     encoded = tokenizer(texts[0], add_special_tokens=False, return_offsets_mapping=True)
     starts = given_word_starts(texts[0], encoded["offset_mapping"])
     assert starts.tolist() == [True, True, False, True, False, True, True, False, True]
-    blocks = masked_splits(
+    blocks = pack_masked_splits(
         {"train": {"text": texts}},
         tokenizer,
         text_column="text",
@@ -149,7 +150,7 @@ def test_chinese_is_hidden_by_characters_or_by_given_words() -> None:
     for index in range(len(blocks)):
         row, labels = originals(blocks[index]), blocks[index]["labels"]
         for place in np.flatnonzero((row[:-1] == happy[0]).numpy() & (row[1:] == happy[1]).numpy()):
-            assert (labels[place] == -100) == (labels[place + 1] == -100)
+            assert (labels[place] == IGNORED_LABEL) == (labels[place + 1] == IGNORED_LABEL)
             pairs += 1
     assert pairs > 10
 
@@ -165,7 +166,7 @@ def test_isolated_documents_see_only_themselves(make, tokenizer) -> None:
 
 
 def test_a_causal_tokenizer_gets_what_masking_needs(tiny_tokenizer, make) -> None:
-    tokenizer = use_mask_tokens(copy.deepcopy(tiny_tokenizer))
+    tokenizer = add_mask_tokens(copy.deepcopy(tiny_tokenizer))
     assert (
         isinstance(tokenizer, PreTrainedTokenizerFast) and len(tokenizer) == len(tiny_tokenizer) + 2
     )
@@ -178,7 +179,7 @@ def test_a_causal_tokenizer_gets_what_masking_needs(tiny_tokenizer, make) -> Non
         and block["input_ids"][-1] == tokenizer.sep_token_id
     )
     bert = tiny_bert_tokenizer()
-    assert use_mask_tokens(bert) is bert and len(bert) == len(tiny_bert_tokenizer())
+    assert add_mask_tokens(bert) is bert and len(bert) == len(tiny_bert_tokenizer())
 
 
 def test_what_cannot_be_masked_is_refused(make, tiny_tokenizer) -> None:
@@ -202,4 +203,4 @@ def test_what_cannot_be_masked_is_refused(make, tiny_tokenizer) -> None:
     endless = copy.deepcopy(tiny_tokenizer)
     endless.eos_token = None
     with pytest.raises(ConfigError, match="neither a sep nor an eos token"):
-        use_mask_tokens(endless)
+        add_mask_tokens(endless)

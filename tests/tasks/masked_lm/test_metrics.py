@@ -28,16 +28,16 @@ def bert(tmp_path_factory: pytest.TempPathFactory):
     )
 
 
-def test_each_token_is_hidden_in_turn(bert) -> None:
+def test_each_token_is_masked_in_turn(bert) -> None:
     model, tokenizer = bert
     text = "The owl was kind."
     ids = tokenizer(text, return_tensors="pt")["input_ids"][0]
     expected, right = 0.0, 0
     for place in range(1, len(ids) - 1):
-        hidden = ids.clone()
-        hidden[place] = tokenizer.mask_token_id
+        masked = ids.clone()
+        masked[place] = tokenizer.mask_token_id
         with torch.no_grad():
-            row = model(hidden[None]).logits[0, place].log_softmax(-1)
+            row = model(masked[None]).logits[0, place].log_softmax(-1)
         expected -= row[ids[place]].item()
         right += int(row.argmax() == ids[place])
     for batch_size in (1, 4, 32):
@@ -79,10 +79,10 @@ def test_the_guess_that_reads_nothing_by_hand(bert) -> None:
         "the end of a document is no token to guess"
     )
     held = MaskedBlocks(np.array([[often, seldom, never, often] * 25]), **settings, fixed=True)
-    hidden, visible = held[0]["labels"], held[0]["input_ids"]
+    labels, visible = held[0]["labels"], held[0]["input_ids"]
     frequency = {often: 7 / (9 + size), seldom: 4 / (9 + size), never: 1 / (9 + size)}
     right, nats, kinds = 0, 0.0, set()
-    for label, seen in zip(hidden.tolist(), visible.tolist(), strict=True):
+    for label, seen in zip(labels.tolist(), visible.tolist(), strict=True):
         if label < 0:
             continue
         if seen == tokenizer.mask_token_id:
@@ -96,7 +96,7 @@ def test_the_guess_that_reads_nothing_by_hand(bert) -> None:
         else:
             kinds.add("another")
             nats -= math.log(frequency[label] / 2)
-    count = int((hidden >= 0).sum())
+    count = int((labels >= 0).sum())
     found = baseline_metrics(train, held)
     assert kinds == {"masked", "kept", "another"} and count > 90
     assert found["baseline_masked_accuracy"] == pytest.approx(right / count)

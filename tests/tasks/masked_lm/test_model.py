@@ -25,6 +25,7 @@ from hfstack.tasks.masked_lm.model import (
     score_only_masked,
     training_flops_per_token,
 )
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 SIZES = {
     "vocab_size": 50,
@@ -70,7 +71,7 @@ def batch() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(4, 50, (3, 20), generator=generator)
     scored = torch.rand(3, 20, generator=generator) < 0.2
-    return {"input_ids": tokens, "labels": torch.where(scored, tokens, -100)}
+    return {"input_ids": tokens, "labels": torch.where(scored, tokens, IGNORED_LABEL)}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_evaluation_counts_by_hand(batch) -> None:
     score_only_masked(model)
     counts = model(**batch).counts
     for row in range(3):
-        here = batch["labels"][row] != -100
+        here = batch["labels"][row] != IGNORED_LABEL
         targets = batch["labels"][row][here]
         expected = torch.nn.functional.cross_entropy(logits[row][here], targets, reduction="sum")
         right = (logits[row][here].argmax(-1) == targets).sum()
@@ -114,7 +115,7 @@ def test_parts_of_a_step_add_up_to_the_mean_over_its_tokens(batch) -> None:
     model = build("bert").train()
     score_only_masked(model)
     whole = model(**batch).loss
-    total = (batch["labels"] != -100).sum()
+    total = (batch["labels"] != IGNORED_LABEL).sum()
     parts = [
         model(**{k: v[i : i + 1] for k, v in batch.items()}, num_items_in_batch=total).loss
         for i in range(3)
