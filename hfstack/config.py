@@ -1,7 +1,6 @@
 """Read a recipe's settings, strictly, from a YAML file and the command line.
 
-    def main(model_args: ModelConfig, data_args: DataArgs, training_args: SFTConfig) -> dict[str,
-    float]: ...
+    def main(model_args: ModelConfig, training_args: SFTConfig) -> dict[str, float]: ...
 
     if __name__ == "__main__":
         command_line(main)

@@ -4,8 +4,9 @@
     hfstack run answer --datasets train.jsonl --eval_datasets test.jsonl        # the same, shorter
 
 reads   rows of question, context and answers (text, answer_start) as SQuAD and CMRC have them; an
-encoder writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and
-run.json in --output_dir
+        encoder
+writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and run.json
+        in --output_dir
 """
 
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ from hfstack.tasks.question_answering.metrics import (
 from hfstack.tasks.shared.task_models import check_length, load_with_head, save_task
 from hfstack.tasks.shared.token_tasks import InOrderTrainer
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
+from hfstack.training.preflight import accumulation_problems, checked
 from hfstack.training.settings import check_best_metric, check_settings
 
 
@@ -140,7 +141,8 @@ def main(
                 ),
             )
 
-        trained = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint)
+        problems = accumulation_problems(trainer)
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         metrics = {"train_loss": trained.training_loss, "train_questions": len(questions["train"])}
 
         if held:

@@ -3,9 +3,10 @@
     accelerate launch recipes/classify.py --config recipes/classify.yaml --learning_rate 5e-5
     hfstack run classify --learning_rate 5e-5                       # the same, shorter
 
-reads   rows with a text, or two, and a label; or a task of GLUE by name; an encoder, a causal model
-or an architecture writes  the model with its head (or adapter and head), classifier.json,
-predictions, pictures and run.json
+reads   rows with a text, or two, and a label; or a task of GLUE by name; an encoder, a causal
+        model or an architecture
+writes  the model with its head (or adapter and head), classifier.json, predictions, pictures and
+        run.json
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from hfstack.tasks.classification.predict import classify_logits
 from hfstack.tasks.classification.report import calibrate, record_results
 from hfstack.tokens.text_rows import choose_max_length, pad_rows
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
+from hfstack.training.preflight import accumulation_problems, checked
 from hfstack.training.settings import check_settings
 
 
@@ -150,8 +151,12 @@ def main(
                 callbacks=[*early_stopping, *protect(run, push_checkpoints(training_args))],
             )
 
-        loss = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint).training_loss
-        metrics: dict[str, float] = {"train_loss": loss, "train_rows": len(encoded["train"].rows)}
+        problems = accumulation_problems(trainer)
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        metrics: dict[str, float] = {
+            "train_loss": trained.training_loss,
+            "train_rows": len(encoded["train"].rows),
+        }
 
         for name in [name for name in encoded if name != "train"]:
             rows, targets = encoded[name].rows.to_list(), numpy.asarray(encoded[name].targets)

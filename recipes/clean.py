@@ -1,7 +1,7 @@
 """Clean raw documents: fix and filter text, mask personal data, drop duplicates.
 
-    hfstack run clean --datasets raw.jsonl --output_dir runs/clean python recipes/clean.py --config
-    recipes/clean.yaml --datasets raw.jsonl --output_dir runs/clean     # the same
+    hfstack run clean --datasets raw.jsonl --output_dir runs/clean
+    python recipes/clean.py --config recipes/clean.yaml --datasets raw.jsonl  # the same
 
 reads   rows with a text column: Hub ids, local files, globs or folders
 writes  train.jsonl (eval.jsonl, dropped.jsonl) with all columns, and run.json, in --output_dir

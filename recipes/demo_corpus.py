@@ -3,9 +3,9 @@
     hfstack run demo_corpus --output_dir runs/demo_corpus
     python recipes/demo_corpus.py --stories 12000 --output_dir runs/demo_corpus     # the same
 
-reads   nothing: the stories come from a generator, so no network is needed writes  raw.jsonl,
-planted.jsonl (the truth about the noise), prompts.txt, on request instructions.jsonl, chat.jsonl
-and sentiment.jsonl, and run.json, in --output_dir
+reads   nothing: the stories come from a generator, so no network is needed
+writes  raw.jsonl, planted.jsonl (the truth about the noise), prompts.txt, on request
+        instructions.jsonl, chat.jsonl and sentiment.jsonl, and run.json, in --output_dir
 """
 
 import time

@@ -1,8 +1,7 @@
 """Find the weak link of an RLHF chain, with the evidence.
 
-    hfstack run diagnose --runs runs/sft runs/preferences runs/reward runs/ppo runs/win_rate python
-    recipes/diagnose.py --runs runs --kl_budget 5 --output_dir runs/diagnose     # every run under
-    runs/
+    hfstack run diagnose --runs runs/sft runs/preferences runs/reward runs/ppo runs/win_rate
+    python recipes/diagnose.py --runs runs --kl_budget 5 --output_dir runs/diagnose
 
 reads   run.json of each run, its curves, answers.jsonl and completions.jsonl
 writes  run.json in --output_dir, with the findings as a table that the report shows

@@ -1,8 +1,7 @@
 """Measure a causal language model on text: perplexity, bits per byte, accuracy.
 
-    accelerate launch recipes/evaluate_lm.py --config recipes/evaluate_lm.yaml --model_name_or_path
-    runs/pretrain_clm hfstack run evaluate_lm --model_name_or_path runs/pretrain_clm      # the
-    same, shorter
+    accelerate launch recipes/evaluate_lm.py --config recipes/evaluate_lm.yaml --stride 64
+    hfstack run evaluate_lm --model_name_or_path runs/pretrain_clm      # the same, shorter
 
 reads   a model and its tokenizer; rows with a column of text
 writes  documents.jsonl (a score for each document) and run.json in --output_dir

@@ -1,8 +1,7 @@
 """Show which tokens moved a classifier, by integrated gradients, on a page.
 
-    accelerate launch recipes/explain.py --config recipes/explain.yaml --model_name_or_path
-    runs/classify hfstack run explain --model_name_or_path runs/classify --texts "a dull film"    #
-    the same, shorter
+    accelerate launch recipes/explain.py --config recipes/explain.yaml --steps 64
+    hfstack run explain --model_name_or_path runs/classify --texts "a dull film"
 
 reads   a model that classify has trained, or one like it; texts, or rows with its columns
 writes  explanations.html and explanations.jsonl in --output_dir

@@ -1,7 +1,7 @@
 """Merge a checkpoint in shards (FSDP, DeepSpeed) into one plain safetensors model.
 
-    accelerate launch recipes/merge_checkpoint.py --checkpoint runs/clm --output_dir runs/merged
-    hfstack run merge_checkpoint --checkpoint runs/clm    # the same, shorter: its newest checkpoint
+    python recipes/merge_checkpoint.py --config recipes/merge_checkpoint.yaml
+    hfstack run merge_checkpoint --checkpoint runs/clm  # the same, shorter: its newest checkpoint
 
 reads   a checkpoint-<step> folder to which every process wrote its part
 writes  the model (or adapter), its tokenizer and run.json in --output_dir

@@ -1,15 +1,11 @@
 """Train answers and preferences in one stage by ORPO, without a reference model.
 
     accelerate launch recipes/orpo.py --config recipes/orpo.yaml --model_name_or_path runs/pretrain
-    hfstack run orpo --model_name_or_path runs/pretrain --datasets pairs.jsonl     # the same,
-    shorter
+    hfstack run orpo --model_name_or_path runs/pretrain --datasets pairs.jsonl  # the same, shorter
 
 reads   preferences (pairs, ratings, rankings or thumbs); a language model
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
-
-from dataclasses import dataclass, field
-from functools import partial
 
 from trl import ModelConfig, get_peft_config
 
@@ -17,89 +13,50 @@ from trl import ModelConfig, get_peft_config
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from hfstack.config import command_line
-from hfstack.data.sources import DataArgs, describe_sources
-from hfstack.intervals import share_interval
-from hfstack.models.adapters import give_pad_token
-from hfstack.models.context import context_length
-from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.data.sources import DataArgs
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
+from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import (
-    check_policy,
-    check_preferences,
+    check_reference,
     fitting_prompts,
-    prompts_to_show,
+    preference_problems,
 )
-from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
 from hfstack.tasks.preferences.rows import PreferenceArgs
-from hfstack.tasks.sft.answers import answer_pairs
-from hfstack.tokens.chat import stop_at_end_of_turn
-from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
-
-
-@dataclass
-class OrpoArgs:
-    """What is written while training, beside the upstream settings."""
-
-    sample_prompts: list[str] = field(default_factory=list)
-    """Prompts whose answers are written to samples.jsonl at each evaluation; three of the held-out
-    ones by default.
-    """
-    sample_tokens: int = 100
-    """Longest sample, in tokens."""
+from hfstack.training.preflight import checked
 
 
 def main(
     model_args: ModelConfig,
     data_args: DataArgs,
     preference_args: PreferenceArgs,
-    orpo_args: OrpoArgs,
+    sample_args: alignment.SampleArgs,
     training_args: ORPOConfig,
 ) -> dict[str, float]:
-    """Train on the chosen answers and the odds between both, evaluate and save.
+    """Train on the chosen answers and the odds between both; return the metrics."""
+    settings = (model_args, data_args, preference_args, sample_args, training_args)
+    limit = training_args.max_length
 
-    Return the metrics.
-    """
-    settings = (model_args, data_args, preference_args, orpo_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
+        # data
         checkpoint = run.resume_point()
-        check_policy(model_args, sharded=is_sharded(training_args))
-        rows = load_preferences(
-            data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl"
+        check_reference(model_args, sharded=is_sharded(training_args))
+        rows = alignment.load_recorded_preferences(run, model_args, data_args, preference_args)
+
+        # model
+        tokenizer, model = alignment.load_policy(model_args)
+        problems = preference_problems(
+            rows, tokenizer, model, max_length=limit, on_bad_row=data_args.on_bad_row
         )
 
-        run.record_inputs(
-            model_args.model_name_or_path,
-            train=describe_sources(data_args.datasets),
-            eval=describe_sources(data_args.eval_datasets),
-        )
+        # The other trainers leave out prompts that fill the context by themselves.
+        if data_args.on_bad_row != "fail" and limit is not None:
+            rows = fitting_prompts(rows, tokenizer, max_length=limit)
 
-        lengths = {name: length_statistics(split) for name, split in rows.items()}
-        run.add_table("answer lengths", *length_table(lengths))
-
-        tokenizer = load_tokenizer(model_args)
-        model = load_causal_lm(model_args, tokenizer)
-        give_pad_token(tokenizer, model, may_grow=False)
-        stop_at_end_of_turn(model, tokenizer)
-        max_length = training_args.max_length
-        check_preferences(
-            rows, tokenizer, model, max_length=max_length, on_bad_row=data_args.on_bad_row
-        )
-
-        # DPO's trainer does it itself
-        if data_args.on_bad_row != "fail" and max_length is not None:
-            rows = fitting_prompts(rows, tokenizer, max_length=max_length)
-
-        longest = context_length(model.config)
-        longest = longest - orpo_args.sample_tokens if longest is not None else None
-        shown = prompts_to_show(orpo_args.sample_prompts, rows, tokenizer, longest=longest)
-        sample = partial(
-            answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=orpo_args.sample_tokens
-        )
-
-        run.add_artifact("samples", "samples.jsonl")
+        # trainer
+        samples = alignment.sample_answers(run, sample_args, rows, tokenizer, model)
         trainer = ORPOTrainer(
             model=model,
             args=training_args,
@@ -107,22 +64,14 @@ def main(
             eval_dataset=rows.get("eval"),
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
-            callbacks=[
-                SampleTable(run.output_dir / "samples.jsonl", sample),
-                *protect(run, push_checkpoints(training_args)),
-            ],
+            callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
-        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        # evaluate
         metrics = {"train_loss": trained.training_loss, "train_pairs": len(rows["train"])}
-
         if "eval" in rows:
-            metrics |= trainer.evaluate()
-            pairs, accuracy = len(rows["eval"]), metrics["eval_rewards/accuracies"]
-            low, high = share_interval([accuracy] * pairs)
-            metrics |= {"eval_pairs": pairs, "eval_accuracy": accuracy}
-            metrics |= {"eval_accuracy_low": low, "eval_accuracy_high": high}
-
+            metrics |= alignment.evaluate_pairs(trainer, pairs=len(rows["eval"]))
         return run.finish(metrics, trainer)
 
 

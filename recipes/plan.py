@@ -1,6 +1,6 @@
 """Plan what a budget buys, or what a recipe takes and whether it fits.
 
-    hfstack run plan --device_hours 100 --device_name "NVIDIA H200" --memory_gib 141
+    hfstack run plan --money 500 --price_per_device_hour 3 --memory_gib 141
     hfstack run plan --recipe sft --recipe_options "--model_name_or_path Qwen/Qwen3-0.6B"
 
 reads   a law that scaling_fit has fitted, or the published one; any recipe's settings and its

@@ -1,11 +1,11 @@
 """Predict every row of a file with a finished model.
 
-    accelerate launch recipes/predict.py --config recipes/predict.yaml --model_name_or_path
-    runs/classify hfstack run predict --model_name_or_path runs/classify --datasets new.jsonl     #
-    the same, shorter
+    accelerate launch recipes/predict.py --config recipes/predict.yaml --datasets new.jsonl
+    hfstack run predict --model_name_or_path runs/classify --datasets new.jsonl  # the same, shorter
 
 reads   a model that classify has trained, or one like it; rows with its columns, labels are not
-needed writes  predictions.jsonl in --output_dir, a line for each row, in order
+        needed
+writes  predictions.jsonl in --output_dir, a line for each row, in order
 """
 
 from dataclasses import dataclass, field

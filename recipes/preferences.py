@@ -1,11 +1,12 @@
 """Make preferences: answers from a model, files or the demo, judged by a rule.
 
-    accelerate launch recipes/preferences.py --config recipes/preferences.yaml --model_name_or_path
-    runs/sft hfstack run preferences --model_name_or_path runs/sft              # the same, shorter
+    accelerate launch recipes/preferences.py --config recipes/preferences.yaml --seed 7
+    hfstack run preferences --model_name_or_path runs/sft              # the same, shorter
 
 reads   a model and prompts; or rows with several answers to a prompt; or nothing: the demo
-generator answers writes  train.jsonl and eval.jsonl (pairs, with no prompt in both), judged.jsonl
-and run.json in --output_dir
+        generator answers
+writes  train.jsonl and eval.jsonl (pairs, with no prompt in both), judged.jsonl and run.json in
+        --output_dir
 """
 
 from dataclasses import asdict, dataclass

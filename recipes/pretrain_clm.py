@@ -1,7 +1,7 @@
 """Pretrain a causal language model on raw text, from scratch or from a checkpoint.
 
-    accelerate launch recipes/pretrain_clm.py --config recipes/pretrain_clm.yaml --learning_rate
-    1e-3 hfstack run pretrain_clm --learning_rate 1e-3                       # the same, shorter
+    accelerate launch recipes/pretrain_clm.py --config recipes/pretrain_clm.yaml --seed 7
+    hfstack run pretrain_clm --learning_rate 1e-3                       # the same, shorter
 
 reads   rows with a column of text; a tokenizer; an architecture (config.json) or a checkpoint
 writes  the model, its tokenizer, checkpoints, samples.jsonl and run.json in --output_dir
@@ -30,7 +30,7 @@ from hfstack.tasks.causal_lm.ladder import training_counts
 from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
+from hfstack.training.preflight import accumulation_problems, checked, label_problems
 from hfstack.training.settings import blocks_per_step, check_settings
 
 
@@ -143,9 +143,10 @@ def main(
                 callbacks=[*callbacks, *protect(run, push_checkpoints(training_args))],
             )
 
-        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
-            resume_from_checkpoint=checkpoint
-        )
+        problems = label_problems(trainer.train_dataset, model.config.vocab_size)
+        problems |= accumulation_problems(trainer)
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+
         run.add_artifact("samples", "samples.jsonl")
         metrics = training_counts(
             model.config, training_args, blocks["train"], steps=trained.global_step

@@ -1,7 +1,7 @@
 """Publish a finished run with a model card: to the Hub, or into a folder.
 
     accelerate launch recipes/publish.py --config recipes/publish.yaml --repo me/stories
-    hfstack run publish --repo me/stories --dry_run true       # the same, but only show the plan
+    hfstack run publish --run runs/sft --repo me/stories --dry_run true  # shows the plan
 
 reads   run.json of the run, of those behind it and of those that measured it; its weights,
         tokenizer or rows

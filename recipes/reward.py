@@ -3,9 +3,10 @@
     accelerate launch recipes/reward.py --config recipes/reward.yaml --model_name_or_path runs/sft
     hfstack run reward --model_name_or_path runs/sft --datasets pairs.jsonl     # the same, shorter
 
-reads   preferences (pairs, ratings, rankings or thumbs); a causal language model or an encoder such
-as BERT writes  the model with its head (or the adapter and the head), rewards.svg, pairs.jsonl and
-run.json in --output_dir
+reads   preferences (pairs, ratings, rankings or thumbs); a causal language model or an encoder
+        such as BERT
+writes  the model with its head (or the adapter and the head), rewards.svg, pairs.jsonl and
+        run.json in --output_dir
 """
 
 import json
@@ -25,7 +26,7 @@ from hfstack.models.heads import lora_beside_head
 from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
-from hfstack.tasks.preferences.checks import check_reward_pairs
+from hfstack.tasks.preferences.checks import reward_problems
 from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
 from hfstack.tasks.preferences.encode import Overlong, encode_pairs
 from hfstack.tasks.preferences.metrics import accuracy_by_margin, calibration_bins, reward_metrics
@@ -33,6 +34,7 @@ from hfstack.tasks.preferences.pictures import reward_histogram
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from hfstack.tasks.preferences.rows import PreferenceArgs, answer_text
 from hfstack.training.checkpointing import protect
+from hfstack.training.preflight import checked
 
 
 @dataclass
@@ -102,10 +104,11 @@ def main(
             callbacks=[*protect(run, push_checkpoints(training_args))],
         )
 
-        check_reward_pairs(
+        problems = reward_problems(
             splits, encoded, tokenizer, model=cast(Any, trainer.model), new_modules=new_modules
         )
-        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+
         metrics: dict[str, float] = {
             "train_loss": trained.training_loss,
             "train_pairs": len(encoded["train"]),

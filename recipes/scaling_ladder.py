@@ -1,7 +1,7 @@
 """Train a ladder of models, sizes times budgets, to fit scaling laws to.
 
-    accelerate launch recipes/scaling_ladder.py --config recipes/scaling_ladder.yaml
-    hfstack run scaling_ladder                     # the same, shorter
+    accelerate launch recipes/scaling_ladder.py --config recipes/scaling_ladder.yaml --seed 7
+    hfstack run scaling_ladder --budgets 1e15 4e15                     # the same, shorter
 
 reads   rows with a column of text; a tokenizer; an architecture (config.json) of each family
 writes  rungs/<name>/ in --output_dir, each a run of its own with run.json and the model; a table
@@ -29,7 +29,7 @@ from hfstack.tasks.causal_lm.ladder import rung_arguments, rung_metrics, rung_th
 from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.training.callbacks import DerivedMetrics
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
+from hfstack.training.preflight import accumulation_problems, checked
 from hfstack.training.settings import check_settings
 
 
@@ -158,7 +158,8 @@ def train_rung(
                     tokenizer,
                     callbacks=[throughput, derived, *protect(run)],
                 )
-            trained = checked(trainer, tokenizer).train(resume_from_checkpoint=checkpoint)
+            problems = accumulation_problems(trainer)
+            trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
             # evaluate
             losses = {

@@ -4,8 +4,9 @@
     hfstack run seq2seq --datasets train.jsonl --eval_datasets test.jsonl       # the same, shorter
 
 reads   rows of a source and a target, or a list of them; a T5, BART or Marian model, or an
-architecture and a tokenizer writes  the model or adapter, its tokenizer, task.json,
-predictions.jsonl of the held-out rows and run.json
+        architecture and a tokenizer
+writes  the model or adapter, its tokenizer, task.json, predictions.jsonl of the held-out rows and
+        run.json
 """
 
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ from hfstack.tasks.shared.task_models import save_task
 from hfstack.tasks.shared.token_tasks import token_loss_func
 from hfstack.tokens.text_rows import Overlong
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
+from hfstack.training.preflight import accumulation_problems, checked, label_problems
 from hfstack.training.settings import check_settings
 
 
@@ -170,9 +171,10 @@ def main(
                 else None,
             )
 
-        trained = checked(trainer, tokenizer, classes=model.config.vocab_size).train(
-            resume_from_checkpoint=checkpoint
-        )
+        problems = label_problems(trainer.train_dataset, model.config.vocab_size)
+        problems |= accumulation_problems(trainer)
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+
         metrics = {"train_loss": trained.training_loss, "train_rows": len(train.rows)}
 
         if held:

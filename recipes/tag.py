@@ -3,9 +3,10 @@
     accelerate launch recipes/tag.py --config recipes/tag.yaml --learning_rate 3e-5
     hfstack run tag --datasets train.jsonl --eval_datasets test.jsonl           # the same, shorter
 
-reads   rows with a list of words and a list of as many tags (names or numbers); an encoder writes
-the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and run.json in
---output_dir"""
+reads   rows with a list of words and a list of as many tags (names or numbers); an encoder
+writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out rows and run.json
+        in --output_dir
+"""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,7 +42,7 @@ from hfstack.tasks.token_classification.metrics import (
     write_tagged,
 )
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import checked
+from hfstack.training.preflight import accumulation_problems, checked, label_problems
 from hfstack.training.settings import check_best_metric, check_settings
 
 
@@ -155,9 +156,10 @@ def main(
                 preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
             )
 
-        trained = checked(trainer, tokenizer, classes=len(names)).train(
-            resume_from_checkpoint=checkpoint
-        )
+        problems = label_problems(trainer.train_dataset, len(names))
+        problems |= accumulation_problems(trainer)
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+
         metrics = {"train_loss": trained.training_loss, "train_sentences": len(sentences["train"])}
 
         if gold:

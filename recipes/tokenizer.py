@@ -1,7 +1,7 @@
 """Train a tokenizer on your own text and measure it on text that it has not seen.
 
-    hfstack run tokenizer --datasets stories.jsonl --vocab_size 4096 python recipes/tokenizer.py
-    --config recipes/tokenizer.yaml --datasets stories.jsonl     # the same, with the YAML
+    hfstack run tokenizer --datasets stories.jsonl --vocab_size 4096
+    python recipes/tokenizer.py --config recipes/tokenizer.yaml --datasets stories.jsonl
 
 reads   rows with a column of text, as a stream
 writes  a tokenizer that AutoTokenizer loads, and run.json, in --output_dir

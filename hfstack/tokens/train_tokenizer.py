@@ -1,9 +1,11 @@
 """Train a byte-level BPE, WordPiece or Unigram tokenizer, and measure it.
 
-    bpe        the choice for language models: any text round-trips, nothing is ever unknown (GPT-2,
-    Llama 3) unigram    SentencePiece's algorithm (Kudo 2018); characters never seen in training
-    become `<|unk|>` wordpiece  BERT's: splits words and Chinese characters apart, loses spacing;
-    for masked language models
+    bpe        the choice for language models: any text round-trips, nothing is ever unknown
+               (GPT-2, Llama 3)
+    unigram    SentencePiece's algorithm (Kudo 2018); characters never seen in training become
+               `<|unk|>`
+    wordpiece  BERT's: splits words and Chinese characters apart, loses spacing; for masked
+               language models
 
 No tokenizer made here adds a token by itself at the beginning or end of a text, WordPiece's [CLS]
 and [SEP] apart: ending a document is the packing's job, and a chat's turns are the chat template's.

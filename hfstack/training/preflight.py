@@ -9,11 +9,12 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
+from datasets import IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from hfstack.logs import get_logger
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.training.checks import (
-    IGNORED_LABEL,
     accumulation_keeps_loss,
     embedding_covers_tokenizer,
     labels_in_range,
@@ -26,60 +27,114 @@ logger = get_logger(__name__)
 
 TrainerT = TypeVar("TrainerT", bound=Trainer)
 
-CHECKED_ROWS = (
-    1000  # the first ones; what is wrong with a template or an encoding is wrong in all rows
-)
+# The first ones: what is wrong with a template or an encoding is wrong in all rows.
+CHECKED_ROWS = 1000
 COMPARED_ROWS = 100_000
 ACCUMULATED_ROWS = 4
 
 
-def checked(
-    trainer: TrainerT, tokenizer: PreTrainedTokenizerBase, *, classes: int | None = None
-) -> TrainerT:
-    """Check for what trains silently wrong, log what was checked, return the Trainer.
+NO_SHARED_ROW = "no row in train and eval"
 
-    Held-out rows that are train rows too are counted in a warning, since the official splits of
-    public data have some.
+Problems = dict[str, str | None]  # a rule, as a reader would say it, and its problem or None
+
+
+def checked(
+    trainer: TrainerT, tokenizer: PreTrainedTokenizerBase, found: Problems | None = None
+) -> TrainerT:
+    """Refuse to train on any problem, log what was checked, and return the Trainer.
+
+    Every recipe that trains goes through here, right before its first step. What holds for all of
+    them is checked here; what depends on the task is checked by its own functions and handed in.
 
     Args:
-        trainer: with a `train_dataset` whose rows have `input_ids`, and `labels` where tokens are
-            labelled.
-        classes: labels of tokens are 0 .. classes - 1.
+        trainer: as the recipe built it.
+        tokenizer: of the model that is trained.
+        found: what the functions that check rows, prompts or losses have found.
 
     Raises:
         DataError: naming every problem.
     """
-    model: Any = trainer.model
     train: Any = trainer.train_dataset
-    rows = [train[index] for index in range(min(CHECKED_ROWS, len(train)))]
-    ids = [_numbers(row["input_ids"]) for row in rows]
-    first: Any = (
-        tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-    )
+    results: Problems = dict(found or {})
 
-    embedded = model.get_input_embeddings().weight.shape[0]
-    results = {
-        "no doubled first token": no_double_bos(ids, first),
-        "every id has an embedding": embedding_covers_tokenizer(embedded, tokenizer),
-    }
+    embedded = _embedding_rows(trainer.model)
+    if embedded is not None:
+        results["every id has an embedding"] = embedding_covers_tokenizer(embedded, tokenizer)
 
-    if classes is not None:
-        labels = [_numbers(row["labels"]) for row in rows]
-        scored = (label for row in labels for label in row if label != IGNORED_LABEL)
-        results["some label is scored"] = some_label_is_scored([list(chain.from_iterable(labels))])
-        results["labels are classes"] = labels_in_range(scored, classes)
-
-    if trainer.args.gradient_accumulation_steps > 1 and not (
-        trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    ):
-        results["accumulation keeps the loss"] = accumulation_keeps_loss(
-            *_losses(trainer, rows[:ACCUMULATED_ROWS])
-        )
+    rows = _first_encoded_rows(train)
+    if rows:
+        first: Any = tokenizer.bos_token_id
+        first = tokenizer.cls_token_id if first is None else first
+        ids = [_numbers(row["input_ids"]) for row in rows]
+        results["no doubled first token"] = no_double_bos(ids, first)
 
     preflight(results)
-    if trainer.eval_dataset is not None:
-        _count_shared(train, trainer.eval_dataset)
+    if rows and NO_SHARED_ROW not in results:
+        _warn_of_shared_rows(train, trainer.eval_dataset)
     return trainer
+
+
+def label_problems(rows: Any, classes: int) -> Problems:
+    """Check the labels of tokens, which are 0 .. classes - 1 or ignored.
+
+    Args:
+        rows: a dataset whose rows have `labels`, (T,) each.
+    """
+    labels = [_numbers(row["labels"]) for row in _first_encoded_rows(rows)]
+    scored = (label for row in labels for label in row if label != IGNORED_LABEL)
+    return {
+        "some label is scored": some_label_is_scored([list(chain.from_iterable(labels))]),
+        "labels are classes": labels_in_range(scored, classes),
+    }
+
+
+def accumulation_problems(trainer: Trainer) -> Problems:
+    """Check that the loss of a batch is the same when its gradients are accumulated.
+
+    Measured on the model and the loss that training will use; not in shards, where one process
+    cannot run the model.
+    """
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if trainer.args.gradient_accumulation_steps == 1 or sharded:
+        return {}
+
+    rows = _first_encoded_rows(trainer.train_dataset)[:ACCUMULATED_ROWS]
+    return {"accumulation keeps the loss": accumulation_keeps_loss(*_losses(trainer, rows))}
+
+
+def _warn_of_shared_rows(train: Any, held_out: Any) -> None:
+    """Warn of held-out rows that are among the first train rows.
+
+    The official splits of public data have some, so that they are no reason to stop.
+    """
+    if held_out is None:
+        return
+    kept = {hash(tuple(_numbers(row["input_ids"]))) for row in _rows_to_compare(held_out)}
+    shared = len(
+        kept & {hash(tuple(_numbers(row["input_ids"]))) for row in _rows_to_compare(train)}
+    )
+    if shared:
+        logger.warning(
+            "%d of %d different held-out rows are trained on too, and say nothing about unseen "
+            "rows",
+            shared,
+            len(kept),
+        )
+
+
+def _embedding_rows(model: Any) -> int | None:
+    """Return the rows of the model's embedding; None when it was sharded away already."""
+    base = getattr(model, "policy", model)  # PPO trains a policy and a critic in one module
+    embedding = base.get_input_embeddings()
+    rows = embedding.weight.shape[0] if embedding is not None else 0
+    return rows or None
+
+
+def _first_encoded_rows(rows: Any) -> list[Any]:
+    """Return the first rows, when they have token ids and can be read by their number."""
+    if isinstance(rows, IterableDataset) or not len(rows) or "input_ids" not in rows[0]:
+        return []
+    return [rows[index] for index in range(min(CHECKED_ROWS, len(rows)))]
 
 
 def _losses(trainer: Trainer, rows: Sequence[Any]) -> tuple[float, float]:
@@ -114,20 +169,7 @@ def _scaled_loss(trainer: Trainer, parts: Sequence[Sequence[Any]]) -> float:
     return total
 
 
-def _count_shared(train: Any, held_out: Any) -> None:
-    """Warn of held-out rows that are among the (first) train rows."""
-    kept = {hash(tuple(_numbers(row["input_ids"]))) for row in _first_rows(held_out)}
-    shared = len(kept & {hash(tuple(_numbers(row["input_ids"]))) for row in _first_rows(train)})
-    if shared:
-        logger.warning(
-            "%d of %d different held-out rows are trained on too, and say nothing about unseen "
-            "rows",
-            shared,
-            len(kept),
-        )
-
-
-def _first_rows(rows: Any) -> Iterable[Any]:
+def _rows_to_compare(rows: Any) -> Iterable[Any]:
     return islice((rows[index] for index in range(len(rows))), COMPARED_ROWS)
 
 

@@ -14,7 +14,7 @@ from transformers import BertForTokenClassification as Tagger
 
 from hfstack.errors import DataError
 from hfstack.tasks.shared.token_tasks import token_loss_func
-from hfstack.training.preflight import checked
+from hfstack.training.preflight import accumulation_problems, checked, label_problems
 
 SIZES: Any = {
     "hidden_size": 16,
@@ -81,18 +81,23 @@ class Words:
 WORDS: Any = Words()
 
 
+def checked_tags(trainer: Trainer) -> Trainer:
+    """Go through the door as a recipe with three classes of tokens does."""
+    found = label_problems(trainer.train_dataset, 3) | accumulation_problems(trainer)
+    return checked(trainer, WORDS, found)
+
+
 def test_a_sound_trainer_is_handed_back(tmp_path, caplog: pytest.LogCaptureFixture, monkeypatch):
     monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     caplog.set_level(logging.INFO, "hfstack")
     trainer = build(tmp_path, rows(), gradient_accumulation_steps=2, held_out=rows(seed=1))
     before = torch.random.get_rng_state()
-    assert checked(trainer, WORDS, classes=3) is trainer
+    assert checked_tags(trainer) is trainer
     assert torch.equal(torch.random.get_rng_state(), before)
     assert trainer.model is not None and trainer.model.training
     assert set(caplog.messages) == {
-        "checked: no doubled first token, every id has an embedding, some label is scored, labels "
-        "are classes, "
-        "accumulation keeps the loss"
+        "checked: some label is scored, labels are classes, accumulation keeps the loss, "
+        "every id has an embedding, no doubled first token"
     }
 
 
@@ -109,7 +114,7 @@ def test_a_sound_trainer_is_handed_back(tmp_path, caplog: pytest.LogCaptureFixtu
 )
 def test_a_planted_fault_is_refused(tmp_path, change, message: str):
     with pytest.raises(DataError, match=message):
-        checked(build(tmp_path, [change(row) for row in rows()]), WORDS, classes=3)
+        checked_tags(build(tmp_path, [change(row) for row in rows()]))
 
 
 def test_an_id_without_an_embedding_is_refused(tmp_path):
@@ -124,9 +129,9 @@ def test_a_model_that_averages_over_its_part_of_the_batch_is_refused(tmp_path):
     with pytest.raises(
         DataError, match=r"accumulation keeps the loss: the loss of one batch is .* in parts"
     ):
-        checked(trainer, WORDS, classes=3)
+        checked_tags(trainer)
     # nothing is accumulated
-    checked(build(tmp_path, rows(), compute_loss_func=None), WORDS, classes=3)
+    checked_tags(build(tmp_path, rows(), compute_loss_func=None))
 
 
 def test_held_out_rows_that_are_trained_on_are_counted(

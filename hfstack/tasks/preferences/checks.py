@@ -18,11 +18,12 @@ from hfstack.tasks.preferences.rows import answer_text
 from hfstack.tokens.chat import prompt_ids
 from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
+from hfstack.training.preflight import NO_SHARED_ROW, Problems
 
 logger = get_logger(__name__)
 
 
-def check_policy(args: ModelConfig, *, sharded: bool) -> None:
+def check_reference(args: ModelConfig, *, sharded: bool) -> None:
     """Refuse a model that cannot be its own reference: random weights, a bare adapter.
 
     Raises:
@@ -46,22 +47,24 @@ def check_policy(args: ModelConfig, *, sharded: bool) -> None:
         )
 
 
-def check_preferences(
+def preference_problems(
     rows: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     *,
     max_length: int | None,
     on_bad_row: str,
-) -> None:
-    """Run the preflight on pairs or labels.
+) -> Problems:
+    """Check pairs or labels for what trains silently wrong.
 
     With `on_bad_row` "skip" the trainer leaves out prompts that do not fit.
+
+    Returns:
+        What `checked` refuses to train on.
 
     Raises:
         ConfigError: `max_length` is more than the model reads, or conversations meet a tokenizer
             without a template.
-        DataError: a check has found a problem.
     """
     longest = context_length(model.config)
     if longest is not None and (max_length is None or max_length > longest):
@@ -77,12 +80,8 @@ def check_preferences(
             "model with a chat template"
         )
 
-    embedding_rows = len(torch.as_tensor(model.get_input_embeddings().weight))
-    problems: dict[str, str | None] = {
+    problems: Problems = {
         "pad is not eos": checks.pad_is_not_eos(tokenizer, end_token_ids(model, tokenizer)),
-        "embedding covers the tokenizer": checks.embedding_covers_tokenizer(
-            embedding_rows, tokenizer
-        ),
     }
 
     for name, split in rows.items():
@@ -102,9 +101,19 @@ def check_preferences(
 
     if "eval" in rows:
         texts: Any = (map(answer_text, rows[name]["prompt"][:]) for name in ("train", "eval"))
-        problems["no prompt in train and eval"] = checks.train_and_eval_are_disjoint(*texts)
+        problems[NO_SHARED_ROW] = checks.train_and_eval_are_disjoint(*texts)
 
-    checks.preflight(problems)
+    return problems
+
+
+def good_share(rows: Dataset) -> float:
+    """Return the share of rows with a thumb up, or raise DataError when all are the same."""
+    share = sum(rows["label"]) / len(rows)
+    if not 0 < share < 1:
+        raise DataError(
+            "all train labels are the same: KTO needs answers with a thumb up and with a thumb down"
+        )
+    return share
 
 
 def fitting_prompts(
@@ -140,15 +149,15 @@ def fitting_prompts(
     return kept
 
 
-def check_reward_pairs(
+def reward_problems(
     rows: dict[str, Dataset],
     encoded: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     *,
     model: torch.nn.Module,
     new_modules: Sequence[str],
-) -> None:
-    """Run the preflight of a reward model, as the trainer has set it up.
+) -> Problems:
+    """Check the pairs and the head of a reward model, as the trainer has set it up.
 
     Args:
         rows: the pairs of each split, as text.
@@ -157,11 +166,11 @@ def check_reward_pairs(
         new_modules: the modules that the checkpoint did not hold, the head among them; none when it
             was a reward model.
 
-    Raises:
-        DataError: a check has found a problem.
+    Returns:
+        What `checked` refuses to train on.
     """
     bos = cast(int | None, tokenizer.bos_token_id)
-    problems: dict[str, str | None] = {}
+    problems: Problems = {}
 
     for name, split in encoded.items():
         chosen, rejected = split["chosen_ids"][:], split["rejected_ids"][:]
@@ -170,14 +179,14 @@ def check_reward_pairs(
 
     if "eval" in rows:
         texts: Any = (map(answer_text, rows[name]["prompt"][:]) for name in ("train", "eval"))
-        problems["no prompt in train and eval"] = checks.train_and_eval_are_disjoint(*texts)
+        problems[NO_SHARED_ROW] = checks.train_and_eval_are_disjoint(*texts)
 
     if new_modules:
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         heads = {module.rpartition(".")[2] for module in new_modules}
         problems["the head is trained and saved"] = checks.head_is_saved(trained, heads)
 
-    checks.preflight(problems)
+    return problems
 
 
 def prompts_to_show(

@@ -389,7 +389,7 @@ def _report(
 
     if bad:
         logger.warning(
-            "%s: left out %d rows, the first because %s", name, len(bad), bad[0]["problem"]
+            "%s: left out %d rows, the first because %s", name, len(bad), bad[0]["fault"]
         )
 
     if bad and quarantine_file is not None:

@@ -2,10 +2,13 @@
 
 Rows come in kinds, recognised by their columns:
 
-    pairs      prompt, chosen, rejected; without a prompt when both answers are conversations with
-    the same beginning ratings    prompt, completion, rating; several rows of one prompt make pairs,
-    the higher rating wins rankings   prompt, completions, ranks (1 is best, equal ranks are ties),
-    or a list of ratings instead of ranks thumbs     prompt, completion, label (true or false)
+    pairs      prompt, chosen, rejected; without a prompt when both answers are conversations
+               with the same beginning
+    ratings    prompt, completion, rating; several rows of one prompt make pairs, and the
+               higher rating wins
+    rankings   prompt, completions, ranks (1 is best, equal ranks are ties), or a list of
+               ratings instead of ranks
+    thumbs     prompt, completion, label (true or false)
 
 Prompts and answers are plain text or conversations (lists of {role, content}).
 """
@@ -266,7 +269,7 @@ def refused(
         )
 
     counts.bad_rows += 1
-    bad.append({"row": dict(row), "problem": problem})
+    bad.append({"row": dict(row), "fault": problem})
     return True
 
 

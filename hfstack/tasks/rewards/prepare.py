@@ -97,10 +97,10 @@ def prepare_rewards(
         f"{name}_{index + 1}" if name in repeated else name for index, name in enumerate(names)
     ]
 
-    return [checked(reward, name=name) for reward, name in zip(loaded, named, strict=True)]
+    return [checked_reward(reward, name=name) for reward, name in zip(loaded, named, strict=True)]
 
 
-def checked(reward: Reward, *, name: str | None = None) -> Callable[..., list[float | None]]:
+def checked_reward(reward: Reward, *, name: str | None = None) -> Callable[..., list[float | None]]:
     """Wrap a reward so that a problem is reported in one line that names the sample.
 
     The wrapped reward passes on the columns that the function takes, and returns plain floats and

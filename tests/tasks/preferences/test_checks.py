@@ -9,11 +9,12 @@ from trl import ModelConfig
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.preferences.checks import (
-    check_policy,
-    check_preferences,
-    check_reward_pairs,
+    check_reference,
+    preference_problems,
     prompts_to_show,
+    reward_problems,
 )
+from hfstack.training.checks import preflight
 
 PAIRS = [{"prompt": f"Fox {i}", "chosen": " was kind", "rejected": " ran"} for i in range(4)]
 
@@ -25,7 +26,8 @@ def model(tiny_llama: Path):
 
 def test_good_pairs_pass_and_held_out_prompts_are_shown(model, tiny_tokenizer):
     rows = {"train": Dataset.from_list(PAIRS[:3]), "eval": Dataset.from_list(PAIRS[3:])}
-    check_preferences(rows, tiny_tokenizer, model, max_length=64, on_bad_row="fail")
+    found = preference_problems(rows, tiny_tokenizer, model, max_length=64, on_bad_row="fail")
+    assert found and not any(found.values())
     assert prompts_to_show([], rows, tiny_tokenizer, longest=100) == [
         tiny_tokenizer("Fox 3")["input_ids"]
     ]
@@ -37,10 +39,12 @@ def test_good_pairs_pass_and_held_out_prompts_are_shown(model, tiny_tokenizer):
 
 def test_a_prompt_on_both_sides_is_found(model, tiny_tokenizer):
     rows = {"train": Dataset.from_list(PAIRS), "eval": Dataset.from_list(PAIRS[:1])}
-    with pytest.raises(DataError, match="no prompt in train and eval: 1 train rows"):
-        check_preferences(rows, tiny_tokenizer, model, max_length=64, on_bad_row="fail")
-    with pytest.raises(DataError, match="no prompt in train and eval: 1 train rows"):
-        check_reward_pairs(rows, {}, tiny_tokenizer, model=model, new_modules=[])
+    with pytest.raises(DataError, match="no row in train and eval: 1 train rows"):
+        preflight(
+            preference_problems(rows, tiny_tokenizer, model, max_length=64, on_bad_row="fail")
+        )
+    with pytest.raises(DataError, match="no row in train and eval: 1 train rows"):
+        preflight(reward_problems(rows, {}, tiny_tokenizer, model=model, new_modules=[]))
 
 
 def test_equal_answers_and_long_prompts_are_found(model, tiny_tokenizer):
@@ -52,9 +56,11 @@ def test_equal_answers_and_long_prompts_are_found(model, tiny_tokenizer):
     with pytest.raises(
         DataError, match=r"train prompts fit: 1 of 2.*train answers differ: 1 pairs"
     ):
-        check_preferences(rows, tiny_tokenizer, model, max_length=64, on_bad_row="fail")
+        preflight(
+            preference_problems(rows, tiny_tokenizer, model, max_length=64, on_bad_row="fail")
+        )
     with pytest.raises(ConfigError, match=r"--max_length None is longer than the model's context"):
-        check_preferences(rows, tiny_tokenizer, model, max_length=None, on_bad_row="fail")
+        preference_problems(rows, tiny_tokenizer, model, max_length=None, on_bad_row="fail")
 
 
 def test_an_untrained_head_is_found(model, tiny_tokenizer):
@@ -62,16 +68,18 @@ def test_an_untrained_head_is_found(model, tiny_tokenizer):
     encoded = {"train": Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1, 3]}])}
     rows = {"train": Dataset.from_list(PAIRS)}
     with pytest.raises(DataError, match="the head is trained and saved: no tensor of the head"):
-        check_reward_pairs(rows, encoded, tiny_tokenizer, model=model, new_modules=["score"])
+        preflight(
+            reward_problems(rows, encoded, tiny_tokenizer, model=model, new_modules=["score"])
+        )
     encoded = {"train": Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1, 2]}])}
     with pytest.raises(DataError, match="train answers differ"):
-        check_reward_pairs(rows, encoded, tiny_tokenizer, model=model, new_modules=[])
+        preflight(reward_problems(rows, encoded, tiny_tokenizer, model=model, new_modules=[]))
 
 
 def test_a_policy_needs_weights_of_its_own():
     with pytest.raises(ConfigError, match="is an architecture"):
-        check_policy(
+        check_reference(
             ModelConfig(model_name_or_path="recipes/architectures/llama-1m.json"), sharded=False
         )
     with pytest.raises(ConfigError, match="--use_peft"):
-        check_policy(ModelConfig(model_name_or_path="x", load_in_4bit=True), sharded=False)
+        check_reference(ModelConfig(model_name_or_path="x", load_in_4bit=True), sharded=False)

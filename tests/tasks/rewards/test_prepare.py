@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, set_seed
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
-from hfstack.tasks.rewards.prepare import checked, prepare_rewards, score_all
+from hfstack.tasks.rewards.prepare import checked_reward, prepare_rewards, score_all
 from hfstack.tasks.rewards.remote import RemoteReward
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tokens.chat import text_of
@@ -32,7 +32,7 @@ def length(prompts: list[Any], completions: list[Any]) -> list[float]:
 
 
 def test_plain_and_conversational_prompts_score_alike() -> None:
-    reward = checked(length)
+    reward = checked_reward(length)
     assert reward(prompts=PROMPTS, completions=ANSWERS) == [7.0, 0.0, 5.0]
     assert reward(prompts=CHATS, completions=TURNS) == [7.0, 0.0, 5.0]
     assert reward.__name__ == "length"
@@ -42,7 +42,7 @@ def test_columns_reach_the_function_that_names_them() -> None:
     def matches(prompts, completions, answer) -> list[float]:
         return [float(one == right) for one, right in zip(completions, answer, strict=True)]
 
-    reward = checked(matches)
+    reward = checked_reward(matches)
     assert reward(
         prompts=PROMPTS, completions=ANSWERS, answer=["one two", "x", "y"], other=[1, 2, 3]
     ) == [1.0, 0.0, 0.0]
@@ -54,7 +54,7 @@ def test_columns_reach_the_function_that_names_them() -> None:
 
 @pytest.mark.parametrize("values", [torch.tensor([1, 2, 3]), (1, 2, 3), [True, 2, 3.0]])
 def test_numbers_of_any_kind_become_floats(values: Any) -> None:
-    assert checked(lambda prompts, completions: values)(prompts=PROMPTS, completions=ANSWERS) == [
+    assert checked_reward(lambda prompts, completions: values)(prompts=PROMPTS, completions=ANSWERS) == [
         1.0,
         2.0,
         3.0,
@@ -62,7 +62,7 @@ def test_numbers_of_any_kind_become_floats(values: Any) -> None:
 
 
 def test_none_means_not_applicable() -> None:
-    assert checked(lambda prompts, completions: [None, 1, None])(PROMPTS, ANSWERS) == [
+    assert checked_reward(lambda prompts, completions: [None, 1, None])(PROMPTS, ANSWERS) == [
         None,
         1.0,
         None,
@@ -90,7 +90,7 @@ def test_none_means_not_applicable() -> None:
 )
 def test_what_is_no_reward_is_refused_by_sample(values: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        checked(lambda prompts, completions: values, name="mine")(
+        checked_reward(lambda prompts, completions: values, name="mine")(
             prompts=PROMPTS, completions=ANSWERS
         )
     assert str(caught.value).startswith("reward 'mine'") and "\n" not in str(caught.value)
@@ -107,7 +107,7 @@ def test_a_reward_that_raises_names_the_sample_and_the_line() -> None:
         r"prompt 'Say nothing.'"
     )
     with pytest.raises(DataError, match=expected):
-        checked(fragile)(prompts=PROMPTS, completions=ANSWERS, weight=[1, 2, 3])
+        checked_reward(fragile)(prompts=PROMPTS, completions=ANSWERS, weight=[1, 2, 3])
 
 
 def test_a_reward_that_raises_only_for_the_batch_says_so() -> None:
@@ -120,7 +120,7 @@ def test_a_reward_that_raises_only_for_the_batch_says_so() -> None:
         DataError,
         match=r"for a batch of 3, and for none of its samples alone; it begins with sample 1",
     ):
-        checked(crowded)(prompts=PROMPTS, completions=ANSWERS)
+        checked_reward(crowded)(prompts=PROMPTS, completions=ANSWERS)
 
 
 def test_what_cannot_be_called_as_a_reward_is_refused() -> None:
@@ -129,13 +129,13 @@ def test_what_cannot_be_called_as_a_reward_is_refused() -> None:
         return [1.0]
 
     with pytest.raises(ConfigError, match="is async"):
-        checked(later)
+        checked_reward(later)
     with pytest.raises(
         ConfigError, match=r"must take \(prompts, completions, \*\*columns\), but it takes text"
     ):
-        checked(lambda text: [1.0], name="odd")
+        checked_reward(lambda text: [1.0], name="odd")
     with pytest.raises(ConfigError, match="got 3"):
-        checked(3)  # pyright: ignore[reportArgumentType]
+        checked_reward(3)  # pyright: ignore[reportArgumentType]
 
 
 def test_prepared_rewards_have_different_names_and_as_many_weights() -> None:
@@ -148,8 +148,8 @@ def test_prepared_rewards_have_different_names_and_as_many_weights() -> None:
 
 
 def test_weighted_sums_leave_out_what_does_not_apply() -> None:
-    sometimes = checked(lambda prompts, completions: [None, None, 2.0], name="sometimes")
-    only_second = checked(lambda prompts, completions: [None, 4.0, None], name="only_second")
+    sometimes = checked_reward(lambda prompts, completions: [None, None, 2.0], name="sometimes")
+    only_second = checked_reward(lambda prompts, completions: [None, 4.0, None], name="only_second")
     scores = score_all([sometimes, only_second], PROMPTS, ANSWERS, weights=[10, 0.5])
     assert scores.totals == [None, 2.0, 20.0]
     assert scores.each == {"sometimes": [None, None, 2.0], "only_second": [None, 4.0, None]}
@@ -319,14 +319,14 @@ def test_an_endpoint_gives_rewards_in_order_and_gets_named_columns(
     endpoint = serve(lengths)
     monkeypatch.setenv("HFSTACK_REWARD_TOKEN", "secret")
     reward = RemoteReward(endpoint.url, batch_size=1, columns=("label",))
-    rewards = checked(reward)(
+    rewards = checked_reward(reward)(
         prompts=CHATS, completions=TURNS, label=[1, 2, 3], trainer_state=object()
     )
     assert rewards == [7.0, 0.0, 5.0]
     assert sorted(body["label"][0] for body in endpoint.bodies) == [1, 2, 3]
     assert endpoint.bodies[0].keys() == {"prompts", "completions", "label"}
     assert endpoint.headers[0]["Authorization"] == "Bearer secret"
-    assert checked(reward).__name__ == endpoint.url.removeprefix("http://")
+    assert checked_reward(reward).__name__ == endpoint.url.removeprefix("http://")
     with pytest.raises(DataError, match="is sent the column 'label'; the rows have: other"):
         reward(PROMPTS, ANSWERS, other=[1])
 
@@ -365,7 +365,7 @@ def test_an_endpoint_that_stays_broken_names_samples_and_attempts(serve) -> None
         DataError,
         match=r"no rewards for samples 1 to 2 in 2 attempts; the last: status 500: out of mem",
     ):
-        checked(reward)(prompts=PROMPTS, completions=ANSWERS)
+        checked_reward(reward)(prompts=PROMPTS, completions=ANSWERS)
 
 
 def test_a_slow_endpoint_times_out(serve) -> None:
@@ -401,7 +401,7 @@ def test_nobody_listening() -> None:
 def test_answers_that_are_no_rewards_are_refused_at_once(serve, answer: Any, message: str) -> None:
     endpoint = serve(lambda number, body: answer)
     with pytest.raises(DataError, match=message):
-        checked(RemoteReward(endpoint.url))(prompts=PROMPTS, completions=ANSWERS)
+        checked_reward(RemoteReward(endpoint.url))(prompts=PROMPTS, completions=ANSWERS)
     assert len(endpoint.bodies) == 1
 
 

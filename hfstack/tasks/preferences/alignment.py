@@ -1,0 +1,114 @@
+"""What DPO, KTO and ORPO share: rows, the policy, samples, and the accuracy of pairs."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
+
+from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.intervals import share_interval
+from hfstack.models.adapters import give_pad_token
+from hfstack.models.context import context_length
+from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.runs.run import Run
+from hfstack.tasks.preferences.checks import prompts_to_show
+from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
+from hfstack.tasks.preferences.rows import PreferenceArgs
+from hfstack.tasks.sft.answers import answer_pairs
+from hfstack.tokens.chat import stop_at_end_of_turn
+from hfstack.training.callbacks import SampleTable
+
+
+@dataclass
+class SampleArgs:
+    """What is generated while training, to look at."""
+
+    sample_prompts: list[str] = field(default_factory=list)
+    """Prompts whose answers are saved to samples.jsonl at each evaluation; three of the held-out
+    ones by default.
+    """
+    sample_tokens: int = 100
+    """Longest sample, in tokens."""
+
+
+def load_recorded_preferences(
+    run: Run,
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    preference_args: PreferenceArgs,
+    *,
+    form: Literal["pairs", "labels"] = "pairs",
+) -> dict[str, Dataset]:
+    """Load the splits, and record in run.json what was read and how long pairs are.
+
+    Args:
+        form: "pairs" of a chosen and a rejected answer, or "labels" of single answers.
+
+    Raises:
+        DataError: a row cannot be used, or a resumed run would read other data.
+    """
+    quarantine = run.output_dir / "quarantine.jsonl"
+    rows = load_preferences(data_args, preference_args, form=form, quarantine_file=quarantine)
+    run.record_inputs(
+        model_args.model_name_or_path,
+        train=describe_sources(data_args.datasets),
+        eval=describe_sources(data_args.eval_datasets),
+    )
+
+    if form == "pairs":
+        lengths = {name: length_statistics(split) for name, split in rows.items()}
+        run.add_table("answer lengths", *length_table(lengths))
+    return rows
+
+
+def load_policy(model_args: ModelConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Load the tokenizer and the model, with a pad token of its own and its end of turn.
+
+    Raises:
+        ConfigError: the tokenizer has no pad token, and the embedding no row for one.
+    """
+    tokenizer = load_tokenizer(model_args)
+    model = load_causal_lm(model_args, tokenizer)
+    give_pad_token(tokenizer, model, may_grow=False)
+    stop_at_end_of_turn(model, tokenizer)
+    return tokenizer, model
+
+
+def sample_answers(
+    run: Run,
+    args: SampleArgs,
+    rows: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+) -> SampleTable:
+    """Return the callback that saves answers to a few prompts at each evaluation."""
+    longest = context_length(model.config)
+    if longest is not None:
+        longest -= args.sample_tokens
+    shown = prompts_to_show(args.sample_prompts, rows, tokenizer, longest=longest)
+
+    run.add_artifact("samples", "samples.jsonl")
+    sample = partial(
+        answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=args.sample_tokens
+    )
+    return SampleTable(run.output_dir / "samples.jsonl", sample)
+
+
+def evaluate_pairs(trainer: Any, *, pairs: int) -> dict[str, float]:
+    """Evaluate on the held-out pairs, and return the metrics with the accuracy's interval.
+
+    Args:
+        pairs: held-out pairs that the trainer kept.
+    """
+    metrics: dict[str, float] = trainer.evaluate()
+    accuracy = metrics["eval_rewards/accuracies"]
+    low, high = share_interval([accuracy] * pairs)
+    return metrics | {
+        "eval_pairs": pairs,
+        "eval_accuracy": accuracy,
+        "eval_accuracy_low": low,
+        "eval_accuracy_high": high,
+    }
