@@ -1,4 +1,5 @@
-"""A tiny PPO trainer for tests: an untrained model, a reward that counts letters, seconds of CPU."""
+"""A tiny PPO trainer for tests: an untrained model, a reward that counts letters, seconds of
+CPU."""
 
 from pathlib import Path
 from typing import Any
@@ -107,14 +108,14 @@ def trainer(
 
 
 class FixedEngine:
-    """Writes to each prompt a completion that depends on the prompt alone, so that any split over
+    """Generates completions that depend on the prompt alone, so that any split over
     processes agrees.
     """
 
     exact_log_probs = False
 
     def __init__(self, shift: float | None = None) -> None:
-        # what is told as the sampler's log-probability of every token; None tells nothing
+        # returned as the log-probability of every token; None returns none
         self.shift = shift
 
     def generate(self, actor_critic: Any, prompt_ids: Any) -> Rollout:
@@ -125,5 +126,7 @@ class FixedEngine:
             length = int(torch.randint(2, 7, (1,), generator=generator))
             rows.append(torch.randint(2, 200, (length,), generator=generator))
             finished.append(length < 6)
-        told = None if self.shift is None else [torch.full((len(row),), self.shift) for row in rows]
-        return Rollout(rows, torch.tensor(finished), log_probs=told)
+        log_probs = (
+            None if self.shift is None else [torch.full((len(row),), self.shift) for row in rows]
+        )
+        return Rollout(rows, torch.tensor(finished), log_probs=log_probs)

@@ -177,7 +177,7 @@ def check_prompts(
         tokenizer: the policy's.
         model: whose context must hold a prompt and its completion.
         max_completion_length: tokens that a completion may take.
-        max_prompt_length: tokens that are kept of a prompt, as `cut_prompt` does; None keeps all.
+        max_prompt_length: tokens that a prompt is truncated to; None keeps all.
     """
     prompts = {
         name: list(rows["prompt"]) for name, rows in splits.items() if isinstance(rows, Dataset)
@@ -187,7 +187,7 @@ def check_prompts(
 
     whole = [encode_prompt(prompt, tokenizer) for side in prompts.values() for prompt in side]
     encoded = [
-        cut_prompt(token_ids, max_prompt_length, tokenizer.bos_token_id) for token_ids in whole
+        truncate_prompt(token_ids, max_prompt_length, tokenizer.bos_token_id) for token_ids in whole
     ]
     limit, answer_tokens = context_length(model.config), max_completion_length or 1
 
@@ -265,7 +265,7 @@ def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return cast(list[int], rendered["input_ids"])
 
 
-def cut_prompt(token_ids: list[int], longest: int | None, bos_token_id: Any) -> list[int]:
+def truncate_prompt(token_ids: list[int], longest: int | None, bos_token_id: Any) -> list[int]:
     """Return the last `longest` tokens of a prompt, its bos kept; None keeps all."""
     if longest is None or len(token_ids) <= longest:
         return token_ids

@@ -18,12 +18,12 @@ from hfstack.tasks.rl.prompts import (
     check_policy,
     check_prompts,
     check_start,
-    cut_prompt,
     encode_prompt,
     last_evaluation,
     left_padding_difference,
     load_prompts,
     summarize,
+    truncate_prompt,
 )
 
 
@@ -36,7 +36,8 @@ def llama(tiny_llama: Path) -> tuple[Any, Any]:
 
 @pytest.fixture
 def gpt2(tiny_tokenizer) -> GPT2LMHeadModel:
-    """Learned absolute positions; untrained ones are small, and are still told apart from rounding."""
+    """Learned absolute positions; untrained ones are small, and are still found apart from
+    rounding."""
     set_seed(0)
     size = len(tiny_tokenizer)
     return GPT2LMHeadModel(
@@ -78,11 +79,11 @@ def test_trls_log_probabilities_of_gpt2_are_wrong_under_left_padding(gpt2: GPT2L
     bare = gpt2(input_ids=ids).logits
     padded = gpt2(input_ids=torch.cat([padding, ids], 1), attention_mask=mask)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    mended = gpt2(
+    repaired = gpt2(
         input_ids=torch.cat([padding, ids], 1), attention_mask=mask, position_ids=positions
     )
     assert not torch.allclose(padded.logits[:, 6:], bare, atol=1e-3)
-    assert torch.allclose(mended.logits[:, 6:], bare, atol=1e-5)
+    assert torch.allclose(repaired.logits[:, 6:], bare, atol=1e-5)
 
 
 def test_a_policy_without_weights_or_ending_is_refused(
@@ -125,8 +126,8 @@ def test_prompts_keep_their_columns_and_become_turns(load) -> None:
     splits = load(rows, as_chat=True, eval_fraction=0.2)
     assert splits["train"][0]["prompt"][0]["role"] == "user"
     assert set(splits["train"].column_names) == {"prompt", "answer"}
-    told = {name: {row["prompt"][0]["content"] for row in split} for name, split in splits.items()}
-    assert not told["train"] & told["eval"] and len(told["train"] | told["eval"]) == 20
+    found = {name: {row["prompt"][0]["content"] for row in split} for name, split in splits.items()}
+    assert not found["train"] & found["eval"] and len(found["train"] | found["eval"]) == 20
     assert (
         load([{"question": "Why?", "prompt": "x"}], text_column="question")["train"]["prompt"][0]
         == "Why?"
@@ -179,7 +180,7 @@ def test_prompts_that_leave_no_room_are_refused(llama: tuple[Any, Any]) -> None:
 def test_a_prompt_is_cut_at_its_beginning_but_keeps_its_bos(
     token_ids: list[int], longest: int | None, bos: int | None, kept: list[int]
 ) -> None:
-    assert cut_prompt(token_ids, longest, bos) == kept
+    assert truncate_prompt(token_ids, longest, bos) == kept
 
 
 def test_conversations_need_a_template(llama: tuple[Any, Any]) -> None:

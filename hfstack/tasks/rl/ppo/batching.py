@@ -1,7 +1,7 @@
-"""Batch prompts with completions by length, where padding costs less than a pass.
+"""Batch prompts with completions by length, so that little of a batch is padding.
 
-Legend: N sequences, b of them in a chunk, L tokens of its longest one, n scored tokens, T tokens of
-a completion.
+Legend: N sequences, P_i tokens of prompt i, T_i of its completion, T of the longest completion, b
+sequences in a chunk, L tokens of its longest one, n scored tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,22 +15,22 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hfstack.tasks.rl.ppo.actor_critic import TokenScores
 
-# What one more forward and backward pass costs, in tokens that could be padding instead.
+# The overhead of one forward and backward pass, in tokens that could be padding instead.
 _PASS_TOKENS = {"cpu": 96}
 _PASS_TOKENS_ACCELERATOR = 8192
 
 
 class TokenBatch(NamedTuple):
-    """What ActorCritic.forward reads."""
+    """The inputs of ActorCritic.forward."""
 
     input_ids: Tensor  # (b, L), padded on the right
-    positions: Tensor  # (n,), flat positions before the scored tokens
+    positions: Tensor  # (n,), indices into the flat (b * L) tokens, before each scored token
     targets: Tensor  # (n,), the scored tokens
 
 
 @dataclass
 class Sequences:
-    """Prompts with their completions, and where the completions are."""
+    """Prompts joined with their completions, and the lengths of both."""
 
     tokens: list[Tensor]  # N times (P_i + T_i,)
     prompt_lengths: Tensor  # (N,)
@@ -44,54 +44,56 @@ class Sequences:
         completion_ids: Sequence[Tensor],
         pad_token_id: int,
     ) -> "Sequences":
-        """Put each completion behind its prompt."""
+        """Append each completion to its prompt."""
         tokens = [
             torch.cat([torch.tensor(prompt, dtype=torch.long), completion.cpu()])
             for prompt, completion in zip(prompt_ids, completion_ids, strict=True)
         ]
         prompt_lengths = torch.tensor([len(prompt) for prompt in prompt_ids])
-        return cls(
-            tokens, prompt_lengths, torch.tensor([len(one) for one in completion_ids]), pad_token_id
-        )
+        completion_lengths = torch.tensor([len(completion) for completion in completion_ids])
+        return cls(tokens, prompt_lengths, completion_lengths, pad_token_id)
 
     @property
     def valid(self) -> Tensor:
-        """Which places of a (N, T) table hold a completion's token, bool."""
+        """Return (N, T) bool: True where a completion has a token."""
         return torch.arange(int(self.completion_lengths.max())) < self.completion_lengths[:, None]
 
     def pack(self, rows: Sequence[int], device: torch.device) -> TokenBatch:
-        """Return the given rows as one padded batch that scores the completions' tokens."""
+        """Return the given rows as one padded batch.
+
+        Its scored tokens are those of the completions, row by row.
+        """
         input_ids = pad_sequence(
             [self.tokens[row] for row in rows], batch_first=True, padding_value=self.pad_token_id
-        )
-        chosen = torch.tensor(rows)
-        counts = self.completion_lengths[chosen]  # (b,)
+        )  # (b, L)
+        indices = torch.tensor(rows)  # (b,)
+        counts = self.completion_lengths[indices]  # (b,)
 
-        # before the first token
-        first = torch.arange(len(rows)) * input_ids.shape[1] + self.prompt_lengths[chosen] - 1
-        skipped = counts.cumsum(0) - counts
-
-        # (n,)
-        positions = torch.repeat_interleave(first - skipped, counts) + torch.arange(
-            int(counts.sum())
-        )
-        targets = input_ids.flatten()[positions + 1]
+        # Row i scores `counts[i]` tokens in a row, whose positions begin one before its completion.
+        row_starts = torch.arange(len(rows)) * input_ids.shape[1]  # (b,)
+        first_positions = row_starts + self.prompt_lengths[indices] - 1  # (b,)
+        scored_before = counts.cumsum(0) - counts  # (b,)
+        offsets = torch.repeat_interleave(first_positions - scored_before, counts)  # (n,)
+        positions = offsets + torch.arange(int(counts.sum()))  # (n,)
+        targets = input_ids.flatten()[positions + 1]  # (n,)
 
         return TokenBatch(
-            *(part.to(device, non_blocking=True) for part in (input_ids, positions, targets))
+            input_ids.to(device, non_blocking=True),
+            positions.to(device, non_blocking=True),
+            targets.to(device, non_blocking=True),
         )
 
     def chunks(
         self, rows: Sequence[int], device_type: str, *, max_tokens: int | None
     ) -> list[list[int]]:
-        """Split rows by length into the cheapest chunks of at most `max_tokens` each.
+        """Split rows by length into the chunks with the lowest cost.
 
-        Padding included.
+        None has more than `max_tokens` with its padding.
         """
         lengths = [len(self.tokens[row]) for row in rows]
         overhead = _PASS_TOKENS.get(device_type, _PASS_TOKENS_ACCELERATOR)
-        plan = plan_chunks(lengths, overhead_tokens=overhead, max_tokens=max_tokens)
-        return [[rows[index] for index in chunk] for chunk in plan]
+        chunks = plan_chunks(lengths, overhead_tokens=overhead, max_tokens=max_tokens)
+        return [[rows[index] for index in chunk] for chunk in chunks]
 
 
 def plan_chunks(
@@ -99,43 +101,44 @@ def plan_chunks(
     *,
     overhead_tokens: int,
     max_tokens: int | None = None,
-    most_rows: int | None = None,
+    max_rows: int | None = None,
 ) -> list[list[int]]:
-    """Return indices in chunks of similar length that need the fewest tokens.
+    """Return indices in chunks of similar lengths that need the fewest tokens.
 
-    Padding and overhead included.
-
-    A chunk of b rows whose longest has L tokens costs b L + overhead; the cheapest split of the
+    A chunk of b rows whose longest has L tokens costs b L + overhead. The cheapest split of the
     sorted lengths is found by dynamic programming. A row that is longer than `max_tokens` alone
     makes a chunk of its own.
 
     Args:
         lengths: tokens of each row.
-        overhead_tokens: what a chunk costs beside its tokens.
-        max_tokens: the most that a chunk may hold, padding included.
-        most_rows: the most rows of a chunk.
+        overhead_tokens: cost of a chunk beside its tokens.
+        max_tokens: upper bound of a chunk's tokens, padding included.
+        max_rows: upper bound of a chunk's rows.
     """
-    order = numpy.argsort(numpy.asarray(lengths), kind="stable")
-    ordered = numpy.asarray(lengths)[order]
+    order = numpy.argsort(numpy.asarray(lengths), kind="stable")  # (N,)
+    ordered = numpy.asarray(lengths)[order]  # (N,)
     count = len(ordered)
-    best = numpy.zeros(count + 1)  # best[j]: cost of the first j rows
+
+    # costs[j] is the lowest cost of the first j rows, whose last chunk begins at begins[j].
+    costs = numpy.zeros(count + 1)
     begins = numpy.zeros(count + 1, dtype=int)
-
     for end in range(1, count + 1):
-        rows = end - numpy.arange(end)  # of a chunk that begins at 0, 1, ... end - 1
-        costs = best[:end] + rows * ordered[end - 1] + overhead_tokens
+        rows = end - numpy.arange(end)  # (end,), of a last chunk that begins at 0, 1, ... end - 1
+        tokens = rows * ordered[end - 1]
+        candidates = costs[:end] + tokens + overhead_tokens
+
         forbidden = numpy.zeros(end, dtype=bool)
-
         if max_tokens is not None:
-            forbidden |= rows * ordered[end - 1] > max_tokens
-        if most_rows is not None:
-            forbidden |= rows > most_rows
-        forbidden[-1] = False
+            forbidden |= tokens > max_tokens
+        if max_rows is not None:
+            forbidden |= rows > max_rows
+        forbidden[-1] = False  # one row alone is always allowed
+        candidates[forbidden] = numpy.inf
 
-        costs[forbidden] = numpy.inf
-        begins[end] = int(costs.argmin())
-        best[end] = costs[begins[end]]
+        begins[end] = int(candidates.argmin())
+        costs[end] = candidates[begins[end]]
 
+    # Follow the beginnings back from the last row.
     chunks: list[list[int]] = []
     end = count
     while end > 0:
@@ -151,28 +154,29 @@ def score_completions(
     *,
     device: torch.device,
     max_tokens: int | None = None,
-    equal_passes: Callable[[int], int] | None = None,
+    max_over_processes: Callable[[int], int] | None = None,
 ) -> dict[str, Tensor]:
-    """Return what a model says about all completions, as tables (N, T) by name.
+    """Return the scores of all completions by a model, as tables (N, T) by name.
 
-    0 where there is no token.
+    They are 0 where there is no token.
 
     Args:
         score: a forward pass without gradients.
-        sequences: what to score.
-        device: where the batches go and the tables are.
+        sequences: to score.
+        device: of the batches and the tables.
         max_tokens: of one pass, padding included.
-        equal_passes: the largest of a number over all processes, when each pass needs all of them.
+        max_over_processes: the largest of a number over all processes, when each pass needs all of
+            them; None otherwise.
     """
     count, width = sequences.valid.shape
-    tables: dict[str, Tensor] = {}
+    tables: dict[str, Tensor] = {}  # (N, T) each
+    chunks = sequences.chunks(range(count), device.type, max_tokens=max_tokens)
 
-    for rows in as_many(
-        sequences.chunks(range(count), device.type, max_tokens=max_tokens), equal_passes
-    ):
-        found = score(sequences.pack(rows, device))
+    for rows in equalize_passes(chunks, max_over_processes):
+        scores = score(sequences.pack(rows, device))
         valid = sequences.valid[torch.tensor(rows)].to(device)  # (b, T)
-        for name, flat in found._asdict().items():
+
+        for name, flat in scores._asdict().items():  # (n,) each
             if flat is not None:
                 table = tables.setdefault(name, torch.zeros(count, width, device=device))
                 block = torch.zeros(valid.shape, device=device).masked_scatter(valid, flat.float())
@@ -181,12 +185,15 @@ def score_completions(
     return tables
 
 
-def as_many(chunks: list[list[int]], largest: Callable[[int], int] | None) -> Iterator[list[int]]:
+def equalize_passes(
+    chunks: list[list[int]], max_over_processes: Callable[[int], int] | None
+) -> Iterator[list[int]]:
     """Yield the chunks, and the last one again until every process has as many.
 
-    Without `largest` the chunks alone.
+    Without `max_over_processes` yield the chunks alone.
     """
     yield from chunks
-    if largest is not None:
-        for _ in range(largest(len(chunks)) - len(chunks)):
+
+    if max_over_processes is not None:
+        for _ in range(max_over_processes(len(chunks)) - len(chunks)):
             yield chunks[-1]

@@ -1,6 +1,7 @@
 """Save and load PPO's checkpoints.
 
-The policy as a plain model or adapter; critic and PPO's state beside it.
+The policy is saved as a plain model or adapter; the critic and PPO's own state are in files beside
+it.
 """
 
 import json
@@ -21,7 +22,7 @@ _ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def is_critic(name: str) -> bool:
-    """Whether a parameter of ActorCritic is the critic's, by its name."""
+    """Return whether a parameter of ActorCritic is the critic's, by its name."""
     return name.startswith(("critic.", "v_head.")) or f".{CRITIC_ADAPTER}." in name
 
 
@@ -31,9 +32,9 @@ def save_actor_critic(
     """Save the policy for `from_pretrained`, and the critic to critic.safetensors.
 
     Args:
-        actor_critic: what is saved.
-        folder: created when it is not there.
-        state_dict: all weights, gathered from all processes; None where they are here anyway.
+        actor_critic: to save.
+        folder: created when it does not exist.
+        state_dict: all weights, gathered from all processes; None where this process has them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = actor_critic.state_dict() if state_dict is None else state_dict
@@ -50,14 +51,12 @@ def save_actor_critic(
     else:
         actor_critic.policy.save_pretrained(str(folder), state_dict=policy)
 
-    save_file(
-        {name: value.contiguous() for name, value in weights.items() if is_critic(name)},
-        folder / CRITIC_FILE,
-    )
+    critic = {name: value.contiguous() for name, value in weights.items() if is_critic(name)}
+    save_file(critic, folder / CRITIC_FILE)
 
 
 def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
-    """Read back what `save_actor_critic` wrote, bit by bit.
+    """Load what `save_actor_critic` saved, bit by bit.
 
     Raises:
         CheckpointError: a file is missing, or the critic is of another kind.
@@ -67,6 +66,7 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
             f"{folder} has no {CRITIC_FILE}, so it is no checkpoint of PPO: name another"
         )
 
+    # policy
     if actor_critic.is_peft:
         if not (folder / _ADAPTER_FILE).is_file():
             raise CheckpointError(
@@ -83,6 +83,7 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
         saved = cast(PreTrainedModel, type(base).from_pretrained(folder, dtype=base.dtype))
         base.load_state_dict(saved.state_dict())
 
+    # critic
     weights = load_file(folder / CRITIC_FILE)
     expected = {name for name in actor_critic.state_dict() if is_critic(name)}
     if expected != weights.keys():
@@ -95,18 +96,18 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write PPO's own numbers."""
+    """Save PPO's own numbers to ppo_state.json."""
     (folder / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read PPO's own numbers back.
+    """Return PPO's own numbers.
 
-    Raises CheckpointError when they are missing or torn.
+    Raises CheckpointError when the file is missing or incomplete.
     """
     try:
         return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise CheckpointError(
-            f"{folder / STATE_FILE} is missing or torn: name another checkpoint"
+            f"{folder / STATE_FILE} is missing or incomplete: name another checkpoint"
         ) from None

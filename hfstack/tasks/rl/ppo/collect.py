@@ -1,9 +1,13 @@
-"""Collect a rollout: encode prompts, generate, score, and build the experience."""
+"""Collect a rollout: encode prompts, generate, score, and build the experience.
+
+Legend: N prompts of this process, T tokens of the longest completion, E rows of a rollout.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,21 +17,25 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
 from hfstack.models.context import context_length
-from hfstack.tasks.rewards.prepare import Scores, reward_name, score_all
-from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
-from hfstack.tasks.rl.ppo.batching import Sequences, score_completions
+from hfstack.tasks.rl.ppo.actor_critic import ActorCritic, TokenScores
+from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch, score_completions
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import Rollout, RolloutEngine, check_rollout
-from hfstack.tasks.rl.ppo.experience import Experience, Judged, pad_rows, shape_experience
+from hfstack.tasks.rl.ppo.experience import (
+    Experience,
+    RolloutScores,
+    pad_right,
+    shape_experience,
+)
 from hfstack.tasks.rl.ppo.formulas import Reduce, RunningMoments
-from hfstack.tasks.rl.prompts import cut_prompt, encode_prompt
-
-TokenReward = Callable[..., Sequence[Sequence[float]]]
+from hfstack.tasks.rl.ppo.processes import sum_over_processes
+from hfstack.tasks.rl.ppo.reward_scores import TokenReward, score_texts
+from hfstack.tasks.rl.prompts import encode_prompt, truncate_prompt
 
 
 @dataclass
 class Episodes:
-    """The texts of a rollout and what they earned."""
+    """The texts of a rollout and their rewards."""
 
     prompts: list[Any]  # texts or conversations
     completions: list[str]
@@ -35,7 +43,7 @@ class Episodes:
 
 
 @dataclass
-class Collected:
+class CollectedRollout:
     """A rollout of this process."""
 
     experience: Experience
@@ -45,19 +53,19 @@ class Collected:
 
 
 class Collector:
-    """Everything beside the policy that a rollout needs.
-
-    `engine`, which writes the completions, is set afterwards.
+    """Generates and scores rollouts: all that a rollout needs beside the policy.
 
     Args:
         args: the settings.
         tokenizer: the policy's.
         accelerator: for the device, mixed precision and sums over processes.
+        engine: generates the completions.
         rewards: prepared reward functions.
         token_rewards: functions that return a number for each token of each completion.
         reference: the frozen reference; None when the policy holds it, or there is no KL.
-        pad_token_id: fills up on the right, where nothing reads it.
-        sharded: each forward pass needs all processes.
+        pad_token_id: fills up on the right, where nothing attends to it.
+        max_over_processes: the largest of a number over all processes, when each forward pass needs
+            all of them (sharded weights); None otherwise.
     """
 
     def __init__(
@@ -65,26 +73,28 @@ class Collector:
         args: PPOConfig,
         tokenizer: PreTrainedTokenizerBase,
         accelerator: Accelerator,
+        engine: RolloutEngine,
         *,
         rewards: Sequence[Any],
         token_rewards: Sequence[TokenReward],
         reference: ActorCritic | None,
         pad_token_id: int,
-        sharded: bool,
+        max_over_processes: Callable[[int], int] | None,
     ) -> None:
         self.args = args
         self.tokenizer = tokenizer
         self.accelerator = accelerator
-        self.engine: RolloutEngine
-        self.rewards = rewards
+        self.engine = engine
 
+        self.rewards = rewards
         self.token_rewards = token_rewards
         self.reference = reference
         self.pad_token_id = pad_token_id
-        self.largest = self.largest_over_processes if sharded else None
+
+        self.reduce: Reduce = partial(sum_over_processes, accelerator)
+        self.max_over_processes = max_over_processes
         default_cap = 2.0 if args.rollout_engine == "vllm" else None
         self.tis_cap = args.tis_cap if args.tis_cap is not None else default_cap
-
         self._thread = ThreadPoolExecutor(max_workers=1)
 
     def collect(
@@ -97,11 +107,11 @@ class Collector:
         index: int,
         row_weights: Tensor | None = None,
         trainer_state: Any = None,
-    ) -> Collected:
-        """Write completions to the prompts in `columns` and make what PPO learns from.
+    ) -> CollectedRollout:
+        """Generate completions for the prompts in `columns` and build the experience.
 
-        Rewards are computed in a thread while the models score the completions, so a remote reward
-        costs no time.
+        Rewards are computed in a thread while the models score the completions, so that waiting for
+        a remote reward costs no time.
 
         Raises:
             DataError: a prompt does not fit the context, or a reward or the engine returns what it
@@ -112,22 +122,45 @@ class Collector:
         actor_critic.eval()
 
         with torch.no_grad(), self.accelerator.autocast():
+            # completions
             prompts = columns["prompt"]
-            prompt_ids, rollout = self.write(actor_critic, prompts)
+            prompt_ids, rollout = self.generate(actor_critic, prompts)
             generated = time.perf_counter()
             texts = self.decode(rollout)
-            pending = self._thread.submit(self._score_texts, columns, texts, rollout, trainer_state)
+
+            # rewards, old log-probabilities and values, the reference's log-probabilities
+            pending = self._thread.submit(
+                score_texts,
+                self.rewards,
+                self.token_rewards,
+                columns,
+                texts,
+                completion_ids=[completion.tolist() for completion in rollout.completion_ids],
+                weights=self.args.reward_weights,
+                trainer_state=trainer_state,
+                device=self.accelerator.device,
+            )
             sequences = Sequences.join(prompt_ids, rollout.completion_ids, self.pad_token_id)
-            tables = self._judge(actor_critic, sequences, rollout)
-            scores, token_rewards = pending.result()
+            old, values, sampler = self._policy_scores(actor_critic, sequences, rollout)
+            reference = self._reference_log_probs(actor_critic, sequences)
+            rewards, token_rewards = pending.result()
 
         actor_critic.train(training)
-        judged = Judged(scores, token_rewards, **tables)
+        scored = RolloutScores(
+            rewards,
+            token_rewards,
+            old_log_probs=old,
+            values=values,
+            reference_log_probs=reference,
+            sampler_log_probs=sampler,
+        )
+
+        # advantages and returns
         experience, metrics = shape_experience(
             self.args,
             sequences,
             rollout,
-            judged,
+            scored,
             kl_coef=kl_coef,
             moments=moments,
             index=index,
@@ -140,36 +173,36 @@ class Collector:
             "time/generate_s": generated - began,
             "time/score_s": time.perf_counter() - generated,
         }
+        episodes = Episodes(list(prompts), texts, rewards.totals)
+        return CollectedRollout(experience, metrics, episodes, seconds)
 
-        return Collected(
-            experience, metrics, Episodes(list(prompts), texts, scores.totals), seconds
-        )
-
-    def write(
+    def generate(
         self, actor_critic: ActorCritic, prompts: Sequence[Any]
     ) -> tuple[list[list[int]], Rollout]:
-        """Write one completion to each prompt.
+        """Generate one completion for each prompt; return the prompts' tokens with them.
 
         No other process is needed unless the weights are sharded.
         """
         with torch.no_grad(), self.accelerator.autocast():
             prompt_ids = self.encode(prompts, actor_critic)
             rollout = self.engine.generate(actor_critic, prompt_ids)
+
         check_rollout(rollout, prompts)
         return prompt_ids, rollout
 
     def encode(self, prompts: Sequence[Any], actor_critic: ActorCritic) -> list[list[int]]:
-        """The tokens of the prompts; a conversation goes through the chat template.
+        """Return the tokens of the prompts; a conversation goes through the chat template.
 
-        Raises DataError for a prompt that leaves no room for a completion in the context, or has no
-        tokens at all."""
+        Raises:
+            DataError: a prompt leaves no room for a completion in the context, or has no tokens.
+        """
         if all(isinstance(prompt, str) for prompt in prompts):
             encoded = cast(list[list[int]], self.tokenizer(list(prompts))["input_ids"])
         else:
             encoded = [encode_prompt(prompt, self.tokenizer) for prompt in prompts]
 
         bos, longest = self.tokenizer.bos_token_id, self.args.max_prompt_length
-        encoded = [cut_prompt(token_ids, longest, bos) for token_ids in encoded]
+        encoded = [truncate_prompt(token_ids, longest, bos) for token_ids in encoded]
         limit = context_length(actor_critic.config.get_text_config())
 
         for prompt, token_ids in zip(prompts, encoded, strict=True):
@@ -178,8 +211,7 @@ class Collector:
                 raise DataError(
                     f"a prompt of {len(token_ids)} tokens and --max_completion_length "
                     f"{self.args.max_completion_length} do not fit the context of {limit} tokens: "
-                    "set "
-                    f"--max_prompt_length, or drop the prompt {str(prompt)[:60]!r}"
+                    f"set --max_prompt_length, or drop the prompt {str(prompt)[:60]!r}"
                 )
 
             if not token_ids:
@@ -191,181 +223,106 @@ class Collector:
         return encoded
 
     def decode(self, rollout: Rollout) -> list[str]:
-        """The texts of the completions, without special tokens."""
+        """Return the texts of the completions, without special tokens."""
         token_ids = [completion.tolist() for completion in rollout.completion_ids]
         return cast(list[str], self.tokenizer.batch_decode(token_ids, skip_special_tokens=True))
 
-    def reduce(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
-        if self.accelerator.num_processes == 1:
-            return tensor
-        return cast(
-            Tensor, self.accelerator.reduce(tensor.to(self.accelerator.device), reduction="sum")
-        )
-
-    def largest_over_processes(self, number: int) -> int:
-        """The largest of a number over all processes."""
-        if self.accelerator.num_processes == 1:
-            return number
-        gathered = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
-        return int(cast(Tensor, gathered).max())
-
-    def _judge(
+    def _policy_scores(
         self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout
-    ) -> dict[str, Any]:
-        """Return old log-probabilities, values, and the reference's, (N, T) each.
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return old log-probabilities, values and the sampler's log-probabilities.
 
-        From the engine where they are exact.
+        (N, T) each. Those of the engine are used where they are exact; the sampler's are None where
+        they are the old ones.
         """
-        device, temperature = actor_critic.device, self.args.temperature
-        reuses = rollout.log_probs is not None and self._trusts_sampler(actor_critic)
-        needs_values = rollout.values is None or not reuses
-        wanted = (*(() if reuses else ("log_probs",)), *(("values",) if needs_values else ()))
+        device = actor_critic.device
+        sampler = None if rollout.log_probs is None else pad_right(rollout.log_probs, device)
 
-        limits = {
-            "device": device,
-            "max_tokens": self.args.max_tokens_per_microbatch,
-            "equal_passes": self.largest,
-        }
+        if sampler is None or not self._uses_sampler_log_probs(actor_critic):
+            scores = self._score(actor_critic, sequences, ("log_probs", "values"), device)
+            return scores["log_probs"], scores["values"], sampler
 
-        def score(
-            model: ActorCritic, names: tuple[str, ...], *, reference: bool = False
-        ) -> dict[str, Tensor]:
-            return score_completions(
-                lambda batch: model(
-                    *batch, wanted=names, temperature=temperature, reference=reference
-                ),
-                sequences,
-                **limits,
+        if rollout.values is None:
+            values = self._score(actor_critic, sequences, ("values",), device)["values"]
+        else:
+            values = pad_right(rollout.values, device)
+        return sampler, values, None
+
+    def _reference_log_probs(
+        self, actor_critic: ActorCritic, sequences: Sequences
+    ) -> Tensor | None:
+        """Return the reference's log-probabilities, (N, T); None without a KL."""
+        device, names = actor_critic.device, ("log_probs",)
+        if self.reference is not None:
+            return self._score(self.reference, sequences, names, device)["log_probs"]
+
+        if self.args.kl_coef > 0:
+            scores = self._score(actor_critic, sequences, names, device, reference=True)
+            return scores["log_probs"]
+
+        return None
+
+    def _score(
+        self,
+        model: ActorCritic,
+        sequences: Sequences,
+        wanted: tuple[str, ...],
+        device: torch.device,
+        *,
+        reference: bool = False,
+    ) -> dict[str, Tensor]:
+        """Return what a model computes for all completions, (N, T) by name."""
+
+        def score_batch(batch: TokenBatch) -> TokenScores:
+            return model(
+                *batch, wanted=wanted, temperature=self.args.temperature, reference=reference
             )
 
-        found = score(actor_critic, wanted) if wanted else {}
-        sampler = None if rollout.log_probs is None else pad_rows(rollout.log_probs, device)
-        reference = None
-
-        if self.reference is not None:
-            reference = score(self.reference, ("log_probs",))["log_probs"]
-        elif self.args.kl_coef > 0:
-            reference = score(actor_critic, ("log_probs",), reference=True)["log_probs"]
-
-        values = (
-            found["values"]
-            if needs_values
-            else pad_rows(cast(list[Tensor], rollout.values), device)
+        return score_completions(
+            score_batch,
+            sequences,
+            device=device,
+            max_tokens=self.args.max_tokens_per_microbatch,
+            max_over_processes=self.max_over_processes,
         )
 
-        return {
-            "old_log_probs": cast(Tensor, sampler) if reuses else found["log_probs"],
-            "values": values,
-            "reference_log_probs": reference,
-            "sampler_log_probs": None if reuses else sampler,
-        }
+    def _uses_sampler_log_probs(self, actor_critic: ActorCritic) -> bool:
+        """Return whether the sampler's log-probabilities are used as the old policy's.
 
-    def _trusts_sampler(self, actor_critic: ActorCritic) -> bool:
-        """Return whether the sampler's log-probabilities serve as the old policy's.
-
-        As asked, or by the dtype.
+        As `old_logprobs` says; "auto" uses them where they are exact in fp32.
         """
         if self.args.old_logprobs != "auto":
             return self.args.old_logprobs == "rollout"
-        full_precision = (
-            actor_critic.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
-        )
-        return self.engine.exact_log_probs and full_precision
 
-    def _score_texts(
-        self,
-        columns: Mapping[str, list[Any]],
-        texts: list[str],
-        rollout: Rollout,
-        trainer_state: Any,
-    ) -> tuple[Scores, Tensor | None]:
-        """Call the rewards; raises DataError when none applies to a completion."""
-        prompts = columns["prompt"]
-        completions = [
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-
-        given = {
-            name: column
-            for name, column in columns.items()
-            if name not in ("prompt", "prompts", "completions")
-        }
-
-        given["completion_ids"] = [completion.tolist() for completion in rollout.completion_ids]
-        given["trainer_state"] = trainer_state
-
-        scores = score_all(
-            self.rewards, prompts, completions, weights=self.args.reward_weights, columns=given
-        )
-        if not self.token_rewards and None in scores.totals:
-            row = scores.totals.index(None)
-            raise DataError(
-                "no reward applies to a completion: every one returned None for prompt "
-                f"{str(prompts[row])[:60]!r}, "
-                f"completion {texts[row][:60]!r}"
-            )
-
-        return scores, self._score_tokens(prompts, completions, given, scores)
-
-    def _score_tokens(
-        self,
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        columns: dict[str, Any],
-        scores: Scores,
-    ) -> Tensor | None:
-        """The sum of all token rewards, (N, T), each logged by its sum over a completion."""
-        total: Tensor | None = None
-        lengths = [len(completion) for completion in columns["completion_ids"]]
-
-        for reward in self.token_rewards:
-            name = reward_name(reward)
-            rows = [torch.as_tensor(row).float() for row in reward(prompts, completions, **columns)]
-            if [len(row) for row in rows] != lengths:
-                raise DataError(
-                    f"token reward {name!r} must return one number for each token of each "
-                    "completion"
-                )
-
-            table = pad_rows(rows, self.accelerator.device)
-            if not table.isfinite().all():
-                row = int((~table.isfinite()).any(dim=1).nonzero()[0])
-                raise DataError(
-                    f"token reward {name!r} returned NaN or infinity for prompt "
-                    f"{str(prompts[row])[:60]!r}"
-                )
-
-            scores.each[name] = table.sum(dim=1).tolist()
-            total = table if total is None else total + table
-
-        return total
+        is_fp32 = actor_critic.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
+        return self.engine.exact_log_probs and is_fp32
 
 
-def prompt_rows(first: int, count: int, size: int, *, seed: int) -> list[int]:
-    """Return places `first` to `first + count` of endless seeded permutations."""
+def choose_prompt_rows(first: int, count: int, size: int, *, seed: int) -> list[int]:
+    """Return rows `first` to `first + count` of an endless shuffle of `size` prompts.
+
+    The shuffle is a seeded permutation of all prompts, then another one, and so on.
+    """
     rows: list[int] = []
     for passed in range(first // size, (first + count - 1) // size + 1):
-        order = torch.randperm(
-            size, generator=torch.Generator().manual_seed(seed + 10_007 * passed)
-        )
+        generator = torch.Generator().manual_seed(seed + 10_007 * passed)
+        order = torch.randperm(size, generator=generator)  # (size,)
         rows += order[max(first - passed * size, 0) : first + count - passed * size].tolist()
     return rows
 
 
 class RolloutLoader:
-    """One rollout for each iteration; the state is its index.
+    """A data loader whose iteration collects one rollout; its state is the index.
 
     It is not prepared by accelerate, whose loaders fetch one batch ahead: the next rollout would be
-    written before the last update of this one.
+    generated before the last update of this one.
 
     Args:
         args: the settings.
         dataset: the prompts; Trainer reads their number.
-        collect: writes and scores the rollout of an index.
+        collect: generates and scores the rollout of an index.
         reduce: sums over processes.
-        process_index: part of the seed, so that processes shuffle apart.
+        process_index: part of the seed, so that each process shuffles differently.
     """
 
     def __init__(
@@ -385,31 +342,35 @@ class RolloutLoader:
         self._process_index = process_index
 
     def set_epoch(self, epoch: int) -> None:
-        """Trainer's epoch is the index of the rollout."""
+        """Set the index of the rollout: Trainer's epoch."""
         self.rollout = epoch
 
     def __len__(self) -> int:
-        """Batches of a rollout: optimizer steps times accumulation."""
+        """Return the batches of a rollout: optimizer steps times accumulation."""
         return self.args.steps_per_rollout * self.args.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield what `PPOTrainer.training_step` takes for each batch.
+        """Yield the inputs of `PPOTrainer.training_step`.
 
-        The experience, the rows of the batch, and its minibatch's tokens.
+        They are the experience, the rows of a batch, and the tokens of its minibatch.
         """
         args = self.args
         experience = self._collect(self.rollout)
+
+        # One permutation of the rollout for each pass over it.
         seed = args.seed * 1_000_003 + self.rollout * 7919 + self._process_index
         generator = torch.Generator().manual_seed(seed)
         orders = [
             torch.randperm(args.rollout_size, generator=generator)
             for _ in range(args.num_ppo_epochs)
-        ]
+        ]  # (E,) each
 
-        # (steps, episodes of a step)
-        minibatches = torch.stack(orders).view(args.steps_per_rollout, -1)
-        tokens = self._reduce(experience.token_counts[minibatches].sum(1).double())
-        for rows, total in zip(minibatches.tolist(), tokens.tolist(), strict=True):
-            for first in range(0, len(rows), args.per_device_train_batch_size):
-                chosen = rows[first : first + args.per_device_train_batch_size]
-                yield {"experience": experience, "rows": chosen, "tokens": max(total, 1.0)}
+        minibatches = torch.stack(orders).view(args.steps_per_rollout, -1)  # (steps, rows of one)
+        token_counts = experience.token_counts[minibatches].sum(1).double()  # (steps,)
+        tokens = self._reduce(token_counts).tolist()
+
+        size = args.per_device_train_batch_size
+        for rows, total in zip(minibatches.tolist(), tokens, strict=True):
+            for first in range(0, len(rows), size):
+                batch = rows[first : first + size]
+                yield {"experience": experience, "rows": batch, "tokens": max(total, 1.0)}

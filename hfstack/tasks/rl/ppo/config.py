@@ -1,10 +1,10 @@
 """PPOConfig: the settings of PPO on top of transformers' TrainingArguments.
 
-The batch of a rollout is, on each process, per_device_train_batch_size *
-gradient_accumulation_steps * num_mini_batches episodes. One optimizer step takes
-per_device_train_batch_size * gradient_accumulation_steps of them, and each rollout gives
-num_ppo_epochs * num_mini_batches steps. Accumulation therefore never changes how many updates a
-rollout gives."""
+On each process a rollout has per_device_train_batch_size * gradient_accumulation_steps *
+num_mini_batches episodes. One optimizer step takes per_device_train_batch_size *
+gradient_accumulation_steps of them, and each rollout gives num_ppo_epochs * num_mini_batches steps.
+Accumulation therefore never changes how many updates a rollout gives.
+"""
 
 import math
 from collections.abc import Callable
@@ -19,20 +19,46 @@ from hfstack.tasks.rl.ppo.formulas import KL_ESTIMATORS
 ENGINES = ("native", "generate", "vllm")
 VLLM_MODES = ("colocate", "server")
 OLD_LOG_PROBS = ("auto", "rollout", "recompute")
+
+# Settings by the range that they must be in.
 _AT_LEAST_ONE = (
-    "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-    "num_mini_batches "
-    "num_ppo_epochs max_completion_length max_prompt_length total_episodes rollout_batch_size "
-    "kl_horizon "
-    "max_tokens_per_microbatch"
-).split()
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_mini_batches",
+    "num_ppo_epochs",
+    "max_completion_length",
+    "max_prompt_length",
+    "total_episodes",
+    "rollout_batch_size",
+    "kl_horizon",
+    "max_tokens_per_microbatch",
+)
 _NOT_NEGATIVE = (
-    "learning_rate critic_learning_rate weight_decay max_grad_norm top_k kl_coef vf_coef "
-    "entropy_coef "
-    "critic_warmup_rollouts value_head_init_std missing_eos_penalty log_completions"
-).split()
-_ABOVE_ZERO = "temperature kl_target cliprange cliprange_high cliprange_value target_kl tis_cap reward_clip".split()
-_SHARES = "gamma lam lam_critic top_p min_p vllm_gpu_memory_utilization".split()
+    "learning_rate",
+    "critic_learning_rate",
+    "weight_decay",
+    "max_grad_norm",
+    "top_k",
+    "kl_coef",
+    "vf_coef",
+    "entropy_coef",
+    "critic_warmup_rollouts",
+    "value_head_init_std",
+    "missing_eos_penalty",
+    "log_completions",
+)
+_ABOVE_ZERO = (
+    "temperature",
+    "kl_target",
+    "cliprange",
+    "cliprange_high",
+    "cliprange_value",
+    "target_kl",
+    "tis_cap",
+    "reward_clip",
+)
+_SHARES = ("gamma", "lam", "lam_critic", "top_p", "min_p", "vllm_gpu_memory_utilization")
 
 
 @dataclass
@@ -49,25 +75,24 @@ class PPOConfig(TrainingArguments):
     """Norm that gradients are clipped to; 0 turns clipping off."""
 
     total_episodes: int | None = None
-    """Completions to learn from over all processes, in place of num_train_epochs; whole rollouts.
-    """
+    """Completions to train on over all processes, in place of num_train_epochs; whole rollouts."""
     num_ppo_epochs: int = 4
     """Passes over each rollout."""
     num_mini_batches: int = 1
-    """Optimizer steps of one pass over a rollout, whatever the accumulation; a rollout has so many
+    """Optimizer steps of one pass over a rollout, whatever the accumulation: a rollout has as many
     batches.
     """
     max_tokens_per_microbatch: int | None = None
-    """Tokens, padding included, of one forward and backward pass; longer ones are split by length.
-    None: no bound.
+    """Tokens, padding included, of one forward and backward pass; larger batches are split by
+    length. None: no bound.
     """
 
     max_completion_length: int = 53
-    """Tokens of the longest completion."""
+    """Tokens after which a completion is truncated."""
     max_prompt_length: int | None = None
-    """Tokens of a prompt that are kept: its end, and the bos that it began with; None keeps all."""
+    """Tokens that a prompt is truncated to: its end, and a bos at its beginning; None keeps all."""
     temperature: float = 1.0
-    """Of sampling; every log-probability is taken at the same temperature."""
+    """Temperature of sampling; every log-probability is computed at the same one."""
     top_k: int = 0
     """Sample from the k likeliest tokens only; 0 for all."""
     top_p: float = 1.0
@@ -80,7 +105,7 @@ class PPOConfig(TrainingArguments):
     rollout_engine: str = "native"
     """native (samples from the live weights), generate (transformers' generate) or vllm."""
     rollout_batch_size: int | None = None
-    """Completions that are written at once on a process; None: all of a rollout."""
+    """Completions that are generated at once on a process; None: all of a rollout."""
     vllm_mode: str = "colocate"
     """colocate runs vLLM on the devices of training, server asks one that `trl vllm-serve` runs."""
     vllm_server_base_url: str | None = None
@@ -97,28 +122,28 @@ class PPOConfig(TrainingArguments):
     """
 
     missing_eos_penalty: float | None = None
-    """Taken off the score of a completion that was cut at max_completion_length."""
+    """Subtracted from the score of a completion that was truncated at max_completion_length."""
     mask_truncated_completions: bool = False
-    """Learn nothing from completions that were cut at max_completion_length."""
+    """Do not train on completions that were truncated at max_completion_length."""
     reward_weights: list[float] | None = None
     """Weight of each reward; None: 1 each."""
     reward_normalize: bool = False
     """Divide scores by the standard deviation of all scores so far."""
     reward_clip: float | None = None
-    """Hold scores within plus and minus this, after they were normalised."""
+    """Clip scores to plus and minus this, after they are normalised."""
     whiten_rewards: bool = False
     """Divide the token rewards of a rollout, KL penalty included, by their standard deviation."""
     kl_coef: float = 0.05
-    """Weight of the KL to the starting model, in reward a nat; 0 needs no reference model."""
+    """Weight of the KL to the starting model, in reward per nat; 0 needs no reference model."""
     kl_estimator: str = "k1"
     """Estimator of the KL of a token: k1, k2, k3 or abs."""
     kl_target: float | None = None
-    """KL in nats a completion that kl_coef is adapted to reach; None keeps kl_coef."""
+    """KL in nats per completion that kl_coef is adapted to reach; None keeps kl_coef."""
     kl_horizon: int = 10_000
     """Episodes over which kl_coef adapts."""
     kl_in_loss: bool = False
-    """Put the KL into the loss in place of the reward; k1 then means k2, whose gradient is the
-    KL's.
+    """Add the KL to the loss instead of the reward; k1 then means k2, whose gradient is that of the
+    KL.
     """
 
     gamma: float = 1.0
@@ -126,26 +151,25 @@ class PPOConfig(TrainingArguments):
     lam: float = 0.95
     """Lambda of the advantages."""
     lam_critic: float | None = None
-    """Lambda of the returns that the critic learns; None: lam. VC-PPO takes 1."""
+    """Lambda of the returns that the critic is trained on; None: lam. VC-PPO takes 1."""
     whiten_advantages: bool = True
     """Give the advantages of a rollout mean 0 and standard deviation 1, over all processes."""
 
     cliprange: float = 0.2
-    """The ratio of new to old probability earns nothing below 1 minus this and above 1 plus this.
-    """
+    """Clip the ratio of new to old probability to between 1 minus and 1 plus this."""
     cliprange_high: float | None = None
     """Upper clip range; None: cliprange. DAPO takes 0.28."""
     dual_clip: float | None = None
-    """Bound, above 1, on how hard the ratio of a bad token can pull; None: none."""
+    """Bound, above 1, on the ratio of a token with a negative advantage; None: no bound."""
     cliprange_value: float | None = 0.2
-    """How far a value may move from the old one; None: any distance."""
+    """Clip values to this distance from the old ones; None: no clipping."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
     entropy_coef: float = 0.0
-    """Weight of the entropy bonus, a nat."""
+    """Weight of the entropy bonus, per nat."""
     target_kl: float | None = None
-    """End the updates of a rollout once a step finds the new policy this far, in nats a token, from
-    the old one.
+    """End the updates of a rollout once the new policy is this far, in nats per token, from the old
+    one.
     """
 
     critic: str | None = None
@@ -153,7 +177,7 @@ class PPOConfig(TrainingArguments):
     None: by the policy.
     """
     critic_model: str | None = None
-    """Where a separate critic begins: folder or Hub id of a reward or language model; None: a copy
+    """Where a separate critic starts: folder or Hub id of a reward or language model; None: a copy
     of the policy.
     """
     critic_learning_rate: float | None = None
@@ -161,50 +185,53 @@ class PPOConfig(TrainingArguments):
     critic.
     """
     critic_warmup_rollouts: int = 0
-    """Rollouts at the beginning that train the critic only."""
+    """First rollouts, which train the critic only."""
     value_head_init_std: float = 0.0
-    """Spread of a new value head; 0 begins with every value 0. A reward model's head is kept."""
+    """Standard deviation of a newly initialised value head; 0 makes every initial value 0. A reward
+    model's head is kept.
+    """
     detach_value: bool = False
     """Keep the value loss of a shared critic out of the policy's weights."""
 
     disable_dropout: bool = True
-    """Set every dropout to 0, so that the same completion has the same probability twice."""
+    """Set every dropout to 0, so that a completion has the same probability in each pass."""
     log_completions: int = 0
-    """Completions of each rollout that are written to completions.jsonl in the output directory."""
+    """Completions of each rollout that are logged to completions.jsonl in the output directory."""
 
     def __post_init__(self) -> None:
         """Resolve upstream's settings, and refuse values out of range or in conflict."""
         super().__post_init__()
+
         for name in _AT_LEAST_ONE:
-            self._check(name, lambda value: value >= 1, "at least 1")
+            self._check_range(name, lambda value: value >= 1, "at least 1")
         for name in _NOT_NEGATIVE:
-            self._check(name, lambda value: 0 <= value < math.inf, "0 or above")
-
+            self._check_range(name, lambda value: 0 <= value < math.inf, "0 or above")
         for name in _ABOVE_ZERO:
-            self._check(name, lambda value: 0 < value < math.inf, "above 0")
+            self._check_range(name, lambda value: 0 < value < math.inf, "above 0")
         for name in _SHARES:
-            self._check(name, lambda value: 0 <= value <= 1, "between 0 and 1")
-        self._check("cliprange", lambda value: value < 1, "below 1")
+            self._check_range(name, lambda value: 0 <= value <= 1, "between 0 and 1")
+        self._check_range("cliprange", lambda value: value < 1, "below 1")
+        self._check_range("top_p", lambda value: value > 0, "above 0")
+        self._check_range("dual_clip", lambda value: value > 1, "above 1")
 
-        self._check("top_p", lambda value: value > 0, "above 0")
-        self._check("dual_clip", lambda value: value > 1, "above 1")
-        self._one_of("kl_estimator", KL_ESTIMATORS)
-        self._one_of("rollout_engine", ENGINES)
-        self._one_of("old_logprobs", OLD_LOG_PROBS)
-
-        self._one_of("vllm_mode", VLLM_MODES)
+        self._check_choice("kl_estimator", KL_ESTIMATORS)
+        self._check_choice("rollout_engine", ENGINES)
+        self._check_choice("old_logprobs", OLD_LOG_PROBS)
+        self._check_choice("vllm_mode", VLLM_MODES)
         if self.critic is not None:
-            self._one_of("critic", CRITICS)
+            self._check_choice("critic", CRITICS)
+
         self._refuse_contradictions()
+        self._refuse_partial_rollouts()
 
     @property
     def steps_per_rollout(self) -> int:
-        """Optimizer steps that a rollout gives."""
+        """Return the optimizer steps of a rollout."""
         return self.num_ppo_epochs * self.num_mini_batches
 
     @property
     def rollout_size(self) -> int:
-        """Episodes of a rollout on one process."""
+        """Return the episodes of a rollout on one process."""
         return (
             self.per_device_train_batch_size
             * self.gradient_accumulation_steps
@@ -216,7 +243,7 @@ class PPOConfig(TrainingArguments):
         return math.ceil(steps / self.steps_per_rollout) * self.steps_per_rollout
 
     def _refuse_contradictions(self) -> None:
-        """Settings that are fine alone and mean nothing together."""
+        """Refuse settings that are valid alone and contradict each other."""
         for name in ("kl_target", "kl_in_loss"):
             if getattr(self, name) and self.kl_coef == 0:
                 raise ConfigError(
@@ -241,7 +268,7 @@ class PPOConfig(TrainingArguments):
         ):
             name = "tis_cap" if self.tis_cap is not None else "old_logprobs rollout"
             raise ConfigError(
-                f"--{name}: --rollout_engine generate tells no log-probabilities, use native or "
+                f"--{name}: --rollout_engine generate returns no log-probabilities, use native or "
                 "drop it"
             )
 
@@ -250,22 +277,22 @@ class PPOConfig(TrainingArguments):
                 "--fp16: PPO trains in fp32 or bf16, whose range needs no loss scaling: set --bf16"
             )
 
+    def _refuse_partial_rollouts(self) -> None:
+        """Refuse a length of training that is not whole rollouts."""
         if self.max_steps > 0 and self.max_steps % self.steps_per_rollout:
             raise ConfigError(
                 f"--max_steps {self.max_steps} is no multiple of the {self.steps_per_rollout} "
-                "optimizer steps of a "
-                "rollout (num_ppo_epochs * num_mini_batches): use "
+                "optimizer steps of a rollout (num_ppo_epochs * num_mini_batches): use "
                 f"{self.whole_rollouts(self.max_steps)}"
             )
 
         episodes = self.rollout_size * self.world_size
         if self.total_episodes is not None and self.total_episodes % episodes:
+            whole = math.ceil(self.total_episodes / episodes) * episodes
             raise ConfigError(
                 f"--total_episodes {self.total_episodes} is not divisible by the {episodes} "
-                "episodes of a rollout "
-                "(per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches * "
-                "processes): use "
-                f"{math.ceil(self.total_episodes / episodes) * episodes}"
+                "episodes of a rollout (per_device_train_batch_size * gradient_accumulation_steps "
+                f"* num_mini_batches * processes): use {whole}"
             )
 
         if self.total_episodes is not None and self.max_steps > 0:
@@ -273,13 +300,14 @@ class PPOConfig(TrainingArguments):
                 "--total_episodes and --max_steps both say how long to train: give one of them"
             )
 
-    def _check(self, name: str, accepts: Callable[[float], bool], wanted: str) -> None:
-        """Refuse a number that is set and not accepted."""
+    def _check_range(self, name: str, accepts: Callable[[float], bool], wanted: str) -> None:
+        """Refuse a number that is set and out of range."""
         value = getattr(self, name)
         if value is not None and not accepts(value):
             raise ConfigError(f"--{name} must be {wanted}, got {value}")
 
-    def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        """Refuse a value that is not one of the choices."""
         if getattr(self, name) not in choices:
             raise ConfigError(
                 f"--{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"

@@ -1,9 +1,10 @@
-"""Turn scored completions into what PPO learns from, and the rollout's metrics.
+"""Compute rewards, advantages and returns from a scored rollout, with its metrics.
 
-Legend: N episodes of this process, T tokens of the longest completion, F fields, n scored tokens of
-a chunk.
+Legend: N episodes of this process, T tokens of the longest completion, T_i of completion i, b rows
+of a chunk, n scored tokens of a chunk, F fields.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,11 +21,11 @@ from hfstack.tasks.rl.ppo.formulas import Reduce, RunningMoments
 
 
 @dataclass
-class Judged:
-    """What rewards and models say about a rollout."""
+class RolloutScores:
+    """What rewards and models say about the completions of a rollout."""
 
-    scores: Scores  # of the reward functions
-    token_rewards: Tensor | None  # (N, T), the weighted sum of rewards on single tokens
+    rewards: Scores  # of the reward functions
+    token_rewards: Tensor | None  # (N, T), the sum of the rewards on single tokens
     old_log_probs: Tensor  # (N, T)
     values: Tensor  # (N, T)
     reference_log_probs: Tensor | None  # (N, T); None without a KL
@@ -42,52 +43,61 @@ class Chunk:
 
 @dataclass
 class Experience:
-    """A rollout, ready to learn from."""
+    """A rollout that is ready to train on."""
 
     sequences: Sequences
     fields: dict[str, Tensor]  # (N, T) each
-    token_counts: Tensor  # (N,) on the CPU: tokens that are learnt from
+    token_counts: Tensor  # (N,) on the CPU: tokens that are trained on
     rollout: int  # its index
 
     def __post_init__(self) -> None:
-        """Pack the fields into one table, so that a chunk is sliced out of all at once."""
+        """Stack the fields, so that a chunk is indexed once for all of them."""
         self._table = torch.stack(list(self.fields.values()))  # (F, N, T)
 
-    def cut(self, rows: Sequence[int]) -> Chunk:
+    def select(self, rows: Sequence[int]) -> Chunk:
         """Return the given rows as one chunk."""
         device = self._table.device
-        chosen = torch.tensor(rows)
-        valid = self.sequences.valid[chosen].to(device)  # (b, T)
-        flat = self._table[:, chosen.to(device)][:, valid]  # (F, n)
+        indices = torch.tensor(rows)  # (b,)
+        valid = self.sequences.valid[indices].to(device)  # (b, T)
+
+        flat = self._table[:, indices.to(device)][:, valid]  # (F, n)
         return Chunk(self.sequences.pack(rows, device), dict(zip(self.fields, flat, strict=True)))
 
 
-class Tally:
-    """Weighted means over all processes; the state is a sum and a weight by name."""
+class WeightedMeans:
+    """Weighted means over all processes, by name.
+
+    The state is a sum and a weight for each name.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor, weights: Tensor | None = None) -> None:
-        """Count numbers in, each with its weight (1 by default)."""
-        counted = torch.ones_like(values) if weights is None else weights.to(values.dtype)
-        both = torch.stack([(values * counted).sum(), counted.sum()]).double()
-        self._sums[name] = self._sums[name] + both if name in self._sums else both
+        """Add numbers, each with its weight (1 by default)."""
+        used = torch.ones_like(values) if weights is None else weights.to(values.dtype)
+        sum_and_weight = torch.stack([(values * used).sum(), used.sum()]).double()  # (2,)
 
-    def means(self, reduce: Reduce | None = None) -> dict[str, float]:
-        """Return the means of all processes, which must have counted the same names.
+        if name in self._sums:
+            self._sums[name] = self._sums[name] + sum_and_weight
+        else:
+            self._sums[name] = sum_and_weight
 
-        NaN where nothing was counted.
+    def compute(self, reduce: Reduce | None = None) -> dict[str, float]:
+        """Return the means of all processes, which must have added the same names.
+
+        NaN where nothing was added.
         """
         if not self._sums:
             return {}
-        table = torch.stack(list(self._sums.values()))
+
+        table = torch.stack(list(self._sums.values()))  # (names, 2)
         sums, weights = (reduce(table) if reduce else table).cpu().unbind(1)
         return dict(zip(self._sums, (sums / weights).tolist(), strict=True))
 
 
-def pad_rows(rows: Iterable[Tensor], device: torch.device) -> Tensor:
-    """(N, T) in fp32 from N times (T_i,), 0 where there is no token."""
+def pad_right(rows: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Return (N, T) in fp32 from N times (T_i,), 0 where there is no token."""
     return pad_sequence([row.float() for row in rows], batch_first=True).to(device)
 
 
@@ -95,7 +105,7 @@ def shape_experience(
     args: PPOConfig,
     sequences: Sequences,
     rollout: Rollout,
-    judged: Judged,
+    scored: RolloutScores,
     *,
     kl_coef: float,
     moments: RunningMoments,
@@ -109,83 +119,95 @@ def shape_experience(
     The metrics are over all processes.
 
     Args:
-        kl_coef: weight of the KL now.
+        args: the settings.
+        sequences: prompts with their completions.
+        rollout: as the engine generated it.
+        scored: what rewards and models say about it.
+        kl_coef: current weight of the KL.
         moments: of all scores so far; scores of training (no `row_weights`) are added.
         index: of the rollout.
         tis_cap: cap of the importance weights; None for none.
-        row_weights: (N,) 1 or 0, for an evaluation whose last rows only fill up; None in training.
+        row_weights: (N,) 1, or 0 for the rows that only fill up an evaluation; None in training.
         reduce: sums over processes.
     """
-    device = judged.values.device
-    valid = sequences.valid.to(device)  # (N, T)
+    device = scored.values.device
+    finished = rollout.finished.to(device)  # (N,)
+    rows = torch.ones(len(finished), device=device)  # (N,)
+    if row_weights is not None:
+        rows = row_weights.to(device)
+    mask = _policy_tokens(sequences, rollout, rows)  # (N, T)
 
-    # (N,)
-    rows = torch.ones(len(valid), device=device) if row_weights is None else row_weights.to(device)
-    mask = valid * rows[:, None]
-
-    if rollout.written is not None:
-        mask = mask * pad_rows(rollout.written, device)
-    finished = rollout.finished.to(device)
-
-    # (N,)
-    raw = torch.tensor([float(total or 0.0) for total in judged.scores.totals], device=device)
+    # rewards: the score of the whole completion, the KL penalty of each token
+    totals = [float(total or 0.0) for total in scored.rewards.totals]
+    raw_scores = torch.tensor(totals, device=device)  # (N,)
     scores = _final_scores(
-        args, raw, finished, rows, moments, learns=row_weights is None, reduce=reduce
-    )
+        args, raw_scores, finished, rows, moments, learns=row_weights is None, reduce=reduce
+    )  # (N,)
+    kl, penalties = _kl_and_penalties(args, scored, mask, kl_coef=kl_coef)  # (N, T) each
+    rewards = formulas.shape_rewards(scores, penalties, mask, token_rewards=scored.token_rewards)
 
-    reference = (
-        judged.old_log_probs if judged.reference_log_probs is None else judged.reference_log_probs
-    )
-
-    # (N, T)
-    kl = formulas.estimate_kl(judged.old_log_probs, reference, kind=args.kl_estimator) * mask
-    penalties = torch.zeros_like(kl) if args.kl_in_loss else kl_coef * kl
-    rewards = formulas.shape_rewards(scores, penalties, mask, token_rewards=judged.token_rewards)
-    advantages, returns = _advantages(args, rewards, judged.values, mask, reduce=reduce)
-    weight = mask * finished[:, None] if args.mask_truncated_completions else mask
-    critic_metrics = _value_metrics(judged.values, returns, weight, reduce)
-
+    # advantages and returns
+    advantages, returns = _advantages(args, rewards, scored.values, mask, reduce=reduce)
+    weight = mask * finished[:, None] if args.mask_truncated_completions else mask  # (N, T)
+    critic_metrics = _value_metrics(scored.values, returns, weight, reduce)
     if args.whiten_advantages:
         advantages = formulas.masked_whiten(advantages, weight, reduce=reduce)
-    fields = {"old_log_probs": judged.old_log_probs, "values": judged.values, "returns": returns}
+
+    # what the updates train on
+    fields = {"old_log_probs": scored.old_log_probs, "values": scored.values, "returns": returns}
     fields |= {"advantages": advantages, "weight": weight}
-
     if args.kl_in_loss:
-        fields["reference_log_probs"] = reference
-
-    if tis_cap is not None and judged.sampler_log_probs is not None:
+        fields["reference_log_probs"] = _reference_log_probs_or_old(scored)
+    if tis_cap is not None and scored.sampler_log_probs is not None:
         fields["importance"] = formulas.truncated_importance_weights(
-            judged.old_log_probs, judged.sampler_log_probs, cap=tis_cap
+            scored.old_log_probs, scored.sampler_log_probs, cap=tis_cap
         )
 
-    gained = (
-        scores if judged.token_rewards is None else scores + (judged.token_rewards * mask).sum(1)
-    )
-    tally = Tally()
-    tally.add("reward", raw, rows)
-
-    tally.add("objective", gained - kl_coef * kl.sum(1), rows)
-    _count_completions(
-        tally, sequences, judged, reference=reference, finished=finished, mask=mask, rows=rows
-    )
-    _count_rewards(tally, judged.scores, rows)
-
+    # metrics
+    gained = scores
+    if scored.token_rewards is not None:
+        gained = scores + (scored.token_rewards * mask).sum(1)
+    means = WeightedMeans()
+    means.add("reward", raw_scores, rows)
+    means.add("objective", gained - kl_coef * kl.sum(1), rows)
+    _add_completion_metrics(means, sequences, scored, finished=finished, mask=mask, rows=rows)
+    _add_reward_metrics(means, scored.rewards, rows)
     if "importance" in fields:
-        tally.add("sampler/importance", fields["importance"], weight)
-
-    metrics = (
-        _with_spreads(tally.means(reduce), raw, rows, reduce)
-        | {"kl_coef": kl_coef}
-        | critic_metrics
-    )
+        means.add("sampler/importance", fields["importance"], weight)
+    metrics = _with_standard_deviations(means.compute(reduce), raw_scores, rows, reduce)
+    metrics |= {"kl_coef": kl_coef} | critic_metrics
 
     return Experience(sequences, fields, weight.sum(1).long().cpu(), index), metrics
+
+
+def _policy_tokens(sequences: Sequences, rollout: Rollout, rows: Tensor) -> Tensor:
+    """Return the row's weight where the policy generated the token, else 0: (N, T)."""
+    mask = sequences.valid.to(rows.device) * rows[:, None]
+    if rollout.generated_mask is not None:
+        mask = mask * pad_right(rollout.generated_mask, rows.device)
+    return mask
+
+
+def _reference_log_probs_or_old(scored: RolloutScores) -> Tensor:
+    """Return the reference's log-probabilities (N, T); without one the KL is 0."""
+    if scored.reference_log_probs is None:
+        return scored.old_log_probs
+    return scored.reference_log_probs
+
+
+def _kl_and_penalties(
+    args: PPOConfig, scored: RolloutScores, mask: Tensor, *, kl_coef: float
+) -> tuple[Tensor, Tensor]:
+    """Return the KL of each token and its penalty in the reward, (N, T) each."""
+    reference = _reference_log_probs_or_old(scored)
+    kl = formulas.estimate_kl(scored.old_log_probs, reference, kind=args.kl_estimator) * mask
+    return kl, torch.zeros_like(kl) if args.kl_in_loss else kl_coef * kl
 
 
 def _advantages(
     args: PPOConfig, rewards: Tensor, values: Tensor, mask: Tensor, *, reduce: Reduce | None
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns (N, T), each with its own lambda.
+    """Return advantages and returns (N, T), each with its own lambda.
 
     The advantages are not whitened yet.
     """
@@ -206,7 +228,7 @@ def _advantages(
 
 def _final_scores(
     args: PPOConfig,
-    raw: Tensor,
+    raw_scores: Tensor,
     finished: Tensor,
     rows: Tensor,
     moments: RunningMoments,
@@ -214,22 +236,16 @@ def _final_scores(
     learns: bool,
     reduce: Reduce | None,
 ) -> Tensor:
-    """Return scores (N,) after the missing-eos penalty, normalisation and clipping.
-
-    In this order.
-    """
-    scores = raw
+    """Return scores (N,) after EOS penalty, normalisation and clipping, in this order."""
+    scores = raw_scores
     if args.missing_eos_penalty is not None:
         scores = scores - args.missing_eos_penalty * (~finished).to(scores.dtype)
 
     if args.reward_normalize:
         if learns:
-            moments.update(
-                *(
-                    part.item()
-                    for part in formulas.masked_moments(scores.double(), rows, reduce=reduce)
-                )
-            )
+            found = formulas.masked_moments(scores.double(), rows, reduce=reduce)
+            count, mean, variance = (part.item() for part in found)
+            moments.update(count, mean, variance)
         scores = scores / moments.std
 
     return scores if args.reward_clip is None else scores.clamp(-args.reward_clip, args.reward_clip)
@@ -238,60 +254,66 @@ def _final_scores(
 def _value_metrics(
     values: Tensor, returns: Tensor, weight: Tensor, reduce: Reduce | None
 ) -> dict[str, float]:
-    """How well the critic knew the returns before it learns from them."""
-    tally = Tally()
-    tally.add("value/mean", values, weight)
-    tally.add("value/return_mean", returns, weight)
+    """Return how well the critic predicts the returns before it is trained on them."""
+    means = WeightedMeans()
+    means.add("value/mean", values, weight)
+    means.add("value/return_mean", returns, weight)
     explained = formulas.explained_variance(values, returns, weight, reduce=reduce)
-    return tally.means(reduce) | {"value/explained_variance": explained}
+    return means.compute(reduce) | {"value/explained_variance": explained}
 
 
-def _count_completions(
-    tally: Tally,
+def _add_completion_metrics(
+    means: WeightedMeans,
     sequences: Sequences,
-    judged: Judged,
+    scored: RolloutScores,
     *,
-    reference: Tensor,
     finished: Tensor,
     mask: Tensor,
     rows: Tensor,
 ) -> None:
-    """Return KL and entropy of the completions.
+    """Add KL, entropy and lengths of the completions.
 
-    KL by its unbiased estimator whatever the loss uses, entropy by the sampled log-probability.
+    The KL is the unbiased estimate whatever the loss uses, the entropy minus the log-probability of
+    the sampled tokens.
     """
-    difference = judged.old_log_probs - reference
-    if judged.reference_log_probs is not None:
-        tally.add("kl", difference, mask)
-        tally.add("kl_per_completion", (difference * mask).sum(1), rows)
+    if scored.reference_log_probs is not None:
+        log_ratio = scored.old_log_probs - scored.reference_log_probs  # (N, T)
+        means.add("kl", log_ratio, mask)
+        means.add("kl_per_completion", (log_ratio * mask).sum(1), rows)
 
-    if judged.sampler_log_probs is not None:
-        tally.add("sampler/gap", (judged.old_log_probs - judged.sampler_log_probs).abs(), mask)
-    tally.add("entropy", -judged.old_log_probs, mask)
-    tally.add("ended_share", finished.float(), rows)
-    tally.add("completions/mean_length", sequences.completion_lengths.to(rows.device).float(), rows)
+    if scored.sampler_log_probs is not None:
+        gap = (scored.old_log_probs - scored.sampler_log_probs).abs()  # (N, T)
+        means.add("sampler/gap", gap, mask)
+
+    means.add("entropy", -scored.old_log_probs, mask)
+    means.add("ended_share", finished.float(), rows)
+    lengths = sequences.completion_lengths.to(rows.device).float()  # (N,)
+    means.add("completions/mean_length", lengths, rows)
 
 
-def _count_rewards(tally: Tally, scores: Scores, rows: Tensor) -> None:
-    """Each reward on the completions that it applies to."""
-    for name, values in scores.each.items():
+def _add_reward_metrics(means: WeightedMeans, rewards: Scores, rows: Tensor) -> None:
+    """Add mean and mean square of each reward, where it applies."""
+    for name, values in rewards.each.items():
         applies = torch.tensor([value is not None for value in values], device=rows.device)
         numbers = torch.tensor(
             [0.0 if value is None else value for value in values], device=rows.device
         )
-        tally.add(f"rewards/{name}/mean", numbers, rows * applies)
-        tally.add(f"rewards/{name}/std", numbers**2, rows * applies)
+        means.add(f"rewards/{name}/mean", numbers, rows * applies)
+        means.add(f"rewards/{name}/std", numbers**2, rows * applies)
 
 
-def _with_spreads(
-    found: dict[str, float], raw: Tensor, rows: Tensor, reduce: Reduce | None
+def _with_standard_deviations(
+    metrics: dict[str, float], raw_scores: Tensor, rows: Tensor, reduce: Reduce | None
 ) -> dict[str, float]:
-    """Add the spread of the reward, and turn mean squares of each reward into spreads."""
-    _, _, variance = formulas.masked_moments(raw, rows, reduce=reduce)
-    for name in found:
+    """Return the metrics with standard deviations in place of mean squares.
+
+    Those that are NaN, because nothing was added to them, are left out.
+    """
+    _, _, variance = formulas.masked_moments(raw_scores, rows, reduce=reduce)
+    for name in metrics:
         if name.startswith("rewards/") and name.endswith("/std"):
-            mean = found[f"{name.removesuffix('/std')}/mean"]
-            found[name] = max(0.0, found[name] - mean**2) ** 0.5
-    return {name: value for name, value in found.items() if value == value} | {
-        "reward_std": float(variance) ** 0.5
-    }
+            mean = metrics[f"{name.removesuffix('/std')}/mean"]
+            metrics[name] = max(0.0, metrics[name] - mean**2) ** 0.5
+
+    known = {name: value for name, value in metrics.items() if not math.isnan(value)}
+    return known | {"reward_std": float(variance) ** 0.5}

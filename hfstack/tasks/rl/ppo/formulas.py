@@ -201,11 +201,10 @@ def estimate_advantages(
         Advantages and returns, (B, T) each, 0 where the mask is 0.
     """
     weight = mask.to(values.dtype)  # (B, T)
-    if bootstrap is None:
-        next_value = torch.zeros_like(values[:, 0])  # (B,)
-    else:
-        next_value = bootstrap.to(values.dtype)  # (B,)
+    next_value = torch.zeros_like(values[:, 0])  # (B,)
     advantage = torch.zeros_like(next_value)  # (B,)
+    if bootstrap is not None:
+        next_value = bootstrap.to(values.dtype)
 
     # From the last token to the first; all of delta_t but the next value is known beforehand.
     deltas = rewards - values  # (B, T)

@@ -1,14 +1,14 @@
-"""Compute log-probabilities from hidden states, without (n, V) logits of a batch.
+"""Log-probabilities of tokens from hidden states, without all logits at once.
 
-The output head runs over a few rows at a time. Under autograd each chunk forgets its logits and
-makes them again in the backward pass, so the largest tensor has `_LOGITS_AT_ONCE` elements however
-large the batch and the vocabulary are. A batch that is smaller than that takes the direct way.
+The output head runs over a few rows at a time. Under autograd each chunk drops its logits and
+computes them again in the backward pass, so the largest tensor has `_LOGITS_AT_ONCE` elements
+however large the batch and the vocabulary are. A smaller batch is computed directly.
 
-Legend: n scored tokens, d hidden size, V vocabulary.
+Legend: n scored tokens, m of them in a chunk, d hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,20 +18,20 @@ _LOGITS_AT_ONCE = 2**24  # 64 MiB in fp32
 
 
 def log_probs_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return log softmax(logits)[target] as (n,), from (n, V) and (n,).
+    """Return log softmax(logits)[target]: (n,) from (n, V) and (n,).
 
-    As logits[target] - logsumexp(logits).
+    Computed as logits[target] - logsumexp(logits), so that no second (n, V) tensor is made.
     """
     return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=-1)
 
 
 def entropy_of(logits: Tensor) -> Tensor:
-    """Return the entropy of softmax(logits) in nats as (n,), from (n, V).
+    """Return the entropy of softmax(logits) in nats: (n,) from (n, V).
 
     -sum p log p = logsumexp(z) - sum p z.
     """
-    normalizer = logits.logsumexp(dim=-1)
-    probabilities = (logits - normalizer[:, None]).exp()
+    normalizer = logits.logsumexp(dim=-1)  # (n,)
+    probabilities = (logits - normalizer[:, None]).exp()  # (n, V)
     return normalizer - (probabilities * logits).sum(dim=-1)
 
 
@@ -45,38 +45,40 @@ def score_tokens(
     with_entropy: bool = False,
     logits_at_once: int = _LOGITS_AT_ONCE,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return log-probability, and entropy when asked, of each target, (n,) in fp32.
+    """Return log-probabilities and, when asked, entropies of the targets, (n,) each.
+
+    Both are in fp32.
 
     Args:
         head: (m, d) -> (m, V) logits; called on chunks of rows.
         hidden: (n, d), of the position before each target.
         targets: (n,), token ids.
         vocabulary: V.
-        temperature: what the logits are divided by; the one that the tokens were sampled with.
+        temperature: that the logits are divided by; the one that the tokens were sampled with.
         with_entropy: also return the entropy of each position's distribution.
         logits_at_once: elements of the largest tensor that is made.
     """
 
-    def score(rows: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
-        logits = head(rows).float()
+    def score_chunk(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits = head(rows).float()  # (m, V)
         if temperature != 1.0:
             logits = logits / temperature
-        found = log_probs_of(logits, wanted)
-        return (found, entropy_of(logits)) if with_entropy else (found,)
+        return log_probs_of(logits, wanted), entropy_of(logits) if with_entropy else None
 
-    chunk = max(1, logits_at_once // vocabulary)
-    if len(targets) <= chunk:
-        parts = [score(hidden, targets)]
-    else:
-        pairs = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    chunk_rows = max(1, logits_at_once // vocabulary)
+    if len(targets) <= chunk_rows:
+        return score_chunk(hidden, targets)
+
+    log_probs: list[Tensor] = []  # (m,) each
+    entropies: list[Tensor] = []  # (m,) each
+    for rows, wanted in zip(hidden.split(chunk_rows), targets.split(chunk_rows), strict=True):
         if torch.is_grad_enabled():
-            parts = [checkpoint(score, rows, wanted, use_reentrant=False) for rows, wanted in pairs]
+            scored: Any = checkpoint(score_chunk, rows, wanted, use_reentrant=False)
         else:
-            parts = [score(rows, wanted) for rows, wanted in pairs]
+            scored = score_chunk(rows, wanted)
 
-    columns: list[tuple[Tensor, ...]] = list(
-        zip(*cast(list[tuple[Tensor, ...]], parts), strict=True)
-    )
-    joined = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]  # pyright: ignore[reportGeneralTypeIssues]
+        log_probs.append(scored[0])
+        if with_entropy:
+            entropies.append(scored[1])
 
-    return joined[0], joined[1] if with_entropy else None
+    return torch.cat(log_probs), torch.cat(entropies) if with_entropy else None

@@ -1,4 +1,4 @@
-"""Build and check what PPO starts with: policy, critic, reference, stop tokens."""
+"""Build what PPO starts from: policy, critic, reference, engine and settings."""
 
 import copy
 import math
@@ -33,17 +33,18 @@ from hfstack.tokens.chat import stop_at_end_of_turn
 
 logger = get_logger(__name__)
 
-_SHARED_HEAD_RATE = (
-    10.0  # times the policy's: with one rate the trunk bends to values before the head knows them
-)
+# Learning rate of a shared critic's head, in multiples of the policy's: with one rate the trunk is
+# pulled towards the values before the head has learned them.
+_SHARED_HEAD_RATE = 10.0
 _OTHER_HEADS = (
     "ForSequenceClassification",
     "ForTokenClassification",
     "ForQuestionAnswering",
     "ForMaskedLM",
 )
-# plain numbers that attention modules read while they train
-_DROPOUTS = ("attention_dropout", "dropout")
+
+# attributes that attention modules read as plain numbers while they train
+_DROPOUT_ATTRIBUTES = ("attention_dropout", "dropout")
 
 
 def build_actor_critic(
@@ -53,14 +54,14 @@ def build_actor_critic(
     *,
     peft_config: PeftConfig | None = None,
 ) -> ActorCritic:
-    """Return policy and critic in one module, with the reference of a PEFT policy.
+    """Return policy and critic in one module, and inside PEFT the reference's adapter.
 
-    A PEFT model that comes in with its adapter may have been trained before, so its reference is a
+    A PEFT model that is given with its adapter may have been trained before, so its reference is a
     frozen copy of that adapter (named "ref"); with `peft_config` the reference is the model with
     its adapter off.
 
     Raises:
-        ConfigError: the model cannot write, the adapter settings contradict each other, or the
+        ConfigError: the model cannot generate, the adapter settings contradict each other, or the
             critic does not fit.
         CheckpointError: there is no model at `critic_model`.
     """
@@ -70,6 +71,7 @@ def build_actor_critic(
             "it was trained from"
         )
 
+    # adapters of policy and reference
     reference_adapter = None
     if isinstance(model, PeftModel):
         if peft_config is not None:
@@ -78,16 +80,16 @@ def build_actor_critic(
                 "or drop one"
             )
         if args.kl_coef > 0:
-            _copy_adapter(model)
+            _add_reference_adapter(model)
             reference_adapter = REFERENCE_ADAPTER
     elif peft_config is not None:
         model = cast(PeftModel, get_peft_model(model, peft_config))
 
-    kind = _critic_kind(args, is_peft=isinstance(model, PeftModel))
+    # critic
+    kind = _choose_critic_kind(args, is_peft=isinstance(model, PeftModel))
     backbone, head = None, None
-
     if kind == "separate":
-        backbone, head = _separate_critic(model, args, tokenizer)
+        backbone, head = _load_separate_critic(model, args, tokenizer)
     elif kind == "adapter":
         assert isinstance(model, PeftModel)
         _add_critic_adapter(model)
@@ -111,12 +113,12 @@ def build_actor_critic(
 def build_reference(
     actor_critic: ActorCritic, args: PPOConfig, reference_model: PreTrainedModel | None
 ) -> ActorCritic | None:
-    """Return the frozen reference, or None where there is none or the policy holds it.
+    """Return the frozen reference model.
 
-    A PEFT policy holds it; without a KL there is none.
+    None where the policy holds it itself (PEFT), or no KL is asked for.
 
     Raises:
-        ConfigError: a reference model with another vocabulary, or one beside a PEFT policy.
+        ConfigError: a reference model with another vocabulary, or one that no KL needs.
     """
     if reference_model is None and (args.kl_coef == 0 or actor_critic.is_peft):
         return None
@@ -142,7 +144,7 @@ def build_reference(
     return reference
 
 
-def stop_tokens(
+def choose_stop_token_ids(
     actor_critic: ActorCritic, args: PPOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, ...]:
     """Return the tokens that end a completion.
@@ -165,7 +167,7 @@ def stop_tokens(
 def sampling_settings(
     args: PPOConfig, *, stops: tuple[int, ...], pad_token_id: int
 ) -> SamplingSettings:
-    """How completions are sampled, for any engine."""
+    """Return how completions are sampled, for any engine."""
     return SamplingSettings(
         max_new_tokens=args.max_completion_length,
         stop_token_ids=stops,
@@ -178,13 +180,13 @@ def sampling_settings(
     )
 
 
-def make_engine(
+def build_engine(
     args: PPOConfig,
     settings: SamplingSettings,
     tokenizer: PreTrainedTokenizerBase,
     accelerator: Accelerator,
     *,
-    largest: Callable[[int], int] | None,
+    max_over_processes: Callable[[int], int] | None,
 ) -> RolloutEngine:
     """Return the engine that `rollout_engine` names.
 
@@ -193,7 +195,8 @@ def make_engine(
         settings: how to sample.
         tokenizer: the policy's.
         accelerator: the trainer's.
-        largest: over all processes, when the weights are sharded over them.
+        max_over_processes: the largest of a number over all processes, when the weights are sharded
+            over them; None otherwise.
 
     Raises:
         ConfigError: `generate` on sharded weights, which its loop does not gather.
@@ -210,17 +213,17 @@ def make_engine(
         )
 
     if args.rollout_engine == "generate":
-        if largest is not None:
+        if max_over_processes is not None:
             raise ConfigError(
                 "--rollout_engine generate does not gather weights that FSDP has sharded: use "
                 "native"
             )
         return GenerateEngine(settings)
 
-    return NativeEngine(settings, largest=largest)
+    return NativeEngine(settings, max_over_processes=max_over_processes)
 
 
-def check_data(dataset: Any, *, needed: int) -> Dataset:
+def check_prompt_rows(dataset: Any, *, needed: int) -> Dataset:
     """Return the rows, which must have a length and a column `prompt`.
 
     Raises:
@@ -228,7 +231,7 @@ def check_data(dataset: Any, *, needed: int) -> Dataset:
     """
     if not isinstance(dataset, Dataset):
         raise DataError(
-            "PPO draws prompts by their number, so rows cannot be streamed: drop --streaming"
+            "PPO samples prompts by their row number, so rows cannot be streamed: drop --streaming"
         )
 
     if len(dataset) < needed:
@@ -242,8 +245,11 @@ def check_data(dataset: Any, *, needed: int) -> Dataset:
     return dataset
 
 
-def set_lengths(args: PPOConfig, prompts: int) -> None:
-    """Set the length of training in optimizer steps, and round intervals to rollouts."""
+def set_training_length(args: PPOConfig, prompts: int) -> None:
+    """Set `max_steps`, and round intervals up to whole rollouts.
+
+    Trainer reads both from its settings, which are changed here.
+    """
     episodes = args.rollout_size * args.world_size
     if args.max_steps <= 0:
         wanted = (
@@ -276,8 +282,8 @@ def parameter_groups(
     rate = args.critic_learning_rate
     if rate is None:
         rate = args.learning_rate * (_SHARED_HEAD_RATE if shared else 1.0)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
 
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((is_critic(name), name in decayed), []).append(parameter)
@@ -293,19 +299,19 @@ def parameter_groups(
 
 
 def turn_off_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0, also those that attention reads from its config."""
+    """Set every dropout to 0, also the numbers that attention modules read."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in _DROPOUTS:
+        for name in _DROPOUT_ATTRIBUTES:
             if isinstance(module.__dict__.get(name), float):
                 setattr(module, name, 0.0)
 
 
-def _critic_kind(args: PPOConfig, *, is_peft: bool) -> str:
-    """Return the critic asked for, or the default for this policy.
+def _choose_critic_kind(args: PPOConfig, *, is_peft: bool) -> str:
+    """Return the kind of critic that was asked for, or the default.
 
-    An adapter beside an adapter, else a model of its own.
+    The default is an adapter beside an adapter, else a separate model.
     """
     if args.critic == "adapter" and not is_peft:
         raise ConfigError(
@@ -320,10 +326,16 @@ def _critic_kind(args: PPOConfig, *, is_peft: bool) -> str:
     return "adapter" if is_peft and args.critic_model is None else "separate"
 
 
-def _separate_critic(
+def _load_separate_critic(
     model: PreTrainedModel | PeftModel, args: PPOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, nn.Linear | None]:
-    """Return a critic with a transformer of its own, and its head if it was trained."""
+    """Return the transformer of a separate critic, and its head.
+
+    The head is None unless it was trained with the critic model.
+
+    Raises:
+        ConfigError: the critic model has another tokenizer, or is not causal.
+    """
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     if args.critic_model is None:
         return cast(PreTrainedModel, copy.deepcopy(base.base_model)), None
@@ -334,8 +346,7 @@ def _separate_critic(
     if load_tokenizer(settings).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
             f"--critic_model {args.critic_model} has another tokenizer than the policy, whose "
-            "tokens it would read: "
-            "train it from the same model"
+            "tokens are its input: train it from the same model"
         )
 
     untrained: list[str] = []
@@ -346,18 +357,16 @@ def _separate_critic(
         score = cast(nn.Linear, whole.get_submodule("score"))
     except AttributeError:
         raise ConfigError(
-            f"--critic_model {args.critic_model} is a {type(whole).__name__}, which reads in both "
-            "directions: a value "
-            "must not see the tokens after it, so name a causal model"
+            f"--critic_model {args.critic_model} is a {type(whole).__name__}, which attends in "
+            "both directions: a value must not depend on later tokens, so name a causal model"
         ) from None
 
     backbone = cast(PreTrainedModel, whole.base_model)
     backbone.requires_grad_(True)
-
     if untrained:
         return backbone, None
-    head = nn.Linear(score.in_features, 1, dtype=torch.float32)
 
+    head = nn.Linear(score.in_features, 1, dtype=torch.float32)
     with torch.no_grad():
         head.weight.copy_(score.weight)
         head.bias.zero_()
@@ -365,8 +374,8 @@ def _separate_critic(
     return backbone, head
 
 
-def _copy_adapter(model: PeftModel) -> None:
-    """Keep a frozen copy of the active adapter as the reference."""
+def _add_reference_adapter(model: PeftModel) -> None:
+    """Add a frozen copy of the active adapter as the reference."""
     active = model.active_adapters[0]
     weights = {
         name: value.clone()
@@ -383,10 +392,7 @@ def _copy_adapter(model: PeftModel) -> None:
 
 
 def _add_critic_adapter(model: PeftModel) -> None:
-    """Add a second adapter, new and trained, for the critic.
-
-    The policy's stays active.
-    """
+    """Add a newly initialised adapter for the critic; the policy's stays active."""
     active = model.active_adapters[0]
     model.add_adapter(CRITIC_ADAPTER, copy.deepcopy(model.peft_config[active]))
     model.set_adapter(active)

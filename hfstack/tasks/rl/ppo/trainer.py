@@ -1,21 +1,24 @@
-"""Train with PPO on transformers.Trainer, one rollout for each of its epochs.
+"""PPOTrainer: proximal policy optimisation on transformers.Trainer.
 
-Trainer's loop is used as it is: the data loader writes completions and cuts them into minibatches,
-so optimizer, schedule, accumulation, clipping, callbacks, logs, checkpoints and resuming are
-Trainer's own.
+One epoch of Trainer is one rollout. Trainer's loop is used as it is: the data loader generates
+completions and splits them into minibatches, so optimizer, schedule, accumulation, clipping,
+callbacks, logs, checkpoints and resuming are Trainer's own.
 
-    RolloutLoader.__iter__            a Trainer epoch begins PPOTrainer.collect              prompts
-      -> completions -> scores, log-probs, values -> advantages num_ppo_epochs * num_mini_batches
-      optimizer steps, each on other rows of the rollout
+    RolloutLoader.__iter__        an epoch of Trainer begins
+      Collector.collect           prompts -> completions -> scores, log-probabilities, values
+                                  -> advantages and returns
+      training_step ...           num_ppo_epochs * num_mini_batches optimizer steps, each on other
+                                  rows of the rollout
 
-Legend: N episodes of a rollout on this process, T tokens of a completion, n scored tokens of a
-chunk.
+Legend: E rows of a rollout on this process, n scored tokens of a chunk, M metrics in
+UPDATE_METRICS.
 """
 
 import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,33 +33,37 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
 from hfstack.tasks.rl.ppo import checkpoint as ppo_checkpoint
-from hfstack.tasks.rl.ppo import formulas
 from hfstack.tasks.rl.ppo import setup as ppo_setup
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
-from hfstack.tasks.rl.ppo.batching import as_many
+from hfstack.tasks.rl.ppo.batching import equalize_passes
 from hfstack.tasks.rl.ppo.callbacks import CompletionLog, RolloutBoundary
 from hfstack.tasks.rl.ppo.collect import (
-    Collected,
+    CollectedRollout,
     Collector,
     Episodes,
     RolloutLoader,
-    TokenReward,
-    prompt_rows,
+    choose_prompt_rows,
 )
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import RolloutEngine
 from hfstack.tasks.rl.ppo.experience import Chunk, Experience
-from hfstack.tasks.rl.ppo.formulas import RunningMoments
+from hfstack.tasks.rl.ppo.formulas import RunningMoments, next_kl_coefficient
 from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
+from hfstack.tasks.rl.ppo.processes import max_over_processes
+from hfstack.tasks.rl.ppo.reward_scores import TokenReward
+from hfstack.tasks.rl.ppo.update_metrics import TrainingMetrics
 
 logger = get_logger(__name__)
 
 
 class PPOTrainer(Trainer):
-    """Train a causal LM on rewards: critic, clipped updates, KL to the reference.
+    """Trains a causal language model to earn rewards by PPO.
+
+    With a critic, clipped updates and a KL to the starting model.
 
     Args:
-        model: the policy, a causal language model, or a PEFT model whose adapter goes on training.
+        model: the policy, a causal language model, or a PEFT model whose adapter is trained
+            further.
         args: the settings.
         reward_funcs: functions `(prompts, completions, **columns)`, RewardModel and RemoteReward
             objects, paths, URLs.
@@ -66,14 +73,14 @@ class PPOTrainer(Trainer):
         eval_dataset: held-out prompts.
         token_rewards: functions like rewards that return a list of numbers, one a token, for each
             completion.
-        peft_config: an adapter that is put on the model.
+        peft_config: of an adapter to add to the model.
         reference_model: what the KL is measured to; None for the policy as it is now.
-        engine: writes completions; None for the one that `rollout_engine` names.
+        engine: generates completions; None for the one that `rollout_engine` names.
         callbacks: as for Trainer.
         optimizers: as for Trainer.
 
     Raises:
-        ConfigError, DataError, CheckpointError: the model cannot write or end, or settings, rows
+        ConfigError, DataError, CheckpointError: the model cannot generate or end, or settings, rows
             and models do not fit.
     """
 
@@ -96,9 +103,10 @@ class PPOTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
-        train_dataset = ppo_setup.check_data(train_dataset, needed=1)
+        # prompts and rewards
+        train_dataset = ppo_setup.check_prompt_rows(train_dataset, needed=1)
         if eval_dataset is not None:
-            ppo_setup.check_data(eval_dataset, needed=1)
+            ppo_setup.check_prompt_rows(eval_dataset, needed=1)
         several = isinstance(reward_funcs, Sequence) and not isinstance(reward_funcs, str)
         rewards = prepare_rewards(
             cast(Any, reward_funcs if several else [reward_funcs]),
@@ -107,14 +115,16 @@ class PPOTrainer(Trainer):
             weights=args.reward_weights,
         )
 
+        # policy, critic and reference
         actor_critic = ppo_setup.build_actor_critic(
             model, args, processing_class, peft_config=peft_config
         )
         reference = ppo_setup.build_reference(actor_critic, args, reference_model)
-        stops = ppo_setup.stop_tokens(actor_critic, args, processing_class)
+        stops = ppo_setup.choose_stop_token_ids(actor_critic, args, processing_class)
 
-        ppo_setup.set_lengths(args, len(train_dataset))
-        args.remove_unused_columns = False
+        # Trainer
+        ppo_setup.set_training_length(args, len(train_dataset))
+        args.remove_unused_columns = False  # the rewards read them
         super().__init__(
             model=actor_critic,
             args=args,
@@ -126,32 +136,31 @@ class PPOTrainer(Trainer):
             optimizers=optimizers,
         )
 
-        self._add_collector(rewards, token_rewards, reference, engine, stops=stops)
+        # state of PPO: what a checkpoint keeps, then what a log or a rollout resets
+        self.collector = self._build_collector(
+            rewards, token_rewards, reference, engine, stops=stops
+        )
         self.kl_coef = args.kl_coef
         self.reward_moments = RunningMoments()
-        self._boundary = RolloutBoundary()
+
+        self.training_metrics = TrainingMetrics(args.device)
+        self._step_kl = torch.zeros((), device=args.device)  # of this step, on this process
+        self._last_evaluation: tuple[int, Episodes] | None = None
+        self._decodes_sharded = False
+
         self._completions = CompletionLog(
             Path(str(args.output_dir)) / "completions.jsonl", args.log_completions
         )
-
+        self._boundary = RolloutBoundary()
         self.add_callback(self._completions)
         self.add_callback(self._boundary)
-        self._last_evaluation: tuple[int, Episodes] | None = None
-        self._rollout_metrics: list[dict[str, float]] = []
-        self._update_sums = torch.zeros(len(UPDATE_METRICS), device=args.device)
 
-        # of this process, in the optimizer step under way
-        self._step_kl = torch.zeros((), device=args.device)
-        self._updates = 0
-        self._update_seconds = 0.0
-        self._decodes_sharded = False
-
-        # Trainer seeds all alike, and all would write the same completions
+        # Trainer seeds all processes alike, so all would generate the same completions.
         if self.accelerator.num_processes > 1:
             torch.manual_seed(args.seed + self.accelerator.process_index)
 
     def get_train_dataloader(self) -> Any:
-        """Return the loader that makes its own data."""
+        """Return the loader that collects a rollout for each epoch."""
         return RolloutLoader(
             self.args,
             self.train_dataset,
@@ -166,21 +175,21 @@ class PPOTrainer(Trainer):
         Which prompts it takes depends on seed, index and process alone, so a resumed run needs no
         state of a sampler.
         """
-        args = self.args
+        args, dataset = self.args, cast(Any, self.train_dataset)
         processes, size = self.accelerator.num_processes, args.rollout_size
         first = (index * processes + self.accelerator.process_index) * size
-        rows = prompt_rows(first, size, len(cast(Any, self.train_dataset)), seed=args.seed)
-        collected = self._collect(cast(Any, self.train_dataset)[rows], index)
+        rows = choose_prompt_rows(first, size, len(dataset), seed=args.seed)
+        collected = self._collect(dataset[rows], index)
 
         if args.log_completions and self.is_world_process_zero():
-            told = collected.episodes
-            self._completions.write(
-                self.state.global_step, told.prompts, told.completions, told.rewards
+            episodes = collected.episodes
+            self._completions.append(
+                self.state.global_step, episodes.prompts, episodes.completions, episodes.rewards
             )
 
-        episodes = (index + 1) * processes * size
-        self._rollout_metrics.append(collected.metrics | collected.seconds | {"episodes": episodes})
-        self.kl_coef = formulas.next_kl_coefficient(
+        counted = {"episodes": (index + 1) * processes * size}
+        self.training_metrics.add_rollout(collected.metrics | collected.seconds | counted)
+        self.kl_coef = next_kl_coefficient(
             self.kl_coef,
             collected.metrics.get("kl_per_completion", 0.0),
             target=args.kl_target,
@@ -196,25 +205,28 @@ class PPOTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Forward and backward on one batch, in chunks of like lengths.
+        """Forward and backward on one batch, in chunks of similar lengths.
 
-        Return its share of the loss.
+        Return the batch's share of the loss.
         """
         began = time.perf_counter()
         model.train()
         experience: Experience = inputs["experience"]
         warms_up = experience.rollout < self.args.critic_warmup_rollouts
-        plan = experience.sequences.chunks(
+
+        own_chunks = experience.sequences.chunks(
             inputs["rows"], self.args.device.type, max_tokens=self.args.max_tokens_per_microbatch
         )
-        chunks = list(as_many(plan, self.collector.largest))
+        chunks = list(equalize_passes(own_chunks, self.collector.max_over_processes))
 
         total = torch.zeros((), device=self.args.device)
         for number, rows in enumerate(chunks):
-            chunk = experience.cut(rows)
-            if number >= len(plan):  # only here so that every process makes as many passes
+            chunk = experience.select(rows)
+            # Repeated only so that every process makes as many passes: it must not count.
+            if number >= len(own_chunks):
                 chunk.fields["weight"] = torch.zeros_like(chunk.fields["weight"])
 
+            # Gradients are averaged over processes once, in the last pass.
             is_last = number + 1 == len(chunks)
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
@@ -227,7 +239,7 @@ class PPOTrainer(Trainer):
 
         if self.accelerator.sync_gradients:
             self._end_of_gradients(warms_up)
-        self._update_seconds += time.perf_counter() - began
+        self.training_metrics.add_seconds(time.perf_counter() - began)
         return total
 
     def compute_loss(
@@ -237,17 +249,19 @@ class PPOTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of one chunk: its sums over the tokens of the whole minibatch.
+        """Return the loss of one chunk, divided by the tokens of the whole minibatch.
 
-        Each token counts the same, whatever chunk, accumulation step or process it falls into. It
+        Each token weighs the same, whatever chunk, accumulation step or process it is in. The loss
         is multiplied by the number of processes, over which gradients are averaged.
         """
         args, chunk = self.args, cast(Chunk, inputs["chunk"])
+        wanted = ("log_probs", "values")
+        if args.entropy_coef:
+            wanted = (*wanted, "entropies")
+
         outputs = model(
             *chunk.batch,
-            wanted=("log_probs", "values", "entropies")
-            if args.entropy_coef
-            else ("log_probs", "values"),
+            wanted=wanted,
             temperature=args.temperature,
             detach_value=inputs["warms_up"],
         )
@@ -259,29 +273,27 @@ class PPOTrainer(Trainer):
             tokens=inputs["tokens"],
             kl_coef=self.kl_coef,
             critic_only=inputs["warms_up"],
-        )
+        )  # scalar, (M,)
 
-        self._update_sums += sums
+        self.training_metrics.add_chunk(sums)
         self._step_kl += sums[UPDATE_METRICS.index("policy/approx_kl")]
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Give the critic its own learning rate, and leave the rest to Trainer."""
-        chosen = cast(nn.Module, self.model if model is None else model)
+        trained = cast(nn.Module, self.model if model is None else model)
         if self.optimizer is None:
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(
-                self.args, cast(Any, chosen)
+                self.args, cast(Any, trained)
             )
-
-            params = ppo_setup.parameter_groups(
-                chosen,
+            groups = ppo_setup.parameter_groups(
+                trained,
                 self.args,
-                decayed=set(self.get_decay_parameter_names(chosen)),
-                shared=self._critic_is_shared(),
+                decayed=set(self.get_decay_parameter_names(trained)),
+                shared=self._unwrapped().critic_kind == "shared",
             )
-
-            self.optimizer_cls_and_kwargs = (optimizer_class, {**kwargs, "params": params})
+            self.optimizer_cls_and_kwargs = (optimizer_class, {**kwargs, "params": groups})
 
         return super().create_optimizer(cast(Any, model))
 
@@ -293,9 +305,8 @@ class PPOTrainer(Trainer):
     ) -> dict[str, float]:
         """Generate a completion for each held-out prompt, and return the metrics.
 
-        Rewards, KL, lengths and the rest of a rollout.
-
-        Every evaluation draws the same random numbers, and training's are left as they were.
+        They are rewards, KL, lengths and the rest of a rollout. Every evaluation uses the same
+        random numbers, and leaves those of training as they were.
         """
         dataset = cast(Any, self.eval_dataset if eval_dataset is None else eval_dataset)
         if dataset is None:
@@ -304,10 +315,10 @@ class PPOTrainer(Trainer):
                 "--eval_fraction"
             )
 
+        # As many rows on each process: the last ones may be repeated ones of weight 0.
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        # on each process; the last ones may fill up with rows of weight 0
         count = -(-len(dataset) // processes)
-        places = torch.arange(count) * processes + rank
+        places = torch.arange(count) * processes + rank  # (count,)
         rows = dataset[(places % len(dataset)).tolist()]
 
         devices = [self.args.device] if self.args.device.type == "cuda" else []
@@ -329,17 +340,15 @@ class PPOTrainer(Trainer):
     def samples(self, count: int) -> list[tuple[str, str]]:
         """Return prompts with completions of the current policy.
 
-        Those of the last evaluation when they are current.
+        Those of the last evaluation when no step was taken since; otherwise they are generated.
         """
         if self._last_evaluation is not None and self._last_evaluation[0] == self.state.global_step:
-            told = self._last_evaluation[1]
-            prompts, completions = told.prompts[:count], told.completions[:count]
+            episodes = self._last_evaluation[1]
+            prompts, completions = episodes.prompts[:count], episodes.completions[:count]
         else:  # by this process alone, which may be the only one that asks
-            dataset = cast(
-                Any, self.train_dataset if self.eval_dataset is None else self.eval_dataset
-            )
-            prompts = dataset[:count]["prompt"]
-            _, rollout = self.collector.write(cast(ActorCritic, self.model), prompts)
+            dataset = self.train_dataset if self.eval_dataset is None else self.eval_dataset
+            prompts = cast(Any, dataset)[:count]["prompt"]
+            _, rollout = self.collector.generate(cast(ActorCritic, self.model), prompts)
             completions = self.collector.decode(rollout)
 
         shown = [
@@ -348,50 +357,35 @@ class PPOTrainer(Trainer):
         return list(zip(shown, completions, strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics of the rollouts and updates since the last log to training logs."""
-        if "loss" in logs and self._updates:
-            rollouts, told = self._rollout_metrics, {}
-            for name in rollouts[-1] if rollouts else ():
-                known = [one[name] for one in rollouts if name in one]
-                told[name] = known[-1] if name == "episodes" else sum(known) / len(known)
-
-            sums = self.collector.reduce(self._update_sums).tolist()
-            told |= {
-                name: value / self._updates
-                for name, value in zip(UPDATE_METRICS, sums, strict=True)
-            }
-
-            told["policy/updates"] = self._updates
-            told["policy/skipped_updates"] = self._boundary.skipped_steps
-            told["time/update_s"] = self._update_seconds / max(1, len(rollouts))
-            logs |= told
-            self._update_sums.zero_()
-
-            self._updates, self._update_seconds, self._boundary.skipped_steps = 0, 0.0, 0
-            self._rollout_metrics = []
+        """Add the metrics of rollouts and updates since the last log to training logs."""
+        if "loss" in logs and self.training_metrics.updates:
+            skipped = self._boundary.pop_skipped_steps()
+            logs |= self.training_metrics.pop(self.collector.reduce, skipped_updates=skipped)
 
         super().log(logs, start_time)
 
+    def _unwrapped(self) -> ActorCritic:
+        return cast(ActorCritic, self.accelerator.unwrap_model(self.model))
+
     def _end_of_gradients(self, warms_up: bool) -> None:
-        """Count an optimizer step after its last backward pass, and measure the KL so far."""
-        self._updates += 1
-        if warms_up:  # not even weight decay shall move the policy
+        """Finish the gradients of an optimizer step: warm-up, and the stop by `target_kl`."""
+        self.training_metrics.add_update()
+
+        # Not even weight decay may move the policy while only the critic is trained.
+        if warms_up:
             for name, parameter in cast(nn.Module, self.model).named_parameters():
                 if not ppo_checkpoint.is_critic(name):
                     parameter.grad = None
 
-        if (
-            self.args.target_kl is not None
-            and float(self.collector.reduce(self._step_kl)) > self.args.target_kl
-        ):
+        target = self.args.target_kl
+        if target is not None and float(self.collector.reduce(self._step_kl)) > target:
             self.control.should_epoch_stop = True
-
         self._step_kl.zero_()
 
-    def _critic_is_shared(self) -> bool:
-        return cast(ActorCritic, self.accelerator.unwrap_model(self.model)).critic_kind == "shared"
-
-    def _collect(self, columns: Any, index: int, *, row_weights: Tensor | None = None) -> Collected:
+    def _collect(
+        self, columns: Any, index: int, *, row_weights: Tensor | None = None
+    ) -> CollectedRollout:
+        # Only after Trainer has sharded the model can its decoding be registered.
         if isinstance(self.model, FSDPModule) and not self._decodes_sharded:
             register_fsdp_forward_method(cast(nn.Module, self.model), "decode_step")
             self._decodes_sharded = True
@@ -406,7 +400,7 @@ class PPOTrainer(Trainer):
             trainer_state=self.state,
         )
 
-    def _add_collector(
+    def _build_collector(
         self,
         rewards: Sequence[Any],
         token_rewards: Sequence[TokenReward],
@@ -414,69 +408,64 @@ class PPOTrainer(Trainer):
         engine: RolloutEngine | None,
         *,
         stops: tuple[int, ...],
-    ) -> None:
-        """Put together what writes and scores completions.
+    ) -> Collector:
+        """Return what generates and scores completions.
 
         Raises ConfigError for sharding that is not FSDP2.
         """
-        if self.is_deepspeed_enabled or (
-            self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2  # pyright: ignore
-        ):
+        fsdp_plugin: Any = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if self.is_deepspeed_enabled or (fsdp_plugin and fsdp_plugin.fsdp_version != 2):
             raise ConfigError(
                 "PPO shards its weights with FSDP2 only: drop --deepspeed, or set fsdp_version 2"
             )
 
-        if reference is not None:
-            sharded = self.is_fsdp_enabled
-            reference = cast(
-                Any,
-                prepare_fsdp(reference, self.accelerator)
-                if sharded
-                else reference.to(self.args.device),
+        # With sharded weights each pass needs all processes, and so as many passes on each.
+        largest = partial(max_over_processes, self.accelerator) if self.is_fsdp_enabled else None
+        if reference is not None and self.is_fsdp_enabled:
+            reference = cast(ActorCritic, prepare_fsdp(reference, self.accelerator))
+        elif reference is not None:
+            reference = reference.to(self.args.device)
+
+        tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)
+        pad = cast(int | None, tokenizer.pad_token_id)
+        pad = stops[0] if pad is None else pad  # nothing attends to it
+        if engine is None:
+            settings = ppo_setup.sampling_settings(self.args, stops=stops, pad_token_id=pad)
+            engine = ppo_setup.build_engine(
+                self.args, settings, tokenizer, self.accelerator, max_over_processes=largest
             )
 
-        pad = cast(int | None, cast(Any, self.processing_class).pad_token_id)
-        pad = stops[0] if pad is None else pad  # nothing reads it
-        self.collector = Collector(
+        return Collector(
             self.args,
-            cast(PreTrainedTokenizerBase, self.processing_class),
+            tokenizer,
             self.accelerator,
+            engine,
             rewards=rewards,
             token_rewards=token_rewards,
             reference=reference,
             pad_token_id=pad,
-            sharded=self.is_fsdp_enabled,
+            max_over_processes=largest,
         )
-
-        if engine is None:
-            settings = ppo_setup.sampling_settings(self.args, stops=stops, pad_token_id=pad)
-            engine = ppo_setup.make_engine(
-                self.args,
-                settings,
-                self.collector.tokenizer,
-                self.accelerator,
-                largest=self.collector.largest,
-            )
-
-        self.collector.engine = engine
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Save the policy as a plain model or adapter, the critic and PPO's state."""
+        """Save the policy as a plain model or adapter, and PPO's own files.
+
+        They are the critic, the tokenizer and PPO's state.
+        """
         if not self.args.should_save:
             return
-        folder = Path(str(output_dir or self.args.output_dir))
-        actor_critic = cast(ActorCritic, self.accelerator.unwrap_model(self.model))
-        ppo_checkpoint.save_actor_critic(actor_critic, folder, state_dict)
 
+        folder = Path(str(output_dir or self.args.output_dir))
+        ppo_checkpoint.save_actor_critic(self._unwrapped(), folder, state_dict)
         cast(Any, self.processing_class).save_pretrained(folder)
         ppo_checkpoint.save_state(
             folder, {"kl_coef": self.kl_coef, "reward_moments": asdict(self.reward_moments)}
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Read back what `_save` wrote.
+        """Load what `_save` saved.
 
         Raises CheckpointError for what is no checkpoint of PPO, or of PPO with other settings.
         """
@@ -484,8 +473,7 @@ class PPOTrainer(Trainer):
         step = int(self.state.load_from_json(str(folder / "trainer_state.json")).global_step)
         if step % self.args.steps_per_rollout:
             raise CheckpointError(
-                f"{folder} was written after {step} optimizer steps, which are no whole rollouts "
-                "of "
+                f"{folder} was saved after {step} optimizer steps, which are not whole rollouts of "
                 f"{self.args.steps_per_rollout}: keep --num_ppo_epochs and --num_mini_batches as "
                 "they were"
             )
@@ -493,14 +481,12 @@ class PPOTrainer(Trainer):
         state = ppo_checkpoint.load_state(folder)
         self.kl_coef = float(state["kl_coef"])
         self.reward_moments = RunningMoments(**state["reward_moments"])
-        self.args.eval_on_start = (
-            False  # the start was another one: evaluated here, the curve would have a point more
-        )
+
+        # The start was evaluated by the first run; here its curve would have one point more.
+        self.args.eval_on_start = False
 
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
 
-        ppo_checkpoint.load_actor_critic(
-            cast(ActorCritic, self.accelerator.unwrap_model(self.model)), folder
-        )
+        ppo_checkpoint.load_actor_critic(self._unwrapped(), folder)

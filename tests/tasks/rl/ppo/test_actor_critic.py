@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hfstack.errors import ConfigError
-from hfstack.tasks.rl.ppo.actor_critic import ActorCritic, peft_adapter
+from hfstack.tasks.rl.ppo.actor_critic import ActorCritic, use_adapter
 from hfstack.tasks.rl.ppo.batching import Sequences, score_completions
 from tests.tiny_ppo import architecture, lora
 
@@ -107,7 +107,7 @@ def test_adapters_stay_apart_and_the_reference_is_the_bare_model(tiny_llama: Pat
     expected = tables(bare, sequences, reference=False)["log_probs"]
     assert torch.equal(tables(actor_critic, sequences, reference=True)["log_probs"], expected)
     assert not torch.allclose(tables(actor_critic, sequences)["log_probs"], expected, atol=1e-3)
-    with torch.no_grad(), peft_adapter(policy, "critic"):
+    with torch.no_grad(), use_adapter(policy, "critic"):
         hidden = (
             policy.get_base_model().model(input_ids=sequences.tokens[0][None]).last_hidden_state[0]
         )
@@ -172,7 +172,7 @@ def test_capped_logits_are_the_models_own():
     )
 
 
-def test_models_that_cannot_write_are_refused(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
+def test_models_that_cannot_generate_are_refused(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="LlamaModel has no language-model head"):
         ActorCritic(AutoModel.from_pretrained(tiny_llama))
     actor_critic = ActorCritic(AutoModelForCausalLM.from_pretrained(tiny_llama))
@@ -192,7 +192,7 @@ def test_models_that_cannot_write_are_refused(tiny_llama: Path, monkeypatch: pyt
     }
     encoder = BertLMHeadModel(BertConfig(vocab_size=64, initializer_range=0.5, **sizes))
     with pytest.raises(
-        ConfigError, match="BertLMHeadModel reads in both directions, so it cannot write"
+        ConfigError, match="BertLMHeadModel attends in both directions, so it cannot generate"
     ):
         ActorCritic(encoder).check_head()
     dropped = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).train()

@@ -1,4 +1,5 @@
-"""Chunks by length: the cheapest split, and batches whose scored tokens are where they should be."""
+"""Chunks by length: the cheapest split, and batches whose scored tokens are where they should
+be."""
 
 import itertools
 import random
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from hfstack.tasks.rl.ppo.actor_critic import TokenScores
-from hfstack.tasks.rl.ppo.batching import Sequences, as_many, plan_chunks, score_completions
+from hfstack.tasks.rl.ppo.batching import Sequences, equalize_passes, plan_chunks, score_completions
 
 
 def cost(lengths: list[int], chunks: list[list[int]], overhead: int) -> int:
@@ -43,7 +44,7 @@ def test_the_plan_keeps_its_bounds():
     )
     assert [2] in chunks, "what is too long alone stands alone"
     assert (
-        max(len(chunk) for chunk in plan_chunks(lengths, overhead_tokens=10_000, most_rows=2)) == 2
+        max(len(chunk) for chunk in plan_chunks(lengths, overhead_tokens=10_000, max_rows=2)) == 2
     )
 
 
@@ -75,5 +76,5 @@ def test_scores_come_back_in_order(sequences: Sequences):
 
 
 def test_processes_make_as_many_passes():
-    assert list(as_many([[0], [1]], lambda count: count + 2)) == [[0], [1], [1], [1]]
-    assert list(as_many([[0], [1]], None)) == [[0], [1]]
+    assert list(equalize_passes([[0], [1]], lambda count: count + 2)) == [[0], [1], [1], [1]]
+    assert list(equalize_passes([[0], [1]], None)) == [[0], [1]]

@@ -142,14 +142,14 @@ def test_checkpoints_that_do_not_fit_are_refused(make, tmp_path: Path):
             make("other", **settings).train(resume_from_checkpoint=str(checkpoint))
         assert "\n" not in str(caught.value)
 
-    refuse("which are no whole rollouts of 6: keep --num_ppo_epochs", num_ppo_epochs=3)
+    refuse("which are not whole rollouts of 6: keep --num_ppo_epochs", num_ppo_epochs=3)
     refuse("is of another critic .* keep --critic", critic="shared")
     refuse("it was saved without --use_peft", build={"peft_config": lora()})
     state = checkpoint / "ppo_state.json"
     kept = json.loads(state.read_text())
     assert kept["kl_coef"] == 0.05
     state.write_text("{")
-    refuse("ppo_state.json is missing or torn")
+    refuse("ppo_state.json is missing or incomplete")
     (checkpoint / "critic.safetensors").unlink()
     state.write_text(json.dumps(kept))
     refuse("has no critic.safetensors, so it is no checkpoint of PPO")

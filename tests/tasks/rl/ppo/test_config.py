@@ -7,7 +7,7 @@ import pytest
 
 from hfstack.errors import ConfigError
 from hfstack.tasks.rl.ppo.config import PPOConfig
-from hfstack.tasks.rl.ppo.setup import set_lengths
+from hfstack.tasks.rl.ppo.setup import set_training_length
 
 
 def config(folder: Path, **settings: Any) -> PPOConfig:
@@ -40,7 +40,7 @@ def test_lengths_are_whole_rollouts(tmp_path: Path, settings: dict[str, Any], ex
         tmp_path, per_device_train_batch_size=4, num_mini_batches=2, num_ppo_epochs=2, **settings
     )
     args.save_steps, args.eval_steps = 5, 0.5
-    set_lengths(args, prompts=50)
+    set_training_length(args, prompts=50)
     assert args.max_steps == expected
     assert (args.save_steps, args.logging_steps) == (8, 4)
     assert args.eval_steps == args.whole_rollouts(expected / 2)
@@ -71,7 +71,7 @@ def test_lengths_are_whole_rollouts(tmp_path: Path, settings: dict[str, Any], ex
         ),
         (
             {"rollout_engine": "generate", "tis_cap": 2.0},
-            "--tis_cap: --rollout_engine generate tells no",
+            "--tis_cap: --rollout_engine generate returns no",
         ),
         ({"fp16": True}, "--fp16: PPO trains in fp32 or bf16"),
         (

@@ -48,12 +48,12 @@ def train(
         **chosen,
     )
     made.train()
-    told = [row for row in made.state.log_history if "reward" in row][-1]
+    logged = [row for row in made.state.log_history if "reward" in row][-1]
     return {
         "weights": {
             name: value.detach().clone() for name, value in made.model.state_dict().items()
         },
-        "told": {name: value for name, value in told.items() if not name.startswith("time/")},
+        "logged": {name: value for name, value in logged.items() if not name.startswith("time/")},
         "seed": torch.initial_seed() - made.args.seed,
     }
 
@@ -66,8 +66,8 @@ def test_two_processes_train_as_one(settings: dict[str, Any], tiny_llama: Path, 
     for name, value in alone["weights"].items():
         assert torch.equal(first["weights"][name], second["weights"][name]), name
         assert torch.allclose(first["weights"][name], value, atol=2e-5), name
-    for name, value in alone["told"].items():
-        assert first["told"][name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    for name, value in alone["logged"].items():
+        assert first["logged"][name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
 
 def shard(rank: int, folder: Path, llama: Path) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ def shard(rank: int, folder: Path, llama: Path) -> dict[str, torch.Tensor]:
     rollouts = []
     for model in (whole, sharded):
         torch.manual_seed(rank)
-        rollouts.append(NativeEngine(chosen, largest=largest).generate(model, PROMPTS))
+        rollouts.append(NativeEngine(chosen, max_over_processes=largest).generate(model, PROMPTS))
     assert [row.tolist() for row in rollouts[0].completion_ids] == [
         row.tolist() for row in rollouts[1].completion_ids
     ]

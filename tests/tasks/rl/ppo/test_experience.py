@@ -11,10 +11,15 @@ import torch
 from hfstack.tasks.rewards.prepare import Scores
 from hfstack.tasks.rl.ppo.actor_critic import TokenScores
 from hfstack.tasks.rl.ppo.batching import Sequences
-from hfstack.tasks.rl.ppo.collect import prompt_rows
+from hfstack.tasks.rl.ppo.collect import choose_prompt_rows
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
-from hfstack.tasks.rl.ppo.experience import Experience, Judged, Tally, shape_experience
+from hfstack.tasks.rl.ppo.experience import (
+    Experience,
+    RolloutScores,
+    WeightedMeans,
+    shape_experience,
+)
 from hfstack.tasks.rl.ppo.formulas import RunningMoments
 from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
 
@@ -35,7 +40,7 @@ def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings:
     valid = torch.arange(3) < torch.tensor(LENGTHS)[:, None]
     old = torch.where(valid, -1.0, 0.0)
     rollout = Rollout(completions, torch.tensor([True, False]))
-    judged = Judged(
+    scored = RolloutScores(
         Scores([1.0, 3.0], {"one": [1.0, None], "two": [None, 3.0]}),
         None,
         old,
@@ -49,7 +54,7 @@ def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings:
         args,
         sequences,
         rollout,
-        judged,
+        scored,
         kl_coef=0.5,
         moments=moments,
         index=0,
@@ -129,17 +134,19 @@ def test_whitening_lambdas_and_estimators(tmp_path: Path):
     assert squared.fields["returns"][0, 0] == pytest.approx(1 - 2 * 0.5 * 0.005)
 
 
-def test_what_a_tool_wrote_is_not_learnt_and_carries_no_score(tmp_path: Path):
-    written = [torch.tensor([True, True]), torch.tensor([True, False, False])]
+def test_tokens_of_a_tool_are_not_trained_on_and_have_no_score(tmp_path: Path):
+    generated = [torch.tensor([True, True]), torch.tensor([True, False, False])]
     args = PPOConfig(
         output_dir=str(tmp_path), use_cpu=True, whiten_advantages=False, kl_coef=0.5, lam=1.0
     )
     completions = [torch.arange(2, 2 + length) for length in LENGTHS]
-    judged = Judged(Scores([1.0, 3.0], {}), None, torch.zeros(2, 3), torch.zeros(2, 3), None, None)
-    rollout = Rollout(completions, torch.tensor([True, True]), written=written)
+    scored = RolloutScores(
+        Scores([1.0, 3.0], {}), None, torch.zeros(2, 3), torch.zeros(2, 3), None, None
+    )
+    rollout = Rollout(completions, torch.tensor([True, True]), generated_mask=generated)
     sequences = Sequences.join([[1], [1]], completions, 0)
     experience, _ = shape_experience(
-        args, sequences, rollout, judged, kl_coef=0.5, moments=RunningMoments(), index=0
+        args, sequences, rollout, scored, kl_coef=0.5, moments=RunningMoments(), index=0
     )
     assert experience.fields["weight"].tolist() == [[1, 1, 0], [1, 0, 0]]
     assert experience.fields["returns"].tolist() == [[1, 1, 0], [3, 0, 0]]
@@ -148,7 +155,7 @@ def test_what_a_tool_wrote_is_not_learnt_and_carries_no_score(tmp_path: Path):
 def test_importance_weights_are_a_field(tmp_path: Path):
     experience, metrics, _ = shaped(tmp_path, tis_cap=2.0)
     assert metrics["sampler/importance"] == 2 and metrics["sampler/gap"] == pytest.approx(5)
-    chunk = experience.cut([1])
+    chunk = experience.select([1])
     assert chunk.fields["importance"].tolist() == [2, 2, 2] and chunk.batch.targets.tolist() == [
         2,
         3,
@@ -175,15 +182,15 @@ def loss_of(folder: Path, **settings: Any) -> tuple[torch.Tensor, dict[str, floa
 
 
 def test_the_loss_is_divided_by_the_tokens_of_the_minibatch(tmp_path: Path):
-    loss, told = loss_of(tmp_path, cliprange_value=None)
-    assert told["loss/policy"] == pytest.approx((-1 + 2) / 4) and told[
+    loss, logged = loss_of(tmp_path, cliprange_value=None)
+    assert logged["loss/policy"] == pytest.approx((-1 + 2) / 4) and logged[
         "loss/value"
     ] == pytest.approx(0.125 / 4)
-    assert loss == pytest.approx(0.25 + 0.1 * 0.125 / 4) and told["policy/ratio"] == pytest.approx(
-        0.5
-    )
-    clipped, told = loss_of(tmp_path)  # the value is held at 0.2: (0.2 - 1)^2 / 2
-    assert told["loss/value"] == pytest.approx(0.32 / 4) and told[
+    assert loss == pytest.approx(0.25 + 0.1 * 0.125 / 4) and logged[
+        "policy/ratio"
+    ] == pytest.approx(0.5)
+    clipped, logged = loss_of(tmp_path)  # the value is held at 0.2: (0.2 - 1)^2 / 2
+    assert logged["loss/value"] == pytest.approx(0.32 / 4) and logged[
         "value/clip_share"
     ] == pytest.approx(0.25)
     warming, _ = loss_of(tmp_path, critic_warmup_rollouts=1)
@@ -201,27 +208,27 @@ def test_kl_and_entropy_in_the_loss(tmp_path: Path):
 
 
 def test_means_over_processes_are_weighted():
-    tally = Tally()
-    tally.add("a", torch.tensor([1.0, 2.0]))
-    tally.add("a", torch.tensor([9.0]), torch.tensor([0.0]))
-    tally.add("b", torch.tensor([4.0, 8.0]), torch.tensor([3.0, 1.0]))
-    assert tally.means() == {"a": 1.5, "b": 5.0} and Tally().means() == {}
-    assert tally.means(lambda table: table + torch.tensor([[7.0, 2.0], [0.0, 0.0]])) == {
+    means = WeightedMeans()
+    means.add("a", torch.tensor([1.0, 2.0]))
+    means.add("a", torch.tensor([9.0]), torch.tensor([0.0]))
+    means.add("b", torch.tensor([4.0, 8.0]), torch.tensor([3.0, 1.0]))
+    assert means.compute() == {"a": 1.5, "b": 5.0} and WeightedMeans().compute() == {}
+    assert means.compute(lambda table: table + torch.tensor([[7.0, 2.0], [0.0, 0.0]])) == {
         "a": 2.5,
         "b": 5.0,
     }
 
 
 def test_prompts_come_in_passes_of_all_of_them():
-    rows = [prompt_rows(first, 4, 6, seed=3) for first in range(0, 24, 4)]
+    rows = [choose_prompt_rows(first, 4, 6, seed=3) for first in range(0, 24, 4)]
     flat = [row for part in rows for row in part]
     assert all(sorted(flat[start : start + 6]) == list(range(6)) for start in range(0, 24, 6))
-    assert flat[:6] != flat[6:12] and prompt_rows(4, 4, 6, seed=3) == rows[1]
-    assert len(prompt_rows(0, 20, 6, seed=3)) == 20, "a rollout may be larger than the data"
+    assert flat[:6] != flat[6:12] and choose_prompt_rows(4, 4, 6, seed=3) == rows[1]
+    assert len(choose_prompt_rows(0, 20, 6, seed=3)) == 20, "a rollout may be larger than the data"
 
 
 def test_the_table_of_fields_is_cut_by_rows(tmp_path: Path):
     experience, _, _ = shaped(tmp_path)
     assert isinstance(experience, Experience)
-    chunk = experience.cut([1, 0])
+    chunk = experience.select([1, 0])
     assert chunk.fields["returns"].tolist() == pytest.approx([2.85, 2.9, 2.95, 0.9, 0.95])

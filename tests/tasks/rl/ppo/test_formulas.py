@@ -1,4 +1,4 @@
-"""The mathematics of PPO: hand-worked numbers, definitions written out in float64, and TRL's
+"""The formulas of PPO: hand-worked numbers, definitions written out in float64, and TRL's
 formulas.
 """
 
@@ -41,7 +41,7 @@ def test_advantages_are_their_definition(seed: int):
     )
     lengths = torch.randint(0, width + 1, (rows,), generator=generator)
     mask = (torch.arange(width)[None] < lengths[:, None]).double()
-    if seed % 2:  # holes, where a tool wrote
+    if seed % 2:  # holes, where a tool generated
         mask = mask * (torch.rand(rows, width, generator=generator) > 0.3)
     bootstrap = torch.randn(rows, generator=generator, dtype=torch.float64) * (seed % 3 == 0)
     found = formulas.estimate_advantages(
@@ -189,14 +189,14 @@ def test_policy_loss_by_hand_with_clip_higher_and_dual_clip():
     old = torch.zeros(6, dtype=torch.float64)
     ratios = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.25, 9.0], dtype=torch.float64)
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-    told = formulas.clipped_policy_loss(
+    found = formulas.clipped_policy_loss(
         ratios.log(), old, advantages, cliprange=0.2, cliprange_high=0.3, dual_clip=3.0
     )
-    assert told.loss.tolist() == pytest.approx([-1.3, 1.5, -0.5, 0.8, -1.25, 3.0])
-    assert told.clipped_high.tolist() == [True, False, False, False, False, False]
-    assert told.clipped_low.tolist() == [False, False, False, True, False, False]
-    assert told.ratio.tolist() == pytest.approx(ratios.tolist())
-    assert told.approx_kl.tolist() == pytest.approx((ratios - 1 - ratios.log()).tolist())
+    assert found.loss.tolist() == pytest.approx([-1.3, 1.5, -0.5, 0.8, -1.25, 3.0])
+    assert found.clipped_high.tolist() == [True, False, False, False, False, False]
+    assert found.clipped_low.tolist() == [False, False, False, True, False, False]
+    assert found.ratio.tolist() == pytest.approx(ratios.tolist())
+    assert found.approx_kl.tolist() == pytest.approx((ratios - 1 - ratios.log()).tolist())
 
 
 def test_a_clipped_token_has_no_gradient():

@@ -1,4 +1,5 @@
-"""Log-probabilities from hidden states: the same numbers and gradients, whatever is held at once."""
+"""Log-probabilities from hidden states: the same numbers and gradients, whatever is held at
+once."""
 
 import pytest
 import torch

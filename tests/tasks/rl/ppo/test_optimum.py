@@ -42,7 +42,7 @@ class World:
         core = Tokenizer(
             models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>")
         )
-        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore
         self.tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=core, pad_token="<pad>", eos_token="<end>"
         )
@@ -240,7 +240,7 @@ def test_a_token_level_process_comes_within_5_percent_of_its_optimum(
 
 
 def test_rewards_on_single_tokens_have_the_same_optimum(tmp_path: Path) -> None:
-    """The reward of each token where it is written: the returns, and so the optimum, are those of
+    """The reward of each token where it is generated: the returns, and so the optimum, are those of
     their sum.
     """
 

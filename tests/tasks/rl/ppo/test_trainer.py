@@ -72,12 +72,12 @@ def test_at_first_the_ratio_is_one_and_the_kl_zero(
     monkeypatch.setattr(tiny_tokenizer, "chat_template", TEMPLATE)
     made = make(**settings)
     for batch in batches(made)[:2]:
-        chunk = batch["experience"].cut(batch["rows"])
+        chunk = batch["experience"].select(batch["rows"])
         found = made.model(*chunk.batch, temperature=made.args.temperature)
         assert torch.allclose(found.log_probs, chunk.fields["old_log_probs"], atol=2e-5)
         assert torch.allclose(found.values, chunk.fields["values"], atol=2e-5)
-    (told,) = made._rollout_metrics
-    assert abs(told["kl"]) < 1e-6 and abs(told["kl_per_completion"]) < 1e-5
+    (logged,) = made.training_metrics.rollouts
+    assert abs(logged["kl"]) < 1e-6 and abs(logged["kl_per_completion"]) < 1e-5
 
 
 def test_a_trained_adapter_is_measured_to_its_own_beginning(make, tiny_llama: Path):
@@ -91,7 +91,7 @@ def test_a_trained_adapter_is_measured_to_its_own_beginning(make, tiny_llama: Pa
         p.requires_grad for name, p in made.model.named_parameters() if ".ref." in name
     )
     batches(made)
-    assert abs(made._rollout_metrics.pop()["kl_per_completion"]) < 1e-5, (
+    assert abs(made.training_metrics.rollouts.pop()["kl_per_completion"]) < 1e-5, (
         "to the adapter, not to the bare base"
     )
     made.train()
@@ -130,8 +130,8 @@ def test_minibatches_hold_under_accumulation(make, accumulation: int):
         total_episodes=16,
     )
     made.train()
-    (told,) = [row for row in made.state.log_history if "reward" in row]
-    assert made.state.global_step == told["policy/updates"] == 16 and told["episodes"] == 16
+    (logged,) = [row for row in made.state.log_history if "reward" in row]
+    assert made.state.global_step == logged["policy/updates"] == 16 and logged["episodes"] == 16
 
 
 def test_the_first_gradient_of_an_adapter_is_the_full_one_projected(make, tiny_llama: Path):
@@ -164,7 +164,7 @@ def test_the_kl_is_measured_to_the_untouched_beginning(
         made.model.eval(), made.collector.encode(prompts(12)["prompt"][:], made.model)
     )
     total = 0.0
-    for prompt, completion, told in zip(
+    for prompt, completion, logged in zip(
         made.collector.encode(prompts(12)["prompt"][:], made.model),
         rollout.completion_ids,
         rollout.log_probs,
@@ -172,7 +172,7 @@ def test_the_kl_is_measured_to_the_untouched_beginning(
     ):
         ids = torch.cat([torch.tensor(prompt), completion])[None]
         logits = bare.base(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        total += (told - logits.gather(1, completion[:, None])[:, 0]).sum().item()
+        total += (logged - logits.gather(1, completion[:, None])[:, 0]).sum().item()
     assert metrics["eval_kl_per_completion"] == pytest.approx(total / 12, abs=1e-3)
     assert metrics["eval_kl_per_completion"] > 0.01
 
@@ -198,11 +198,11 @@ def test_updates_end_when_the_policy_has_moved_far_enough(make):
         build={"eval_dataset": prompts(3)},
     )
     made.train()
-    told = [row for row in made.state.log_history if "reward" in row]
-    assert [row["policy/updates"] for row in told] == [2, 2] or all(
-        row["policy/updates"] < 8 for row in told
+    logged = [row for row in made.state.log_history if "reward" in row]
+    assert [row["policy/updates"] for row in logged] == [2, 2] or all(
+        row["policy/updates"] < 8 for row in logged
     )
-    assert all(row["policy/updates"] + row["policy/skipped_updates"] == 8 for row in told)
+    assert all(row["policy/updates"] + row["policy/skipped_updates"] == 8 for row in logged)
     assert made.state.global_step == 16 and made.state.epoch == 2
     assert [row["step"] for row in made.state.log_history if "eval_reward" in row] == [8, 16]
 
@@ -219,7 +219,9 @@ def test_evaluation_leaves_the_random_numbers_alone_and_repeats_itself(make):
     assert first["eval_completions/mean_length"] <= 8
     pairs = made.samples(3)
     assert [prompt for prompt, _ in pairs] == prompts(3)["prompt"][:]
-    made.state.global_step = 4  # the policy has moved since: write anew, without any other process
+    made.state.global_step = (
+        4  # the policy has changed since: generate again, by this process alone
+    )
     made.collector.reduce = None
     again = made.samples(2)
     assert [prompt for prompt, _ in again] == prompts(2)["prompt"][:] and again != pairs[:2]
@@ -240,13 +242,13 @@ def test_rewards_of_all_kinds_are_added_and_logged(make):
         log_completions=3,
     )
     made.train()
-    told = [row for row in made.state.log_history if "reward" in row]
-    assert told[0]["rewards/half/mean"] == 0.5 and told[0]["rewards/half/std"] == 0
-    assert told[0]["rewards/tokens/mean"] == pytest.approx(
-        0.1 * told[0]["completions/mean_length"], abs=1e-5
+    logged = [row for row in made.state.log_history if "reward" in row]
+    assert logged[0]["rewards/half/mean"] == 0.5 and logged[0]["rewards/half/std"] == 0
+    assert logged[0]["rewards/tokens/mean"] == pytest.approx(
+        0.1 * logged[0]["completions/mean_length"], abs=1e-5
     )
-    expected = told[0]["rewards/vowels/mean"] + 1.0 * 0.5
-    assert told[0]["reward"] == pytest.approx(expected, abs=0.5) and told[0]["reward_std"] > 0
+    expected = logged[0]["rewards/vowels/mean"] + 1.0 * 0.5
+    assert logged[0]["reward"] == pytest.approx(expected, abs=0.5) and logged[0]["reward_std"] > 0
     rows = [
         json.loads(line)
         for line in (Path(made.args.output_dir) / "completions.jsonl").read_text().splitlines()
@@ -257,10 +259,10 @@ def test_rewards_of_all_kinds_are_added_and_logged(make):
 
 def test_the_sampler_that_differs_is_corrected_for(make):
     plain = gradients(make(critic="shared", build={"engine": FixedEngine()}))
-    told = make(critic="shared", tis_cap=2.0, build={"engine": FixedEngine(shift=-99.0)})
-    capped = gradients(told)
-    assert told._rollout_metrics[0]["sampler/importance"] == pytest.approx(2.0)
-    assert told._rollout_metrics[0]["sampler/gap"] > 50
+    logged = make(critic="shared", tis_cap=2.0, build={"engine": FixedEngine(shift=-99.0)})
+    capped = gradients(logged)
+    assert logged.training_metrics.rollouts[0]["sampler/importance"] == pytest.approx(2.0)
+    assert logged.training_metrics.rollouts[0]["sampler/gap"] > 50
     name = "policy.model.layers.0.mlp.down_proj.weight"
     value_part = gradients(
         make(critic="shared", build={"engine": FixedEngine()}, detach_value=True)
@@ -287,9 +289,9 @@ def test_dropout_is_off_unless_it_is_asked_for(make, tiny_llama: Path):
 def test_half_precision_recomputes_and_trains(make):
     made = make(bf16=True, critic="shared")
     made.train()
-    told = [row for row in made.state.log_history if "reward" in row]
-    assert len(told) == 2 and all(math.isfinite(row["loss"]) for row in told)
-    assert 0 < told[0]["sampler/gap"] < 0.1 and "sampler/importance" not in told[0]
+    logged = [row for row in made.state.log_history if "reward" in row]
+    assert len(logged) == 2 and all(math.isfinite(row["loss"]) for row in logged)
+    assert 0 < logged[0]["sampler/gap"] < 0.1 and "sampler/importance" not in logged[0]
     assert made.model.v_head.weight.dtype == torch.float32
 
 

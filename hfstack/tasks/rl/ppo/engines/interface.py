@@ -1,11 +1,19 @@
-"""Define the interface of rollout engines: from prompts to completions.
+"""The interface of a rollout engine: token ids of prompts in, completions out.
 
-An engine is an object with `generate(actor_critic, prompt_ids) -> Rollout`. `NativeEngine`
-(sampling.py) samples from the live weights and knows log-probabilities and values of what it wrote;
-`GenerateEngine` here calls the model's own `generate`; whoever needs a tool loop or an inference
-server writes another one and hands it to PPOTrainer.
+An engine is an object with `exact_log_probs` and `generate(actor_critic, prompt_ids) -> Rollout`:
 
-Legend: N prompts of this process, T tokens of a completion.
+- `NativeEngine` (native.py) samples from the live weights and returns log-probabilities and values
+  of the tokens that it generated.
+- `GenerateEngine` (here) calls the model's own `generate`.
+- `VLLMEngine` (vllm.py) pushes the weights to vLLM.
+
+To add one, such as a tool loop or another inference server, write a class with these two members
+(`RolloutEngine` says what is asked of them) and hand an object of it to `PPOTrainer(engine=...)`.
+`SamplingSettings` is how the engines here are told to sample; `check_rollout` refuses what an
+engine must not return.
+
+Legend: N prompts of this process, T_i tokens of completion i, b prompts of a batch, P tokens of its
+longest prompt, T of its longest completion.
 """
 
 from collections.abc import Sequence
@@ -31,11 +39,11 @@ class SamplingSettings:
     top_k: int = 0  # 0: all tokens
     top_p: float = 1.0
     min_p: float | None = None
-    batch_size: int | None = None  # completions that are written at once; None: all
+    batch_size: int | None = None  # completions that are generated at once; None: all
 
     @property
     def filters(self) -> bool:
-        """Whether some tokens are never sampled."""
+        """Return whether some tokens are never sampled."""
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p is not None
 
 
@@ -44,18 +52,25 @@ class Rollout:
     """Completions of N prompts, in the prompts' order.
 
     `log_probs` are of the sampled tokens under the distribution at the sampling temperature: over
-    all tokens, not only those that top-k, top-p or min-p leave."""
+    all tokens, not only those that top-k, top-p or min-p keep.
+    """
 
-    # N times (T_i,) on the CPU; a stop token that was written is the last one
+    # N times (T_i,) on the CPU; a stop token that was generated is the last one
     completion_ids: list[Tensor]
-    finished: Tensor  # (N,) bool on the CPU: ended by a stop token, not by length
-    log_probs: list[Tensor] | None = None  # N times (T_i,); None: the trainer computes them
-    values: list[Tensor] | None = (
-        None  # N times (T_i,), of the state before each token; a shared trunk only
-    )
-    written: list[Tensor] | None = (
-        None  # N times (T_i,) bool: False where a tool wrote; None: all by the policy
-    )
+
+    # (N,) bool on the CPU: ended by a stop token, not by length
+    finished: Tensor
+
+    # N times (T_i,); None: the trainer computes them
+    log_probs: list[Tensor] | None = None
+
+    # N times (T_i,), of the state before each token, with a shared trunk; None: the trainer
+    # computes them
+    values: list[Tensor] | None = None
+
+    # N times (T_i,) bool: True where the policy generated the token, False where a tool did; None:
+    # all by the policy
+    generated_mask: list[Tensor] | None = None
 
 
 class RolloutEngine(Protocol):
@@ -66,21 +81,19 @@ class RolloutEngine(Protocol):
     alone.
 
     `exact_log_probs` says that the log-probabilities are those of the trainer's own forward pass up
-    to rounding, so that they may stand for the old policy's; otherwise the trainer computes them,
-    and corrects for the difference by truncated importance sampling."""
+    to rounding, so that they can be used as the old policy's. Otherwise the trainer computes them,
+    and corrects for the difference by truncated importance sampling.
+    """
 
     exact_log_probs: bool
 
     def generate(self, actor_critic: ActorCritic, prompt_ids: Sequence[Sequence[int]]) -> Rollout:
-        """Write one completion to each prompt."""
+        """Generate one completion for each prompt."""
         ...
 
 
 class GenerateEngine:
-    """Generate by `model.generate`: whatever transformers can decode.
-
-    With its own caches and processors.
-    """
+    """Generates by `model.generate`, with the caches and processors of transformers."""
 
     exact_log_probs = False
 
@@ -88,34 +101,38 @@ class GenerateEngine:
         self.settings = settings
 
     def generate(self, actor_critic: ActorCritic, prompt_ids: Sequence[Sequence[int]]) -> Rollout:
-        """Write one completion to each prompt; log-probabilities are left to the trainer."""
-        chosen = self.settings
+        """Generate one completion for each prompt.
+
+        Log-probabilities are left to the trainer.
+        """
+        settings = self.settings
         config = GenerationConfig(
-            max_new_tokens=chosen.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens,
             do_sample=True,
-            temperature=chosen.temperature,
-            top_k=chosen.top_k,
-            top_p=chosen.top_p,
-            min_p=chosen.min_p,
-            eos_token_id=list(chosen.stop_token_ids),
-            pad_token_id=chosen.pad_token_id,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            min_p=settings.min_p,
+            eos_token_id=list(settings.stop_token_ids),
+            pad_token_id=settings.pad_token_id,
         )
 
-        stops = torch.tensor(chosen.stop_token_ids)
-        completions: list[Tensor] = []
+        stops = torch.tensor(settings.stop_token_ids)
+        completions: list[Tensor] = []  # (T_i,) each
         finished: list[bool] = []
 
-        step = chosen.batch_size or len(prompt_ids)
-        for first in range(0, len(prompt_ids), step):
-            tokens, mask = pad_left(prompt_ids[first : first + step], chosen.pad_token_id)  # (b, P)
-
-            # (b, T)
-            written = cast(Any, actor_critic.policy).generate(
+        batch_size = settings.batch_size or len(prompt_ids)
+        for first in range(0, len(prompt_ids), batch_size):
+            batch = prompt_ids[first : first + batch_size]
+            tokens, mask = pad_left(batch, settings.pad_token_id)  # (b, P) each
+            whole = cast(Any, actor_critic.policy).generate(
                 input_ids=tokens.to(actor_critic.device),
                 attention_mask=mask.to(actor_critic.device),
                 generation_config=config,
-            )[:, tokens.shape[1] :]
-            for row in written.cpu():
+            )  # (b, P + T)
+
+            # What is behind the first stop token is padding.
+            for row in whole[:, tokens.shape[1] :].cpu():
                 stopped = torch.isin(row, stops).nonzero()
                 length = int(stopped[0]) + 1 if len(stopped) else len(row)
                 completions.append(row[:length].clone())
@@ -127,11 +144,13 @@ class GenerateEngine:
 def pad_left(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
     """Return token ids and attention mask, (b, P) each on the CPU, padded on the left."""
     width = max(len(sequence) for sequence in sequences)
-    tokens = torch.full((len(sequences), width), pad_token_id)
-    mask = torch.zeros_like(tokens)
+    tokens = torch.full((len(sequences), width), pad_token_id)  # (b, P)
+    mask = torch.zeros_like(tokens)  # (b, P)
+
     for row, sequence in enumerate(sequences):
         tokens[row, width - len(sequence) :] = torch.tensor(sequence)
         mask[row, width - len(sequence) :] = 1
+
     return tokens, mask
 
 
@@ -144,7 +163,7 @@ def check_rollout(rollout: Rollout, prompts: Sequence[Any]) -> None:
     """
     if len(rollout.completion_ids) != len(prompts):
         raise DataError(
-            f"the rollout engine wrote {len(rollout.completion_ids)} completions to "
+            f"the rollout engine returned {len(rollout.completion_ids)} completions for "
             f"{len(prompts)} prompts"
         )
 
@@ -152,12 +171,12 @@ def check_rollout(rollout: Rollout, prompts: Sequence[Any]) -> None:
     if 0 in lengths:
         index = lengths.index(0)
         raise DataError(
-            f"the rollout engine wrote a completion of zero tokens to prompt {index + 1} of "
-            f"{len(prompts)} "
-            f"({str(prompts[index])[:60]!r}): return at least the token at which it stopped"
+            "the rollout engine returned a completion of zero tokens for prompt "
+            f"{index + 1} of {len(prompts)} ({str(prompts[index])[:60]!r}): return at least the "
+            "token at which it stopped"
         )
 
-    for name in ("log_probs", "values", "written"):
+    for name in ("log_probs", "values", "generated_mask"):
         parts: list[Tensor] | None = getattr(rollout, name)
         if parts is not None and [len(part) for part in parts] != lengths:
             raise DataError(

@@ -1,14 +1,12 @@
-"""Generate completions by vLLM; the weights are sent to it once a rollout.
+"""Generate completions with vLLM: the weights are pushed to it once a rollout.
 
-Behind the interface of interface.py.
+All that is specific to vLLM is behind TRL's `VLLMGeneration`. It is given the policy alone, so
+neither critic nor value head is ever pushed. vLLM computes with other kernels, so its
+log-probabilities are not the trainer's: they are returned as the sampler's, and the trainer
+corrects for the difference by truncated importance sampling (Yao et al. 2025, "Your Efficient RL
+Framework Secretly Brings You Off-Policy RL Training").
 
-All that is vLLM's is behind TRL's `VLLMGeneration`. It is given the policy alone, so neither critic
-nor value head is ever pushed. vLLM computes in other kernels, so its log-probabilities are not the
-trainer's: they are handed on, and the trainer corrects for the difference by truncated importance
-sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
-Training").
-
-Legend: N prompts of this process, T tokens of a completion.
+Legend: N prompts of this process, T_i tokens of completion i.
 """
 
 import contextlib
@@ -23,17 +21,17 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.import_utils import is_vllm_available
 
 from hfstack.errors import ConfigError, DataError, MissingExtraError
-from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, ActorCritic, peft_adapter
+from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, ActorCritic, use_adapter
 from hfstack.tasks.rl.ppo.engines.interface import Rollout, SamplingSettings
 
 
 class VLLMEngine:
     """Samples with vLLM, in the trainer's processes or on a server.
 
-    vLLM is started by the first rollout, when the policy is where it will stay.
+    vLLM is started by the first rollout, when the policy is on its final device.
 
     Args:
-        settings: how to sample; `batch_size` is left to vLLM, which batches by itself.
+        settings: how to sample; `batch_size` is ignored, since vLLM batches by itself.
         tokenizer: the policy's.
         accelerator: the trainer's; None for one of the same process state.
         mode: "colocate" runs vLLM on the devices of training, "server" asks one that `trl
@@ -47,8 +45,8 @@ class VLLMEngine:
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        ConfigError: top-k, top-p or min-p: vLLM's log-probabilities are those of what these leave,
-            which no longer compare with the trainer's.
+        ConfigError: top-k, top-p or min-p: vLLM's log-probabilities are of the filtered
+            distribution and do not compare with the trainer's.
     """
 
     exact_log_probs = False
@@ -71,16 +69,16 @@ class VLLMEngine:
 
         if settings.filters:
             raise ConfigError(
-                f"--rollout_engine vllm with top_k {settings.top_k}, top_p {settings.top_p}, "
-                f"min_p {settings.min_p}: "
-                "vLLM's log-probabilities are of the tokens that these leave, so they do not "
-                "compare with the "
-                "trainer's; leave them out, or use --rollout_engine native"
+                f"--rollout_engine vllm with top_k {settings.top_k}, top_p {settings.top_p}, min_p "
+                f"{settings.min_p}: vLLM's log-probabilities are of the filtered distribution, so "
+                "they do not compare with the trainer's; leave these out, or use --rollout_engine "
+                "native"
             )
 
         self.settings = settings
         self._tokenizer = tokenizer
         self._accelerator = accelerator
+        self._generation: VLLMGeneration | None = None
 
         self._options: dict[str, Any] = {
             "mode": mode,
@@ -91,10 +89,8 @@ class VLLMEngine:
             "enable_sleep_mode": sleeps,
         }
 
-        self._generation: VLLMGeneration | None = None
-
     def generate(self, actor_critic: ActorCritic, prompt_ids: Sequence[Sequence[int]]) -> Rollout:
-        """Push the policy's weights to vLLM, then write one completion to each prompt.
+        """Push the policy's weights to vLLM and generate one completion for each prompt.
 
         Raises:
             ConfigError: the first time, when vLLM cannot hold this policy.
@@ -103,35 +99,35 @@ class VLLMEngine:
         if self._generation is None:
             self._generation = self._start(actor_critic)
 
-        with _policy_adapter(actor_critic), torch.autocast(actor_critic.device.type, enabled=False):
-            # autocast would round what an adapter adds to the weights
+        # Autocast would round what an adapter adds to the weights.
+        without_autocast = torch.autocast(actor_critic.device.type, enabled=False)
+        with _use_policy_adapter(actor_critic), without_autocast:
             self._generation.sync_weights()
 
         _, completions, log_probs, token_ids = self._generation.generate(
             prompts=[list(prompt) for prompt in prompt_ids], images=None, num_generations=1
         )
 
-        # N times (T_i,)
-        rows = [torch.tensor(list(completion), dtype=torch.long) for completion in completions]
+        rows: list[torch.Tensor] = []  # (T_i,) each
+        sampled_log_probs: list[torch.Tensor] = []  # (T_i,) each
+        returned = zip(completions, log_probs, token_ids, strict=True)
+        for number, (completion, row_log_probs, row_ids) in enumerate(returned, 1):
+            rows.append(torch.tensor(list(completion), dtype=torch.long))
+            sampled_log_probs.append(
+                _sampled_log_probs(list(completion), row_log_probs, row_ids, number)
+            )
+
         stops = set(self.settings.stop_token_ids)
         finished = torch.tensor([len(row) > 0 and int(row[-1]) in stops for row in rows])  # (N,)
-        sampled = [
-            _sampled(row.tolist(), own_log_probs, own_ids, number)
-            for number, (row, own_log_probs, own_ids) in enumerate(
-                zip(rows, log_probs, token_ids, strict=True), 1
-            )
-        ]
-
-        return Rollout(rows, finished, log_probs=sampled)
+        return Rollout(rows, finished, log_probs=sampled_log_probs)
 
     def _start(self, actor_critic: ActorCritic) -> VLLMGeneration:
-        """Start vLLM, or find its server."""
+        """Start vLLM, or connect to its server."""
         policy: Any = actor_critic.policy
         if self._options["mode"] == "colocate" and not policy.name_or_path:
             raise ConfigError(
                 "--rollout_engine vllm reads the model's architecture from its folder, and this "
-                "policy was made in "
-                "memory: save it, and name the folder in --model_name_or_path"
+                "policy was made in memory: save it, and name the folder in --model_name_or_path"
             )
 
         adapters = set(policy.peft_config) if actor_critic.is_peft else set()
@@ -139,9 +135,8 @@ class VLLMEngine:
         if wraps and (CRITIC_ADAPTER in adapters or actor_critic.policy_adapter != "default"):
             raise ConfigError(
                 "--rollout_engine vllm: whole modules that an adapter trains (modules_to_save) "
-                "can be told apart only "
-                "for one adapter named default; leave modules_to_save out, or use --critic shared "
-                "or separate"
+                "cannot be told apart unless there is one adapter, named default; leave "
+                "modules_to_save out, or use --critic shared or separate"
             )
 
         settings = self.settings
@@ -152,31 +147,31 @@ class VLLMEngine:
             temperature=settings.temperature,
             max_completion_length=settings.max_new_tokens,
             logprobs=0,  # of the sampled token alone
-            # vLLM stops at the one eos of its own copy of the configuration: ours alone count.
+            # vLLM would stop at the one eos of its own copy of the configuration.
             generation_kwargs={"stop_token_ids": list(settings.stop_token_ids), "ignore_eos": True},
             **self._options,
         )
 
 
-def _policy_adapter(actor_critic: ActorCritic) -> contextlib.AbstractContextManager[None]:
-    """Activate the policy's adapter: `VLLMGeneration` merges the active one."""
+def _use_policy_adapter(actor_critic: ActorCritic) -> contextlib.AbstractContextManager[None]:
+    """Activate the policy's adapter, which `VLLMGeneration` merges into the weights."""
     if actor_critic.policy_adapter is None:
         return contextlib.nullcontext()
-    return peft_adapter(actor_critic.policy, actor_critic.policy_adapter)
+    return use_adapter(actor_critic.policy, actor_critic.policy_adapter)
 
 
-def _sampled(
+def _sampled_log_probs(
     tokens: list[int], log_probs: list[list[float | None]], token_ids: list[list[int]], number: int
 ) -> torch.Tensor:
-    """The log-probability of each sampled token, (T,), checked to be that token's."""
+    """Return each sampled token's log-probability, (T_i,), checked to be that token's."""
     values = []
-    for place, (token, here, ids) in enumerate(zip(tokens, log_probs, token_ids, strict=True), 1):
-        value = here[0] if ids and ids[0] == token else None
+    for place, (token, found, ids) in enumerate(zip(tokens, log_probs, token_ids, strict=True), 1):
+        value = found[0] if ids and ids[0] == token else None
         if value is None:
             raise DataError(
                 f"vLLM gave no log-probability for token {place} of completion {number}, which it "
-                "sampled (token id "
-                f"{token}): its weights may hold NaN; check the model with --rollout_engine native"
+                f"sampled (token id {token}): its weights may hold NaN; check the model with "
+                "--rollout_engine native"
             )
         values.append(value)
 

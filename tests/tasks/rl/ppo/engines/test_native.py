@@ -1,4 +1,4 @@
-"""Rollout engines: what is drawn, what is told of it, and that the company a prompt keeps changes
+"""Rollout engines: samples, their log-probabilities, and that the company a prompt keeps changes
 nothing.
 """
 
@@ -19,7 +19,7 @@ from hfstack.tasks.rl.ppo.engines.interface import (
     SamplingSettings,
     check_rollout,
 )
-from hfstack.tasks.rl.ppo.engines.native import NativeEngine, dropped_tokens, sample
+from hfstack.tasks.rl.ppo.engines.native import NativeEngine, find_filtered_tokens, sample_tokens
 from tests.tiny_ppo import architecture
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16], [17, 18], [8], [40, 41, 42, 43]]
@@ -45,7 +45,7 @@ def often_stopping(model: torch.nn.Module, *stops: int) -> ActorCritic:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gru"])
 @pytest.mark.parametrize("batch_size", [None, 2])
-def test_what_is_told_of_samples_is_what_a_forward_pass_says(
+def test_log_probs_of_samples_are_those_of_a_forward_pass(
     name: str,
     batch_size: int | None,
     tiny_tokenizer,
@@ -83,7 +83,7 @@ def test_what_is_told_of_samples_is_what_a_forward_pass_says(
 def test_samples_follow_the_distribution():
     torch.manual_seed(0)
     logits = torch.randn(1, 40) * 1.5
-    tokens, log_probs = sample(logits.expand(20_000, 40), settings(temperature=1.3))
+    tokens, log_probs = sample_tokens(logits.expand(20_000, 40), settings(temperature=1.3))
     expected = (logits[0] / 1.3).softmax(-1)
     assert -(expected * expected.log()).sum() > 2
     drawn = torch.bincount(tokens, minlength=40) / 20_000
@@ -95,7 +95,7 @@ def test_a_token_of_probability_zero_is_never_drawn(monkeypatch: pytest.MonkeyPa
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, 5)
     draws = torch.tensor([[0.0], [0.4999999], [0.5], [1.0]], dtype=torch.float64)
     monkeypatch.setattr(torch, "rand", lambda *shape, **given: draws)
-    tokens, log_probs = sample(logits, settings())
+    tokens, log_probs = sample_tokens(logits, settings())
     assert tokens.tolist() == [1, 1, 3, 3] and log_probs.tolist() == pytest.approx([-0.693147] * 4)
 
 
@@ -119,9 +119,9 @@ def test_filters_are_those_of_transformers(chosen: dict[str, float]):
         expected = TopPLogitsWarper(chosen["top_p"])(None, expected)
     if "min_p" in chosen:
         expected = MinPLogitsWarper(chosen["min_p"])(None, expected)
-    dropped = dropped_tokens(logits, settings(**chosen))
+    dropped = find_filtered_tokens(logits, settings(**chosen))
     assert torch.equal(dropped, expected.isinf())
-    tokens, log_probs = sample(logits, settings(**chosen))
+    tokens, log_probs = sample_tokens(logits, settings(**chosen))
     assert not dropped[torch.arange(50), tokens].any()
     assert torch.allclose(log_probs, logits.log_softmax(-1)[torch.arange(50), tokens], atol=1e-5), (
         "before the filter"
@@ -160,7 +160,9 @@ def test_every_process_takes_as_many_steps(tiny_llama: Path):
     steps.clear()
     torch.manual_seed(0)
     chosen = settings(max_new_tokens=64, stop_token_ids=tuple(range(30)))
-    together = NativeEngine(chosen, largest=lambda count: 1).generate(actor_critic, PROMPTS)
+    together = NativeEngine(chosen, max_over_processes=lambda count: 1).generate(
+        actor_critic, PROMPTS
+    )
     assert len(steps) == 64 and min(steps) >= 1
     assert [row.tolist() for row in together.completion_ids] == [
         row.tolist() for row in alone.completion_ids
@@ -170,9 +172,9 @@ def test_every_process_takes_as_many_steps(tiny_llama: Path):
 
 def test_engines_that_break_their_word_are_named():
     one = torch.tensor([4, 5])
-    with pytest.raises(DataError, match="a completion of zero tokens to prompt 2 of 2"):
+    with pytest.raises(DataError, match="a completion of zero tokens for prompt 2 of 2"):
         check_rollout(Rollout([one, one[:0]], torch.tensor([True, True])), ["a", "b"])
-    with pytest.raises(DataError, match="wrote 1 completions to 2 prompts"):
+    with pytest.raises(DataError, match="returned 1 completions for 2 prompts"):
         check_rollout(Rollout([one], torch.tensor([True])), ["a", "b"])
     with pytest.raises(DataError, match="log_probs do not have one entry for each token"):
         check_rollout(Rollout([one], torch.tensor([True]), log_probs=[torch.zeros(3)]), ["a"])

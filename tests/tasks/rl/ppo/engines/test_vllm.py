@@ -1,4 +1,4 @@
-"""The vLLM engine on TRL's own VLLMGeneration, with a vLLM that notes what it is told and answers
+"""The vLLM engine on TRL's own VLLMGeneration, with a vLLM that records its inputs and answers
 from a script.
 """
 

@@ -1,0 +1,66 @@
+"""Collect the metrics of rollouts and updates between two logs.
+
+Legend: M metrics in UPDATE_METRICS.
+"""
+
+import torch
+from torch import Tensor
+
+from hfstack.tasks.rl.ppo.formulas import Reduce
+from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS
+
+
+class TrainingMetrics:
+    """The metrics since the last log.
+
+    The state is the metrics of each rollout, the sums of UPDATE_METRICS over all chunks of this
+    process, and how many updates they took for how long.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.updates = 0
+        self.rollouts: list[dict[str, float]] = []
+        self._sums = torch.zeros(len(UPDATE_METRICS), device=device)  # (M,)
+        self._seconds = 0.0
+
+    def add_rollout(self, metrics: dict[str, float]) -> None:
+        """Add the metrics of a rollout, `episodes` among them."""
+        self.rollouts.append(metrics)
+
+    def add_chunk(self, sums: Tensor) -> None:
+        """Add the sums (M,) of the loss of a chunk."""
+        self._sums += sums
+
+    def add_update(self) -> None:
+        """Count one optimizer step."""
+        self.updates += 1
+
+    def add_seconds(self, seconds: float) -> None:
+        """Add the time of a training step."""
+        self._seconds += seconds
+
+    def pop(self, reduce: Reduce, *, skipped_updates: int) -> dict[str, float]:
+        """Return the means over rollouts and updates, and begin again.
+
+        `episodes` is the last rollout's. Every process must call it, after at least one update.
+
+        Args:
+            reduce: sums over processes.
+            skipped_updates: since the last log, because of `target_kl`.
+        """
+        rollouts, metrics = self.rollouts, {}
+        for name in rollouts[-1] if rollouts else ():
+            known = [rollout[name] for rollout in rollouts if name in rollout]
+            metrics[name] = known[-1] if name == "episodes" else sum(known) / len(known)
+
+        sums = reduce(self._sums).tolist()
+        for name, value in zip(UPDATE_METRICS, sums, strict=True):
+            metrics[name] = value / self.updates
+
+        metrics["policy/updates"] = self.updates
+        metrics["policy/skipped_updates"] = skipped_updates
+        metrics["time/update_s"] = self._seconds / max(1, len(rollouts))
+
+        self.updates, self.rollouts, self._seconds = 0, [], 0.0
+        self._sums.zero_()
+        return metrics
