@@ -13,7 +13,7 @@ from trl import ModelConfig
 from hfstack.errors import ConfigError, DataError, MissingExtraError
 from hfstack.runs.record import read_run
 from hfstack.tasks.classification.model import load_trained_classifier, read_classifier_info
-from hfstack.tasks.classification.predict import answers, classify_logits
+from hfstack.tasks.classification.predict import answers_of_row, classify_logits
 from hfstack.tokens.text_rows import encode_texts
 from tests.conftest import ROOT
 from tests.tiny_encoder import save_tiny_bert
@@ -118,7 +118,7 @@ def test_learns_measures_calibrates_and_draws(classify, tmp_path: Path):
 def logits_again(folder: Path, rows: list[dict]) -> list[dict]:
     model, tokenizer, info = load_trained_classifier(ModelConfig(model_name_or_path=str(folder)))
     encoded = encode_texts(tokenizer, [row["text"] for row in rows], max_length=info.max_length)
-    return answers(classify_logits(model, encoded, pad_token_id=tokenizer.pad_token_id), info)
+    return answers_of_row(classify_logits(model, encoded, pad_token_id=tokenizer.pad_token_id), info)
 
 
 @pytest.mark.parametrize("way", ["full", "frozen", "lora"])
@@ -303,7 +303,7 @@ def test_settings_that_do_not_fit(
     ):
         classify(load_in_4bit="true", output_dir=tmp_path / "g")
     with pytest.raises(ConfigError, match=r"holds text: a number to predict must be a number"):
-        classify(kind="number", output_dir=tmp_path / "e")
+        classify(kind="regression", output_dir=tmp_path / "e")
     classify(max_steps=1, output_dir=tmp_path / "two")
     three = rows_file(
         lambda row, n: row | {"label": ["good", "bad", "third"][n % 3]}, "three.jsonl"

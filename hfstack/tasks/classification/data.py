@@ -9,8 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.sources import DataArgs, Source, load_mixture, load_splits
 from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
 from hfstack.tasks.classification.glue import HUB_ID, GlueTask, glue_task
 from hfstack.tasks.classification.labels import (
+    OLD_KINDS,
     LabelKind,
     LabelSet,
     Target,
@@ -18,6 +20,8 @@ from hfstack.tasks.classification.labels import (
     label_targets,
 )
 from hfstack.tokens.text_rows import Overlong, encode_texts, read_texts, usable_rows
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -38,9 +42,11 @@ class LabelArgs:
     labels: list[str] = field(default_factory=list)
     """Names of all labels in order, when the train rows may lack some; by default those that occur.
     """
-    kind: Literal["auto", "single", "several", "number"] = "auto"
-    """What is predicted: one class, several labels a row, or a number; auto reads it from the label
-    column.
+    kind: Literal[
+        "auto", "single_label", "multi_label", "regression", "single", "several", "number"
+    ] = "auto"
+    """What is predicted: one class (single_label), several labels a row (multi_label), or a number
+    (regression); auto reads it from the label column. single, several and number are the old names.
     """
     max_length: int | None = None
     """Longest text in tokens; by default what model and tokenizer can read."""
@@ -48,8 +54,13 @@ class LabelArgs:
     """Texts that are longer: cut their end, drop the row, or fail. They are counted and said."""
 
     def __post_init__(self) -> None:
+        if self.kind in OLD_KINDS:
+            new = OLD_KINDS[self.kind]
+            logger.warning("--kind %s is now --kind %s; the old name goes with 0.3", self.kind, new)
+            self.kind = new
         if self.kind not in ("auto", *get_args(LabelKind)):
-            raise ConfigError(f"kind must be auto, single, several or number, got {self.kind!r}")
+            known = ", ".join(get_args(LabelKind))
+            raise ConfigError(f"kind must be auto, {known}, got {self.kind!r}")
         if self.overlong not in get_args(Overlong):
             raise ConfigError(f"overlong must be cut, drop or fail, got {self.overlong!r}")
         self.task = None if self.task == "none" else self.task
@@ -129,7 +140,7 @@ def load_labelled(
     given = label_args.labels or list(task.labels if task else ())
 
     if task is not None and kind is None:
-        kind = "single" if task.labels else "number"
+        kind = "single_label" if task.labels else "regression"
 
     found = find_labels(
         splits["train"],

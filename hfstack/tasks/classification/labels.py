@@ -16,7 +16,12 @@ from datasets import ClassLabel, Dataset
 
 from hfstack.errors import ConfigError, DataError
 
-LabelKind = Literal["single", "several", "number"]
+LabelKind = Literal["single_label", "multi_label", "regression"]
+OLD_KINDS: dict[str, LabelKind] = {  # the names before 0.2, still read
+    "single": "single_label",
+    "several": "multi_label",
+    "number": "regression",
+}
 Target = int | float | list[float]
 
 MOST_LABELS = 1000
@@ -28,9 +33,9 @@ _KIND_NAMES = {
     list: "a list",
 }
 _PROBLEMS = {
-    "single": "single_label_classification",
-    "several": "multi_label_classification",
-    "number": "regression",
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
 }
 
 
@@ -45,7 +50,7 @@ class LabelSet:
     @property
     def count(self) -> int:
         """Outputs of a model for this task: a number has one."""
-        return 1 if self.kind == "number" else len(self.names)
+        return 1 if self.kind == "regression" else len(self.names)
 
     @property
     def problem_type(self) -> str:
@@ -84,21 +89,23 @@ def find_labels(
     feature = rows.features[column]
     found = _value_type(values, column)
 
-    kind = kind or ("several" if found is list else "number" if found is float else "single")
-    if kind == "number":
+    kind = kind or (
+        "multi_label" if found is list else "regression" if found is float else "single_label"
+    )
+    if kind == "regression":
         if found not in (int, float):
             raise ConfigError(
                 f"column {column!r} holds {_KIND_NAMES[found]}: a number to predict must be a "
-                "number"
+                "regression"
             )
-        return LabelSet("number")
+        return LabelSet("regression")
 
-    if (found is list) != (kind == "several") or found is float:
+    if (found is list) != (kind == "multi_label") or found is float:
         raise ConfigError(
             f"column {column!r} holds {_KIND_NAMES[found]}, which cannot be labels of kind {kind!r}"
         )
 
-    if kind == "several":
+    if kind == "multi_label":
         inner = getattr(feature, "feature", None)
         flat = [value for row in values for value in row]
         declared = inner if isinstance(inner, ClassLabel) else None
@@ -115,7 +122,7 @@ def find_labels(
         )
 
     if given:
-        whole = found is int or (kind == "several" and bool(flat) and type(flat[0]) is int)
+        whole = found is int or (kind == "multi_label" and bool(flat) and type(flat[0]) is int)
         listed: tuple[Any, ...] = tuple(given)
         if whole and all(name.lstrip("-").isdigit() for name in given):
             listed = tuple(int(name) for name in given)
@@ -131,7 +138,9 @@ def find_labels(
             "(numbers to predict: --kind number)"
         )
 
-    names = _class_names(rows, column, name_column) if name_column and kind == "single" else {}
+    names = (
+        _class_names(rows, column, name_column) if name_column and kind == "single_label" else {}
+    )
     return _checked_labels(
         LabelSet(kind, tuple(names.get(value, str(value)) for value in ordered), ordered),
         flat,
@@ -153,11 +162,11 @@ def label_targets(
 
     for number, value in enumerate(rows[column][:], start=1):
         place = f"{name} row {number}"
-        if labels.kind == "number":
+        if labels.kind == "regression":
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise DataError(f"{place}: {column} is {value!r}, not a number to learn")
             targets.append(float(value))
-        elif labels.kind == "single":
+        elif labels.kind == "single_label":
             targets.append(_lookup(value, ids, labels, place, column))
         else:
             if not isinstance(value, list):
@@ -180,10 +189,10 @@ def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
         ConfigError: numbers have no classes.
         DataError: a label has no row, so that it has no weight.
     """
-    if labels.kind == "number":
+    if labels.kind == "regression":
         raise ConfigError("--class_weights balances classes, but the labels are numbers to predict")
 
-    if labels.kind == "several":
+    if labels.kind == "multi_label":
         counts = Counter(
             index
             for row in targets
@@ -201,7 +210,7 @@ def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
         )
 
     total = len(targets)
-    if labels.kind == "several":
+    if labels.kind == "multi_label":
         return [(total - counts[index]) / counts[index] for index in range(labels.count)]
     return [total / (labels.count * counts[index]) for index in range(labels.count)]
 
@@ -242,7 +251,7 @@ def _checked_labels(labels: LabelSet, values: Sequence[Any], column: str) -> Lab
         raise DataError(f"column {column!r}: two classes have the name {twice!r}")
 
     present = set(values)
-    if len(present) < 2 and not (labels.kind == "several" and present):
+    if len(present) < 2 and not (labels.kind == "multi_label" and present):
         only = f" ({labels.names[0]!r})" if len(labels.names) == 1 else ""
         raise DataError(
             f"column {column!r} has {len(present)} class only{only}: a classifier needs at least "

@@ -48,7 +48,7 @@ def test_a_task_by_its_name_comes_from_the_hub(task: str, monkeypatch: pytest.Mo
         ("nyu-mll/glue", task, split) for split in splits
     ]
     assert labelled.labels.names == classify_data.glue_task(task).labels
-    assert labelled.labels.kind == ("number" if task == "stsb" else "single")
+    assert labelled.labels.kind == ("regression" if task == "stsb" else "single_label")
     assert ("eval_mismatched" in labelled.splits) == (task == "mnli")
     encoded = encode_split(
         labelled, "eval", tiny_bert_tokenizer(), max_length=16, overlong="cut", skip_empty=False
@@ -112,7 +112,7 @@ def test_mistakes(tmp_path: Path):
         load_labelled(DataArgs([rows], eval_fraction=0, streaming=True), LabelArgs())
     assert LabelArgs(task="none").task is None
     with pytest.raises(
-        ConfigError, match="kind must be auto, single, several or number, got 'many'"
+        ConfigError, match="kind must be auto, single_label, multi_label, regression, got 'many'"
     ):
         LabelArgs(kind="many")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="overlong must be cut, drop or fail, got 'crop'"):
@@ -138,3 +138,11 @@ def test_real_sets_as_they_are(shared_data: Path):
         chinese, "eval", tokenizer, max_length=64, overlong="cut", skip_empty=False
     )
     assert max(encoded.rows["length"]) == 64 and set(encoded.targets) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("single", "single_label"), ("several", "multi_label"), ("number", "regression")],
+)
+def test_the_old_names_of_kinds_are_read(old: Any, new: str) -> None:
+    assert LabelArgs(kind=old).kind == new

@@ -15,7 +15,7 @@ def rows(values: list, **columns: list) -> Dataset:
 def test_names_numbers_and_declared_classes():
     assert find_labels(rows(["pos", "neg", "pos"]), "label").names == ("neg", "pos")
     stars = find_labels(rows([5, 1, 3]), "label")
-    assert (stars.kind, stars.names, stars.values) == ("single", ("1", "3", "5"), (1, 3, 5))
+    assert (stars.kind, stars.names, stars.values) == ("single_label", ("1", "3", "5"), (1, 3, 5))
     assert label_targets(rows([3, 5]), "label", stars) == [1, 2]
     named = find_labels(rows([1, 0], name=["yes", "no"]), "label", name_column="name")
     assert named.id2label == {0: "no", 1: "yes"}
@@ -38,30 +38,30 @@ def test_given_names_keep_their_order():
 def test_several_labels_and_numbers():
     labels = find_labels(rows([["x", "y"], [], ["x"]]), "label")
     assert (labels.kind, labels.names, labels.problem_type) == (
-        "several",
+        "multi_label",
         ("x", "y"),
         "multi_label_classification",
     )
     assert label_targets(rows([["y"], []]), "label", labels) == [[0.0, 1.0], [0.0, 0.0]]
     scores = find_labels(rows([0.5, 2.0]), "label")
-    assert (scores.kind, scores.count, scores.id2label) == ("number", 1, {0: "score"})
-    assert find_labels(rows([1, 2, 2]), "label", kind="number").problem_type == "regression"
+    assert (scores.kind, scores.count, scores.id2label) == ("regression", 1, {0: "score"})
+    assert find_labels(rows([1, 2, 2]), "label", kind="regression").problem_type == "regression"
     assert label_targets(rows([1, 2]), "label", scores) == [1.0, 2.0]
 
 
 def test_class_weights_make_the_mean_row_weigh_one():
-    labels = LabelSet("single", ("a", "b"), ("a", "b"))
+    labels = LabelSet("single_label", ("a", "b"), ("a", "b"))
     weights = class_weights([0, 0, 0, 1], labels)
     assert weights == pytest.approx([4 / 6, 2.0])
     assert (3 * weights[0] + weights[1]) / 4 == pytest.approx(1)
-    several = LabelSet("several", ("x", "y"), ("x", "y"))
+    several = LabelSet("multi_label", ("x", "y"), ("x", "y"))
     assert class_weights(
         [[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]], several
     ) == pytest.approx([1.0, 1 / 3])
     with pytest.raises(DataError, match="no train row has the label b"):
         class_weights([0, 0], labels)
     with pytest.raises(ConfigError, match="the labels are numbers"):
-        class_weights([0.5], LabelSet("number"))
+        class_weights([0.5], LabelSet("regression"))
 
 
 def test_labels_that_are_refused():
@@ -72,9 +72,9 @@ def test_labels_that_are_refused():
     with pytest.raises(DataError, match=r"1001 different labels in 1001 rows"):
         find_labels(rows(list(range(1001))), "label")
     with pytest.raises(
-        ConfigError, match=r"holds a number, which cannot be labels of kind 'single'"
+        ConfigError, match=r"holds a number, which cannot be labels of kind 'single_label'"
     ):
-        find_labels(rows([0.5, 1.0]), "label", kind="single")
+        find_labels(rows([0.5, 1.0]), "label", kind="single_label")
     with pytest.raises(DataError, match=r"label 1 has two names in 'name': 'x' and 'y'"):
         find_labels(rows([1, 1, 0], name=["x", "y", "z"]), "label", name_column="name")
     with pytest.raises(ConfigError, match=r"--label_name_column 'names': found label"):
