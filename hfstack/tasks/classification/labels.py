@@ -96,7 +96,7 @@ def find_labels(
         if found not in (int, float):
             raise ConfigError(
                 f"column {column!r} holds {_KIND_NAMES[found]}: a number to predict must be a "
-                "regression"
+                "number"
             )
         return LabelSet("regression")
 
