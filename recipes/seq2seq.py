@@ -25,16 +25,16 @@ from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
-from hfstack.tasks.seq2seq.data import collate_pairs, encode_pairs, read_pairs
+from hfstack.tasks.seq2seq.data import collate_pairs, encode_sources_and_targets, read_pairs
 from hfstack.tasks.seq2seq.metrics import (
-    METRICS,
+    TEXT_SCORES,
     check_metrics,
     decode_texts,
     overlap_metrics,
-    record_results,
+    record_text_scores,
 )
-from hfstack.tasks.seq2seq.model import load_seq2seq, set_decoding, stop_tokens, text_lengths
-from hfstack.tasks.seq2seq.trainer import TranslatingTrainer, trainer_settings
+from hfstack.tasks.seq2seq.model import load_seq2seq, required_end_ids, set_decoding, text_lengths
+from hfstack.tasks.seq2seq.trainer import InOrderSeq2SeqTrainer, seq2seq_trainer_settings
 from hfstack.tasks.shared.task_models import save_task
 from hfstack.tasks.shared.token_tasks import token_loss_func
 from hfstack.tokens.text_rows import Overlong
@@ -137,13 +137,16 @@ def main(
         }
 
         encode = partial(
-            encode_pairs, tokenizer=tokenizer, ends=stop_tokens(model, tokenizer), **texts
+            encode_sources_and_targets,
+            tokenizer=tokenizer,
+            ends=required_end_ids(model, tokenizer),
+            **texts,
         )
         train = encode(pairs["train"], name="train")
         held: Any = encode(pairs["eval"], name="eval", held_out=True) if "eval" in pairs else None
 
         shift, pad = model.prepare_decoder_input_ids_from_labels, padding_id(tokenizer)
-        settings = trainer_settings(training_args, decoding, scores=METRICS)
+        settings = seq2seq_trainer_settings(training_args, decoding, scores=TEXT_SCORES)
         callbacks = protect(run, push_checkpoints(training_args))
 
         if patience is not None:
@@ -153,7 +156,7 @@ def main(
             if (lora := lora_beside_head(model_args, [], "SEQ_2_SEQ_LM")) is not None:
                 model = get_peft_model(model, lora)
 
-            trainer = TranslatingTrainer(
+            trainer = InOrderSeq2SeqTrainer(
                 model=model,
                 args=settings,
                 train_dataset=train.rows,
@@ -178,8 +181,8 @@ def main(
         metrics = {"train_loss": trained.training_loss, "train_rows": len(train.rows)}
 
         if held:
-            found, ids = trainer.write_held_out()
-            metrics |= found | record_results(run, decode_texts(ids, tokenizer), held)
+            found, ids = trainer.generate_held_out()
+            metrics |= found | record_text_scores(run, decode_texts(ids, tokenizer), held)
 
         described = {
             "source_column": columns[0],

@@ -294,7 +294,7 @@ def test_long_texts_are_counted_and_said(
     assert "train: 1 of 10 sources are longer than 40 tokens" in caplog.text
     assert (
         "train: 1 of 10 targets are longer than 24 tokens" in caplog.text
-        and "their ends are cut" in caplog.text
+        and "they are truncated" in caplog.text
     )
     assert (
         seq2seq(datasets=path, eval_fraction=0, overlong="drop", output_dir=tmp_path / "drop")[
@@ -309,7 +309,7 @@ def test_long_texts_are_counted_and_said(
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert len(predict(tmp_path / "out", path)) == 10
-    assert "1 of rows 1 to 10 are cut at 40 tokens" in caplog.text
+    assert "1 of rows 1 to 10 are truncated at 40 tokens" in caplog.text
 
 
 def test_bad_input_is_one_line(

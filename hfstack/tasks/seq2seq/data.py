@@ -17,12 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.text_rows import Overlong, pad_rows
 
 logger = get_logger(__name__)
 
-_IGNORED_LABEL = -100
-_FLAGS = (
+_COLUMN_HINT = (
     "name them with --source_column and --target_column (a part of a mapping as translation.en)"
 )
 
@@ -36,7 +36,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPairs:
     """Rows as the model reads them, and beside each the pair that it is of."""
 
     rows: Dataset  # input_ids (S,), labels (T,)
@@ -47,13 +47,13 @@ class Encoded:
 def read_pairs(
     rows: Dataset, columns: tuple[str, str], *, name: str, skip_empty: bool = False
 ) -> list[Pair]:
-    """Return the pairs of a split.
+    """Return the pairs of source and targets of a split.
 
     Args:
         columns: of the source and the target; `translation.en` is the part `en` of the mapping in
             `translation`.
         name: of the split, for messages.
-        skip_empty: leave rows with an empty source or without any target out, instead of refusing
+        skip_empty: leave out rows with an empty source or without any target, instead of refusing
             them.
 
     Raises:
@@ -62,29 +62,19 @@ def read_pairs(
     for column, what in zip(columns, ("source", "target"), strict=True):
         if column not in rows.column_names and column.partition(".")[0] not in rows.column_names:
             found = ", ".join(rows.column_names)
-            raise DataError(f"{name}: no column {column!r} for the {what}, found {found}; {_FLAGS}")
+            raise DataError(
+                f"{name}: no column {column!r} for the {what}, found {found}; {_COLUMN_HINT}"
+            )
 
     pairs: list[Pair] = []
     empty: list[tuple[int, str]] = []
 
     for number, row in enumerate(cast(Any, rows), 1):
-        source, target = (text_at(row, column, place=f"{name} row {number}") for column in columns)
-        listed = [target] if isinstance(target, str | None) else target
-
-        if not isinstance(source, str | None):
-            raise DataError(f"{name} row {number}: {columns[0]} is {str(source)[:40]!r}, not text")
-
-        if not isinstance(listed, list) or not all(isinstance(text, str | None) for text in listed):
-            raise DataError(
-                f"{name} row {number}: {columns[1]} is {str(target)[:40]!r}, not text or a list "
-                "of texts"
-            )
-
-        targets = [text for text in listed if text and text.strip()]
-        if source and source.strip() and targets:
+        source, targets = _read_row(row, columns, place=f"{name} row {number}")
+        if source and targets:
             pairs.append(Pair(source, targets))
         else:
-            empty.append((number, "target" if source and source.strip() else "source"))
+            empty.append((number, "target" if source else "source"))
 
     if empty and not skip_empty:
         number, what = empty[0]
@@ -106,7 +96,25 @@ def read_pairs(
     return pairs
 
 
-def text_at(row: Mapping[str, Any], column: str, *, place: str) -> Any:
+def _read_row(
+    row: Mapping[str, Any], columns: tuple[str, str], *, place: str
+) -> tuple[str, list[str]]:
+    """Return the source and the targets of a row, without what is blank."""
+    source, target = (column_value(row, column, place=place) for column in columns)
+    if not isinstance(source, str | None):
+        raise DataError(f"{place}: {columns[0]} is {str(source)[:40]!r}, not text")
+
+    listed = [target] if isinstance(target, str | None) else target
+    if not isinstance(listed, list) or not all(isinstance(text, str | None) for text in listed):
+        raise DataError(
+            f"{place}: {columns[1]} is {str(target)[:40]!r}, not text or a list of texts"
+        )
+
+    kept = source if source and source.strip() else ""
+    return kept, [text for text in listed if text and text.strip()]
+
+
+def column_value(row: Mapping[str, Any], column: str, *, place: str) -> Any:
     """Return what a row has in a column, or in a part of it: `translation.en`.
 
     Raises:
@@ -114,17 +122,20 @@ def text_at(row: Mapping[str, Any], column: str, *, place: str) -> Any:
     """
     if column in row:
         return row[column]
+
     outer, _, inner = column.partition(".")
-    if inner and isinstance(row.get(outer), Mapping) and inner in row[outer]:
-        return row[outer][inner]
+    inside = ""
+    if isinstance(row.get(outer), Mapping):
+        if inner in row[outer]:
+            return row[outer][inner]
+        inside = f" ({outer} has {', '.join(row[outer])})"
 
-    inside = (
-        f" ({outer} has {', '.join(row[outer])})" if isinstance(row.get(outer), Mapping) else ""
+    raise DataError(
+        f"{place} has no column {column!r}, found {', '.join(row)}{inside}; {_COLUMN_HINT}"
     )
-    raise DataError(f"{place} has no column {column!r}, found {', '.join(row)}{inside}; {_FLAGS}")
 
 
-def encode_pairs(
+def encode_sources_and_targets(
     pairs: Sequence[Pair],
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -134,21 +145,23 @@ def encode_pairs(
     overlong: Overlong = "cut",
     name: str,
     held_out: bool = False,
-) -> Encoded:
+) -> EncodedPairs:
     """Return the pairs as token ids.
 
-    Texts that are too long are cut, left out or refused, and counted in any case.
+    Texts that are too long are truncated, left out or refused, and counted in any case.
 
     Args:
         lengths: most tokens of a source and of a target, the end included.
-        ends: tokens that end a text; the first is put where the tokenizer puts none.
+        ends: tokens that end a text; the first is added where the tokenizer adds none.
         prefix: put in front of each source, such as "translate English to German: ".
-        held_out: the rows become new ones: one for each pair, its first target as the label,
-            longest source first, so that a batch holds sources of about one length. Otherwise one
-            row for each target.
+        overlong: what to do with texts that are longer: cut their ends, drop the row, or fail.
+        name: of the split, for messages.
+        held_out: one row for each pair, its first target as the label, longest source first, so
+            that a batch holds sources of about one length. Otherwise one row for each target, in
+            order.
 
     Raises:
-        ConfigError: `overlong` is no such way.
+        ConfigError: `overlong` is none of these.
         DataError: a text is too long with `overlong` "fail", or no row is left.
     """
     if overlong not in get_args(Overlong):
@@ -156,30 +169,26 @@ def encode_pairs(
             f"--overlong is {overlong!r}: choose one of {', '.join(get_args(Overlong))}"
         )
 
-    owners = [
-        index
-        for index, pair in enumerate(pairs)
-        for _ in (pair.targets[:1] if held_out else pair.targets)
-    ]
-
-    texts = {
-        "source": [prefix + pairs[index].source for index in owners],
-        "target": [
-            target for pair in pairs for target in (pair.targets[:1] if held_out else pair.targets)
-        ],
-    }
+    # a row for each target of each pair, held out for the first target alone
+    owners: list[int] = []
+    texts: dict[str, list[str]] = {"source": [], "target": []}
+    for index, pair in enumerate(pairs):
+        targets = pair.targets[:1] if held_out else pair.targets
+        owners += [index] * len(targets)
+        texts["source"] += [prefix + pair.source] * len(targets)
+        texts["target"] += targets
 
     ids: dict[str, list[list[int]]] = {}
     left_out: set[int] = set()
-
     for kind, limit in zip(("source", "target"), lengths, strict=True):
         ids[kind], whole = encode_ended(
             texts[kind], tokenizer, max_length=limit, ends=ends, side=cast(Any, kind)
         )
         long = [row for row, length in enumerate(whole) if length > limit]
         if long:
-            _say_overlong(kind, long, whole, limit, overlong=overlong, name=name)
-            left_out |= set(long) if overlong == "drop" else set()
+            _report_overlong(kind, long, whole, limit, overlong=overlong, name=name)
+        if overlong == "drop":
+            left_out |= set(long)
 
     kept = [row for row in range(len(owners)) if row not in left_out]
     if not kept:
@@ -191,9 +200,8 @@ def encode_pairs(
         "input_ids": [ids["source"][row] for row in kept],
         "labels": [ids["target"][row] for row in kept],
     }
-
     places = [owners[row] for row in kept]
-    return Encoded(Dataset.from_dict(columns), [pairs[place] for place in places], places)
+    return EncodedPairs(Dataset.from_dict(columns), [pairs[place] for place in places], places)
 
 
 def encode_ended(
@@ -206,29 +214,27 @@ def encode_ended(
 ) -> tuple[list[list[int]], list[int]]:
     """Return the ids of each text, truncated and ended, and the lengths before.
 
-    At most `max_length` ids, the last an end token.
+    Each has at most `max_length` ids, the last an end token.
 
     Args:
-        ends: tokens that end a text; the first is put where the tokenizer puts none.
-        side: some tokenizers, as Marian's, write source and target in different vocabularies.
+        ends: tokens that end a text; the first is added where the tokenizer adds none.
+        side: some tokenizers, such as Marian's, encode source and target by different vocabularies.
     """
-    keyword = "text_target" if side == "target" else "text"
-
-    def encode(chosen: Sequence[str], **cut: Any) -> list[list[int]]:
-        settings: dict[str, Any] = {
-            keyword: list(chosen),
-            "return_attention_mask": False,
-            "verbose": False,
-        }
-        return [list(ids) for ids in cast(Any, tokenizer(**settings, **cut)["input_ids"])]
-
     if not texts:
         return [], []
-    own_end = bool(set(ends) & set(encode([""])[0]))
-    added = [] if own_end else [ends[0]]
+
+    def encode(chosen: Sequence[str], **truncation: Any) -> list[list[int]]:
+        keyword = "text_target" if side == "target" else "text"
+        settings: dict[str, Any] = {keyword: list(chosen)} | truncation
+        encoded = tokenizer(return_attention_mask=False, verbose=False, **settings)
+        return [list(ids) for ids in cast(Any, encoded["input_ids"])]
+
+    adds_end = bool(set(ends) & set(encode([""])[0]))
+    added = [] if adds_end else [ends[0]]
     rows = [ids + added for ids in encode(texts)]
     whole = [len(ids) for ids in rows]
 
+    # The tokenizer truncates, so that the end that it adds itself stays the last token.
     long = [index for index, length in enumerate(whole) if length > max_length]
     if long:
         shorter = encode(
@@ -248,7 +254,7 @@ def collate_pairs(
 ) -> dict[str, torch.Tensor]:
     """Return a batch: ids and mask (B, S), labels (B, T), and the decoder's inputs.
 
-    Labels are -100 where nothing is scored.
+    Labels are IGNORED_LABEL where nothing is scored.
 
     Both sides are padded on the right, whatever the tokenizer prefers: BART and Marian count
     positions from the left.
@@ -258,16 +264,12 @@ def collate_pairs(
             batch because a smoothed loss takes the labels out of it.
     """
     batch = pad_rows([{"input_ids": row["input_ids"]} for row in rows], pad_token_id=pad_token_id)
-    # (B, T)
-    labels = pad_sequence(
-        [torch.as_tensor(row["labels"]) for row in rows],
-        batch_first=True,
-        padding_value=_IGNORED_LABEL,
-    )
+    targets = [torch.as_tensor(row["labels"]) for row in rows]
+    labels = pad_sequence(targets, batch_first=True, padding_value=IGNORED_LABEL)  # (B, T)
     return batch | {"labels": labels, "decoder_input_ids": shift(labels=labels)}
 
 
-def _say_overlong(
+def _report_overlong(
     kind: str,
     long: Sequence[int],
     whole: Sequence[int],
@@ -276,6 +278,7 @@ def _say_overlong(
     overlong: Overlong,
     name: str,
 ) -> None:
+    """Refuse texts that are too long, or log how many are truncated or left out."""
     most = max(whole[row] for row in long)
     fact = (
         f"{name}: {len(long)} of {len(whole)} {kind}s are longer than {limit} tokens (longest "
@@ -289,5 +292,5 @@ def _say_overlong(
         )
 
     logger.warning(
-        "%s: %s", fact, "their ends are cut" if overlong == "cut" else "they are left out"
+        "%s: %s", fact, "they are truncated" if overlong == "cut" else "they are left out"
     )

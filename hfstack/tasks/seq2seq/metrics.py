@@ -1,6 +1,6 @@
 """Score the texts of an encoder-decoder beside naive texts such as the source.
 
-Legend: B rows of a batch, S tokens of the longest source, T tokens of the longest text written.
+Legend: B rows of a batch, S tokens of the longest source, T tokens of the longest generated text.
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from hfstack.logs import get_logger
 from hfstack.models.heads import padding_id
 from hfstack.runs.run import Run
 from hfstack.tasks.question_answering.metrics import SENTENCE_END
-from hfstack.tasks.seq2seq.data import Encoded, Pair, encode_ended, text_at
-from hfstack.tasks.seq2seq.model import load_finished_seq2seq, stop_tokens, text_lengths
+from hfstack.tasks.seq2seq.data import EncodedPairs, Pair, column_value, encode_ended
+from hfstack.tasks.seq2seq.model import load_finished_seq2seq, required_end_ids, text_lengths
 from hfstack.tasks.shared.predict import Predictor, by_length
 from hfstack.tasks.shared.text_overlap import ROUGE_KINDS, bleu_interval, signatures, text_overlap
 from hfstack.tokens.text_rows import pad_rows
 
 logger = get_logger(__name__)
 
-METRICS = ("bleu", "chrf", *ROUGE_KINDS)
+TEXT_SCORES = ("bleu", "chrf", *ROUGE_KINDS)
 _SAMPLES, _SHOWN_CHARACTERS = 12, 400
 
 
 def check_metrics() -> None:
-    """Find out before training whether the scores can be computed after it.
+    """Check before training that the scores can be computed after it.
 
     Raises:
         MissingExtraError: sacrebleu or rouge_score is not installed.
@@ -48,7 +48,7 @@ def decode_texts(ids: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def overlap_metrics(texts: Sequence[str], pairs: Sequence[Pair]) -> dict[str, float]:
     """Return BLEU and chrF (0 to 100) and ROUGE (0 to 1) against all targets.
 
-    bleu, chrf, rouge1, rouge2, rougeL and rougeLsum.
+    Their names are those of `TEXT_SCORES`.
     """
     return text_overlap(list(texts), [pair.targets for pair in pairs])
 
@@ -69,78 +69,92 @@ def first_sentence(text: str) -> str:
     return next(part for part in SENTENCE_END.split(text.strip()) if part.strip()).strip()
 
 
-def record_results(run: Run, texts: Sequence[str], held: Encoded) -> dict[str, float]:
-    """Record the scores of the texts (`eval_`) and of naive ones (`baseline_`).
-
-    Tables and predictions are kept as well.
+def record_text_scores(run: Run, texts: Sequence[str], held: EncodedPairs) -> dict[str, float]:
+    """Record generated texts, and return their scores beside those of naive texts.
 
     In run.json: the table "scores" with each score, that of the naive texts and its signature, and
     "samples". All texts are in predictions.jsonl, in the order of the rows.
+
+    Args:
+        texts: one for each held-out row, in the order of `held`.
+
+    Returns:
+        The scores of the texts (`eval_`) and of naive ones (`baseline_`).
     """
-    ordered = sorted(zip(held.places, held.pairs, texts, strict=True), key=lambda one: one[0])
-    pairs, texts = [pair for _, pair, _ in ordered], [text for _, _, text in ordered]
-    naive = {name: overlap_metrics(plain, pairs) for name, plain in naive_texts(pairs).items()}
-    own = overlap_metrics(texts, pairs)
+    # held-out rows are sorted by length; people read them in the order of the file
+    by_place = sorted(zip(held.places, held.pairs, texts, strict=True), key=lambda one: one[0])
+    pairs = [pair for _, pair, _ in by_place]
+    texts = [text for _, _, text in by_place]
     targets = [pair.targets for pair in pairs]
-    how = signatures(texts, targets)
-    rows = [
-        [name, *(round(scores[name], 4) for scores in (own, *naive.values())), how[name]]
-        for name in METRICS
-    ]
 
-    run.add_table("scores", ["score", "model", *naive, "signature"], rows)
-    samples = [
-        [_shown(pair.source), _shown(pair.targets[0]), _shown(text)]
-        for _, pair, text in ordered[:_SAMPLES]
-    ]
+    own = overlap_metrics(texts, pairs)
+    naive = {name: overlap_metrics(plain, pairs) for name, plain in naive_texts(pairs).items()}
+    _record_tables(run, pairs, texts, {"model": own} | naive)
+    _write_texts(run, pairs, texts)
 
-    run.add_table("samples", ["source", "reference", "output"], samples)
-    if PartialState().is_main_process:
-        with write_jsonl(run.output_dir / "predictions.jsonl") as add:
-            for pair, text in zip(pairs, texts, strict=True):
-                add({"source": pair.source, "references": pair.targets, "text": text})
-
-    run.add_artifact("predictions", "predictions.jsonl")
     metrics = {f"eval_{name}": value for name, value in own.items()}
     metrics["eval_bleu_low"], metrics["eval_bleu_high"] = bleu_interval(texts, targets)
-    written, wanted = (
-        sum(map(len, column)) for column in (texts, [targets[0] for targets in targets])
-    )
-    metrics |= {"eval_length_ratio": written / wanted, "eval_rows": len(pairs)}
+    references = [first for first, *_ in targets]
+    metrics["eval_length_ratio"] = sum(map(len, texts)) / sum(map(len, references))
+    metrics["eval_rows"] = len(pairs)
 
-    return metrics | {
-        f"baseline_{name}_{key}": value
-        for name, scores in naive.items()
-        for key, value in scores.items()
-    }
+    for name, scores in naive.items():
+        metrics |= {f"baseline_{name}_{key}": value for key, value in scores.items()}
+    return metrics
 
 
-def _shown(text: str) -> str:
+def _record_tables(
+    run: Run, pairs: Sequence[Pair], texts: Sequence[str], scores: dict[str, dict[str, float]]
+) -> None:
+    """Add the tables of scores, a column for each kind of text, and of samples."""
+    computed_by = signatures(list(texts), [pair.targets for pair in pairs])
+    rows = [
+        [name, *(round(one[name], 4) for one in scores.values()), computed_by[name]]
+        for name in TEXT_SCORES
+    ]
+    run.add_table("scores", ["score", *scores, "signature"], rows)
+
+    samples = [
+        [_shorten(pair.source), _shorten(pair.targets[0]), _shorten(text)]
+        for pair, text in zip(pairs[:_SAMPLES], texts, strict=False)
+    ]
+    run.add_table("samples", ["source", "reference", "output"], samples)
+
+
+def _write_texts(run: Run, pairs: Sequence[Pair], texts: Sequence[str]) -> None:
+    if PartialState().is_main_process:
+        with write_jsonl(run.output_dir / "predictions.jsonl") as write:
+            for pair, text in zip(pairs, texts, strict=True):
+                write({"source": pair.source, "references": pair.targets, "text": text})
+    run.add_artifact("predictions", "predictions.jsonl")
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} ..."
 
 
 @torch.no_grad()
-def write_texts(
+def generate_texts(
     model: Any,
     sources: Sequence[list[int]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     batch_size: int = 32,
 ) -> list[str]:
-    """Return what the model writes for each source, in order.
+    """Return what the model generates for each source, in order.
 
     Batches hold sources of about one length.
     """
     device = next(model.parameters()).device
     pad = padding_id(tokenizer)
 
-    def write(batch: list[list[int]]) -> list[Any]:
+    def generate(batch: list[list[int]]) -> list[Any]:
         inputs = pad_rows([{"input_ids": ids} for ids in batch], pad_token_id=pad)  # (B, S)
-        # (B, T)
-        written = model.generate(**{name: tensor.to(device) for name, tensor in inputs.items()})
-        return decode_texts(written.cpu().numpy().astype(numpy.int64), tokenizer)
+        on_device = {name: tensor.to(device) for name, tensor in inputs.items()}
+        generated = model.generate(**on_device)  # (B, T)
+        return decode_texts(generated.cpu().numpy().astype(numpy.int64), tokenizer)
 
-    return by_length(sources, [len(ids) for ids in sources], write, batch_size)
+    return by_length(sources, [len(ids) for ids in sources], generate, batch_size)
 
 
 def load_seq2seq_predictor(
@@ -150,14 +164,14 @@ def load_seq2seq_predictor(
     batch_size: int,
     max_length: int | None,
 ) -> Predictor:
-    """Load a finished encoder-decoder, and return what predicts rows: `{"text": ...}`.
+    """Load a finished encoder-decoder or adapter, and return what predicts rows.
 
-    An adapter works too.
+    An answer is `{"text": ...}`.
 
     Args:
         columns: of the source; the second is not used. None for the one that the model was trained
             on.
-        max_length: tokens after which a source is cut; None for what it was trained with.
+        max_length: tokens after which a source is truncated; None for what it was trained with.
 
     Raises:
         CheckpointError: there is no whole model.
@@ -170,35 +184,37 @@ def load_seq2seq_predictor(
     )
 
     column = columns[0] or info.get("source_column", "source")
-    prefix, ends = info.get("source_prefix", ""), stop_tokens(model, tokenizer)
+    prefix = info.get("source_prefix", "")
+    ends = required_end_ids(model, tokenizer)
 
     def predict(rows: Sequence[dict[str, Any]], first_row: int = 1) -> list[dict[str, Any]]:
-        texts = []
-        for number, row in enumerate(rows, first_row):
-            try:
-                text = text_at(row, column, place=f"row {number}")
-            except DataError:
-                raise DataError(
-                    f"row {number} has no column {column!r}, found {', '.join(row)}; set "
-                    "--text_column"
-                ) from None
-
-            if not isinstance(text, str) or not text.strip():
-                raise DataError(
-                    f"row {number}: {column} is {str(text)[:40]!r}, not text; remove the row"
-                )
-
-            texts.append(prefix + text)
-
+        texts = [
+            prefix + _read_source(row, column, number) for number, row in enumerate(rows, first_row)
+        ]
         sources, whole = encode_ended(texts, tokenizer, max_length=limit, ends=ends)
-        if long := sum(length > limit for length in whole):
+
+        long = sum(length > limit for length in whole)
+        if long:
             last_row = first_row + len(rows) - 1
             logger.warning(
-                "%d of rows %d to %d are cut at %d tokens", long, first_row, last_row, limit
+                "%d of rows %d to %d are truncated at %d tokens", long, first_row, last_row, limit
             )
 
-        return [
-            {"text": text} for text in write_texts(model, sources, tokenizer, batch_size=batch_size)
-        ]
+        generated = generate_texts(model, sources, tokenizer, batch_size=batch_size)
+        return [{"text": text} for text in generated]
 
     return predict
+
+
+def _read_source(row: dict[str, Any], column: str, number: int) -> str:
+    """Return the text of a row; a DataError names the row and what to do."""
+    try:
+        text = column_value(row, column, place=f"row {number}")
+    except DataError:
+        raise DataError(
+            f"row {number} has no column {column!r}, found {', '.join(row)}; set --text_column"
+        ) from None
+
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"row {number}: {column} is {str(text)[:40]!r}, not text; remove the row")
+    return text

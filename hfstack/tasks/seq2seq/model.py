@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from peft import PeftConfig, PeftModel
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -26,18 +25,20 @@ from hfstack.models.context import context_length
 from hfstack.models.heads import (
     ADAPTER_FILE,
     check_own_tokenizer,
+    load_adapter_model,
     load_with_config,
     padding_id,
     read_config,
 )
 from hfstack.models.loading import check_vocabulary
 from hfstack.tasks.shared.task_models import TASK_FILE, load_finished
+from hfstack.tokens.special_tokens import as_token_ids, end_token_ids
 
 logger = get_logger(__name__)
 
 _USUAL_SOURCE, _USUAL_TARGET = 512, 128  # tokens, where nothing is asked for
-# Of a configuration of decoding, what is no setting: where it comes from, and a second name of the
-# longest text.
+# Fields of a GenerationConfig that are no setting of decoding: where it comes from, and a second
+# name of the longest text.
 _NO_DECODING = ("transformers_version", "_from_model_config", "max_new_tokens")
 _UNSET_LENGTH = 10**9  # tokenizers without a limit say 1e30
 
@@ -55,25 +56,25 @@ def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
         CheckpointError: there is no model at that place.
         MissingExtraError: quantisation was asked for, and bitsandbytes is not installed.
     """
-    purpose, name = "read a text and write one", args.model_name_or_path or ""
+    purpose, name = "read a text and generate one", args.model_name_or_path or ""
     config, config_file = read_config(args, tokenizer, purpose=purpose)
     _check_encoder_decoder(config, name)
 
     if config_file is not None:
-        use_tokens(config, tokenizer)
+        set_special_tokens(config, tokenizer)
 
     model, new_modules = load_with_config(
         AutoModelForSeq2SeqLM, args, config, config_file, purpose=purpose
     )
-
     if config_file is not None:
         return model
+
     check_vocabulary(model, tokenizer, name)
     check_own_tokenizer(args, tokenizer, name)
-
     if new_modules:
-        logger.warning("%s lacks %s: these begin at random", name, ", ".join(new_modules[:5]))
+        logger.warning("%s lacks %s: these are newly initialised", name, ", ".join(new_modules[:5]))
 
+    # The loss shifts the labels by this token, and generation begins with it.
     if getattr(model.config, "decoder_start_token_id", None) is None:
         model.config.decoder_start_token_id = padding_id(tokenizer)
         cast(Any, model.generation_config).decoder_start_token_id = padding_id(tokenizer)
@@ -81,10 +82,10 @@ def load_seq2seq(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     return model
 
 
-def use_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def set_special_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Set a new model's padding, end and start tokens to those of the tokenizer.
 
-    In place of its family's usual ids.
+    Its family's usual ids are other tokens of this vocabulary.
 
     Raises:
         ConfigError: the tokenizer has neither an end token nor a separator, or nothing to pad with.
@@ -100,24 +101,21 @@ def use_tokens(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> 
     plain.eos_token_id = end
     plain.pad_token_id = plain.decoder_start_token_id = padding_id(tokenizer)
 
-    if "forced_eos_token_id" in config.to_dict():
-        plain.forced_eos_token_id = (
-            end  # what a text gets that reaches the limit; BART's own id is another's token here
-        )
-
-    if "decoder_vocab_size" in config.to_dict():
+    fields = config.to_dict()
+    if "forced_eos_token_id" in fields:
+        plain.forced_eos_token_id = end  # what a text gets that reaches the limit
+    if "decoder_vocab_size" in fields:
         plain.decoder_vocab_size = plain.vocab_size
 
 
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end a text, the model's own first.
+def required_end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that end a text, the one that the model was trained with first.
 
     Raises:
         ConfigError: neither model nor tokenizer has one.
     """
-    own: Any = getattr(model.config, "eos_token_id", None)
-    found = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    ends = list(dict.fromkeys(cast(int, token) for token in found if token is not None))
+    trained = as_token_ids(getattr(model.config, "eos_token_id", None))
+    ends = list(dict.fromkeys([*trained, *end_token_ids(model, tokenizer)]))
     if not ends:
         raise ConfigError(
             f"neither {model.config.model_type} nor its tokenizer has an end token: name it in "
@@ -133,9 +131,9 @@ def text_lengths(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[int, int]:
-    """Return the most tokens of a source and a target.
+    """Return the longest source and target in tokens: as asked, or what can be read.
 
-    As asked, else what can be read, at most 512 and 128.
+    Where nothing is asked for they are at most 512 and 128.
 
     Positions bound BART and Marian. T5 counts distances instead: it reads any length, and the limit
     that its tokenizer names only bounds what is taken when nothing is asked for.
@@ -177,43 +175,43 @@ def set_decoding(
     usual_length: int,
     source: str | Path | GenerationConfig | None = None,
 ) -> dict[str, Any]:
-    """Set how the model writes, also after it was saved, and return what was set.
+    """Set how the model generates, also after it was saved, and return what was set.
 
     Args:
         max_length: tokens of the longest text, with the one that the decoder begins with; None for
             that of `source`, else `usual_length`.
-        num_beams: None for that of `source`, else the model's own, which is 1 where it says
-            nothing.
+        num_beams: None for that of `source`, else the model's own, which is 1 by default.
         source: more settings of decoding, as upstream's `--generation_config` names them: a file, a
             folder, a Hub id.
 
     Raises:
-        ConfigError: there are less than 1 beam or 2 tokens, or `source` is no configuration of
-            decoding.
+        ConfigError: there are less than 1 beam or 2 tokens, or `source` is no generation
+            configuration.
     """
     if num_beams is not None and num_beams < 1:
         raise ConfigError(f"--generation_num_beams must be at least 1, got {num_beams}")
     if max_length is not None and max_length < 2:
         raise ConfigError(f"--generation_max_length must be at least 2 tokens, got {max_length}")
-    given: dict[str, Any] = {}
-
-    if source is not None:
-        try:
-            named = source if isinstance(source, GenerationConfig) else str(source)
-            given = Seq2SeqTrainer.load_generation_config(named).to_diff_dict()
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"--generation_config {source}: {' '.join(str(error).split())[:200]}"
-            ) from error
 
     config = model.generation_config
+    given = _read_generation_config(source) if source is not None else {}
     decoding = {name: value for name, value in given.items() if name not in _NO_DECODING}
     decoding["max_length"] = max_length or given.get("max_length") or usual_length
     decoding["num_beams"] = num_beams or given.get("num_beams") or config.num_beams or 1
-    config.max_new_tokens = None
 
+    config.max_new_tokens = None  # it would win over max_length
     config.update(**decoding)
     return decoding
+
+
+def _read_generation_config(source: str | Path | GenerationConfig) -> dict[str, Any]:
+    """Return what a generation configuration sets beside the defaults."""
+    try:
+        named = source if isinstance(source, GenerationConfig) else str(source)
+        return Seq2SeqTrainer.load_generation_config(named).to_diff_dict()
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--generation_config {source}: {reason}") from error
 
 
 def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBase, dict[str, Any]]:
@@ -226,23 +224,24 @@ def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBa
         ConfigError: it has no encoder.
     """
     folder = Path(args.model_name_or_path or "")
+    model: Any
     if not (folder / ADAPTER_FILE).is_file():
         model, tokenizer, info = load_finished(args, "ConditionalGeneration")
         _check_encoder_decoder(model.config, str(folder))
     else:
-        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
             info = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{folder} is an adapter that the seq2seq recipe has not written: {error}"
+                f"{folder} is an adapter that the seq2seq recipe has not saved: {error}"
             ) from error
 
-        whole = load_seq2seq(
-            replace(args, model_name_or_path=base, model_revision="main"), tokenizer
-        )
-        model = cast(Any, PeftModel.from_pretrained(whole, str(folder)).eval())
+        def load_base(name: str) -> tuple[PreTrainedModel, list[str]]:
+            named = replace(args, model_name_or_path=name, model_revision="main")
+            return load_seq2seq(named, tokenizer), []
+
+        model = load_adapter_model(folder, "SEQ_2_SEQ_LM", "encoder-decoder", load_base)
 
     if decoding := info.get("decoding"):
         model.generation_config.update(**decoding)
@@ -253,6 +252,5 @@ def _check_encoder_decoder(config: PreTrainedConfig, name: str) -> None:
     if not config.is_encoder_decoder:
         raise ConfigError(
             f"{name} is {config.model_type}, which is no encoder-decoder: name one such as T5, "
-            "BART or Marian "
-            "(a decoder alone is trained by the recipe sft)"
+            "BART or Marian (a decoder alone is trained by the recipe sft)"
         )

@@ -14,10 +14,10 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.seq2seq.data import (
     Pair,
     collate_pairs,
+    column_value,
     encode_ended,
-    encode_pairs,
+    encode_sources_and_targets,
     read_pairs,
-    text_at,
 )
 from tests.tiny_encoder import tiny_bert_tokenizer
 
@@ -63,15 +63,17 @@ def test_targets_are_learnt_one_by_one_and_held_out_together(tiny_tokenizer, cap
         Pair("the owl", ["e", "f"]),
     ]
     common = {"tokenizer": tiny_tokenizer, "ends": [tiny_tokenizer.eos_token_id]}
-    train = encode_pairs(pairs, lengths=(40, 40), name="train", prefix="x: ", **common)
+    train = encode_sources_and_targets(
+        pairs, lengths=(40, 40), name="train", prefix="x: ", **common
+    )
     assert train.places == [0, 0, 1, 2, 2] and len(train.rows) == 5
     assert tiny_tokenizer.decode(train.rows[0]["input_ids"], skip_special_tokens=True) == "x: a"
-    held = encode_pairs(pairs, lengths=(40, 40), name="eval", held_out=True, **common)
+    held = encode_sources_and_targets(pairs, lengths=(40, 40), name="eval", held_out=True, **common)
     assert held.places == [1, 2, 0] and held.pairs == [pairs[place] for place in held.places]
     assert [tiny_tokenizer.decode(row["labels"][:-1]) for row in held.rows] == ["d", "e", "b"]
 
     with caplog.at_level(logging.WARNING):
-        dropped = encode_pairs(
+        dropped = encode_sources_and_targets(
             pairs, lengths=(6, 40), overlong="drop", name="eval", held_out=True, **common
         )
     assert (
@@ -81,11 +83,15 @@ def test_targets_are_learnt_one_by_one_and_held_out_together(tiny_tokenizer, cap
         DataError,
         match="1 of 5 sources .* the first is text 3: --overlong cut or drop, or a larger",
     ):
-        encode_pairs(pairs, lengths=(6, 40), overlong="fail", name="train", **common)
+        encode_sources_and_targets(pairs, lengths=(6, 40), overlong="fail", name="train", **common)
     with pytest.raises(DataError, match="train: no row is left of 1"):
-        encode_pairs(pairs[1:2], lengths=(6, 40), overlong="drop", name="train", **common)
+        encode_sources_and_targets(
+            pairs[1:2], lengths=(6, 40), overlong="drop", name="train", **common
+        )
     with pytest.raises(ConfigError, match="--overlong is 'shrink': choose one of cut, fail, drop"):
-        encode_pairs(pairs, lengths=(6, 40), overlong="shrink", name="train", **common)  # type: ignore[arg-type]
+        encode_sources_and_targets(
+            pairs, lengths=(6, 40), overlong="shrink", name="train", **common
+        )  # type: ignore[arg-type]
 
 
 def test_rows_are_read_by_columns_or_parts_of_them(caplog) -> None:
@@ -111,7 +117,7 @@ def test_rows_are_read_by_columns_or_parts_of_them(caplog) -> None:
     empty = Dataset.from_list([{"source": "a", "target": ""}])
     with pytest.raises(DataError, match="train: no row is left of 1"):
         read_pairs(empty, ("source", "target"), name="train", skip_empty=True)
-    assert text_at({"a.b": 1, "a": {"b": 2}}, "a.b", place="row 1") == 1
+    assert column_value({"a.b": 1, "a": {"b": 2}}, "a.b", place="row 1") == 1
 
 
 def test_a_batch_is_padded_on_the_right_and_shifted_as_the_model_does() -> None:

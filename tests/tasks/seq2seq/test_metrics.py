@@ -9,13 +9,13 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from hfstack.runs.run import Run
-from hfstack.tasks.seq2seq.data import Encoded, Pair
+from hfstack.tasks.seq2seq.data import EncodedPairs, Pair
 from hfstack.tasks.seq2seq.metrics import (
     decode_texts,
     first_sentence,
     naive_texts,
     overlap_metrics,
-    record_results,
+    record_text_scores,
 )
 
 
@@ -53,12 +53,12 @@ def test_results_are_in_the_order_of_the_rows(tmp_path: Path) -> None:
         Pair("z", ["z"]),
     ]
     order = [1, 0, 2]
-    held = Encoded(
+    held = EncodedPairs(
         Dataset.from_dict({"input_ids": [[1]] * 3}), [pairs[place] for place in order], order
     )
     settings = TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
     with Run.start(str(tmp_path / "made_up.py"), tmp_path / "out", settings) as run:
-        metrics = record_results(run, ["the fox", "x", "z"], held)
+        metrics = record_text_scores(run, ["the fox", "x", "z"], held)
         tables = run.record.tables
     rows = [
         json.loads(line)

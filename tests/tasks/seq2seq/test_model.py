@@ -13,10 +13,10 @@ from hfstack.models.heads import lora_beside_head
 from hfstack.tasks.seq2seq.model import (
     load_finished_seq2seq,
     load_seq2seq,
+    required_end_ids,
     set_decoding,
-    stop_tokens,
+    set_special_tokens,
     text_lengths,
-    use_tokens,
 )
 from tests.tiny_encoder import tiny_bert_tokenizer
 
@@ -37,7 +37,7 @@ def test_an_architecture_gets_the_tokens_of_any_tokenizer(name: str, tiny_tokeni
                 tokenizer.pad_token_id,
             )
             assert getattr(config, "forced_eos_token_id", None) in (None, end)
-        assert stop_tokens(model, tokenizer) == [end]
+        assert required_end_ids(model, tokenizer) == [end]
     assert name != "t5-5m" or model.config.scale_decoder_outputs, (
         "a tied output is scaled, as T5's is"
     )
@@ -57,7 +57,7 @@ def test_marian_takes_its_own_tokens_and_is_a_finished_model(
         decoder_attention_heads=2,
         max_position_embeddings=32,
     )
-    use_tokens(config, tiny_tokenizer)
+    set_special_tokens(config, tiny_tokenizer)
     assert config.forced_eos_token_id == config.eos_token_id == tiny_tokenizer.eos_token_id
     assert (
         config.decoder_start_token_id == tiny_tokenizer.pad_token_id

@@ -7,7 +7,7 @@ import pytest
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hfstack.errors import ConfigError
-from hfstack.tasks.seq2seq.trainer import TranslatingTrainer, trainer_settings
+from hfstack.tasks.seq2seq.trainer import InOrderSeq2SeqTrainer, seq2seq_trainer_settings
 from hfstack.tasks.shared.token_tasks import InOrderTrainer
 
 
@@ -25,18 +25,20 @@ def test_settings(tmp_path: Path) -> None:
     }
     decoding = {"max_length": 30, "num_beams": 4}
     args = Seq2SeqTrainingArguments(**common, **best, predict_with_generate=True)
-    found = trainer_settings(args, decoding, scores=["bleu"])
+    found = seq2seq_trainer_settings(args, decoding, scores=["bleu"])
     assert (found.generation_max_length, found.generation_num_beams) == (30, 4)
     assert args.generation_max_length is None, "the settings of the run stay as they were given"
     with pytest.raises(
         ConfigError, match="--metric_for_best_model bleu needs --predict_with_generate true"
     ):
-        trainer_settings(Seq2SeqTrainingArguments(**common, **best), decoding, scores=["bleu"])
+        seq2seq_trainer_settings(
+            Seq2SeqTrainingArguments(**common, **best), decoding, scores=["bleu"]
+        )
     with pytest.raises(
         ConfigError,
         match="--metric_for_best_model meteor does not fit this task: choose bleu, chrf",
     ):
-        trainer_settings(
+        seq2seq_trainer_settings(
             dataclasses.replace(args, metric_for_best_model="meteor"),
             decoding,
             scores=["bleu", "chrf"],
@@ -44,5 +46,5 @@ def test_settings(tmp_path: Path) -> None:
 
 
 def test_evaluation_is_in_order() -> None:
-    assert TranslatingTrainer._get_eval_sampler is InOrderTrainer._get_eval_sampler
-    assert TranslatingTrainer.prediction_step is Seq2SeqTrainer.prediction_step
+    assert InOrderSeq2SeqTrainer._get_eval_sampler is InOrderTrainer._get_eval_sampler
+    assert InOrderSeq2SeqTrainer.prediction_step is Seq2SeqTrainer.prediction_step
