@@ -25,7 +25,7 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # what hfstack/cli may import
 COMMAND_LINE = {"errors", "redaction", "shipped", "runs.checkpoint_files"}
 LIGHT = [  # started before, or without, anything heavy: standard library only
-    *("errors", "logs", "redaction", "shipped", "runs/checkpoint_files"),
+    *("errors", "logs", "redaction", "shipped", "disk", "runs/checkpoint_files"),
     *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
 ]
 UPSTREAM = {

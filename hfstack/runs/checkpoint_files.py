@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from hfstack.disk import atomic_write, flush_to_disk
 from hfstack.errors import CheckpointError
 from hfstack.logs import get_logger
 
@@ -172,7 +173,7 @@ def write_manifest(
     with ThreadPoolExecutor(_THREADS) as pool:
         described = list(pool.map(lambda name: _size_and_hash(path / name, flush=True), names))
     for folder in {path, *((path / name).parent for name in names)}:
-        _flush(folder)
+        flush_to_disk(folder)
 
     manifest = {
         "schema": _SCHEMA,
@@ -182,16 +183,12 @@ def write_manifest(
     }
 
     manifest["files"] = dict(zip(names, described, strict=True))
-    temporary = path / f"{MANIFEST}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
+    with atomic_write(path / MANIFEST) as file:
         json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
 
-    temporary.replace(path / MANIFEST)
     (path / INCOMPLETE).unlink(missing_ok=True)
-    _flush(path)
-    _flush(path.parent)
+    flush_to_disk(path)
+    flush_to_disk(path.parent)
 
 
 def read_manifest_settings(path: Path) -> dict[str, Any]:
@@ -299,7 +296,8 @@ def _file_names(path: Path) -> list[str]:
     Neither the manifest nor upstream's mark is content.
     """
     found = [file for file in path.rglob("*") if file.is_file()]
-    own = {MANIFEST, f"{MANIFEST}.tmp", INCOMPLETE}
+    # .tmp is what versions before 0.2 left of a manifest that was never finished.
+    own = {MANIFEST, f"{MANIFEST}.partial", f"{MANIFEST}.tmp", INCOMPLETE}
     return sorted(
         str(file.relative_to(path)) for file in found if str(file.relative_to(path)) not in own
     )
@@ -318,15 +316,6 @@ def _size_and_hash(path: Path, *, flush: bool = False) -> list[int | str]:
             size += count
 
     return [size, digest.hexdigest()]
-
-
-def _flush(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _differs_from_manifest(path: Path, deep: bool) -> str | None:

@@ -5,7 +5,6 @@ How to read it and compare two of them.
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import os
 import socket
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfstack.disk import hash_file, hash_text
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, HfstackError
 from hfstack.logs import get_logger
 
@@ -117,15 +117,6 @@ def changed_settings(
     return {name: (old.get(name), new.get(name)) for name in names}
 
 
-def settings_difference(
-    before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
-) -> list[str]:
-    """Name each changed setting that alters the result: `learning_rate 0.001 -> 0.01`."""
-    return [
-        f"{name} {old!r} -> {new!r}" for name, (old, new) in changed_settings(before, now).items()
-    ]
-
-
 def _identity(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the settings that decide what a run computes, as one flat mapping.
 
@@ -142,7 +133,7 @@ def _identity(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def hash_settings(settings: dict[str, dict[str, Any]]) -> str:
     text = json.dumps(_identity(settings), sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hash_text(text)
 
 
 def changed_files(data: list[dict[str, Any]]) -> str | None:
@@ -153,7 +144,7 @@ def changed_files(data: list[dict[str, Any]]) -> str | None:
             continue  # moved or cleaned up: nothing to compare with
         if path.stat().st_size != file["bytes"]:
             return str(path)
-        if _digest(path) != file["blake2b"]:
+        if hash_file(path) != file["blake2b"]:
             return str(path)
 
     return None
@@ -168,7 +159,7 @@ def describe_outputs(directory: Path) -> list[dict[str, Any]]:
     ]
 
     return [
-        {"path": path.name, "bytes": path.stat().st_size, "blake2b": _digest(path)}
+        {"path": path.name, "bytes": path.stat().st_size, "blake2b": hash_file(path)}
         for path in paths
     ]
 
@@ -186,15 +177,10 @@ def changed_output(
             continue
         if not path.is_file():
             return f"{file['path']} is gone"
-        if path.stat().st_size != file["bytes"] or _digest(path) != file["blake2b"]:
+        if path.stat().st_size != file["bytes"] or hash_file(path) != file["blake2b"]:
             return f"{file['path']} was changed"
 
     return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def describe_process() -> dict[str, Any]:

@@ -4,10 +4,11 @@ Upstream gives each start of a process a name and a folder of its own, so that a
 like two, with the steps between the checkpoint and the end of the first process twice. What counts
 stays trainer_state.json.
 
-TensorBoard can drop what was logged, so those steps are dropped and logged again. wandb
-and trackio cannot: wandb's `resume_from` rewinds a run only on its servers and where they allow it,
-and trackio has nothing like it. What they have already is not logged again, which is the same
-number, since a resume takes the same steps.
+TensorBoard can drop what was logged, so those steps are dropped and logged again. wandb and
+trackio cannot: upstream's callbacks log to both without a step, so that a number sent twice becomes
+two points at one `train/global_step`, and only wandb's servers can rewind a run, where they allow
+it. What these two have already is therefore not logged again, which is the same number, since a
+resume takes the same steps.
 """
 
 import json
@@ -30,9 +31,8 @@ logger = get_logger(__name__)
 _FOLDER = "tensorboard"
 _LOGGED = ".tracked.json"
 _KEEP_ALL = ("wandb", "trackio")  # trackers that cannot take anything back
-_ON_ITS_WAY_S = (
-    20.0  # a tracker that is killed loses what was logged last: wandb writes its file every 15 s
-)
+# A tracker that is killed loses what was logged last: wandb writes its file every 15 s.
+_ON_ITS_WAY_S = 20.0
 # wandb takes neither together with WANDB_RESUME
 _USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
 

@@ -14,7 +14,7 @@ from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataEr
 from hfstack.logs import setup_logging
 from hfstack.redaction import redact
 from hfstack.runs.environment import refuse_wrong_world_size
-from hfstack.runs.record import read_run, settings_difference
+from hfstack.runs.record import changed_settings, read_run
 from hfstack.runs.run import Run, RunArgs
 
 
@@ -233,11 +233,11 @@ def test_default_directory_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_difference_names_what_changed() -> None:
     before = {"A": {"rate": 1e-3, "same": [1]}, "B": {"gone": 1}}
-    assert settings_difference(before, {"A": {"rate": 0.01, "same": [1], "new": True}}) == [
-        "gone 1 -> None",
-        "new None -> True",
-        "rate 0.001 -> 0.01",
-    ]
+    assert changed_settings(before, {"A": {"rate": 0.01, "same": [1], "new": True}}) == {
+        "gone": (1, None),
+        "new": (None, True),
+        "rate": (0.001, 0.01),
+    }
 
 
 def test_secrets_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

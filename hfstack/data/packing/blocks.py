@@ -25,7 +25,6 @@ Legend: N blocks, T tokens a block, B blocks a batch.
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.packing.block_writer import BlockWriter, PackedCounts
 from hfstack.data.reading.files import fingerprint
+from hfstack.disk import flush_to_disk, hash_text
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tokens.fast_encoding import end_token_id, private_backend, start_token_id
@@ -311,7 +311,7 @@ def _cache_key(
 
     parts.append(start_token_id(tokenizer))
     parts += [bool(tokenizer.split_special_tokens), content]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+    return hash_text(json.dumps(parts))
 
 
 @contextmanager
@@ -372,9 +372,8 @@ def _write_folder(
             for documents in _batches(texts):
                 writer.add(documents)
             counts = writer.finish(drop_last=drop_last)
-            file.flush()
-            os.fsync(file.fileno())
 
+        flush_to_disk(partial / _TOKENS_FILE)
         (partial / _DIGEST_FILE).write_text(fingerprint(partial / _TOKENS_FILE)["blake2b"])
         (partial / _COUNTS_FILE).write_text(json.dumps(asdict(counts), indent=1) + "\n")
         partial.rename(folder)

@@ -6,7 +6,6 @@ reported is kept with the rows and logged again when they are taken from the cac
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from filelock import FileLock
 
 from hfstack.data.reading.files import fingerprint
 from hfstack.data.reading.rows import OnBadRow, ReadReport, read_rows
+from hfstack.disk import hash_text
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 
@@ -48,7 +48,7 @@ def load_rows(
     prints = [fingerprint(path) for path in files]
     settings = json.dumps([_READER_VERSION, pyarrow.__version__, prints, on_bad_row, max_rows])
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfstack"
-    folder = root / hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
+    folder = root / hash_text(settings)
 
     try:
         root.mkdir(parents=True, exist_ok=True)

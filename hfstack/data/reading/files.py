@@ -4,7 +4,6 @@ import difflib
 import functools
 import glob
 import gzip
-import hashlib
 import io
 import re
 import zlib
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from hfstack.disk import hash_file
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 
@@ -147,19 +147,18 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "bytes": status.st_size,
-        "blake2b": _digest(path, status.st_size, status.st_mtime_ns),
+        "blake2b": _hash_once(path, status.st_size, status.st_mtime_ns),
     }
 
 
 @functools.lru_cache(maxsize=4096)
-def _digest(path: Path, size_bytes: int, mtime_ns: int) -> str:
+def _hash_once(path: Path, size_bytes: int, mtime_ns: int) -> str:
     """Hash a file once per process.
 
     Size and time are here so that a changed file is hashed again.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hash_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 

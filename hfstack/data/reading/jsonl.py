@@ -2,12 +2,12 @@
 
 import datetime
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hfstack.disk import atomic_write
 from hfstack.errors import DataError
 
 
@@ -25,30 +25,21 @@ def write_jsonl(path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
             JSON has.
     """
     encode = json.JSONEncoder(ensure_ascii=False, default=_as_json).encode
-    partial = path.with_name(f"{path.name}.partial")
 
-    try:
-        # A lone surrogate cannot be UTF-8; written as \ud83d it is what JSON itself calls it.
-        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+    # A lone surrogate cannot be UTF-8; written as \ud83d it is what JSON itself calls it.
+    with atomic_write(path, errors="backslashreplace") as file:
 
-            def write(row: dict[str, Any]) -> None:
-                try:
-                    line = encode(row)
-                except TypeError as error:
-                    raise DataError(f"{path}: row with columns {', '.join(row)}: {error}") from None
-                try:
-                    file.write(line + "\n")
-                except OSError as error:
-                    raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+        def write(row: dict[str, Any]) -> None:
+            try:
+                line = encode(row)
+            except TypeError as error:
+                raise DataError(f"{path}: row with columns {', '.join(row)}: {error}") from None
+            try:
+                file.write(line + "\n")
+            except OSError as error:
+                raise DataError(f"{path}: cannot be written: {error.strerror}") from None
 
-            yield write
-            file.flush()
-            os.fsync(file.fileno())
-
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        yield write
 
 
 def _as_json(value: Any) -> str:
