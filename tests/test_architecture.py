@@ -179,6 +179,7 @@ def test_code_reads_in_paragraphs(path: Path):
 def test_no_line_is_over_100_columns(path: Path):
     """Links alone are longer; `fmt: skip` would hide a line from the formatter."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        line = re.sub(r"  # (noqa|pyright|type: ignore).*", "", line)  # has to stand where it is
         assert len(line) <= 100 or "://" in line, f"line {number} has {len(line)} columns"
         assert "# fmt" + ": skip" not in line, f"line {number} hides from the formatter"
 
