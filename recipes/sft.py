@@ -3,9 +3,10 @@
     accelerate launch recipes/sft.py --config recipes/sft.yaml --learning_rate 1e-5
     hfstack run sft --learning_rate 1e-5                                # the same, shorter
 
-reads   rows of messages, of prompt + completion (columns by any name), or of text; a model with its
-tokenizer writes  the model or its adapter, checkpoints, samples.jsonl, answers.jsonl and run.json
-in --output_dir
+reads   rows of messages, of prompt + completion (columns by any name), or of text; a model with
+        its tokenizer
+writes  the model or its adapter, checkpoints, samples.jsonl, answers.jsonl and run.json in
+        --output_dir
 """
 
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from hfstack.tasks.sft.encoding import prompts_with_references
 from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
+from hfstack.training.preflight import checked
 
 
 @dataclass
@@ -45,11 +47,9 @@ class SftArgs:
     data).
     """
     as_chat: bool = True
-    """Write prompt + completion as a user's and an assistant's turn; off, they are joined as they
-    are.
-    """
+    """Make prompt + completion a user's and an assistant's turn; off, join them as they are."""
     merge_adapter: bool = False
-    """Save the whole model with the adapter folded in; the adapter alone is kept in adapter/."""
+    """Save the whole model with the adapter merged; the adapter alone is kept in adapter/."""
     answer_rows: int = 0
     """Answer this many held-out prompts at the end and score them against their references (BLEU,
     chrF, ROUGE).
@@ -66,15 +66,14 @@ def main(
     model_args: ModelConfig, data_args: DataArgs, sft_args: SftArgs, training_args: SFTConfig
 ) -> dict[str, float]:
     """Train, evaluate, answer and save; return the metrics."""
-    with Run.start(
-        __file__, training_args.output_dir, model_args, data_args, sft_args, training_args
-    ) as run:
+    settings = (model_args, data_args, sft_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()
         sharded, adapter = is_sharded(training_args), model_args.use_peft
         check_adapter_settings(model_args, sharded=sharded, merge_adapter=sft_args.merge_adapter)
 
-        # No held-out prompt may be trained on, so the split goes by the column of prompts where it
-        # has another name.
+        # data: no held-out prompt may be trained on, so where the prompts have a column of their
+        # own the split goes by it
         columns = Columns(
             sft_args.prompt_column,
             sft_args.completion_column,
@@ -82,62 +81,56 @@ def main(
             data_args.text_column,
         )
         key = columns.text if columns.prompt == "prompt" else columns.prompt
-        splits = load_splits(
-            replace(data_args, text_column=key), quarantine_file=run.output_dir / "quarantine.jsonl"
-        )
-
+        by_prompt = replace(data_args, text_column=key)
+        splits = load_splits(by_prompt, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
             model_args.model_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
-
         rows = {
             name: convert_rows(split, columns, as_chat=sft_args.as_chat)
             for name, split in splits.items()
         }
 
+        # model, with the template and the end of turn that the rows need
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
         fine_tuning.check_sft_settings(training_args, model, rows)
         chat = "messages" in rows["train"].column_names
         fine_tuning.use_template(tokenizer, model, training_args, chat=chat, adapter=adapter)
-
         give_pad_token(tokenizer, model, may_grow=not adapter or sft_args.merge_adapter)
         stop_at_end_of_turn(model, tokenizer)
+
+        # rows as the model reads them
         encoded = fine_tuning.encode_rows(
             rows, tokenizer, model, training_args, on_bad_row=data_args.on_bad_row
         )
+        problems = fine_tuning.row_problems(rows, encoded, tokenizer, model, training_args)
         packed = fine_tuning.pack_rows(encoded, training_args)
 
-        room = context_length(model.config)
-        room = room - sft_args.answer_tokens if room is not None else None
+        # prompts to answer: held-out ones, short enough to leave room for an answer
+        context = context_length(model.config)
         asked = prompts_with_references(
             rows.get("eval", rows["train"]),
             tokenizer,
             limit=max(sft_args.answer_rows, 3),
-            longest=room,
+            longest=context - sft_args.answer_tokens if context is not None else None,
         )
-
         own = [
-            [{"role": "user", "content": text}] if chat else text
+            prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text)
             for text in sft_args.sample_prompts
         ]
-
-        shown = [prompt_ids(tokenizer, prompt) for prompt in own] or [
-            prompt for prompt, _ in asked[:3]
-        ]
         sample = partial(
-            answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=sft_args.answer_tokens
+            answer_pairs,
+            tokenizer=tokenizer,
+            prompts=own or [prompt for prompt, _ in asked[:3]],
+            max_new_tokens=sft_args.answer_tokens,
         )
 
-        throughput = Throughput(
-            **fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter)
-        )
-        counted = fine_tuning.TokenCount(throughput.tokens_per_step)
-        derived = DerivedMetrics(lambda loss: {"perplexity": perplexity(loss)})
-
-        samples = SampleTable(run.output_dir / "samples.jsonl", sample)
+        # trainer
+        costs = fine_tuning.step_costs(packed["train"], model, training_args, adapter=adapter)
+        throughput = Throughput(**costs)
         run.add_artifact("samples", "samples.jsonl")
         trainer = SFTTrainer(
             model=model,
@@ -149,33 +142,36 @@ def main(
             peft_config=get_peft_config(model_args),
             callbacks=[
                 throughput,
-                counted,
-                derived,
-                samples,
+                fine_tuning.TokenCount(throughput.tokens_per_step),
+                DerivedMetrics(lambda loss: {"perplexity": perplexity(loss)}),
+                SampleTable(run.output_dir / "samples.jsonl", sample),
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
+        trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
-        trained = trainer.train(resume_from_checkpoint=checkpoint)
+        # evaluate
         tuned = cast(Any, trainer.model)
         metrics = {"train_loss": trained.training_loss} | throughput.metrics()
-        metrics |= trainer.evaluate() if "eval" in packed else {}
-
+        if "eval" in packed:
+            metrics |= trainer.evaluate()
         if "eval" in packed and not sharded:
             metrics |= answer_loss(tuned, tokenizer, encoded["eval"])
 
         if sft_args.answer_rows and not sharded:
-            asked = asked[: sft_args.answer_rows]
-            file = run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None
             metrics |= score_answers(
-                tuned, tokenizer, asked, max_new_tokens=sft_args.answer_tokens, file=file
+                tuned,
+                tokenizer,
+                asked[: sft_args.answer_rows],
+                max_new_tokens=sft_args.answer_tokens,
+                file=run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None,
             )
             run.add_artifact("answers", "answers.jsonl")
 
+        # finish
         if sft_args.merge_adapter:
             trainer.model = merge_adapter(tuned, model_args, run.output_dir / "adapter")
             run.add_artifact("adapter", "adapter")
-
         return run.finish(metrics, trainer)
 
 

@@ -6,9 +6,11 @@ A wrong one would train nonsense, or fail hours later.
 import math
 from collections.abc import Collection
 
+import torch
 from transformers import TrainingArguments
 
 from hfstack.errors import ConfigError
+from hfstack.models.counting import peak_flops_per_s
 
 
 def check_settings(args: TrainingArguments, *, early_stopping_patience: int | None = None) -> None:
@@ -69,6 +71,12 @@ def check_best_metric(args: TrainingArguments, known: Collection[str]) -> None:
             f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(known)} "
             "or loss"
         )
+
+
+def total_peak_flops_per_s(args: TrainingArguments) -> float:
+    """Return what the devices of all processes reach together, in the training's number type."""
+    number_type = torch.bfloat16 if args.bf16 else torch.float32
+    return args.world_size * peak_flops_per_s(args.device, number_type)
 
 
 def blocks_per_step(args: TrainingArguments, blocks: int) -> float:

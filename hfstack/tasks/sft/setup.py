@@ -23,7 +23,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
-from hfstack.models.counting import flops_per_token, peak_flops_per_s
+from hfstack.models.counting import flops_per_token
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.runs.environment import uses_deepspeed
 from hfstack.tasks.sft.encoding import encode_usable_rows
@@ -31,6 +31,8 @@ from hfstack.tasks.sft.packing import PackedCollator, pack_documents
 from hfstack.tokens.chat import read_template
 from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
+from hfstack.training.preflight import NO_SHARED_ROW, Problems
+from hfstack.training.settings import total_peak_flops_per_s
 
 logger = get_logger(__name__)
 
@@ -164,14 +166,14 @@ def encode_rows(
     *,
     on_bad_row: str,
 ) -> dict[str, Dataset]:
-    """Return ids and labels of every split, once the preflight has found no problem.
+    """Return ids and labels of every split.
 
     Args:
         rows: converted rows of each split.
         on_bad_row: `fail`, or `skip` to leave out rows that cannot be learned from.
 
     Raises:
-        DataError: a row cannot be learned from, or a check has found a problem.
+        DataError: a row cannot be learned from, or the template does not mark the assistant.
     """
     assistant_only = training_args.assistant_only_loss
     splits_documents = training_args.packing and training_args.packing_strategy == "bfd_split"
@@ -197,35 +199,28 @@ def encode_rows(
                 processes=training_args.dataset_num_proc,
             )
 
-    results = _check_encoded_rows(rows, encoded, tokenizer, model)
-    if training_args.packing and can_probe(model, training_args):
-        train = encoded["train"]
-        probe = [train[index]["input_ids"][:_PROBE_TOKENS] for index in (0, len(train) - 1)]
-        results["packed documents are apart"] = checks.packed_documents_are_isolated(
-            *isolation_probe(model, *probe)
-        )
-
-    checks.preflight(results)
     return encoded
 
 
-def _check_encoded_rows(
+def row_problems(
     rows: dict[str, Dataset],
     encoded: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
-) -> dict[str, str | None]:
-    """Return the problem, or None, that each rule finds in the rows and their encoding."""
+    training_args: SFTConfig,
+) -> Problems:
+    """Check rows and their encoding for what trains silently wrong.
+
+    Args:
+        rows: converted rows of each split.
+        encoded: their ids and labels, as `encode_rows` returns them.
+
+    Returns:
+        What `checked` refuses to train on.
+    """
     ends = end_token_ids(model, tokenizer)
     bos = cast(int | None, tokenizer.bos_token_id)
-    embedding_rows = len(torch.as_tensor(model.get_input_embeddings().weight))
-
-    results: dict[str, str | None] = {
-        "pad is not eos": checks.pad_is_not_eos(tokenizer, ends),
-        "embedding covers the tokenizer": checks.embedding_covers_tokenizer(
-            embedding_rows, tokenizer
-        ),
-    }
+    results: Problems = {"pad is not eos": checks.pad_is_not_eos(tokenizer, ends)}
 
     for name, split in encoded.items():
         results[f"{name} labels are scored"] = checks.some_label_is_scored(split["labels"])
@@ -237,7 +232,14 @@ def _check_encoded_rows(
             (json.dumps(row, ensure_ascii=False) for row in rows[name])
             for name in ("train", "eval")
         )
-        results["train and eval share no row"] = checks.train_and_eval_are_disjoint(*texts)
+        results[NO_SHARED_ROW] = checks.train_and_eval_are_disjoint(*texts)
+
+    if training_args.packing and can_probe(model, training_args):
+        train = encoded["train"]
+        probe = [train[index]["input_ids"][:_PROBE_TOKENS] for index in (0, len(train) - 1)]
+        results["packed documents are apart"] = checks.packed_documents_are_isolated(
+            *isolation_probe(model, *probe)
+        )
 
     return results
 
@@ -363,10 +365,8 @@ def step_costs(
 
     # Attention reaches over one document, so its cost is that of the mean document.
     flops = flops_per_token(model.config, max(1, round(mean_tokens / documents))).train
-    dtype = torch.bfloat16 if training_args.bf16 else torch.float32
-    device_peak = peak_flops_per_s(training_args.device, dtype)
     return {
         "tokens_per_step": round(mean_tokens * sequences),
         "flops_per_token": flops * (2 / 3 if adapter else 1),
-        "peak_flops_per_s": training_args.world_size * device_peak,
+        "peak_flops_per_s": total_peak_flops_per_s(training_args),
     }
