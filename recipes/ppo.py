@@ -3,111 +3,71 @@
     accelerate launch recipes/ppo.py --config recipes/ppo.yaml --model_name_or_path runs/sft
     hfstack run ppo --model_name_or_path runs/sft                       # the same, shorter
 
-reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpoint, unless REWARDS
-below is used writes  the model (with LoRA its adapter), its critic, tokenizer, checkpoints, samples
-and run.json in --output_dir
-"""
+The policy generates answers, a critic values each of their tokens, and small clipped updates follow
+(Schulman et al. 2017, arXiv:1707.06347; docs/ppo_details.md names every detail). It holds policy,
+critic and reference in memory; with --use_peft they share one model.
 
-from dataclasses import dataclass
-from typing import Any
+reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpoint, unless
+        REWARDS below is used
+writes  the model (with LoRA its adapter), its critic, tokenizer, checkpoints, samples and
+        run.json in --output_dir
+"""
 
 from trl import ModelConfig, get_peft_config
 
 from hfstack.config import command_line
-from hfstack.data.sources import DataArgs, describe_sources
-from hfstack.demo.rules import gold_score
+from hfstack.data.sources import DataArgs
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
-from hfstack.tasks.rewards.prepare import prepare_rewards
+from hfstack.tasks.rl.demo_reward import obeys
+from hfstack.tasks.rl.metrics import evaluate_policy
+from hfstack.tasks.rl.online import OnlineArgs, load_recorded_prompts, load_rewards
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
-from hfstack.tasks.rl.prompts import (
-    check_prompts,
-    check_start,
-    last_evaluation,
-    load_prompts,
-    summarize,
-)
-from hfstack.tokens.chat import text_of
+from hfstack.tasks.rl.prompts import prompt_problems
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
+from hfstack.training.preflight import checked
 
-
-def obeys(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """Score by the demo's gold rule, 0 to 1: does the story obey the instruction?"""
-    return [
-        gold_score(text_of(prompt), text_of(answer))
-        for prompt, answer in zip(prompts, completions, strict=True)
-    ]
-
-
-# Used when no --reward_model is given: functions (prompts, completions, **columns) -> list of
-# numbers or None, RewardModel("path") and RemoteReward("https://...") in any mixture;
-# --reward_weights gives each its weight.
-REWARDS = [obeys]
+REWARDS = [obeys]  # used when no --reward_model is given; what may be listed: docs/recipes/rloo.md
 SHOWN = 8  # prompts whose answers are kept at each evaluation
 
 
-@dataclass
-class PpoArgs:
-    """What PPO needs beside the trainer's settings."""
-
-    reward_model: str | None = None
-    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; ""
-    for REWARDS.
-    """
-    reward_as_text: bool = False
-    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs.
-    """
-    as_chat: bool = True
-    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read
-    as they are.
-    """
-
-
 def main(
-    model_args: ModelConfig, data_args: DataArgs, ppo_args: PpoArgs, training_args: PPOConfig
+    model_args: ModelConfig, data_args: DataArgs, online_args: OnlineArgs, training_args: PPOConfig
 ) -> dict[str, float]:
-    """Train, evaluate and save; return the metrics."""
-    with Run.start(
-        __file__, training_args.output_dir, model_args, data_args, ppo_args, training_args
-    ) as run:
+    """Train policy and critic, evaluate and save; return the metrics."""
+    settings = (model_args, data_args, online_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
+        # data
         checkpoint = run.resume_point()
-        check_start(model_args.model_name_or_path)
-        splits = load_prompts(
-            data_args,
-            recipe="ppo",
-            as_chat=ppo_args.as_chat,
-            quarantine_file=run.output_dir / "quarantine.jsonl",
+        splits = load_recorded_prompts(
+            run, model_args, data_args, online_args, critic_model=training_args.critic_model
         )
 
-        run.record_inputs(
-            model_args.model_name_or_path,
-            ppo_args.reward_model,
-            training_args.critic_model,
-            train=describe_sources(data_args.datasets),
-            eval=describe_sources(data_args.eval_datasets),
-        )
-
-        run.add_artifact("samples", "samples.jsonl")
-
+        # model
         tokenizer = load_tokenizer(model_args)
         model = load_causal_lm(model_args, tokenizer)
-        lengths = {
-            name: getattr(training_args, name)
-            for name in ("max_completion_length", "max_prompt_length")
-        }
-
-        check_prompts(splits, tokenizer, model, **lengths)
-        rewards = prepare_rewards(
-            [ppo_args.reward_model] if ppo_args.reward_model else REWARDS,
-            device=training_args.device,
-            policy_tokenizer=tokenizer,
-            weights=training_args.reward_weights,
-            as_text=ppo_args.reward_as_text,
+        problems = prompt_problems(
+            splits,
+            tokenizer,
+            model,
+            max_completion_length=training_args.max_completion_length,
+            max_prompt_length=training_args.max_prompt_length,
         )
 
+        # rewards
+        rewards = load_rewards(
+            online_args,
+            REWARDS,
+            tokenizer,
+            device=training_args.device,
+            weights=training_args.reward_weights,
+        )
+
+        # trainer: critic and reference are made from the policy
+        run.add_artifact("samples", "samples.jsonl")
         samples = SampleTable(
             run.output_dir / "samples.jsonl", lambda model: trainer.samples(SHOWN)
         )
@@ -121,14 +81,10 @@ def main(
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
             peft_config=get_peft_config(model_args),
         )
+        checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
-        trainer.train(resume_from_checkpoint=checkpoint)
-        history, steps = trainer.state.log_history, trainer.state.global_step
-        metrics = summarize(history) | {"steps": steps}
-
-        if "eval" in splits:
-            metrics |= last_evaluation(history, steps) or trainer.evaluate()
-        return run.finish(metrics, trainer)
+        # evaluate
+        return run.finish(evaluate_policy(trainer), trainer)
 
 
 if __name__ == "__main__":

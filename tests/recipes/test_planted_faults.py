@@ -196,10 +196,7 @@ def test_a_reward_for_length_makes_answers_longer_and_length_control_shows_it(
     source = (ROOT / "recipes" / "rloo.py").read_text()
     assert "\nREWARDS = [obeys]\n" in source
     (copies / "rloo.py").write_text(
-        source.replace(
-            "@dataclass\nclass RlooArgs",
-            likes_length + "REWARDS = [long]\n\n\n@dataclass\nclass RlooArgs",
-        )
+        source.replace("REWARDS = [obeys]", f"\n{likes_length}REWARDS = [long]")
     )
     source = (ROOT / "recipes" / "win_rate.py").read_text()
     assert "\nJUDGE = judge_by_score(obeys)\n" in source

@@ -1,30 +1,24 @@
-"""What TRL's online trainers would train wrongly is refused before the first step."""
+"""Prompts of online reinforcement learning are loaded, checked and truncated."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import RLOOConfig
 
 from hfstack.data.sources import DataArgs, Source
-from hfstack.errors import CheckpointError, ConfigError, DataError
+from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.rl.prompts import (
-    CompletionMetrics,
     check_groups,
-    check_policy,
-    check_prompts,
-    check_start,
     encode_prompt,
-    last_evaluation,
-    left_padding_difference,
     load_prompts,
-    summarize,
+    prompt_problems,
     truncate_prompt,
 )
+from hfstack.training.preflight import NO_SHARED_ROW
 
 
 @pytest.fixture
@@ -32,76 +26,6 @@ def llama(tiny_llama: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(tiny_llama), AutoTokenizer.from_pretrained(
         tiny_llama
     )
-
-
-@pytest.fixture
-def gpt2(tiny_tokenizer) -> GPT2LMHeadModel:
-    """Learned absolute positions; untrained ones are small, and are still found apart from
-    rounding."""
-    set_seed(0)
-    size = len(tiny_tokenizer)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=size, n_positions=64, n_embd=32, n_layer=2, n_head=2)
-    )
-
-
-def test_left_padding_matters_to_absolute_positions_alone(
-    llama: tuple[Any, Any], gpt2: GPT2LMHeadModel
-) -> None:
-    difference, tolerance = left_padding_difference(llama[0])
-    assert difference < tolerance / 10
-    difference, tolerance = left_padding_difference(gpt2)
-    assert difference > tolerance
-    assert gpt2.training == GPT2LMHeadModel(gpt2.config).training, (
-        "the model is left in the mode it had"
-    )
-
-
-def test_rounding_in_16_bits_is_no_reason_to_refuse(llama: tuple[Any, Any]) -> None:
-    difference, tolerance = left_padding_difference(llama[0].to(torch.bfloat16))
-    assert difference < tolerance
-
-
-def test_gpt2_is_refused_in_one_line(gpt2: GPT2LMHeadModel, tiny_tokenizer) -> None:
-    with pytest.raises(
-        ConfigError, match=r"runs/gpt2: padding on the left changes .* absolute position embeddings"
-    ):
-        check_policy(gpt2, tiny_tokenizer, "runs/gpt2")
-
-
-def test_trls_log_probabilities_of_gpt2_are_wrong_under_left_padding(gpt2: GPT2LMHeadModel) -> None:
-    """The reason for the refusal: the positions start at the padding, as TRL passes no
-    position_ids.
-    """
-    gpt2.eval()
-    ids, padding = torch.arange(2, 12)[None], torch.zeros((1, 6), dtype=torch.long)
-    mask = torch.cat([padding, torch.ones_like(ids)], dim=1)
-    bare = gpt2(input_ids=ids).logits
-    padded = gpt2(input_ids=torch.cat([padding, ids], 1), attention_mask=mask)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    repaired = gpt2(
-        input_ids=torch.cat([padding, ids], 1), attention_mask=mask, position_ids=positions
-    )
-    assert not torch.allclose(padded.logits[:, 6:], bare, atol=1e-3)
-    assert torch.allclose(repaired.logits[:, 6:], bare, atol=1e-5)
-
-
-def test_a_policy_without_weights_or_ending_is_refused(
-    llama: tuple[Any, Any], tmp_path: Path
-) -> None:
-    model, tokenizer = llama
-    check_policy(model, tokenizer, "runs/sft")
-    with pytest.raises(CheckpointError, match="has no weights"):
-        check_start("recipes/architectures/llama-5m.json")
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(
-        CheckpointError, match="is an adapter: the KL would be measured to its base"
-    ):
-        check_start(str(tmp_path))
-    tokenizer.eos_token = None
-    model.generation_config.eos_token_id = None
-    with pytest.raises(ConfigError, match="no answer would ever end"):
-        check_policy(model, tokenizer, "runs/sft")
 
 
 @pytest.fixture
@@ -151,18 +75,31 @@ def test_rows_that_hold_no_prompt_are_refused(load, row: dict[str, Any], message
         load([row])
 
 
-def test_prompts_that_leave_no_room_are_refused(llama: tuple[Any, Any]) -> None:
+def test_prompts_that_leave_no_room_are_a_problem(llama: tuple[Any, Any]) -> None:
     model, tokenizer = llama
     rows = Dataset.from_dict({"prompt": ["The fox", "z" * 80]})
-    check_prompts({"train": rows}, tokenizer, model, max_completion_length=40)
-    with pytest.raises(
-        DataError, match=r"1 of 2 prompts, first row 2 with 80 tokens, leave less .* context of 128"
-    ):
-        check_prompts({"train": rows}, tokenizer, model, max_completion_length=60)
-    # they are cut
-    check_prompts({"train": rows}, tokenizer, model, max_completion_length=60, max_prompt_length=68)
-    with pytest.raises(DataError, match="held-out prompts are not trained on"):
-        check_prompts({"train": rows, "eval": rows}, tokenizer, model, max_completion_length=8)
+    rule = "prompts and completions fit the context"
+
+    found = prompt_problems({"train": rows}, tokenizer, model, max_completion_length=40)
+    assert found == {"no doubled bos": None, NO_SHARED_ROW: None, rule: None}
+
+    found = prompt_problems({"train": rows}, tokenizer, model, max_completion_length=60)
+    assert str(found[rule]).startswith(
+        "1 of 2 prompts, first row 2 with 80 tokens, leave less than --max_completion_length 60 of "
+        "the context of 128 tokens"
+    )
+
+    truncated = prompt_problems(
+        {"train": rows}, tokenizer, model, max_completion_length=60, max_prompt_length=68
+    )
+    assert truncated[rule] is None
+
+
+def test_held_out_prompts_that_are_trained_on_are_a_problem(llama: tuple[Any, Any]) -> None:
+    rows = Dataset.from_dict({"prompt": ["The fox", "The owl"]})
+    splits = {"train": rows, "eval": rows}
+    found = prompt_problems(splits, llama[1], llama[0], max_completion_length=8)
+    assert found[NO_SHARED_ROW] is not None
 
 
 @pytest.mark.parametrize(
@@ -209,46 +146,3 @@ def test_batches_hold_whole_groups(tmp_path: Path) -> None:
         check_groups({"train": rows, "eval": rows}, args)
     with pytest.raises(DataError, match="3 prompts to train on, but one generation batch takes 4"):
         check_groups({"train": rows.select(range(3))}, args)
-
-
-class State:
-    """What a callback sees of the trainer."""
-
-    def __init__(self) -> None:
-        self.log_history: list[dict[str, Any]] = [{}]
-        self.global_step = 3
-
-
-def test_kl_and_endings_of_a_completion_are_added(caplog: pytest.LogCaptureFixture) -> None:
-    state: Any = State()
-    logs = {"kl": 0.02, "completions/mean_length": 50.0, "completions/clipped_ratio": 0.25}
-    none: Any = None
-    CompletionMetrics().on_log(none, state, none, logs=logs)
-    assert logs["kl_per_completion"] == pytest.approx(1.0) and logs["ended_share"] == 0.75
-    assert state.log_history[-1] == {
-        "kl_per_completion": logs["kl_per_completion"],
-        "ended_share": 0.75,
-    }
-    evaluated = {"eval_completions/clipped_ratio": 1.0, "eval_completions/mean_length": 8.0}
-    CompletionMetrics().on_log(none, state, none, logs=evaluated)
-    assert evaluated["eval_ended_share"] == 0.0
-
-
-def test_curves_are_summarized_by_their_ends() -> None:
-    history = [
-        {"step": 0, "eval_reward": 0.1, "eval_ended_share": 0.5},
-        {"step": 1, "reward": 0.2, "kl": 0.0},
-        {"step": 2, "reward": 0.4, "kl": 0.1, "kl_per_completion": 2.0},
-        {"step": 2, "eval_reward": 0.5},
-    ]
-    expected = {
-        "start_reward": 0.1,
-        "start_ended_share": 0.5,
-        "reward": 0.4,
-        "kl": 0.1,
-        "kl_per_completion": 2.0,
-    }
-    assert summarize(history) == expected
-    assert last_evaluation(history, 2) == {"eval_reward": 0.5}
-    assert last_evaluation(history, 3) is None and last_evaluation([], 0) is None
-    assert summarize([{"step": 5, "eval_reward": 1.0}]) == {}, "a resumed run has no start"

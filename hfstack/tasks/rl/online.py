@@ -1,0 +1,146 @@
+"""What PPO, RLOO and GRPO share: settings, recorded prompts, policy and rewards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOConfig, ModelConfig, RLOOConfig
+
+from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.runs.run import Run
+from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
+from hfstack.tasks.rl.policy import check_starting_model, prepare_policy
+from hfstack.tasks.rl.prompts import check_groups, load_prompts, prompt_problems
+from hfstack.training.preflight import Problems
+
+
+@dataclass
+class OnlineArgs:
+    """The reward, and the form of the prompts."""
+
+    reward_model: str | None = None
+    """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; ""
+    for REWARDS.
+    """
+    reward_as_text: bool = False
+    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs.
+    """
+    as_chat: bool = True
+    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read
+    as they are.
+    """
+
+
+def load_recorded_prompts(
+    run: Run,
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    online_args: OnlineArgs,
+    *,
+    critic_model: str | None = None,
+) -> dict[str, Any]:
+    """Load the splits of prompts, and record in run.json what the run starts from.
+
+    Args:
+        run: of the recipe.
+        model_args: name the policy.
+        data_args: name the prompts.
+        online_args: the form of the prompts, and the reward model.
+        critic_model: where a separate critic starts.
+
+    Raises:
+        CheckpointError: the policy has no weights, or is an adapter.
+        DataError: a row holds no prompt, or a resumed run would read other data.
+    """
+    check_starting_model(model_args.model_name_or_path)
+    splits = load_prompts(
+        data_args,
+        recipe=run.record.recipe,
+        as_chat=online_args.as_chat,
+        quarantine_file=run.output_dir / "quarantine.jsonl",
+    )
+
+    run.record_inputs(
+        model_args.model_name_or_path,
+        online_args.reward_model,
+        critic_model,
+        train=describe_sources(data_args.datasets),
+        eval=describe_sources(data_args.eval_datasets),
+    )
+    return splits
+
+
+def load_policy_and_rewards(
+    splits: dict[str, Any],
+    model_args: ModelConfig,
+    online_args: OnlineArgs,
+    rewards: Sequence[Reward],
+    training_args: RLOOConfig | GRPOConfig,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[Any], Problems]:
+    """Load tokenizer, policy and rewards for TRL's online trainers, and check them.
+
+    Args:
+        splits: prompts that the policy is trained on and evaluated with.
+        model_args: name the policy.
+        online_args: name the reward model.
+        rewards: the recipe's own.
+        training_args: for batches, lengths, the device, and the weights of the rewards.
+
+    Returns:
+        Tokenizer, policy, rewards, and what `checked` refuses to train on.
+
+    Raises:
+        ConfigError: TRL would train the policy wrongly, batches do not hold whole groups of
+            answers, a reward cannot be called, or the weights are more or fewer.
+        CheckpointError: a path is not a model.
+        DataError: there are fewer prompts than one batch takes.
+    """
+    check_groups(splits, training_args)
+    tokenizer = load_tokenizer(model_args)
+    model = load_causal_lm(model_args, tokenizer)
+    prepare_policy(model, tokenizer, model_args.model_name_or_path)
+
+    longest = training_args.max_completion_length
+    problems = prompt_problems(splits, tokenizer, model, max_completion_length=longest)
+    prepared = load_rewards(
+        online_args,
+        rewards,
+        tokenizer,
+        device=training_args.device,
+        weights=training_args.reward_weights,
+    )
+    return tokenizer, model, prepared, problems
+
+
+def load_rewards(
+    online_args: OnlineArgs,
+    rewards: Sequence[Reward],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: torch.device,
+    weights: Sequence[float] | None,
+) -> list[Any]:
+    """Return the reward model that was asked for, or else the recipe's own rewards.
+
+    Args:
+        online_args: name the reward model.
+        rewards: the recipe's.
+        tokenizer: the policy's.
+        device: where a reward model is put.
+        weights: as many as rewards, or None.
+
+    Raises:
+        ConfigError: a reward cannot be called, or the weights are more or fewer.
+        CheckpointError: the path is not a reward model.
+    """
+    chosen = [online_args.reward_model] if online_args.reward_model else rewards
+    return prepare_rewards(
+        chosen,
+        device=device,
+        policy_tokenizer=tokenizer,
+        weights=weights,
+        as_text=online_args.reward_as_text,
+    )

@@ -1,0 +1,50 @@
+"""Metrics of completions are derived from TRL's, and a run is summarised by its ends."""
+
+from typing import Any
+
+import pytest
+
+from hfstack.tasks.rl.metrics import CompletionMetrics, last_evaluation, summarize_history
+
+
+class State:
+    """What a callback sees of the trainer."""
+
+    def __init__(self) -> None:
+        self.log_history: list[dict[str, Any]] = [{}]
+        self.global_step = 3
+
+
+def test_kl_and_endings_of_a_completion_are_added(caplog: pytest.LogCaptureFixture) -> None:
+    state: Any = State()
+    logs = {"kl": 0.02, "completions/mean_length": 50.0, "completions/clipped_ratio": 0.25}
+    none: Any = None
+    CompletionMetrics().on_log(none, state, none, logs=logs)
+    assert logs["kl_per_completion"] == pytest.approx(1.0) and logs["ended_share"] == 0.75
+    assert state.log_history[-1] == {
+        "kl_per_completion": logs["kl_per_completion"],
+        "ended_share": 0.75,
+    }
+    evaluated = {"eval_completions/clipped_ratio": 1.0, "eval_completions/mean_length": 8.0}
+    CompletionMetrics().on_log(none, state, none, logs=evaluated)
+    assert evaluated["eval_ended_share"] == 0.0
+
+
+def test_curves_are_summarized_by_their_ends() -> None:
+    history = [
+        {"step": 0, "eval_reward": 0.1, "eval_ended_share": 0.5},
+        {"step": 1, "reward": 0.2, "kl": 0.0},
+        {"step": 2, "reward": 0.4, "kl": 0.1, "kl_per_completion": 2.0},
+        {"step": 2, "eval_reward": 0.5},
+    ]
+    expected = {
+        "start_reward": 0.1,
+        "start_ended_share": 0.5,
+        "reward": 0.4,
+        "kl": 0.1,
+        "kl_per_completion": 2.0,
+    }
+    assert summarize_history(history) == expected
+    assert last_evaluation(history, 2) == {"eval_reward": 0.5}
+    assert last_evaluation(history, 3) is None and last_evaluation([], 0) is None
+    assert summarize_history([{"step": 5, "eval_reward": 1.0}]) == {}, "a resumed run has no start"
