@@ -1,4 +1,4 @@
-"""Train a model with GRPO on rewards that can be checked, like a right answer.
+"""Train a model with GRPO on rewards that can be checked, such as right answers.
 
     accelerate launch recipes/grpo.py --config recipes/grpo.yaml --learning_rate 1e-6
     hfstack run grpo --learning_rate 1e-6                               # the same, shorter

@@ -1,4 +1,4 @@
-"""Train a model with RLOO from rewards: answers to a prompt are compared.
+"""Train a model with RLOO: several answers a prompt, each compared with the rest.
 
     accelerate launch recipes/rloo.py --config recipes/rloo.yaml --model_name_or_path runs/sft
     hfstack run rloo --model_name_or_path runs/sft                      # the same, shorter
@@ -33,7 +33,7 @@ REWARDS = [obeys]
 def main(
     model_args: ModelConfig, data_args: DataArgs, online_args: OnlineArgs, training_args: RLOOConfig
 ) -> dict[str, float]:
-    """Train on answers compared with each other, evaluate and save; return the metrics."""
+    """Train on groups of answers, evaluate and save; return the metrics."""
     settings = (model_args, data_args, online_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # data

@@ -67,7 +67,7 @@ class CompletionMetrics(TrainerCallback):
 
 
 def evaluate_policy(trainer: Any) -> dict[str, float]:
-    """Return the start and the end of the curves, and an evaluation after the last step.
+    """Return start and end of the curves, and an evaluation after the last step.
 
     Generating completions is slow, so an evaluation that was made after the last step is not
     repeated. Without held-out prompts there is none.

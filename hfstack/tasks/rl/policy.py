@@ -1,7 +1,7 @@
 """Check the policy that TRL's online trainers start from.
 
-RLOO and GRPO pad prompts on the left and call the model without `position_ids`, and take the reference model
-from the policy's own path.
+RLOO and GRPO pad prompts on the left and call the model without `position_ids`, and take the
+reference model from the policy's own path.
 
 Legend: T tokens of a probe, S tokens of padding before it, V vocabulary.
 """
@@ -71,10 +71,10 @@ def prepare_policy(
 
 
 def left_padding_difference(model: PreTrainedModel) -> tuple[float, float]:
-    """Return by how many nats left padding changes log-probabilities, and the tolerance.
+    """Return how much left padding changes log-probabilities, and the tolerance.
 
-    The same tokens are read alone and after masked padding, as TRL's trainers call the model. In
-    float32 the difference is the largest one, in 16 bits the mean.
+    Both in nats. The same tokens are read alone and after masked padding, as TRL's trainers call
+    the model. In float32 the difference is the largest one, in 16 bits the mean.
     """
     # a probe of random tokens
     vocabulary = len(torch.as_tensor(model.get_input_embeddings().weight))
