@@ -10,6 +10,7 @@ writes  documents.jsonl (a score for each document) and run.json in --output_dir
 import json
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from accelerate import Accelerator
 from trl import ModelConfig
@@ -59,41 +60,42 @@ def main(
     model_args: ModelConfig, evaluate_args: EvaluateArgs, run_args: RunArgs
 ) -> dict[str, float]:
     """Score every document and return the metrics."""
+    args = evaluate_args
     with Run.start(__file__, run_args.output_dir, model_args, evaluate_args, run_args) as run:
+        # model
         run.add_parent(model_args.model_name_or_path)
         tokenizer = load_tokenizer(model_args)
-        model = load_causal_lm(model_args, tokenizer).to(Accelerator().device).eval()  # pyright: ignore[reportArgumentType]
+        model: Any = load_causal_lm(model_args, tokenizer)
+        model.to(Accelerator().device).eval()
 
         longest = context_length(model.config)
-        max_length = evaluate_args.max_length or longest or 1024
-        stride = evaluate_args.stride or max(1, max_length // 2)
-
+        max_length = args.max_length or longest or 1024
+        stride = args.stride or max(1, max_length // 2)
         if longest is not None and max_length > longest:
             raise ConfigError(
                 f"--max_length {max_length} is longer than the model's context of {longest} tokens"
             )
-
         if not 1 <= stride < max_length:
             raise ConfigError(
                 f"--stride {stride} must be at least 1 and less than --max_length {max_length}"
             )
 
+        # data
         rows = iterate_rows(
-            evaluate_args.eval_datasets,
-            on_bad_row=evaluate_args.on_bad_row,
+            args.eval_datasets,
+            on_bad_row=args.on_bad_row,
             quarantine_file=run.output_dir / "quarantine.jsonl",
-            max_rows=evaluate_args.max_rows,
+            max_rows=args.max_rows,
         )
-
         try:
-            texts = [row[evaluate_args.text_column] for row in rows]
+            texts = [row[args.text_column] for row in rows]
         except KeyError:
             raise DataError(
-                f"evaluate_lm needs the column {evaluate_args.text_column!r}; set --text_column"
+                f"evaluate_lm needs the column {args.text_column!r}; set --text_column"
             ) from None
+        run.record_data("eval", describe_sources(args.eval_datasets))
 
-        run.record_data("eval", describe_sources(evaluate_args.eval_datasets))
-
+        # evaluate
         began = time.perf_counter()
         scores = score_documents(
             model,
@@ -101,27 +103,26 @@ def main(
             texts,
             max_length=max_length,
             stride=stride,
-            batch_size=evaluate_args.batch_size,
-            across_documents=evaluate_args.across_documents,
+            batch_size=args.batch_size,
+            across_documents=args.across_documents,
         )
-
         seconds = time.perf_counter() - began
-        with (run.output_dir / "documents.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(score)) + "\n" for score in scores)
-        run.add_artifact("documents", "documents.jsonl")
 
         tokens = sum(score.tokens for score in scores)
         metrics = compute_metrics(scores) | {"documents": len(scores), "tokens": tokens}
         metrics["tokens_per_s"] = round(tokens / seconds, 1)
-
         if len(scores) > 1:
             metrics |= bootstrap_interval(scores, seed=run_args.seed)
+
+        # finish
+        with (run.output_dir / "documents.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(score)) + "\n" for score in scores)
+        run.add_artifact("documents", "documents.jsonl")
 
         print(
             f"{metrics['eval_loss']:.4f} nats/token, perplexity {metrics['perplexity']:.2f}, "
             f"{metrics['bits_per_byte']:.4f} bits per byte over {len(scores)} documents"
         )
-
         return run.finish(metrics)
 
 

@@ -11,6 +11,7 @@ writes  completions.jsonl (or fillings.jsonl) and run.json in --output_dir
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from trl import ModelConfig
@@ -63,40 +64,31 @@ class GenerateArgs:
 def main(
     model_args: ModelConfig, generate_args: GenerateArgs, run_args: RunArgs
 ) -> dict[str, float]:
-    """Complete or fill every prompt, print the results and write them."""
+    """Complete or fill every prompt, print the results and save them."""
     args = generate_args
     with Run.start(__file__, run_args.output_dir, model_args, generate_args, run_args) as run:
-        prompts = list(args.prompts)
-        if args.prompts_file is not None:
-            for row in iterate_rows([Source(args.prompts_file)]):
-                if (prompt := row.get("prompt", row.get("text"))) is None:
-                    raise DataError(
-                        f"--prompts_file {args.prompts_file} has no column `prompt`, only "
-                        f"{', '.join(row)}"
-                    )
-                prompts.append(str(prompt))
-
+        # data
+        prompts = [*args.prompts, *read_prompts(args.prompts_file)]
         if not prompts:
             raise ConfigError('no prompts: use --prompts "Once upon a time" or --prompts_file FILE')
+
+        # model
         run.add_parent(model_args.model_name_or_path)
         tokenizer = load_tokenizer(model_args)
-        device = Accelerator().device
+        masked = is_masked_lm(model_args)
+        load: Any = load_masked_lm if masked else load_causal_lm
+        model = load(model_args, tokenizer).to(Accelerator().device).eval()
 
-        if is_masked_lm(model_args):
-            model = load_masked_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]
+        # fill masks
+        if masked:
             fillings = fill_masks(model, tokenizer, prompts, top_k=min(args.top_k or 5, 10))
-            write_rows(run, "fillings", [asdict(filling) for filling in fillings])
-            run.finish({"masks": len(fillings)})
+            save_rows(run, "fillings", [asdict(filling) for filling in fillings])
+            for one in fillings:
+                place = f"mask {one.mask + 1} at token {one.position}"
+                print(f"{one.text}  {place}: {describe_candidates(one)}")
+            return run.finish({"masks": len(fillings)})
 
-            for filling in fillings:
-                print(
-                    f"{filling.text}  mask {filling.mask + 1} at token {filling.position}: "
-                    f"{describe_candidates(filling)}"
-                )
-
-            return run.metrics
-
-        model = load_causal_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]
+        # or complete prompts
         completions = generate_from_texts(
             model,
             tokenizer,
@@ -107,26 +99,37 @@ def main(
             top_k=args.top_k,
             batch_size=args.batch_size,
         )
-
-        write_rows(run, "completions", [asdict(one) for one in completions])
-        finished = sum(one.finished for one in completions) / len(completions)
-        tokens = sum(one.tokens for one in completions) / len(completions)
-        run.finish(
-            {"completions": len(completions), "finished_share": finished, "mean_tokens": tokens}
-        )
-
+        save_rows(run, "completions", [asdict(one) for one in completions])
         for one in completions:
             print(f"{one.prompt}{one.completion}\n")
 
-    return run.metrics
+        return run.finish(
+            {
+                "completions": len(completions),
+                "finished_share": sum(one.finished for one in completions) / len(completions),
+                "mean_tokens": sum(one.tokens for one in completions) / len(completions),
+            }
+        )
 
 
-def write_rows(run: Run, name: str, rows: list[dict]) -> None:
+def read_prompts(path: str | None) -> list[str]:
+    """Return the prompts of a file: of the column `prompt`, else of `text`, which lines have."""
+    if path is None:
+        return []
+
+    prompts: list[str] = []
+    for row in iterate_rows([Source(path)]):
+        if (prompt := row.get("prompt", row.get("text"))) is None:
+            raise DataError(f"--prompts_file {path} has no column `prompt`, only {', '.join(row)}")
+        prompts.append(str(prompt))
+    return prompts
+
+
+def save_rows(run: Run, name: str, rows: list[dict]) -> None:
     """Save rows to `<name>.jsonl` in the run's directory, and list it in run.json."""
     path = Path(run.output_dir) / f"{name}.jsonl"
-    path.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
     run.add_artifact(name, path.name)
 
 

@@ -10,7 +10,6 @@ writes  the model, its tokenizer, checkpoints, samples.jsonl and run.json in --o
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from trl import ModelConfig
 
@@ -19,7 +18,7 @@ from hfstack.data.packing.blocks import PackedBlocks, pack_splits
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import ConfigError
 from hfstack.models.context import check_block_size
-from hfstack.models.counting import count_parameters, flops_per_token, peak_flops_per_s
+from hfstack.models.counting import count_parameters, flops_per_token
 from hfstack.models.fused_loss import use_fused_loss
 from hfstack.models.loading import check_isolation, load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
@@ -31,7 +30,7 @@ from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
-from hfstack.training.settings import blocks_per_step, check_settings
+from hfstack.training.settings import blocks_per_step, check_settings, total_peak_flops_per_s
 
 
 @dataclass
@@ -54,7 +53,7 @@ class PretrainArgs:
     """Stop after this many evaluations without a better eval_loss; needs --load_best_model_at_end.
     """
     sample_prompts: list[str] = field(default_factory=lambda: ["Once upon a time", "The"])
-    """Prompts whose completions are written to samples.jsonl at each evaluation."""
+    """Prompts whose completions are saved in samples.jsonl at each evaluation."""
     sample_tokens: int = 100
     """Length of a sample, in tokens."""
 
@@ -70,67 +69,66 @@ def main(
     training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, evaluate and save; return the metrics."""
-    with Run.start(
-        __file__, training_args.output_dir, model_args, data_args, pretrain_args, training_args
-    ) as run:
+    args = pretrain_args
+    settings = (model_args, data_args, pretrain_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()
-        check_settings(training_args, early_stopping_patience=pretrain_args.early_stopping_patience)
-
+        check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
             raise ConfigError(
                 "--use_peft, --load_in_4bit and --load_in_8bit tune a finished model: use the sft "
                 "recipe"
             )
 
-        tokenizer = load_tokenizer(model_args, pretrain_args.tokenizer_name_or_path)
+        # model
+        tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)
         model = load_causal_lm(model_args, tokenizer)
-        block_size = check_block_size(pretrain_args.block_size, model.config)
-
-        if pretrain_args.isolate_documents:
+        block_size = check_block_size(args.block_size, model.config)
+        if args.isolate_documents:
             check_isolation(model)
-        splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
 
+        # data, packed into blocks
+        splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
             model_args.model_name_or_path,
-            pretrain_args.tokenizer_name_or_path,
+            args.tokenizer_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
-
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
-        packing = {"block_size": block_size, "isolate_documents": pretrain_args.isolate_documents}
-        blocks = pack_splits(splits, tokenizer, text_column=data_args.text_column, **packing)
+        blocks = pack_splits(
+            splits,
+            tokenizer,
+            text_column=data_args.text_column,
+            block_size=block_size,
+            isolate_documents=args.isolate_documents,
+        )
 
-        if training_args.save_strategy != "no":
-            refuse_full_disk(run.output_dir, parameters=count_parameters(model.config).total)
-        if pretrain_args.fused_loss:
-            use_fused_loss(model)
-
+        # what is logged beside the loss
         throughput = Throughput(
             tokens_per_step=block_size * blocks_per_step(training_args, len(blocks["train"])),
             flops_per_token=flops_per_token(model.config, block_size).train,
-            peak_flops_per_s=training_args.world_size
-            * peak_flops_per_s(
-                training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32
-            ),
+            peak_flops_per_s=total_peak_flops_per_s(training_args),
         )
-
-        prompts, sample_tokens = pretrain_args.sample_prompts, pretrain_args.sample_tokens
         sample = partial(
-            sample_pairs, tokenizer=tokenizer, prompts=prompts, max_new_tokens=sample_tokens
+            sample_pairs,
+            tokenizer=tokenizer,
+            prompts=args.sample_prompts,
+            max_new_tokens=args.sample_tokens,
         )
-        samples = SampleTable(run.output_dir / "samples.jsonl", sample)
-        callbacks = [throughput, samples]
+        callbacks = [throughput, SampleTable(run.output_dir / "samples.jsonl", sample)]
 
         if "eval" in blocks:
-            callbacks.append(
-                DerivedMetrics(
-                    partial(derived_metrics, tokens_per_byte=blocks["eval"].tokens_per_byte)
-                )
-            )
+            per_byte = blocks["eval"].tokens_per_byte
+            callbacks.append(DerivedMetrics(partial(derived_metrics, tokens_per_byte=per_byte)))
+        if args.early_stopping_patience is not None:
+            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
 
-        if pretrain_args.early_stopping_patience is not None:
-            callbacks.append(EarlyStoppingCallback(pretrain_args.early_stopping_patience))
+        # trainer
+        if training_args.save_strategy != "no":
+            refuse_full_disk(run.output_dir, parameters=count_parameters(model.config).total)
+        if args.fused_loss:
+            use_fused_loss(model)
 
         with refusals_of_upstream():
             trainer = Trainer(
@@ -148,12 +146,14 @@ def main(
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
         run.add_artifact("samples", "samples.jsonl")
+
+        # evaluate
         metrics = training_counts(
             model.config, training_args, blocks["train"], steps=trained.global_step
         )
-
         metrics |= {"train_loss": trained.training_loss} | throughput.metrics()
-        metrics |= trainer.evaluate() if "eval" in blocks else {}
+        if "eval" in blocks:
+            metrics |= trainer.evaluate()
         return run.finish(metrics, trainer)
 
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
 from hfstack.errors import ConfigError
-from hfstack.models.counting import peak_flops_per_s
 from hfstack.models.loading import load_masked_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk
@@ -40,7 +38,12 @@ from hfstack.tasks.masked_lm.model import (
 from hfstack.training.callbacks import SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
-from hfstack.training.settings import blocks_per_step, check_best_metric, check_settings
+from hfstack.training.settings import (
+    blocks_per_step,
+    check_best_metric,
+    check_settings,
+    total_peak_flops_per_s,
+)
 
 
 @dataclass
@@ -54,11 +57,11 @@ class MaskingArgs:
     such blocks.
     """
     mask_probability: float = 0.15
-    """Share of the text's tokens to predict, in (0, 1): 80 % become the mask, 10 % another token,
+    """Share of the text's tokens to predict, in (0, 1): 80 % become the mask, 10 % a random token,
     10 % stay.
     """
     mask_unit: MaskUnit = "token"
-    """Hidden together: token, word (by the vocabulary), or given (words that white space separates
+    """Masked together: token, word (by the vocabulary), or given (words that white space separates
     in the text).
     """
     isolate_documents: bool = False
@@ -66,14 +69,14 @@ class MaskingArgs:
     block.
     """
     pseudo_perplexity_texts: int = 32
-    """Held-out texts whose tokens are hidden one by one at the end, up to block_size tokens each; 0
+    """Held-out texts whose tokens are masked one by one at the end, up to block_size tokens each; 0
     for none.
     """
     early_stopping_patience: int | None = None
     """Stop after this many evaluations without a better eval_loss; needs --load_best_model_at_end.
     """
     fill_prompts: list[str] = field(default_factory=list)
-    """Texts with a [MASK] whose candidates are written to samples.jsonl at each evaluation."""
+    """Texts with a [MASK] whose candidates are saved in samples.jsonl at each evaluation."""
 
 
 def main(
@@ -83,25 +86,26 @@ def main(
     training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, evaluate and save; return the metrics."""
-    with Run.start(
-        __file__, training_args.output_dir, model_args, data_args, masking_args, training_args
-    ) as run:
-        checkpoint, args = run.resume_point(), masking_args
+    args = masking_args
+    settings = (model_args, data_args, masking_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
+        checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         check_best_metric(training_args, ["masked_accuracy"])
-
         if model_args.use_peft or model_args.load_in_4bit or model_args.load_in_8bit:
             raise ConfigError(
                 "--use_peft, --load_in_4bit and --load_in_8bit are for finished models, not "
                 "pretraining"
             )
 
+        # model
         tokenizer = add_mask_tokens(load_tokenizer(model_args, args.tokenizer_name_or_path))
         model = load_masked_lm(model_args, tokenizer)
         check_masked_model(
             model, block_size=args.block_size, isolate_documents=args.isolate_documents
         )
 
+        # data, packed into blocks whose tokens are masked when they are read
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
             model_args.model_name_or_path,
@@ -109,7 +113,6 @@ def main(
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
-
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_mlm")
         blocks = pack_masked_splits(
             splits,
@@ -122,29 +125,24 @@ def main(
             seed=training_args.seed,
         )
 
-        if training_args.save_strategy != "no":
-            refuse_full_disk(run.output_dir, parameters=model.num_parameters())
-        # of the positions that need the head
+        # what is logged beside the loss; the head runs at the masked tokens alone where it can
         share = args.mask_probability if score_only_masked(model) else 1.0
-
         throughput = Throughput(
             tokens_per_step=args.block_size * blocks_per_step(training_args, len(blocks["train"])),
             flops_per_token=training_flops_per_token(model, args.block_size, scored_share=share),
-            peak_flops_per_s=training_args.world_size
-            * peak_flops_per_s(
-                training_args.device, torch.bfloat16 if training_args.bf16 else torch.float32
-            ),
+            peak_flops_per_s=total_peak_flops_per_s(training_args),
         )
-
         callbacks = [throughput, SetMaskingEpoch(blocks["train"])]
         if args.fill_prompts:
             sample = partial(fill_pairs, tokenizer=tokenizer, prompts=args.fill_prompts)
             callbacks.append(SampleTable(run.output_dir / "samples.jsonl", sample))
             run.add_artifact("samples", "samples.jsonl")
-
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
 
+        # trainer
+        if training_args.save_strategy != "no":
+            refuse_full_disk(run.output_dir, parameters=model.num_parameters())
         with refusals_of_upstream():
             trainer = Trainer(
                 model=model,
@@ -161,19 +159,14 @@ def main(
         problems |= accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
-        metrics = {
-            "train_loss": trained.training_loss,
-            "parameters": model.num_parameters(),
-        } | throughput.metrics()
-
+        # evaluate
+        metrics = {"train_loss": trained.training_loss, "parameters": model.num_parameters()}
+        metrics |= throughput.metrics()
         if "eval" in blocks:
             metrics |= trainer.evaluate() | baseline_metrics(blocks["train"], blocks["eval"])
-            texts = [
-                row[data_args.text_column]
-                for row in islice(splits["eval"], args.pseudo_perplexity_texts)
-            ]
+            rows = islice(splits["eval"], args.pseudo_perplexity_texts)
+            texts = [row[data_args.text_column] for row in rows]
             metrics |= pseudo_metrics(model.eval(), tokenizer, texts, max_length=args.block_size)
-
         return run.finish(metrics, trainer)
 
 

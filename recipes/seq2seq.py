@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from peft import get_peft_model
-from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
@@ -45,15 +45,15 @@ from hfstack.training.settings import check_settings
 
 @dataclass
 class Seq2SeqArgs:
-    """Which columns hold what, and how much of a text is read and written."""
+    """Which columns hold what, and how much of a text is read and generated."""
 
     tokenizer_name_or_path: str | None = None
     """Tokenizer: a folder or a Hub id; the model's own by default."""
     source_column: str = "source"
     """Column of the text to read; a part of a mapping as translation.en."""
     target_column: str = "target"
-    """Column of the text to write, or of a list of them: each is learned, and a score takes all as
-    references.
+    """Column of the text to generate, or of a list of them: each is learned, and a score takes all
+    as references.
     """
     source_prefix: str = ""
     """Put in front of each source, such as "translate English to German: " or "summarize: " for
@@ -64,7 +64,7 @@ class Seq2SeqArgs:
     max_target_length: int | None = None
     """Tokens of the longest target; by default what the model reads, at most 128."""
     overlong: Overlong = "cut"
-    """Texts that are longer: cut their end, drop the row, or fail. They are counted and said."""
+    """Texts that are longer: cut their end, drop the row, or fail. They are counted and logged."""
     early_stopping_patience: int | None = None
     """Stop after this many evaluations without a better --metric_for_best_model; needs
     --load_best_model_at_end.
@@ -77,45 +77,37 @@ def main(
     seq2seq_args: Seq2SeqArgs,
     training_args: Seq2SeqTrainingArguments,
 ) -> dict[str, float]:
-    """Train, write a text for each held-out row, score and save; return the metrics."""
-    with Run.start(
-        __file__, training_args.output_dir, model_args, data_args, seq2seq_args, training_args
-    ) as run:
-        checkpoint, args, patience = (
-            run.resume_point(),
-            seq2seq_args,
-            seq2seq_args.early_stopping_patience,
-        )
-
+    """Train, generate a text for each held-out row, score and save; return the metrics."""
+    args, patience = seq2seq_args, seq2seq_args.early_stopping_patience
+    settings = (model_args, data_args, seq2seq_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
+        checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=patience)
         check_adapter_settings(model_args)
-
         if data_args.eval_datasets or data_args.eval_fraction:
             check_metrics()
-
         if data_args.streaming:
             raise ConfigError(
                 "--streaming: rows are ordered by length before the first step; leave it out"
             )
 
+        # data: equal sources stay on one side of the split
         columns = (args.source_column, args.target_column)
-        # equal sources stay on one side
         by_source = replace(data_args, text_column=columns[0].partition(".")[0])
         splits = load_splits(by_source, quarantine_file=run.output_dir / "quarantine.jsonl")
-
         run.record_inputs(
             model_args.model_name_or_path,
             args.tokenizer_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
-
         skip_empty = data_args.on_bad_row != "fail"
         pairs = {
             name: read_pairs(rows, columns, name=name, skip_empty=skip_empty)
             for name, rows in splits.items()
         }
 
+        # model, and how it generates; its longest text counts the decoder's first token
         tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)
         model: Any = load_seq2seq(model_args, tokenizer)
         lengths = text_lengths(
@@ -125,32 +117,31 @@ def main(
             model,
             max_length=training_args.generation_max_length,
             num_beams=training_args.generation_num_beams,
-            # the decoder's first token counts
             usual_length=lengths[1] + 1,
             source=training_args.generation_config,
         )
 
-        texts: dict[str, Any] = {
-            "lengths": lengths,
-            "prefix": args.source_prefix,
-            "overlong": args.overlong,
-        }
-
+        # rows as the model reads them
         encode = partial(
             encode_sources_and_targets,
             tokenizer=tokenizer,
+            lengths=lengths,
             ends=required_end_ids(model, tokenizer),
-            **texts,
+            prefix=args.source_prefix,
+            overlong=args.overlong,
         )
         train = encode(pairs["train"], name="train")
         held: Any = encode(pairs["eval"], name="eval", held_out=True) if "eval" in pairs else None
 
-        shift, pad = model.prepare_decoder_input_ids_from_labels, padding_id(tokenizer)
-        settings = seq2seq_trainer_settings(training_args, decoding, scores=TEXT_SCORES)
-        callbacks = protect(run, push_checkpoints(training_args))
+        # trainer
+        def score_generated(done: EvalPrediction) -> dict[str, float]:
+            return overlap_metrics(decode_texts(done.predictions, tokenizer), held.pairs)
 
+        callbacks = protect(run, push_checkpoints(training_args))
         if patience is not None:
             callbacks.insert(0, EarlyStoppingCallback(patience))
+        pad, shift = padding_id(tokenizer), model.prepare_decoder_input_ids_from_labels
+        scores_texts = held and training_args.predict_with_generate
 
         with refusals_of_upstream():
             if (lora := lora_beside_head(model_args, [], "SEQ_2_SEQ_LM")) is not None:
@@ -158,39 +149,30 @@ def main(
 
             trainer = InOrderSeq2SeqTrainer(
                 model=model,
-                args=settings,
+                args=seq2seq_trainer_settings(training_args, decoding, scores=TEXT_SCORES),
                 train_dataset=train.rows,
                 eval_dataset=held.rows if held else None,
                 processing_class=tokenizer,
                 callbacks=callbacks,
                 compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 data_collator=partial(collate_pairs, pad_token_id=pad, shift=shift),
-                compute_metrics=(
-                    lambda done: overlap_metrics(
-                        decode_texts(done.predictions, tokenizer), held.pairs
-                    )
-                )
-                if held and training_args.predict_with_generate
-                else None,
+                compute_metrics=score_generated if scores_texts else None,
             )
 
         problems = label_problems(trainer.train_dataset, model.config.vocab_size)
         problems |= accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
+        # evaluate
         metrics = {"train_loss": trained.training_loss, "train_rows": len(train.rows)}
-
         if held:
             found, ids = trainer.generate_held_out()
             metrics |= found | record_text_scores(run, decode_texts(ids, tokenizer), held)
 
-        described = {
-            "source_column": columns[0],
-            "source_prefix": args.source_prefix,
-            "decoding": decoding,
-        }
-
-        save_task(run.output_dir, described | {"max_source_length": lengths[0]})
+        # finish, with what `predict` needs to use the model again
+        described = {"source_column": columns[0], "source_prefix": args.source_prefix}
+        described |= {"decoding": decoding, "max_source_length": lengths[0]}
+        save_task(run.output_dir, described)
         return run.finish(metrics, trainer)
 
 
