@@ -12,7 +12,7 @@ writes  the model, its tokenizer, task.json, predictions.jsonl of the held-out r
 from dataclasses import dataclass, replace
 from functools import partial
 
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
@@ -40,6 +40,7 @@ from hfstack.tasks.question_answering.metrics import (
 )
 from hfstack.tasks.shared.task_models import check_length, load_with_head, save_task
 from hfstack.tasks.shared.token_tasks import InOrderTrainer
+from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked
 from hfstack.training.settings import check_best_metric, check_settings
@@ -77,18 +78,17 @@ def main(
     model_args: ModelConfig,
     data_args: DataArgs,
     args: AnswerArgs,
-    cut: WindowArgs,
+    window_args: WindowArgs,
     training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, measure on held-out texts and save; return the metrics."""
-    with Run.start(
-        __file__, training_args.output_dir, model_args, data_args, args, cut, training_args
-    ) as run:
+    settings = (model_args, data_args, args, window_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         check_best_metric(training_args, ["exact_match", "answer_f1"])
 
-        # with all its questions on one side
+        # data: a text stays on one side of the split, with all its questions
         by_context = replace(data_args, text_column=args.context_column)
         splits = load_splits(by_context, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
@@ -96,70 +96,72 @@ def main(
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
-
-        columns = (args.question_column, args.context_column, args.answers_column)
-        files = [*data_args.datasets, *data_args.eval_datasets]
-        read = partial(read_questions, columns=columns, bad_answers=args.bad_answers, sources=files)
+        read = partial(
+            read_questions,
+            columns=(args.question_column, args.context_column, args.answers_column),
+            bad_answers=args.bad_answers,
+            sources=[*data_args.datasets, *data_args.eval_datasets],
+        )
         questions = {name: read(rows, name=name) for name, rows in splits.items()}
-        no_answer = any(not question.answers for question in questions["train"])
 
+        # model
         tokenizer = load_tokenizer(model_args)
         model = load_with_head(
             model_args, tokenizer, "QuestionAnswering", attention_dropout=args.attention_dropout
         )
-        length = check_length(cut.max_length, model.config, tokenizer, usual=384)
+        length = check_length(window_args.max_length, model.config, tokenizer, usual=384)
         encode = partial(
-            encode_questions, tokenizer=tokenizer, max_length=length, stride=cut.stride
+            encode_questions, tokenizer=tokenizer, max_length=length, stride=window_args.stride
         )
         windows = {name: encode(rows, name=name) for name, rows in questions.items()}
 
-        metric = answer_metric(args.rules, held := questions.get("eval", []))
-        choose = {
-            "max_answer_tokens": cut.max_answer_tokens,
-            "n_best": cut.n_best,
-            "no_answer": no_answer,
+        # how an answer is chosen from the logits of its windows, and scored
+        held_out = questions.get("eval", [])
+        metric = answer_metric(args.rules, held_out)
+        choice = {
+            "max_answer_tokens": window_args.max_answer_tokens,
+            "n_best": window_args.n_best,
+            "no_answer": any(not question.answers for question in questions["train"]),
+            "threshold": args.no_answer_threshold,
         }
+        answered = partial(
+            find_answers, windows=windows.get("eval", []), questions=held_out, **choice
+        )
 
-        choose["threshold"] = args.no_answer_threshold
-        answered = partial(find_answers, windows=windows.get("eval", []), questions=held, **choose)
-        callbacks = protect(run, push_checkpoints(training_args))
-
-        if args.early_stopping_patience is not None:
-            callbacks.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
-
+        # trainer
         with refusals_of_upstream():
             trainer = InOrderTrainer(
                 model=model,
                 args=training_args,
                 train_dataset=as_dataset(windows["train"]),
-                eval_dataset=as_dataset(windows["eval"]) if held else None,
+                eval_dataset=as_dataset(windows["eval"]) if held_out else None,
                 processing_class=tokenizer,
                 data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)),
-                callbacks=callbacks,
+                callbacks=[
+                    *early_stopping(args.early_stopping_patience),
+                    *protect(run, push_checkpoints(training_args)),
+                ],
                 compute_metrics=lambda done: answer_metrics(
-                    metric, held, best_texts(answered(done.predictions))
+                    metric, held_out, best_texts(answered(done.predictions))
                 ),
             )
-
         problems = accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
-        metrics = {"train_loss": trained.training_loss, "train_questions": len(questions["train"])}
 
-        if held:
+        # evaluate
+        metrics = {"train_loss": trained.training_loss, "train_questions": len(questions["train"])}
+        if held_out:
             output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")  # pyright: ignore
             found = answered(output.predictions)
-            metrics |= (output.metrics or {}) | beside_baselines(metric, held, best_texts(found))
-            write_answers(run.output_dir / "predictions.jsonl", held, found)
+            metrics |= output.metrics or {}
+            metrics |= beside_baselines(metric, held_out, best_texts(found))
+            write_answers(run.output_dir / "predictions.jsonl", held_out, found)
             run.add_artifact("predictions", "predictions.jsonl")
 
-        described = {
-            "question_column": columns[0],
-            "context_column": columns[1],
-            "max_length": length,
-            **choose,
-        }
-
-        save_task(run.output_dir, described | {"stride": cut.stride})
+        # finish
+        columns = {"question_column": args.question_column, "context_column": args.context_column}
+        window = {"max_length": length, "stride": window_args.stride}
+        save_task(run.output_dir, columns | window | choice)
         return run.finish(metrics, trainer)
 
 

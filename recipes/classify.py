@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy
 from peft import get_peft_model
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
@@ -30,13 +29,14 @@ from hfstack.tasks.classification.labels import class_weights
 from hfstack.tasks.classification.loss import (
     check_encoder_settings,
     classification_loss,
-    trainer_settings,
+    classifier_settings,
 )
 from hfstack.tasks.classification.metrics import trainer_metrics
 from hfstack.tasks.classification.model import ClassifierInfo, freeze_encoder, load_classifier
 from hfstack.tasks.classification.predict import classify_logits
-from hfstack.tasks.classification.report import calibrate, record_results
+from hfstack.tasks.classification.report import record_split
 from hfstack.tokens.text_rows import choose_max_length, pad_rows
+from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked
 from hfstack.training.settings import check_settings
@@ -74,72 +74,68 @@ def main(
     training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, measure on held-out rows and save; return the metrics."""
+    args = classify_args
     settings = (model_args, data_args, label_args, classify_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()
-        check_settings(training_args, early_stopping_patience=classify_args.early_stopping_patience)
-        architecture = find_architecture(model_args.model_name_or_path or "") is not None
-        frozen = classify_args.freeze_encoder
+        check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
         check_encoder_settings(
-            use_peft=model_args.use_peft, freeze_encoder=frozen, architecture=architecture
+            use_peft=model_args.use_peft,
+            freeze_encoder=args.freeze_encoder,
+            architecture=find_architecture(model_args.model_name_or_path or "") is not None,
         )
 
-        labelled = load_labelled(
-            data_args, label_args, quarantine_file=run.output_dir / "quarantine.jsonl"
-        )
-
+        # data
+        quarantine = run.output_dir / "quarantine.jsonl"
+        labelled = load_labelled(data_args, label_args, quarantine_file=quarantine)
+        labels = labelled.labels
         run.record_inputs(
             model_args.model_name_or_path,
-            classify_args.tokenizer_name_or_path,
+            args.tokenizer_name_or_path,
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
 
-        labels, new_modules = labelled.labels, list[str]()
-        tokenizer = load_tokenizer(model_args, classify_args.tokenizer_name_or_path)
+        # model
+        new_modules: list[str] = []
+        tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)
         model: Any = load_classifier(
             model_args,
             tokenizer,
             problem_type=labels.problem_type,
             id2label=labels.id2label,
-            attention_dropout=classify_args.attention_dropout,
+            attention_dropout=args.attention_dropout,
             new_modules=new_modules,
         )
+        if args.freeze_encoder:
+            freeze_encoder(model, new_modules)
+        adapter = lora_beside_head(model_args, new_modules)
+        if adapter is not None:
+            model = get_peft_model(model, adapter)
 
+        # rows as the model reads them
         max_length = choose_max_length(
             label_args.max_length, context_length(model.config), tokenizer.model_max_length
         )
-        options: dict[str, Any] = {"max_length": max_length, "overlong": label_args.overlong}
-        options["skip_empty"] = data_args.on_bad_row != "fail"
-
-        encoded = {
-            name: encode_split(labelled, name, tokenizer, **options) for name in labelled.splits
-        }
+        encode = partial(
+            encode_split,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            overlong=label_args.overlong,
+            skip_empty=data_args.on_bad_row != "fail",
+        )
+        encoded = {name: encode(labelled, name) for name in labelled.splits}
         info = ClassifierInfo(
             labels.problem_type, list(labels.names), *labelled.columns, max_length=max_length
         )
+        weights = class_weights(encoded["train"].targets, labels) if args.class_weights else None
+        pad = padding_id(tokenizer)
 
-        if frozen:
-            freeze_encoder(model, new_modules)
-
-        model = (
-            get_peft_model(model, adapter)
-            if (adapter := lora_beside_head(model_args, new_modules))
-            else model
-        )
-
-        weights = (
-            class_weights(encoded["train"].targets, labels) if classify_args.class_weights else None
-        )
-        patience, pad = classify_args.early_stopping_patience, padding_id(tokenizer)
-        early_stopping: list[TrainerCallback] = (
-            [] if patience is None else [EarlyStoppingCallback(patience)]
-        )
-
+        # trainer
         with refusals_of_upstream():
             trainer = Trainer(
                 model=model,
-                args=trainer_settings(
+                args=classifier_settings(
                     training_args, labels.problem_type, labels.count, labelled.task
                 ),
                 train_dataset=encoded["train"].rows,
@@ -148,32 +144,27 @@ def main(
                 data_collator=partial(pad_rows, pad_token_id=pad),
                 compute_loss_func=classification_loss(labels.problem_type, weights),
                 compute_metrics=trainer_metrics(labels.problem_type),
-                callbacks=[*early_stopping, *protect(run, push_checkpoints(training_args))],
+                callbacks=[
+                    *early_stopping(args.early_stopping_patience),
+                    *protect(run, push_checkpoints(training_args)),
+                ],
             )
-
         problems = accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
-        metrics: dict[str, float] = {
-            "train_loss": trained.training_loss,
-            "train_rows": len(encoded["train"].rows),
-        }
 
-        for name in [name for name in encoded if name != "train"]:
-            rows, targets = encoded[name].rows.to_list(), numpy.asarray(encoded[name].targets)
-            logits, heat = classify_logits(model, rows, pad_token_id=pad), 1.0
+        # evaluate
+        train_rows = len(encoded["train"].rows)
+        metrics = {"train_loss": trained.training_loss, "train_rows": train_rows}
+        for name, split in encoded.items():
+            if name == "train":
+                continue
+            seed = training_args.seed if args.calibrate and name == "eval" else None
+            logits = classify_logits(model, split.rows.to_list(), pad_token_id=pad)
+            metrics |= record_split(
+                run, logits, split, info, name=name, seed=seed, benchmark=labelled.benchmark
+            )
 
-            if classify_args.calibrate and name == "eval":
-                heat = calibrate(logits, targets, info, seed=training_args.seed)
-
-            shown: Any = {
-                "texts": encoded[name].texts,
-                "info": info,
-                "temperature": heat,
-                "split": name,
-            }
-
-            metrics |= record_results(run, logits, targets, **shown, benchmark=labelled.benchmark)
-
+        # finish
         info.save(run.output_dir)
         run.add_artifact("classifier", "classifier.json")
         return run.finish(metrics, trainer)

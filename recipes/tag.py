@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
@@ -41,6 +41,7 @@ from hfstack.tasks.token_classification.metrics import (
     word_tags,
     write_tagged,
 )
+from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
 from hfstack.training.settings import check_best_metric, check_settings
@@ -81,13 +82,13 @@ def main(
     training_args: TrainingArguments,
 ) -> dict[str, float]:
     """Train, measure on held-out rows and save; return the metrics."""
-    with Run.start(
-        __file__, training_args.output_dir, model_args, data_args, tag_args, training_args
-    ) as run:
-        checkpoint, args = run.resume_point(), tag_args
+    args = tag_args
+    settings = (model_args, data_args, tag_args, training_args)
+    with Run.start(__file__, training_args.output_dir, *settings) as run:
+        checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=args.early_stopping_patience)
 
-        # equal sentences stay on one side
+        # data: equal sentences stay on one side of the split
         by_words = replace(data_args, text_column=args.tokens_column)
         splits = load_splits(by_words, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
@@ -95,22 +96,19 @@ def main(
             train=describe_sources(data_args.datasets),
             eval=describe_sources(data_args.eval_datasets),
         )
-
-        columns = {
-            "tokens_column": args.tokens_column,
-            "tags_column": args.tags_column,
-            "tag_names": args.tag_names,
-        }
-
-        sentences = {
-            name: read_sentences(rows, name=name, **columns) for name, rows in splits.items()
-        }
+        read = partial(
+            read_sentences,
+            tokens_column=args.tokens_column,
+            tags_column=args.tags_column,
+            tag_names=args.tag_names,
+        )
+        sentences = {name: read(rows, name=name) for name, rows in splits.items()}
         names = tag_set(sentences["train"], args.tag_names)
-
         for name in sentences:
             sentences[name] = check_tags(sentences[name], names, bad_tags=args.bad_tags, name=name)
         check_best_metric(training_args, metric_names(names))
 
+        # model
         tokenizer = load_tokenizer(model_args)
         model = load_with_head(
             model_args,
@@ -120,26 +118,23 @@ def main(
             attention_dropout=args.attention_dropout,
         )
 
+        # windows of tokens, and the tags that their predictions give the words
         length = check_length(args.max_length, model.config, tokenizer)
         encode = partial(
-            encode_sentences, tokenizer=tokenizer, max_length=length, label_pieces=args.label_pieces
+            encode_sentences,
+            tokenizer=tokenizer,
+            max_length=length,
+            label_pieces=args.label_pieces,
+            tag_ids={tag: index for index, tag in enumerate(names)},
         )
-        ids = {tag: index for index, tag in enumerate(names)}
-        windows = {name: encode(rows, tag_ids=ids, name=name) for name, rows in sentences.items()}
-
-        held, gold = (
-            sentences.get("eval", []),
-            [sentence.tags for sentence in sentences.get("eval", [])],
-        )
-
+        windows = {name: encode(rows, name=name) for name, rows in sentences.items()}
+        held_out = sentences.get("eval", [])
+        gold = [sentence.tags for sentence in held_out]
         tagged: Any = partial(
-            word_tags, windows=windows.get("eval", []), sentences=held, names=names
+            word_tags, windows=windows.get("eval", []), sentences=held_out, names=names
         )
 
-        callbacks = protect(run, push_checkpoints(training_args))
-        if args.early_stopping_patience is not None:
-            callbacks.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
-
+        # trainer
         with refusals_of_upstream():
             trainer = InOrderTrainer(
                 model=model,
@@ -148,35 +143,32 @@ def main(
                 eval_dataset=as_dataset(windows["eval"]) if gold else None,
                 processing_class=tokenizer,
                 data_collator=partial(collate_windows, pad_token_id=padding_id(tokenizer)),
-                callbacks=callbacks,
-                compute_metrics=lambda prediction: tag_metrics(
-                    gold, tagged(prediction.predictions)
-                ),
+                callbacks=[
+                    *early_stopping(args.early_stopping_patience),
+                    *protect(run, push_checkpoints(training_args)),
+                ],
+                compute_metrics=lambda done: tag_metrics(gold, tagged(done.predictions)),
                 compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
             )
-
         problems = label_problems(trainer.train_dataset, len(names))
         problems |= accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
+        # evaluate
         metrics = {"train_loss": trained.training_loss, "train_sentences": len(sentences["train"])}
-
         if gold:
             output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")  # pyright: ignore
             found = tagged(output.predictions)
-            metrics |= (output.metrics or {}) | beside_baseline(
-                sentences["train"], sentences["eval"], found
-            )
+            metrics |= output.metrics or {}
+            metrics |= beside_baseline(sentences["train"], held_out, found)
             run.add_table("scores by type", *type_table(gold, found))
-            write_tagged(run.output_dir / "predictions.jsonl", sentences["eval"], found)
+            write_tagged(run.output_dir / "predictions.jsonl", held_out, found)
             run.add_artifact("predictions", "predictions.jsonl")
 
-        save_task(
-            run.output_dir,
-            {"tokens_column": args.tokens_column, "max_length": length, "tags": names},
-        )
-
+        # finish
+        task = {"tokens_column": args.tokens_column, "max_length": length, "tags": names}
+        save_task(run.output_dir, task)
         return run.finish(metrics, trainer)
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hfstack.errors import DivergedError, Preempted
@@ -101,6 +107,14 @@ class DerivedMetrics(TrainerCallback):
         logs = kwargs["logs"]
         if "eval_loss" in logs:
             _add(state, logs, self.derive(logs["eval_loss"]))
+
+
+def early_stopping(patience: int | None) -> list[TrainerCallback]:
+    """Return the callback that stops after `patience` evaluations without a better metric.
+
+    An empty list for None, so that a recipe can put it among its callbacks in any case.
+    """
+    return [] if patience is None else [EarlyStoppingCallback(patience)]
 
 
 class StopOnDivergence(TrainerCallback):

@@ -56,7 +56,7 @@ def classification_loss(
     return loss
 
 
-def trainer_settings(
+def classifier_settings(
     training_args: TrainingArguments, problem_type: str, classes: int, task: GlueTask | None = None
 ) -> TrainingArguments:
     """Return the settings for a Trainer with encoded rows, its best metric checked.

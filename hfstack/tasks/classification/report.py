@@ -16,6 +16,7 @@ from hfstack.tasks.classification.calibration import (
     probabilities,
     reliability_bins,
 )
+from hfstack.tasks.classification.data import Encoded
 from hfstack.tasks.classification.metrics import (
     NUMBER,
     SINGLE,
@@ -55,6 +56,37 @@ def calibrate(logits: Array, targets: Array, info: ClassifierInfo, *, seed: int)
 
     info.temperature = fit_temperature(logits, targets, info.problem_type)
     return cross_fitted_temperatures(logits, targets, info.problem_type, seed=seed)
+
+
+def record_split(
+    run: Run,
+    logits: Array,
+    encoded: Encoded,
+    info: ClassifierInfo,
+    *,
+    name: str,
+    seed: int | None,
+    benchmark: Sequence[str] = (),
+) -> dict[str, float]:
+    """Record one held-out split, calibrated by its own rows when a seed is given.
+
+    Args:
+        logits: (N, C), one row for each row of `encoded`.
+        seed: of the halves that the temperatures are fitted on; None leaves logits as they are.
+        benchmark: the metrics whose mean is a benchmark's score.
+    """
+    targets = numpy.asarray(encoded.targets)
+    temperature = 1.0 if seed is None else calibrate(logits, targets, info, seed=seed)
+    return record_results(
+        run,
+        logits,
+        targets,
+        texts=encoded.texts,
+        info=info,
+        temperature=temperature,
+        split=name,
+        benchmark=benchmark,
+    )
 
 
 def record_results(

@@ -12,7 +12,7 @@ from hfstack.tasks.classification.loss import (
     check_encoder_settings,
     classification_loss,
     greater_is_better,
-    trainer_settings,
+    classifier_settings,
 )
 from hfstack.tasks.classification.metrics import NUMBER, SEVERAL, SINGLE, scores
 from hfstack.tokens.text_rows import pad_rows
@@ -78,27 +78,27 @@ def test_the_metrics_that_can_be_chosen_are_measured():
 def test_the_best_model_is_chosen_by_a_metric_that_fits(tmp_path):
     base = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
     best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
-    cola = trainer_settings(TrainingArguments(**base, **best), SINGLE, 2, glue_task("cola"))
+    cola = classifier_settings(TrainingArguments(**base, **best), SINGLE, 2, glue_task("cola"))
     assert (cola.metric_for_best_model, cola.greater_is_better) == ("eval_matthews", True)
     error = TrainingArguments(**base, **best, metric_for_best_model="mean_squared_error")
-    assert trainer_settings(error, NUMBER, 1).greater_is_better is False
+    assert classifier_settings(error, NUMBER, 1).greater_is_better is False
     plain = TrainingArguments(**base)
     assert (
-        trainer_settings(plain, SINGLE, 2).remove_unused_columns is False
+        classifier_settings(plain, SINGLE, 2).remove_unused_columns is False
         and plain.remove_unused_columns
     )
     with pytest.raises(
         ConfigError, match=r"f1 does not fit a single label classification of 3 outputs"
     ):
-        trainer_settings(TrainingArguments(**base, metric_for_best_model="f1"), SINGLE, 3)
+        classifier_settings(TrainingArguments(**base, metric_for_best_model="f1"), SINGLE, 3)
     with pytest.raises(
         ConfigError, match=r"accuracy does not fit a regression of 1 output: choose pearson"
     ):
-        trainer_settings(
+        classifier_settings(
             TrainingArguments(**base, metric_for_best_model="eval_accuracy"), NUMBER, 1
         )
     with pytest.raises(ConfigError, match="--label_smoothing_factor"):
-        trainer_settings(TrainingArguments(**base, label_smoothing_factor=0.1), SINGLE, 2)
+        classifier_settings(TrainingArguments(**base, label_smoothing_factor=0.1), SINGLE, 2)
     assert greater_is_better("eval_f1_macro") and not greater_is_better("eval_loss")
 
 
