@@ -1,21 +1,23 @@
-"""PPO, ours against TRL 1.12.0's, the last that TRL shipped: episodes per CPU second, what is
-reached, peak memory.
+"""Compare PPO with TRL 1.12.0's: speed, what is reached, peak memory.
 
-    python benchmarks/ppo.py speed [--repeats 3]       # episodes per CPU second and peak memory,
-    short and long prompts python benchmarks/ppo.py quality [--seeds 0 1 2]   # J = reward - 0.05 KL
-    on fresh prompts, and what 0.85 costs python benchmarks/ppo.py settings                  # the
-    same of other optimizer settings: why the defaults are so
+    python benchmarks/ppo.py speed [--repeats 3]      # episodes per CPU second and peak memory,
+                                                      # short and long prompts
+    python benchmarks/ppo.py quality [--seeds 0 1 2]  # J = reward - 0.05 KL on fresh prompts, and
+                                                      # what a reward of 0.85 costs
+    python benchmarks/ppo.py settings                 # the same with other optimizer settings: the
+                                                      # reasons for the defaults
 
-The toy is in benchmarks/ppo_toy.py: a Llama of 0.46 M parameters, 128 episodes a rollout, 4 epochs
-of 4 mini-batches, answers of up to 40 tokens. All sides have the same model, prompts, reward,
-learning rate and number of optimizer steps. "separate" has TRL's architecture and optimizer
-settings (a second model as the critic, Adam's epsilon 1e-8, no clipping); the others are what TRL's
-has no word for: the critic as a head on the policy's trunk, the same without its gradient in the
-trunk, and LoRA adapters for policy and critic on one backbone.
+1.12.0 is the last release of TRL with PPO. The toy is in benchmarks/ppo_toy.py: a Llama of 0.46 M
+parameters, 128 episodes a rollout, 4 epochs of 4 mini-batches, answers of up to 40 tokens. All
+sides have the same model, prompts, reward, learning rate and number of optimizer steps. "separate"
+has TRL's architecture and optimizer settings (a second model as the critic, Adam's epsilon 1e-8, no
+clipping); the others are what TRL has no setting for: the critic as a head on the policy's trunk,
+the same without its gradient in the trunk, and LoRA adapters for policy and critic on one backbone.
 
 TRL's side runs in a virtual environment of its own, which is made once under --cache with the same
 versions of torch, transformers, accelerate and peft as here. Sides run in turn, on one thread, each
-in a process of its own; CPU seconds are those of `train()` alone."""
+in a process of its own; CPU seconds are those of `train()` alone.
+"""
 
 import argparse
 import json
@@ -87,6 +89,19 @@ SAME_VERSIONS = ("transformers", "accelerate", "peft", "datasets", "tokenizers")
 
 def main() -> None:
     """Prepare both sides, run what was asked for and print a table."""
+    arguments = parse_arguments()
+    if arguments.worker:
+        print(json.dumps(train_ours(json.loads(arguments.worker))))
+        return
+
+    make_models(arguments.cache / "toy")
+    if TRL in arguments.sides:
+        make_environment(arguments.cache / "trl")
+    print(compare_speed(arguments) if arguments.what == "speed" else compare_quality(arguments))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line, with their defaults."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["speed", "quality", "settings"])
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -96,6 +111,8 @@ def main() -> None:
     parser.add_argument(
         "--sides", nargs="+", choices=[*SIDES, *SETTINGS], help="default: all of what was asked for"
     )
+
+    # what is run how often
     parser.add_argument("--repeats", type=int, default=3, help="of speed")
     parser.add_argument(
         "--prompts",
@@ -112,28 +129,25 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file that gets a line for each run")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+
     arguments = parser.parse_args()
-    arguments.sides = arguments.sides or (
-        ["separate", "shared", *SETTINGS] if arguments.what == "settings" else list(SIDES)
-    )
-    if arguments.worker:
-        print(json.dumps(train_ours(json.loads(arguments.worker))))
-        return
-    make_models(arguments.cache / "toy")
-    if TRL in arguments.sides:
-        make_environment(arguments.cache / "trl")
-    print(compare_speed(arguments) if arguments.what == "speed" else compare_quality(arguments))
+    if not arguments.sides and arguments.what == "settings":
+        arguments.sides = ["separate", "shared", *SETTINGS]
+    arguments.sides = arguments.sides or list(SIDES)
+    return arguments
 
 
 def compare_speed(arguments: argparse.Namespace) -> str:
-    """Episodes per CPU second and peak memory, medians over repeats."""
+    """Return a table of episodes per CPU second and peak memory, medians over repeats."""
     rows: dict[str, list[str]] = {side: [side] for side in arguments.sides}
     heads = ["side"]
+
     for kind in arguments.prompts:
         long = kind == "long"
         rollouts = arguments.rollouts or (2 if long else 5)
         rates: dict[str, list[float]] = {side: [] for side in arguments.sides}
         peaks: dict[str, list[float]] = {side: [] for side in arguments.sides}
+
         for repeat in range(arguments.repeats):
             for side in arguments.sides:
                 found = start(
@@ -141,15 +155,20 @@ def compare_speed(arguments: argparse.Namespace) -> str:
                 )
                 rates[side].append(rollouts * ROLLOUT_EPISODES / found["cpu_s"])
                 peaks[side].append(found["peak_rss_mib"])
+
         for side, row in rows.items():
             row += [f"{statistics.median(rates[side]):.1f}", ratio(rates, side)]
             row += [f"{statistics.median(peaks[side]):.0f}", ratio(peaks, side)]
         heads += [f"{kind}, episodes/CPU s", f"of {TRL}", f"{kind}, peak RSS, MiB", f"of {TRL}"]
+
     return table(heads, list(rows.values()))
 
 
 def compare_quality(arguments: argparse.Namespace) -> str:
-    """Reward, exact KL and J over seeds with 95 % intervals, and what it takes to get to the level."""
+    """Return a table of reward, exact KL and J over seeds, with 95 % intervals.
+
+    It also says what it takes to reach the level.
+    """
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in arguments.sides}
     for seed in arguments.seeds:
         for side in arguments.sides:
@@ -157,6 +176,7 @@ def compare_quality(arguments: argparse.Namespace) -> str:
             found[side].append(
                 start(arguments, side, seed=seed, long=False, rollouts=rollouts, judged=True)
             )
+
     rows = []
     for side, runs in found.items():
         arrivals = [reached(run["curve"], LEVEL) for run in runs]
@@ -170,6 +190,7 @@ def compare_quality(arguments: argparse.Namespace) -> str:
                 f"{statistics.median(run['cpu_s'] for run in runs):.1f}",
             ]
         )
+
     heads = ["side", "reward", "KL, nats", f"J = reward - {KL_WEIGHT} KL", "largest KL"]
     heads += [f"episodes to reward {LEVEL}", f"CPU s to reward {LEVEL}", "CPU s in all"]
     return table(heads, rows)
@@ -178,7 +199,7 @@ def compare_quality(arguments: argparse.Namespace) -> str:
 def start(
     arguments: argparse.Namespace, side: str, *, seed: int, long: bool, rollouts: int, judged: bool
 ) -> dict[str, Any]:
-    """Run one side in a fresh process on one thread."""
+    """Run one side in a fresh process on one thread, and return its result."""
     task = {
         "model": str(arguments.cache / "toy" / ("long" if long else "short")),
         "long": long,
@@ -191,30 +212,34 @@ def start(
         "judge": judged,
         "side": side,
     }
+
     here = Path(__file__)
     argv = [sys.executable, str(here), arguments.what, "--worker", json.dumps(task)]
-    if side == TRL:
-        argv = [
-            str(arguments.cache / "trl" / "bin" / "python"),
-            str(here.with_name("ppo_trl.py")),
-            json.dumps(task),
-        ]
-    quiet = {
+    environment = {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "CI": "1",
     }
-    paths = os.pathsep.join(filter(None, [str(here.parent.parent), os.environ.get("PYTHONPATH")]))
-    quiet |= {"PYTHONPATH": paths} if side != TRL else {}
-    done = subprocess.run(argv, env=os.environ | quiet, capture_output=True, text=True, check=False)
+    if side == TRL:
+        python = arguments.cache / "trl" / "bin" / "python"
+        argv = [str(python), str(here.with_name("ppo_trl.py")), json.dumps(task)]
+    else:
+        paths = [str(here.parent.parent), os.environ.get("PYTHONPATH")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+    done = subprocess.run(
+        argv, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{side}: {done.stderr[-4000:]}")
+
     found = json.loads(done.stdout.splitlines()[-1])
     steps = rollouts * MINI_BATCHES * EPOCHS
     assert found["optimizer_steps"] == steps, (
         f"{side} took {found['optimizer_steps']} optimizer steps, not {steps}"
     )
+
     if arguments.json:
         with arguments.json.open("a", encoding="utf-8") as file:
             file.write(json.dumps(task | found) + "\n")
@@ -222,14 +247,14 @@ def start(
 
 
 def train_ours(task: dict[str, Any]) -> dict[str, Any]:
-    """Train one of our sides; return CPU seconds, the curve, peak memory and, when asked for, the
-    judgement.
+    """Train one of our sides; return CPU seconds, curve, memory and the judgement.
+
+    The judgement is made when the task asks for it.
     """
     import torch
     from peft import LoraConfig
     from transformers import TrainerCallback, set_seed
 
-    from hfstack.tasks.rl.ppo.config import PPOConfig
     from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 
     torch.set_num_threads(1)
@@ -237,15 +262,17 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
     folder, long = Path(task["model"]), task["long"]
     model, tokenizer = load(folder)
     own = {"learning_rate": task["learning_rate"]} | (SIDES | SETTINGS)[task["side"]]
+
     peft_config = None
     if own["critic"] == "adapter":
         peft_config = LoraConfig(
             r=16, lora_alpha=16, target_modules=LORA_MODULES, task_type="CAUSAL_LM"
         )
+
     curve = Curve()
 
-    class Watch(TrainerCallback):
-        """Starts the clock and keeps what each rollout logged."""
+    class CurveCallback(TrainerCallback):
+        """Starts the clock and records what each rollout logs."""
 
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
             curve.begin()
@@ -258,76 +285,89 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
                 curve.add(episodes=episodes, reward=logs["reward"], kl=logs["kl_per_completion"])
 
     with tempfile.TemporaryDirectory() as output_dir:
-        settings = PPOConfig(
-            output_dir=output_dir,
-            per_device_train_batch_size=task["rollout"] // task["mini_batches"],
-            gradient_accumulation_steps=1,
-            num_mini_batches=task["mini_batches"],
-            num_ppo_epochs=task["epochs"],
-            total_episodes=task["rollout"] * task["rollouts"],
-            max_completion_length=ANSWER_TOKENS,
-            temperature=1.0,
-            kl_coef=KL_WEIGHT,
-            vf_coef=0.1,
-            lr_scheduler_type="constant",
-            missing_eos_penalty=1.0,
-            bf16=False,
-            report_to="none",
-            logging_steps=task["epochs"] * task["mini_batches"],
-            save_strategy="no",
-            use_cpu=True,
-            seed=task["seed"],
-            disable_tqdm=True,
-            **own,
-        )
         trainer = PPOTrainer(
             model=model,
             reward_funcs=[reward],
-            args=settings,
+            args=make_settings(task, own, output_dir),
             train_dataset=prompts(2048, seed=1, long=long),
             processing_class=tokenizer,
             peft_config=peft_config,
-            callbacks=[Watch()],
+            callbacks=[CurveCallback()],
         )
         trainer.train()
+
     found = {
         "cpu_s": curve.seconds(),
         "optimizer_steps": trainer.state.global_step,
         "curve": curve.rows,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if task["judge"]:
         found |= judge(trainer.accelerator.unwrap_model(trainer.model).policy, folder, long=long)
     return found
 
 
+def make_settings(task: dict[str, Any], own: dict[str, Any], output_dir: str) -> Any:
+    """Return our settings for a task; `own` are those of its side."""
+    from hfstack.tasks.rl.ppo.config import PPOConfig
+
+    return PPOConfig(
+        # batches and length
+        output_dir=output_dir,
+        per_device_train_batch_size=task["rollout"] // task["mini_batches"],
+        gradient_accumulation_steps=1,
+        num_mini_batches=task["mini_batches"],
+        num_ppo_epochs=task["epochs"],
+        total_episodes=task["rollout"] * task["rollouts"],
+        # completions and their reward
+        max_completion_length=ANSWER_TOKENS,
+        temperature=1.0,
+        kl_coef=KL_WEIGHT,
+        missing_eos_penalty=1.0,
+        # updates
+        vf_coef=0.1,
+        lr_scheduler_type="constant",
+        # machine and logs
+        bf16=False,
+        use_cpu=True,
+        seed=task["seed"],
+        report_to="none",
+        logging_steps=task["epochs"] * task["mini_batches"],
+        save_strategy="no",
+        disable_tqdm=True,
+        **own,
+    )
+
+
 def make_environment(folder: Path) -> None:
-    """A virtual environment with TRL 1.12.0 and the versions that are installed here, made once."""
+    """Make a virtual environment with TRL 1.12.0, once.
+
+    The other versions are those that are installed here.
+    """
     wanted = ["trl==1.12.0"] + [f"{name}=={version(name)}" for name in SAME_VERSIONS]
     torch = f"torch=={version('torch').partition('+')[0]}"
     stamp = folder / "installed.json"
     if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == [torch, *wanted]:
         return
+
     print(f"installing {' '.join([torch, *wanted])} into {folder}", file=sys.stderr)
     venv.create(folder, clear=True, with_pip=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    # torch first: what is installed is kept, such as a build without CUDA
+    # torch first: pip then keeps that build, such as one without CUDA
     for packages in ([torch], wanted):
         subprocess.run([*pip, *packages], check=True)
     stamp.write_text(json.dumps([torch, *wanted]), encoding="utf-8")
 
 
 def ratio(values: dict[str, list[float]], side: str) -> str:
-    """The median of a side over TRL's."""
-    return (
-        f"{statistics.median(values[side]) / statistics.median(values[TRL]):.2f}x"
-        if TRL in values
-        else "-"
-    )
+    """Return the median of a side over TRL's, as text."""
+    if TRL not in values:
+        return "-"
+    return f"{statistics.median(values[side]) / statistics.median(values[TRL]):.2f}x"
 
 
 def interval(values: list[float]) -> str:
-    """The mean over seeds with its 95 % interval by Student's t."""
+    """Return the mean over seeds with its 95 % interval by Student's t, as text."""
     mean = statistics.mean(values)
     if len(values) not in T_95:
         return f"{mean:.3f}"
@@ -336,7 +376,7 @@ def interval(values: list[float]) -> str:
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,13 +1,14 @@
-"""PPO, or RLOO on the same number of answers, towards happy stories: reward, KL and win rate before
-and after, by seed.
+"""Train towards happy stories with PPO: reward, KL and win rate, by seed.
 
     python benchmarks/ppo_sentiment.py --model stories260k --texts tinystories_lower.jsonl.gz \
         --classifier runs/sst2 --judge runs/rotten_tomatoes
 
 The reward is the probability of a label by a classifier that `hfstack run classify` trained; the
 judge is another one, trained on other reviews, which training never asks. Prompts are the first
-words of stories. Each seed trains anew; every evaluation writes one answer to each held-out prompt.
-Intervals are 95 %: of a mean over prompts by Student's t, of a win rate by Wilson's formula. """
+words of stories. Each seed starts from the same model; every evaluation generates one answer to
+each held-out prompt. Intervals are 95 %: of a mean over prompts by Student's t, of a win rate by
+Wilson's formula.
+"""
 
 import argparse
 import math
@@ -29,7 +30,7 @@ from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 
 
 def first_words(path: Path, *, words: int, rows: int) -> list[str]:
-    """The beginnings of texts, each once."""
+    """Return the beginnings of texts, each once."""
     stories = load_dataset("json", data_files=str(path), split="train")["text"]
     texts = [" ".join(text.split()[:words]) for text in stories]
     unique = sorted(set(texts))
@@ -38,19 +39,16 @@ def first_words(path: Path, *, words: int, rows: int) -> list[str]:
 
 
 def shown(values: list[float]) -> str:
-    """Mean and 95 % interval of independent values."""
+    """Return the mean and 95 % interval of independent values, as text."""
     mean = statistics.fmean(values)
-    half = (
-        float(stats.t.ppf(0.975, len(values) - 1))
-        * statistics.stdev(values)
-        / math.sqrt(len(values))
-    )
+    factor = float(stats.t.ppf(0.975, len(values) - 1))
+    half = factor * statistics.stdev(values) / math.sqrt(len(values))
     return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
 @dataclass
 class Outcome:
-    """What one seed came to."""
+    """The result of one seed."""
 
     before: str
     after: str
@@ -61,6 +59,30 @@ class Outcome:
     samples: list[tuple[str, str, str]]
 
 
+def make_settings(options: argparse.Namespace, seed: int, folder: str) -> PPOConfig:
+    """Return the settings of PPO, from the options."""
+    return PPOConfig(
+        output_dir=folder,
+        seed=seed,
+        per_device_train_batch_size=32,
+        num_mini_batches=4,
+        total_episodes=options.episodes,
+        max_completion_length=options.tokens,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        kl_coef=options.kl_coef,
+        critic=options.critic,
+        critic_warmup_rollouts=1,
+        # machine and logs
+        use_cpu=True,
+        logging_steps=16,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
 def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Dataset]) -> Outcome:
     """Train with one seed and return what changed."""
     set_seed(seed)
@@ -68,35 +90,19 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     reward = ClassifierReward(options.classifier, options.label)
     judge = ClassifierReward(options.judge, options.judge_label)
+
     with tempfile.TemporaryDirectory() as folder:
-        args = PPOConfig(
-            output_dir=folder,
-            seed=seed,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            per_device_train_batch_size=32,
-            num_mini_batches=4,
-            total_episodes=options.episodes,
-            max_completion_length=options.tokens,
-            learning_rate=options.learning_rate,
-            kl_coef=options.kl_coef,
-            critic=options.critic,
-            logging_steps=16,
-            lr_scheduler_type="constant",
-            critic_warmup_rollouts=1,
-            max_grad_norm=1.0,
-        )
         trainer = PPOTrainer(
             model=model,
-            args=args,
+            args=make_settings(options, seed, folder),
             reward_funcs=[reward],
             train_dataset=prompts["train"],
             eval_dataset=prompts["eval"],
             processing_class=tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
+
+        # answers before and after training, to the same prompts
         trainer.evaluate()
         before = trainer.samples(len(prompts["eval"]))
         began = time.process_time()
@@ -104,6 +110,7 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
         seconds = time.process_time() - began
         metrics = trainer.evaluate()
         after = trainer.samples(len(prompts["eval"]))
+
     asked = [prompt for prompt, _ in before]
     texts = {"before": [text for _, text in before], "after": [text for _, text in after]}
     rewards = {name: reward(asked, answers) for name, answers in texts.items()}
@@ -111,6 +118,7 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
     shares = [
         (b > a) + 0.5 * (b == a) for a, b in zip(judged["before"], judged["after"], strict=True)
     ]
+
     return Outcome(
         before=shown(rewards["before"]),
         after=shown(rewards["after"]),
@@ -121,8 +129,8 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
     )
 
 
-def main() -> None:
-    """Train with each seed and print the table and a few answers."""
+def parse_options() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -135,20 +143,25 @@ def main() -> None:
     parser.add_argument("--label", default="positive")
     parser.add_argument("--judge_label", default="positive")
     parser.add_argument("--words", type=int, default=8, help="of a story that make its prompt")
+
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--episodes", type=int, default=1280)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--kl_coef", type=float, default=0.05)
     parser.add_argument("--critic", default="separate")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train with each seed and print the table and a few answers."""
+    options = parse_options()
     texts = first_words(options.texts, words=options.words, rows=1256)
     rows = {"train": texts[256:], "eval": texts[:256]}
     prompts = {name: Dataset.from_dict({"prompt": some}) for name, some in rows.items()}
-    print(
-        "| seed | reward before | after | KL, nats | win rate by the judge | CPU s "
-        "|\n|---|---|---|---|---|---|"
-    )
+
+    print("| seed | reward before | after | KL, nats | win rate by the judge | CPU s |")
+    print("|---|---|---|---|---|---|")
     shares: list[float] = []
     samples: list[tuple[str, str, str]] = []
     for seed in options.seeds:
@@ -161,6 +174,7 @@ def main() -> None:
             f"{done.seconds:.0f} |",
             flush=True,
         )
+
     print(f"\nwin rate over all seeds: {win_rate(shares)}\n")
     for prompt, before, after in samples:
         print(f"prompt: {prompt}\n  before: {before}\n  after:  {after}")

@@ -1,11 +1,10 @@
-"""The toy of benchmarks/ppo.py: a language of short reviews, a model that was taught it, a reward,
-and an exact judge.
+"""The toy of benchmarks/ppo.py: a small language, a model, a reward, a judge.
 
 Needs only torch, transformers and datasets, so that both sides import this very file, each in its
 own environment. The reward of an answer is (words of praise - words of blame) / 3, clipped to [-1,
-1]. The taught model praises and blames alike, so its reward is about 0; what a trainer reaches is J
-= reward - 0.05 KL, with the KL summed over the vocabulary at each token instead of estimated from
-samples.
+1]. The model that was trained on the language praises and blames alike, so its reward is about 0;
+what a trainer reaches is J = reward - 0.05 KL, with the KL summed over the vocabulary at each token
+instead of estimated from samples.
 
 Legend: B prompts, P tokens of the longest prompt, T tokens of the longest answer, V vocabulary.
 """
@@ -29,19 +28,19 @@ from transformers import (
 PRAISE = "great brilliant superb moving funny clever charming vivid".split()
 BLAME = "dull boring awful clumsy messy weak stale tired".split()
 PLAIN = "long short french modern quiet loud simple strange".split()
-NOUNS = "film plot cast music script camera story hero villain ending scene sound humor pacing dialogue".split()
+NOUNS = (
+    "film plot cast music script camera story hero villain ending scene sound humor pacing dialogue"
+).split()
 VERBS = "was felt seemed looked".split()
 OPENINGS = ["review :", "my review of this movie :", "here is a short note :", "note :"]
-LONG_VOCABULARY = (
-    2048  # tokens of the model for long prompts, so that logits of prompts cost something
-)
+LONG_VOCABULARY = 2048  # of the model for long prompts, so that logits of prompts cost something
 ANSWER_TOKENS = 40
 KL_WEIGHT = 0.05
 FRESH_PROMPTS = 512
 
 
 def sentence(generator: random.Random) -> str:
-    """A sentence of two to five judgements."""
+    """Return a sentence of two to five judgements."""
     parts = []
     for index in range(generator.randint(2, 5)):
         joint = [generator.choice(["and", "but", "while"])] if index else []
@@ -57,7 +56,7 @@ def sentence(generator: random.Random) -> str:
 
 
 def reward(prompts: Any = None, completions: Any = None, **columns: Any) -> list[float]:
-    """Praise minus blame over 3, within [-1, 1], for each answer given as text."""
+    """Return praise minus blame over 3, within [-1, 1], for each answer as text."""
     scores = []
     for text in completions:
         words = re.findall(r"[a-z]+", text)
@@ -67,10 +66,10 @@ def reward(prompts: Any = None, completions: Any = None, **columns: Any) -> list
 
 
 def prompts(count: int, *, seed: int, long: bool) -> Dataset:
-    """Rows with a column `prompt`: an opening of a few tokens, or up to sixteen sentences before
-    one.
+    """Return rows with a column `prompt`, short or long.
 
-    Seed 1 is for training, any other for judging.
+    A short one is an opening of a few tokens, a long one up to sixteen sentences before it. Seed 1
+    is for training, any other for judging.
     """
     generator = random.Random(seed)
     texts = []
@@ -79,21 +78,22 @@ def prompts(count: int, *, seed: int, long: bool) -> Dataset:
             before = " ".join(sentence(generator) for _ in range(generator.randint(2, 16)))
             texts.append(f"{before} {generator.choice(OPENINGS)}")
         else:
-            texts.append(
-                generator.choice(OPENINGS)
-                + f" the {generator.choice(NOUNS)}" * generator.randint(0, 1)
-            )
+            opening, noun = generator.choice(OPENINGS), generator.choice(NOUNS)
+            texts.append(opening + f" the {noun}" * generator.randint(0, 1))
+
     return Dataset.from_dict({"prompt": texts})
 
 
 def make_models(folder: Path) -> None:
-    """Write `short/` and `long/`, model and tokenizer, unless they are there. Takes about a minute
-    of CPU.
+    """Save `short/` and `long/`, model and tokenizer, unless they exist.
+
+    Takes about a minute of CPU.
     """
     if (folder / "long" / "config.json").is_file():
         return
+
     tokenizer = make_tokenizer()
-    model = teach(tokenizer)
+    model = pretrain(tokenizer)
     for name in ("short", "long"):
         if name == "long":
             widen(model, tokenizer)
@@ -102,13 +102,14 @@ def make_models(folder: Path) -> None:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on the language; pad is not eos."""
+    """Return a byte-level BPE trained on the language; pad is not eos."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     generator = random.Random(0)
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    core.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    core: Any = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+
     texts = (f"{generator.choice(OPENINGS)} {sentence(generator)}" for _ in range(3000))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -118,12 +119,13 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
+
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", padding_side="left"
     )
 
 
-def teach(
+def pretrain(
     tokenizer: PreTrainedTokenizerFast,
     *,
     steps: int = 700,
@@ -147,25 +149,29 @@ def teach(
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config)
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 50) * max(0.05, 1 - step / steps)
+
         texts = [f"{generator.choice(OPENINGS)} {sentence(generator)}<eos>" for _ in range(rows)]
         batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)  # (B, T)
         model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
         ).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
     return model
 
 
 @torch.no_grad()
 def widen(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Give the model a vocabulary of LONG_VOCABULARY tokens whose new ones are as unlikely as its
-    unlikeliest.
+    """Grow the vocabulary to LONG_VOCABULARY tokens.
+
+    The new ones are as unlikely as the least likely one.
     """
     ids = tokenizer(["review : the film", "note :"], return_tensors="pt", padding=True)["input_ids"]
     likely = model(ids).logits.softmax(-1).mean((0, 1))  # (V,)
@@ -175,67 +181,103 @@ def widen(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def load(folder: Path) -> tuple[Any, Any]:
-    """Model in float32 and its tokenizer."""
+    """Load the model in float32, and its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
 
 
 @torch.no_grad()
 def judge(model: Any, folder: Path, *, long: bool, seed: int = 123) -> dict[str, float]:
-    """Reward, exact KL to the model in `folder`, and J of one answer to each of FRESH_PROMPTS
-    prompts never trained on.
+    """Return reward, exact KL and J of one answer to each of FRESH_PROMPTS prompts.
 
-    The KL is the sum over an answer's tokens of the KL between the two next-token distributions, in
-    nats, mean over answers. `reward_error` is the standard error of the mean reward."""
+    They are never trained on. The KL to the model in `folder` is the sum over an answer's tokens of
+    the KL between the two next-token distributions, in nats, mean over answers. `reward_error` is
+    the standard error of the mean reward.
+    """
     reference, tokenizer = load(folder)
     model.eval()
     torch.manual_seed(seed)
     rewards, kls, ended, lengths = [], [], [], []
     texts = list(prompts(FRESH_PROMPTS, seed=999, long=long)["prompt"])
+
     for start in range(0, len(texts), 64):
         batch = tokenizer(texts[start : start + 64], return_tensors="pt", padding=True)
-        width = batch["input_ids"].shape[1]
-        written = model.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=ANSWER_TOKENS,
-            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=1, pad_token_id=0,
+        width = batch["input_ids"].shape[1]  # P
+        generated = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=1,
+            pad_token_id=0,
         )[:, width:]  # (B, T)
-        ends = written == tokenizer.eos_token_id
-        is_last = torch.where(ends.any(1), ends.int().argmax(1), written.shape[1])
-        answer = torch.arange(written.shape[1])[None] <= is_last[:, None]  # (B, T)
-        mask = torch.cat([batch["attention_mask"], answer.long()], 1)
-        ids = torch.cat(
-            [batch["input_ids"], written.masked_fill(~answer, tokenizer.pad_token_id)], 1
-        )
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        # (B, T, V)
-        ours, theirs = (
-            one(input_ids=ids, attention_mask=mask, position_ids=positions)
-            .logits[:, width - 1 : -1]
-            .log_softmax(-1)
-            for one in (model, reference)
-        )
-        kls += ((((ours.exp() * (ours - theirs)).sum(-1)) * answer).sum(1)).tolist()
+
+        # An answer goes up to its eos.
+        ends = generated == tokenizer.eos_token_id  # (B, T)
+        last = torch.where(ends.any(1), ends.int().argmax(1), generated.shape[1])  # (B,)
+        answer = torch.arange(generated.shape[1])[None] <= last[:, None]  # (B, T)
+        generated = generated.masked_fill(~answer, tokenizer.pad_token_id)
+
+        kls += exact_kl(model, reference, batch, generated, answer).tolist()
         answers = [
             tokenizer.decode(row[kept], skip_special_tokens=True)
-            for row, kept in zip(written, answer, strict=True)
+            for row, kept in zip(generated, answer, strict=True)
         ]
         rewards += reward(completions=answers)
         ended += ends.any(1).float().tolist()
         lengths += answer.sum(1).tolist()
+
     count = len(rewards)
     mean, kl = sum(rewards) / count, sum(kls) / count
     spread = (sum((value - mean) ** 2 for value in rewards) / (count - 1)) ** 0.5
-    found = {
+    return {
         "reward": mean,
         "reward_error": spread / count**0.5,
         "kl": kl,
         "J": mean - KL_WEIGHT * kl,
+        "ended_share": sum(ended) / count,
+        "answer_tokens": sum(lengths) / count,
     }
-    return found | {"ended_share": sum(ended) / count, "answer_tokens": sum(lengths) / count}
+
+
+def exact_kl(
+    model: Any,
+    reference: Any,
+    batch: Any,
+    generated: torch.Tensor,
+    answer: torch.Tensor,
+) -> torch.Tensor:
+    """Return the KL to the reference of each answer in nats: (B,).
+
+    It is summed over the vocabulary at each token.
+
+    Args:
+        model: the policy.
+        reference: the model that it started from.
+        batch: `input_ids` and `attention_mask` of the prompts, (B, P) each.
+        generated: (B, T), token ids, padded behind the answer.
+        answer: (B, T) bool, the tokens of the answer.
+    """
+    width = batch["input_ids"].shape[1]
+    ids = torch.cat([batch["input_ids"], generated], 1)  # (B, P + T)
+    mask = torch.cat([batch["attention_mask"], answer.long()], 1)  # (B, P + T)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+
+    log_probs = []
+    for one in (model, reference):
+        logits = one(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+        log_probs.append(logits[:, width - 1 : -1].log_softmax(-1))  # (B, T, V)
+
+    policy, start = log_probs
+    kl = (policy.exp() * (policy - start)).sum(-1)  # (B, T)
+    return (kl * answer).sum(1)
 
 
 class Curve:
-    """CPU seconds and mean reward of each rollout, from the beginning of training."""
+    """The CPU seconds and mean reward of each rollout, since the start of training."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -246,18 +288,21 @@ class Curve:
         self._began = time.process_time()
 
     def add(self, *, episodes: float, reward: float, kl: float) -> None:
-        """Note a rollout; `episodes` are those whose updates are done when this is called."""
+        """Record a rollout; `episodes` are those whose updates are done by now."""
         self.rows.append(
             {"episodes": episodes, "reward": reward, "kl": kl, "cpu_s": self.seconds()}
         )
 
     def seconds(self) -> float:
-        """CPU seconds since `begin`."""
+        """Return the CPU seconds since `begin`."""
         return time.process_time() - self._began
 
 
 def reached(rows: list[dict[str, float]], level: float) -> dict[str, float] | None:
-    """The first rollout at which the mean reward of three rollouts in a row is `level` or above."""
+    """Return the first rollout at which the reward is `level` or above.
+
+    The reward is the mean of three rollouts in a row. None when it is never reached.
+    """
     for index in range(2, len(rows)):
         if sum(row["reward"] for row in rows[index - 2 : index + 1]) / 3 >= level:
             return rows[index]

@@ -1,10 +1,14 @@
-"""TRL 1.12.0's PPO, the last that TRL shipped, on the toy of benchmarks/ppo.py, which runs this
-file in TRL's own venv.
+"""Run TRL 1.12.0's PPO, TRL's last, on the toy of benchmarks/ppo.py.
+
+ppo.py runs this file in TRL's own virtual environment:
 
     <venv>/bin/python benchmarks/ppo_trl.py '{"model": "FOLDER", "rollouts": 20, "seed": 0, ...}'
 
 Prints one JSON line. Gradient accumulation is off: with it, this trainer ignores `num_mini_batches`
-(huggingface/trl #5645) and would take fewer optimizer steps."""
+(huggingface/trl #5645) and would take fewer optimizer steps.
+
+Legend: B completions, T tokens of the longest one.
+"""
 
 import contextlib
 import io
@@ -23,16 +27,38 @@ import torch
 from ppo_toy import ANSWER_TOKENS, Curve, judge, load, prompts, reward
 from torch import nn
 from transformers import AutoModelForSequenceClassification, TrainerCallback, set_seed
-from trl.experimental.ppo import PPOConfig, PPOTrainer  # pyright: ignore[reportMissingImports]  # of TRL 1.12
+
+# of TRL 1.12
+from trl.experimental.ppo import PPOConfig, PPOTrainer  # pyright: ignore[reportMissingImports]
+
+
+class CurveCallback(TrainerCallback):
+    """Starts the clock and records what each rollout logs."""
+
+    def __init__(self) -> None:
+        self.curve = Curve()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.curve.begin()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Record a rollout."""
+        self.curve.add(
+            episodes=logs["episode"], reward=logs["objective/scores"], kl=logs["objective/kl"]
+        )
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
-    """Train on one thread and return CPU seconds, the curve, peak memory and, when asked for, the
-    judgement.
+    """Train on one thread; return CPU seconds, curve, peak memory and the judgement.
+
+    The judgement is made when the task asks for it.
     """
     torch.set_num_threads(1)
     set_seed(task["seed"])
     folder, long = Path(task["model"]), task["long"]
+
+    # models and prompts
     model, tokenizer = load(folder)
     reference, _ = load(folder)
     value = AutoModelForSequenceClassification.from_pretrained(
@@ -42,51 +68,11 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     rows = rows.map(
         lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, remove_columns=["prompt"]
     )
-    curve, steps = Curve(), [0]
-
-    class Watch(TrainerCallback):
-        """Starts the clock and keeps what each rollout logged."""
-
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            curve.begin()
-
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
-        ) -> None:
-            curve.add(
-                episodes=logs["episode"], reward=logs["objective/scores"], kl=logs["objective/kl"]
-            )
 
     with tempfile.TemporaryDirectory() as output_dir:
-        settings = PPOConfig(
-            output_dir=output_dir,
-            per_device_train_batch_size=task["rollout"],
-            gradient_accumulation_steps=1,
-            num_mini_batches=task["mini_batches"],
-            num_ppo_epochs=task["epochs"],
-            response_length=ANSWER_TOKENS,
-            total_episodes=task["rollout"] * task["rollouts"],
-            stop_token="eos",
-            temperature=1.0,
-            kl_coef=0.05,
-            vf_coef=0.1,
-            learning_rate=task["learning_rate"],
-            lr_scheduler_type="constant",
-            missing_eos_penalty=1.0,
-            num_sample_generations=0,
-            local_rollout_forward_batch_size=task["rollout"],
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to=[],
-            logging_steps=1,
-            save_strategy="no",
-            eval_strategy="no",
-            use_cpu=True,
-            seed=task["seed"],
-            disable_tqdm=True,
-        )
+        watch = CurveCallback()
         trainer = PPOTrainer(
-            args=settings,
+            args=make_settings(task, output_dir),
             processing_class=tokenizer,
             model=model,
             ref_model=reference,
@@ -94,30 +80,79 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
             reward_model=rule_as_model(tokenizer, long=long),
             train_dataset=rows,
             eval_dataset=rows.select(range(8)),
-            callbacks=[Watch()],
+            callbacks=[watch],
         )
-        step = trainer.optimizer.step
+        steps = count_steps(trainer)
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            steps[0] += 1
-            return step(*args, **kwargs)
-
-        trainer.optimizer.step = counted
+        # It prints a table of samples for each log.
         with contextlib.redirect_stdout(io.StringIO()):
             trainer.train()
-    found = {"cpu_s": curve.seconds(), "optimizer_steps": steps[0], "curve": curve.rows}
-    found["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    found = {
+        "cpu_s": watch.curve.seconds(),
+        "optimizer_steps": len(steps),
+        "curve": watch.curve.rows,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
     if task["judge"]:
         found |= judge(trainer.accelerator.unwrap_model(trainer.model).policy, folder, long=long)
     return found
 
 
-def rule_as_model(tokenizer: Any, *, long: bool) -> nn.Module:
-    """The rule in the shape that this trainer wants: a model with a backbone and a score, which
-    reads token ids.
+def make_settings(task: dict[str, Any], output_dir: str) -> Any:
+    """Return TRL's settings for a task of benchmarks/ppo.py."""
+    return PPOConfig(
+        # batches and length
+        output_dir=output_dir,
+        per_device_train_batch_size=task["rollout"],
+        gradient_accumulation_steps=1,
+        num_mini_batches=task["mini_batches"],
+        num_ppo_epochs=task["epochs"],
+        total_episodes=task["rollout"] * task["rollouts"],
+        local_rollout_forward_batch_size=task["rollout"],
+        # completions and their reward
+        response_length=ANSWER_TOKENS,
+        stop_token="eos",
+        temperature=1.0,
+        kl_coef=0.05,
+        missing_eos_penalty=1.0,
+        num_sample_generations=0,
+        # updates
+        vf_coef=0.1,
+        learning_rate=task["learning_rate"],
+        lr_scheduler_type="constant",
+        # machine and logs
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        seed=task["seed"],
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+    )
 
-    It is given prompts and answers joined. Short prompts hold no word of praise or blame; long ones
-    do, and end at their last colon."""
+
+def count_steps(trainer: Any) -> list[None]:
+    """Return a list that grows by one entry at each optimizer step."""
+    steps: list[None] = []
+    step = trainer.optimizer.step
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        steps.append(None)
+        return step(*args, **kwargs)
+
+    trainer.optimizer.step = counted
+    return steps
+
+
+def rule_as_model(tokenizer: Any, *, long: bool) -> nn.Module:
+    """Return the rule in the form that this trainer wants: backbone and score.
+
+    It is given token ids of prompts joined with answers. Short prompts hold no word of praise or
+    blame; long ones do, and end at their last colon.
+    """
 
     class Backbone(nn.Module):
         def forward(self, input_ids: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
@@ -127,9 +162,9 @@ def rule_as_model(tokenizer: Any, *, long: bool) -> nn.Module:
             ]
             answers = [text.rpartition(" :")[2] for text in texts] if long else texts
             scores = torch.tensor(reward(completions=answers))  # (B,)
-            return types.SimpleNamespace(
-                hidden_states=[scores[:, None, None].expand(-1, input_ids.shape[1], 1)]
-            )
+
+            hidden = scores[:, None, None].expand(-1, input_ids.shape[1], 1)  # (B, T, 1)
+            return types.SimpleNamespace(hidden_states=[hidden])
 
     class Rule(nn.Module):
         base_model_prefix = "model"

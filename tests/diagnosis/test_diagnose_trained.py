@@ -162,7 +162,7 @@ def test_a_start_that_does_not_end_its_answers(
     monkeypatch.setattr(
         ppo_toy, "sentence", lambda generator: " ".join(plain(generator) for _ in range(sentences))
     )
-    model = ppo_toy.teach(tokenizer, steps=steps)
+    model = ppo_toy.pretrain(tokenizer, steps=steps)
     monkeypatch.undo()
     run = optimise(toy, tmp_path, model=model, rollouts=2)
     assert bad_checks(run, "sft") == {"answers end"}
