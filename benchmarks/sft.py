@@ -1,16 +1,18 @@
-"""Fine-tuning, ours packed against TRL's SFTTrainer padded: useful tokens per CPU second, and
-held-out loss.
+"""Fine-tune with packed rows and with TRL's padded ones, and compare speed and loss.
 
-    python benchmarks/sft.py --data dolly.jsonl.gz --model FOLDER [--repeats 3] [--steps 25] python
-    benchmarks/sft.py --data ... --model ... --loss_epochs 1      # and the held-out losses after
-    equal tokens
+    python benchmarks/sft.py --data dolly.jsonl.gz --model FOLDER [--repeats 3] [--steps 25]
+    python benchmarks/sft.py --data ... --model ... --loss_epochs 1
+
+The first counts useful tokens per CPU second; the second also trains each side on equal tokens and
+compares the held-out losses.
 
 The padded side is what a user writes from TRL's documentation: rows of messages, `SFTTrainer`,
 `assistant_only_loss`, batches padded to their longest row. Ours is what the recipe does: best-fit
 packed rows that do not read each other. Both see the same rows, start from the same weights, learn
 the same tokens, and take about as many useful tokens a step (padding does not count). They run on
 one thread, in turn, each in a process of its own. Warm-up steps are not counted. `--model` may be
-an architecture (config.json) with `--tokenizer`."""
+an architecture (config.json) with `--tokenizer`.
+"""
 
 import argparse
 import gzip
@@ -31,37 +33,7 @@ WARM_UP_STEPS = 3
 
 def main() -> None:
     """Run both sides in turn and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, required=True, help="jsonl.gz with instruction, input, output"
-    )
-    parser.add_argument(
-        "--model", required=True, help="checkpoint folder, or an architecture's config.json"
-    )
-    parser.add_argument("--tokenizer", help="folder of the tokenizer, for an architecture")
-    parser.add_argument(
-        "--max_length", type=int, default=512, help="tokens of a packed row, and longest padded one"
-    )
-    parser.add_argument(
-        "--rows",
-        type=int,
-        default=4,
-        help="packed rows a step; the padded side gets as many tokens",
-    )
-    parser.add_argument("--data_rows", type=int, help="use the first rows of the data only")
-    parser.add_argument("--steps", type=int, default=25, help="steps counted in each repeat")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--loss_epochs",
-        type=float,
-        default=0,
-        help="also train each side this long, compare losses",
-    )
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--epochs", type=float, default=0, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     if arguments.worker:
         print(json.dumps(run_side(arguments)))
         return
@@ -71,12 +43,45 @@ def main() -> None:
     for _, side in itertools.product(range(arguments.repeats), SIDES):
         found[side] = start_worker(side)
         rates[side].append(found[side]["useful_tokens"] / found[side]["cpu_seconds"])
+
     losses: dict[str, dict[str, Any]] = {}
     if arguments.loss_epochs:
-        losses = {
-            side: start_worker(side, "--epochs", str(arguments.loss_epochs)) for side in SIDES
-        }
+        epochs = str(arguments.loss_epochs)
+        losses = {side: start_worker(side, "--epochs", epochs) for side in SIDES}
 
+    print_table(arguments, rates, found, losses)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="jsonl.gz with instruction, input, output")
+    add("--model", required=True, help="checkpoint folder, or an architecture's config.json")
+    add("--tokenizer", help="folder of the tokenizer, for an architecture")
+    add("--bf16", action="store_true")
+    add("--learning_rate", type=float, default=1e-3)
+
+    add("--max_length", type=int, default=512, help="tokens of a packed row, longest padded one")
+    add("--rows", type=int, default=4, help="packed rows a step; padded ones hold as many tokens")
+    add("--data_rows", type=int, help="use the first rows of the data only")
+    add("--steps", type=int, default=25, help="steps counted in each repeat")
+    add("--repeats", type=int, default=3)
+    add("--loss_epochs", type=float, default=0, help="train each side this long, compare losses")
+
+    # what a process of one side is started with
+    add("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    add("--epochs", type=float, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def print_table(
+    arguments: argparse.Namespace,
+    rates: dict[str, list[float]],
+    found: dict[str, dict[str, Any]],
+    losses: dict[str, dict[str, Any]],
+) -> None:
+    """Print a row for each side, and how far the losses are apart."""
     print(
         f"{Path(arguments.model).stem}, {arguments.data.name}, one thread, {arguments.repeats} "
         "repeats in turn"
@@ -85,11 +90,13 @@ def main() -> None:
         f"{'side':12} {'useful tokens/CPU s':>20} {'of the padded':>14} {'filled':>7} "
         f"{'held-out loss':>14}"
     )
+
     for side in SIDES:
         rate = statistics.median(rates[side])
         ratio = rate / statistics.median(rates[SIDES[0]])
         loss = f"{losses[side]['held_out_loss']:.4f}" if losses else "-"
         print(f"{side:12} {rate:20.0f} {ratio:13.2f}x {found[side]['filled']:7.1%} {loss:>14}")
+
     if losses:
         before, after = (losses[side]["held_out_loss"] for side in SIDES)
         seen = ", ".join(f"{side} {losses[side]['useful_tokens']} tokens" for side in SIDES)
@@ -100,13 +107,14 @@ def main() -> None:
 
 
 def start_worker(side: str, *flags: str) -> dict[str, Any]:
-    """Run one side in a fresh process on one thread."""
+    """Run one side in a new process on one thread, and return what it measured."""
     argv = [sys.executable, __file__, *sys.argv[1:], "--worker", side, *flags]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
@@ -114,94 +122,142 @@ def start_worker(side: str, *flags: str) -> dict[str, Any]:
 
 
 def run_side(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train one side; return its useful tokens, CPU seconds, share of tokens that are useful, and
-    held-out loss.
-    """
+    """Train one side, and return useful tokens, CPU seconds, share filled, held-out loss."""
     import torch
-    from datasets import Dataset
-    from transformers import AutoTokenizer, set_seed
-    from trl import ModelConfig, SFTConfig, SFTTrainer
+    from transformers import set_seed
 
-    from hfstack.models.loading import load_causal_lm
     from hfstack.tasks.sft import setup as fine_tuning
     from hfstack.tasks.sft.answers import answer_loss
-    from hfstack.tasks.sft.columns import Columns, convert_rows
-    from hfstack.tokens.chat import read_template, stop_at_end_of_turn
 
     torch.set_num_threads(1)
     set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
-    tokenizer.chat_template = tokenizer.chat_template or read_template("plain.jinja")
-    model = load_causal_lm(ModelConfig(arguments.model), tokenizer)
-    stop_at_end_of_turn(model, tokenizer)
-    rows = load_rows(arguments.data)[: arguments.data_rows]
-    columns = Columns("instruction", "output", "input")
-    splits = {
-        "eval": Dataset.from_list(rows[::20]),
-        "train": Dataset.from_list([r for i, r in enumerate(rows) if i % 20]),
-    }
-    normal = {name: convert_rows(split, columns, as_chat=True) for name, split in splits.items()}
+    tokenizer, model = load_model(arguments)
+    rows = load_splits(arguments)
+
     with tempfile.TemporaryDirectory() as folder:
-        settings = SFTConfig(
-            output_dir=folder,
-            use_cpu=True,
-            bf16=arguments.bf16,
-            report_to="none",
-            save_strategy="no",
-            max_length=arguments.max_length,
-            assistant_only_loss=True,
-            activation_checkpointing=False,
-            learning_rate=arguments.learning_rate,
-            warmup_steps=5,
-            disable_tqdm=True,
-            seed=0,
-            logging_steps=1000,
-            per_device_train_batch_size=arguments.rows,
-            packing=True,
-        )
-        if arguments.epochs:
-            settings.num_train_epochs = arguments.epochs
-        else:
-            settings.max_steps = arguments.steps + WARM_UP_STEPS
-        encoded = fine_tuning.encode_rows(normal, tokenizer, model, settings, on_bad_row="skip")
+        settings = trainer_settings(arguments, folder)
+        encoded = fine_tuning.encode_rows(rows, tokenizer, model, settings, on_bad_row="skip")
         packed = fine_tuning.pack_rows(encoded, settings)["train"]
+
         clock = make_clock()
         if arguments.worker == "ours packed":
-            trainer = SFTTrainer(
-                model,
-                fine_tuning.sft_trainer_settings(settings),
-                fine_tuning.collator_for(model, tokenizer, packing=True),
-                packed,
-                processing_class=tokenizer,
-                callbacks=[clock],
-            )
+            trainer = build_packed(model, tokenizer, settings, packed, clock)
         else:
-            settings.packing = False
-            settings.per_device_train_batch_size = round(
-                arguments.rows * len(encoded["train"]) / len(packed)
-            )
-            messages = normal["train"].map(
-                lambda row: {"messages": json.loads(row["messages"])},
-                remove_columns=normal["train"].column_names,
-            )
-            trainer = SFTTrainer(
-                model,
-                settings,
-                train_dataset=messages,
-                processing_class=tokenizer,
-                callbacks=[clock],
-            )
+            per_packed_row = len(encoded["train"]) / len(packed)
+            settings.per_device_train_batch_size = round(arguments.rows * per_packed_row)
+            trainer = build_padded(model, tokenizer, settings, rows["train"], clock)
+
         count_tokens(trainer, clock)
         trainer.train()
+
     found = clock.totals() | {"filled": clock.useful / clock.slots}
     if arguments.epochs:
         found |= {"held_out_loss": answer_loss(model, tokenizer, encoded["eval"])["held_out_loss"]}
     return found
 
 
+def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Return tokenizer and model; a tokenizer without a chat template gets the plain one."""
+    from transformers import AutoTokenizer
+    from trl import ModelConfig
+
+    from hfstack.models.loading import load_causal_lm
+    from hfstack.tokens.chat import read_template, stop_at_end_of_turn
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
+    tokenizer.chat_template = tokenizer.chat_template or read_template("plain.jinja")
+    model = load_causal_lm(ModelConfig(arguments.model), tokenizer)
+    stop_at_end_of_turn(model, tokenizer)
+    return tokenizer, model
+
+
+def load_splits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the rows as conversations; every 20th is held out."""
+    from datasets import Dataset
+
+    from hfstack.tasks.sft.columns import Columns, convert_rows
+
+    with gzip.open(arguments.data, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file][: arguments.data_rows]
+
+    splits = {
+        "eval": rows[::20],
+        "train": [row for index, row in enumerate(rows) if index % 20],
+    }
+    columns = Columns("instruction", "output", "input")
+    return {
+        name: convert_rows(Dataset.from_list(split), columns, as_chat=True)
+        for name, split in splits.items()
+    }
+
+
+def trainer_settings(arguments: argparse.Namespace, folder: str) -> Any:
+    """Return the settings that both sides share, for some steps or whole epochs."""
+    from trl import SFTConfig
+
+    settings = SFTConfig(
+        output_dir=folder,
+        use_cpu=True,
+        bf16=arguments.bf16,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+        logging_steps=1000,
+        # what is learned, and how fast
+        max_length=arguments.max_length,
+        packing=True,
+        assistant_only_loss=True,
+        activation_checkpointing=False,
+        learning_rate=arguments.learning_rate,
+        warmup_steps=5,
+        per_device_train_batch_size=arguments.rows,
+    )
+
+    if arguments.epochs:
+        settings.num_train_epochs = arguments.epochs
+    else:
+        settings.max_steps = arguments.steps + WARM_UP_STEPS
+    return settings
+
+
+def build_packed(model: Any, tokenizer: Any, settings: Any, packed: Any, clock: Any) -> Any:
+    """Return the recipe's Trainer: encoded rows, packed and kept apart."""
+    from trl import SFTTrainer
+
+    from hfstack.tasks.sft import setup as fine_tuning
+
+    return SFTTrainer(
+        model,
+        fine_tuning.sft_trainer_settings(settings),
+        fine_tuning.collator_for(model, tokenizer, packing=True),
+        packed,
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+
+
+def build_padded(model: Any, tokenizer: Any, settings: Any, rows: Any, clock: Any) -> Any:
+    """Return TRL's Trainer as its documentation shows it: rows of messages, padded."""
+    from trl import SFTTrainer
+
+    settings.packing = False
+    messages = rows.map(
+        lambda row: {"messages": json.loads(row["messages"])}, remove_columns=rows.column_names
+    )
+    return SFTTrainer(
+        model,
+        settings,
+        train_dataset=messages,
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+
+
 def make_clock() -> Any:
-    """A callback that adds up CPU time and tokens of the steps after the warm-up; a step includes
-    loading its batch.
+    """Return a callback that adds up CPU time and tokens of the steps after the warm-up.
+
+    A step includes loading its batch.
     """
     from transformers import TrainerCallback
 
@@ -221,9 +277,7 @@ def make_clock() -> Any:
             self.began = now
 
         def totals(self) -> dict[str, float]:
-            """Useful tokens and CPU seconds after the warm-up; for whole epochs, the useful tokens
-            of all steps.
-            """
+            """Return useful tokens and CPU seconds after the warm-up."""
             return {"useful_tokens": self.useful - self.counted_useful, "cpu_seconds": self.seconds}
 
     return Clock()
@@ -240,12 +294,6 @@ def count_tokens(trainer: Any, clock: Any) -> None:
         return batch
 
     trainer.data_collator = counting
-
-
-def load_rows(path: Path) -> list[dict[str, Any]]:
-    """Read all rows."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 if __name__ == "__main__":
