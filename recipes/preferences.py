@@ -32,7 +32,7 @@ from hfstack.tasks.preferences.data import (
     judged_pairs,
     length_statistics,
     load_preferences,
-    split_by_prompt,
+    split_pairs,
 )
 from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
 from hfstack.tokens.chat import prompt_ids
@@ -76,48 +76,38 @@ def main(
     args: MakeArgs,
     run_args: RunArgs,
 ) -> dict[str, float]:
-    """Make, judge, pair, split and write; return the metrics."""
-    with Run.start(
-        __file__, run_args.output_dir, model_args, data_args, preference_args, args, run_args
-    ) as run:
-        run.add_parent(model_args.model_name_or_path)
-        counts, metrics = {"train": PreferenceCounts()}, dict[str, float]()
+    """Make, judge, pair, split and save; return the metrics."""
+    settings = (model_args, data_args, preference_args, args, run_args)
+    with Run.start(__file__, run_args.output_dir, *settings) as run:
+        counts = {"train": PreferenceCounts()}
+        metrics: dict[str, float] = {}
 
+        # data: pairs as they are, or answers that are judged here and paired by their scores
         if args.convert_only:
             splits = load_preferences(data_args, preference_args, counts=counts)
         else:
             answered = make_answers(model_args, data_args, preference_args, args, run_args.seed)
             scores = {pair: fmean(judge(*pair) for judge in JUDGES) for pair in answered}
-            write_rows(
-                run,
-                "judged",
-                [{"prompt": p, "completion": a, "rating": s} for (p, a), s in scores.items()],
-            )
-
-            splits = {
-                "train": Dataset.from_list(
-                    judged_pairs(scores, preference_args, counts=counts["train"])
-                )
-            }
-
-            if data_args.eval_fraction:
-                held_out = split_by_prompt(
-                    splits["train"], data_args.eval_fraction, data_args.split_seed
-                )
-                splits = dict(zip(("train", "eval"), held_out, strict=True))
-
+            judged = [
+                {"prompt": prompt, "completion": answer, "rating": score}
+                for (prompt, answer), score in scores.items()
+            ]
+            write_rows(run, "judged", judged)
+            pairs = judged_pairs(scores, preference_args, counts=counts["train"])
+            splits = split_pairs(Dataset.from_list(pairs), data_args)
             metrics |= {"answers": len(scores), "mean_score": fmean(scores.values())}
 
-        run.record_data("train", describe_sources(data_args.datasets))
-        splits["train"] = add_label_noise(splits["train"], args.label_noise, seed=run_args.seed)
-        metrics |= {**asdict(counts["train"]), "flipped_pairs": sum(splits["train"]["flipped"])}
+        run.record_inputs(model_args.model_name_or_path, train=describe_sources(data_args.datasets))
 
+        # save, and measure what was made
+        splits["train"] = add_label_noise(splits["train"], args.label_noise, seed=run_args.seed)
+        metrics |= asdict(counts["train"])
+        metrics["flipped_pairs"] = sum(splits["train"]["flipped"])
         for name, part in splits.items():
             write_rows(run, name, list(part))
-            metrics |= {f"{name}_pairs": len(part)} | {
-                f"{name}_{key}": v for key, v in length_statistics(part).items()
-            }
-
+            metrics[f"{name}_pairs"] = len(part)
+            lengths = length_statistics(part)
+            metrics |= {f"{name}_{key}": value for key, value in lengths.items()}
         return run.finish(metrics)
 
 
@@ -129,48 +119,43 @@ def make_answers(
     seed: int,
 ) -> list[tuple[str, str]]:
     """Return (prompt, answer) pairs: sampled, read from rows, or from the generator."""
-    rows = (
-        list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows))
-        if data_args.datasets
-        else []
-    )
+    rows: list[Any] = []
+    if data_args.datasets:
+        rows = list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows))
 
-    if not model_args.model_name_or_path:  # absent, or "" on the command line
+    # No model: absent, or "" on the command line.
+    if not model_args.model_name_or_path:
         if rows:
             return [pair for row in rows for pair in answers_of(row, preference_args)]
-        made = (
+        made = [
             answers(seed, index, count=args.answers_per_prompt)
             for index in range(args.demo_prompts)
-        )
+        ]
         return [(row["prompt"], text) for row, different in made for text in different]
 
-    tokenizer = load_tokenizer(model_args)
-    model: Any = load_causal_lm(model_args, tokenizer)
     rows = rows or [instruction(seed, index) for index in range(args.demo_prompts)]
     prompts = [
         prompt_of(row, preference_args) for row in rows for _ in range(args.answers_per_prompt)
     ]
 
+    tokenizer = load_tokenizer(model_args)
+    model: Any = load_causal_lm(model_args, tokenizer)
     chat = preference_args.conversational
     asked = [
         prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text)
         for text in prompts
     ]
-
-    limits = {
-        "max_new_tokens": args.max_new_tokens,
-        "temperature": args.temperature,
-        "batch_size": args.batch_size,
-    }
-
     completions = generate_from_ids(
-        model.to(Accelerator().device).eval(), tokenizer, asked, **limits
+        model.to(Accelerator().device).eval(),
+        tokenizer,
+        asked,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        batch_size=args.batch_size,
     )
-    return [
-        (p, each.completion)
-        for p, each in zip(prompts, completions, strict=True)
-        if each.completion.strip()
-    ]
+
+    answered = zip(prompts, (each.completion for each in completions), strict=True)
+    return [(prompt, text) for prompt, text in answered if text.strip()]
 
 
 def write_rows(run: Run, name: str, rows: list[Any]) -> None:

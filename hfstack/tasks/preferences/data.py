@@ -108,12 +108,9 @@ def load_preferences(
     if "eval" in splits:
         train, evaluation = (_with_key(splits[name]) for name in ("train", "eval"))
         splits["train"] = drop_overlap(train, evaluation, text_column=_KEY).remove_columns(_KEY)
-    elif data_args.eval_fraction:
-        splits["train"], splits["eval"] = split_by_prompt(
-            splits["train"], data_args.eval_fraction, data_args.split_seed
-        )
+        return splits
 
-    return splits
+    return split_pairs(splits["train"], data_args)
 
 
 def split_by_prompt(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -124,6 +121,14 @@ def split_by_prompt(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset,
     """
     train, evaluation = hold_out(_with_key(rows), fraction=fraction, seed=seed, text_column=_KEY)
     return train.remove_columns(_KEY), evaluation.remove_columns(_KEY)
+
+
+def split_pairs(pairs: Dataset, data_args: DataArgs) -> dict[str, Dataset]:
+    """Return {"train": pairs, "eval": pairs} split by prompt, or "train" alone."""
+    if not data_args.eval_fraction:
+        return {"train": pairs}
+    train, held_out = split_by_prompt(pairs, data_args.eval_fraction, data_args.split_seed)
+    return {"train": train, "eval": held_out}
 
 
 def to_pairs(
