@@ -3,7 +3,8 @@
 The Trainer rotates and pushes before its callbacks learn that it has saved, so a good checkpoint
 can be deleted for one that turns out torn. Here the order is: remove the pickled settings, bring
 everything to the disk, write the manifest, delete what is too old, let others push. Training waits
-for the first only; the rest runs beside the next steps."""
+for the first only; the rest runs beside the next steps.
+"""
 
 import threading
 import time
@@ -29,18 +30,23 @@ from hfstack.runs.checkpoint_files import (
 )
 from hfstack.runs.run import Run
 from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked
+from hfstack.training.divergence import SkipSpikes
 
 logger = get_logger(__name__)
 
 _PICKLED_SETTINGS = "training_args.bin"
-_WORKER = "checkpoint"  # the name of the thread that verifies
 _VISIBLE_S = 10  # how long a network file system may take to show what another node wrote
 
 # What an optimizer's saved state brings along although the settings name another value now.
 _OPTIMIZER_SETTINGS = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 
 
-def protect(run: Run, push: Sequence[Callable[[Path], None]] = ()) -> list[TrainerCallback]:
+def protect(
+    run: Run,
+    push: Sequence[Callable[[Path], None]] = (),
+    *,
+    spikes: SkipSpikes | None = None,
+) -> list[TrainerCallback]:
     """Return the callbacks that keep a run from being lost, for every training recipe.
 
     They stop at a loss or gradient that is no finite number, save when the process is asked to
@@ -49,18 +55,16 @@ def protect(run: Run, push: Sequence[Callable[[Path], None]] = ()) -> list[Train
     Args:
         run: the run that is protected.
         push: called with each verified checkpoint's folder, as in `KeepCheckpoints`.
+        spikes: what answers a loss spike, `SkipSpikes` or `RollBackSpikes`; None answers none.
     """
-    return [StopOnDivergence(), StopWhenAsked(run), ContinueCounts(), KeepCheckpoints(run, push)]
+    keeper = KeepCheckpoints(run, push)
+    callbacks: list[TrainerCallback] = [StopOnDivergence(), StopWhenAsked(run), ContinueCounts()]
+    if spikes is None:
+        return [*callbacks, keeper]
 
-
-def wait_for_checkpoints() -> None:
-    """Wait until no checkpoint of this process is being verified.
-
-    So that none is deleted meanwhile.
-    """
-    for thread in threading.enumerate():
-        if thread.name == _WORKER:
-            thread.join()
+    # first, so that the gradient of a spike is dropped before anybody looks at it
+    spikes.use_checkpoints(keeper.wait)
+    return [spikes, *callbacks, keeper]
 
 
 class ContinueCounts(TrainerCallback):
@@ -221,7 +225,7 @@ class KeepCheckpoints(TrainerCallback):
             self._worker = threading.Thread(
                 target=self._verify,
                 args=(path, args, state.global_step, best),
-                name=_WORKER,
+                name="verify checkpoint",
                 daemon=True,
             )
 

@@ -6,7 +6,7 @@ Legend: B rows of a micro-batch, T tokens, M micro-batches of a step.
 import math
 import time
 from collections import deque
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any, cast
 
 import torch
@@ -26,7 +26,7 @@ from hfstack.runs.environment import uses_deepspeed
 logger = get_logger(__name__)
 
 _SHOWN_ROWS = 4
-_SHOWN_CHARACTERS = 60
+_ROW_CHARACTERS = 60
 _READ_TOKENS = 40
 _SEARCH_S = 30  # a run that ends anyway may look for its rows so long
 _SEARCHED_AT_ONCE = 256
@@ -129,7 +129,7 @@ class SkipSpikes(TrainerCallback, ExportableState):
 
     The rule is that of OLMo-core's SkipStepOptimizer (Allen Institute for AI; used for OLMo 2 32B),
     on the loss alone: skip when it is more than `sigmas` standard deviations above the mean of the
-    last `window` steps. Off unless it is added to a Trainer's callbacks. `RollBackSpikes` of
+    last `window` steps. Off unless it is given to `protect`. `RollBackSpikes` of
     hfstack.training.roll_back goes back to a checkpoint as well.
 
     Args:
@@ -179,6 +179,9 @@ class SkipSpikes(TrainerCallback, ExportableState):
         self.skipped = attributes["skipped"]
         # a checkpoint of before may not know it
         self.left_out_until = attributes.get("left_out_until", 0)
+
+    def use_checkpoints(self, wait: Callable[[], None]) -> None:
+        """Take what waits until no checkpoint is being verified; skipping needs none."""
 
     def answer_spike(self, step: int, args: TrainingArguments, model: Any, optimizer: Any) -> int:
         """Return the last step to skip because of a spike at `step`: the spike itself."""
@@ -304,4 +307,4 @@ def _beginning(ids: list[int], tokenizer: Any) -> str:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return f"ids {known[:8]}"
     text = str(tokenizer.decode([token for token in known if token >= 0], skip_special_tokens=True))
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
+    return repr(text if len(text) <= _ROW_CHARACTERS else text[:_ROW_CHARACTERS] + "...")

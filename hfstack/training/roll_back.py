@@ -1,8 +1,6 @@
-"""Roll back to a checkpoint when the loss jumps, and skip the data around it.
+"""Roll back to a checkpoint when the loss jumps, and skip the data around it, in the same run."""
 
-Without leaving the run.
-"""
-
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,12 @@ from hfstack.errors import CheckpointError, ConfigError, DivergedError
 from hfstack.logs import get_logger
 from hfstack.runs.checkpoint_files import find_damage, list_checkpoints, step_of
 from hfstack.runs.environment import is_sharded
-from hfstack.training.checkpointing import wait_for_checkpoints
 from hfstack.training.divergence import SkipSpikes
 
 logger = get_logger(__name__)
 
 _OPTIMIZER = "optimizer.pt"
-_ADAPTER, _WEIGHTS = "adapter_model.safetensors", "model*.safetensors"
+_ADAPTER, _MODEL_SHARDS = "adapter_model.safetensors", "model*.safetensors"
 
 
 class RollBackSpikes(SkipSpikes):
@@ -35,7 +32,7 @@ class RollBackSpikes(SkipSpikes):
     twice, and a resume ends at the same weights. PaLM's schedule went back as well.
 
     What is a spike is decided as in `SkipSpikes`. Where no checkpoint is old enough, only the spike
-    itself is skipped. Off unless it is added to a Trainer's callbacks, before `*protect(run)`.
+    itself is skipped. Off unless it is given to `protect`, as `spikes`.
 
     Args:
         sigmas: how many standard deviations are a spike.
@@ -65,6 +62,11 @@ class RollBackSpikes(SkipSpikes):
         self.steps_before, self.steps_left_out, self.most = steps_before, steps_left_out, most
         # of each the step of the spike and the step of the checkpoint
         self.roll_backs: list[list[int]] = []
+        self._wait: Callable[[], None] | None = None
+
+    def use_checkpoints(self, wait: Callable[[], None]) -> None:
+        """Take what waits until no checkpoint is being verified, or deleted as too old."""
+        self._wait = wait
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
@@ -86,7 +88,8 @@ class RollBackSpikes(SkipSpikes):
         """Refuse what cannot go back; then watch the model.
 
         Raises:
-            ConfigError: the run saves no checkpoints, or only such as cannot be put back.
+            ConfigError: the run saves no checkpoints, or only such as cannot be loaded again; or
+                nobody said how to wait for them.
         """
         if args.save_strategy == SaveStrategy.NO or args.save_only_model:
             raise ConfigError(
@@ -98,6 +101,12 @@ class RollBackSpikes(SkipSpikes):
             raise ConfigError(
                 "RollBackSpikes does not work with FSDP and DeepSpeed; use SkipSpikes, or leave "
                 "it out"
+            )
+
+        if self._wait is None:
+            raise ConfigError(
+                "RollBackSpikes has to know when a checkpoint is verified: give it to "
+                "protect(run, spikes=...), and leave out --restore_callback_states_from_checkpoint"
             )
 
         super().on_train_begin(args, *rest, **kwargs)
@@ -116,7 +125,8 @@ class RollBackSpikes(SkipSpikes):
             DivergedError: the run went back too often.
             CheckpointError: the checkpoint's weights are not those of this model.
         """
-        wait_for_checkpoints()
+        assert self._wait is not None
+        self._wait()
         chosen: list[str | None] = [None]
 
         if args.process_index == 0:
@@ -129,8 +139,7 @@ class RollBackSpikes(SkipSpikes):
         if chosen[0] is None:
             logger.warning(
                 "no whole checkpoint is %d steps older, so nothing but this step is left out; "
-                "keep more of "
-                "them by --save_total_limit",
+                "keep more of them by --save_total_limit",
                 self.steps_before,
             )
             return step
@@ -138,12 +147,11 @@ class RollBackSpikes(SkipSpikes):
         if len(self.roll_backs) == self.most:
             raise DivergedError(
                 f"the loss spiked again at step {step}, after going back {self.most} times: lower "
-                "--learning_rate, "
-                "lengthen --warmup_steps, or look at the data"
+                "--learning_rate, lengthen --warmup_steps, or look at the data"
             )
 
         checkpoint = Path(chosen[0])
-        put_back(checkpoint, model, optimizer)
+        load_weights_and_moments(checkpoint, model, optimizer)
         self.roll_backs.append([step, step_of(checkpoint)])
         last = max(step, step_of(checkpoint) + self.steps_left_out)
         logger.warning("back to %s; what is read up to step %d is left out", checkpoint.name, last)
@@ -160,7 +168,7 @@ class RollBackSpikes(SkipSpikes):
         return None
 
 
-def put_back(checkpoint: Path, model: Any, optimizer: Any) -> None:
+def load_weights_and_moments(checkpoint: Path, model: Any, optimizer: Any) -> None:
     """Load a checkpoint's weights (or its adapter's) and the optimizer's moments.
 
     Its learning rate stays as it is now.
@@ -171,7 +179,7 @@ def put_back(checkpoint: Path, model: Any, optimizer: Any) -> None:
     adapted = hasattr(model, "peft_config")
     weights: dict[str, torch.Tensor] = {}
 
-    for file in sorted(checkpoint.glob(_ADAPTER if adapted else _WEIGHTS)):
+    for file in sorted(checkpoint.glob(_ADAPTER if adapted else _MODEL_SHARDS)):
         weights |= load_file(file)
 
     if adapted:

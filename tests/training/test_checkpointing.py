@@ -148,6 +148,8 @@ def trainer_of(
             model = PoisonableLlama.from_pretrained(model_path, attention_dropout=0.1)
             model.poison = poison
             rows = Poisoned()
+            spikes = next((one for one in callbacks if isinstance(one, SkipSpikes)), None)
+            others = [one for one in callbacks if one is not spikes]
             trainer = Trainer(
                 model=model,
                 args=args,
@@ -155,7 +157,7 @@ def trainer_of(
                 train_dataset=rows,
                 eval_dataset=torch.utils.data.Subset(rows, range(4)),
                 processing_class=tokenizer,
-                callbacks=[*callbacks, *protect(run, push)],
+                callbacks=[*others, *protect(run, push, spikes=spikes)],
             )
             trained = trainer.train(resume_from_checkpoint=checkpoint)
             after()

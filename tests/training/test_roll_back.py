@@ -20,7 +20,7 @@ from hfstack.errors import CheckpointError, ConfigError, DivergedError
 from hfstack.logs import setup_logging
 from hfstack.runs.environment import is_sharded, uses_deepspeed
 from hfstack.training.divergence import find_rows
-from hfstack.training.roll_back import RollBackSpikes, put_back
+from hfstack.training.roll_back import RollBackSpikes, load_weights_and_moments
 from tests.training.test_checkpointing import At, Poisoned, crash, same, trainer_of, weights
 from tests.two_processes import spawn
 
@@ -184,6 +184,8 @@ def test_what_cannot_go_back_is_refused(
     arguments: Any = SimpleNamespace(
         save_strategy="steps", save_only_model=False, fsdp=None, deepspeed_plugin=None
     )
+    with pytest.raises(ConfigError, match=r"give it to protect\(run, spikes=\.\.\.\)"):
+        guard().on_train_begin(arguments)
     # all that `accelerate launch` leaves of fsdp2.yaml
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="RollBackSpikes does not work with FSDP and DeepSpeed"):
@@ -228,14 +230,14 @@ def test_weights_and_moments_are_put_back_and_the_learning_rate_is_not(
     assert not equal(known[0], model.state_dict()) and not equal(
         known[1], optimizer.state_dict()["state"]
     )
-    put_back(tmp_path, model, optimizer)
+    load_weights_and_moments(tmp_path, model, optimizer)
     assert equal(known[0], model.state_dict()) and equal(known[1], optimizer.state_dict()["state"])
     assert optimizer.param_groups[0]["lr"] == 0.05
     other = LlamaForCausalLM(
         LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1, vocab_size=8)
     )
     with pytest.raises(CheckpointError, match="does not hold the weights of this model"):
-        put_back(tmp_path / "nowhere", other, optimizer)
+        load_weights_and_moments(tmp_path / "nowhere", other, optimizer)
 
 
 @pytest.mark.parametrize("kind", ["table", "list"])
