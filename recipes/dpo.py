@@ -3,6 +3,14 @@
     accelerate launch recipes/dpo.py --config recipes/dpo.yaml --model_name_or_path runs/sft
     hfstack run dpo --model_name_or_path runs/sft --datasets pairs.jsonl     # the same, shorter
 
+The reward of an answer is --beta times the log-ratio of its probabilities under the trained model
+and under a frozen reference, and the loss of a pair is -log sigmoid(reward of the chosen answer -
+reward of the rejected one): ln 2 before the first step (Rafailov et al. 2023, arXiv:2305.18290).
+Two models are in memory, or one with an adapter; kto takes single answers, orpo has no reference.
+
+Watch eval_accuracy and its interval: 0.5 is chance. Both eval_logps fall in most runs; where the
+one of chosen answers falls far, or eval_loss rises above ln 2, lower --learning_rate.
+
 reads   preferences (pairs, ratings, rankings or thumbs); a model that already answers
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
@@ -13,16 +21,9 @@ from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
 from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
-from hfstack.tasks.preferences.alignment import (
-    SampleArgs,
-    evaluate_pairs,
-    load_policy,
-    load_recorded_preferences,
-    sample_answers,
-)
-from hfstack.tasks.preferences.checks import check_reference, preference_problems
+from hfstack.tasks.preferences import alignment
+from hfstack.tasks.preferences.checks import pair_problems
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
@@ -32,7 +33,7 @@ def main(
     model_args: ModelConfig,
     data_args: DataArgs,
     preference_args: PreferenceArgs,
-    sample_args: SampleArgs,
+    sample_args: alignment.SampleArgs,
     training_args: DPOConfig,
 ) -> dict[str, float]:
     """Train against the frozen reference, evaluate and save; return the metrics."""
@@ -40,32 +41,29 @@ def main(
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # data
         checkpoint = run.resume_point()
-        check_reference(model_args, sharded=is_sharded(training_args))
-        rows = load_recorded_preferences(run, model_args, data_args, preference_args)
-
-        # model: the reference of an adapter is the model without it; of a whole model, a second
-        # copy that stays as it is
-        tokenizer, model = load_policy(model_args)
-        reference = None if model_args.use_peft else load_causal_lm(model_args, tokenizer)
-        problems = preference_problems(
-            rows,
-            tokenizer,
-            model,
-            max_length=training_args.max_length,
-            on_bad_row=data_args.on_bad_row,
+        pairs = alignment.load_recorded_preferences(
+            run, model_args, data_args, preference_args, training_args
         )
+
+        # policy and reference: of an adapter it is the model without it; of a whole model, a
+        # second copy that stays as it is
+        tokenizer, policy, problems = alignment.load_policy(
+            pairs, model_args, data_args, max_length=training_args.max_length
+        )
+        reference = None if model_args.use_peft else load_causal_lm(model_args, tokenizer)
+        problems |= pair_problems(pairs)
 
         # trainer
         trainer = DPOTrainer(
-            model=model,
+            model=policy,
             ref_model=reference,
             args=training_args,
-            train_dataset=rows["train"],
-            eval_dataset=rows.get("eval"),
+            train_dataset=pairs["train"],
+            eval_dataset=pairs.get("eval"),
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
             callbacks=[
-                sample_answers(run, sample_args, rows, tokenizer, model),
+                alignment.sample_answers(run, sample_args, pairs, tokenizer, policy),
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
@@ -73,8 +71,8 @@ def main(
 
         # evaluate
         metrics = {"train_loss": trained.training_loss, "train_pairs": len(trainer.train_dataset)}
-        if "eval" in rows:
-            metrics |= evaluate_pairs(trainer, pairs=len(trainer.eval_dataset))
+        if "eval" in pairs:
+            metrics |= alignment.evaluate_pairs(trainer, pairs=len(trainer.eval_dataset))
         return run.finish(metrics, trainer)
 
 

@@ -3,6 +3,15 @@
     accelerate launch recipes/orpo.py --config recipes/orpo.yaml --model_name_or_path runs/pretrain
     hfstack run orpo --model_name_or_path runs/pretrain --datasets pairs.jsonl  # the same, shorter
 
+The loss is that of sft on the chosen answer, plus --beta times -log sigmoid of the log odds ratio
+of chosen to rejected; the odds are p / (1 - p), p being an answer's probability a token (Hong et
+al. 2024, arXiv:2403.07691). One model is in memory, and it need not answer yet: the first term
+teaches it to.
+
+Watch eval_nll_loss beside eval_log_odds_ratio: a large --beta improves the second at the cost of
+the first. An accuracy above one half may be the starting model's own, since there is no reference
+to measure against; evaluate a run of one step to know.
+
 reads   preferences (pairs, ratings, rankings or thumbs); a language model
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
@@ -15,14 +24,9 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
 from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
-from hfstack.tasks.preferences.checks import (
-    check_reference,
-    fitting_prompts,
-    preference_problems,
-)
+from hfstack.tasks.preferences.checks import fitting_prompts, pair_problems
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
@@ -42,16 +46,17 @@ def main(
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # data
         checkpoint = run.resume_point()
-        check_reference(model_args, sharded=is_sharded(training_args))
-        rows = alignment.load_recorded_preferences(run, model_args, data_args, preference_args)
-
-        # model
-        tokenizer, model = alignment.load_policy(model_args)
-        problems = preference_problems(
-            rows, tokenizer, model, max_length=limit, on_bad_row=data_args.on_bad_row
+        rows = alignment.load_recorded_preferences(
+            run, model_args, data_args, preference_args, training_args
         )
 
-        # The other trainers leave out prompts that fill the context by themselves.
+        # model
+        tokenizer, model, problems = alignment.load_policy(
+            rows, model_args, data_args, max_length=limit
+        )
+        problems |= pair_problems(rows)
+
+        # TRL's other trainers leave out prompts that fill the context by themselves.
         if data_args.on_bad_row != "fail" and limit is not None:
             rows = fitting_prompts(rows, tokenizer, max_length=limit)
 

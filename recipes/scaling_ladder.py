@@ -17,7 +17,7 @@ from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
-from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
+from hfstack.data.sources import DataArgs, load_splits, require_columns
 from hfstack.errors import AlreadyFinished, ConfigError
 from hfstack.models.architectures import build_causal_lm, count_costs, read_templates
 from hfstack.models.fused_loss import use_fused_loss
@@ -29,7 +29,7 @@ from hfstack.tasks.causal_lm.ladder import rung_arguments, rung_metrics, rung_th
 from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.training.callbacks import DerivedMetrics
 from hfstack.training.checkpointing import protect
-from hfstack.training.preflight import accumulation_problems, checked
+from hfstack.training.preflight import accumulation_problems, checked, label_problems
 from hfstack.training.settings import check_settings
 
 
@@ -112,7 +112,7 @@ def main(
 
         # train: the cheapest first, each a run of its own
         for place, rung in enumerate(rungs):
-            metrics = train_rung(rung, blocks, tokenizer, data_args, args)
+            metrics = train_rung(rung, blocks, tokenizer, data_args, args, inputs=splits.inputs)
             print(f"{rung.name}: eval_loss {metrics['eval_loss']:.4f}", flush=True)
             run.add_artifact(f"rung {rung.name}", f"rungs/{rung.name}/run.json")
             run.record.tables["rungs"]["rows"][place] = table_row(rung, metrics)
@@ -127,6 +127,8 @@ def train_rung(
     tokenizer: Any,
     data_args: DataArgs,
     training_args: TrainingArguments,
+    *,
+    inputs: dict[str, Any],
 ) -> dict[str, float]:
     """Train one rung as a run of its own, or read its result when it is finished."""
     args = rung_arguments(training_args, rung)
@@ -134,8 +136,7 @@ def train_rung(
         with Run.start(__file__, args.output_dir, data_args, rung, args) as run:
             # run
             checkpoint = run.resume_point()
-            run.record_data("train", describe_sources(data_args.datasets))
-            run.record_data("eval", describe_sources(data_args.eval_datasets))
+            run.record_inputs(**inputs)
 
             # model
             model = build_causal_lm(rung.config)
@@ -158,7 +159,8 @@ def train_rung(
                     tokenizer,
                     callbacks=[throughput, derived, *protect(run)],
                 )
-            problems = accumulation_problems(trainer)
+            problems = label_problems(trainer.train_dataset, model.config.vocab_size)
+            problems |= accumulation_problems(trainer)
             trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
             # evaluate

@@ -1,8 +1,13 @@
-"""Before the first step of a plain Trainer: each fault is planted and named, and a sound Trainer
-passes.
+"""Before the first step of a plain Trainer: each problem is planted and named, a sound Trainer
+passes, and the table of docs/preflight.md says which recipe asks which rule.
 """
 
+import ast
 import logging
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +20,7 @@ from transformers import BertForTokenClassification as Tagger
 from hfstack.errors import DataError
 from hfstack.tasks.shared.token_tasks import token_loss_func
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from tests.conftest import ROOT
 
 SIZES: Any = {
     "hidden_size": 16,
@@ -177,3 +183,76 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path, kind: str, smoothing: float):
             (trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"])
         )
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+CHECKS = ROOT / "hfstack" / "training" / "checks.py"
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+
+
+@cache
+def definitions(file: Path) -> tuple[dict[str, ast.AST], dict[str, tuple[str, str]]]:
+    """Return the functions and classes of a file, and what it imports from hfstack by name."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    own = {
+        node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    imported = {
+        alias.asname or alias.name: (node.module or "", alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hfstack.")
+        for alias in node.names
+    }
+    return own, imported
+
+
+def named_in(file: Path, name: str) -> Iterator[tuple[Path, str]]:
+    """Return the functions of hfstack that a function names, as (file, function)."""
+    own, imported = definitions(file)
+    for node in ast.walk(own[name]):
+        module, function = "", ""
+        if isinstance(node, ast.Name) and node.id in own:
+            yield file, node.id
+        elif isinstance(node, ast.Name) and node.id in imported:
+            module, function = imported[node.id]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module, function = ".".join(imported.get(node.value.id, ())), node.attr
+
+        found = ROOT / f"{module.replace('.', '/')}.py"
+        if module and found.is_file():
+            yield found, function
+
+
+def rules_asked_by(recipe: Path) -> set[str]:
+    """Return the rules of hfstack.training.checks that the calls of a recipe lead to."""
+    seen: set[tuple[Path, str]] = set()
+    waiting = [(recipe, "main")]
+    while waiting:
+        one = waiting.pop()
+        if one not in seen and one[1] in definitions(one[0])[0]:
+            seen.add(one)
+            waiting += named_in(*one)
+
+    return {name for file, name in seen if file == CHECKS and not name.startswith("_")} - {
+        "preflight"
+    }
+
+
+def test_every_recipe_that_trains_goes_through_the_door() -> None:
+    for recipe in RECIPES:
+        text = recipe.read_text(encoding="utf-8")
+        trained = len(re.findall(r"\.train\(", text))
+        assert text.count("checked(trainer, tokenizer, problems).train(") == trained, recipe.name
+
+
+def test_the_table_names_the_recipes_that_ask_each_rule() -> None:
+    training = [path for path in RECIPES if "checked" in definitions(path)[1]]
+    asked = {recipe.stem: rules_asked_by(recipe) for recipe in training}
+    page = (ROOT / "docs" / "preflight.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+)` \|[^|]+\| ([^|]+) \|$", page, re.MULTILINE))
+    rules = {name for name in definitions(CHECKS)[0] if not name.startswith("_")} - {"preflight"}
+
+    assert set(table) == rules
+    for rule, cell in table.items():
+        recipes = [recipe for recipe, found in asked.items() if rule in found]
+        said = list(asked) if cell == "all" else cell.split(", ")
+        assert said == recipes, f"docs/preflight.md: {rule} is asked by {', '.join(recipes)}"

@@ -5,21 +5,27 @@ from functools import partial
 from typing import Any, Literal
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import ModelConfig
 
-from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.data.sources import DataArgs
 from hfstack.intervals import share_interval
 from hfstack.models.adapters import give_pad_token
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
-from hfstack.tasks.preferences.checks import prompts_to_show
+from hfstack.tasks.preferences.checks import (
+    check_starting_policy,
+    preference_problems,
+    prompts_to_show,
+)
 from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.sft.answers import answer_pairs
 from hfstack.tokens.chat import stop_at_end_of_turn
 from hfstack.training.callbacks import SampleTable
+from hfstack.training.preflight import Problems
 
 
 @dataclass
@@ -39,23 +45,31 @@ def load_recorded_preferences(
     model_args: ModelConfig,
     data_args: DataArgs,
     preference_args: PreferenceArgs,
+    training_args: TrainingArguments,
     *,
     form: Literal["pairs", "labels"] = "pairs",
 ) -> dict[str, Dataset]:
     """Load the splits, and record in run.json what was read and how long pairs are.
 
     Args:
+        run: of the recipe.
+        model_args: name the model that is aligned, which is refused here, before data is read,
+            where it cannot be.
+        data_args: name the files.
+        preference_args: name their columns.
+        training_args: say whether the model is trained in shards.
         form: "pairs" of a chosen and a rejected answer, or "labels" of single answers.
 
     Raises:
+        ConfigError: the model answers nothing yet, or the adapter settings contradict each other.
         DataError: a row cannot be used, or a resumed run would read other data.
     """
+    check_starting_policy(model_args, sharded=is_sharded(training_args))
     quarantine = run.output_dir / "quarantine.jsonl"
     rows = load_preferences(data_args, preference_args, form=form, quarantine_file=quarantine)
     run.record_inputs(
         model_args.model_name_or_path,
-        train=describe_sources(data_args.datasets),
-        eval=describe_sources(data_args.eval_datasets),
+        **rows.inputs,
     )
 
     if form == "pairs":
@@ -64,17 +78,42 @@ def load_recorded_preferences(
     return rows
 
 
-def load_policy(model_args: ModelConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Load the tokenizer and the model, with a pad token of its own and its end of turn.
+def load_policy(
+    rows: dict[str, Dataset],
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    *,
+    max_length: int | None,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Problems]:
+    """Load tokenizer and model, with a pad token and an end of turn, and check their prompts.
+
+    Args:
+        rows: pairs or labels of each split.
+        model_args: name the model.
+        data_args: say whether prompts that do not fit are refused or left out.
+        max_length: tokens that training keeps of a prompt with its answer.
+
+    Returns:
+        Tokenizer, model, and what `checked` refuses to train on.
 
     Raises:
-        ConfigError: the tokenizer has no pad token, and the embedding no row for one.
+        ConfigError: the tokenizer has no pad token, and the embedding no row for one;
+            `max_length` is more than the model reads; or conversations meet a tokenizer without a
+            template.
     """
     tokenizer = load_tokenizer(model_args)
     model = load_causal_lm(model_args, tokenizer)
     give_pad_token(tokenizer, model, may_grow=False)
     stop_at_end_of_turn(model, tokenizer)
-    return tokenizer, model
+
+    problems = preference_problems(
+        rows,
+        tokenizer,
+        model,
+        max_length=max_length,
+        on_bad_row=data_args.on_bad_row,
+    )
+    return tokenizer, model, problems
 
 
 def sample_answers(

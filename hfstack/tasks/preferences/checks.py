@@ -23,8 +23,8 @@ from hfstack.training.preflight import NO_SHARED_ROW, Problems
 logger = get_logger(__name__)
 
 
-def check_reference(args: ModelConfig, *, sharded: bool) -> None:
-    """Refuse a model that cannot be its own reference: random weights, a bare adapter.
+def check_starting_policy(args: ModelConfig, *, sharded: bool) -> None:
+    """Refuse a model that answers nothing yet: random weights, a bare adapter.
 
     Raises:
         ConfigError: the model is an architecture or an adapter, or the adapter settings contradict
@@ -35,15 +35,13 @@ def check_reference(args: ModelConfig, *, sharded: bool) -> None:
     if find_architecture(name) is not None:
         raise ConfigError(
             f"--model_name_or_path {name} is an architecture: preferences refine a model that "
-            "answers already, such as "
-            "the output of the sft recipe"
+            "answers already, such as the output of the sft recipe"
         )
 
     if (Path(name) / "adapter_config.json").is_file():
         raise ConfigError(
             f"--model_name_or_path {name} is an adapter without its model: merge it first "
-            "(--merge_adapter of the sft "
-            "recipe)"
+            "(--merge_adapter of the sft recipe)"
         )
 
 
@@ -55,7 +53,7 @@ def preference_problems(
     max_length: int | None,
     on_bad_row: str,
 ) -> Problems:
-    """Check pairs or labels for what trains silently wrong.
+    """Check the prompts of pairs or labels for what trains silently wrong.
 
     With `on_bad_row` "skip" the trainer leaves out prompts that do not fit.
 
@@ -95,13 +93,15 @@ def preference_problems(
             tokens, cast(int | None, tokenizer.bos_token_id)
         )
 
-        if "chosen" in split.column_names:
-            answers: Any = (map(answer_text, split[side][:]) for side in ("chosen", "rejected"))
-            problems[f"{name} answers differ"] = checks.chosen_differs_from_rejected(*answers)
+    return problems | _shared_prompts(rows)
 
-    if "eval" in rows:
-        texts: Any = (map(answer_text, rows[name]["prompt"][:]) for name in ("train", "eval"))
-        problems[NO_SHARED_ROW] = checks.train_and_eval_are_disjoint(*texts)
+
+def pair_problems(rows: dict[str, Dataset]) -> Problems:
+    """Check that the two answers of each pair differ."""
+    problems: Problems = {}
+    for name, split in rows.items():
+        answers: Any = (map(answer_text, split[side][:]) for side in ("chosen", "rejected"))
+        problems[f"{name} answers differ"] = checks.chosen_differs_from_rejected(*answers)
 
     return problems
 
@@ -177,10 +177,7 @@ def reward_problems(
         problems[f"{name} has no double bos"] = checks.no_double_bos([*chosen, *rejected], bos)
         problems[f"{name} answers differ"] = checks.chosen_differs_from_rejected(chosen, rejected)
 
-    if "eval" in rows:
-        texts: Any = (map(answer_text, rows[name]["prompt"][:]) for name in ("train", "eval"))
-        problems[NO_SHARED_ROW] = checks.train_and_eval_are_disjoint(*texts)
-
+    problems |= _shared_prompts(rows)
     if new_modules:
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         heads = {module.rpartition(".")[2] for module in new_modules}
@@ -212,3 +209,11 @@ def prompts_to_show(
     different = list({answer_text(prompt): prompt for prompt in split["prompt"][:50]}.values())
     found = [prompt_ids(tokenizer, prompt) for prompt in different]
     return [ids for ids in found if ids and (longest is None or len(ids) <= longest)][:3]
+
+
+def _shared_prompts(rows: dict[str, Dataset]) -> Problems:
+    """Check that no held-out prompt is trained on."""
+    if "eval" not in rows:
+        return {}
+    texts: Any = (map(answer_text, rows[name]["prompt"][:]) for name in ("train", "eval"))
+    return {NO_SHARED_ROW: checks.train_and_eval_are_disjoint(*texts)}

@@ -9,7 +9,8 @@ from trl import ModelConfig
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.preferences.checks import (
-    check_reference,
+    check_starting_policy,
+    pair_problems,
     preference_problems,
     prompts_to_show,
     reward_problems,
@@ -58,6 +59,7 @@ def test_equal_answers_and_long_prompts_are_found(model, tiny_tokenizer):
     ):
         preflight(
             preference_problems(rows, tiny_tokenizer, model, max_length=64, on_bad_row="fail")
+            | pair_problems(rows)
         )
     with pytest.raises(ConfigError, match=r"--max_length None is longer than the model's context"):
         preference_problems(rows, tiny_tokenizer, model, max_length=None, on_bad_row="fail")
@@ -78,8 +80,8 @@ def test_an_untrained_head_is_found(model, tiny_tokenizer):
 
 def test_a_policy_needs_weights_of_its_own():
     with pytest.raises(ConfigError, match="is an architecture"):
-        check_reference(
+        check_starting_policy(
             ModelConfig(model_name_or_path="recipes/architectures/llama-1m.json"), sharded=False
         )
     with pytest.raises(ConfigError, match="--use_peft"):
-        check_reference(ModelConfig(model_name_or_path="x", load_in_4bit=True), sharded=False)
+        check_starting_policy(ModelConfig(model_name_or_path="x", load_in_4bit=True), sharded=False)
