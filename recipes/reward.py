@@ -19,7 +19,7 @@ from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.data.sources import DataArgs
 from hfstack.errors import ConfigError
 from hfstack.models.context import context_length
 from hfstack.models.heads import lora_beside_head
@@ -28,11 +28,12 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import reward_problems
 from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
-from hfstack.tasks.preferences.encode import Overlong, encode_pairs
+from hfstack.tasks.preferences.encode import encode_pairs
 from hfstack.tasks.preferences.metrics import accuracy_by_margin, calibration_bins, reward_metrics
 from hfstack.tasks.preferences.pictures import reward_histogram
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from hfstack.tasks.preferences.rows import PreferenceArgs, answer_text
+from hfstack.tokens.text_rows import Overlong
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 
@@ -70,8 +71,7 @@ def main(
 
         run.record_inputs(
             model_args.model_name_or_path,
-            train=describe_sources(data_args.datasets),
-            eval=describe_sources(data_args.eval_datasets),
+            **splits.inputs,
         )
 
         encoded, kept, new_modules = {}, {}, list[str]()

@@ -1,7 +1,7 @@
 """Tokenize a prompt with its answer as one sequence, and make it fit the context."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -10,10 +10,9 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tasks.preferences.rows import Text, answer_text
 from hfstack.tokens.chat import render_chat
+from hfstack.tokens.text_rows import Overlong
 
 logger = get_logger(__name__)
-
-Overlong = Literal["fail", "cut", "drop"]
 
 
 def encode_answer(

@@ -50,7 +50,7 @@ def load_reward_model(
     """
     name = args.model_name_or_path or ""
     if name and (Path(name) / ADAPTER_FILE).is_file():
-        return _load_adapter(args, tokenizer, Path(name))
+        return _load_reward_adapter(args, tokenizer, Path(name))
     config, config_file = read_config(args, tokenizer, purpose="give rewards")
 
     classifies = any(
@@ -110,7 +110,9 @@ def score_sequences(
     return rewards
 
 
-def _load_adapter(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> PeftModel:
+def _load_reward_adapter(
+    args: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> PeftModel:
     """Load the base that an adapter names, and the adapter with its head on it."""
 
     def load_base(name: str) -> tuple[PreTrainedModel, list[str]]:

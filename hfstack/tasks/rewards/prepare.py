@@ -214,7 +214,7 @@ def _read_values(
 
     if not isinstance(values, list | tuple):
         raise DataError(
-            f"reward {name!r} must return a list of numbers, one a completion; got {_shorten(values)}"
+            f"reward {name!r} must return a list of numbers, one a completion; got {_quote_briefly(values)}"
         )
 
     if len(values) != len(completions):
@@ -238,7 +238,7 @@ def _read_values(
         except (TypeError, ValueError):
             place = _sample(index, prompts, completions)
             raise DataError(
-                f"reward {name!r} returned {_shorten(value)}, not a number, for {place}"
+                f"reward {name!r} returned {_quote_briefly(value)}, not a number, for {place}"
             ) from None
 
         if not math.isfinite(number):
@@ -288,15 +288,17 @@ def _described(error: Exception) -> str:
     """The class, text and innermost place of an exception, in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {_shorten(str(error))}{place}"
+    return f"{type(error).__name__}: {_quote_briefly(str(error))}{place}"
 
 
 def _sample(index: int, prompts: Sequence[Any], completions: Sequence[Any]) -> str:
-    shown = f"prompt {_shorten(prompts[index])}, completion {_shorten(completions[index])}"
+    shown = (
+        f"prompt {_quote_briefly(prompts[index])}, completion {_quote_briefly(completions[index])}"
+    )
     return f"sample {index + 1} of {len(completions)}: {shown}"
 
 
-def _shorten(value: Any) -> str:
+def _quote_briefly(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split())
     return (
