@@ -35,11 +35,11 @@ def test_the_list_of_the_first_study_is_whole() -> None:
         for part, last in (("g", 6), ("r", 3), ("p", 11))
         for number in range(1, last + 1)
     }
-    told = {name for row in details() for name in row.split(" | ")[1].split(", ")}
-    assert wanted <= told
+    named = {name for row in details() for name in row.split(" | ")[1].split(", ")}
+    assert wanted <= named
     assert {
         f"n{number}" for number in (*range(1, 6), *range(7, 10), 11, 12, 14, 15, 20, 21, 23)
-    } <= told
+    } <= named
 
 
 def test_every_named_test_exists() -> None:

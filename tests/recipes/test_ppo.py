@@ -118,8 +118,8 @@ def test_every_metric_is_on_the_page(ppo, tmp_path: Path) -> None:
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     page = (ROOT / "docs" / "recipes" / "ppo.md").read_text()
     upstream = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
-    told = {re.sub("rewards/[^/]+/", "rewards/<name>/", name) for name in history[0]} - upstream
-    assert len(told) > 20 and [name for name in sorted(told) if f"`{name}`" not in page] == []
+    logged = {re.sub("rewards/[^/]+/", "rewards/<name>/", name) for name in history[0]} - upstream
+    assert len(logged) > 20 and [name for name in sorted(logged) if f"`{name}`" not in page] == []
 
 
 def test_lora_with_a_reward_model_by_path(

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, RLOOConfig
 
-from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.data.sources import DataArgs
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
@@ -67,8 +67,7 @@ def load_recorded_prompts(
         model_args.model_name_or_path,
         online_args.reward_model,
         critic_model,
-        train=describe_sources(data_args.datasets),
-        eval=describe_sources(data_args.eval_datasets),
+        **splits.inputs,
     )
     return splits
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
-from hfstack.data.sources import DataArgs, load_splits, require_columns
+from hfstack.data.sources import DataArgs, Splits, load_splits, require_columns
 from hfstack.errors import ConfigError, DataError
 from hfstack.models.context import context_length
 from hfstack.tokens.chat import render_chat
@@ -19,7 +19,7 @@ from hfstack.training.preflight import NO_SHARED_ROW, Problems
 
 def load_prompts(
     data_args: DataArgs, *, recipe: str, as_chat: bool, quarantine_file: Path
-) -> dict[str, Any]:
+) -> Splits:
     """Return the splits with `prompt`: texts, or conversations that end with the user.
 
     Args:

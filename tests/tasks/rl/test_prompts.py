@@ -114,7 +114,7 @@ def test_held_out_prompts_that_are_trained_on_are_a_problem(llama: tuple[Any, An
         ([], 2, 1, []),
     ],
 )
-def test_a_prompt_is_cut_at_its_beginning_but_keeps_its_bos(
+def test_a_prompt_is_truncated_at_its_start_but_keeps_its_bos(
     token_ids: list[int], longest: int | None, bos: int | None, kept: list[int]
 ) -> None:
     assert truncate_prompt(token_ids, longest, bos) == kept

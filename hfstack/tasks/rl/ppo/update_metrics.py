@@ -40,7 +40,7 @@ class TrainingMetrics:
         self._seconds += seconds
 
     def pop(self, reduce: Reduce, *, skipped_updates: int) -> dict[str, float]:
-        """Return the means over rollouts and updates, and begin again.
+        """Return the means over rollouts and updates, and start again from nothing.
 
         `episodes` is the last rollout's. Every process must call it, after at least one update.
 

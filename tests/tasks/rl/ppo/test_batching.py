@@ -16,7 +16,7 @@ def cost(lengths: list[int], chunks: list[list[int]], overhead: int) -> int:
 
 
 def cheapest(lengths: list[int], overhead: int) -> int:
-    """Over every way to cut the sorted lengths."""
+    """Return the lowest cost of every way to split the sorted lengths."""
     ordered, best = sorted(lengths), []
     for count in range(len(lengths)):
         for cuts in itertools.combinations(range(1, len(lengths)), count):
@@ -56,7 +56,7 @@ def sequences() -> Sequences:
     )
 
 
-def test_packed_targets_are_the_completions_and_positions_stand_before_them(sequences: Sequences):
+def test_packed_targets_are_the_completions_and_positions_are_before_them(sequences: Sequences):
     batch = sequences.pack([2, 0], torch.device("cpu"))
     assert batch.input_ids.tolist() == [[5, 6, 12, 0, 0], [1, 2, 3, 7, 8]]
     assert batch.targets.tolist() == [12, 7, 8]

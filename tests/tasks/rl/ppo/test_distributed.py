@@ -61,7 +61,7 @@ def train(
 @pytest.mark.parametrize("settings", [{"critic": "shared"}, {"low_rank": True}], ids=str)
 def test_two_processes_train_as_one(settings: dict[str, Any], tiny_llama: Path, tmp_path: Path):
     first, second = spawn(train, tmp_path, tiny_llama, settings, 4)
-    assert (first["seed"], second["seed"]) == (0, 1), "or both would write the same completions"
+    assert (first["seed"], second["seed"]) == (0, 1), "or both would generate the same completions"
     alone = train(0, tmp_path, tiny_llama, settings, 8)
     for name, value in alone["weights"].items():
         assert torch.equal(first["weights"][name], second["weights"][name]), name
@@ -71,7 +71,7 @@ def test_two_processes_train_as_one(settings: dict[str, Any], tiny_llama: Path, 
 
 
 def shard(rank: int, folder: Path, llama: Path) -> dict[str, torch.Tensor]:
-    """Sharded and whole, side by side in each process; the second writes longer than the first."""
+    """Sharded and whole, side by side in each process; the second generates longer than the first."""
     torch.distributed.init_process_group("gloo")
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
 
@@ -119,7 +119,7 @@ def shard(rank: int, folder: Path, llama: Path) -> dict[str, torch.Tensor]:
     return {"worst": torch.tensor(worst), "longest": torch.tensor(max(lengths))}
 
 
-def test_sharded_weights_write_and_learn_the_same(tiny_llama: Path, tmp_path: Path):
+def test_sharded_weights_generate_and_train_the_same(tiny_llama: Path, tmp_path: Path):
     found = spawn(shard, tmp_path, tiny_llama)
     assert found[0]["longest"] < found[1]["longest"], "one process had to wait for the other"
     assert max(float(one["worst"]) for one in found) < 1e-5

@@ -23,7 +23,7 @@ from hfstack.tasks.rl.ppo.experience import (
 from hfstack.tasks.rl.ppo.formulas import RunningMoments
 from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
 
-LENGTHS = (2, 3)  # the second is cut
+LENGTHS = (2, 3)  # the second is truncated
 
 
 def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings: Any):
@@ -111,7 +111,7 @@ def test_an_evaluation_changes_no_moments_and_leaves_out_what_fills_up(tmp_path:
     assert "rewards/two/mean" not in metrics
 
 
-def test_cut_completions_can_be_left_out(tmp_path: Path):
+def test_truncated_completions_can_be_left_out(tmp_path: Path):
     experience, _, _ = shaped(tmp_path, mask_truncated_completions=True)
     assert experience.fields["weight"].tolist() == [
         [1, 1, 0],

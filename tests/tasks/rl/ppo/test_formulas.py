@@ -72,7 +72,7 @@ def test_with_lambda_one_returns_are_what_is_still_to_come():
     assert torch.allclose(returns, (rewards * mask).flip(1).cumsum(1).flip(1) * mask, atol=1e-12)
 
 
-def test_scores_stand_on_the_last_token_that_counts():
+def test_scores_are_at_the_last_token_that_counts():
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0]])
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
     rewards = formulas.shape_rewards(scores, torch.zeros(5, 4), mask)

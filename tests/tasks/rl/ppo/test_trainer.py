@@ -1,4 +1,4 @@
-"""PPOTrainer: the first update changes nothing yet, gradients do not depend on how work is cut,
+"""PPOTrainer: the first update changes nothing yet, gradients do not depend on how work is split,
 every option does.
 """
 
@@ -80,7 +80,7 @@ def test_at_first_the_ratio_is_one_and_the_kl_zero(
     assert abs(logged["kl"]) < 1e-6 and abs(logged["kl_per_completion"]) < 1e-5
 
 
-def test_a_trained_adapter_is_measured_to_its_own_beginning(make, tiny_llama: Path):
+def test_a_trained_adapter_is_measured_to_its_own_start(make, tiny_llama: Path):
     torch.manual_seed(0)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(tiny_llama), lora(init_lora_weights=False)
@@ -152,7 +152,7 @@ def test_the_first_gradient_of_an_adapter_is_the_full_one_projected(make, tiny_l
 @pytest.mark.parametrize(
     "settings", [{}, {"build": adapter()}, {"build": adapter(), "critic": "shared"}], ids=str
 )
-def test_the_kl_is_measured_to_the_untouched_beginning(
+def test_the_kl_is_measured_to_the_untouched_start(
     make, tiny_llama: Path, settings: dict[str, Any]
 ):
     made = make(learning_rate=1e-2, **settings)
@@ -404,7 +404,7 @@ def test_without_a_kl_there_is_no_reference(make):
     assert not any("kl" in row for row in made.state.log_history)
 
 
-def test_a_critic_begins_as_a_reward_model(
+def test_a_critic_starts_as_a_reward_model(
     make, tiny_llama: Path, tiny_tokenizer, tmp_path: Path, caplog
 ):
     from transformers import LlamaForSequenceClassification

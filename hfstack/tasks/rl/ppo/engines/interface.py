@@ -9,8 +9,8 @@ An engine is an object with `exact_log_probs` and `generate(actor_critic, prompt
 
 To add one, such as a tool loop or another inference server, write a class with these two members
 (`RolloutEngine` says what is asked of them) and hand an object of it to `PPOTrainer(engine=...)`.
-`SamplingSettings` is how the engines here are told to sample; `check_rollout` refuses what an
-engine must not return.
+`SamplingSettings` holds how the engines here sample; `check_rollout` refuses what an engine must
+not return.
 
 Legend: N prompts of this process, T_i tokens of completion i, b prompts of a batch, P tokens of its
 longest prompt, T of its longest completion.

@@ -86,8 +86,8 @@ def test_samples_follow_the_distribution():
     tokens, log_probs = sample_tokens(logits.expand(20_000, 40), settings(temperature=1.3))
     expected = (logits[0] / 1.3).softmax(-1)
     assert -(expected * expected.log()).sum() > 2
-    drawn = torch.bincount(tokens, minlength=40) / 20_000
-    assert (drawn - expected).abs().sum() / 2 < 0.02
+    sampled = torch.bincount(tokens, minlength=40) / 20_000
+    assert (sampled - expected).abs().sum() / 2 < 0.02
     assert torch.allclose(log_probs, expected.log()[tokens], atol=1e-5)
 
 
