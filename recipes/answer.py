@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.sources import DataArgs, describe_sources, load_splits
+from hfstack.data.sources import DataArgs, load_splits
 from hfstack.models.heads import padding_id
 from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
@@ -93,8 +93,7 @@ def main(
         splits = load_splits(by_context, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
             model_args.model_name_or_path,
-            train=describe_sources(data_args.datasets),
-            eval=describe_sources(data_args.eval_datasets),
+            **splits.inputs,
         )
         read = partial(
             read_questions,

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.data.sources import DataArgs
 from hfstack.models.context import context_length
 from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import find_architecture, load_tokenizer
@@ -92,8 +92,7 @@ def main(
         run.record_inputs(
             model_args.model_name_or_path,
             args.tokenizer_name_or_path,
-            train=describe_sources(data_args.datasets),
-            eval=describe_sources(data_args.eval_datasets),
+            **labelled.inputs,
         )
 
         # model

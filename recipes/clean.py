@@ -27,7 +27,7 @@ from hfstack.data.cleaning.pipeline import (
 )
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.reading.rows import OnBadRow
-from hfstack.data.sources import Source, describe_sources, iterate_rows
+from hfstack.data.sources import Source, SourceLog, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.run import Run
 
@@ -87,8 +87,10 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
     report = CleaningReport()
     with Run.start(__file__, args.output_dir, args, text_args) as run:
         bad_rows = run.output_dir / "quarantine.jsonl" if args.on_bad_row == "quarantine" else None
+        read: SourceLog = {}
         rows = iterate_rows(
             args.datasets,
+            log=read,
             on_bad_row=args.on_bad_row,
             quarantine_file=bad_rows,
             max_rows=args.max_rows,
@@ -101,7 +103,9 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
 
         clean = partial(clean_text, **strip, mask=text_args.mask_pii)
         leaks = (
-            [Contamination.from_sources(args.decontaminate, clean)] if args.decontaminate else []
+            [Contamination.from_sources(args.decontaminate, clean, read)]
+            if args.decontaminate
+            else []
         )
 
         duplicates = duplicate_checks(
@@ -118,8 +122,10 @@ def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
         counts = write_documents(documents, report, args)
 
         seconds, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
-        for role, sources in (("train", args.datasets), ("decontaminate", args.decontaminate)):
-            run.record_data(role, describe_sources(sources))
+        run.record_inputs(
+            train=describe_sources(args.datasets, read),
+            decontaminate=describe_sources(args.decontaminate, read),
+        )
 
         for name, table in {
             "dropped_documents": report.dropped_table(),

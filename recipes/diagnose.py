@@ -65,34 +65,29 @@ def main(args: DiagnoseArgs) -> dict[str, float]:
         )
 
     with Run.start(__file__, args.output_dir, args, replace_own=True) as run:
-        for report in reports:
-            run.add_parent(report.directory)
+        # data
+        run.record_inputs(*(report.directory for report in reports))
         labels = {report.directory.resolve(): report.label for report in reports}
-        findings = diagnose(
-            [chain_run(report, labels) for report in reports],
-            kl_budget_nats=args.kl_budget,
-            gold=args.gold_reward,
-        )
+        chain = [chain_run(report, labels) for report in reports]
 
+        # evaluate
+        findings = diagnose(chain, kl_budget_nats=args.kl_budget, gold=args.gold_reward)
+        verdicts, summary = link_verdicts(findings), as_paragraph(findings)
+        grades = [finding.verdict for finding in findings]
+        counts = {grade: grades.count(grade) for grade in ("ok", "warn", "bad", "unknown")}
+
+        # finish
         for finding in findings:
             print(f"{finding.link:12} {finding.verdict:8} {finding.check}: {finding.evidence}")
-        print(f"\n{as_paragraph(findings)}")
-        run.add_table(
-            "links", ["link", "verdict"], [list(pair) for pair in link_verdicts(findings).items()]
-        )
-
-        run.add_table("verdict", ["in words"], [[as_paragraph(findings)]])
+        print(f"\n{summary}")
+        run.add_table("links", ["link", "verdict"], [list(pair) for pair in verdicts.items()])
+        run.add_table("verdict", ["in words"], [[summary]])
         run.add_table("findings", *as_table(findings))
-        grades = [finding.verdict for finding in findings]
-        metrics = {"runs": len(reports)} | {
-            g: grades.count(g) for g in ("ok", "warn", "bad", "unknown")
-        }
-
-        return run.finish(metrics)
+        return run.finish({"runs": len(reports)} | counts)
 
 
 def chain_run(report: Report, labels: dict[Path, str]) -> ChainRun:
-    """What the diagnosis reads of a run; its parents by their labels."""
+    """Return what the diagnosis reads of a run, its parents by their labels."""
     record = report.record
     parents = [(report.directory / parent).resolve() for parent in record.parents]
     settings = {name: value for group in record.settings.values() for name, value in group.items()}
@@ -112,7 +107,7 @@ def chain_run(report: Report, labels: dict[Path, str]) -> ChainRun:
 
 
 def read_rows(report: Report, artifact: str) -> tuple[dict[str, Any], ...]:
-    """The rows of a file of JSON lines, where the run lists one and it is there."""
+    """Return the rows of a file of JSON lines, where the run lists one and it is there."""
     path = report.directory / report.record.artifacts.get(artifact, "")
     if not path.is_file():
         return ()

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from trl import ModelConfig
 
 from hfstack.config import command_line
-from hfstack.data.sources import OnBadRow, Source, describe_sources, iterate_rows
+from hfstack.data.sources import OnBadRow, Source, SourceLog, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
@@ -81,8 +81,10 @@ def main(
             )
 
         # data
+        read: SourceLog = {}
         rows = iterate_rows(
             args.eval_datasets,
+            log=read,
             on_bad_row=args.on_bad_row,
             quarantine_file=run.output_dir / "quarantine.jsonl",
             max_rows=args.max_rows,
@@ -93,7 +95,7 @@ def main(
             raise DataError(
                 f"evaluate_lm needs the column {args.text_column!r}; set --text_column"
             ) from None
-        run.record_data("eval", describe_sources(args.eval_datasets))
+        run.record_data("eval", describe_sources(args.eval_datasets, read))
 
         # evaluate
         began = time.perf_counter()

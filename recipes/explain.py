@@ -7,14 +7,16 @@ reads   a model that classify has trained, or one like it; texts, or rows with i
 writes  explanations.html and explanations.jsonl in --output_dir
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from accelerate import Accelerator
 from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.sources import Source, describe_sources, iterate_rows
+from hfstack.data.sources import Source, SourceLog, describe_sources, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.classification.attributions import explain_text
@@ -60,18 +62,18 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
         columns = [name for name in (info.text_column, info.text_pair_column) if name is not None]
         texts: list[tuple[str, ...]] = [(text,) for text in explain_args.texts]
 
-        for row in (
-            iterate_rows(explain_args.datasets, max_rows=explain_args.max_rows)
-            if explain_args.datasets
-            else ()
-        ):
+        read: SourceLog = {}
+        rows: Iterable[Any] = ()
+        if explain_args.datasets:
+            rows = iterate_rows(explain_args.datasets, max_rows=explain_args.max_rows, log=read)
+        for row in rows:
             if absent := [name for name in columns if name not in row]:
                 raise DataError(
                     f"explain needs the column {absent[0]!r} of the model; found: {', '.join(row)}"
                 )
             texts.append(tuple(row[name] for name in columns))
 
-        run.record_data("explain", describe_sources(explain_args.datasets))
+        run.record_inputs(explain=describe_sources(explain_args.datasets, read))
 
         settings = {
             "label": explain_args.label,

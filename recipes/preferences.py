@@ -19,7 +19,7 @@ from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.sources import DataArgs, describe_sources, iterate_rows
+from hfstack.data.sources import DataArgs, SourceLog, describe_sources, iterate_rows
 from hfstack.demo.answers import answers
 from hfstack.demo.instructions import instruction
 from hfstack.demo.rules import gold_score
@@ -80,13 +80,16 @@ def main(
     settings = (model_args, data_args, preference_args, args, run_args)
     with Run.start(__file__, run_args.output_dir, *settings) as run:
         counts = {"train": PreferenceCounts()}
+        read: SourceLog = {}
         metrics: dict[str, float] = {}
 
         # data: pairs as they are, or answers that are judged here and paired by their scores
         if args.convert_only:
-            splits = load_preferences(data_args, preference_args, counts=counts)
+            splits = load_preferences(data_args, preference_args, counts=counts, log=read)
         else:
-            answered = make_answers(model_args, data_args, preference_args, args, run_args.seed)
+            answered = make_answers(
+                model_args, data_args, preference_args, args, run_args.seed, log=read
+            )
             scores = {pair: fmean(judge(*pair) for judge in JUDGES) for pair in answered}
             judged = [
                 {"prompt": prompt, "completion": answer, "rating": score}
@@ -97,7 +100,9 @@ def main(
             splits = split_pairs(Dataset.from_list(pairs), data_args)
             metrics |= {"answers": len(scores), "mean_score": fmean(scores.values())}
 
-        run.record_inputs(model_args.model_name_or_path, train=describe_sources(data_args.datasets))
+        run.record_inputs(
+            model_args.model_name_or_path, train=describe_sources(data_args.datasets, read)
+        )
 
         # save, and measure what was made
         splits["train"] = add_label_noise(splits["train"], args.label_noise, seed=run_args.seed)
@@ -117,11 +122,13 @@ def make_answers(
     preference_args: PreferenceArgs,
     args: MakeArgs,
     seed: int,
+    *,
+    log: SourceLog,
 ) -> list[tuple[str, str]]:
     """Return (prompt, answer) pairs: sampled, read from rows, or from the generator."""
     rows: list[Any] = []
     if data_args.datasets:
-        rows = list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows))
+        rows = list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows, log=log))
 
     # No model: absent, or "" on the command line.
     if not model_args.model_name_or_path:

@@ -15,7 +15,7 @@ from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
-from hfstack.data.sources import DataArgs, describe_sources, load_splits, require_columns
+from hfstack.data.sources import DataArgs, load_splits, require_columns
 from hfstack.errors import ConfigError
 from hfstack.models.context import check_block_size
 from hfstack.models.counting import count_parameters, flops_per_token
@@ -92,8 +92,7 @@ def main(
         run.record_inputs(
             model_args.model_name_or_path,
             args.tokenizer_name_or_path,
-            train=describe_sources(data_args.datasets),
-            eval=describe_sources(data_args.eval_datasets),
+            **splits.inputs,
         )
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
         blocks = pack_splits(

@@ -3,7 +3,8 @@
     hfstack run report --runs runs/story --output_dir runs/story/report
     python recipes/report.py --runs runs/story --output_dir runs/story/report     # the same
 
-reads   run.json of each run and the artifacts that it lists: trainer_state.json, samples, pictures
+reads   run.json of each run, and the artifacts that it lists: trainer_state.json, samples.jsonl,
+        pictures
 writes  report.html and run.json in --output_dir
 """
 

@@ -12,7 +12,7 @@ writes  the model with its head (or the adapter and the head), rewards.svg, pair
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from accelerate import PartialState
 from trl import ModelConfig, RewardConfig, RewardTrainer
@@ -50,7 +50,7 @@ class RewardArgs:
     """
 
     def __post_init__(self) -> None:
-        if self.overlong not in ("fail", "cut", "drop"):
+        if self.overlong not in get_args(Overlong):
             raise ConfigError(f"overlong must be fail, cut or drop, got {self.overlong!r}")
 
 
@@ -64,36 +64,30 @@ def main(
     """Train, measure on held-out pairs and save; return the metrics."""
     settings = (model_args, data_args, preference_args, reward_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
+        # data
         checkpoint = run.resume_point()
-        splits = load_preferences(
-            data_args, preference_args, quarantine_file=run.output_dir / "quarantine.jsonl"
-        )
+        quarantine = run.output_dir / "quarantine.jsonl"
+        splits = load_preferences(data_args, preference_args, quarantine_file=quarantine)
+        run.record_inputs(model_args.model_name_or_path, **splits.inputs)
 
-        run.record_inputs(
-            model_args.model_name_or_path,
-            **splits.inputs,
-        )
-
-        encoded, kept, new_modules = {}, {}, list[str]()
+        # model: its head is newly initialised unless the checkpoint is a reward model
+        new_modules: list[str] = []
         tokenizer = load_tokenizer(model_args, reward_args.tokenizer_name_or_path)
         model = load_reward_model(model_args, tokenizer, new_modules=new_modules)
-        limits = [
-            training_args.max_length,
-            context_length(model.config),
-            tokenizer.model_max_length,
-        ]
 
+        # pairs as the model reads them
+        context = context_length(model.config)
+        limits = [training_args.max_length, context, tokenizer.model_max_length]
         max_length = min(limit for limit in limits if limit)
+        encoded, kept, lengths = {}, {}, {}
         for name, rows in splits.items():
             encoded[name], kept[name] = encode_pairs(
                 rows, tokenizer, max_length=max_length, overlong=reward_args.overlong, name=name
             )
-
-        lengths = {
-            name: length_statistics(rows.select(kept[name])) for name, rows in splits.items()
-        }
+            lengths[name] = length_statistics(rows.select(kept[name]))
         run.add_table("answer lengths", *length_table(lengths))
 
+        # trainer
         trainer = RewardTrainer(
             model=model,
             args=training_args,
@@ -103,36 +97,29 @@ def main(
             peft_config=lora_beside_head(model_args, new_modules),
             callbacks=[*protect(run, push_checkpoints(training_args))],
         )
-
+        trained_model = cast(Any, trainer.model)
         problems = reward_problems(
-            splits, encoded, tokenizer, model=cast(Any, trainer.model), new_modules=new_modules
+            splits, encoded, tokenizer, model=trained_model, new_modules=new_modules
         )
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
+        # evaluate
         metrics: dict[str, float] = {
             "train_loss": trained.training_loss,
             "train_pairs": len(encoded["train"]),
         }
-
         if "eval" in encoded:
             metrics |= trainer.evaluate()
-            pad, batch_size = (
-                model.config.get_text_config().pad_token_id,
-                training_args.eval_batch_size,
-            )
-
             score = partial(
                 score_sequences,
                 cast(Any, trainer.model_wrapped),
-                pad_token_id=pad,
-                batch_size=batch_size,
+                pad_token_id=model.config.get_text_config().pad_token_id,
+                batch_size=training_args.eval_batch_size,
             )
-
             rewards = [score(encoded["eval"][f"{side}_ids"]) for side in ("chosen", "rejected")]
             rows = splits["eval"].select(kept["eval"]).to_list()
-            metrics |= measure(
-                run, rows, *rewards, shorter_wins=lengths["train"]["chosen_longer_share"] < 0.5
-            )
+            shorter_wins = lengths["train"]["chosen_longer_share"] < 0.5
+            metrics |= measure(run, rows, *rewards, shorter_wins=shorter_wins)
 
         return run.finish(metrics, trainer)
 
@@ -145,33 +132,37 @@ def measure(
     *,
     shorter_wins: bool,
 ) -> dict[str, float]:
-    """Write the rewards of the held-out pairs, their picture and tables.
+    """Save the rewards of the held-out pairs with a picture and tables; return the metrics.
 
-    Return the metrics.
+    Args:
+        run: of this recipe.
+        rows: the pairs as text.
+        chosen: rewards of their better answers.
+        rejected: rewards of the others.
+        shorter_wins: whether the chosen answers of the train pairs are mostly the shorter ones.
     """
     if PartialState().is_main_process:
         with write_jsonl(run.output_dir / "pairs.jsonl") as add:
-            for row, c, r in zip(rows, chosen, rejected, strict=True):
-                add({**row, "reward_chosen": c, "reward_rejected": r})
-        (run.output_dir / "rewards.svg").write_text(
-            reward_histogram(chosen, rejected), encoding="utf-8"
-        )
-
+            for row, better, worse in zip(rows, chosen, rejected, strict=True):
+                add({**row, "reward_chosen": better, "reward_rejected": worse})
+        picture = reward_histogram(chosen, rejected)
+        (run.output_dir / "rewards.svg").write_text(picture, encoding="utf-8")
     run.add_artifact("pairs", "pairs.jsonl")
     run.add_artifact("rewards", "rewards.svg")
-    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
-    run.add_table(
-        "accuracy by margin", ["from", "to", "pairs", "accuracy"], accuracy_by_margin(margins)
-    )
 
+    margins = [better - worse for better, worse in zip(chosen, rejected, strict=True)]
+    columns = ["from", "to", "pairs", "accuracy"]
+    run.add_table("accuracy by margin", columns, accuracy_by_margin(margins))
     run.add_table("calibration", ["P(right)", "accuracy", "pairs"], calibration_bins(margins))
-    lengths = {
-        f"{side}_lengths": [len(answer_text(row[side])) for row in rows]
-        for side in ("chosen", "rejected")
-    }
 
-    prompts = [json.dumps(row["prompt"]) for row in rows]
-    found = reward_metrics(chosen, rejected, **lengths, prompts=prompts, shorter_wins=shorter_wins)
+    found = reward_metrics(
+        chosen,
+        rejected,
+        chosen_lengths=[len(answer_text(row["chosen"])) for row in rows],
+        rejected_lengths=[len(answer_text(row["rejected"])) for row in rows],
+        prompts=[json.dumps(row["prompt"]) for row in rows],
+        shorter_wins=shorter_wins,
+    )
     return {f"eval_{key}": value for key, value in found.items()}
 
 

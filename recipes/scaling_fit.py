@@ -10,7 +10,7 @@ writes  parameters, intervals and tables in run.json, pictures, and bootstrap.cs
 from dataclasses import asdict, dataclass, field
 
 from hfstack.config import command_line
-from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.data.sources import DataArgs, SourceLog, describe_sources
 from hfstack.errors import ConfigError
 from hfstack.reporting.scaling.pictures import pictures_of
 from hfstack.reporting.scaling.read import Counted, load_rungs, read_table, rung_folders
@@ -82,10 +82,11 @@ def main(
     with Run.start(__file__, run_args.output_dir, *settings, replace_own=True) as run:
         # data: a table, or the rungs of ladders
         if data_args.datasets:
+            read: SourceLog = {}
             families = read_table(
-                data_args.datasets, **asdict(table_args), on_bad_row=data_args.on_bad_row
+                data_args.datasets, **asdict(table_args), on_bad_row=data_args.on_bad_row, log=read
             )
-            run.record_data("table", describe_sources(data_args.datasets))
+            run.record_inputs(table=describe_sources(data_args.datasets, read))
         else:
             families = load_rungs(fit_args.runs, counted=fit_args.counted, loss=fit_args.loss)
             for folder in rung_folders(fit_args.runs):

@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingA
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.sources import DataArgs, describe_sources, load_splits
+from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError
 from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.heads import lora_beside_head, padding_id
@@ -98,8 +98,7 @@ def main(
         run.record_inputs(
             model_args.model_name_or_path,
             args.tokenizer_name_or_path,
-            train=describe_sources(data_args.datasets),
-            eval=describe_sources(data_args.eval_datasets),
+            **splits.inputs,
         )
         skip_empty = data_args.on_bad_row != "fail"
         pairs = {

@@ -16,7 +16,7 @@ from typing import Any, cast
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from hfstack.config import command_line
-from hfstack.data.sources import DataArgs, describe_sources, load_splits
+from hfstack.data.sources import DataArgs, load_splits
 from hfstack.models.adapters import check_adapter_settings, give_pad_token, merge_adapter
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
@@ -85,8 +85,7 @@ def main(
         splits = load_splits(by_prompt, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
             model_args.model_name_or_path,
-            train=describe_sources(data_args.datasets),
-            eval=describe_sources(data_args.eval_datasets),
+            **splits.inputs,
         )
         rows = {
             name: convert_rows(split, columns, as_chat=sft_args.as_chat)

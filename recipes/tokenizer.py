@@ -15,7 +15,14 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.config import command_line
-from hfstack.data.sources import DataArgs, Source, describe_sources, iterate_rows, require_columns
+from hfstack.data.sources import (
+    DataArgs,
+    Source,
+    SourceLog,
+    describe_sources,
+    iterate_rows,
+    require_columns,
+)
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.run import Run
 from hfstack.tokens.train_tokenizer import TokenizerKind, measure_tokenizer, train_tokenizer
@@ -53,8 +60,12 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
         if not data_args.datasets:
             raise ConfigError("datasets: name at least one, e.g. --datasets stories.jsonl")
 
+        log: SourceLog = {}
         read = partial(
-            read_texts, data_args=data_args, quarantine_file=run.output_dir / "quarantine.jsonl"
+            read_texts,
+            log=log,
+            data_args=data_args,
+            quarantine_file=run.output_dir / "quarantine.jsonl",
         )
         own_eval = bool(data_args.eval_datasets)
         fraction = 0.0 if own_eval else data_args.eval_fraction
@@ -66,7 +77,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
         )
 
         tokenizer = train_tokenizer(train, **settings)
-        run.record_data("train", describe_sources(data_args.datasets))
+        run.record_data("train", describe_sources(data_args.datasets, log))
         metrics: dict[str, float] = {"vocab_size": len(tokenizer)}
 
         if own_eval or fraction:
@@ -78,7 +89,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
 
             report, counts = measure_tokenizer(tokenizer, held_out)
             metrics |= asdict(report)
-            run.record_data("eval", describe_sources(data_args.eval_datasets))
+            run.record_data("eval", describe_sources(data_args.eval_datasets, log))
             most = [
                 [show(tokenizer, token), count] for token, count in counts.most_common(SHOWN_TOKENS)
             ]
@@ -100,7 +111,9 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
         return run.finish(metrics)
 
 
-def read_texts(sources: Sequence[Source], *, data_args: DataArgs, quarantine_file) -> Iterator[str]:
+def read_texts(
+    sources: Sequence[Source], *, data_args: DataArgs, quarantine_file: Path, log: SourceLog
+) -> Iterator[str]:
     """Yield the text of each row.
 
     DataError when the column is missing or holds something else.
@@ -112,6 +125,7 @@ def read_texts(sources: Sequence[Source], *, data_args: DataArgs, quarantine_fil
         on_bad_row=data_args.on_bad_row,
         quarantine_file=quarantine_file,
         max_rows=data_args.max_rows,
+        log=log,
     )
     for index, row in enumerate(rows):
         if index == 0:

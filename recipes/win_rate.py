@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.sources import DataArgs, describe_sources
+from hfstack.data.sources import DataArgs
 from hfstack.demo.rules import gold_score
 from hfstack.diagnosis.win_rate import (
+    Judge,
     describe_answers,
     judge_both_orders,
     judge_by_score,
@@ -49,7 +50,7 @@ JUDGE = judge_by_score(obeys)
 
 @dataclass
 class WinRateArgs:
-    """Whom to compare with, who judges, and how answers are written."""
+    """Whom to compare with, who judges, and how answers are generated."""
 
     reference_model: str | None = None
     """Model to compare with: a folder or a Hub id."""
@@ -74,61 +75,45 @@ def main(
     model_args: ModelConfig, data_args: DataArgs, win_args: WinRateArgs, run_args: RunArgs
 ) -> dict[str, float]:
     """Let both models answer, judge the answers and return the metrics."""
-    args = win_args
     check_sampling(
-        max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=1.0, top_k=0
+        max_new_tokens=win_args.max_new_tokens,
+        temperature=win_args.temperature,
+        top_p=1.0,
+        top_k=0,
     )
-
-    if args.reference_model is None:
+    if win_args.reference_model is None:
         raise ConfigError(
             "--reference_model is required: the model to compare with, such as runs/sft"
         )
 
-    with Run.start(__file__, run_args.output_dir, model_args, data_args, win_args, run_args) as run:
-        for parent in (model_args.model_name_or_path, args.reference_model, args.reward_model):
-            run.add_parent(parent)
-        bad_rows = run.output_dir / "quarantine.jsonl"
+    settings = (model_args, data_args, win_args, run_args)
+    with Run.start(__file__, run_args.output_dir, *settings) as run:
+        # data
         splits = load_prompts(
-            data_args, recipe="win_rate", as_chat=args.as_chat, quarantine_file=bad_rows
+            data_args,
+            recipe="win_rate",
+            as_chat=win_args.as_chat,
+            quarantine_file=run.output_dir / "quarantine.jsonl",
         )
         prompts = list(splits.get("eval", splits["train"])["prompt"])
-
-        run.record_data(
-            "prompts", describe_sources([*data_args.datasets, *data_args.eval_datasets])
-        )
-        device = Accelerator().device
-        judge = JUDGE
-
-        if args.reward_model is not None:
-            judge = judge_by_score(
-                RewardModel(args.reward_model, device=device, as_text=args.reward_as_text).score
-            )
-
-        def write(model_args: ModelConfig) -> tuple[Any, Any, list[list[int]], list[Completion]]:
-            """Load a model and let it answer, from the same seed as the other one."""
-            tokenizer = load_tokenizer(model_args)
-            model = load_causal_lm(model_args, tokenizer).to(device).eval()  # pyright: ignore[reportArgumentType]
-            stop_at_end_of_turn(model, tokenizer)
-            set_seed(run_args.seed)
-            ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-
-            how = {"temperature": args.temperature, "batch_size": args.batch_size}
-            return (
-                model,
-                tokenizer,
-                ids,
-                generate_from_ids(model, tokenizer, ids, max_new_tokens=args.max_new_tokens, **how),
-            )
-
-        ours = write(model_args)[3]
-        reference, tokenizer, ids, theirs = write(
-            replace(model_args, model_name_or_path=args.reference_model)
-        )
-        our_texts, their_texts = (
-            [one.completion for one in ours],
-            [one.completion for one in theirs],
+        run.record_inputs(
+            model_args.model_name_or_path,
+            win_args.reference_model,
+            win_args.reward_model,
+            prompts=[*splits.inputs["train"], *splits.inputs["eval"]],
         )
 
+        # models: both answer from the same seed; the reference stays, to measure perplexity
+        judge = load_judge(win_args)
+        ours = answer(model_args, prompts, win_args, seed=run_args.seed)[-1]
+        reference_args = replace(model_args, model_name_or_path=win_args.reference_model)
+        reference, tokenizer, ids, theirs = answer(
+            reference_args, prompts, win_args, seed=run_args.seed
+        )
+
+        # evaluate
+        our_texts = [one.completion for one in ours]
+        their_texts = [one.completion for one in theirs]
         judged = judge_both_orders(judge, prompts, our_texts, their_texts)
         rate = win_rate(judged.shares)
         controlled = length_controlled_win_rate(
@@ -138,36 +123,52 @@ def main(
             seed=run_args.seed,
         )
 
-        metrics = (
-            {"prompts": len(prompts)}
-            | rate.named("win_rate")
-            | controlled.named("win_rate_length_controlled")
-        )
-
-        metrics |= (
-            judged.counts() | describe_answers(ours) | describe_answers(theirs, prefix="reference_")
-        )
-
+        metrics: dict[str, float] = {"prompts": len(prompts)} | rate.named("win_rate")
+        metrics |= controlled.named("win_rate_length_controlled") | judged.counts()
         for prefix, answers in {"": ours, "reference_": theirs}.items():
-            perplexity = perplexity_of_answers(
-                reference, tokenizer, ids, answers, batch_size=args.batch_size
+            metrics |= describe_answers(answers, prefix=prefix)
+            metrics[f"{prefix}perplexity_under_reference"] = perplexity_of_answers(
+                reference, tokenizer, ids, answers, batch_size=win_args.batch_size
             )
-            metrics |= {f"{prefix}perplexity_under_reference": perplexity}
 
-        columns = {
-            "prompt": prompts,
-            "answer": our_texts,
-            "reference_answer": their_texts,
-            "share": judged.shares,
-        }
-
+        # finish
+        columns = ("prompt", "answer", "reference_answer", "share")
         with write_jsonl(run.output_dir / "answers.jsonl") as write_row:
-            for row in zip(*columns.values(), strict=True):
+            for row in zip(prompts, our_texts, their_texts, judged.shares, strict=True):
                 write_row(dict(zip(columns, row, strict=True)))
-
         run.add_artifact("answers", "answers.jsonl")
         print(f"wins {rate} of {len(prompts)} prompts, at equal length {controlled}")
         return run.finish(metrics)
+
+
+def load_judge(args: WinRateArgs) -> Judge:
+    """Return the judge by the reward model that was named, or JUDGE."""
+    if args.reward_model is None:
+        return JUDGE
+    model = RewardModel(args.reward_model, device=Accelerator().device, as_text=args.reward_as_text)
+    return judge_by_score(model.score)
+
+
+def answer(
+    model_args: ModelConfig, prompts: list[Any], args: WinRateArgs, *, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[list[int]], list[Completion]]:
+    """Load a model and let it answer: model, tokenizer, token ids of the prompts, answers."""
+    tokenizer = load_tokenizer(model_args)
+    loaded: Any = load_causal_lm(model_args, tokenizer)
+    model = loaded.to(Accelerator().device).eval()
+    stop_at_end_of_turn(model, tokenizer)
+
+    set_seed(seed)
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    answers = generate_from_ids(
+        model,
+        tokenizer,
+        ids,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        batch_size=args.batch_size,
+    )
+    return model, tokenizer, ids, answers
 
 
 if __name__ == "__main__":

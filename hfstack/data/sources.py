@@ -42,9 +42,6 @@ class Source:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        self._rows: int | None = None  # counted while reading, for run.json
-        self._revision: str | None = None
-
         if not isinstance(self.path, str) or not self.path.strip():
             raise ConfigError(
                 f"dataset: path must be a Hub id, a file, a glob or a folder, got {self.path!r}"
@@ -73,9 +70,38 @@ class Source:
             )
 
     @property
+    def key(self) -> tuple[str, str | None, str]:
+        """What tells this source from others that are read in one run."""
+        return self.path, self.name, self.split
+
+    @property
     def is_local(self) -> bool:
         """Whether the path means files of this machine rather than a Hub repository."""
         return looks_local(self.path)
+
+
+@dataclass
+class ReadSource:
+    """What a reader found out about a source: its rows, and a Hub dataset's revision."""
+
+    rows: int | None = None
+    revision: str | None = None
+
+
+SourceLog = dict[tuple[str, str | None, str], ReadSource]  # by Source.key, filled while reading
+
+
+class Splits(dict[str, Any]):
+    """Rows by split, "train" and maybe "eval", and the sources that they were read from.
+
+    Args:
+        rows: of each split.
+        inputs: for run.json, the description of the sources of each role, `train` and `eval`.
+    """
+
+    def __init__(self, rows: dict[str, Any], inputs: dict[str, list[dict[str, Any]]]) -> None:
+        super().__init__(rows)
+        self.inputs = inputs
 
 
 @dataclass
@@ -132,8 +158,8 @@ class DataArgs:
             )
 
 
-def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[str, Any]:
-    """Return `{"train": rows, "eval": rows}`.
+def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Splits:
+    """Return `{"train": rows, "eval": rows}`, with the sources they were read from.
 
     Without eval_datasets and with `eval_fraction` 0, only "train".
 
@@ -151,6 +177,7 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[
         raise ConfigError("datasets: name at least one dataset, e.g. --datasets stories.jsonl")
     quarantine_file = _fresh_quarantine(quarantine_file)
     splits: dict[str, Any] = {}
+    log: SourceLog = {}
 
     for name, sources in {"train": args.datasets, "eval": args.eval_datasets}.items():
         if sources and args.streaming:
@@ -162,6 +189,7 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[
                 on_bad_row=args.on_bad_row,
                 max_rows=args.max_rows,
                 quarantine_file=quarantine_file,
+                log=log,
             )
 
     if args.streaming:
@@ -186,7 +214,15 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> dict[
 
     if not args.streaming:
         logger.info("rows: %s", ", ".join(f"{len(rows)} {name}" for name, rows in splits.items()))
-    return splits
+    return Splits(splits, describe_inputs(args, log))
+
+
+def describe_inputs(args: DataArgs, log: SourceLog) -> dict[str, list[dict[str, Any]]]:
+    """Return what run.json says of the sources of both roles."""
+    return {
+        "train": describe_sources(args.datasets, log),
+        "eval": describe_sources(args.eval_datasets, log),
+    }
 
 
 def load_mixture(
@@ -196,8 +232,14 @@ def load_mixture(
     on_bad_row: OnBadRow = "fail",
     max_rows: int | None = None,
     quarantine_file: Path | None = None,
+    log: SourceLog | None = None,
 ) -> Dataset:
-    """Return the rows of all sources as one Dataset, each with its weight's share."""
+    """Return the rows of all sources as one Dataset, each with its weight's share.
+
+    Args:
+        log: gets the number of rows of each source, for `describe_sources`.
+    """
+    log = {} if log is None else log
     found = [
         expand_files(source.path, source.split) if source.is_local else None for source in sources
     ]
@@ -207,6 +249,7 @@ def load_mixture(
         if files is None:
             rows = _load_from_hub(source, streaming=False)
             assert isinstance(rows, Dataset)
+            log[source.key] = ReadSource(revision=_revision(rows))
             rows = rows.select(range(min(len(rows), max_rows or len(rows))))
         else:
             rows = load_rows(
@@ -215,7 +258,7 @@ def load_mixture(
 
         if not len(rows):
             raise DataError(f"{source.path}: the split {source.split!r} has no rows")
-        source._rows = len(rows)
+        log.setdefault(source.key, ReadSource()).rows = len(rows)
         parts.append(rows)
 
     weights, names = [source.weight for source in sources], [source.path for source in sources]
@@ -229,12 +272,13 @@ def iterate_rows(
     quarantine_file: Path | None = None,
     max_rows: int | None = None,
     seed: int = 0,
+    log: SourceLog | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Iterate over the checked rows of the sources in constant memory, uncached.
 
     Sources come one after another. When a weight is not 1, rows are drawn by weight and `seed`
     until one source is used up. `max_rows` counts per source. Missing files are found before the
-    first row is read.
+    first row is read. `log` gets the number of rows of each source when its end is reached.
     """
     found = [
         expand_files(source.path, source.split) if source.is_local else None for source in sources
@@ -256,35 +300,38 @@ def iterate_rows(
             quarantine_file=quarantine_file,
             max_rows=max_rows,
         )
-        streams.append(_counted(source, read, max_rows))
+        streams.append(_counted(source, read, max_rows, {} if log is None else log))
 
     weights, names = [source.weight for source in sources], [source.path for source in sources]
     return interleave(streams, weights=weights, names=names, seed=seed)
 
 
-def describe_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
+def describe_sources(
+    sources: Sequence[Source], log: SourceLog | None = None
+) -> list[dict[str, Any]]:
     """Return path, files and row count of each source for run.json.
 
     A Hub dataset has its "revision" as well, where known.
 
     "files" holds path, bytes and blake2b (16 bytes in hex) of each local file. "rows" counts the
-    rows that were read through these Source objects, before they were split; null when they have
-    not been read to the end.
+    rows that were read, before they were split; null without a log of the reading, or when the
+    source was not read to its end.
     """
     records: list[dict[str, Any]] = []
     for source in sources:
+        read = (log or {}).get(source.key, ReadSource())
         files = (
             [fingerprint(file) for file in expand_files(source.path, source.split)]
             if source.is_local
             else []
         )
 
-        records.append({"path": source.path, "files": files, "rows": source._rows})
+        records.append({"path": source.path, "files": files, "rows": read.rows})
         if not source.is_local:
             records[-1] |= {
                 "name": source.name,
                 "split": source.split,
-                "revision": source._revision,
+                "revision": read.revision,
             }
 
     return records
@@ -363,8 +410,10 @@ def _stream(
     return rows
 
 
-def _counted(source: Source, read_local: Any, max_rows: int | None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one source, and keep their number when the end is reached."""
+def _counted(
+    source: Source, read_local: Any, max_rows: int | None, log: SourceLog
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one source, and log their number when the end is reached."""
     if not source.is_local:
         count = 0
         stream: Iterable[Any] = _load_from_hub(source, streaming=True)
@@ -374,12 +423,12 @@ def _counted(source: Source, read_local: Any, max_rows: int | None) -> Iterator[
 
         if not count:
             raise DataError(f"{source.path}: the split {source.split!r} has no rows")
-        source._rows = count
+        log[source.key] = ReadSource(rows=count)
         return
 
     report = ReadReport()
     yield from read_local(report=report)
-    source._rows = report.rows
+    log[source.key] = ReadSource(rows=report.rows)
 
 
 def _load_from_hub(source: Source, *, streaming: bool) -> Dataset | IterableDataset:
@@ -400,10 +449,11 @@ def _load_from_hub(source: Source, *, streaming: bool) -> Dataset | IterableData
 
     # load_dataset returns dictionaries only without a split
     assert isinstance(rows, Dataset | IterableDataset)
-    places = (
-        " ".join(file["filename"] for file in rows.cache_files) if isinstance(rows, Dataset) else ""
-    )
-    revision = re.search(r"[/\\]([0-9a-f]{40})[/\\]", places)
-    source._revision = revision[1] if revision else None
-
     return rows
+
+
+def _revision(rows: Dataset) -> str | None:
+    """Return the commit that a Hub dataset was loaded from, which its cache's path names."""
+    places = " ".join(file["filename"] for file in rows.cache_files)
+    found = re.search(r"[/\\]([0-9a-f]{40})[/\\]", places)
+    return found[1] if found else None

@@ -14,6 +14,7 @@ from hfstack.data import sources
 from hfstack.data.sources import (
     DataArgs,
     Source,
+    SourceLog,
     describe_sources,
     iterate_rows,
     load_mixture,
@@ -233,8 +234,9 @@ def test_describe_sources(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None
     hub(monkeypatch, [{"text": "x"}])
     local, remote = Source(texts("a.jsonl", 30)), Source("user/set")
     assert [record["rows"] for record in describe_sources([local, remote])] == [None, None]
-    load_mixture([local, remote])
-    described = describe_sources([local, remote])
+    log: SourceLog = {}
+    load_mixture([local, remote], log=log)
+    described = describe_sources([local, remote], log)
     assert described[0]["rows"] == 30
     assert described[0]["files"][0]["path"] == "a.jsonl"
     assert described[0]["files"][0]["bytes"] == (folder / "a.jsonl").stat().st_size
@@ -249,8 +251,12 @@ def test_describe_sources(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None
     }
     json.dumps(described)
     again = Source("a.jsonl")
-    assert sum(1 for _ in iterate_rows([again], max_rows=12)) == 12
-    assert describe_sources([again])[0]["rows"] == 12
+    assert sum(1 for _ in iterate_rows([again], max_rows=12, log=log)) == 12
+    assert describe_sources([again], log)[0]["rows"] == 12
+
+    splits = load_splits(DataArgs(datasets=[again], eval_fraction=0.2))
+    assert [record["rows"] for record in splits.inputs["train"]] == [30]
+    assert splits.inputs["eval"] == []
 
 
 def test_require_columns() -> None:

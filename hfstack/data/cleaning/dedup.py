@@ -17,7 +17,7 @@ from datasketch import MinHash, MinHashLSH
 
 from hfstack.data.cleaning.filters import ngram_hashes, split_units, unit_hashes
 from hfstack.data.cleaning.pipeline import CleanText
-from hfstack.data.sources import Source, iterate_rows
+from hfstack.data.sources import Source, SourceLog, iterate_rows
 from hfstack.errors import ConfigError, DataError
 
 _SHINGLE_UNITS = (
@@ -304,12 +304,17 @@ class Contamination:
         return 0
 
     @classmethod
-    def from_sources(cls, sources: Sequence[Source], clean: Callable[[str], CleanText]) -> Self:
+    def from_sources(
+        cls,
+        sources: Sequence[Source],
+        clean: Callable[[str], CleanText],
+        log: SourceLog | None = None,
+    ) -> Self:
         """Index every text in any column of these datasets, cleaned as documents are."""
 
         def texts() -> Iterator[str]:
             try:
-                for text in chain.from_iterable(map(strings_of, iterate_rows(sources))):
+                for text in chain.from_iterable(map(strings_of, iterate_rows(sources, log=log))):
                     yield clean(text).text
             except DataError as error:
                 raise DataError(f"--decontaminate: {error}") from None

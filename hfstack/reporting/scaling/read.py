@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfstack.data.reading.rows import OnBadRow
-from hfstack.data.sources import Source, iterate_rows
+from hfstack.data.sources import Source, SourceLog, iterate_rows
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.models.architectures import without_size
@@ -115,6 +115,7 @@ def read_table(
     family_column: str | None = None,
     excluded_column: str | None = None,
     on_bad_row: OnBadRow = "fail",
+    log: SourceLog | None = None,
 ) -> dict[str, Rungs]:
     """Return the rungs of a table, by family.
 
@@ -128,7 +129,7 @@ def read_table(
         DataError: a column is missing, or a cell is not a positive number.
     """
     place = sources[0].path
-    rows = list(iterate_rows(sources, on_bad_row=on_bad_row))
+    rows = list(iterate_rows(sources, on_bad_row=on_bad_row, log=log))
     for column in (family_column, excluded_column):
         if column is not None and column not in rows[0]:
             raise DataError(f"{place} has no column {column!r}; found: {', '.join(rows[0])}")

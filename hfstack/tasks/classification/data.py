@@ -73,6 +73,7 @@ class LabelledRows:
     """The rows of each split, what their labels are, and where their texts stand."""
 
     splits: dict[str, Dataset]
+    inputs: dict[str, list[dict[str, Any]]]
     labels: LabelSet
     columns: tuple[str, str | None]
     label_column: str
@@ -118,7 +119,7 @@ def load_labelled(
 
     # A pair is a row of its own although its first text is also in another one.
     seen = replace(data_args, text_column="") if pairs and data_args.eval_datasets else data_args
-    splits: dict[str, Dataset] = load_splits(seen, quarantine_file=quarantine_file)
+    splits = load_splits(seen, quarantine_file=quarantine_file)
 
     for source in more:
         splits["eval_mismatched"] = load_mixture([source], max_rows=data_args.max_rows)
@@ -150,7 +151,7 @@ def load_labelled(
         given=given,
     )
 
-    return LabelledRows(splits, found, columns, label_column, task)
+    return LabelledRows(splits, splits.inputs, found, columns, label_column, task)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.sources import DataArgs, load_mixture
+from hfstack.data.sources import DataArgs, SourceLog, Splits, describe_inputs, load_mixture
 from hfstack.data.splitting import drop_overlap, hold_out
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -49,7 +49,8 @@ def load_preferences(
     form: Literal["pairs", "labels"] = "pairs",
     quarantine_file: Path | None = None,
     counts: dict[str, PreferenceCounts] | None = None,
-) -> dict[str, Dataset]:
+    log: SourceLog | None = None,
+) -> Splits:
     """Return {"train": rows, "eval": rows} of pairs, or of labelled completions.
 
     Columns prompt, chosen, rejected, or prompt, completion, label.
@@ -61,6 +62,7 @@ def load_preferences(
         form: "pairs", or "labels" for one answer a row with its thumb.
         quarantine_file: where `on_bad_row="quarantine"` writes the rows that cannot be used.
         counts: filled with what was counted, by split as loaded ("train", "eval").
+        log: gets the number of rows of each source.
 
     Raises:
         DataError: the columns have other names, or a row cannot be used and `on_bad_row` is "fail".
@@ -78,6 +80,7 @@ def load_preferences(
 
     convert = to_pairs if form == "pairs" else to_labels
     splits: dict[str, Dataset] = {}
+    log = {} if log is None else log
 
     for name, sources in {"train": data_args.datasets, "eval": data_args.eval_datasets}.items():
         if not sources:
@@ -89,6 +92,7 @@ def load_preferences(
             on_bad_row=data_args.on_bad_row,
             max_rows=data_args.max_rows,
             quarantine_file=quarantine_file,
+            log=log,
         )
 
         counted = PreferenceCounts()
@@ -108,9 +112,10 @@ def load_preferences(
     if "eval" in splits:
         train, evaluation = (_with_key(splits[name]) for name in ("train", "eval"))
         splits["train"] = drop_overlap(train, evaluation, text_column=_KEY).remove_columns(_KEY)
-        return splits
+    else:
+        splits = split_pairs(splits["train"], data_args)
 
-    return split_pairs(splits["train"], data_args)
+    return Splits(splits, describe_inputs(data_args, log))
 
 
 def split_by_prompt(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
