@@ -1,8 +1,8 @@
-"""Every upstream symbol, field, hook and habit that hfstack relies on: an upgrade breaks here, by
-name.
+"""Every upstream symbol, field and hook that hfstack relies on.
 
-What the source names (imports, `module.attribute` chains, training_args fields, overridden methods)
-is found in it; what it takes for granted is written down below."""
+An upgrade breaks here, by name. What the source names (imports, `module.attribute` chains,
+training_args fields, overridden methods) is found in it; what it assumes is listed below.
+"""
 
 import ast
 import dataclasses
@@ -25,20 +25,23 @@ SOURCES = [*sorted((ROOT / "hfstack").rglob("*.py")), *sorted((ROOT / "recipes")
 # replace. A method that is gone upstream would never be called; one that is new upstream may be
 # replaced by accident. Both fail below.
 HOOKS = {
-    "transformers.TrainerCallback": "on_train_begin on_epoch_begin on_step_begin on_step_end "
-    "on_log on_evaluate "
-    "on_train_end on_pre_optimizer_step on_epoch_end on_save",
+    "transformers.TrainerCallback": (
+        "on_train_begin on_epoch_begin on_step_begin on_step_end on_log on_evaluate on_train_end "
+        "on_pre_optimizer_step on_epoch_end on_save"
+    ),
     "transformers.trainer_callback.ExportableState": "state",
     "transformers.HfArgumentParser": "error",
     "transformers.PreTrainedModel": "_init_weights",
-    "transformers.Trainer": "_get_eval_sampler get_train_dataloader training_step compute_loss "
-    "create_optimizer "
-    "evaluate log _save _load_from_checkpoint",
+    "transformers.Trainer": (
+        "_get_eval_sampler get_train_dataloader training_step compute_loss create_optimizer "
+        "evaluate log _save _load_from_checkpoint"
+    ),
     "transformers.generation.GenerationMixin": "_supports_default_dynamic_cache",
-    "transformers.cache_utils.Cache": "get_seq_length get_max_length get_mask_sizes reset "
-    "reorder_cache crop "
-    "batch_select_indices batch_repeat_interleave batch_size is_initialized is_croppable "
-    "is_compileable",
+    "transformers.cache_utils.Cache": (
+        "get_seq_length get_max_length get_mask_sizes reset reorder_cache crop "
+        "batch_select_indices batch_repeat_interleave batch_size is_initialized is_croppable "
+        "is_compileable"
+    ),
     "evaluate.Metric": "_info _compute",
     "torch.nn.Module": "forward",
     "torch.autograd.Function": "forward backward",
@@ -65,8 +68,9 @@ def imported_names() -> list[tuple[str, str]]:
 
 
 def attribute_chains() -> list[str]:
-    """Each `torch.cuda.is_available` in the source, by its full name, for roots that are upstream
-    imports.
+    """Return each `torch.cuda.is_available` in the source, by its full name.
+
+    Only those whose root is an upstream import.
     """
     found = set()
     for path in SOURCES:
@@ -81,33 +85,39 @@ def attribute_chains() -> list[str]:
                     alias.asname or alias.name: f"{node.module}.{alias.name}"
                     for alias in node.names
                 }
+
         for node in ast.walk(tree(path)):
-            if (
-                isinstance(node, ast.Attribute)
-                and (chain := ast.unparse(node)).replace(".", "").isidentifier()
-            ):
-                root, _, rest = chain.partition(".")
-                if root in roots and is_upstream(roots[root]):
-                    found.add(f"{roots[root]}.{rest}")
+            if not isinstance(node, ast.Attribute):
+                continue
+            chain = ast.unparse(node)
+            root, _, rest = chain.partition(".")
+            is_plain = chain.replace(".", "").isidentifier()
+            if is_plain and root in roots and is_upstream(roots[root]):
+                found.add(f"{roots[root]}.{rest}")
+
     return sorted(found)
 
 
 def resolve(name: str) -> object:
-    """The object of a dotted name; a field without a default counts as an attribute of its
-    class."""
+    """Return the object of a dotted name.
+
+    A field without a default counts as an attribute of its class.
+    """
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         try:
             found: object = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
             continue
+
         for part in parts[length:]:
             if not hasattr(found, part) and part in getattr(found, "__annotations__", {}):
                 return found
             found = getattr(found, part)
             if not isinstance(found, ModuleType | type):
-                return found  # what a value or a function carries is checked where it is used
+                return found  # attributes of values and functions are checked where they are used
         return found
+
     raise ModuleNotFoundError(name)
 
 
@@ -148,6 +158,7 @@ def test_training_arguments_fields():
         "world_size",
         "device",
     } <= used
+
     trl_settings = (
         trl.SFTConfig,
         trl.RewardConfig,
@@ -158,6 +169,7 @@ def test_training_arguments_fields():
     )
     settings = (TrainingArguments, Seq2SeqTrainingArguments, PPOConfig, *trl_settings)
     assert [name for name in sorted(used) if not any(hasattr(one, name) for one in settings)] == []
+
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert {"bf16", "fp16", "use_cpu", "ddp_backend", "hub_token", "seed"} <= fields
 
@@ -181,14 +193,14 @@ def test_hooks_exist_upstream():
             assert hasattr(resolve(name), hook), f"{name} has no {hook} any more"
 
 
-def test_hooks_are_all_written_down():
+def test_hooks_are_all_listed():
     known = {resolve(name): set(hooks.split()) for name, hooks in HOOKS.items()}
     for cls in our_classes():
         upstream = [base for base in cls.__mro__ if is_upstream(base.__module__)]
         listed = set().union(*(hooks for base, hooks in known.items() if base in cls.__mro__))
         for name, value in vars(cls).items():
             if isinstance(value, FunctionType) and value.__module__ != cls.__module__:
-                continue  # put there by upstream, as the checks of a configuration are
+                continue  # added by upstream, as the checks of a configuration are
             kinds = FunctionType | property | classmethod | staticmethod
             replaces = [base for base in upstream if name in vars(base)]
             if replaces and not name.startswith("__") and isinstance(value, kinds):
@@ -224,7 +236,7 @@ def test_the_trainer_behaves_as_run_needs():
 def test_accelerate_starts_one_cpu_process_and_leaves_only_master_addr(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """What environment.refuse_wrong_world_size tells apart; when this changes, the check can go."""
+    """What environment.refuse_wrong_world_size detects; when this changes, the check can go."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
@@ -254,6 +266,7 @@ def test_launcher_options():
     ):
         assert name in accelerate
     assert {"tee", "log_dir", "quiet", "config_file"} <= accelerate.keys()
+
     torchrun = vars(get_args_parser().parse_args(["recipe.py"]))
     assert {
         "nproc_per_node",
@@ -266,7 +279,7 @@ def test_launcher_options():
     assert {"tee", "log_dir"} <= torchrun.keys()
 
 
-def test_torchrun_waits_as_long_as_it_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_torchrun_waits_as_long_as_the_environment_says(monkeypatch: pytest.MonkeyPatch):
     from torch.distributed.launcher.api import LaunchConfig
 
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
@@ -352,8 +365,9 @@ def test_trackers_are_built_from_the_table_that_tracking_changes():
 
 
 def test_the_trainer_runs_its_epochs_as_ppo_needs():
-    """One rollout is one epoch: its index comes first, then the random state, then the loader is
-    iterated.
+    """One rollout is one epoch.
+
+    Its index comes first, then the random state, then the loader is iterated.
     """
     from transformers import Trainer
 
@@ -376,8 +390,9 @@ def test_the_trainer_runs_its_epochs_as_ppo_needs():
 
 
 def test_adapters_switch_as_the_actor_critic_needs():
-    """models/value_head.py sets `_active_adapter` and `_disable_adapters`; PEFT's own methods touch
-    requires_grad.
+    """actor_critic.py sets `_active_adapter` and `_disable_adapters`.
+
+    PEFT's own methods change requires_grad.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
