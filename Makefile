@@ -10,8 +10,8 @@ help:
 	@echo "make demo        from raw text to a model that does as it is asked, on this CPU, and the page of it (minutes)"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff and pyright"
-	@echo "make docs        write the generated option reference"
-	@echo "make docs-check  check that the reference and the links of the docs are up to date"
+	@echo "make docs        write the generated option reference and file trees"
+	@echo "make docs-check  check that the reference, the file trees and the links of the docs are up to date"
 	@echo "make venv        only make the virtual environment, in $(VENV)"
 
 venv: $(VENV)/.complete

@@ -1,14 +1,16 @@
 """Make the file trees of README.md and docs/tree.md from the files themselves.
 
 README.md shows each package with the names of its files, docs/tree.md every file with the first
-line of its docstring. Neither is written by hand, so neither can differ from the code."""
+line of its docstring. Neither is typed by hand, so neither can differ from the code.
+"""
 
 import ast
 from pathlib import Path
 
+from hfstack.errors import ConfigError
+
 BEGIN, END = "<!-- file tree: begin -->", "<!-- file tree: end -->"
-_TREE_COLUMNS = 100  # columns
-_NAMES_AT = 28  # column where the names of a package's files begin
+_TREE_COLUMNS = 100
 
 
 def first_line(path: Path) -> str:
@@ -28,13 +30,15 @@ def packages(root: Path) -> dict[str, list[Path]]:
 
 def short_tree(root: Path) -> str:
     """Return a line or two for each package: its path, then the names of its files."""
+    folders = packages(root)
+    margin = max(map(len, folders), default=0) + len("/")
     lines = []
-    for folder, paths in packages(root).items():
-        line = f"{folder + '/':<{_NAMES_AT - 1}}"
+    for folder, paths in folders.items():
+        line = f"{folder}/".ljust(margin)
         for path in paths:
             if len(line) + len(path.stem) + 1 > _TREE_COLUMNS:
                 lines.append(line)
-                line = " " * (_NAMES_AT - 1)
+                line = " " * margin
             line += f" {path.stem}"
         lines.append(line)
 
@@ -55,13 +59,28 @@ def long_tree(root: Path) -> str:
 
     for folder, paths in packages(root).items():
         lines += ["", f"## {folder}/", "", "| file | what it does |", "|---|---|"]
-        lines += [f"| `{path.name}` | {first_line(path)} |" for path in paths]
+        for path in paths:
+            # A table takes a bare | for the end of a cell, even between backticks.
+            line = first_line(path).replace("|", "\\|")
+            lines.append(f"| `{path.name}` | {line} |")
 
     return "\n".join(lines) + "\n"
 
 
 def with_tree(readme: str, tree: str) -> str:
-    """Return a README with the block between its two marks replaced by a tree."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """Return a README with the block between its two marks replaced by a tree.
+
+    Raises:
+        ConfigError: when the README lacks a mark.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ConfigError(f"README.md needs the two lines {BEGIN} and {END} around its file tree")
     return f"{before}{BEGIN}\n```\n{tree}\n```\n{END}{after}"
+
+
+def tree_pages(root: Path) -> dict[str, str]:
+    """Return README.md and docs/tree.md as they should be, by their path."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    return {"README.md": with_tree(readme, short_tree(root)), "docs/tree.md": long_tree(root)}

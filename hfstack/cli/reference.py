@@ -3,6 +3,7 @@
     python -m hfstack.cli.reference            # write the pages
     python -m hfstack.cli.reference --check    # exit 1 when a page is not what it should be
 
+The file trees of README.md and docs/tree.md are made in the same go, from hfstack.cli.file_tree.
 `hfstack run X --help` prints these pages, so that it need not import torch. A tool beside the
 floors: it loads recipes by their path, and nothing imports it.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from hfstack.cli.file_tree import tree_pages
 from hfstack.config import build_parser
 from hfstack.errors import ConfigError, HfstackError
 from hfstack.logs import get_logger, setup_logging
@@ -98,6 +100,15 @@ def stale_pages(pages: dict[str, str], folder: Path) -> list[str]:
     )
 
 
+def stale_trees(trees: dict[str, str], root: Path) -> list[str]:
+    """Return the paths of the pages with a file tree that are missing or out of date."""
+    return [
+        name
+        for name, text in trees.items()
+        if not (root / name).is_file() or (root / name).read_text(encoding="utf-8") != text
+    ]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Write the pages, or check them."""
     parser = argparse.ArgumentParser(
@@ -119,22 +130,27 @@ def main(argv: list[str] | None = None) -> None:
     folder = CHECKOUT / "docs" / "reference"
     pages = make_pages(CHECKOUT / "recipes")
     stale = stale_pages(pages, folder)
-    if check and stale:
-        raise ConfigError(
-            f"docs/reference: out of date: {', '.join(stale)}; run: python -m hfstack.cli.reference"
-        )
 
+    trees = tree_pages(CHECKOUT)
+    old_trees = stale_trees(trees, CHECKOUT)
+
+    if check and (stale or old_trees):
+        names = [*(f"docs/reference/{name}" for name in stale), *old_trees]
+        raise ConfigError(f"out of date: {', '.join(names)}; run: python -m hfstack.cli.reference")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in old_trees:
+        (CHECKOUT / name).write_text(trees[name], encoding="utf-8")
     for name in stale:
         if name in pages:
-            folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(pages[name], encoding="utf-8")
         else:
             (folder / name).unlink()
 
     logger.info(
-        "docs/reference: %d recipes, %s",
+        "docs: %d recipes, %s",
         len(pages),
-        f"rewritten: {', '.join(stale)}" if stale else "up to date",
+        f"rewritten: {', '.join([*stale, *old_trees])}" if stale or old_trees else "up to date",
     )
 
 

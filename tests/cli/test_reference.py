@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from hfstack.cli import doctor, reference
 from hfstack.cli import main as cli
+from hfstack.cli.file_tree import tree_pages, with_tree
 from hfstack.cli.launch import trains_a_model
 from hfstack.errors import ConfigError
 from hfstack.recipe_settings import load_recipe
@@ -80,6 +81,14 @@ ExampleArgs (example.py)
       somewhere.
 ```
 """
+README = """# hfstack
+
+<!-- file tree: begin -->
+old
+<!-- file tree: end -->
+
+Beside it.
+"""
 
 
 @pytest.fixture
@@ -110,15 +119,38 @@ def test_the_tool_writes_and_checks(example: Path, tmp_path: Path, monkeypatch: 
     (tmp_path / "recipes").mkdir()
     for file in (example, example.with_suffix(".yaml")):
         file.rename(tmp_path / "recipes" / file.name)
+    (tmp_path / "README.md").write_text(README)
+    source = tmp_path / "hfstack" / "data" / "sources.py"
+    source.parent.mkdir(parents=True)
+    source.write_text('"""Load `a | b`."""\n')
     monkeypatch.setattr(reference, "CHECKOUT", tmp_path)
-    with pytest.raises(
-        ConfigError,
-        match=r"docs/reference: out of date: example.md; run: python -m hfstack.cli.reference",
-    ):
+
+    with pytest.raises(ConfigError) as caught:
         reference.main(["--check"])
+    assert str(caught.value) == (
+        "out of date: docs/reference/example.md, README.md, docs/tree.md; "
+        "run: python -m hfstack.cli.reference"
+    )
     reference.main([])
     assert (tmp_path / "docs" / "reference" / "example.md").read_text() == PAGE
+    assert (tmp_path / "README.md").read_text() == README.replace(
+        "old", "```\nhfstack/data/ sources\n```"
+    )
+    assert "| `sources.py` | Load `a \\| b` |" in (tmp_path / "docs" / "tree.md").read_text()
     reference.main(["--check"])
+
+    source.with_name("splitting.py").write_text('"""Split."""\n')
+    with pytest.raises(ConfigError, match="out of date: README.md, docs/tree.md; run"):
+        reference.main(["--check"])
+
+
+def test_a_readme_without_the_marks_is_refused():
+    with pytest.raises(ConfigError, match="README.md needs the two lines <!-- file tree: begin"):
+        with_tree("# hfstack\n", "hfstack/ config")
+
+
+def test_the_trees_in_the_readme_and_docs_are_up_to_date():
+    assert reference.stale_trees(tree_pages(ROOT), ROOT) == []
 
 
 def test_the_pages_in_docs_are_up_to_date():
@@ -136,7 +168,7 @@ def test_the_pages_in_docs_are_up_to_date():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_launcher_knows_training_recipes_and_shares_no_option_with_them(path: Path):
-    """launching.trains_a_model reads the source; here the classes themselves are asked."""
+    """launch.trains_a_model reads the source; here the classes themselves are asked."""
     module = load_recipe(path)
     hints = typing.get_type_hints(module.main)
     classes = [hints[name] for name in inspect.signature(module.main).parameters]
