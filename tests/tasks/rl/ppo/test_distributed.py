@@ -71,7 +71,7 @@ def test_two_processes_train_as_one(settings: dict[str, Any], tiny_llama: Path, 
 
 
 def shard(rank: int, folder: Path, llama: Path) -> dict[str, torch.Tensor]:
-    """Sharded and whole, side by side in each process; the second generates longer than the first."""
+    """Sharded and whole, side by side in each process; the second generates for longer."""
     torch.distributed.init_process_group("gloo")
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
 
