@@ -1,20 +1,31 @@
 """The docs say what is so: links lead somewhere, recipes have pages and rows, commands name options
-that exist.
+that exist, and so do the files, functions and tests that a page names.
 """
 
 import ast
+import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from hfstack.data.sources import DataArgs
+from hfstack.recipe_settings import load_recipe
+from hfstack.runs.run import RunArgs
+
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+TOP_PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
+PAGES = sorted([*TOP_PAGES, *ROOT.glob("docs/**/*.md")])
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if "://" in target or target.startswith("#"):
@@ -28,6 +39,93 @@ def test_links_lead_somewhere(page: Path) -> None:
                 re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
             }
             assert anchor in anchors, f"{page.name} links to {target}"
+
+
+FOLDERS = "hfstack|tests|recipes|benchmarks|accelerate_configs"
+# files of other projects, and names that are only forbidden
+FOREIGN_FILES = {"ppo_left_padding.py", "zero_to_fp32.py", "utils.py", "common.py", "base.py"}
+
+
+@cache
+def names_in(file: Path) -> set[str]:
+    """Return what a file defines or imports at its top level, and what its classes define."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return names
+
+
+def holds_files(path: Path) -> bool:
+    """Whether a path is a file, or a folder with a file in it (not only what Python cached)."""
+    files = (file for file in path.rglob("*") if file.is_file())
+    return path.is_file() or any("__pycache__" not in file.parts for file in files)
+
+
+def is_there(dotted: str) -> bool:
+    """Whether a dotted name such as `hfstack.data.sources.load_splits` is a module or in one."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:count])
+        if path.with_suffix(".py").is_file():
+            rest = parts[count:]
+            return not rest or rest[0] in names_in(path.with_suffix(".py"))
+        if path.is_dir():
+            return count == len(parts)
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_files_and_names_that_a_page_names_are_there(page: Path) -> None:
+    text = re.sub(r"\]\([^)\s]+\)", "]", page.read_text(encoding="utf-8"))  # links are tested above
+
+    paths = re.findall(rf"(?<![\w/.$}}-])((?:{FOLDERS})/[\w./-]*\w)(?:::(\w+))?", text)
+    for path, function in paths:
+        assert holds_files(ROOT / path), f"{page.name} names {path}"
+        if function:
+            assert function in names_in(ROOT / path), f"{page.name} names {path}::{function}"
+
+    dotted = re.findall(r"(?<![\w/.$@-])hfstack(?:\.\w+)+", text)
+    for module, imported in re.findall(r"from (hfstack[\w.]+) import (\([^)]+|.+)", text):
+        dotted += [f"{module}.{name}" for name in re.findall(r"\w+", imported)]
+    for name in dotted:
+        assert is_there(name), f"{page.name} names {name}"
+
+    files = {path.name for folder in FOLDERS.split("|") for path in (ROOT / folder).rglob("*.*")}
+    for name in re.findall(r"`(\w+\.(?:py|sh))`", text):
+        assert name in files | FOREIGN_FILES, f"{page.name} names {name}"
+
+
+def test_each_question_of_the_walk_is_answered_by_a_file_of_the_package_to_guess() -> None:
+    page = (ROOT / "docs" / "walk.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (Where .+\?) \| `(.+)` \| `(.+)` \| (?:`(\w+)` )?\|$", page, re.M)
+    assert len(rows) == 10
+    for question, package, file, name in rows:
+        answer = ROOT / package / file
+        assert answer.is_file(), question
+        assert not name or name in names_in(answer), f"{question} {name}"
+
+
+def test_the_example_recipe_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    recipe = tmp_path / "count_words.py"
+    recipe.write_text(page.partition("```python\n")[2].partition("```")[0], encoding="utf-8")
+    rows = tmp_path / "stories.jsonl"
+    rows.write_text(json.dumps({"text": "a fox"}) + "\n" + json.dumps({"text": "the end ."}) + "\n")
+
+    data_args = DataArgs(datasets=[str(rows)])  # pyright: ignore[reportArgumentType]
+    run_args = RunArgs(output_dir=str(tmp_path / "run"))
+    assert load_recipe(recipe).main(data_args, run_args) == {"words": 5}
+
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["data"][0]["path"] == str(rows)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
