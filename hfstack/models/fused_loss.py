@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from hfstack.models.cache import CACHE_NAME
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 # Models whose logits are exactly `output_embeddings(backbone(...))`: no soft-capping, no scaling,
@@ -116,7 +117,7 @@ def use_fused_loss(model: PreTrainedModel, *, chunk: int = 512) -> bool:
         num_items_in_batch: Tensor | int | None = None,
         **inputs: Any,
     ) -> Any:
-        if labels is None or inputs.get("past_key_values") is not None:
+        if labels is None or inputs.get(CACHE_NAME) is not None:
             return stock_forward(input_ids=input_ids, labels=labels, **inputs)
 
         inputs |= {"use_cache": False, "return_dict": True}

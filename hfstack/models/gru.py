@@ -10,7 +10,7 @@ GRU and `(h, c)` for an LSTM, each part (L, B, H).
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -28,6 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple
 
 from hfstack.errors import ConfigError
+from hfstack.models.cache import CACHE_NAME, get_cache
 from hfstack.models.recurrence import RecurrentCache, Slab, split_segments
 
 
@@ -39,7 +40,7 @@ class RecurrentConfig(PreTrainedConfig):
         ConfigError: a size is below 1 or the dropout is outside [0, 1).
     """
 
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
 
     vocab_size: int = 4096
     embedding_size: int | None = None
@@ -306,6 +307,7 @@ class RecurrentModel(RecurrentPreTrainedModel):
         past_key_values: RecurrentCache | None = None,
         inputs_embeds: Tensor | None = None,
         *,
+        cache: RecurrentCache | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs,  # upstream callers pass loss and attention arguments through every forward
@@ -318,7 +320,9 @@ class RecurrentModel(RecurrentPreTrainedModel):
                 untouched.
             position_ids: (B, T) or (1, T); the state is reset wherever it is 0, so packed documents
                 do not mix.
-            past_key_values: the state to begin with; it is advanced in place.
+            past_key_values: the state to begin with, which is advanced in place; the name of
+                transformers up to 5.23.
+            cache: the same, by its name from 5.24 on.
             inputs_embeds: (B, T, E).
             use_cache: return the state; None: as the config says, and never in training.
             output_hidden_states: also return the input of each layer and the final output, L + 1 of
@@ -326,18 +330,17 @@ class RecurrentModel(RecurrentPreTrainedModel):
 
         Returns:
             `last_hidden_state` (B, T, H), zeros at padding when any row is padded;
-            `past_key_values`; `hidden_states`.
+            the cache, by the name of the installed transformers; `hidden_states`.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given.
-            TypeError: `past_key_values` is a cache of another kind.
+            TypeError: the cache is one of another kind.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if past_key_values is not None and not isinstance(past_key_values, RecurrentCache):
-            raise TypeError(
-                f"past_key_values is a {type(past_key_values).__name__}, not a RecurrentCache"
-            )
+        cache = past_key_values if cache is None else cache
+        if cache is not None and not isinstance(cache, RecurrentCache):
+            raise TypeError(f"the cache is a {type(cache).__name__}, not a RecurrentCache")
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if output_hidden_states is None:
@@ -351,7 +354,7 @@ class RecurrentModel(RecurrentPreTrainedModel):
         rows, columns, width = hidden.shape
 
         # the state of the tokens before, or zeros
-        state = past_key_values.state if past_key_values is not None else None
+        state = cache.state if cache is not None else None
         split = self._find_starts(
             hidden.shape[:2], attention_mask, position_ids, resumed=state is not None
         )
@@ -366,12 +369,13 @@ class RecurrentModel(RecurrentPreTrainedModel):
             every, state = self._run_segments(hidden, state, *split, final_state=use_cache)
 
         if use_cache:
-            past_key_values = RecurrentCache() if past_key_values is None else past_key_values
-            past_key_values.advance(state, columns)
+            cache = RecurrentCache() if cache is None else cache
+            cache.advance(state, columns)
+        kept: dict[str, Any] = {CACHE_NAME: cache if use_cache else None}
         return BaseModelOutputWithPast(
             last_hidden_state=every[-1],
-            past_key_values=past_key_values if use_cache else None,
             hidden_states=tuple(every) if output_hidden_states else None,
+            **kept,
         )
 
 
@@ -409,6 +413,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
         past_key_values: RecurrentCache | None = None,
         inputs_embeds: Tensor | None = None,
         *,
+        cache: RecurrentCache | None = None,
         labels: LongTensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -429,6 +434,7 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
@@ -449,11 +455,9 @@ class RecurrentForCausalLM(RecurrentPreTrainedModel, GenerationMixin):
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
 
+        carried: dict[str, Any] = {CACHE_NAME: get_cache(outputs)}
         return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, **carried
         )
 
 

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from hfstack.errors import ConfigError
+from hfstack.models.cache import CACHE_NAME, get_cache
 from hfstack.models.gru import (
     GRUConfig,
     GRUForCausalLM,
@@ -74,8 +75,8 @@ def test_tokens_one_at_a_time_give_the_logits_of_the_full_forward(
     full = model(input_ids).logits
     cache, steps = None, []
     for column in range(17):
-        output = model(input_ids[:, column : column + 1], past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(input_ids[:, column : column + 1], **{CACHE_NAME: cache}, use_cache=True)
+        cache = get_cache(output)
         steps.append(output.logits)
     assert isinstance(cache, RecurrentCache)
     assert cache.get_seq_length() == 17
@@ -97,24 +98,22 @@ def test_padding_changes_neither_logits_nor_state(model: RecurrentForCausalLM, s
     for row, prompt in enumerate(prompts):
         alone = model(prompt, use_cache=True)
         torch.testing.assert_close(output.logits[row][mask[row].bool()], alone.logits[0], **EXACT)
-        for part, expected in zip(
-            output.past_key_values.state, alone.past_key_values.state, strict=True
-        ):
+        for part, expected in zip(get_cache(output).state, get_cache(alone).state, strict=True):
             torch.testing.assert_close(part[:, row], expected[:, 0], **EXACT)
 
 
 @torch.no_grad()
 def test_a_row_of_padding_alone_keeps_its_state(model: RecurrentForCausalLM) -> None:
-    start = model(tokens(2, 4), use_cache=True).past_key_values
+    start = get_cache(model(tokens(2, 4), use_cache=True))
     before = copy.deepcopy(start)
     mask = torch.tensor([[0, 0, 0], [0, 1, 1]])
-    output = model(tokens(2, 3, seed=1), attention_mask=mask, past_key_values=start)
+    output = model(tokens(2, 3, seed=1), attention_mask=mask, **{CACHE_NAME: start})
     nothing = model(
         tokens(2, 3, seed=1),
         attention_mask=torch.zeros(2, 3),
-        past_key_values=copy.deepcopy(before),
+        **{CACHE_NAME: copy.deepcopy(before)},
     )
-    states = (before.state, output.past_key_values.state, nothing.past_key_values.state)
+    states = (before.state, get_cache(output).state, get_cache(nothing).state)
     for old, new, untouched in zip(*states, strict=True):
         torch.testing.assert_close(new[:, 0], old[:, 0], rtol=0.0, atol=0.0)
         torch.testing.assert_close(untouched, old, rtol=0.0, atol=0.0)
@@ -142,9 +141,7 @@ def test_packed_documents_do_not_see_each_other(
             )
             begin += length
         if not training_path:
-            for part, expected in zip(
-                packed.past_key_values.state, alone.past_key_values.state, strict=True
-            ):
+            for part, expected in zip(get_cache(packed).state, get_cache(alone).state, strict=True):
                 torch.testing.assert_close(part[:, row], expected[:, 0], **EXACT)
 
     mixed = model(input_ids).logits
@@ -178,7 +175,7 @@ def test_generate_costs_one_token_a_step_and_a_state_of_fixed_size(
     def watched(input_ids: Tensor, **kwargs: object) -> object:
         output = forward(input_ids, **kwargs)
         seen.append(tuple(input_ids.shape))
-        sizes.append(sum(part.numel() for part in output.past_key_values.state))
+        sizes.append(sum(part.numel() for part in get_cache(output).state))
         return output
 
     monkeypatch.setattr(model.model, "forward", watched)
@@ -244,7 +241,7 @@ def test_sampling_is_seeded_and_a_returned_cache_continues(model: RecurrentForCa
         input_ids, max_new_tokens=4, do_sample=False, return_dict_in_generate=True
     )
     more = model.generate(
-        first.sequences, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False
+        first.sequences, max_new_tokens=4, do_sample=False, **{CACHE_NAME: get_cache(first)}
     )
     torch.testing.assert_close(more, model.generate(input_ids, max_new_tokens=8, do_sample=False))
 
@@ -252,6 +249,8 @@ def test_sampling_is_seeded_and_a_returned_cache_continues(model: RecurrentForCa
 def test_a_cache_of_another_kind_is_refused(model: RecurrentForCausalLM) -> None:
     with pytest.raises(TypeError, match="DynamicCache, not a RecurrentCache"):
         model(tokens(3, 1), past_key_values=DynamicCache())
+    with pytest.raises(TypeError, match="DynamicCache, not a RecurrentCache"):
+        model(tokens(3, 1), cache=DynamicCache())
 
 
 @torch.no_grad()
@@ -396,10 +395,10 @@ def test_autocast_keeps_the_state_in_fp32(kind: type[RecurrentForCausalLM], resi
         exact = model(input_ids, **settings)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = model(input_ids, **settings)
-            more = model(input_ids[:, :1], past_key_values=output.past_key_values)
-        assert {part.dtype for part in output.past_key_values.state} == {torch.float32}
+            more = model(input_ids[:, :1], **{CACHE_NAME: get_cache(output)})
+        assert {part.dtype for part in get_cache(output).state} == {torch.float32}
         torch.testing.assert_close(output.logits.float(), exact.logits, rtol=0.0, atol=0.02)
-        assert more.past_key_values.get_seq_length() == 31
+        assert get_cache(more).get_seq_length() == 31
 
 
 @pytest.mark.parametrize(

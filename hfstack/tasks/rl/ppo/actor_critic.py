@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from hfstack.errors import ConfigError
+from hfstack.models.cache import CACHE_NAME, get_cache
 from hfstack.models.fused_loss import PLAIN_HEADS
 from hfstack.tasks.rl.ppo.log_probs import score_tokens
 
@@ -246,17 +247,18 @@ class ActorCritic(nn.Module):
             cache: of the last step; None lets the model make its own.
             with_values: also return the values; a shared trunk only.
         """
+        carried: dict[str, Any] = {CACHE_NAME: cache}
         outputs = self.base.base_model(
             input_ids=input_ids,
             position_ids=position_ids,
             attention_mask=attention_mask,
-            past_key_values=cache,
             use_cache=True,
+            **carried,
         )
 
         hidden = outputs.last_hidden_state[:, -1]  # (b, d)
         values = self._value(hidden) if with_values and self.critic_kind == "shared" else None
-        return DecodingStep(self._logits(hidden).float(), values, outputs.past_key_values)
+        return DecodingStep(self._logits(hidden).float(), values, get_cache(outputs))
 
     def activation_checkpointing_enable(
         self,
