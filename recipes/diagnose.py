@@ -107,7 +107,7 @@ def chain_run(report: Report, labels: dict[Path, str]) -> ChainRun:
 
 
 def read_rows(report: Report, artifact: str) -> tuple[dict[str, Any], ...]:
-    """Return the rows of a file of JSON lines, where the run lists one and it is there."""
+    """Return the rows of a file of JSON lines, none where the run has none."""
     path = report.directory / report.record.artifacts.get(artifact, "")
     if not path.is_file():
         return ()

@@ -132,7 +132,7 @@ def measure(
     *,
     shorter_wins: bool,
 ) -> dict[str, float]:
-    """Save the rewards of the held-out pairs with a picture and tables; return the metrics.
+    """Save rewards of the held-out pairs, a picture and tables; return the metrics.
 
     Args:
         run: of this recipe.

@@ -152,7 +152,7 @@ def load_judge(args: WinRateArgs) -> Judge:
 def answer(
     model_args: ModelConfig, prompts: list[Any], args: WinRateArgs, *, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[list[int]], list[Completion]]:
-    """Load a model and let it answer: model, tokenizer, token ids of the prompts, answers."""
+    """Load a model and generate answers; return both, tokenizer and prompt ids."""
     tokenizer = load_tokenizer(model_args)
     loaded: Any = load_causal_lm(model_args, tokenizer)
     model = loaded.to(Accelerator().device).eval()

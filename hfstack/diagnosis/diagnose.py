@@ -1,8 +1,8 @@
 """Find the weak link of an RLHF chain: SFT, preferences, reward model or policy.
 
 The runs' own numbers decide (metrics of run.json, logged curves, answers.jsonl), by limits that
-stand beside their reasons in rlhf_model_checks.py and rlhf_policy_checks.py. A later link inherits
-the problems of an earlier one, so where several are bad, the first in the chain is the one to fix.
+are beside their reasons in model_checks.py and policy_checks.py. A later link inherits the problems
+of an earlier one, so where several are bad, the first in the chain is the one to fix.
 """
 
 from collections.abc import Sequence

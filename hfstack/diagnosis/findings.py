@@ -45,8 +45,8 @@ class ChainRun:
     answers: tuple[dict[str, Any], ...] = ()
     """Rows of answers.jsonl."""
     completions: tuple[dict[str, Any], ...] = ()
-    """Rows of completions.jsonl: step, completion and reward of what the policy wrote while it
-    trained.
+    """Rows of completions.jsonl: step, completion and reward of what the policy generated while
+    it trained.
     """
     error: str | None = None
     """Why the run failed, if it did."""
@@ -64,7 +64,7 @@ class Finding:
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of them: bad, warn, ok, and unknown when there is nothing else."""
+    """Return the worst of them: bad, warn, ok, and unknown when there is nothing else."""
     found = set(verdicts)
     for verdict in _GRADES:
         if verdict in found:
@@ -73,33 +73,38 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def by_limit(value: float, *, warn: float, bad: float) -> Verdict:
-    """Grade a number that is worse the further it lies beyond `warn`, towards `bad`.
+    """Grade a number that is worse the further it is beyond `warn`, towards `bad`.
 
-    Limits in either direction.
+    `bad` may be above `warn` or below it.
     """
     sign = 1 if bad > warn else -1
-    return "bad" if sign * (value - bad) > 0 else "warn" if sign * (value - warn) > 0 else "ok"
+    if sign * (value - bad) > 0:
+        return "bad"
+    return "warn" if sign * (value - warn) > 0 else "ok"
 
 
 def share_by_limit(
     share: float, count: float | None, *, warn: float, bad: float
 ) -> tuple[Verdict, str]:
-    """Grade a share of `count` cases and write it down with its interval.
+    """Return the grade of a share of `count` cases, and its text with an interval.
 
     It is bad only when its whole 95 % interval (Wilson) is beyond `bad`, and a warning when the
-    share itself is beyond `warn`. Without a count the share stands for itself."""
+    share itself is beyond `warn`. Without a count there is no interval, and the share alone counts.
+    """
     if not count:
         return by_limit(share, warn=warn, bad=bad), percent(share)
+
     low, high = share_interval([share] * round(count))
     nearest = low if bad > warn else high
     verdict = by_limit(share, warn=warn, bad=bad)
+
     if verdict == "bad" and by_limit(nearest, warn=warn, bad=bad) != "bad":
         verdict = "warn"
     return verdict, f"{percent(share)} [{percent(low)}, {percent(high)}] of {count:.0f}"
 
 
 def percent(share: float) -> str:
-    """A share in percent, without decimals that a sample cannot hold."""
+    """Return a share in percent, without decimals that a sample cannot hold."""
     return f"{100 * share:.0f} %"
 
 
@@ -121,23 +126,21 @@ def series(run: ChainRun, *names: str) -> list[float]:
 
 
 def first_metric(run: ChainRun, *names: str) -> float | None:
-    """The first of these metrics that the run has."""
+    """Return the first of these metrics that the run has, or None."""
     return next((run.metrics[name] for name in names if name in run.metrics), None)
 
 
 def quarters(values: Sequence[float]) -> list[Sequence[float]]:
-    """Four parts of nearly equal length, in order.
-
-    At least one value each, so of four values or more.
-    """
+    """Return four parts of nearly equal length, in order; `values` has four or more."""
     edges = [round(len(values) * part / 4) for part in range(5)]
     return [values[low:high] for low, high in itertools.pairwise(edges)]
 
 
 def rise(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """The difference of the means of two stretches of a curve, and its standard error.
+    """Return by how much the mean rose between two parts, and its standard error.
 
-    Values of neighbouring steps are taken as independent; a curve that moves within a stretch has a
-    larger error."""
+    Values of neighbouring steps are taken as independent; a curve that moves within a part has a
+    larger error.
+    """
     variances = [stdev(part) ** 2 / len(part) if len(part) > 1 else 0.0 for part in (before, after)]
     return fmean(after) - fmean(before), sum(variances) ** 0.5

@@ -1,7 +1,7 @@
 """Check what a policy is trained from: SFT model, preferences and reward model.
 
-Each takes runs and returns findings. Limits stand here with their reason; those without a source
-are ours.
+Each takes runs and returns findings. Limits are here with their reason; those without a source are
+ours.
 """
 
 import math
@@ -13,6 +13,7 @@ from hfstack.diagnosis.findings import (
     ChainRun,
     Finding,
     Link,
+    Verdict,
     by_limit,
     first_metric,
     percent,
@@ -25,9 +26,9 @@ from hfstack.intervals import share_interval
 from hfstack.tasks.preferences.metrics import rank_correlation
 from hfstack.tasks.preferences.rows import answer_text
 
-# An answer that does not end is cut, and its reward is that of a torn text: one in ten is noticed,
-# half of them is the rule. Huang et al. 2024 (arXiv:2403.17031) give such answers -1 because
-# nothing else teaches them to end.
+# An answer that does not end is truncated, and its reward is that of half a text: one in ten is
+# noticed, half of them is the rule. Huang et al. 2024 (arXiv:2403.17031) give such answers -1
+# because nothing else makes them end.
 _ENDED_WARN, _ENDED_BAD = 0.9, 0.5
 # Welleck et al. 2020: people's texts have a seq-rep-4 of 0.006, greedy decoding of a language model
 # 0.44.
@@ -169,7 +170,7 @@ def _failed(run: ChainRun, link: Link) -> list[Finding]:
 
 
 def _ended(run: ChainRun) -> list[Finding]:
-    """Return the share of the SFT model's answers that end, wherever it was measured."""
+    """Check the share of the SFT model's answers that end, wherever it was measured."""
     if run.recipe == "sft":
         name, count, whose = "finished_share", run.metrics.get("answer_rows"), "its answers"
     elif run.recipe == "win_rate":
@@ -193,7 +194,7 @@ def _ended(run: ChainRun) -> list[Finding]:
 
 
 def _repeats(run: ChainRun) -> list[Finding]:
-    """How much of an answer stood in it before, beyond what the references repeat."""
+    """Check how much of an answer is repeated, beyond what the references repeat."""
     texts = [str(row["answer"]) for row in run.answers if "answer" in row]
     share = repeated_share(texts)
     if share is None:
@@ -219,7 +220,7 @@ def _repeats(run: ChainRun) -> list[Finding]:
 
 
 def _still_falling(run: ChainRun) -> list[Finding]:
-    """Was training stopped while the loss still fell?"""
+    """Check whether training stopped while the loss still fell."""
     losses = series(run, "loss")
     if len(losses) < _FEWEST_LOSSES:
         evidence = f"{run.label} logged {len(losses)} losses; {_FEWEST_LOSSES} are needed"
@@ -233,8 +234,7 @@ def _still_falling(run: ChainRun) -> list[Finding]:
     also = f"; held-out loss {held_out:.3f}" if held_out is not None else ""
     evidence = (
         f"{run.label}: the loss fell by {percent(fall)} from the third quarter ({third:.3f}) to "
-        "the last "
-        f"({last:.3f}){also}"
+        f"the last ({last:.3f}){also}"
     )
 
     verdict = by_limit(fall, warn=_FALL_WARN, bad=_FALL_BAD)
@@ -250,7 +250,7 @@ def _still_falling(run: ChainRun) -> list[Finding]:
 
 
 def _overfit(run: ChainRun) -> list[Finding]:
-    """Did the held-out loss rise again?"""
+    """Check whether the held-out loss rose again."""
     losses = series(run, "eval_loss")
     if len(losses) < 2:
         return []
@@ -264,10 +264,7 @@ def _overfit(run: ChainRun) -> list[Finding]:
 
 
 def _length_of_pairs(runs: Sequence[ChainRun]) -> list[Finding]:
-    """Return how often the chosen answer is longer.
-
-    From the preferences, or from what the reward run held out.
-    """
+    """Check how often the chosen answer is the longer one of train or eval pairs."""
     sources = [
         (run, "train_chosen_longer_share", "train_pairs")
         for run in runs
@@ -296,52 +293,47 @@ def _length_of_pairs(runs: Sequence[ChainRun]) -> list[Finding]:
 
 
 def _accuracy(run: ChainRun) -> Finding:
-    """Pair accuracy against chance."""
+    """Check the accuracy of unseen pairs against chance."""
     metrics, share = run.metrics, run.metrics["eval_accuracy"]
     low, high = (metrics.get(f"eval_accuracy_{side}") for side in ("low", "high"))
     if low is None or high is None:
         low, high = share_interval([share] * round(metrics["eval_pairs"]))
     chance = low <= _ACCURACY_NEEDED
-    verdict = (
-        "bad"
-        if chance and share < _ACCURACY_WARN
-        else "warn"
-        if chance or share < _ACCURACY_WARN
-        else "ok"
-    )
+    weak = share < _ACCURACY_WARN
+    verdict: Verdict = "ok"
+    if chance or weak:
+        verdict = "bad" if chance and weak else "warn"
 
     evidence = (
         f"{run.label}: orders {share:.3f} [{low:.3f}, {high:.3f}] of {metrics['eval_pairs']:.0f} "
         "unseen pairs rightly"
     )
-    detail = (
-        ""
-        if not chance
-        else "; chance, 0.5, is within the interval"
-        if high > 0.5
-        else "; worse than chance"
-    )
+    if chance:
+        within = "chance, 0.5, is within the interval"
+        evidence += f"; {within if high > 0.5 else 'worse than chance'}"
 
-    advice = "more pairs, a larger model to start from, or more steps" + (
-        "; more held-out pairs to be sure" if verdict == "warn" else ""
-    )
-    return Finding("reward model", "pair accuracy", verdict, evidence + detail, advice)
+    advice = "more pairs, a larger model to start from, or more steps"
+    if verdict == "warn":
+        advice += "; more held-out pairs to be sure"
+    return Finding("reward model", "pair accuracy", verdict, evidence, advice)
 
 
 def _against_length(run: ChainRun) -> list[Finding]:
-    """Accuracy beyond the rule of length."""
+    """Check the accuracy beyond that of preferring by length alone."""
     names = [f"eval_gain_over_length{end}" for end in ("", "_low", "_high")]
     if any(name not in run.metrics for name in names):
         return []
     gain, low, high = (run.metrics[name] for name in names)
-    verdict = "ok" if low > 0 else "bad" if high < 0 else "warn"
+    verdict: Verdict = "ok" if low > 0 else "warn"
+    if high < 0:
+        verdict = "bad"
     evidence = f"{run.label}: {gain:+.3f} [{low:+.3f}, {high:+.3f}] over counting characters"
     advice = "balance the pairs by length; until then a rule of length does as well"
     return [Finding("reward model", "length baseline", verdict, evidence, advice)]
 
 
 def _length_habit(run: ChainRun) -> list[Finding]:
-    """Does it follow length where length is wrong?"""
+    """Check whether the reward follows length where length is wrong."""
     metrics = run.metrics
     names = ("eval_accuracy_chosen_longer", "eval_accuracy_chosen_shorter")
     if any(name not in metrics for name in names) or "eval_length_accuracy" not in metrics:
@@ -363,22 +355,17 @@ def _length_habit(run: ChainRun) -> list[Finding]:
     )
 
     advice = (
-        "balance the pairs by length, then train again; a policy would only learn to write "
+        "balance the pairs by length, then train again; a policy would only learn to answer "
         "longer or shorter"
     )
-    return [
-        Finding(
-            "reward model",
-            "length bias",
-            "bad" if habit else "warn" if hint else "ok",
-            evidence,
-            advice,
-        )
-    ]
+    verdict: Verdict = "warn" if hint else "ok"
+    if habit:
+        verdict = "bad"
+    return [Finding("reward model", "length bias", verdict, evidence, advice)]
 
 
 def _calibration(run: ChainRun) -> list[Finding]:
-    """Expected calibration error, less what so few pairs give to a perfect model."""
+    """Check the calibration error, less what so few pairs give to a perfect model."""
     error = run.metrics.get("eval_calibration_error")
     if error is None:
         return []
@@ -388,8 +375,8 @@ def _calibration(run: ChainRun) -> list[Finding]:
     verdict = by_limit(error - noise, warn=_CALIBRATION_WARN, bad=_CALIBRATION_BAD)
 
     evidence = (
-        f"{run.label}: confidence and accuracy are {error:.2f} apart on average, "
-        f"up to {noise:.2f} of it because the pairs are few"
+        f"{run.label}: confidence and accuracy are {error:.2f} apart on average, up to {noise:.2f} "
+        "of it because the pairs are few"
     )
 
     advice = (
@@ -399,7 +386,7 @@ def _calibration(run: ChainRun) -> list[Finding]:
 
 
 def _spread(run: ChainRun) -> list[Finding]:
-    """A reward that does not vary teaches nothing."""
+    """Check that rewards vary: nothing is learned from equal ones."""
     if (spread := run.metrics.get("eval_reward_std")) is None:
         return []
     verdict = "bad" if spread < 1e-3 else "ok"
@@ -436,14 +423,14 @@ def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
                 continue
             low, high = share_interval(right)
             share = fmean(right)
-            verdict = (
-                "bad" if low <= 0.5 and share < _ACCURACY_WARN else "warn" if low <= 0.5 else "ok"
-            )
+            verdict: Verdict = "ok"
+            if low <= 0.5:
+                verdict = "bad" if share < _ACCURACY_WARN else "warn"
 
             evidence = (
                 f"{proxy.label} and {judge.label}: on the policy's own answers the reward model "
-                "sides with the "
-                f"judge in {share:.3f} [{low:.3f}, {high:.3f}] of {len(right)} decided pairs"
+                f"sides with the judge in {share:.3f} [{low:.3f}, {high:.3f}] of {len(right)} "
+                "decided pairs"
             )
 
             advice = "label answers of this policy and train the reward model on them too"
@@ -455,10 +442,7 @@ def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
 
 
 def _length_on_policy(runs: Sequence[ChainRun]) -> list[Finding]:
-    """Check whether rewards of the policy's completions follow their length.
-
-    In the second half of its training.
-    """
+    """Check whether rewards follow length, in the second half of a policy's training."""
     found = []
     for run in runs:
         last = max((row["step"] for row in run.completions), default=0)

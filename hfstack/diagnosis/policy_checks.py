@@ -1,7 +1,7 @@
 """Check the policy: did training raise the reward, and does the judge agree?
 
-Each takes runs and returns findings. Limits stand here with their reason; those without a source
-are ours.
+Each takes runs and returns findings. Limits are here with their reason; those without a source are
+ours.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ _SURE = 2.0  # standard errors
 _KL_FACTOR_BAD = 3.0
 _KL_STILL = 0.1  # nats an answer: the policy is where it began
 _KL_BELOW = -0.5  # nats: a KL is never negative, its estimate over thousands of answers hardly
-_CLIPPED_WARN, _CLIPPED_BAD = 0.3, 0.5  # ours: half of the tokens no longer teach
+_CLIPPED_WARN, _CLIPPED_BAD = 0.3, 0.5  # ours: half of the tokens have no gradient
 # Target values of early stopping are 0.01 to 0.05 (OpenAI Spinning Up's PPO, 2018); beyond 0.2 the
 # data is stale.
 _STEP_KL_WARN, _STEP_KL_BAD = 0.05, 0.2
@@ -114,10 +114,7 @@ def check_policies(
 
 
 def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
-    """Check whether the trained reward rose beyond its noise.
-
-    From the first quarter of the run to the last.
-    """
+    """Check whether the reward rose beyond its noise, from first quarter to last."""
     values = series(run, "reward")
     if len(values) < _FEWEST_POINTS:
         evidence = f"{run.label} logged {len(values)} rewards; {_FEWEST_POINTS} are needed"
@@ -129,8 +126,7 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
     difference, error = rise(first, last)
     evidence = (
         f"{run.label}: reward {fmean(first):.3g} in the first quarter, {fmean(last):.3g} in the "
-        "last "
-        f"({difference:+.2g}, standard error {error:.2g})"
+        f"last ({difference:+.2g}, standard error {error:.2g})"
     )
 
     if difference > _SURE * error:
@@ -168,7 +164,7 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
 
 
 def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
-    """How far the policy is from the model that it started from."""
+    """Check how far the policy is from the model that it started from."""
     values = series(run, _KL)
     if not values:
         missing = f"{run.label} logged no KL"
@@ -199,10 +195,7 @@ def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
 
 
 def _step_size(run: ChainRun) -> list[Finding]:
-    """Check clip fraction, KL of one rollout's updates, and mean ratio.
-
-    In the second half of the run.
-    """
+    """Check clip fraction, KL of an update and mean ratio, in the second half."""
     found = []
     checks = (
         ("clip fraction", _clipped(run), _CLIPPED_WARN, _CLIPPED_BAD, "of the tokens are clipped"),
@@ -242,14 +235,14 @@ def _clipped(run: ChainRun) -> list[float]:
 
 
 def _entropy(run: ChainRun) -> list[Finding]:
-    """A policy that writes one answer has no entropy left."""
+    """Check how much entropy is left: none where every answer is the same."""
     values = series(run, _ENTROPY)
     if len(values) < _FEWEST_POINTS or values[0] <= 0:
         return []
     left = fmean(quarters(values)[-1]) / values[0]
     evidence = (
-        f"{run.label}: entropy {values[0]:.3g} nats a token at first, {percent(left)} of it at "
-        "the end"
+        f"{run.label}: entropy {values[0]:.3g} nats a token at first, {percent(left)} of it at the "
+        "end"
     )
 
     verdict = by_limit(left, warn=_ENTROPY_WARN, bad=_ENTROPY_BAD)
@@ -261,17 +254,14 @@ def _entropy(run: ChainRun) -> list[Finding]:
 
 
 def _critic(run: ChainRun) -> list[Finding]:
-    """Check whether the critic predicts returns better than their mean.
-
-    RLOO and GRPO have none.
-    """
+    """Check whether PPO's critic predicts returns better than their mean."""
     if run.recipe != "ppo":
         return []
     values = series(run, "value/explained_variance")
     if len(values) < _FEWEST_POINTS:
         evidence = (
-            f"{run.label} logged the explained variance {len(values)} times; {_FEWEST_POINTS} "
-            "are needed"
+            f"{run.label} logged the explained variance {len(values)} times; {_FEWEST_POINTS} are "
+            "needed"
         )
         return [Finding("policy", "critic", "unknown", evidence, "train longer")]
 
@@ -297,7 +287,7 @@ def _critic(run: ChainRun) -> list[Finding]:
 
 
 def _drift(run: ChainRun) -> list[Finding]:
-    """Do answers still end, and are they as long as they were?"""
+    """Check that answers still end, and are as long as they were."""
     found = []
     ended, lengths = series(run, _ENDED), series(run, _LENGTH)
     if len(ended) >= _FEWEST_POINTS:
@@ -321,10 +311,7 @@ def _drift(run: ChainRun) -> list[Finding]:
 
 
 def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
-    """Compare the trained reward with one that was only watched.
-
-    Over-optimisation, Gao et al. 2023.
-    """
+    """Compare the trained reward with one that was only logged (Gao et al. 2023)."""
     if gold is None:
         return []
 
@@ -359,9 +346,9 @@ def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
     verdict: Verdict = "bad" if lost and back < -_SURE * back_error else "warn" if lost else "ok"
     at = f" at {fmean(quarters(kl)[best]):.3g} nats" if len(kl) >= 4 else ""
     evidence = (
-        f"{run.label}: {gold} is best in quarter {best + 1} of the run{at} ({means[best]:.3g}) "
-        f"and {means[-1]:.3g} in "
-        f"the last, while the reward went from {fmean(proxy[best]):.3g} to {fmean(proxy[-1]):.3g}"
+        f"{run.label}: {gold} is best in quarter {best + 1} of the run{at} ({means[best]:.3g}) and "
+        f"{means[-1]:.3g} in the last, while the reward went from {fmean(proxy[best]):.3g} to "
+        f"{fmean(proxy[-1]):.3g}"
     )
 
     advice = "stop at that KL, or train the reward model on answers of this policy"
@@ -369,10 +356,7 @@ def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
 
 
 def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Finding]:
-    """Check the win rate over the model before.
-
-    Not by a reward model, which cannot judge its own training.
-    """
+    """Check the win rate over the model before, unless a reward model was the judge."""
     names = [f"win_rate{end}" for end in ("", "_low", "_high")]
     if any(name not in run.metrics for name in names):
         return []
@@ -402,7 +386,7 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
         found.append(Finding("policy", "judge", "ok", shown))
         found += _won_by_length(run)
     elif high >= 0.5:
-        evidence = f"{shown}: is not different from one half"
+        evidence = f"{shown}: the interval includes one half"
         found.append(Finding("policy", "judge", "warn", evidence, "more prompts, or train longer"))
     elif rose:
         # The policy did what it was asked: within the budget the problem is in what was asked,
@@ -434,7 +418,7 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
 
 
 def _won_by_length(run: ChainRun) -> list[Finding]:
-    """A win that is gone at equal length."""
+    """Check whether the win remains at equal length."""
     low = run.metrics.get("win_rate_length_controlled_low")
     if low is None:
         return []
@@ -453,10 +437,7 @@ def _won_by_length(run: ChainRun) -> list[Finding]:
 
 
 def _less_varied(run: ChainRun) -> list[Finding]:
-    """Compare the number of different word pairs with those of the model before.
-
-    One answer to every prompt is a collapse.
-    """
+    """Compare the variety of word pairs with the model before, to see a collapse."""
     ours, theirs = (run.metrics.get(f"{prefix}distinct_2") for prefix in ("", "reference_"))
     if ours is None or not theirs:
         return []

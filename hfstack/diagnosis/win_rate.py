@@ -9,12 +9,14 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, cast
 
 import numpy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
+from hfstack.intervals import bootstrap_intervals, share_interval
 from hfstack.tasks.causal_lm.generate import Completion
 from hfstack.tasks.sft.answers import answer_loss
 from hfstack.tokens.chat import end_of_turn_id
@@ -22,11 +24,8 @@ from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
 
-_Z = 1.959964  # of the normal distribution, for 95 %
-_SLOPE_SPREAD = (
-    10.0  # of the prior on the slope: weak, but finite when length alone decides every pair
-)
-_RESAMPLES = 1000
+# of the prior on the slope: weak, but finite when length alone decides every pair
+_SLOPE_SPREAD = 10.0
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
 )
@@ -34,13 +33,14 @@ _WORD = re.compile(
 
 @dataclass(frozen=True)
 class Judged:
-    """What the judge said, both orders together."""
+    """The judge's answers, averaged over both orders."""
 
-    shares: list[float]  # for each prompt, the share by which ours won
-    first_place_share: (
-        float  # mean share of the answer that was shown first: 0.5 for a judge without a preference
-    )
-    flips: float  # share of the prompts where the winner changed with the order
+    shares: list[float]
+    """For each prompt, the share by which ours won."""
+    first_place_share: float
+    """Mean share of the answer that was shown first: 0.5 for a judge without a preference."""
+    flips: float
+    """Share of the prompts where the winner changed with the order."""
 
     def counts(self) -> dict[str, float]:
         """Return prompts won, tied and lost over both orders, and the effect of order."""
@@ -65,7 +65,7 @@ class Estimate:
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
     def named(self, name: str) -> dict[str, float]:
-        """The three numbers as `<name>`, `<name>_low` and `<name>_high`."""
+        """Return the three numbers as `<name>`, `<name>_low` and `<name>_high`."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
@@ -105,24 +105,19 @@ def judge_by_score(
 
 
 def win_rate(shares: Sequence[float]) -> Estimate:
-    """The mean share, ties counted as half a win, with Wilson's 95 % score interval.
+    """Return the mean share, ties counted as half a win, with Wilson's 95 % interval.
 
-    Wilson (1927), recommended for small samples and shares near 0 or 1 by Brown, Cai and DasGupta
-    (2001), "Interval estimation for a binomial proportion". A share in [0, 1] varies at most as
-    much as a coin of the same mean, so with ties the interval is wider than it need be, never
-    narrower."""
-    count, mean = len(shares), sum(shares) / len(shares)
-    centre = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-    return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half))
+    Recommended for small samples and shares near 0 or 1 by Brown, Cai and DasGupta (2001),
+    "Interval estimation for a binomial proportion". A share in [0, 1] varies at most as much as a
+    coin of the same mean, so with ties the interval is wider than it need be, never narrower.
+    """
+    return Estimate(fmean(shares), *share_interval(shares))
 
 
 def length_controlled_win_rate(
     shares: Sequence[float], ours: Sequence[int], theirs: Sequence[int], *, seed: int = 0
 ) -> Estimate:
-    """Return the win rate at equal length, by logistic regression, with its interval.
-
-    A 95 % bootstrap interval.
+    """Return the win rate at equal length, by logistic regression.
 
     As in AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv:2404.04475), the
     logit of the share is theta + phi tanh(d / std(d)), with d our length minus theirs, and the
@@ -136,18 +131,16 @@ def length_controlled_win_rate(
     """
     won = numpy.asarray(shares, dtype=float)
     difference = numpy.asarray(ours, dtype=float) - numpy.asarray(theirs, dtype=float)
-    generator = numpy.random.default_rng(seed)
-    picks = generator.integers(0, len(won), size=(_RESAMPLES, len(won)))
-    rates = [_rate_at_equal_length(won[pick], difference[pick]) for pick in picks]
-    low, high = numpy.quantile(rates, [0.025, 0.975])
-    return Estimate(_rate_at_equal_length(won, difference), float(low), float(high))
+
+    def rate_of(picks: numpy.ndarray[Any, Any]) -> dict[str, float]:
+        return {"rate": _rate_at_equal_length(won[picks], difference[picks])}
+
+    low, high = bootstrap_intervals(rate_of, len(won), seed=seed)["rate"]
+    return Estimate(_rate_at_equal_length(won, difference), low, high)
 
 
 def describe_answers(answers: Sequence[Completion], *, prefix: str = "") -> dict[str, float]:
-    """Return length, share that ended, distinct-1 and distinct-2 of answers.
-
-    Mean length in characters and tokens; keys are prefixed.
-    """
+    """Return mean lengths, share that ended, distinct-1 and distinct-2, keys prefixed."""
     count, texts = len(answers), [one.completion for one in answers]
     numbers = {
         "answer_characters": sum(map(len, texts)) / count,
@@ -187,8 +180,8 @@ def perplexity_of_answers(
     rows = []
 
     for prompt, one in zip(prompts, answers, strict=True):
-        written: list[int] = tokenizer(one.completion, add_special_tokens=False)["input_ids"]
-        scored = [*written, end] if one.finished and end is not None else written
+        answer: list[int] = tokenizer(one.completion, add_special_tokens=False)["input_ids"]
+        scored = [*answer, end] if one.finished and end is not None else answer
         if scored:
             rows.append(
                 {"input_ids": [*prompt, *scored], "labels": [IGNORED_LABEL] * len(prompt) + scored}
@@ -202,9 +195,7 @@ def perplexity_of_answers(
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Return different word n-grams over all n-grams of all texts; 0 without any.
-
-    distinct-n of Li et al. 2016.
+    """Return different word n-grams over all of them (Li et al. 2016); 0 without any.
 
     Words are runs of letters and digits in lower case, and each Chinese, Japanese or Korean
     character is one. The number falls with the amount of text, so compare only equal numbers of
@@ -216,7 +207,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def _asked(judge: Judge, prompts: list[Any], first: list[str], second: list[str]) -> list[float]:
-    """The judge's shares for one order, checked."""
+    """Return the judge's shares for one order, checked."""
     shares = list(judge(prompts, first, second))
     if len(shares) != len(prompts):
         raise DataError(f"the judge returned {len(shares)} shares for {len(prompts)} pairs")
@@ -225,23 +216,18 @@ def _asked(judge: Judge, prompts: list[Any], first: list[str], second: list[str]
         if not isinstance(share, int | float) or not 0 <= share <= 1:
             raise DataError(
                 f"the judge returned {share!r} for pair {index + 1} (prompt "
-                f"{str(prompts[index])[:60]!r}); a share "
-                "lies between 0 and 1, with 0.5 for a tie"
+                f"{str(prompts[index])[:60]!r}); a share lies between 0 and 1, with 0.5 for a tie"
             )
 
     return [float(share) for share in shares]
 
 
 def _rate_at_equal_length(won: numpy.ndarray, difference: numpy.ndarray) -> float:
-    """Fit share ~ sigmoid(theta + phi tanh(d / std)) and return sigmoid(theta).
-
-    By Newton's method.
-    """
+    """Fit share ~ sigmoid(theta + phi tanh(d / std)) by Newton; return sigmoid(theta)."""
     spread, mean = difference.std(), float(won.mean())
+    # nothing to control for, or no answer of the other kind to learn the slope from
     if spread == 0 or mean in (0.0, 1.0):
-        return (
-            mean  # nothing to control for, or no answer of the other kind to learn the slope from
-        )
+        return mean
 
     # (prompts, 2)
     design = numpy.stack([numpy.ones_like(won), numpy.tanh(difference / spread)], axis=1)

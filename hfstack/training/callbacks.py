@@ -1,7 +1,8 @@
 """Trainer callbacks: what a language-model run reports while it trains.
 
 Each adds its numbers to the Trainer's own log (`state.log_history` and what trackers receive), so
-the curves of a run are in one place."""
+the curves of a run are in one place.
+"""
 
 import json
 import math
@@ -27,9 +28,7 @@ from hfstack.training.divergence import StepWatch, gradient_norm
 
 
 class Throughput(TrainerCallback):
-    """Log `tokens_per_s` and `mfu`, model-FLOPs utilisation.
-
-    Chowdhery et al. 2022, appendix B.
+    """Log `tokens_per_s` and `mfu`, model-FLOPs utilisation (arXiv:2204.02311, B).
 
     Args:
         tokens_per_step: tokens of one optimizer step over all processes, on average over an epoch.
@@ -77,7 +76,7 @@ class Throughput(TrainerCallback):
         self._steps, self._seconds = 0, 0.0
 
     def metrics(self) -> dict[str, float]:
-        """The rate over the whole run."""
+        """Return the rate over the whole run."""
         if not self.total_steps:
             return {}
         return self._rates(self.total_steps, self.total_seconds)
@@ -110,9 +109,9 @@ class DerivedMetrics(TrainerCallback):
 
 
 def early_stopping(patience: int | None) -> list[TrainerCallback]:
-    """Return the callback that stops after `patience` evaluations without a better metric.
+    """Return what stops after `patience` evaluations without a better metric.
 
-    An empty list for None, so that a recipe can put it among its callbacks in any case.
+    The list is empty for None, so that a recipe can add it to its callbacks in any case.
     """
     return [] if patience is None else [EarlyStoppingCallback(patience)]
 
@@ -130,24 +129,22 @@ class StopOnDivergence(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Watch what the model reads, except through torch.compile.
-
-        A hook would break the graph.
-        """
+        """Watch what the model reads."""
+        # under torch.compile a hook would break the graph
         if not args.torch_compile:
             self._watch = StepWatch(kwargs["model"])
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A new step."""
+        """Forget what the step before read."""
         if self._watch is not None:
             self._watch.begin_step()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look at the gradient and the losses of this step, in one read from the device.
+        """Check the gradient and the losses of this step, in one read from the device.
 
         Raises:
             DivergedError: one of them is not finite; no weight has been touched by it.
@@ -158,19 +155,14 @@ class StopOnDivergence(TrainerCallback):
         if not seen or math.isfinite(sum(value.detach().float().sum() for value in seen)):
             return
 
-        lost = losses is not None and not bool(torch.isfinite(losses).all())
+        name, value = "grad_norm", float(norm or 0)
+        if losses is not None and not bool(torch.isfinite(losses).all()):
+            name, value = "loss", losses[~torch.isfinite(losses)][0].item()
 
-        value = (
-            losses[~torch.isfinite(losses)][0].item()
-            if losses is not None and lost
-            else float(norm or 0)
-        )
-        if lost or not math.isfinite(value):  # a finite sum of huge numbers may still overflow
-            name = "loss" if lost else "grad_norm"
-            self._stop(
-                f"{name} is {value} at step {state.global_step + 1}, before the optimizer took it",
-                **kwargs,
-            )
+        # the sum of finite but huge numbers may overflow
+        if not math.isfinite(value):
+            step = state.global_step + 1
+            self._stop(f"{name} is {value} at step {step}, before the optimizer took it", **kwargs)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -179,17 +171,14 @@ class StopOnDivergence(TrainerCallback):
         logs = kwargs["logs"]
         for name in ("loss", "grad_norm", "eval_loss", "train_loss"):
             value = logs.get(name)
-            if (
-                value is not None
-                and not math.isfinite(value)
-                and not (name == "grad_norm" and args.fp16)
-            ):
+            scaled = name == "grad_norm" and args.fp16  # infinite ones are part of the scaling
+            if value is not None and not math.isfinite(value) and not scaled:
                 self._stop(f"{name} is {value} at step {state.global_step}", **kwargs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the model as it was."""
+        """Take the hook off the model."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -202,15 +191,12 @@ class StopOnDivergence(TrainerCallback):
 
         raise DivergedError(
             f"{what}; the checkpoints saved before it are kept: lower --learning_rate, lengthen "
-            "--warmup_steps, or "
-            f"look at {rows or 'the rows of this step'}"
+            f"--warmup_steps, or look at {rows or 'the rows of this step'}"
         )
 
 
 class SampleTable(TrainerCallback):
     """Save completions of fixed prompts to `samples.jsonl` at each evaluation.
-
-    And at the end.
 
     Args:
         path: the file; rows are {"step", "prompt", "completion"}.
@@ -225,10 +211,8 @@ class SampleTable(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget the samples of steps that a resume takes again.
-
-        A run without samples has an empty file.
-        """
+        """Forget the samples of steps that a resume takes again."""
+        # a run without samples has an empty file
         if state.is_world_process_zero:
             self.path.touch()
             rows = [line for line in self.path.read_text(encoding="utf-8").split("\n") if line]
@@ -244,7 +228,7 @@ class SampleTable(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Sample what came out."""
+        """Sample from the trained model."""
         self._take(args, state, kwargs["model"])
 
     def _take(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
@@ -282,7 +266,7 @@ class StopWhenAsked(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """From here on there is something to save."""
+        """Finish a step before a stop, since from here on there is something to save."""
         self.run.defer_stop(True)
 
     def on_step_end(
@@ -309,15 +293,14 @@ class StopWhenAsked(TrainerCallback):
         self.run.defer_stop(False)
         if self.run.stop_asked:
             raise Preempted(
-                f"stopped at step {state.global_step}; go on with --resume_from_checkpoint last"
+                f"stopped at step {state.global_step}; continue with --resume_from_checkpoint last"
             )
 
     def _all_stop(self, args: TrainingArguments) -> bool:
         """Return whether any process was asked to stop, so that all stop at one step.
 
-        Those that continued would wait forever.
-
-        A signal that comes while they agree counts at the next step, on every process.
+        Those that continued would wait forever. A signal that comes while they agree counts at the
+        next step, on every process.
         """
         if args.world_size == 1:
             return self.run.stop_asked

@@ -1,9 +1,9 @@
 """Verify each checkpoint, and keep only as many as asked, whole ones first.
 
 The Trainer rotates and pushes before its callbacks learn that it has saved, so a good checkpoint
-can be deleted for one that turns out torn. Here the order is: remove the pickled settings, bring
-everything to the disk, write the manifest, delete what is too old, let others push. Training waits
-for the first only; the rest runs beside the next steps.
+can be deleted for one that turns out incomplete. Here the order is: remove the pickled settings,
+flush everything to the disk, write the manifest, delete what is too old, push. Training waits for
+the first only; the rest runs beside the next steps.
 """
 
 import threading
@@ -68,10 +68,7 @@ def protect(
 
 
 class ContinueCounts(TrainerCallback):
-    """Continue `num_tokens` after a resume.
-
-    TRL 1.16 keeps the count in no checkpoint and begins at 0.
-    """
+    """Continue `num_tokens` after a resume: TRL 1.16 starts it at 0 again."""
 
     def __init__(self) -> None:
         self._before = 0.0
@@ -81,7 +78,7 @@ class ContinueCounts(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See how far the count had come; each checkpoint falls on a log."""
+        """Find the count of the checkpoint: each one falls on a log."""
         self._resumed_step = state.global_step
         counts = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
         self._before = counts[-1] if counts and self._resumed_step else 0.0
@@ -109,9 +106,7 @@ class ContinueCounts(TrainerCallback):
 
 
 class KeepCheckpoints(TrainerCallback):
-    """Verify, rotate and hand on every checkpoint.
-
-    Place it last in a Trainer's list of callbacks.
+    """Verify, rotate and push every checkpoint; the last of a Trainer's callbacks.
 
     Args:
         run: the run whose directory holds the checkpoints.
@@ -143,10 +138,7 @@ class KeepCheckpoints(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take rotation and pushing over from the Trainer, and check the disk.
-
-        Two checkpoints must fit.
-        """
+        """Take rotation and pushing over from the Trainer; check that two checkpoints fit."""
         self._limit, args.save_total_limit = args.save_total_limit, None
         self._pushed_upstream, args.push_to_hub = args.push_to_hub, False
         source = self.run.resumed_from
@@ -191,7 +183,7 @@ class KeepCheckpoints(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The same at the end of an epoch."""
+        """Log at each checkpoint of an epoch's end."""
         if self._nothing_left:
             _leave(control)
         elif control.should_save:
@@ -200,13 +192,11 @@ class KeepCheckpoints(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin to verify what was just saved.
-
-        The one before has been by now, or is waited for.
+        """Begin to verify what was just saved, once the one before is verified.
 
         Raises:
             CheckpointError: a process wrote its part where the first one cannot see it, or the one
-                before could not be brought to the disk.
+                before could not be flushed to the disk.
         """
         began = time.perf_counter()
         self.wait()
@@ -256,7 +246,7 @@ class KeepCheckpoints(TrainerCallback):
         """Return when the checkpoint that is being verified, if any, has its manifest.
 
         Raises:
-            CheckpointError: it could not be brought to the disk.
+            CheckpointError: it could not be flushed to the disk.
         """
         if self._worker is not None:
             self._worker.join()
@@ -268,7 +258,7 @@ class KeepCheckpoints(TrainerCallback):
             ) from problem
 
     def _verify(self, path: Path, args: TrainingArguments, step: int, best: str | None) -> None:
-        """Write the manifest, delete old checkpoints, push, in this order and a thread."""
+        """Write the manifest, delete old checkpoints, push: in this order, in a thread."""
         try:
             write_manifest(
                 path, step=step, world_size=args.world_size, settings=_optimizer_settings(args)
@@ -296,7 +286,7 @@ def _see_every_part(path: Path, args: TrainingArguments) -> None:
     """Wait until every process has saved its part, and check that each is there."""
     if args.world_size == 1:
         return
-    # while a process still writes, its folder also holds files of names that pass
+    # while a process is still saving, its folder also holds files of names that pass
     torch.distributed.barrier()
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {
         _PICKLED_SETTINGS
@@ -309,18 +299,18 @@ def _see_every_part(path: Path, args: TrainingArguments) -> None:
         return
     deadline = time.monotonic() + _VISIBLE_S
 
-    unseen = sorted(set().union(*seen))
-    while (
-        unseen := [name for name in unseen if not (path / name).is_file()]
-    ) and time.monotonic() < deadline:
+    def missing() -> list[str]:
+        names = sorted(set().union(*seen))
+        return [name for name in names if not (path / name).is_file()]
+
+    while (unseen := missing()) and time.monotonic() < deadline:
         time.sleep(0.1)
 
     parts = [name for name in unseen if not name.startswith("rng_state")]
     if parts:
         raise CheckpointError(
-            f"{parts[0]} of {path.name} lies where the first process cannot see it: let "
-            "--output_dir be a folder that "
-            "all nodes share"
+            f"{parts[0]} of {path.name} is where the first process cannot see it: set "
+            "--output_dir to a folder that all nodes share"
         )
 
     if unseen:
@@ -337,17 +327,15 @@ def _optimizer_settings(args: TrainingArguments) -> dict[str, float]:
 def _follow_settings(
     args: TrainingArguments, checkpoint: Path, optimizer: Any, scheduler: Any
 ) -> None:
-    """Apply the settings over the optimizer's saved state.
-
-    It would silently keep the old learning rate.
-    """
+    """Apply the settings to an optimizer whose saved state has the old ones."""
     now, before = _optimizer_settings(args), read_manifest_settings(checkpoint)
     changed = [name for name in before if name in now and before[name] != now[name]]
     if not changed:
         return
 
     logger.warning(
-        "the optimizer goes on with %s", ", ".join(f"{n} {before[n]} -> {now[n]}" for n in changed)
+        "the optimizer continues with %s",
+        ", ".join(f"{n} {before[n]} -> {now[n]}" for n in changed),
     )
     factor = now["learning_rate"] / before["learning_rate"] if before["learning_rate"] else 1.0
 
@@ -369,10 +357,7 @@ def _follow_settings(
 
 
 def _count_saved(model: torch.nn.Module) -> int:
-    """Count the parameters of a checkpoint: an adapter's own, or all of a model.
-
-    Shards count whole.
-    """
+    """Count the parameters of a checkpoint, of all shards: an adapter's or a model's."""
     only_trained = hasattr(model, "peft_config")
     return sum(
         getattr(parameter, "ds_numel", parameter.numel())

@@ -23,7 +23,7 @@ _LOSS_TOLERANCE = 1e-3  # relative; between two ways of adding up the same batch
 
 
 def preflight(results: dict[str, str | None]) -> None:
-    """Log in one line what was checked, and refuse to go on when a rule found a problem.
+    """Log in one line what was checked, and raise when a rule found a problem.
 
     Args:
         results: name of the rule, as a reader would say it, to its problem or None.
@@ -56,8 +56,7 @@ def pad_is_not_eos(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] 
     if pad == tokenizer.eos_token_id or pad in end_ids:
         return (
             f"the pad token {tokenizer.pad_token!r} also ends texts, so the end would be masked "
-            "out of the loss; "
-            "give the tokenizer a pad token of its own"
+            "out of the loss; give the tokenizer a pad token of its own"
         )
 
     return None
@@ -69,30 +68,27 @@ def labels_reach_eos(
     """Check that the end of an answer is scored, or the model never learns to stop.
 
     Args:
-        labels: rows of labels, -100 where nothing is scored.
+        labels: rows of labels, IGNORED_LABEL where nothing is scored.
         end_ids: tokens that end a text or a turn.
-        share: the least share of the rows; what was cut at the context has no end.
+        share: the least share of the rows; what is truncated at the context has no end.
     """
-    total = taught = 0
+    total = ended = 0
     for row in labels:
         total += 1
-        taught += any(label in end_ids for label in row)
+        ended += any(label in end_ids for label in row)
 
-    if total and taught < share * total:
+    if total and ended < share * total:
         return (
-            f"only {taught} of {total} rows score a token that ends the answer, so the model will "
-            "not learn to stop; "
-            "put the end of the turn inside the template's generation block, or lengthen "
-            "--max_length"
+            f"only {ended} of {total} rows score a token that ends the answer, so the model will "
+            "not learn to stop; put the end of the turn inside the template's generation block, or "
+            "lengthen --max_length"
         )
 
     return None
 
 
 def no_double_bos(rows: Iterable[Sequence[int]], bos_id: int | None) -> str | None:
-    """Check for a doubled bos, which the model has never seen.
-
-    It will not see it again when it is used.
+    """Check for a doubled bos, which the model never sees when it is used.
 
     Args:
         rows: token ids as the model will read them.
@@ -106,16 +102,12 @@ def no_double_bos(rows: Iterable[Sequence[int]], bos_id: int | None) -> str | No
 
     return (
         f"{len(twice)} rows, first row {twice[0]}, begin with two bos tokens; take the bos out of "
-        "the text or of the "
-        "chat template, since the tokenizer adds it"
+        "the text or of the chat template, since the tokenizer adds it"
     )
 
 
 def some_label_is_scored(labels: Iterable[Sequence[int]]) -> str | None:
-    """Check that some label of each row is scored (huggingface/trl#6668).
-
-    A row whose labels are all masked has loss 0 and teaches nothing.
-    """
+    """Check that some label of each row is scored, or its loss is 0 (trl#6668)."""
     total, masked = 0, []
     for number, row in enumerate(labels, 1):
         total += 1
@@ -140,7 +132,7 @@ def embedding_covers_tokenizer(
 ) -> str | None:
     """Check that each id has an embedding row.
 
-    Without one it crashes on a CPU, and on a GPU it may read another row's memory.
+    One without crashes on a CPU, and on a GPU may read another row's memory.
     """
     largest = max(tokenizer.get_vocab().values())
     if largest < embedding_rows:
@@ -152,10 +144,7 @@ def embedding_covers_tokenizer(
 
 
 def template_marks_generation(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Check that the template marks the assistant's tokens, the end of turn included.
-
-    Loss on the assistant's turns needs it.
-    """
+    """Check that the template marks the assistant's tokens, for loss on them alone."""
     template = tokenizer.chat_template
     if template is None:
         return "the tokenizer has no chat template; name one with --chat_template_path"
@@ -180,17 +169,14 @@ def template_marks_generation(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def train_and_eval_are_disjoint(
     train_texts: Iterable[str], eval_texts: Iterable[str]
 ) -> str | None:
-    """Check that no train row is held out as well.
-
-    Texts are compared whole, by their hashes.
-    """
-    held_out = {_hash_message(text) for text in eval_texts}
-    shared = sum(_hash_message(text) in held_out for text in train_texts)
+    """Check that no train row is held out as well, comparing whole texts by hash."""
+    held_out = {_hash_row(text) for text in eval_texts}
+    shared = sum(_hash_row(text) in held_out for text in train_texts)
     if not shared:
         return None
     return (
-        f"{shared} train rows are also eval rows; remove them from one side, or let "
-        "--eval_fraction split the rows"
+        f"{shared} train rows are also eval rows; remove them from one side, or "
+        "split the rows by --eval_fraction"
     )
 
 
@@ -208,17 +194,13 @@ def prompts_fit_context(lengths: Iterable[int], limit: int) -> str | None:
 
     return (
         f"{len(too_long)} of {len(measured)} prompts, first row {too_long[0]} with "
-        f"{measured[too_long[0] - 1]} tokens, "
-        f"fill the limit of {limit} tokens; lengthen --max_length, or leave them out with "
-        "--on_bad_row skip"
+        f"{measured[too_long[0] - 1]} tokens, fill the limit of {limit} tokens; lengthen "
+        "--max_length, or leave them out with --on_bad_row skip"
     )
 
 
 def labels_in_range(labels: Iterable[int], num_labels: int) -> str | None:
-    """Check that class labels lie in 0 .. num_labels - 1.
-
-    Others crash on a CPU and are undefined on a GPU.
-    """
+    """Check that labels are in 0 .. num_labels - 1: others are undefined on a GPU."""
     wrong = [
         (number, label) for number, label in enumerate(labels, 1) if not 0 <= label < num_labels
     ]
@@ -253,7 +235,7 @@ def chosen_differs_from_rejected(chosen: Iterable[Any], rejected: Iterable[Any])
 def head_is_saved(saved_names: Iterable[str], head_names: Collection[str]) -> str | None:
     """Check that a reward model's new head is saved with its adapter (trl#1379).
 
-    Otherwise it comes back with random weights.
+    Otherwise it is loaded with random weights.
 
     Args:
         saved_names: names of the tensors that will be saved.
@@ -279,8 +261,7 @@ def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str |
         return None
     return (
         f"the loss of one batch is {whole_loss:.6g} at once but {accumulated_loss:.6g} in parts; "
-        "divide each part by "
-        "the tokens of the whole batch (num_items_in_batch)"
+        "divide each part by the tokens of the whole batch (num_items_in_batch)"
     )
 
 
@@ -302,10 +283,10 @@ def packed_documents_are_isolated(
 
     return (
         "a document in a packed row reads the one before it (its logits change by "
-        f"{difference:.3g}); this model "
-        "does not keep packed documents apart: train with --packing false"
+        f"{difference:.3g}); this model does not keep packed documents apart: train with --packing "
+        "false"
     )
 
 
-def _hash_message(text: str) -> bytes:
+def _hash_row(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

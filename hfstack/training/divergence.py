@@ -56,17 +56,12 @@ class StepWatch:
         self._handle.remove()
 
     def losses(self) -> torch.Tensor | None:
-        """The losses (M,) that the model itself returned in this step.
-
-        None when the trainer computes them outside.
-        """
+        """Return the losses (M,) of this step, or None where the trainer computes them."""
         found = [loss.detach().float().reshape(()) for _, loss in self._batches if loss is not None]
         return torch.stack(found) if found else None
 
     def describe_rows(self, tokenizer: Any, dataset: Any = None) -> str:
-        """Describe how the rows of this step begin.
-
-        Those of the micro-batches without a finite loss, or else all.
+        """Describe how the rows of this step begin, first those of a non-finite loss.
 
         Args:
             tokenizer: turns ids into text; ids are shown where it is none.
@@ -113,7 +108,7 @@ class StepWatch:
 
 
 def gradient_norm(model: torch.nn.Module) -> torch.Tensor | None:
-    """Return the 2-norm () over all gradients, or None when the engine hides them."""
+    """Return the 2-norm () over all gradients, or None when the engine has them."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:
         return None
@@ -123,9 +118,7 @@ def gradient_norm(model: torch.nn.Module) -> torch.Tensor | None:
 
 
 class SkipSpikes(TrainerCallback, ExportableState):
-    """Skip a step whose loss lies far above those before it.
-
-    Its gradient changes no weight and no moment.
+    """Skip a step whose loss is far above those before it: no weight changes.
 
     The rule is that of OLMo-core's SkipStepOptimizer (Allen Institute for AI; used for OLMo 2 32B),
     on the loss alone: skip when it is more than `sigmas` standard deviations above the mean of the
@@ -151,7 +144,7 @@ class SkipSpikes(TrainerCallback, ExportableState):
         self._watch: StepWatch | None = None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this callback."""
+        """Return what a checkpoint keeps of this callback."""
         settings = {"sigmas": self.sigmas, "window": self.window}
         kept = {
             "losses": list(self._losses),
@@ -163,7 +156,7 @@ class SkipSpikes(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Watch the model; on a resume, know the losses before it."""
+        """Watch the model; on a resume, load the losses before it."""
         if uses_deepspeed(args):
             raise ConfigError(
                 "SkipSpikes does not work with DeepSpeed, which steps by itself; leave it out"
@@ -190,7 +183,7 @@ class SkipSpikes(TrainerCallback, ExportableState):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A new step."""
+        """Forget what the step before read."""
         assert self._watch is not None
         self._watch.begin_step()
 
@@ -236,15 +229,12 @@ class SkipSpikes(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the model as it was."""
+        """Take the hook off the model."""
         assert self._watch is not None
         self._watch.close()
 
     def _is_spike(self, loss: float) -> bool:
-        """Compare with the steps before.
-
-        The spike itself is remembered, so that a lasting rise is accepted in time.
-        """
+        """Compare with the steps before; a rise that lasts is accepted in time."""
         known = len(self._losses)
         if known < max(2, self.window // 2):
             return False
@@ -256,12 +246,12 @@ class SkipSpikes(TrainerCallback, ExportableState):
 def find_rows(dataset: Any, wanted: list[list[int]], pad_id: int | None) -> list[int | None]:
     """Return the dataset row that each batch row was made of, or None.
 
-    Rows are compared by their ids, since no Trainer says which ones it drew; the search costs a run
-    nothing before it fails. Rows that a trainer builds of others (pairs, rollouts, joined
+    Rows are compared by their ids, since no Trainer says which ones it sampled; the search costs a
+    run nothing before it fails. Rows that a trainer builds of others (pairs, rollouts, joined
     documents) are in no dataset as such.
 
     Args:
-        dataset: what the Trainer draws from; not searched unless it can be indexed and has
+        dataset: what the Trainer samples from; not searched unless it can be indexed and has
             `input_ids`.
         wanted: rows of a batch, T ids each, maybe padded.
         pad_id: the id that pads them.
@@ -276,9 +266,8 @@ def find_rows(dataset: Any, wanted: list[list[int]], pad_id: int | None) -> list
     )
 
     for start in range(0, len(dataset), _SEARCHED_AT_ONCE):
-        for number, row in enumerate(
-            read(list(range(start, min(start + _SEARCHED_AT_ONCE, len(dataset))))), start
-        ):
+        end = min(start + _SEARCHED_AT_ONCE, len(dataset))
+        for number, row in enumerate(read(list(range(start, end))), start):
             if not isinstance(row, dict) or "input_ids" not in row:
                 return found
             ids = torch.as_tensor(row["input_ids"]).tolist()
@@ -293,7 +282,7 @@ def find_rows(dataset: Any, wanted: list[list[int]], pad_id: int | None) -> list
 
 
 def _is_made_of(batch_row: list[int], ids: list[int], pad_id: int | None) -> bool:
-    """Whether a batch row is these ids, cut to its length or padded to it on one side."""
+    """Return whether a batch row is these ids, truncated or padded to its length."""
     length, size = len(ids), len(batch_row)
     if length >= size:
         return ids[:size] == batch_row
@@ -302,7 +291,7 @@ def _is_made_of(batch_row: list[int], ids: list[int], pad_id: int | None) -> boo
 
 
 def _beginning(ids: list[int], tokenizer: Any) -> str:
-    """How a row begins, as text where there is a tokenizer."""
+    """Return how a row begins, as text where there is a tokenizer."""
     known = ids[:_READ_TOKENS]
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return f"ids {known[:8]}"

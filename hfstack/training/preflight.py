@@ -4,8 +4,8 @@ The rules are those of hfstack.training.checks; here they meet the rows, the mod
 training will use.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import chain, islice
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -32,10 +32,10 @@ CHECKED_ROWS = 1000
 COMPARED_ROWS = 100_000
 ACCUMULATED_ROWS = 4
 
-
 NO_SHARED_ROW = "no row in train and eval"
 
-Problems = dict[str, str | None]  # a rule, as a reader would say it, and its problem or None
+# a rule, in a reader's words, and its problem or None
+Problems = dict[str, str | None]
 
 
 def checked(
@@ -103,17 +103,12 @@ def accumulation_problems(trainer: Trainer) -> Problems:
 
 
 def _warn_of_shared_rows(train: Any, held_out: Any) -> None:
-    """Warn of held-out rows that are among the first train rows.
-
-    The official splits of public data have some, so that they are no reason to stop.
-    """
+    """Warn of held-out rows among the first train rows: public splits have some."""
     if held_out is None:
         return
-    kept = {hash(tuple(_numbers(row["input_ids"]))) for row in _rows_to_compare(held_out)}
-    shared = len(
-        kept & {hash(tuple(_numbers(row["input_ids"]))) for row in _rows_to_compare(train)}
-    )
-    if shared:
+
+    kept, trained = ({hash(ids) for ids in _rows_to_compare(rows)} for rows in (held_out, train))
+    if shared := len(kept & trained):
         logger.warning(
             "%d of %d different held-out rows are trained on too, and say nothing about unseen "
             "rows",
@@ -138,10 +133,7 @@ def _first_encoded_rows(rows: Any) -> list[Any]:
 
 
 def _losses(trainer: Trainer, rows: Sequence[Any]) -> tuple[float, float]:
-    """Return the loss of rows read at once, and the sum over single rows.
-
-    As training adds it up.
-    """
+    """Return the loss of rows at once, and of single rows as training sums them."""
     model: Any = trainer.model
     was_training = model.training
     model.eval()  # without dropout
@@ -153,6 +145,7 @@ def _losses(trainer: Trainer, rows: Sequence[Any]) -> tuple[float, float]:
 
 
 def _scaled_loss(trainer: Trainer, parts: Sequence[Sequence[Any]]) -> float:
+    """Return the loss of these micro-batches, as the Trainer scales and sums it."""
     model: Any = trainer.model
     batches = [trainer.data_collator(list(part)) for part in parts]
     items = trainer._get_num_items_in_batch(batches, trainer.args.device)
@@ -169,8 +162,10 @@ def _scaled_loss(trainer: Trainer, parts: Sequence[Sequence[Any]]) -> float:
     return total
 
 
-def _rows_to_compare(rows: Any) -> Iterable[Any]:
-    return islice((rows[index] for index in range(len(rows))), COMPARED_ROWS)
+def _rows_to_compare(rows: Any) -> Iterator[tuple[int, ...]]:
+    """Yield the token ids of the first rows."""
+    for index in range(min(COMPARED_ROWS, len(rows))):
+        yield tuple(_numbers(rows[index]["input_ids"]))
 
 
 def _numbers(values: Any) -> list[int]:

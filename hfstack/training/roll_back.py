@@ -1,4 +1,4 @@
-"""Roll back to a checkpoint when the loss jumps, and skip the data around it, in the same run."""
+"""Roll back to a checkpoint when the loss spikes, and skip the data around it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +28,8 @@ class RollBackSpikes(SkipSpikes):
     PaLM went back about 100 steps before a spike and left out 200 to 500 batches around it
     (Chowdhery et al. 2022, section 5.1). Here the run does it by itself: weights and moments become
     those of the checkpoint, and the steps up to `steps_left_out` after it change nothing, so their
-    batches are left out. Steps, learning rate and data go on in their order: no step is there
-    twice, and a resume ends at the same weights. PaLM's schedule went back as well.
+    batches are left out. Steps, learning rate and data continue in their order: no step is
+    there twice, and a resume ends at the same weights. PaLM's schedule went back as well.
 
     What is a spike is decided as in `SkipSpikes`. Where no checkpoint is old enough, only the spike
     itself is skipped. Off unless it is given to `protect`, as `spikes`.
@@ -69,7 +69,7 @@ class RollBackSpikes(SkipSpikes):
         self._wait = wait
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this callback."""
+        """Return what a checkpoint keeps of this callback."""
         kept = super().state()
         kept["args"] |= {
             "steps_before": self.steps_before,
@@ -85,7 +85,7 @@ class RollBackSpikes(SkipSpikes):
         self.roll_backs = attributes["roll_backs"]
 
     def on_train_begin(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> None:
-        """Refuse what cannot go back; then watch the model.
+        """Refuse a run that cannot go back; then watch the model.
 
         Raises:
             ConfigError: the run saves no checkpoints, or only such as cannot be loaded again; or
@@ -99,14 +99,14 @@ class RollBackSpikes(SkipSpikes):
 
         if is_sharded(args):
             raise ConfigError(
-                "RollBackSpikes does not work with FSDP and DeepSpeed; use SkipSpikes, or leave "
-                "it out"
+                "RollBackSpikes does not work with FSDP and DeepSpeed; use SkipSpikes, or leave it "
+                "out"
             )
 
         if self._wait is None:
             raise ConfigError(
-                "RollBackSpikes has to know when a checkpoint is verified: give it to "
-                "protect(run, spikes=...), and leave out --restore_callback_states_from_checkpoint"
+                "RollBackSpikes has to know when a checkpoint is verified: give it to protect(run, "
+                "spikes=...), and leave out --restore_callback_states_from_checkpoint"
             )
 
         super().on_train_begin(args, *rest, **kwargs)
@@ -138,8 +138,8 @@ class RollBackSpikes(SkipSpikes):
 
         if chosen[0] is None:
             logger.warning(
-                "no whole checkpoint is %d steps older, so nothing but this step is left out; "
-                "keep more of them by --save_total_limit",
+                "no whole checkpoint is %d steps older, so nothing but this step is left out; keep "
+                "more of them by --save_total_limit",
                 self.steps_before,
             )
             return step
@@ -169,9 +169,7 @@ class RollBackSpikes(SkipSpikes):
 
 
 def load_weights_and_moments(checkpoint: Path, model: Any, optimizer: Any) -> None:
-    """Load a checkpoint's weights (or its adapter's) and the optimizer's moments.
-
-    Its learning rate stays as it is now.
+    """Load a checkpoint's weights, or its adapter's, and its moments.
 
     Raises:
         CheckpointError: the weights are not those of this model.

@@ -1,7 +1,4 @@
-"""Check upstream settings that upstream does not check itself.
-
-A wrong one would train nonsense, or fail hours later.
-"""
+"""Check settings that upstream does not, before they train nonsense."""
 
 import math
 from collections.abc import Collection
@@ -68,13 +65,13 @@ def check_best_metric(args: TrainingArguments, known: Collection[str]) -> None:
     asked = args.metric_for_best_model
     if asked is not None and asked.removeprefix("eval_") not in {*known, "loss"}:
         raise ConfigError(
-            f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(known)} "
-            "or loss"
+            f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(known)} or "
+            "loss"
         )
 
 
 def total_peak_flops_per_s(args: TrainingArguments) -> float:
-    """Return what the devices of all processes reach together, in the training's number type."""
+    """Return what all devices reach together, in the training's number type."""
     number_type = torch.bfloat16 if args.bf16 else torch.float32
     return args.world_size * peak_flops_per_s(args.device, number_type)
 

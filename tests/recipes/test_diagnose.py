@@ -128,7 +128,7 @@ def test_the_win_rate_is_that_of_the_policy_it_read(chain: Path, run_recipe: Cal
     judge = next(row for row in rows if row[1] == "judge")
     assert (
         judge[2] == "warn"
-        and "wins 0.500 [0.400, 0.600] of 90 prompts: cannot be told from one half" in judge[3]
+        and "wins 0.500 [0.400, 0.600] of 90 prompts: the interval includes one half" in judge[3]
     )
 
 
@@ -142,7 +142,7 @@ def test_a_diagnosis_is_made_again_over_itself_and_shown_by_the_report(
     )
     run_recipe("report", "--runs", chain, "--output_dir", chain / "report")
     page = (chain / "report" / "report.html").read_text(encoding="utf-8")
-    assert "The weak link is the reward model." in page and "cannot be told from one half" in page
+    assert "The weak link is the reward model." in page and "the interval includes one half" in page
 
 
 def test_a_failed_run_is_named(chain: Path, run_recipe: Call) -> None:

@@ -241,7 +241,7 @@ def test_sigterm_saves_a_checkpoint_first(
 
     monkeypatch.setattr(StopOnDivergence, "on_step_begin", interrupt)
     with pytest.raises(
-        Preempted, match="stopped at step 4; go on with --resume_from_checkpoint last"
+        Preempted, match="stopped at step 4; continue with --resume_from_checkpoint last"
     ):
         pretrain(max_steps=6, save_steps=100)
     assert (tmp_path / "out" / "checkpoint-4" / "trainer_state.json").is_file()

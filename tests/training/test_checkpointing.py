@@ -463,7 +463,7 @@ def test_a_signal_saves_and_the_run_goes_on_where_it_stood(
             os.kill(os.getpid(), signum)
 
     with pytest.raises(
-        Preempted, match=r"stopped at step 3; go on with --resume_from_checkpoint last"
+        Preempted, match=r"stopped at step 3; continue with --resume_from_checkpoint last"
     ):
         train("out", At(event, step, ask))
     assert read_run(tmp_path / "out").status == "preempted"
@@ -501,7 +501,7 @@ def test_one_sigterm_that_a_launcher_repeats_still_saves(
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(
-        Preempted, match=r"stopped at step 3; go on with --resume_from_checkpoint last"
+        Preempted, match=r"stopped at step 3; continue with --resume_from_checkpoint last"
     ):
         train("out", At("on_step_begin", 2, repeated))
     train("out", resume_from_checkpoint="last")
@@ -743,6 +743,6 @@ def test_every_process_has_its_part_where_the_first_can_see_it(
     of_rank_1.append("optimizer_0/__2_0.distcp")
     with pytest.raises(
         CheckpointError,
-        match=r"optimizer_0/__2_0\.distcp of .* lies where the first process cannot see",
+        match=r"optimizer_0/__2_0\.distcp of .* is where the first process cannot see",
     ):
         checkpointing._see_every_part(tmp_path, arguments)

@@ -1,4 +1,4 @@
-"""What DPO, KTO and ORPO share: rows, the policy, samples, and the accuracy of pairs."""
+"""Load rows and policy, sample answers and measure pairs, for DPO, KTO and ORPO."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -85,7 +85,7 @@ def load_policy(
     *,
     max_length: int | None,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, Problems]:
-    """Load tokenizer and model, with a pad token and an end of turn, and check their prompts.
+    """Load tokenizer and model with pad token and end of turn; check the prompts.
 
     Args:
         rows: pairs or labels of each split.
@@ -127,6 +127,7 @@ def sample_answers(
     longest = context_length(model.config)
     if longest is not None:
         longest -= args.sample_tokens
+
     shown = prompts_to_show(args.sample_prompts, rows, tokenizer, longest=longest)
 
     run.add_artifact("samples", "samples.jsonl")
@@ -137,7 +138,7 @@ def sample_answers(
 
 
 def evaluate_pairs(trainer: Any, *, pairs: int) -> dict[str, float]:
-    """Evaluate on the held-out pairs, and return the metrics with the accuracy's interval.
+    """Evaluate on the held-out pairs; return metrics with the accuracy's interval.
 
     Args:
         pairs: held-out pairs that the trainer kept.

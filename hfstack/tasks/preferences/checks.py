@@ -74,8 +74,7 @@ def preference_problems(
     if not isinstance(rows["train"][0]["prompt"], str) and tokenizer.chat_template is None:
         raise ConfigError(
             "the prompts are conversations, but the tokenizer has no chat template: use rows with "
-            "plain prompts, or a "
-            "model with a chat template"
+            "plain prompts, or a model with a chat template"
         )
 
     problems: Problems = {
@@ -107,7 +106,10 @@ def pair_problems(rows: dict[str, Dataset]) -> Problems:
 
 
 def good_share(rows: Dataset) -> float:
-    """Return the share of rows with a thumb up, or raise DataError when all are the same."""
+    """Return the share of rows with a thumb up.
+
+    Raises DataError when all are the same.
+    """
     share = sum(rows["label"]) / len(rows)
     if not 0 < share < 1:
         raise DataError(
@@ -195,7 +197,7 @@ def prompts_to_show(
 ) -> list[list[int]]:
     """Return the prompts to answer while training: the user's, else three held out.
 
-    One's own become a user's turn where the rows are conversations.
+    The user's become a user's turn where the rows are conversations.
     """
     split = rows.get("eval", rows["train"])
     chat = not isinstance(split[0]["prompt"], str)

@@ -1,7 +1,6 @@
 """Turn pairs, ratings, rankings and thumbs into preference columns.
 
-prompt / chosen / rejected, or prompt / completion / label.
-
+These are prompt, chosen and rejected, or prompt, completion and label;
 `hfstack.tasks.preferences.rows` says which columns each kind has. Whatever the kind, no prompt is
 in both train and eval, and duplicates, ties and contradictions are counted and settled.
 """
@@ -22,6 +21,7 @@ from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, SourceLog, Splits, describe_inputs, load_mixture
 from hfstack.data.splitting import drop_overlap, hold_out
 from hfstack.errors import ConfigError, DataError
+from hfstack.intervals import wins
 from hfstack.logs import get_logger
 from hfstack.tasks.preferences.rows import (
     PreferenceArgs,
@@ -53,10 +53,8 @@ def load_preferences(
 ) -> Splits:
     """Return {"train": rows, "eval": rows} of pairs, or of labelled completions.
 
-    Columns prompt, chosen, rejected, or prompt, completion, label.
-
-    No prompt is in both splits: rows are held out by prompt, or train rows whose prompt is in
-    eval_datasets go.
+    Columns are prompt, chosen and rejected, or prompt, completion and label. No prompt is in both
+    splits: rows are held out by prompt, or train rows whose prompt is in eval_datasets go.
 
     Args:
         form: "pairs", or "labels" for one answer a row with its thumb.
@@ -145,14 +143,12 @@ def to_pairs(
 ) -> list[dict[str, Any]]:
     """Return rows {"prompt", "chosen", "rejected"} of any kind of preferences.
 
-    All text, or all conversations.
-
-    A pair that stands there twice is kept once. Of a pair in both orders the one that is there more
-    often is kept, and neither when they are equally many. Ties make no pair.
+    All are text, or all conversations. A pair that occurs twice is kept once; of a pair in both
+    orders the more frequent one, and neither when they are equally many. Ties make no pair.
 
     Args:
         counts: filled with what was counted.
-        bad: receives {"row", "problem"} of rows that cannot be used; without it the first one is an
+        bad: receives {"row", "fault"} of rows that cannot be used; without it the first one is an
             error.
 
     Raises:
@@ -198,10 +194,9 @@ def to_labels(
 ) -> list[dict[str, Any]]:
     """Return rows {"prompt", "completion", "label"} of any kind of preferences.
 
-    A label of true is good.
-
-    A pair gives one row of each label. An answer with both labels keeps the one that is there more
-    often. Ratings need `rating_threshold`. Arguments and errors are those of `to_pairs`.
+    A label of true is good. A pair gives one row of each label. An answer with both labels keeps
+    the more frequent one. Ratings need `rating_threshold`. Arguments and errors are those of
+    `to_pairs`.
     """
     args, counts = args or PreferenceArgs(), counts or PreferenceCounts()
     kind, rows = kind_of(rows, args, first_choice="thumbs")
@@ -228,14 +223,15 @@ def to_labels(
         ]
 
     for prompt, completion, good in unpaired:
-        votes.setdefault(_pack({"prompt": prompt, "completion": completion}), [0, 0])[
-            int(good)
-        ] += 1
+        answer = _pack({"prompt": prompt, "completion": completion})
+        votes.setdefault(answer, [0, 0])[int(good)] += 1
 
     kept = []
     for packed, (down, up) in votes.items():
-        counts.duplicates += down + up - 1 if not (down and up) else 0
-        counts.contradictions += bool(down and up)
+        if down and up:
+            counts.contradictions += 1
+        else:
+            counts.duplicates += down + up - 1
         if down != up:
             kept.append(json.loads(packed) | {"label": up > down})
 
@@ -297,16 +293,12 @@ def judged_pairs(
 def length_statistics(rows: Iterable[Any]) -> dict[str, float]:
     """Return the lengths of both sides of pairs, and how often the chosen is longer.
 
-    In characters.
-
     Keys: chosen_characters_mean, chosen_characters_median, the same of rejected,
     chosen_longer_share (0.5 for equals).
     """
     pairs = [(len(answer_text(row["chosen"])), len(answer_text(row["rejected"]))) for row in rows]
-    chosen, rejected = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    longer = [
-        1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)
-    ]
+    chosen, rejected = zip(*pairs, strict=True)
+    longer = wins([better - worse for better, worse in pairs])
 
     return {
         "chosen_characters_mean": fmean(chosen),
@@ -326,10 +318,7 @@ def length_table(statistics: dict[str, dict[str, float]]) -> tuple[list[str], li
 def _pairs_of_scored(
     scored: dict[str, list[tuple[Text, float]]], args: PreferenceArgs, counts: PreferenceCounts
 ) -> Iterator[dict[str, Any]]:
-    """Every two answers to a prompt whose scores differ, the higher one chosen.
-
-    The widest gaps first when limited.
-    """
+    """Yield every two answers of different scores, the widest gaps if limited."""
     for prompt, answers in scored.items():
         found = []
         for (first, first_score), (second, second_score) in itertools.combinations(answers, 2):
@@ -375,8 +364,8 @@ def _checked_rows(
     if not kept:
         raise DataError(
             f"no {form} in {counts.rows} rows: {counts.ties} ties, {counts.contradictions} "
-            "contradictions, "
-            f"{counts.bad_rows} bad rows; each prompt needs two answers of different worth"
+            f"contradictions, {counts.bad_rows} bad rows; each prompt needs two answers of "
+            "different worth"
         )
 
     if len({type(row["prompt"]) for row in kept}) > 1:

@@ -31,8 +31,7 @@ def encode_answer(
         if tokenizer.chat_template is None:
             raise ConfigError(
                 "the prompts are conversations, but the tokenizer has no chat template: use rows "
-                "with plain prompts, "
-                "or a model with a chat template"
+                "with plain prompts, or a model with a chat template"
             )
 
         assert isinstance(answer, list)
@@ -51,8 +50,7 @@ def encode_answer(
     else:
         raise ConfigError(
             f"the tokenizer {tokenizer.name_or_path or ''} has neither an eos token nor cls and "
-            "sep tokens, so no text "
-            "ever ends: use the model's own tokenizer"
+            "sep tokens, so no text ever ends: use the model's own tokenizer"
         )
 
     begin = int(tokenizer.bos_token_id is not None and token_ids[:1] == [tokenizer.bos_token_id])
@@ -73,9 +71,8 @@ def encode_pairs(
 ) -> tuple[Dataset, list[int]]:
     """Return a Dataset of chosen_ids and rejected_ids, and the rows that they are of.
 
-    At most `max_length` tokens each.
-
     Args:
+        max_length: most tokens of a prompt with its answer.
         overlong: what to do with a pair that is longer: "fail"; "cut" the beginning of the prompt,
             then the end of the answer before its last token; or "drop" it. What was done is logged.
         name: what messages call the rows.
@@ -85,8 +82,7 @@ def encode_pairs(
     """
     pairs: list[dict[str, list[int]]] = []
     kept: list[int] = []
-    too_long, longest, longest_prompt, cut_answers, equal = 0, 0, 0, 0, 0
-    total = 0
+    total = too_long = longest = longest_prompt = truncated_answers = equal = 0
 
     for number, row in enumerate(rows):
         total += 1
@@ -99,7 +95,7 @@ def encode_pairs(
             too_long += 1
             longest = max(longest, length)
             longest_prompt = max(longest_prompt, *(end - begin for _, begin, end in encoded))
-            cut_answers += any(
+            truncated_answers += any(
                 len(token_ids) - (end - begin) > max_length for token_ids, begin, end in encoded
             )
 
@@ -120,12 +116,14 @@ def encode_pairs(
         if overlong == "fail" or (too_long == total and overlong == "drop"):
             raise DataError(
                 f"{what} (the longest has {longest}, the longest prompt {longest_prompt}): raise "
-                "--max_length if the "
-                "model's context allows it, or set --overlong cut (prompts lose their beginning) "
-                "or --overlong drop"
+                "--max_length if the model's context allows it, or set --overlong cut (prompts "
+                "lose their beginning) or --overlong drop"
             )
 
-        done = f"cut at the beginning of the prompt, {cut_answers} of them in the answer too"
+        done = (
+            f"truncated at the beginning of the prompt, {truncated_answers} of them in the answer "
+            "too"
+        )
         logger.warning("%s: %s", what, done if overlong == "cut" else "left out")
 
     if not kept:
@@ -153,8 +151,5 @@ def _chat_ids(
 
 
 def _without_end(token_ids: Any, eos: int) -> list[int]:
-    """Encode without the eos that some tokenizers add by themselves.
-
-    It would be between prompt and answer, or twice at the end.
-    """
+    """Leave out the eos that some tokenizers add, here between prompt and answer."""
     return list(token_ids[:-1]) if len(token_ids) and token_ids[-1] == eos else list(token_ids)

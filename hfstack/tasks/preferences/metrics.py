@@ -20,9 +20,8 @@ from hfstack.intervals import gain_interval, share_interval, wins
 def accuracy_by_margin(margins: Sequence[float], *, bins: int = 5) -> list[list[float]]:
     """Return the accuracy of equally many pairs each, by rising margin.
 
-    Rows are [smallest |margin|, largest |margin|, pairs, accuracy].
-
-    A reward model that knows what it knows is near 0.5 in the first row and near 1 in the last.
+    Rows are [smallest |margin|, largest |margin|, pairs, accuracy]. A reward model that knows what
+    it knows is near 0.5 in the first row and near 1 in the last.
     """
     ranked = sorted(margins, key=abs)
     edges = [round(len(ranked) * i / bins) for i in range(bins + 1)]
@@ -33,9 +32,8 @@ def accuracy_by_margin(margins: Sequence[float], *, bins: int = 5) -> list[list[
 def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[list[float]]:
     """Return confidence and accuracy of pairs, binned by confidence from 0.5 to 1.
 
-    Rows are [mean confidence, accuracy, pairs], in equally wide bins, empty ones left out.
-
-    The confidence is sigmoid(|margin|): how sure the model is of the answer that it prefers.
+    Rows are [mean confidence, accuracy, pairs], in equally wide bins, empty ones left out. The
+    confidence is sigmoid(|margin|): how sure the model is of the answer that it prefers.
     """
     found: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
     for margin, win in zip(margins, wins(margins), strict=True):
@@ -46,9 +44,9 @@ def calibration_bins(margins: Sequence[float], *, bins: int = 10) -> list[list[f
 
 
 def expected_calibration_error(margins: Sequence[float], *, bins: int = 10) -> float:
-    """Return the mean gap of confidence and accuracy, weighted by pairs.
+    """Return the mean gap of confidence and accuracy over `calibration_bins`.
 
-    Over `calibration_bins` (Guo et al. 2017).
+    Weighted by their pairs (Guo et al. 2017).
     """
     rows = calibration_bins(margins, bins=bins)
     return sum(pairs * abs(confidence - accuracy) for confidence, accuracy, pairs in rows) / len(
@@ -93,6 +91,7 @@ def reward_metrics(
     rule = [1.0 - win if shorter_wins else win for win in longer]
     gain_low, gain_high = gain_interval(correct, rule, prompts)
     rewards, lengths = [*chosen, *rejected], [*chosen_lengths, *rejected_lengths]
+
     metrics = {
         "accuracy": fmean(correct),
         "accuracy_low": low,
@@ -104,6 +103,10 @@ def reward_metrics(
         "gain_over_length": fmean(correct) - fmean(rule),
         "gain_over_length_low": gain_low,
         "gain_over_length_high": gain_high,
+    }
+
+    # the rewards themselves
+    metrics |= {
         "margin": fmean(margins),
         "calibration_error": expected_calibration_error(margins),
         "reward_length_correlation": rank_correlation(rewards, lengths),

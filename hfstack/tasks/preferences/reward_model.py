@@ -58,8 +58,8 @@ def load_reward_model(
     )
     if classifies and config.num_labels != 1:
         raise ConfigError(
-            f"{name} is a classifier of {config.num_labels} labels; a reward model has 1: name "
-            "its base model"
+            f"{name} is a classifier of {config.num_labels} labels; a reward model has 1: name its "
+            "base model"
         )
 
     config.num_labels = 1
@@ -82,12 +82,11 @@ def score_sequences(
     pad_token_id: int,
     batch_size: int = 16,
 ) -> list[float]:
-    """Return the reward of each sequence of token ids, in order.
-
-    Longest first in batches, padded on the right.
-    """
+    """Return the reward of each sequence of token ids, in order."""
     training = model.training
     model.eval()
+
+    # longest first, so that a batch has little padding and the largest one comes first
     device = next(model.parameters()).device
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
     rewards = [0.0] * len(sequences)

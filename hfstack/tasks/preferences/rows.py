@@ -73,10 +73,9 @@ class PreferenceCounts:
     kept: int = 0
     bad_rows: int = 0  # an empty or missing answer, chosen equal to rejected
     ties: int = 0  # pairs of answers to one prompt with equal ratings or ranks
-    duplicates: int = 0  # rows or pairs that stand there again
-    contradictions: int = (
-        0  # pairs that stand there in both orders, answers with both thumbs; the majority is kept
-    )
+    duplicates: int = 0  # rows or pairs that occur again
+    # pairs in both orders, answers with both thumbs; the majority is kept
+    contradictions: int = 0
     prompts: int = 0
 
 
@@ -96,8 +95,7 @@ def prompt_of(row: Any, args: PreferenceArgs) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
         raise DataError(
             f"a prompt must be text in the column {args.prompt_column!r}, got "
-            f"{str(prompt)[:40]!r}; found the columns "
-            f"{', '.join(row)}: map it with --prompt_column"
+            f"{str(prompt)[:40]!r}; found the columns {', '.join(row)}: map it with --prompt_column"
         )
     return prompt
 
@@ -118,10 +116,9 @@ def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
     ):
         raise DataError(
             f"answers to judge must be text in {args.completion_column!r} or a list in "
-            f"{args.completions_column!r}, "
-            f"got {str(found)[:40]!r}; found the columns {', '.join(row)}: map them with "
-            "--completion_column or "
-            "--completions_column, or name a model that answers with --model_name_or_path"
+            f"{args.completions_column!r}, got {str(found)[:40]!r}; found the columns "
+            f"{', '.join(row)}: map them with --completion_column or --completions_column, or name "
+            "a model that answers with --model_name_or_path"
         )
 
     return [(prompt, answer) for answer in answers]
@@ -130,12 +127,13 @@ def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
 def kind_of(
     rows: Iterable[Any], args: PreferenceArgs, *, first_choice: str = "pairs"
 ) -> tuple[str, Iterator[Any]]:
-    """Return the kind of the rows by their columns, `first_choice` where several fit.
+    """Return the kind of the rows by their columns, and the rows.
 
-    Return it and the rows.
+    Args:
+        first_choice: the kind where several fit.
 
-    Raises DataError when the columns are of no kind; the message names them and the flags that map
-    them.
+    Raises:
+        DataError: the columns are of no kind; the message names them and the flags that map them.
     """
     iterator = iter(rows)
     first = next(iterator, None)
@@ -164,7 +162,7 @@ def kind_of(
 
 
 def _other_names(found: Sequence[str], kinds: dict[str, set[str]], args: PreferenceArgs) -> str:
-    """One line: what was looked for, what is there, and the flags that map it."""
+    """Return in one line what was asked, what was found, and the flags that map it."""
     flags = {value: f"--{name}" for name, value in asdict(args).items() if name.endswith("_column")}
     nearest = min(kinds.values(), key=lambda columns: len(columns - set(found)))
     if len(nearest - set(found)) == 3:
@@ -183,50 +181,35 @@ def _other_names(found: Sequence[str], kinds: dict[str, set[str]], args: Prefere
 
     return (
         f"these columns are of no kind of preferences: {', '.join(found)}; map them with "
-        f"{missing}, "
-        f"choosing among: {', '.join(spare) or 'none'} (kinds are {ways})"
+        f"{missing}, choosing among: {', '.join(spare) or 'none'} (kinds are {ways})"
     )
 
 
 def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
-    """Prompt, chosen and rejected of a row.
+    """Return prompt, chosen and rejected of a row.
 
-    A conversation that holds its prompt is cut where the answers part.
+    A conversation that holds its prompt is split where the two answers differ.
     """
     chosen, rejected = row[args.chosen_column], row[args.rejected_column]
     prompt = row.get(args.prompt_column)
 
-    if (
-        isinstance(chosen, list)
-        and isinstance(rejected, list)
-        and chosen
-        and chosen[0].get("role") != "assistant"
-    ):
-        shared = len(
-            [
-                1
-                for a, b in itertools.takewhile(
-                    lambda ab: ab[0] == ab[1], zip(chosen, rejected, strict=False)
-                )
-            ]
-        )
+    conversations = isinstance(chosen, list) and isinstance(rejected, list)
+    if not conversations or not chosen or chosen[0].get("role") == "assistant":
+        return prompt, chosen, rejected
 
-        # equal conversations still have a last turn
-        shared = min(shared, len(chosen) - 1, len(rejected) - 1)
-        before = prompt if isinstance(prompt, list) and chosen[: len(prompt)] != prompt else []
-        return [*before, *chosen[:shared]], chosen[shared:], rejected[shared:]
+    # equal conversations still have a last turn
+    shared, most = 0, min(len(chosen), len(rejected)) - 1
+    while shared < most and chosen[shared] == rejected[shared]:
+        shared += 1
 
-    return prompt, chosen, rejected
+    before = prompt if isinstance(prompt, list) and chosen[: len(prompt)] != prompt else []
+    return [*before, *chosen[:shared]], chosen[shared:], rejected[shared:]
 
 
 def normal(prompt: Text, chosen: Text, rejected: Text, args: PreferenceArgs) -> dict[str, Text]:
-    """All three as plain text, or all three as conversations."""
-    if (
-        isinstance(prompt, str)
-        and isinstance(chosen, str)
-        and isinstance(rejected, str)
-        and not args.conversational
-    ):
+    """Return all three as plain text, or all three as conversations."""
+    plain = isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str)
+    if plain and not args.conversational:
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
     turns = {"prompt": turns_of(prompt, "user"), "chosen": turns_of(chosen, "assistant")}
@@ -234,16 +217,14 @@ def normal(prompt: Text, chosen: Text, rejected: Text, args: PreferenceArgs) -> 
 
 
 def turns_of(value: Text, role: str) -> list[dict[str, Any]]:
-    """A conversation as it is, text as one turn of `role`."""
-    return (
-        [{"role": role, "content": value}]
-        if isinstance(value, str)
-        else [dict(message) for message in value]
-    )
+    """Return a conversation as it is, text as one turn of `role`."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return [dict(message) for message in value]
 
 
 def problem_of_answer(value: Any, column: str) -> str | None:
-    """What is wrong with an answer (or a prompt that must not be empty), or None."""
+    """Return what is wrong with an answer, or with a prompt that is empty, or None."""
     if not isinstance(value, str | list):
         return (
             f"{column} must be text or a conversation, got "
@@ -259,7 +240,7 @@ def refused(
     counts: PreferenceCounts,
     bad: list[dict[str, Any]] | None,
 ) -> bool:
-    """Whether a row has a problem; raise it when bad rows are not collected."""
+    """Return whether a row has a problem; raise it when bad rows are not collected."""
     if problem is None:
         return False
 
@@ -280,7 +261,7 @@ def scored_by_prompt(
     counts: PreferenceCounts,
     bad: list[dict[str, Any]] | None,
 ) -> dict[str, list[tuple[Text, float]]]:
-    """Answers with their scores for each prompt (as JSON), in the order of the file."""
+    """Return answers with their scores by prompt (as JSON), in the order of the file."""
     scored: dict[str, list[tuple[Text, float]]] = {}
     for number, row in enumerate(rows, 1):
         counts.rows += 1
@@ -301,10 +282,8 @@ def scored_by_prompt(
             continue
         plain = isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers)
         if args.conversational or not plain:
-            prompt, answers = (
-                turns_of(prompt, "user"),
-                [turns_of(answer, "assistant") for answer in answers],
-            )
+            prompt = turns_of(prompt, "user")
+            answers = [turns_of(answer, "assistant") for answer in answers]
 
         scored.setdefault(json.dumps(prompt, ensure_ascii=False), []).extend(
             zip(answers, map(float, scores), strict=True)

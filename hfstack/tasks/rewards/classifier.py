@@ -1,7 +1,7 @@
 """Score completions by a classifier's probability of one label."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from trl import ModelConfig
@@ -15,15 +15,13 @@ from hfstack.tokens.chat import text_of
 class ClassifierReward:
     """Scores completions from 0 to 1 with a trained classifier of texts.
 
-    The state is the model and its tokenizer.
-
     The probability is the calibrated one where the classifier has a temperature. Text is tokenised
-    by the classifier's own tokenizer, and what is longer than it reads is cut at the end.
+    by the classifier's own tokenizer, and what is longer than it reads is truncated.
 
     Args:
         name_or_path: the run of `classify`, or a classifier of the Hub.
         label: the label whose probability is the reward.
-        device: where the classifier is put.
+        device: where the classifier runs.
         batch_size: completions of one forward pass.
         with_prompt: read prompt and completion as one text; off, the completion alone.
 
@@ -48,7 +46,7 @@ class ClassifierReward:
             known = ", ".join(info.names) or "none, it predicts a number"
             raise ConfigError(f"{name_or_path} has no label {label!r}; its labels: {known}")
 
-        self.model: Any = model.to(device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
+        self.model = cast(Any, model).to(device).eval().requires_grad_(False)
         self.index = info.names.index(label)
         self.several = info.problem_type == "multi_label_classification"
         self.temperature = info.temperature

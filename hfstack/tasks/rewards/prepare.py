@@ -33,7 +33,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 @dataclass(frozen=True)
 class Scores:
-    """What several rewards say about the same completions."""
+    """The values of several rewards for the same completions."""
 
     totals: list[float | None]  # the weighted sum for each completion; None where no reward applies
     each: dict[str, list[float | None]]  # reward name -> one value a completion
@@ -47,14 +47,12 @@ def prepare_rewards(
     weights: Sequence[float] | None = None,
     as_text: bool = False,
 ) -> list[Any]:
-    """Return checked rewards with different names.
-
-    TRL logs them as `rewards/<name>/mean`.
+    """Return checked rewards with different names, logged as `rewards/<name>/mean`.
 
     Args:
         rewards: functions, RewardModel or RemoteReward objects, paths of reward models, or http(s)
             URLs.
-        device: where a reward model that is named by its path is put.
+        device: where a reward model that is named by its path runs.
         policy_tokenizer: the tokenizer of the model that is trained, to say whether a reward model
             has another one.
         weights: as many as rewards, or None; only their number is looked at, since the trainer
@@ -79,13 +77,10 @@ def prepare_rewards(
 
     loaded: list[Reward] = []
     for reward in rewards:
-        if isinstance(reward, str):
-            remote = "://" in reward
-            reward = (
-                RemoteReward(reward)
-                if remote
-                else RewardModel(reward, device=device, as_text=as_text)
-            )
+        if isinstance(reward, str) and "://" in reward:
+            reward = RemoteReward(reward)
+        elif isinstance(reward, str):
+            reward = RewardModel(reward, device=device, as_text=as_text)
 
         if isinstance(reward, RewardModel) and policy_tokenizer is not None:
             reward.compare_tokenizer(policy_tokenizer)
@@ -142,11 +137,9 @@ def checked_reward(reward: Reward, *, name: str | None = None) -> Callable[..., 
                 f"reward {own_name!r} reads the column {missing[0]!r}; the rows have: {found}"
             )
 
-        given = (
-            columns
-            if takes_all
-            else {key: value for key, value in columns.items() if key in parameters}
-        )
+        given = columns
+        if not takes_all:
+            given = {key: value for key, value in columns.items() if key in parameters}
 
         try:
             values = reward(prompts=prompts, completions=completions, **given)
@@ -173,9 +166,8 @@ def score_all(
 ) -> Scores:
     """Call prepared rewards on the same completions and return their weighted sum.
 
-    The weights are 1 by default.
-
-    A reward that does not apply to a completion (None) is left out of its sum, as TRL does.
+    Weights are 1 by default. A reward that does not apply to a completion (None) is left out of its
+    sum, as TRL does.
     """
     shares = [1.0] * len(rewards) if weights is None else list(weights)
     if len(shares) != len(rewards):
@@ -214,14 +206,16 @@ def _read_values(
 
     if not isinstance(values, list | tuple):
         raise DataError(
-            f"reward {name!r} must return a list of numbers, one a completion; got {_quote_briefly(values)}"
+            f"reward {name!r} must return a list of numbers, one a completion; got "
+            f"{_quote_briefly(values)}"
         )
 
     if len(values) != len(completions):
         blame = _sample(min(len(values), len(completions) - 1), prompts, completions)
-        missing = (
-            "the first without a value is" if len(values) < len(completions) else "the last one is"
-        )
+        missing = "the last one is"
+        if len(values) < len(completions):
+            missing = "the first without a value is"
+
         raise DataError(
             f"reward {name!r} returned {len(values)} values for {len(completions)} completions; "
             f"{missing} {blame}"
@@ -279,13 +273,12 @@ def _find_culprit(
     begins = _sample(0, prompts, completions)
     return DataError(
         f"reward {name!r} raised {_described(error)} for a batch of {count}, and for none of its "
-        "samples alone; it "
-        f"begins with {begins}"
+        f"samples alone; it begins with {begins}"
     )
 
 
 def _described(error: Exception) -> str:
-    """The class, text and innermost place of an exception, in one line."""
+    """Return the class, text and innermost place of an exception, in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {_quote_briefly(str(error))}{place}"
@@ -301,8 +294,6 @@ def _sample(index: int, prompts: Sequence[Any], completions: Sequence[Any]) -> s
 def _quote_briefly(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split())
-    return (
-        repr(text if len(text) <= 80 else f"{text[:77]}...")
-        if isinstance(value, str)
-        else text[:80]
-    )
+    if not isinstance(value, str):
+        return text[:80]
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")

@@ -56,9 +56,8 @@ class RemoteReward:
 
         if parts.username or parts.password:
             raise ConfigError(
-                f"reward endpoint at {parts.hostname}: a password in the URL would be written to "
-                "disk; put a "
-                "token into the environment variable HFSTACK_REWARD_TOKEN"
+                f"reward endpoint at {parts.hostname}: a password in the URL would be saved to "
+                "disk; put a token into the environment variable HFSTACK_REWARD_TOKEN"
             )
 
         for field in ("timeout_s", "max_concurrency", "batch_size"):
@@ -139,11 +138,9 @@ class RemoteReward:
                 wait_s = min(float(asked_s), 60.0) if asked_s.isdigit() else wait_s
             except (OSError, HTTPException) as error:  # timeouts, refused and broken connections
                 cause = getattr(error, "reason", error)
-                problem = (
-                    f"timeout after {self.timeout_s} s"
-                    if isinstance(cause, TimeoutError)
-                    else str(cause)
-                )
+                problem = str(cause)
+                if isinstance(cause, TimeoutError):
+                    problem = f"timeout after {self.timeout_s} s"
 
             if attempt < self.retries:
                 logger.warning(
@@ -184,8 +181,8 @@ class RemoteReward:
 
         if len(values) != count:
             raise DataError(
-                f"reward endpoint {self.name} returned {len(values)} values for {place}, which "
-                f"are {count}"
+                f"reward endpoint {self.name} returned {len(values)} values for {place}, which are "
+                f"{count}"
             )
 
         return values

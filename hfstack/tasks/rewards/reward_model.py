@@ -21,15 +21,13 @@ logger = get_logger(__name__)
 class RewardModel:
     """Scores completions with a model of one label.
 
-    The state is the model, its tokenizer and what was warned of.
-
     Texts are encoded as the reward recipe encodes them: a conversation by the reward model's own
     chat template, plain text with its eos. Whatever the policy's tokens were, the text is tokenised
     again.
 
     Args:
         name_or_path: a folder (of a model, or of a LoRA adapter with its head) or a Hub id.
-        device: where the model is put.
+        device: where the model runs.
         batch_size: completions of one forward pass.
         as_text: read conversations as plain text, prompt and answer, because the model was trained
             on plain text.
@@ -62,8 +60,8 @@ class RewardModel:
         if untrained:
             raise CheckpointError(
                 f"--reward_model {name_or_path} is no reward model: its weights lack "
-                f"{', '.join(untrained)}, so its "
-                "rewards would be random; train one with: hfstack run reward"
+                f"{', '.join(untrained)}, so its rewards would be random; train one with: hfstack "
+                "run reward"
             )
 
         self.model = cast(Any, model).to(device).eval().requires_grad_(False)
@@ -89,19 +87,15 @@ class RewardModel:
         return self(prompts, turns)
 
     def encode(self, prompt: Any, completion: Any) -> list[int]:
-        """The tokens that are scored.
-
-        Of what is longer than the context, the prompt's beginning is cut.
-        """
+        """Return the tokens to score; a prompt that is too long loses its beginning."""
         if self.as_text:
             prompt, completion = text_of(prompt), text_of(completion)
 
         if not isinstance(prompt, str) and self.tokenizer.chat_template is None:
             raise ConfigError(
                 f"the reward model {self.name} has no chat template for prompts that are "
-                "conversations: was it trained "
-                "on plain text, then set --reward_as_text true; for plain prompts set --as_chat "
-                "false"
+                "conversations: was it trained on plain text, then set --reward_as_text true; for "
+                "plain prompts set --as_chat false"
             )
 
         token_ids, begin, end = encode_answer(self.tokenizer, prompt, completion)
@@ -112,8 +106,7 @@ class RewardModel:
             self._warned = True
             logger.warning(
                 "reward model %s reads %d tokens, a prompt with its answer has %d: prompts lose "
-                "their beginning "
-                "(said once)",
+                "their beginning (said once)",
                 self.name,
                 self.max_length,
                 len(token_ids),
@@ -129,8 +122,7 @@ class RewardModel:
 
         logger.info(
             "reward model %s has a tokenizer of its own (%d tokens, the policy %d): completions "
-            "are decoded and "
-            "tokenised again",
+            "are decoded and tokenised again",
             self.name,
             len(self.tokenizer),
             len(policy),

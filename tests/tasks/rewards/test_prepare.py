@@ -54,7 +54,8 @@ def test_columns_reach_the_function_that_names_them() -> None:
 
 @pytest.mark.parametrize("values", [torch.tensor([1, 2, 3]), (1, 2, 3), [True, 2, 3.0]])
 def test_numbers_of_any_kind_become_floats(values: Any) -> None:
-    assert checked_reward(lambda prompts, completions: values)(prompts=PROMPTS, completions=ANSWERS) == [
+    reward = checked_reward(lambda prompts, completions: values)
+    assert reward(prompts=PROMPTS, completions=ANSWERS) == [
         1.0,
         2.0,
         3.0,
@@ -286,7 +287,8 @@ class Endpoint:
                 except OSError:  # the client has given up waiting
                     pass
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is upstream's
+            # the name is upstream's
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
