@@ -84,6 +84,7 @@ EXACT: dict[str, dict[str, Any]] = {
     "lilt": {"channel_shrink_ratio": 4, "hidden_size": 48, "intermediate_size": 48},
     "prophetnet": {"num_hidden_layers": None},
     "funnel": {"num_hidden_layers": None, "block_sizes": (1, 1)},
+    "dory": {"sliding_window": None},  # of transformers 5.24; its window is wider than its rows
 }
 HEADS = {
     "CAUSAL_LM": AutoModelForCausalLM,
