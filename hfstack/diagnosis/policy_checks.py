@@ -62,45 +62,27 @@ def check_policies(
 
     for run in policies:
         if run.error is not None:
-            found.append(
-                Finding(
-                    "policy",
-                    "run",
-                    "bad",
-                    f"{run.label} failed: {run.error}",
-                    "lower --learning_rate",
-                )
-            )
+            evidence = f"{run.label} failed: {run.error}"
+            found.append(Finding("policy", "run", "bad", evidence, "lower --learning_rate"))
 
-        reward_rise = _reward(run)
-        moved, kl_finding = _kl(run, kl_budget_nats)
-        found += [
-            reward_rise[1],
-            kl_finding,
-            *_step_size(run),
-            *_entropy(run),
-            *_critic(run),
-            *_drift(run),
-        ]
+        # what the run logged while it trained
+        rose, reward = _reward(run)
+        moved, divergence = _kl(run, kl_budget_nats)
+        found += [reward, divergence, *_step_size(run), *_entropy(run), *_critic(run)]
+        found += [*_drift(run), *_gold_curve(run, gold)]
 
-        found += _gold_curve(run, gold)
-        own = [each for each in comparisons if run.label in each.parents or len(policies) == 1]
+        # what a judge says of its answers, in the comparisons of this run
         over = moved is not None and moved > kl_budget_nats
-        judged = [
-            finding
-            for each in own
-            for finding in _judged(each, rose=reward_rise[0], over_budget=over)
-        ]
+        judged: list[Finding] = []
+        for comparison in comparisons:
+            if run.label in comparison.parents or len(policies) == 1:
+                judged += _judged(comparison, rose=rose, over_budget=over)
 
-        found += judged or [
-            Finding(
-                "policy",
-                "judge",
-                "unknown",
-                f"no win_rate run of {run.label} given",
-                "compare it with the model before: hfstack run win_rate",
-            )
-        ]
+        if not judged:
+            evidence = f"no win_rate run of {run.label} given"
+            advice = "compare it with the model before: hfstack run win_rate"
+            judged.append(Finding("policy", "judge", "unknown", evidence, advice))
+        found += judged
 
     return found or [
         Finding(
@@ -315,44 +297,37 @@ def _gold_curve(run: ChainRun, gold: str | None) -> list[Finding]:
     if gold is None:
         return []
 
-    watched, trained, kl = (
-        series(run, f"rewards/{gold}/mean"),
-        series(run, "reward"),
-        series(run, _KL),
-    )
-    if len(watched) < _FEWEST_POINTS or len(trained) != len(watched):
+    check = "over-optimisation"
+    logged, trained, kl = (series(run, name) for name in (f"rewards/{gold}/mean", "reward", _KL))
+    if len(logged) < _FEWEST_POINTS or len(trained) != len(logged):
         evidence = (
-            f"{run.label} logged {len(watched)} values of rewards/{gold}/mean; {_FEWEST_POINTS} "
-            "are needed"
+            f"{run.label} logged {len(logged)} values of rewards/{gold}/mean; {_FEWEST_POINTS} are "
+            "needed"
         )
-        return [
-            Finding(
-                "reward model",
-                "over-optimisation",
-                "unknown",
-                evidence,
-                "add it to REWARDS with weight 0",
-            )
-        ]
+        advice = "add it to REWARDS with weight 0"
+        return [Finding("reward model", check, "unknown", evidence, advice)]
 
-    parts, proxy = quarters(watched), quarters(trained)
+    # where the gold reward was best, and how it fell from there while the trained one rose
+    parts, proxy = quarters(logged), [fmean(part) for part in quarters(trained)]
     means = [fmean(part) for part in parts]
     best = means.index(max(means))
     fall, error = rise(parts[best], parts[-1])
-    back, back_error = rise(parts[0], parts[-1])
+    lost = fall < -_SURE * error and proxy[-1] >= proxy[best]
 
-    proxy_rose = fmean(proxy[-1]) >= fmean(proxy[best])
-    lost = fall < -_SURE * error and proxy_rose
-    verdict: Verdict = "bad" if lost and back < -_SURE * back_error else "warn" if lost else "ok"
+    # worse than at the start is bad, worse than at its best a warning
+    verdict: Verdict = "warn" if lost else "ok"
+    back, back_error = rise(parts[0], parts[-1])
+    if lost and back < -_SURE * back_error:
+        verdict = "bad"
+
     at = f" at {fmean(quarters(kl)[best]):.3g} nats" if len(kl) >= 4 else ""
     evidence = (
         f"{run.label}: {gold} is best in quarter {best + 1} of the run{at} ({means[best]:.3g}) and "
-        f"{means[-1]:.3g} in the last, while the reward went from {fmean(proxy[best]):.3g} to "
-        f"{fmean(proxy[-1]):.3g}"
+        f"{means[-1]:.3g} in the last, while the reward went from {proxy[best]:.3g} to "
+        f"{proxy[-1]:.3g}"
     )
-
     advice = "stop at that KL, or train the reward model on answers of this policy"
-    return [Finding("reward model", "over-optimisation", verdict, evidence, advice)]
+    return [Finding("reward model", check, verdict, evidence, advice)]
 
 
 def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Finding]:
@@ -371,15 +346,8 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
             f"{shown} by the reward model {judge}, which is not a judge of what was trained "
             "against it"
         )
-        return [
-            Finding(
-                "policy",
-                "judge",
-                "unknown",
-                evidence,
-                "judge by the gold rule, by people or by another model",
-            )
-        ]
+        advice = "judge by the gold rule, by people or by another model"
+        return [Finding("policy", "judge", "unknown", evidence, advice)]
 
     found = []
     if low > 0.5:
@@ -394,25 +362,19 @@ def _judged(run: ChainRun, *, rose: bool | None, over_budget: bool) -> list[Find
         link: Link = "policy" if over_budget else "reward model"
         where = "beyond" if over_budget else "within"
         evidence = f"{shown}, while the reward rose, {where} the KL budget"
-
-        advice = (
-            "raise the weight of the KL, or stop earlier"
-            if over_budget
-            else (
+        advice = "raise the weight of the KL, or stop earlier"
+        if not over_budget:
+            advice = (
                 "the reward is not what the judge wants: look at answers.jsonl, fix the "
                 "preferences or the reward"
             )
-        )
         found.append(Finding(link, "reward against judge", "bad", evidence, advice))
     else:
-        asked = (
-            "whether the reward rose is not known"
-            if rose is None
-            else "the reward did not rise either"
-        )
-        found.append(
-            Finding("policy", "judge", "bad", f"{shown}; {asked}", "lower --learning_rate")
-        )
+        known = "the reward did not rise either"
+        if rose is None:
+            known = "whether the reward rose is not known"
+        evidence = f"{shown}; {known}"
+        found.append(Finding("policy", "judge", "bad", evidence, "lower --learning_rate"))
 
     return found + _less_varied(run)
 
@@ -424,13 +386,10 @@ def _won_by_length(run: ChainRun) -> list[Finding]:
         return []
     rate = run.metrics["win_rate_length_controlled"]
     ours, theirs = (run.metrics.get(f"{prefix}answer_characters") for prefix in ("", "reference_"))
-    lengths = (
-        ""
-        if ours is None or theirs is None
-        else f"; {ours:.0f} characters an answer against {theirs:.0f}"
-    )
 
-    evidence = f"{run.label}: at equal length it wins {rate:.3f} (95 % from {low:.3f}){lengths}"
+    evidence = f"{run.label}: at equal length it wins {rate:.3f} (95 % from {low:.3f})"
+    if ours is not None and theirs is not None:
+        evidence += f"; {ours:.0f} characters an answer against {theirs:.0f}"
     verdict: Verdict = "ok" if low > 0.5 else "warn"
     advice = "length may be what won: balance the preferences by length"
     return [Finding("reward model", "win at equal length", verdict, evidence, advice)]

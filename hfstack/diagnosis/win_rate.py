@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 import numpy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ from hfstack.intervals import bootstrap_intervals, share_interval
 from hfstack.tasks.causal_lm.generate import Completion
 from hfstack.tasks.sft.answers import answer_loss
 from hfstack.tokens.chat import end_of_turn_id
-from hfstack.tokens.special_tokens import IGNORED_LABEL
+from hfstack.tokens.special_tokens import IGNORED_LABEL, end_token_ids
 
 Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
 
@@ -169,14 +169,9 @@ def perplexity_of_answers(
     Args:
         prompts: token ids of each prompt by this tokenizer.
     """
-    settings = cast(Any, model.generation_config)
-    ends = (
-        settings.eos_token_id
-        if isinstance(settings.eos_token_id, list)
-        else [settings.eos_token_id]
-    )
-
-    end = end_of_turn_id(tokenizer) if end_of_turn_id(tokenizer) in ends else tokenizer.eos_token_id
+    end: Any = end_of_turn_id(tokenizer)
+    if end not in end_token_ids(model, tokenizer):
+        end = tokenizer.eos_token_id
     rows = []
 
     for prompt, one in zip(prompts, answers, strict=True):

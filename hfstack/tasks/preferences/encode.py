@@ -33,16 +33,19 @@ def encode_answer(
                 "the prompts are conversations, but the tokenizer has no chat template: use rows "
                 "with plain prompts, or a model with a chat template"
             )
-
         assert isinstance(answer, list)
         token_ids = _chat_ids(tokenizer, [*prompt, *answer], ask=False)
         alone = _chat_ids(tokenizer, prompt, ask=True)
+
+    # the two segments of an encoder
     elif tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
         encoded = tokenizer(prompt, answer_text(answer))
         segments = encoded.sequence_ids(0)
         inside = [index for index, segment in enumerate(segments) if segment == 0]
         begin = inside[0] if inside else 1
         return list(encoded["input_ids"]), begin, begin + len(inside)
+
+    # plain text
     elif tokenizer.eos_token_id is not None:
         eos = cast(int, tokenizer.eos_token_id)
         token_ids = [*_without_end(tokenizer(prompt + answer_text(answer))["input_ids"], eos), eos]
@@ -53,6 +56,7 @@ def encode_answer(
             "sep tokens, so no text ever ends: use the model's own tokenizer"
         )
 
+    # The prompt ends where its own tokens differ from those of both: one token may span them.
     begin = int(tokenizer.bos_token_id is not None and token_ids[:1] == [tokenizer.bos_token_id])
     shared = next(
         (i for i, (a, b) in enumerate(zip(token_ids, alone, strict=False)) if a != b), len(alone)

@@ -109,11 +109,8 @@ def answers_of(row: Any, args: PreferenceArgs) -> list[tuple[str, str]]:
     prompt = prompt_of(row, args)
     found = row.get(args.completions_column, row.get(args.completion_column))
     answers = [found] if isinstance(found, str) else found
-    if (
-        not isinstance(answers, list)
-        or not answers
-        or any(not isinstance(a, str) or not a.strip() for a in answers)
-    ):
+    usable = isinstance(answers, list) and bool(answers)
+    if not usable or any(not isinstance(one, str) or not one.strip() for one in answers):
         raise DataError(
             f"answers to judge must be text in {args.completion_column!r} or a list in "
             f"{args.completions_column!r}, got {str(found)[:40]!r}; found the columns "
