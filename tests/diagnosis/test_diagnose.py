@@ -48,7 +48,7 @@ def sentences(count: int, *, seed: int = 0) -> list[str]:
 
 def sound_chain() -> Chain:
     """Runs whose numbers are those of a chain that works."""
-    told = [
+    answers = [
         {"answer": one, "reference": two}
         for one, two in zip(sentences(50), sentences(50, seed=1), strict=True)
     ]
@@ -61,7 +61,7 @@ def sound_chain() -> Chain:
                 "loss": [(s, 1.2 + 2.0 / s**2) for s in STEPS],
                 "eval_loss": [(10, 1.5), (20, 1.3), (40, 1.22)],
             },
-            answers=tuple(told),
+            answers=tuple(answers),
         ),
         "preferences": ChainRun(
             "preferences",

@@ -1,4 +1,4 @@
-"""Faults that are trained, not written down: toy models with a flaw each, and the diagnosis of what
+"""Faults that are trained: toy models with a flaw each, and the diagnosis of what
 was recorded.
 """
 
@@ -34,7 +34,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def optimise(
     folder: Path, output_dir: Path, *, model: Any = None, rollouts: int = 8, **settings: Any
 ) -> ChainRun:
-    """The run of PPO on the toy, as its logs tell it."""
+    """The run of PPO on the toy, as it was logged."""
     start, tokenizer = ppo_toy.load(folder)
     defaults = {
         "learning_rate": 1e-4,

@@ -91,7 +91,7 @@ def test_shares_that_are_none_are_refused(shares: list[float], message: str) -> 
 def biased_judge(
     slope: float, advantage: float, seed: int
 ) -> tuple[list[float], list[int], list[int]]:
-    """2000 pairs whose winner is drawn with logit `advantage + slope x tanh(d / std)`; ours are
+    """2000 pairs whose winner is sampled with logit `advantage + slope x tanh(d / std)`; ours are
     mostly longer.
     """
     generator = numpy.random.default_rng(seed)

@@ -92,9 +92,9 @@ def answering(
             rows = []
             for _ in range(16):
                 asked = tiny_tokenizer(f"Fox {draw.randrange(50)}:")["input_ids"]
-                told = tiny_tokenizer(" kind" * draw.randint(1, 4))["input_ids"]
-                ids = [*asked, *told, end]
-                rows.append((ids, [-100] * len(asked) + told + [-100 if masked else end]))
+                answer = tiny_tokenizer(" kind" * draw.randint(1, 4))["input_ids"]
+                ids = [*asked, *answer, end]
+                rows.append((ids, [-100] * len(asked) + answer + [-100 if masked else end]))
             width = max(len(ids) for ids, _ in rows)
             # (B, T)
             ids = torch.tensor(

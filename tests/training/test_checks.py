@@ -42,13 +42,13 @@ def test_preflight_logs_one_line_and_refuses_with_every_fault(
     caplog.clear()
     with (
         caplog.at_level(logging.INFO),
-        pytest.raises(DataError, match="^first: broken; mend it; third: torn$"),
+        pytest.raises(DataError, match="^first: broken; fix it; third: missing$"),
     ):
-        checks.preflight({"first": "broken; mend it", "second": None, "third": "torn"})
+        checks.preflight({"first": "broken; fix it", "second": None, "third": "missing"})
     assert [record.message for record in caplog.records] == [
         "checked: first, second, third",
-        "first: broken; mend it",
-        "third: torn",
+        "first: broken; fix it",
+        "third: missing",
     ]
 
 

@@ -39,13 +39,15 @@ def rows(count: int = 8, *, classes: int = 3, seed: int = 0) -> list[dict[str, l
     """Rows of 6 tokens that begin with token 2; row n has n % 5 + 1 scored labels, so parts of a
     batch differ.
     """
-    drawn = torch.randint(5, 50, (count, 6), generator=torch.Generator().manual_seed(seed)).tolist()
+    tokens = torch.randint(
+        5, 50, (count, 6), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
     return [
         {
             "input_ids": [2, *ids[1:]],
             "labels": [place % classes if place <= number % 5 else -100 for place in range(6)],
         }
-        for number, ids in enumerate(drawn)
+        for number, ids in enumerate(tokens)
     ]
 
 

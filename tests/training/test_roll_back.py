@@ -83,7 +83,7 @@ def test_it_goes_back_leaves_out_the_data_and_goes_on(
         assert equal(weights(before), weights(after)), f"step {step} changed a weight"
         assert equal(moments(before), moments(after)), f"step {step} changed a moment"
     assert not equal(weights(before), weights(tmp_path / "out" / f"checkpoint-{to + 6}")), (
-        "then it goes on"
+        "then it continues"
     )
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in log] == list(range(1, 25)), (
