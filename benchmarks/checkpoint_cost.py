@@ -51,21 +51,25 @@ def main() -> None:
         "--megabytes", type=int, nargs="+", default=[100, 300, 1000], help="size of a checkpoint"
     )
     parser.add_argument("--saves", type=int, default=6)
+
     parser.add_argument(
         "--step_s", type=float, default=2.0, help="seconds of a step between two saves"
     )
     parser.add_argument(
         "--steps", type=int, default=0, help="measure the cost of a step over this many instead"
     )
+
     parser.add_argument(
         "--folder", type=Path, help="where checkpoints go (default: a temporary folder)"
     )
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-cost-", dir=args.folder))
+
     try:
         if args.steps:
             step_cost(folder, args.steps)
             return
+
         columns = (
             "MB",
             "save s",
@@ -75,6 +79,7 @@ def main() -> None:
             "save CPU s",
             "manifest CPU s",
         )
+
         print(*(f"{name:>14}" for name in columns), f"  medians of {args.saves - 1}")
         for megabytes in args.megabytes:
             size, save, wait_s, manifest = save_cost(folder, megabytes, args.saves, args.step_s)
@@ -87,6 +92,7 @@ def main() -> None:
                 f"{save.cpu_s:.2f}",
                 f"{manifest.cpu_s:.2f}",
             )
+
             print(*(f"{value:>14}" for value in shown), flush=True)
     finally:
         shutil.rmtree(folder)
@@ -158,6 +164,7 @@ def save_cost(
         save_total_limit=1,
         logging_strategy="no",
     )
+
     waits: list[float] = []
     with Run.start(__file__, out, args) as run:
         keep = KeepCheckpoints(run)
@@ -175,7 +182,9 @@ def save_cost(
             data_collator=default_data_collator,
             callbacks=[Waits(step_s), keep, Reads()],
         ).train()
+
         run.finish({})
+
     shutil.rmtree(out)
     return sizes[-1], medians(saved), statistics.median(waits[1:]), medians(verified)
 
@@ -199,8 +208,10 @@ def step_cost(folder: Path, steps: int) -> None:
                     data_collator=default_data_collator,
                     callbacks=[*(protect(run) if name == "protected" else []), clock],
                 ).train()
+
                 seconds.append(statistics.median(clock.steps_s[steps // 10 :]))
                 run.finish({})
+
         plain, protected = (1e3 * value for value in seconds)
         print(f"{turn:>5}{plain:>10.3f}{protected:>14.3f}{protected / plain - 1:>12.2%}")
 
@@ -250,10 +261,12 @@ def llama(parameters: float) -> LlamaForCausalLM:
         num_hidden_layers=1,
         tie_word_embeddings=True,
     )
+
     one_layer = sum(
         parameter.numel() for parameter in LlamaForCausalLM(config).model.layers.parameters()
     )
     config.num_hidden_layers = max(1, round((parameters - 1024 * width) / one_layer))
+
     return LlamaForCausalLM(config)
 
 

@@ -41,19 +41,23 @@ def main() -> None:
         "--data", type=Path, required=True, help="jsonl.gz with text and a whole-number label"
     )
     parser.add_argument("--model", required=True, help="checkpoint folder")
+
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32, help="rows of an optimizer step")
     parser.add_argument("--rows", type=int, default=960, help="rows to train on, in one pass")
     parser.add_argument("--eval_rows", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=3, help="seeds")
+
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument(
         "--attention_dropout", type=float, help="of the padded side, if not the model's own"
     )
     parser.add_argument("--bf16", action="store_true")
+
     parser.add_argument("--third", action="store_true", help=f"also measure {THIRD!r}")
     parser.add_argument("--worker", choices=(*SIDES, THIRD), help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(run_side(arguments)))
@@ -61,6 +65,7 @@ def main() -> None:
 
     sides = (*SIDES, THIRD) if arguments.third else SIDES
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+
     for seed, side in itertools.product(range(arguments.repeats), sides):
         found[side].append(start_worker(side, seed))
     precision = "bf16" if arguments.bf16 else "fp32"
@@ -70,10 +75,12 @@ def main() -> None:
         f"{arguments.batch}, {precision}, one thread, {arguments.repeats} seeds in turn; before, "
         f"accuracy {found[SIDES[0]][0]['before']:.3f}"
     )
+
     print(
         f"{'side':16} {'examples/CPU s':>15} {'of padded':>10} {'filled':>7} "
         f"{'accuracy, mean (each)':>30}"
     )
+
     for side in sides:
         rate = statistics.median(one["examples_per_cpu_s"] for one in found[side])
         ratio = rate / statistics.median(one["examples_per_cpu_s"] for one in found[SIDES[0]])
@@ -94,6 +101,7 @@ def start_worker(side: str, seed: int) -> dict[str, float]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
@@ -121,6 +129,7 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
         {**ids, "labels": row["label"], "length": len(ids["input_ids"])}
         for row, ids in zip(rows, texts, strict=True)
     ]
+
     train, held = encoded[: arguments.rows], encoded[arguments.rows :]
     set_seed(arguments.seed)
     model = load_classifier(
@@ -133,10 +142,12 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
         },
         attention_dropout=0.0 if arguments.worker == "ours" else arguments.attention_dropout,
     )
+
     score = functools.partial(measure_accuracy, model, held, pad_token_id=tokenizer.pad_token_id)
     before = score() if arguments.worker == SIDES[0] and arguments.seed == 0 else 0.0
     padded = arguments.worker == SIDES[0]
     slots: list[int] = []
+
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
@@ -150,9 +161,11 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
             if padded
             else classification_loss("single_label_classification"),
         )
+
         began = time.process_time()
         trainer.train()
         seconds = time.process_time() - began
+
     filled = sum(row["length"] for row in train) / sum(slots)
     return {
         "examples_per_cpu_s": len(train) / seconds,
@@ -215,6 +228,7 @@ def counting_collator(tokenizer: Any, slots: list[int], *, max_length: int | Non
                 {name: row[name] for name in ("input_ids", "token_type_ids") if name in row}
                 for row in batch
             ]
+
             padded = tokenizer.pad(
                 rows,
                 padding="max_length",
@@ -222,7 +236,9 @@ def counting_collator(tokenizer: Any, slots: list[int], *, max_length: int | Non
                 return_tensors="pt",
                 verbose=False,
             )
+
             made = {**padded, "labels": torch.tensor([row["labels"] for row in batch])}
+
         slots.append(made["input_ids"].numel())
         return made
 

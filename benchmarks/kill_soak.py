@@ -69,6 +69,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60, help="how many at least, over all recipes")
     parser.add_argument("--kills_per_run", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16, help="optimizer steps of a run")
+
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument(
         "--folder", type=Path, help="where to work; kept afterwards (default: a temporary one)"
@@ -76,9 +77,11 @@ def main() -> int:
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="kill-soak-"))
     os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
+
     inputs = make_inputs(folder / "inputs")
     print(f"{'recipe':<14}{'runs':>6}{'kills':>7}{'saving':>8}{'torn':>6}  outcome")
     outcomes = []
+
     for recipe in args.recipes:
         generator = random.Random(f"{args.seed} {recipe}")
         kills = -(-args.kills // len(args.recipes))
@@ -89,12 +92,15 @@ def main() -> int:
             f"{recipe:<14}{outcome.runs:>6}{outcome.kills:>7}{outcome.while_saving:>8}"
             f"{outcome.torn:>6}  {result}"
         )
+
     total, torn = (
         sum(outcome.kills for outcome in outcomes),
         sum(outcome.torn for outcome in outcomes),
     )
+
     failed = sum(len(outcome.faults) for outcome in outcomes)
     print(f"{total} kills, {torn} torn checkpoints set aside, {failed} runs that differ")
+
     if args.folder is None and not failed:
         shutil.rmtree(folder)
     return 1 if failed else 0
@@ -125,13 +131,16 @@ def soak(
         "learning_rate": 1e-2,
         "disable_tqdm": "true",
     }
+
     flags = {name: value for name, value in (common | flags).items() if value is not None}
     folder.mkdir(parents=True)
     began = time.monotonic()
+
     whole = folder / "whole"
     if wait(start(module, flags, whole)) != 0:
         raise SystemExit(f"{recipe} fails undisturbed: {tail(whole)}")
     duration_s = time.monotonic() - began
+
     outcome = Outcome(recipe)
     while outcome.kills < kills:
         killed = folder / f"killed-{outcome.runs}"
@@ -144,12 +153,15 @@ def soak(
             generator,
             outcome,
         )
+
         outcome.runs += 1
         outcome.torn += (killed.with_suffix(".log")).read_text(errors="replace").count(" is torn: ")
         outcome.faults += [f"run {outcome.runs}: {fault}" for fault in differences(whole, killed)]
+
         if not outcome.faults:
             shutil.rmtree(killed)
             killed.with_suffix(".log").unlink()
+
     return outcome
 
 
@@ -167,15 +179,18 @@ def one_run(
         process = start(
             module, flags | ({"resume_from_checkpoint": "last"} if attempt else {}), out
         )
+
         if attempt == kills:
             if wait(process) != 0:
                 outcome.faults.append(f"ended with an error: {tail(out)}")
             return
+
         if generator.random() < 0.5:
             struck = strike_while_saving(process, out, generator)
             outcome.while_saving += struck
         else:
             struck = strike_after(process, generator.uniform(0, duration_s))
+
         outcome.kills += struck
         if not struck:  # it had finished before
             return
@@ -197,6 +212,7 @@ def strike_while_saving(process: int, out: Path, generator: random.Random) -> bo
     """
     known = {path.name for path in out.glob("checkpoint-*")}
     saves = generator.randint(1, 4)  # which of the saves to come
+
     while not ended(process):
         fresh = [path for path in out.glob("checkpoint-*") if path.name not in known]
         if fresh:
@@ -206,6 +222,7 @@ def strike_while_saving(process: int, out: Path, generator: random.Random) -> bo
             time.sleep(generator.uniform(0, 0.03))
             return kill(process)
         time.sleep(0.001)
+
     return False
 
 
@@ -234,15 +251,18 @@ def start(module: ModuleType, flags: Flags, out: Path) -> int:
     if process:
         return process
     code = 1
+
     try:
         with out.with_suffix(".log").open("ab", buffering=0) as log:
             for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
                 os.dup2(log.fileno(), stream)
+
         sys.argv = [
             str(module.__file__),
             *(f"--{name}={value}" for name, value in flags.items()),
             f"--output_dir={out}",
         ]
+
         command_line(module.main)
         code = 0
     except SystemExit as stop:
@@ -261,12 +281,14 @@ def load(recipe: str) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+
     spec.loader.exec_module(module)
     hints = typing.get_type_hints(module.main)
     parse(
         *(hints[name] for name in inspect.signature(module.main).parameters),
         argv=["--output_dir", "unused"],
     )
+
     return module
 
 
@@ -274,6 +296,7 @@ def differences(whole: Path, killed: Path) -> list[str]:
     """Say how two finished runs differ: in a weight, or in what they logged at which step."""
     files = sorted(path.name for path in whole.glob("*.safetensors"))
     faults = [] if files else ["no weights"]
+
     for name in files:
         if not (killed / name).is_file():
             return [f"{name} is missing: {tail(killed)}"]
@@ -281,12 +304,14 @@ def differences(whole: Path, killed: Path) -> list[str]:
             names = list(one.keys())
             unequal = [key for key in names if not one.get_tensor(key).equal(two.get_tensor(key))]
         faults += [f"{name} differs in {len(unequal)} tensors"] if unequal else []
+
     logs = [logged(folder) for folder in (whole, killed)]
     if logs[0] != logs[1]:
         a, b = next((a, b) for a, b in zip([*logs[0], {}], [*logs[1], {}], strict=False) if a != b)
         keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
         shown = ", ".join(f"{key} {a.get(key)} became {b.get(key)}" for key in keys[:4])
         faults.append(f"the log differs at step {a.get('step')}: {shown}")
+
     return faults
 
 
@@ -316,6 +341,7 @@ def make_inputs(folder: Path) -> Path:
         f"{i}: the {words[i % 8]} met the {words[(i * 3 + 1) % 8]} near the {words[i % 5 + 3]}."
         for i in range(80)
     ]
+
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -327,11 +353,13 @@ def make_inputs(folder: Path) -> Path:
             vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         ),
     )
+
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=special[0], pad_token=special[1]
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     set_seed(0)
+
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -346,6 +374,7 @@ def make_inputs(folder: Path) -> Path:
         tie_word_embeddings=True,
         attention_dropout=0.1,
     )
+
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     forms = {
@@ -363,8 +392,10 @@ def make_inputs(folder: Path) -> Path:
             for i in range(80)
         ],
     }
+
     for name, rows in forms.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
     gpt2 = {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -372,6 +403,7 @@ def make_inputs(folder: Path) -> Path:
         "n_head": 2,
         "n_embd": 64,
     }
+
     (folder / "gpt2.json").write_text(
         json.dumps(gpt2 | {"n_positions": 128, "vocab_size": len(tokenizer)})
     )

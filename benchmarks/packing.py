@@ -41,6 +41,7 @@ def made_up_text(story_count: int) -> list[str]:
         for first in "bdfgklmnprstvw"
         for second in ("a", "e", "i", "o", "u", "an", "el", "or")
     ]
+
     words = ["".join(generator.choices(syllables, k=generator.randint(1, 3))) for _ in range(4000)]
     weights = [1 / rank for rank in range(1, len(words) + 1)]  # Zipf's law
 
@@ -83,6 +84,7 @@ def stock(
         remove_columns=["text"],
         cache_file_name=str(folder / "tokens.arrow"),
     )
+
     return tokenized.map(group, batched=True, cache_file_name=str(folder / "blocks.arrow"))
 
 
@@ -124,12 +126,14 @@ def main() -> None:
     parser.add_argument(
         "--datasets", nargs="*", help="files with a column `text`; made-up text by default"
     )
+
     parser.add_argument(
         "--vocab_size",
         type=int,
         default=4096,
         help="tokens of the byte-level BPE trained on the text",
     )
+
     parser.add_argument("--block_size", type=int, default=256, help="tokens a block")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     args = parser.parse_args()
@@ -141,8 +145,10 @@ def main() -> None:
         "datasets.map + group_texts": stock,
         "hfstack pack": ours,
     }
+
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, PackedBlocks | Dataset] = {}
+
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(args.rounds + 1):
             for name, side in sides.items():
@@ -154,6 +160,7 @@ def main() -> None:
                     seconds[name].append(cpu_seconds() - started)
                 if turn < args.rounds:
                     shutil.rmtree(folder)
+
         packed, grouped = results["hfstack pack"], results["datasets.map + group_texts"]
         assert isinstance(packed, PackedBlocks)
         assert isinstance(grouped, Dataset)
@@ -163,16 +170,20 @@ def main() -> None:
             f"{len(texts)} documents, {megabytes:.2f} MB, {packed.token_count} tokens in blocks "
             f"of {args.block_size};"
         )
+
         print(
             f"vocabulary {len(tokenizer)}, engine {packed.counts.engine}, ids equal: {equal}; "
             f"{args.rounds} turns\n"
         )
+
         print(f"{'':28}{'CPU s, median':>15}{'min':>9}{'max':>9}{'MB/s':>9}{'speed':>8}")
         base = statistics.median(seconds["datasets.map + group_texts"])
+
         for name, values in seconds.items():
             middle = statistics.median(values)
             span = f"{middle:15.3f}{min(values):9.3f}{max(values):9.3f}"
             print(f"{name:28}{span}{megabytes / middle:9.1f}{base / middle:7.1f}x")
+
     if not equal:
         sys.exit("the two sides disagree about the token ids")
 

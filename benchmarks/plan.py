@@ -39,6 +39,7 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
     yield "llama-15m, bf16, stock loss", llama, TrainingStep(16, 512, bf16=True)
     checkpointed = TrainingStep(32, 512, bf16=True, fused_loss=True, activation_checkpointing=True)
     yield "llama-15m, bf16, 32 x 512, checkpointing", llama, checkpointed
+
     yield "llama-15m, fp32, 8 x 512, 2 accumulated", llama, TrainingStep(8, 512, accumulation=2)
     yield "llama-15m, bf16, LoRA of rank 16", llama, TrainingStep(16, 512, bf16=True, lora_rank=16)
 
@@ -49,11 +50,13 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         shipped("llama-125m"),
         TrainingStep(8, 512, trains=False),
     )
+
     yield (
         "llama-125m, bf16, 1 x 256, 2 accumulated",
         shipped("llama-125m"),
         TrainingStep(1, 256, bf16=True, accumulation=2),
     )
+
     yield (
         "llama-125m, bf16, 4 x 256, LoRA of rank 16",
         shipped("llama-125m"),
@@ -67,12 +70,14 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         shipped("bert-110m"),
         TrainingStep(4, 128, task="masked_lm"),
     )
+
     yield "gpt2-15m, fp32, 16 x 256", shipped("gpt2-15m"), TrainingStep(16, 256)
     yield (
         "lstm-5m, bf16, 128 x 256",
         shipped("lstm-5m"),
         TrainingStep(128, 256, bf16=True, fused_loss=True),
     )
+
     yield "gru-5m, fp32, 64 x 256", shipped("gru-5m"), TrainingStep(64, 256, fused_loss=True)
 
     bert = BertConfig(
@@ -88,6 +93,7 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
     yield "llama-5m, fp32, 64 x 256", shipped("llama-5m"), TrainingStep(64, 256, fused_loss=True)
     yield "llama-125m, fp32, 1 x 512", shipped("llama-125m"), TrainingStep(1, 512)
     yield "gpt2-15m, bf16, 16 x 512", shipped("gpt2-15m"), TrainingStep(16, 512, bf16=True)
+
     yield (
         "bert-15m, fp32, tags, 32 x 256, 2 accumulated",
         shipped("bert-15m"),
@@ -99,6 +105,7 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         shipped("t5-5m"),
         TrainingStep(64, 128, task="seq2seq", bf16=True),
     )
+
     yield (
         "gru-5m, bf16, 128 x 256",
         shipped("gru-5m"),
@@ -113,6 +120,7 @@ def measure_cases() -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", default=[""], help="parts of cases' names")
+
     options = parser.parse_args()
     on_cpu = options.device == "cpu"
 
@@ -120,9 +128,11 @@ def measure_cases() -> None:
     settings: dict[str, tuple[dict[str, str], float]] = {
         "": ({}, CPU_RESIDENT_FACTOR if on_cpu else 1.0)
     }
+
     if on_cpu:
         settings["given back: "] = ({"MALLOC_MMAP_THRESHOLD_": "1000000"}, 1.0)
     heads = ["step", "in tensors, MiB"]
+
     for kind in settings:
         heads += [f"{kind}predicted", f"{kind}measured", f"{kind}ratio"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
@@ -132,10 +142,12 @@ def measure_cases() -> None:
             continue
         tensors = peak_memory(config, step).total
         cells = [f"{tensors / MIB:,.0f}"]
+
         for environment, factor in settings.values():
             measured = _measured_peak(config, step, options.device, environment)
             cells += [f"{factor * tensors / MIB:,.0f}", f"{measured / MIB:,.0f}"]
             cells.append(f"{factor * tensors / measured:.2f}")
+
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

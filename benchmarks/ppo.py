@@ -108,6 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cache", type=Path, default=home / "hfstack" / "ppo_benchmark", help="venv and toy models"
     )
+
     parser.add_argument(
         "--sides", nargs="+", choices=[*SIDES, *SETTINGS], help="default: all of what was asked for"
     )
@@ -121,12 +122,14 @@ def parse_arguments() -> argparse.Namespace:
         choices=["short", "long"],
         help="of speed",
     )
+
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of quality")
     parser.add_argument(
         "--rollouts",
         type=int,
         help="default: 5 for speed on short prompts, 2 on long ones, 20 for quality",
     )
+
     parser.add_argument("--json", type=Path, help="file that gets a line for each run")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
 
@@ -134,6 +137,7 @@ def parse_arguments() -> argparse.Namespace:
     if not arguments.sides and arguments.what == "settings":
         arguments.sides = ["separate", "shared", *SETTINGS]
     arguments.sides = arguments.sides or list(SIDES)
+
     return arguments
 
 
@@ -159,6 +163,7 @@ def compare_speed(arguments: argparse.Namespace) -> str:
         for side, row in rows.items():
             row += [f"{statistics.median(rates[side]):.1f}", ratio(rates, side)]
             row += [f"{statistics.median(peaks[side]):.0f}", ratio(peaks, side)]
+
         heads += [f"{kind}, episodes/CPU s", f"of {TRL}", f"{kind}, peak RSS, MiB", f"of {TRL}"]
 
     return table(heads, list(rows.values()))
@@ -221,6 +226,7 @@ def start(
         "TOKENIZERS_PARALLELISM": "false",
         "CI": "1",
     }
+
     if side == TRL:
         python = arguments.cache / "trl" / "bin" / "python"
         argv = [str(python), str(here.with_name("ppo_trl.py")), json.dumps(task)]
@@ -243,6 +249,7 @@ def start(
     if arguments.json:
         with arguments.json.open("a", encoding="utf-8") as file:
             file.write(json.dumps(task | found) + "\n")
+
     return found
 
 
@@ -294,6 +301,7 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
             peft_config=peft_config,
             callbacks=[CurveCallback()],
         )
+
         trainer.train()
 
     found = {
@@ -302,6 +310,7 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
         "curve": curve.rows,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
     if task["judge"]:
         found |= judge(trainer.accelerator.unwrap_model(trainer.model).policy, folder, long=long)
     return found
@@ -353,6 +362,7 @@ def make_environment(folder: Path) -> None:
     print(f"installing {' '.join([torch, *wanted])} into {folder}", file=sys.stderr)
     venv.create(folder, clear=True, with_pip=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+
     # torch first: pip then keeps that build, such as one without CUDA
     for packages in ([torch], wanted):
         subprocess.run([*pip, *packages], check=True)

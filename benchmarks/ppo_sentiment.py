@@ -100,6 +100,7 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
             eval_dataset=prompts["eval"],
             processing_class=tokenizer,
         )
+
         trainer.remove_callback(PrinterCallback)
 
         # answers before and after training, to the same prompts
@@ -108,6 +109,7 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
         began = time.process_time()
         trainer.train()
         seconds = time.process_time() - began
+
         metrics = trainer.evaluate()
         after = trainer.samples(len(prompts["eval"]))
 
@@ -138,6 +140,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--texts", type=Path, required=True, help="jsonl with a column `text`, may be .gz"
     )
+
     parser.add_argument("--classifier", required=True)
     parser.add_argument("--judge", required=True)
     parser.add_argument("--label", default="positive")
@@ -149,6 +152,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--kl_coef", type=float, default=0.05)
+
     parser.add_argument("--critic", default="separate")
     return parser.parse_args()
 
@@ -164,6 +168,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     shares: list[float] = []
     samples: list[tuple[str, str, str]] = []
+
     for seed in options.seeds:
         done = train_once(options, seed, prompts)
         shares += done.shares

@@ -52,6 +52,7 @@ def sentence(generator: random.Random) -> str:
             generator.choice(VERBS),
             generator.choice(tone),
         ]
+
     return " ".join([*parts, "."])
 
 
@@ -73,6 +74,7 @@ def prompts(count: int, *, seed: int, long: bool) -> Dataset:
     """
     generator = random.Random(seed)
     texts = []
+
     for _ in range(count):
         if long:
             before = " ".join(sentence(generator) for _ in range(generator.randint(2, 16)))
@@ -94,6 +96,7 @@ def make_models(folder: Path) -> None:
 
     tokenizer = make_tokenizer()
     model = pretrain(tokenizer)
+
     for name in ("short", "long"):
         if name == "long":
             widen(model, tokenizer)
@@ -118,6 +121,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=alphabet,
         show_progress=False,
     )
+
     core.train_from_iterator(texts, trainer)
 
     return PreTrainedTokenizerFast(
@@ -148,6 +152,7 @@ def pretrain(
         bos_token_id=None,
         tie_word_embeddings=True,
     )
+
     model = LlamaForCausalLM(config)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
@@ -161,6 +166,7 @@ def pretrain(
         model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
         ).loss.backward()
+
         optimizer.step()
         optimizer.zero_grad()
 
@@ -226,6 +232,7 @@ def judge(model: Any, folder: Path, *, long: bool, seed: int = 123) -> dict[str,
             tokenizer.decode(row[kept], skip_special_tokens=True)
             for row, kept in zip(generated, answer, strict=True)
         ]
+
         rewards += reward(completions=answers)
         ended += ends.any(1).float().tolist()
         lengths += answer.sum(1).tolist()

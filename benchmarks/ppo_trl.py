@@ -64,6 +64,7 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     value = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, dtype=torch.float32
     )
+
     rows = prompts(2048, seed=1, long=long)
     rows = rows.map(
         lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, remove_columns=["prompt"]
@@ -82,6 +83,7 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
             eval_dataset=rows.select(range(8)),
             callbacks=[watch],
         )
+
         steps = count_steps(trainer)
 
         # It prints a table of samples for each log.
@@ -94,6 +96,7 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
         "curve": watch.curve.rows,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
     if task["judge"]:
         found |= judge(trainer.accelerator.unwrap_model(trainer.model).policy, folder, long=long)
     return found
@@ -160,6 +163,7 @@ def rule_as_model(tokenizer: Any, *, long: bool) -> nn.Module:
                 tokenizer.decode(ids[kept], skip_special_tokens=True)
                 for ids, kept in zip(input_ids, attention_mask.bool(), strict=True)
             ]
+
             answers = [text.rpartition(" :")[2] for text in texts] if long else texts
             scores = torch.tensor(reward(completions=answers))  # (B,)
 

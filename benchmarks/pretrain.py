@@ -42,6 +42,7 @@ def compare_sides() -> None:
     # In turn, so that a busy machine slows all sides alike.
     seconds: dict[str, list[float]] = {side: [] for side in arguments.sides}
     warm_up: dict[str, float] = {}
+
     for turn in range(arguments.repeats * len(arguments.sides)):
         side: str = arguments.sides[turn % len(arguments.sides)]
         found = start_worker(side, steps=arguments.steps, evaluate=False)
@@ -59,9 +60,11 @@ def compare_sides() -> None:
         f"{arguments.architecture.stem}, {tokens} tokens a step, one thread, {arguments.repeats} "
         "repeats in turn"
     )
+
     print(f"{'side':22} CPU s/step  tokens/CPU s  warm-up s  held-out loss  of stock fp32, bf16")
     medians = {side: statistics.median(values) for side, values in seconds.items()}
     baselines = [medians[side] for side in ("stock fp32", "stock bf16") if side in medians]
+
     for side, median in medians.items():
         ratios = ", ".join(f"{baseline / median:.2f}x" for baseline in baselines)
         loss = f"{losses[side]:.4f}" if losses else "-"
@@ -77,6 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--architecture", type=Path, default=Path("recipes/architectures/llama-5m.json")
     )
+
     parser.add_argument("--block_size", type=int, default=256, help="tokens")
     parser.add_argument("--batch_size", type=int, default=8, help="blocks per step")
     parser.add_argument("--steps", type=int, default=25, help="steps counted in each repeat")
@@ -84,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--loss_steps", type=int, default=0, help="also train each side this long, compare losses"
     )
+
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -98,6 +103,7 @@ def start_worker(side: str, *, steps: int, evaluate: bool) -> dict[str, Any]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
@@ -128,6 +134,7 @@ def run_side(
     held_out, texts = texts[: len(texts) // 20], texts[len(texts) // 20 :]
     prepare = prepare_ours if ours else prepare_stock
     train, evaluation, collator = prepare(texts, held_out, tokenizer, arguments.block_size)
+
     if ours:
         use_fused_loss(model)
 
@@ -176,8 +183,10 @@ def run_side(
             "step_seconds": [b - a for a, b in itertools.pairwise(ticks[WARM_UP_STEPS:])],
             "warm_up_seconds": ticks[WARM_UP_STEPS] - began,
         }
+
         if arguments.loss_steps:
             result["eval_loss"] = trainer.evaluate()["eval_loss"]
+
     return result
 
 
@@ -228,6 +237,7 @@ def prepare_stock(
             tokenize, batched=True, remove_columns=["text"]
         )
         parts.append(rows.map(group_texts, batched=True))
+
     return parts[0], parts[1], default_data_collator
 
 

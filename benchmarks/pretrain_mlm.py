@@ -29,6 +29,7 @@ def compare_heads() -> None:
     parser.add_argument("--vocab_size", type=int, default=4096)
     parser.add_argument("--block_size", type=int, default=128, help="tokens")
     parser.add_argument("--batch_size", type=int, default=16, help="blocks per step")
+
     parser.add_argument("--steps", type=int, default=8, help="steps counted of each side")
     arguments = parser.parse_args()
 
@@ -37,6 +38,7 @@ def compare_heads() -> None:
     tokens = arguments.batch_size * arguments.block_size
     print(f"{name}, vocabulary {arguments.vocab_size}, {tokens} tokens a step, one thread, in turn")
     print("| precision | stock, CPU s/step | head at masked tokens, CPU s/step | | losses |")
+
     print("|---|---|---|---|---|")
     for bf16 in (False, True):
         seconds, losses = measure(arguments, bf16=bf16)
@@ -59,6 +61,7 @@ def measure(arguments: argparse.Namespace, *, bf16: bool) -> tuple[list[list[flo
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in models]
     seconds: list[list[float]] = [[], []]
     losses = [0.0, 0.0]
+
     for step in range(arguments.steps + WARM_UP_STEPS):
         batch = random_batch(arguments)
         for side, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
@@ -67,11 +70,13 @@ def measure(arguments: argparse.Namespace, *, bf16: bool) -> tuple[list[list[flo
                 loss = model(**batch).loss
             loss.backward()
             optimizer.step()
+
             optimizer.zero_grad()
 
             if step >= WARM_UP_STEPS:
                 seconds[side].append(time.process_time() - began)
             losses[side] = loss.item()
+
     return seconds, losses
 
 

@@ -49,11 +49,13 @@ def measure(side: str, path: str) -> None:
         rows = len(load_mixture([Source(path)]))
     else:
         rows = len(load_dataset("json", data_files=path, split="train"))
+
     figures = {
         "rows": rows,
         "cpu_s": time.process_time() - before,
         "wall_s": time.perf_counter() - start,
     }
+
     print(
         json.dumps(
             figures | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
@@ -67,6 +69,7 @@ def run_side(side: str, path: Path, cache: str) -> dict[str, float]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
+
     environment["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     command = [sys.executable, __file__, "--side", side, str(path)]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -80,11 +83,13 @@ def compare(path: Path, repeats: int) -> None:
         with tempfile.TemporaryDirectory() as cache:
             for side in SIDES:
                 results[side].append(run_side(side, path, cache))
+
     size_mb = path.stat().st_size / 1e6
     print(
         f"\n{path.name}: {results[SIDES[0]][0]['rows']:.0f} rows, {size_mb:.1f} MB as stored, "
         f"median of {repeats}"
     )
+
     print(f"{'':18}{'CPU s':>8}{'rows/s':>10}{'MB/s':>8}{'peak MiB':>10}")
     for side, runs in results.items():
         cpu_s = statistics.median(run["cpu_s"] for run in runs)
@@ -101,15 +106,18 @@ def main() -> None:
     )
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
+
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         measure(arguments.side, str(arguments.files[0]))
         return
+
     if arguments.files:
         for path in arguments.files:
             compare(path, arguments.repeats)
         return
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "synthetic.jsonl"
         write_rows(path, 270_000)

@@ -63,7 +63,9 @@ def repeated_names(files: list[Path]) -> int:
                 names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 names.add(node.target.id)
+
         counts.update(names - {"logger"})  # each file has a logger of its own, by convention
+
     return sum(count > 1 for count in counts.values())
 
 
@@ -80,6 +82,7 @@ def prose_lines(root: Path) -> list[str]:
             fenced ^= line.startswith("```")
             if not fenced and not line.startswith(("|", "    ", "```")):
                 found.append(line)
+
     return found
 
 
@@ -107,12 +110,14 @@ def measure(root: Path) -> dict[str, object]:
     code = [line for path in [*library, *recipes] for line in path.read_text().splitlines()]
     lines = [*code, *prose_lines(root)]
     ratio, pair = nearest_recipes(recipes)
+
     return {
         "blank or comment, % of bodies of 25+ lines": round(
             100 * sum(map(is_open, itertools.chain(*bodies))) / sum(map(len, bodies)), 1
         ),
         "longest unbroken block, median lines": median(map(longest_block, bodies)),
         "longest unbroken block, most lines": max(map(longest_block, bodies)),
+        # how much there is
         "lines over 100 columns, %": round(
             100 * sum(len(line) > COLUMNS for line in lines) / len(lines), 2
         ),

@@ -40,6 +40,7 @@ def main() -> None:
 
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
     found: dict[str, dict[str, Any]] = {}
+
     for _, side in itertools.product(range(arguments.repeats), SIDES):
         found[side] = start_worker(side)
         rates[side].append(found[side]["useful_tokens"] / found[side]["cpu_seconds"])
@@ -59,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--data", type=Path, required=True, help="jsonl.gz with instruction, input, output")
     add("--model", required=True, help="checkpoint folder, or an architecture's config.json")
     add("--tokenizer", help="folder of the tokenizer, for an architecture")
+
     add("--bf16", action="store_true")
     add("--learning_rate", type=float, default=1e-3)
 
@@ -67,6 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--data_rows", type=int, help="use the first rows of the data only")
     add("--steps", type=int, default=25, help="steps counted in each repeat")
     add("--repeats", type=int, default=3)
+
     add("--loss_epochs", type=float, default=0, help="train each side this long, compare losses")
 
     # what a process of one side is started with
@@ -86,6 +89,7 @@ def print_table(
         f"{Path(arguments.model).stem}, {arguments.data.name}, one thread, {arguments.repeats} "
         "repeats in turn"
     )
+
     print(
         f"{'side':12} {'useful tokens/CPU s':>20} {'of the padded':>14} {'filled':>7} "
         f"{'held-out loss':>14}"
@@ -168,6 +172,7 @@ def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
     tokenizer.chat_template = tokenizer.chat_template or read_template("plain.jinja")
     model = load_causal_lm(ModelConfig(arguments.model), tokenizer)
     stop_at_end_of_turn(model, tokenizer)
+
     return tokenizer, model
 
 
@@ -184,6 +189,7 @@ def load_splits(arguments: argparse.Namespace) -> dict[str, Any]:
         "eval": rows[::20],
         "train": [row for index, row in enumerate(rows) if index % 20],
     }
+
     columns = Columns("instruction", "output", "input")
     return {
         name: convert_rows(Dataset.from_list(split), columns, as_chat=True)
@@ -218,6 +224,7 @@ def trainer_settings(arguments: argparse.Namespace, folder: str) -> Any:
         settings.num_train_epochs = arguments.epochs
     else:
         settings.max_steps = arguments.steps + WARM_UP_STEPS
+
     return settings
 
 
@@ -245,6 +252,7 @@ def build_padded(model: Any, tokenizer: Any, settings: Any, rows: Any, clock: An
     messages = rows.map(
         lambda row: {"messages": json.loads(row["messages"])}, remove_columns=rows.column_names
     )
+
     return SFTTrainer(
         model,
         settings,

@@ -11,7 +11,8 @@ _HIDDEN = "<redacted>"
 # secret, quoted or not.
 _SECRETS = re.compile(
     r"""\bhf_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}"""
-    r"""|(?i:(?:\bhub[-_]token|\bpassword|\bapi[-_]key|\bsecret)(?:\s*[=:]\s*|\s+))(?:"[^"]*"|'[^']*'|[^\s'"]+)"""
+    r"""|(?i:(?:\bhub[-_]token|\bpassword|\bapi[-_]key|\bsecret)(?:\s*[=:]\s*|\s+))"""
+    r"""(?:"[^"]*"|'[^']*'|[^\s'"]+)"""
 )
 _NAME = re.compile(r"(?i)^(?:hub[-_]token|password|api[-_]key|secret)(?:\s*[=:]\s*|\s+)")
 

@@ -105,76 +105,67 @@ def plan(
     processes = options.processes or _default_processes(options, gpus)
     _check_counts(options, processes, gpus)
 
-    output_dir = Path(text) if (text := read_setting("output_dir", flags)) else None
+    output_dir = read_setting("output_dir", flags)
     launch = Launch(
         [],
         {"HFSTACK_PROCESSES": str(processes)},
         "python",
         processes,
-        output_dir,
+        Path(output_dir) if output_dir else None,
         retries=options.retries,
     )
-
     if trains and options.retries and read_setting("resume_from_checkpoint", flags) is None:
         launch = dataclasses.replace(launch, resume_flags=("--resume_from_checkpoint", "last"))
 
+    # Shown several GPUs, one process of the Trainer would use torch.nn.DataParallel on all.
     alone = options.accelerate is None or _distributed_type(options.accelerate) == "NO"
-    # or the Trainer would use torch.nn.DataParallel on all
     if processes == 1 and alone and trains and gpus > 1:
-        launch.environment["CUDA_VISIBLE_DEVICES"] = os.environ.get(
-            "CUDA_VISIBLE_DEVICES", "0"
-        ).split(",")[0]
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        launch.environment["CUDA_VISIBLE_DEVICES"] = shown.split(",")[0]
 
     if processes == 1 and options.accelerate is None:
-        return dataclasses.replace(
-            launch, command=[sys.executable, str(recipe), *flags], log_file=options.log_file
-        )
+        command = [sys.executable, str(recipe), *flags]
+        return dataclasses.replace(launch, command=command, log_file=options.log_file)
 
-    threads = max(1, _count_cores() * options.nodes // processes)  # both launchers would set 1
+    # Both launchers would give each process a single thread.
+    threads = max(1, _count_cores() * options.nodes // processes)
     launch.environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
-
     if options.accelerate and alone:
-        command = [
-            *_ACCELERATE,
-            "--quiet",
-            "--config_file",
-            str(options.accelerate),
-            str(recipe),
-            *flags,
-        ]
-
+        config = ["--config_file", str(options.accelerate)]
+        command = [*_ACCELERATE, "--quiet", *config, str(recipe), *flags]
         return dataclasses.replace(
             launch, command=command, launcher="accelerate", log_file=options.log_file
         )
 
     log_file = options.log_file or Path(f"{output_dir or f'hfstack-{recipe.stem}'}.launch.log")
     launch.environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(_SAVE_TIMEOUT_S)
-
     if options.accelerate or gpus:
-        config = options.accelerate or accelerate_configs / "multi_gpu.yaml"
-        start = [*_ACCELERATE, "--config_file", str(config), "--num_processes", str(processes)]
-        meeting = _rendezvous(
-            options, "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port"
-        )
-        meeting = meeting or ["--main_process_port", "0"]
+        config_file = options.accelerate or accelerate_configs / "multi_gpu.yaml"
+        start = _accelerate_start(config_file, processes, options)
     else:
-        start = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(processes // options.nodes),
-        ]
-
-        meeting = _rendezvous(
-            options, "--nnodes", "--node_rank", "--master_addr", "--master_port"
-        ) or ["--standalone"]
-
+        start = _torchrun_start(processes, options)
         for name, value in (("use_cpu", "true"), ("ddp_backend", "gloo")):
             flags = flags if read_setting(name, flags) else [*flags, f"--{name}", value]
 
-    command = [*start, *meeting, "--tee", "3", str(recipe), *flags]
+    command = [*start, "--tee", "3", str(recipe), *flags]
     return dataclasses.replace(launch, command=command, launcher="torchrun", log_file=log_file)
+
+
+def _accelerate_start(config_file: Path, processes: int, options: LaunchOptions) -> list[str]:
+    """Return how accelerate is called for several processes."""
+    meeting = _rendezvous(
+        options, "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port"
+    )
+    counts = ["--config_file", str(config_file), "--num_processes", str(processes)]
+    return [*_ACCELERATE, *counts, *(meeting or ["--main_process_port", "0"])]
+
+
+def _torchrun_start(processes: int, options: LaunchOptions) -> list[str]:
+    """Return how torchrun is called for several processes on CPUs."""
+    meeting = _rendezvous(options, "--nnodes", "--node_rank", "--master_addr", "--master_port")
+    counts = ["--nproc_per_node", str(processes // options.nodes)]
+    module = [sys.executable, "-m", "torch.distributed.run"]
+    return [*module, *counts, *(meeting or ["--standalone"])]
 
 
 def _default_processes(options: LaunchOptions, gpus: int) -> int:

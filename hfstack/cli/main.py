@@ -203,13 +203,12 @@ def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
             if key in given:
                 raise ConfigError(f"{option} may be given once, got {given[key]} and {found}")
             given[key] = found
+
+        # before the recipe's name only the launcher's options have a meaning
         elif name is None and argument not in ("-h", "--help"):
             if argument.startswith("-"):
-                raise ConfigError(
-                    "unknown option "
-                    f"{_did_you_mean(option, [f'--{known}' for known in _LAUNCHER_OPTIONS])}; "
-                    "the recipe's own flags follow its name"
-                )
+                guess = _did_you_mean(option, [f"--{known}" for known in _LAUNCHER_OPTIONS])
+                raise ConfigError(f"unknown option {guess}; the recipe's own flags follow its name")
             name = argument
         else:
             flags.append(argument)
@@ -254,9 +253,8 @@ def _find(name: str, folder: Path, suffix: str, kind: str) -> Path:
 
     known = {path.stem: path for path in sorted(folder.glob(f"*{suffix}"))}
     if name not in known:
-        raise ConfigError(
-            f"no {kind} {_did_you_mean(name, list(known))} (there are: {', '.join(known) or 'none'})"
-        )
+        there_are = ", ".join(known) or "none"
+        raise ConfigError(f"no {kind} {_did_you_mean(name, list(known))} (there are: {there_are})")
 
     return known[name]
 

@@ -69,15 +69,15 @@ def execute_again(launch: Launch) -> int:
             say(f"start {start} of {start} {_describe_ending(code)}; it can go on from {place}")
         elif fruitless == _FRUITLESS_STARTS:
             say(
-                f"start {start} {_describe_ending(code)}, the third in a row without a new checkpoint: "
-                "not started again"
+                f"start {start} {_describe_ending(code)}, the third in a row without a new "
+                "checkpoint: not started again"
             )
             return code
         else:
             pause_s = _PAUSES_S[min(fruitless, len(_PAUSES_S) - 1)]
             say(
-                f"start {start} of {launch.retries + 1} {_describe_ending(code)}; the next, in {pause_s} "
-                f"s, is from {place}"
+                f"start {start} of {launch.retries + 1} {_describe_ending(code)}; the next, in "
+                f"{pause_s} s, is from {place}"
             )
 
             try:

@@ -92,7 +92,7 @@ SourceLog = dict[tuple[str, str | None, str], ReadSource]  # by Source.key, fill
 
 
 class Splits(dict[str, Any]):
-    """Rows by split, "train" and maybe "eval", and the sources that they were read from.
+    """Rows by split, "train" and maybe "eval", and the sources they were read from.
 
     Args:
         rows: of each split.
@@ -453,7 +453,7 @@ def _load_from_hub(source: Source, *, streaming: bool) -> Dataset | IterableData
 
 
 def _revision(rows: Dataset) -> str | None:
-    """Return the commit that a Hub dataset was loaded from, which its cache's path names."""
+    """Return the commit that a Hub dataset was loaded from, by its cache's path."""
     places = " ".join(file["filename"] for file in rows.cache_files)
     found = re.search(r"[/\\]([0-9a-f]{40})[/\\]", places)
     return found[1] if found else None

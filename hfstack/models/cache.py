@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# `past_key_values` up to 5.23, `cache` from 5.24 on: an argument of forward, a field of its outputs,
-# and the name under which generate() carries it from step to step.
+# `past_key_values` up to 5.23, `cache` from 5.24 on: an argument of forward, a field of its
+# outputs, and the name under which generate() carries it from step to step.
 CACHE_NAME = (
     "cache"
     if any(field.name == "cache" for field in fields(CausalLMOutputWithPast))

@@ -363,24 +363,8 @@ def _structure_fault(path: Path, deep: bool) -> str | None:
         return f"{STATE} is missing or torn"
 
     for name in _file_names(path):
-        file = path / name
         try:
-            if file.suffix == ".json":
-                values = json.loads(file.read_text(encoding="utf-8"))
-                if name.endswith(".index.json"):
-                    lost = sorted(
-                        shard
-                        for shard in set(values["weight_map"].values())
-                        if not (path / shard).is_file()
-                    )
-                    if lost:
-                        return f"{lost[0]} is missing"
-            elif file.suffix in (".pt", ".pth") and deep:
-                with zipfile.ZipFile(file) as archive:
-                    if archive.testzip() is not None:
-                        return f"{name} fails its checksum"
-            elif file.suffix == ".safetensors" and not _safetensors_is_whole(file):
-                return f"{name} is cut off"
+            fault = _file_fault(path, name, deep)
         except (
             ValueError,
             KeyError,
@@ -391,7 +375,29 @@ def _structure_fault(path: Path, deep: bool) -> str | None:
             zipfile.BadZipFile,
         ):
             return f"{name} is torn"
+        if fault is not None:
+            return fault
 
+    return None
+
+
+def _file_fault(path: Path, name: str, deep: bool) -> str | None:
+    """Return the damage of one file, or raise what parsing it raises."""
+    file = path / name
+    if file.suffix == ".json":
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if name.endswith(".index.json"):
+            shards = set(values["weight_map"].values())
+            lost = sorted(shard for shard in shards if not (path / shard).is_file())
+            return f"{lost[0]} is missing" if lost else None
+
+    # Archives of torch carry a checksum for each member; reading them all takes a while.
+    if file.suffix in (".pt", ".pth") and deep:
+        with zipfile.ZipFile(file) as archive:
+            return f"{name} fails its checksum" if archive.testzip() is not None else None
+
+    if file.suffix == ".safetensors" and not _safetensors_is_whole(file):
+        return f"{name} is cut off"
     return None
 
 

@@ -105,6 +105,14 @@ def read_run(directory: str | Path) -> RunRecord:
         raise CheckpointError(f"{path} is not a whole run record: {error}") from None
 
 
+def settings_as_dict(settings: Any) -> dict[str, Any]:
+    """Return a settings object as plain values, without secrets."""
+    upstream = hasattr(settings, "to_dict")  # a TrainingArguments, which knows how to spell itself
+    values = settings.to_dict() if upstream else dataclasses.asdict(settings)
+    secret = ("hub_token", "push_to_hub_token")
+    return {name: value for name, value in values.items() if name not in secret}
+
+
 def changed_settings(
     before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]
 ) -> dict[str, tuple[Any, Any]]:
@@ -184,7 +192,7 @@ def changed_output(
 
 
 def describe_process() -> dict[str, Any]:
-    """Say which process this is, so that another one can find out whether it still runs."""
+    """Describe this process, so that another one can find out if it still runs."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),

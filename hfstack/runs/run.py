@@ -26,13 +26,11 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import torch
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
 from hfstack.config import allowed_changes
-from hfstack.disk import atomic_write, hash_file
+from hfstack.disk import atomic_write
 from hfstack.errors import (
-    AlreadyFinished,
     CheckpointError,
     ConfigError,
     DivergedError,
@@ -48,6 +46,8 @@ from hfstack.runs.environment import (
     library_versions,
     refuse_wrong_world_size,
 )
+from hfstack.runs.inputs import describe_model_files, refuse_changed_data, relative_parent
+from hfstack.runs.processes import decide_on_first
 from hfstack.runs.record import (
     RUN_FILE,
     RunRecord,
@@ -55,6 +55,7 @@ from hfstack.runs.record import (
     describe_outputs,
     describe_process,
     hash_settings,
+    settings_as_dict,
 )
 from hfstack.runs.resume import choose_checkpoint, clear_full_disk, whole_train_loss
 from hfstack.runs.trackers import forget_later_steps, tracked
@@ -145,7 +146,7 @@ class Run:
         training_args = next((s for s in settings if isinstance(s, TrainingArguments)), None)
         world_size = refuse_wrong_world_size(training_args.world_size if training_args else None)
 
-        plain = {type(s).__name__: _settings_as_dict(s) for s in settings}
+        plain = {type(s).__name__: settings_as_dict(s) for s in settings}
         # another number of processes is another global batch
         plain["Launch"] = {"world_size": world_size}
         seed = next((s["seed"] for s in plain.values() if isinstance(s.get("seed"), int)), 0)
@@ -170,8 +171,8 @@ class Run:
 
         allowed = allowed_changes() if allow_changed is None else frozenset(allow_changed)
         run = cls(record, training_args, allowed)
-        run._before, run._changed = run._agree(
-            lambda: claim_directory(record, replace_own=replace_own, allowed=allowed)
+        run._before, run._changed = decide_on_first(
+            run._rank, lambda: claim_directory(record, replace_own=replace_own, allowed=allowed)
         )
 
         if run._before is not None:
@@ -347,7 +348,9 @@ class Run:
     def _choose_resume_point(self) -> str | None:
         assert self._training_args is not None, "only a recipe that trains has checkpoints"
         asked = self._training_args.resume_from_checkpoint
-        chosen = self._agree(lambda: choose_checkpoint(self.record, asked, self._allow_changed))
+        chosen = decide_on_first(
+            self._rank, lambda: choose_checkpoint(self.record, asked, self._allow_changed)
+        )
         if chosen is None:
             self.record.restarts = []  # from the first step on it is a run that was never stopped
             if self._rank == 0:
@@ -397,21 +400,12 @@ class Run:
         Raises:
             CheckpointError: a resumed run would go on with other data than it began with.
         """
-        before: dict[str, str] = {}
         if self.resumed_from is not None and self._before is not None:
-            files = (file for entry in self._before.data for file in entry.get("files", []))
-            before = {file["path"]: file["blake2b"] for file in files}
+            refuse_changed_data(self._before, records)
 
         for entry in records:
             for file in entry.get("files", []):
-                if before and before.get(file["path"]) != file["blake2b"]:
-                    raise CheckpointError(
-                        f"{file['path']} is not what this run began with; restore it, or start "
-                        "again in another "
-                        "--output_dir"
-                    )
                 self.add_parent(Path(file["path"]).parent)
-
             self.record.data.append({"role": role, **entry})
 
         self._write()
@@ -425,19 +419,13 @@ class Run:
         """
         if directory is None or not Path(directory).is_dir():
             return
+
         folder = Path(directory)
-
-        names = ("*.safetensors", "config.json", "tokenizer.json")
-        for path in sorted(path for name in names for path in folder.glob(name)):
-            if not any(known["path"] == str(path) for known in self.record.models):
-                self.record.models.append(
-                    {"path": str(path), "bytes": path.stat().st_size, "blake2b": hash_file(path)}
-                )
-
-        if (folder / RUN_FILE).is_file():
-            relative = os.path.relpath(folder.resolve(), self.output_dir.resolve())
-            if relative not in self.record.parents:
-                self.record.parents.append(relative)
+        known = {model["path"] for model in self.record.models}
+        self.record.models += describe_model_files(folder, known)
+        parent = relative_parent(folder, self.output_dir)
+        if parent is not None and parent not in self.record.parents:
+            self.record.parents.append(parent)
 
     def add_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Keep a small table that the report shows under the heading `name`."""
@@ -493,24 +481,6 @@ class Run:
             logger.info("saved %s", self.output_dir)
         return self.metrics
 
-    def _agree(self, decide: Callable[[], Any]) -> Any:
-        """Decide on rank 0, and return or raise the same on every process.
-
-        The others would see their own files.
-        """
-        outcome: list[Any] = [None, None]
-        if self._rank == 0:
-            try:
-                outcome[0] = decide()
-            except (HfstackError, AlreadyFinished) as error:
-                outcome[1] = error
-
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
-
     def _write(self) -> None:
         """Write run.json whole: a reader sees the old one or the new one."""
         if self._rank != 0:
@@ -520,21 +490,6 @@ class Run:
             json.dump(
                 values, file, indent=2, ensure_ascii=False, default=lambda value: redact(str(value))
             )
-
-
-def _settings_as_dict(settings: Any) -> dict[str, Any]:
-    """A dataclass as plain values, without secrets."""
-    values = (
-        settings.to_dict()
-        if isinstance(settings, TrainingArguments)
-        else dataclasses.asdict(settings)
-    )
-
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in ("hub_token", "push_to_hub_token")
-    }
 
 
 def _now() -> str:

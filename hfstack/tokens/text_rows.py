@@ -150,7 +150,7 @@ def usable_rows(
 
 
 def choose_max_length(asked: int | None, *limits: int | None) -> int | None:
-    """Return the longest text in tokens: as asked, or the model's and tokenizer's limit.
+    """Return the longest text in tokens: as asked, or what can be read at most.
 
     Raises:
         ConfigError: more was asked for than the model reads, or less than anything fits into.

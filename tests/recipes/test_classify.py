@@ -118,7 +118,8 @@ def test_learns_measures_calibrates_and_draws(classify, tmp_path: Path):
 def logits_again(folder: Path, rows: list[dict]) -> list[dict]:
     model, tokenizer, info = load_trained_classifier(ModelConfig(model_name_or_path=str(folder)))
     encoded = encode_texts(tokenizer, [row["text"] for row in rows], max_length=info.max_length)
-    return answers_of_row(classify_logits(model, encoded, pad_token_id=tokenizer.pad_token_id), info)
+    logits = classify_logits(model, encoded, pad_token_id=tokenizer.pad_token_id)
+    return answers_of_row(logits, info)
 
 
 @pytest.mark.parametrize("way", ["full", "frozen", "lora"])

@@ -77,7 +77,8 @@ _RULES = (
         "email",
         re.compile("@"),
         re.compile(
-            r"(?<![A-Za-z0-9._%+\-])[A-Za-z0-9._%+\-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,62})\.){1,8}[A-Za-z]{2,24}"
+            r"(?<![A-Za-z0-9._%+\-])[A-Za-z0-9._%+\-]{1,64}@"
+            r"(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,62})\.){1,8}[A-Za-z]{2,24}"
         ),
     ),
     _Rule(
@@ -104,7 +105,8 @@ _RULES = (
         "us_ssn",
         re.compile("[0-9]{3}-[0-9]{2}-"),
         re.compile(
-            rf"{_NOT_IN_NUMBER}(?!000|666|9)[0-9]{{3}}-(?!00)[0-9]{{2}}-(?!0000)[0-9]{{4}}{_NOT_BEFORE_NUMBER}"
+            rf"{_NOT_IN_NUMBER}(?!000|666|9)[0-9]{{3}}-(?!00)[0-9]{{2}}-(?!0000)[0-9]{{4}}"
+            rf"{_NOT_BEFORE_NUMBER}"
         ),
     ),
     _Rule(
@@ -153,7 +155,7 @@ def mask_pii(
 
     Args:
         text: any string.
-        kinds: members of `PII_KINDS`; `cn_id`, `us_ssn` and `uk_nino` are national identity numbers,
+        kinds: members of `PII_KINDS`; `cn_id`, `us_ssn` and `uk_nino` are identity numbers,
             `card` payment cards.
 
     Returns:

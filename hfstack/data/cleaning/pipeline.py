@@ -48,8 +48,8 @@ class TextArgs:
             self.mask_pii = []
         if unknown := set(self.mask_pii) - set(PII_KINDS):
             raise ConfigError(
-                f"mask_pii: unknown kind {sorted(unknown)[0]!r}; choose from {', '.join(PII_KINDS)}, "
-                "or none"
+                f"mask_pii: unknown kind {sorted(unknown)[0]!r}; choose from "
+                f"{', '.join(PII_KINDS)}, or none"
             )
 
 

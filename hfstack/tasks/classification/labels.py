@@ -89,9 +89,10 @@ def find_labels(
     feature = rows.features[column]
     found = _value_type(values, column)
 
-    kind = kind or (
-        "multi_label" if found is list else "regression" if found is float else "single_label"
-    )
+    if kind is None:
+        kind = "multi_label" if found is list else "single_label"
+        kind = "regression" if found is float else kind
+
     if kind == "regression":
         if found not in (int, float):
             raise ConfigError(
@@ -123,29 +124,35 @@ def find_labels(
 
     if given:
         whole = found is int or (kind == "multi_label" and bool(flat) and type(flat[0]) is int)
-        listed: tuple[Any, ...] = tuple(given)
-        if whole and all(name.lstrip("-").isdigit() for name in given):
-            listed = tuple(int(name) for name in given)
-        elif whole:
-            listed = tuple(range(len(given)))
+        listed = _given_values(given, whole=whole)
         return _checked_labels(LabelSet(kind, tuple(given), listed), flat, column)
 
     ordered = tuple(sorted(set(flat)))
     if len(ordered) > MOST_LABELS:
         raise DataError(
             f"column {column!r} has {len(ordered)} different labels in {len(rows)} rows; is it "
-            "the right column? "
-            "(numbers to predict: --kind number)"
+            "the right column? (numbers to predict: --kind regression)"
         )
 
-    names = (
-        _class_names(rows, column, name_column) if name_column and kind == "single_label" else {}
-    )
-    return _checked_labels(
-        LabelSet(kind, tuple(names.get(value, str(value)) for value in ordered), ordered),
-        flat,
-        column,
-    )
+    names: dict[Any, str] = {}
+    if name_column and kind == "single_label":
+        names = _class_names(rows, column, name_column)
+    shown = tuple(names.get(value, str(value)) for value in ordered)
+    return _checked_labels(LabelSet(kind, shown, ordered), flat, column)
+
+
+def _given_values(given: Sequence[str], *, whole: bool) -> tuple[Any, ...]:
+    """Return what the label column holds for names that were given.
+
+    Args:
+        whole: the column holds whole numbers: the names themselves where they are numbers, else
+            their places.
+    """
+    if not whole:
+        return tuple(given)
+    if all(name.lstrip("-").isdigit() for name in given):
+        return tuple(int(name) for name in given)
+    return tuple(range(len(given)))
 
 
 def label_targets(

@@ -2,8 +2,8 @@
 
 Nothing is fetched.
 
-    evaluate.combine([Accuracy(), F1("macro"), Matthews()]).compute(predictions=[0, 1],
-    references=[0, 0])
+    metric = evaluate.combine([Accuracy(), F1("macro"), Matthews()])
+    metric.compute(predictions=[0, 1], references=[0, 0])
 
 `evaluate.load` gets a script from the Hub; these have the numbers inside, from scikit-learn, SciPy
 and seqeval, and are taken by `evaluate.combine` and `evaluate.evaluator` all the same. Keys differ
@@ -82,7 +82,7 @@ class Accuracy(_LocalMetric):
 
 
 class F1(_LocalMetric):
-    """F1 of scikit-learn, as `f1` (of label 1), `f1_macro`, `f1_micro` or `f1_weighted`.
+    """F1 of scikit-learn: `f1` (of label 1), `f1_macro`, `f1_micro`, `f1_weighted`.
 
     A class that is neither predicted nor there counts 0. Labels are those that occur, unless
     `labels` names them.

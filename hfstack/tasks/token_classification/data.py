@@ -265,27 +265,23 @@ def encode_sentences(
         split += len(parts) > 1
 
         for part in parts:
-            ids, starts, labels = [], [], []
+            # special tokens begin no word and are not scored
+            ids, starts = [*before], [-1] * len(before)
+            labels = [IGNORED_LABEL] * len(before)
             for word in part:
-                ids += pieces[word][:room]
-                count = len(pieces[word][:room])
-                starts += [word, *[-1] * (count - 1)]
-                labels += _piece_labels(sentence, word, count, tag_ids, label_pieces)
+                fitting = pieces[word][:room]
+                ids += fitting
+                starts += [word, *[-1] * (len(fitting) - 1)]
+                labels += _piece_labels(sentence, word, len(fitting), tag_ids, label_pieces)
 
-            outside = [-1] * len(before), [-1] * len(after)
-            unscored = [IGNORED_LABEL] * len(before), [IGNORED_LABEL] * len(after)
-            windows.append(
-                Window(
-                    number,
-                    [*before, *ids, *after],
-                    [*outside[0], *starts, *outside[1]],
-                    [*unscored[0], *labels, *unscored[1]],
-                )
-            )
+            ids += after
+            starts += [-1] * len(after)
+            labels += [IGNORED_LABEL] * len(after)
+            windows.append(Window(number, ids, starts, labels))
 
     if split:
         logger.info(
-            "%s: %d of %d sentences are longer than %d tokens: cut between words",
+            "%s: %d of %d sentences are longer than %d tokens: split between words",
             name,
             split,
             len(sentences),

@@ -50,7 +50,7 @@ def test_long_sentences_are_cut_between_words(caplog) -> None:
     assert all(len(window.input_ids) <= 20 for window in windows) and {
         w.sentence for w in windows
     } == {0, 1}
-    assert "rows: 2 of 2 sentences are longer than 20 tokens: cut between words" in caplog.text
+    assert "rows: 2 of 2 sentences are longer than 20 tokens: split between words" in caplog.text
     for number in (0, 1):
         seen = [
             word
