@@ -49,9 +49,7 @@ FILTERS: list[filters.Filter] = [
 @dataclass
 class CleanArgs:
     datasets: list[Source] = field(default_factory=list)
-    """Documents to clean: Hub ids, local files, globs, folders; in YAML also mappings {path, name,
-    split, weight}.
-    """
+    """Documents to clean: Hub ids, files, globs, folders; or mappings {path, name, split, weight}."""
     output_dir: str = "runs/clean"
     """Where train.jsonl, eval.jsonl, dropped.jsonl and run.json go."""
     text_column: str = "text"
@@ -84,65 +82,65 @@ class CleanArgs:
 
 
 def main(args: CleanArgs, text_args: TextArgs) -> dict[str, float]:
-    report = CleaningReport()
+    """Clean, filter and save; return the metrics."""
     with Run.start(__file__, args.output_dir, args, text_args) as run:
-        bad_rows = run.output_dir / "quarantine.jsonl" if args.on_bad_row == "quarantine" else None
+        # data
+        quarantine = run.output_dir / "quarantine.jsonl"
         read: SourceLog = {}
         rows = iterate_rows(
             args.datasets,
-            log=read,
             on_bad_row=args.on_bad_row,
-            quarantine_file=bad_rows,
+            quarantine_file=quarantine if args.on_bad_row == "quarantine" else None,
             max_rows=args.max_rows,
+            log=read,
         )
 
-        strip = {
-            "strip_markup": text_args.strip_markup,
-            "strip_boilerplate": text_args.strip_boilerplate,
-        }
-
-        clean = partial(clean_text, **strip, mask=text_args.mask_pii)
-        leaks = (
-            [Contamination.from_sources(args.decontaminate, clean, read)]
-            if args.decontaminate
-            else []
+        # what is done to each text, and what may refuse it: the cheap filters first
+        clean = partial(
+            clean_text,
+            strip_markup=text_args.strip_markup,
+            strip_boilerplate=text_args.strip_boilerplate,
+            mask=text_args.mask_pii,
         )
-
+        checks = list(FILTERS)
+        if args.decontaminate:
+            checks.append(Contamination.from_sources(args.decontaminate, clean, read))
         duplicates = duplicate_checks(
             text_args.drop_duplicates,
             text_args.near_duplicate_threshold,
             text_args.minhash_permutations,
         )
 
+        # clean
+        report = CleaningReport()
         started, started_cpu = time.perf_counter(), time.process_time()
-        where = {"text_column": args.text_column, "skip_no_text": args.on_bad_row != "fail"}
         documents = clean_documents(
-            rows, [*FILTERS, *leaks, *duplicates], report, clean=clean, **where
+            rows,
+            [*checks, *duplicates],
+            report,
+            clean=clean,
+            text_column=args.text_column,
+            skip_no_text=args.on_bad_row != "fail",
         )
         counts = write_documents(documents, report, args)
+        seconds = time.perf_counter() - started
+        cpu_s = time.process_time() - started_cpu
 
-        seconds, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
+        # finish
         run.record_inputs(
             train=describe_sources(args.datasets, read),
             decontaminate=describe_sources(args.decontaminate, read),
         )
-
-        for name, table in {
-            "dropped_documents": report.dropped_table(),
-            "changes": report.changed_table(),
-        }.items():
+        tables = {"dropped_documents": report.dropped_table(), "changes": report.changed_table()}
+        for name, table in tables.items():
             run.add_table(name, *table)
             print(f"{name}\n{format_table(*table)}\n")
 
-        speed = {
-            "documents_per_s": report.documents_in / seconds,
-            "bytes_per_cpu_s": report.bytes_in / cpu_s,
-        }
-
-        index = {"duplicate_index_bytes": sum(check.index_bytes for check in duplicates)}
-        run.finish(report.metrics() | counts | speed | index)
-
-    return run.metrics
+        metrics = report.metrics() | counts
+        metrics["documents_per_s"] = report.documents_in / seconds
+        metrics["bytes_per_cpu_s"] = report.bytes_in / cpu_s
+        metrics["duplicate_index_bytes"] = sum(check.index_bytes for check in duplicates)
+        return run.finish(metrics)
 
 
 def write_documents(
