@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# From raw text to a language model that does as it is asked, on a CPU in minutes: corpus, clean, tokenizer, pretrain,
-# evaluate, generate, then sft, preferences, reward, rloo and ppo on one budget, the win rates by a rule that training
-# never saw, a diagnosis of the chain, a model card, and a page of it all.
+# From raw text to a language model that does as it is asked, on a CPU in minutes: corpus, clean,
+# tokenizer, pretrain, evaluate, generate, then sft, preferences, reward, rloo and ppo on one
+# budget, the win rates by a rule that training never saw, a diagnosis of the chain, a model card,
+# and a page of all stages.
 #
-#     bash recipes/full_story.sh [FOLDER]        # default runs/story; STORY_SIZE=tiny for a minute instead of minutes
+#     bash recipes/full_story.sh [FOLDER]  # default runs/story; STORY_SIZE=tiny takes a minute
 #
-# Each stage writes its own folder with a run.json. A stage that has finished is not done again, so an interrupted
-# story continues where it stopped. docs/story.md shows it with figures.
+# Each stage writes its own folder with a run.json. A stage that has finished is not run again, so
+# an interrupted story continues where it stopped. docs/story.md shows it with figures.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:-runs/story}
-# glibc gives big buffers back to the system after every step and asks for them again; kept, steps are a quarter faster.
+# glibc gives big buffers back to the system after every step and asks for them again; kept, steps
+# are a quarter faster.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 
 model=llama-1m
@@ -27,7 +29,8 @@ tiny)
     steps=12 warmup=2 every=6 sft_steps=2 sft_warmup=0 sft_decay=1 sft_every=2
     answers=16 answer_tokens=24 reward_steps=2 reward_warmup=0 rloo_steps=2 compared=0.05
     ppo=(--warmup_steps 0)
-    answerer=(--model_name_or_path "" --demo_prompts 8) # a model this young has no answers to compare: the generator has
+    # a model after so few steps has no answers to compare: the demo's generator has
+    answerer=(--model_name_or_path "" --demo_prompts 8)
     ;;
 *)
     echo "STORY_SIZE is demo or tiny, got ${STORY_SIZE}" >&2
@@ -42,86 +45,102 @@ stage() { # folder, what it is for, recipe, options
     runs+=("$out/$1")
     local folder=$1 recipe=$3 resume=()
     shift 3
-    if compgen -G "$out/$folder/checkpoint-*" >/dev/null; then # go on from the last checkpoint of an interrupted stage
+    # resume an interrupted stage from its last checkpoint
+    if compgen -G "$out/$folder/checkpoint-*" >/dev/null; then
         resume=(--resume_from_checkpoint last)
     fi
     hfstack run "$recipe" --output_dir "$out/$folder" "$@" "${resume[@]}"
 }
 
-stage corpus "write a corpus of short stories, with noise planted in it, and tasks with answers, good and careless" \
+stage corpus "generate stories with planted noise, and tasks with good and careless answers" \
     demo_corpus --stories $stories --instructions $tasks --task beginning --careless_share 0.5
 
 stage clean "clean it: repair, filter, mask, remove duplicates" \
     clean --datasets "$out/corpus/raw.jsonl" --eval_fraction 0.02
 
 stage tokenizer "train a tokenizer on what is left" \
-    tokenizer --datasets "$out/clean/train.jsonl" --eval_datasets "$out/clean/eval.jsonl" --vocab_size $vocabulary
+    tokenizer --datasets "$out/clean/train.jsonl" --eval_datasets "$out/clean/eval.jsonl" \
+    --vocab_size $vocabulary
 
 stage pretrain "pretrain a language model from random weights" \
-    pretrain_clm --model_name_or_path "$here/architectures/$model.json" --tokenizer_name_or_path "$out/tokenizer" \
-    --datasets "$out/clean/train.jsonl" --eval_datasets "$out/clean/eval.jsonl" --block_size $block \
-    --per_device_train_batch_size $batch --per_device_eval_batch_size 32 --max_steps $steps --warmup_steps $warmup \
-    --learning_rate 3e-3 --eval_steps $every --save_steps $every --logging_steps 20
+    pretrain_clm --model_name_or_path "$here/architectures/$model.json" \
+    --tokenizer_name_or_path "$out/tokenizer" --datasets "$out/clean/train.jsonl" \
+    --eval_datasets "$out/clean/eval.jsonl" --block_size $block \
+    --per_device_train_batch_size $batch --per_device_eval_batch_size 32 --max_steps $steps \
+    --warmup_steps $warmup --learning_rate 3e-3 --eval_steps $every --save_steps $every \
+    --logging_steps 20
 
 stage evaluate "evaluate it on stories that it has not seen" \
-    evaluate_lm --model_name_or_path "$out/pretrain" --eval_datasets "$out/clean/eval.jsonl" --max_rows $rows
+    evaluate_lm --model_name_or_path "$out/pretrain" --eval_datasets "$out/clean/eval.jsonl" \
+    --max_rows $rows
 
-stage generate "let it write" \
+stage generate "let it continue beginnings" \
     generate --model_name_or_path "$out/pretrain" \
-    --prompts "Once upon a time" "There was a brave fox" "It was a rainy morning" "Rosie the mouse was very shy"
+    --prompts "Once upon a time" "There was a brave fox" "It was a rainy morning" \
+    "Rosie the mouse was very shy"
 
 stage sft "teach it to do as it is asked" \
-    sft --model_name_or_path "$out/pretrain" --datasets "$out/corpus/instructions.jsonl" --eval_fraction 0.02 \
-    --max_length 256 --per_device_train_batch_size 4 --per_device_eval_batch_size 8 --gradient_accumulation_steps 1 \
-    --activation_checkpointing false --max_steps $sft_steps --warmup_steps $sft_warmup --learning_rate 2e-3 \
-    --lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs "{\"num_decay_steps\": $sft_decay}" --logging_steps 20 \
-    --eval_steps $sft_every --save_steps $sft_every --answer_rows 32 --answer_tokens $answer_tokens
+    sft --model_name_or_path "$out/pretrain" --datasets "$out/corpus/instructions.jsonl" \
+    --eval_fraction 0.02 --max_length 256 --per_device_train_batch_size 4 \
+    --per_device_eval_batch_size 8 --gradient_accumulation_steps 1 \
+    --activation_checkpointing false --max_steps $sft_steps --warmup_steps $sft_warmup \
+    --learning_rate 2e-3 --lr_scheduler_type warmup_stable_decay \
+    --lr_scheduler_kwargs "{\"num_decay_steps\": $sft_decay}" --logging_steps 20 \
+    --eval_steps $sft_every --save_steps $sft_every --answer_rows 32 \
+    --answer_tokens $answer_tokens
 
-stage prompts "think of tasks to which it was taught no answers" \
+stage prompts "generate tasks to which it was taught no answers" \
     demo_corpus --seed 1 --stories 1 --sentiment 0 --instructions 1600 --task beginning
 
-stage asked "and of others, for preferences alone" \
+stage asked "and others, for preferences alone" \
     demo_corpus --seed 2 --stories 1 --sentiment 0 --instructions 400 --task beginning
 
-stage preferences "let it answer these, and judge the answers by the gold rule, with a tenth of the labels wrong" \
+stage preferences "answer these, and judge them by the gold rule, a tenth of the labels wrong" \
     preferences "${answerer[@]}" --max_new_tokens $answer_tokens --label_noise 0.1
 
-stage reward "learn a reward model from these preferences" \
+stage reward "train a reward model on these preferences" \
     reward --model_name_or_path "$out/sft" --datasets "$out/preferences/train.jsonl" \
-    --eval_datasets "$out/preferences/eval.jsonl" --max_length 512 --per_device_train_batch_size 16 \
-    --gradient_accumulation_steps 1 --activation_checkpointing false \
-    --max_steps $reward_steps --warmup_steps $reward_warmup --learning_rate 1e-3 --lr_scheduler_type cosine \
-    --eval_steps $reward_steps --save_steps $reward_steps
+    --eval_datasets "$out/preferences/eval.jsonl" --max_length 512 \
+    --per_device_train_batch_size 16 --gradient_accumulation_steps 1 \
+    --activation_checkpointing false --max_steps $reward_steps --warmup_steps $reward_warmup \
+    --learning_rate 1e-3 --lr_scheduler_type cosine --eval_steps $reward_steps \
+    --save_steps $reward_steps
 
 stage rloo "train the model against the reward model" \
-    rloo --model_name_or_path "$out/sft" --reward_model "$out/reward" --datasets "$out/prompts/instructions.jsonl" \
-    --eval_fraction $compared --per_device_train_batch_size $answers --per_device_eval_batch_size $answers \
-    --num_generations 8 --num_generations_eval 2 --gradient_accumulation_steps 1 --max_steps $rloo_steps \
-    --warmup_steps 2 --learning_rate 6e-4 --beta 0.1 --activation_checkpointing false \
-    --bf16 false --max_completion_length $answer_tokens --eval_steps $rloo_steps --save_steps $rloo_steps
+    rloo --model_name_or_path "$out/sft" --reward_model "$out/reward" \
+    --datasets "$out/prompts/instructions.jsonl" --eval_fraction $compared \
+    --per_device_train_batch_size $answers --per_device_eval_batch_size $answers \
+    --num_generations 8 --num_generations_eval 2 --gradient_accumulation_steps 1 \
+    --max_steps $rloo_steps --warmup_steps 2 --learning_rate 6e-4 --beta 0.1 \
+    --activation_checkpointing false --bf16 false --max_completion_length $answer_tokens \
+    --eval_steps $rloo_steps --save_steps $rloo_steps
 
 stage ppo "train the same model with PPO on as many answers" \
-    ppo --model_name_or_path "$out/sft" --reward_model "$out/reward" --datasets "$out/prompts/instructions.jsonl" \
-    --eval_fraction $compared --per_device_train_batch_size $answers --per_device_eval_batch_size $answers \
-    --gradient_accumulation_steps 1 --num_mini_batches 1 --num_ppo_epochs 4 --total_episodes $((answers * rloo_steps)) \
-    --learning_rate 4e-4 --critic_learning_rate 1e-3 --lr_scheduler_type constant_with_warmup "${ppo[@]}" \
-    --kl_coef 0.1 --lam 1.0 --missing_eos_penalty 0 --max_tokens_per_microbatch 1000000 --bf16 false \
-    --max_completion_length $answer_tokens --logging_steps 4 --eval_steps $((4 * rloo_steps)) --save_steps $((4 * rloo_steps))
+    ppo --model_name_or_path "$out/sft" --reward_model "$out/reward" \
+    --datasets "$out/prompts/instructions.jsonl" --eval_fraction $compared \
+    --per_device_train_batch_size $answers --per_device_eval_batch_size $answers \
+    --gradient_accumulation_steps 1 --num_mini_batches 1 --num_ppo_epochs 4 \
+    --total_episodes $((answers * rloo_steps)) --learning_rate 4e-4 --critic_learning_rate 1e-3 \
+    --lr_scheduler_type constant_with_warmup "${ppo[@]}" --kl_coef 0.1 --lam 1.0 \
+    --missing_eos_penalty 0 --max_tokens_per_microbatch 1000000 --bf16 false \
+    --max_completion_length $answer_tokens --logging_steps 4 --eval_steps $((4 * rloo_steps)) \
+    --save_steps $((4 * rloo_steps))
 
 for trained in rloo ppo; do
-    stage win_rate_$trained "compare $trained with the model before, by the gold rule, on tasks that neither was trained on" \
-        win_rate --model_name_or_path "$out/$trained" --reference_model "$out/sft" --eval_fraction $compared \
-        --datasets "$out/prompts/instructions.jsonl" --max_new_tokens $answer_tokens --temperature 1 --batch_size 64
+    stage win_rate_$trained "compare $trained with its start by the gold rule, on unseen tasks" \
+        win_rate --model_name_or_path "$out/$trained" --reference_model "$out/sft" \
+        --eval_fraction $compared --datasets "$out/prompts/instructions.jsonl" \
+        --max_new_tokens $answer_tokens --temperature 1 --batch_size 64
 done
 
-stage diagnosis "ask which link of the chain is weak" \
+stage diagnosis "find the weak link of the chain" \
     diagnose --runs "$out/sft" "$out/preferences" "$out/reward" "$out/ppo" "$out/win_rate_ppo"
 
 stage publish "write the card of the model, and what a push would send" \
     publish --run "$out/ppo" --dry_run true
 
-stories_told=("${runs[@]}")
-stage report "put it all on one page" \
-    report --runs "${stories_told[@]}"
+stage report "show all stages on one page" \
+    report --runs "${runs[@]}"
 
-printf '\nThe story took %d s. Open %s in a browser.\n' "$((SECONDS - began))" "$out/report/report.html"
+printf '\nThe story took %d s. Open %s in a browser.\n' \
+    "$((SECONDS - began))" "$out/report/report.html"

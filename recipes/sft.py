@@ -147,6 +147,7 @@ def main(
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
+
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
         # evaluate

@@ -1,6 +1,4 @@
-"""The story at its full size, from raw text to both policies: what docs/story.md says of it comes
-out again.
-"""
+"""The story at its full size: what docs/story.md reports is reproduced."""
 
 import os
 import statistics
@@ -13,9 +11,8 @@ import pytest
 from hfstack.runs.record import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
-T_975_TWO_DEGREES = (
-    4.303  # of Student's t: half the width of a 95 % interval over three seeds, in standard errors
-)
+# of Student's t: half the width of a 95 % interval over three seeds, in standard errors
+T_975_TWO_DEGREES = 4.303
 
 pytestmark = pytest.mark.slow
 
@@ -27,9 +24,7 @@ def interval_over_seeds(values: list[float]) -> tuple[float, float]:
 
 
 def run(*command: object) -> None:
-    """Run a command with this Python's `hfstack` first on the path; what it says is shown when it
-    fails.
-    """
+    """Run a command with this Python's `hfstack` first on the path; show its output on failure."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [str(word) for word in command],
@@ -39,6 +34,11 @@ def run(*command: object) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def run_recipe(recipe: str, **options: object) -> None:
+    """Run a recipe as the command line does."""
+    run("hfstack", "run", recipe, *(f"--{name}={value}" for name, value in options.items()))
 
 
 @pytest.fixture(scope="module")
@@ -75,77 +75,40 @@ def test_rloo_raises_the_gold_reward_over_three_seeds(story: Path, tmp_path: Pat
     before, after = list[float](), list[float]()
     for seed in (1, 2, 3):
         policy, compared = tmp_path / f"gold_{seed}", tmp_path / f"win_{seed}"
-        run(
-            *(
-                "hfstack",
-                "run",
-                "rloo",
-                "--model_name_or_path",
-                story / "sft",
-                "--reward_model",
-                "",
-                "--seed",
-                seed,
-            ),
-            *(
-                "--datasets",
-                prompts,
-                "--eval_fraction",
-                0.15,
-                "--output_dir",
-                policy,
-                "--max_steps",
-                22,
-            ),
-            *(
-                "--learning_rate",
-                6e-4,
-                "--beta",
-                0.02,
-                "--warmup_steps",
-                2,
-                "--per_device_train_batch_size",
-                128,
-            ),
-            *(
-                "--per_device_eval_batch_size",
-                240,
-                "--num_generations",
-                8,
-                "--num_generations_eval",
-                2,
-            ),
-            *(
-                "--gradient_accumulation_steps",
-                1,
-                "--max_completion_length",
-                80,
-                "--eval_steps",
-                1000,
-            ),
-            *("--save_strategy", "no", "--activation_checkpointing", "false", "--bf16", "false"),
+        run_recipe(
+            "rloo",
+            model_name_or_path=story / "sft",
+            reward_model="",
+            seed=seed,
+            datasets=prompts,
+            eval_fraction=0.15,
+            output_dir=policy,
+            max_steps=22,
+            learning_rate=6e-4,
+            beta=0.02,
+            warmup_steps=2,
+            per_device_train_batch_size=128,
+            per_device_eval_batch_size=240,
+            num_generations=8,
+            num_generations_eval=2,
+            gradient_accumulation_steps=1,
+            max_completion_length=80,
+            eval_steps=1000,
+            save_strategy="no",
+            activation_checkpointing="false",
+            bf16="false",
         )
-        run(
-            *(
-                "hfstack",
-                "run",
-                "win_rate",
-                "--model_name_or_path",
-                policy,
-                "--reference_model",
-                story / "sft",
-            ),
-            *(
-                "--datasets",
-                unseen,
-                "--eval_fraction",
-                0,
-                "--max_new_tokens",
-                80,
-                "--temperature",
-                1,
-            ),
-            *("--batch_size", 128, "--seed", seed, "--output_dir", compared),
+        run_recipe(
+            "win_rate",
+            model_name_or_path=policy,
+            reference_model=story / "sft",
+            datasets=unseen,
+            eval_fraction=0,
+            max_new_tokens=80,
+            temperature=1,
+            batch_size=128,
+            seed=seed,
+            output_dir=compared,
         )
         trained = metrics(policy)
         before.append(trained["start_reward"])

@@ -1,4 +1,4 @@
-"""Measuring a model through the recipe."""
+"""Evaluation of a model through the recipe."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Writing text through the recipe."""
+"""Generation through the recipe."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.runs.record import read_run
 
 
-def test_completions_are_printed_and_written(
+def test_completions_are_printed_and_saved(
     run_recipe, tiny_llama: Path, tmp_path: Path, capsys
 ) -> None:
     metrics = run_recipe(
@@ -126,7 +126,7 @@ def test_masks_are_filled_by_a_masked_model(run_recipe, bert: Path, tmp_path: Pa
     rows = [
         json.loads(line) for line in (tmp_path / "o" / "fillings.jsonl").read_text().splitlines()
     ]
-    assert [row["position"] for row in rows] == [6, 2, 4]  # [CLS] stands before the text
+    assert [row["position"] for row in rows] == [6, 2, 4]  # [CLS] comes before the text
     assert f"{prompt}  mask 1 at token 6: " in capsys.readouterr().out
 
 

@@ -1,7 +1,8 @@
 """Losses that a refactoring must not change: fp32 on a CPU, recorded once, compared at each change.
 
-After a change that is meant to alter them: `python -m pytest tests/recipes/test_golden.py
---record-golden`."""
+After a change that is meant to alter them:
+`python -m pytest tests/recipes/test_golden.py --record-golden`.
+"""
 
 import json
 from pathlib import Path

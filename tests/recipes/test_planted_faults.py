@@ -1,6 +1,4 @@
-"""Faults planted in an alignment chain of trained models: each shows in the number that should show
-it.
-"""
+"""Faults planted in an alignment chain: each shows in the number that should show it."""
 
 import json
 import random
@@ -18,6 +16,7 @@ from hfstack.errors import CheckpointError, DataError
 from hfstack.models.loading import load_tokenizer
 from hfstack.tasks.causal_lm.generate import generate_from_ids
 from hfstack.tasks.preferences.reward_model import load_reward_model
+from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.training import checks
 from tests.conftest import ROOT
 
@@ -78,8 +77,9 @@ def answering(
     tiny_tokenizer: PreTrainedTokenizerFast,
     tiny_llama: Path,
 ):
-    """A function that trains the tiny model to answer in one to four words; with `masked`, without
-    its ends.
+    """A function that trains the tiny model to answer in one to four words.
+
+    With `masked` the ends of the answers are not scored.
     """
 
     def train(*, masked: bool) -> tuple[Path, list[list[int]], int]:
@@ -94,13 +94,13 @@ def answering(
                 asked = tiny_tokenizer(f"Fox {draw.randrange(50)}:")["input_ids"]
                 answer = tiny_tokenizer(" kind" * draw.randint(1, 4))["input_ids"]
                 ids = [*asked, *answer, end]
-                rows.append((ids, [-100] * len(asked) + answer + [-100 if masked else end]))
+                scored_end = IGNORED_LABEL if masked else end
+                rows.append((ids, [IGNORED_LABEL] * len(asked) + [*answer, scored_end]))
             width = max(len(ids) for ids, _ in rows)
-            # (B, T)
-            ids = torch.tensor(
-                [one + [tiny_tokenizer.pad_token_id] * (width - len(one)) for one, _ in rows]
-            )
-            targets = torch.tensor([one + [-100] * (width - len(one)) for _, one in rows])  # (B, T)
+            pad = tiny_tokenizer.pad_token_id
+            filled = [ids + [pad] * (width - len(ids)) for ids, _ in rows]
+            scored = [one + [IGNORED_LABEL] * (width - len(one)) for _, one in rows]
+            ids, targets = torch.tensor(filled), torch.tensor(scored)  # (B, T) each
             for group in optimizer.param_groups:
                 group["lr"] = 1e-2 * (1 - step / 120)
             loss = model(input_ids=ids, labels=targets).loss
@@ -130,13 +130,13 @@ def test_a_masked_end_is_refused_and_would_never_stop(
     assert checks.labels_reach_eos(labels, [end]) is None
     assert ended_share(sound, tiny_tokenizer) > 0.9
     faulty, labels, end = answering(masked=True)
-    fault = checks.labels_reach_eos(labels, [end])
-    assert fault is not None
+    problem = checks.labels_reach_eos(labels, [end])
+    assert problem is not None
     assert ended_share(faulty, tiny_tokenizer) < 0.1, (
         "what the check refuses is a model that does not stop"
     )
     with pytest.raises(DataError, match="answers end"):
-        checks.preflight({"train answers end": fault})
+        checks.preflight({"train answers end": problem})
 
 
 def test_label_noise_lowers_the_accuracy_as_seen(

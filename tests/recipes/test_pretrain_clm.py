@@ -1,6 +1,4 @@
-"""The pretraining recipe end to end on tiny models: what it writes, what it refuses, and that it
-resumes exactly.
-"""
+"""Pretraining end to end on tiny models: what it saves and refuses, and that it resumes exactly."""
 
 import json
 import math
@@ -183,7 +181,7 @@ def test_early_stopping(pretrain, tmp_path: Path) -> None:
     assert state["global_step"] == 6  # best at step 2, two evaluations without a better one
 
 
-def test_a_diverging_run_stops_and_says_so(pretrain, tmp_path: Path) -> None:
+def test_a_diverging_run_stops_with_its_reason(pretrain, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="is nan at step"):
         pretrain(learning_rate=1e30, max_grad_norm=0, max_steps=20)
     record = read_run(tmp_path / "out")

@@ -1,6 +1,4 @@
-"""Two processes compute what one computes at the same global batch, and a wrong number of processes
-is refused.
-"""
+"""Two processes compute what one does at the same global batch; a wrong number is refused."""
 
 import json
 import os

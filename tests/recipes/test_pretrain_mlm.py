@@ -1,5 +1,4 @@
-"""Masked pretraining end to end on tiny models: it learns, resumes exactly, and says what is
-wrong."""
+"""Masked pretraining end to end on tiny models: it learns, resumes exactly, and names mistakes."""
 
 import itertools
 import json

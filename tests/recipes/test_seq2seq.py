@@ -1,6 +1,4 @@
-"""Translation end to end on tiny models: what is learned is what predict writes, resumes, adapters,
-and bad input.
-"""
+"""Translation end to end on tiny models: predictions, resumes, adapters, and bad input."""
 
 import json
 import logging
@@ -228,7 +226,7 @@ def test_several_references_parts_of_mappings_and_smoothed_labels(seq2seq, tmp_p
     assert len(scored) == 2 and scored[-1] == pytest.approx(metrics["eval_chrf"], abs=1e-9)
 
 
-def test_a_model_that_does_not_read_its_source_is_said(
+def test_a_model_that_does_not_read_its_source_is_reported(
     seq2seq,
     inputs: Path,
     tmp_path: Path,
@@ -282,7 +280,7 @@ def test_an_adapter_predicts_what_it_was_scored_by(
         seq2seq(model_name_or_path=out, output_dir=tmp_path / "more")
 
 
-def test_long_texts_are_counted_and_said(
+def test_long_texts_are_counted_and_logged(
     seq2seq, predict, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = make_rows()[:10]

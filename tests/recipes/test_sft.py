@@ -1,6 +1,4 @@
-"""Fine-tuning through the recipe on a tiny model: what it learns from, what it writes, and what it
-refuses.
-"""
+"""Fine-tuning end to end on a tiny model: what it learns from, saves, and refuses."""
 
 import copy
 import json
@@ -360,7 +358,7 @@ def bad_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ),
     ],
 )
-def test_rows_that_cannot_be_learnt_from(sft, tmp_path: Path, rows, message: str, caplog) -> None:
+def test_rows_that_cannot_be_learned_from(sft, tmp_path: Path, rows, message: str, caplog) -> None:
     data = write(tmp_path / "rows.jsonl", bad_rows(rows))
     with pytest.raises(
         DataError,

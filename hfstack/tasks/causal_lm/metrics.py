@@ -92,7 +92,7 @@ def score_documents(
     sizes = [len(text.encode()) for text in texts]
 
     if across_documents:
-        encoded = [_join(encoded, separator=start)]
+        encoded = [_join_documents(encoded, separator=start)]
         sizes = [sum(sizes)]
 
     if not any(encoded):
@@ -121,7 +121,7 @@ def score_documents(
     ]
 
 
-def _join(documents: Sequence[Sequence[int]], *, separator: int) -> list[int]:
+def _join_documents(documents: Sequence[Sequence[int]], *, separator: int) -> list[int]:
     """Return all documents as one, with the separator between them."""
     joined: list[int] = []
     for ids in documents:

@@ -32,7 +32,7 @@ class Filling:
 def fill_pairs(
     model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """Return (prompt, described candidates of a mask) pairs, to look at while training."""
+    """Return (prompt, candidates of its mask) pairs, to look at while training."""
     return [
         (filling.text, f"mask {filling.mask + 1}: {describe_candidates(filling)}")
         for filling in fill_masks(model, tokenizer, prompts)
@@ -76,14 +76,14 @@ def load_fill_predictor(
             except DataError as error:
                 raise DataError(f"row {number}: {error}") from None
 
-            answers.append({"masks": [_as_json(filling) for filling in fillings]})
+            answers.append({"masks": [_filling_as_row(filling) for filling in fillings]})
 
         return answers
 
     return predict
 
 
-def _as_json(filling: Filling) -> dict[str, Any]:
+def _filling_as_row(filling: Filling) -> dict[str, Any]:
     candidates = [
         {"token": token, "probability": probability} for token, probability in filling.candidates
     ]

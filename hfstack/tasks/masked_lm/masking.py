@@ -1,4 +1,6 @@
-"""Mask tokens of blocks of text for masked language models (Devlin et al. 2018, section 3.1).
+"""Mask tokens of blocks of text for masked language models.
+
+Devlin et al. 2018, section 3.1.
 
 Of the tokens of a block a share is chosen to be predicted; of those 80 % become the mask token,
 10 % a random token and 10 % stay as they are. Which ones is a function of (seed, epoch, block)

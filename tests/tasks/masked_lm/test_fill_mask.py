@@ -41,7 +41,7 @@ def masked():
     return BertForMaskedLM(config).eval(), tokenizer
 
 
-def test_masks_are_filled_where_they_stand(masked) -> None:
+def test_masks_are_filled_at_their_positions(masked) -> None:
     model, tokenizer = masked
     text = "the [MASK] of france is [MASK]"
     fillings = fill_masks(model, tokenizer, [text], top_k=3)

@@ -51,7 +51,7 @@ def test_each_token_is_masked_in_turn(bert) -> None:
     )
 
 
-def test_long_texts_are_cut_and_empty_ones_left_out(bert) -> None:
+def test_long_texts_are_truncated_and_empty_ones_left_out(bert) -> None:
     model, tokenizer = bert
     scores = pseudo_log_likelihoods(model, tokenizer, ["", " ".join(SENTENCES)], max_length=12)
     assert [score.tokens for score in scores] == [10]

@@ -1,6 +1,4 @@
-"""Pairs of texts as an encoder-decoder reads them: ends, cuts, several targets, parts of mappings,
-batches.
-"""
+"""Pairs of texts as an encoder-decoder reads them: ends, truncation, targets, columns, batches."""
 
 import logging
 
@@ -56,7 +54,7 @@ def test_every_text_ends_once_whatever_the_tokenizer_does(tiny_tokenizer, ending
     assert all(row[-1] == bert.sep_token_id and row.count(bert.sep_token_id) == 1 for row in rows)
 
 
-def test_targets_are_learnt_one_by_one_and_held_out_together(tiny_tokenizer, caplog) -> None:
+def test_targets_are_learned_one_by_one_and_held_out_together(tiny_tokenizer, caplog) -> None:
     pairs = [
         Pair("a", ["b", "c"]),
         Pair("the fox was near the river", ["d"]),

@@ -1,4 +1,4 @@
-"""Naive texts, decoding, and what becomes of scores in run.json."""
+"""Naive texts, decoding, and how scores are recorded in run.json."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""Encoder-decoders from architectures and checkpoints: their tokens, lengths and decoding, and what
-is refused.
-"""
+"""Encoder-decoders from architectures and checkpoints: tokens, lengths, decoding, refusals."""
 
 from pathlib import Path
 

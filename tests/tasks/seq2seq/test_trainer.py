@@ -1,4 +1,4 @@
-"""The settings of a Trainer that writes texts while it is evaluated."""
+"""The settings of a Trainer that generates texts while it is evaluated."""
 
 import dataclasses
 from pathlib import Path
