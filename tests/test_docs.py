@@ -41,6 +41,19 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors, f"{page.name} links to {target}"
 
 
+WRITTEN = [page for page in PAGES if "reference" not in page.parts]  # the others are generated
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=page_id)
+def test_prose_has_100_columns(page: Path) -> None:
+    """Tables, code and links may be longer."""
+    fenced = False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        fenced ^= line.startswith("```")
+        free = fenced or line.startswith(("|", "    ", "```")) or "](" in line or "://" in line
+        assert free or len(line) <= 100, f"line {number} has {len(line)} columns"
+
+
 FOLDERS = "hfstack|tests|recipes|benchmarks|accelerate_configs"
 # files of other projects, and names that are only forbidden
 FOREIGN_FILES = {"ppo_left_padding.py", "zero_to_fp32.py", "utils.py", "common.py", "base.py"}
