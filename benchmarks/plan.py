@@ -13,6 +13,7 @@ are free (MALLOC_MMAP_THRESHOLD_), so that little but what tensors hold is left.
 import argparse
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from transformers import AutoConfig, BertConfig, PreTrainedConfig
@@ -26,12 +27,13 @@ ARCHITECTURES = Path(__file__).parents[1] / "recipes" / "architectures"
 MIB = 2**20
 
 
-def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
-    """Name, model and step of each row of the table."""
+def shipped(name: str) -> PreTrainedConfig:
+    """Return the configuration of a shipped architecture."""
+    return AutoConfig.from_pretrained(ARCHITECTURES / f"{name}.json")
 
-    def shipped(name: str) -> PreTrainedConfig:
-        return AutoConfig.from_pretrained(ARCHITECTURES / f"{name}.json")
 
+def causal_cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
+    """Yield name, model and step of each row with a Llama."""
     # a small language model: precision, loss, checkpointing, accumulation, adapter
     llama = shipped("llama-15m")
     yield "llama-15m, fp32, 16 x 512", llama, TrainingStep(16, 512, fused_loss=True)
@@ -63,7 +65,9 @@ def cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
         TrainingStep(4, 256, bf16=True, lora_rank=16),
     )
 
-    # other architectures and tasks
+
+def other_cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
+    """Yield name, model and step of each row with another architecture or task."""
     yield "gpt2-125m, fp32, 1 x 256", shipped("gpt2-125m"), TrainingStep(1, 256)
     yield (
         "bert-110m, fp32, 4 x 128, masked words",
@@ -137,7 +141,7 @@ def measure_cases() -> None:
         heads += [f"{kind}predicted", f"{kind}measured", f"{kind}ratio"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
 
-    for name, config, step in cases():
+    for name, config, step in chain(causal_cases(), other_cases()):
         if not any(part in name for part in options.only):
             continue
         tensors = peak_memory(config, step).total

@@ -49,7 +49,7 @@ FILTERS: list[filters.Filter] = [
 @dataclass
 class CleanArgs:
     datasets: list[Source] = field(default_factory=list)
-    """Documents to clean: Hub ids, files, globs, folders; or mappings {path, name, split, weight}."""
+    """Documents to clean: Hub ids, files, globs, folders, or {path, name, split, weight}."""
     output_dir: str = "runs/clean"
     """Where train.jsonl, eval.jsonl, dropped.jsonl and run.json go."""
     text_column: str = "text"

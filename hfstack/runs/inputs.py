@@ -1,4 +1,4 @@
-"""Describe what a run reads: model folders, and data that a resume checks."""
+"""Describe what a run reads: model folders, and data that must not change."""
 
 import os
 from collections.abc import Collection, Sequence
