@@ -71,9 +71,8 @@ def main() -> None:
     precision = "bf16" if arguments.bf16 else "fp32"
     print(
         f"{arguments.data.name}, {arguments.rows} rows, at most {arguments.max_length} tokens, "
-        "batches of "
-        f"{arguments.batch}, {precision}, one thread, {arguments.repeats} seeds in turn; before, "
-        f"accuracy {found[SIDES[0]][0]['before']:.3f}"
+        f"batches of {arguments.batch}, {precision}, one thread, {arguments.repeats} seeds in "
+        f"turn; before, accuracy {found[SIDES[0]][0]['before']:.3f}"
     )
 
     print(

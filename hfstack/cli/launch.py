@@ -189,15 +189,14 @@ def _check_counts(options: LaunchOptions, processes: int, gpus: int) -> None:
         if kind == "MULTI_CPU" or (kind == "NO" and processes > 1):
             raise ConfigError(
                 f"--accelerate {options.accelerate}: with distributed_type {kind} accelerate "
-                "starts one process, "
-                f"not {processes}; leave out --accelerate and give --processes {processes}"
+                f"starts one process, not {processes}; leave out --accelerate and give --processes "
+                f"{processes}"
             )
 
         if kind not in ("NO", "MULTI_CPU") and gpus == 0:
             raise ConfigError(
                 f"--accelerate {options.accelerate}: distributed_type {kind} needs a GPU and none "
-                "is in use here; "
-                "several processes on a CPU start with --processes N alone"
+                "is in use here; several processes on a CPU start with --processes N alone"
             )
 
     if processes % options.nodes:
@@ -218,8 +217,8 @@ def _check_counts(options: LaunchOptions, processes: int, gpus: int) -> None:
     if gpus and processes > gpus * options.nodes:
         raise ConfigError(
             f"--processes {processes} but {gpus} {'GPU is' if gpus == 1 else 'GPUs are'} visible "
-            "on this node: "
-            f"give at most {gpus * options.nodes}, or --use_cpu true to train on the CPU"
+            f"on this node: give at most {gpus * options.nodes}, or --use_cpu true to train on the "
+            "CPU"
         )
 
 

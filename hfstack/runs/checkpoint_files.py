@@ -62,8 +62,8 @@ def refuse_full_disk(
     if free < needed:
         raise CheckpointError(
             f"{count} {needed / 2**20:,.0f} MiB but the disk of {directory} has "
-            f"{free / 2**20:,.0f} MiB "
-            "free; make room, choose another --output_dir, or set --save_strategy no"
+            f"{free / 2**20:,.0f} MiB free; make room, choose another --output_dir, or set "
+            "--save_strategy no"
         )
 
 
@@ -141,15 +141,13 @@ def check_checkpoint(path: Path, *, needs_manifest: bool = False) -> int:
     if missing:
         raise CheckpointError(
             f"{path} has no {' and no '.join(missing)} state to continue from; name another "
-            "checkpoint, or start a "
-            f"new run from its weights alone: --model_name_or_path {path}"
+            f"checkpoint, or start a new run from its weights alone: --model_name_or_path {path}"
         )
 
     if not any(path.glob("rng_state*")):
         logger.warning(
-            "%s has no rng_state.pth: training goes on, but dropout and shuffling will differ "
-            "from an uninterrupted "
-            "run's",
+            "%s has no rng_state.pth: training goes on, but dropout and shuffling will differ from "
+            "an uninterrupted run's",
             path,
         )
 

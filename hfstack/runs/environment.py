@@ -98,8 +98,7 @@ def refuse_wrong_world_size(counted: int | None = None) -> int:
     if counted not in (None, world_size):
         raise ConfigError(
             f"{world_size} processes started, but the Trainer counts {counted}, so each would "
-            "train alone on all rows: "
-            "DeepSpeed needs a GPU"
+            "train alone on all rows: DeepSpeed needs a GPU"
         )
 
     return world_size

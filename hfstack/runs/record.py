@@ -25,12 +25,10 @@ SCHEMA = 1
 # Settings that say where and how loudly a run speaks, not what it computes: they may differ on a
 # resume.
 _NOT_IDENTITY = frozenset(
-    "output_dir resume_from_checkpoint disable_tqdm report_to run_name log_level "
-    "log_level_replica project "
-    "logging_steps logging_first_step logging_strategy push_to_hub hub_model_id hub_strategy "
-    "hub_private_repo "
-    "hub_revision hub_always_push trackio_space_id trackio_bucket_id trackio_static_space_id "
-    "save_total_limit "
+    "output_dir resume_from_checkpoint disable_tqdm report_to run_name log_level log_level_replica "
+    "project logging_steps logging_first_step logging_strategy push_to_hub hub_model_id "
+    "hub_strategy hub_private_repo hub_revision hub_always_push trackio_space_id trackio_bucket_id "
+    "trackio_static_space_id save_total_limit "
     "dataloader_num_workers dataloader_pin_memory ddp_timeout do_train do_eval do_predict".split()
 )
 
@@ -233,8 +231,7 @@ def claim_directory(
         if foreign:
             raise CheckpointError(
                 f"{directory} holds {foreign[0]} but no run.json, so its files are not ours to "
-                "replace; "
-                "choose another --output_dir"
+                "replace; choose another --output_dir"
             )
 
         return None, {}
@@ -284,9 +281,8 @@ def refuse_changes(
         shown = "; ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in refused.items())
         raise CheckpointError(
             f"{place} holds another run of {before.recipe}, which differs in {shown}; choose "
-            "another --output_dir, or "
-            "go on with the new value by --resume_from_checkpoint last --allow_changed "
-            f"{' '.join(refused)}"
+            "another --output_dir, or go on with the new value by --resume_from_checkpoint last "
+            f"--allow_changed {' '.join(refused)}"
         )
 
     return changed
@@ -321,8 +317,7 @@ def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
     if host != socket.gethostname():
         logger.warning(
             "%s was left as running by process %s on %s, which cannot be asked from here: taking "
-            "it as killed; stop it "
-            "there if it still writes",
+            "it as killed; stop it there if it still writes",
             *(directory, pid, host),
         )
         return

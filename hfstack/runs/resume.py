@@ -128,8 +128,7 @@ def _compare_with_its_run(
     if other.recipe != record.recipe:
         raise CheckpointError(
             f"{path} is a checkpoint of {other.recipe}, not of {record.recipe}; to start from its "
-            "weights: "
-            f"--model_name_or_path {path}"
+            f"weights: --model_name_or_path {path}"
         )
 
     return refuse_changes(other, record, allowed, place=path.parent)

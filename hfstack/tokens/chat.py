@@ -31,8 +31,7 @@ def render_chat(
         reason = " ".join(str(error).split())[:160]
         raise DataError(
             f"the chat template fails: {reason} (on {str(list(turns))[:120]}); fix the turns or "
-            "the tokenizer's "
-            "chat_template.jinja, or give it another template"
+            "the tokenizer's chat_template.jinja, or give it another template"
         ) from error
 
 

@@ -203,8 +203,7 @@ def _refuse_gaps(document: str, offsets: Sequence[tuple[int, int]]) -> None:
         if lost := document[reached:start].strip():
             raise DataError(
                 f"the tokenizer has no token for {lost[:20]!r}, in the document that begins "
-                f"{document[:40]!r}:"
-                " use one trained on such text, or a byte-level one"
+                f"{document[:40]!r}: use one trained on such text, or a byte-level one"
             )
         reached = max(reached, end)
 
@@ -214,8 +213,7 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"the tokenizer {_name(tokenizer)} has no eos token, so packed documents cannot be "
-            "kept apart:"
-            " set tokenizer.eos_token (on a BERT tokenizer its sep_token serves)"
+            "kept apart: set tokenizer.eos_token (on a BERT tokenizer its sep_token serves)"
         )
     return cast(int, tokenizer.eos_token_id)
 

@@ -338,8 +338,8 @@ def _alphabet_too_large(
 ) -> ConfigError:
     return ConfigError(
         f"vocab_size is {vocab_size}, but {kind} on this text needs at least {needed}: it has "
-        f"{characters} different"
-        " characters; ask for more, clean the text, or use kind bpe, whose alphabet is 256 bytes"
+        f"{characters} different characters; ask for more, clean the text, or use kind bpe, whose "
+        "alphabet is 256 bytes"
     )
 
 

@@ -96,9 +96,8 @@ class CleaningReport:
         first = self.examples[self.dropped.most_common(1)[0][0]][0] if self.dropped else ""
         raise DataError(
             f"all {self.documents_in} documents were dropped: {reasons or 'none was read'}; for "
-            f"example: {first!r}; "
-            "is --text_column right? Limits are in FILTERS of the recipe, which `hfstack copy "
-            "clean` copies here"
+            f"example: {first!r}; is --text_column right? Limits are in FILTERS of the recipe, "
+            "which `hfstack copy clean` copies here"
         )
 
     def dropped_table(self) -> tuple[list[str], list[list[Any]]]:
@@ -240,8 +239,7 @@ def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> 
     if not skip:
         raise DataError(
             f"row {number}: column {text_column!r} holds {found} instead of text; leave such rows "
-            "out with "
-            "--on_bad_row skip, or name another column with --text_column"
+            "out with --on_bad_row skip, or name another column with --text_column"
         )
 
     return f"no_text: {found}"

@@ -152,15 +152,14 @@ class BlockWriter:
         except Exception as error:  # the `tokenizers` library raises bare Exception
             raise DataError(
                 f"the tokenizer cannot encode one of the {len(documents)} documents from number "
-                f"{self._seen_count} on"
-                f" ({error}): its vocabulary lacks a token of theirs and has no unk token"
+                f"{self._seen_count} on ({error}): its vocabulary lacks a token of theirs and has "
+                "no unk token"
             ) from error
 
         if int(ids.max()) >= self._vocabulary_size:
             raise DataError(
                 f"the tokenizer gave id {int(ids.max())}, but its vocabulary ends at "
-                f"{self._vocabulary_size - 1}:"
-                " its files do not belong together"
+                f"{self._vocabulary_size - 1}: its files do not belong together"
             )
 
         return ids, ends
@@ -173,8 +172,7 @@ class BlockWriter:
             if documents[index].strip():
                 raise DataError(
                     "the tokenizer has no token for the document that begins "
-                    f"{documents[index][:40]!r}:"
-                    " use one trained on such text, or a byte-level one"
+                    f"{documents[index][:40]!r}: use one trained on such text, or a byte-level one"
                 )
 
         keep = lengths > 1
@@ -244,6 +242,5 @@ def _byte_length(text: str) -> int:
     except UnicodeEncodeError as error:
         raise DataError(
             f"the document that begins {text[:40]!r} holds half a surrogate pair at character "
-            f"{error.start}:"
-            " clean the text first"
+            f"{error.start}: clean the text first"
         ) from None

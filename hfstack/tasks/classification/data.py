@@ -133,8 +133,7 @@ def load_labelled(
             usual = f"GLUE's have {', '.join(filter(None, task.columns))}; " if task else ""
             raise DataError(
                 f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; "
-                f"{usual}set --text_column, "
-                "--text_pair_column or --label_column"
+                f"{usual}set --text_column, --text_pair_column or --label_column"
             )
 
     kind: Any = None if label_args.kind == "auto" else label_args.kind

@@ -262,8 +262,7 @@ def _checked_labels(labels: LabelSet, values: Sequence[Any], column: str) -> Lab
         only = f" ({labels.names[0]!r})" if len(labels.names) == 1 else ""
         raise DataError(
             f"column {column!r} has {len(present)} class only{only}: a classifier needs at least "
-            "two; is it the right "
-            "column, and is the file sorted by label while --max_rows cuts it?"
+            "two; is it the right column, and is the file sorted by label while --max_rows cuts it?"
         )
 
     return labels

@@ -121,8 +121,7 @@ def check_metric(name: str, problem_type: str, classes: int) -> str:
     if plain not in (*known, "loss"):
         raise ConfigError(
             f"--metric_for_best_model {name} does not fit a {problem_type.replace('_', ' ')} of "
-            f"{classes} "
-            f"output{'s' if classes > 1 else ''}: choose {', '.join(known)} or loss"
+            f"{classes} output{'s' if classes > 1 else ''}: choose {', '.join(known)} or loss"
         )
 
     return f"eval_{plain}"

@@ -249,6 +249,6 @@ def _check_head(config: Any, problem_type: str, id2label: dict[int, str], name: 
     if not same:
         raise ConfigError(
             f"{name} is a classifier of {len(own)} labels ({', '.join(own[:5])}), the data has "
-            f"{len(id2label)} "
-            f"({', '.join(list(id2label.values())[:5])}): name the model that it was made from"
+            f"{len(id2label)} ({', '.join(list(id2label.values())[:5])}): name the model that it "
+            "was made from"
         )

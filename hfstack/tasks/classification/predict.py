@@ -132,9 +132,8 @@ def _encode_rows(
     for index, row in enumerate(rows):
         if absent := [name for name in columns if name is not None and name not in row]:
             raise DataError(
-                f"row {first_row + index} has no column {absent[0]!r}, found {', '.join(row)}; "
-                "set --text_column or "
-                "--text_pair_column"
+                f"row {first_row + index} has no column {absent[0]!r}, found {', '.join(row)}; set "
+                "--text_column or --text_pair_column"
             )
 
     values = {name: [row[name] for row in rows] for name in columns if name is not None}

@@ -105,8 +105,7 @@ def read_questions(
         if column not in rows.column_names:
             raise DataError(
                 f"{name}: no column {column!r}, found {', '.join(rows.column_names)}; set "
-                "--question_column, "
-                "--context_column or --answers_column"
+                "--question_column, --context_column or --answers_column"
             )
 
     question_column, context_column, answers_column = columns

@@ -331,8 +331,7 @@ def load_answer_predictor(
                 if not isinstance(row.get(name), str) or not row[name].strip():
                     raise DataError(
                         f"row {number}: no text in column {name!r}, found {', '.join(row)}; set "
-                        "--text_column "
-                        "(question) and --text_pair_column (context)"
+                        "--text_column (question) and --text_pair_column (context)"
                     )
             questions.append(Question(str(number), row[names[0]], row[names[1]], []))
 

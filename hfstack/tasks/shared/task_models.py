@@ -219,6 +219,5 @@ def _check_tags(config: Any, tags: list[str], name: str) -> None:
     if own != tags:
         raise ConfigError(
             f"{name} is a tagger of {len(own)} tags ({', '.join(own[:5])}), the data has "
-            f"{len(tags)} "
-            f"({', '.join(tags[:5])}): name the model that it was made from"
+            f"{len(tags)} ({', '.join(tags[:5])}): name the model that it was made from"
         )

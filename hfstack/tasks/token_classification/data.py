@@ -196,8 +196,7 @@ def check_tags(
     if problems and bad_tags == "fail":
         raise DataError(
             f"{name}: {problems} entities begin with I- instead of B-, first {first}; --bad_tags "
-            "repair makes them B-, "
-            "keep leaves them"
+            "repair makes them B-, keep leaves them"
         )
 
     if problems:
