@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hfstack.data.sources import DataArgs, Source
+from hfstack.data.sources import DataArgs, Source, Splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.classification import data as classify_data
 from hfstack.tasks.classification.data import LabelArgs, encode_split, load_labelled
@@ -32,9 +32,9 @@ def glue_rows(task: str) -> Dataset:
 def test_a_task_by_its_name_comes_from_the_hub(task: str, monkeypatch: pytest.MonkeyPatch):
     asked: list[Source] = []
 
-    def load(args: DataArgs, **_: object) -> dict[str, Dataset]:
+    def load(args: DataArgs, **_: object) -> Splits:
         asked.extend([*args.datasets, *args.eval_datasets])
-        return {"train": glue_rows(task), "eval": glue_rows(task)}
+        return Splits({"train": glue_rows(task), "eval": glue_rows(task)}, {"train": [], "eval": []})
 
     def load_more(sources: list[Source], **_: object) -> Dataset:
         asked.extend(sources)
