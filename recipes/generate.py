@@ -113,7 +113,7 @@ def main(
 
 
 def read_prompts(path: str | None) -> list[str]:
-    """Return the prompts of a file: of the column `prompt`, else of `text`, which lines have."""
+    """Return the prompts of a file: its column `prompt`, else `text`, else its lines."""
     if path is None:
         return []
 

@@ -77,7 +77,7 @@ def main(
     seq2seq_args: Seq2SeqArgs,
     training_args: Seq2SeqTrainingArguments,
 ) -> dict[str, float]:
-    """Train, generate a text for each held-out row, score and save; return the metrics."""
+    """Train, generate held-out texts, score them and save; return the metrics."""
     args, patience = seq2seq_args, seq2seq_args.early_stopping_patience
     settings = (model_args, data_args, seq2seq_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:

@@ -1,4 +1,4 @@
-"""Answer held-out prompts, compare with their references, and measure the loss of references.
+"""Answer held-out prompts, and compare the answers with their references.
 
 Prompts come as token ids because a chat template has rendered them: putting a start token in front,
 as for plain text, would be a beginning that the model was never trained on.

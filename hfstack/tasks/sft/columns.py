@@ -1,4 +1,4 @@
-"""Read the columns of instruction data: conversations, prompt + completion, or plain text."""
+"""Read instruction data: conversations, prompt + completion, or plain text."""
 
 import json
 from collections.abc import Sequence

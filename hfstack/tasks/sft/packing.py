@@ -1,4 +1,4 @@
-"""Pack whole documents into rows, and batch packed rows so that documents stay apart.
+"""Pack whole documents into rows, and batch them so that they stay apart.
 
 Packing is best-fit decreasing (Ding et al. 2024, arXiv:2404.10830): no document is split to fill a
 row.
