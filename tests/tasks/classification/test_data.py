@@ -34,7 +34,9 @@ def test_a_task_by_its_name_comes_from_the_hub(task: str, monkeypatch: pytest.Mo
 
     def load(args: DataArgs, **_: object) -> Splits:
         asked.extend([*args.datasets, *args.eval_datasets])
-        return Splits({"train": glue_rows(task), "eval": glue_rows(task)}, {"train": [], "eval": []})
+        return Splits(
+            {"train": glue_rows(task), "eval": glue_rows(task)}, {"train": [], "eval": []}
+        )
 
     def load_more(sources: list[Source], **_: object) -> Dataset:
         asked.extend(sources)

@@ -11,8 +11,8 @@ from hfstack.tasks.classification.loss import (
     METRICS,
     check_encoder_settings,
     classification_loss,
-    greater_is_better,
     classifier_settings,
+    greater_is_better,
 )
 from hfstack.tasks.classification.metrics import NUMBER, SEVERAL, SINGLE, scores
 from hfstack.tokens.text_rows import pad_rows
