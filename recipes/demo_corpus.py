@@ -68,12 +68,11 @@ class DemoArgs:
 
 def main(args: DemoArgs) -> dict[str, float]:
     with Run.start(__file__, args.output_dir, args) as run:
-        started, faults, text_bytes, sample = (
-            time.perf_counter(),
-            Counter[str | None](),
-            0,
-            list[str](),
-        )
+        # stories
+        faults = Counter[str | None]()
+        text_bytes = 0
+        sample: list[str] = []
+        started = time.perf_counter()
 
         with (
             write_jsonl(run.output_dir / "raw.jsonl") as add,
@@ -89,6 +88,7 @@ def main(args: DemoArgs) -> dict[str, float]:
 
         speed = args.stories / (time.perf_counter() - started)
 
+        # files for the later stages
         tasks = list(
             instructions(
                 args.seed, args.instructions, task=args.task, careless_share=args.careless_share
@@ -104,6 +104,7 @@ def main(args: DemoArgs) -> dict[str, float]:
         prompts = "".join(f"{opening}\n" for opening in openings(args.seed, OPENINGS))
         (run.output_dir / "prompts.txt").write_text(prompts, encoding="utf-8")
 
+        # report
         planted = [
             [fault, "drop" if fault in DROPPED else "repair", faults[fault]]
             for fault in FAULTS
@@ -113,9 +114,11 @@ def main(args: DemoArgs) -> dict[str, float]:
         run.add_table("planted_noise", ["fault", "a cleaner should", "rows"], planted)
         for fault, duty, count in planted:
             print(f"{fault:<20} {count:>6} rows to {duty}")
+
         # what counting words achieves on held-out stories: a model should do better
         cut = len(sample) * 19 // 20
         trigram = ngram_bits_per_byte(sample[:cut], sample[cut:], order=3)
+
         run.finish(
             variety(sample)
             | {

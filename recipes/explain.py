@@ -56,9 +56,12 @@ class ExplainArgs:
 def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) -> dict[str, float]:
     """Explain each text, print the check and write the page."""
     with Run.start(__file__, run_args.output_dir, model_args, explain_args, run_args) as run:
+        # model
         run.add_parent(model_args.model_name_or_path)
         model, tokenizer, info = load_trained_classifier(model_args)
         model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
+
+        # data
         columns = [name for name in (info.text_column, info.text_pair_column) if name is not None]
         texts: list[tuple[str, ...]] = [(text,) for text in explain_args.texts]
 
@@ -75,6 +78,7 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
 
         run.record_inputs(explain=describe_sources(explain_args.datasets, read))
 
+        # explain
         settings = {
             "label": explain_args.label,
             "steps": explain_args.steps,
@@ -92,6 +96,7 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
                 f" {text[0][:50]}"
             )
 
+        # write
         page = explanation_page(found, model=model_args.model_name_or_path or "")
         (run.output_dir / "explanations.html").write_text(page, encoding="utf-8")
 
@@ -101,6 +106,8 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
 
         run.add_artifact("explanations", "explanations.jsonl")
         run.add_artifact("page", "explanations.html")
+
+        # check
         worst = max(found, key=lambda one: one.relative_delta)
         complete = sum(one.relative_delta <= explain_args.tolerance for one in found)
         print(f"completeness: {complete} of {len(found)} within {100 * explain_args.tolerance:g} %")

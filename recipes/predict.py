@@ -70,6 +70,7 @@ class PredictArgs:
 def main(model_args: ModelConfig, predict_args: PredictArgs, run_args: RunArgs) -> dict[str, float]:
     """Predict and write; return how many rows."""
     with Run.start(__file__, run_args.output_dir, model_args, predict_args, run_args) as run:
+        # model
         run.add_parent(model_args.model_name_or_path)
         load = TASKS[task_of(model_args, TASKS)]
         predict = load(
@@ -79,6 +80,7 @@ def main(model_args: ModelConfig, predict_args: PredictArgs, run_args: RunArgs) 
             max_length=predict_args.max_length,
         )
 
+        # data
         sources = [
             Source(each) if isinstance(each, str) else each for each in predict_args.datasets
         ]
@@ -91,6 +93,7 @@ def main(model_args: ModelConfig, predict_args: PredictArgs, run_args: RunArgs) 
             max_rows=predict_args.max_rows,
         )
 
+        # predict
         count = write_predictions(
             rows,
             predict,

@@ -61,6 +61,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
         if not data_args.datasets:
             raise ConfigError("datasets: name at least one, e.g. --datasets stories.jsonl")
 
+        # data
         log: SourceLog = {}
         read = partial(
             read_texts,
@@ -71,6 +72,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
         own_eval = bool(data_args.eval_datasets)
         fraction = 0.0 if own_eval else data_args.eval_fraction
 
+        # tokenizer
         train = (
             text
             for text in read(data_args.datasets)
@@ -79,6 +81,8 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
 
         tokenizer = train_tokenizer(train, **settings)
         run.record_data("train", describe_sources(data_args.datasets, log))
+
+        # measure
         metrics: dict[str, float] = {"vocab_size": len(tokenizer)}
 
         if own_eval or fraction:
@@ -107,6 +111,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
             [[token, len(token) - 2] for token in longest[:SHOWN_TOKENS]],
         )
 
+        # save
         tokenizer.save_pretrained(run.output_dir)
         run.add_artifact("tokenizer", "tokenizer.json")
         return run.finish(metrics)

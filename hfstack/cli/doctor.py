@@ -339,6 +339,8 @@ def installed_version(name: str) -> str | None:
 def satisfies(found: str, span: str) -> bool:
     """Return whether a version lies in a range such as `>=1.15,<1.17`.
 
+    By hand, because `packaging` is one of the things that may be missing where doctor runs.
+
     A local suffix (`+cu128`) does not count.
     """
     tests = {

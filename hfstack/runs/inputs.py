@@ -27,7 +27,7 @@ def describe_model_files(folder: Path, known: Collection[str]) -> list[dict[str,
 
 
 def relative_parent(folder: Path, output_dir: Path) -> str | None:
-    """Return the way from a run to the run that wrote a folder; None where no run wrote it."""
+    """Return the relative path of the run that wrote a folder; None if none did."""
     if not (folder / RUN_FILE).is_file():
         return None
     return os.path.relpath(folder.resolve(), output_dir.resolve())
