@@ -39,6 +39,12 @@ _BYTES_PER_TRAINED_PARAMETER = 12
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 
+# What parsing JSON, safetensors headers and archives raises on half a file.
+_PARSE_ERRORS = (
+    *(ValueError, KeyError, TypeError, AttributeError, EOFError),
+    *(struct.error, zipfile.BadZipFile),
+)
+
 
 def refuse_full_disk(
     directory: str | Path, *, parameters: int = 0, checkpoint_bytes: int = 0
@@ -178,9 +184,8 @@ def write_manifest(
         "step": step,
         "world_size": world_size,
         "settings": settings or {},
+        "files": dict(zip(names, described, strict=True)),
     }
-
-    manifest["files"] = dict(zip(names, described, strict=True))
     with atomic_write(path / MANIFEST) as file:
         json.dump(manifest, file, indent=1)
 
@@ -242,13 +247,15 @@ def rotate(
     whole = [path for path in paths if find_damage(path, needs_manifest=True, deep=False) is None]
     if not keep or keep < 1 or not whole:
         return []
+
+    # By name, because the best checkpoint may be given by another way to the same folder.
     safe = {whole[0], *([Path(protected)] if protected else [])}
     kept = [path for path in paths if path.name in {one.name for one in safe}]
-
     for path in paths:
         if path not in kept and len(kept) < max(keep, len(safe)):
             kept.append(path)
 
+    # What is newer than the newest whole one may be in the making.
     doomed = [path for path in paths if path not in kept and step_of(path) < step_of(whole[0])]
     for path in doomed:
         # from here on it is no checkpoint, whenever the process dies
@@ -340,10 +347,10 @@ def _differs_from_manifest(path: Path, deep: bool) -> str | None:
             return f"{name} has {found} bytes instead of {size}"
 
     if deep:
+        # Hashing releases the interpreter's lock, so threads read several files at once.
         with ThreadPoolExecutor(_THREADS) as pool:
-            for name, found in zip(
-                files, pool.map(lambda name: _size_and_hash(path / name), files), strict=True
-            ):
+            hashed = pool.map(lambda name: _size_and_hash(path / name), files)
+            for name, found in zip(files, hashed, strict=True):
                 if found != files[name]:
                     return f"{name} is not what was written (its blake2b differs)"
 
@@ -363,15 +370,7 @@ def _structure_fault(path: Path, deep: bool) -> str | None:
     for name in _file_names(path):
         try:
             fault = _file_fault(path, name, deep)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            EOFError,
-            struct.error,
-            zipfile.BadZipFile,
-        ):
+        except _PARSE_ERRORS:
             return f"{name} is torn"
         if fault is not None:
             return fault

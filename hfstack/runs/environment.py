@@ -32,11 +32,11 @@ def library_versions() -> dict[str, str]:
 def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
     """Return processor, cores, memory in GiB, accelerators, and the device in use."""
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    # macOS and Windows do not say which cores this process may use
+    has_affinity = hasattr(os, "sched_getaffinity")
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": device.type if device is not None else "cpu",
         "accelerators": accelerators,
@@ -61,11 +61,8 @@ def git_commit(folder: Path) -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    return (
-        f"{commit}-dirty"
-        if commit and git("status", "--porcelain", "--untracked-files=no")
-        else commit
-    )
+    changed = commit and git("status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if changed else commit
 
 
 def refuse_wrong_world_size(counted: int | None = None) -> int:
@@ -123,11 +120,8 @@ def uses_fsdp(args: Any) -> bool:
     Args:
         args: a TrainingArguments.
     """
-    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in (
-        "true",
-        "1",
-        "yes",
-    )
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1", "yes")
+    return bool(args.fsdp) or launched
 
 
 def is_sharded(args: Any) -> bool:

@@ -25,11 +25,11 @@ SCHEMA = 1
 # Settings that say where and how loudly a run speaks, not what it computes: they may differ on a
 # resume.
 _NOT_IDENTITY = frozenset(
-    "output_dir resume_from_checkpoint disable_tqdm report_to run_name log_level log_level_replica "
-    "project logging_steps logging_first_step logging_strategy push_to_hub hub_model_id "
-    "hub_strategy hub_private_repo hub_revision hub_always_push trackio_space_id trackio_bucket_id "
-    "trackio_static_space_id save_total_limit "
-    "dataloader_num_workers dataloader_pin_memory ddp_timeout do_train do_eval do_predict".split()
+    "output_dir resume_from_checkpoint save_total_limit do_train do_eval do_predict "
+    "disable_tqdm log_level log_level_replica logging_steps logging_first_step logging_strategy "
+    "report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id "
+    "push_to_hub hub_model_id hub_strategy hub_private_repo hub_revision hub_always_push "
+    "dataloader_num_workers dataloader_pin_memory ddp_timeout".split()
 )
 
 
@@ -82,17 +82,15 @@ def read_run(directory: str | Path) -> RunRecord:
                 "hfstack"
             )
 
-        hints = {f.name: f.type for f in dataclasses.fields(RunRecord)}
-        for name, plain in (
-            ("settings", dict),
-            ("metrics", dict),
-            ("tables", dict),
-            ("data", list),
-        ):
-            if not isinstance(values.get(name, plain()), plain):
+        # Readers walk through these without looking: a file that somebody edited fails here.
+        kinds = {"settings": dict, "metrics": dict, "tables": dict, "data": list}
+        for name, kind in kinds.items():
+            if not isinstance(values.get(name, kind()), kind):
                 raise TypeError(f"{name} is a {type(values[name]).__name__}")
 
-        return RunRecord(**{name: value for name, value in values.items() if name in hints})
+        # a field that an earlier version wrote and this one does not know is passed over
+        known = {field.name for field in dataclasses.fields(RunRecord)}
+        return RunRecord(**{name: value for name, value in values.items() if name in known})
     except OSError as error:
         raise CheckpointError(
             f"{path}: {error.strerror}; is this the output directory of a run?"
@@ -246,8 +244,8 @@ def claim_directory(
             "--output_dir"
         )
 
+    # A run that failed before it made anything leaves run.json alone: nothing is lost.
     left = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
-    # it made nothing, so nothing is lost
     if replace_own or (before.status == "failed" and left == {RUN_FILE}):
         return None, {}
 
@@ -300,7 +298,8 @@ def _probe(directory: Path) -> None:
     """Make the directory and see that files can be made in it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (probe := directory / f".{RUN_FILE}.{os.getpid()}").touch()
+        probe = directory / f".{RUN_FILE}.{os.getpid()}"
+        probe.touch()
         probe.unlink()
     except OSError as error:
         raise CheckpointError(
@@ -318,7 +317,9 @@ def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
         logger.warning(
             "%s was left as running by process %s on %s, which cannot be asked from here: taking "
             "it as killed; stop it there if it still writes",
-            *(directory, pid, host),
+            directory,
+            pid,
+            host,
         )
         return
 

@@ -48,6 +48,7 @@ def choose_checkpoint(
             "--resume_from_checkpoint last, or choose another --output_dir"
         )
 
+    # True is how upstream's examples ask for the last one.
     if asked in (None, "last", "True", "true"):
         path = resumable_checkpoint(directory, needs_manifest=strict)
         if path is None and asked is not None:
@@ -59,14 +60,11 @@ def choose_checkpoint(
     changed = {} if inside else _compare_with_its_run(path, record, allowed)
     step = check_checkpoint(path, needs_manifest=strict and inside)
 
+    # Left in place, a newer one would be what the next `last` resumes from.
     for later in list_checkpoints(directory) if inside else []:
         if step_of(later) > step:
-            logger.warning(
-                "%s is newer than %s: set aside as %s",
-                later,
-                path,
-                set_aside(later, "abandoned").name,
-            )
+            aside = set_aside(later, "abandoned")
+            logger.warning("%s is newer than %s: set aside as %s", later, path, aside.name)
 
     return path, step, changed
 
@@ -108,7 +106,8 @@ def whole_train_loss(
     total, step = 0.0, 0
     for entry in history:
         if "loss" in entry and step < entry["step"] <= resumed_step:
-            total, step = total + entry["loss"] * (entry["step"] - step), entry["step"]
+            total += entry["loss"] * (entry["step"] - step)
+            step = entry["step"]
     if step != resumed_step:
         return None
     steps = last_step - resumed_step

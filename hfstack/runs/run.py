@@ -16,27 +16,20 @@ import math
 import os
 import secrets
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
 from hfstack.config import allowed_changes
 from hfstack.disk import atomic_write
-from hfstack.errors import (
-    CheckpointError,
-    ConfigError,
-    DivergedError,
-    HfstackError,
-    Preempted,
-)
+from hfstack.errors import CheckpointError, ConfigError, DivergedError, HfstackError, Preempted
 from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
 from hfstack.runs.checkpoint_files import newest_checkpoint, says_disk_is_full
@@ -58,11 +51,10 @@ from hfstack.runs.record import (
     settings_as_dict,
 )
 from hfstack.runs.resume import choose_checkpoint, clear_full_disk, whole_train_loss
+from hfstack.runs.stop_signals import StopSignals
 from hfstack.runs.trackers import forget_later_steps, tracked
 
 logger = get_logger(__name__)
-
-_SAME_STOP_S = 5.0  # a SIGTERM that comes so soon after one is that one, sent twice
 
 
 @dataclass
@@ -87,26 +79,23 @@ class Run:
         allow_changed: frozenset[str] = frozenset(),
     ) -> None:
         self.record = record
-        self._allow_changed = allow_changed
-        self._resume_point: str | None = None
-        self._resume_point_chosen = False
         self.output_dir = Path(record.output_dir)
-
         self._training_args = training_args
         self._rank = int(os.environ.get("RANK", "0"))
         self._began = time.monotonic()
-        self._previous_handlers: dict[int, Any] = {}
+
+        # the run that this one continues, and where from
         self._before: RunRecord | None = None
-
+        self._allow_changed = allow_changed
         self._changed: dict[str, tuple[Any, Any]] = {}
-        self._at_exit: list[Callable[[], None]] = []
-        self._trackers = contextlib.ExitStack()
-        self._defers_stop = False
-        self._stops_at_once = False
-
-        self._asked_to_stop_at = -math.inf
-        self.stop_asked = False
         self.resumed_from: Path | None = None
+        self._resume_point: str | None = None
+        self._resume_point_chosen = False
+
+        # what the end of the `with` block closes
+        self._signals = StopSignals(self.output_dir)
+        self._trackers = contextlib.ExitStack()
+        self._at_exit: list[Callable[[], None]] = []
 
     @classmethod
     def start(
@@ -147,7 +136,7 @@ class Run:
         world_size = refuse_wrong_world_size(training_args.world_size if training_args else None)
 
         plain = {type(s).__name__: settings_as_dict(s) for s in settings}
-        # another number of processes is another global batch
+        # Part of what is hashed: another number of processes is another global batch.
         plain["Launch"] = {"world_size": world_size}
         seed = next((s["seed"] for s in plain.values() if isinstance(s.get("seed"), int)), 0)
         if not 0 <= seed < 2**32:
@@ -169,6 +158,7 @@ class Run:
             run_id=secrets.token_hex(4),
         )
 
+        # Nothing is written before it is known whose directory this is.
         allowed = allowed_changes() if allow_changed is None else frozenset(allow_changed)
         run = cls(record, training_args, allowed)
         run._before, run._changed = decide_on_first(
@@ -176,10 +166,9 @@ class Run:
         )
 
         if run._before is not None:
-            record.restarts, record.run_id = (
-                run._before.restarts,
-                run._before.run_id or record.run_id,
-            )
+            record.restarts = run._before.restarts
+            # an older record may have no id
+            record.run_id = run._before.run_id or record.run_id
             record.verified_checkpoints = run._before.verified_checkpoints
 
         if training_args is not None and training_args.full_determinism:
@@ -194,12 +183,7 @@ class Run:
         self._trackers.enter_context(
             tracked(self._training_args, self.output_dir, self.record.run_id)
         )
-
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            # not the main thread: signals are somebody else's business
-            with contextlib.suppress(ValueError):
-                self._previous_handlers[signum] = signal.signal(signum, self._on_signal)
-
+        self._signals.install()
         return self
 
     def __exit__(
@@ -210,27 +194,21 @@ class Run:
     ) -> None:
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
         # launchers send a signal again: run.json is written all the same
-        for signum in self._previous_handlers:
-            signal.signal(signum, signal.SIG_IGN)
+        self._signals.ignore()
         refusal = self._close_checkpoints(error)
 
-        if error is not None and (newest := self._newest()) is not None:
-            # the curves so far
+        # A report of a failed run shows the curves up to its newest checkpoint.
+        newest = self._newest() if error is not None else None
+        if newest is not None:
             self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")
 
         self.record.status = "finished" if error is None else "preempted" if stopped else "failed"
         if error is not None and not stopped:
             shown = refusal or error
-            text = (
-                str(shown)
-                if isinstance(shown, HfstackError)
-                else f"{type(shown).__name__}: {shown}"
-            )
-
-            self.record.error, self.record.error_kind = (
-                redact(" ".join(text.split())),
-                type(shown).__name__,
-            )
+            kind_name = type(shown).__name__
+            text = str(shown) if isinstance(shown, HfstackError) else f"{kind_name}: {shown}"
+            self.record.error = redact(" ".join(text.split()))
+            self.record.error_kind = kind_name
 
         self.record.ended = _now()
         self.record.duration_s = round(time.monotonic() - self._began, 3)
@@ -242,8 +220,7 @@ class Run:
                 raise
             logger.exception("run.json could not be written")  # the run's own error matters more
         finally:
-            for signum, handler in self._previous_handlers.items():
-                signal.signal(signum, handler)
+            self._signals.restore()
             # last: a tracker may wait for its server
             self._trackers.__exit__(kind, error, traceback)
 
@@ -256,8 +233,11 @@ class Run:
         """Let a checkpoint that is being verified be finished.
 
         After a full disk, remove what was half written.
+
+        Returns:
+            What to raise in place of the error of a full disk, which says what to do next.
         """
-        for finish in [] if self._stops_at_once else self._at_exit:
+        for finish in [] if self._signals.at_once else self._at_exit:
             try:
                 finish()
             except CheckpointError as unfinished:
@@ -265,14 +245,11 @@ class Run:
                     raise
                 logger.warning("%s", unfinished)
 
-        if (
-            error is None
-            or isinstance(error, HfstackError | Preempted)
-            or not says_disk_is_full(error)
-        ):
+        if error is None or isinstance(error, HfstackError | Preempted):
             return None
-
-        return clear_full_disk(self.record, error) if self._rank == 0 else None
+        if self._rank != 0 or not says_disk_is_full(error):
+            return None
+        return clear_full_disk(self.record, error)
 
     def _newest(self) -> Path | None:
         return newest_checkpoint(self.output_dir, needs_manifest=self.record.verified_checkpoints)
@@ -295,31 +272,17 @@ class Run:
         """Set whether the first SIGTERM or Ctrl-C only sets `stop_asked`.
 
         So that a trainer can save first.
-
-        A SIGTERM that follows one within seconds is the same one: schedulers send it to every
-        process of a job, and launchers hand theirs on.
         """
-        self._defers_stop = defers
+        self._signals.deferred = defers
 
     def ask_to_stop(self) -> None:
-        """Have the trainer save and stop; the first to ask says when it was."""
-        if not self.stop_asked:
-            self.stop_asked, self._asked_to_stop_at = True, time.monotonic()
+        """Ask the trainer to save and stop; the first to ask says when it was."""
+        self._signals.ask()
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        name = signal.Signals(signum).name
-        if self._defers_stop and not self.stop_asked:
-            self.ask_to_stop()
-            logger.warning(
-                "%s: saving a checkpoint after this step, then stopping; again to stop at once",
-                name,
-            )
-            return
-
-        if signum == signal.SIGTERM and time.monotonic() - self._asked_to_stop_at < _SAME_STOP_S:
-            return
-        self._stops_at_once = True
-        raise Preempted(f"stopped by {name}; {self.output_dir} is marked preempted")
+    @property
+    def stop_asked(self) -> bool:
+        """Whether a signal, or another process that received one, asks the trainer to stop."""
+        return self._signals.asked
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -352,24 +315,22 @@ class Run:
             self._rank, lambda: choose_checkpoint(self.record, asked, self._allow_changed)
         )
         if chosen is None:
-            self.record.restarts = []  # from the first step on it is a run that was never stopped
+            # from the first step on it is a run that was never stopped
+            self.record.restarts = []
             if self._rank == 0:
                 forget_later_steps(self._training_args, -1, changed=bool(self._changed))
             return None
 
         self.resumed_from, step, changed = chosen
         self._changed |= changed
-
         if self._rank == 0:
             forget_later_steps(self._training_args, step, changed=bool(self._changed))
-        restart: dict[str, Any] = {"step": step, "time": _now()}
 
+        restart: dict[str, Any] = {"step": step, "time": _now()}
         if self._changed:
             restart["changed"] = {name: list(values) for name, values in self._changed.items()}
-            logger.warning(
-                "going on with %s",
-                "; ".join(f"{n} {a!r} -> {b!r}" for n, (a, b) in self._changed.items()),
-            )
+            shown = (f"{name} {old!r} -> {new!r}" for name, (old, new) in self._changed.items())
+            logger.warning("continuing with %s", "; ".join(shown))
 
         self.record.restarts.append(restart)
         self._write()
@@ -433,12 +394,8 @@ class Run:
 
     def add_artifact(self, name: str, path: str | Path) -> None:
         """List a file of this run, relative to the output directory, for readers to open."""
-        relative = (
-            os.path.relpath(self.output_dir / path, self.output_dir)
-            if not Path(path).is_absolute()
-            else None
-        )
-        self.record.artifacts[name] = relative or os.path.relpath(path, self.output_dir)
+        # `/` keeps an absolute path as it is
+        self.record.artifacts[name] = os.path.relpath(self.output_dir / path, self.output_dir)
 
     def finish(self, metrics: dict[str, Any], trainer: Trainer | None = None) -> dict[str, float]:
         """Record the metrics; with a trainer, save the model, tokenizer and state as well.
@@ -448,11 +405,14 @@ class Run:
         """
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         if trainer is not None and "train_loss" in numbers and self.resumed_from is not None:
-            state, step = trainer.state, self.record.restarts[-1]["step"]
             loss = whole_train_loss(
-                state.log_history, step, state.global_step, numbers["train_loss"]
+                trainer.state.log_history,
+                self.record.restarts[-1]["step"],
+                trainer.state.global_step,
+                numbers["train_loss"],
             )
-            numbers["train_loss"] = numbers["train_loss"] if loss is None else loss
+            if loss is not None:
+                numbers["train_loss"] = loss
 
         for name, value in numbers.items():
             if name.endswith("loss") and not math.isfinite(value):
@@ -468,7 +428,8 @@ class Run:
         if trainer is not None:
             trainer.save_model(str(self.output_dir))
             trainer.save_state()
-            if self._rank == 0:  # pickles, with the settings in clear
+            if self._rank == 0:
+                # upstream pickles the settings, tokens in clear among them
                 for pickled in self.output_dir.glob("**/training_args.bin"):
                     pickled.unlink(missing_ok=True)
             self.add_artifact("trainer_state", "trainer_state.json")

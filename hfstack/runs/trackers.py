@@ -36,7 +36,6 @@ _ON_ITS_WAY_S = 20.0
 # wandb takes neither together with WANDB_RESUME
 _USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
 
-
 _given: set[str] = set()  # run names and variables that were set here, and not by the user
 
 
@@ -63,15 +62,17 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
     if not any(name in os.environ for name in _USERS_OWN_PLACE):
         wanted |= {"WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
 
+    # What the user has set stays; what an outer run has set is replaced, and put back at the end.
     names = {
         name: value for name, value in wanted.items() if name not in os.environ or name in _given
     }
     before = {name: os.environ.get(name) for name in names}
-    callbacks = {name: integration_utils.INTEGRATION_TO_CALLBACK[name] for name in _KEEP_ALL}
-
-    logged = LoggedSteps(output_dir / _LOGGED, run_id)
     _given.update(names)
     os.environ.update(names)
+
+    # The Trainer makes its callbacks from this table, so they are replaced before it is built.
+    callbacks = {name: integration_utils.INTEGRATION_TO_CALLBACK[name] for name in _KEEP_ALL}
+    logged = LoggedSteps(output_dir / _LOGGED, run_id)
     integration_utils.INTEGRATION_TO_CALLBACK.update(
         {name: _once(known, logged) for name, known in callbacks.items()}
     )
@@ -83,7 +84,6 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
     finally:
         integration_utils.INTEGRATION_TO_CALLBACK.update(callbacks)
         logged.keep(everything=True)
-
         for close in logged.at_end:
             close()
         _end_wandb(args, failed=failed)

@@ -107,7 +107,7 @@ def test_a_ladder_that_was_stopped_goes_on(
             == read_run(next(iter(rungs(tmp_path / "whole").values()))).settings["Rung"]["steps"]
             + 12
         ):
-            self.run.stop_asked = True
+            self.run.ask_to_stop()
         begin(self, *arguments, **kwargs)
 
     monkeypatch.setattr(StopWhenAsked, "on_step_end", ask)

@@ -481,7 +481,7 @@ def test_a_second_signal_stops_at_once(
         os.kill(os.getpid(), second)
 
     if second == signal.SIGTERM:
-        monkeypatch.setattr("hfstack.runs.run._SAME_STOP_S", 0.0)
+        monkeypatch.setattr("hfstack.runs.stop_signals._SAME_STOP_S", 0.0)
     with pytest.raises(Preempted, match=f"stopped by {second.name}"):
         train("out", At("on_step_begin", 3, twice))
     assert (
