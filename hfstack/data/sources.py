@@ -4,7 +4,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,7 +15,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from huggingface_hub import constants
 
 from hfstack.data.reading.cache import load_rows
-from hfstack.data.reading.files import expand_files, fingerprint, looks_local
+from hfstack.data.reading.files import DataFile, expand_files, fingerprint, looks_local
 from hfstack.data.reading.rows import OnBadRow, ReadReport, read_rows
 from hfstack.data.splitting import drop_overlap, hold_out, interleave, mix
 from hfstack.errors import ConfigError, DataError
@@ -34,7 +34,8 @@ class Source:
     In YAML a string, or `{path: user/dataset, name: en, split: train, weight: 2}`. `name` is a
     configuration of a Hub dataset. `split` of a folder chooses the files whose names carry it.
     `weight` is the share of this dataset in a mixture, relative to the others; with all weights 1
-    every row is used."""
+    every row is used.
+    """
 
     path: str
     name: str | None = None
@@ -71,7 +72,7 @@ class Source:
 
     @property
     def key(self) -> tuple[str, str | None, str]:
-        """What tells this source from others that are read in one run."""
+        """Return what distinguishes this source from others that are read in one run."""
         return self.path, self.name, self.split
 
     @property
@@ -79,11 +80,16 @@ class Source:
         """Whether the path means files of this machine rather than a Hub repository."""
         return looks_local(self.path)
 
+    def find_files(self) -> list[DataFile]:
+        """Return the local files that the path means; none for a Hub dataset."""
+        return expand_files(self.path, self.split) if self.is_local else []
+
 
 @dataclass
 class ReadSource:
-    """What a reader found out about a source: its rows, and a Hub dataset's revision."""
+    """What a reader found out about a source: its files, its rows, a Hub dataset's revision."""
 
+    files: list[DataFile] = field(default_factory=list)
     rows: int | None = None
     revision: str | None = None
 
@@ -175,7 +181,8 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Split
     """
     if not args.datasets:
         raise ConfigError("datasets: name at least one dataset, e.g. --datasets stories.jsonl")
-    quarantine_file = _fresh_quarantine(quarantine_file)
+
+    quarantine_file = _empty_quarantine(quarantine_file)
     splits: dict[str, Any] = {}
     log: SourceLog = {}
 
@@ -237,28 +244,28 @@ def load_mixture(
     """Return the rows of all sources as one Dataset, each with its weight's share.
 
     Args:
-        log: gets the number of rows of each source, for `describe_sources`.
+        log: gets the files and the number of rows of each source, for `describe_sources`.
     """
     log = {} if log is None else log
-    found = [
-        expand_files(source.path, source.split) if source.is_local else None for source in sources
-    ]
+    # Missing files are found before the first row is read.
+    files_by_source = [source.find_files() for source in sources]
     parts = []
 
-    for source, files in zip(sources, found, strict=True):
-        if files is None:
+    for source, files in zip(sources, files_by_source, strict=True):
+        if files:
+            rows = load_rows(
+                files, on_bad_row=on_bad_row, max_rows=max_rows, quarantine_file=quarantine_file
+            )
+            log[source.key] = ReadSource(files=files)
+        else:
             rows = _load_from_hub(source, streaming=False)
             assert isinstance(rows, Dataset)
             log[source.key] = ReadSource(revision=_revision(rows))
             rows = rows.select(range(min(len(rows), max_rows or len(rows))))
-        else:
-            rows = load_rows(
-                files, on_bad_row=on_bad_row, max_rows=max_rows, quarantine_file=quarantine_file
-            )
 
         if not len(rows):
             raise DataError(f"{source.path}: the split {source.split!r} has no rows")
-        log.setdefault(source.key, ReadSource()).rows = len(rows)
+        log[source.key].rows = len(rows)
         parts.append(rows)
 
     weights, names = [source.weight for source in sources], [source.path for source in sources]
@@ -276,31 +283,33 @@ def iterate_rows(
 ) -> Iterator[dict[str, Any]]:
     """Iterate over the checked rows of the sources in constant memory, uncached.
 
-    Sources come one after another. When a weight is not 1, rows are drawn by weight and `seed`
+    Sources come one after another. When a weight is not 1, rows are sampled by weight and `seed`
     until one source is used up. `max_rows` counts per source. Missing files are found before the
-    first row is read. `log` gets the number of rows of each source when its end is reached.
+    first row is read. `log` gets the files and the number of rows of each source when its end is
+    reached.
     """
-    found = [
-        expand_files(source.path, source.split) if source.is_local else None for source in sources
-    ]
-
     if on_bad_row == "quarantine" and quarantine_file is None:
         raise ConfigError(
             "on_bad_row is quarantine but no quarantine_file is given to write bad rows to"
         )
 
-    quarantine_file = _fresh_quarantine(quarantine_file)
+    files_by_source = [source.find_files() for source in sources]
+    quarantine_file = _empty_quarantine(quarantine_file)
+    log = {} if log is None else log
     streams = []
 
-    for source, files in zip(sources, found, strict=True):
-        read = partial(
-            read_rows,
-            files or [],
-            on_bad_row=on_bad_row,
-            quarantine_file=quarantine_file,
-            max_rows=max_rows,
-        )
-        streams.append(_counted(source, read, max_rows, {} if log is None else log))
+    for source, files in zip(sources, files_by_source, strict=True):
+        if files:
+            read = partial(
+                read_rows,
+                files,
+                on_bad_row=on_bad_row,
+                quarantine_file=quarantine_file,
+                max_rows=max_rows,
+            )
+            streams.append(_count_local(source, files, read, log))
+        else:
+            streams.append(_count_from_hub(source, max_rows, log))
 
     weights, names = [source.weight for source in sources], [source.path for source in sources]
     return interleave(streams, weights=weights, names=names, seed=seed)
@@ -320,19 +329,12 @@ def describe_sources(
     records: list[dict[str, Any]] = []
     for source in sources:
         read = (log or {}).get(source.key, ReadSource())
-        files = (
-            [fingerprint(file) for file in expand_files(source.path, source.split)]
-            if source.is_local
-            else []
-        )
+        files = [fingerprint(file.path) for file in read.files or source.find_files()]
+        record = {"path": source.path, "files": files, "rows": read.rows}
 
-        records.append({"path": source.path, "files": files, "rows": read.rows})
         if not source.is_local:
-            records[-1] |= {
-                "name": source.name,
-                "split": source.split,
-                "revision": read.revision,
-            }
+            record |= {"name": source.name, "split": source.split, "revision": read.revision}
+        records.append(record)
 
     return records
 
@@ -349,21 +351,21 @@ def require_columns(
         return
     wanted = " or ".join(" + ".join(sorted(columns)) for columns in alternatives)
     nearest = min(alternatives, key=lambda columns: len(columns - set(found)))
+    unused = [name for name in found if name not in nearest]
 
     hints = []
     for column in sorted(nearest - set(found)):
-        close = difflib.get_close_matches(
-            column, [name for name in found if name not in nearest], n=1, cutoff=0.5
-        )
+        close = difflib.get_close_matches(column, unused, n=1, cutoff=0.5)
+        can_be_mapped = column == "text" or len(nearest) == 1
 
-        if column == "text" or len(nearest) == 1:
-            hints.append(
-                f"--text_column {close[0]}?"
-                if close
-                else f"choose one with --text_column instead of {column!r}"
-            )
+        if can_be_mapped and close:
+            hints.append(f"--text_column {close[0]}?")
+        elif can_be_mapped:
+            hints.append(f"choose one with --text_column instead of {column!r}")
+        elif close:
+            hints.append(f"rename {close[0]!r} to {column!r}?")
         else:
-            hints.append(f"rename {close[0]!r} to {column!r}?" if close else f"add {column!r}")
+            hints.append(f"add {column!r}")
 
     raise DataError(
         f"{recipe} needs the columns {wanted}; found: {', '.join(found) or 'none'}; "
@@ -371,16 +373,17 @@ def require_columns(
     )
 
 
-def _fresh_quarantine(quarantine_file: Path | None) -> Path | None:
-    """Remove the quarantine file of an earlier run, on rank 0.
+def _empty_quarantine(quarantine_file: Path | None) -> Path | None:
+    """Return the file for bad rows, without those of an earlier run; a sink on other ranks.
 
     The sources of one run append to the file in turn.
     """
-    if quarantine_file is None or os.environ.get("RANK", "0") == "0":
-        if quarantine_file is not None:
-            quarantine_file.unlink(missing_ok=True)
-        return quarantine_file
-    return Path(os.devnull)
+    if quarantine_file is None:
+        return None
+    if os.environ.get("RANK", "0") != "0":
+        return Path(os.devnull)
+    quarantine_file.unlink(missing_ok=True)
+    return quarantine_file
 
 
 def _stream(
@@ -400,35 +403,37 @@ def _stream(
         "seed": args.split_seed,
     }
 
+    # A missing file is reported now, not at the first step.
     for source in sources:
-        if source.is_local:
-            # a missing file is reported now, not at the first step
-            expand_files(source.path, source.split)
+        source.find_files()
 
     rows = IterableDataset.from_generator(iterate_rows, gen_kwargs=settings)
     assert isinstance(rows, IterableDataset)
     return rows
 
 
-def _counted(
-    source: Source, read_local: Any, max_rows: int | None, log: SourceLog
+def _count_local(
+    source: Source, files: list[DataFile], read: Callable[..., Iterator[Any]], log: SourceLog
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one source, and log their number when the end is reached."""
-    if not source.is_local:
-        count = 0
-        stream: Iterable[Any] = _load_from_hub(source, streaming=True)
-        for row in islice(stream, max_rows):
-            count += 1
-            yield row
-
-        if not count:
-            raise DataError(f"{source.path}: the split {source.split!r} has no rows")
-        log[source.key] = ReadSource(rows=count)
-        return
-
+    """Yield the rows of local files, and log their number when the end is reached."""
     report = ReadReport()
-    yield from read_local(report=report)
-    log[source.key] = ReadSource(rows=report.rows)
+    yield from read(report=report)
+    log[source.key] = ReadSource(files=files, rows=report.rows)
+
+
+def _count_from_hub(
+    source: Source, max_rows: int | None, log: SourceLog
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Hub dataset, and log their number when the end is reached."""
+    count = 0
+    stream: Iterable[Any] = _load_from_hub(source, streaming=True)
+    for row in islice(stream, max_rows):
+        count += 1
+        yield row
+
+    if not count:
+        raise DataError(f"{source.path}: the split {source.split!r} has no rows")
+    log[source.key] = ReadSource(rows=count)
 
 
 def _load_from_hub(source: Source, *, streaming: bool) -> Dataset | IterableDataset:

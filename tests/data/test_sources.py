@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from hfstack.config import parse
 from hfstack.data import sources
+from hfstack.data.reading import files
 from hfstack.data.sources import (
     DataArgs,
     Source,
@@ -223,11 +224,11 @@ def test_quarantine_of_all_sources_goes_to_one_file_of_this_run() -> None:
         iterate_rows(args.datasets, on_bad_row="quarantine")
 
 
-def test_iterate_rows_draws_by_weight() -> None:
+def test_iterate_rows_samples_by_weight() -> None:
     mixed = [Source(texts("a.jsonl", 400, "a"), weight=3), Source(texts("b.jsonl", 60, "b"))]
-    drawn = [row["text"][0] for row in iterate_rows(mixed)]
-    assert drawn.count("b") == 60
-    assert 120 < drawn.count("a") < 240
+    sampled = [row["text"][0] for row in iterate_rows(mixed)]
+    assert sampled.count("b") == 60
+    assert 120 < sampled.count("a") < 240
 
 
 def test_describe_sources(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -257,6 +258,22 @@ def test_describe_sources(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None
     splits = load_splits(DataArgs(datasets=[again], eval_fraction=0.2))
     assert [record["rows"] for record in splits.inputs["train"]] == [30]
     assert splits.inputs["eval"] == []
+
+
+def test_a_file_is_identified_once_on_its_way_to_the_splits(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    identified = []
+
+    def data_file(path: Path) -> files.DataFile:
+        identified.append(path.name)
+        return files.DataFile(path, "txt", "")
+
+    (folder / "a.txt").write_text("one\ntwo\nthree\nfour\n")
+    monkeypatch.setattr(files, "data_file", data_file)
+    splits = load_splits(DataArgs(datasets=[Source("a.txt")], eval_fraction=0.5))
+    assert len(splits["train"]) == len(splits["eval"]) == 2
+    assert identified == ["a.txt"]
 
 
 def test_require_columns() -> None:

@@ -1,8 +1,8 @@
 """Cache the checked rows of local files as a memory-mapped Arrow table.
 
-The cache lies in `hfstack/` under datasets' own cache folder (HF_DATASETS_CACHE). Its key is the
-content of the files and the settings of the read, so a changed file is read again. What the read
-reported is kept with the rows and logged again when they are taken from the cache.
+The cache is in `hfstack/` under datasets' own cache folder (HF_DATASETS_CACHE). Its key is the
+content of the files and the settings of the reader, so a changed file is read again. The reader's
+report is kept with the rows and logged again when they are taken from the cache.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import pyarrow
 from datasets import Dataset
 from filelock import FileLock
 
-from hfstack.data.reading.files import fingerprint
+from hfstack.data.reading.files import DataFile, fingerprint
 from hfstack.data.reading.rows import OnBadRow, ReadReport, read_rows
 from hfstack.disk import hash_text
 from hfstack.errors import DataError
@@ -29,12 +29,13 @@ from hfstack.logs import get_logger
 logger = get_logger(__name__)
 
 _READER_VERSION = 2  # raise it when the same file would be read differently
+_FIRST_BATCH_ROWS = 16
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 2000
 
 
 def load_rows(
-    files: list[Path],
+    files: list[DataFile],
     *,
     on_bad_row: OnBadRow = "fail",
     max_rows: int | None = None,
@@ -45,8 +46,8 @@ def load_rows(
     Bad rows that are quarantined go to `quarantine_file`, or to a file in the cache whose place is
     logged. Raises DataError as `read_rows` does.
     """
-    prints = [fingerprint(path) for path in files]
-    settings = json.dumps([_READER_VERSION, pyarrow.__version__, prints, on_bad_row, max_rows])
+    contents = [fingerprint(file.path) for file in files]
+    settings = json.dumps([_READER_VERSION, pyarrow.__version__, contents, on_bad_row, max_rows])
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfstack"
     folder = root / hash_text(settings)
 
@@ -58,12 +59,7 @@ def load_rows(
             if report is not None:
                 report.log(f"{files[0]} (from the cache)")
             else:
-                if folder.is_dir():
-                    logger.warning(
-                        "the cache %s is not what was written: reading the files again", folder
-                    )
-                    shutil.rmtree(folder)
-                _fill(folder, files, on_bad_row, max_rows)
+                _fill_cache(folder, files, on_bad_row, max_rows)
     except OSError as error:
         cause = error.strerror or error
         raise DataError(
@@ -82,9 +78,9 @@ def load_rows(
 
 
 def _cached_report(folder: Path) -> ReadReport | None:
-    """What the read that filled a cache reported.
+    """Return the report of the reader that filled a cache.
 
-    None when there is no cache, or it is not what was written.
+    None when there is no cache, or its rows are damaged.
     """
     try:
         kept = json.loads((folder / "report.json").read_text())
@@ -95,24 +91,30 @@ def _cached_report(folder: Path) -> ReadReport | None:
         return None
 
 
-def _fill(folder: Path, files: list[Path], on_bad_row: OnBadRow, max_rows: int | None) -> None:
+def _fill_cache(
+    folder: Path, files: list[DataFile], on_bad_row: OnBadRow, max_rows: int | None
+) -> None:
     """Read the files into a new cache folder, which gets its name when it is complete."""
+    if folder.is_dir():
+        logger.warning("the cache %s is damaged: reading the files again", folder)
+        shutil.rmtree(folder)
+
     report = ReadReport()
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        place = Path(scratch) / "cache"
-        place.mkdir()
+        unfinished = Path(scratch) / "cache"
+        unfinished.mkdir()
         rows = read_rows(
             files,
             on_bad_row=on_bad_row,
-            quarantine_file=place / "quarantine.jsonl",
+            quarantine_file=unfinished / "quarantine.jsonl",
             max_rows=max_rows,
             report=report,
         )
+        _write_arrow(rows, unfinished, str(files[0]))
 
-        _write_arrow(rows, place, str(files[0]))
-        digest = {"blake2b": fingerprint(place / "rows.arrow")["blake2b"]}
-        (place / "report.json").write_text(json.dumps(dataclasses.asdict(report) | digest))
-        place.replace(folder)
+        digest = {"blake2b": fingerprint(unfinished / "rows.arrow")["blake2b"]}
+        (unfinished / "report.json").write_text(json.dumps(dataclasses.asdict(report) | digest))
+        unfinished.replace(folder)
 
 
 def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> None:
@@ -123,7 +125,7 @@ def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> Non
     """
     schema: pyarrow.Schema | None = None
     parts: list[Path] = []
-    batch_rows = 16
+    batch_rows = _FIRST_BATCH_ROWS
 
     with ExitStack() as stack:
         writer = None
@@ -140,33 +142,34 @@ def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> Non
                 block = _record_batch(batch, schema, name)
             writer.write_batch(block)
 
-            batch_rows = max(
-                1,
-                min(
-                    _BATCH_ROWS, batch_rows * 4, int(len(batch) * _BATCH_BYTES / (block.nbytes + 1))
-                ),
-            )
+            # Batches grow until one holds about _BATCH_BYTES.
+            fitting = int(len(batch) * _BATCH_BYTES / (block.nbytes + 1))
+            batch_rows = max(1, min(_BATCH_ROWS, batch_rows * 4, fitting))
 
-    if len(parts) > 1:
-        assert schema is not None
-        with (
-            pyarrow.OSFile(str(folder / "rows.arrow"), "wb") as sink,
-            pyarrow.ipc.new_stream(sink, schema) as writer,
-        ):
-            for part in parts:
-                with (
-                    pyarrow.memory_map(str(part)) as source,
-                    pyarrow.ipc.open_stream(source) as stream,
-                ):
-                    for block in stream:
-                        same = block.schema == schema
-                        writer.write_batch(
-                            block if same else _record_batch(block.to_pylist(), schema, name)
-                        )
-
-                part.unlink()
+    if len(parts) == 1:
+        parts[0].rename(folder / "rows.arrow")
     else:
-        shutil.move(parts[0], folder / "rows.arrow")
+        assert schema is not None
+        _join_parts(parts, folder / "rows.arrow", schema, name)
+
+
+def _join_parts(parts: list[Path], whole: Path, schema: pyarrow.Schema, name: str) -> None:
+    """Rewrite the parts of a table as one file of one schema, and remove them."""
+    with (
+        pyarrow.OSFile(str(whole), "wb") as sink,
+        pyarrow.ipc.new_stream(sink, schema) as writer,
+    ):
+        for part in parts:
+            with (
+                pyarrow.memory_map(str(part)) as source,
+                pyarrow.ipc.open_stream(source) as stream,
+            ):
+                for block in stream:
+                    if block.schema != schema:
+                        block = _record_batch(block.to_pylist(), schema, name)
+                    writer.write_batch(block)
+
+            part.unlink()
 
 
 def _record_batch(

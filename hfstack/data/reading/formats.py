@@ -11,15 +11,14 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow
 import pyarrow.parquet
 
-from hfstack.data.reading.files import file_format, open_bytes
+from hfstack.data.reading.files import DataFile, open_bytes
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 
@@ -43,34 +42,33 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _END_OF_TEXT = "<|endoftext|>"
 
 
-def read_file(path: Path) -> Iterator[NumberedRow]:
+def read_file(file: DataFile) -> Iterator[NumberedRow]:
     """Yield every row of a file in constant memory.
 
-    DataError when the file as a whole cannot be read.
+    Raises DataError when the file as a whole cannot be read.
     """
-    match file_format(path):
+    match file.format:
         case "jsonl":
-            return _read_jsonl(path)
+            return _read_jsonl(file)
         case "json":
-            return _read_json(path)
+            return _read_json(file)
         case "csv":
-            return _read_delimited(path, ",")
+            return _read_delimited(file, ",")
         case "tsv":
-            return _read_delimited(path, "\t")
+            return _read_delimited(file, "\t")
         case "parquet":
-            return _read_parquet(path)
+            return _read_parquet(file)
         case _:
-            return _read_txt(path)
+            return _read_txt(file)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object; raise ValueError when a key occurs twice."""
     row = dict(pairs)
     if len(row) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one "
-            "object"
-        )
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
     return row
 
 
@@ -81,11 +79,11 @@ def _refuse_constant(name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
 
 
-def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
+def _read_jsonl(file: DataFile) -> Iterator[NumberedRow]:
     decode_at = _DECODER.raw_decode
     seen = False
 
-    with open_bytes(path) as lines:
+    with open_bytes(file) as lines:
         for number, line in enumerate(lines, 1):
             text = None
             try:
@@ -97,32 +95,38 @@ def _read_jsonl(path: Path) -> Iterator[NumberedRow]:
                 if not line.strip():
                     continue
 
-                try:
-                    row = (
-                        _DECODER.decode(text)
-                        if text and text[0].isspace()
-                        else _bad_line(error, lines, line)
-                    )
-                except (ValueError, RecursionError) as again:
-                    row = _bad_line(again, lines, line)
-
+                row = _decode_indented(text, error, lines, line)
                 if not seen:
-                    _refuse_other_format(path, number, line)
+                    _refuse_other_format(file, number, line)
 
+            # A line that is JSON may still be none that a row can be.
             seen = True
             if type(row) is not dict:
                 if type(row) is not BadRow:
-                    row = BadRow(
-                        "not an object",
-                        f"expected an object {{...}}, got {text and text.strip()[:40]}",
-                    )
-            elif b"\\u" in line and (place := _lone_surrogate(row)):
+                    got = text and text.strip()[:40]
+                    row = BadRow("not an object", f"expected an object {{...}}, got {got}")
+            elif b"\\u" in line and (key := _lone_surrogate(row)):
                 row = BadRow(
                     "broken character",
-                    f"half of a surrogate pair in {place!r}, which no UTF-8 text can hold",
+                    f"half of a surrogate pair in {key!r}, which no UTF-8 text can hold",
                 )
 
             yield number, row, text if text is not None else line.decode(errors="backslashreplace")
+
+
+def _decode_indented(
+    text: str | None, error: Exception, lines: io.BufferedReader, line: bytes
+) -> Any:
+    """Decode a line that `raw_decode` refused, which takes no white space before the object.
+
+    A BadRow when the white space is not what is wrong.
+    """
+    if text and text[0].isspace():
+        try:
+            return _DECODER.decode(text)
+        except (ValueError, RecursionError) as again:
+            return _bad_line(again, lines, line)
+    return _bad_line(error, lines, line)
 
 
 def _bad_line(error: Exception, lines: io.BufferedReader, line: bytes) -> BadRow:
@@ -151,40 +155,38 @@ def _lone_surrogate(row: dict[str, Any]) -> str | None:
     JSON can spell it, UTF-8 and Arrow cannot.
     """
     for key, value in row.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         try:
-            (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+            text.encode()
         except UnicodeEncodeError:
             return key
     return None
 
 
-def _refuse_other_format(path: Path, number: int, line: bytes) -> None:
+def _refuse_other_format(file: DataFile, number: int, line: bytes) -> None:
     """Raise DataError when the first line shows that a file is not JSON lines."""
     text = line.decode(errors="replace").strip()
     if text == "{" or (text.startswith("[") and not text.endswith("]")):
-        wanted = (
-            "one object per line"
-            if text == "{"
-            else "one object per line; if it is a JSON array, rename it to .json"
-        )
+        hint = "" if text == "{" else "; if it is a JSON array, rename it to .json"
         raise DataError(
-            f"{path} line {number}: this is one JSON document over several lines, expected {wanted}"
+            f"{file} line {number}: this is one JSON document over several lines, expected one "
+            f"object per line{hint}"
         )
 
     if text[:1] not in '{["' and re.search(r"[,;\t]", text):
         raise DataError(
-            f"{path} line {number}: this looks like a table with a header ({text[:40]!r}); rename "
+            f"{file} line {number}: this looks like a table with a header ({text[:40]!r}); rename "
             "it to .csv or .tsv"
         )
 
 
-def _read_json(path: Path) -> Iterator[NumberedRow]:
-    with open_bytes(path) as file:
-        first = file.peek(1).lstrip()[:1]
+def _read_json(file: DataFile) -> Iterator[NumberedRow]:
+    with open_bytes(file) as stream:
+        first = stream.peek(1).lstrip()[:1]
         if first == b"[":
-            yield from _JsonArray(path, file).rows()
+            yield from _JsonArray(file, stream).rows()
             return
-    yield from _read_jsonl(path)
+    yield from _read_jsonl(file)
 
 
 class _JsonArray:
@@ -193,10 +195,12 @@ class _JsonArray:
     A syntax error ends the file, so it is a DataError.
     """
 
-    def __init__(self, path: Path, file: io.BufferedReader) -> None:
-        self._path, self._file = path, file
+    def __init__(self, file: DataFile, stream: io.BufferedReader) -> None:
+        self._file, self._stream = file, stream
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._text, self._at, self._line, self._finished = "", 0, 1, False
+        self._text = ""  # decoded and not yet parsed, but for what lies before `_at`
+        self._at = 0
+        self._line = 1
 
     def rows(self) -> Iterator[NumberedRow]:
         self._take("[")
@@ -204,43 +208,44 @@ class _JsonArray:
             yield self._value()
             while self._take(",]") == ",":
                 yield self._value()
-        if self._text[self._at + 1 :].strip() or self._file.read(1 << 10).strip():
-            raise DataError(f"{self._path} line {self._line}: more text after the end of the array")
+
+        if self._text[self._at + 1 :].strip() or self._stream.read(1 << 10).strip():
+            raise DataError(f"{self._file} line {self._line}: more text after the end of the array")
 
     def _value(self) -> NumberedRow:
         self._next_character()
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                # a number may go on in the next chunk
-                if end == len(self._text) and self._read_more():
-                    continue
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - 16
-                if cut and self._read_more():
+                # The rest of the value may be in the next chunk.
+                near_end = error.pos >= len(self._text) - 16
+                if (error.msg.startswith("Unterminated") or near_end) and self._read_more():
                     continue
+
                 line = self._line + self._text.count("\n", self._at, error.pos)
                 raise DataError(
-                    f"{self._path} line {line}: {error.msg}; if the file was cut, write it again"
+                    f"{self._file} line {line}: {error.msg}; if the file is truncated, create it "
+                    "again"
                 ) from error
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{self._path} line {self._line}: {error}") from error
+                raise DataError(f"{self._file} line {self._line}: {error}") from error
+
+            # A number that ends with the chunk may have more digits in the next one.
+            if end == len(self._text) and self._read_more():
+                continue
 
             line = self._line
             self._move(end)
-            return (
-                line,
-                value
-                if isinstance(value, dict)
-                else BadRow("not an object", "expected an object {...}"),
-                None,
-            )
+            if isinstance(value, dict):
+                return line, value, None
+            return line, BadRow("not an object", "expected an object {...}"), None
 
     def _take(self, allowed: str) -> str:
         character = self._next_character()
         if character not in allowed:
             wanted = " or ".join(repr(each) for each in allowed)
-            raise DataError(f"{self._path} line {self._line}: expected {wanted}, got {character!r}")
+            raise DataError(f"{self._file} line {self._line}: expected {wanted}, got {character!r}")
         self._at += 1
         return character
 
@@ -252,7 +257,8 @@ class _JsonArray:
                 return self._text[self._at]
             if not self._read_more():
                 raise DataError(
-                    f"{self._path} line {self._line}: the array is never closed; the file was cut"
+                    f"{self._file} line {self._line}: the array is never closed; the file is "
+                    "truncated"
                 )
 
     def _move(self, to: int) -> None:
@@ -265,42 +271,40 @@ class _JsonArray:
         Chunks grow with what is pending, so that a large row is not scanned too often.
         """
         self._text, self._at = self._text[self._at :], 0
-        chunk = self._file.read(max(1 << 18, len(self._text)))
+        chunk = self._stream.read(max(1 << 18, len(self._text)))
         try:
             self._text += self._decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            offset = self._file.tell() - len(error.object) + error.start
-            raise DataError(f"{self._path}: invalid UTF-8 at byte {offset} of the file") from error
+            offset = self._stream.tell() - len(error.object) + error.start
+            raise DataError(f"{self._file}: invalid UTF-8 at byte {offset} of the file") from error
         return bool(chunk)
 
 
-def _read_delimited(path: Path, delimiter: str) -> Iterator[NumberedRow]:
+def _read_delimited(file: DataFile, delimiter: str) -> Iterator[NumberedRow]:
     csv.field_size_limit(1 << 30)  # Python's own limit of 131072 refuses long documents
-    with open_bytes(path) as lines:
+    with open_bytes(file) as lines:
         damaged: list[BadRow] = []
         reader = csv.reader(_decoded(lines, damaged), delimiter=delimiter, strict=True)
 
         try:
             header = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"{path} line 1: malformed header: {error}") from error
+            raise DataError(f"{file} line 1: malformed header: {error}") from error
 
         if header is None:
             return
         if damaged:
-            raise DataError(f"{path} line 1: {damaged[0].detail}")
-        _check_header(path, header, delimiter)
+            raise DataError(f"{file} line 1: {damaged[0].detail}")
+        _check_header(file, header, delimiter)
 
         while True:
             number = reader.line_num + 1
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                detail = (
-                    "a quoted cell begins here and never ends"
-                    if "unexpected end" in str(error)
-                    else str(error)
-                )
+                detail = str(error)
+                if "unexpected end" in detail:
+                    detail = "a quoted cell begins here and never ends"
                 yield number, BadRow("malformed csv", detail), None
                 continue
 
@@ -330,9 +334,9 @@ def _decoded(lines: io.BufferedReader, damaged: list[BadRow]) -> Iterator[str]:
             yield line.decode(errors="backslashreplace")
 
 
-def _check_header(path: Path, header: list[str], delimiter: str) -> None:
+def _check_header(file: DataFile, header: list[str], delimiter: str) -> None:
     """Raise DataError when the first line is no header of this kind of table."""
-    place = f"{path} line 1"
+    place = f"{file} line 1"
     first = delimiter.join(header).strip()
     if first[:1] in "{[":
         raise DataError(
@@ -342,25 +346,18 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
 
     others = [mark for mark in ",;\t|" if mark != delimiter and mark in first]
     if len(header) == 1 and others:
-        hint = (
-            "rename it to .tsv"
-            if others[0] == "\t"
-            else "rename it to .csv"
-            if others[0] == ","
-            else "write it with commas"
-        )
-
+        hints = {"\t": "rename it to .tsv", ",": "rename it to .csv"}
+        hint = hints.get(others[0], "write it with commas")
         raise DataError(
             f"{place}: the columns are separated by {others[0]!r}, not by {delimiter!r}; {hint}"
         )
 
     if "" in header:
-        index = (
-            "; pandas writes such a column for its index: to_csv(index=False)"
-            if header[0] == ""
-            else ""
+        hint = "; pandas writes such a column for its index: to_csv(index=False)"
+        raise DataError(
+            f"{place}: column {header.index('') + 1} of the header has no name"
+            f"{hint if header[0] == '' else ''}"
         )
-        raise DataError(f"{place}: column {header.index('') + 1} of the header has no name{index}")
 
     if double := [name for name in header if header.count(name) > 1]:
         raise DataError(f"{place}: the header names the column {double[0]!r} twice")
@@ -372,12 +369,13 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
         )
 
 
-def _read_parquet(path: Path) -> Iterator[NumberedRow]:
-    with open_bytes(path) as file, tempfile.TemporaryFile() as plain:
-        source: Any = path
-        # compressed from outside; parquet is read from its end, so it needs a real file
-        if path.suffix.lower() != ".parquet":
-            shutil.copyfileobj(file, plain)
+def _read_parquet(file: DataFile) -> Iterator[NumberedRow]:
+    with open_bytes(file) as stream, tempfile.TemporaryFile() as plain:
+        source: Any = file.path
+
+        # Parquet is read from its end, so a file that is compressed from outside is unpacked first.
+        if file.compression:
+            shutil.copyfileobj(stream, plain)
             plain.seek(0)
             source = plain
 
@@ -391,35 +389,20 @@ def _read_parquet(path: Path) -> Iterator[NumberedRow]:
         except (pyarrow.ArrowException, OSError) as error:
             cause = str(error).splitlines()[0]
             raise DataError(
-                f"{path}: truncated or damaged parquet file after row {number}: {cause}"
+                f"{file}: truncated or damaged parquet file after row {number}: {cause}"
             ) from error
 
 
-def _read_txt(path: Path) -> Iterator[NumberedRow]:
+def _read_txt(file: DataFile) -> Iterator[NumberedRow]:
     """Yield the documents of a text file.
 
     Separated by `<|endoftext|>` lines, else by blank lines, else one a line.
-
-    Which of the three is decided from the first MiB, so that a novel keeps its paragraphs whole and
-    a corpus of one document per line is not glued together.
     """
-    with open_bytes(path) as start:
-        head = start.read(1 << 20).decode(errors="replace").splitlines()
+    ends_document, unit = _document_end(file)
+    logger.info("%s: one document is %s", file, unit)
 
-    with open_bytes(path) as lines:
-        blank = sum(
-            1 for above, line in itertools.pairwise(head) if above.strip() and not line.strip()
-        )
-        if any(line.strip() == _END_OF_TEXT for line in head):
-            kind, ends = f"the text between lines {_END_OF_TEXT}", lambda line: line == _END_OF_TEXT
-        elif blank * 64 > len(head):
-            kind, ends = "a paragraph, blank lines between", lambda line: not line
-        else:
-            kind, ends = "a line", None
-
-        logger.info("%s: one document is %s", path, kind)
+    with open_bytes(file) as lines:
         number, document = 1, []
-
         for current, line in enumerate(lines, 1):
             try:
                 text = line.decode().rstrip()
@@ -427,13 +410,33 @@ def _read_txt(path: Path) -> Iterator[NumberedRow]:
                 yield current, _bad_line(error, lines, line), line.decode(errors="backslashreplace")
                 continue
 
-            if ends is None or not ends(text):
+            if ends_document is None or not ends_document(text):
                 number = number if document else current
                 document += [text] if text or document else []
 
-            if document and (ends is None or ends(text)):
+            if document and (ends_document is None or ends_document(text)):
                 yield number, {"text": "\n".join(document).rstrip()}, None
                 document = []
 
         if document:
             yield number, {"text": "\n".join(document).rstrip()}, None
+
+
+def _document_end(file: DataFile) -> tuple[Callable[[str], bool] | None, str]:
+    """Return which lines of a text file stand between documents, and what a document is.
+
+    None where every line is a document. It is decided from the first MiB, so that a novel keeps its
+    paragraphs whole and a corpus of one document per line is not glued together.
+    """
+    with open_bytes(file) as start:
+        head = start.read(1 << 20).decode(errors="replace").splitlines()
+
+    if any(line.strip() == _END_OF_TEXT for line in head):
+        return lambda line: line == _END_OF_TEXT, f"the text between lines {_END_OF_TEXT}"
+
+    blank = sum(
+        above.strip() != "" and not line.strip() for above, line in itertools.pairwise(head)
+    )
+    if blank * 64 > len(head):
+        return lambda line: not line, "a paragraph, blank lines between"
+    return None, "a line"

@@ -1,6 +1,6 @@
 """Read local files as rows that are checked against each other.
 
-Same keys, same types, nothing dropped silently.
+All have the same keys and the same types, and none is dropped silently.
 
 The first rows of a source say which keys and which types its rows have (what most of them have). A
 row that differs, or that cannot be read at all, is a bad row: it stops the run, or is skipped or
@@ -17,7 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from hfstack.data.reading.files import file_format
+from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.formats import BadRow, NumberedRow, read_file
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -26,9 +26,8 @@ logger = get_logger(__name__)
 
 OnBadRow = Literal["fail", "skip", "quarantine"]
 FIRST_ROWS = 100  # rows that decide the keys and the types of a source
-_MOST_REMEMBERED = (
-    10_000  # key orders, and paths inside objects: data must not be able to fill the memory
-)
+# key orders, and paths inside objects: data must not be able to fill the memory
+_MOST_REMEMBERED = 10_000
 
 _VALUE_KINDS = {
     str: "text",
@@ -38,7 +37,7 @@ _VALUE_KINDS = {
     list: "list",
     dict: "object",
 }
-_NUMBER_TYPES = {"integer", "number"}
+_NUMBER_KINDS = {"integer", "number"}
 # Only the spelling that Python itself would write is a number: "007", "+5" and "1e3" stay text.
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 _DECIMAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]\d+)?")
@@ -55,7 +54,7 @@ class ReadReport:
     first_null: dict[str, str] = field(default_factory=dict)
 
     def log(self, name: str) -> None:
-        """Write one line per reason and per column with nulls; nothing when all is well."""
+        """Log one line per reason and per column with nulls; nothing when all is well."""
         total = self.rows + sum(self.bad_rows.values())
         for reason, count in self.bad_rows.items():
             logger.warning(
@@ -68,19 +67,18 @@ class ReadReport:
             )
 
         for column, count in self.nulls.items():
-            place = self.first_null[column]
             logger.warning(
                 "%s: column %r is null in %d of %d rows; first: %s",
                 name,
                 column,
                 count,
                 self.rows,
-                place,
+                self.first_null[column],
             )
 
 
 def read_rows(
-    files: list[Path],
+    files: list[DataFile],
     *,
     on_bad_row: OnBadRow = "fail",
     quarantine_file: Path | None = None,
@@ -90,12 +88,12 @@ def read_rows(
     """Yield the checked rows of the files of one source, in constant memory.
 
     Args:
-        files: files of known formats; all have the same columns.
+        files: the files of one source; all have the same columns.
         on_bad_row: `fail` raises DataError at the first bad row; `skip` leaves bad rows out;
             `quarantine` also writes them to `quarantine_file`, one JSON object {file, line, reason,
             detail, text} per line, after what it holds.
         max_rows: stop after this many good rows.
-        report: filled while reading, and written to the log at the end.
+        report: filled while reading, and logged at the end.
 
     Raises DataError when there is no good row.
     """
@@ -106,52 +104,54 @@ def read_rows(
         reject = _rejecter(on_bad_row, quarantine_file, report, stack, files[0])
         checker = _Checker(report)
 
-        for path in files:
+        for file in files:
             empty = True
-            for line, row, text in _with_first_rows(path, checker):
+            for line, row, text in _with_first_rows(file, checker):
                 empty = False
-                if isinstance(row, dict):
-                    # The keys and types of a flat row that was accepted before need no second look.
-                    if (shape := (*row, *map(type, row.values()))) in checker.accepted:
-                        pass
-                    elif bad := checker.examine(row, shape, path, line):
-                        reject(path, line, bad, row, text)
+                if not isinstance(row, dict):
+                    reject(file, line, row, None, text)
+                    continue
+
+                # The keys and types of a flat row that was accepted before need no second look.
+                shape = (*row, *map(type, row.values()))
+                if shape not in checker.accepted:
+                    bad = checker.examine(row, shape, file, line)
+                    if bad:
+                        reject(file, line, bad, row, text)
                         continue
 
-                    report.rows += 1
-                    yield row
+                report.rows += 1
+                yield row
 
-                    if report.rows == max_rows:
-                        report.log(name)
-                        return
-                else:
-                    reject(path, line, row, None, text)
+                if report.rows == max_rows:
+                    report.log(name)
+                    return
 
             if empty:
-                _report_empty(path, on_bad_row)
+                _report_empty(file, on_bad_row)
 
     if not report.rows:
-        bad = sum(report.bad_rows.values())
-        first = next(iter(report.first_bad.values()), "")
-        raise DataError(
-            f"{name}: all {bad} rows are bad; first: {first}" if bad else f"{name}: no rows"
-        )
+        bad_rows = sum(report.bad_rows.values())
+        if not bad_rows:
+            raise DataError(f"{name}: no rows")
+        first = next(iter(report.first_bad.values()))
+        raise DataError(f"{name}: all {bad_rows} rows are bad; first: {first}")
 
     report.log(name)
 
 
-def _report_empty(path: Path, on_bad_row: OnBadRow) -> None:
-    what = (
-        "the file has a header but no rows"
-        if path.stat().st_size and ".csv" in path.name
-        else "the file has no rows"
-    )
+def _report_empty(file: DataFile, on_bad_row: OnBadRow) -> None:
+    """Raise DataError for a file without rows, or log it where bad rows are left out."""
+    what = "the file has no rows"
+    if file.is_table and file.path.stat().st_size:
+        what = "the file has a header but no rows"
+
     if on_bad_row == "fail":
-        raise DataError(f"{path}: {what}; remove it or write it again")
-    logger.warning("%s: %s", path, what)
+        raise DataError(f"{file}: {what}; remove it or create it again")
+    logger.warning("%s: %s", file, what)
 
 
-Rejecter = Callable[[Path, int, BadRow, dict[str, Any] | None, str | None], None]
+Rejecter = Callable[[DataFile, int, BadRow, dict[str, Any] | None, str | None], None]
 
 
 def _rejecter(
@@ -159,11 +159,11 @@ def _rejecter(
     quarantine_file: Path | None,
     report: ReadReport,
     stack: ExitStack,
-    first_file: Path,
+    first_file: DataFile,
 ) -> Rejecter:
     """Return what is done with a bad row.
 
-    The quarantine file is made at the first one.
+    The quarantine file is created at the first one, and closed with `stack`.
     """
     if on_bad_row not in ("fail", "skip", "quarantine"):
         raise ConfigError(f"on_bad_row must be fail, skip or quarantine, got {on_bad_row!r}")
@@ -176,22 +176,20 @@ def _rejecter(
     out: TextIO | None = None
 
     def reject(
-        path: Path, line: int, bad: BadRow, row: dict[str, Any] | None, text: str | None
+        file: DataFile, line: int, bad: BadRow, row: dict[str, Any] | None, text: str | None
     ) -> None:
         nonlocal out
-        unit = "row" if file_format(path) == "parquet" else "line"
+        unit = "row" if file.format == "parquet" else "line"
+        place = f"{file} {unit} {line}"
 
         if on_bad_row == "fail":
-            other = (
-                "; files with other columns are given as datasets of their own"
-                if path != first_file
-                else ""
-            )
-            hint = f"fix it, or leave it out with --on_bad_row skip{other}"
-            raise DataError(f"{path} {unit} {line}: {bad.detail}; {hint}")
+            hint = "fix it, or leave it out with --on_bad_row skip"
+            if file != first_file:
+                hint += "; files with other columns are given as datasets of their own"
+            raise DataError(f"{place}: {bad.detail}; {hint}")
 
         report.bad_rows[bad.reason] = report.bad_rows.get(bad.reason, 0) + 1
-        report.first_bad.setdefault(bad.reason, f"{path} {unit} {line}: {bad.detail}")
+        report.first_bad.setdefault(bad.reason, f"{place}: {bad.detail}")
 
         if quarantine_file is None or on_bad_row == "skip":
             return
@@ -202,33 +200,31 @@ def _rejecter(
                 quarantine_file.open("a", encoding="utf-8", errors="backslashreplace")
             )
 
-        text = (
-            text.rstrip("\r\n")
-            if text is not None
-            else json.dumps(row, ensure_ascii=False, default=str)
-        )
+        # A row of a format that has no lines is kept as JSON.
+        if text is None:
+            text = json.dumps(row, ensure_ascii=False, default=str)
 
         entry = {
-            "file": str(path),
+            "file": str(file),
             "line": line,
             "reason": bad.reason,
             "detail": bad.detail,
-            "text": text,
+            "text": text.rstrip("\r\n"),
         }
-
         out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     return reject
 
 
-def _with_first_rows(path: Path, checker: "_Checker") -> Iterator[NumberedRow]:
-    """Read a file, and let the checker learn the columns from its first rows."""
-    numbered = read_file(path)
+def _with_first_rows(file: DataFile, checker: "_Checker") -> Iterator[NumberedRow]:
+    """Read a file; the columns of a source are found from the first rows of its first file."""
+    numbered = read_file(file)
     if not checker.keys:
         first = list(islice(numbered, FIRST_ROWS))
-        checker.learn(path, [(line, row) for line, row, _ in first if type(row) is dict])
+        checker.find_columns(file, [(line, row) for line, row, _ in first if type(row) is dict])
         numbered = chain(first, numbered)
-    return checker.with_numbers(numbered) if file_format(path) in ("csv", "tsv") else numbered
+
+    return checker.with_numbers(numbered) if file.is_table else numbered
 
 
 class _Checker:
@@ -243,35 +239,26 @@ class _Checker:
         self._kinds: dict[str, tuple[str, str]] = {}
         self._number_columns: dict[str, type] = {}
 
-    def learn(self, path: Path, rows: list[tuple[int, dict[str, Any]]]) -> None:
-        """Learn the keys, and the kind of value of each column, that most first rows have."""
+    def find_columns(self, file: DataFile, rows: list[tuple[int, dict[str, Any]]]) -> None:
+        """Find the keys, and the kind of value of each column, that most first rows have."""
         if not rows:
             return
         common = Counter(frozenset(row) for _, row in rows).most_common(1)[0][0]
-        line, row = next((line, row) for line, row in rows if row.keys() == common)
-        self.keys, self._key_place = tuple(row), f"{path.name} line {line}"
-
         rows = [(line, row) for line, row in rows if row.keys() == common]
-        table = file_format(path) in ("csv", "tsv")
+        line, row = rows[0]
+        self.keys, self._key_place = tuple(row), f"{file.path.name} line {line}"
 
         for column in self.keys:
-            if table:
+            # The cells of a table are all text: whether they spell numbers is what matters.
+            if file.is_table:
                 if number := _number_type([row[column] for _, row in rows]):
                     self._number_columns[column] = number
                 continue
 
             kinds = [(_kind(row[column]), line) for line, row in rows if row[column] is not None]
             if kinds:
-                kind = Counter(
-                    "number" if kind in _NUMBER_TYPES else kind for kind, _ in kinds
-                ).most_common(1)[0][0]
-                matching = [
-                    pair
-                    for pair in kinds
-                    if pair[0] == kind or (kind == "number" and pair[0] in _NUMBER_TYPES)
-                ]
-
-                self._kinds[column] = matching[0][0], f"{path.name} line {matching[0][1]}"
+                kind, line = _commonest(kinds)
+                self._kinds[column] = kind, f"{file.path.name} line {line}"
 
     def with_numbers(self, numbered: Iterator[NumberedRow]) -> Iterator[NumberedRow]:
         """Turn the cells of number columns into numbers, an empty one into null.
@@ -301,12 +288,12 @@ class _Checker:
             yield line, result, text
 
     def examine(
-        self, row: dict[str, Any], shape: tuple[Any, ...], path: Path, line: int
+        self, row: dict[str, Any], shape: tuple[Any, ...], file: DataFile, line: int
     ) -> BadRow | None:
         """Return what is wrong with a row of a new shape, with nulls, lists or objects."""
         if row.keys() != set(self.keys):
             return self._wrong_keys(row)
-        place = f"{path.name} line {line}"
+        place = f"{file.path.name} line {line}"
         found: dict[str, tuple[str, str]] = {}
 
         for column, value in row.items():
@@ -315,16 +302,15 @@ class _Checker:
 
         if len(self._kinds) < _MOST_REMEMBERED:
             self._kinds.update(found)
+
         nulls = [column for column, value in row.items() if value is None]
         for column in nulls:
             self._report.nulls[column] = self._report.nulls.get(column, 0) + 1
-            self._report.first_null.setdefault(column, f"{path} line {line}")
+            self._report.first_null.setdefault(column, f"{file} line {line}")
 
-        if (
-            not nulls
-            and not {list, dict} & set(shape[len(row) :])
-            and len(self.accepted) < _MOST_REMEMBERED
-        ):
+        # Lists and objects of the same type may differ inside, so only flat rows are remembered.
+        is_flat = not nulls and not {list, dict} & set(shape[len(row) :])
+        if is_flat and len(self.accepted) < _MOST_REMEMBERED:
             self.accepted.add(shape)
 
         return None
@@ -332,20 +318,21 @@ class _Checker:
     def _wrong_keys(self, row: dict[str, Any]) -> BadRow:
         missing = [key for key in self.keys if key not in row]
         extra = [key for key in row if key not in self.keys]
-        names = lambda keys: ", ".join(repr(key) for key in keys[:5])  # noqa: E731
+        missing_names = ", ".join(repr(key) for key in missing[:5])
+        extra_names = ", ".join(repr(key) for key in extra[:5])
 
         if missing and extra:
             return BadRow(
-                "other keys", f"key {names(extra)} where {self._key_place} has {names(missing)}"
+                "other keys", f"key {extra_names} where {self._key_place} has {missing_names}"
             )
 
         if missing:
             return BadRow(
                 "missing key",
-                f"no key {names(missing)}, which {self._key_place} has; write null for no value",
+                f"no key {missing_names}, which {self._key_place} has; write null for no value",
             )
 
-        return BadRow("extra key", f"key {names(extra)}, which {self._key_place} has not")
+        return BadRow("extra key", f"key {extra_names}, which {self._key_place} has not")
 
     def _wrong_value(
         self, path: str, value: Any, place: str, found: dict[str, tuple[str, str]]
@@ -354,7 +341,7 @@ class _Checker:
         kind = _kind(value)
         before, first = found.get(path) or self._kinds.get(path) or (kind, place)
         if kind != before:
-            if not {kind, before} <= _NUMBER_TYPES:
+            if not {kind, before} <= _NUMBER_KINDS:
                 detail = (
                     f"column {path!r} holds {kind} {str(value)[:20]!r} here but {before} in {first}"
                 )
@@ -376,10 +363,18 @@ class _Checker:
         return None
 
 
+def _commonest(kinds: list[tuple[str, int]]) -> tuple[str, int]:
+    """Return the kind that most rows have, integers counting as numbers, and its first line."""
+    counts = Counter("number" if kind in _NUMBER_KINDS else kind for kind, _ in kinds)
+    most = counts.most_common(1)[0][0]
+    same = _NUMBER_KINDS if most == "number" else {most}
+    return next((kind, line) for kind, line in kinds if kind in same)
+
+
 def _one_per_type(values: list[Any]) -> list[Any]:
     """Return all items, or one of each type when all are scalars.
 
-    So that a list of 10000 tokens is checked at once.
+    A list of 10000 tokens is thus checked at once.
     """
     types = {type(value): value for value in values}
     return values if list in types or dict in types else list(types.values())

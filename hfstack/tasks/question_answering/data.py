@@ -15,7 +15,6 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hfstack.data.reading.files import expand_files
 from hfstack.data.reading.formats import read_file
 from hfstack.data.sources import Source
 from hfstack.errors import ConfigError, DataError
@@ -223,12 +222,12 @@ def _place(
 ) -> str:
     """Name a row by its file and line where they are known, else by its number."""
     for source in sources:
-        for path in expand_files(source.path, source.split) if source.is_local else []:
-            for line, found, _ in read_file(path):
+        for file in source.find_files():
+            for line, found, _ in read_file(file):
                 if isinstance(found, dict) and all(
                     found.get(column) == row[column] for column in columns
                 ):
-                    return f"{path} line {line}"
+                    return f"{file} line {line}"
     return f"{name} row {number}"
 
 

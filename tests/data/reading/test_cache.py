@@ -11,6 +11,7 @@ from datasets import Value
 
 from hfstack.data.reading import cache as row_cache
 from hfstack.data.reading.cache import load_rows
+from hfstack.data.reading.files import data_file
 from hfstack.errors import DataError
 
 
@@ -37,7 +38,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
         }
         for number in range(5000)
     ]
-    dataset = load_rows([jsonl(tmp_path / "a.jsonl", rows)])
+    dataset = load_rows([data_file(jsonl(tmp_path / "a.jsonl", rows))])
     assert dataset.to_list() == rows
     assert dataset.cache_files  # memory-mapped, not in memory
 
@@ -46,16 +47,16 @@ def test_second_run_reads_nothing_and_a_changed_file_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"text": "old"}])
-    load_rows([path])
+    load_rows([data_file(path)])
     jsonl(path, [{"text": "new"}, {"text": "newer"}])
-    assert load_rows([path])["text"][:] == ["new", "newer"]
-    assert load_rows([path], max_rows=1)["text"][:] == ["new"]
+    assert load_rows([data_file(path)])["text"][:] == ["new", "newer"]
+    assert load_rows([data_file(path)], max_rows=1)["text"][:] == ["new"]
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("the file was read again")
 
     monkeypatch.setattr(row_cache, "read_rows", fail)
-    assert load_rows([path])["text"][:] == ["new", "newer"]
+    assert load_rows([data_file(path)])["text"][:] == ["new", "newer"]
     # nothing half-written is left
     assert {each.suffix for each in cache.iterdir()} == {"", ".lock"}
 
@@ -66,7 +67,7 @@ def test_column_types_may_widen_after_many_rows(tmp_path: Path) -> None:
     ]
     rows += [{"n": 0.5, "late": "text", "chat": [{"role": "user", "name": "x"}]}]
     rows += [{"n": 7, "late": None, "chat": []}]
-    dataset = load_rows([jsonl(tmp_path / "a.jsonl", rows)])
+    dataset = load_rows([data_file(jsonl(tmp_path / "a.jsonl", rows))])
     assert dataset.features["n"] == Value("float64")
     assert dataset.features["late"] == Value("string")
     assert dataset[299] == {"n": 299.0, "late": None, "chat": [{"role": "user", "name": None}]}
@@ -79,7 +80,7 @@ def test_value_that_arrow_cannot_hold(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(
         DataError, match=r"a\.jsonl: a value does not fit a column.*the row begins \{\"n\": 1000000"
     ) as caught:
-        load_rows([path])
+        load_rows([data_file(path)])
     assert "\n" not in str(caught.value)
     assert [each.suffix for each in cache.iterdir()] == [".lock"]
 
@@ -88,7 +89,7 @@ def test_failed_read_leaves_no_cache(tmp_path: Path, cache: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"n": 1}, "{"])
     for _ in range(2):
         with pytest.raises(DataError, match="line 2"):
-            load_rows([path])
+            load_rows([data_file(path)])
     assert [each.suffix for each in cache.iterdir()] == [".lock"]
 
 
@@ -99,7 +100,9 @@ def test_report_and_quarantine_are_repeated_from_the_cache(
     path = jsonl(tmp_path / "a.jsonl", [{"n": 1}, "{", {"n": None}])
     for run in ("one", "two"):
         caplog.clear()
-        load_rows([path], on_bad_row="quarantine", quarantine_file=tmp_path / run / "bad.jsonl")
+        load_rows(
+            [data_file(path)], on_bad_row="quarantine", quarantine_file=tmp_path / run / "bad.jsonl"
+        )
         assert json.loads((tmp_path / run / "bad.jsonl").read_text())["line"] == 2
         assert "left out 1 of 3 rows: bad JSON; first: " in caplog.text
         assert "column 'n' is null in 1 of 2 rows" in caplog.text
@@ -111,7 +114,7 @@ def test_unwritable_cache_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(
         DataError, match=r"cannot write the cache .*: Not a directory; set HF_DATASETS_CACHE"
     ):
-        load_rows([jsonl(tmp_path / "a.jsonl", [{"n": 1}])])
+        load_rows([data_file(jsonl(tmp_path / "a.jsonl", [{"n": 1}]))])
 
 
 @pytest.mark.parametrize("name", ["rows.arrow", "report.json"])
@@ -124,16 +127,13 @@ def test_a_damaged_cache_is_made_again(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     path = jsonl(tmp_path / "a.jsonl", [{"n": number} for number in range(50)])
-    load_rows([path])
+    load_rows([data_file(path)])
     damaged = next(cache.glob(f"*/{name}"))
     content = damaged.read_bytes()
     damaged.write_bytes(content[: len(content) // 2])
-    assert load_rows([path])["n"][:] == list(range(50))
-    assert (
-        "is not what was written: reading the files again" in caplog.text
-        and damaged.read_bytes() == content
-    )
+    assert load_rows([data_file(path)])["n"][:] == list(range(50))
+    assert "is damaged: reading the files again" in caplog.text and damaged.read_bytes() == content
     flipped = bytearray(content)
     flipped[-20] ^= 1
     damaged.write_bytes(bytes(flipped))
-    assert load_rows([path])["n"][:] == list(range(50))
+    assert load_rows([data_file(path)])["n"][:] == list(range(50))

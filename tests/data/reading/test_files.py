@@ -8,8 +8,9 @@ import pytest
 import zstandard
 
 from hfstack.data.reading.files import (
+    DataFile,
+    data_file,
     expand_files,
-    file_format,
     fingerprint,
     looks_local,
     open_bytes,
@@ -26,22 +27,22 @@ def touch(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "known"),
+    ("name", "known", "compression"),
     [
-        ("a.jsonl", "jsonl"),
-        ("a.ndjson.gz", "jsonl"),
-        ("b.CSV.zst", "csv"),
-        ("c.parquet", "parquet"),
-        ("d.v1.txt", "txt"),
+        ("a.jsonl", "jsonl", ""),
+        ("a.ndjson.gz", "jsonl", ".gz"),
+        ("b.CSV.ZST", "csv", ".zst"),
+        ("c.parquet", "parquet", ""),
+        ("d.v1.txt", "txt", ""),
     ],
 )
-def test_format_comes_from_the_name(name: str, known: str) -> None:
-    assert file_format(Path(name)) == known
+def test_format_and_compression_come_from_the_name(name: str, known: str, compression: str) -> None:
+    assert data_file(Path(name)) == DataFile(Path(name), known, compression)
 
 
 def test_unknown_format_names_those_that_are_known() -> None:
     with pytest.raises(DataError, match=r"rows\.xlsx: unknown kind of file.*\.jsonl.*\.parquet"):
-        file_format(Path("rows.xlsx"))
+        data_file(Path("rows.xlsx"))
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,11 @@ def test_missing_file_is_one_line_with_the_closest_name(tmp_path: Path) -> None:
 
 def test_glob_is_sorted_and_must_match(tmp_path: Path) -> None:
     touch(tmp_path, "b.jsonl", "a.jsonl", "deep/c.jsonl")
-    assert [file.name for file in expand_files(f"{tmp_path}/*.jsonl")] == ["a.jsonl", "b.jsonl"]
-    assert [file.name for file in expand_files(f"{tmp_path}/**/*.jsonl")] == [
+    assert [file.path.name for file in expand_files(f"{tmp_path}/*.jsonl")] == [
+        "a.jsonl",
+        "b.jsonl",
+    ]
+    assert [file.path.name for file in expand_files(f"{tmp_path}/**/*.jsonl")] == [
         "a.jsonl",
         "b.jsonl",
         "c.jsonl",
@@ -79,14 +83,16 @@ def test_glob_is_sorted_and_must_match(tmp_path: Path) -> None:
 
 def test_folder_is_read_with_its_subfolders_without_hidden_files(tmp_path: Path) -> None:
     touch(tmp_path, "b/part.jsonl", "a.jsonl", ".cache/x.jsonl", "notes.md")
-    assert [file.name for file in expand_files(str(tmp_path))] == ["a.jsonl", "part.jsonl"]
+    assert [file.path.name for file in expand_files(str(tmp_path))] == ["a.jsonl", "part.jsonl"]
 
 
 def test_folder_with_split_names_never_mixes_test_into_train(tmp_path: Path) -> None:
     touch(tmp_path, "train.jsonl", "test.jsonl", "dev-0001.jsonl", "run.json")
-    assert [file.name for file in expand_files(str(tmp_path))] == ["train.jsonl"]
-    assert [file.name for file in expand_files(str(tmp_path), "test")] == ["test.jsonl"]
-    assert [file.name for file in expand_files(str(tmp_path), "validation")] == ["dev-0001.jsonl"]
+    assert [file.path.name for file in expand_files(str(tmp_path))] == ["train.jsonl"]
+    assert [file.path.name for file in expand_files(str(tmp_path), "test")] == ["test.jsonl"]
+    assert [file.path.name for file in expand_files(str(tmp_path), "validation")] == [
+        "dev-0001.jsonl"
+    ]
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(
         DataError,
@@ -133,13 +139,13 @@ def test_compressed_bytes_in_two_parts_and_a_cut_tail(tmp_path: Path, compress) 
     file = tmp_path / f"a.jsonl{suffix}"
     packed = compress(PLAIN[:100_000]) + compress(PLAIN[100_000:])
     file.write_bytes(packed)
-    with open_bytes(file) as stream:
+    with open_bytes(data_file(file)) as stream:
         assert stream.read() == PLAIN
     for cut in (len(packed) - 3, len(packed) // 3, 12):
         file.write_bytes(packed[:cut])
         with (
             pytest.raises(DataError, match=rf"a\.jsonl\{suffix}: truncated or damaged"),
-            open_bytes(file) as stream,
+            open_bytes(data_file(file)) as stream,
         ):
             stream.read()
 
@@ -152,17 +158,17 @@ def test_name_and_compression_must_agree(tmp_path: Path) -> None:
         ("d.jsonl.gz", b"", r"the name ends in \.gz but the file is empty"),
     ]:
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=message), open_bytes(tmp_path / name):
+        with pytest.raises(DataError, match=message), open_bytes(data_file(tmp_path / name)):
             pass
 
 
 def test_byte_order_marks(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
-    with open_bytes(tmp_path / "a.txt") as stream:
+    with open_bytes(data_file(tmp_path / "a.txt")) as stream:
         assert stream.read() == b"hello"
     (tmp_path / "b.txt").write_bytes("hello".encode("utf-16"))
     with (
         pytest.raises(DataError, match="UTF-16; convert it to UTF-8"),
-        open_bytes(tmp_path / "b.txt"),
+        open_bytes(data_file(tmp_path / "b.txt")),
     ):
         pass

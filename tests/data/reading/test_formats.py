@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from hfstack.data.reading.files import data_file
 from hfstack.data.reading.formats import BadRow, read_file
 from hfstack.errors import DataError
 
@@ -20,9 +21,10 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def rows_of(path: Path) -> list[tuple[int, Any]]:
-    """Line and row of a file; a bad row as its detail."""
+    """Return line and row of a file; a bad row as its detail."""
     return [
-        (line, row.detail if isinstance(row, BadRow) else row) for line, row, _ in read_file(path)
+        (line, row.detail if isinstance(row, BadRow) else row)
+        for line, row, _ in read_file(data_file(path))
     ]
 
 
@@ -111,7 +113,7 @@ def test_json_array_is_read_in_chunks_with_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[\n{"a": 1},\n{"a": 2', r"line 3: Expecting ',' delimiter; if the file was cut"),
+        ('[\n{"a": 1},\n{"a": 2', r"line 3: Expecting ',' delimiter; if the file is truncated"),
         ('[\n{"a": 1},\n{"a": "x', r"line 3: Unterminated string"),
         ('[\n{"a": 1}\n{"a": 2}\n]', r"line 3: expected ',' or '\]', got '\{'"),
         ('[\n{"a": 1},', r"line 2: the array is never closed"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hfstack.data.reading.files import data_file
 from hfstack.data.reading.rows import ReadReport, read_rows
 from hfstack.errors import ConfigError, DataError
 
@@ -20,7 +21,7 @@ def jsonl(path: Path, rows: list[Any]) -> Path:
 
 
 def read(*files: Path, **settings: Any) -> list[dict[str, Any]]:
-    return list(read_rows(list(files), **settings))
+    return list(read_rows([data_file(file) for file in files], **settings))
 
 
 @pytest.fixture
@@ -40,6 +41,7 @@ def logged(
         ("a.jsonl", "\n\n", r"a\.jsonl: the file has no rows"),
         ("a.json", "[]", r"a\.json: the file has no rows"),
         ("a.csv", "text,label\n", r"a\.csv: the file has a header but no rows"),
+        ("a.tsv", "text\tlabel\n", r"a\.tsv: the file has a header but no rows"),
         ("a.csv", "", r"a\.csv: the file has no rows"),
         ("a.txt", "\n \n", r"a\.txt: the file has no rows"),
     ],
@@ -231,7 +233,7 @@ def test_memory_stays_flat_as_the_file_grows(tmp_path: Path) -> None:
             out.writelines(json.dumps({"text": "word " * 400}) + "\n" for _ in range(count))
         tracemalloc.start()
         try:
-            assert sum(1 for _ in read_rows([path])) == count
+            assert sum(1 for _ in read_rows([data_file(path)])) == count
             peaks_bytes.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()
@@ -245,6 +247,10 @@ def test_real_data_reads_without_a_bad_row(shared_data: Path) -> None:
     reports = {}
     for file in files:
         reports[file.name] = ReadReport()
-        for _ in read_rows([file], on_bad_row="skip", report=reports[file.name], max_rows=500):
+        rows = read_rows(
+            [data_file(file)], on_bad_row="skip", report=reports[file.name], max_rows=500
+        )
+        assert next(rows)
+        for _ in rows:
             pass
     assert {name: report.bad_rows for name, report in reports.items() if report.bad_rows} == {}
