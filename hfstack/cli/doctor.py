@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from hfstack import __version__
 from hfstack.cli.launch import count_gpus
@@ -73,7 +73,6 @@ def main(argv: list[str] | None = None) -> int:
 
     findings = examine()
     problems = [finding for finding in findings if finding.state == "problem"]
-
     if as_json:
         report = {
             "hfstack": __version__,
@@ -82,13 +81,12 @@ def main(argv: list[str] | None = None) -> int:
             "usable": not problems,
             "findings": [dataclasses.asdict(finding) for finding in findings],
         }
-
         print(json.dumps(report, indent=2))
         return 1 if problems else 0
 
     print(f"hfstack {__version__}, Python {platform.python_version()}, {platform.platform()}")
     topic = None
-
+    # the findings of a topic follow each other, so one heading each
     for finding in findings:
         if finding.topic != topic:
             topic = finding.topic
@@ -111,9 +109,15 @@ def _libraries() -> Iterator[CheckResult]:
 
 def _library(name: str, span: str, tested: str | None) -> CheckResult:
     install = f"pip install '{name}=={tested}'" if tested else f"pip install '{name}{span}'"
+
+    # Every whole install has packaging, which transformers, datasets and accelerate depend on.
+    # Where it is missing so are they, which is said: then no version is worth a comparison, and
+    # the rest of this page still is.
     found = installed_version(name)
     if found is None:
         return CheckResult("libraries", "problem", f"{name} is not installed", install)
+    if not _importable("packaging"):
+        return CheckResult("libraries", "note", f"{name} {found}: not compared without packaging")
     if not satisfies(found, span):
         return CheckResult(
             "libraries", "problem", f"{name} {found}: hfstack asks for {span}", install
@@ -176,6 +180,7 @@ def _processor() -> Iterator[CheckResult]:
 
 def _accelerators() -> Iterator[CheckResult]:
     """Say what torch computes on, and where bfloat16 is native."""
+    # hfstack.config imports all three, and a traceback from it would hide what is missing
     if not all(_importable(name) for name in ("torch", "transformers", "psutil")):
         yield CheckResult(
             "machine", "problem", "devices and bf16 are unknown until torch and transformers import"
@@ -203,14 +208,10 @@ def _accelerators() -> Iterator[CheckResult]:
         yield CheckResult("machine", "ok", "no accelerator: recipes run on the CPU")
 
     bf16 = importlib.import_module("hfstack.config").bf16_hardware()
+    text = "bf16: not native here; recipes compute in fp32 unless bf16 is set"
     if bf16:
-        yield CheckResult(
-            "machine", "ok", f"bf16: native on {bf16}; recipes use it unless bf16 is set"
-        )
-    else:
-        yield CheckResult(
-            "machine", "ok", "bf16: not native here; recipes compute in fp32 unless bf16 is set"
-        )
+        text = f"bf16: native on {bf16}; recipes use it unless bf16 is set"
+    yield CheckResult("machine", "ok", text)
 
 
 def _storage() -> Iterator[CheckResult]:
@@ -221,11 +222,9 @@ def _storage() -> Iterator[CheckResult]:
         text = f"{label} {folder}: {free:.1f} GiB free"
 
         if not there.is_dir() or not os.access(there, os.W_OK):
-            fix = (
-                "export HF_HOME=<a folder you may write to>"
-                if folder == hf_home()
-                else "run from another folder"
-            )
+            fix = "run from another folder"
+            if folder == hf_home():
+                fix = "export HF_HOME=<a folder you may write to>"
             yield CheckResult("disk", "problem", f"{label} {folder} cannot be written", fix)
         elif free < _LEAST_FREE_GIB:
             yield CheckResult(
@@ -297,6 +296,7 @@ def requirements() -> list[Requirement]:
             f"{line}; extra == '{extra}'" for extra, names in extras.items() for line in names
         ]
 
+    # By hand, because names are wanted where `packaging` is missing too.
     found = []
     for line in lines:
         parts = re.match(
@@ -339,33 +339,17 @@ def installed_version(name: str) -> str | None:
 def satisfies(found: str, span: str) -> bool:
     """Return whether a version lies in a range such as `>=1.15,<1.17`.
 
-    By hand, because `packaging` is one of the things that may be missing where doctor runs.
-
-    A local suffix (`+cu128`) does not count.
+    Neither a local suffix (`+cu128`) nor a pre-release (`2.8.0a0`) counts: containers carry builds
+    of torch that are named so.
     """
-    tests = {
-        ">=": lambda a, b: a >= b,
-        "<=": lambda a, b: a <= b,
-        "==": lambda a, b: a == b,
-        "!=": lambda a, b: a != b,
-        ">": lambda a, b: a > b,
-        "<": lambda a, b: a < b,
-    }
-
-    for part in filter(None, span.split(",")):
-        compare, bound = re.match(r"(>=|<=|==|!=|>|<)(.+)", part).groups()  # type: ignore[union-attr]
-        if not tests[compare](_release(found), _release(bound)):
-            return False
-
-    return True
+    specifiers = importlib.import_module("packaging.specifiers")
+    return specifiers.SpecifierSet(span).contains(_release(found))
 
 
-def _release(text: str) -> tuple[int, ...]:
-    """The numbers of a version without trailing zeros: `2.13.0+cu128` gives (2, 13)."""
-    numbers = [int(number) for number in re.match(r"[\d.]*", text)[0].split(".") if number]  # type: ignore[index]
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
+def _release(text: str) -> Any:
+    """Return a version (of `packaging`) without suffixes: `2.13.0+cu128` is 2.13.0."""
+    parse = importlib.import_module("packaging.version").Version
+    return parse(parse(text).base_version)
 
 
 def _importable(name: str) -> bool:

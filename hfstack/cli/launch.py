@@ -18,9 +18,8 @@ from typing import Literal
 
 from hfstack.errors import ConfigError
 
-_SAVE_TIMEOUT_S = (
-    600  # torchrun kills a worker that has not ended this long after a stop; its own default is 30
-)
+# torchrun kills a worker that has not ended this long after a stop; its own default is 30.
+_SAVE_TIMEOUT_S = 600
 _ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 _TRAINERS = ("trl", "hfstack.tasks.rl")  # whose ...Config classes are TrainingArguments
 _ON = ("true", "1", "yes", "y", "t")
@@ -175,16 +174,18 @@ def _default_processes(options: LaunchOptions, gpus: int) -> int:
     """
     if options.accelerate is None:
         return options.nodes
+
     said = read_yaml_line(options.accelerate, "num_processes")
+    if said and said.isdigit():
+        return int(said)
     distributed = _distributed_type(options.accelerate) != "NO"
-    return (
-        int(said) if said and said.isdigit() else max(1, gpus * options.nodes) if distributed else 1
-    )
+    return max(1, gpus * options.nodes) if distributed else 1
 
 
 def _check_counts(options: LaunchOptions, processes: int, gpus: int) -> None:
     """Refuse launches that would silently start something else than was asked for."""
     if options.accelerate:
+        # accelerate itself trains on with fewer processes or on the CPU, and says nothing
         kind = _distributed_type(options.accelerate)
         if kind == "MULTI_CPU" or (kind == "NO" and processes > 1):
             raise ConfigError(
@@ -214,6 +215,7 @@ def _check_counts(options: LaunchOptions, processes: int, gpus: int) -> None:
             f"--node_rank {options.node_rank} is not one of 0 to {options.nodes - 1} (--nodes)"
         )
 
+    # NCCL refuses two processes on one GPU, but only once the model is loaded.
     if gpus and processes > gpus * options.nodes:
         raise ConfigError(
             f"--processes {processes} but {gpus} {'GPU is' if gpus == 1 else 'GPUs are'} visible "
@@ -254,6 +256,7 @@ def trains_a_model(recipe: Path) -> bool:
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ConfigError(f"{recipe} is not a Python file: {error}") from None
 
+    # The module behind each name, since `SFTConfig` alone does not say whose it is.
     origin = {
         alias.asname or alias.name: node.module or ""
         for node in tree.body
@@ -268,16 +271,15 @@ def trains_a_model(recipe: Path) -> bool:
     if main is None:
         raise ConfigError(f"{recipe} is not a recipe: it has no function main")
 
-    names = [ast.unparse(argument.annotation) for argument in main.args.args if argument.annotation]
-    return any(
-        name.endswith("TrainingArguments")
-        or (
-            name.endswith("Config")
-            and name != "ModelConfig"
-            and origin.get(name, "").startswith(_TRAINERS)
-        )
-        for name in names
-    )
+    def is_training(name: str) -> bool:
+        if name.endswith("TrainingArguments"):
+            return True
+        # trl's ModelConfig says which model, and every recipe takes it
+        is_config = name.endswith("Config") and name != "ModelConfig"
+        return is_config and origin.get(name, "").startswith(_TRAINERS)
+
+    annotations = [argument.annotation for argument in main.args.args if argument.annotation]
+    return any(is_training(ast.unparse(annotation)) for annotation in annotations)
 
 
 def read_setting(name: str, flags: list[str]) -> str | None:
@@ -294,9 +296,10 @@ def read_setting(name: str, flags: list[str]) -> str | None:
             following = flags[position + 1] if position + 1 < len(flags) else "--"
             found = value if equals else "true" if following.startswith("--") else following
 
-    if found is None and name != "config" and (config := read_setting("config", flags)):
-        return read_yaml_line(Path(config), name)
-    return found
+    if found is not None or name == "config":
+        return found
+    config = read_setting("config", flags)
+    return read_yaml_line(Path(config), name) if config else None
 
 
 def read_yaml_line(path: Path, key: str) -> str | None:
@@ -309,10 +312,9 @@ def read_yaml_line(path: Path, key: str) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None  # the recipe, or accelerate, says what is wrong with the file
 
+    setting = re.compile(rf"{re.escape(key)}\s*:\s+(?:'([^']*)'|\"([^\"]*)\"|([^#]*?))\s*(?:#.*)?$")
     for line in lines:
-        if match := re.match(
-            rf"{re.escape(key)}\s*:\s+(?:'([^']*)'|\"([^\"]*)\"|([^#]*?))\s*(?:#.*)?$", line
-        ):
+        if match := setting.match(line):
             value = next((group for group in match.groups() if group is not None), "")
             return None if value in ("", "null", "~") else value
 
@@ -331,14 +333,16 @@ def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
 
+    # a GPU that is partitioned is listed with its slices below it, which are what CUDA sees
     slices = len(re.findall(r"^\s+MIG ", listing, re.MULTILINE))
     present = slices or len(re.findall(r"^GPU \d+:", listing, re.MULTILINE))
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None or present == 0:
         return present
 
+    # CUDA stops at the first name that is not a device.
     count = 0
-    for name in visible.split(","):  # CUDA stops at the first name that is not a device
+    for name in visible.split(","):
         name = name.strip()
         if not name.startswith(("GPU-", "MIG-")) and not (name.isdigit() and int(name) < present):
             break

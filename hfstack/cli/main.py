@@ -1,7 +1,5 @@
 """`hfstack list | copy | run | doctor`: find a recipe, copy it, start it.
 
-Say whether this machine is ready.
-
 Everything else is a recipe. Standard library only, so that `hfstack --help` and `hfstack run X
 --help` are immediate.
 """
@@ -89,17 +87,18 @@ def _main(argv: list[str]) -> int:
     verbs.add_parser("list", help="list the recipes", allow_abbrev=False)
     copy = verbs.add_parser("copy", help="copy a recipe and its YAML, to edit", allow_abbrev=False)
     copy.add_argument("recipe", help="a name of `hfstack list`")
-
     copy.add_argument(
         "folder", nargs="?", type=Path, default=Path(), help="where to (default: here)"
     )
+
     verbs.add_parser("run", help="start a recipe (hfstack run --help)", add_help=False)
     doctor = verbs.add_parser(
         "doctor", help="say whether this machine is ready", allow_abbrev=False
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    if argv[:1] == ["run"]:  # its flags are the recipe's: argparse would take them for its own
+    # run's flags are the recipe's: argparse would take them for its own
+    if argv[:1] == ["run"]:
         return _run(argv[1:])
     args = parser.parse_args(argv)
     if args.verb == "list":
@@ -107,9 +106,9 @@ def _main(argv: list[str]) -> int:
     if args.verb == "copy":
         return _copy(args.recipe, args.folder)
 
-    return subprocess.call(
-        [sys.executable, "-m", "hfstack.cli.doctor", *(["--json"] if args.json else [])]
-    )
+    # doctor imports torch and other large libraries: in a process of its own, not in this one.
+    flags = ["--json"] if args.json else []
+    return subprocess.call([sys.executable, "-m", "hfstack.cli.doctor", *flags])
 
 
 def _list() -> int:
@@ -139,7 +138,9 @@ def _copy(name: str, folder: Path) -> int:
     except OSError as error:
         raise ConfigError(f"cannot copy to {folder}: {error.strerror}") from None
 
-    say(f"edit, then: hfstack run {targets[0] if targets[0].parent.parts else f'./{targets[0]}'}")
+    # a bare name would mean the shipped recipe
+    copied = targets[0] if targets[0].parent.parts else f"./{targets[0]}"
+    say(f"edit, then: hfstack run {copied}")
     return 0
 
 
@@ -150,11 +151,8 @@ def _run(argv: list[str]) -> int:
     if name is None:
         if not asks_help:
             raise ConfigError("run needs the name of a recipe (see: hfstack list)")
-        print(
-            _RUN_USAGE.format(
-                configs=", ".join(sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml")))
-            )
-        )
+        configs = sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml"))
+        print(_RUN_USAGE.format(configs=", ".join(configs)))
         return 0
 
     recipe = _find(name, RECIPES, ".py", "recipe")
@@ -162,10 +160,13 @@ def _run(argv: list[str]) -> int:
         print(_reference(recipe.stem))
         return 0
 
-    if (edited := Path(recipe.name)).is_file() and recipe.resolve() != edited.resolve():
+    # Who copied a recipe to edit it, and then runs the shipped one by its name, wonders for long.
+    edited = Path(recipe.name)
+    if edited.is_file() and recipe.resolve() != edited.resolve():
         say(f"{edited} is here as well; to run that one: hfstack run ./{edited}")
 
-    if read_setting("hub_token", flags) is not None:  # before it is printed, or written to a log
+    # before it is printed, or written to a log
+    if read_setting("hub_token", flags) is not None:
         raise ConfigError(
             "--hub_token is refused, so that no token is printed or kept: use HF_TOKEN or `hf "
             "auth login`"
@@ -228,14 +229,14 @@ def _launcher_options(given: dict[str, str]) -> LaunchOptions:
             )
         return int(given[key])
 
-    config = given.get("accelerate")
+    accelerate = None
+    if "accelerate" in given:
+        found = _find(given["accelerate"], ACCELERATE_CONFIGS, ".yaml", "accelerate config")
+        accelerate = _relative_to_here(found)
+
     return LaunchOptions(
         processes=count("processes", 1),
-        accelerate=_relative_to_here(
-            _find(config, ACCELERATE_CONFIGS, ".yaml", "accelerate config")
-        )
-        if config
-        else None,
+        accelerate=accelerate,
         log_file=Path(given["log_file"]) if "log_file" in given else None,
         nodes=count("nodes", 1) or 1,
         node_rank=count("node_rank", 0) or 0,

@@ -47,10 +47,11 @@ def make_page(recipe: Path) -> str:
     module = load_recipe(recipe)
     classes = settings_classes(module)
     settings = recipe.with_suffix(".yaml")
-    changed = (
-        yaml.safe_load(settings.read_text(encoding="utf-8")) or {} if settings.is_file() else {}
-    )
+    changed = {}
+    if settings.is_file():
+        changed = yaml.safe_load(settings.read_text(encoding="utf-8")) or {}
 
+    # argparse also lists each switch with its opposite, --no_x, which is no option of its own
     parser, types_ = build_parser(*classes)
     actions = {
         action.dest: action
@@ -64,16 +65,13 @@ def make_page(recipe: Path) -> str:
     )
 
     for cls in classes:
-        place = (
-            cls.__module__
-            if cls.__module__.startswith("hfstack.")
-            else cls.__module__.split(".")[0]
-        )
-
-        lines += [
-            "",
-            f"{cls.__name__} ({recipe.name if cls.__module__ == module.__name__ else place})",
-        ]
+        # of another library its name is enough: where a class lies in it changes
+        place = cls.__module__
+        if place == module.__name__:
+            place = recipe.name
+        elif not place.startswith("hfstack."):
+            place = place.split(".")[0]
+        lines += ["", f"{cls.__name__} ({place})"]
 
         for field in dataclasses.fields(cls):
             if field.init and field.name not in _REFUSED:
@@ -120,7 +118,6 @@ def main(argv: list[str] | None = None) -> None:
 
     check = parser.parse_args(argv).check
     setup_logging(logging.INFO)
-
     if not (CHECKOUT / "recipes").is_dir():
         raise ConfigError(
             "the option reference is made in a checkout of hfstack; an installed package carries "
@@ -130,7 +127,6 @@ def main(argv: list[str] | None = None) -> None:
     folder = CHECKOUT / "docs" / "reference"
     pages = make_pages(CHECKOUT / "recipes")
     stale = stale_pages(pages, folder)
-
     trees = tree_pages(CHECKOUT)
     old_trees = stale_trees(trees, CHECKOUT)
 
@@ -142,15 +138,15 @@ def main(argv: list[str] | None = None) -> None:
     for name in old_trees:
         (CHECKOUT / name).write_text(trees[name], encoding="utf-8")
     for name in stale:
+        # the page of a recipe that is gone goes with it
         if name in pages:
             (folder / name).write_text(pages[name], encoding="utf-8")
         else:
             (folder / name).unlink()
 
+    rewritten = ", ".join([*stale, *old_trees])
     logger.info(
-        "docs: %d recipes, %s",
-        len(pages),
-        f"rewritten: {', '.join([*stale, *old_trees])}" if stale or old_trees else "up to date",
+        "docs: %d recipes, %s", len(pages), f"rewritten: {rewritten}" if rewritten else "up to date"
     )
 
 
@@ -159,13 +155,11 @@ def _entry(action: Action, metavar: str, default: str) -> list[str]:
     text = " ".join((action.help or "").split()).replace("%%", "%")
     if metavar == "CHOICE":
         text += f" One of: {', '.join(map(str, action.choices or ()))}."
-    head = f"  --{action.dest} {metavar}"
-    heads = (
-        [f"{head}  ({default})"]
-        if len(head) + len(default) + 4 <= _WIDTH
-        else [head, f"      ({default})"]
-    )
 
+    head = f"  --{action.dest} {metavar}"
+    heads = [f"{head}  ({default})"]
+    if len(heads[0]) > _WIDTH:
+        heads = [head, f"      ({default})"]
     return heads + textwrap.wrap(
         text, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
     )
@@ -173,12 +167,8 @@ def _entry(action: Action, metavar: str, default: str) -> list[str]:
 
 def _metavar(action: Action, hint: Any) -> str:
     """What an option takes, in one word."""
-    members = (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
-
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    members = typing.get_args(hint) if is_union else (hint,)
     if action.choices:
         words = "|".join(map(str, action.choices))
         return words if len(words) <= 60 else "CHOICE"

@@ -42,28 +42,32 @@ def execute_again(launch: Launch) -> int:
     """
     if launch.retries and launch.output_dir is None:
         raise ConfigError("--retries needs --output_dir, where the run to go on with is looked for")
-    fruitless, reached, code = 0, _last_step(launch), 0
 
+    code = 0
+    fruitless = 0  # starts in a row that brought no new checkpoint
+    reached = _last_step(launch)
     for start in range(1, launch.retries + 2):
+        # The first start resumes as well: a scheduler that requeues a job sends the same command.
         current = launch.resumed() if launch.retries and _has_begun(launch) else launch
         sys.stderr.write(f"+ {redact(str(current))}\n")
         sys.stderr.flush()
         ending = execute(current)
 
-        code, step = ending.code, _last_step(launch)
+        code = ending.code
         if code == 0 or ending.stopped or not launch.retries:
             return code
-        if (reason := _mistake(ending)) is not None:
+        reason = _mistake(ending)
+        if reason is not None:
             say(f"not started again: {reason}")
             return code
 
+        # A crash that comes before the next checkpoint each time is no accident.
+        step = _last_step(launch)
         fruitless = 0 if step > reached else fruitless + 1
         reached = max(reached, step)
-        place = (
-            f"checkpoint-{reached}"
-            if reached >= 0
-            else "the first step, because there is no checkpoint yet"
-        )
+        place = "the first step, because there is no checkpoint yet"
+        if reached >= 0:
+            place = f"checkpoint-{reached}"
 
         if start > launch.retries:
             say(f"start {start} of {start} {_describe_ending(code)}; it can go on from {place}")
@@ -79,7 +83,6 @@ def execute_again(launch: Launch) -> int:
                 f"start {start} of {launch.retries + 1} {_describe_ending(code)}; the next, in "
                 f"{pause_s} s, is from {place}"
             )
-
             try:
                 time.sleep(pause_s)
             except KeyboardInterrupt:

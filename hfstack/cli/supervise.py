@@ -64,18 +64,18 @@ def execute(launch: Launch) -> Ending:
 
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_open_log(launch)) if launch.log_file else None
-        command, output, errors, screen = launch.command, None, None, None
 
+        # Without a log the recipe has the terminal to itself.
+        command = launch.command
+        output, errors, screen = None, None, None
         if log:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfstack-")))
-            # writes <folder>/<run>/attempt_0/<local rank>/std{out,err}.log
             if launch.launcher == "torchrun":
+                # it writes <folder>/<run>/attempt_0/<local rank>/std{out,err}.log
                 at = command.index("--tee")
-                command, output, errors = (
-                    [*command[:at], "--log_dir", str(folder), *command[at:]],
-                    log,
-                    log,
-                )
+                command = [*command[:at], "--log_dir", str(folder), *command[at:]]
+                output = log
+                errors = log
                 screen = _Screen(folder, "*/attempt_*/0/std*.log", copy=None)
             else:
                 output = stack.enter_context((folder / "stdout.log").open("wb"))
@@ -99,19 +99,17 @@ def execute(launch: Launch) -> Ending:
         written = _read(run_file) if _stamp(run_file) != before else {}
         ending = Ending(code, bool(stop.received), written.get("status"), written.get("error_kind"))
 
-        early = (
-            stop.received
-            and not written
-            and (code < 0 or (code != 0 and run_file and launch.launcher != "python"))
-        )
-        if early:
+        # A launcher turns the death by our signal into a failure of its own.
+        killed = code < 0 or (code != 0 and run_file and launch.launcher != "python")
+        if stop.received and not written and killed:
             say("stopped before the run began")
             return dataclasses.replace(ending, code=128 + stop.received[0])
 
         if launch.launcher == "python":
-            died_of_our_signal = bool(stop.received) and code in (-signal.SIGINT, -signal.SIGTERM)
-            code = EXIT_PREEMPTED if died_of_our_signal else 128 - code if code < 0 else code
-            return dataclasses.replace(ending, code=code)
+            if stop.received and code in (-signal.SIGINT, -signal.SIGTERM):
+                return dataclasses.replace(ending, code=EXIT_PREEMPTED)
+            # as a shell spells the death by another signal
+            return dataclasses.replace(ending, code=128 - code if code < 0 else code)
 
         report = _read_from(launch.log_file, report_start) if launch.launcher == "torchrun" else ""
         result = outcome(code, ending.status, report, stopped=bool(stop.received))
@@ -150,11 +148,8 @@ def _open_log(launch: Launch) -> io.BufferedRandom:
         launch.log_file.parent.mkdir(parents=True, exist_ok=True)
         log = launch.log_file.open("a+b")
     except OSError as error:
-        reason = (
-            "its folder is a file"
-            if isinstance(error, FileExistsError | NotADirectoryError)
-            else error.strerror
-        )
+        in_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "its folder is a file" if in_file else error.strerror
         raise ConfigError(
             f"the log {launch.log_file} cannot be written: {reason}; choose another --log_file"
         ) from None
@@ -206,20 +201,18 @@ class _Screen:
 
         rank, code, local_rank = cause
         files = {path.parent.name: path for path in self._folder.glob("*/attempt_*/*/stderr.log")}
-        shown = files["0"].read_text(encoding="utf-8", errors="replace") if "0" in files else ""
 
-        wrote = (
-            files[local_rank].read_text(encoding="utf-8", errors="replace")
-            if local_rank in files
-            else ""
-        )
+        def wrote_by(local_rank: str) -> str:
+            file = files.get(local_rank)
+            return file.read_text(encoding="utf-8", errors="replace") if file else ""
 
+        # The first process is on the screen already; of another one its traceback is shown, unless
+        # both failed alike.
+        shown, wrote = wrote_by("0"), wrote_by(local_rank)
         if code < 0:
             name = signal.Signals(-code).name
-            say(
-                f"process {rank} was killed by {name}"
-                + (" (out of memory?)" if name == "SIGKILL" else "")
-            )
+            guess = " (out of memory?)" if name == "SIGKILL" else ""
+            say(f"process {rank} was killed by {name}{guess}")
         elif local_rank != "0" and wrote.strip() and wrote.splitlines()[-1] not in shown:
             sys.stderr.write(wrote[max(0, wrote.rfind("Traceback (most recent call last)")) :])
 
@@ -313,11 +306,10 @@ class _StopSignals:
 def _children(pid: int) -> list[int]:
     """The processes that one process started; empty where there is no /proc."""
     try:
-        return [
-            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
         return []
+    return [int(child) for child in children.split()]
 
 
 def _is_running(pid: int) -> bool:

@@ -131,10 +131,20 @@ def test_versions_against_the_tested_ones(
         ("5.25.0", ">=5.20,<5.25", False),
         ("1.0", "!=1.0", False),
         ("1.0", "", True),
+        ("2.8.0a0+34c6371d24.nv25.8", ">=2.8", True),  # torch of NVIDIA's containers
     ],
 )
 def test_ranges(found: str, span: str, expected: bool):
     assert doctor.satisfies(found, span) is expected
+
+
+def test_without_packaging_a_library_is_named_and_not_compared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "packaging", None)
+    monkeypatch.setattr(doctor, "installed_version", {"trl": "1.9.0"}.get)
+    there = doctor._library("trl", ">=1.15,<1.17", "1.16.0")
+    assert (there.state, there.text) == ("note", "trl 1.9.0: not compared without packaging")
+    gone = doctor._library("transformers", ">=5.20", "5.23.0")
+    assert (gone.state, gone.text) == ("problem", "transformers is not installed")
 
 
 def test_requirements_come_from_the_package():
