@@ -53,6 +53,7 @@ class Source:
                 f"dataset {self.path}: weight must be a number above 0, got {self.weight!r}"
             )
 
+        # What means nothing for local files is refused, since it would be passed over in silence.
         if self.is_local:
             if self.name is not None:
                 raise ConfigError(
@@ -185,7 +186,6 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Split
     quarantine_file = _empty_quarantine(quarantine_file)
     splits: dict[str, Any] = {}
     log: SourceLog = {}
-
     for name, sources in {"train": args.datasets, "eval": args.eval_datasets}.items():
         if sources and args.streaming:
             splits[name] = _stream(sources, args, quarantine_file)
@@ -199,6 +199,7 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Split
                 log=log,
             )
 
+    # A text on both sides would be learned by heart and then scored: eval is kept apart from train.
     if args.streaming:
         logger.info(
             "streaming: rows are shuffled within %d rows; overlap with eval is not checked",
@@ -293,6 +294,7 @@ def iterate_rows(
             "on_bad_row is quarantine but no quarantine_file is given to write bad rows to"
         )
 
+    # All of them now: a name that is wrong should not come up hours after the first row.
     files_by_source = [source.find_files() for source in sources]
     quarantine_file = _empty_quarantine(quarantine_file)
     log = {} if log is None else log
@@ -311,7 +313,8 @@ def iterate_rows(
         else:
             streams.append(_count_from_hub(source, max_rows, log))
 
-    weights, names = [source.weight for source in sources], [source.path for source in sources]
+    weights = [source.weight for source in sources]
+    names = [source.path for source in sources]
     return interleave(streams, weights=weights, names=names, seed=seed)
 
 
@@ -349,6 +352,8 @@ def require_columns(
     found = getattr(rows, "column_names", None) or list(next(iter(rows), {}))
     if any(columns <= set(found) for columns in alternatives):
         return
+
+    # The alternative that lacks least is the one that was meant.
     wanted = " or ".join(" + ".join(sorted(columns)) for columns in alternatives)
     nearest = min(alternatives, key=lambda columns: len(columns - set(found)))
     unused = [name for name in found if name not in nearest]

@@ -103,10 +103,10 @@ def hold_out(
             f"{hint}"
         )
 
+    # Texts in the order of their hashes, until those held out have as many rows as wanted.
     keys = _text_keys(rows, seed, text_column)
     ranked, group, sizes = numpy.unique(keys, return_inverse=True, return_counts=True)
     groups = int(numpy.searchsorted(numpy.cumsum(sizes), wanted)) + 1
-
     held = group < groups
     if held.all():
         raise DataError(
@@ -114,7 +114,8 @@ def hold_out(
             "eval_datasets"
         )
 
-    if (duplicates := len(rows) - len(ranked)) > 0:
+    duplicates = len(rows) - len(ranked)
+    if duplicates:
         logger.info(
             "%d of %d rows repeat a text; every copy stays on one side of the split",
             duplicates,
@@ -174,6 +175,7 @@ def _with_common_columns(parts: Sequence[Dataset], names: Sequence[str]) -> list
     features: dict[str, Any] = {}
     for column in parts[0].column_names:
         kinds = [part.features.get(column) for part in parts]
+        # a column that is null throughout one file has no type of its own there
         known = [kind for kind in kinds if kind is not None and kind != Value("null")]
         if None in kinds:
             continue

@@ -1,15 +1,14 @@
 """Find duplicates, exact or near, and documents that hold evaluation text.
 
-Each check is called like a filter: None to keep the document, or `exact_duplicate`,
-`near_duplicate: ...`, `contaminated: ...`. The first of several alike documents is the one that
-stays, so the result depends on the order of the documents and on nothing else. What a check
-remembers grows with the documents; `index_bytes` says how much it is.
+Each check is called like a filter: it returns None to keep the document, or `exact_duplicate`,
+`near_duplicate: ...`, `contaminated: ...`. The first of several similar documents is the one that
+is kept, so the result depends on the order of the documents and on nothing else. The index of a
+check grows with the documents; `index_bytes` says how large it is.
 """
 
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -20,13 +19,10 @@ from hfstack.data.cleaning.pipeline import CleanText
 from hfstack.data.sources import Source, SourceLog, iterate_rows
 from hfstack.errors import ConfigError, DataError
 
-_SHINGLE_UNITS = (
-    5  # 5-grams and a similarity of 0.8: Lee et al. 2022, arXiv:2107.06499, section 4.2
-)
+# 5-grams and a similarity of 0.8: Lee et al. 2022, arXiv:2107.06499, section 4.2
+_SHINGLE_UNITS = 5
 # x 128 permutations x 4 bytes = 256 KiB: stays in cache, and long documents need no more memory
 _CHUNK_SHINGLES = 512
-
-
 # of false alarms and of misses: losing a text of which 0.7 is in another loses little
 _ERROR_WEIGHTS = (0.2, 0.8)
 
@@ -34,9 +30,8 @@ _ERROR_WEIGHTS = (0.2, 0.8)
 class HashSet:
     """A set of 64-bit hashes in one flat array: 12 to 24 bytes a member.
 
-    A Python set of ints needs about 80.
-
-    Open addressing with linear probing; a slot of 0 is empty, and the hash 0 is stored as 1.
+    A Python set of ints needs about 80. Open addressing with linear probing; a slot of 0
+    is empty, and the hash 0 is stored as 1.
     """
 
     def __init__(self) -> None:
@@ -51,7 +46,7 @@ class HashSet:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes that the slots take."""
+        """Return the bytes that the slots take."""
         return len(self._slots) * self._slots.itemsize
 
     def add(self, value: int) -> bool:
@@ -59,6 +54,7 @@ class HashSet:
         slot = self._find(value or 1)
         if self._slots[slot]:
             return False
+
         self._slots[slot] = value or 1
         self._members += 1
         if self._members * 3 > len(self._slots) * 2:
@@ -66,7 +62,7 @@ class HashSet:
         return True
 
     def _find(self, value: int) -> int:
-        """The slot that holds the value, or the empty one where it belongs."""
+        """Return the slot that holds the value, or the empty one where it belongs."""
         slots, mask = self._slots, len(self._slots) - 1
         slot = value & mask
         while (found := slots[slot]) and found != value:
@@ -91,9 +87,7 @@ def text_hash(text: str, purpose: bytes = b"") -> int:
 
 
 def held_out(text: str, fraction: float) -> bool:
-    """Return whether a document is in the `fraction` held out for evaluation.
-
-    The fraction is in [0, 1).
+    """Return whether a document is in the `fraction`, in [0, 1), held out for evaluation.
 
     It depends on the text alone: a document stays on its side when others are added, removed or
     reordered.
@@ -105,7 +99,8 @@ class ExactDuplicates:
     """Refuse a text that is the same, character by character, as one before.
 
     Two of N different texts share a 64-bit hash with probability N**2 / 2**65: 3e-6 for ten million
-    documents."""
+    documents.
+    """
 
     def __init__(self) -> None:
         self._seen = HashSet()
@@ -115,18 +110,18 @@ class ExactDuplicates:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes that the index of all texts so far takes."""
+        """Return the bytes that the index of all texts so far takes."""
         return self._seen.index_bytes
 
 
 class NearDuplicates:
     """Refuse near duplicates: Jaccard similarity of 5-unit shingles over `threshold`.
 
-    MinHash signatures (Broder 1997) are datasketch's, cut into the bands that its MinHashLSH would
-    choose: two texts are alike when all rows of any band agree. At the default threshold, 12 bands
-    of 10 rows, texts of similarity 0.5, 0.7, 0.8 and 0.9 are dropped with probability 0.01, 0.29,
-    0.74 and 0.99. Of every band only a 64-bit hash is kept, because MinHashLSH also keeps keys and
-    buckets, 16 times the memory, for nothing that is needed here.
+    MinHash signatures (Broder 1997) are datasketch's, split into the bands that its MinHashLSH
+    would choose: two texts are similar when all rows of any band agree. At the default threshold,
+    12 bands of 10 rows, texts of similarity 0.5, 0.7, 0.8 and 0.9 are dropped with probability
+    0.01, 0.29, 0.74 and 0.99. Of every band only a 64-bit hash is kept, because MinHashLSH also
+    keeps keys and buckets, 16 times the memory, for nothing that is needed here.
 
     Args:
         threshold: similarity in (0, 1] from which on a document is a near duplicate.
@@ -173,7 +168,7 @@ class NearDuplicates:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes that the index of all kept texts takes."""
+        """Return the bytes that the index of all kept texts takes."""
         return self._seen.index_bytes
 
     def signature(self, shingles: np.ndarray) -> MinHash:
@@ -184,19 +179,16 @@ class NearDuplicates:
         return minhash
 
     def _band_keys(self, shingles: np.ndarray) -> list[int]:
-        values = (
-            self.signature(shingles).hashvalues[: self.bands * self.rows].astype("<u8").tobytes()
-        )
+        """Return one 64-bit hash for each band of the signature, different for each band."""
+        used = self.signature(shingles).hashvalues[: self.bands * self.rows]
+        values = used.astype("<u8").tobytes()
         width = 8 * self.rows
         keys = []
 
         for band in range(self.bands):
             part = values[band * width : (band + 1) * width]
-            keys.append(
-                int.from_bytes(
-                    hashlib.blake2b(part, digest_size=8, salt=bytes([band])).digest(), "little"
-                )
-            )
+            digest = hashlib.blake2b(part, digest_size=8, salt=bytes([band])).digest()
+            keys.append(int.from_bytes(digest, "little"))
 
         return keys
 
@@ -219,16 +211,19 @@ def duplicate_checks(
 
     A threshold of 0 means no near duplicates.
     """
-    near = [NearDuplicates(threshold=threshold, permutations=permutations)] if threshold else []
-    return [*([ExactDuplicates()] if exact else []), *near]
+    checks: list[ExactDuplicates | NearDuplicates] = []
+    if exact:
+        checks.append(ExactDuplicates())
+    if threshold:
+        checks.append(NearDuplicates(threshold=threshold, permutations=permutations))
+    return checks
 
 
 class Contamination:
     """Refuse a text that shares a long n-gram with an evaluation text.
 
-    Brown et al. 2020, arXiv:2005.14165, appendix C.
-
-    Case and punctuation are left out of the comparison. An evaluation text shorter than the n-gram
+    Brown et al. 2020, arXiv:2005.14165, appendix C. Case and punctuation are left out of the
+    comparison. An evaluation text shorter than the n-gram
     is looked for as a whole, unless it has under `least` units, when finding it would mean nothing.
 
     Args:
@@ -244,12 +239,12 @@ class Contamination:
     def __init__(
         self, texts: Iterable[str], *, words: int = 13, characters: int = 20, least: int = 8
     ) -> None:
-        found: dict[int, list[np.ndarray]] = {}
         self._least = least
-
+        self.texts = self.ignored_texts = 0
         # hash of the first units -> length and hash of the whole
         self._short: dict[int, set[tuple[int, int]]] = {}
-        self.texts = self.ignored_texts = 0
+        # length of the n-grams -> their hashes, an array for each text
+        found: dict[int, list[np.ndarray]] = {}
 
         for text in texts:
             self.texts += 1
@@ -258,7 +253,8 @@ class Contamination:
             if len(hashes) >= length:
                 found.setdefault(length, []).append(ngram_hashes(hashes, length))
             elif len(hashes) >= least:
-                start, whole = ngram_hashes(hashes, least)[0], ngram_hashes(hashes, len(hashes))[0]
+                start = ngram_hashes(hashes, least)[0]
+                whole = ngram_hashes(hashes, len(hashes))[0]
                 self._short.setdefault(int(start), set()).add((len(hashes), int(whole)))
             else:
                 self.ignored_texts += 1
@@ -281,21 +277,25 @@ class Contamination:
         for length, known in self._ngrams.items():
             ngrams = ngram_hashes(hashes, length)
             places = np.searchsorted(known, ngrams).clip(max=len(known) - 1)
+
             for start in np.flatnonzero(known[places] == ngrams).tolist():
-                if matched := self._match_length(hashes, start, length):
+                matched = self._match_length(hashes, start, length)
+                if matched:
                     units = split_units(text)
-                    run = ("" if units.unspaced else " ").join(units.words[start : start + matched])
+                    separator = "" if units.unspaced else " "
+                    run = separator.join(units.words[start : start + matched])
                     return f"contaminated: {run[:80]}"
 
         return None
 
     def _match_length(self, hashes: np.ndarray, start: int, length: int) -> int:
-        """Return how many units match from `start` on; 0 if a short text goes on.
+        """Return how many units match from `start` on; 0 where only a short text's start does.
 
         The first `length` are known to match.
         """
         if length != self._least:
             return length
+
         wholes = self._short[int(ngram_hashes(hashes[start : start + length], length)[0])]
         for whole_length, whole in sorted(wholes):
             run = hashes[start : start + whole_length]
@@ -314,8 +314,9 @@ class Contamination:
 
         def texts() -> Iterator[str]:
             try:
-                for text in chain.from_iterable(map(strings_of, iterate_rows(sources, log=log))):
-                    yield clean(text).text
+                for row in iterate_rows(sources, log=log):
+                    for text in strings_of(row):
+                        yield clean(text).text
             except DataError as error:
                 raise DataError(f"--decontaminate: {error}") from None
 
@@ -323,9 +324,9 @@ class Contamination:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes that the n-grams of the evaluation texts take.
+        """Return the bytes that the n-grams of the evaluation texts take.
 
-        It does not grow with the documents.
+        They do not grow with the documents.
         """
         return sum(known.nbytes for known in self._ngrams.values())
 

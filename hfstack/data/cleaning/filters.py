@@ -1,16 +1,20 @@
 """Decide from a text alone whether it is worth training on.
 
-Length, symbols, repetition, lost characters.
+By its length, symbols, repetition and lost characters.
 
 A filter is a function of one text that returns None to keep it, or why not: `too_short: 12
-characters, fewer than 32`. What stands before the colon is the reason that is counted.
+characters, fewer than 32`. The reason that is counted is the part before the colon.
 
-Thresholds come from these papers, and each default says which: Gopher      Rae et al. 2021,
-    arXiv:2112.11446, table A1 and section A.1.1 C4          Raffel et al. 2020, arXiv:1910.10683,
-    section 2.2 RefinedWeb  Penedo et al. 2023, arXiv:2306.01116, appendix G.1, applies Gopher's
-    rules to web text unchanged They are written for languages that put spaces between words. Where
-    a language does not (Chinese, Japanese, Thai, Lao, Khmer, Burmese), a unit is one character, and
-    a word of the paper counts as two units.
+Thresholds come from these papers, and each default says from which:
+
+- Gopher: Rae et al. 2021, arXiv:2112.11446, table A1 and section A.1.1
+- C4: Raffel et al. 2020, arXiv:1910.10683, section 2.2
+- RefinedWeb: Penedo et al. 2023, arXiv:2306.01116, appendix G.1, applies Gopher's rules to web text
+  unchanged
+
+They were stated for languages that put spaces between words. Where a language does not (Chinese,
+Japanese, Thai, Lao, Khmer, Burmese), a unit is one character, and a word of the paper counts as two
+units.
 """
 
 import re
@@ -24,7 +28,8 @@ import numpy as np
 Filter = Callable[[str], str | None]
 
 _UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai and Lao, Burmese, Khmer
+    # Thai and Lao, Burmese, Khmer
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
     # CJK, kana
     "\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff\u3400-\u4dbf"
     "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -56,9 +61,8 @@ class Units(NamedTuple):
     """Letters, digits and marks in all units."""
 
 
-@lru_cache(
-    maxsize=1
-)  # the filters and the duplicate checks ask for the same text one after another
+# The filters and the duplicate checks ask for the same text one after another.
+@lru_cache(maxsize=1)
 def split_units(text: str) -> Units:
     """Split a text into units; mixed text has both words and single characters."""
     folded = text.casefold()
@@ -75,10 +79,8 @@ def split_units(text: str) -> Units:
 def unit_hashes(text: str) -> np.ndarray:
     """Return (U,) uint64 hashes of units that are the same in every process."""
     words = split_units(text).words
-    return (
-        np.fromiter(map(zlib.crc32, map(str.encode, words)), dtype=np.uint64, count=len(words))
-        * _MULTIPLIER
-    )
+    checksums = map(zlib.crc32, map(str.encode, words))
+    return np.fromiter(checksums, dtype=np.uint64, count=len(words)) * _MULTIPLIER
 
 
 def ngram_hashes(hashes: np.ndarray, length: int) -> np.ndarray:
@@ -115,41 +117,40 @@ def _join(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def too_short(text: str, *, characters: int = 32, characters_unspaced: int = 10) -> str | None:
-    """Refuse texts under `characters`.
+    """Refuse texts under `characters`, or `characters_unspaced` in scripts without spaces.
 
-    In scripts without spaces, where a character says more, `characters_unspaced`.
-
-    The defaults keep a sentence and a four-line poem (24 characters with punctuation). They are
-    ours, and far below Gopher's 50 words, which is meant for web pages.
+    There a character says more. The defaults keep a sentence and a four-line poem (24 characters
+    with punctuation). They are ours, and far below Gopher's 50 words, which is meant for web pages.
     """
     if len(text) >= characters:
         return None
+
     least = characters_unspaced if split_units(text).unspaced else characters
-    return f"too_short: {len(text)} characters, fewer than {least}" if len(text) < least else None
+    if len(text) >= least:
+        return None
+    return f"too_short: {len(text)} characters, fewer than {least}"
 
 
 def too_long(text: str, *, characters: int = 10_000_000) -> str | None:
     """Refuse dumps that are no document; the default, ours, keeps the longest novels."""
-    return (
-        f"too_long: {len(text)} characters, more than {characters}"
-        if len(text) > characters
-        else None
-    )
+    if len(text) <= characters:
+        return None
+    return f"too_long: {len(text)} characters, more than {characters}"
 
 
 def broken_encoding(text: str, *, share: float = 0.005) -> str | None:
     """Refuse texts that lost characters: U+FFFD, and 锟斤拷 (U+FFFD read as GBK)."""
     lost = text.count("\ufffd") + 3 * text.count("锟斤拷")
-    return (
-        f"broken_encoding: {lost} of {len(text)} characters lost"
-        if lost > share * len(text)
-        else None
-    )
+    if lost <= share * len(text):
+        return None
+    return f"broken_encoding: {lost} of {len(text)} characters lost"
 
 
 def placeholder_text(text: str) -> str | None:
     """Refuse pages that carry `lorem ipsum` (C4)."""
-    return "placeholder_text: lorem ipsum" if "lorem ipsum" in text.casefold() else None
+    if "lorem ipsum" not in text.casefold():
+        return None
+    return "placeholder_text: lorem ipsum"
 
 
 def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0.1) -> str | None:
@@ -167,8 +168,8 @@ def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0
             f"too_many_symbols: {visible - units.characters} of {visible} characters are no "
             "letters or digits"
         )
-    words = len(units.words) / (_UNITS_PER_WORD if units.unspaced else 1)
 
+    words = len(units.words) / (_UNITS_PER_WORD if units.unspaced else 1)
     # …… is one ellipsis in Chinese
     marks = text.count("#") + text.count("...") + text.count("…") - text.count("……")
     if marks > max(3, marks_per_word * words):
@@ -177,16 +178,15 @@ def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0
 
 
 def too_few_words(text: str, *, share: float = 0.8) -> str | None:
-    """Refuse tables of numbers: under `share` of the words have a letter.
-
-    Gopher: 0.8.
+    """Refuse tables of numbers: under `share` of the words have a letter (Gopher: 0.8).
 
     Gopher drops everything under 50 words first; such a text is refused here when numbers are its
     larger part.
     """
     words = split_units(text).words
     numbers = sum(map(str.isdigit, words))
-    if numbers <= (1 - share if len(words) >= _GOPHER_LEAST_WORDS else 0.5) * len(words):
+    allowed_share = 1 - share if len(words) >= _GOPHER_LEAST_WORDS else 0.5
+    if numbers <= allowed_share * len(words):
         return None
     return f"too_few_words: {numbers} of {len(words)} words are numbers"
 
@@ -194,21 +194,17 @@ def too_few_words(text: str, *, share: float = 0.8) -> str | None:
 def odd_word_length(text: str, *, shortest: float = 2, longest: float = 10) -> str | None:
     """Refuse encoded data and spelled-out letters by their mean word length.
 
-    Outside Gopher's 3 to 10 characters.
-
-    The lower bound is 2, since Korean words average under 3 syllables. Scripts without spaces are
-    not measured.
+    Gopher keeps 3 to 10 characters. The lower bound here is 2, since Korean words average under 3
+    syllables. Scripts without spaces are not measured.
     """
     units = split_units(text)
     if units.unspaced or not units.words:
         return None
-    mean = units.characters / len(units.words)
 
-    return (
-        None
-        if shortest <= mean <= longest
-        else f"odd_word_length: {mean:.1f} characters on average"
-    )
+    mean = units.characters / len(units.words)
+    if shortest <= mean <= longest:
+        return None
+    return f"odd_word_length: {mean:.1f} characters on average"
 
 
 def repeated_lines(
@@ -216,13 +212,14 @@ def repeated_lines(
 ) -> str | None:
     """Refuse texts whose lines repeat.
 
-    0.3 of the lines, or lines with 0.2 of the characters (Gopher).
+    The limits are 0.3 of the lines, or lines with 0.2 of the characters (Gopher).
 
     Only texts of `least` lines or more are measured, so that a short poem may have a refrain; names
     of speakers (lines that end in a colon) are not lines of text.
     """
     if text.count("\n") < least - 1:
         return None
+
     lines = [line for line in map(str.strip, text.split("\n")) if line and line[-1] not in ":："]
     if len(lines) < least:
         return None
@@ -247,61 +244,77 @@ def repeated_ngrams(
 ) -> str | None:
     """Refuse repetitive texts by Gopher's limits on repeated word n-grams.
 
-    On the most frequent n-gram and on all repeated ones.
-
-    Shares are of units rather than of characters, and the most frequent n-gram must occur three
-    times to count. Under 50 words, which Gopher would drop, verse may repeat itself: there only
-    less than `short_distinct` distinct units (ours) are refused. `leniency` multiplies every limit
-    of Gopher's.
+    There are limits on the most frequent n-gram and on all repeated ones. Shares are of units
+    rather than of characters, and the most frequent n-gram must occur three times to count. Under
+    50 words, which Gopher would drop, verse may repeat itself: there only less than
+    `short_distinct` distinct units (ours) are refused. `leniency` multiplies every limit of
+    Gopher's.
     """
     units = split_units(text)
     scale = _UNITS_PER_WORD if units.unspaced else 1
     total = len(units.words)
+
     if total < _GOPHER_LEAST_WORDS * scale:
         distinct = len(set(units.words))
-        return (
-            f"repeated_ngrams: {distinct} distinct of {total} units"
-            if distinct < short_distinct * total
-            else None
-        )
+        if distinct >= short_distinct * total:
+            return None
+        return f"repeated_ngrams: {distinct} distinct of {total} units"
 
     hashes = unit_hashes(text)
+    return _too_frequent_ngram(hashes, scale, leniency) or _too_many_repeats(
+        hashes, scale, leniency
+    )
 
-    most = {
+
+def _too_frequent_ngram(hashes: np.ndarray, scale: int, leniency: float) -> str | None:
+    """Return why the most frequent n-gram is too frequent, or None."""
+    total = len(hashes)
+    limits = {
         n * scale: max(2, int(leniency * share * total / (n * scale)))
         for n, share in _TOP_SHARES.items()
     }
-    for length, times in most.items():
+    lowest = min(limits.values())
+
+    for length, times in limits.items():
         ordered = np.sort(ngram_hashes(hashes, length))
-        if not _occurs_over(ordered, min(most.values())):
+        if not _occurs_over(ordered, lowest):
             break  # a longer run cannot be more frequent
+
         if _occurs_over(ordered, times):
             return (
                 f"repeated_ngrams: one run of {length} units occurs over {times} times in {total}"
             )
 
+    return None
+
+
+def _too_many_repeats(hashes: np.ndarray, scale: int, leniency: float) -> str | None:
+    """Return why too much of a text lies in n-grams that came before, or None."""
+    total = len(hashes)
+    lowest = leniency * min(_DUPLICATE_SHARES.values())
+
     for words, share in _DUPLICATE_SHARES.items():
-        covered = _covered_by_repeats(
-            hashes, words * scale, leniency * min(_DUPLICATE_SHARES.values())
-        )
+        length = words * scale
+        covered = _covered_by_repeats(hashes, length, lowest)
         if covered > leniency * share * total:
             return (
-                f"repeated_ngrams: runs of {words * scale} units that came before make up "
-                f"{covered} of {total}"
+                f"repeated_ngrams: runs of {length} units that came before make up {covered} of "
+                f"{total}"
             )
-        if covered <= leniency * min(_DUPLICATE_SHARES.values()) * total:
+
+        if covered <= lowest * total:
             break  # whatever repeats in a longer run repeats in this one
 
     return None
 
 
 def _occurs_over(ordered: np.ndarray, times: int) -> bool:
-    """Whether a value stands more than `times` times in a sorted array."""
+    """Return whether a value occurs more than `times` times in a sorted array."""
     return bool((ordered[times:] == ordered[: max(0, len(ordered) - times)]).any())
 
 
 def _covered_by_repeats(hashes: np.ndarray, length: int, ignored_share: float) -> int:
-    """How many units lie in an n-gram that stood earlier in the text.
+    """Return how many units lie in an n-gram that occurs earlier in the text.
 
     0 when that is surely under `ignored_share`.
     """
@@ -311,6 +324,7 @@ def _covered_by_repeats(hashes: np.ndarray, length: int, ignored_share: float) -
     if repeats * length <= ignored_share * len(hashes):
         return 0
 
+    # A later copy of an n-gram covers its units: +1 where it begins, -1 where it ends.
     order = np.argsort(ngrams, kind="stable")
     later = order[1:][ngrams[order[1:]] == ngrams[order[:-1]]]
     edges = np.zeros(len(hashes) + 1, dtype=np.int64)

@@ -33,46 +33,39 @@ _LIGATURES = {
     0xFB06: "st",
 }
 _TRANSLATION = (
-    dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)], "")  # controls
+    # controls
+    dict.fromkeys([*range(0x09), *range(0x0E, 0x20), *range(0x7F, 0xA0)], "")
     # soft hyphen, zero width...
     | dict.fromkeys([0xAD, 0x200B, 0x2060, 0xFEFF, *range(0xFFF9, 0xFFFD), 0xFFFE, 0xFFFF], "")
-    # display direction overrides
-    | dict.fromkeys(
-        # no-break spaces; the ideographic space U+3000 stays
-        [*range(0x202A, 0x202F), *range(0x2066, 0x206A)],
-        "",
-    )
+    # overrides of the display's direction
+    | dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "")
     | dict.fromkeys([0x0B, 0x0C, 0x85, 0x2028, 0x2029], "\n")
+    # no-break spaces; the ideographic space U+3000 stays
     | dict.fromkeys([0xA0, 0x202F], " ")
     | _LIGATURES
 )
 _TRANSLATED = re.compile(f"[{''.join(map(chr, _TRANSLATION))}]")
 _BOILERPLATE = (
     # C4
-    *(
-        "terms of use",
-        "privacy policy",
-        "cookie policy",
-        "uses cookies",
-        "use of cookies",
-        "use cookies",
-    ),
-    *(
-        "enable javascript",
-        "all rights reserved",
-        "share on facebook",
-        "subscribe to our newsletter",
-    ),
-    *(
-        "使用cookie",
-        "使用 cookie",
-        "隐私政策",
-        "隱私政策",
-        "版权所有",
-        "版權所有",
-        "启用javascript",
-        "启用 javascript",
-    ),
+    "terms of use",
+    "privacy policy",
+    "cookie policy",
+    "uses cookies",
+    "use of cookies",
+    "use cookies",
+    # ours
+    "enable javascript",
+    "all rights reserved",
+    "share on facebook",
+    "subscribe to our newsletter",
+    "使用cookie",
+    "使用 cookie",
+    "隐私政策",
+    "隱私政策",
+    "版权所有",
+    "版權所有",
+    "启用javascript",
+    "启用 javascript",
 )
 _BOILERPLATE_CHARACTERS = 200
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -126,16 +119,15 @@ def repair_encoding(text: str) -> str:
     """
     if text.isascii() or not _MAYBE_MOJIBAKE.search(text):
         return text
-    return "\n".join(
-        fix_encoding(line, _REPAIR) if _looks_bad(line) else line for line in text.split("\n")
-    )
+    lines = text.split("\n")
+    return "\n".join(fix_encoding(line, _REPAIR) if _looks_bad(line) else line for line in lines)
 
 
 def _looks_bad(line: str) -> bool:
+    """Return whether ftfy finds mojibake at a place of the line that may hold it."""
     for place in _MAYBE_MOJIBAKE.finditer(line):
-        if is_bad(
-            line[max(0, place.start() - _CONTEXT_CHARACTERS) : place.end() + _CONTEXT_CHARACTERS]
-        ):
+        start = max(0, place.start() - _CONTEXT_CHARACTERS)
+        if is_bad(line[start : place.end() + _CONTEXT_CHARACTERS]):
             return True
     return False
 
@@ -171,6 +163,7 @@ def _is_boilerplate(line: str) -> bool:
 
 
 def _uniform_characters(text: str) -> str:
+    """Return the text in NFC, without controls, with one kind of line end and of space."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\x1b" in text:
@@ -192,9 +185,9 @@ def _tidy_blanks(text: str) -> str:
     return text.strip()
 
 
-_NESTING_LIMIT = (
-    6  # templates within templates, escapes of escapes; deeper ones are data, not prose
-)
+# Of templates within templates, and escapes of escapes; deeper ones are data, not prose.
+_NESTING_LIMIT = 6
+_WIKI_MARKS = ("{{", "{|", "[", "==", "''", "__")
 
 # Markup. Each family is entered only when a character that it cannot do without is there; every
 # pattern is linear in the length of the text, because web text holds megabytes of "<" and "{{" too.
@@ -214,7 +207,7 @@ _TAG = re.compile(
     rf"</?({_INLINE_TAGS}|{_BLOCK_TAGS})(?:[\s/][^<>]*)?>".replace(" ", "|"), re.IGNORECASE
 )
 _INLINE = frozenset(_INLINE_TAGS.split())
-_HIDDEN_TAGS = ("script", "style", "ref", "math")  # their content is not prose
+_SKIPPED_TAGS = ("script", "style", "ref", "math")  # their content is not prose
 _ENTITY = re.compile(r"&(?:amp;)*(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
 _TEMPLATE = re.compile(r"\{\{(?![\s{])([^{}|]{1,80})(\|[^{}]*)?\}\}")
@@ -255,29 +248,20 @@ _MARKDOWN_STRONG = re.compile(r"(?<![*\w])\*\*(?![\s*])([^*\n]*[^*\s])\*\*(?![*]
 
 
 def _remove_markup(text: str) -> str:
+    # Most texts have no markup: looking for a substring spares them the patterns.
     if "&" in text:
         text = _resolve_entities(text)
     if "<" in text:
         text = _remove_html(text)
 
-    if (
-        "{{" in text
-        or "[[" in text
-        or "==" in text
-        or "''" in text
-        or "[" in text
-        or "__" in text
-        or "{|" in text
-    ):
+    if any(mark in text for mark in _WIKI_MARKS):
         text = _remove_wiki(text)
-
     if "[/" in text:
         text = _remove_bbcode(text)
     if "](" in text:
         text = _MARKDOWN_LINK.sub(r"\1", _MARKDOWN_IMAGE.sub("", text))
     if "**" in text:
         text = _MARKDOWN_STRONG.sub(r"\1", text)
-
     if "##" in text:
         text = _MARKDOWN_HEADING.sub("", text)
     return text
@@ -289,29 +273,31 @@ def _resolve_entities(text: str) -> str:
     `AT&T` and `?a=1&copy=2` stay.
     """
     for _ in range(_NESTING_LIMIT):
-        if "&" not in text or (resolved := _ENTITY.sub(_entity, text)) == text:
+        resolved = _ENTITY.sub(_resolve_entity, text)
+        if resolved == text:
             break
         text = resolved
     return text
 
 
-def _entity(match: re.Match[str]) -> str:
+def _resolve_entity(match: re.Match[str]) -> str:
     name = match[1]
     if name[0] != "#":
         return html.entities.html5.get(f"{name};", match[0])
+
     code = int(name[2:], 16) if name[1] in "xX" else int(name[1:])
     return chr(code) if 0 < code < 0x110000 and not 0xD800 <= code < 0xE000 else ""
 
 
 def _remove_html(text: str) -> str:
-    text = _cut_between(text, re.compile("<!--"), re.compile("-->"))
+    text = _remove_between(text, re.compile("<!--"), re.compile("-->"))
     lowered = text.lower()
 
-    for name in _HIDDEN_TAGS:
+    for name in _SKIPPED_TAGS:
         if f"<{name}" in lowered:
             text = re.sub(rf"<{name}\b[^<>]*/>", "", text, flags=re.IGNORECASE)
             opening, closing = rf"<{name}(?:\s[^<>]*)?>", rf"</{name}\s*>"
-            text = _cut_between(
+            text = _remove_between(
                 text, re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE)
             )
 
@@ -320,47 +306,50 @@ def _remove_html(text: str) -> str:
 
 def _remove_wiki(text: str) -> str:
     for _ in range(_NESTING_LIMIT):
-        if "{{" not in text or (shorter := _TEMPLATE.sub(_remove_template, text)) == text:
+        if "{{" not in text:
+            break
+        shorter = _TEMPLATE.sub(_template_replacement, text)
+        if shorter == text:
             break
         text = shorter
 
     if "{|" in text:
-        text = _cut_between(
+        text = _remove_between(
             text, re.compile(r"^\{\|", re.MULTILINE), re.compile(r"^\|\}", re.MULTILINE)
         )
 
     if "[" in text:
-        text = _WIKI_LINK.sub(
-            lambda link: link[1] if link[2] is None else link[2], _WIKI_MEDIA.sub("", text)
-        )
+        text = _WIKI_MEDIA.sub("", text)
+        text = _WIKI_LINK.sub(lambda link: link[1] if link[2] is None else link[2], text)
         text = _WIKI_URL.sub(lambda link: link[1] or "", text)
 
     if "==" in text:
         text = _WIKI_HEADING.sub(r"\2", text)
     if "''" in text:
         text = _WIKI_EMPHASIS.sub(r"\2", text)
-    return _WIKI_LITTER.sub("", text) if "__" in text or "[" in text else text
+    if "__" in text or "[" in text:
+        text = _WIKI_LITTER.sub("", text)
+    return text
 
 
-def _remove_template(match: re.Match[str]) -> str:
-    """`{{cite web|url=...}}` goes.
+def _template_replacement(match: re.Match[str]) -> str:
+    """Return what replaces a template: nothing for `{{cite web|url=...}}`.
 
-    `{{name}}` is a placeholder of many template languages and stays unless known.
+    `{{name}}` is a placeholder of many template languages and stays unless it is a known one.
     """
-    return "" if match[2] is not None or _BARE_TEMPLATES.fullmatch(match[1].strip()) else match[0]
+    if match[2] is not None or _BARE_TEMPLATES.fullmatch(match[1].strip()):
+        return ""
+    return match[0]
 
 
 def _remove_bbcode(text: str) -> str:
-    """Remove BBCode tags that are closed in the text.
-
-    So that `a[i]` and a footnote `[b]` stay.
-    """
+    """Remove BBCode tags that are closed in the text; `a[i]` and a footnote `[b]` stay."""
     names = {name.lower() for name in _BBCODE_CLOSE.findall(text)}
     if not names:
         return text
 
     if "img" in names:
-        text = _cut_between(
+        text = _remove_between(
             text, re.compile(r"\[img[^\[\]]*\]", re.I), re.compile(r"\[/img\]", re.I)
         )
 
@@ -373,10 +362,10 @@ def _remove_bbcode(text: str) -> str:
     )
 
 
-def _cut_between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
-    """Remove every stretch from `opening` to the next `closing`.
+def _remove_between(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str:
+    """Remove every stretch from `opening` to the next `closing`, in linear time.
 
-    One that is never closed stays, in linear time.
+    One that is never closed stays.
     """
     kept, position = [], 0
     while start := opening.search(text, position):

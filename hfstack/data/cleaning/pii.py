@@ -33,20 +33,21 @@ def _is_public_address(text: str) -> bool:
 
 
 def _is_phone(text: str) -> bool:
-    """ITU-T E.164: at most 15 digits.
+    """Return whether a number has 8 to 15 digits.
 
-    Fewer than 8 with a country code are no subscriber's number.
+    ITU-T E.164 allows at most 15; fewer than 8 with a country code are no subscriber's number.
     """
     return 8 <= sum(character.isdigit() for character in text) <= 15
 
 
 def _is_chinese_id(text: str) -> bool:
-    """GB 11643-1999: a birth date inside and a check character by ISO 7064 MOD 11-2."""
+    """Return whether the check character is right.
+
+    GB 11643-1999: a birth date inside and a check character by ISO 7064 MOD 11-2.
+    """
     weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
-    return (
-        "10X98765432"[sum(w * int(d) for w, d in zip(weights, text[:17], strict=True)) % 11]
-        == text[17].upper()
-    )
+    total = sum(weight * int(digit) for weight, digit in zip(weights, text[:17], strict=True))
+    return "10X98765432"[total % 11] == text[17].upper()
 
 
 def _passes_luhn(text: str) -> bool:
@@ -70,7 +71,7 @@ class _Rule(NamedTuple):
 
 
 _DATE = r"(?:18|19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])"
-# In the order of masking: an identity number is looked for before a phone number, which it may
+# In the order of masking: an identity number is searched before a phone number, which it may
 # contain.
 _RULES = (
     _Rule(

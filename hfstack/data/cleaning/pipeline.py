@@ -83,6 +83,7 @@ class CleaningReport:
         """
         name, _, detail = reason.partition(": ")
         self.dropped[name] += 1
+
         examples = self.examples.setdefault(name, [])
         if len(examples) < _EXAMPLES:
             start = " ".join(text[: 4 * _EXAMPLE_CHARACTERS].split())[:_EXAMPLE_CHARACTERS]
@@ -92,6 +93,7 @@ class CleaningReport:
         """Raise DataError, with the reasons, when no document was kept."""
         if self.documents_out:
             return
+
         reasons = ", ".join(f"{name} {count}" for name, count in self.dropped.most_common())
         first = self.examples[self.dropped.most_common(1)[0][0]][0] if self.dropped else ""
         raise DataError(
@@ -203,12 +205,13 @@ def clean_documents(
             yield row, reason
             continue
 
+        # ASCII, which most texts are, need not be encoded to be counted.
         report.characters_in += len(text)
         report.bytes_in += (
             len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         )
-        cleaned, changes, masked = clean(text)
 
+        cleaned, changes, masked = clean(text)
         reason = next((reason for check in checks if (reason := check(cleaned))), None)
         if reason:
             report.drop(reason, cleaned)
@@ -223,14 +226,19 @@ def clean_documents(
 
 
 def _no_text(row: dict[str, Any], text_column: str, number: int, skip: bool) -> str:
+    """Return why a row without text is dropped; raise DataError where it may not be.
+
+    A missing column is always an error: it is a wrong option rather than a bad row.
+    """
     if text_column not in row:
+        # the column of a similar name, else the one with the longest text
         texts = {name: value for name, value in row.items() if isinstance(value, str)}
-        close = difflib.get_close_matches(text_column, texts, n=1) or sorted(
-            texts, key=lambda name: -len(texts[name])
-        )
-        hint = (
-            f"--text_column {close[0]}?" if close else "name the column of texts with --text_column"
-        )
+        by_length = sorted(texts, key=lambda name: -len(texts[name]))
+        close = difflib.get_close_matches(text_column, texts, n=1) or by_length
+
+        hint = "name the column of texts with --text_column"
+        if close:
+            hint = f"--text_column {close[0]}?"
         raise DataError(
             f"row {number} has no column {text_column!r}; found: {', '.join(row) or 'none'}; {hint}"
         )
@@ -250,19 +258,17 @@ def format_table(columns: list[str], rows: list[list[Any]]) -> str:
 
     The last column may be of any width.
     """
-    cells = [
-        columns,
-        *[[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows],
-    ]
+    cells = [columns]
+    for row in rows:
+        cells.append([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row])
 
+    last = len(columns) - 1
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     lines = []
-
     for row in cells:
-        last = len(row) - 1
         parts = [
-            cell.ljust(widths[i]) if i in (0, last) else cell.rjust(widths[i])
-            for i, cell in enumerate(row)
+            cell.ljust(widths[index]) if index in (0, last) else cell.rjust(widths[index])
+            for index, cell in enumerate(row)
         ]
         lines.append("  ".join(parts).rstrip())
 

@@ -1,6 +1,6 @@
-"""Token ids of documents to a file of fixed blocks, with counts of what is in it.
+"""Write token ids of documents to a file of fixed blocks, and count what is in it.
 
-The writing half of `packing.py`.
+The writing half of blocks.py beside this file.
 
 Legend: n tokens and D documents of one batch.
 """
@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.errors import DataError
 from hfstack.tokens.fast_encoding import DocumentEncoder, start_token_id
 
-_SAMPLE_DOCUMENTS = (
-    32  # of the first batch, on which the fast encoder must agree with the tokenizer
-)
+# Of the first batch, on which the fast encoder must agree with the tokenizer.
+_SAMPLE_DOCUMENTS = 32
 _SAMPLE_CHARACTERS = 1000  # of each of them
 
 
@@ -31,7 +30,7 @@ class PackedCounts:
     token_count: int
     """tokens in the blocks: text, bos and eos, without padding"""
     byte_count: int
-    """UTF-8 bytes of the text in the blocks; an eos has none, a character cut by the last edge
+    """UTF-8 bytes of the text in the blocks; an eos has none, a character split by the last edge
     counts in full
     """
     document_count: int
@@ -58,7 +57,7 @@ class _Document:
 
 
 class BlockWriter:
-    """Writes token ids to a file as they come and counts what they stand for."""
+    """Writes token ids to a file as they come, and counts the text that they encode."""
 
     def __init__(self, file: BinaryIO, tokenizer: PreTrainedTokenizerBase, block_size: int) -> None:
         self._file = file
@@ -91,7 +90,7 @@ class BlockWriter:
             ids, ends = self._with_one_start(ids, ends)
             self._file.write(ids.astype(self._dtype).tobytes())
 
-            self._remember(kept, ends)
+            self._track_open_documents(kept, ends)
             self._byte_count += sum(byte_counts)
             self._document_count += len(kept)
 
@@ -99,7 +98,7 @@ class BlockWriter:
         self._empty_count = self._seen_count - self._document_count
 
     def finish(self, *, drop_last: bool) -> PackedCounts:
-        """Cut the file after the last full block, or pad it to one, and return the counts."""
+        """Truncate the file to full blocks, or pad it to one, and return the counts."""
         size, total = self._block_size, self._token_count
         if not total:
             raise DataError(
@@ -114,13 +113,15 @@ class BlockWriter:
                 "block_size or add text"
             )
 
+        # Padding is not scored, so the end token serves where a tokenizer has none of its own.
         assert self._encoder is not None
         pad_id = cast(int | None, self._tokenizer.pad_token_id)
-        pad_id = self._encoder.end_id if pad_id is None else pad_id
+        if pad_id is None:
+            pad_id = self._encoder.end_id
 
         if drop_last:
             self._file.truncate(whole * size * self._dtype.itemsize)
-            self._forget_after(whole * size)
+            self._uncount_after(whole * size)
         elif rest:
             self._file.write(np.full(size - rest, pad_id, dtype=self._dtype).tobytes())
             whole += 1
@@ -175,10 +176,14 @@ class BlockWriter:
                     f"{documents[index][:40]!r}: use one trained on such text, or a byte-level one"
                 )
 
-        keep = lengths > 1
-        kept = [document for document, kept in zip(documents, keep, strict=True) if kept]
-        counts = [count for count, kept in zip(byte_counts, keep, strict=True) if kept]
-        return kept, ids[np.repeat(keep, lengths)], np.cumsum(lengths[keep]), counts
+        keep = lengths > 1  # (D,)
+        indices = np.flatnonzero(keep)
+        return (
+            [documents[index] for index in indices],
+            ids[np.repeat(keep, lengths)],
+            np.cumsum(lengths[keep]),
+            [byte_counts[index] for index in indices],
+        )
 
     def _with_one_end(self, ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Drop our eos behind documents whose own text ends with the eos token."""
@@ -189,7 +194,7 @@ class BlockWriter:
         return np.delete(ids, ends[twice] - 1), ends - np.cumsum(twice)
 
     def _with_one_start(self, ids: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Put the bos before each document where the tokenizer does so itself.
+        """Insert the bos before each document where the tokenizer does so itself.
 
         Not where the text begins with it already.
         """
@@ -199,40 +204,41 @@ class BlockWriter:
         missing = ids[starts] != self._start_id  # (D,)
         return np.insert(ids, starts[missing], self._start_id), ends + np.cumsum(missing)
 
-    def _remember(self, documents: list[str], ends: np.ndarray) -> None:
+    def _track_open_documents(self, documents: list[str], ends: np.ndarray) -> None:
         """Advance the token count and keep the documents that reach past the last block."""
         first = self._token_count
         self._token_count += int(ends[-1]) if documents else 0
-        cut = self._token_count // self._block_size * self._block_size
-        still_open = [document for document in self._open_documents if document.end > cut]
+        boundary = self._token_count // self._block_size * self._block_size
+        still_open = [document for document in self._open_documents if document.end > boundary]
 
-        newly_open = np.flatnonzero(ends + first > cut)
-        for index in newly_open:
+        for index in np.flatnonzero(ends + first > boundary):
             start = first + (int(ends[index - 1]) if index else 0)
             still_open.append(_Document(documents[index], start, first + int(ends[index])))
 
         self._open_documents = still_open
 
-    def _forget_after(self, cut: int) -> None:
-        """Take the text after token `cut` out of the counts."""
+    def _uncount_after(self, boundary: int) -> None:
+        """Subtract the text after token `boundary` from the counts."""
         for document in self._open_documents:
-            whole = _byte_length(document.text)
-            if document.start >= cut:
+            byte_count = _byte_length(document.text)
+            if document.start >= boundary:
                 self._document_count -= 1
-                self._byte_count -= whole
+                self._byte_count -= byte_count
             else:
-                self._byte_count -= whole - _byte_length(
-                    self._text_of(document.text, cut - document.start)
-                )
+                kept = self._first_tokens_text(document.text, boundary - document.start)
+                self._byte_count -= byte_count - _byte_length(kept)
 
-    def _text_of(self, document: str, token_count: int) -> str:
-        """Return the beginning of a document that its first tokens stand for."""
+    def _first_tokens_text(self, document: str, token_count: int) -> str:
+        """Return the beginning of a document that its first tokens encode."""
         assert self._encoder is not None
         offsets = self._encoder.tokenizer.encode(document, add_special_tokens=False).offsets
         token_count -= self._start_id is not None
+
         if token_count <= 0:
             return ""
-        return document[: offsets[token_count - 1][1]] if token_count <= len(offsets) else document
+        if token_count > len(offsets):
+            return document
+        return document[: offsets[token_count - 1][1]]
 
 
 def _byte_length(text: str) -> int:

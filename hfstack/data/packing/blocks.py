@@ -1,21 +1,21 @@
 """Pack documents into blocks of token ids in a memory-mapped file.
 
-Tokenised once; later runs open the file.
+Documents are tokenised once; later runs open the file.
 
 Every document is followed by the eos token, and begins with the bos token where the tokenizer
-itself puts one before a text, as Llama's does; blocks are cut from that one long row of tokens, so
-a document may begin in one block and go on in the next. The folder's name is a hash of (data,
+itself adds one before a text, as Llama's does. That one long row of tokens is split into blocks, so
+a document may begin in one block and continue in the next. The folder's name is a hash of (data,
 tokenizer, settings): a second run finds it.
 
 With `isolate_documents` each block carries `position_ids` that restart at 0 after every eos, and
 there is NO attention mask. From restarting positions transformers builds the mask that keeps
-documents apart. Two things switch that off without a word, and every document then sees the ones
+documents apart. Two things switch that off silently, and every document then attends to the ones
 before it: an attention mask of ones, and a key-value cache (`use_cache=True`, the default of a
 model's config; Trainer turns it off). It holds for attention `sdpa` and `eager`, and for hfstack's
-recurrent models, which forget at each position 0; flash attention reads positions in batches of one
-only.
+recurrent models, which reset their state at each position 0; flash attention supports restarting
+positions only in batches of one.
 
-A document that was cut by a block's edge starts at position 0 again in the next block. The text
+A document that is split by a block's edge starts at position 0 again in the next block. The text
 `<|endoftext|>` inside a document becomes the eos token, as the tokenizer has it, and so ends a
 document too; a document that ends with it gets no second one.
 
@@ -69,12 +69,12 @@ class PackedBlocks(torch.utils.data.Dataset):
         """Open a packed folder.
 
         Args:
-            folder: what `pack` wrote.
+            folder: a folder that `pack` created.
             isolate_documents: add `position_ids` that restart after each eos.
-            masked_token_ids: tokens that are read but not learned (label -100).
+            masked_token_ids: tokens that are inputs but not targets (label -100).
 
         Raises:
-            DataError: the folder is incomplete.
+            DataError: the folder is incomplete or damaged.
         """
         self.folder = Path(folder)
         self.isolate_documents = isolate_documents
@@ -97,27 +97,30 @@ class PackedBlocks(torch.utils.data.Dataset):
 
     @property
     def block_size(self) -> int:
-        """Tokens a block."""
+        """Return the number of tokens in a block."""
         return self.counts.block_size
 
     @property
     def token_count(self) -> int:
-        """Tokens in all blocks, text and eos, without padding."""
+        """Return the number of tokens in all blocks, text and eos, without padding."""
         return self.counts.token_count
 
     @property
     def byte_count(self) -> int:
-        """UTF-8 bytes of the text in all blocks: what bits per byte divide by."""
+        """Return the UTF-8 bytes of the text in all blocks, by which bits per byte divide."""
         return self.counts.byte_count
 
     @property
     def document_count(self) -> int:
-        """Documents with at least one token in the blocks."""
+        """Return the number of documents with at least one token in the blocks."""
         return self.counts.document_count
 
     @property
     def tokens_per_byte(self) -> float:
-        """Tokens, eos included, per UTF-8 byte: turns nats per token into bits per byte."""
+        """Return tokens, eos included, per UTF-8 byte.
+
+        It turns nats per token into bits per byte.
+        """
         return self.token_count / self.byte_count
 
     def __len__(self) -> int:
@@ -158,12 +161,12 @@ class PackedBlocks(torch.utils.data.Dataset):
         if self.masked_token_ids:
             labels[torch.from_numpy(np.isin(rows, self.masked_token_ids))] = IGNORED_LABEL
 
+        # Only the last block may be padded; an index may count from the end.
         padding = self.counts.block_count * self.counts.block_size - self.counts.token_count
         if padding:
             last = self.counts.block_count - 1
-            labels[
-                np.asarray(indices) % self.counts.block_count == last, self.block_size - padding :
-            ] = IGNORED_LABEL
+            is_last = np.asarray(indices) % self.counts.block_count == last  # (B,)
+            labels[is_last, self.block_size - padding :] = IGNORED_LABEL
 
         return labels
 
@@ -210,7 +213,7 @@ def pack(
 ) -> PackedBlocks:
     """Tokenise documents into blocks of `block_size` tokens, or open existing blocks.
 
-    Safe to call from every process of a launch: the first to come packs, the others wait for it and
+    Safe to call from every process of a launch: the first one packs, the others wait for it and
     open the result. Memory does not grow with the corpus.
 
     Args:
@@ -223,7 +226,7 @@ def pack(
             file).
         drop_last: drop the tokens after the last full block; otherwise the last block is padded and
             its labels masked.
-        masked_token_ids: tokens that are read but not learned (label -100).
+        masked_token_ids: tokens that are inputs but not targets (label -100).
 
     Raises:
         ConfigError: `block_size` is below 2, or `cache_dir` cannot be written, or its disk is full.
@@ -242,9 +245,7 @@ def pack(
     if not _is_whole(folder):
         with _one_process_only(folder):
             if folder.is_dir() and not _is_whole(folder):
-                logger.warning(
-                    "packed data in %s is not what was written: packing it again", folder
-                )
+                logger.warning("packed data in %s is damaged: packing it again", folder)
                 shutil.rmtree(folder)
             if not folder.is_dir():
                 _write_folder(folder, texts, tokenizer, block_size=block_size, drop_last=drop_last)
@@ -262,9 +263,7 @@ def pack_splits(
     block_size: int,
     isolate_documents: bool = False,
 ) -> dict[str, PackedBlocks]:
-    """Pack one column of each split, cached by the content of the text.
-
-    The cache lies beside the Hub's.
+    """Pack one column of each split, cached beside the Hub's files by the text's content.
 
     Every block is full, so that the mean of the blocks' losses is the mean over tokens whatever the
     batch size; the tokens after the last full block are dropped.
@@ -300,25 +299,25 @@ def _cache_key(
     tokenizer: PreTrainedTokenizerBase, data_hash: str, *, block_size: int, drop_last: bool
 ) -> str:
     content = private_backend(tokenizer).to_str()
-    parts = [
+    settings = [
         _FORMAT,
         data_hash,
         block_size,
         drop_last,
         end_token_id(tokenizer),
         tokenizer.pad_token_id,
+        start_token_id(tokenizer),
+        bool(tokenizer.split_special_tokens),
+        content,
     ]
-
-    parts.append(start_token_id(tokenizer))
-    parts += [bool(tokenizer.split_special_tokens), content]
-    return hash_text(json.dumps(parts))
+    return hash_text(json.dumps(settings))
 
 
 @contextmanager
 def _one_process_only(folder: Path) -> Iterator[None]:
     """Hold the lock of one packed folder.
 
-    A killed process loses it, so a dead run never blocks a new one.
+    The system releases it when the process dies, so a killed run never blocks a new one.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -340,9 +339,9 @@ def _one_process_only(folder: Path) -> Iterator[None]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether packed data is there as it was written.
+    """Return whether packed data is there, and undamaged by its digest.
 
-    Reading it takes less than the hash of its text does.
+    Hashing the tokens takes less time than hashing their text does.
     """
     try:
         return (folder / _DIGEST_FILE).read_text() == fingerprint(folder / _TOKENS_FILE)["blake2b"]
@@ -358,12 +357,13 @@ def _write_folder(
     block_size: int,
     drop_last: bool,
 ) -> None:
-    """Write under another name and rename, so that the folder exists only when whole.
+    """Pack under another name and rename, so that the folder exists only when whole.
 
     The caller holds the lock.
     """
     partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left behind by a killed process
+    # a killed process leaves one behind
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
 
     try:
