@@ -21,12 +21,13 @@ from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.models.loading import is_masked_lm, load_causal_lm, load_masked_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
-from hfstack.tasks.causal_lm.generate import check_sampling, generate_from_texts
+from hfstack.tasks.causal_lm.generate import generate_from_texts
+from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.masked_lm.fill_mask import describe_candidates, fill_masks
 
 
 @dataclass
-class GenerateArgs:
+class GenerateArgs(SamplingArgs):
     """Prompts and sampling settings."""
 
     prompts: list[str] = field(default_factory=list)
@@ -35,25 +36,14 @@ class GenerateArgs:
     """File of prompts: text with one a line, or rows with a column `prompt`."""
     max_new_tokens: int = 200
     """Longest completion, in tokens."""
-    temperature: float = 0.8
-    """Sampling temperature; 0 takes the likeliest token each time."""
-    top_p: float = 1.0
-    """Sample among the likeliest tokens whose probabilities sum to this, in (0, 1]."""
-    top_k: int = 50
-    """Sample among this many of the likeliest tokens, 0 for all; candidates shown for each mask."""
     num_samples: int = 1
     """Completions for each prompt."""
     batch_size: int = 16
     """Prompts per batch."""
 
     def __post_init__(self) -> None:
-        check_sampling(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-        )
-
+        super().__post_init__()
+        check_sampling(max_new_tokens=self.max_new_tokens)
         if self.num_samples < 1 or self.batch_size < 1:
             raise ConfigError(
                 f"--num_samples {self.num_samples} and --batch_size {self.batch_size} must be 1 "
@@ -81,7 +71,8 @@ def main(
 
         # fill masks
         if masked:
-            fillings = fill_masks(model, tokenizer, prompts, top_k=min(args.top_k or 5, 10))
+            shown = min(args.top_k or 10, 10)  # candidates for each mask
+            fillings = fill_masks(model, tokenizer, prompts, top_k=shown)
             save_rows(run, "fillings", [asdict(filling) for filling in fillings])
             for one in fillings:
                 place = f"mask {one.mask + 1} at token {one.position}"
@@ -94,9 +85,7 @@ def main(
             tokenizer,
             [prompt for prompt in prompts for _ in range(args.num_samples)],
             max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
+            **args.sampling(),
             batch_size=args.batch_size,
         )
         save_rows(run, "completions", [asdict(one) for one in completions])

@@ -27,6 +27,7 @@ from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import generate_from_ids
+from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.preferences.data import (
     add_label_noise,
     judged_pairs,
@@ -36,13 +37,14 @@ from hfstack.tasks.preferences.data import (
 )
 from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
 from hfstack.tokens.chat import prompt_ids
+from hfstack.tokens.seams import answer_opening
 
 # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
 JUDGES = [gold_score]
 
 
 @dataclass
-class MakeArgs:
+class MakeArgs(SamplingArgs):
     """How answers are made and judged."""
 
     convert_only: bool = False
@@ -59,12 +61,12 @@ class MakeArgs:
     """
     max_new_tokens: int = 200
     """Longest sampled answer, in tokens."""
-    temperature: float = 1.0
-    """Sampling temperature."""
     batch_size: int = 16
     """Prompts answered at once."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sampling(max_new_tokens=self.max_new_tokens)
         if self.answers_per_prompt < 2 or self.demo_prompts < 2:
             raise ConfigError("answers_per_prompt and demo_prompts must be at least 2")
 
@@ -157,8 +159,9 @@ def make_answers(
         tokenizer,
         asked,
         max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
+        **args.sampling(),
         batch_size=args.batch_size,
+        opening=answer_opening(tokenizer) if chat else "",
     )
 
     answered = zip(prompts, (each.completion for each in completions), strict=True)

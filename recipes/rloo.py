@@ -18,6 +18,7 @@ from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
+from hfstack.tasks.causal_lm.sampling import set_aside_settings
 from hfstack.tasks.rl.demo_reward import obeys
 from hfstack.tasks.rl.metrics import CompletionMetrics, evaluate_policy
 from hfstack.tasks.rl.online import OnlineArgs, load_policy_and_rewards, load_recorded_prompts
@@ -56,10 +57,13 @@ def main(
             callbacks=[CompletionMetrics(), *protect(run, push_checkpoints(training_args))],
             peft_config=get_peft_config(model_args),
         )
-        checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        # answers are sampled by the options above, not by the model's generation_config
+        with set_aside_settings(model):
+            checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+            metrics = evaluate_policy(trainer)
 
-        # evaluate
-        return run.finish(evaluate_policy(trainer), trainer)
+        # finish
+        return run.finish(metrics, trainer)
 
 
 if __name__ == "__main__":

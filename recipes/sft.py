@@ -29,6 +29,7 @@ from hfstack.tasks.sft.answers import answer_loss, answer_pairs, score_answers
 from hfstack.tasks.sft.columns import Columns, convert_rows
 from hfstack.tasks.sft.encoding import prompts_with_references
 from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn
+from hfstack.tokens.seams import answer_opening
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
@@ -83,10 +84,7 @@ def main(
         key = columns.text if columns.prompt == "prompt" else columns.prompt
         by_prompt = replace(data_args, text_column=key)
         splits = load_splits(by_prompt, quarantine_file=run.output_dir / "quarantine.jsonl")
-        run.record_inputs(
-            model_args.model_name_or_path,
-            **splits.inputs,
-        )
+        run.record_inputs(model_args.model_name_or_path, **splits.inputs)
         rows = {
             name: convert_rows(split, columns, as_chat=sft_args.as_chat)
             for name, split in splits.items()
@@ -100,6 +98,7 @@ def main(
         fine_tuning.use_template(tokenizer, model, training_args, chat=chat, adapter=adapter)
         give_pad_token(tokenizer, model, may_grow=not adapter or sft_args.merge_adapter)
         stop_at_end_of_turn(model, tokenizer)
+        opening = answer_opening(tokenizer) if chat else ""
 
         # rows as the model reads them
         encoded = fine_tuning.encode_rows(
@@ -125,6 +124,7 @@ def main(
             tokenizer=tokenizer,
             prompts=own or [prompt for prompt, _ in asked[:3]],
             max_new_tokens=sft_args.answer_tokens,
+            opening=opening,
         )
 
         # trainer
@@ -164,6 +164,7 @@ def main(
                 tokenizer,
                 asked[: sft_args.answer_rows],
                 max_new_tokens=sft_args.answer_tokens,
+                opening=opening,
                 file=run.output_dir / "answers.jsonl" if trainer.is_world_process_zero() else None,
             )
             run.add_artifact("answers", "answers.jsonl")

@@ -30,10 +30,12 @@ from hfstack.diagnosis.win_rate import (
 from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
-from hfstack.tasks.causal_lm.generate import Completion, check_sampling, generate_from_ids
+from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
+from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.prompts import load_prompts
 from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn, text_of
+from hfstack.tokens.seams import opening_for
 
 
 def obeys(prompts: list[Any], answers: list[str]) -> list[float]:
@@ -49,7 +51,7 @@ JUDGE = judge_by_score(obeys)
 
 
 @dataclass
-class WinRateArgs:
+class WinRateArgs(SamplingArgs):
     """Whom to compare with, who judges, and how answers are generated."""
 
     reference_model: str | None = None
@@ -65,8 +67,6 @@ class WinRateArgs:
     """
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
-    temperature: float = 0.7
-    """Sampling temperature; 0 takes the likeliest token each time."""
     batch_size: int = 16
     """Prompts per batch."""
 
@@ -75,12 +75,7 @@ def main(
     model_args: ModelConfig, data_args: DataArgs, win_args: WinRateArgs, run_args: RunArgs
 ) -> dict[str, float]:
     """Let both models answer, judge the answers and return the metrics."""
-    check_sampling(
-        max_new_tokens=win_args.max_new_tokens,
-        temperature=win_args.temperature,
-        top_p=1.0,
-        top_k=0,
-    )
+    check_sampling(max_new_tokens=win_args.max_new_tokens)
     if win_args.reference_model is None:
         raise ConfigError(
             "--reference_model is required: the model to compare with, such as runs/sft"
@@ -128,7 +123,12 @@ def main(
         for prefix, answers in {"": ours, "reference_": theirs}.items():
             metrics |= describe_answers(answers, prefix=prefix)
             metrics[f"{prefix}perplexity_under_reference"] = perplexity_of_answers(
-                reference, tokenizer, ids, answers, batch_size=win_args.batch_size
+                reference,
+                tokenizer,
+                ids,
+                answers,
+                batch_size=win_args.batch_size,
+                opening=opening_for(prompts, tokenizer),
             )
 
         # finish
@@ -165,8 +165,9 @@ def answer(
         tokenizer,
         ids,
         max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
+        **args.sampling(),
         batch_size=args.batch_size,
+        opening=opening_for(prompts, tokenizer),
     )
     return model, tokenizer, ids, answers
 

@@ -20,6 +20,7 @@ from hfstack.intervals import bootstrap_intervals, share_interval
 from hfstack.tasks.causal_lm.generate import Completion
 from hfstack.tasks.sft.answers import answer_loss
 from hfstack.tokens.chat import end_of_turn_id
+from hfstack.tokens.seams import encode_behind
 from hfstack.tokens.special_tokens import IGNORED_LABEL, end_token_ids
 
 Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
@@ -160,14 +161,16 @@ def perplexity_of_answers(
     answers: Sequence[Completion],
     *,
     batch_size: int = 8,
+    opening: str = "",
 ) -> float:
     """Return the perplexity of answers after their prompts, over all their tokens.
 
-    Answers are tokenised again by `tokenizer`, and those that ended by themselves have their end
-    scored as well.
+    Answers are tokenised again by `tokenizer`, as they stand behind their prompts, and those that
+    ended by themselves have their end scored as well.
 
     Args:
         prompts: token ids of each prompt by this tokenizer.
+        opening: from `answer_opening` of this tokenizer where the prompts are conversations.
     """
     end: Any = end_of_turn_id(tokenizer)
     if end not in end_token_ids(model, tokenizer):
@@ -175,7 +178,8 @@ def perplexity_of_answers(
     rows = []
 
     for prompt, one in zip(prompts, answers, strict=True):
-        answer: list[int] = tokenizer(one.completion, add_special_tokens=False)["input_ids"]
+        text = opening + one.completion if one.completion else ""
+        answer = encode_behind(tokenizer, prompt, text)
         scored = [*answer, end] if one.finished and end is not None else answer
         if scored:
             rows.append(

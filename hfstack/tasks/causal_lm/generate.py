@@ -4,15 +4,20 @@ Legend: B prompts of a batch, T tokens of the longest prompt.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfstack.errors import ConfigError, DataError
+from hfstack.errors import DataError
 from hfstack.tasks.causal_lm.metrics import document_start_id
+from hfstack.tasks.causal_lm.sampling import (
+    check_sampling,
+    generation_settings,
+    set_aside_settings,
+)
+from hfstack.tokens.seams import decode_answer
 from hfstack.tokens.special_tokens import end_token_ids, padding_token_id
 
 
@@ -35,21 +40,18 @@ def generate_from_texts(
     temperature: float,
     top_p: float = 1.0,
     top_k: int = 0,
+    min_p: float = 0.0,
     batch_size: int = 16,
 ) -> list[Completion]:
     """Return one completion for each text, in order.
 
     A prompt starts at the token that begins a document in pretraining (bos, else eos), so that an
-    empty one can be completed too. Further arguments are those of `generate_from_ids`.
-
-    Args:
-        top_k: sample among this many of the likeliest tokens; 0 keeps all.
+    empty one can be completed too. The arguments are those of `generate_from_ids`.
 
     Raises:
         DataError: a prompt is empty and the tokenizer has no token to start with.
         ConfigError: a sampling setting is out of range.
     """
-    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k)
     completions = generate_from_ids(
         model,
         tokenizer,
@@ -58,6 +60,7 @@ def generate_from_texts(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
         batch_size=batch_size,
     )
 
@@ -75,36 +78,42 @@ def generate_from_ids(
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
-    top_p: float | None = None,
-    top_k: int | None = None,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
     batch_size: int = 16,
+    opening: str = "",
 ) -> list[Completion]:
     """Return one completion for each prompt, in order, up to the end of text or turn.
 
     Prompts are padded on the left and masked, so the batch does not change the distribution.
-    Sampling uses torch's global generator.
+    Sampling uses torch's global generator. Nothing is inherited from the model's generation_config
+    but the tokens that end a text.
 
     Args:
         prompts: token ids, such as a chat template gives; none is empty.
         max_new_tokens: longest completion, its end token included.
         temperature: 0 for greedy decoding.
-        top_p: sample among the likeliest tokens whose probabilities sum to this; 1 keeps all, None
-            takes the model's own generation setting.
-        top_k: sample among this many of the likeliest tokens; 0 keeps all, None takes the model's
-            own generation setting, which is 50 upstream.
+        top_p: sample among the likeliest tokens whose probabilities sum to this; 1 keeps all.
+        top_k: sample among this many of the likeliest tokens; 0 keeps all.
+        min_p: sample among tokens at least this share as likely as the likeliest; 0 keeps all.
         batch_size: prompts per call of the model's `generate`.
+        opening: from `answer_opening` where the prompts are conversations: what the chat template
+            writes between a prompt and its answer.
+
+    Raises:
+        ConfigError: a sampling setting is out of range.
     """
+    filters: Any = {"top_p": top_p, "top_k": top_k, "min_p": min_p}
+    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, **filters)
     pad = padding_token_id(tokenizer)
     ends = end_token_ids(model, tokenizer)
-    sampled = temperature > 0
-    settings = GenerationConfig(
+    settings = generation_settings(
         max_new_tokens=max_new_tokens,
-        do_sample=sampled,
-        temperature=temperature if sampled else None,
-        top_p=top_p if sampled else None,
-        top_k=top_k if sampled else None,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=pad,
+        temperature=temperature,
+        **filters,
+        end_ids=sorted(ends),
+        pad_id=pad,
     )
 
     completions: list[Completion] = []
@@ -114,15 +123,16 @@ def generate_from_ids(
 
         padded = [[pad] * (width - len(ids)) + ids for ids in batch]
         mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch]
-        output: torch.Tensor = cast(Any, model).generate(
-            input_ids=torch.tensor(padded, device=model.device),  # (B, T)
-            attention_mask=torch.tensor(mask, device=model.device),  # (B, T)
-            generation_config=settings,
-        )
+        with set_aside_settings(model):
+            output: torch.Tensor = cast(Any, model).generate(
+                input_ids=torch.tensor(padded, device=model.device),  # (B, T)
+                attention_mask=torch.tensor(mask, device=model.device),  # (B, T)
+                generation_config=settings,
+            )
 
         generated = output[:, width:].tolist()
         completions += [
-            _as_completion(tokenizer, ids, row, ends)
+            _as_completion(tokenizer, ids, row, ends, opening)
             for ids, row in zip(batch, generated, strict=True)
         ]
 
@@ -146,18 +156,6 @@ def sample_pairs(
     return [(one.prompt, one.completion) for one in completions]
 
 
-def check_sampling(*, max_new_tokens: int, temperature: float, top_p: float, top_k: int) -> None:
-    """Raise ConfigError for a sampling setting out of range."""
-    if max_new_tokens < 1:
-        raise ConfigError(f"--max_new_tokens must be at least 1, got {max_new_tokens}")
-    if not 0 <= temperature < math.inf:
-        raise ConfigError(f"--temperature must be 0 (greedy) or above, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise ConfigError(f"--top_p must be in (0, 1], got {top_p}")
-    if top_k < 0:
-        raise ConfigError(f"--top_k must be 0 (all tokens) or above, got {top_k}")
-
-
 def _encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Return the prompt's ids as a document begins in pretraining."""
     token_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -177,12 +175,13 @@ def _as_completion(
     prompt: Sequence[int],
     generated: Sequence[int],
     ends: Sequence[int],
+    opening: str,
 ) -> Completion:
     """Return the text up to the first end token; what follows it is padding."""
     end = next((index for index, token in enumerate(generated) if token in ends), None)
     return Completion(
         prompt=str(tokenizer.decode(list(prompt), skip_special_tokens=False)),
-        completion=str(tokenizer.decode(list(generated[:end]), skip_special_tokens=True)),
+        completion=decode_answer(tokenizer, prompt, generated[:end], opening=opening),
         tokens=len(generated) if end is None else end + 1,
         finished=end is not None,
     )

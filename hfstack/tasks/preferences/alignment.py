@@ -24,6 +24,7 @@ from hfstack.tasks.preferences.data import length_statistics, length_table, load
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.sft.answers import answer_pairs
 from hfstack.tokens.chat import stop_at_end_of_turn
+from hfstack.tokens.seams import opening_for
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.preflight import Problems
 
@@ -132,7 +133,11 @@ def sample_answers(
 
     run.add_artifact("samples", "samples.jsonl")
     sample = partial(
-        answer_pairs, tokenizer=tokenizer, prompts=shown, max_new_tokens=args.sample_tokens
+        answer_pairs,
+        tokenizer=tokenizer,
+        prompts=shown,
+        max_new_tokens=args.sample_tokens,
+        opening=opening_for(rows["train"]["prompt"][:1], tokenizer),
     )
     return SampleTable(run.output_dir / "samples.jsonl", sample)
 

@@ -10,6 +10,7 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tasks.preferences.rows import Text, answer_text
 from hfstack.tokens.chat import render_chat
+from hfstack.tokens.seams import count_shared, encode_joined
 from hfstack.tokens.text_rows import Overlong
 
 logger = get_logger(__name__)
@@ -35,7 +36,7 @@ def encode_answer(
             )
         assert isinstance(answer, list)
         token_ids = _chat_ids(tokenizer, [*prompt, *answer], ask=False)
-        alone = _chat_ids(tokenizer, prompt, ask=True)
+        end = count_shared(token_ids, _chat_ids(tokenizer, prompt, ask=True))
 
     # the two segments of an encoder
     elif tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
@@ -47,22 +48,16 @@ def encode_answer(
 
     # plain text
     elif tokenizer.eos_token_id is not None:
-        eos = cast(int, tokenizer.eos_token_id)
-        token_ids = [*_without_end(tokenizer(prompt + answer_text(answer))["input_ids"], eos), eos]
-        alone = _without_end(tokenizer(prompt)["input_ids"], eos)
+        token_ids, end = encode_joined(tokenizer, prompt, answer_text(answer))
+        token_ids.append(cast(int, tokenizer.eos_token_id))
     else:
         raise ConfigError(
             f"the tokenizer {tokenizer.name_or_path or ''} has neither an eos token nor cls and "
             "sep tokens, so no text ever ends: use the model's own tokenizer"
         )
 
-    # The prompt ends where its own tokens differ from those of both: one token may span them.
     begin = int(tokenizer.bos_token_id is not None and token_ids[:1] == [tokenizer.bos_token_id])
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(token_ids, alone, strict=False)) if a != b), len(alone)
-    )
-
-    return token_ids, begin, max(begin, min(shared, len(token_ids)))
+    return token_ids, begin, max(begin, end)
 
 
 def encode_pairs(
@@ -152,8 +147,3 @@ def _chat_ids(
 ) -> list[int]:
     encoded = render_chat(tokenizer, messages, add_generation_prompt=ask, return_dict=True)
     return list(encoded["input_ids"])
-
-
-def _without_end(token_ids: Any, eos: int) -> list[int]:
-    """Leave out the eos that some tokenizers add, here between prompt and answer."""
-    return list(token_ids[:-1]) if len(token_ids) and token_ids[-1] == eos else list(token_ids)

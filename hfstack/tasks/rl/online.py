@@ -1,6 +1,6 @@
 """What PPO, RLOO and GRPO share: settings, recorded prompts, policy and rewards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,15 @@ from trl import GRPOConfig, ModelConfig, RLOOConfig
 from hfstack.data.sources import DataArgs
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run
-from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
+from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_name
 from hfstack.tasks.rl.policy import check_starting_model, prepare_policy
-from hfstack.tasks.rl.prompts import check_groups, load_prompts, prompt_problems
+from hfstack.tasks.rl.prompts import (
+    check_groups,
+    decode_completions,
+    encode_prompt,
+    load_prompts,
+    prompt_problems,
+)
 from hfstack.training.preflight import Problems
 
 
@@ -89,7 +95,8 @@ def load_policy_and_rewards(
         training_args: for batches, lengths, the device, and the weights of the rewards.
 
     Returns:
-        Tokenizer, policy, rewards, and what `checked` refuses to train on.
+        Tokenizer, policy, rewards (which read completions as `read_behind_prompts` says), and what
+        `checked` refuses to train on.
 
     Raises:
         ConfigError: TRL would train the policy wrongly, batches do not hold whole groups of
@@ -111,7 +118,8 @@ def load_policy_and_rewards(
         device=training_args.device,
         weights=training_args.reward_weights,
     )
-    return tokenizer, model, prepared, problems
+    whole = [read_behind_prompts(reward, tokenizer) for reward in prepared]
+    return tokenizer, model, whole, problems
 
 
 def load_rewards(
@@ -143,3 +151,47 @@ def load_rewards(
         weights=weights,
         as_text=online_args.reward_as_text,
     )
+
+
+def read_behind_prompts(
+    reward: Callable[..., Any], tokenizer: PreTrainedTokenizerBase
+) -> Callable[..., Any]:
+    """Return a reward that reads completions as they stand behind their prompts.
+
+    TRL's online trainers decode a completion alone, so that tokenizers of the Llama 2 family leave
+    out the blank that it begins with: "a little" and " girl" would be scored as "a littlegirl". The
+    text comes from `completion_ids`, which TRL passes beside it; turns that a tool wrote stay as
+    they are.
+
+    Args:
+        reward: prepared.
+        tokenizer: the policy's.
+    """
+
+    def score(
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Any,
+    ) -> Any:
+        asked = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+        texts = decode_completions(tokenizer, prompts, asked, completion_ids)
+        alone = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+
+        whole = [
+            _with_text(completion, trl_text, text)
+            for completion, trl_text, text in zip(completions, alone, texts, strict=True)
+        ]
+        return reward(prompts=prompts, completions=whole, completion_ids=completion_ids, **columns)
+
+    score.__name__ = score.__qualname__ = reward_name(reward)
+    return score
+
+
+def _with_text(completion: Any, alone: str, text: str) -> Any:
+    """Return a completion with its text behind the prompt in place of the text alone."""
+    if isinstance(completion, str):
+        return text
+    if len(completion) == 1 and completion[0].get("content") == alone:
+        return [completion[0] | {"content": text}]
+    return completion

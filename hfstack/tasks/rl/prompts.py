@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from hfstack.data.sources import DataArgs, Splits, load_splits, require_columns
 from hfstack.errors import ConfigError, DataError
 from hfstack.models.context import context_length
 from hfstack.tokens.chat import render_chat
+from hfstack.tokens.seams import decode_answer, opening_for
 from hfstack.training.checks import no_double_bos, train_and_eval_are_disjoint
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
 
@@ -151,6 +153,26 @@ def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         tokenizer, prompt, add_generation_prompt=True, tokenize=True, return_dict=True
     )
     return cast(list[int], rendered["input_ids"])
+
+
+def decode_completions(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Any],
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+) -> list[str]:
+    """Return the texts of completions as they stand behind their prompts.
+
+    Args:
+        prompts: texts or conversations; what a chat template writes before an answer is left out.
+        prompt_ids: of `encode_prompt`.
+        completion_ids: what was generated; an end token is left out of the text.
+    """
+    opening = opening_for(prompts, tokenizer)
+    return [
+        decode_answer(tokenizer, asked, answer, opening="" if isinstance(prompt, str) else opening)
+        for prompt, asked, answer in zip(prompts, prompt_ids, completion_ids, strict=True)
+    ]
 
 
 def truncate_prompt(token_ids: list[int], longest: int | None, bos_token_id: Any) -> list[int]:

@@ -29,9 +29,16 @@ def answer_pairs(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
+    opening: str = "",
 ) -> list[tuple[str, str]]:
-    """Return (prompt, answer) pairs by greedy decoding, to look at while training."""
-    answers = generate_from_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+    """Return (prompt, answer) pairs by greedy decoding, to look at while training.
+
+    Args:
+        opening: from `answer_opening` where the prompts are conversations.
+    """
+    answers = generate_from_ids(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.0, opening=opening
+    )
     return [(one.prompt, one.completion) for one in answers]
 
 
@@ -42,6 +49,7 @@ def score_answers(
     *,
     max_new_tokens: int,
     file: Path | None = None,
+    opening: str = "",
 ) -> dict[str, float]:
     """Answer prompts greedily and compare with their references.
 
@@ -49,6 +57,7 @@ def score_answers(
         asked: prompts as token ids, each with its reference.
         max_new_tokens: longest answer.
         file: jsonl that gets a row for each prompt: prompt, answer, reference, tokens, finished.
+        opening: from `answer_opening` where the prompts are conversations.
 
     Returns:
         The scores of `text_overlap`, finished_share (answers that ended by themselves),
@@ -66,7 +75,14 @@ def score_answers(
     prompts = [ids for ids, _ in asked]
     references = [str(reference) for _, reference in asked]
     with evaluation_mode(model):
-        answers = generate_from_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+        answers = generate_from_ids(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            temperature=0.0,
+            opening=opening,
+        )
 
     if file is not None:
         _write_answers(file, answers, references)

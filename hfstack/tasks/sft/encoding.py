@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.tokens.chat import prompt_ids, render_chat
+from hfstack.tokens.seams import count_shared, encode_joined
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 logger = get_logger(__name__)
@@ -137,19 +138,15 @@ def encode_row(
     if not isinstance(text, str) or not text.strip():
         return [], [], "empty text" if "text" in row else "empty completion"
 
-    prompt: list[int] = []
-    if "prompt" in row:
-        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
-            return [], [], "empty prompt"
-        prompt = prompt_ids(tokenizer, row["prompt"])
+    prompt = row.get("prompt", "")
+    if "prompt" in row and (not isinstance(prompt, str) or not prompt.strip()):
+        return [], [], "empty prompt"
 
-    ids = cast(list[int], tokenizer(text, add_special_tokens="text" in row)["input_ids"])
-    eos: Any = tokenizer.eos_token_id
-    if ids[-1] != eos:
-        ids = [*ids, eos]
-
-    prompt_labels = [IGNORED_LABEL] * len(prompt) if completion_only else prompt
-    return [*prompt, *ids], [*prompt_labels, *ids], None
+    # prompt and completion are one text, as reward and dpo read it
+    ids, prompt_length = encode_joined(tokenizer, prompt, text)
+    ids.append(cast(int, tokenizer.eos_token_id))
+    masked = prompt_length if completion_only and "prompt" in row else 0
+    return ids, [IGNORED_LABEL] * masked + ids[masked:], None
 
 
 def _encode_conversation(
@@ -190,7 +187,7 @@ def _encode_conversation(
             return ids, labels, "the chat template marks no assistant tokens"
 
     if completion_only and row["prompt_turns"]:
-        shared = _shared_prefix(prompt_ids(tokenizer, turns[: row["prompt_turns"]]), ids)
+        shared = count_shared(prompt_ids(tokenizer, turns[: row["prompt_turns"]]), ids)
         labels[:shared] = [IGNORED_LABEL] * shared
 
     return ids, labels, None
@@ -199,14 +196,6 @@ def _encode_conversation(
 def _is_empty(turn: dict[str, Any]) -> bool:
     """Return whether a turn has neither text nor a tool call."""
     return not str(turn.get("content") or "").strip() and not turn.get("tool_calls")
-
-
-def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many ids two sequences have in common from the beginning."""
-    for index, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return index
-    return min(len(first), len(second))
 
 
 def _find_overlong_prompt(labels: Sequence[int], max_length: int) -> str | None:

@@ -30,7 +30,7 @@ from hfstack.tasks.rl.ppo.experience import (
 from hfstack.tasks.rl.ppo.formulas import Reduce, RunningMoments
 from hfstack.tasks.rl.ppo.processes import sum_over_processes
 from hfstack.tasks.rl.ppo.reward_scores import TokenReward, score_texts
-from hfstack.tasks.rl.prompts import encode_prompt, truncate_prompt
+from hfstack.tasks.rl.prompts import decode_completions, encode_prompt, truncate_prompt
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Collector:
             prompts = columns["prompt"]
             prompt_ids, rollout = self.generate(actor_critic, prompts)
             generated = time.perf_counter()
-            texts = self.decode(rollout)
+            texts = self.decode(prompts, prompt_ids, rollout)
 
             # rewards, old log-probabilities and values, the reference's log-probabilities
             pending = self._thread.submit(
@@ -222,10 +222,16 @@ class Collector:
 
         return encoded
 
-    def decode(self, rollout: Rollout) -> list[str]:
-        """Return the texts of the completions, without special tokens."""
-        token_ids = [completion.tolist() for completion in rollout.completion_ids]
-        return cast(list[str], self.tokenizer.batch_decode(token_ids, skip_special_tokens=True))
+    def decode(
+        self, prompts: Sequence[Any], prompt_ids: Sequence[Sequence[int]], rollout: Rollout
+    ) -> list[str]:
+        """Return the texts of the completions, as they stand behind their prompts."""
+        return decode_completions(
+            self.tokenizer,
+            prompts,
+            prompt_ids,
+            [completion.tolist() for completion in rollout.completion_ids],
+        )
 
     def _policy_scores(
         self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout

@@ -348,8 +348,8 @@ class PPOTrainer(Trainer):
         else:  # by this process alone, which may be the only one that asks
             dataset = self.train_dataset if self.eval_dataset is None else self.eval_dataset
             prompts = cast(Any, dataset)[:count]["prompt"]
-            _, rollout = self.collector.generate(cast(ActorCritic, self.model), prompts)
-            completions = self.collector.decode(rollout)
+            prompt_ids, rollout = self.collector.generate(cast(ActorCritic, self.model), prompts)
+            completions = self.collector.decode(prompts, prompt_ids, rollout)
 
         shown = [
             prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in prompts

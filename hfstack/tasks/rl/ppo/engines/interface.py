@@ -22,9 +22,9 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from hfstack.errors import DataError
+from hfstack.tasks.causal_lm.sampling import generation_settings, set_aside_settings
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 
 
@@ -106,15 +106,14 @@ class GenerateEngine:
         Log-probabilities are left to the trainer.
         """
         settings = self.settings
-        config = GenerationConfig(
+        config = generation_settings(
             max_new_tokens=settings.max_new_tokens,
-            do_sample=True,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,
-            min_p=settings.min_p,
-            eos_token_id=list(settings.stop_token_ids),
-            pad_token_id=settings.pad_token_id,
+            min_p=settings.min_p or 0.0,
+            end_ids=settings.stop_token_ids,
+            pad_id=settings.pad_token_id,
         )
 
         stops = torch.tensor(settings.stop_token_ids)
@@ -125,11 +124,12 @@ class GenerateEngine:
         for first in range(0, len(prompt_ids), batch_size):
             batch = prompt_ids[first : first + batch_size]
             tokens, mask = pad_left(batch, settings.pad_token_id)  # (b, P) each
-            whole = cast(Any, actor_critic.policy).generate(
-                input_ids=tokens.to(actor_critic.device),
-                attention_mask=mask.to(actor_critic.device),
-                generation_config=config,
-            )  # (b, P + T)
+            with set_aside_settings(actor_critic.policy):
+                whole = cast(Any, actor_critic.policy).generate(
+                    input_ids=tokens.to(actor_critic.device),
+                    attention_mask=mask.to(actor_critic.device),
+                    generation_config=config,
+                )  # (b, P + T)
 
             # What is behind the first stop token is padding.
             for row in whole[:, tokens.shape[1] :].cpu():

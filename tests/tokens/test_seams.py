@@ -1,0 +1,253 @@
+"""A prompt with its answer is one text, however it is encoded and decoded."""
+
+import json
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+
+import pytest
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from hfstack.tokens.seams import answer_opening, decode_answer, encode_behind, encode_joined
+
+CHINESE = ["小狐狸跑回家了，天黑了。", "猫头鹰说：你好吗？我很好。"]
+ENGLISH = [
+    "The fox was happy, and the little girl ran home with a red ball.",
+    "Human: who are you?\n\nAssistant: I am an owl.\nGood night!",
+]
+SPECIAL = ["<unk>", "<s>", "</s>"]
+
+
+def wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def byte_bpe(**settings: bool) -> PreTrainedTokenizerFast:
+    """Like GPT-2's; with trim_offsets like RoBERTa's, with use_regex off it merges over words."""
+    core = Tokenizer(models.BPE())
+    use_regex = settings.pop("use_regex", True)
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    core.post_processor = processors.ByteLevel(**settings)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator([*ENGLISH, *CHINESE] * 3, trainer)
+    return wrap(core)
+
+
+def word_piece() -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=False)
+    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.WordPiece(cleanup=False)
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=SPECIAL, show_progress=False)
+    core.train_from_iterator([*ENGLISH, *CHINESE] * 3, trainer)
+    return wrap(core)
+
+
+def unigram(scheme: Any) -> PreTrainedTokenizerFast:
+    """Like T5's: pieces with a leading mark, in front of a text too unless the scheme is never."""
+    core = Tokenizer(models.Unigram())
+    core.normalizer = normalizers.NFKC()
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    core.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=150, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
+    )
+    core.train_from_iterator([*ENGLISH, *CHINESE] * 3, trainer)
+    return wrap(core)
+
+
+def llama2(*, dummy_prefix: bool) -> PreTrainedTokenizerFast:
+    """Like Llama 2's: SentencePiece BPE with bytes for what has no piece, and a start token."""
+    words = [f"▁{word}" for text in ENGLISH for word in text.split()]
+    trained = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=110, special_tokens=SPECIAL, show_progress=False)
+    trained.train_from_iterator(words * 3, trainer)
+
+    model = json.loads(trained.to_str())["model"]
+    vocabulary = model["vocab"]
+    for byte in range(256):
+        vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
+    merges = [tuple(pair) for pair in model["merges"]]
+    core = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    core.add_special_tokens(SPECIAL)
+
+    replace = normalizers.Replace(" ", "▁")
+    back: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if dummy_prefix:
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
+        back.append(decoders.Strip(" ", 1, 0))
+    else:
+        core.normalizer = replace
+    core.decoder = decoders.Sequence(back)
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return wrap(core)
+
+
+TOKENIZERS = {
+    "byte-BPE": byte_bpe(trim_offsets=False),
+    "byte-BPE, offsets trimmed": byte_bpe(trim_offsets=True),
+    "byte-BPE over words, offsets trimmed": byte_bpe(trim_offsets=True, use_regex=False),
+    "WordPiece": word_piece(),
+    "Unigram": unigram("always"),
+    "Unigram without a dummy prefix": unigram("never"),
+    "Llama 2": llama2(dummy_prefix=True),
+    "Llama 2 without a dummy prefix": llama2(dummy_prefix=False),
+}
+JOINED = [
+    ("The little", " girl ran home"),
+    ("The little ", "girl ran home"),  # most tokenizers read " girl" as one token
+    ("The lit", "tle girl"),
+    ("Human: who are you?\n\nAssistant:", " I am an owl."),
+    ("The fox", "\nGood night!"),
+    ("The fox:", "\n\nran"),
+    ("The fox:", "  ran"),
+    ("Good night!\n", "Good night!"),
+    ("小狐狸跑", "回家了"),
+    ("猫头鹰说：", "你好吗？"),
+    ("the owl was", ", happy"),
+]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize(("prompt", "answer"), JOINED)
+def test_encoded_and_decoded_they_are_the_joined_text(name: str, prompt: str, answer: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids, seam = encode_joined(tokenizer, prompt, answer)
+    assert ids == tokenizer(prompt + answer)["input_ids"]
+
+    # what stands behind the prompt's tokens is the answer's text, with the token that spans both
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    before = tokenizer.decode(ids[:seam], skip_special_tokens=True)
+    text = decode_answer(tokenizer, ids[:seam], ids[seam:])
+    assert before.rstrip("�") + text == whole  # a half character is the answer's
+    assert len(before.replace(" ", "")) <= len(prompt.replace(" ", ""))
+
+    # the seam is as late as it can be: one token more would reach into the answer
+    more = tokenizer.decode(ids[: seam + 1], skip_special_tokens=True)
+    if name != "WordPiece" and "�" not in before + more:
+        texts = (prompt + answer, normalize("NFKC", prompt + answer))
+        assert any(text.startswith(before) for text in texts) and len(more) > len(prompt)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_an_answer_decoded_behind_its_prompt_is_the_text_that_was_written(name: str) -> None:
+    """As in generation: the prompt is encoded by itself, and the model goes on from there."""
+    tokenizer = TOKENIZERS[name]
+    for prompt, answer in (
+        ("The little", " girl ran home"),
+        ("Human: who", " are you"),
+        ("狐狸", "回家"),
+    ):
+        ids = list(tokenizer(prompt)["input_ids"])
+        joined, seam = encode_joined(tokenizer, prompt, answer)
+        if joined[: len(ids)] == ids:
+            assert seam == len(ids)
+            expected = answer if name != "WordPiece" or answer[0] == " " else f" {' '.join(answer)}"
+            assert decode_answer(tokenizer, ids, joined[seam:]) == expected
+            assert encode_behind(tokenizer, ids, answer) == joined[seam:]
+
+
+def test_an_answer_decoded_alone_would_lose_its_blank() -> None:
+    tokenizer = TOKENIZERS["Llama 2"]
+    ids, seam = encode_joined(tokenizer, "The little", " girl")
+    assert tokenizer.decode(ids[seam:]) == "girl"
+    assert decode_answer(tokenizer, ids[:seam], ids[seam:]) == " girl"
+    # and encoded alone it would gain one
+    apart = (
+        tokenizer("The little")["input_ids"]
+        + tokenizer("\nran", add_special_tokens=False)["input_ids"]
+    )
+    assert tokenizer.decode(apart, skip_special_tokens=True) == "The little \nran"
+    assert (
+        tokenizer.decode(encode_joined(tokenizer, "The little", "\nran")[0][1:])
+        == "The little\nran"
+    )
+
+
+def test_a_token_that_spans_the_seam_is_the_answers() -> None:
+    tokenizer = TOKENIZERS["byte-BPE"]
+    ids, seam = encode_joined(tokenizer, "The little ", "girl")
+    assert tokenizer.decode(ids[:seam]) == "The little"
+    assert tokenizer.decode(ids[seam:]) == " girl"
+    assert decode_answer(tokenizer, ids[:seam], ids[seam:]) == " girl"
+
+
+def test_a_character_of_several_bytes_that_the_answer_completes() -> None:
+    tokenizer = TOKENIZERS["Llama 2"]
+    ids = tokenizer("The 猫!")["input_ids"]
+    start = ids.index(tokenizer.convert_tokens_to_ids("<0xE7>"))
+    assert "�" in tokenizer.decode(ids[: start + 1])
+    assert decode_answer(tokenizer, ids[: start + 1], ids[start + 1 :]) == "猫!"
+
+
+def test_the_end_token_that_a_tokenizer_adds_is_left_out() -> None:
+    tokenizer = wrap(Tokenizer.from_str(TOKENIZERS["Unigram"].backend_tokenizer.to_str()))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
+    ids, seam = encode_joined(tokenizer, "The fox", " ran")
+    assert tokenizer("The fox ran")["input_ids"] == [*ids, 2] and 2 not in ids
+    assert tokenizer.decode(ids[:seam]) == "The fox"
+
+
+def test_without_offsets_the_prompts_own_tokens_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = llama2(dummy_prefix=True)
+    expected = encode_joined(tokenizer, "The little", " girl ran")
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    assert encode_joined(tokenizer, "The little", " girl ran") == expected
+    ids, seam = encode_joined(tokenizer, "The little ", "girl")
+    assert tokenizer.decode(ids[:seam], skip_special_tokens=True) == "The little"
+
+
+def test_the_blank_that_a_template_writes_is_not_the_answers() -> None:
+    tokenizer = llama2(dummy_prefix=True)
+    assert answer_opening(tokenizer) == ""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}Human: {{ m.content }} Assistant:"
+        "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    assert answer_opening(tokenizer) == " "
+    turns = [{"role": "user", "content": "who are you?"}]
+    asked = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+    turns.append({"role": "assistant", "content": "an owl"})
+    whole = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+    assert whole[: len(asked)] == asked
+    assert decode_answer(tokenizer, asked, whole[len(asked) :]) == " an owl"
+    assert decode_answer(tokenizer, asked, whole[len(asked) :], opening=" ") == "an owl"
+
+    # a template that asks for the answer where it begins writes nothing in between
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert answer_opening(tokenizer) == ""
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("prompt", "answer"), JOINED)
+def test_a_real_llama_tokenizer(shared_data: Path, prompt: str, answer: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260k")
+    ids, seam = encode_joined(tokenizer, prompt, answer)
+    assert ids == tokenizer(prompt + answer)["input_ids"]
+    before = tokenizer.decode(ids[:seam], skip_special_tokens=True)
+    assert before + decode_answer(tokenizer, ids[:seam], ids[seam:]) == prompt + answer
+    assert len(before) <= len(prompt)
