@@ -24,7 +24,7 @@ from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.sampling import set_aside_settings
 from hfstack.tasks.rl.metrics import CompletionMetrics, evaluate_policy
 from hfstack.tasks.rl.online import OnlineArgs, load_policy_and_rewards, load_recorded_prompts
-from hfstack.tokens.chat import text_of
+from hfstack.tokens.chat import extract_text
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 
@@ -39,7 +39,7 @@ def exact_answer(
     None where that holds no number.
     """
     return [
-        float(last_number(text_of(completion)) == last_number(text))
+        float(last_number(extract_text(completion)) == last_number(text))
         if last_number(text) is not None
         else None
         for completion, text in zip(completions, answer, strict=True)
@@ -49,7 +49,7 @@ def exact_answer(
 def well_formed(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
     """Return 1 when the completion ends with `#### <number>`, as GSM8K's answers do."""
     return [
-        float(re.search(r"\n#### -?[\d,.]+\s*$", text_of(completion)) is not None)
+        float(re.search(r"\n#### -?[\d,.]+\s*$", extract_text(completion)) is not None)
         for completion in completions
     ]
 

@@ -36,7 +36,7 @@ from hfstack.tasks.preferences.data import (
     split_pairs,
 )
 from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
-from hfstack.tokens.chat import prompt_ids
+from hfstack.tokens.chat import encode_for_generation
 from hfstack.tokens.seams import answer_opening
 
 # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
@@ -151,7 +151,7 @@ def make_answers(
     model: Any = load_causal_lm(model_args, tokenizer)
     chat = preference_args.conversational
     asked = [
-        prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text)
+        encode_for_generation(tokenizer, [{"role": "user", "content": text}] if chat else text)
         for text in prompts
     ]
     completions = generate_from_ids(

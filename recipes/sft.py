@@ -28,7 +28,7 @@ from hfstack.tasks.sft import setup as fine_tuning
 from hfstack.tasks.sft.answers import answer_loss, answer_pairs, score_answers
 from hfstack.tasks.sft.columns import Columns, convert_rows
 from hfstack.tasks.sft.encoding import prompts_with_references
-from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn
+from hfstack.tokens.chat import encode_for_generation, stop_at_end_of_turn
 from hfstack.tokens.seams import answer_opening
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
@@ -116,7 +116,7 @@ def main(
             longest=context - sft_args.answer_tokens if context is not None else None,
         )
         own = [
-            prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text)
+            encode_for_generation(tokenizer, [{"role": "user", "content": text}] if chat else text)
             for text in sft_args.sample_prompts
         ]
         sample = partial(

@@ -34,14 +34,15 @@ from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.prompts import load_prompts
-from hfstack.tokens.chat import prompt_ids, stop_at_end_of_turn, text_of
+from hfstack.tokens.chat import encode_for_generation, extract_text, stop_at_end_of_turn
 from hfstack.tokens.seams import opening_for
 
 
 def obeys(prompts: list[Any], answers: list[str]) -> list[float]:
     """Score by the demo's gold rule, 0 to 1: does the story obey the instruction?"""
     return [
-        gold_score(text_of(prompt), text) for prompt, text in zip(prompts, answers, strict=True)
+        gold_score(extract_text(prompt), text)
+        for prompt, text in zip(prompts, answers, strict=True)
     ]
 
 
@@ -159,7 +160,7 @@ def answer(
     stop_at_end_of_turn(model, tokenizer)
 
     set_seed(seed)
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ids = [encode_for_generation(tokenizer, prompt) for prompt in prompts]
     answers = generate_from_ids(
         model,
         tokenizer,

@@ -9,8 +9,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.shipped import CHAT_TEMPLATES, find_shipped
+from hfstack.tokens.special_tokens import as_token_ids, end_token_ids
 
 logger = get_logger(__name__)
+
+# What is searched in the rendered conversation: any word that no template contains.
+_ANSWER = "xyzzy"
+
+
+def read_chat_template(name: str) -> str:
+    """Return a chat template by its path, or a shipped one by its file name.
+
+    A path ends in .jinja or .j2.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = find_shipped(name, CHAT_TEMPLATES)
+    if path is not None:
+        return path.read_text(encoding="utf-8")
+
+    known = ", ".join(sorted(path.name for path in CHAT_TEMPLATES.glob("*.jinja")))
+    raise ConfigError(f"--chat_template_path {name}: no such file; shipped templates: {known}")
 
 
 def render_chat(
@@ -35,78 +55,24 @@ def render_chat(
         ) from error
 
 
-_ANSWER = (
-    "xyzzy"  # what is looked for in the rendered conversation; any word that no template writes
-)
+def encode_for_generation(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]] | str
+) -> list[int]:
+    """Return the token ids of a prompt, a conversation or plain text, up to its answer.
 
-
-def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that the chat template writes after the assistant's answer.
-
-    None without a template or such a token.
-    """
-    if tokenizer.chat_template is None:
-        return None
-    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _ANSWER}]
-    rendered = str(render_chat(tokenizer, turns, tokenize=False))
-    after = rendered.rpartition(_ANSWER)[2].strip()
-    token_ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
-    return token_ids[0] if token_ids and token_ids[0] in tokenizer.added_tokens_decoder else None
-
-
-def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Add the end of a turn to the ids at which generation stops, and return all."""
-    settings = cast(Any, model.generation_config)
-    listed = settings.eos_token_id
-    ends = [
-        *(listed if isinstance(listed, list) else [listed]),
-        tokenizer.eos_token_id,
-        end_of_turn_id(tokenizer),
-    ]
-
-    unique = list(dict.fromkeys(token for token in ends if token is not None))
-    if unique and unique != listed and [listed] != unique:
-        names = " ".join(str(name) for name in tokenizer.convert_ids_to_tokens(unique))
-        logger.info("answers end at %s", names)
-        settings.eos_token_id = unique
-
-    return unique
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]] | str) -> list[int]:
-    """Return the token ids that a model reads before it answers.
-
-    Of a conversation, or of plain text.
+    The eos token that some tokenizers add to a text is left out, since the text goes on.
     """
     if isinstance(prompt, str):
         ids = cast(list[int], tokenizer(prompt)["input_ids"])
         return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-    return _render_tokens(tokenizer, prompt, add_generation_prompt=True)["input_ids"]
+
+    rendered = render_chat(
+        tokenizer, prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return rendered["input_ids"]
 
 
-def read_template(name: str) -> str:
-    """Return a chat template by its path, or a shipped one by its file name.
-
-    A path ends in .jinja or .j2.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    path = find_shipped(name, CHAT_TEMPLATES)
-    if path is not None:
-        return path.read_text(encoding="utf-8")
-
-    known = ", ".join(sorted(path.name for path in CHAT_TEMPLATES.glob("*.jinja")))
-    raise ConfigError(f"--chat_template_path {name}: no such file; shipped templates: {known}")
-
-
-def _render_tokens(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], **settings: Any
-) -> Any:
-    return render_chat(tokenizer, turns, tokenize=True, return_dict=True, **settings)
-
-
-def text_of(prompt_or_completion: Any) -> str:
+def extract_text(prompt_or_completion: Any) -> str:
     """Return the text of a prompt or completion, plain or a conversation.
 
     The messages of a conversation become paragraphs.
@@ -114,3 +80,34 @@ def text_of(prompt_or_completion: Any) -> str:
     if isinstance(prompt_or_completion, str):
         return prompt_or_completion
     return "\n\n".join(str(message["content"]) for message in prompt_or_completion)
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the token that the chat template renders after the assistant's answer.
+
+    None without a template or such a token.
+    """
+    if tokenizer.chat_template is None:
+        return None
+
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _ANSWER}]
+    rendered = str(render_chat(tokenizer, turns, tokenize=False))
+    after = rendered.rpartition(_ANSWER)[2].strip()
+
+    # A word after the answer is text: only an added token can end a turn.
+    token_ids: list[int] = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+    return token_ids[0] if token_ids and token_ids[0] in tokenizer.added_tokens_decoder else None
+
+
+def stop_at_end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Add the end of a turn to the ids at which generation stops, and return all."""
+    settings: Any = model.generation_config
+    end_of_turn = as_token_ids(end_of_turn_id(tokenizer))
+    ends = list(dict.fromkeys([*end_token_ids(model, tokenizer), *end_of_turn]))
+
+    if ends != as_token_ids(settings.eos_token_id):
+        names = " ".join(str(name) for name in tokenizer.convert_ids_to_tokens(ends))
+        logger.info("answers end at %s", names)
+        settings.eos_token_id = ends
+
+    return ends

@@ -15,7 +15,7 @@ from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.context import context_length
 from hfstack.models.loading import find_architecture
 from hfstack.tasks.preferences.rows import answer_text
-from hfstack.tokens.chat import prompt_ids
+from hfstack.tokens.chat import encode_for_generation
 from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
@@ -83,11 +83,11 @@ def preference_problems(
 
     for name, split in rows.items():
         prompts = split["prompt"][:]
-        lengths = (len(prompt_ids(tokenizer, prompt)) for prompt in prompts)
+        lengths = (len(encode_for_generation(tokenizer, prompt)) for prompt in prompts)
 
         if max_length is not None and on_bad_row == "fail":
             problems[f"{name} prompts fit"] = checks.prompts_fit_context(lengths, max_length)
-        tokens = (prompt_ids(tokenizer, prompt)[:2] for prompt in prompts)
+        tokens = (encode_for_generation(tokenizer, prompt)[:2] for prompt in prompts)
         problems[f"{name} has no double bos"] = checks.no_double_bos(
             tokens, cast(int | None, tokenizer.bos_token_id)
         )
@@ -130,7 +130,7 @@ def fitting_prompts(
         fits = [
             row
             for row, prompt in enumerate(split["prompt"][:])
-            if len(prompt_ids(tokenizer, prompt)) < max_length
+            if len(encode_for_generation(tokenizer, prompt)) < max_length
         ]
         if not fits:
             raise DataError(
@@ -203,13 +203,14 @@ def prompts_to_show(
     chat = not isinstance(split[0]["prompt"], str)
 
     asked = [
-        prompt_ids(tokenizer, [{"role": "user", "content": text}] if chat else text) for text in own
+        encode_for_generation(tokenizer, [{"role": "user", "content": text}] if chat else text)
+        for text in own
     ]
     if asked:
         return asked
 
     different = list({answer_text(prompt): prompt for prompt in split["prompt"][:50]}.values())
-    found = [prompt_ids(tokenizer, prompt) for prompt in different]
+    found = [encode_for_generation(tokenizer, prompt) for prompt in different]
     return [ids for ids in found if ids and (longest is None or len(ids) <= longest)][:3]
 
 

@@ -9,7 +9,7 @@ from trl import ModelConfig
 from hfstack.errors import ConfigError
 from hfstack.models.context import context_length
 from hfstack.tasks.classification.model import load_trained_classifier
-from hfstack.tokens.chat import text_of
+from hfstack.tokens.chat import extract_text
 
 
 class ClassifierReward:
@@ -61,9 +61,11 @@ class ClassifierReward:
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
         """Return the probability of the label for each completion; `columns` are not read."""
-        texts = [text_of(completion) for completion in completions]
+        texts = [extract_text(completion) for completion in completions]
         if self.with_prompt:
-            texts = [text_of(prompt) + text for prompt, text in zip(prompts, texts, strict=True)]
+            texts = [
+                extract_text(prompt) + text for prompt, text in zip(prompts, texts, strict=True)
+            ]
         # like lengths together: less padding
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         found = [0.0] * len(texts)

@@ -13,7 +13,7 @@ from hfstack.models.context import context_length
 from hfstack.models.loading import load_tokenizer
 from hfstack.tasks.preferences.encode import encode_answer, shorten
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
-from hfstack.tokens.chat import text_of
+from hfstack.tokens.chat import extract_text
 
 logger = get_logger(__name__)
 
@@ -89,7 +89,7 @@ class RewardModel:
     def encode(self, prompt: Any, completion: Any) -> list[int]:
         """Return the tokens to score; a prompt that is too long loses its beginning."""
         if self.as_text:
-            prompt, completion = text_of(prompt), text_of(completion)
+            prompt, completion = extract_text(prompt), extract_text(completion)
 
         if not isinstance(prompt, str) and self.tokenizer.chat_template is None:
             raise ConfigError(

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
-from hfstack.tokens.chat import prompt_ids, render_chat
+from hfstack.tokens.chat import encode_for_generation, render_chat
 from hfstack.tokens.seams import count_shared, encode_joined
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
@@ -46,7 +46,7 @@ def prompts_with_references(
         if prompt is None:
             continue
 
-        ids = prompt_ids(tokenizer, prompt)
+        ids = encode_for_generation(tokenizer, prompt)
         if reference is None:
             ids = ids[:_OPENING_TOKENS]
         if ids and (longest is None or len(ids) <= longest):
@@ -187,7 +187,7 @@ def _encode_conversation(
             return ids, labels, "the chat template marks no assistant tokens"
 
     if completion_only and row["prompt_turns"]:
-        shared = count_shared(prompt_ids(tokenizer, turns[: row["prompt_turns"]]), ids)
+        shared = count_shared(encode_for_generation(tokenizer, turns[: row["prompt_turns"]]), ids)
         labels[:shared] = [IGNORED_LABEL] * shared
 
     return ids, labels, None

@@ -28,7 +28,7 @@ from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.runs.environment import uses_deepspeed
 from hfstack.tasks.sft.encoding import encode_usable_rows
 from hfstack.tasks.sft.packing import PackedCollator, pack_documents
-from hfstack.tokens.chat import read_template
+from hfstack.tokens.chat import read_chat_template
 from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
@@ -114,7 +114,7 @@ def _set_template(
         )
 
     if path.endswith((".jinja", ".j2")):
-        tokenizer.chat_template = read_template(path)
+        tokenizer.chat_template = read_chat_template(path)
         return
 
     if adapter:

@@ -19,7 +19,7 @@ from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.tasks.rewards.prepare import checked_reward, prepare_rewards, score_all
 from hfstack.tasks.rewards.remote import RemoteReward
 from hfstack.tasks.rewards.reward_model import RewardModel
-from hfstack.tokens.chat import text_of
+from hfstack.tokens.chat import extract_text
 
 PROMPTS = ["Count to two.", "Say nothing.", "Name a fox."]
 ANSWERS = ["one two", "", "Rusty"]
@@ -28,7 +28,7 @@ TURNS = [[{"role": "assistant", "content": answer}] for answer in ANSWERS]
 
 
 def length(prompts: list[Any], completions: list[Any]) -> list[float]:
-    return [float(len(text_of(completion))) for completion in completions]
+    return [float(len(extract_text(completion))) for completion in completions]
 
 
 def test_plain_and_conversational_prompts_score_alike() -> None:
@@ -312,7 +312,7 @@ def serve() -> Iterator[Callable[..., Endpoint]]:
 
 
 def lengths(number: int, body: Any) -> tuple[int, dict[str, str], Any]:
-    return 200, {}, {"rewards": [len(text_of(one)) for one in body["completions"]]}
+    return 200, {}, {"rewards": [len(extract_text(one)) for one in body["completions"]]}
 
 
 def test_an_endpoint_gives_rewards_in_order_and_gets_named_columns(

@@ -13,7 +13,7 @@ from hfstack.errors import DataError
 from hfstack.logs import setup_logging
 from hfstack.tasks.sft.columns import Columns, convert_rows
 from hfstack.tasks.sft.encoding import encode_row, encode_usable_rows, prompts_with_references
-from hfstack.tokens.chat import prompt_ids, read_template
+from hfstack.tokens.chat import encode_for_generation, read_chat_template
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 
@@ -186,10 +186,13 @@ def test_the_shipped_template_marks_the_answer_and_its_eos(
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     plain = copy.deepcopy(tiny_tokenizer)
-    plain.chat_template = read_template("plain.jinja")
+    plain.chat_template = read_chat_template("plain.jinja")
     text, answers = learned(plain, {"messages": json.dumps(TALK[1:3]), "prompt_turns": 0})
     assert (
         text == "### user\nWho?\n\n### assistant\nThe fox.<|endoftext|>\n"
         and answers == "The fox.<|endoftext|>"
     )
-    assert str(plain.decode(prompt_ids(plain, TALK[1:2]))) == "### user\nWho?\n\n### assistant\n"
+    assert (
+        str(plain.decode(encode_for_generation(plain, TALK[1:2])))
+        == "### user\nWho?\n\n### assistant\n"
+    )
