@@ -21,6 +21,7 @@ from hfstack.diagnosis.win_rate import (
 )
 from hfstack.errors import DataError
 from hfstack.tasks.causal_lm.generate import Completion
+from tests.tiny_tokenizers import llama2
 
 
 def test_wilson_by_hand() -> None:
@@ -179,3 +180,19 @@ def test_perplexity_counts_the_answers_tokens_and_their_end(
     assert found == pytest.approx(math.exp(total / count), rel=1e-5)
     with pytest.raises(DataError, match="no answer has a token"):
         perplexity_of_answers(model, tiny_tokenizer, prompts[:1], [Completion("", "", 1, False)])
+
+
+def test_perplexity_reads_an_answer_behind_its_prompt(tiny_llama: Path) -> None:
+    """Encoded alone, " girl" would gain a second blank from a tokenizer of Llama 2's kind."""
+    tokenizer = llama2(dummy_prefix=True)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    model.resize_token_embeddings(len(tokenizer))
+    prompt = tokenizer("The little")["input_ids"]
+    ids = tokenizer("The little girl ran")["input_ids"]
+    with torch.no_grad():
+        log_probs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    answered = range(len(prompt), len(ids))
+    mean = sum(log_probs[index - 1, ids[index]].item() for index in answered) / len(answered)
+    answers = [Completion("", " girl ran", len(answered), False)]
+    found = perplexity_of_answers(model, tokenizer, [prompt], answers)
+    assert found == pytest.approx(math.exp(-mean), rel=1e-5)

@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+)
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.runs.record import read_run
@@ -148,3 +154,21 @@ def test_mistakes(run_recipe, tiny_llama: Path, tmp_path: Path, flags, error, me
         run_recipe(
             "generate", "--model_name_or_path", tiny_llama, "--output_dir", tmp_path / "out", *flags
         )
+
+
+def test_what_was_sampled_with_is_recorded_and_the_models_own_is_not(
+    run_recipe, tiny_llama: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.generation_config.update(do_sample=True, top_k=1, repetition_penalty=5.0)
+    for source in (model, AutoTokenizer.from_pretrained(tiny_llama)):
+        source.save_pretrained(tmp_path / "own")
+    given = ("--prompts", "The owl", "--num_samples", 60, "--max_new_tokens", 1)
+    run_recipe(
+        "generate", "--model_name_or_path", tmp_path / "own", *given, "--output_dir", tmp_path / "a"
+    )
+    rows = (tmp_path / "a" / "completions.jsonl").read_text().splitlines()
+    assert len({json.loads(row)["completion"] for row in rows}) > 30
+    used = read_run(tmp_path / "a").settings["GenerateArgs"]
+    expected = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_new_tokens": 1}
+    assert {name: used[name] for name in expected} == expected

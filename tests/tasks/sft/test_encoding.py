@@ -11,11 +11,13 @@ from transformers import PreTrainedTokenizerFast
 
 from hfstack.errors import DataError
 from hfstack.logs import setup_logging
+from hfstack.tasks.preferences.encode import encode_answer
 from hfstack.tasks.sft.columns import Columns, convert_rows
 from hfstack.tasks.sft.encoding import encode_row, encode_usable_rows, prompts_with_references
 from hfstack.tokens.chat import encode_for_generation, read_chat_template
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
+from tests.tiny_tokenizers import llama2
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -196,3 +198,20 @@ def test_the_shipped_template_marks_the_answer_and_its_eos(
         str(plain.decode(encode_for_generation(plain, TALK[1:2])))
         == "### user\nWho?\n\n### assistant\n"
     )
+
+
+def test_plain_rows_are_trained_as_the_text_that_reward_and_dpo_read() -> None:
+    """A tokenizer that puts a blank in front of every text: none comes in between."""
+    llama = llama2(dummy_prefix=True)
+    for prompt, completion in (("The little", " girl"), ("The fox", "\nran"), ("The ", "girl")):
+        row = {"prompt": prompt, "completion": completion}
+        ids, labels, _ = encode_row(row, llama, assistant_only=False, completion_only=True)
+        assert ids == [*llama(prompt + completion)["input_ids"], llama.eos_token_id]
+        assert ids == encode_answer(llama, prompt, completion)[0]
+
+        # a token that spans both is learned with the completion
+        masked = labels.count(IGNORED_LABEL)
+        assert labels == [IGNORED_LABEL] * masked + ids[masked:]
+        assert masked == encode_answer(llama, prompt, completion)[2]
+        before = llama.decode(ids[:masked], skip_special_tokens=True)
+        assert prompt in (before, before + " ")

@@ -16,8 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
+from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
+from hfstack.tokens.seams import encode_joined
 from tests.tiny_ppo import TEMPLATE, FixedEngine, lora, prompts, trainer, vowels
+from tests.tiny_tokenizers import llama2
 
 
 @pytest.fixture
@@ -421,3 +424,17 @@ def test_a_critic_starts_as_a_reward_model(
     assert all(torch.equal(kept[name], value) for name, value in reward.model.state_dict().items())
     from_policy = make(critic_model=str(tiny_llama))
     assert from_policy.model.v_head.weight.abs().max() == 0, "a language model brings no head"
+
+
+def test_completions_are_scored_and_shown_with_the_blank_that_they_begin_with(
+    tiny_llama: Path, tmp_path: Path
+):
+    tokenizer = llama2(dummy_prefix=True)
+    tokenizer.pad_token = "<unk>"
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.resize_token_embeddings(len(tokenizer))
+    joined, seam = encode_joined(tokenizer, "The little", " girl ran")
+    made = trainer(tmp_path / "out", tokenizer, model)
+    rollout = Rollout([torch.tensor([*joined[seam:], 2])], torch.tensor([True]))
+    assert tokenizer.decode(joined[seam:]) == "girl ran"
+    assert made.collector.decode(["The little"], [joined[:seam]], rollout) == [" girl ran"]

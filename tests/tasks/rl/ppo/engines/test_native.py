@@ -178,3 +178,23 @@ def test_engines_that_break_their_word_are_named():
         check_rollout(Rollout([one], torch.tensor([True])), ["a", "b"])
     with pytest.raises(DataError, match="log_probs do not have one entry for each token"):
         check_rollout(Rollout([one], torch.tensor([True]), log_probs=[torch.zeros(3)]), ["a"])
+
+
+@pytest.mark.parametrize("engine", [NativeEngine, GenerateEngine])
+def test_nothing_of_the_models_generation_config_is_sampled_with(engine: type, tiny_llama: Path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    own = {"top_k": 1, "min_p": 0.9, "repetition_penalty": 5.0, "suppress_tokens": [*range(2, 200)]}
+    for name, value in own.items():
+        setattr(model.generation_config, name, value)
+    actor_critic = ActorCritic(model, head_init_std=0.3).eval()
+    torch.manual_seed(0)
+    made: RolloutEngine = engine(settings(max_new_tokens=1))
+    rollout = made.generate(actor_critic, [[50, 60, 70]] * 3000)
+
+    with torch.no_grad():
+        expected = model(torch.tensor([[50, 60, 70]])).logits[0, -1].softmax(-1) * 3000  # (V,)
+    seen = torch.bincount(torch.cat(rollout.completion_ids), minlength=len(expected))  # (V,)
+    free = len(expected) - 1
+    chi_square = float(((seen - expected) ** 2 / expected).sum())
+    assert abs(chi_square - free) < 4 * (2 * free) ** 0.5
+    assert model.generation_config.suppress_tokens == own["suppress_tokens"]

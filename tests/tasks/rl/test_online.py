@@ -1,0 +1,56 @@
+"""Rewards of TRL's online trainers read completions as they stand behind their prompts."""
+
+from typing import Any
+
+from hfstack.tasks.rewards.prepare import prepare_rewards
+from hfstack.tasks.rl.online import read_behind_prompts
+from hfstack.tasks.rl.prompts import encode_prompt
+from hfstack.tokens.seams import encode_joined
+from tests.tiny_tokenizers import llama2
+
+TOKENIZER = llama2(dummy_prefix=True)
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}Human: {{ m.content }} Assistant:"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+
+
+def score(prompts: list[Any], completions: list[Any], ids: list[list[int]]) -> list[Any]:
+    """What a reward is given of completions that TRL has decoded alone."""
+    seen: list[Any] = []
+
+    def reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        seen.extend(completions)
+        assert columns["completion_ids"] == ids and columns["label"] == [7] * len(ids)
+        return [1.0] * len(completions)
+
+    [prepared] = prepare_rewards([reward])
+    whole = read_behind_prompts(prepared, TOKENIZER)
+    assert whole.__name__ == "reward"  # TRL logs rewards/<name>/mean
+    values = whole(prompts, completions, completion_ids=ids, label=[7] * len(ids))
+    assert values == [1.0] * len(ids)
+    return seen
+
+
+def test_the_blank_that_a_completion_begins_with_reaches_the_reward() -> None:
+    prompts, answers = ["The little", "Human: who", "The fox"], [" girl", " are you", "\nran"]
+    ids = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        joined, seam = encode_joined(TOKENIZER, prompt, answer)
+        ids.append([*joined[seam:], TOKENIZER.eos_token_id])
+    alone = TOKENIZER.batch_decode(ids, skip_special_tokens=True)
+    assert alone[:2] == ["girl", "are you"]
+    assert score(prompts, alone, ids) == answers
+
+
+def test_a_turn_is_what_the_template_would_write_again(monkeypatch: Any) -> None:
+    monkeypatch.setattr(TOKENIZER, "chat_template", TEMPLATE)
+    prompt = [{"role": "user", "content": "who are you?"}]
+    answer = [{"role": "assistant", "content": "I am an owl."}]
+    whole = TOKENIZER.apply_chat_template([*prompt, *answer], return_dict=True)["input_ids"]
+    ids = [whole[len(encode_prompt(prompt, TOKENIZER)) :]]
+    assert score([prompt], [answer], ids) == [answer]
+
+    # what tools wrote stays as TRL has put it together
+    turns = [*answer, {"role": "tool", "content": "42"}, {"role": "assistant", "content": "ran"}]
+    assert score([prompt], [turns], ids) == [turns]
