@@ -48,7 +48,7 @@ def choose_checkpoint(
             "--resume_from_checkpoint last, or choose another --output_dir"
         )
 
-    # True is how upstream's examples ask for the last one.
+    # True is upstream's own word for the last one.
     if asked in (None, "last", "True", "true"):
         path = resumable_checkpoint(directory, needs_manifest=strict)
         if path is None and asked is not None:

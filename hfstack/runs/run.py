@@ -281,7 +281,7 @@ class Run:
 
     @property
     def stop_asked(self) -> bool:
-        """Whether a signal, or another process that received one, asks the trainer to stop."""
+        """Whether this or another process was signalled to save and stop."""
         return self._signals.asked
 
     @property
