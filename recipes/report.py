@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from hfstack.config import command_line
-from hfstack.disk import hash_file
+from hfstack.disk import describe_file
 from hfstack.errors import ConfigError
 from hfstack.reporting.page import default_title, render_page
 from hfstack.reporting.runs import Report, load_runs
@@ -65,8 +65,7 @@ def main(args: ReportArgs) -> dict[str, float]:
 def describe(report: Report) -> dict[str, object]:
     """Return the run record that the page was made from, with its digest."""
     path = report.directory / RUN_FILE
-    file = {"path": str(path), "bytes": path.stat().st_size, "blake2b": hash_file(path)}
-    return {"path": str(report.directory), "files": [file], "rows": None}
+    return {"path": str(report.directory), "files": [describe_file(path)], "rows": None}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hfstack"
 # lowest first: an import points to a lower floor, or stays on its own without making a circle
 FLOORS = [
-    {"errors", "logs", "redaction", "shipped", "disk", "config", "recipe_settings", "intervals"},
+    {
+        *("errors", "logs", "redaction", "shipped", "disk", "machine"),
+        *("config", "recipe_settings", "intervals"),
+    },
     {"drawing", "tokens", "scaling", "models", "demo"},
     {"data", "runs"},
     {"training", "reporting"},
@@ -23,9 +26,9 @@ FLOORS = [
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # what hfstack/cli may import
-COMMAND_LINE = {"errors", "redaction", "shipped", "runs.checkpoint_files"}
+COMMAND_LINE = {"errors", "redaction", "shipped", "machine", "runs.checkpoint_files"}
 LIGHT = [  # started before, or without, anything heavy: standard library only
-    *("errors", "logs", "redaction", "shipped", "disk", "runs/checkpoint_files"),
+    *("errors", "logs", "redaction", "shipped", "disk", "machine", "runs/checkpoint_files"),
     *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
 ]
 UPSTREAM = {

@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 from hfstack import __version__
 from hfstack.cli.launch import count_gpus
+from hfstack.machine import count_cores, processor_name
 from hfstack.shipped import CONSTRAINTS, PYPROJECT
 
 _HUB_TIMEOUT_S = 4
@@ -158,10 +159,9 @@ def _extras() -> Iterator[CheckResult]:
 
 
 def _processor() -> Iterator[CheckResult]:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    yield CheckResult("machine", "ok", f"{_processor_name()}, {cores} cores")
+    """Describe the processor and the memory."""
+    cores = count_cores()
+    yield CheckResult("machine", "ok", f"{processor_name()}, {cores} cores")
 
     quota = _core_quota()
     if quota is not None and quota < cores:
@@ -358,15 +358,6 @@ def _importable(name: str) -> bool:
     except ImportError:
         return False
     return True
-
-
-def _processor_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1] if found else platform.machine()
 
 
 def _core_quota() -> float | None:

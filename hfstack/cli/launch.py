@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from hfstack.errors import ConfigError
+from hfstack.machine import count_cores
 
 # torchrun kills a worker that has not ended this long after a stop; its own default is 30.
 _SAVE_TIMEOUT_S = 600
@@ -127,7 +128,7 @@ def plan(
         return dataclasses.replace(launch, command=command, log_file=options.log_file)
 
     # Both launchers would give each process a single thread.
-    threads = max(1, _count_cores() * options.nodes // processes)
+    threads = max(1, count_cores() * options.nodes // processes)
     launch.environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
     if options.accelerate and alone:
         config = ["--config_file", str(options.accelerate)]
@@ -349,7 +350,3 @@ def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
         count += 1
 
     return count
-
-
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,9 +9,7 @@ folder into place instead was merged into transformers and taken back twice
 another process still writes into it.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import struct
@@ -20,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hfstack.disk import atomic_write, flush_to_disk
+from hfstack.disk import atomic_write, flush_to_disk, hash_file
 from hfstack.errors import CheckpointError
 from hfstack.logs import get_logger
 
@@ -30,7 +28,6 @@ MANIFEST = "hfstack-manifest.json"
 INCOMPLETE = "checkpoint-is-incomplete.txt"  # upstream's mark of a checkpoint that is being written
 STATE = "trainer_state.json"
 _SCHEMA = 1
-_CHUNK_BYTES = 4 << 20
 _THREADS = 4
 
 # Weights in fp32 and two fp32 moments of Adam, beside which everything else in a checkpoint is
@@ -310,17 +307,9 @@ def _file_names(path: Path) -> list[str]:
 
 def _size_and_hash(path: Path, *, flush: bool = False) -> list[int | str]:
     """Return size in bytes and blake2b of a file, flushed to the disk first if asked."""
-    digest, size = hashlib.blake2b(digest_size=16), 0
-    buffer = memoryview(bytearray(_CHUNK_BYTES))
-
-    with path.open("rb", buffering=0) as file:
-        if flush:
-            os.fsync(file.fileno())
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            size += count
-
-    return [size, digest.hexdigest()]
+    if flush:
+        flush_to_disk(path)
+    return [path.stat().st_size, hash_file(path)]
 
 
 def _differs_from_manifest(path: Path, deep: bool) -> str | None:

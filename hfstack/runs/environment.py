@@ -1,4 +1,4 @@
-"""Where a run happens: versions, hardware, commit, number of processes."""
+"""Describe where a run happens: versions, hardware, commit, number of processes."""
 
 import os
 import platform
@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from hfstack.errors import ConfigError
+from hfstack.machine import count_cores, processor_name
 
 _LIBRARIES = (
     "hfstack torch transformers trl peft datasets accelerate evaluate tokenizers safetensors "
@@ -32,11 +33,9 @@ def library_versions() -> dict[str, str]:
 def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
     """Return processor, cores, memory in GiB, accelerators, and the device in use."""
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    # macOS and Windows do not say which cores this process may use
-    has_affinity = hasattr(os, "sched_getaffinity")
     return {
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "cpu": processor_name(),
+        "cores": count_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": device.type if device is not None else "cpu",
         "accelerators": accelerators,
@@ -131,14 +130,3 @@ def is_sharded(args: Any) -> bool:
         args: a TrainingArguments.
     """
     return uses_fsdp(args) or uses_deepspeed(args)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfstack.disk import hash_file
+from hfstack.disk import describe_file
 from hfstack.errors import CheckpointError
 from hfstack.runs.record import RUN_FILE, RunRecord
 
@@ -19,11 +19,7 @@ def describe_model_files(folder: Path, known: Collection[str]) -> list[dict[str,
         known: paths that are described already.
     """
     found = sorted(path for pattern in _MODEL_FILES for path in folder.glob(pattern))
-    return [
-        {"path": str(path), "bytes": path.stat().st_size, "blake2b": hash_file(path)}
-        for path in found
-        if str(path) not in known
-    ]
+    return [describe_file(path) for path in found if str(path) not in known]
 
 
 def relative_parent(folder: Path, output_dir: Path) -> str | None:

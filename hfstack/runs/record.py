@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfstack.disk import hash_file, hash_text
+from hfstack.disk import describe_file, hash_text, is_as_described
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, HfstackError
 from hfstack.logs import get_logger
 
@@ -141,14 +141,11 @@ def hash_settings(settings: dict[str, dict[str, Any]]) -> str:
 
 
 def changed_files(data: list[dict[str, Any]]) -> str | None:
-    """The first local file whose content is no longer what the record says, or None."""
+    """Return the first local file that is not what the record says, or None."""
     for file in (file for entry in data for file in entry.get("files", [])):
         path = Path(file["path"])
-        if not path.is_file():
-            continue  # moved or cleaned up: nothing to compare with
-        if path.stat().st_size != file["bytes"]:
-            return str(path)
-        if hash_file(path) != file["blake2b"]:
+        # One that was moved or cleaned up leaves nothing to compare with.
+        if path.is_file() and not is_as_described(path, file):
             return str(path)
 
     return None
@@ -162,10 +159,7 @@ def describe_outputs(directory: Path) -> list[dict[str, Any]]:
         if path.is_file() and not path.name.startswith((".", RUN_FILE))
     ]
 
-    return [
-        {"path": path.name, "bytes": path.stat().st_size, "blake2b": hash_file(path)}
-        for path in paths
-    ]
+    return [describe_file(path, path.name) for path in paths]
 
 
 def changed_output(
@@ -181,7 +175,7 @@ def changed_output(
             continue
         if not path.is_file():
             return f"{file['path']} is gone"
-        if path.stat().st_size != file["bytes"] or hash_file(path) != file["blake2b"]:
+        if not is_as_described(path, file):
             return f"{file['path']} was changed"
 
     return None

@@ -23,6 +23,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import integration_utils
 
+from hfstack.disk import atomic_write
 from hfstack.errors import MissingExtraError
 from hfstack.logs import get_logger
 
@@ -186,9 +187,9 @@ class LoggedSteps:
                 self._now = step, names | (self._now[1] if step == self._now[0] else set())
 
         values = {"run_id": self._run_id, "step": self._now[0], "names": sorted(self._now[1])}
-        fresh = self._file.with_name(f"{self._file.name}.new")
-        fresh.write_text(json.dumps(values), encoding="utf-8")
-        fresh.replace(self._file)
+        # Once a log, so without a flush: a power failure sets the trackers' own files back as well.
+        with atomic_write(self._file, durable=False) as file:
+            json.dump(values, file)
 
 
 def _once(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
