@@ -50,7 +50,7 @@ def flush_to_disk(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, errors: str = "strict", durable: bool = True) -> Iterator[TextIO]:
-    """Open a text file (UTF-8) that gets its name only once all of it is on the disk.
+    """Open a text file (UTF-8) that gets its name only once all of it is on disk.
 
     A reader sees the old file or the new one, never a part; when the block raises, the old one
     stays.

@@ -5,7 +5,8 @@
 
 Exit code 0 when everything needed is there, 1 when something is missing. Anything may be missing
 here, so what is not the standard library is imported where it is looked at. The Hub token is looked
-for and never read."""
+for and never read.
+"""
 
 import argparse
 import dataclasses
@@ -36,7 +37,7 @@ _LEAST_FREE_GIB = 10  # a small model, its checkpoints and one public dataset
 
 @dataclasses.dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     topic: str
     state: Literal["ok", "note", "problem"]
@@ -53,7 +54,7 @@ class Requirement(NamedTuple):
 
 
 def examine() -> list[CheckResult]:
-    """Look at everything, in the order in which it is printed."""
+    """Return the results of all checks, in the order in which they are printed."""
     return [
         *_libraries(),
         *_extras(),
@@ -64,8 +65,8 @@ def examine() -> list[CheckResult]:
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the findings, as text or as JSON, and return the exit code."""
+def run_doctor(argv: list[str] | None = None) -> int:
+    """Print the results of all checks, as text or as JSON, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="hfstack doctor", description="Say whether this machine is ready."
     )
@@ -87,7 +88,8 @@ def main(argv: list[str] | None = None) -> int:
 
     print(f"hfstack {__version__}, Python {platform.python_version()}, {platform.platform()}")
     topic = None
-    # the findings of a topic follow each other, so one heading each
+
+    # The findings of a topic follow each other, so each topic has one heading.
     for finding in findings:
         if finding.topic != topic:
             topic = finding.topic
@@ -96,8 +98,11 @@ def main(argv: list[str] | None = None) -> int:
         if finding.fix:
             print(f"           -> {finding.fix}")
 
-    print(f"\n{len(problems)} to put right: see above" if problems else "\nready")
-    return 1 if problems else 0
+    if problems:
+        print(f"\n{len(problems)} to put right: see above")
+        return 1
+    print("\nready")
+    return 0
 
 
 def _libraries() -> Iterator[CheckResult]:
@@ -109,14 +114,15 @@ def _libraries() -> Iterator[CheckResult]:
 
 
 def _library(name: str, span: str, tested: str | None) -> CheckResult:
+    """Compare one installed library with what hfstack asks for."""
     install = f"pip install '{name}=={tested}'" if tested else f"pip install '{name}{span}'"
 
-    # Every whole install has packaging, which transformers, datasets and accelerate depend on.
-    # Where it is missing so are they, which is said: then no version is worth a comparison, and
-    # the rest of this page still is.
     found = installed_version(name)
     if found is None:
         return CheckResult("libraries", "problem", f"{name} is not installed", install)
+
+    # transformers, datasets and accelerate depend on packaging: where it is missing they are too,
+    # and are reported. Then no version is worth a comparison, but the other checks still are.
     if not _importable("packaging"):
         return CheckResult("libraries", "note", f"{name} {found}: not compared without packaging")
     if not satisfies(found, span):
@@ -168,6 +174,7 @@ def _processor() -> Iterator[CheckResult]:
         text = f"the container may use {quota:g} of {cores} cores"
         yield CheckResult("machine", "note", text, f"export OMP_NUM_THREADS={max(1, int(quota))}")
 
+    # Windows has no sysconf, and macOS does not count the free pages.
     pages = {
         name: os.sysconf(name)
         for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")
@@ -239,7 +246,8 @@ def _hub(endpoint: str) -> Iterator[CheckResult]:
 
     Neither is needed for local files.
     """
-    host = re.sub(r"//[^/@]*@", "//", endpoint)  # a proxy's address may hold a password
+    # A proxy's address may hold a password.
+    host = re.sub(r"//[^/@]*@", "//", endpoint)
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         yield CheckResult(
             "hub", "note", "HF_HUB_OFFLINE is set: only local files and what is cached can be used"
@@ -276,7 +284,7 @@ def token_place() -> str | None:
 
 
 def hf_home() -> Path:
-    """The folder of Hugging Face caches and of the token."""
+    """Return the folder of Hugging Face's caches and token, as huggingface_hub finds it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return Path(os.path.expandvars(os.environ.get("HF_HOME") or cache / "huggingface")).expanduser()
 
@@ -296,7 +304,7 @@ def requirements() -> list[Requirement]:
             f"{line}; extra == '{extra}'" for extra, names in extras.items() for line in names
         ]
 
-    # By hand, because names are wanted where `packaging` is missing too.
+    # Parsed by hand, because the names are needed where `packaging` is missing too.
     found = []
     for line in lines:
         parts = re.match(
@@ -324,12 +332,12 @@ def tested_versions() -> dict[str, str]:
 
 
 def _canonical(name: str) -> str:
-    """A package's name as indexes compare it."""
+    """Return a package's name as indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def installed_version(name: str) -> str | None:
-    """The version of an installed package, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -361,7 +369,7 @@ def _importable(name: str) -> bool:
 
 
 def _core_quota() -> float | None:
-    """Cores that a container's CPU quota allows (cgroup v2), or None without a quota."""
+    """Return the cores that a container's quota allows (cgroup v2), None without one."""
     try:
         limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -371,6 +379,6 @@ def _core_quota() -> float | None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(run_doctor())
     except BrokenPipeError:  # `hfstack doctor | head`: the reader has seen enough
         sys.stderr.close()

@@ -33,6 +33,7 @@ def short_tree(root: Path) -> str:
     folders = packages(root)
     margin = max(map(len, folders), default=0) + len("/")
     lines = []
+
     for folder, paths in folders.items():
         line = f"{folder}/".ljust(margin)
         for path in paths:

@@ -23,7 +23,7 @@ from hfstack.machine import count_cores
 _SAVE_TIMEOUT_S = 600
 _ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 _TRAINERS = ("trl", "hfstack.tasks.rl")  # whose ...Config classes are TrainingArguments
-_ON = ("true", "1", "yes", "y", "t")
+_TRUE_WORDS = ("true", "1", "yes", "y", "t")  # those of transformers' parser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LaunchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One decided launch: what is executed, with which additions to the environment."""
+    """A launch: the command, and what is added to its environment."""
 
     command: list[str]
     environment: dict[str, str]
@@ -56,9 +56,9 @@ class Launch:
     resume_flags: tuple[str, ...] = ()
 
     def resumed(self) -> "Launch":
-        """The same launch, going on from the last checkpoint.
+        """Return the same launch, resumed from its last checkpoint.
 
-        Itself when it cannot or was given a checkpoint to resume from.
+        It is the launch itself where it cannot resume or was given a checkpoint to resume from.
         """
         return dataclasses.replace(
             self, command=[*self.command, *self.resume_flags], resume_flags=()
@@ -100,18 +100,18 @@ def plan(
 
     if gpus is None:
         gpus = count_gpus() if trains else 0
-    if (read_setting("use_cpu", flags) or "").lower() in _ON:
+    if (read_setting("use_cpu", flags) or "").lower() in _TRUE_WORDS:
         gpus = 0
     processes = options.processes or _default_processes(options, gpus)
     _check_counts(options, processes, gpus)
 
     output_dir = read_setting("output_dir", flags)
     launch = Launch(
-        [],
-        {"HFSTACK_PROCESSES": str(processes)},
-        "python",
-        processes,
-        Path(output_dir) if output_dir else None,
+        command=[],
+        environment={"HFSTACK_PROCESSES": str(processes)},
+        launcher="python",
+        processes=processes,
+        output_dir=Path(output_dir) if output_dir else None,
         retries=options.retries,
     )
     if trains and options.retries and read_setting("resume_from_checkpoint", flags) is None:
@@ -130,6 +130,7 @@ def plan(
     # Both launchers would give each process a single thread.
     threads = max(1, count_cores() * options.nodes // processes)
     launch.environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(threads))
+
     if options.accelerate and alone:
         config = ["--config_file", str(options.accelerate)]
         command = [*_ACCELERATE, "--quiet", *config, str(recipe), *flags]
@@ -137,7 +138,7 @@ def plan(
             launch, command=command, launcher="accelerate", log_file=options.log_file
         )
 
-    log_file = options.log_file or Path(f"{output_dir or f'hfstack-{recipe.stem}'}.launch.log")
+    log_file = options.log_file or Path(f"{output_dir or 'hfstack-' + recipe.stem}.launch.log")
     launch.environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(_SAVE_TIMEOUT_S)
     if options.accelerate or gpus:
         config_file = options.accelerate or accelerate_configs / "multi_gpu.yaml"
@@ -176,9 +177,9 @@ def _default_processes(options: LaunchOptions, gpus: int) -> int:
     if options.accelerate is None:
         return options.nodes
 
-    said = read_yaml_line(options.accelerate, "num_processes")
-    if said and said.isdigit():
-        return int(said)
+    configured = read_yaml_line(options.accelerate, "num_processes")
+    if configured and configured.isdigit():
+        return int(configured)
     distributed = _distributed_type(options.accelerate) != "NO"
     return max(1, gpus * options.nodes) if distributed else 1
 
@@ -186,7 +187,7 @@ def _default_processes(options: LaunchOptions, gpus: int) -> int:
 def _check_counts(options: LaunchOptions, processes: int, gpus: int) -> None:
     """Refuse launches that would silently start something else than was asked for."""
     if options.accelerate:
-        # accelerate itself trains on with fewer processes or on the CPU, and says nothing
+        # accelerate itself trains with fewer processes or on the CPU, without a word.
         kind = _distributed_type(options.accelerate)
         if kind == "MULTI_CPU" or (kind == "NO" and processes > 1):
             raise ConfigError(
@@ -226,11 +227,12 @@ def _check_counts(options: LaunchOptions, processes: int, gpus: int) -> None:
 
 
 def _distributed_type(config: Path) -> str:
+    """Return what an accelerate config starts: NO for one process, MULTI_GPU, FSDP ..."""
     return read_yaml_line(config, "distributed_type") or "NO"
 
 
 def _rendezvous(options: LaunchOptions, *names: str) -> list[str]:
-    """Where the processes of several nodes meet, in the launcher's words.
+    """Return the launcher's flags for where the processes of several nodes meet.
 
     Empty on one node.
     """
@@ -275,7 +277,7 @@ def trains_a_model(recipe: Path) -> bool:
     def is_training(name: str) -> bool:
         if name.endswith("TrainingArguments"):
             return True
-        # trl's ModelConfig says which model, and every recipe takes it
+        # trl's ModelConfig names the model, and almost every recipe takes it.
         is_config = name.endswith("Config") and name != "ModelConfig"
         return is_config and origin.get(name, "").startswith(_TRAINERS)
 
@@ -286,16 +288,20 @@ def trains_a_model(recipe: Path) -> bool:
 def read_setting(name: str, flags: list[str]) -> str | None:
     """Return one option's value from the flags, else from the YAML of `--config`.
 
-    The last flag of that name counts.
-
-    The YAML is read by lines: a value that spans lines, or comes from an anchor, is not seen.
+    The last flag of that name counts. The YAML is read by lines: a value that spans lines, or comes
+    from an anchor, is not seen.
     """
     found = None
     for position, flag in enumerate(flags):
         option, equals, value = flag.partition("=")
         if option.startswith("--") and option[2:].replace("-", "_") == name:
             following = flags[position + 1] if position + 1 < len(flags) else "--"
-            found = value if equals else "true" if following.startswith("--") else following
+            if equals:
+                found = value
+            elif following.startswith("--"):
+                found = "true"
+            else:
+                found = following
 
     if found is not None or name == "config":
         return found
@@ -308,10 +314,11 @@ def read_yaml_line(path: Path, key: str) -> str | None:
 
     Quotes and comments are removed.
     """
+    # What is wrong with a file that cannot be read is reported by the recipe, or by accelerate.
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        return None  # the recipe, or accelerate, says what is wrong with the file
+        return None
 
     setting = re.compile(rf"{re.escape(key)}\s*:\s+(?:'([^']*)'|\"([^\"]*)\"|([^#]*?))\s*(?:#.*)?$")
     for line in lines:
@@ -334,7 +341,7 @@ def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
 
-    # a GPU that is partitioned is listed with its slices below it, which are what CUDA sees
+    # A partitioned GPU is listed with its slices below it, and CUDA sees the slices.
     slices = len(re.findall(r"^\s+MIG ", listing, re.MULTILINE))
     present = slices or len(re.findall(r"^GPU \d+:", listing, re.MULTILINE))
     visible = environment.get("CUDA_VISIBLE_DEVICES")

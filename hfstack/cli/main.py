@@ -69,13 +69,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line and exit code 1, as everywhere in hfstack."""
+    """An argparse parser that raises a mistake as one line, as everywhere in hfstack."""
 
     def error(self, message: str) -> typing.NoReturn:
         raise ConfigError(f"{message} (see: {self.prog} --help)")
 
 
 def _main(argv: list[str]) -> int:
+    """Parse the command line and run its verb."""
     parser = _Parser(
         prog="hfstack",
         description="From raw text to a language model: find a recipe and start it.",
@@ -97,30 +98,34 @@ def _main(argv: list[str]) -> int:
     )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    # run's flags are the recipe's: argparse would take them for its own
+    # The flags of `run` are the recipe's, but argparse would take them for its own.
     if argv[:1] == ["run"]:
         return _run(argv[1:])
+
     args = parser.parse_args(argv)
     if args.verb == "list":
         return _list()
     if args.verb == "copy":
         return _copy(args.recipe, args.folder)
 
-    # doctor imports torch and other large libraries: in a process of its own, not in this one.
+    # doctor imports torch and other large libraries, so it has a process of its own.
     flags = ["--json"] if args.json else []
     return subprocess.call([sys.executable, "-m", "hfstack.cli.doctor", *flags])
 
 
 def _list() -> int:
+    """Print each shipped recipe with the first line of its docstring."""
     paths = sorted(RECIPES.glob("*.py"))
     width = max((len(path.stem) for path in paths), default=0)
     for path in paths:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        print(f"{path.stem:<{width}}  {docstring.partition(chr(10))[0]}")
+        summary = docstring.partition("\n")[0]
+        print(f"{path.stem:<{width}}  {summary}")
     return 0
 
 
 def _copy(name: str, folder: Path) -> int:
+    """Copy a shipped recipe and its YAML to a folder, overwriting nothing."""
     recipe = _find(name, RECIPES, ".py", "recipe")
     sources = [path for path in (recipe, recipe.with_suffix(".yaml")) if path.is_file()]
     targets = [folder / path.name for path in sources]
@@ -138,13 +143,14 @@ def _copy(name: str, folder: Path) -> int:
     except OSError as error:
         raise ConfigError(f"cannot copy to {folder}: {error.strerror}") from None
 
-    # a bare name would mean the shipped recipe
+    # A bare name would mean the shipped recipe.
     copied = targets[0] if targets[0].parent.parts else f"./{targets[0]}"
     say(f"edit, then: hfstack run {copied}")
     return 0
 
 
 def _run(argv: list[str]) -> int:
+    """Start a recipe, or print its help or that of `run`."""
     name, flags, given = _split(argv)
     asks_help = any(flag in ("-h", "--help") for flag in flags)
 
@@ -165,7 +171,7 @@ def _run(argv: list[str]) -> int:
     if edited.is_file() and recipe.resolve() != edited.resolve():
         say(f"{edited} is here as well; to run that one: hfstack run ./{edited}")
 
-    # before it is printed, or written to a log
+    # Refused before the command is printed, or written to a log.
     if read_setting("hub_token", flags) is not None:
         raise ConfigError(
             "--hub_token is refused, so that no token is printed or kept: use HF_TOKEN or `hf "
@@ -205,7 +211,7 @@ def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
                 raise ConfigError(f"{option} may be given once, got {given[key]} and {found}")
             given[key] = found
 
-        # before the recipe's name only the launcher's options have a meaning
+        # Before the recipe's name only the launcher's options have a meaning.
         elif name is None and argument not in ("-h", "--help"):
             if argument.startswith("-"):
                 guess = _did_you_mean(option, [f"--{known}" for known in _LAUNCHER_OPTIONS])
@@ -218,7 +224,11 @@ def _split(argv: list[str]) -> tuple[str | None, list[str], dict[str, str]]:
 
 
 def _launcher_options(given: dict[str, str]) -> LaunchOptions:
-    """Judge the launcher's options."""
+    """Return the launcher's options, checked.
+
+    Raises:
+        ConfigError: a number is none or too small, or there is no such accelerate config.
+    """
 
     def count(key: str, least: int) -> int | None:
         if key not in given:
@@ -246,7 +256,7 @@ def _launcher_options(given: dict[str, str]) -> LaunchOptions:
 
 
 def _find(name: str, folder: Path, suffix: str, kind: str) -> Path:
-    """Return the file that a path or the name of something shipped means."""
+    """Return the file that a path, or the name of something shipped, refers to."""
     if "/" in name or name.endswith((suffix, ".yml")):
         if not Path(name).is_file():
             raise ConfigError(f"{name}: no such file")
@@ -254,19 +264,19 @@ def _find(name: str, folder: Path, suffix: str, kind: str) -> Path:
 
     known = {path.stem: path for path in sorted(folder.glob(f"*{suffix}"))}
     if name not in known:
-        there_are = ", ".join(known) or "none"
-        raise ConfigError(f"no {kind} {_did_you_mean(name, list(known))} (there are: {there_are})")
-
+        names = ", ".join(known) or "none"
+        raise ConfigError(f"no {kind} {_did_you_mean(name, list(known))} (there are: {names})")
     return known[name]
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:
+    """Return a wrong name, quoted, and the known names that are close to it."""
     close = difflib.get_close_matches(name, known, n=3)
     return f"{name!r}; did you mean {' or '.join(map(repr, close))}?" if close else f"{name!r}"
 
 
 def _relative_to_here(path: Path) -> Path:
-    """The path as seen from here, where that is shorter to read."""
+    """Return a path below the current folder as relative, any other one as it is."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
 

@@ -51,7 +51,7 @@ def make_page(recipe: Path) -> str:
     if settings.is_file():
         changed = yaml.safe_load(settings.read_text(encoding="utf-8")) or {}
 
-    # argparse also lists each switch with its opposite, --no_x, which is no option of its own
+    # argparse also lists each switch with its opposite, --no_x, which is no option of its own.
     parser, types_ = build_parser(*classes)
     actions = {
         action.dest: action
@@ -65,7 +65,7 @@ def make_page(recipe: Path) -> str:
     )
 
     for cls in classes:
-        # of another library its name is enough: where a class lies in it changes
+        # Of another library its name is enough: its files move from release to release.
         place = cls.__module__
         if place == module.__name__:
             place = recipe.name
@@ -91,7 +91,7 @@ def make_pages(recipes: Path) -> dict[str, str]:
 
 
 def stale_pages(pages: dict[str, str], folder: Path) -> list[str]:
-    """Name the files of a folder that are missing, out of date, or of no recipe."""
+    """Return the names of pages that are missing, out of date, or of no recipe."""
     written = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
     return sorted(
         name for name in pages.keys() | written.keys() if pages.get(name) != written.get(name)
@@ -107,8 +107,8 @@ def stale_trees(trees: dict[str, str], root: Path) -> list[str]:
     ]
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Write the pages, or check them."""
+def write_reference(argv: list[str] | None = None) -> None:
+    """Write the pages, or check them with `--check`."""
     parser = argparse.ArgumentParser(
         prog="python -m hfstack.cli.reference", description=__doc__, allow_abbrev=False
     )
@@ -118,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
 
     check = parser.parse_args(argv).check
     setup_logging(logging.INFO)
+
     if not (CHECKOUT / "recipes").is_dir():
         raise ConfigError(
             "the option reference is made in a checkout of hfstack; an installed package carries "
@@ -137,21 +138,21 @@ def main(argv: list[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in old_trees:
         (CHECKOUT / name).write_text(trees[name], encoding="utf-8")
+
     for name in stale:
-        # the page of a recipe that is gone goes with it
+        # The page of a recipe that is gone goes with it.
         if name in pages:
             (folder / name).write_text(pages[name], encoding="utf-8")
         else:
             (folder / name).unlink()
 
     rewritten = ", ".join([*stale, *old_trees])
-    logger.info(
-        "docs: %d recipes, %s", len(pages), f"rewritten: {rewritten}" if rewritten else "up to date"
-    )
+    result = f"rewritten: {rewritten}" if rewritten else "up to date"
+    logger.info("docs: %d recipes, %s", len(pages), result)
 
 
 def _entry(action: Action, metavar: str, default: str) -> list[str]:
-    """Lines of one option: the flag, what it takes, its default, and its help below."""
+    """Return the lines of one option: flag, value, default, and its help below."""
     text = " ".join((action.help or "").split()).replace("%%", "%")
     if metavar == "CHOICE":
         text += f" One of: {', '.join(map(str, action.choices or ()))}."
@@ -166,7 +167,7 @@ def _entry(action: Action, metavar: str, default: str) -> list[str]:
 
 
 def _metavar(action: Action, hint: Any) -> str:
-    """What an option takes, in one word."""
+    """Return what an option takes, in one word."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if is_union else (hint,)
     if action.choices:
@@ -174,6 +175,7 @@ def _metavar(action: Action, hint: Any) -> str:
         return words if len(words) <= 60 else "CHOICE"
     if bool in members:
         return "true|false"
+
     if any(member is dict or typing.get_origin(member) is dict for member in members):
         return "JSON"
 
@@ -183,7 +185,7 @@ def _metavar(action: Action, hint: Any) -> str:
 
 
 def _spell(value: Any) -> str:
-    """A default as one would type it."""
+    """Return a default as one would type it."""
     if isinstance(value, enum.Enum):
         return str(value.value)
     if isinstance(value, bool) or value is None:
@@ -198,6 +200,6 @@ def _spell(value: Any) -> str:
 
 if __name__ == "__main__":
     try:
-        main()
+        write_reference()
     except HfstackError as error:
         sys.exit(str(error))

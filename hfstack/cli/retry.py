@@ -21,7 +21,7 @@ from hfstack.errors import ConfigError, HfstackError
 from hfstack.redaction import redact
 from hfstack.runs.checkpoint_files import newest_checkpoint, step_of
 
-# before the next start, by how many in a row have brought no new checkpoint
+# The pause before the next start, by how many in a row have brought no new checkpoint.
 _PAUSES_S = (1, 10, 60)
 _FRUITLESS_STARTS = 3
 _MISTAKES = {
@@ -32,16 +32,16 @@ _MISTAKES = {
 
 
 def execute_again(launch: Launch) -> int:
-    """Run a launch, up to `launch.retries` times again, and return the last exit code.
+    """Run a launch, again after each crash, and return the last exit code.
 
-    A launch is not tried again when it is done, when it was asked to stop, when the user made a
-    mistake, or when three in a row brought no new checkpoint.
+    It is run at most `launch.retries` times again: not when it is done, when it was asked to stop,
+    when the user made a mistake, or when three starts in a row brought no new checkpoint.
 
     Raises:
         ConfigError: retries are asked for and no --output_dir says where the checkpoints are.
     """
     if launch.retries and launch.output_dir is None:
-        raise ConfigError("--retries needs --output_dir, where the run to go on with is looked for")
+        raise ConfigError("--retries needs --output_dir, where the run to continue is looked for")
 
     code = 0
     fruitless = 0  # starts in a row that brought no new checkpoint
@@ -70,7 +70,7 @@ def execute_again(launch: Launch) -> int:
             place = f"checkpoint-{reached}"
 
         if start > launch.retries:
-            say(f"start {start} of {start} {_describe_ending(code)}; it can go on from {place}")
+            say(f"start {start} of {start} {_describe_ending(code)}; it can resume from {place}")
         elif fruitless == _FRUITLESS_STARTS:
             say(
                 f"start {start} {_describe_ending(code)}, the third in a row without a new "
@@ -93,7 +93,7 @@ def execute_again(launch: Launch) -> int:
 
 
 def _mistake(ending: Ending) -> str | None:
-    """Why an ending is no crash, or None when it is one."""
+    """Return why an ending is the user's mistake, or None when it is a crash."""
     if ending.error_kind in _MISTAKES:
         return f"{ending.error_kind} would come again"
     if ending.code == EXIT_MISTAKE and ending.status is None:
@@ -102,11 +102,14 @@ def _mistake(ending: Ending) -> str | None:
 
 
 def _describe_ending(code: int) -> str:
+    """Return how a start ended, as words that follow its number."""
     if code == EXIT_PREEMPTED:
         return "was preempted"
     if code > 128:
         name = signal.Signals(code - 128).name
-        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        guess = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{guess}"
+
     return f"failed with exit code {code}"
 
 
@@ -115,6 +118,6 @@ def _has_begun(launch: Launch) -> bool:
 
 
 def _last_step(launch: Launch) -> int:
-    """The step of the newest checkpoint, or -1."""
+    """Return the step of the newest checkpoint, or -1."""
     newest = newest_checkpoint(launch.output_dir) if launch.output_dir else None
     return -1 if newest is None else step_of(newest)

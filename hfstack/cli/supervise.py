@@ -1,10 +1,8 @@
 """Run a launch: show its output, forward signals, return the recipe's exit code.
 
-The launcher's own report is kept in a log file.
-
 Launchers turn every outcome but success into 1 and a long report. So the report goes to a log file,
-what the first process writes goes to the terminal while it is written, and the exit code is read
-from run.json. Standard library only.
+the output of the first process to the terminal as it comes, and the exit code is read from
+run.json. Standard library only.
 """
 
 import contextlib
@@ -35,32 +33,30 @@ _POLL_S = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """How a launch ended.
-
-    Its exit code, whether it was asked to stop, and what run.json says if this launch wrote it.
-
-    `code` is 0 done, 1 a mistake or a failure, 75 preempted, 128 + n when it died of signal n.
-    """
+    """How a launch ended."""
 
     code: int
+    """0 done, 1 a mistake or a failure, 75 preempted, 128 + n when it died of signal n."""
     stopped: bool = False
+    """Whether it was asked to stop."""
     status: str | None = None
+    """The status in run.json; None when this launch did not write it."""
     error_kind: str | None = None
+    """The class of the error in run.json, if any."""
 
 
 def execute(launch: Launch) -> Ending:
-    """Run a launch to its end.
+    """Run a launch to its end, and return how it ended.
 
     Raises:
         ConfigError: the log file cannot be written.
     """
     run_file = launch.output_dir / "run.json" if launch.output_dir else None
     before = _stamp(run_file)
-    environment = {
-        **os.environ,
-        **launch.environment,
-        **({"PYTHONUNBUFFERED": "1"} if launch.log_file else {}),
-    }
+    environment = {**os.environ, **launch.environment}
+    if launch.log_file:
+        # The output goes to a file, where it would otherwise arrive in blocks of 8 KiB.
+        environment["PYTHONUNBUFFERED"] = "1"
 
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_open_log(launch)) if launch.log_file else None
@@ -71,11 +67,10 @@ def execute(launch: Launch) -> Ending:
         if log:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hfstack-")))
             if launch.launcher == "torchrun":
-                # it writes <folder>/<run>/attempt_0/<local rank>/std{out,err}.log
+                # torchrun itself writes <folder>/<run>/attempt_0/<local rank>/std{out,err}.log.
                 at = command.index("--tee")
                 command = [*command[:at], "--log_dir", str(folder), *command[at:]]
-                output = log
-                errors = log
+                output, errors = log, log
                 screen = _Screen(folder, "*/attempt_*/0/std*.log", copy=None)
             else:
                 output = stack.enter_context((folder / "stdout.log").open("wb"))
@@ -89,7 +84,8 @@ def execute(launch: Launch) -> Ending:
             env=environment,
             stdout=output,
             stderr=errors,
-            start_new_session=True,  # or the terminal would send Ctrl-C to the recipe as well
+            # otherwise the terminal would send Ctrl-C to the recipe as well
+            start_new_session=True,
             preexec_fn=_stop_when_the_parent_dies if sys.platform == "linux" else None,
         )
 
@@ -108,7 +104,7 @@ def execute(launch: Launch) -> Ending:
         if launch.launcher == "python":
             if stop.received and code in (-signal.SIGINT, -signal.SIGTERM):
                 return dataclasses.replace(ending, code=EXIT_PREEMPTED)
-            # as a shell spells the death by another signal
+            # A shell reports death by another signal as 128 + its number.
             return dataclasses.replace(ending, code=128 - code if code < 0 else code)
 
         report = _read_from(launch.log_file, report_start) if launch.launcher == "torchrun" else ""
@@ -133,16 +129,18 @@ def outcome(code: int, status: str | None, report: str, *, stopped: bool) -> int
         return 0
     if stopped:
         return EXIT_MISTAKE if status == "failed" else EXIT_PREEMPTED
-    # When one process fails, torchrun sends SIGTERM to the others, and the first may then note that
-    # it was preempted.
-    if status == "preempted" and (_root_cause(report) or (0, EXIT_PREEMPTED))[1] == EXIT_PREEMPTED:
-        return EXIT_PREEMPTED
+    if status != "preempted":
+        return EXIT_MISTAKE
 
-    return EXIT_MISTAKE
+    # When one process fails, torchrun sends SIGTERM to the others, and the first may then record
+    # that it was preempted.
+    cause = _root_cause(report)
+    failed = cause is not None and cause[1] != EXIT_PREEMPTED
+    return EXIT_MISTAKE if failed else EXIT_PREEMPTED
 
 
 def _open_log(launch: Launch) -> io.BufferedRandom:
-    """Open the log file to append to; each launch in it has a header."""
+    """Open the log file to append to, and write the header of this launch."""
     assert launch.log_file is not None
     try:
         launch.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +152,8 @@ def _open_log(launch: Launch) -> io.BufferedRandom:
             f"the log {launch.log_file} cannot be written: {reason}; choose another --log_file"
         ) from None
 
-    log.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} + {redact(str(launch))}\n".encode())
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    log.write(f"\n--- {now} + {redact(str(launch))}\n".encode())
     log.flush()
     return log
 
@@ -169,7 +168,7 @@ def _stop_when_the_parent_dies() -> None:
 
 
 class _Screen:
-    """What processes write to files, shown on the terminal as it grows."""
+    """Shows on the terminal what processes write to files, as the files grow."""
 
     def __init__(self, folder: Path, pattern: str, *, copy: io.BufferedRandom | None) -> None:
         self._folder, self._pattern, self._copy = folder, pattern, copy
@@ -184,7 +183,8 @@ class _Screen:
         for path, stream in self._open.items():
             if new := stream.read():
                 sink = sys.stdout if path.name == "stdout.log" else sys.stderr
-                with contextlib.suppress(BrokenPipeError):  # the reader left; the recipe goes on
+                # The recipe continues although its reader has left.
+                with contextlib.suppress(BrokenPipeError):
                     sink.buffer.write(new)
                     sink.flush()
                 if self._copy:
@@ -202,25 +202,28 @@ class _Screen:
         rank, code, local_rank = cause
         files = {path.parent.name: path for path in self._folder.glob("*/attempt_*/*/stderr.log")}
 
-        def wrote_by(local_rank: str) -> str:
+        def read_stderr(local_rank: str) -> str:
             file = files.get(local_rank)
             return file.read_text(encoding="utf-8", errors="replace") if file else ""
 
-        # The first process is on the screen already; of another one its traceback is shown, unless
-        # both failed alike.
-        shown, wrote = wrote_by("0"), wrote_by(local_rank)
         if code < 0:
             name = signal.Signals(-code).name
             guess = " (out of memory?)" if name == "SIGKILL" else ""
             say(f"process {rank} was killed by {name}{guess}")
-        elif local_rank != "0" and wrote.strip() and wrote.splitlines()[-1] not in shown:
-            sys.stderr.write(wrote[max(0, wrote.rfind("Traceback (most recent call last)")) :])
+            return
+
+        # The first process is on the screen already; of another one its traceback is shown, unless
+        # both failed alike.
+        shown, wrote = read_stderr("0"), read_stderr(local_rank)
+        if local_rank != "0" and wrote.strip() and wrote.splitlines()[-1] not in shown:
+            start = max(0, wrote.rfind("Traceback (most recent call last)"))
+            sys.stderr.write(wrote[start:])
 
 
 def _root_cause(report: str) -> tuple[int, int, str] | None:
-    """Read which process failed first from torchrun's report.
+    """Return rank, exit code and local rank of the process that failed first.
 
-    Its rank, exit code and local rank.
+    torchrun's report says so; None for another report.
     """
     found = re.search(
         r"Root Cause \(first observed failure\).*?"
@@ -232,19 +235,17 @@ def _root_cause(report: str) -> tuple[int, int, str] | None:
 
 
 class _StopSignals:
-    """Hands the first Ctrl-C, SIGTERM or hang-up on to the recipe, once.
+    """Forwards the first Ctrl-C, SIGTERM or hang-up to the recipe, once.
 
-    The caller then waits while it saves.
-
-    Launchers and schedulers send SIGTERM several times, so only a second Ctrl-C is taken for
-    impatience.
+    The caller then waits while the recipe saves. Launchers and schedulers send SIGTERM several
+    times, so only a second Ctrl-C is taken for impatience.
     """
 
     def __init__(self, has_begun: Callable[[], bool]) -> None:
         self.received: list[int] = []
         self._has_begun = has_begun
         self._process: subprocess.Popen[bytes] | None = None
-        self._through_launcher = self._through_any = False
+        self._launcher = "python"
         self._workers: list[int] = []
 
     def __enter__(self) -> "_StopSignals":
@@ -260,10 +261,10 @@ class _StopSignals:
 
         accelerate would just die, so its child is signalled instead.
         """
-        self._process, self._through_launcher = process, launcher == "accelerate"
-        self._through_any = launcher != "python"
+        self._process = process
+        self._launcher = launcher
         if self.received:
-            self._hand_on(self.received[0])
+            self._forward(self.received[0])
 
     def wait_for_workers(self) -> None:
         """Wait for processes that outlive a launcher which was stopped from elsewhere."""
@@ -271,40 +272,50 @@ class _StopSignals:
             time.sleep(_POLL_S)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Act on one signal: forward it, stop at once, or kill."""
         self.received.append(number)
         if self._process is None:
             return
 
+        interrupts = self.received.count(signal.SIGINT)
         if len(self.received) == 1:
-            self._hand_on(number)
-        elif self.received.count(signal.SIGINT) == 3:
+            self._forward(number)
+        elif interrupts == 3:
             say("killing it")
             for pid in [self._process.pid, *self._workers]:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
-        elif self.received.count(signal.SIGINT) == 2 and number == signal.SIGINT:
+        elif interrupts == 2 and number == signal.SIGINT:
             say("Ctrl-C again: it stops at once, without saving; a third kills it")
-            for pid in (self._through_any and self._workers) or [self._process.pid]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)
+            self._send(signal.SIGINT, to_workers=self._launcher != "python")
 
-    def _hand_on(self, number: int) -> None:
+    def _forward(self, number: int) -> None:
+        """Forward the first signal to the recipe, and say that it may save."""
         assert self._process is not None
         self._workers = _children(self._process.pid)
 
-        # before, there is nothing to save, and Ctrl-C would end imports in a traceback
+        # Before the run begins there is nothing to save, and Ctrl-C would end imports in a
+        # traceback.
         begun = self._has_begun()
-        for pid in (self._through_launcher and self._workers) or [self._process.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number if number == signal.SIGINT and begun else signal.SIGTERM)
+        sent = number if number == signal.SIGINT and begun else signal.SIGTERM
+        self._send(sent, to_workers=self._launcher == "accelerate")
+        if begun:
+            say(f"{signal.Signals(number).name} handed to the recipe; waiting while it saves")
 
-        if not begun:
-            return
-        say(f"{signal.Signals(number).name} handed to the recipe; waiting while it saves")
+    def _send(self, number: int, *, to_workers: bool) -> None:
+        """Send a signal to the workers of the launcher, or to the process itself."""
+        assert self._process is not None
+        receivers = [self._process.pid]
+        if to_workers and self._workers:
+            receivers = self._workers
+
+        for pid in receivers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 def _children(pid: int) -> list[int]:
-    """The processes that one process started; empty where there is no /proc."""
+    """Return the processes that one process started; none where there is no /proc."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
@@ -313,17 +324,21 @@ def _children(pid: int) -> list[int]:
 
 
 def _is_running(pid: int) -> bool:
+    """Return whether a process exists and is no zombie; False where there is no /proc."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
+    # The name before the last bracket may hold anything; the state follows it (proc(5)).
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def _wait(process: "subprocess.Popen[bytes]", screen: _Screen | None) -> int:
     """Wait for the end of a process, showing its output meanwhile."""
     while screen is not None:
         code = process.poll()
-        screen.update()  # after the poll: what was written before the end is not missed
+        # After the poll, so that what was written before the end is not missed.
+        screen.update()
         if code is not None:
             return code
         time.sleep(_POLL_S)
@@ -331,7 +346,7 @@ def _wait(process: "subprocess.Popen[bytes]", screen: _Screen | None) -> int:
 
 
 def _stamp(path: Path | None) -> tuple[int, int, int] | None:
-    """What changes when a file is written again; None when there is no file."""
+    """Return what changes when a file is written again; None when there is no file."""
     try:
         found = path.stat() if path else None
     except OSError:
@@ -340,7 +355,7 @@ def _stamp(path: Path | None) -> tuple[int, int, int] | None:
 
 
 def _read(path: Path | None) -> dict[str, Any]:
-    """The content of run.json, or nothing while it cannot be read."""
+    """Return the content of run.json, or nothing while it cannot be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
@@ -349,10 +364,7 @@ def _read(path: Path | None) -> dict[str, Any]:
 
 
 def _read_from(path: Path | None, start: int) -> str:
-    """Return the text from byte `start` on, at most the last MiB.
-
-    The report is at the end.
-    """
+    """Return the text from byte `start` on, at most the last MiB, where the report is."""
     assert path is not None
     with path.open("rb") as stream:
         stream.seek(max(start, path.stat().st_size - 2**20))
@@ -360,6 +372,8 @@ def _read_from(path: Path | None, start: int) -> str:
 
 
 def say(text: str) -> None:
-    with contextlib.suppress(OSError):  # after a hang-up there is no terminal to write to
+    """Write one line of hfstack's own to stderr."""
+    # After a hang-up there is no terminal to write to.
+    with contextlib.suppress(OSError):
         sys.stderr.write(f"hfstack: {text}\n")
         sys.stderr.flush()

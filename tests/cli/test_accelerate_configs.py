@@ -57,7 +57,7 @@ def test_the_command_of_each_gpu_config(
     name: str, nodes: int, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("hfstack.cli.launch._count_cores", lambda: 32)
+    monkeypatch.setattr("hfstack.cli.launch.count_cores", lambda: 32)
     meeting = {"node_rank": 1, "main_address": "node-0:29500"} if nodes == 2 else {}
     config = CONFIGS / f"{name}.yaml"
     options = LaunchOptions(accelerate=config, nodes=nodes, **meeting)  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_the_command_of_each_one_process_config(
     name: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("hfstack.cli.launch._count_cores", lambda: 32)
+    monkeypatch.setattr("hfstack.cli.launch.count_cores", lambda: 32)
     config = CONFIGS / f"{name}.yaml"
     launch = plan(
         recipe,

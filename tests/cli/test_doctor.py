@@ -76,7 +76,7 @@ def test_text_output_ends_with_a_verdict(
     hub: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("HF_ENDPOINT", hub)
-    assert doctor.main([]) == 0
+    assert doctor.run_doctor([]) == 0
     text = capsys.readouterr().out
     assert text.endswith("\nready\n")
     assert [line for line in text.splitlines() if line and line[0] != " "][1:-1] == [
@@ -97,7 +97,7 @@ def test_a_missing_library_is_a_problem_with_the_line_that_installs_it(
         doctor, "installed_version", lambda name: None if name == "ftfy" else installed(name)
     )
     tested = doctor.tested_versions()["ftfy"]
-    assert doctor.main([]) == 1
+    assert doctor.run_doctor([]) == 1
     text = capsys.readouterr().out
     assert f"  problem  ftfy is not installed\n           -> pip install 'ftfy=={tested}'\n" in text
     assert "HF_HUB_OFFLINE is set" in text and "1 to put right" in text

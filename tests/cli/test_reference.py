@@ -126,22 +126,22 @@ def test_the_tool_writes_and_checks(example: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(reference, "CHECKOUT", tmp_path)
 
     with pytest.raises(ConfigError) as caught:
-        reference.main(["--check"])
+        reference.write_reference(["--check"])
     assert str(caught.value) == (
         "out of date: docs/reference/example.md, README.md, docs/tree.md; "
         "run: python -m hfstack.cli.reference"
     )
-    reference.main([])
+    reference.write_reference([])
     assert (tmp_path / "docs" / "reference" / "example.md").read_text() == PAGE
     assert (tmp_path / "README.md").read_text() == README.replace(
         "old", "```\nhfstack/data/ sources\n```"
     )
     assert "| `sources.py` | Load `a \\| b` |" in (tmp_path / "docs" / "tree.md").read_text()
-    reference.main(["--check"])
+    reference.write_reference(["--check"])
 
     source.with_name("splitting.py").write_text('"""Split."""\n')
     with pytest.raises(ConfigError, match="out of date: README.md, docs/tree.md; run"):
-        reference.main(["--check"])
+        reference.write_reference(["--check"])
 
 
 def test_a_readme_without_the_marks_is_refused():

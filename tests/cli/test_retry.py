@@ -93,7 +93,7 @@ def test_the_number_of_retries_is_the_limit(start) -> None:
     code, said, starts = start("killed:1,killed:2,killed:3", 1)
     assert code == 137 and len(starts) == 2
     assert (
-        "start 2 of 2 was killed by SIGKILL (out of memory?); it can go on from checkpoint-2"
+        "start 2 of 2 was killed by SIGKILL (out of memory?); it can resume from checkpoint-2"
         in said
     )
 
