@@ -63,7 +63,7 @@ def main(
     args = evaluate_args
     with Run.start(__file__, run_args.output_dir, model_args, evaluate_args, run_args) as run:
         # model
-        run.add_parent(model_args.model_name_or_path)
+        run.record_inputs(model_args.model_name_or_path)
         tokenizer = load_tokenizer(model_args)
         model: Any = load_causal_lm(model_args, tokenizer)
         model.to(Accelerator().device).eval()
@@ -95,7 +95,7 @@ def main(
             raise DataError(
                 f"evaluate_lm needs the column {args.text_column!r}; set --text_column"
             ) from None
-        run.record_data("eval", describe_sources(args.eval_datasets, read))
+        run.record_inputs(eval=describe_sources(args.eval_datasets, read))
 
         # evaluate
         began = time.perf_counter()

@@ -57,7 +57,7 @@ def main(model_args: ModelConfig, explain_args: ExplainArgs, run_args: RunArgs) 
     """Explain each text, print the check and write the page."""
     with Run.start(__file__, run_args.output_dir, model_args, explain_args, run_args) as run:
         # model
-        run.add_parent(model_args.model_name_or_path)
+        run.record_inputs(model_args.model_name_or_path)
         model, tokenizer, info = load_trained_classifier(model_args)
         model.to(Accelerator().device)  # pyright: ignore[reportArgumentType]
 

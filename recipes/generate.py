@@ -63,7 +63,7 @@ def main(
             raise ConfigError('no prompts: use --prompts "Once upon a time" or --prompts_file FILE')
 
         # model
-        run.add_parent(model_args.model_name_or_path)
+        run.record_inputs(model_args.model_name_or_path)
         tokenizer = load_tokenizer(model_args)
         masked = is_masked_lm(model_args)
         load: Any = load_masked_lm if masked else load_causal_lm

@@ -56,7 +56,7 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
         # run
         if (damage := find_damage(checkpoint)) is not None:
             raise CheckpointError(f"{checkpoint} is no whole checkpoint: {damage}; name another")
-        run.add_parent(checkpoint.parent)
+        run.record_inputs(checkpoint.parent)
 
         # model
         parameters = merge_checkpoint(

@@ -48,7 +48,7 @@ def main(
         if work_args.recipe is not None:
             return run.finish(plan_recipe(run, work_args, device_args))
 
-        run.add_parent(budget_args.fit)
+        run.record_inputs(budget_args.fit)
         return run.finish(plan_compute(run, budget_args, device_args))
 
 

@@ -71,7 +71,7 @@ def main(model_args: ModelConfig, predict_args: PredictArgs, run_args: RunArgs) 
     """Predict and write; return how many rows."""
     with Run.start(__file__, run_args.output_dir, model_args, predict_args, run_args) as run:
         # model
-        run.add_parent(model_args.model_name_or_path)
+        run.record_inputs(model_args.model_name_or_path)
         load = TASKS[task_of(model_args, TASKS)]
         predict = load(
             model_args,
@@ -84,7 +84,7 @@ def main(model_args: ModelConfig, predict_args: PredictArgs, run_args: RunArgs) 
         sources = [
             Source(each) if isinstance(each, str) else each for each in predict_args.datasets
         ]
-        run.record_data("predict", describe_sources(sources))
+        run.record_inputs(predict=describe_sources(sources))
 
         rows = iterate_rows(
             sources,

@@ -89,8 +89,7 @@ def main(
             run.record_inputs(table=describe_sources(data_args.datasets, read))
         else:
             families = load_rungs(fit_args.runs, counted=fit_args.counted, loss=fit_args.loss)
-            for folder in rung_folders(fit_args.runs):
-                run.add_parent(folder)
+            run.record_inputs(*rung_folders(fit_args.runs))
 
         # fit
         fits = {

@@ -72,7 +72,7 @@ def main(
         # run
         check_settings(args)
         args.output_dir = str(run.output_dir)
-        run.add_parent(ladder_args.tokenizer_name_or_path)
+        run.record_inputs(ladder_args.tokenizer_name_or_path)
         tokenizer = load_tokenizer(ModelConfig(), ladder_args.tokenizer_name_or_path)
 
         # rungs

@@ -80,7 +80,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
         )
 
         tokenizer = train_tokenizer(train, **settings)
-        run.record_data("train", describe_sources(data_args.datasets, log))
+        run.record_inputs(train=describe_sources(data_args.datasets, log))
 
         # measure
         metrics: dict[str, float] = {"vocab_size": len(tokenizer)}
@@ -94,7 +94,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
 
             report, counts = measure_tokenizer(tokenizer, held_out)
             metrics |= asdict(report)
-            run.record_data("eval", describe_sources(data_args.eval_datasets, log))
+            run.record_inputs(eval=describe_sources(data_args.eval_datasets, log))
             most = [
                 [show(tokenizer, token), count] for token, count in counts.most_common(SHOWN_TOKENS)
             ]

@@ -66,7 +66,7 @@ def examine() -> list[CheckResult]:
 
 
 def run_doctor(argv: list[str] | None = None) -> int:
-    """Print the results of all checks, as text or as JSON, and return the exit code."""
+    """Print the results of all checks, as text or JSON; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="hfstack doctor", description="Say whether this machine is ready."
     )
@@ -284,7 +284,7 @@ def token_place() -> str | None:
 
 
 def hf_home() -> Path:
-    """Return the folder of Hugging Face's caches and token, as huggingface_hub finds it."""
+    """Return the folder of Hugging Face's caches and token, as upstream finds it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return Path(os.path.expandvars(os.environ.get("HF_HOME") or cache / "huggingface")).expanduser()
 

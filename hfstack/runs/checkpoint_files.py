@@ -38,17 +38,22 @@ _STEP = re.compile(r"checkpoint-(\d+)")
 
 # What parsing JSON, safetensors headers and archives raises on half a file.
 _PARSE_ERRORS = (
-    *(ValueError, KeyError, TypeError, AttributeError, EOFError),
-    *(struct.error, zipfile.BadZipFile),
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    struct.error,
+    zipfile.BadZipFile,
 )
 
 
 def refuse_full_disk(
     directory: str | Path, *, parameters: int = 0, checkpoint_bytes: int = 0
 ) -> None:
-    """Refuse to start when the disk cannot hold two checkpoints.
+    """Raise when the disk cannot hold two checkpoints.
 
-    The last good one and the one being written.
+    A run needs the last good one and the one being written.
 
     Args:
         directory: an existing directory, where the checkpoints go.
@@ -71,13 +76,13 @@ def refuse_full_disk(
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a `checkpoint-<step>` folder, or -1 for another name."""
+    """Return the step of a `checkpoint-<step>` folder, or -1 for another name."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match else -1
 
 
 def list_checkpoints(directory: str | Path) -> list[Path]:
-    """The `checkpoint-<step>` folders of a run, newest step first, whole or not."""
+    """Return the `checkpoint-<step>` folders of a run, newest first, whole or not."""
     found = [
         path
         for path in Path(directory).glob("checkpoint-*")
@@ -91,35 +96,32 @@ def newest_checkpoint(directory: str | Path, *, needs_manifest: bool = False) ->
 
     Names and sizes are compared; contents are not read.
     """
-    paths = list_checkpoints(directory)
-    return next(
-        (
-            path
-            for path in paths
-            if not find_damage(path, needs_manifest=needs_manifest, deep=False)
-        ),
-        None,
-    )
+    for path in list_checkpoints(directory):
+        if find_damage(path, needs_manifest=needs_manifest, deep=False) is None:
+            return path
+    return None
 
 
 def resumable_checkpoint(directory: str | Path, *, needs_manifest: bool = False) -> Path | None:
     """Return the newest checkpoint whose files are what was written, or None.
 
     Newer ones that are torn are set aside as `broken-<step>`, so that nothing takes them for good
-    ones."""
+    ones.
+    """
     for path in list_checkpoints(directory):
         damage = find_damage(path, needs_manifest=needs_manifest)
         if damage is None:
             return path
         aside = set_aside(path, "broken")
         logger.warning("%s is torn: %s; it is set aside as %s", path, damage, aside.name)
+
     return None
 
 
 def set_aside(path: Path, word: str) -> Path:
-    """Rename `checkpoint-<step>` to `<word>-<step>`.
+    """Rename `checkpoint-<step>` to `<word>-<step>`, and return its new path.
 
-    Of several with one word only the last is kept, to spare disk.
+    Of several with one word only the last is kept, to save space.
     """
     target = path.with_name(f"{word}-{step_of(path)}")
     for older in path.parent.glob(f"{word}-*"):
@@ -130,17 +132,17 @@ def set_aside(path: Path, word: str) -> Path:
 
 
 def check_checkpoint(path: Path, *, needs_manifest: bool = False) -> int:
-    """Return the step of a checkpoint that a run can be continued from.
+    """Return the step of a checkpoint that a run can be resumed from.
 
     Raises:
-        CheckpointError: it is torn, or has no optimizer or schedule, so that training would go on
-            from a fresh optimizer, with the learning rate back at its peak.
+        CheckpointError: it is torn, or has no optimizer or schedule, so that training would
+            continue with a newly initialised optimizer, and the learning rate back at its peak.
     """
     damage = find_damage(path, needs_manifest=needs_manifest)
     if damage is not None:
         raise CheckpointError(f"{path} is no whole checkpoint: {damage}; name another")
 
-    missing = [what for what, there in _needed(path).items() if not there]
+    missing = [what for what, there in _find_training_state(path).items() if not there]
     if missing:
         raise CheckpointError(
             f"{path} has no {' and no '.join(missing)} state to continue from; name another "
@@ -149,8 +151,8 @@ def check_checkpoint(path: Path, *, needs_manifest: bool = False) -> int:
 
     if not any(path.glob("rng_state*")):
         logger.warning(
-            "%s has no rng_state.pth: training goes on, but dropout and shuffling will differ from "
-            "an uninterrupted run's",
+            "%s has no rng_state.pth: training continues, but dropout and shuffling will differ "
+            "from an uninterrupted run's",
             path,
         )
 
@@ -170,6 +172,7 @@ def write_manifest(
         world_size: how many processes wrote it.
         settings: what the optimizer's state in it was made with, such as the learning rate.
     """
+    # Contents first, then the folders' lists of names, and only then the manifest.
     names = _file_names(path)
     with ThreadPoolExecutor(_THREADS) as pool:
         described = list(pool.map(lambda name: _size_and_hash(path / name, flush=True), names))
@@ -223,7 +226,7 @@ def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) 
         if needs_manifest:
             return f"{MANIFEST}, which is written last, is missing"
 
-        return _structure_fault(path, deep)
+        return _find_structural_damage(path, deep)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
 
@@ -245,21 +248,23 @@ def rotate(
     if not keep or keep < 1 or not whole:
         return []
 
-    # By name, because the best checkpoint may be given by another way to the same folder.
-    safe = {whole[0], *([Path(protected)] if protected else [])}
-    kept = [path for path in paths if path.name in {one.name for one in safe}]
+    # By name, because the best checkpoint may be given by another path to the same folder.
+    safe = {whole[0].name}
+    if protected:
+        safe.add(Path(protected).name)
+    kept = [path for path in paths if path.name in safe]
     for path in paths:
         if path not in kept and len(kept) < max(keep, len(safe)):
             kept.append(path)
 
     # What is newer than the newest whole one may be in the making.
-    doomed = [path for path in paths if path not in kept and step_of(path) < step_of(whole[0])]
-    for path in doomed:
-        # from here on it is no checkpoint, whenever the process dies
+    deleted = [path for path in paths if path not in kept and step_of(path) < step_of(whole[0])]
+    for path in deleted:
+        # Without its manifest it is no checkpoint, whenever the process dies from here on.
         (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
 
-    return doomed
+    return deleted
 
 
 def remove_unfinished(directory: str | Path) -> list[Path]:
@@ -280,29 +285,31 @@ def size_bytes(path: Path) -> int:
 
 def says_disk_is_full(error: BaseException) -> bool:
     """Return whether an error, of whichever library, means that the disk is full."""
-    words = ("No space left", "os error 28", "Disk quota", "File too large")
-    # torch.save says neither why nor where
-    words += ("PytorchStreamWriter failed writing", "inline_container.cc")
+    words = (
+        *("No space left", "os error 28", "Disk quota", "File too large"),
+        # torch.save says neither why nor where
+        *("PytorchStreamWriter failed writing", "inline_container.cc"),
+    )
 
-    while True:
-        if any(word in str(error) for word in words):
+    # Libraries raise errors of their own while they handle the system's.
+    current: BaseException | None = error
+    while current is not None:
+        if any(word in str(current) for word in words):
             return True
-        if error.__cause__ is None and error.__context__ is None:
-            return False
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+        current = current.__cause__ or current.__context__
+
+    return False
 
 
 def _file_names(path: Path) -> list[str]:
-    """The files of a checkpoint by their relative names.
+    """Return the relative names of a checkpoint's files.
 
     Neither the manifest nor upstream's mark is content.
     """
-    found = [file for file in path.rglob("*") if file.is_file()]
+    names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     # .tmp is what versions before 0.2 left of a manifest that was never finished.
     own = {MANIFEST, f"{MANIFEST}.partial", f"{MANIFEST}.tmp", INCOMPLETE}
-    return sorted(
-        str(file.relative_to(path)) for file in found if str(file.relative_to(path)) not in own
-    )
+    return sorted(names - own)
 
 
 def _size_and_hash(path: Path, *, flush: bool = False) -> list[int | str]:
@@ -313,6 +320,11 @@ def _size_and_hash(path: Path, *, flush: bool = False) -> list[int | str]:
 
 
 def _differs_from_manifest(path: Path, deep: bool) -> str | None:
+    """Return how a checkpoint differs from its manifest, or None.
+
+    Raises:
+        CheckpointError: a newer hfstack wrote the manifest.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files: dict[str, list[Any]] = manifest["files"]
@@ -320,8 +332,8 @@ def _differs_from_manifest(path: Path, deep: bool) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not whole"
 
+    # Raised, because what is returned as damage would be set aside.
     if schema > _SCHEMA:
-        # not torn, so it is not set aside
         raise CheckpointError(
             f"{path / MANIFEST} has schema {schema}, this hfstack reads {_SCHEMA}: upgrade hfstack"
         )
@@ -332,50 +344,54 @@ def _differs_from_manifest(path: Path, deep: bool) -> str | None:
     for name, (size, _) in files.items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        if (found := (path / name).stat().st_size) != size:
-            return f"{name} has {found} bytes instead of {size}"
+        found_bytes = (path / name).stat().st_size
+        if found_bytes != size:
+            return f"{name} has {found_bytes} bytes instead of {size}"
 
-    if deep:
-        # Hashing releases the interpreter's lock, so threads read several files at once.
-        with ThreadPoolExecutor(_THREADS) as pool:
-            hashed = pool.map(lambda name: _size_and_hash(path / name), files)
-            for name, found in zip(files, hashed, strict=True):
-                if found != files[name]:
-                    return f"{name} is not what was written (its blake2b differs)"
+    if not deep:
+        return None
+
+    # Hashing releases the interpreter's lock, so threads read several files at once.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        hashed = pool.map(lambda name: _size_and_hash(path / name), files)
+        for name, found in zip(files, hashed, strict=True):
+            if found != files[name]:
+                return f"{name} is not what was written (its blake2b differs)"
 
     return None
 
 
-def _structure_fault(path: Path, deep: bool) -> str | None:
+def _find_structural_damage(path: Path, deep: bool) -> str | None:
     """Return the damage that files show by themselves, or None.
 
     JSON that ends early, archives with a bad checksum, missing shards.
     """
+    # The Trainer writes its state last.
     try:
-        _read_state(path)  # the Trainer writes it last
+        _read_state(path)
     except (OSError, ValueError, KeyError, TypeError):
         return f"{STATE} is missing or torn"
 
     for name in _file_names(path):
         try:
-            fault = _file_fault(path, name, deep)
+            damage = _find_damage_of_file(path, name, deep)
         except _PARSE_ERRORS:
             return f"{name} is torn"
-        if fault is not None:
-            return fault
+        if damage is not None:
+            return damage
 
     return None
 
 
-def _file_fault(path: Path, name: str, deep: bool) -> str | None:
+def _find_damage_of_file(path: Path, name: str, deep: bool) -> str | None:
     """Return the damage of one file, or raise what parsing it raises."""
     file = path / name
     if file.suffix == ".json":
         values = json.loads(file.read_text(encoding="utf-8"))
         if name.endswith(".index.json"):
             shards = set(values["weight_map"].values())
-            lost = sorted(shard for shard in shards if not (path / shard).is_file())
-            return f"{lost[0]} is missing" if lost else None
+            missing = sorted(shard for shard in shards if not (path / shard).is_file())
+            return f"{missing[0]} is missing" if missing else None
 
     # Archives of torch carry a checksum for each member; reading them all takes a while.
     if file.suffix in (".pt", ".pth") and deep:
@@ -383,15 +399,17 @@ def _file_fault(path: Path, name: str, deep: bool) -> str | None:
             return f"{name} fails its checksum" if archive.testzip() is not None else None
 
     if file.suffix == ".safetensors" and not _safetensors_is_whole(file):
-        return f"{name} is cut off"
+        return f"{name} is truncated"
     return None
 
 
 def _safetensors_is_whole(path: Path) -> bool:
-    """Whether the file is as long as its own header says."""
+    """Return whether a file of weights is as long as its own header says."""
+    # Eight bytes with the header's length, the header in JSON, then the tensors.
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
+
     end = max(
         (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"),
         default=0,
@@ -399,8 +417,8 @@ def _safetensors_is_whole(path: Path) -> bool:
     return path.stat().st_size == 8 + length + end
 
 
-def _needed(path: Path) -> dict[str, bool]:
-    """What training goes on from, and whether it is there.
+def _find_training_state(path: Path) -> dict[str, bool]:
+    """Return whether each state that training resumes from is in a checkpoint.
 
     Sharded runs keep it in folders of their own.
     """
@@ -412,6 +430,7 @@ def _needed(path: Path) -> dict[str, bool]:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
+    """Return the Trainer's state of a checkpoint, its step as an int."""
     values = json.loads((path / STATE).read_text(encoding="utf-8"))
     values["global_step"] = int(values["global_step"])
     return values

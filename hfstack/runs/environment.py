@@ -25,13 +25,18 @@ def library_versions() -> dict[str, str]:
     for name in _LIBRARIES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # run from a checkout that is on the path but not installed
+        except PackageNotFoundError:
+            # hfstack itself, run from a checkout that is on the path but not installed.
             continue
     return found
 
 
 def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
-    """Return processor, cores, memory in GiB, accelerators, and the device in use."""
+    """Return processor, cores, memory in GiB, accelerators, and the device in use.
+
+    Args:
+        device: where a Trainer computes; the CPU for a recipe without one.
+    """
     accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": processor_name(),
@@ -47,15 +52,15 @@ def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:
 def git_commit(folder: Path) -> str | None:
     """Return the commit of the checkout that holds `folder`, or None outside one.
 
-    With `-dirty` when files differ.
+    It ends in `-dirty` when tracked files differ from it.
     """
 
     def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(folder), *arguments]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
-            )
-        except OSError:  # no git on this machine
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            # There is no git on this machine.
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
@@ -86,9 +91,8 @@ def refuse_wrong_world_size(counted: int | None = None) -> int:
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
     if on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
-            "accelerate was asked for several CPU processes and started one; "
-            "use `hfstack run --processes N` or `torchrun --nproc_per_node N ... --ddp_backend "
-            "gloo`"
+            "accelerate was asked for several CPU processes and started one; use `hfstack run "
+            "--processes N` or `torchrun --nproc_per_node N ... --ddp_backend gloo`"
         )
 
     if counted not in (None, world_size):

@@ -30,7 +30,7 @@ def relative_parent(folder: Path, output_dir: Path) -> str | None:
 
 
 def refuse_changed_data(before: RunRecord, records: Sequence[dict[str, Any]]) -> None:
-    """Refuse to resume a run with other data than it began with.
+    """Raise when a run would be resumed with other data than it began with.
 
     Args:
         before: of the run that is resumed.
@@ -42,6 +42,7 @@ def refuse_changed_data(before: RunRecord, records: Sequence[dict[str, Any]]) ->
     known = {
         file["path"]: file["blake2b"] for entry in before.data for file in entry.get("files", [])
     }
+    # A run that stopped before it recorded its data has nothing to compare with.
     if not known:
         return
 

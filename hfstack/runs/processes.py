@@ -11,8 +11,14 @@ from hfstack.errors import AlreadyFinished, HfstackError
 def decide_on_first(rank: int, decide: Callable[[], Any]) -> Any:
     """Decide on rank 0, and return or raise the same on every process.
 
-    The others would see their own files, on disks of their own or a moment later.
+    By themselves the others might decide otherwise: they look at the files a moment later, or on
+    disks of their own.
+
+    Args:
+        rank: of this process.
+        decide: called on rank 0 alone.
     """
+    # what was decided, and the error in its place
     outcome: list[Any] = [None, None]
     if rank == 0:
         try:

@@ -1,6 +1,6 @@
-"""The content of run.json: what was run, with what, and what came out.
+"""Define run.json: what was run, with what, and the results.
 
-How to read it and compare two of them.
+Read it, compare two of them, and claim a directory for a new one.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ logger = get_logger(__name__)
 RUN_FILE = "run.json"
 SCHEMA = 1
 
-# Settings that say where and how loudly a run speaks, not what it computes: they may differ on a
-# resume.
+# Settings of where a run writes and how much it logs, not of what it computes: they may differ on
+# a resume.
 _NOT_IDENTITY = frozenset(
     "output_dir resume_from_checkpoint save_total_limit do_train do_eval do_predict "
     "disable_tqdm log_level log_level_replica logging_steps logging_first_step logging_strategy "
@@ -35,7 +35,7 @@ _NOT_IDENTITY = frozenset(
 
 @dataclass
 class RunRecord:
-    """What was run, with what, and what came out: the content of run.json."""
+    """The content of run.json: what was run, with what, and the results."""
 
     recipe: str
     command: str
@@ -82,13 +82,13 @@ def read_run(directory: str | Path) -> RunRecord:
                 "hfstack"
             )
 
-        # Readers walk through these without looking: a file that somebody edited fails here.
+        # Readers take the types of these for granted: a file that somebody edited fails here.
         kinds = {"settings": dict, "metrics": dict, "tables": dict, "data": list}
         for name, kind in kinds.items():
             if not isinstance(values.get(name, kind()), kind):
                 raise TypeError(f"{name} is a {type(values[name]).__name__}")
 
-        # a field that an earlier version wrote and this one does not know is passed over
+        # A field that an earlier version wrote and this one does not know is left out.
         known = {field.name for field in dataclasses.fields(RunRecord)}
         return RunRecord(**{name: value for name, value in values.items() if name in known})
     except OSError as error:
@@ -103,10 +103,11 @@ def read_run(directory: str | Path) -> RunRecord:
 
 def settings_as_dict(settings: Any) -> dict[str, Any]:
     """Return a settings object as plain values, without secrets."""
-    upstream = hasattr(settings, "to_dict")  # a TrainingArguments, which knows how to spell itself
-    values = settings.to_dict() if upstream else dataclasses.asdict(settings)
-    secret = ("hub_token", "push_to_hub_token")
-    return {name: value for name, value in values.items() if name not in secret}
+    # A TrainingArguments has a form of its own for JSON.
+    has_own_form = hasattr(settings, "to_dict")
+    values = settings.to_dict() if has_own_form else dataclasses.asdict(settings)
+    secrets = ("hub_token", "push_to_hub_token")
+    return {name: value for name, value in values.items() if name not in secrets}
 
 
 def changed_settings(
@@ -124,7 +125,8 @@ def changed_settings(
 def _identity(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the settings that decide what a run computes, as one flat mapping.
 
-    As JSON reads them back.
+    The values are as JSON reads them back. The groups count for nothing: a class of settings may be
+    renamed without making another run of it.
     """
     flat = {
         name: value
@@ -136,6 +138,7 @@ def _identity(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def hash_settings(settings: dict[str, dict[str, Any]]) -> str:
+    """Return a digest of the settings that decide what a run computes."""
     text = json.dumps(_identity(settings), sort_keys=True, default=str)
     return hash_text(text)
 
@@ -168,6 +171,11 @@ def changed_output(
     """Return the first of these files that was changed since the run, and how.
 
     None when all are unchanged.
+
+    Args:
+        directory: the run's.
+        outputs: as `describe_outputs` gave them at the end of the run.
+        names: of the files that count.
     """
     for file in outputs:
         path = directory / file["path"]
@@ -193,9 +201,7 @@ def describe_process() -> dict[str, Any]:
 def claim_directory(
     record: RunRecord, *, replace_own: bool, allowed: Collection[str]
 ) -> tuple[RunRecord | None, dict[str, tuple[Any, Any]]]:
-    """Make the output directory of a new run its own, or say whose it is.
-
-    Write nothing.
+    """Check that a new run may have its output directory, and write nothing to it.
 
     Args:
         record: the new run.
@@ -203,18 +209,18 @@ def claim_directory(
         allowed: names of settings that may differ from the run that is continued.
 
     Returns:
-        The run that is continued, if any, and what was changed with leave: name to old and new
-        value. A run that failed before it wrote anything is not continued but replaced, whatever
-        its settings were.
+        The run that is continued, if any, and its allowed changes: name to old and new value. A
+        run that failed before it wrote anything is not continued but replaced, whatever its
+        settings were.
 
     Raises:
         CheckpointError: the directory cannot be written, is in use, or belongs to another run.
         AlreadyFinished: the same run, with the same settings and data, has finished here before.
         ConfigError: `allowed` names what is no setting.
     """
-    _check_names(allowed, record)
+    _refuse_unknown_names(allowed, record)
     directory = Path(record.output_dir)
-    _probe(directory)
+    _make_writable_directory(directory)
 
     if not (directory / RUN_FILE).is_file():
         foreign = sorted(
@@ -273,14 +279,15 @@ def refuse_changes(
         shown = "; ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in refused.items())
         raise CheckpointError(
             f"{place} holds another run of {before.recipe}, which differs in {shown}; choose "
-            "another --output_dir, or go on with the new value by --resume_from_checkpoint last "
+            "another --output_dir, or continue with the new value: --resume_from_checkpoint last "
             f"--allow_changed {' '.join(refused)}"
         )
 
     return changed
 
 
-def _check_names(allowed: Collection[str], record: RunRecord) -> None:
+def _refuse_unknown_names(allowed: Collection[str], record: RunRecord) -> None:
+    """Raise when `--allow_changed` names what is no setting of this recipe."""
     known = {name for group in record.settings.values() for name in group}
     for name in sorted(set(allowed) - known):
         close = difflib.get_close_matches(name, sorted(known), n=1)
@@ -288,8 +295,8 @@ def _check_names(allowed: Collection[str], record: RunRecord) -> None:
         raise ConfigError(f"--allow_changed {name!r} is no setting of {record.recipe}{hint}")
 
 
-def _probe(directory: Path) -> None:
-    """Make the directory and see that files can be made in it."""
+def _make_writable_directory(directory: Path) -> None:
+    """Make the directory, or raise when no file can be made in it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".{RUN_FILE}.{os.getpid()}"
@@ -302,9 +309,10 @@ def _probe(directory: Path) -> None:
 
 
 def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
-    """A run that was killed leaves `running` behind.
+    """Raise when the process of a run that is recorded as running is still there.
 
-    So does one that runs: find out which it is, or report that we cannot.
+    A run that was killed is recorded so as well. Which of the two it is cannot be found out for a
+    process of another machine: it is logged, and taken as killed.
     """
     pid, host = owner.get("pid"), owner.get("host")
     if host != socket.gethostname():
@@ -328,10 +336,11 @@ def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
 
 
 def _alive(pid: int | None, started_ticks: int | None) -> bool:
-    """Return whether another process with this id exists, and is not a later one."""
+    """Return whether another process has this id, and is not a later one."""
     if pid is None or pid == os.getpid():
         return False
 
+    # Signal 0 only asks whether the process is there; it may be another user's.
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -344,11 +353,12 @@ def _alive(pid: int | None, started_ticks: int | None) -> bool:
 
 
 def _started_ticks(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None where there is no /proc."""
+    """Return when a process began, in clock ticks since boot; None without /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return None
+
+    # Field 22 of proc(5), the third one being the state; a zombie has ended.
     state, *fields = stat.rpartition(")")[2].split()
-    # starttime is field 22 of proc(5); a zombie has ended
     return -1 if state == "Z" else int(fields[18])

@@ -23,7 +23,7 @@ logger = get_logger(__name__)
 def choose_checkpoint(
     record: RunRecord, asked: str | None, allowed: Collection[str]
 ) -> tuple[Path, int, dict[str, tuple[Any, Any]]] | None:
-    """Find the checkpoint to go on from.
+    """Find the checkpoint to resume from.
 
     What is torn, or newer than the one that is named, is set aside.
 
@@ -38,9 +38,12 @@ def choose_checkpoint(
 
     Raises:
         CheckpointError: the directory holds checkpoints and nothing said whether to continue them,
-            or the checkpoint asked for cannot be continued from.
+            or the checkpoint asked for cannot be resumed from.
     """
-    directory, strict = Path(record.output_dir), record.verified_checkpoints
+    directory = Path(record.output_dir)
+    strict = record.verified_checkpoints
+
+    # Continuing needs a request, for who forgot an old run in the directory wants a new one.
     newest = newest_checkpoint(directory, needs_manifest=strict)
     if asked is None and newest is not None:
         raise CheckpointError(
@@ -51,17 +54,21 @@ def choose_checkpoint(
     # True is upstream's own word for the last one.
     if asked in (None, "last", "True", "true"):
         path = resumable_checkpoint(directory, needs_manifest=strict)
-        if path is None and asked is not None:
+        if path is not None:
+            return path, check_checkpoint(path, needs_manifest=strict), {}
+        if asked is not None:
             logger.warning("no whole checkpoint in %s yet: starting from the first step", directory)
-        return None if path is None else (path, check_checkpoint(path, needs_manifest=strict), {})
+        return None
 
+    # A checkpoint that is named may lie in another run's directory.
     path = Path(asked)
     inside = path.resolve().parent == directory.resolve()
     changed = {} if inside else _compare_with_its_run(path, record, allowed)
     step = check_checkpoint(path, needs_manifest=strict and inside)
 
     # Left in place, a newer one would be what the next `last` resumes from.
-    for later in list_checkpoints(directory) if inside else []:
+    siblings = list_checkpoints(directory) if inside else []
+    for later in siblings:
         if step_of(later) > step:
             aside = set_aside(later, "abandoned")
             logger.warning("%s is newer than %s: set aside as %s", later, path, aside.name)
@@ -71,18 +78,19 @@ def choose_checkpoint(
 
 def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
     """Remove the checkpoint that could not be written, and return an error to raise."""
-    directory, strict = Path(record.output_dir), record.verified_checkpoints
+    directory = Path(record.output_dir)
+    strict = record.verified_checkpoints
     removed = remove_unfinished(directory) if strict else []
     newest = newest_checkpoint(directory, needs_manifest=strict)
+
+    reason = " ".join(str(error).split())[:100]
+    removal = f"the unfinished {removed[0].name} was removed; " if removed else ""
+    what_to_do = "make room, then start again with"
+    if newest is not None:
+        what_to_do = f"{newest.name} is whole: make room, then"
     return CheckpointError(
-        f"the disk of {directory} is full ({' '.join(str(error).split())[:100]}); "
-        + (f"the unfinished {removed[0].name} was removed; " if removed else "")
-        + (
-            f"{newest.name} is whole: make room, then "
-            if newest
-            else "make room, then start again with "
-        )
-        + "--resume_from_checkpoint last"
+        f"the disk of {directory} is full ({reason}); {removal}{what_to_do} "
+        "--resume_from_checkpoint last"
     )
 
 
@@ -105,24 +113,32 @@ def whole_train_loss(
     """
     total, step = 0.0, 0
     for entry in history:
+        # Each logged loss is the mean over the steps since the log before.
         if "loss" in entry and step < entry["step"] <= resumed_step:
             total += entry["loss"] * (entry["step"] - step)
             step = entry["step"]
     if step != resumed_step:
         return None
+
+    # When no step was left to take, the Trainer's loss is no mean of anything.
     steps = last_step - resumed_step
-    return (total + (loss * steps if steps else 0.0)) / last_step
+    if steps:
+        total += loss * steps
+    return total / last_step
 
 
 def _compare_with_its_run(
     path: Path, record: RunRecord, allowed: Collection[str]
 ) -> dict[str, tuple[Any, Any]]:
-    """Compare this run with the one whose checkpoint was named.
+    """Return the allowed differences to the run whose checkpoint was named.
 
-    Return the allowed differences.
+    Raises:
+        CheckpointError: it is a run of another recipe, or differs in what is not allowed.
     """
+    # A checkpoint of another tool has no run to compare with.
     if not (path.parent / RUN_FILE).is_file():
         return {}
+
     other = read_run(path.parent)
     if other.recipe != record.recipe:
         raise CheckpointError(

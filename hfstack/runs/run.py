@@ -84,7 +84,7 @@ class Run:
         self._rank = int(os.environ.get("RANK", "0"))
         self._began = time.monotonic()
 
-        # the run that this one continues, and where from
+        # the run that this one continues, and from where
         self._before: RunRecord | None = None
         self._allow_changed = allow_changed
         self._changed: dict[str, tuple[Any, Any]] = {}
@@ -132,6 +132,7 @@ class Run:
             output_dir = Path("runs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
         if not str(output_dir).strip():
             raise ConfigError("--output_dir is empty: name a directory, or leave it out")
+
         training_args = next((s for s in settings if isinstance(s, TrainingArguments)), None)
         world_size = refuse_wrong_world_size(training_args.world_size if training_args else None)
 
@@ -167,7 +168,7 @@ class Run:
 
         if run._before is not None:
             record.restarts = run._before.restarts
-            # an older record may have no id
+            # A record of an older version may have no id.
             record.run_id = run._before.run_id or record.run_id
             record.verified_checkpoints = run._before.verified_checkpoints
 
@@ -193,22 +194,24 @@ class Run:
         traceback: TracebackType | None,
     ) -> None:
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
-        # launchers send a signal again: run.json is written all the same
+        # Launchers may send a signal again, and run.json is written all the same.
         self._signals.ignore()
         refusal = self._close_checkpoints(error)
 
         # A report of a failed run shows the curves up to its newest checkpoint.
-        newest = self._newest() if error is not None else None
-        if newest is not None:
-            self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")
+        if error is not None:
+            strict = self.record.verified_checkpoints
+            newest = newest_checkpoint(self.output_dir, needs_manifest=strict)
+            if newest is not None:
+                self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")
 
-        self.record.status = "finished" if error is None else "preempted" if stopped else "failed"
-        if error is not None and not stopped:
-            shown = refusal or error
-            kind_name = type(shown).__name__
-            text = str(shown) if isinstance(shown, HfstackError) else f"{kind_name}: {shown}"
-            self.record.error = redact(" ".join(text.split()))
-            self.record.error_kind = kind_name
+        if error is None:
+            self.record.status = "finished"
+        elif stopped:
+            self.record.status = "preempted"
+        else:
+            self.record.status = "failed"
+            self._record_error(refusal or error)
 
         self.record.ended = _now()
         self.record.duration_s = round(time.monotonic() - self._began, 3)
@@ -216,12 +219,13 @@ class Run:
         try:
             self._write()
         except OSError:
+            # The run's own error matters more.
             if error is None:
                 raise
-            logger.exception("run.json could not be written")  # the run's own error matters more
+            logger.exception("run.json could not be written")
         finally:
             self._signals.restore()
-            # last: a tracker may wait for its server
+            # Last, because a tracker may wait for its server.
             self._trackers.__exit__(kind, error, traceback)
 
         if refusal is not None:
@@ -229,15 +233,23 @@ class Run:
         if isinstance(error, KeyboardInterrupt):
             raise Preempted(f"stopped; {self.output_dir} is marked preempted") from error
 
+    def _record_error(self, error: BaseException) -> None:
+        """Record the error of a failed run in one line, without secrets."""
+        kind = type(error).__name__
+        text = str(error) if isinstance(error, HfstackError) else f"{kind}: {error}"
+        self.record.error = redact(" ".join(text.split()))
+        self.record.error_kind = kind
+
     def _close_checkpoints(self, error: BaseException | None) -> CheckpointError | None:
-        """Let a checkpoint that is being verified be finished.
+        """Wait for a checkpoint that is being verified.
 
         After a full disk, remove what was half written.
 
         Returns:
-            What to raise in place of the error of a full disk, which says what to do next.
+            The error to raise in place of that of a full disk, with what to do next.
         """
-        for finish in [] if self._signals.at_once else self._at_exit:
+        to_finish = [] if self._signals.at_once else self._at_exit
+        for finish in to_finish:
             try:
                 finish()
             except CheckpointError as unfinished:
@@ -250,9 +262,6 @@ class Run:
         if self._rank != 0 or not says_disk_is_full(error):
             return None
         return clear_full_disk(self.record, error)
-
-    def _newest(self) -> Path | None:
-        return newest_checkpoint(self.output_dir, needs_manifest=self.record.verified_checkpoints)
 
     @property
     def asks_to_push(self) -> bool:
@@ -271,7 +280,7 @@ class Run:
     def defer_stop(self, defers: bool) -> None:
         """Set whether the first SIGTERM or Ctrl-C only sets `stop_asked`.
 
-        So that a trainer can save first.
+        A trainer can then save first.
         """
         self._signals.deferred = defers
 
@@ -296,7 +305,7 @@ class Run:
         same answer.
 
         Returns:
-            None to begin at the first step, the checkpoint that was named, or the newest for
+            None to start at the first step, the checkpoint that was named, or the newest for
             `--resume_from_checkpoint last`.
 
         Raises:
@@ -309,13 +318,14 @@ class Run:
         return self._resume_point
 
     def _choose_resume_point(self) -> str | None:
+        """Choose and record the checkpoint; prepare the trackers for its step."""
         assert self._training_args is not None, "only a recipe that trains has checkpoints"
         asked = self._training_args.resume_from_checkpoint
         chosen = decide_on_first(
             self._rank, lambda: choose_checkpoint(self.record, asked, self._allow_changed)
         )
         if chosen is None:
-            # from the first step on it is a run that was never stopped
+            # What starts at the first step is a run that was never stopped.
             self.record.restarts = []
             if self._rank == 0:
                 forget_later_steps(self._training_args, -1, changed=bool(self._changed))
@@ -339,49 +349,43 @@ class Run:
     def record_inputs(self, *folders: str | Path | None, **data: Sequence[dict[str, Any]]) -> None:
         """Record what this run reads: models and tokenizers by folder, data by its role.
 
+        Of a local model what identifies it is recorded, so that a finished run is not taken for
+        this one when the model has changed. A folder that another run wrote makes that run a parent
+        of this one.
+
         Args:
-            folders: of models, tokenizers and adapters; None, an empty name and a Hub id are passed
-                over.
+            folders: of models, tokenizers and adapters; None, an empty name and a Hub id are left
+                out.
             data: `train=`, `eval=`, `prompts=` ...: the sources of each role, as `describe_sources`
                 gives them.
 
         Raises:
-            CheckpointError: a resumed run would go on with other data than it began with.
+            CheckpointError: a resumed run would continue with other data than it began with.
         """
         for folder in folders:
-            self.add_parent(folder or None)
+            if folder:
+                self._record_folder(Path(folder))
         for role, records in data.items():
-            self.record_data(role, records)
+            self._record_sources(role, records)
 
-    def record_data(self, role: str, records: Sequence[dict[str, Any]]) -> None:
-        """Record which data was read: its role, files, sizes and content hashes.
-
-        Roles are `train`, `eval`, `prompts` and so on.
-
-        Raises:
-            CheckpointError: a resumed run would go on with other data than it began with.
-        """
+    def _record_sources(self, role: str, records: Sequence[dict[str, Any]]) -> None:
+        """Record the sources of one role, and the runs that wrote their files."""
         if self.resumed_from is not None and self._before is not None:
             refuse_changed_data(self._before, records)
 
         for entry in records:
             for file in entry.get("files", []):
-                self.add_parent(Path(file["path"]).parent)
+                self._record_folder(Path(file["path"]).parent)
             self.record.data.append({"role": role, **entry})
 
         self._write()
 
-    def add_parent(self, directory: str | Path | None) -> None:
-        """Record a folder that this run reads: its model files, and the run that wrote it.
-
-        A Hub id, or a directory without a run.json, is no run; what identifies a local model is
-        kept all the same, so that a finished run is not taken for this one when the model has
-        changed.
-        """
-        if directory is None or not Path(directory).is_dir():
+    def _record_folder(self, folder: Path) -> None:
+        """Record the model files of a folder that this run reads, and the run that wrote it."""
+        # The name of a model on the Hub is no folder.
+        if not folder.is_dir():
             return
 
-        folder = Path(directory)
         known = {model["path"] for model in self.record.models}
         self.record.models += describe_model_files(folder, known)
         parent = relative_parent(folder, self.output_dir)
@@ -394,7 +398,7 @@ class Run:
 
     def add_artifact(self, name: str, path: str | Path) -> None:
         """List a file of this run, relative to the output directory, for readers to open."""
-        # `/` keeps an absolute path as it is
+        # The operator / keeps an absolute path as it is.
         self.record.artifacts[name] = os.path.relpath(self.output_dir / path, self.output_dir)
 
     def finish(self, metrics: dict[str, Any], trainer: Trainer | None = None) -> dict[str, float]:
@@ -404,6 +408,8 @@ class Run:
             DivergedError: a loss is not a finite number, so that there is no model worth saving.
         """
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+        # The Trainer's mean counts only the steps of its own process.
         if trainer is not None and "train_loss" in numbers and self.resumed_from is not None:
             loss = whole_train_loss(
                 trainer.state.log_history,
@@ -429,7 +435,7 @@ class Run:
             trainer.save_model(str(self.output_dir))
             trainer.save_state()
             if self._rank == 0:
-                # upstream pickles the settings, tokens in clear among them
+                # Upstream pickles the settings, with tokens as plain text among them.
                 for pickled in self.output_dir.glob("**/training_args.bin"):
                     pickled.unlink(missing_ok=True)
             self.add_artifact("trainer_state", "trainer_state.json")
@@ -443,7 +449,7 @@ class Run:
         return self.metrics
 
     def _write(self) -> None:
-        """Write run.json whole: a reader sees the old one or the new one."""
+        """Write run.json; a reader sees the old one or the new one."""
         if self._rank != 0:
             return
         values = redact_values(dataclasses.asdict(self.record))
@@ -454,4 +460,5 @@ class Run:
 
 
 def _now() -> str:
+    """Return the time as run.json gives it: UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -17,7 +17,7 @@ _SAME_STOP_S = 5.0  # a SIGTERM that comes so soon after one is that one, sent t
 
 
 class StopSignals:
-    """What the two signals that end a run do, from `install` to `restore`.
+    """Handles the two signals that end a run, from `install` to `restore`.
 
     Args:
         output_dir: of the run, which the message names.
@@ -36,7 +36,7 @@ class StopSignals:
     def install(self) -> None:
         """Take both signals from now on."""
         for signum in (signal.SIGTERM, signal.SIGINT):
-            # not the main thread: signals are somebody else's business
+            # Outside the main thread Python lets nobody handle signals.
             with contextlib.suppress(ValueError):
                 self._previous_handlers[signum] = signal.signal(signum, self._handle)
 
@@ -57,6 +57,7 @@ class StopSignals:
             self._asked_at = time.monotonic()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        """Ask for a stop after this step, or raise Preempted to stop at once."""
         name = signal.Signals(signum).name
         if self.deferred and not self.asked:
             self.ask()
@@ -66,7 +67,7 @@ class StopSignals:
             )
             return
 
-        # Schedulers send SIGTERM to every process of a job, and launchers hand theirs on: what
+        # Schedulers send SIGTERM to every process of a job, and launchers forward theirs: what
         # follows within seconds is no second request.
         if signum == signal.SIGTERM and time.monotonic() - self._asked_at < _SAME_STOP_S:
             return

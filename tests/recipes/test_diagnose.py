@@ -28,8 +28,7 @@ def write_run(
 ) -> None:
     """A finished run as its recipe leaves it."""
     with Run.start(f"recipes/{recipe}.py", folder / recipe) as run:
-        for parent in parents:
-            run.add_parent(parent)
+        run.record_inputs(*parents)
         if history is not None:
             rows = [
                 dict(zip(history, values, strict=True))

@@ -101,7 +101,7 @@ TORN = {
         lambda path: flip_a_byte(path / "model.safetensors"),
         "model.safetensors is not what was written (its blake2b differs)",
     ),
-    "a file cut off": (
+    "a truncated file": (
         lambda path: (path / "optimizer.pt").write_bytes(
             (path / "optimizer.pt").read_bytes()[:-10]
         ),
@@ -208,7 +208,7 @@ def test_cut_off_weights_and_a_bad_checksum_are_seen_without_a_manifest(tmp_path
     path = checkpoint(tmp_path, 5, manifest=False)
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert find_damage(path) == "model.safetensors is cut off"
+    assert find_damage(path) == "model.safetensors is truncated"
     other = checkpoint(tmp_path, 6, manifest=False)
     content = bytearray((other / "optimizer.pt").read_bytes())
     content[60] ^= 1
@@ -241,7 +241,7 @@ def test_a_missing_random_state_is_said(tmp_path: Path, caplog: pytest.LogCaptur
     write_manifest(path, step=5)
     assert check_checkpoint(path) == 5
     assert (
-        "has no rng_state.pth: training goes on, but dropout and shuffling will differ"
+        "has no rng_state.pth: training continues, but dropout and shuffling will differ"
         in caplog.text
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
+from hfstack.disk import describe_file
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, DataError, Preempted
 from hfstack.logs import setup_logging
 from hfstack.redaction import redact
@@ -90,16 +91,10 @@ def test_another_run_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_on_data_that_changed_is_refused(tmp_path: Path) -> None:
-    import hashlib
-
     data = tmp_path / "rows.jsonl"
     data.write_text("{}\n")
-    digest = hashlib.blake2b(data.read_bytes(), digest_size=16).hexdigest()
     with start(tmp_path / "out") as run:
-        run.record_data(
-            "train",
-            [{"path": str(data), "files": [{"path": str(data), "bytes": 3, "blake2b": digest}]}],
-        )
+        run.record_inputs(train=[{"path": str(data), "files": [describe_file(data)]}])
         run.finish({})
     with pytest.raises(AlreadyFinished):
         start(tmp_path / "out")
@@ -197,9 +192,7 @@ def test_parents_are_runs_only(tmp_path: Path) -> None:
     with start(tmp_path / "tokenizer", recipe="tokenizer.py") as parent:
         parent.finish({})
     with start(tmp_path / "model") as run:
-        run.add_parent(tmp_path / "tokenizer")
-        run.add_parent(tmp_path)
-        run.add_parent("user/model-on-the-hub")
+        run.record_inputs(tmp_path / "tokenizer", tmp_path, "user/model-on-the-hub")
         run.finish({})
     assert read_run(tmp_path / "model").parents == ["../tokenizer"]
 

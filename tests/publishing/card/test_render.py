@@ -51,8 +51,7 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with Run.start(f"recipes/{recipe}.py", folder / name) as made:
             made.record.settings["ModelConfig"] = settings
             made.record.settings["Other"] = settings
-            for parent in parents:
-                made.add_parent(folder / parent)
+            made.record_inputs(*(folder / parent for parent in parents))
             if model:
                 LlamaForCausalLM.from_pretrained(tiny_llama).save_pretrained(folder / name)
                 AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder / name)
@@ -79,10 +78,11 @@ def story(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> 
                     "bytes": 14,
                     "blake2b": "ab" * 16,
                 }
-                made.record_data("train", [{"path": file["path"], "files": [file], "rows": 1}])
-                made.record_data(
-                    "eval",
-                    [{"path": "user/held-out", "rows": 7, "split": "test", "revision": "c" * 40}],
+                made.record_inputs(
+                    train=[{"path": file["path"], "files": [file], "rows": 1}],
+                    eval=[
+                        {"path": "user/held-out", "rows": 7, "split": "test", "revision": "c" * 40}
+                    ],
                 )
             made.finish(metrics)
         return folder / name
