@@ -8,10 +8,9 @@
 The type hints of `main` are the whole declaration. `--config file.yaml` gives values, `--key value`
 overrides them. YAML values are turned into flags and placed in front of the command line's own, so
 one argparse parser judges the names, types and choices of both. A field's help is the string
-written under it, or its `metadata["help"]`, as upstream does.
+under it, or its `metadata["help"]`, as upstream does.
 """
 
-import ast
 import contextlib
 import dataclasses
 import difflib
@@ -21,7 +20,6 @@ import itertools
 import json
 import re
 import sys
-import textwrap
 import types
 import typing
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
@@ -36,6 +34,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hfstack.errors import AlreadyFinished, ConfigError, HfstackError, Preempted
+from hfstack.field_help import document_fields
 from hfstack.logs import get_logger, setup_logging
 from hfstack.shipped import is_shipped_recipe_file
 
@@ -71,7 +70,8 @@ def command_line(main: Callable[..., Any]) -> None:
     its traceback.
     """
     setup_logging()
-    if not sys.stderr.isatty():  # a progress bar in a log file is thousands of lines
+    # In a log file a progress bar is thousands of lines.
+    if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
 
@@ -84,10 +84,12 @@ def command_line(main: Callable[..., Any]) -> None:
     except Preempted as stop:
         print(f"{name}: {stop}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_PREEMPTED)
-    except KeyboardInterrupt:  # before there is a run to mark as preempted
+    except KeyboardInterrupt:
+        # There is no run yet to mark as preempted.
         print(f"{name}: stopped before the run began", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # `... | head`: the reader has seen enough
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough.
         sys.stderr.close()
     except HfstackError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
@@ -122,11 +124,13 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
             "option)"
         )
 
+    # What was given decides which defaults may still be chosen; --no_x gives x as well.
     values = vars(namespace)
     flagged = {
         flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")
     }
-    given = {name.removeprefix("no_") for name in flagged | set(entries)} | flagged | set(entries)
+    named = flagged | set(entries)
+    given = named | {name.removeprefix("no_") for name in named}
 
     if values.get("hub_token") is not None:
         raise ConfigError(
@@ -134,11 +138,10 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
             "login`"
         )
 
-    if (
-        "datasets" in flagged
-        and "eval_datasets" in set(entries) - flagged
-        and is_shipped_recipe_file(known.config[0])
-    ):
+    # What a shipped YAML says of its demo data does not apply to the user's.
+    only_in_yaml = set(entries) - flagged
+    own_data = "datasets" in flagged and "eval_datasets" in only_in_yaml
+    if own_data and is_shipped_recipe_file(known.config[0]):
         values["eval_datasets"] = []
         logger.info(
             "eval_datasets of %s belong to other data than --datasets, and are left out",
@@ -177,55 +180,26 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
         elif action.type is dict or typing.get_origin(action.type) is dict:
             action.type = _json_mapping
         elif action.dest == "report_to":
-            action.nargs = (
-                "+"  # transformers' parser reads `str | list[str]` as one word: no second tracker
-            )
+            # transformers' parser reads `str | list[str]` as one word: no second tracker.
+            action.nargs = "+"
 
     return parser, {
         name: hint for cls in dataclass_types for name, hint in typing.get_type_hints(cls).items()
     }
 
 
-def document_fields(cls: Any) -> None:
-    """Use the string under each dataclass field as its help, unless it has one."""
-    undocumented = {f.name: f for f in dataclasses.fields(cls) if "help" not in f.metadata}
-    if not undocumented:
-        return
-
-    owners: list[Any] = [base for base in cls.__mro__ if dataclasses.is_dataclass(base)]
-    for owner in owners:
-        try:
-            source = inspect.getsource(owner)
-        except OSError:  # typed into a notebook or a shell: no file, so no help
-            continue
-
-        body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(source)).body[0]).body
-        for line, below in itertools.pairwise(body):
-            match line, below:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
-                    value=ast.Constant(value=str(text))
-                ):
-                    if (field := undocumented.pop(name, None)) is not None:
-                        # argparse reads % as a format
-                        text = " ".join(text.split()).replace("%", "%%")
-                        field.metadata = types.MappingProxyType({**field.metadata, "help": text})
-
-
 def bf16_hardware() -> str | None:
     """Name the device whose bfloat16 arithmetic is native, or None when there is none."""
     if torch.cuda.is_available():
-        return (
-            torch.cuda.get_device_name()
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else None
-        )
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_name() if native else None
 
-    # MPS and XPU: upstream's own check decides when the flag is given
+    # On MPS and XPU upstream's own check decides when the flag is given.
     if torch.accelerator.is_available():
         return None
+
     capabilities = torch.cpu.get_capabilities()
     found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)]
-
     return f"CPU with {found[0]}" if found else None
 
 
@@ -243,7 +217,7 @@ def refusals_of_upstream() -> Iterator[None]:
 
 
 class _StrictParser(HfArgumentParser):
-    """argparse that raises a mistake as one line, without the usage of 150 options."""
+    """A parser that raises a mistake as one line, without the usage of 150 options."""
 
     origin: Callable[[str], str] = staticmethod(lambda message: message)
 
@@ -252,7 +226,7 @@ class _StrictParser(HfArgumentParser):
 
 
 class _Entry(NamedTuple):
-    """One key of the YAML file: where it stands and what it means to argparse."""
+    """One key of the YAML file: its line, and its value as flags of argparse."""
 
     line: int
     flags: list[str]
@@ -288,9 +262,10 @@ def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dic
         if action.option_strings[0] == f"--{action.dest}"
     }
 
+    # Single keys are checked below, without the options that the parser requires.
     required = [action for action in parser._actions if action.required]
     for action in required:
-        action.required = False  # while single keys are judged
+        action.required = False
 
     for key_node, value_node in root.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
@@ -358,7 +333,7 @@ def _flags(
 
 
 def _text(node: yaml.Node) -> str:
-    """Return a scalar as the user wrote it.
+    """Return a scalar as it is in the file.
 
     `eval_strategy: no` means the word, although YAML 1.1 reads it as false.
     """
@@ -425,9 +400,9 @@ def _json_mapping(text: str) -> dict[str, Any]:
 
 
 def _reporting_own_errors(cls: Any) -> Callable[[str], Any]:
-    """Let a dataclass used as an option's type speak for itself.
+    """Return a dataclass as an option's type whose own error messages are shown.
 
-    Argparse hides any ValueError behind its own words.
+    argparse replaces the message of any ValueError.
     """
 
     def convert(text: str) -> Any:
@@ -446,22 +421,17 @@ def _resolve_renamed(values: dict[str, Any], flagged: Collection[str]) -> None:
     Upstream drops the old one silently.
     """
     for old, new in _RENAMED.items():
-        if (
-            old in values
-            and new in values
-            and (values[new] is None or (old in flagged and new not in flagged))
-        ):
+        if old not in values or new not in values:
+            continue
+        if values[new] is None or (old in flagged and new not in flagged):
             values[new] = values[old]
 
 
 def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
     """Choose `use_cpu` and `bf16` by the hardware unless they were given, and log it."""
     chosen: list[str] = []
-    if (
-        values.get("use_cpu") is False
-        and "use_cpu" not in given
-        and not torch.accelerator.is_available()
-    ):
+    is_undecided = values.get("use_cpu") is False and "use_cpu" not in given
+    if is_undecided and not torch.accelerator.is_available():
         values["use_cpu"] = True
         chosen.append("use_cpu true (no accelerator found)")
 
@@ -481,19 +451,19 @@ def _resolve_hardware(values: dict[str, Any], given: set[str]) -> None:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    return (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
+    """Return the types of a union, or the one type."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _type_name(hint: Any) -> str:
+    """Return a type as messages name it: without modules, a choice by its values."""
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return " | ".join(str(member.value) for member in hint)
     return hint.__name__ if isinstance(hint, type) else re.sub(r"\w+\.(?=\w)", "", str(hint))
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
+    """Return a wrong name, quoted, and the known name that is closest to it."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"{name!r}; did you mean {close[0]!r}?" if close else f"{name!r}"

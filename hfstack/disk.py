@@ -23,7 +23,7 @@ def hash_text(text: str) -> str:
 
 
 def describe_file(path: Path, name: str | None = None) -> dict[str, Any]:
-    """Return name, size and digest of a file, as run.json lists what was read and written.
+    """Return name, size and digest of a file, as run.json lists them.
 
     Args:
         path: the file.

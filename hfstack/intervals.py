@@ -1,4 +1,4 @@
-"""Confidence intervals of shares, of differences of shares, and of any score."""
+"""Compute confidence intervals of shares, of their differences, and of any score."""
 
 import math
 from collections import defaultdict
@@ -35,14 +35,18 @@ def bootstrap_intervals(
     Rows are resampled with replacement (Efron and Tibshirani 1993, chapter 13).
 
     Args:
-        score: called with `rows` indices (some twice, some never) per draw; what is not a number
-            (no such class drawn) is left out.
+        score: called with `rows` indices (some twice, some never) per resample; what is not a
+            number (no such class among them) is left out.
+        rows: how many there are to resample.
+        confidence: of the interval, in (0, 1).
+        draws: number of resamples.
+        seed: of the resampling.
 
     Raises:
         DataError: there are no rows.
     """
     if rows < 1:
-        raise DataError("no rows to draw an interval from")
+        raise DataError("no rows to compute an interval from")
     generator = numpy.random.default_rng(seed)
     found: dict[str, list[float]] = {}
 
@@ -69,17 +73,23 @@ def share_interval(
     """Return Wilson's score interval (1927) of the mean of values in [0, 1].
 
     Pairs that share a prompt are not independent. With `groups`, the number of pairs is divided by
-    the design effect: the variance of the mean when whole groups are drawn, over that of single
+    the design effect: the variance of the mean when whole groups are sampled, over that of single
     pairs, at least 1 (Korn and Graubard, 1998). With every pair a group of its own this is the
     plain interval.
 
-    Raises DataError when there is nothing to average.
+    Args:
+        shares: one value in [0, 1] for each pair.
+        groups: the group of each pair, such as its prompt.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        DataError: there is nothing to average.
     """
     if not shares:
         raise DataError("no pairs to measure")
     count, mean = len(shares), fmean(shares)
-    effect = 1.0
 
+    effect = 1.0
     if groups is not None and 0 < mean < 1:
         deviations: defaultdict[Hashable, float] = defaultdict(float)
         for share, group in zip(shares, groups, strict=True):
@@ -88,10 +98,10 @@ def share_interval(
 
     count /= effect
     z = float(norm.ppf(0.5 + confidence / 2))
-    middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
-    half = (
-        z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-    )
+    shrinkage = 1 + z * z / count
+    middle = (mean + z * z / (2 * count)) / shrinkage
+    deviation = math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    half = z / shrinkage * deviation
 
     return max(0.0, middle - half), min(1.0, middle + half)
 
@@ -102,22 +112,22 @@ def gain_interval(
     """Return the 95 % interval of mean(first) - mean(second) on the same pairs.
 
     Normal approximation, over groups of pairs.
+
+    Raises:
+        DataError: there are no pairs.
     """
     if not first:
         raise DataError("no pairs to measure")
     differences = [a - b for a, b in zip(first, second, strict=True)]
     mean = fmean(differences)
-    sums: defaultdict[Hashable, float] = defaultdict(float)
 
+    # Without groups each pair is a group of its own.
+    sums: defaultdict[Hashable, float] = defaultdict(float)
     for index, difference in enumerate(differences):
         sums[index if groups is None else groups[index]] += difference - mean
 
-    half = (
-        float(norm.ppf(0.975))
-        * math.sqrt(sum(value * value for value in sums.values()))
-        / len(differences)
-    )
-
+    root = math.sqrt(sum(value * value for value in sums.values()))
+    half = float(norm.ppf(0.975)) * root / len(differences)
     return mean - half, mean + half
 
 
@@ -131,9 +141,9 @@ def expanded_percentiles(
     of freedom this is 2.5 % and 97.5 %; at 2 it is the lowest and the highest draw.
 
     Args:
-        draws: (B,), without NaN.
+        draws: (B,), one value of each resample, without NaN.
         freedom: points less fitted parameters, at least 1.
-        level: of the interval.
+        level: of the interval, in (0, 1).
     """
     tail = float(norm.cdf(t.ppf((1 - level) / 2, max(1, freedom))))
     low, high = numpy.quantile(draws, [tail, 1 - tail])

@@ -1,6 +1,6 @@
-"""Logging: one line format, rank 0 only. Library code logs.
+"""Log in one line format, on rank 0 only.
 
-Only recipes and the command line print.
+Library code logs; only recipes and the command line print.
 """
 
 import logging
@@ -9,7 +9,7 @@ import sys
 
 
 class _CurrentStderr(logging.StreamHandler):
-    """Write to the current sys.stderr, so that redirecting it redirects the log too."""
+    """Writes to the current sys.stderr, so that redirecting it redirects the log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

@@ -13,10 +13,11 @@ from hfstack.config import parse
 
 def load_recipe(recipe: Path) -> types.ModuleType:
     """Import one recipe by its path, under a name that shadows nothing."""
-    spec = importlib.util.spec_from_file_location(f"hfstack_recipe_{recipe.stem}", recipe)
+    spec = importlib.util.spec_from_file_location(f"recipe_{recipe.stem}", recipe)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    # Dataclasses look their module up by name.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -39,6 +40,8 @@ def read_recipe_settings(recipe: Path, argv: list[str]) -> tuple[Any, ...]:
         ConfigError: a setting is unknown or refused.
     """
     beside = recipe.with_suffix(".yaml")
-    named = any(flag == "--config" or flag.startswith("--config=") for flag in argv)
-    config = ["--config", str(beside)] if beside.is_file() and not named else []
+    names_another = any(flag == "--config" or flag.startswith("--config=") for flag in argv)
+    config = []
+    if beside.is_file() and not names_another:
+        config = ["--config", str(beside)]
     return parse(*settings_classes(load_recipe(recipe)), argv=[*config, *argv])

@@ -6,7 +6,7 @@ Standard library only.
 import re
 from typing import Any
 
-_HIDDEN = "<redacted>"
+_REPLACEMENT = "<redacted>"
 # Hub and OpenAI-style keys by their shape; and whatever follows an option or a word that names a
 # secret, quoted or not.
 _SECRETS = re.compile(
@@ -23,15 +23,15 @@ def redact(text: str) -> str:
     The word that names one stays.
     """
 
-    def hide(match: re.Match[str]) -> str:
+    def replace(match: re.Match[str]) -> str:
         name = _NAME.match(match.group())
-        return (name.group() if name else "") + _HIDDEN
+        return (name.group() if name else "") + _REPLACEMENT
 
-    return _SECRETS.sub(hide, text)
+    return _SECRETS.sub(replace, text)
 
 
 def redact_values(value: Any) -> Any:
-    """Return a nest of dicts and lists whose strings are redacted.
+    """Return nested dicts and lists with their strings redacted.
 
     Everything else is as it was.
     """

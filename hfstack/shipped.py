@@ -20,11 +20,11 @@ PYPROJECT = _PACKAGE.parent / "pyproject.toml"  # there in a checkout alone
 
 
 def find_shipped(name: str, folder: Path) -> Path | None:
-    """Return the file that a path means, or the shipped file of that name."""
+    """Return the file at a path, else the shipped file of that name, or None."""
     candidates = (Path(name), folder / Path(name).name)
     return next((path for path in candidates if path.is_file()), None)
 
 
 def is_shipped_recipe_file(path: Path) -> bool:
-    """Whether a recipe or its YAML came with hfstack, and was not written by the user."""
+    """Return whether a recipe or its YAML came with hfstack, and is not the user's."""
     return path.resolve().parent == RECIPES.resolve()

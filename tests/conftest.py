@@ -2,7 +2,6 @@
 called in-process.
 """
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -87,29 +86,18 @@ def run_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float
     metrics.
 
     The options are parsed as on the command line, so a user's mistake raises the HfstackError that
-    it would print."""
+    it would print.
+    """
 
     def call(name: str, *argv: object) -> dict[str, float]:
-        import inspect
-        import typing
-
         from hfstack.config import parse
+        from hfstack.recipe_settings import load_recipe, settings_classes
 
         path = ROOT / "recipes" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        # dataclasses look their module up by name
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
         flags = [str(argument) for argument in argv]
         monkeypatch.setattr(sys, "argv", [str(path), *flags])
-        hints = typing.get_type_hints(module.main)
-        settings = parse(
-            *(hints[parameter] for parameter in inspect.signature(module.main).parameters),
-            argv=flags,
-        )
-        return module.main(*settings)
+        module = load_recipe(path)
+        return module.main(*parse(*settings_classes(module), argv=flags))
 
     return call
 

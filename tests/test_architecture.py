@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hfstack"
 FLOORS = [
     {
         *("errors", "logs", "redaction", "shipped", "disk", "machine"),
-        *("config", "recipe_settings", "intervals"),
+        *("config", "field_help", "recipe_settings", "intervals"),
     },
     {"drawing", "tokens", "scaling", "models", "demo"},
     {"data", "runs"},

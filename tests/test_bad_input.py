@@ -4,7 +4,6 @@ half-written.
 
 import collections
 import gzip
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from hfstack.config import command_line
+from hfstack.recipe_settings import load_recipe
 from hfstack.runs.record import read_run
 from tests.conftest import ROOT, SENTENCES
 
 
 @pytest.fixture
 def train(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capfd):
-    """Run the pretraining recipe as its command line does; return its exit code and what it said at
-    the end.
+    """Run the pretraining recipe as its command line does; return its exit code and its own last
+    lines.
     """
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
     rows = tmp_path / "rows.jsonl"
@@ -43,11 +43,7 @@ def train(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, cap
         path = ROOT / "recipes" / "pretrain_clm.py"
         flags = [f"--{name}={value}" for name, value in settings.items() if value is not None]
         monkeypatch.setattr(sys, "argv", [str(path), *flags])
-        spec = importlib.util.spec_from_file_location("recipe_bad_input", path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
+        module = load_recipe(path)
         capfd.readouterr()
         code = 0
         try:

@@ -2,7 +2,6 @@
 as it was meant.
 """
 
-import dataclasses
 import importlib
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from transformers import TrainingArguments
 from trl import ModelConfig, SFTConfig
 
-from hfstack.config import bf16_hardware, document_fields, parse
+from hfstack.config import bf16_hardware, parse
 from hfstack.data.sources import DataArgs
 from hfstack.errors import ConfigError
 
@@ -249,13 +248,6 @@ def test_tokens_are_refused(tmp_path: Path) -> None:
             argv=["--output_dir", str(tmp_path), "--hub_token", "hf_secretsecretsecret"],
         )
     assert "secret" not in str(caught.value)
-
-
-def test_the_string_below_a_field_is_its_help() -> None:
-    document_fields(Args)
-    helps = {f.name: f.metadata.get("help") for f in dataclasses.fields(Args)}
-    assert helps["size"] == "A number of things."
-    assert helps["items"] == "Things to read, 100%% of them."  # argparse reads % as a format
 
 
 def test_exit_codes_and_one_line_on_stderr(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Secrets are hidden, whatever the quotes around them; what only looks like one stays."""
+"""Secrets are redacted, whatever the quotes around them; what only looks like one stays."""
 
 import json
 
@@ -10,7 +10,7 @@ TOKEN = "hf_" + "a1B2c3D4" * 4
 
 
 @pytest.mark.parametrize(
-    ("text", "hidden"),
+    ("text", "redacted"),
     [
         (f"--note {TOKEN} end", "--note <redacted> end"),
         ("--hub_token abc --seed 1", "--hub_token <redacted> --seed 1"),
@@ -19,8 +19,8 @@ TOKEN = "hf_" + "a1B2c3D4" * 4
         ("sk-" + "a" * 20, "<redacted>"),
     ],
 )
-def test_secrets_are_hidden(text: str, hidden: str) -> None:
-    assert redact(text) == hidden
+def test_secrets_are_redacted(text: str, redacted: str) -> None:
+    assert redact(text) == redacted
 
 
 def test_ordinary_words_stay() -> None:

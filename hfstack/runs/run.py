@@ -381,7 +381,7 @@ class Run:
         self._write()
 
     def _record_folder(self, folder: Path) -> None:
-        """Record the model files of a folder that this run reads, and the run that wrote it."""
+        """Record the model files of a folder, and the run that wrote it."""
         # The name of a model on the Hub is no folder.
         if not folder.is_dir():
             return

@@ -7,8 +7,8 @@ stays trainer_state.json.
 TensorBoard can drop what was logged, so those steps are dropped and logged again. wandb and
 trackio cannot: upstream's callbacks log to both without a step, so that a number sent twice becomes
 two points at one `train/global_step`, and only wandb's servers can rewind a run, where they allow
-it. What these two have already is therefore not logged again, which is the same number, since a
-resume takes the same steps.
+it. What these two have already is therefore not logged again; it would be the same numbers, since
+a resume takes the same steps.
 """
 
 import json
@@ -31,13 +31,14 @@ logger = get_logger(__name__)
 
 _FOLDER = "tensorboard"
 _LOGGED = ".tracked.json"
-_KEEP_ALL = ("wandb", "trackio")  # trackers that cannot take anything back
+_APPEND_ONLY = ("wandb", "trackio")
 # A tracker that is killed loses what was logged last: wandb writes its file every 15 s.
-_ON_ITS_WAY_S = 20.0
+_DELIVERY_S = 20.0
 # wandb takes neither together with WANDB_RESUME
 _USERS_OWN_PLACE = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM")
 
-_given: set[str] = set()  # run names and variables that were set here, and not by the user
+# Run names and environment variables that were set in this file, and not by the user.
+_set_here: set[str] = set()
 
 
 @contextmanager
@@ -55,27 +56,28 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
         yield
         return
 
-    if not args.run_name or args.run_name in _given:
+    if not args.run_name or args.run_name in _set_here:
         args.run_name = f"{output_dir.resolve().name}-{run_id}"
-        _given.add(args.run_name)
+        _set_here.add(args.run_name)
 
     wanted = {"TENSORBOARD_LOGGING_DIR": str(output_dir / _FOLDER), "WANDB_DIR": str(output_dir)}
     if not any(name in os.environ for name in _USERS_OWN_PLACE):
         wanted |= {"WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
 
     # What the user has set stays; what an outer run has set is replaced, and put back at the end.
-    names = {
-        name: value for name, value in wanted.items() if name not in os.environ or name in _given
+    variables = {
+        name: value for name, value in wanted.items() if name not in os.environ or name in _set_here
     }
-    before = {name: os.environ.get(name) for name in names}
-    _given.update(names)
-    os.environ.update(names)
+    before = {name: os.environ.get(name) for name in variables}
+    _set_here.update(variables)
+    os.environ.update(variables)
 
-    # The Trainer makes its callbacks from this table, so they are replaced before it is built.
-    callbacks = {name: integration_utils.INTEGRATION_TO_CALLBACK[name] for name in _KEEP_ALL}
+    # The Trainer makes its callbacks from this table of upstream's, and offers no other place to
+    # choose them: so they are replaced there before it is built, and put back at the end.
+    callbacks = {name: integration_utils.INTEGRATION_TO_CALLBACK[name] for name in _APPEND_ONLY}
     logged = LoggedSteps(output_dir / _LOGGED, run_id)
     integration_utils.INTEGRATION_TO_CALLBACK.update(
-        {name: _once(known, logged) for name, known in callbacks.items()}
+        {name: _without_repeats(known, logged) for name, known in callbacks.items()}
     )
 
     failed = True
@@ -84,28 +86,28 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
         failed = False
     finally:
         integration_utils.INTEGRATION_TO_CALLBACK.update(callbacks)
-        logged.keep(everything=True)
+        logged.save(everything=True)
         for close in logged.at_end:
             close()
         _end_wandb(args, failed=failed)
 
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
-                _given.discard(name)
+                os.environ.pop(name, None)
+                _set_here.discard(name)
             else:
                 os.environ[name] = value
 
 
 def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = False) -> None:
-    """Prepare the trackers for a run that resumes at a step before what they logged.
+    """Drop what the trackers logged after the step that a run resumes from.
 
     Call it inside `tracked`, before the Trainer is built.
 
     Args:
         step: of the checkpoint; -1 for a run that starts over.
-        changed: settings differ from those of the steps before: what is logged from here on is news
-            to every tracker.
+        changed: settings differ from those of the steps before, so that the same steps give other
+            numbers, which every tracker is to log.
 
     Raises:
         MissingExtraError: tensorboard is asked for and not installed.
@@ -125,26 +127,30 @@ def forget_later_steps(args: TrainingArguments, step: int, *, changed: bool = Fa
 
 
 class LoggedSteps:
-    """What the trackers know: everything up to a step, and some names of that step.
+    """What the trackers have logged: all up to a step, and some names of that step.
 
     Args:
-        file: where it is kept for the next process.
-        run_id: a file of another run counts for nothing.
+        file: where it is recorded for the next process.
+        run_id: of this run; what was recorded for another one does not count.
     """
 
     def __init__(self, file: Path, run_id: str) -> None:
         self._file, self._run_id = file, run_id
-        self._begun = False
+        self._loaded = False
+
+        # each is the last step that was logged, and the names that were logged of it
         self._before: tuple[int, set[str]] | None = None
         self._now: tuple[int, set[str]] = (-1, set())
-        self._on_their_way: list[tuple[float, int, set[str]]] = []
+
+        # time, step and names of what a kill could still lose
+        self._pending: list[tuple[float, int, set[str]]] = []
         self.at_end: list[Callable[[], None]] = []
 
-    def begin(self) -> None:
-        """Read what earlier processes logged, once it is known whether that still counts."""
-        if self._begun:
+    def load(self) -> None:
+        """Load what earlier processes logged, once it is known whether that still counts."""
+        if self._loaded:
             return
-        self._begun = True
+        self._loaded = True
 
         try:
             values = json.loads(self._file.read_text(encoding="utf-8"))
@@ -159,7 +165,7 @@ class LoggedSteps:
             )
 
     def knows(self, step: int, names: set[str]) -> bool:
-        """Whether all of this was logged by an earlier process."""
+        """Return whether all of this was logged by an earlier process."""
         if self._before is None:
             return False
         last, known = self._before
@@ -167,24 +173,28 @@ class LoggedSteps:
 
     def add(self, step: int, names: set[str]) -> None:
         """Record what was logged just now."""
-        self._on_their_way.append((time.monotonic(), step, names))
-        self.keep()
+        self._pending.append((time.monotonic(), step, names))
+        self.save()
 
-    def keep(self, *, everything: bool = False) -> None:
-        """Write what has arrived by now.
+    def save(self, *, everything: bool = False) -> None:
+        """Record what has arrived by now.
 
         Args:
             everything: the process ends in order, and a tracker sends what it still holds.
         """
-        latest = time.monotonic() - (0.0 if everything else _ON_ITS_WAY_S)
-        arrived = [entry for entry in self._on_their_way if entry[0] <= latest]
+        delay_s = 0.0 if everything else _DELIVERY_S
+        latest = time.monotonic() - delay_s
+        arrived = [entry for entry in self._pending if entry[0] <= latest]
         if not arrived:
             return
-        self._on_their_way = self._on_their_way[len(arrived) :]
+        self._pending = self._pending[len(arrived) :]
 
         for _, step, names in arrived:
-            if step >= self._now[0]:
-                self._now = step, names | (self._now[1] if step == self._now[0] else set())
+            last, known = self._now
+            if step == last:
+                self._now = step, known | names
+            elif step > last:
+                self._now = step, names
 
         values = {"run_id": self._run_id, "step": self._now[0], "names": sorted(self._now[1])}
         # Once a log, so without a flush: a power failure sets the trackers' own files back as well.
@@ -192,13 +202,13 @@ class LoggedSteps:
             json.dump(values, file)
 
 
-def _once(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
+def _without_repeats(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
     """Return a tracker's callback of upstream that leaves out what was logged before."""
-    # a run inside another one does not ask for that one's steps
+    # A run inside another one must not leave out that one's steps.
     upstream: Any = getattr(known, "upstream", known)
 
     class Continued(upstream):
-        """Logs each step once."""
+        """Upstream's callback, which logs each step once."""
 
         def on_train_begin(
             self,
@@ -208,7 +218,7 @@ def _once(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
             **kwargs: Any,
         ) -> None:
             if state.is_world_process_zero:
-                logged.begin()
+                logged.load()
             super().on_train_begin(args, state, control, **kwargs)
 
         def on_log(
@@ -234,7 +244,7 @@ def _once(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
         ) -> None:
             """Leave the tracker's run open for what is measured after training.
 
-            TRL's own log calls fail on a closed one.
+            TRL's own calls to log fail on a closed one.
             """
             logged.at_end.append(
                 lambda: upstream.on_train_end(self, args, state, control, **kwargs)
@@ -247,9 +257,8 @@ def _once(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
 def _end_wandb(args: TrainingArguments, *, failed: bool) -> None:
     """End wandb's run with ours.
 
-    By itself it ends with the process, and takes the next run for the same one.
-
-    It also reads the environment once a process, unless it is torn down.
+    By itself it ends with the process, and the next run in the process would continue it. wandb
+    also reads the environment once in a process, unless it is torn down.
     """
     wandb = sys.modules.get("wandb")
     if "wandb" in (args.report_to or []) and wandb is not None and wandb.run is not None:

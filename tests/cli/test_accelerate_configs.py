@@ -188,7 +188,7 @@ _ZERO = {
         ),
     ],
 )
-def test_what_each_process_is_told(
+def test_what_each_process_receives(
     name: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     """All of it, but for what version 2 of FSDP and the chosen wrap policy do not read."""
@@ -323,7 +323,7 @@ def submit(script: str, *flags: str, folder: Path, without: str = "", **environm
     ).returncode
 
 
-def test_a_batch_script_starts_each_node_and_goes_on_when_preempted(tmp_path: Path):
+def test_a_batch_script_starts_each_node_and_resumes_when_preempted(tmp_path: Path):
     asked = ("sft", "--accelerate", "fsdp2", "--run_name", "two words")
     assert submit("multi_node", *asked, folder=tmp_path, SLURM_GPUS_ON_NODE="8") == 0
     for node in (0, 1):

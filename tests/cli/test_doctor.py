@@ -204,7 +204,7 @@ def test_home_agrees_with_huggingface_hub(monkeypatch: pytest.MonkeyPatch):
         assert done.stdout.split() == [str(doctor.hf_home()), str(doctor.hf_home() / "token")]
 
 
-def test_a_gpu_that_torch_cannot_use_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_a_gpu_that_torch_cannot_use_is_reported(monkeypatch: pytest.MonkeyPatch):
     import torch
 
     monkeypatch.setattr(doctor, "count_gpus", lambda: 2)

@@ -434,7 +434,7 @@ def test_a_recipe_without_training_arguments_runs_alone(tmp_path: Path):
         ("from transformers import GenerationConfig\ndef main(a: GenerationConfig): ...", False),
     ],
 )
-def test_training_recipes_are_told_by_their_source(tmp_path: Path, source: str, trains: bool):
+def test_training_recipes_are_recognised_by_their_source(tmp_path: Path, source: str, trains: bool):
     path = tmp_path / "x.py"
     path.write_text(source)
     assert trains_a_model(path) is trains

@@ -143,7 +143,7 @@ def test_run_points_to_an_edited_copy_that_it_does_not_run(
         ("second_one", "--epochs", "3", "--processes=2"),
     ],
 )
-def test_launcher_options_stand_before_or_after_the_name(argv: tuple[str, ...]):
+def test_launcher_options_come_before_or_after_the_name(argv: tuple[str, ...]):
     assert cli._split([*argv]) == ("second_one", ["--epochs", "3"], {"processes": "2"})
 
 

@@ -120,7 +120,7 @@ def test_a_mistake_is_not_tried_again(start, word: str, reason: str) -> None:
     assert f"hfstack: not started again: {reason}" in said
 
 
-def test_the_same_command_goes_on_with_what_an_earlier_one_left(start) -> None:
+def test_the_same_command_resumes_what_an_earlier_one_left(start) -> None:
     assert start("killed:3,finished", 0)[0] == 137
     code, _, starts = start("killed:3,finished", 1)
     assert code == 0 and starts[1].endswith("--resume_from_checkpoint last")

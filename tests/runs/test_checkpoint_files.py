@@ -224,7 +224,7 @@ def test_cut_off_weights_and_a_bad_checksum_are_seen_without_a_manifest(tmp_path
         (["optimizer.pt", "scheduler.pt"], "no optimizer and no scheduler state"),
     ],
 )
-def test_weights_alone_are_not_continued_from(tmp_path: Path, lost: list[str], named: str) -> None:
+def test_weights_alone_are_not_resumed_from(tmp_path: Path, lost: list[str], named: str) -> None:
     path = checkpoint(tmp_path, 5, manifest=False)
     for name in lost:
         (path / name).unlink()
@@ -235,7 +235,9 @@ def test_weights_alone_are_not_continued_from(tmp_path: Path, lost: list[str], n
         check_checkpoint(path)
 
 
-def test_a_missing_random_state_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_random_state_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = checkpoint(tmp_path, 5, manifest=False)
     (path / "rng_state.pth").unlink()
     write_manifest(path, step=5)

@@ -38,14 +38,14 @@ def checkpoint(folder: Path, step: int, *, manifest: bool = True) -> Path:
     return path
 
 
-def test_last_begins_anew_where_nothing_is_whole(tmp_path: Path) -> None:
+def test_last_starts_over_where_nothing_is_whole(tmp_path: Path) -> None:
     assert choose_checkpoint(record(tmp_path), "last", ()) is None
     checkpoint(tmp_path, 2, manifest=False)
     assert choose_checkpoint(record(tmp_path), "last", ()) is None
     assert [path.name for path in tmp_path.iterdir()] == ["broken-2"]
 
 
-def test_a_start_that_asks_for_nothing_goes_on_with_nothing(tmp_path: Path) -> None:
+def test_a_start_that_asks_for_nothing_resumes_nothing(tmp_path: Path) -> None:
     checkpoint(tmp_path, 2, manifest=False)
     assert choose_checkpoint(record(tmp_path), None, ()) is None, (
         "a torn one does not stand in the way"

@@ -143,7 +143,7 @@ def test_a_killed_run_is_recognised(
             assert message in caplog.text
 
 
-def test_allowed_changes_go_on_and_are_kept(
+def test_allowed_changes_continue_and_are_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(DataError), start(tmp_path):

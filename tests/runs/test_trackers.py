@@ -21,7 +21,7 @@ from tests.conftest import SENTENCES
 def stopped_and_resumed(
     run_recipe, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Pretrain 6 steps under a tracker: die after the fifth, go on from the checkpoint of the
+    """Pretrain 6 steps under a tracker: die after the fifth, resume from the checkpoint of the
     fourth.
     """
     rows = tmp_path / "rows.jsonl"
@@ -84,7 +84,7 @@ def test_tensorboard_has_each_step_once(stopped_and_resumed):
     assert "TENSORBOARD_LOGGING_DIR" not in os.environ
 
 
-def test_tensorboard_forgets_a_run_that_begins_anew(
+def test_tensorboard_forgets_a_run_that_starts_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -163,14 +163,16 @@ def test_trackio_keeps_one_run_with_each_step_once(
     assert [log["train/global_step"] for log in logs if "train/loss" in log] == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_was_told_is_kept_once_it_has_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_was_logged_is_recorded_once_it_has_arrived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A process that is killed takes the tracker's last seconds with it: those are logged again."""
     clock = [0.0]
     monkeypatch.setattr("hfstack.runs.trackers.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def logged(run_id: str = "abcd1234") -> LoggedSteps:
         one = LoggedSteps(tmp_path / ".tracked.json", run_id)
-        one.begin()
+        one.load()
         return one
 
     first = logged()
@@ -180,7 +182,7 @@ def test_what_was_told_is_kept_once_it_has_arrived(tmp_path: Path, monkeypatch: 
     killed = logged()
     assert killed.knows(1, {"loss"}) and killed.knows(2, {"loss"}) and not killed.knows(3, {"loss"})
     assert not killed.knows(2, {"eval_loss"}), "it was logged 15 s before the kill"
-    first.keep(everything=True)
+    first.save(everything=True)
     ended = logged()
     assert (
         ended.knows(2, {"eval_loss"})
@@ -212,7 +214,7 @@ def test_a_run_inside_another_is_tracked_as_its_own(
     assert integration_utils.INTEGRATION_TO_CALLBACK["wandb"] is WandbCallback
 
 
-def test_the_users_own_names_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_users_own_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     args = TrainingArguments(
