@@ -277,10 +277,13 @@ def refuse_changes(
     refused = {name: values for name, values in changed.items() if name not in allowed}
     if refused:
         shown = "; ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in refused.items())
+        flags = f"--allow_changed {' '.join(refused)}"
+        # Only recipes that train have checkpoints to resume from.
+        if any("resume_from_checkpoint" in group for group in now.settings.values()):
+            flags = f"--resume_from_checkpoint last {flags}"
         raise CheckpointError(
             f"{place} holds another run of {before.recipe}, which differs in {shown}; choose "
-            "another --output_dir, or continue with the new value: --resume_from_checkpoint last "
-            f"--allow_changed {' '.join(refused)}"
+            f"another --output_dir, or continue with the new value: {flags}"
         )
 
     return changed

@@ -152,7 +152,7 @@ def test_allowed_changes_continue_and_are_recorded(
     assert read_run(tmp_path).error_kind == "DataError"
     with pytest.raises(
         CheckpointError,
-        match=r"rate 0\.1 -> 0\.2; .* --resume_from_checkpoint last --allow_changed rate",
+        match=r"rate 0\.1 -> 0\.2; .* continue with the new value: --allow_changed rate$",
     ):
         start(tmp_path, Settings(rate=0.2))
     monkeypatch.setattr(
@@ -165,6 +165,20 @@ def test_allowed_changes_continue_and_are_recorded(
         start(tmp_path, Settings(rate=0.2))
     with pytest.raises(CheckpointError, match=r"rate 0\.2 -> 0\.1"):
         start(tmp_path)
+
+
+def test_who_trains_is_shown_how_to_resume(tmp_path: Path) -> None:
+    def train(seed: int) -> Run:
+        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[], seed=seed)
+        return Run.start("train.py", tmp_path, args)
+
+    with train(seed=1) as run:
+        run.finish({})
+    with pytest.raises(
+        CheckpointError,
+        match="seed 1 -> 2; .* --resume_from_checkpoint last --allow_changed seed$",
+    ):
+        train(seed=2)
 
 
 def test_unwritable_output_dir(tmp_path: Path) -> None:
