@@ -1,25 +1,25 @@
-"""Kill training runs with SIGKILL at random moments, resume them, and compare with runs that were
-left alone.
+"""Kill training runs with SIGKILL, resume them, and compare with undisturbed ones.
 
-    python benchmarks/kill_soak.py                                     # 60 kills over every recipe
-    below python benchmarks/kill_soak.py --recipes sft --kills 15 --seed 1
+    python benchmarks/kill_soak.py                                    # 60 kills over four recipes
+    python benchmarks/kill_soak.py --recipes sft --kills 15 --seed 1
 
 Each recipe trains a tiny model with dropout, shuffling, gradient accumulation, evaluations and a
 checkpoint every second step, first undisturbed. Then the same command is started again and again
 with `--resume_from_checkpoint last` and killed, half of the times at any moment and half while a
-checkpoint is being written, until it has finished. What must come out: final weights equal in every
-bit, and in the log the same losses, gradient norms, learning rates and evaluations at the same
+checkpoint is being written, until it has finished. The final weights must be equal in every bit,
+and the log must hold the same losses, gradient norms, learning rates and evaluations at the same
 steps, each once.
 
 Importing the libraries takes many times longer than such a run, so they are imported once: every
 start is a fork of that process, which then calls the recipe as its command line would. SIGKILL ends
-it as it would end any process; what the page cache of the machine holds survives, so a power cut is
-not part of this."""
+it as it would end any process. What the page cache of the machine holds survives, so a power
+failure is not part of this.
+"""
 
 import argparse
-import importlib.util
-import inspect
+import itertools
 import json
+import math
 import os
 import random
 import re
@@ -29,7 +29,6 @@ import sys
 import tempfile
 import time
 import traceback
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,25 +40,25 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from hfstack.config import command_line, parse
+from hfstack.recipe_settings import load_recipe, settings_classes
 from hfstack.runs.checkpoint_files import MANIFEST
 
 ROOT = Path(__file__).parent.parent
-# Clocks, and what is counted by them; everything else in the log must be equal.
+# Clocks, and what is computed from them; everything else in the log must be equal.
 CLOCKS = re.compile(r"(_runtime|_per_second|tokens_per_s|mfu|step_time)$|^time/")
 Flags = dict[str, object]
 
 
 @dataclass
 class Outcome:
-    """What one recipe's killed runs came to."""
+    """The result of one recipe's killed runs."""
 
     recipe: str
     runs: int = 0
     kills: int = 0
     while_saving: int = 0
-    before_a_checkpoint: int = 0
     torn: int = 0
-    faults: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
 
 
 def main() -> int:
@@ -69,36 +68,32 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=60, help="how many at least, over all recipes")
     parser.add_argument("--kills_per_run", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16, help="optimizer steps of a run")
-
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument(
         "--folder", type=Path, help="where to work; kept afterwards (default: a temporary one)"
     )
     args = parser.parse_args()
+
     folder = args.folder or Path(tempfile.mkdtemp(prefix="kill-soak-"))
     os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
-
     inputs = make_inputs(folder / "inputs")
+
     print(f"{'recipe':<14}{'runs':>6}{'kills':>7}{'saving':>8}{'torn':>6}  outcome")
     outcomes = []
-
+    kills = math.ceil(args.kills / len(args.recipes))
     for recipe in args.recipes:
         generator = random.Random(f"{args.seed} {recipe}")
-        kills = -(-args.kills // len(args.recipes))
         outcome = soak(recipe, RECIPES[recipe](inputs), folder / recipe, kills, generator, args)
         outcomes.append(outcome)
-        result = "; ".join(outcome.faults) or "weights and log equal"
+        result = "; ".join(outcome.differences) or "weights and log equal"
         print(
             f"{recipe:<14}{outcome.runs:>6}{outcome.kills:>7}{outcome.while_saving:>8}"
             f"{outcome.torn:>6}  {result}"
         )
 
-    total, torn = (
-        sum(outcome.kills for outcome in outcomes),
-        sum(outcome.torn for outcome in outcomes),
-    )
-
-    failed = sum(len(outcome.faults) for outcome in outcomes)
+    total = sum(outcome.kills for outcome in outcomes)
+    torn = sum(outcome.torn for outcome in outcomes)
+    failed = sum(len(outcome.differences) for outcome in outcomes)
     print(f"{total} kills, {torn} torn checkpoints set aside, {failed} runs that differ")
 
     if args.folder is None and not failed:
@@ -115,7 +110,7 @@ def soak(
     args: argparse.Namespace,
 ) -> Outcome:
     """Run one recipe undisturbed, then killed until `kills` are reached."""
-    module = load(recipe)
+    module = load_and_warm_up(recipe)
     common = {
         "max_steps": args.steps,
         "save_strategy": "steps",
@@ -134,38 +129,34 @@ def soak(
 
     flags = {name: value for name, value in (common | flags).items() if value is not None}
     folder.mkdir(parents=True)
-    began = time.monotonic()
 
-    whole = folder / "whole"
-    if wait(start(module, flags, whole)) != 0:
-        raise SystemExit(f"{recipe} fails undisturbed: {tail(whole)}")
+    # undisturbed
+    undisturbed = folder / "undisturbed"
+    began = time.monotonic()
+    if wait(start(module, flags, undisturbed)) != 0:
+        raise SystemExit(f"{recipe} fails undisturbed: {read_last_line(undisturbed)}")
     duration_s = time.monotonic() - began
 
+    # killed
     outcome = Outcome(recipe)
     while outcome.kills < kills:
         killed = folder / f"killed-{outcome.runs}"
-        one_run(
-            module,
-            flags,
-            killed,
-            duration_s,
-            min(args.kills_per_run, kills - outcome.kills),
-            generator,
-            outcome,
-        )
+        log = killed.with_suffix(".log")
+        limit = min(args.kills_per_run, kills - outcome.kills)
+        kill_and_resume(module, flags, killed, duration_s, limit, generator, outcome)
 
         outcome.runs += 1
-        outcome.torn += (killed.with_suffix(".log")).read_text(errors="replace").count(" is torn: ")
-        outcome.faults += [f"run {outcome.runs}: {fault}" for fault in differences(whole, killed)]
-
-        if not outcome.faults:
+        outcome.torn += log.read_text(errors="replace").count(" is torn: ")
+        found = compare(undisturbed, killed)
+        outcome.differences += [f"run {outcome.runs}: {difference}" for difference in found]
+        if not outcome.differences:
             shutil.rmtree(killed)
-            killed.with_suffix(".log").unlink()
+            log.unlink()
 
     return outcome
 
 
-def one_run(
+def kill_and_resume(
     module: ModuleType,
     flags: Flags,
     out: Path,
@@ -176,28 +167,29 @@ def one_run(
 ) -> None:
     """Start a run, kill it `kills` times, and let it finish."""
     for attempt in range(kills + 1):
-        process = start(
-            module, flags | ({"resume_from_checkpoint": "last"} if attempt else {}), out
-        )
+        resume: Flags = {"resume_from_checkpoint": "last"} if attempt else {}
+        process = start(module, flags | resume, out)
 
+        # The last start is left alone.
         if attempt == kills:
             if wait(process) != 0:
-                outcome.faults.append(f"ended with an error: {tail(out)}")
+                outcome.differences.append(f"ended with an error: {read_last_line(out)}")
             return
 
         if generator.random() < 0.5:
-            struck = strike_while_saving(process, out, generator)
-            outcome.while_saving += struck
+            was_killed = kill_while_saving(process, out, generator)
+            outcome.while_saving += was_killed
         else:
-            struck = strike_after(process, generator.uniform(0, duration_s))
+            was_killed = kill_after(process, generator.uniform(0, duration_s))
 
-        outcome.kills += struck
-        if not struck:  # it had finished before
+        # It may have finished before.
+        outcome.kills += was_killed
+        if not was_killed:
             return
 
 
-def strike_after(process: int, seconds: float) -> bool:
-    """Kill a process after a while; return whether it was still there."""
+def kill_after(process: int, seconds: float) -> bool:
+    """Kill a process after some seconds; return whether it was still there."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if ended(process):
@@ -206,9 +198,10 @@ def strike_after(process: int, seconds: float) -> bool:
     return kill(process)
 
 
-def strike_while_saving(process: int, out: Path, generator: random.Random) -> bool:
-    """Kill a process while it writes a checkpoint: one that appears, after some of the time that
-    one takes.
+def kill_while_saving(process: int, out: Path, generator: random.Random) -> bool:
+    """Kill a process while it writes a checkpoint; return whether it was still there.
+
+    It is killed after some of the time that a save takes.
     """
     known = {path.name for path in out.glob("checkpoint-*")}
     saves = generator.randint(1, 4)  # which of the saves to come
@@ -227,13 +220,13 @@ def strike_while_saving(process: int, out: Path, generator: random.Random) -> bo
 
 
 def kill(process: int) -> bool:
-    """SIGKILL, and whether that is what ended it."""
+    """Send SIGKILL to a process, and return whether that is what ended it."""
     os.kill(process, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
 
 
 def ended(process: int) -> bool:
-    """Whether a child has ended by itself; it stays to be waited for."""
+    """Return whether a child has ended by itself; it stays to be waited for."""
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
@@ -243,15 +236,17 @@ def wait(process: int) -> int:
 
 
 def start(module: ModuleType, flags: Flags, out: Path) -> int:
-    """Fork a process that runs the recipe as its command line does; what it writes goes to
-    `<out>.log`.
+    """Fork a process that runs the recipe as its command line does, and return its id.
+
+    What it writes goes to `<out>.log`.
     """
     sys.stdout.flush()
     process = os.fork()
     if process:
         return process
-    code = 1
 
+    # in the child
+    code = 1
     try:
         with out.with_suffix(".log").open("ab", buffering=0) as log:
             for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
@@ -262,7 +257,6 @@ def start(module: ModuleType, flags: Flags, out: Path) -> int:
             *(f"--{name}={value}" for name, value in flags.items()),
             f"--output_dir={out}",
         ]
-
         command_line(module.main)
         code = 0
     except SystemExit as stop:
@@ -271,52 +265,46 @@ def start(module: ModuleType, flags: Flags, out: Path) -> int:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        os._exit(code)  # nothing that the parent registered shall run here
+        # Nothing that the parent registered shall run here.
+        os._exit(code)
 
 
-def load(recipe: str) -> ModuleType:
-    """Import a recipe by its path, and have its libraries import what they import late."""
-    path = ROOT / "recipes" / f"{recipe}.py"
-    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-
-    spec.loader.exec_module(module)
-    hints = typing.get_type_hints(module.main)
-    parse(
-        *(hints[name] for name in inspect.signature(module.main).parameters),
-        argv=["--output_dir", "unused"],
-    )
-
+def load_and_warm_up(recipe: str) -> ModuleType:
+    """Import a recipe, and have its libraries import what they import late."""
+    module = load_recipe(ROOT / "recipes" / f"{recipe}.py")
+    parse(*settings_classes(module), argv=["--output_dir", "unused"])
     return module
 
 
-def differences(whole: Path, killed: Path) -> list[str]:
-    """Say how two finished runs differ: in a weight, or in what they logged at which step."""
-    files = sorted(path.name for path in whole.glob("*.safetensors"))
-    faults = [] if files else ["no weights"]
+def compare(undisturbed: Path, killed: Path) -> list[str]:
+    """Return how two finished runs differ: in weights, or in what they logged at a step."""
+    files = sorted(path.name for path in undisturbed.glob("*.safetensors"))
+    found = [] if files else ["no weights"]
 
+    # weights
     for name in files:
         if not (killed / name).is_file():
-            return [f"{name} is missing: {tail(killed)}"]
-        with safe_open(whole / name, "pt") as one, safe_open(killed / name, "pt") as two:
+            return [f"{name} is missing: {read_last_line(killed)}"]
+        with safe_open(undisturbed / name, "pt") as one, safe_open(killed / name, "pt") as two:
             names = list(one.keys())
             unequal = [key for key in names if not one.get_tensor(key).equal(two.get_tensor(key))]
-        faults += [f"{name} differs in {len(unequal)} tensors"] if unequal else []
+        if unequal:
+            found.append(f"{name} differs in {len(unequal)} tensors")
 
-    logs = [logged(folder) for folder in (whole, killed)]
-    if logs[0] != logs[1]:
-        a, b = next((a, b) for a, b in zip([*logs[0], {}], [*logs[1], {}], strict=False) if a != b)
-        keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-        shown = ", ".join(f"{key} {a.get(key)} became {b.get(key)}" for key in keys[:4])
-        faults.append(f"the log differs at step {a.get('step')}: {shown}")
+    # log
+    expected, logged = read_log(undisturbed), read_log(killed)
+    for old, new in itertools.zip_longest(expected, logged, fillvalue={}):
+        if old != new:
+            keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+            shown = ", ".join(f"{key} {old.get(key)} became {new.get(key)}" for key in keys[:4])
+            found.append(f"the log differs at step {old.get('step')}: {shown}")
+            break
 
-    return faults
+    return found
 
 
-def logged(folder: Path) -> list[dict[str, float]]:
-    """The log of a run in its order, without clocks and without the summary of the last process."""
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Return the log of a run, without clocks and the summary of the last process."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     kept = [entry for entry in history if "train_runtime" not in entry]
     return [
@@ -324,8 +312,8 @@ def logged(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def tail(out: Path) -> str:
-    """The last line that a run wrote."""
+def read_last_line(out: Path) -> str:
+    """Return the last line that a run wrote."""
     lines = out.with_suffix(".log").read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "nothing was written"
 
@@ -336,12 +324,14 @@ def make_inputs(folder: Path) -> Path:
 
     from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
 
+    # rows
     words = ["fox", "owl", "hen", "cat", "river", "hill", "sun", "ball"]
     stories = [
         f"{i}: the {words[i % 8]} met the {words[(i * 3 + 1) % 8]} near the {words[i % 5 + 3]}."
         for i in range(80)
     ]
 
+    # tokenizer
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -358,8 +348,9 @@ def make_inputs(folder: Path) -> Path:
         tokenizer_object=core, eos_token=special[0], pad_token=special[1]
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    set_seed(0)
 
+    # models
+    set_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -374,9 +365,10 @@ def make_inputs(folder: Path) -> Path:
         tie_word_embeddings=True,
         attention_dropout=0.1,
     )
-
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+
+    # files
     forms = {
         "text": [{"text": story} for story in stories * 4],
         "chat": [
@@ -392,7 +384,6 @@ def make_inputs(folder: Path) -> Path:
             for i in range(80)
         ],
     }
-
     for name, rows in forms.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -402,16 +393,15 @@ def make_inputs(folder: Path) -> Path:
         "n_layer": 2,
         "n_head": 2,
         "n_embd": 64,
+        "n_positions": 128,
+        "vocab_size": len(tokenizer),
     }
-
-    (folder / "gpt2.json").write_text(
-        json.dumps(gpt2 | {"n_positions": 128, "vocab_size": len(tokenizer)})
-    )
+    (folder / "gpt2.json").write_text(json.dumps(gpt2))
     return folder
 
 
 def pretrain_flags(inputs: Path) -> Flags:
-    """From scratch, with dropout everywhere (GPT-2)."""
+    """Return the flags of a GPT-2 from scratch, with dropout everywhere."""
     return {
         "model_name_or_path": inputs / "gpt2.json",
         "tokenizer_name_or_path": inputs / "model",
@@ -425,7 +415,7 @@ def pretrain_flags(inputs: Path) -> Flags:
 
 
 def sft_flags(inputs: Path) -> Flags:
-    """An adapter with dropout, on packed rows."""
+    """Return the flags of an adapter with dropout, on packed rows."""
     return {
         "model_name_or_path": inputs / "model",
         "datasets": inputs / "chat.jsonl",
@@ -444,7 +434,7 @@ def sft_flags(inputs: Path) -> Flags:
 
 
 def reward_flags(inputs: Path) -> Flags:
-    """A reward head on a model with dropout."""
+    """Return the flags of a reward head on a model with dropout."""
     return {
         "model_name_or_path": inputs / "model",
         "datasets": inputs / "pairs.jsonl",
@@ -457,8 +447,9 @@ def reward_flags(inputs: Path) -> Flags:
 
 
 def ppo_flags(inputs: Path) -> Flags:
-    """Two optimizer steps a rollout, an adapter with dropout, a critic of its own, and a reward by
-    function.
+    """Return the flags of PPO with two optimizer steps a rollout.
+
+    The policy is an adapter with dropout, the critic a model of its own, the reward a function.
     """
     return {
         "model_name_or_path": inputs / "model",
