@@ -33,6 +33,11 @@ def encode_joined(
     return _encode_at_seam(tokenizer, prompt, answer, add_special_tokens=True)[:2]
 
 
+def spans_seam(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> bool:
+    """Return whether one token holds the prompt's end and the answer's beginning."""
+    return _encode_at_seam(tokenizer, prompt, answer, add_special_tokens=True)[2]
+
+
 def encode_behind(
     tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], answer: str
 ) -> list[int]:
@@ -74,8 +79,8 @@ def decode_answer(
 def answer_opening(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the white space that the chat template writes before an answer.
 
-    "" for none. Llama 2's and Mistral's write a blank between `[/INST]` and the answer: a model generates it,
-    and the template would write it a second time.
+    "" for none. Llama 2's and Mistral's write a blank between `[/INST]` and the answer: a model
+    generates it, and the template would write it a second time.
     """
     if tokenizer.chat_template is None:
         return ""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -216,3 +217,26 @@ def test_mistakes_end_in_one_line(rloo, tiny_tokenizer, tmp_path: Path) -> None:
     ).save_pretrained(gpt2)
     tiny_tokenizer.save_pretrained(gpt2)
     refuse(ConfigError, "absolute position embeddings", model_name_or_path=gpt2)
+
+
+def test_the_models_own_settings_are_not_sampled_with_and_are_saved(
+    rloo, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL leaves out what it does not know, so that this model would say one token for ever."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    own = {"suppress_tokens": [*range(5), *range(6, 300)], "min_new_tokens": 8}
+    model.generation_config.update(**own)
+    for source in (model, AutoTokenizer.from_pretrained(tiny_llama)):
+        source.save_pretrained(tmp_path / "own")
+
+    seen: list[list[int]] = []
+
+    def obeys(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+        seen.extend(completion_ids)
+        return [float(len(text)) for text in completions]
+
+    monkeypatch.setattr("hfstack.tasks.rl.demo_reward.obeys", obeys)
+    rloo(model_name_or_path=tmp_path / "own", max_steps=1)
+    assert len({token for ids in seen for token in ids}) > 50
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert {name: getattr(saved, name) for name in own} == own

@@ -176,7 +176,9 @@ def read_behind_prompts(
     ) -> Any:
         asked = [encode_prompt(prompt, tokenizer) for prompt in prompts]
         texts = decode_completions(tokenizer, prompts, asked, completion_ids)
-        alone = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        alone = tokenizer.batch_decode(
+            [list(ids) for ids in completion_ids], skip_special_tokens=True
+        )
 
         whole = [
             _with_text(completion, trl_text, text)

@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.tokens.chat import encode_for_generation, render_chat
-from hfstack.tokens.seams import count_shared, encode_joined
+from hfstack.tokens.seams import count_shared, encode_joined, spans_seam
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
 logger = get_logger(__name__)
 
 _SHOWN_PROBLEMS = 3
+_ROWS_WITH_SEAMS = 500  # rows whose seams are looked at
 _OPENING_TOKENS = 8  # of a plain text, when a model is asked to continue it
 
 
@@ -108,6 +109,7 @@ def encode_usable_rows(
         load_from_cache_file=False,
     )
 
+    _report_spanned_seams(rows, tokenizer, name=name)
     problems: list[str] = encoded["problem"][:]
     if any(problems):
         _report_problems(rows, problems, name=name, on_bad_row=on_bad_row)
@@ -247,6 +249,32 @@ def _report_problems(rows: Dataset, problems: Sequence[str], *, name: str, on_ba
     reasons = Counter(problems[index].partition(":")[0] for index in bad)
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     logger.warning("left out %d of %d %s rows (%s); %s", len(bad), len(rows), name, counts, shown)
+
+
+def _report_spanned_seams(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+    """Log in how many of the first rows one token spans prompt and completion.
+
+    It is learned with the completion. But the prompt alone ends with another token when the model
+    is used, so that it goes on from tokens that it was not trained on.
+    """
+    if not {"prompt", "completion"} <= set(rows.column_names):
+        return
+
+    first = rows.select(range(min(len(rows), _ROWS_WITH_SEAMS)))
+    joined = [(str(row["prompt"] or ""), str(row["completion"] or "")) for row in cast(Any, first)]
+    spanned = [pair for pair in joined if all(pair) and spans_seam(tokenizer, *pair)]
+    if spanned:
+        logger.warning(
+            "%d of the first %d %s rows: one token spans the end of the prompt and the beginning "
+            "of the completion, such as %r + %r; it is learned with the completion, but a prompt "
+            "alone ends with another token: move white space from the prompt's end to the "
+            "completion's beginning",
+            len(spanned),
+            len(first),
+            name,
+            spanned[0][0][-20:],
+            spanned[0][1][:20],
+        )
 
 
 def _report_truncated(lengths: Sequence[int], *, name: str, max_length: int) -> None:

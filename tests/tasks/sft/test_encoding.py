@@ -215,3 +215,18 @@ def test_plain_rows_are_trained_as_the_text_that_reward_and_dpo_read() -> None:
         assert masked == encode_answer(llama, prompt, completion)[2]
         before = llama.decode(ids[:masked], skip_special_tokens=True)
         assert prompt in (before, before + " ")
+
+
+def test_tokens_that_span_prompt_and_completion_are_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = [{"prompt": "The", "completion": " girl"}, {"prompt": "The ", "completion": "girl"}]
+    split = convert_rows(Dataset.from_list(rows), Columns(), as_chat=False)
+    limits: Any = {"max_length": 32, "assistant_only": False, "completion_only": True}
+    with caplog.at_level(logging.WARNING, "hfstack"):
+        encode_usable_rows(split.select([0]), llama2(dummy_prefix=True), name="train", **limits)
+        assert not caplog.messages
+        encode_usable_rows(split, llama2(dummy_prefix=True), name="train", **limits)
+    expected = "1 of the first 2 train rows: one token spans the end of the prompt"
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(expected)
+    assert "such as 'The ' + 'girl'" in caplog.messages[0]
