@@ -58,9 +58,10 @@ def render_chat(
 def encode_for_generation(
     tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]] | str
 ) -> list[int]:
-    """Return the token ids of a prompt, a conversation or plain text, up to its answer.
+    """Return the token ids of a prompt up to its answer.
 
-    The eos token that some tokenizers add to a text is left out, since the text goes on.
+    The prompt is a conversation or plain text. The eos token that some tokenizers add to a text is
+    left out, since the answer follows.
     """
     if isinstance(prompt, str):
         ids = cast(list[int], tokenizer(prompt)["input_ids"])
