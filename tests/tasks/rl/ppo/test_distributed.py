@@ -65,7 +65,9 @@ def test_two_processes_train_as_one(settings: dict[str, Any], tiny_llama: Path, 
     alone = train(0, tmp_path, tiny_llama, settings, 8)
     for name, value in alone["weights"].items():
         assert torch.equal(first["weights"][name], second["weights"][name]), name
-        assert torch.allclose(first["weights"][name], value, atol=2e-5), name
+        # Adam turns the rounding of a gradient near 0 into a share of its step of 1e-3, and that
+        # rounding depends on how many threads add up: 2.4e-5 was seen with two, 4e-6 with one.
+        assert torch.allclose(first["weights"][name], value, atol=5e-5), name
     for name, value in alone["logged"].items():
         assert first["logged"][name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
