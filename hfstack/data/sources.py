@@ -88,7 +88,7 @@ class Source:
 
 @dataclass
 class ReadSource:
-    """What a reader found out about a source: its files, its rows, a Hub dataset's revision."""
+    """What a reader found out about a source: files, rows, a Hub dataset's revision."""
 
     files: list[DataFile] = field(default_factory=list)
     rows: int | None = None
@@ -379,9 +379,9 @@ def require_columns(
 
 
 def _empty_quarantine(quarantine_file: Path | None) -> Path | None:
-    """Return the file for bad rows, without those of an earlier run; a sink on other ranks.
+    """Return the file for bad rows, emptied of those of an earlier run.
 
-    The sources of one run append to the file in turn.
+    The sources of one run append to the file in turn. On other ranks than 0 it is a sink.
     """
     if quarantine_file is None:
         return None

@@ -23,6 +23,7 @@ def answers(seed: int, index: int, *, count: int = 4) -> tuple[dict[str, Any], l
         if part.strip()
     ]
 
+    # one of each kind that the docstring names, so that a judge has something to tell apart
     words = right.split(" ")
     candidates = [
         right,
@@ -32,6 +33,7 @@ def answers(seed: int, index: int, *, count: int = 4) -> tuple[dict[str, Any], l
         " ".join(sentences[: max(1, len(sentences) * 2 // 3)]),
     ]
 
+    # Of a short answer some of these are the same text: other rows fill up.
     other = index
     while len(dict.fromkeys(candidates)) < max(6, count):
         other += 1 + uniform.randrange(1000)

@@ -19,9 +19,8 @@ from hfstack.demo.templates import read_blocks
 DemoTask = Literal["mixed", "beginning"]
 
 QUESTION_SHARE = 0.25
-_STREAM_SIZE = (
-    1_000_003  # seeds of the streams; a prime, so that two nearby corpus seeds share no stream
-)
+# Between seeds of the streams: a prime, so that two nearby corpus seeds share no stream.
+_STREAM_SIZE = 1_000_003
 _BLOCKS = {
     title: {section: tuple(map(compile_template, lines)) for section, lines in block.items()}
     for title, block in read_blocks("instructions").items()
@@ -64,6 +63,7 @@ def instruction(
         careless_share: Of beginnings, the share in [0, 1) whose completion has no capitals, is torn
             off or stops after one sentence, as hasty writers leave them: see `carelessly`.
     """
+    # Its own stream for each row: row n is the same however many are asked for.
     uniform = random.Random(f"instruction/{seed}/{index}").random
     if task == "beginning":
         tale = beginning(seed * _STREAM_SIZE + 1, index)

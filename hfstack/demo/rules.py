@@ -189,17 +189,19 @@ def read_request(instruction: str) -> Request:
 
     words = _LATIN_WORD.findall(instruction)
     lower = [word.lower() for word in words]
+    ending = None
+    if {"happy", "happily"} & set(lower):
+        ending = "happy"
+    elif {"sad", "sadly"} & set(lower):
+        ending = "sad"
+
     return Request(
         animal=_first(lower, _ANIMALS),
         name=_first(words, _ALL_NAMES),
         trait=_first(lower, set(TRAITS)),
         place=_first(lower, set(_PLACE_PHRASES)),
         object=_first(lower, _THING_NOUNS),
-        ending="happy"
-        if {"happy", "happily"} & set(lower)
-        else "sad"
-        if {"sad", "sadly"} & set(lower)
-        else None,
+        ending=ending,
         beginning=bool(_BEGINNING.search(instruction)),
     )
 
@@ -217,10 +219,10 @@ def facts_of(story: str) -> Request:
         if (match := phrase.search(story))
     }
 
+    # A story is about the thing that it names most often, and of equals about the first.
     counts = {
         noun: (lower.count(noun), -lower.index(noun)) for noun in _THING_NOUNS if noun in lower
     }
-
     traits = {
         trait: match.start()
         for trait, pattern in _TRAIT_PATTERNS.items()
@@ -280,11 +282,12 @@ def _judge_obedience(request: Request, answer: str) -> dict[str, float]:
     asked: dict[str, float] = {}
 
     if request.animal:
-        first = _first(lower, _ANIMALS) == request.animal
+        # a list of animals names the right one too
         crowd = 0.4 if len(_ANIMALS & set(lower)) > 5 else 1.0
-        asked["hero"] = crowd * (
-            1.0 if first else 0.4 if _count(lower, request.animal) > 1 else 0.0
-        )
+        role = 0.4 if _count(lower, request.animal) > 1 else 0.0
+        if _first(lower, _ANIMALS) == request.animal:
+            role = 1.0
+        asked["hero"] = crowd * role
 
     if request.name:
         often = 1 if request.beginning else 3
@@ -374,14 +377,12 @@ def _judge_grammar(
     least, most = function_words
     share = sum(word in _FUNCTION_WORDS for word in lower) / len(lower)
     well_formed = wrong = 0
-
     for sentence in sentences:
         words = [word.lower() for word in _LATIN_WORD.findall(sentence)]
         first_letter = re.search(r"[A-Za-z]", sentence)
         well_formed += bool(
             first_letter and first_letter.group().isupper() and 1 <= len(words) <= 45
         )
-
         wrong += sum(
             (left in _DETERMINERS and right in _NO_NOUNS)
             or (left == right and left in _FUNCTION_WORDS)
@@ -389,6 +390,7 @@ def _judge_grammar(
         )
         wrong += bool(words) and words[-1] in _NO_LAST_WORDS
 
+    # Factors and no sum: words in any order have the right share of function words too.
     return (
         _ramp(share, least - 0.15, least)
         * _ramp(-share, -most - 0.15, -most)
@@ -431,6 +433,7 @@ def _judge_reply(request: Request, answer: str) -> tuple[dict[str, float], dict[
         right = float(fact in lower)
         rivals = len((vocabulary & set(lower)) - {fact})
 
+    # Each gate closes a way to score without an answer: naming everything, going on for ever.
     sentences = [sentence.strip() for sentence in _SENTENCE.findall(answer)]
     gates = {
         "finished": 1.0 if re.search(r'[.!?]"?$', answer.strip()) else 0.5,

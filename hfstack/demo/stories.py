@@ -299,12 +299,11 @@ def _facts(kind: Species, place: Place, thing: Thing, pick: Callable) -> dict[st
     while friend_kind is kind or friend_pronoun not in friend_kind.pronouns:
         friend_kind = pick(SPECIES)
 
-    hero, friend, elder, relative = (
-        pick(NAMES[hero_pronoun]),
-        pick(NAMES[friend_pronoun]),
-        pick(ELDERS),
-        pick(RELATIVES),
-    )
+    # The order of these picks is part of the corpus: another order gives other stories.
+    hero = pick(NAMES[hero_pronoun])
+    friend = pick(NAMES[friend_pronoun])
+    elder = pick(ELDERS)
+    relative = pick(RELATIVES)
 
     he, him, his, himself, his_own = _PRONOUNS[hero_pronoun]
     fhe, fhim, fhis, fhimself, _ = _PRONOUNS[friend_pronoun]
@@ -323,24 +322,20 @@ def _facts(kind: Species, place: Place, thing: Thing, pick: Callable) -> dict[st
         )
     )
 
-    facts = {
-        "H": hero,
-        "HN": hero,
-        "he": he,
-        "him": him,
-        "his": his,
-        "self": himself,
-        "his_own": his_own,
-    }
-
+    # the hero
+    facts = {"H": hero, "HN": hero, "he": he, "him": him, "his": his}
+    facts.update(self=himself, his_own=his_own)
     facts.update(kind=kind.noun, kinds=_plural(kind.noun), home=kind.home, went=kind.went)
     facts.update(limb=kind.limb, limbs=_plural(kind.limb))
+
+    # the others: a friend, and who is older
     facts.update(F=known, FX=stranger, FN=friend, fhe=fhe, fhim=fhim, fhis=fhis, fhimself=fhimself)
     facts.update(fkind=friend_kind.noun, fhome=friend_kind.home)
     facts.update(
         E=f"an old {elder}", EN=f"the {elder}", his_elder=pick(("his", "her")), kin=relative
     )
 
+    # where
     facts.update(
         place=place.noun, at=f"{place.at} the {place.noun}", to=f"{place.to} the {place.noun}"
     )
@@ -348,7 +343,6 @@ def _facts(kind: Species, place: Place, thing: Thing, pick: Callable) -> dict[st
         the_place=f"the {place.noun}",
         from_place=pick(("from the sea", "over the hills", "from the north")),
     )
-
     facts.update(
         from_far=pick(
             ("from across the sea", "from a big city", "from the other side of the hills")
@@ -356,6 +350,8 @@ def _facts(kind: Species, place: Place, thing: Thing, pick: Callable) -> dict[st
     )
 
     facts.update(spot=place.spots[first_spot], spot2=place.spots[(first_spot + 1) % 3])
+
+    # the thing, whose number its verbs and pronouns follow
     facts.update(
         a=f"{article} {adjective} {thing.noun}", o=thing.noun, oa=f"{adjective} {thing.noun}"
     )

@@ -62,6 +62,7 @@ def ngram_bits_per_byte(train: Sequence[str], held_out: Sequence[str], *, order:
     vocabulary_size = len(counts[0]) + 1
     bits = 0.0
 
+    # From the shortest context to the longest: each one gives what it never saw to the one before.
     for words in map(_padded, held_out, [order] * len(held_out)):
         for end in range(order - 1, len(words)):
             probability = 1 / vocabulary_size

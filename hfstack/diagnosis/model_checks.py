@@ -87,8 +87,10 @@ def check_preference_link(runs: Sequence[ChainRun]) -> list[Finding]:
     found: list[Finding] = []
     for run in (run for run in runs if run.recipe == "preferences"):
         found += _failed(run, "preferences")
-        metrics, pairs = run.metrics, run.metrics.get("train_pairs")
-        if pairs and (flipped := metrics.get("flipped_pairs")) is not None:
+        metrics = run.metrics
+        pairs = metrics.get("train_pairs")
+        flipped = metrics.get("flipped_pairs")
+        if pairs and flipped is not None:
             verdict, shown = share_by_limit(
                 flipped / pairs, pairs, warn=_NOISE_WARN, bad=_NOISE_BAD
             )
@@ -97,9 +99,14 @@ def check_preference_link(runs: Sequence[ChainRun]) -> list[Finding]:
                 Finding("preferences", "label noise", verdict, evidence, "lower --label_noise")
             )
 
-        if (kept := metrics.get("kept")) and (clashes := metrics.get("contradictions")) is not None:
-            share, count = clashes / (kept + clashes), kept + clashes
-            verdict, shown = share_by_limit(share, count, warn=_NOISE_WARN, bad=_NOISE_BAD)
+        # A judge that contradicts itself, or cannot decide, says little about what is better.
+        kept = metrics.get("kept")
+        clashes = metrics.get("contradictions")
+        if kept and clashes is not None:
+            count = kept + clashes
+            verdict, shown = share_by_limit(
+                clashes / count, count, warn=_NOISE_WARN, bad=_NOISE_BAD
+            )
             evidence = f"{run.label}: {shown} different pairs are also there the other way round"
             advice = "ask several judges for each pair and keep the majority"
             found.append(Finding("preferences", "contradictions", verdict, evidence, advice))
@@ -109,7 +116,6 @@ def check_preference_link(runs: Sequence[ChainRun]) -> list[Finding]:
                 ties / (kept + ties), kept + ties, warn=_TIES_WARN, bad=_TIES_BAD
             )
             evidence = f"{run.label}: ties in {shown} comparisons"
-
             advice = "sample more different answers (--temperature), or use a finer judge"
             found.append(Finding("preferences", "ties", verdict, evidence, advice))
 
@@ -137,6 +143,7 @@ def check_reward_model(runs: Sequence[ChainRun]) -> list[Finding]:
             )
             continue
 
+        # accuracy alone can come from preferring the longer answer: the others look behind it
         found += [
             _accuracy(run),
             *_against_length(run),
@@ -172,15 +179,14 @@ def _failed(run: ChainRun, link: Link) -> list[Finding]:
 def _ended(run: ChainRun) -> list[Finding]:
     """Check the share of the SFT model's answers that end, wherever it was measured."""
     if run.recipe == "sft":
-        name, count, whose = "finished_share", run.metrics.get("answer_rows"), "its answers"
+        name, whose = "finished_share", "its answers"
+        count = run.metrics.get("answer_rows")
     elif run.recipe == "win_rate":
-        name, count, whose = (
-            "reference_ended_share",
-            run.metrics.get("prompts"),
-            "the reference's answers",
-        )
+        name, whose = "reference_ended_share", "the reference's answers"
+        count = run.metrics.get("prompts")
     elif run.recipe in ONLINE_RECIPES:
-        name, count, whose = "start_ended_share", None, "the starting model's answers"
+        name, whose = "start_ended_share", "the starting model's answers"
+        count = None
     else:
         return []
 
@@ -201,11 +207,9 @@ def _repeats(run: ChainRun) -> list[Finding]:
         missing = f"{run.label} kept no answers of more than four words"
         return [Finding("sft", "repetition", "unknown", missing, "--answer_rows 100")]
 
-    natural = (
-        repeated_share([str(row["reference"]) for row in run.answers if row.get("reference")])
-        or 0.0
-    )
-
+    # Names and set phrases come twice in good answers too.
+    references = [str(row["reference"]) for row in run.answers if row.get("reference")]
+    natural = repeated_share(references) or 0.0
     evidence = (
         f"{run.label}: {percent(share)} of the four-word runs of {len(texts)} answers are repeats, "
         f"{percent(natural)} of the references'"
@@ -228,6 +232,7 @@ def _still_falling(run: ChainRun) -> list[Finding]:
             Finding("sft", "trained to the end", "unknown", evidence, "smaller --logging_steps")
         ]
 
+    # Single losses are noise, so quarters are compared, the last with the one before it.
     _, _, third, last = (fmean(part) for part in quarters(losses))
     fall = (third - last) / abs(third)
     held_out = first_metric(run, "held_out_loss", "eval_loss")
@@ -270,12 +275,12 @@ def _length_of_pairs(runs: Sequence[ChainRun]) -> list[Finding]:
         for run in runs
         if run.recipe == "preferences"
     ]
-
+    # pairs that somebody else made have no run of their own, but a reward run measures its own
     sources = sources or [
         (run, "eval_length_accuracy", "eval_pairs") for run in runs if run.recipe == "reward"
     ]
-    found = []
 
+    found = []
     for run, name, count in sources:
         if name not in run.metrics:
             continue
@@ -285,7 +290,6 @@ def _length_of_pairs(runs: Sequence[ChainRun]) -> list[Finding]:
             leaning, run.metrics.get(count), warn=_LONGER_WARN, bad=_LONGER_BAD
         )
         evidence = f"{run.label}: the {side} answer is the chosen one in {shown} pairs"
-
         advice = "balance the pairs by length, or compare answers of like length"
         found.append(Finding("preferences", "length", verdict, evidence, advice))
 
@@ -338,14 +342,15 @@ def _length_habit(run: ChainRun) -> list[Finding]:
     names = ("eval_accuracy_chosen_longer", "eval_accuracy_chosen_shorter")
     if any(name not in metrics for name in names) or "eval_length_accuracy" not in metrics:
         return []
-    longer, shorter = (metrics[name] for name in names)
 
+    # A model that only counts words is right on one kind of pairs and wrong on the other. Which is
+    # the smaller kind is known from the share of pairs that length alone gets right.
+    longer, shorter = (metrics[name] for name in names)
     share = metrics["eval_length_accuracy"]
     counts = [max(1, round(metrics["eval_pairs"] * part)) for part in (share, 1 - share)]
     worse, count = min(zip((longer, shorter), counts, strict=True))
     high = share_interval([worse] * count)[1]
     correlation = metrics.get("eval_reward_length_correlation", 0.0)
-
     habit = high < 0.5 and max(longer, shorter) > 0.5
     hint = abs(correlation) > _LENGTH_CORRELATION_WARN or abs(longer - shorter) > _LENGTH_GAP_WARN
     evidence = (
@@ -410,6 +415,7 @@ def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
     for judge in (run for run in judged if not run.settings.get("reward_model")):
         known = {_pair(row): row["share"] for row in judge.answers}
         for proxy in (run for run in judged if run.settings.get("reward_model")):
+            # only pairs that both decided: a tie is no side to be on
             shares = [
                 (row["share"], known[_pair(row)]) for row in proxy.answers if _pair(row) in known
             ]
@@ -418,9 +424,9 @@ def _agreement(runs: Sequence[ChainRun]) -> list[Finding]:
                 for ours, gold in shares
                 if 0.5 not in (ours, gold)
             ]
-
             if not right:
                 continue
+
             low, high = share_interval(right)
             share = fmean(right)
             verdict: Verdict = "ok"
@@ -445,8 +451,8 @@ def _length_on_policy(runs: Sequence[ChainRun]) -> list[Finding]:
     """Check whether rewards follow length, in the second half of a policy's training."""
     found = []
     for run in runs:
+        # early answers are the starting model's, whose lengths say nothing about this reward
         last = max((row["step"] for row in run.completions), default=0)
-
         late = [
             row
             for row in run.completions

@@ -113,10 +113,11 @@ def _reward(run: ChainRun) -> tuple[bool | None, Finding]:
 
     if difference > _SURE * error:
         return True, Finding("policy", "reward", "ok", evidence)
+
+    # Why it did not: too large steps, none at all, or too few for what the noise hides.
     fell = difference < -_SURE * error
     kl = series(run, _KL)
     still = bool(kl) and abs(fmean(quarters(kl)[-1])) < _KL_STILL
-
     if fell:
         return False, Finding(
             "policy",
@@ -152,6 +153,8 @@ def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
         missing = f"{run.label} logged no KL"
         return None, Finding("policy", "KL", "unknown", missing, "train with a KL weight above 0")
 
+    # A peak far above the budget counts even where the policy came back: it has been where the
+    # reward model knows nothing.
     last = fmean(quarters(values)[-1]) if len(values) >= 4 else values[-1]
     peak = max(values)
     verdict = by_limit(last, warn=budget, bad=_KL_FACTOR_BAD * budget)
@@ -190,6 +193,7 @@ def _step_size(run: ChainRun) -> list[Finding]:
         ),
     )
 
+    # The first half is left out: while the optimizer's moments fill, steps are larger.
     for check, values, warn, bad, what in checks:
         if values:
             late = fmean(values[len(values) // 2 :])
@@ -199,7 +203,9 @@ def _step_size(run: ChainRun) -> list[Finding]:
                 Finding("policy", check, by_limit(late, warn=warn, bad=bad), evidence, advice)
             )
 
-    if ratios := series(run, "policy/ratio"):
+    # The ratio is 1 on average unless the probabilities of sampling and training differ.
+    ratios = series(run, "policy/ratio")
+    if ratios:
         off = max(ratios, key=lambda value: abs(value - 1))
         evidence = (
             f"{run.label}: the mean ratio of new to old probability is {off:.3g} at its worst"
@@ -259,7 +265,9 @@ def _critic(run: ChainRun) -> list[Finding]:
     first, *_, end = quarters(values)
     difference, error = rise(first, end)
     if verdict == "bad" and last > 0 and difference > _SURE * error:
-        verdict, evidence = "warn", f"{evidence}; it still rises"
+        # it was started cold, and is on its way
+        verdict = "warn"
+        evidence += "; it still rises"
     advice = (
         "higher --critic_learning_rate, --critic_warmup_rollouts, or start the critic from the "
         "reward model"

@@ -1,6 +1,6 @@
-"""Rows of one text or a pair as the token ids that a classifier reads.
+"""Encode rows of one text or a pair for a classifier, and pad them to batches.
 
-What is empty or too long is counted and said.
+Rows that are empty or too long are counted and logged.
 
 Legend: B rows of a batch, T tokens of the longest, C outputs of a model.
 """
@@ -29,25 +29,28 @@ def encode_texts(
     """Return `input_ids` of each text or pair, and `token_type_ids` where used.
 
     A tokenizer with separators joins a pair in its own way (`[CLS] a [SEP] b [SEP]`); for one
-    without, as of most causal models, a newline stands between. Of a pair that is too long the
-    longer text is cut.
+    without, as of most causal models, a newline separates them. Of a pair that is too long the
+    longer text is truncated.
     """
     if pairs is not None and tokenizer.sep_token_id is None:
-        texts, pairs = [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)], None
+        texts = [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)]
+        pairs = None
     if not texts:
         return []
 
-    cut: dict[str, Any] = (
-        {"truncation": True, "max_length": max_length} if max_length is not None else {}
-    )
+    truncation: dict[str, Any] = {}
+    if max_length is not None:
+        truncation = {"truncation": True, "max_length": max_length}
+
     encoded = tokenizer(
         list(texts),
         list(pairs) if pairs is not None else None,
         return_attention_mask=False,
         verbose=False,
-        **cut,
+        **truncation,
     )
 
+    # Of the columns that a tokenizer gives, those that a model reads; the mask is made by pad_rows.
     names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
     columns = [cast(list[list[int]], encoded[name]) for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
@@ -60,7 +63,7 @@ def read_texts(
     first_row: int = 1,
     name: str = "row",
 ) -> tuple[list[str], list[str] | None, list[int]]:
-    """Return the texts, the second texts or None, and the indices of rows with none.
+    """Return the texts, the second texts or None, and the indices of empty rows.
 
     Args:
         rows: columns by name.
@@ -104,7 +107,7 @@ def usable_rows(
     """Return the indices of the rows to use, and log what is truncated or left out.
 
     Args:
-        encoded: the rows without any cut.
+        encoded: the rows, not truncated.
         skip_empty: leave rows with an empty text out, instead of refusing them.
 
     Raises:
@@ -122,6 +125,7 @@ def usable_rows(
             "%s: left out %d of %d rows whose text is empty", name, len(empty), len(encoded)
         )
 
+    # The rows are not truncated yet, so that the message can say how long the longest is.
     longest = max_length if max_length is not None else float("inf")
     long = [index for index, row in enumerate(encoded) if len(row["input_ids"]) > longest]
     if long:
@@ -136,10 +140,8 @@ def usable_rows(
                 f"{fact}, first row {long[0] + 1}: --overlong cut or drop, or a larger --max_length"
             )
 
-        logger.warning(
-            "%s: %s", fact, "their ends are cut" if overlong == "cut" else "they are left out"
-        )
-
+        done = "they are truncated" if overlong == "cut" else "they are left out"
+        logger.warning("%s: %s", fact, done)
         if overlong == "drop":
             left_out |= set(long)
 
@@ -150,10 +152,10 @@ def usable_rows(
 
 
 def choose_max_length(asked: int | None, *limits: int | None) -> int | None:
-    """Return the longest text in tokens: as asked, or what can be read at most.
+    """Return the longest text in tokens: the number asked for, else the lowest limit.
 
     Raises:
-        ConfigError: more was asked for than the model reads, or less than anything fits into.
+        ConfigError: more was asked for than the model's context, or less than any text fits into.
     """
     known = [limit for limit in limits if limit is not None]
     longest = min(known) if known else None

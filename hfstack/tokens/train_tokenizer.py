@@ -7,8 +7,8 @@
     wordpiece  BERT's: splits words and Chinese characters apart, loses spacing; for masked
                language models
 
-No tokenizer made here adds a token by itself at the beginning or end of a text, WordPiece's [CLS]
-and [SEP] apart: ending a document is the packing's job, and a chat's turns are the chat template's.
+Apart from WordPiece's [CLS] and [SEP], no tokenizer trained here adds a token by itself at the
+beginning or end of a text: packing ends a document, and the chat template separates turns.
 """
 
 import math
@@ -89,7 +89,7 @@ def train_tokenizer(
     """Train a tokenizer.
 
     The same texts give the same BPE or WordPiece tokenizer, byte for byte. Unigram is not
-    repeatable: the library's trainer adds up in the order of a random hash, so scores differ in the
+    repeatable: the library's trainer sums in the order of a random hash, so scores differ in the
     last digits and a few tokens with them.
 
     Args:
@@ -100,7 +100,7 @@ def train_tokenizer(
         extra_special_tokens: more strings that are always one token.
         lowercase: WordPiece only: fold case and strip accents, as `do_lower_case` of BERT does.
         min_frequency: pairs seen less often are not merged (bpe, wordpiece).
-        model_max_length: tokens that the model will read at most, kept with the tokenizer.
+        model_max_length: the model's context in tokens, saved with the tokenizer.
 
     Raises:
         ConfigError: unknown `kind`, or `vocab_size` below special tokens and alphabet.
@@ -124,6 +124,8 @@ def train_tokenizer(
             f"{alphabet}{' bytes' if kind == 'bpe' else ''}"
         )
 
+    # The libraries' trainers go past vocab_size for a large alphabet, and stay below it for a small
+    # text: a model built for the number asked for would then fail, or carry rows never trained.
     counted = _CountedTexts(texts)
     core = _TRAIN[kind](counted, vocab_size, specials, min_frequency, lowercase)
     counted.require_text()
@@ -131,13 +133,14 @@ def train_tokenizer(
     if core.get_vocab_size() > vocab_size:
         raise _alphabet_too_large(kind, vocab_size, core.get_vocab_size(), len(counted.characters))
 
-    if core.get_vocab_size() < vocab_size:
+    size = core.get_vocab_size()
+    if size < vocab_size:
         logger.warning(
             "the text yields only %d of the %d tokens asked for: set vocab_size to %d, or give "
             "more text",
-            core.get_vocab_size(),
+            size,
             vocab_size,
-            core.get_vocab_size(),
+            size,
         )
 
     return _wrap(
@@ -152,14 +155,13 @@ def train_tokenizer(
 def measure_tokenizer(
     tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> tuple[TokenizerReport, Counter[int]]:
-    """Encode held-out documents and report; also return how often each id came up.
+    """Return a report on held-out documents, and how often each id occurs in them.
 
     Raises:
         DataError: there is no text.
     """
     counts: Counter[int] = Counter()
     documents = byte_count = characters = words = same = 0
-
     for text in texts:
         ids = cast(list[int], tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         counts.update(ids)
@@ -176,6 +178,7 @@ def measure_tokenizer(
             "eval_fraction"
         )
 
+    # compression: bits of the text over bits of its ids, if every id cost log2 of the vocabulary
     unknown = 0 if tokenizer.unk_token_id is None else counts[cast(int, tokenizer.unk_token_id)]
     report = TokenizerReport(
         document_count=documents,
@@ -193,7 +196,7 @@ def measure_tokenizer(
 
 
 class _CountedTexts:
-    """Pass texts on, and count them and their different characters."""
+    """Iterates over texts, and counts them and their different characters."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
@@ -207,13 +210,14 @@ class _CountedTexts:
                 raise DataError(
                     f"{place} is {type(text).__name__}, not text: check the text column of the data"
                 )
+
             self.document_count += 1
             self.characters.update(text)
             yield text
 
     def require_text(self) -> None:
         """Raise DataError unless there was something besides white space."""
-        if not any(not character.isspace() for character in self.characters):
+        if all(character.isspace() for character in self.characters):
             raise DataError(
                 f"no text to train a tokenizer on: {self.document_count} documents, all of them "
                 "empty"
@@ -221,6 +225,7 @@ class _CountedTexts:
 
 
 def _special_tokens(kind: TokenizerKind, extra: Sequence[str]) -> list[str]:
+    """Return the special tokens of a kind, then the extra ones, each once."""
     own = {
         "bpe": (END_OF_TEXT, PAD, *CHAT_TOKENS),
         "unigram": (END_OF_TEXT, PAD, *CHAT_TOKENS, UNKNOWN),
@@ -265,10 +270,10 @@ def _train_unigram(
     del min_frequency, lowercase  # Unigram prunes by likelihood; folding case was refused before
     core = Tokenizer(models.Unigram())
 
-    # The first split keeps pieces inside one line. No space is put in front of a text, so that
+    # The first split keeps pieces inside one line. No space is added before a text, so that
     # decode(encode(text)) is the text. Words are not split from their punctuation: the trainer
-    # takes up only strings that stand in at least two different words, and "fox", "fox." and "fox,"
-    # make three.
+    # considers only strings that occur in at least two different words, and "fox", "fox." and
+    # "fox," make three.
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"\s*\n\s*"), "isolated"),
@@ -277,11 +282,11 @@ def _train_unigram(
     )
 
     core.decoder = decoders.Metaspace(prepend_scheme="never")
+
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size, special_tokens=specials, unk_token=UNKNOWN, show_progress=False
     )
     counted = cast(_CountedTexts, texts)
-
     try:
         core.train_from_iterator(counted, trainer)
     except Exception as error:  # the library raises bare Exception
@@ -300,13 +305,11 @@ def _train_wordpiece(
     words: Counter[str] = Counter()
 
     for text in texts:
-        words.update(
-            word
-            for word, _ in core.pre_tokenizer.pre_tokenize_str(core.normalizer.normalize_str(text))
-        )
+        normalised = core.normalizer.normalize_str(text)
+        words.update(word for word, _ in core.pre_tokenizer.pre_tokenize_str(normalised))
 
-    # The trainer breaks ties by id, and gives ids to the characters inside words as they come out
-    # of a random hash: listing them first makes two runs equal.
+    # The trainer breaks ties by id, and numbers the characters inside words in the order of a
+    # random hash: listing them first makes two runs equal.
     inner = sorted({f"##{character}" for word in words for character in word[1:]})
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
@@ -315,12 +318,12 @@ def _train_wordpiece(
         show_progress=False,
     )
 
-    core.train_from_iterator(_repeated(words), trainer)
+    core.train_from_iterator(_repeat_words(words), trainer)
     return core
 
 
-def _repeated(words: Counter[str]) -> Iterator[str]:
-    """Yield text in which each word stands as often as it was counted."""
+def _repeat_words(words: Counter[str]) -> Iterator[str]:
+    """Yield text in which each word occurs as often as it was counted."""
     for word, count in sorted(words.items()):
         for start in range(0, count, _REPEATS_A_TEXT):
             yield f"{word} " * min(_REPEATS_A_TEXT, count - start)

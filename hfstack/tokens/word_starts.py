@@ -1,11 +1,11 @@
 """Find where words begin among token ids, from the vocabulary alone.
 
-That is what whole-word masking needs to know.
+Whole-word masking needs to know it.
 
-A token's spelling says whether it can go on with the word before it: `##ing` of WordPiece does,
-`Ġthe` of a byte-level BPE and `▁the` of SentencePiece do not, and `ing` does where letters or
-digits stand on both sides of the seam. A character of Chinese, Japanese or Korean script is a word
-of its own; where the text comes with word boundaries, use `given_word_starts` instead.
+A token's spelling says whether it can continue the word before it: `##ing` of WordPiece does,
+`Ġthe` of a byte-level BPE and `▁the` of SentencePiece do not, and `ing` does where there are
+letters or digits on both sides of the boundary. A character of Chinese, Japanese or Korean script
+is a word of its own; where the text comes with word boundaries, use `given_word_starts` instead.
 
 Legend: B rows, T tokens a row, V vocabulary, n tokens of one text.
 """
@@ -31,15 +31,15 @@ class WordStarts:
     """Find which tokens of a row begin a word, by tables over the vocabulary."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Read the spelling of each token.
+        """Build the tables from the spelling of each token.
 
         Raises:
             ConfigError: the tokenizer has no vocabulary of spellings that say where words begin.
         """
         vocabulary = tokenizer.get_vocab()
         rows = max(vocabulary.values()) + 1
-        self.always = np.ones(rows, dtype=bool)  # (V,): begins a word whatever stands before it
-        self.joins = np.zeros(rows, dtype=bool)  # (V,): its end can go on
+        self.always = np.ones(rows, dtype=bool)  # (V,): begins a word whatever is before it
+        self.joins = np.zeros(rows, dtype=bool)  # (V,): the next token can continue its word
         special = {*tokenizer.all_special_ids}
 
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -79,16 +79,18 @@ class WordStarts:
 
 
 def _byte_token(token: str) -> tuple[bool, bool]:
-    """Return whether a byte-level token begins a word, and whether it may go on."""
+    """Return whether a byte-level token begins a word, and whether it may continue."""
     spelled = bytes(CHARACTER_TO_BYTE.get(character, 0x20) for character in token)
     text = spelled.decode(errors="ignore")
     inside_character = 0x80 <= spelled[0] < 0xC0  # a continuation byte of UTF-8
     begins = not inside_character and (not text[:1].isalnum() or bool(_OWN_WORD.match(text[:1])))
-    whole = spelled.decode(errors="replace")
-    cut_short = whole.endswith("\ufffd")  # the next token finishes its last character
-    joins = cut_short or text == " " or (text[-1:].isalnum() and not _OWN_WORD.match(text[-1:]))
 
-    if not inside_character and not text:  # the first bytes of a character of some other script
+    # The next token may complete the last character.
+    unfinished = spelled.decode(errors="replace").endswith("\ufffd")
+    joins = unfinished or text == " " or (text[-1:].isalnum() and not _OWN_WORD.match(text[-1:]))
+
+    # the first bytes of a character of some other script
+    if not inside_character and not text:
         begins = True
     return begins, joins
 
@@ -96,7 +98,7 @@ def _byte_token(token: str) -> tuple[bool, bool]:
 def given_word_starts(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return (n,) bool, true where a token begins a word separated by white space.
 
-    Chinese text that a segmenter has written with spaces keeps its words this way, although
+    Chinese text that a segmenter has separated with spaces keeps its words this way, although
     WordPiece drops the spaces and makes each character a token.
 
     Args:
@@ -104,8 +106,10 @@ def given_word_starts(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarr
     """
     starts = np.ones(len(offsets), dtype=bool)
     for index in range(1, len(offsets)):
-        before, (begin, end) = offsets[index - 1], offsets[index]
-        starts[index] = any(
-            character.isspace() for character in text[before[1] : max(begin, before[1])]
-        ) or (text[begin:end][:1].isspace())
+        end_before = offsets[index - 1][1]
+        begin, end = offsets[index]
+
+        # white space between the two, or at the beginning of this one, where tokens include it
+        gap = text[end_before : max(begin, end_before)]
+        starts[index] = any(map(str.isspace, gap)) or text[begin:end][:1].isspace()
     return starts

@@ -68,11 +68,12 @@ class StepWatch:
             dataset: the training rows, to say the number of each row in them; None to leave the
                 numbers out.
         """
+        # A spike, unlike a NaN, belongs to no micro-batch: then all of the step are shown.
         batches = list(enumerate(self._batches))
         guilty = [
-            (m, batch)
-            for m, batch in batches
-            if batch[1] is not None and not torch.isfinite(batch[1]).all()
+            (number, (ids, loss))
+            for number, (ids, loss) in batches
+            if loss is not None and not torch.isfinite(loss).all()
         ]
 
         rows: list[tuple[str, list[int]]] = []
@@ -86,14 +87,12 @@ class StepWatch:
         if not rows:
             return ""
         first = rows[:_SHOWN_ROWS]
-        numbers = find_rows(
-            dataset, [ids for _, ids in first], getattr(tokenizer, "pad_token_id", None)
-        )
-        shown = [
-            f"{place}{'' if number is None else f', row {number} of the training data'}: "
-            f"{_beginning(ids, tokenizer)}"
-            for (place, ids), number in zip(first, numbers, strict=True)
-        ]
+        padding = getattr(tokenizer, "pad_token_id", None)
+        numbers = find_rows(dataset, [ids for _, ids in first], padding)
+        shown = []
+        for (place, ids), number in zip(first, numbers, strict=True):
+            in_data = "" if number is None else f", row {number} of the training data"
+            shown.append(f"{place}{in_data}: {_beginning(ids, tokenizer)}")
 
         more = f" and {len(rows) - len(first)} more" if len(rows) > len(first) else ""
         return f"the rows of this step: {', '.join(shown)}{more}"

@@ -125,14 +125,15 @@ class RollBackSpikes(SkipSpikes):
             DivergedError: the run went back too often.
             CheckpointError: the checkpoint's weights are not those of this model.
         """
+        # The newest checkpoint may still be on its way to the disk.
         assert self._wait is not None
         self._wait()
-        chosen: list[str | None] = [None]
 
+        # one process chooses: the others may not see the same files yet
+        chosen: list[str | None] = [None]
         if args.process_index == 0:
             found = self._choose(Path(str(args.output_dir)), step)
             chosen[0] = None if found is None else str(found)
-
         if args.world_size > 1:
             torch.distributed.broadcast_object_list(chosen)
 
@@ -176,22 +177,17 @@ def load_weights_and_moments(checkpoint: Path, model: Any, optimizer: Any) -> No
     """
     adapted = hasattr(model, "peft_config")
     weights: dict[str, torch.Tensor] = {}
-
     for file in sorted(checkpoint.glob(_ADAPTER if adapted else _MODEL_SHARDS)):
         weights |= load_file(file)
 
     if adapted:
-        wrong = list(
-            set_peft_model_state_dict(
-                model, weights, adapter_name=model.active_adapter
-            ).unexpected_keys
-        )
+        result = set_peft_model_state_dict(model, weights, adapter_name=model.active_adapter)
+        wrong = list(result.unexpected_keys)  # missing are all weights of the base
     else:
+        # a tied weight is in the file once, under the name that it is tied to
         result = model.load_state_dict(weights, strict=False)
-        wrong = [
-            *(set(result.missing_keys) - set(model.all_tied_weights_keys)),
-            *result.unexpected_keys,
-        ]
+        missing = set(result.missing_keys) - set(model.all_tied_weights_keys)
+        wrong = [*missing, *result.unexpected_keys]
 
     if wrong or not weights:
         raise CheckpointError(
@@ -199,14 +195,12 @@ def load_weights_and_moments(checkpoint: Path, model: Any, optimizer: Any) -> No
             f"{', '.join(wrong[:3]) or 'none'}"
         )
 
+    # Moments go back and the schedule goes on: the learning rate of now stays.
     now = [
         {name: value for name, value in group.items() if name != "params"}
         for group in optimizer.param_groups
     ]
-
-    optimizer.load_state_dict(
-        torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
-    )
-
+    moments = torch.load(checkpoint / _OPTIMIZER, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(moments)
     for group, settings in zip(optimizer.param_groups, now, strict=True):
         group.update(settings)

@@ -16,6 +16,7 @@ def check_settings(args: TrainingArguments, *, early_stopping_patience: int | No
     Raises:
         ConfigError: with the option, its value and what it must be.
     """
+    # argparse judges types alone; a wrong value would come up after the data is read, or never.
     for name in (
         "per_device_train_batch_size",
         "per_device_eval_batch_size",

@@ -87,10 +87,10 @@ def text_hash(text: str, purpose: bytes = b"") -> int:
 
 
 def held_out(text: str, fraction: float) -> bool:
-    """Return whether a document is in the `fraction`, in [0, 1), held out for evaluation.
+    """Return whether a document is held out for evaluation.
 
-    It depends on the text alone: a document stays on its side when others are added, removed or
-    reordered.
+    A `fraction` in [0, 1) of all is. It depends on the text alone: a document stays on its side
+    when others are added, removed or reordered.
     """
     return text_hash(text, b"eval split") < fraction * 2**64
 
@@ -289,9 +289,9 @@ class Contamination:
         return None
 
     def _match_length(self, hashes: np.ndarray, start: int, length: int) -> int:
-        """Return how many units match from `start` on; 0 where only a short text's start does.
+        """Return how many units match from `start` on.
 
-        The first `length` are known to match.
+        The first `length` are known to match. 0 where they begin a longer text that does not match.
         """
         if length != self._least:
             return length

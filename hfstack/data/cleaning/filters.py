@@ -117,10 +117,11 @@ def _join(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def too_short(text: str, *, characters: int = 32, characters_unspaced: int = 10) -> str | None:
-    """Refuse texts under `characters`, or `characters_unspaced` in scripts without spaces.
+    """Refuse texts under a number of characters.
 
-    There a character says more. The defaults keep a sentence and a four-line poem (24 characters
-    with punctuation). They are ours, and far below Gopher's 50 words, which is meant for web pages.
+    In scripts without spaces, where a character says more, `characters_unspaced`. The defaults keep
+    a sentence and a four-line poem (24 characters with punctuation). They are ours, and far below
+    Gopher's 50 words, which is meant for web pages.
     """
     if len(text) >= characters:
         return None
@@ -178,10 +179,10 @@ def too_many_symbols(text: str, *, share: float = 0.4, marks_per_word: float = 0
 
 
 def too_few_words(text: str, *, share: float = 0.8) -> str | None:
-    """Refuse tables of numbers: under `share` of the words have a letter (Gopher: 0.8).
+    """Refuse tables of numbers: under `share` of the words have a letter.
 
-    Gopher drops everything under 50 words first; such a text is refused here when numbers are its
-    larger part.
+    The default is Gopher's. It drops everything under 50 words first; such a text is refused here
+    when numbers are its larger part.
     """
     words = split_units(text).words
     numbers = sum(map(str.isdigit, words))

@@ -163,7 +163,7 @@ def _is_boilerplate(line: str) -> bool:
 
 
 def _uniform_characters(text: str) -> str:
-    """Return the text in NFC, without controls, with one kind of line end and of space."""
+    """Return the text in NFC, without controls, with one kind of line end."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if "\x1b" in text:
@@ -343,7 +343,10 @@ def _template_replacement(match: re.Match[str]) -> str:
 
 
 def _remove_bbcode(text: str) -> str:
-    """Remove BBCode tags that are closed in the text; `a[i]` and a footnote `[b]` stay."""
+    """Remove BBCode tags that are closed in the text.
+
+    `a[i]` and a footnote `[b]` stay.
+    """
     names = {name.lower() for name in _BBCODE_CLOSE.findall(text)}
     if not names:
         return text

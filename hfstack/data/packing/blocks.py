@@ -263,7 +263,9 @@ def pack_splits(
     block_size: int,
     isolate_documents: bool = False,
 ) -> dict[str, PackedBlocks]:
-    """Pack one column of each split, cached beside the Hub's files by the text's content.
+    """Pack one column of each split, cached by the text's content.
+
+    The cache is beside the Hub's.
 
     Every block is full, so that the mean of the blocks' losses is the mean over tokens whatever the
     batch size; the tokens after the last full block are dropped.

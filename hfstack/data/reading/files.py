@@ -216,7 +216,10 @@ def open_bytes(file: DataFile) -> Iterator[io.BufferedReader]:
 
 
 def _decompress(file: DataFile, stored: BinaryIO) -> io.BufferedReader:
-    """Return the plain bytes of a file; raise DataError where name and content disagree."""
+    """Return the plain bytes of a file.
+
+    Raises DataError when its name and its content disagree.
+    """
     head = stored.read(4)
     stored.seek(0)
     found = next((suffix for magic, suffix in _MAGIC.items() if head.startswith(magic)), "")

@@ -117,9 +117,9 @@ def _read_jsonl(file: DataFile) -> Iterator[NumberedRow]:
 def _decode_indented(
     text: str | None, error: Exception, lines: io.BufferedReader, line: bytes
 ) -> Any:
-    """Decode a line that `raw_decode` refused, which takes no white space before the object.
+    """Decode a line with white space before its object, which `raw_decode` refuses.
 
-    A BadRow when the white space is not what is wrong.
+    A BadRow when something else is wrong with it.
     """
     if text and text[0].isspace():
         try:
@@ -423,7 +423,7 @@ def _read_txt(file: DataFile) -> Iterator[NumberedRow]:
 
 
 def _document_end(file: DataFile) -> tuple[Callable[[str], bool] | None, str]:
-    """Return which lines of a text file stand between documents, and what a document is.
+    """Return which lines of a text file separate documents, and what a document is.
 
     None where every line is a document. It is decided from the first MiB, so that a novel keeps its
     paragraphs whole and a corpus of one document per line is not glued together.

@@ -217,7 +217,7 @@ def _rejecter(
 
 
 def _with_first_rows(file: DataFile, checker: "_Checker") -> Iterator[NumberedRow]:
-    """Read a file; the columns of a source are found from the first rows of its first file."""
+    """Read a file; find the columns of its source from the first rows, if unknown."""
     numbered = read_file(file)
     if not checker.keys:
         first = list(islice(numbered, FIRST_ROWS))
@@ -364,7 +364,10 @@ class _Checker:
 
 
 def _commonest(kinds: list[tuple[str, int]]) -> tuple[str, int]:
-    """Return the kind that most rows have, integers counting as numbers, and its first line."""
+    """Return the kind that most rows have, and its first line.
+
+    Integers count as numbers.
+    """
     counts = Counter("number" if kind in _NUMBER_KINDS else kind for kind, _ in kinds)
     most = counts.most_common(1)[0][0]
     same = _NUMBER_KINDS if most == "number" else {most}

@@ -69,10 +69,10 @@ def classifier_settings(
             no classes.
     """
     settings = copy.copy(training_args)
-    settings.push_to_hub = False  # checkpoints are pushed by what the recipe hands to `protect`
-    settings.remove_unused_columns = (
-        False  # the sampler reads `length`; the collator takes what the model wants
-    )
+    # Checkpoints are pushed by what the recipe hands to `protect`.
+    settings.push_to_hub = False
+    # The sampler reads `length`; the collator takes what the model wants.
+    settings.remove_unused_columns = False
 
     if settings.label_smoothing_factor:
         raise ConfigError(
@@ -80,11 +80,8 @@ def classifier_settings(
         )
 
     metric = settings.metric_for_best_model
-    if (
-        task is not None
-        and settings.load_best_model_at_end
-        and metric in (None, "loss", "eval_loss")
-    ):
+    unnamed = metric in (None, "loss", "eval_loss")
+    if task is not None and settings.load_best_model_at_end and unnamed:
         metric = task.metrics[0]
 
     if metric is not None:

@@ -73,14 +73,11 @@ def find_answers(
     found: list[dict[tuple[int, int], float]] = [{} for _ in questions]
     for window, begins, ends in zip(windows, *logits, strict=True):
         length = len(window.input_ids)
-        begin, end = (
-            numpy.asarray(begins[:length], dtype=float),
-            numpy.asarray(ends[:length], dtype=float),
-        )
-
+        begin = numpy.asarray(begins[:length], dtype=float)
+        end = numpy.asarray(ends[:length], dtype=float)
         begin, end = begin - begin[0], end - end[0]
-        best = found[window.question]
 
+        best = found[window.question]
         for first, last, score in _best_spans(begin, end, window, max_answer_tokens, n_best):
             span = (window.offsets[first][0], window.offsets[last][1])  # type: ignore[index]  # inside the context
             best[span] = max(score, best.get(span, -numpy.inf))

@@ -30,11 +30,9 @@ from hfstack.errors import ConfigError, MissingExtraError
 Average = Literal["binary", "macro", "micro", "weighted"]
 Features = datasets.Features | list[datasets.Features]
 
-_NUMBER, _WHOLE, _TEXT = (
-    datasets.Value("float64"),
-    datasets.Value("int64"),
-    datasets.Value("string"),
-)
+_NUMBER = datasets.Value("float64")
+_WHOLE = datasets.Value("int64")
+_TEXT = datasets.Value("string")
 _ONE_LABEL = datasets.Features({"predictions": _WHOLE, "references": _WHOLE})
 _SEVERAL_LABELS = datasets.Features(
     {"predictions": datasets.Sequence(_WHOLE), "references": datasets.Sequence(_WHOLE)}

@@ -325,10 +325,8 @@ def _piece_labels(
 def surrounding_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the special tokens that a tokenizer puts before and after a text."""
     encoded = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = (
-        cast(list[int], encoded["input_ids"]),
-        cast(list[int], encoded["special_tokens_mask"]),
-    )
+    ids = cast(list[int], encoded["input_ids"])
+    special = cast(list[int], encoded["special_tokens_mask"])
     first = special.index(0)
     last = len(special) - special[::-1].index(0)
     return ids[:first], ids[last:]
