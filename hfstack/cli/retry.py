@@ -114,6 +114,7 @@ def _describe_ending(code: int) -> str:
 
 
 def _has_begun(launch: Launch) -> bool:
+    """Return whether an earlier start left a run to continue."""
     return launch.output_dir is not None and (launch.output_dir / "run.json").is_file()
 
 

@@ -25,7 +25,8 @@ from hfstack.logs import get_logger
 logger = get_logger(__name__)
 
 MANIFEST = "hfstack-manifest.json"
-INCOMPLETE = "checkpoint-is-incomplete.txt"  # upstream's mark of a checkpoint that is being written
+# upstream's mark of a checkpoint that is being written
+INCOMPLETE = "checkpoint-is-incomplete.txt"
 STATE = "trainer_state.json"
 _SCHEMA = 1
 _THREADS = 4
@@ -205,7 +206,7 @@ def read_manifest_settings(path: Path) -> dict[str, Any]:
 
 
 def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) -> str | None:
-    """Say in a few words what is wrong with the files of a checkpoint, or return None.
+    """Return what is wrong with the files of a checkpoint, in a few words, or None.
 
     Args:
         path: the checkpoint's folder.

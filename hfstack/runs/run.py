@@ -265,7 +265,7 @@ class Run:
 
     @property
     def asks_to_push(self) -> bool:
-        """Whether `--push_to_hub` is set."""
+        """Return whether `--push_to_hub` is set."""
         return self._training_args is not None and self._training_args.push_to_hub
 
     def at_exit(self, finish: Callable[[], None]) -> None:
@@ -290,12 +290,12 @@ class Run:
 
     @property
     def stop_asked(self) -> bool:
-        """Whether this or another process was signalled to save and stop."""
+        """Return whether a process of this run was signalled to save and stop."""
         return self._signals.asked
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The numbers of this run, plain floats and ints; docs/metrics.md explains each."""
+        """Return the numbers of this run; docs/metrics.md explains each."""
         return self.record.metrics
 
     def resume_point(self) -> str | None:
