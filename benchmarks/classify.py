@@ -1,9 +1,8 @@
-"""Training a classifier, ours against every row padded to the longest allowed: examples per CPU
-second, and accuracy.
+"""Compare training a classifier with rows padded to the most allowed: speed and accuracy.
 
-    python benchmarks/classify.py --data sst2.jsonl.gz --model FOLDER --max_length 128 --bf16 python
-    benchmarks/classify.py --data imdb.jsonl.gz --model runs/sst2 --max_length 256 --batch 8 --rows
-    160 --bf16 \\ --attention_dropout 0.1 --learning_rate 3e-5
+    python benchmarks/classify.py --data sst2.jsonl.gz --model FOLDER --max_length 128 --bf16
+    python benchmarks/classify.py --data imdb.jsonl.gz --model runs/sst2 --max_length 256 --bf16 \\
+        --batch 8 --rows 160 --attention_dropout 0.1 --learning_rate 3e-5
 
 The padded side is the default of the text classification example of transformers:
 `padding="max_length"`, the Trainer's own collator and the model's own configuration. Ours is what
@@ -13,7 +12,8 @@ does and keeps the dropout. All sides see the same rows in one pass, at the same
 thread, in turn, each in a process of its own; a repeat is a seed. `--model` may be a classifier of
 the same labels, such as one of short sentences that is to learn long reviews; the table says what
 it scores before. The recipe saves it without dropout of attention weights, so name what the padded
-side shall have."""
+side shall have.
+"""
 
 import argparse
 import functools
@@ -36,56 +36,62 @@ THIRD = "by length only"
 
 def main() -> None:
     """Run the sides in turn and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--data", type=Path, required=True, help="jsonl.gz with text and a whole-number label"
-    )
-    parser.add_argument("--model", required=True, help="checkpoint folder")
-
-    parser.add_argument("--max_length", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=32, help="rows of an optimizer step")
-    parser.add_argument("--rows", type=int, default=960, help="rows to train on, in one pass")
-    parser.add_argument("--eval_rows", type=int, default=400)
-    parser.add_argument("--repeats", type=int, default=3, help="seeds")
-
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument(
-        "--attention_dropout", type=float, help="of the padded side, if not the model's own"
-    )
-    parser.add_argument("--bf16", action="store_true")
-
-    parser.add_argument("--third", action="store_true", help=f"also measure {THIRD!r}")
-    parser.add_argument("--worker", choices=(*SIDES, THIRD), help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     if arguments.worker:
         print(json.dumps(run_side(arguments)))
         return
 
     sides = (*SIDES, THIRD) if arguments.third else SIDES
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-
     for seed, side in itertools.product(range(arguments.repeats), sides):
         found[side].append(start_worker(side, seed))
+
     precision = "bf16" if arguments.bf16 else "fp32"
     print(
         f"{arguments.data.name}, {arguments.rows} rows, at most {arguments.max_length} tokens, "
         f"batches of {arguments.batch}, {precision}, one thread, {arguments.repeats} seeds in "
         f"turn; before, accuracy {found[SIDES[0]][0]['before']:.3f}"
     )
+    print_table(found)
 
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--data", type=Path, required=True, help="jsonl.gz with text and a whole-number label"
+    )
+    parser.add_argument("--model", required=True, help="checkpoint folder")
+    parser.add_argument("--max_length", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=32, help="rows of an optimizer step")
+    parser.add_argument("--rows", type=int, default=960, help="rows to train on, in one pass")
+    parser.add_argument("--eval_rows", type=int, default=400)
+    parser.add_argument("--repeats", type=int, default=3, help="seeds")
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument(
+        "--attention_dropout", type=float, help="of the padded side, if not the model's own"
+    )
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--third", action="store_true", help=f"also measure {THIRD!r}")
+
+    # what a process of one side is started with
+    parser.add_argument("--worker", choices=(*SIDES, THIRD), help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def print_table(found: dict[str, list[dict[str, float]]]) -> None:
+    """Print a row for each side, from what each of its seeds gave."""
     print(
         f"{'side':16} {'examples/CPU s':>15} {'of padded':>10} {'filled':>7} "
         f"{'accuracy, mean (each)':>30}"
     )
-
-    for side in sides:
-        rate = statistics.median(one["examples_per_cpu_s"] for one in found[side])
+    for side, results in found.items():
+        rate = statistics.median(one["examples_per_cpu_s"] for one in results)
         ratio = rate / statistics.median(one["examples_per_cpu_s"] for one in found[SIDES[0]])
-        accuracy = [one["accuracy"] for one in found[side]]
+        accuracy = [one["accuracy"] for one in results]
         each = ", ".join(f"{value:.3f}" for value in accuracy)
-        filled = found[side][0]["filled"]
+        filled = results[0]["filled"]
         print(
             f"{side:16} {rate:15.1f} {ratio:9.2f}x {filled:7.1%} "
             f"{statistics.fmean(accuracy):12.3f} ({each})"
@@ -108,8 +114,9 @@ def start_worker(side: str, seed: int) -> dict[str, float]:
 
 
 def run_side(arguments: argparse.Namespace) -> dict[str, float]:
-    """Train one side for one pass; return its examples per CPU second, share of tokens that are
-    text, and accuracy.
+    """Train one side for one pass, and return its figures.
+
+    Examples per CPU second, the share of tokens that are text, and accuracy.
     """
     import torch
     from datasets import Dataset
@@ -129,7 +136,9 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
         for row, ids in zip(rows, texts, strict=True)
     ]
 
-    train, held = encoded[: arguments.rows], encoded[arguments.rows :]
+    train = encoded[: arguments.rows]
+    held = encoded[arguments.rows :]
+
     set_seed(arguments.seed)
     model = load_classifier(
         ModelConfig(arguments.model),
@@ -142,25 +151,23 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
         attention_dropout=0.0 if arguments.worker == "ours" else arguments.attention_dropout,
     )
 
-    score = functools.partial(measure_accuracy, model, held, pad_token_id=tokenizer.pad_token_id)
-    before = score() if arguments.worker == SIDES[0] and arguments.seed == 0 else 0.0
+    # all sides start from the same model, so one of them measures it
     padded = arguments.worker == SIDES[0]
-    slots: list[int] = []
+    score = functools.partial(measure_accuracy, model, held, pad_token_id=tokenizer.pad_token_id)
+    before = score() if padded and arguments.seed == 0 else 0.0
 
+    slots: list[int] = []
+    longest = arguments.max_length if padded else None
+    loss = None if padded else classification_loss("single_label_classification")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
             trainer_settings(arguments, folder),
-            counting_collator(
-                tokenizer, slots, max_length=arguments.max_length if padded else None
-            ),
+            counting_collator(tokenizer, slots, max_length=longest),
             Dataset.from_list(train),
             processing_class=tokenizer,
-            compute_loss_func=None
-            if padded
-            else classification_loss("single_label_classification"),
+            compute_loss_func=loss,
         )
-
         began = time.process_time()
         trainer.train()
         seconds = time.process_time() - began
@@ -185,12 +192,12 @@ def measure_accuracy(model: Any, rows: list[dict[str, Any]], *, pad_token_id: in
 
 
 def label_of(row: dict[str, Any]) -> int:
-    """The number of a row's label."""
+    """Return the number of a row's label."""
     return row["label"]
 
 
 def trainer_settings(arguments: argparse.Namespace, folder: str) -> Any:
-    """One pass, the same for all sides but for the order of the rows."""
+    """Return settings of one pass, the same for all sides but for the order of the rows."""
     from transformers import TrainingArguments
 
     return TrainingArguments(
@@ -212,8 +219,9 @@ def trainer_settings(arguments: argparse.Namespace, folder: str) -> Any:
 
 
 def counting_collator(tokenizer: Any, slots: list[int], *, max_length: int | None) -> Any:
-    """Return what makes batches, of `max_length` or of their longest row, and notes how many places
-    each has.
+    """Return a collator to `max_length`, or to the longest row of a batch.
+
+    It adds the number of places of each batch to `slots`.
     """
     import torch
 
@@ -227,7 +235,6 @@ def counting_collator(tokenizer: Any, slots: list[int], *, max_length: int | Non
                 {name: row[name] for name in ("input_ids", "token_type_ids") if name in row}
                 for row in batch
             ]
-
             padded = tokenizer.pad(
                 rows,
                 padding="max_length",
@@ -235,7 +242,6 @@ def counting_collator(tokenizer: Any, slots: list[int], *, max_length: int | Non
                 return_tensors="pt",
                 verbose=False,
             )
-
             made = {**padded, "labels": torch.tensor([row["labels"] for row in batch])}
 
         slots.append(made["input_ids"].numel())
@@ -245,7 +251,7 @@ def counting_collator(tokenizer: Any, slots: list[int], *, max_length: int | Non
 
 
 def load_rows(path: Path, count: int) -> list[dict[str, Any]]:
-    """Read the rows and take some, evenly from all of the file: it may be sorted."""
+    """Return some rows, sampled from all of the file: it may be sorted."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     random.Random(0).shuffle(rows)

@@ -1,12 +1,12 @@
-"""Tokenise and pack: hfstack's `pack` beside the usual `datasets.map` with `group_texts`, on the
-same text.
+"""Compare `pack` with the usual `datasets.map` and `group_texts`: time and token ids.
 
     python benchmarks/packing.py                                        # text made here
     python benchmarks/packing.py --datasets stories.jsonl --vocab_size 4096
 
 Both sides run on one thread, in turns, with every cache removed before each turn. Time is CPU
 seconds of this process and its children. Both begin at a list of texts in memory and end with
-blocks that can be indexed; the tokenizer is the same, and the token ids are compared."""
+blocks that can be indexed; the tokenizer is the same, and the token ids are compared.
+"""
 
 import argparse
 import os
@@ -34,7 +34,7 @@ from hfstack.tokens.train_tokenizer import train_tokenizer
 
 
 def made_up_text(story_count: int) -> list[str]:
-    """Stories with a vocabulary of a few thousand words, so that the benchmark needs no file."""
+    """Return stories with a vocabulary of a few thousand words: no file is needed."""
     generator = random.Random(0)
     syllables = [
         first + second
@@ -106,8 +106,10 @@ def cpu_seconds() -> float:
 def same_ids(
     packed: PackedBlocks, grouped: Dataset, texts: list[str], tokenizer: PreTrainedTokenizerBase
 ) -> bool:
-    """Compare the whole rows of ids; the stock side drops the end of each batch of 1000
-    documents."""
+    """Return whether both sides have the ids of the texts.
+
+    The stock side drops the end of each batch of 1000 documents, so its first blocks are compared.
+    """
     row = np.concatenate([packed[index]["input_ids"].numpy() for index in range(len(packed))])
     encoded = tokenizer(texts, verbose=False)["input_ids"]
     expected = list(chain.from_iterable([*ids, tokenizer.eos_token_id] for ids in encoded))  # type: ignore[misc]
@@ -126,29 +128,26 @@ def main() -> None:
     parser.add_argument(
         "--datasets", nargs="*", help="files with a column `text`; made-up text by default"
     )
-
     parser.add_argument(
-        "--vocab_size",
-        type=int,
-        default=4096,
-        help="tokens of the byte-level BPE trained on the text",
+        "--vocab_size", type=int, default=4096, help="of the byte-level BPE trained on the text"
     )
-
     parser.add_argument("--block_size", type=int, default=256, help="tokens a block")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     args = parser.parse_args()
 
-    rows = iterate_rows([Source(path) for path in args.datasets]) if args.datasets else None
-    texts = [row["text"] for row in rows] if rows else made_up_text(4000)
+    texts = made_up_text(4000)
+    if args.datasets:
+        rows = iterate_rows([Source(path) for path in args.datasets])
+        texts = [row["text"] for row in rows]
     tokenizer = train_tokenizer(texts, kind="bpe", vocab_size=args.vocab_size)
     sides: dict[str, Callable[..., PackedBlocks | Dataset]] = {
         "datasets.map + group_texts": stock,
         "hfstack pack": ours,
     }
-
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     results: dict[str, PackedBlocks | Dataset] = {}
 
+    # In turns, so that a busy machine slows both alike.
     with tempfile.TemporaryDirectory() as scratch:
         for turn in range(args.rounds + 1):
             for name, side in sides.items():
@@ -165,12 +164,12 @@ def main() -> None:
         assert isinstance(packed, PackedBlocks)
         assert isinstance(grouped, Dataset)
         equal = same_ids(packed, grouped, texts, tokenizer)
+
         megabytes = sum(len(text.encode()) for text in texts) / 1e6
         print(
             f"{len(texts)} documents, {megabytes:.2f} MB, {packed.token_count} tokens in blocks "
             f"of {args.block_size};"
         )
-
         print(
             f"vocabulary {len(tokenizer)}, engine {packed.counts.engine}, ids equal: {equal}; "
             f"{args.rounds} turns\n"
@@ -178,7 +177,6 @@ def main() -> None:
 
         print(f"{'':28}{'CPU s, median':>15}{'min':>9}{'max':>9}{'MB/s':>9}{'speed':>8}")
         base = statistics.median(seconds["datasets.map + group_texts"])
-
         for name, values in seconds.items():
             middle = statistics.median(values)
             span = f"{middle:15.3f}{min(values):9.3f}{max(values):9.3f}"

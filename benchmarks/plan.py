@@ -41,80 +41,44 @@ def causal_cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
     yield "llama-15m, bf16, stock loss", llama, TrainingStep(16, 512, bf16=True)
     checkpointed = TrainingStep(32, 512, bf16=True, fused_loss=True, activation_checkpointing=True)
     yield "llama-15m, bf16, 32 x 512, checkpointing", llama, checkpointed
-
     yield "llama-15m, fp32, 8 x 512, 2 accumulated", llama, TrainingStep(8, 512, accumulation=2)
     yield "llama-15m, bf16, LoRA of rank 16", llama, TrainingStep(16, 512, bf16=True, lora_rank=16)
 
     # a larger one, whose weights outweigh its activations
-    yield "llama-125m, bf16, 2 x 256", shipped("llama-125m"), TrainingStep(2, 256, bf16=True)
-    yield (
-        "llama-125m, fp32, forward, 8 x 512",
-        shipped("llama-125m"),
-        TrainingStep(8, 512, trains=False),
-    )
-
-    yield (
-        "llama-125m, bf16, 1 x 256, 2 accumulated",
-        shipped("llama-125m"),
-        TrainingStep(1, 256, bf16=True, accumulation=2),
-    )
-
-    yield (
-        "llama-125m, bf16, 4 x 256, LoRA of rank 16",
-        shipped("llama-125m"),
-        TrainingStep(4, 256, bf16=True, lora_rank=16),
-    )
+    large = shipped("llama-125m")
+    yield "llama-125m, bf16, 2 x 256", large, TrainingStep(2, 256, bf16=True)
+    yield "llama-125m, fp32, forward, 8 x 512", large, TrainingStep(8, 512, trains=False)
+    accumulated = TrainingStep(1, 256, bf16=True, accumulation=2)
+    yield "llama-125m, bf16, 1 x 256, 2 accumulated", large, accumulated
+    adapter = TrainingStep(4, 256, bf16=True, lora_rank=16)
+    yield "llama-125m, bf16, 4 x 256, LoRA of rank 16", large, adapter
 
 
 def other_cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:
     """Yield name, model and step of each row with another architecture or task."""
     yield "gpt2-125m, fp32, 1 x 256", shipped("gpt2-125m"), TrainingStep(1, 256)
-    yield (
-        "bert-110m, fp32, 4 x 128, masked words",
-        shipped("bert-110m"),
-        TrainingStep(4, 128, task="masked_lm"),
-    )
-
+    masked = TrainingStep(4, 128, task="masked_lm")
+    yield "bert-110m, fp32, 4 x 128, masked words", shipped("bert-110m"), masked
     yield "gpt2-15m, fp32, 16 x 256", shipped("gpt2-15m"), TrainingStep(16, 256)
-    yield (
-        "lstm-5m, bf16, 128 x 256",
-        shipped("lstm-5m"),
-        TrainingStep(128, 256, bf16=True, fused_loss=True),
-    )
-
+    recurrent = TrainingStep(128, 256, bf16=True, fused_loss=True)
+    yield "lstm-5m, bf16, 128 x 256", shipped("lstm-5m"), recurrent
     yield "gru-5m, fp32, 64 x 256", shipped("gru-5m"), TrainingStep(64, 256, fused_loss=True)
 
     bert = BertConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     )
-    yield (
-        "BERT of 23M, classifier, bf16, 64 x 128",
-        bert,
-        TrainingStep(64, 128, task="sequence_classification", bf16=True),
-    )
+    classified = TrainingStep(64, 128, task="sequence_classification", bf16=True)
+    yield "BERT of 23M, classifier, bf16, 64 x 128", bert, classified
 
     # the same again in other sizes
     yield "llama-5m, fp32, 64 x 256", shipped("llama-5m"), TrainingStep(64, 256, fused_loss=True)
     yield "llama-125m, fp32, 1 x 512", shipped("llama-125m"), TrainingStep(1, 512)
     yield "gpt2-15m, bf16, 16 x 512", shipped("gpt2-15m"), TrainingStep(16, 512, bf16=True)
-
-    yield (
-        "bert-15m, fp32, tags, 32 x 256, 2 accumulated",
-        shipped("bert-15m"),
-        TrainingStep(32, 256, task="token_classification", accumulation=2),
-    )
-
-    yield (
-        "t5-5m, bf16, 64 x 128",
-        shipped("t5-5m"),
-        TrainingStep(64, 128, task="seq2seq", bf16=True),
-    )
-
-    yield (
-        "gru-5m, bf16, 128 x 256",
-        shipped("gru-5m"),
-        TrainingStep(128, 256, bf16=True, fused_loss=True),
-    )
+    tagged = TrainingStep(32, 256, task="token_classification", accumulation=2)
+    yield "bert-15m, fp32, tags, 32 x 256, 2 accumulated", shipped("bert-15m"), tagged
+    translated = TrainingStep(64, 128, task="seq2seq", bf16=True)
+    yield "t5-5m, bf16, 64 x 128", shipped("t5-5m"), translated
+    yield "gru-5m, bf16, 128 x 256", shipped("gru-5m"), recurrent
 
 
 def measure_cases() -> None:
@@ -124,19 +88,16 @@ def measure_cases() -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", default=[""], help="parts of cases' names")
-
     options = parser.parse_args()
-    on_cpu = options.device == "cpu"
 
     # The environment of the child, and how many times its tensors it should hold.
     settings: dict[str, tuple[dict[str, str], float]] = {
-        "": ({}, CPU_RESIDENT_FACTOR if on_cpu else 1.0)
+        "": ({}, CPU_RESIDENT_FACTOR if options.device == "cpu" else 1.0)
     }
-
-    if on_cpu:
+    if options.device == "cpu":
         settings["given back: "] = ({"MALLOC_MMAP_THRESHOLD_": "1000000"}, 1.0)
-    heads = ["step", "in tensors, MiB"]
 
+    heads = ["step", "in tensors, MiB"]
     for kind in settings:
         heads += [f"{kind}predicted", f"{kind}measured", f"{kind}ratio"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")

@@ -100,7 +100,6 @@ def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Datase
             eval_dataset=prompts["eval"],
             processing_class=tokenizer,
         )
-
         trainer.remove_callback(PrinterCallback)
 
         # answers before and after training, to the same prompts
@@ -152,7 +151,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--kl_coef", type=float, default=0.05)
-
     parser.add_argument("--critic", default="separate")
     return parser.parse_args()
 
@@ -168,7 +166,6 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     shares: list[float] = []
     samples: list[tuple[str, str, str]] = []
-
     for seed in options.seeds:
         done = train_once(options, seed, prompts)
         shares += done.shares

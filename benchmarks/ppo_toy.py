@@ -45,13 +45,8 @@ def sentence(generator: random.Random) -> str:
     for index in range(generator.randint(2, 5)):
         joint = [generator.choice(["and", "but", "while"])] if index else []
         tone = generator.choice([PRAISE, BLAME, PLAIN])
-        parts += [
-            *joint,
-            "the",
-            generator.choice(NOUNS),
-            generator.choice(VERBS),
-            generator.choice(tone),
-        ]
+        judgement = [generator.choice(words) for words in (NOUNS, VERBS, tone)]
+        parts += [*joint, "the", *judgement]
 
     return " ".join([*parts, "."])
 
@@ -121,7 +116,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=alphabet,
         show_progress=False,
     )
-
     core.train_from_iterator(texts, trainer)
 
     return PreTrainedTokenizerFast(
@@ -154,7 +148,6 @@ def pretrain(
     )
 
     model = LlamaForCausalLM(config)
-
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -179,6 +172,7 @@ def widen(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
 
     The new ones are as unlikely as the least likely one.
     """
+    # Prompts then cost what a real vocabulary makes them cost, and answers stay what they were.
     ids = tokenizer(["review : the film", "note :"], return_tensors="pt", padding=True)["input_ids"]
     likely = model(ids).logits.softmax(-1).mean((0, 1))  # (V,)
     before, rarest = model.config.vocab_size, int(likely.argmin())

@@ -29,7 +29,6 @@ def compare_heads() -> None:
     parser.add_argument("--vocab_size", type=int, default=4096)
     parser.add_argument("--block_size", type=int, default=128, help="tokens")
     parser.add_argument("--batch_size", type=int, default=16, help="blocks per step")
-
     parser.add_argument("--steps", type=int, default=8, help="steps counted of each side")
     arguments = parser.parse_args()
 
@@ -38,8 +37,8 @@ def compare_heads() -> None:
     tokens = arguments.batch_size * arguments.block_size
     print(f"{name}, vocabulary {arguments.vocab_size}, {tokens} tokens a step, one thread, in turn")
     print("| precision | stock, CPU s/step | head at masked tokens, CPU s/step | | losses |")
-
     print("|---|---|---|---|---|")
+
     for bf16 in (False, True):
         seconds, losses = measure(arguments, bf16=bf16)
         stock, ours = (statistics.median(side) for side in seconds)
@@ -70,7 +69,6 @@ def measure(arguments: argparse.Namespace, *, bf16: bool) -> tuple[list[list[flo
                 loss = model(**batch).loss
             loss.backward()
             optimizer.step()
-
             optimizer.zero_grad()
 
             if step >= WARM_UP_STEPS:

@@ -1,12 +1,12 @@
-"""How fast local JSON lines are read: hfstack's validating reader against
-datasets.load_dataset("json").
+"""Compare the reading of local JSON lines with `datasets.load_dataset("json")`.
 
     python benchmarks/read_rows.py FILE.jsonl[.gz] ...
 
 Without a file, 270000 rows are generated. Each measurement is a process of its own with one thread
 and an empty cache; sides alternate, and the median of CPU seconds (user + system) and the peak
 memory of `--repeats` runs are printed. `iterate` reads and checks every row; `load` also writes the
-memory-mapped table; `again` is a second run."""
+memory-mapped table; `again` is a second run.
+"""
 
 import argparse
 import json
@@ -30,10 +30,8 @@ def write_rows(path: Path, count: int) -> None:
     with path.open("w") as out:
         for number in range(count):
             text = " ".join(generator.choices(WORDS, k=80))
-            out.write(
-                json.dumps({"id": number, "text": text, "label": number % 3, "score": number / 7})
-                + "\n"
-            )
+            row = {"id": number, "text": text, "label": number % 3, "score": number / 7}
+            out.write(json.dumps(row) + "\n")
 
 
 def measure(side: str, path: str) -> None:
@@ -54,23 +52,19 @@ def measure(side: str, path: str) -> None:
         "rows": rows,
         "cpu_s": time.process_time() - before,
         "wall_s": time.perf_counter() - start,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-
-    print(
-        json.dumps(
-            figures | {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-        )
-    )
+    print(json.dumps(figures))
 
 
 def run_side(side: str, path: Path, cache: str) -> dict[str, float]:
+    """Return what `measure` prints in a process of its own."""
     environment = os.environ | {
         "HF_DATASETS_CACHE": cache,
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
-
-    environment["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     command = [sys.executable, __file__, "--side", side, str(path)]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -101,14 +95,16 @@ def compare(path: Path, repeats: int) -> None:
 
 
 def main() -> None:
+    """Measure the files that are named, or one that is generated."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
-
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+
+    # what `run_side` starts
     if arguments.side:
         measure(arguments.side, str(arguments.files[0]))
         return

@@ -105,24 +105,27 @@ def nearest_recipes(recipes: list[Path]) -> tuple[float, str]:
 
 def measure(root: Path) -> dict[str, object]:
     """Return every figure of one checkout."""
-    library, recipes = sorted((root / "hfstack").rglob("*.py")), sorted(root.glob("recipes/*.py"))
+    library = sorted((root / "hfstack").rglob("*.py"))
+    recipes = sorted(root.glob("recipes/*.py"))
     bodies = long_bodies([*library, *recipes])
     code = [line for path in [*library, *recipes] for line in path.read_text().splitlines()]
     lines = [*code, *prose_lines(root)]
     ratio, pair = nearest_recipes(recipes)
 
     return {
+        # paragraphs
         "blank or comment, % of bodies of 25+ lines": round(
             100 * sum(map(is_open, itertools.chain(*bodies))) / sum(map(len, bodies)), 1
         ),
         "longest unbroken block, median lines": median(map(longest_block, bodies)),
         "longest unbroken block, most lines": max(map(longest_block, bodies)),
-        # how much there is
+        # lines and names
         "lines over 100 columns, %": round(
             100 * sum(len(line) > COLUMNS for line in lines) / len(lines), 2
         ),
         "names defined in several files": repeated_names(library),
         "packages behind classify.py": len(packages_of(root / "recipes" / "classify.py")),
+        # how much there is
         "lines of hfstack/": sum(len(path.read_text().splitlines()) for path in library),
         "code lines of hfstack/": sum(
             not is_open(line) for path in library for line in path.read_text().splitlines()

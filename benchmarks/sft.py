@@ -63,13 +63,11 @@ def parse_arguments() -> argparse.Namespace:
 
     add("--bf16", action="store_true")
     add("--learning_rate", type=float, default=1e-3)
-
     add("--max_length", type=int, default=512, help="tokens of a packed row, longest padded one")
     add("--rows", type=int, default=4, help="packed rows a step; padded ones hold as many tokens")
     add("--data_rows", type=int, help="use the first rows of the data only")
     add("--steps", type=int, default=25, help="steps counted in each repeat")
     add("--repeats", type=int, default=3)
-
     add("--loss_epochs", type=float, default=0, help="train each side this long, compare losses")
 
     # what a process of one side is started with
