@@ -305,6 +305,7 @@ def _remove_html(text: str) -> str:
 
 
 def _remove_wiki(text: str) -> str:
+    # The innermost templates go first, so that what is around them can be matched next.
     for _ in range(_NESTING_LIMIT):
         if "{{" not in text:
             break

@@ -336,6 +336,7 @@ def _decoded(lines: io.BufferedReader, damaged: list[BadRow]) -> Iterator[str]:
 
 def _check_header(file: DataFile, header: list[str], delimiter: str) -> None:
     """Raise DataError when the first line is no header of this kind of table."""
+    # Each of these would be read as a table with senseless columns.
     place = f"{file} line 1"
     first = delimiter.join(header).strip()
     if first[:1] in "{[":
@@ -359,10 +360,12 @@ def _check_header(file: DataFile, header: list[str], delimiter: str) -> None:
             f"{hint if header[0] == '' else ''}"
         )
 
-    if double := [name for name in header if header.count(name) > 1]:
+    double = [name for name in header if header.count(name) > 1]
+    if double:
         raise DataError(f"{place}: the header names the column {double[0]!r} twice")
 
-    if numbers := [name for name in header if _NUMBER.fullmatch(name)]:
+    numbers = [name for name in header if _NUMBER.fullmatch(name)]
+    if numbers:
         raise DataError(
             f"{place}: no header: {numbers[0]!r} is a number, not the name of a column; add a "
             "line of names"

@@ -180,18 +180,18 @@ def encode_split(
     values = {column: rows[column][:] for column in labelled.columns if column is not None}
     texts, pairs, empty = read_texts(values, labelled.columns, name=f"{name} row")
     targets = label_targets(rows, labelled.label_column, labelled.labels, name=name)
+
+    # Whole first: only then is it known which are too long, and by how much.
     whole = encode_texts(tokenizer, texts, pairs, max_length=None)
     kept = usable_rows(
         whole, empty, max_length=max_length, overlong=overlong, skip_empty=skip_empty, name=name
     )
+
+    # The tokenizer truncates, since it knows which of a pair to shorten and keeps special tokens.
     long = [i for i in kept if max_length is not None and len(whole[i]["input_ids"]) > max_length]
     second = None if pairs is None else [pairs[i] for i in long]
-
-    for index, row in zip(
-        long,
-        encode_texts(tokenizer, [texts[i] for i in long], second, max_length=max_length),
-        strict=True,
-    ):
+    truncated = encode_texts(tokenizer, [texts[i] for i in long], second, max_length=max_length)
+    for index, row in zip(long, truncated, strict=True):
         whole[index] = row
 
     columns: dict[str, list[Any]] = {key: [whole[i][key] for i in kept] for key in whole[0]}

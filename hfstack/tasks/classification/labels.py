@@ -88,10 +88,9 @@ def find_labels(
     values = rows[column][:]
     feature = rows.features[column]
     found = _value_type(values, column)
-
     if kind is None:
-        kind = "multi_label" if found is list else "single_label"
-        kind = "regression" if found is float else kind
+        by_type: dict[type, LabelKind] = {list: "multi_label", float: "regression"}
+        kind = by_type.get(found, "single_label")
 
     if kind == "regression":
         if found not in (int, float):
@@ -106,27 +105,25 @@ def find_labels(
             f"column {column!r} holds {_KIND_NAMES[found]}, which cannot be labels of kind {kind!r}"
         )
 
+    # every single label of the rows, and what describes one
+    flat = values
     if kind == "multi_label":
-        inner = getattr(feature, "feature", None)
+        feature = getattr(feature, "feature", None)
         flat = [value for row in values for value in row]
-        declared = inner if isinstance(inner, ClassLabel) else None
         if flat:
             _value_type(flat, column)
-    else:
-        flat, declared = values, feature if isinstance(feature, ClassLabel) else None
 
-    if declared is not None:
-        return _checked_labels(
-            LabelSet(kind, tuple(map(str, declared.names)), tuple(range(len(declared.names)))),
-            flat,
-            column,
-        )
+    # What the data declares comes first: its numbers mean nothing else.
+    if isinstance(feature, ClassLabel):
+        names = tuple(map(str, feature.names))
+        return _checked_labels(LabelSet(kind, names, tuple(range(len(names)))), flat, column)
 
     if given:
         whole = found is int or (kind == "multi_label" and bool(flat) and type(flat[0]) is int)
         listed = _given_values(given, whole=whole)
         return _checked_labels(LabelSet(kind, tuple(given), listed), flat, column)
 
+    # Sorted, so that the ids do not depend on the order of the rows.
     ordered = tuple(sorted(set(flat)))
     if len(ordered) > MOST_LABELS:
         raise DataError(
@@ -134,10 +131,10 @@ def find_labels(
             "the right column? (numbers to predict: --kind regression)"
         )
 
-    names: dict[Any, str] = {}
+    known: dict[Any, str] = {}
     if name_column and kind == "single_label":
-        names = _class_names(rows, column, name_column)
-    shown = tuple(names.get(value, str(value)) for value in ordered)
+        known = _class_names(rows, column, name_column)
+    shown = tuple(known.get(value, str(value)) for value in ordered)
     return _checked_labels(LabelSet(kind, shown, ordered), flat, column)
 
 

@@ -96,29 +96,28 @@ def measure(
 
     intervals = bootstrap_intervals(again, len(targets), draws=draws, seed=seed)
     found: dict[str, float] = {}
-
     for name, value in metrics.items():
         found[name] = value
         if name in intervals:
             found[f"{name}_low"], found[f"{name}_high"] = intervals[name]
 
+    # the baselines
     if problem_type == NUMBER:
         return found | {
             "baseline_mean_squared_error": float(numpy.var(targets)),
             "rows": len(targets),
         }
-
     if problem_type == SINGLE:
         found["baseline_accuracy"] = float(numpy.bincount(targets.astype(int)).max() / len(targets))
     else:
-        found["baseline_label_accuracy"] = float(
-            numpy.maximum(targets.mean(axis=0), 1 - targets.mean(axis=0)).mean()
-        )
+        share = targets.mean(axis=0)  # (L,): of the rows that have each label
+        found["baseline_label_accuracy"] = float(numpy.maximum(share, 1 - share).mean())
 
-    scales: dict[str, float | Array] = (
-        {"_calibrated": temperature} if not isinstance(temperature, float) else {}
-    )
-    for suffix, scale in ({"": 1.0} | scales).items():
+    # the calibration, as the logits are and with the temperature
+    scales: dict[str, float | Array] = {"": 1.0}
+    if not isinstance(temperature, float):
+        scales["_calibrated"] = temperature
+    for suffix, scale in scales.items():
         sure = confidences(probabilities(logits, problem_type, scale), targets, problem_type)
         found[f"calibration_error{suffix}"] = calibration_error(reliability_bins(*sure))
         found[f"log_loss{suffix}"] = log_loss(logits, targets, problem_type, scale)
@@ -170,20 +169,15 @@ def worst_mistakes(
 
     chance = probabilities(logits, problem_type)
     if problem_type == SEVERAL:
+        # each label of a row is an answer of its own; to say no with 0.01 is to be 0.99 sure
         wrong = [(i, j) for i, j in zip(*numpy.nonzero(said != (targets >= 0.5)), strict=True)]
         sure = {(i, j): float(max(chance[i, j], 1 - chance[i, j])) for i, j in wrong}
         worst = sorted(sure, key=lambda place: -sure[place])[:count]
+        words = {True: "yes", False: "no"}
         rows = [
-            [
-                texts[i],
-                names[j],
-                "yes" if targets[i, j] else "no",
-                "yes" if said[i, j] else "no",
-                sure[i, j],
-            ]
+            [texts[i], names[j], words[bool(targets[i, j])], words[bool(said[i, j])], sure[i, j]]
             for i, j in worst
         ]
-
         return ["text", "label", "true", "predicted", "confidence"], rows
 
     wrong_rows = numpy.flatnonzero(said != targets)

@@ -103,16 +103,16 @@ def load_classifier(
             labels or an adapter.
         CheckpointError: there is no model at that place.
     """
+    # A classifier of the same labels keeps its head; one of others would lose it without a word.
     name = args.model_name_or_path or ""
     config, config_file = read_config(args, tokenizer, purpose="classify")
     if config_file is None:
         _check_head(config, problem_type, id2label, name)
-    config.problem_type = problem_type
 
+    config.problem_type = problem_type
     config.num_labels = len(id2label)
     config.id2label = id2label
     config.label2id = {label: index for index, label in id2label.items()}
-
     if attention_dropout is not None:
         set_attention_dropout(config, attention_dropout)
 
@@ -120,9 +120,10 @@ def load_classifier(
         AutoModelForSequenceClassification, args, config, config_file, purpose="classify"
     )
     check_vocabulary(model, tokenizer, name)
-
     if config_file is None:
         check_own_tokenizer(args, tokenizer, name)
+
+    # A decoder is classified by its last token that is no padding, which it finds by this id.
     model.config.get_text_config().pad_token_id = padding_id(tokenizer)
 
     if new_modules is not None:
@@ -151,12 +152,10 @@ def load_trained_classifier(
         raise CheckpointError(not_found("tokenizer", name, error)) from error
 
     if (Path(name) / ADAPTER_FILE).is_file():
-        return (
-            _load_adapter(args, tokenizer, Path(name), info),
-            tokenizer,
-            cast(ClassifierInfo, info),
-        )
+        adapted = _load_adapter(args, tokenizer, Path(name), info)
+        return adapted, tokenizer, cast(ClassifierInfo, info)
 
+    # transformers would add a head to any model, and say so in a warning at most
     config: Any = checkpoint_config(args, purpose="classify")
     if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or []):
         raise CheckpointError(
@@ -169,16 +168,13 @@ def load_trained_classifier(
     if missing:
         raise CheckpointError(f"{name} was saved without {', '.join(missing[:3])}: train it again")
 
+    # One that was not trained here: as transformers itself reads a config without a problem type.
     if info is None:
-        problem = config.problem_type or (
-            "regression" if config.num_labels == 1 else "single_label_classification"
-        )
-        names = (
-            []
-            if problem == "regression"
-            else [config.id2label[index] for index in range(config.num_labels)]
-        )
-
+        by_count = "regression" if config.num_labels == 1 else "single_label_classification"
+        problem = config.problem_type or by_count
+        names = []
+        if problem != "regression":
+            names = [config.id2label[index] for index in range(config.num_labels)]
         info = ClassifierInfo(problem, names)
 
     model.config.get_text_config().pad_token_id = padding_id(tokenizer)

@@ -58,27 +58,20 @@ def answers_of_row(logits: numpy.ndarray[Any, Any], info: ClassifierInfo) -> lis
     above one half) and `probabilities`. A number: `value`."""
     if info.problem_type == NUMBER:
         return [{"value": float(value)} for value in logits[:, 0]]
+
     chance = probabilities(logits, info.problem_type, info.temperature)
     rows: list[dict[str, Any]] = []
-
     for each in chance:
+        # chosen before rounding: 0.5000001 is above one half
         shown = {name: round(float(value), 6) for name, value in zip(info.names, each, strict=True)}
         if info.problem_type == SEVERAL:
-            rows.append(
-                {
-                    "labels": [n for n, p in zip(info.names, each, strict=True) if p > 0.5],
-                    "probabilities": shown,
-                }
-            )
+            labels = [name for name, value in zip(info.names, each, strict=True) if value > 0.5]
+            rows.append({"labels": labels, "probabilities": shown})
         else:
             best = int(each.argmax())
-            rows.append(
-                {
-                    "label": info.names[best],
-                    "probability": round(float(each[best]), 6),
-                    "probabilities": shown,
-                }
-            )
+            probability = round(float(each[best]), 6)
+            row = {"label": info.names[best], "probability": probability, "probabilities": shown}
+            rows.append(row)
 
     return rows
 
@@ -130,7 +123,8 @@ def _encode_rows(
 ) -> list[dict[str, list[int]]]:
     """Encode rows, and refuse empty texts, of which no prediction means anything."""
     for index, row in enumerate(rows):
-        if absent := [name for name in columns if name is not None and name not in row]:
+        absent = [name for name in columns if name is not None and name not in row]
+        if absent:
             raise DataError(
                 f"row {first_row + index} has no column {absent[0]!r}, found {', '.join(row)}; set "
                 "--text_column or --text_pair_column"
@@ -144,6 +138,8 @@ def _encode_rows(
     encoded = encode_texts(tokenizer, texts, pairs, max_length=None)
     if max_length is None or max(len(row["input_ids"]) for row in encoded) <= max_length:
         return encoded
+
+    # The tokenizer truncates, since it knows which of a pair to shorten and keeps special tokens.
     long = sum(len(row["input_ids"]) > max_length for row in encoded)
     logger.warning(
         "%d of rows %d to %d are cut at %d tokens",

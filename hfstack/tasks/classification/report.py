@@ -120,6 +120,7 @@ def record_results(
             counts = confusion_counts(said, targets, len(names))
             pictures[f"{split}_confusion"] = confusion_picture(counts.tolist(), names)
 
+        # Every process has all the logits and records the same, but only one of them writes.
         for name, picture in pictures.items():
             if PartialState().is_main_process:
                 (run.output_dir / f"{name}.svg").write_text(picture, encoding="utf-8")
@@ -136,8 +137,8 @@ def record_results(
                 add({"text": text, "true": _true(target, info), **answer})
 
     run.add_artifact(f"{split}_predictions", f"{split}_predictions.jsonl")
-    found = measure(logits, targets, info.problem_type, temperature=temperature, seed=seed)
 
+    found = measure(logits, targets, info.problem_type, temperature=temperature, seed=seed)
     if benchmark:
         found["glue_score"] = sum(found[name] for name in benchmark) / len(benchmark)
     return {f"{split}_{name}": value for name, value in found.items()}

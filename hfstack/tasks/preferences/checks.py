@@ -85,8 +85,10 @@ def preference_problems(
         prompts = split["prompt"][:]
         lengths = (len(encode_for_generation(tokenizer, prompt)) for prompt in prompts)
 
+        # Of a prompt that fills max_length nothing is left to learn: the answer is truncated away.
         if max_length is not None and on_bad_row == "fail":
             problems[f"{name} prompts fit"] = checks.prompts_fit_context(lengths, max_length)
+
         tokens = (encode_for_generation(tokenizer, prompt)[:2] for prompt in prompts)
         problems[f"{name} has no double bos"] = checks.no_double_bos(
             tokens, cast(int | None, tokenizer.bos_token_id)

@@ -79,7 +79,6 @@ def load_preferences(
     convert = to_pairs if form == "pairs" else to_labels
     splits: dict[str, Dataset] = {}
     log = {} if log is None else log
-
     for name, sources in {"train": data_args.datasets, "eval": data_args.eval_datasets}.items():
         if not sources:
             continue
@@ -93,15 +92,13 @@ def load_preferences(
             log=log,
         )
 
+        # A row that reads well may still be no preference, and is treated as any other bad row.
         counted = PreferenceCounts()
         bad: list[dict[str, Any]] = []
-        converted = convert(
-            rows, args, counts=counted, bad=None if data_args.on_bad_row == "fail" else bad
-        )
-
-        _report(
-            name, counted, bad, quarantine_file if data_args.on_bad_row == "quarantine" else None
-        )
+        collect = None if data_args.on_bad_row == "fail" else bad
+        converted = convert(rows, args, counts=counted, bad=collect)
+        bad_file = quarantine_file if data_args.on_bad_row == "quarantine" else None
+        _report(name, counted, bad, bad_file)
 
         if counts is not None:
             counts[name] = counted
@@ -162,22 +159,23 @@ def to_pairs(
         for number, row in enumerate(rows, 1):
             counts.rows += 1
             prompt, chosen, rejected = pair_texts(row, args)
-            problem = problem_of_answer(chosen, args.chosen_column) or problem_of_answer(
-                rejected, args.rejected_column
-            )
-
-            problem = problem or (f"{args.prompt_column} is null" if prompt is None else None)
+            problem = problem_of_answer(chosen, args.chosen_column)
+            problem = problem or problem_of_answer(rejected, args.rejected_column)
+            if problem is None and prompt is None:
+                problem = f"{args.prompt_column} is null"
             if problem is None and answer_text(chosen) == answer_text(rejected):
                 problem = (
                     f"{args.chosen_column} and {args.rejected_column} are the same: "
                     f"{answer_text(chosen)[:60]!r}"
                 )
 
+            # as text, so that equal pairs are one key whatever their form
             if not refused(number, row, problem, counts, bad):
                 assert prompt is not None
                 pairs[_pack(normal(prompt, chosen, rejected, args))] += 1
     else:
-        for pair in _pairs_of_scored(scored_by_prompt(kind, rows, args, counts, bad), args, counts):
+        scored = scored_by_prompt(kind, rows, args, counts, bad)
+        for pair in _pairs_of_scored(scored, args, counts):
             pairs[_pack(pair)] += 1
 
     kept = _majority(pairs, counts)
@@ -226,6 +224,7 @@ def to_labels(
         answer = _pack({"prompt": prompt, "completion": completion})
         votes.setdefault(answer, [0, 0])[int(good)] += 1
 
+    # An answer with as many thumbs up as down says nothing.
     kept = []
     for packed, (down, up) in votes.items():
         if down and up:

@@ -18,6 +18,7 @@ def reward_histogram(chosen: Sequence[float], rejected: Sequence[float], *, bins
     if low == high:
         low, high = low - 0.5, high + 0.5
 
+    # Shares and not counts, since one side may have lost more answers than the other.
     shares = {name: _bin_shares(values, low, high, bins) for name, values in sides.items()}
     tallest = max(max(side) for side in shares.values())
 

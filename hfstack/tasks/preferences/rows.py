@@ -264,9 +264,9 @@ def scored_by_prompt(
         counts.rows += 1
         prompt = row[args.prompt_column]
         answers, scores = _answers_and_scores(kind, row, args)
+        # an empty prompt is one: texts that begin from nothing can be compared too
         problem = problem_of_answer(prompt, args.prompt_column) if prompt != "" else None
         column = args.completions_column if len(answers) != 1 else args.completion_column
-
         if len(answers) != len(scores):
             problem = f"{len(answers)} {args.completions_column} but {len(scores)} scores"
 
@@ -277,14 +277,14 @@ def scored_by_prompt(
 
         if refused(number, row, problem, counts, bad):
             continue
+
         plain = isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers)
         if args.conversational or not plain:
             prompt = turns_of(prompt, "user")
             answers = [turns_of(answer, "assistant") for answer in answers]
 
-        scored.setdefault(json.dumps(prompt, ensure_ascii=False), []).extend(
-            zip(answers, map(float, scores), strict=True)
-        )
+        answers_so_far = scored.setdefault(json.dumps(prompt, ensure_ascii=False), [])
+        answers_so_far += zip(answers, map(float, scores), strict=True)
 
     return scored
 

@@ -108,8 +108,8 @@ def read_questions(
             )
 
     question_column, context_column, answers_column = columns
-    questions, repaired, skipped = [], 0, 0
-
+    questions = []
+    repaired = skipped = 0
     for number, row in enumerate(cast(Any, rows), 1):
         for column in (question_column, context_column):
             if not isinstance(row[column], str) or not row[column].strip():
@@ -118,6 +118,7 @@ def read_questions(
                     "text"
                 )
 
+        # "mend" is the name of "repair" before 0.2
         context = row[context_column]
         answers, moved, problem = _checked_answers(
             context, _pairs(row[answers_column]), repair=bad_answers in ("repair", "mend")
@@ -125,11 +126,8 @@ def read_questions(
         repaired += moved
 
         if problem is None:
-            questions.append(
-                Question(
-                    str(row.get("id", f"{name}-{number}")), row[question_column], context, answers
-                )
-            )
+            identifier = str(row.get("id", f"{name}-{number}"))
+            questions.append(Question(identifier, row[question_column], context, answers))
         elif bad_answers == "fail":
             place = _place(row, columns, sources, name, number)
             raise DataError(f"{place}: {problem}; fix the row, or --bad_answers skip or repair")
@@ -157,25 +155,18 @@ def _checked_answers(
     """Return a row's answers, how many had to be moved, and what is wrong, or None."""
     answers: list[tuple[str, int]] = []
     moved = 0
-
     for text, begin in pairs:
         if text and begin is not None and begin >= 0 and context[begin : begin + len(text)] == text:
             answers.append((text, begin))
             continue
 
+        # Places shift when a text is cleaned, or when they were counted in bytes.
         nearest = _nearest(context, text, begin) if repair and text else None
         if nearest is None:
-            there = (
-                ""
-                if begin is None
-                else f" (there: {context[max(begin, 0) :][: max(len(text), 1)]!r})"
-            )
-
-            return (
-                [],
-                0,
-                f"the answer {text[:60]!r} is not in its context at character {begin}{there}",
-            )
+            problem = f"the answer {text[:60]!r} is not in its context at character {begin}"
+            if begin is not None:
+                problem += f" (there: {context[max(begin, 0) :][: max(len(text), 1)]!r})"
+            return [], 0, problem
 
         answers.append((text, nearest))
         moved += 1

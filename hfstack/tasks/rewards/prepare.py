@@ -75,6 +75,7 @@ def prepare_rewards(
             "each"
         )
 
+    # text from the command line names an endpoint or a model; REWARDS of a recipe hold functions
     loaded: list[Reward] = []
     for reward in rewards:
         if isinstance(reward, str) and "://" in reward:
@@ -86,6 +87,7 @@ def prepare_rewards(
             reward.compare_tokenizer(policy_tokenizer)
         loaded.append(reward)
 
+    # The trainer logs by name, so that of two of one name a single curve would be left.
     names = [reward_name(reward) for reward in loaded]
     repeated = {name for name, count in Counter(names).items() if count > 1}
     named = [
@@ -112,6 +114,7 @@ def checked_reward(reward: Reward, *, name: str | None = None) -> Callable[..., 
             f"reward {reward_name(reward)!r} is async; write a plain function, or use RemoteReward"
         )
 
+    # Checked now: in training a wrong signature would come up after the first rollout.
     own_name = name or reward_name(reward)
     parameters = inspect.signature(reward).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -131,7 +134,8 @@ def checked_reward(reward: Reward, *, name: str | None = None) -> Callable[..., 
     def score(
         prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
-        if missing := sorted(required - columns.keys()):
+        missing = sorted(required - columns.keys())
+        if missing:
             found = ", ".join(sorted(columns)) or "none"
             raise DataError(
                 f"reward {own_name!r} reads the column {missing[0]!r}; the rows have: {found}"
@@ -146,9 +150,9 @@ def checked_reward(reward: Reward, *, name: str | None = None) -> Callable[..., 
         except HfstackError:
             raise
         except Exception as error:
-            raise _find_culprit(
-                partial(reward, **given), own_name, prompts, completions, error
-            ) from error
+            # asked again one by one: its traceback does not say which answer it was
+            one_by_one = partial(reward, **given)
+            raise _find_culprit(one_by_one, own_name, prompts, completions, error) from error
 
         return _read_values(values, own_name, prompts, completions)
 
@@ -221,6 +225,7 @@ def _read_values(
             f"{missing} {blame}"
         )
 
+    # None is how a reward says that it does not apply: TRL leaves it out of the sum.
     floats: list[float | None] = []
     for index, value in enumerate(values):
         if value is None:

@@ -97,13 +97,13 @@ class RemoteReward:
             slice(first, min(first + self.batch_size, len(completions)))
             for first in range(0, len(completions), self.batch_size)
         ]
-
         bodies = [
             {"prompts": list(prompts[span]), "completions": list(completions[span])}
             | {column: list(columns[column][span]) for column in self.columns}
             for span in spans
         ]
 
+        # `map` gives answers in the order of the requests, whichever comes first.
         with ThreadPoolExecutor(
             max_workers=self.max_concurrency, thread_name_prefix="reward"
         ) as pool:
@@ -157,6 +157,7 @@ class RemoteReward:
 
     def _read(self, answer: bytes, count: int, place: str) -> list[float | None]:
         """Return the numbers of an answer."""
+        # An endpoint is not trusted: what it sends is judged before it is used.
         if len(answer) > _MAX_ANSWER_BYTES:
             raise DataError(
                 f"reward endpoint {self.name}: the answer for {place} is over {_MAX_ANSWER_BYTES} "
@@ -173,7 +174,6 @@ class RemoteReward:
 
         if isinstance(values, dict):
             values = values.get("rewards")
-
         if not isinstance(values, list):
             raise DataError(
                 f'reward endpoint {self.name}: the answer for {place} lacks a list under "rewards"'

@@ -102,6 +102,7 @@ class RewardModel:
         if self.max_length is None or len(token_ids) <= self.max_length:
             return token_ids
 
+        # The reward is read at the end of the answer, so what is lost is the prompt's beginning.
         if not self._warned:
             self._warned = True
             logger.warning(

@@ -96,9 +96,9 @@ def write_predictions(
         DataError: the file cannot be written, a kept column is missing, or there are fewer rows
             than were written.
     """
+    # What was begun with another model or other data is of no use to anybody.
     digest = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
     begun = path.with_name(f".{path.name}.{digest}")
-
     for other in path.parent.glob(f".{path.name}.*"):
         if other != begun:
             other.unlink()
@@ -116,7 +116,8 @@ def write_predictions(
         with begun.open("a", encoding="utf-8", newline="\n") as file:
             while window := list(islice(stream, window_rows)):
                 for row, answer in zip(window, predict(window, total + 1), strict=True):
-                    if absent := [name for name in keep if name not in row]:
+                    absent = [name for name in keep if name not in row]
+                    if absent:
                         raise DataError(
                             f"--keep_columns {absent[0]}: row {total + 1} has {', '.join(row)}"
                         )
@@ -124,6 +125,7 @@ def write_predictions(
                     file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
                     total += 1
 
+                # on the disk a window at a time: an interruption costs no more than one
                 file.flush()
                 os.fsync(file.fileno())
     except OSError as error:

@@ -79,13 +79,13 @@ def read_sentences(
             "--tokens_column and --tags_column"
         )
 
+    # What the data declares comes first: its numbers mean nothing else.
     inner: Any = getattr(rows.features[tags_column], "feature", None)
     names = list(inner.names) if isinstance(inner, ClassLabel) else list(tag_names)
-    sentences = []
 
-    for number, (words, tags) in enumerate(
-        zip(rows[tokens_column], rows[tags_column], strict=True), 1
-    ):
+    sentences = []
+    columns = zip(rows[tokens_column], rows[tags_column], strict=True)
+    for number, (words, tags) in enumerate(columns, 1):
         place = f"{name} row {number}"
         checked = check_words(words, place=place, column=tokens_column)
         if not isinstance(tags, list) or len(tags) != len(checked):
@@ -169,12 +169,13 @@ def check_tags(
             f"--bad_tags is {bad_tags!r}: choose one of {', '.join(get_args(BadTags))}"
         )
 
-    known, problems, first = set(names), 0, ""
-    begins_and_insides = all(
-        tag == "O" or tag[:2] in ("B-", "I-") for tag in names
-    ) and is_entity_scheme(names)
-    repaired = []
+    # In other schemes (BILOU) an entity may begin with another letter, so only this one is checked.
+    begins_and_insides = all(tag == "O" or tag[:2] in ("B-", "I-") for tag in names)
+    begins_and_insides = begins_and_insides and is_entity_scheme(names)
 
+    known = set(names)
+    problems, first = 0, ""
+    repaired = []
     for number, sentence in enumerate(sentences, 1):
         tags = list(sentence.tags)
         for index, tag in enumerate(tags):
@@ -184,6 +185,7 @@ def check_tags(
                     f"{', '.join(names)}"
                 )
 
+            # the tag before is the repaired one, so that the rest of the entity is right
             before = tags[index - 1] if index else "O"
             if begins_and_insides and tag.startswith("I-") and before[2:] != tag[2:]:
                 problems += 1
@@ -200,13 +202,8 @@ def check_tags(
         )
 
     if problems:
-        logger.warning(
-            "%s: %d entities begin with I-, first %s: %sed",
-            name,
-            problems,
-            first,
-            bad_tags.removesuffix("e"),
-        )
+        done = "repaired" if bad_tags == "repair" else "kept"
+        logger.warning("%s: %d entities begin with I-, first %s: %s", name, problems, first, done)
 
     return repaired if bad_tags == "repair" else sentences
 
