@@ -2,7 +2,8 @@
 
 Everything here is a function of one text. Each markup rule is narrow on purpose: `a < b`,
 `List<int>`, `x[[1]]`, `__init__` and `{{ name }}` are ordinary text and stay. Fenced code blocks
-(```) are never touched by a markup rule.
+(```) are never touched by a markup rule, and what code.py beside this file finds to be code keeps
+its characters.
 """
 
 import html.entities
@@ -13,6 +14,8 @@ from typing import NamedTuple
 from ftfy import TextFixerConfig, fix_encoding
 from ftfy.badness import is_bad
 from ftfy.fixes import fix_surrogates, remove_terminal_escapes
+
+from hfstack.data.cleaning.code import CODE_KINDS, TextPart, code_kind, split_parts, tidy_code
 
 # Text in one encoding read as another is repaired line by line, and nothing else of ftfy is used:
 # its other repairs turn the full-width commas and curly quotes of Chinese into ASCII.
@@ -88,10 +91,47 @@ def normalise(
 
     Args:
         text: any string, lone surrogates included; the result has none and can always be written as
-            UTF-8.
+            UTF-8. Its parts that are code are left as they are, but for line ends.
         strip_markup: also apply `remove_markup`.
         strip_boilerplate: also apply `remove_boilerplate`.
     """
+    parts, changes = normalise_parts(
+        text, strip_markup=strip_markup, strip_boilerplate=strip_boilerplate
+    )
+    return Normalised("".join(part.text for part in parts), changes)
+
+
+def normalise_parts(
+    text: str, *, strip_markup: bool = True, strip_boilerplate: bool = True
+) -> tuple[list[TextPart], frozenset[str]]:
+    """Do what `normalise` does, and return the parts, code and prose, in order."""
+    changes: set[str] = set()
+    document = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    if document != text:
+        changes.add("characters")
+
+    parts = split_parts(document)
+    if strip_markup and "<" in document:
+        parts = [piece for part in parts for piece in _open_pre(part)]
+
+    cleaned: list[TextPart] = []
+    for part in parts:
+        if part.kind in CODE_KINDS:
+            cleaned.append(TextPart(tidy_code(part.text), part.kind))
+            continue
+        prose = _normalise_prose(
+            part.text, strip_markup and part.kind == "prose", strip_boilerplate
+        )
+        cleaned.append(TextPart(prose.text, part.kind))
+        changes |= prose.changes
+
+    trimmed = _trim_ends(cleaned)
+    if trimmed != cleaned:
+        changes.add("whitespace")
+    return trimmed, frozenset(changes)
+
+
+def _normalise_prose(text: str, strip_markup: bool, strip_boilerplate: bool) -> Normalised:
     changes = set()
     if (repaired := repair_encoding(text)) != text:
         changes.add("mojibake")
@@ -110,6 +150,51 @@ def normalise(
     if (tidy := _tidy_blanks(bare)) != bare:
         changes.add("whitespace")
     return Normalised(tidy, frozenset(changes))
+
+
+def _trim_ends(parts: list[TextPart]) -> list[TextPart]:
+    """Trim the document's ends.
+
+    Of code only empty lines, since its indentation may mean something.
+    """
+    trimmed = list(parts)
+    for place, trim in ((0, str.lstrip), (-1, str.rstrip)):
+        while trimmed:
+            last = trimmed[place]
+            kept = trim(last.text, "\n") if last.kind in CODE_KINDS else trim(last.text)
+            trimmed[place] = TextPart(kept, last.kind)
+            if kept:
+                break
+            del trimmed[place]
+    return trimmed
+
+
+def _open_pre(part: TextPart) -> list[TextPart]:
+    """Split prose at `<pre>` and wiki's `<syntaxhighlight>` where they hold code.
+
+    Of the code, tags that colour it are removed, and entities are resolved once.
+    """
+    if part.kind != "prose" or not _PRE.search(part.text):
+        return [part]
+
+    pieces: list[TextPart] = []
+    position = searched = 0
+    while opening := _PRE.search(part.text, searched):
+        closing = re.compile(rf"</{opening[1]}\s*>", re.IGNORECASE).search(part.text, opening.end())
+        if closing is None:
+            break
+
+        searched = closing.end()
+        shown = _TAG.sub("", part.text[opening.end() : closing.start()])
+        shown = _ENTITY.sub(_resolve_entity, shown)
+        if kind := code_kind(shown):
+            pieces += [
+                TextPart(part.text[position : opening.start()] + "\n", "prose"),
+                TextPart(shown, kind),
+            ]
+            position = searched
+    rest = part.text[position:]
+    return [*pieces, TextPart(f"\n{rest}" if pieces else rest, "prose")]
 
 
 def repair_encoding(text: str) -> str:
@@ -177,12 +262,12 @@ def _uniform_characters(text: str) -> str:
 
 
 def _tidy_blanks(text: str) -> str:
-    """Trim the ends of lines and document, and keep at most one empty line in a row."""
+    """Trim the ends of lines, and keep at most one empty line in a row."""
     if " \n" in text or "\t\n" in text or "\u3000\n" in text:
         text = "\n".join(line.rstrip() for line in text.split("\n"))
     if "\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n", text)
-    return text.strip()
+    return text
 
 
 # Of templates within templates, and escapes of escapes; deeper ones are data, not prose.
@@ -207,6 +292,7 @@ _TAG = re.compile(
     rf"</?({_INLINE_TAGS}|{_BLOCK_TAGS})(?:[\s/][^<>]*)?>".replace(" ", "|"), re.IGNORECASE
 )
 _INLINE = frozenset(_INLINE_TAGS.split())
+_PRE = re.compile(r"<(pre|syntaxhighlight|source)\b[^<>]*>", re.IGNORECASE)
 _SKIPPED_TAGS = ("script", "style", "ref", "math")  # their content is not prose
 _ENTITY = re.compile(r"&(?:amp;)*(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from hfstack.data.cleaning.code import CODE_KINDS, mask_code, mask_json
 from hfstack.data.cleaning.filters import Filter
-from hfstack.data.cleaning.normalise import normalise
+from hfstack.data.cleaning.normalise import normalise_parts
 from hfstack.data.cleaning.pii import PII_KINDS, mask_pii
 from hfstack.errors import ConfigError, DataError
 
@@ -24,8 +25,8 @@ class TextArgs:
     """What is done to each document's text, and which documents count as the same."""
 
     strip_markup: bool = True
-    """Remove HTML tags and entities, wiki markup, BBCode and Markdown marks; fenced code blocks are
-    left alone.
+    """Remove HTML tags and entities, wiki markup, BBCode and Markdown marks; programs, and fenced
+    or indented code in prose, are left alone.
     """
     strip_boilerplate: bool = True
     """Remove short lines of cookie and privacy notices, share buttons and copyright."""
@@ -70,7 +71,7 @@ class CleaningReport:
     """Documents by reason."""
     changed: Counter[str] = field(default_factory=Counter)
     """Documents that were kept, by change: mojibake, characters, markup, boilerplate, whitespace,
-    masked.
+    masked; or that hold code, which was left as it is: code.
     """
     masked: Counter[str] = field(default_factory=Counter)
     """Places in kept documents, by kind of personal data."""
@@ -132,6 +133,7 @@ class CleaningReport:
             "duplicates_removed": self.dropped["exact_duplicate"] + self.dropped["near_duplicate"],
             "documents_repaired": self.changed["mojibake"],
             "documents_masked": self.changed["masked"],
+            **({"documents_code": self.changed["code"]} if self.changed["code"] else {}),
             **{f"dropped_{name}": count for name, count in sorted(self.dropped.items()) if count},
             **{f"masked_{kind}": places for kind, places in sorted(self.masked.items())},
         }
@@ -156,6 +158,9 @@ class CleanText(NamedTuple):
     masked: dict[str, int]
 
 
+_MASK_PART = {"code": mask_code, "json": mask_json}
+
+
 def clean_text(
     text: str,
     *,
@@ -163,12 +168,25 @@ def clean_text(
     strip_boilerplate: bool = True,
     mask: Sequence[str] = ("email", "ip", "phone"),
 ) -> CleanText:
-    """Normalise a text and mask the personal data in it, by kinds of `pii.PII_KINDS`."""
-    normalised, changes = normalise(
+    """Normalise a text and mask the personal data in it, by kinds of `pii.PII_KINDS`.
+
+    What is code keeps its characters; `code` is among the changes when there is any.
+    """
+    parts, changes = normalise_parts(
         text, strip_markup=strip_markup, strip_boilerplate=strip_boilerplate
     )
-    masked_text, masked = mask_pii(normalised, mask)
-    return CleanText(masked_text, changes, masked)
+
+    masked: Counter[str] = Counter()
+    pieces = []
+    for part in parts:
+        mask_part = _MASK_PART.get(part.kind, mask_pii)
+        piece, places = mask_part(part.text, mask)
+        pieces.append(piece)
+        masked.update(places)
+
+    if any(part.kind in CODE_KINDS for part in parts):
+        changes |= {"code"}
+    return CleanText("".join(pieces), changes, dict(masked))
 
 
 def clean_documents(

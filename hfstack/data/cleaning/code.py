@@ -1,0 +1,503 @@
+"""Find the parts of a text that are code, and mask personal data around them.
+
+A document is code by one of these rules, tried in this order; nothing is learned from data:
+
+1. It is JSON: it starts and ends with braces or brackets, and parses.
+2. Its lines are a program's. Of the lines that are neither blank nor comments, half or more look
+   like code (`_SURE` or `_LIKELY`), and one or more is hardly possible in prose (`_SURE`); where
+   three or more are, four tenths are enough.
+3. Its lines are YAML's (`key:` and `- item`, nested, or a flat list with a `snake_case:` key),
+   TOML's or INI's (`[section]` and `key = value`, or what parses as TOML), or those of a Makefile
+   (a target, then lines that begin with a tab).
+4. It parses as Python, and holds a definition, an import, an assignment or a call. A module that is
+   nearly all docstring is found like this.
+
+HTML and XML are markup and no code, except for what stands in `<pre>`. In a document that is no
+code, a fenced block (``` or ~~~) and an indented block are parts of their own, judged by the same
+rules; a closed fence that names a programming language is code.
+"""
+
+import ast
+import io
+import json
+import re
+import tokenize
+import tomllib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from ftfy.fixes import fix_surrogates
+
+from hfstack.data.cleaning.pii import mask_pii
+
+Kind = Literal["prose", "literal", "code", "json"]
+CODE_KINDS = ("code", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """A stretch of a document.
+
+    `literal` is a fence with something else than code in it, such as a letter or a log.
+    """
+
+    text: str
+    kind: Kind
+
+
+class _Fence(NamedTuple):
+    """Where a fenced block and its inside begin and end, and the language it names."""
+
+    start: int
+    inside: int
+    closing: int
+    end: int
+    language: str
+
+
+# Lines are judged without their indentation. What is in _SURE is hardly possible in prose; what is
+# in _LIKELY may be, one line at a time: "x = 3", "print(x)", a line that ends in a brace.
+_SURE = re.compile(
+    r"""
+      \#\s*(?:include\s*[<"]|define\s+\w|ifn?def\s+\w|if\s+(?:defined|!|\w+$)|endif\b
+      |pragma\s|undef\s)
+    | \#!\s*/ | <\?php\b | \#!?\[\w.*\]$
+    # imports and packages
+    | from\s+[\w.]+\s+import\s+[\w(*] | import\s+[\w.*]+\s*;\s*$ | import\s+[\w.]+\s+as\s+\w+\s*$
+    | import\s+[a-z_][\w.]*(?:\s*,\s*[\w.]+)*\s*(?:\#.*)?$
+    | (?:import|export)\s.*\sfrom\s+["'].*["'];?$ | import\s*["'({*] | export\s*[{*]
+    | (?:pub\s+)?use\s+[\w:]+(?:::|;).*$ | using\s+[\w.:=<>, ]+;$ | package\s+[\w.]+;?$
+    | (?:local|const|let|var)\s.*=\s*require\b | (?:module\.)?exports[.\s]\S* \s*=
+    | import\s+(?:qualified\s+)?[A-Z]\w*(?:\.\w+)*(?:\s+(?:as|hiding)\s.*|\s*\(.*)?$ | @echo\s+off$
+    | require(?:_relative)?\s+['"] | class\s+[A-Z]\w*\s*<\s*[A-Z][\w:]*$
+    | module\s+[\w.]+(?:\s*\(.*)?\s+where$ | [a-z]\w*'?\s+::\s+\S.*->.*
+    | \((?:ns|defn|defun|define|def)\s.*
+    | @@\s-\d+(?:,\d+)?\s\+\d+(?:,\d+)?\s@@.* | diff\s--git\s.* | \\(?:documentclass|usepackage)\b.*
+    # definitions
+    | (?:async\s+)?def\s+\w+\s*[(\[:] | class\s+\w+\s*(?:\(.*)?:\s*(?:\#.*)?$
+    | (?:export\s+)?(?:default\s+)?(?:abstract\s+)?class\s+\w+[^.;]*\{?$(?<=\{)
+    | (?:pub(?:\(\w+\))?\s+)?(?:unsafe\s+|async\s+|const\s+)*fn\s+\w+\s*[<(]
+    | func\s+(?:\([^()]*\)\s*)?\w+\s*[\[(]
+    | (?:export\s+|default\s+|async\s+)*function\b\s*\*?\s*\w*\s*\(
+    | (?:export\s+)?(?:const|let|var|val)\s+(?:mut\s+)?[\w{\[][^=]*=\s*\S
+    | (?:public|private|protected|static|final|inline|extern|virtual|constexpr|unsigned|typedef
+      |struct|enum|union|interface|impl|trait|namespace|mod)\b[^.?!]*[({;]$
+    | template\s*< | \w+\s*\(\)\s*\{ | local\s+\w+= | export\s+\w+=
+    | (?:[\w:]+(?:<[^<>]*>)?[\s*&]+)+[\w:~]+\s*\([^.?!]*\)\s*(?:const\s*)?[{;]$
+    | (?:const\s+)?(?:int|char|float|double|bool|long|size_t|auto|std::[\w:<>, ]+)\b[\s*&]+\w+.*;$
+    | cdef\s.* | cpdef\s.* | ctypedef\s.* | (?:from\s+[\w.]+\s+)?cimport\s.*
+    | (?i:(?:end\s*|pure\s+|recursive\s+|elemental\s+)*(?:subroutine|function|program|module)\s+\w+
+      (?:\s*\(.*)?(?:\s+(?:result|bind)\s*\(.*)?$(?<=[\w)])|implicit\s+none
+      |end\s*(?:do|if|type|interface)$
+      |(?:integer|real|logical|complex|character|double\s+precision)\b.*(?:::|\(|[\w)],).*)
+    # statements
+    | (?:if|while|for|switch|catch|else\s+if)\s*\(.*\)\s*\{?$(?<=[){])
+    | \}\s*(?:else|catch|finally)\b.*
+    | (?:if|elif|while|for|with|except)\s[^?!]*[\w)\]"']:\s*(?:\#.*)?$(?<!example:)
+    | (?:try|else|finally):$
+    | if\s+!?\s*\[\[?\s | (?:then|fi|done|esac)$ | (?:for|while|until)\s.*;\s*do$ | set\s+-[a-z]+
+    | (?:return|throw|break|continue|yield)\b[^.?!]*;$ | return\s+[\w.]+[(\[{].*
+    | raise\s+\w+(?:\(.*)?$
+    | (?:self|this|cls)\.\w+.*[=(;].* | @\w[\w.]*(?:\(.*)?$
+    | .*\w\(.*\);$ | .*(?:\)\s*\{|=>\s*\{?|\{\{?|\w\[\w+\]\s*=.*;|=\s[^.?!]*;)$ | .*\$\{\w | .*"\$\w
+    | .*\$\(\w+\s
+    | FROM\s+[\w./-]+(?::[\w.-]+)(?:\s+AS\s+\w+)?$
+    | (?:RUN|COPY|CMD|ENTRYPOINT|WORKDIR|ENV)\s+\S.*[\\\]/=].*
+    # SQL
+    | SELECT\s+[\w."`*(\[].*[^.?!]$
+    | (?i:select\b.+\bfrom\s+[\w."`]+|insert\s+into\s+\w|create\s+(?:or\s+replace\s+|unique\s+
+      |temp(?:orary)?\s+)*(?:table|index|view|function|trigger)\s+\w|alter\s+table\s+\w
+      |drop\s+(?:table|index|view)\s|delete\s+from\s+\w|update\s+\w+\s+set\s)
+    """,
+    re.VERBOSE,
+)
+_LIKELY = re.compile(
+    r"""
+      [\w.$@*&\[\]"'()>:,<-]{1,80}(?:\s+[\w.$*&\[\]<>:,]{1,80}){0,3}\s*
+      (?:[-+*/|&%^?.]|:|<<|>>|\*\*|//|\?\?)?=(?![=>])\s*\S?
+    | [\w.:$>-]+!?\((?:[^.?!].*)?$ | [\])}>]+[\w.()]*[;,:]?.{0,30}$ | \{.*
+    | .*(?:[({\[\\|&=+]|->|=>|;|\)\??,?|\)\s*->\s*.+:)$ | ["'rfb]{1,3}.*["']\s*[,:)\]].*$
+    | ["'].*["']$
+    | \w+\s*:\s*[\w.]+(?:\[.*\])?(?:\s*\|.*)?$ | \w+\s+as\s+\w+,?$
+    | \*{0,2}[\w.]+\s*,$ | [-+\d][-+\d.,\sxXa-fA-F]*,?$ | [\w.]+$ | \w+(?:\[.*\]|\.\w+)+,?$
+    | [\w$]+\s*\{$ | (?:pass|break|continue|else|do|begin|end)\b;?$
+    | (?:return|assert|del|yield|not|and|or|if|in)\b.*
+    | [\w"']+\s*:\s*[\w"'\[{(].*,$
+    | (?:echo|cd|sudo|grep|sed|awk|rm|cp|mv|mkdir|curl|exit|source)\s\S.*
+    | (?i:from|where|and|or|on|group\s+by|order\s+by|having|limit|values|set|(?:left\s+)?join)
+      \s.*[=<>(,;].* | (?i:from|join|group\s+by|order\s+by|limit|set)\s+[\w., ]+;?$
+    | (?i:select)\s.*
+    | .*\w(?:::|->)\w.* | .*[\s(][*&]\w+.*[,;(]$ | (?:const\s+)?[\w:]+[*&]+\s+\w+.*
+    | [\w-]+\s*:\s*[^.?!]+;$ | (?i:call|use|type|intent|allocate|print)\b\s*[\w('"*].*
+    | [-+][^-+].* | @@.* | \\\w+.* | (?i:set|if|call|goto|del|copy)\s+\S.* | \(.* | go\s.*=.*
+    | (?:mov|push|pop|add|sub|call|ret|jmp|int|lea|xor|cmp|global|section)\b\s+[\w.\[%$].*
+    | \w+\s+(?i:int|integer|bigint|serial|text|varchar|boolean|timestamp|date|numeric)\b.*
+    """,
+    re.VERBOSE,
+)
+_COMMENT = ("//", "#", "--", "<", "%", ";;", "/*", "*/")  # and tags: JSX holds as many as HTML
+# A line of several words without these marks, and without such a first word, is prose: two of three
+# lines need no other pattern.
+_PLAIN = re.compile(r"[^=(){}\[\]<>$@#\"\\]*[^=(){}\[\]<>$@#\"\\*&|+]")
+_FIRST_WORDS = frozenset(
+    "import from raise package return yield assert del not and or if in echo cd sudo grep sed "
+    "awk rm cp mv mkdir curl exit source select insert create alter drop delete update where "
+    "on group order having limit values set join left inner cdef cpdef ctypedef cimport "
+    "subroutine function program module end implicit integer real logical complex character "
+    "call use type allocate print if elif else while for with except try finally class def case "
+    "default using break continue begin do then fi done esac loop".split()
+)
+_MARKS = ("=", "(", "{", "[", "<", "#", "@", "$", ";", "\\", "import ", ":\n", "_", "end ", "END ")
+_SAMPLED_LINES = 400
+_PYTHON_CHARACTERS = 4_000_000
+
+# What may hold prose inside of a program, and programs inside of a page.
+_DOCSTRING = re.compile(r'"""|\'\'\'')
+_BLOCK_COMMENT = re.compile(r"^[ \t]*/\*", re.MULTILINE)
+_EMBEDDED = re.compile(r"<(?:script|style)\b", re.IGNORECASE)
+_FENCE = re.compile(r"^[ \t>]{0,12}(`{3,}|~{3,})[ \t]*([^`\n]*)$", re.MULTILINE)
+# a file of Vue's
+_COMPONENT = re.compile(r"\s*<(?:template|script\s+(?:setup|lang)\b[^<>]*)>", re.IGNORECASE)
+_INDENTED = re.compile(
+    r"(?:(?<=\n\n)|\A)(?:(?: {4}|\t)[^\n]*(?:\n|\Z)|[ \t]*\n(?=[ \t]*\n|    |\t))+"
+)
+_LANGUAGES = frozenset(
+    "ada asm awk bash bat c c# c++ cl clj clojure cmake cpp cs csharp css cu cuda cxx cython "
+    "d dart diff dockerfile elixir elm erl erlang ex f90 fish fortran fsharp gdscript glsl go "
+    "golang gradle graphql groovy h haskell hcl hlsl hpp hs ini java javascript jinja jl js "
+    "json json5 jsonc jsonnet jsx julia kotlin kt latex less lisp lua m4 make makefile matlab "
+    "ml nasm nim nix objc ocaml octave pascal patch perl php pl powershell proto protobuf ps1 "
+    "py py3 pycon python python3 r racket rb rs ruby rust sass scala scheme scss sed sh shell "
+    "sol solidity sparql sql svelte swift tcl terraform tex tf toml ts tsx typescript v vb "
+    "verilog vhdl vim vue wasm wat xsl yaml yml zig zsh".split()
+)
+
+_YAML_KEY = re.compile(r"(?:- )*[\w.\"'$/-]+:(?:\s|$)")
+_SNAKE_KEY = re.compile(r"[a-z]+(?:_[a-z0-9]+)+:(?:\s|$)")
+_YAML_OTHER = re.compile(r"- \S|---$|\.\.\.$|[|>]")
+_SECTION = re.compile(r"\[\[?[\w.\"' :-]+\]\]?\s*(?:#.*)?$")
+_ASSIGNED = re.compile(r"[\w.\"'-]+\s*[=:]\s*\S?")
+_TARGET = re.compile(r"^[\w./%$(){} -]+:(?![=:/])[^.?!]*\n\t", re.MULTILINE)
+
+_JSON_STRING = re.compile(r'"(?:\\.|[^"\\])*+"', re.DOTALL)
+# Before the first line that is no comment no string can be open. `# include` is none.
+_HEAD_COMMENT = re.compile(
+    r"(?:[ \t]*(?:/\*(?:[^*]|\*(?!/))*+\*/[ \t]*|(?://|--(?=\s)|#!/|#(?=[ \t#]"
+    r"(?![ \t]*(?:include|define|undef|if|ifdef|ifndef|elif|else|endif|pragma|error|line)\b)|\n))"
+    r"[^\n]*)?\n)*+"
+)
+
+
+def split_parts(text: str) -> list[TextPart]:
+    """Split a document into prose and code; their texts joined are the document."""
+    if kind := code_kind(text):
+        return [TextPart(text, kind)]
+
+    if "```" not in text and "~~~" not in text:
+        return _split_indented(text)
+
+    parts: list[TextPart] = []
+    for part in _split_fences(text):
+        parts += _split_indented(part.text) if part.kind == "prose" else [part]
+    return parts
+
+
+def code_kind(text: str) -> Literal["code", "json"] | None:
+    """Return what code a text is, by the rules of this file, or None."""
+    if not any(mark in text for mark in _MARKS):
+        return None
+
+    start = text.lstrip("\ufeff \t\r\n")[:1]
+    if start in ("{", "[") and _is_json(text):
+        return "json"
+    if start == "<" and "<?php" not in text[:200]:
+        return "code" if _COMPONENT.match(text) else None
+
+    bare = _without_prose(text)
+    lines = _sample_lines(bare)
+    if not lines:
+        return None
+
+    marked = [line for line in lines if not _is_plain(line)]
+    unsure = [line for line in marked if not (_SURE.match(line) or _is_dense(line))]
+    sure = len(marked) - len(unsure)
+    likely = sum(1 for line in unsure if _LIKELY.match(line))
+    share = 0.4 if sure >= 3 else 0.5
+    if sure and sure + likely >= share * len(lines) and not _only_inside(bare):
+        return "code"
+    if _is_configuration(bare, lines):
+        return "code"
+
+    # Where most lines are plain words, there is no need to parse.
+    if (sure or likely) and 2 * len(marked) >= len(lines) and _is_python(text):
+        return "code"
+    return None
+
+
+def _only_inside(text: str) -> bool:
+    """Return whether what is not indented is prose, around blocks of code."""
+    lines = _sample_lines("\n".join(line for line in text.split("\n") if line[:1].strip()))
+    marked = [line for line in lines if not _is_plain(line)]
+    if any(map(_SURE.match, marked)) or any(map(_is_dense, marked)):
+        return False
+    return 2 * sum(1 for line in marked if _LIKELY.match(line)) < len(lines)
+
+
+def _is_plain(line: str) -> bool:
+    """Return whether a line is four words or more without marks, or not in ASCII."""
+    if line.count(" ") < 3 and line.isascii():
+        return False  # "int x;", "size: int" and "color: red;" are short
+    first = line.partition(" ")[0]
+    return first.lower() not in _FIRST_WORDS and _PLAIN.fullmatch(line) is not None
+
+
+def _is_dense(line: str) -> bool:
+    """Return whether a long line is a minified program: many marks, few blanks."""
+    if len(line) < 150:
+        return False
+    marks = sum(map(line.count, "(){};=,"))
+    return marks > 0.1 * len(line) and line.count(" ") < 0.1 * len(line) and "{" in line
+
+
+def _is_json(text: str) -> bool:
+    stripped = text.strip("\ufeff \t\r\n")
+    if stripped[-1] not in "}]" or not ('"' in stripped or stripped[:2] == "[["):
+        return False
+    try:
+        return bool(json.loads(stripped))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _without_prose(text: str) -> str:
+    """Return the text without docstrings, block comments, fences, scripts and styles."""
+    if "<" in text and _EMBEDDED.search(text):
+        text = _cut(text, _EMBEDDED, lambda found: f"</{found[0][1:]}", fold=True)
+    if "/*" in text:
+        text = _cut(text, _BLOCK_COMMENT, lambda _: "*/")
+    if '"""' in text or "'''" in text:
+        text = _cut(text, _DOCSTRING, lambda found: found[0])
+    if "```" in text or "~~~" in text:
+        fences = list(_find_fences(text))
+        starts, ends = [fence.start for fence in fences], [fence.end for fence in fences]
+        pairs = zip([0, *ends], [*starts, len(text)], strict=True)
+        text = "".join(text[end:start] for end, start in pairs)
+    return text
+
+
+def _cut(
+    text: str,
+    opening: re.Pattern[str],
+    closing_of: Callable[[re.Match[str]], str],
+    fold: bool = False,
+) -> str:
+    """Remove each stretch from `opening` to what closes it, in linear time."""
+    searched = text.lower() if fold and len(text.lower()) == len(text) else text
+    kept, position = [], 0
+    while found := opening.search(text, position):
+        closing = closing_of(found)
+        end = searched.find(closing.lower() if fold else closing, found.end())
+        if end < 0:
+            break
+        kept.append(text[position : found.start()])
+        position = end + len(closing)
+    return "".join([*kept, text[position:]])
+
+
+def _sample_lines(text: str) -> list[str]:
+    """Return up to 400 lines, evenly spread, that are neither blank nor comments."""
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
+    lines = [line for line in lines if not line.startswith(_COMMENT) or _SURE.match(line[:200])]
+    lines = lines[:: 1 + len(lines) // _SAMPLED_LINES]
+    # of a long line, the ends say enough, and no pattern takes long
+    return [line if len(line) <= 200 else line[:150] + line[-50:] for line in lines]
+
+
+def _is_configuration(text: str, lines: list[str]) -> bool:
+    """Return whether the lines are YAML's, TOML's, INI's or a Makefile's."""
+    assigned = sum(1 for line in lines if _ASSIGNED.match(line))
+    if assigned >= 0.5 * len(lines) and _is_toml(text):
+        return True
+    if len(lines) < 3:
+        return False
+
+    rules = len(_TARGET.findall(text)) if ":" in text and "\n\t" in text else 0
+    paired = sum(1 for line in lines if ":" in line or "=" in line or line[0] in "[-")
+    if not rules and 2 * paired < len(lines):
+        return False
+
+    keys = sum(1 for line in lines if _YAML_KEY.match(line))
+    other = sum(1 for line in lines if _YAML_OTHER.match(line))
+    nested = re.search(r"^[ \t]*(?:- )*[a-z_][\w.-]*:[ \t]*\n\s+(?:- ?|[\w.\"'$/-]+:)", text, re.M)
+    if nested and keys >= 2 and keys + other >= 0.9 * len(lines):
+        return True
+
+    flat = sum(1 for line in lines if _SNAKE_KEY.match(line))
+    if flat and keys + other == len(lines):
+        return True
+
+    sections = sum(1 for line in lines if _SECTION.fullmatch(line))
+    if sections and assigned >= 2 and sections + assigned >= 0.8 * len(lines):
+        return True
+    likely = sum(1 for line in lines if _LIKELY.match(line) or line[0] in "@$.-")
+    return bool(rules) and 2 * (2 * rules + likely) >= len(lines)
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        return bool(tomllib.loads(text))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_python(text: str) -> bool:
+    """Return whether a text parses as Python and holds more than bare words."""
+    if len(text) > _PYTHON_CHARACTERS:
+        return False
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            body = ast.parse(text.lstrip("\ufeff")).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+    def says_something(node: ast.stmt) -> bool:
+        if isinstance(node, ast.Expr):
+            return isinstance(node.value, ast.Call)
+        return not isinstance(node, ast.AnnAssign) or node.value is not None
+
+    return any(map(says_something, body))
+
+
+def _split_fences(text: str) -> list[TextPart]:
+    """Split at fenced blocks; the lines of the fences are literal."""
+    parts: list[TextPart] = []
+    position = 0
+    for fence in _find_fences(text):
+        block = text[fence.inside : fence.closing]
+        kind = code_kind(block) or ("code" if fence.language in _LANGUAGES else "literal")
+        parts += [
+            TextPart(text[position : fence.start], "prose"),
+            TextPart(text[fence.start : fence.inside], "literal"),
+            TextPart(block, kind),
+            TextPart(text[fence.closing : fence.end], "literal"),
+        ]
+        position = fence.end
+
+    parts.append(TextPart(text[position:], "prose"))
+    return [part for part in parts if part.text]
+
+
+def _find_fences(text: str) -> Iterator[_Fence]:
+    """Yield the fenced blocks.
+
+    One that is never closed reaches to the end, and names no language.
+    """
+    position = 0
+    while opening := _FENCE.search(text, position):
+        before = text[position : opening.start()]
+        if before.count("```") % 2 and opening[1][0] == "`":
+            # it closes a fence that began behind some prose
+            start, position = position + before.rindex("```"), opening.end()
+            yield _Fence(start, start + 3, opening.start(), position, "")
+            continue
+
+        mark = re.escape(opening[1])
+        end_of_fence = re.compile(rf"^[ \t>]*{mark}{mark[-1]}*[ \t]*$", re.MULTILINE)
+        closing = end_of_fence.search(text, opening.end())
+        if closing is None:
+            yield _Fence(opening.start(), opening.end(), len(text), len(text), "")
+            return
+
+        language = opening[2].strip(" {.}").partition(" ")[0].lower()
+        position = closing.end()
+        yield _Fence(opening.start(), opening.end(), closing.start(), position, language)
+
+
+def _split_indented(text: str) -> list[TextPart]:
+    """Split at blocks that are indented by four blanks or a tab, and are code."""
+    indented = "\n    " in text or "\n\t" in text or text[:1] in (" ", "\t")
+    page = "<" in text and (text.lstrip()[:1] == "<" or _EMBEDDED.search(text))
+    if not indented or page or not text:
+        return [TextPart(text, "prose")] if text else []
+
+    parts: list[TextPart] = []
+    position = 0
+    for block in _INDENTED.finditer(text):
+        dedented = "\n".join(line.lstrip() for line in block[0].split("\n"))
+        if code_kind(dedented):
+            parts.append(TextPart(text[position : block.start()], "prose"))
+            parts.append(TextPart(block[0], "code"))
+            position = block.end()
+
+    parts.append(TextPart(text[position:], "prose"))
+    return [part for part in parts if part.text]
+
+
+def tidy_code(text: str) -> str:
+    """Return code as it is; a lone surrogate, which no file can hold, becomes U+FFFD."""
+    return text if text.isascii() else fix_surrogates(text)
+
+
+def mask_code(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, int]]:
+    """Mask personal data where it cannot change what code does.
+
+    That is in the comment at its head (licence, authors) and, when it parses as Python, in every
+    comment. Strings and everything else stay as they are.
+    """
+    if mask_pii(text, kinds)[0] == text:
+        return text, {}
+
+    if _is_python(text):
+        spans = _python_comments(text)
+    else:
+        head = _HEAD_COMMENT.match(text)
+        spans = [head.span()] if head else []
+    return _mask_spans(text, spans, lambda found: mask_pii(found, kinds))
+
+
+def mask_json(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, int]]:
+    """Mask personal data inside of the strings of JSON, keys included; numbers stay."""
+    if mask_pii(text, kinds)[0] == text:
+        return text, {}
+
+    def mask(quoted: str) -> tuple[str, dict[str, int]]:
+        masked, places = mask_pii(json.loads(quoted, strict=False), kinds)
+        return (json.dumps(masked, ensure_ascii=False), places) if places else (quoted, {})
+
+    return _mask_spans(text, [found.span() for found in _JSON_STRING.finditer(text)], mask)
+
+
+def _mask_spans(
+    text: str,
+    spans: list[tuple[int, int]],
+    mask: Callable[[str], tuple[str, dict[str, int]]],
+) -> tuple[str, dict[str, int]]:
+    found: Counter[str] = Counter()
+    pieces, position = [], 0
+    for start, end in spans:
+        masked, places = mask(text[start:end])
+        pieces += [text[position:start], masked]
+        found.update(places)
+        position = end
+    return "".join([*pieces, text[position:]]), dict(found)
+
+
+def _python_comments(text: str) -> list[tuple[int, int]]:
+    """Return where the comments of a Python program are; none when it cannot be read."""
+    starts = [0]
+    for line in text.split("\n"):
+        starts.append(starts[-1] + len(line) + 1)
+
+    try:
+        return [
+            (starts[token.start[0] - 1] + token.start[1], starts[token.end[0] - 1] + token.end[1])
+            for token in tokenize.generate_tokens(io.StringIO(text, newline="\n").readline)
+            if token.type == tokenize.COMMENT
+        ]
+    except (tokenize.TokenError, SyntaxError):
+        return []
