@@ -192,6 +192,24 @@ def test_switches(run_recipe: Recipe, raw: Path, tmp_path: Path) -> None:
     )
 
 
+def test_leaves_programs_as_they_are(run_recipe: Recipe, tmp_path: Path) -> None:
+    programs = [
+        "import math\n\n\n\ndef length(point):\n    ## by Pythagoras\n"
+        "    return math.sqrt(point[0]**2 + point[1]**2), [[point]]\n",
+        "#include <map>\n#include <vector>\n\nstd::map<int, std::vector<a>> groups;\n"
+        "bool between(int low, int high) { return low<b && a>high; }\n",
+        '[[task]]\nname = "collect"\nruns = "<b>daily</b>"\n\n\n[[task]]\nname = "report"\n',
+    ]
+    rows = [{"content": text} for text in [*programs, f"<p>{LONG.format('**two**')}</p>"]]
+    raw = write_rows(tmp_path / "raw.jsonl", rows)
+    metrics = run_recipe(
+        "clean", "--datasets", raw, "--text_column", "content", "--output_dir", tmp_path / "out"
+    )
+    kept = [row["content"] for row in read_rows(tmp_path / "out" / "train.jsonl")]
+    assert kept == [*(text.strip("\n") for text in programs), LONG.format("two")]
+    assert metrics["documents_code"] == 3
+
+
 def test_rows_without_text(run_recipe: Recipe, tmp_path: Path) -> None:
     raw = write_rows(tmp_path / "raw.jsonl", [{"body": LONG}, {"body": None}])
     options = ("--datasets", raw, "--text_column", "body", "--output_dir")

@@ -1,4 +1,4 @@
-"""Find the parts of a text that are code, and mask personal data around them.
+"""Find the parts of a text that are code.
 
 A document is code by one of these rules, tried in this order; nothing is learned from data:
 
@@ -18,20 +18,15 @@ rules; a closed fence that names a programming language is code.
 """
 
 import ast
-import io
 import json
 import re
-import tokenize
 import tomllib
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ftfy.fixes import fix_surrogates
-
-from hfstack.data.cleaning.pii import mask_pii
 
 Kind = Literal["prose", "literal", "code", "json"]
 CODE_KINDS = ("code", "json")
@@ -182,14 +177,6 @@ _SECTION = re.compile(r"\[\[?[\w.\"' :-]+\]\]?\s*(?:#.*)?$")
 _ASSIGNED = re.compile(r"[\w.\"'-]+\s*[=:]\s*\S?")
 _TARGET = re.compile(r"^[\w./%$(){} -]+:(?![=:/])[^.?!]*\n\t", re.MULTILINE)
 
-_JSON_STRING = re.compile(r'"(?:\\.|[^"\\])*+"', re.DOTALL)
-# Before the first line that is no comment no string can be open. `# include` is none.
-_HEAD_COMMENT = re.compile(
-    r"(?:[ \t]*(?:/\*(?:[^*]|\*(?!/))*+\*/[ \t]*|(?://|--(?=\s)|#!/|#(?=[ \t#]"
-    r"(?![ \t]*(?:include|define|undef|if|ifdef|ifndef|elif|else|endif|pragma|error|line)\b)|\n))"
-    r"[^\n]*)?\n)*+"
-)
-
 
 def split_parts(text: str) -> list[TextPart]:
     """Split a document into prose and code; their texts joined are the document."""
@@ -232,7 +219,7 @@ def code_kind(text: str) -> Literal["code", "json"] | None:
         return "code"
 
     # Where most lines are plain words, there is no need to parse.
-    if (sure or likely) and 2 * len(marked) >= len(lines) and _is_python(text):
+    if (sure or likely) and 2 * len(marked) >= len(lines) and parses_as_python(text):
         return "code"
     return None
 
@@ -353,7 +340,7 @@ def _is_toml(text: str) -> bool:
         return False
 
 
-def _is_python(text: str) -> bool:
+def parses_as_python(text: str) -> bool:
     """Return whether a text parses as Python and holds more than bare words."""
     if len(text) > _PYTHON_CHARACTERS:
         return False
@@ -441,63 +428,3 @@ def _split_indented(text: str) -> list[TextPart]:
 def tidy_code(text: str) -> str:
     """Return code as it is; a lone surrogate, which no file can hold, becomes U+FFFD."""
     return text if text.isascii() else fix_surrogates(text)
-
-
-def mask_code(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, int]]:
-    """Mask personal data where it cannot change what code does.
-
-    That is in the comment at its head (licence, authors) and, when it parses as Python, in every
-    comment. Strings and everything else stay as they are.
-    """
-    if mask_pii(text, kinds)[0] == text:
-        return text, {}
-
-    if _is_python(text):
-        spans = _python_comments(text)
-    else:
-        head = _HEAD_COMMENT.match(text)
-        spans = [head.span()] if head else []
-    return _mask_spans(text, spans, lambda found: mask_pii(found, kinds))
-
-
-def mask_json(text: str, kinds: Sequence[str]) -> tuple[str, dict[str, int]]:
-    """Mask personal data inside of the strings of JSON, keys included; numbers stay."""
-    if mask_pii(text, kinds)[0] == text:
-        return text, {}
-
-    def mask(quoted: str) -> tuple[str, dict[str, int]]:
-        masked, places = mask_pii(json.loads(quoted, strict=False), kinds)
-        return (json.dumps(masked, ensure_ascii=False), places) if places else (quoted, {})
-
-    return _mask_spans(text, [found.span() for found in _JSON_STRING.finditer(text)], mask)
-
-
-def _mask_spans(
-    text: str,
-    spans: list[tuple[int, int]],
-    mask: Callable[[str], tuple[str, dict[str, int]]],
-) -> tuple[str, dict[str, int]]:
-    found: Counter[str] = Counter()
-    pieces, position = [], 0
-    for start, end in spans:
-        masked, places = mask(text[start:end])
-        pieces += [text[position:start], masked]
-        found.update(places)
-        position = end
-    return "".join([*pieces, text[position:]]), dict(found)
-
-
-def _python_comments(text: str) -> list[tuple[int, int]]:
-    """Return where the comments of a Python program are; none when it cannot be read."""
-    starts = [0]
-    for line in text.split("\n"):
-        starts.append(starts[-1] + len(line) + 1)
-
-    try:
-        return [
-            (starts[token.start[0] - 1] + token.start[1], starts[token.end[0] - 1] + token.end[1])
-            for token in tokenize.generate_tokens(io.StringIO(text, newline="\n").readline)
-            if token.type == tokenize.COMMENT
-        ]
-    except (tokenize.TokenError, SyntaxError):
-        return []

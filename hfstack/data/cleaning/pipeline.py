@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hfstack.data.cleaning.code import CODE_KINDS, mask_code, mask_json
+from hfstack.data.cleaning.code import CODE_KINDS
+from hfstack.data.cleaning.code_pii import mask_code, mask_json
 from hfstack.data.cleaning.filters import Filter
 from hfstack.data.cleaning.normalise import normalise_parts
 from hfstack.data.cleaning.pii import PII_KINDS, mask_pii
