@@ -235,8 +235,8 @@ def _only_inside(text: str) -> bool:
 
 def _is_plain(line: str) -> bool:
     """Return whether a line is four words or more without marks, or not in ASCII."""
-    if line.count(" ") < 3 and line.isascii():
-        return False  # "int x;", "size: int" and "color: red;" are short
+    if line.count(" ") < 3 and (line.isascii() or line[0] in "'" or line[-1] in ",:;"):
+        return False  # "int x;", "size: int", "color: red;" and "'é': 3," are short
     first = line.partition(" ")[0]
     return first.lower() not in _FIRST_WORDS and _PLAIN.fullmatch(line) is not None
 

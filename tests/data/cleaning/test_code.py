@@ -89,6 +89,9 @@ PROGRAMS = {
     + '"""\n\nLINKS = [[a], [[b]]]\n',
     "python notice": "# (c) A. All rights reserved.\nNOTICE = '''\nAll rights reserved.\n'''\n",
     "python characters": "NAMES = ['cafe\u0301', 'a\xa0b', '\ufb01', 'z\u200bw']\nprint(NAMES)\n",
+    "python table": "WIDTHS = {\n"
+    + "".join(f"    'e{n * chr(769)}': {n},\n" for n in range(1, 9))
+    + "}\n",
     "python fragment": "    for x in [[a]]:\n        y = x**2 + z**2\n        yield y\n",
     "python formfeed": "import os\n\x0c\ndef f():\n    return os.name\n",
     "c": (
