@@ -24,9 +24,14 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import pair_problems
+from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
+
+
+class PairwiseDPOTrainer(EachPairCounts, DPOTrainer):
+    """TRL's trainer, with metrics that are means over held-out pairs, not over batches."""
 
 
 def main(
@@ -54,7 +59,7 @@ def main(
         problems |= pair_problems(pairs)
 
         # trainer
-        trainer = DPOTrainer(
+        trainer = PairwiseDPOTrainer(
             model=policy,
             ref_model=reference,
             args=training_args,

@@ -27,9 +27,14 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import fitting_prompts, pair_problems
+from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
+
+
+class PairwiseORPOTrainer(EachPairCounts, ORPOTrainer):
+    """TRL's trainer, with metrics that are means over held-out pairs, not over batches."""
 
 
 def main(
@@ -62,7 +67,7 @@ def main(
 
         # trainer
         samples = alignment.sample_answers(run, sample_args, rows, tokenizer, model)
-        trainer = ORPOTrainer(
+        trainer = PairwiseORPOTrainer(
             model=model,
             args=training_args,
             train_dataset=rows["train"],
