@@ -106,6 +106,25 @@ def share_interval(
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def at_least_wilson(interval: tuple[float, float], share: float, count: int) -> tuple[float, float]:
+    """Widen a bootstrap interval to Wilson's where the bootstrap says too little.
+
+    Resamples of rows that are all right are all right: the interval has no width, though the next
+    row can be wrong. So where rows are fewer than 30, or fewer than 5 stand on one side, the limits
+    are the outer ones of both intervals.
+
+    Args:
+        interval: of the resamples.
+        share: in [0, 1], such as an accuracy or an F1.
+        count: rows that it is a share of.
+    """
+    low, high = interval
+    if count >= 30 and count * min(share, 1 - share) >= 5 and low < high:
+        return low, high
+    wilson = share_interval([share] * count)
+    return min(low, wilson[0]), max(high, wilson[1])
+
+
 def gain_interval(
     first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable] | None = None
 ) -> tuple[float, float]:

@@ -64,7 +64,9 @@ class TagArgs:
     decides in any case.
     """
     bad_tags: BadTags = "fail"
-    """Entities that begin with I- instead of B-: fail, repair (make it B-) or keep."""
+    """Entities that begin with I- instead of B-, or that have no begin or end in IOBES, BILOU or
+    BMES: fail, repair (make them whole) or keep.
+    """
     max_length: int | None = None
     """Tokens of a window; longer sentences are cut between words. By default what the model reads,
     at most 512.
@@ -102,7 +104,7 @@ def main(
             tag_names=args.tag_names,
         )
         sentences = {name: read(rows, name=name) for name, rows in splits.items()}
-        names = tag_set(sentences["train"], args.tag_names)
+        names = tag_set(sentences["train"], args.tag_names, bad_tags=args.bad_tags)
         for name in sentences:
             sentences[name] = check_tags(sentences[name], names, bad_tags=args.bad_tags, name=name)
         check_best_metric(training_args, metric_names(names))
@@ -146,7 +148,7 @@ def main(
                     *early_stopping(args.early_stopping_patience),
                     *protect(run, push_checkpoints(training_args)),
                 ],
-                compute_metrics=lambda done: tag_metrics(gold, tagged(done.predictions)),
+                compute_metrics=lambda done: tag_metrics(gold, tagged(done.predictions), names),
                 compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1),
             )
@@ -160,8 +162,8 @@ def main(
             output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")  # pyright: ignore
             found = tagged(output.predictions)
             metrics |= output.metrics or {}
-            metrics |= beside_baseline(sentences["train"], held_out, found)
-            run.add_table("scores by type", *type_table(gold, found))
+            metrics |= beside_baseline(sentences["train"], held_out, found, names)
+            run.add_table("scores by type", *type_table(gold, found, names))
             write_tagged(run.output_dir / "predictions.jsonl", held_out, found)
             run.add_artifact("predictions", "predictions.jsonl")
 

@@ -18,6 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.tasks.token_classification.schemes import (
+    Scheme,
+    entities,
+    entities_by_type,
+    read_scheme,
+    rewrite_entities,
+)
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.text_rows import pad_rows
 
@@ -26,8 +33,8 @@ logger = get_logger(__name__)
 LabelPieces = Literal["first", "all"]
 BadTags = Literal["fail", "repair", "keep"]
 
+_OTHER_SPELLING = re.compile(r"[BIESLUMW][_:/].+|.+[-_:/][BIESLUMW]")
 _USUAL_COLUMNS = ("tags", "ner_tags", "pos_tags", "labels")
-_ENTITY_TAG = re.compile(r"O|[BIESLU]-.+")
 
 
 @dataclass(frozen=True)
@@ -134,78 +141,124 @@ def _tag_name(tag: str | int, names: Sequence[str], place: str) -> str:
     return names[tag]
 
 
-def tag_set(sentences: Sequence[Sentence], tag_names: Sequence[str] = ()) -> list[str]:
+def tag_set(
+    sentences: Sequence[Sentence], tag_names: Sequence[str] = (), *, bad_tags: BadTags = "fail"
+) -> list[str]:
     """Return the tags in order: as named, else O first and then by type, B- before I-.
 
+    Args:
+        sentences: of the train rows.
+        tag_names: in order, where rows may lack some.
+        bad_tags: with "repair", what entities become is in the set too, also where the rows have no
+            such tag.
+
     Raises:
-        DataError: there is only one.
+        DataError: there is only one, or they are of no scheme that is known.
     """
     present = {tag for sentence in sentences for tag in sentence.tags}
     if len(present) < 2:
         raise DataError(
             f"all words have the tag {next(iter(present), None)!r}: there is nothing to learn"
         )
-    return list(tag_names) or sorted(
-        present, key=lambda tag: (tag != "O", tag.partition("-")[2] or tag, tag)
+
+    scheme = read_scheme(sorted(present | set(tag_names)))
+    _log_scheme(present | set(tag_names), scheme)
+    repaired: set[str] = set()
+    if bad_tags == "repair" and scheme is not None and scheme != "IOE":
+        repaired = {tag for row in sentences for tag in rewrite_entities(row.tags, scheme)}
+
+    if tag_names:
+        return [*tag_names, *sorted(repaired - set(tag_names) - {"O"})]
+    return sorted(
+        present | repaired, key=lambda tag: (tag != "O", tag.partition("-")[2] or tag, tag)
     )
 
 
-def is_entity_scheme(names: Sequence[str]) -> bool:
-    """Return whether tags mark the begin and inside of entities (B-person, I-person)."""
-    return "O" in names and len(names) > 1 and all(_ENTITY_TAG.fullmatch(name) for name in names)
+def _log_scheme(tags: set[str], scheme: Scheme | None) -> None:
+    """Say how the tags are scored, and warn of entities in a spelling that is not known."""
+    if scheme is not None and "O" in tags:
+        rule = "as conlleval does" if scheme in ("BIO", "IOE") else "strictly, as seqeval does"
+        logger.info("tags are of scheme %s: whole entities are scored, %s", scheme, rule)
+    elif "O" in tags and all(_OTHER_SPELLING.fullmatch(tag) for tag in tags - {"O"}):
+        logger.warning(
+            "tags such as %r look like parts of entities, but are scored word by word: for entity "
+            "scores write them as B-PER",
+            min(tags - {"O"}),
+        )
 
 
 def check_tags(
     sentences: list[Sentence], names: Sequence[str], *, bad_tags: BadTags, name: str
 ) -> list[Sentence]:
-    """Refuse, repair or keep tags outside of the set, and I- without B-.
+    """Refuse, repair or keep tags outside of the set, and entities that are not whole.
+
+    In BIO those are entities that begin with I-; in schemes that mark the end, tags that belong to
+    no entity with its begin and its end, which would never be scored.
 
     Raises:
         ConfigError: `bad_tags` is no such way.
-        DataError: a tag is not in `names`, or an entity begins with I- and `bad_tags` is "fail".
+        DataError: a tag is not in `names`, or an entity is not whole and `bad_tags` is "fail".
     """
     if bad_tags not in get_args(BadTags):
         raise ConfigError(
             f"--bad_tags is {bad_tags!r}: choose one of {', '.join(get_args(BadTags))}"
         )
 
-    # In other schemes (BILOU) an entity may begin with another letter, so only this one is checked.
-    begins_and_insides = all(tag == "O" or tag[:2] in ("B-", "I-") for tag in names)
-    begins_and_insides = begins_and_insides and is_entity_scheme(names)
+    _check_known(sentences, names, name)
+    scheme = read_scheme(names)
+    if scheme is None or scheme == "IOE":
+        return sentences
 
-    known = set(names)
     problems, first = 0, ""
     repaired = []
     for number, sentence in enumerate(sentences, 1):
-        tags = list(sentence.tags)
-        for index, tag in enumerate(tags):
-            if tag not in known:
-                raise DataError(
-                    f"{name} row {number}: the tag {tag!r} is none of the train rows', "
-                    f"{', '.join(names)}"
-                )
+        tags = sentence.tags
+        bad = _bad_places(tags, scheme)
+        problems += len(bad)
+        if bad and not first:
+            before = tags[bad[0] - 1] if bad[0] else "O"
+            first = f"{tags[bad[0]]} after {before} at word {bad[0] + 1} of row {number}"
+        repaired.append(Sentence(sentence.words, rewrite_entities(tags, scheme) if bad else tags))
 
-            # the tag before is the repaired one, so that the rest of the entity is right
-            before = tags[index - 1] if index else "O"
-            if begins_and_insides and tag.startswith("I-") and before[2:] != tag[2:]:
-                problems += 1
-                first = first or f"{tag} after {before} at word {index + 1} of row {number}"
-                if bad_tags == "repair" and f"B-{tag[2:]}" in known:
-                    tags[index] = f"B-{tag[2:]}"
+    if not problems:
+        return sentences
 
-        repaired.append(Sentence(sentence.words, tags))
-
-    if problems and bad_tags == "fail":
+    what = (
+        f"{problems} entities begin with I- instead of B-"
+        if scheme == "BIO"
+        else f"{problems} words have tags of entities without their begin or end in {scheme}"
+    )
+    if bad_tags == "fail":
+        effect = "makes them B-" if scheme == "BIO" else f"makes each run of a type whole {scheme}"
         raise DataError(
-            f"{name}: {problems} entities begin with I- instead of B-, first {first}; --bad_tags "
-            "repair makes them B-, keep leaves them"
+            f"{name}: {what}, first {first}; --bad_tags repair {effect}, keep leaves them"
         )
 
-    if problems:
-        done = "repaired" if bad_tags == "repair" else "kept"
-        logger.warning("%s: %d entities begin with I-, first %s: %s", name, problems, first, done)
-
+    if bad_tags == "repair":
+        # What train rows do not show can stand in repaired held-out rows.
+        _check_known(repaired, names, f"{name}, repaired")
+    ways = {"repair": "repaired", "keep": "kept" if scheme == "BIO" else "kept, and not scored"}
+    logger.warning("%s: %s, first %s: %s", name, what, first, ways[bad_tags])
     return repaired if bad_tags == "repair" else sentences
+
+
+def _check_known(sentences: Sequence[Sentence], names: Sequence[str], name: str) -> None:
+    """Refuse the first tag that is not in the set."""
+    known = set(names)
+    for number, sentence in enumerate(sentences, 1):
+        if unknown := [tag for tag in sentence.tags if tag not in known]:
+            raise DataError(
+                f"{name} row {number}: the tag {unknown[0]!r} is none of the train rows', "
+                f"{', '.join(names)}"
+            )
+
+
+def _bad_places(tags: Sequence[str], scheme: Scheme) -> list[int]:
+    """Return the words where a BIO entity begins with I-, or that are in no whole entity."""
+    if scheme == "BIO":
+        return [first for _, first, _ in entities_by_type(tags) if tags[first][0] == "I"]
+    inside = {word for _, first, last in entities(tags, scheme) for word in range(first, last + 1)}
+    return [word for word, tag in enumerate(tags) if tag != "O" and word not in inside]
 
 
 def encode_sentences(

@@ -5,6 +5,7 @@ Legend: N windows, T tokens of the longest, L tags.
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
-from hfstack.intervals import bootstrap_intervals
+from hfstack.intervals import at_least_wilson, bootstrap_intervals
 from hfstack.models.heads import padding_id
 from hfstack.tasks.shared.metrics import F1, EntityF1
 from hfstack.tasks.shared.predict import Predictor, by_length
@@ -26,11 +27,16 @@ from hfstack.tasks.token_classification.data import (
     check_words,
     collate_windows,
     encode_sentences,
-    is_entity_scheme,
 )
-
-Entity = tuple[str, int, int]
-"""Type, first word, last word."""
+from hfstack.tasks.token_classification.schemes import (
+    Entity,
+    Scheme,
+    as_seqeval,
+    entities,
+    is_entity_scheme,
+    read_scheme,
+    seqeval_scheme,
+)
 
 
 def word_tags(
@@ -56,27 +62,6 @@ def word_tags(
     return found
 
 
-def entities(tags: Sequence[str]) -> list[Entity]:
-    """Return the entities of a row of tags as conlleval reads them.
-
-    An I- without its B- begins one.
-    """
-    found: list[Entity] = []
-    kind, begin = None, 0
-
-    for index, tag in enumerate([*tags, "O"]):
-        prefix, _, own = tag.partition("-")
-        before = tags[index - 1].partition("-")[0] if index else "O"
-        begins = prefix in ("B", "S", "U") or own != (kind or "") or before in ("E", "S", "L", "U")
-        if kind is not None and (prefix == "O" or begins):
-            found.append((kind, begin, index - 1))
-            kind = None
-        if prefix != "O" and kind is None:
-            kind, begin = own, index
-
-    return found
-
-
 def metric_names(names: Sequence[str]) -> list[str]:
     """Return the names of what `tag_metrics` measures, to choose a best model by."""
     whole = ["entity_f1", "entity_precision", "entity_recall"]
@@ -84,37 +69,61 @@ def metric_names(names: Sequence[str]) -> list[str]:
 
 
 def tag_metrics(
-    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+    gold: Sequence[Sequence[str]],
+    predicted: Sequence[Sequence[str]],
+    names: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Return entity precision, recall and F1 with the accuracy of tags.
 
     Of other tags accuracy and macro F1.
-    """
-    names = sorted({tag for tags in [*gold, *predicted] for tag in tags})
-    if is_entity_scheme([*names, "O"]):
-        found = EntityF1().compute(references=list(gold), predictions=list(predicted)) or {}
-        return {name: float(value) for name, value in found.items()}
 
-    ids = {name: index for index, name in enumerate(names)}
-    columns: dict[str, list[Any]] = {
+    Args:
+        gold: tags of each sentence.
+        predicted: as many.
+        names: of all tags, which say the scheme; by default those that occur.
+    """
+    scheme = _scheme_of(gold, predicted, names)
+    if scheme is not None:
+        columns = [[as_seqeval(tags, scheme) for tags in rows] for rows in (gold, predicted)]
+        found = EntityF1(seqeval_scheme(scheme)).compute(
+            references=columns[0], predictions=columns[1]
+        )
+        return {name: float(value) for name, value in (found or {}).items()}
+
+    occurring = sorted({tag for tags in [*gold, *predicted] for tag in tags})
+    ids = {name: index for index, name in enumerate(occurring)}
+    flat: dict[str, list[Any]] = {
         "references": [ids[tag] for tags in gold for tag in tags],
         "predictions": [ids[tag] for tags in predicted for tag in tags],
     }
 
-    score = F1("macro").compute(**columns) or {}
-    right = sum(a == b for a, b in zip(columns["references"], columns["predictions"], strict=True))
+    score = F1("macro").compute(**flat) or {}
+    right = sum(a == b for a, b in zip(flat["references"], flat["predictions"], strict=True))
     return {
-        "tag_accuracy": right / len(columns["references"]),
+        "tag_accuracy": right / len(flat["references"]),
         "tag_f1_macro": float(score["f1_macro"]),
     }
 
 
+def _scheme_of(
+    gold: Sequence[Sequence[str]],
+    predicted: Sequence[Sequence[str]],
+    names: Sequence[str] | None,
+) -> Scheme | None:
+    """Read the scheme from all tags of the task, or from those that occur."""
+    if names is not None and "O" not in names:
+        return None
+    return read_scheme(names or sorted({tag for tags in [*gold, *predicted] for tag in tags}))
+
+
 def type_table(
-    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+    gold: Sequence[Sequence[str]],
+    predicted: Sequence[Sequence[str]],
+    names: Sequence[str] | None = None,
 ) -> tuple[list[str], list[list[Any]]]:
     """Return a table by entity type, or tag: precision, recall, F1 and count."""
-    names = {"O", *(tag for tags in [*gold, *predicted] for tag in tags)}
-    units = entities if is_entity_scheme(sorted(names)) else _each_tag
+    scheme = _scheme_of(gold, predicted, names)
+    units = _each_tag if scheme is None else partial(entities, scheme=scheme)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])  # right, predicted, there
 
     for truth, guess in zip(gold, predicted, strict=True):
@@ -137,38 +146,49 @@ def _each_tag(tags: Sequence[str]) -> list[Entity]:
 
 
 def beside_baseline(
-    train: Sequence[Sentence], rows: Sequence[Sentence], predicted: Sequence[Sequence[str]]
+    train: Sequence[Sentence],
+    rows: Sequence[Sentence],
+    predicted: Sequence[Sequence[str]],
+    names: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Return a naive tagger's scores (`baseline_`) and the interval of entity F1."""
     gold = [sentence.tags for sentence in rows]
     found = {
         f"baseline_{name}": value
-        for name, value in tag_metrics(gold, baseline_tags(train, rows)).items()
+        for name, value in tag_metrics(gold, baseline_tags(train, rows), names).items()
     }
-    if is_entity_scheme(sorted({tag for tags in gold for tag in tags} | {"O"})):
-        found |= {f"eval_{name}": value for name, value in f1_interval(gold, predicted).items()}
+    scheme = _scheme_of(gold, predicted, names)
+    if scheme is not None:
+        interval = f1_interval(gold, predicted, scheme=scheme)
+        found |= {f"eval_{name}": value for name, value in interval.items()}
     return found
 
 
 def f1_interval(
-    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, seed: int = 0
+    gold: Sequence[Sequence[str]],
+    predicted: Sequence[Sequence[str]],
+    *,
+    scheme: Scheme = "BIO",
+    seed: int = 0,
 ) -> dict[str, float]:
-    """Return the 95 % interval of entity F1, drawing whole sentences."""
-    counts = numpy.array(
-        [
-            (
-                len(set(entities(truth)) & set(entities(guess))),
-                len(entities(guess)),
-                len(entities(truth)),
-            )
-            for truth, guess in zip(gold, predicted, strict=True)
-        ]
-    )
+    """Return the 95 % interval of entity F1, drawing whole sentences.
 
-    found = bootstrap_intervals(
-        lambda rows: {"f1": _scores(*counts[rows].sum(0).tolist())[2]}, len(counts), seed=seed
-    )
-    return {"entity_f1_low": found["f1"][0], "entity_f1_high": found["f1"][1]}
+    Where the sentences are few, or F1 is near 0 or 1, at least Wilson's of so many shares.
+    """
+    table: list[tuple[int, int, int]] = []
+    for truth, guess in zip(gold, predicted, strict=True):
+        wanted, given = set(entities(truth, scheme)), set(entities(guess, scheme))
+        table.append((len(wanted & given), len(given), len(wanted)))
+
+    counts = numpy.array(table)
+
+    def f1(rows: numpy.ndarray[Any, Any]) -> dict[str, float]:
+        return {"f1": _scores(*counts[rows].sum(0).tolist())[2]}
+
+    found = bootstrap_intervals(f1, len(counts), seed=seed)["f1"]
+    whole = _scores(*counts.sum(0).tolist())[2]
+    low, high = at_least_wilson(found, whole, len(counts))
+    return {"entity_f1_low": low, "entity_f1_high": high}
 
 
 def _scores(right: int, given: int, there: int) -> tuple[float, float, float]:
@@ -284,6 +304,7 @@ def _answers(
     """
     tags = word_tags([rows.argmax(-1).tolist() for rows in chance], windows, sentences, names)
     certain = [[0.0] * len(sentence.words) for sentence in sentences]
+    scheme = _scheme_of([], [], names)
 
     for window, rows in zip(windows, chance, strict=True):
         for word, row in zip(window.words, rows, strict=True):
@@ -300,7 +321,7 @@ def _answers(
                 "last_word": end,
                 "probability": round(sum(sure[begin : end + 1]) / (end + 1 - begin), 6),
             }
-            for kind, begin, end in (entities(own) if is_entity_scheme(names) else [])
+            for kind, begin, end in ([] if scheme is None else entities(own, scheme))
         ]
 
         answers.append({"words": sentence.words, "tags": own, "entities": spans})

@@ -2,15 +2,19 @@
 byte-level ones too.
 """
 
+import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoTokenizer
 
+from hfstack.errors import DataError
 from hfstack.tasks.token_classification.data import (
     Sentence,
+    check_tags,
     collate_windows,
     encode_sentences,
     read_sentences,
     surrounding_tokens,
+    tag_set,
     word_prefix,
 )
 from hfstack.tokens.train_tokenizer import train_tokenizer
@@ -98,3 +102,40 @@ def test_numbers_have_the_names_that_the_column_declares() -> None:
     assert read_sentences(rows, tokens_column="tokens", name="train") == [
         Sentence(["a", "b"], ["B-x", "I-x"])
     ]
+
+
+def rows_of(*tags: str) -> list[Sentence]:
+    return [Sentence(["w"] * len(row.split()), row.split()) for row in tags]
+
+
+def test_iob1_is_repaired_also_for_types_without_b(caplog) -> None:
+    train, held_out = rows_of("I-org O I-per I-per", "I-per B-per O"), rows_of("O I-org I-org")
+    names = tag_set(train, bad_tags="repair")
+    assert names == ["O", "B-org", "I-org", "B-per", "I-per"]
+    fixed = check_tags(train, names, bad_tags="repair", name="train")
+    assert [row.tags for row in fixed] == [
+        ["B-org", "O", "B-per", "I-per"],
+        ["B-per", "B-per", "O"],
+    ]
+    (row,) = check_tags(held_out, names, bad_tags="repair", name="eval")
+    assert row.tags == ["O", "B-org", "I-org"]
+    assert "train: 3 entities begin with I- instead of B-, first I-org after O" in caplog.text
+    assert tag_set(train, ["O", "I-org", "I-per", "B-per"], bad_tags="repair")[-1] == "B-org"
+    with pytest.raises(DataError, match=r"3 entities begin with I- .* of row 1; --bad_tags repair"):
+        check_tags(train, tag_set(train), bad_tags="fail", name="train")
+
+
+def test_tags_of_no_whole_entity_are_never_left_out_in_silence(caplog) -> None:
+    train = rows_of("B-x L-x U-x", "O I-x L-x")
+    names = tag_set(train, bad_tags="repair")
+    with pytest.raises(DataError, match=r"2 words have tags of entities without their begin .*I-x"):
+        check_tags(train, names, bad_tags="fail", name="train")
+    fixed = check_tags(train, names, bad_tags="repair", name="train")
+    assert [row.tags for row in fixed] == [["B-x", "L-x", "U-x"], ["O", "B-x", "L-x"]]
+    assert check_tags(train, names, bad_tags="keep", name="train") == train
+    assert "kept, and not scored" in caplog.text
+
+
+def test_entities_in_another_spelling_are_warned_of(caplog) -> None:
+    tag_set(rows_of("O PER-B PER-I"))
+    assert "tags such as 'PER-B' look like parts of entities" in caplog.text
