@@ -4,30 +4,38 @@ The numbers are those of sacrebleu (Post 2018, arXiv:1804.08771) and of rouge_sc
 reimplementation of ROUGE (Lin 2004). Each is a local `evaluate.Metric`, to be used alone or through
 `evaluate.combine`.
 
-Text without spaces between its words, such as Chinese, is split into characters: BLEU with
-sacrebleu's `zh`, ROUGE with a tokenizer of ours, since rouge_score's own keeps nothing but a-z and
-0-9 and would score every such text with 0.
+Text without spaces between its words is split into characters: BLEU with sacrebleu's `zh` where it
+is Chinese, `char` where it is Japanese, Thai and so on. rouge_score's own tokenizer keeps nothing
+but a-z and 0-9, so that Hindi scores 0 against itself, and Japanese texts that share a number 1.
+Where a letter or digit is of no such kind, ROUGE has a tokenizer of ours.
 """
 
 import importlib
 import importlib.metadata
 import re
+import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import datasets
 import evaluate
 import numpy
 
+from hfstack.data.cleaning.filters import UNSPACED_SCRIPTS
 from hfstack.errors import DataError, MissingExtraError
 from hfstack.intervals import bootstrap_intervals
 
-Writing = Literal["spaced", "chinese"]
+Writing = Literal["spaced", "chinese", "unspaced"]
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 _CHINESE = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
-_WORDS_OR_CHARACTERS = re.compile(r"[a-z0-9]+|[\u3400-\u9fff\uf900-\ufaff]")
-_BLEU_TOKENIZER: dict[Writing, str] = {"spaced": "13a", "chinese": "zh"}
+_UNSPACED_LETTER = re.compile(f"[{UNSPACED_SCRIPTS}]")
+_BLEU_TOKENIZER: dict[Writing, str] = {
+    "spaced": "13a",
+    "chinese": "zh",
+    "unspaced": "char",
+}
 _TEXT_LIST = datasets.Sequence(datasets.Value("string"))
 
 
@@ -89,14 +97,11 @@ class Rouge(_OverlapMetric):
     The best reference counts.
     """
 
-    def __init__(self, writing: Writing = "spaced", **settings: Any) -> None:
-        self.writing = writing
-        super().__init__(**settings)
-
     def _compute(
         self, *, predictions: Any = None, references: Any = None, **_: Any
     ) -> dict[str, float]:
-        tokenizer = _Characters() if self.writing == "chinese" else None
+        beyond = _beyond_ascii(predictions, references)
+        tokenizer = _WordsOfAnyScript() if beyond else None
         scorer = _module("rouge_score.rouge_scorer").RougeScorer(ROUGE_KINDS, tokenizer=tokenizer)
         scores = [
             scorer.score_multi(_listed(reference), prediction)
@@ -109,12 +114,37 @@ class Rouge(_OverlapMetric):
         }
 
 
-class _Characters:
-    """A rouge_score tokenizer of Latin words and single Chinese characters."""
+class _WordsOfAnyScript:
+    """A rouge_score tokenizer of words, and of characters where no spaces are between words."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Split a text."""
-        return _WORDS_OR_CHARACTERS.findall(text.lower())
+        """Split a text, with each letter's own marks, into lower case."""
+        return _word_pattern().findall(unicodedata.normalize("NFC", text).lower())
+
+
+@lru_cache(maxsize=1)
+def _word_pattern() -> re.Pattern[str]:
+    """Return what finds a character of an unspaced script, or a word, with their marks.
+
+    Vowel signs (as in Hindi and Thai) are marks to Unicode, which `\\w` leaves out, and the joiners
+    of Persian and of Indic scripts stand inside of words.
+    """
+    marks = "".join(
+        character
+        for character in map(chr, range(0x300, 0x1F000))
+        if unicodedata.category(character) in ("Mn", "Mc")
+    )
+    letter = f"[^\\W_{UNSPACED_SCRIPTS}]"
+    word = f"{letter}(?:{letter}|[{marks}\u200c\u200d])*"
+    return re.compile(f"[{UNSPACED_SCRIPTS}][{marks}]*|{word}")
+
+
+def _beyond_ascii(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> bool:
+    """Return whether a letter or digit is other than a-z and 0-9."""
+    texts = [*predictions, *(text for reference in references for text in _listed(reference))]
+    return any(
+        not text.isascii() and any(c.isalnum() and not c.isascii() for c in text) for text in texts
+    )
 
 
 def text_overlap(
@@ -133,7 +163,7 @@ def text_overlap(
             f"text overlap compares {len(predictions)} texts with {len(references)} references"
         )
     writing = writing_of([text for reference in references for text in _listed(reference)])
-    metric = evaluate.combine([Bleu(writing), Chrf(), Rouge(writing)])
+    metric = evaluate.combine([Bleu(writing), Chrf(), Rouge()])
     columns: dict[str, Any] = {"predictions": list(predictions), "references": list(references)}
     return {name: float(value) for name, value in (metric.compute(**columns) or {}).items()}
 
@@ -164,7 +194,9 @@ def signatures(
         found[name] = str(metric.get_signature())
 
     _module("rouge_score.rouge_scorer")
-    split = "characters" if writing == "chinese" else "words of a-z and 0-9"
+    split = "words of a-z and 0-9"
+    if _beyond_ascii(predictions, references):
+        split = "hfstack words of any script, characters where none are between spaces"
     version = importlib.metadata.version("rouge_score")
     return found | dict.fromkeys(
         ROUGE_KINDS, f"rouge_score:{version}|F-score|{split}|no stemming|best reference"
@@ -204,10 +236,13 @@ def bleu_interval(
 
 
 def writing_of(texts: Sequence[str]) -> Writing:
-    """Say whether texts are mostly Chinese, by their letters."""
+    """Say whether texts have mostly no spaces between words, and whether they are Chinese."""
     letters = [character for text in texts for character in text if character.isalpha()]
-    chinese = sum(bool(_CHINESE.match(character)) for character in letters)
-    return "chinese" if chinese > 0.3 * max(len(letters), 1) else "spaced"
+    unspaced = [character for character in letters if _UNSPACED_LETTER.match(character)]
+    if len(unspaced) <= 0.3 * max(len(letters), 1):
+        return "spaced"
+    chinese = sum(bool(_CHINESE.match(character)) for character in unspaced)
+    return "chinese" if chinese > 0.9 * len(unspaced) else "unspaced"
 
 
 def _listed(reference: str | Sequence[str]) -> list[str]:

@@ -88,8 +88,58 @@ def test_chinese_is_split_into_characters() -> None:
     assert found["bleu"] == pytest.approx(theirs, abs=1e-9) and theirs > 30
     # 12 and 14 characters, 10 of them shared; rouge_score's own tokenizer would keep none
     assert found["rouge1"] == pytest.approx(2 * 10 / (12 + 14))
-    plain = Rouge().compute(predictions=CHINESE, references=CHINESE_REFERENCES)
-    assert plain is not None and plain["rouge1"] == 0
+    alone = Rouge().compute(predictions=CHINESE, references=CHINESE_REFERENCES)
+    assert alone is not None and alone["rouge1"] == found["rouge1"]
+
+
+# of one language each: a text, and another that differs by a vowel sign, an accent or a word
+OTHER_SCRIPTS = {
+    "Hindi": ("किताब मेज़ पर है", "कीताब मेज़ पर हैं"),
+    "Russian": ("кошка спит на столе", "собака спит на столе"),
+    "Arabic": ("القطة نائمة على الطاولة", "القطة جالسة على الطاولة"),
+    "Persian": ("کتاب‌ها روی میز", "کتابها روی میز"),
+    "Thai": ("แมวนอนบนโต๊ะ", "แมวนั่งบนโต๊ะ"),
+    "Japanese": ("猫は3時に寝ます", "犬は3時に起きます"),
+    "Korean": ("고양이가 책상 위에서 잔다", "강아지가 책상 위에서 잔다"),
+    "Khmer": ("ឆ្មាដេកលើតុ", "ឆ្មាអង្គុយលើតុ"),
+    "Tibetan": ("ཞི་མི་ཉལ་བ", "ཞི་མེ་ཉལ་བ"),
+    "Greek": ("η γάτα κοιμάται", "η γατα κοιμάται"),
+    "German": ("Größe und Maß", "Gräße und Maß"),
+}
+
+
+@pytest.mark.parametrize("language", OTHER_SCRIPTS)
+def test_a_text_is_equal_to_itself_and_to_no_other_in_any_script(language: str) -> None:
+    text, other = OTHER_SCRIPTS[language]
+    same = text_overlap([text], [text])
+    assert [same[kind] for kind in ("rouge1", "rougeL", "rougeLsum")] == [1, 1, 1]
+    for one, two in ((text, other), (other, text)):
+        found = text_overlap([one], [two])
+        assert 0 < found["rouge1"] < 1 and 0 < found["rougeL"] < 1
+    assert "words of any script" in signatures([text], [text])["rouge1"]
+
+
+def test_rouge_of_words_and_characters_by_hand() -> None:
+    found = text_overlap(["кошка спит тут"], ["кошка спит на столе"])
+    assert found["rouge1"] == pytest.approx(2 * 2 / (3 + 4))
+    found = text_overlap(["แมวดี"], ["แมว"])
+    assert found["rouge1"] == pytest.approx(2 * 3 / (4 + 3))
+    found = text_overlap(["ที่"], ["ที"])  # one letter with its two marks, or one
+    assert found["rouge1"] == 0
+    # a decomposed accent is the same letter
+    assert text_overlap(["cafe\u0301"], ["caf\u00e9"])["rouge1"] == 1
+    assert text_overlap(["cafe"], ["caf\u00e9"])["rouge1"] == 0
+
+
+def test_bleu_of_scripts_without_spaces_counts_characters() -> None:
+    japanese, thai = OTHER_SCRIPTS["Japanese"], OTHER_SCRIPTS["Thai"]
+    assert writing_of(japanese) == writing_of(thai) == "unspaced"
+    for one, two in (japanese, thai):
+        found = text_overlap([one], [two])["bleu"]
+        theirs = sacrebleu.corpus_bleu([one], [[two]], tokenize="char").score
+        assert found == pytest.approx(theirs, abs=1e-9) and 0 < found < 100
+        assert text_overlap([one], [one])["bleu"] == pytest.approx(100)
+    assert "tok:char" in signatures([thai[0]], [thai[1]])["bleu"]
 
 
 def test_signatures_are_sacrebleus() -> None:
