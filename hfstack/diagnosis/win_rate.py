@@ -16,7 +16,7 @@ import numpy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
-from hfstack.intervals import bootstrap_intervals, share_interval
+from hfstack.intervals import at_least_wilson, bootstrap_intervals, share_interval
 from hfstack.tasks.causal_lm.generate import Completion
 from hfstack.tasks.sft.answers import answer_loss
 from hfstack.tokens.chat import end_of_turn_id
@@ -123,7 +123,8 @@ def length_controlled_win_rate(
     As in AlpacaEval 2 (Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv:2404.04475), the
     logit of the share is theta + phi tanh(d / std(d)), with d our length minus theirs, and the
     result is sigmoid(theta). Their term for the difficulty of each instruction needs many models
-    and is left out. The interval is the percentile bootstrap over prompts (Efron 1979).
+    and is left out. The interval is the percentile bootstrap over prompts (Efron 1979), at
+    least Wilson's where they are few or the rate is near 0 or 1.
 
     Args:
         shares: for each prompt, the share by which ours won.
@@ -136,8 +137,9 @@ def length_controlled_win_rate(
     def rate_of(picks: numpy.ndarray[Any, Any]) -> dict[str, float]:
         return {"rate": _rate_at_equal_length(won[picks], difference[picks])}
 
-    low, high = bootstrap_intervals(rate_of, len(won), seed=seed)["rate"]
-    return Estimate(_rate_at_equal_length(won, difference), low, high)
+    rate = _rate_at_equal_length(won, difference)
+    drawn = bootstrap_intervals(rate_of, len(won), seed=seed)["rate"]
+    return Estimate(rate, *at_least_wilson(drawn, rate, len(won)))
 
 
 def describe_answers(answers: Sequence[Completion], *, prefix: str = "") -> dict[str, float]:

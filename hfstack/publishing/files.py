@@ -62,6 +62,9 @@ class PublishedKind:
         adapter: these are LoRA weights on a base model.
         base: where an adapter finds its base, as its adapter_config.json says.
         labels: of an adapter of a classifier or reward model, the outputs of its head; 0 otherwise.
+        problem_type: of a classifier, as transformers calls it; "" where no file says.
+        temperature: of a classifier, what `predict` divides its logits by.
+        names: of a classifier's labels, by id.
         recurrent: `hfstack.models.gru` has to be imported before it can be loaded.
     """
 
@@ -72,6 +75,9 @@ class PublishedKind:
     adapter: bool = False
     base: str = ""
     labels: int = 0
+    problem_type: str = ""
+    temperature: float = 1.0
+    names: tuple[str, ...] = ()
     recurrent: bool = False
 
 
@@ -140,7 +146,8 @@ def _kind_of_adapter(folder: Path, *, rewards: bool) -> PublishedKind:
     name = "reward" if known.name == "classifier" and rewards else known.name
     base = str(config.get("base_model_name_or_path") or "")
     labels = 1 if name == "reward" else _label_count(folder)
-    return replace(known, name=name, adapter=True, base=base, labels=labels)
+    facts = _classifier_facts(folder)
+    return replace(known, name=name, adapter=True, base=base, labels=labels, **facts)
 
 
 def _kind_of_model(folder: Path) -> PublishedKind:
@@ -157,7 +164,24 @@ def _kind_of_model(folder: Path) -> PublishedKind:
     has_classes = (folder / _CLASSIFIER).is_file()
     rewarding = known.name == "classifier" and labels == 1 and not has_classes
     name = "reward" if rewarding else known.name
-    return replace(known, name=name, recurrent=config.get("model_type") in _RECURRENT)
+    return replace(
+        known,
+        name=name,
+        recurrent=config.get("model_type") in _RECURRENT,
+        **_classifier_facts(folder),
+    )
+
+
+def _classifier_facts(folder: Path) -> dict[str, Any]:
+    """Return what a classifier.json says of outputs; nothing without one."""
+    if not (folder / _CLASSIFIER).is_file():
+        return {}
+    info = read_json(folder / _CLASSIFIER)
+    return {
+        "problem_type": info.get("problem_type", ""),
+        "temperature": float(info.get("temperature", 1.0)),
+        "names": tuple(info.get("names") or ()),
+    }
 
 
 def data_files(folder: Path, artifacts: dict[str, str]) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 from scipy.stats import rankdata
 
-from hfstack.intervals import bootstrap_intervals
+from hfstack.intervals import at_least_wilson, bootstrap_intervals
 from hfstack.tasks.classification.calibration import (
     calibration_error,
     confidences,
@@ -78,7 +78,7 @@ def measure(
 ) -> dict[str, float]:
     """Return every metric with its interval, the baseline, and the calibration.
 
-    95 % bootstrap intervals, as `_low` and `_high`.
+    95 % bootstrap intervals, at least Wilson's for shares of few rows, as `_low` and `_high`.
 
     The baseline is the most frequent class of the targets themselves (for numbers, their mean):
     what is to be beaten.
@@ -99,7 +99,8 @@ def measure(
     for name, value in metrics.items():
         found[name] = value
         if name in intervals:
-            found[f"{name}_low"], found[f"{name}_high"] = intervals[name]
+            interval = _interval(name, intervals[name], value, len(targets), problem_type)
+            found[f"{name}_low"], found[f"{name}_high"] = interval
 
     # the baselines
     if problem_type == NUMBER:
@@ -123,6 +124,20 @@ def measure(
         found[f"log_loss{suffix}"] = log_loss(logits, targets, problem_type, scale)
 
     return found | {"rows": len(targets)}
+
+
+def _interval(
+    name: str, interval: tuple[float, float], value: float, rows: int, problem_type: str
+) -> tuple[float, float]:
+    """Return a score's interval, at least Wilson's where the score is a share of rows."""
+    if problem_type == NUMBER:
+        return interval
+    if name != "matthews":
+        return at_least_wilson(interval, value, rows)
+    low, high = at_least_wilson(
+        ((interval[0] + 1) / 2, (interval[1] + 1) / 2), (value + 1) / 2, rows
+    )
+    return 2 * low - 1, 2 * high - 1
 
 
 def confusion_counts(predictions: Array, targets: Array, classes: int) -> Array:

@@ -7,6 +7,7 @@ import numpy
 from accelerate import PartialState
 
 from hfstack.data.reading.jsonl import write_jsonl
+from hfstack.errors import DataError
 from hfstack.logs import get_logger
 from hfstack.runs.run import Run
 from hfstack.tasks.classification.calibration import (
@@ -34,27 +35,23 @@ logger = get_logger(__name__)
 
 Array = numpy.ndarray[Any, Any]
 
-_FEW_ROWS = 20
-
 
 def calibrate(logits: Array, targets: Array, info: ClassifierInfo, *, seed: int) -> Array | float:
     """Set the temperature of a classifier by held-out rows.
 
     Return what to measure those rows with.
 
-    That is for each row the temperature of the other half, which has not seen it. With fewer than
-    20 rows, or numbers to predict, nothing is fitted.
+    That is for each row the temperature of the other half, which has not seen it. With numbers to
+    predict, or rows or mistakes too few to tell, nothing is fitted, and the temperature stays 1.
     """
-    if info.problem_type == NUMBER or len(logits) < _FEW_ROWS:
-        if info.problem_type != NUMBER:
-            logger.warning(
-                "no temperature is fitted: %d held-out rows are fewer than %d",
-                len(logits),
-                _FEW_ROWS,
-            )
+    if info.problem_type == NUMBER:
         return 1.0
 
-    info.temperature = fit_temperature(logits, targets, info.problem_type)
+    try:
+        info.temperature = fit_temperature(logits, targets, info.problem_type)
+    except DataError as error:
+        logger.warning("no temperature is fitted, it stays 1: %s", error)
+        return 1.0
     return cross_fitted_temperatures(logits, targets, info.problem_type, seed=seed)
 
 
@@ -137,8 +134,12 @@ def record_results(
                 add({"text": text, "true": _true(target, info), **answer})
 
     run.add_artifact(f"{split}_predictions", f"{split}_predictions.jsonl")
-
     found = measure(logits, targets, info.problem_type, temperature=temperature, seed=seed)
+    if "f1" in found:
+        # of one class of the two, which the number alone does not say
+        found[f"f1_of_{names[1]}"] = found["f1"]
+        logger.info("%s_f1 is that of the class %r", split, names[1])
+
     if benchmark:
         found["glue_score"] = sum(found[name] for name in benchmark) / len(benchmark)
     return {f"{split}_{name}": value for name, value in found.items()}

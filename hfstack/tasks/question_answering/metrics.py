@@ -18,7 +18,7 @@ from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.errors import DataError
-from hfstack.intervals import bootstrap_intervals
+from hfstack.intervals import at_least_wilson, bootstrap_intervals
 from hfstack.models.heads import padding_id
 from hfstack.tasks.question_answering.data import (
     Question,
@@ -195,6 +195,11 @@ def answer_intervals(
         return {"exact_match": 100 * exact / count, "answer_f1": 100 * f1 / count}
 
     found = bootstrap_intervals(score, len(sums))
+    for name, share in score(numpy.arange(len(sums))).items():
+        low, high = at_least_wilson(
+            (found[name][0] / 100, found[name][1] / 100), share / 100, len(sums)
+        )
+        found[name] = 100 * low, 100 * high
     return {
         f"{name}_{side}": pair[i]
         for name, pair in found.items()

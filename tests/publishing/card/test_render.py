@@ -5,8 +5,11 @@ for the Hub.
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy
 import pytest
+import torch
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from transformers import AutoTokenizer, LlamaForCausalLM
@@ -22,6 +25,8 @@ from hfstack.publishing.lineage import Chain, follow_chain, shorten_paths
 from hfstack.reporting.card_picture import chain_picture
 from hfstack.reporting.runs import load_runs
 from hfstack.runs.run import Run
+from hfstack.tasks.classification.model import ClassifierInfo
+from hfstack.tasks.classification.predict import answers_of_row
 
 MADE = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -426,3 +431,44 @@ def test_shards_have_to_be_whole(tmp_path: Path, tiny_llama: Path):
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="has no tokenizer"):
         published_files(tmp_path, kind, {})
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "logits"),
+    [
+        ("single_label_classification", [[0.5, 2.0, -1.0]]),
+        ("multi_label_classification", [[0.5, 2.0, -1.0]]),
+        ("regression", [[0.7]]),
+    ],
+)
+def test_a_classifiers_code_says_what_predict_says(tmp_path, capsys, problem_type, logits):
+    names = [] if problem_type == "regression" else ["a", "b", "c"]
+    info = ClassifierInfo(problem_type, names, temperature=1.7)
+    info.save(tmp_path)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architectures": ["BertForSequenceClassification"]})
+    )
+    kind = detect_kind(tmp_path, {})
+    code = render_loading(kind, "a/b", chat=False, base="").split("```python\n")[1].split("```")[0]
+
+    # a model that has these logits for any text
+    config = SimpleNamespace(id2label=dict(enumerate(names)))
+
+    def model(**_: object) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.tensor(logits))
+
+    model.config = config
+    usage = code[code.index(".eval()\n") + len(".eval()\n") :]
+    exec(usage, {"model": model, "tokenizer": lambda *_, **__: {}})  # noqa: S102
+    said = capsys.readouterr().out
+
+    (row,) = answers_of_row(numpy.array(logits), info)
+    if problem_type == "regression":
+        assert float(said) == pytest.approx(row["value"])
+    elif problem_type == "single_label_classification":
+        label, chance = said.split()
+        assert (label, float(chance)) == (row["label"], pytest.approx(row["probability"], abs=1e-5))
+    else:
+        assert said.startswith(str(row["labels"]))
+        chances = json.loads(said[said.index("]") + 1 :])
+        assert chances == pytest.approx(list(row["probabilities"].values()), abs=1e-5)

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as sklearn
 
 from hfstack.errors import DataError
-from hfstack.intervals import bootstrap_intervals
+from hfstack.intervals import at_least_wilson, bootstrap_intervals, share_interval
 from hfstack.tasks.classification.calibration import (
     calibration_error,
     confidences,
@@ -30,7 +30,9 @@ from hfstack.tasks.classification.metrics import (
     scores,
     worst_mistakes,
 )
+from hfstack.tasks.classification.model import ClassifierInfo
 from hfstack.tasks.classification.pictures import confusion_picture, reliability_picture
+from hfstack.tasks.classification.report import calibrate
 
 
 def drawn(classes: int, rows: int = 300, seed: int = 0) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -133,6 +135,62 @@ def test_a_temperature_undoes_what_made_a_model_too_sure():
     assert before > 0.15 and after < 0.03
     with pytest.raises(DataError, match="no rows to fit"):
         fit_temperature(sure[:0], targets[:0], SINGLE)
+
+
+def test_a_temperature_is_refused_where_it_would_only_sharpen():
+    generator = numpy.random.default_rng(0)
+    targets = generator.integers(0, 2, 119)
+    logits = numpy.where(targets[:, None] == numpy.arange(2), 1.5, -1.5)
+
+    def wrong(count: int) -> numpy.ndarray:
+        return numpy.concatenate([logits[:count, ::-1], logits[count:]])
+
+    for mistakes in (0, 1, 9):
+        with pytest.raises(DataError, match=f"119 held-out decisions {mistakes} are mistakes"):
+            fit_temperature(wrong(mistakes), targets, SINGLE)
+    with pytest.raises(DataError, match="19 held-out rows are fewer than 20"):
+        fit_temperature(wrong(10)[:19], targets[:19], SINGLE)
+
+    # 12 of 119 wrong: the log odds are 2.19 at a logit difference of 3, so 3 / 2.19 without a prior
+    heat = fit_temperature(wrong(12), targets, SINGLE)
+    assert 1 < heat < 3 / numpy.log(107 / 12) and heat == pytest.approx(1.37, rel=0.05)
+
+    yes = numpy.stack([targets, 1 - targets], axis=1).astype(float)
+    with pytest.raises(DataError, match="of 238 held-out decisions 0 are mistakes"):
+        fit_temperature(logits[:, ::-1], yes, SEVERAL)
+
+
+def test_a_temperature_is_bounded():
+    targets = numpy.array([0, 1] * 1000)
+    unsure = numpy.where(targets[:, None] == numpy.arange(2), 0.1, -0.1)
+    unsure[:20] *= -1  # 1 of 100: log odds of 4.6 at a logit difference of 0.2
+    assert fit_temperature(unsure, targets, SINGLE) == pytest.approx(0.25, rel=0.01)
+
+
+def test_calibrate_leaves_one_and_says_why(caplog):
+    info = ClassifierInfo(SINGLE, ["a", "b"])
+    targets = numpy.array([0, 1] * 60)
+    logits = numpy.where(targets[:, None] == numpy.arange(2), 2.0, -2.0)
+    assert calibrate(logits, targets, info, seed=0) == 1.0 == info.temperature
+    assert "no temperature is fitted, it stays 1: of 120 held-out decisions 0" in caplog.text
+
+
+def test_no_interval_of_a_share_has_zero_width():
+    targets = numpy.array([0, 1] * 60)
+    logits = numpy.where(targets[:, None] == numpy.arange(2), 2.0, -2.0)
+    found = measure(logits, targets, SINGLE, draws=50)
+    for name in ("accuracy", "f1_macro", "f1", "f1_micro"):
+        assert found[f"{name}_low"] == pytest.approx(120 / (120 + 1.959964**2))
+        assert found[f"{name}_high"] == 1.0
+    assert found["matthews_low"] < found["matthews_high"] == 1.0
+    none = measure(-logits, targets, SINGLE, draws=50)
+    assert (none["accuracy_low"], none["matthews_low"]) == (0.0, -1.0)
+    assert none["accuracy_high"] == pytest.approx(1.959964**2 / (120 + 1.959964**2))
+
+    # far from the ends the bootstrap stands as it is
+    assert at_least_wilson((0.4, 0.6), 0.5, 100) == (0.4, 0.6)
+    low, high = at_least_wilson((0.4, 0.6), 0.5, 10)
+    assert (low, high) == pytest.approx(share_interval([0.5] * 10)) and low < 0.4
 
 
 def test_intervals_hold_what_they_say():
