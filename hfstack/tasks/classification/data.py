@@ -11,6 +11,11 @@ from hfstack.data.sources import DataArgs, Source, load_mixture, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tasks.classification.glue import HUB_ID, GlueTask, glue_task
+from hfstack.tasks.classification.label_columns import (
+    keep_rare_classes,
+    read_label_columns,
+    several_zero_one,
+)
 from hfstack.tasks.classification.labels import (
     OLD_KINDS,
     LabelKind,
@@ -18,6 +23,7 @@ from hfstack.tasks.classification.labels import (
     Target,
     find_labels,
     label_targets,
+    log_classes,
 )
 from hfstack.tokens.text_rows import Overlong, encode_texts, read_texts, usable_rows
 
@@ -33,9 +39,9 @@ class LabelArgs:
     data; none for own data."""
     text_pair_column: str | None = None
     """Column of a second text, where rows are pairs."""
-    label_column: str = "label"
-    """Column of the label: text or whole numbers for classes, a list for several labels, a decimal
-    for a number.
+    label_column: list[str] = field(default_factory=lambda: ["label"])
+    """Column of the label: text or whole numbers for classes, a list (of names, or of 0 and 1 for
+    each of --labels) for several labels, a decimal for a number. Or several columns of 0 and 1.
     """
     label_name_column: str | None = None
     """Column with the name of each row's class, where the labels are numbers."""
@@ -54,6 +60,8 @@ class LabelArgs:
     """Texts that are longer: cut their end, drop the row, or fail. They are counted and said."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.label_column, str):  # a YAML names one column without a list
+            self.label_column = [self.label_column]
         if self.kind in OLD_KINDS:
             new = OLD_KINDS[self.kind]
             logger.warning("--kind %s is now --kind %s; the old name goes with 0.3", self.kind, new)
@@ -124,16 +132,19 @@ def load_labelled(
     for source in more:
         splits["eval_mismatched"] = load_mixture([source], max_rows=data_args.max_rows)
     columns = _text_columns(data_args, label_args, task, splits["train"].column_names)
-    label_column = label_args.label_column
 
     for name, rows in splits.items():
         if absent := [
-            c for c in (*columns, label_column) if c is not None and c not in rows.column_names
+            c
+            for c in (*columns, *label_args.label_column)
+            if c is not None and c not in rows.column_names
         ]:
             usual = f"GLUE's have {', '.join(filter(None, task.columns))}; " if task else ""
+            several = several_zero_one(rows)
+            way = f" (several columns of 0 and 1: {' '.join(several)})" if several else ""
             raise DataError(
                 f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; "
-                f"{usual}set --text_column, --text_pair_column or --label_column"
+                f"{usual}set --text_column, --text_pair_column or --label_column{way}"
             )
 
     kind: Any = None if label_args.kind == "auto" else label_args.kind
@@ -142,15 +153,22 @@ def load_labelled(
     if task is not None and kind is None:
         kind = "single_label" if task.labels else "regression"
 
+    rows_of, label_column, given = read_label_columns(
+        dict(splits), label_args.label_column, kind=kind, given=given
+    )
+    if not data_args.eval_datasets and "eval" in rows_of:
+        rows_of = keep_rare_classes(rows_of, label_column, columns[0])
+
     found = find_labels(
-        splits["train"],
+        rows_of["train"],
         label_column,
         kind=kind,
         name_column=label_args.label_name_column,
         given=given,
     )
+    log_classes(rows_of["train"], label_column, found)
 
-    return LabelledRows(splits, splits.inputs, found, columns, label_column, task)
+    return LabelledRows(rows_of, splits.inputs, found, columns, label_column, task)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,10 @@ from typing import Any, Literal
 from datasets import ClassLabel, Dataset
 
 from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
+from hfstack.tasks.classification.label_columns import refuse_rows
+
+logger = get_logger(__name__)
 
 LabelKind = Literal["single_label", "multi_label", "regression"]
 OLD_KINDS: dict[str, LabelKind] = {  # the names before 0.2, still read
@@ -163,22 +167,55 @@ def label_targets(
     ids: dict[Any, int] = {value: index for index, value in enumerate(labels.values)}
     ids |= {label: index for index, label in enumerate(labels.names) if label not in ids}
     targets: list[Target] = []
+    problems: list[str] = []
 
     for number, value in enumerate(rows[column][:], start=1):
-        place = f"{name} row {number}"
-        if labels.kind == "regression":
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise DataError(f"{place}: {column} is {value!r}, not a number to learn")
-            targets.append(float(value))
-        elif labels.kind == "single_label":
-            targets.append(_lookup(value, ids, labels, place, column))
-        else:
-            if not isinstance(value, list):
-                raise DataError(f"{place}: {column} is {value!r}, not a list of labels")
-            chosen = {_lookup(one, ids, labels, place, column) for one in value}
-            targets.append([float(index in chosen) for index in range(labels.count)])
+        try:
+            targets.append(_target(value, ids, labels, column))
+        except DataError as error:
+            problems.append(f"{name} row {number}: {error}")
 
+    refuse_rows(problems)
     return targets
+
+
+def log_classes(rows: Dataset, column: str, labels: LabelSet) -> None:
+    """Log each class with its rows, or the range of the numbers, and names that may be one."""
+    values = rows[column][:]
+    if labels.kind == "regression":
+        logger.info("numbers to predict: %g to %g in %d rows", min(values), max(values), len(rows))
+        return
+
+    ids = {value: index for index, value in enumerate(labels.values)}
+    counts = Counter(
+        ids.get(each)
+        for value in values
+        for each in (value if isinstance(value, list) else [value])
+    )
+    shown = [f"{name} {counts[index]}" for index, name in enumerate(labels.names)]
+    if labels.kind == "multi_label":
+        shown.append(f"none {sum(not value for value in values)}")
+    more = f", ... ({len(shown) - 50} more)" if len(shown) > 50 else ""
+    what = "labels" if labels.kind == "multi_label" else "classes"
+    logger.info("%d %s: %s%s", labels.count, what, ", ".join(shown[:50]), more)
+
+    alike = Counter(name.casefold() for name in labels.names)
+    if same := [name for name in labels.names if alike[name.casefold()] > 1]:
+        logger.warning("classes that differ in case alone: %s", ", ".join(same[:10]))
+
+
+def _target(value: Any, ids: Mapping[Any, int], labels: LabelSet, column: str) -> Target:
+    """Return the target of one row, or say why there is none."""
+    if labels.kind == "regression":
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DataError(f"{column} is {value!r}, not a number to learn")
+        return float(value)
+    if labels.kind == "single_label":
+        return _lookup(value, ids, labels, column)
+    if not isinstance(value, list):
+        raise DataError(f"{column} is {value!r}, not a list of labels")
+    chosen = {_lookup(one, ids, labels, column) for one in value}
+    return [float(index in chosen) for index in range(labels.count)]
 
 
 def class_weights(targets: Sequence[Target], labels: LabelSet) -> list[float]:
@@ -282,14 +319,13 @@ def _class_names(rows: Dataset, column: str, name_column: str) -> dict[Any, str]
     return names
 
 
-def _lookup(value: Any, ids: Mapping[Any, int], labels: LabelSet, place: str, column: str) -> int:
+def _lookup(value: Any, ids: Mapping[Any, int], labels: LabelSet, column: str) -> int:
     index = ids.get(value) if isinstance(value, str | int) else None
     if index is None:
         shown = ", ".join(labels.names[:10]) + (", ..." if len(labels.names) > 10 else "")
         hint = "; unlabelled test rows cannot be scored" if value == -1 else ""
         raise DataError(
-            f"{place}: {column} is {value!r}, which is none of the {len(labels.names)} labels "
-            f"{shown}{hint}"
+            f"{column} is {value!r}, which is none of the {len(labels.names)} labels {shown}{hint}"
         )
 
     return index
