@@ -31,7 +31,7 @@ from hfstack.training.preflight import checked
 
 
 class PairwiseDPOTrainer(EachPairCounts, DPOTrainer):
-    """TRL's trainer, with metrics that are means over held-out pairs, not over batches."""
+    """TRL's trainer, with metrics that are means over held-out pairs."""
 
 
 def main(

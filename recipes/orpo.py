@@ -34,7 +34,7 @@ from hfstack.training.preflight import checked
 
 
 class PairwiseORPOTrainer(EachPairCounts, ORPOTrainer):
-    """TRL's trainer, with metrics that are means over held-out pairs, not over batches."""
+    """TRL's trainer, with metrics that are means over held-out pairs."""
 
 
 def main(

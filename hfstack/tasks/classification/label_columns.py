@@ -51,7 +51,7 @@ def read_label_columns(
     kind: str | None,
     given: Sequence[str],
 ) -> tuple[dict[str, Dataset], str, list[str]]:
-    """Return the splits with one label column, its name, and the names of all labels if known.
+    """Return the splits with one label column, its name, and all labels if known.
 
     Args:
         splits: rows of each.
@@ -203,7 +203,7 @@ def _texts_as_lists(values: Values, column: str, kind: str | None) -> Values:
 
 
 def _parse_list(text: str) -> list[Any] | None:
-    """Return the list that a text writes in JSON, Python or numpy; None where it writes none."""
+    """Return the list that a text writes in JSON, Python or numpy, or None."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None

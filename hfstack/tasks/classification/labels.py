@@ -180,7 +180,7 @@ def label_targets(
 
 
 def log_classes(rows: Dataset, column: str, labels: LabelSet) -> None:
-    """Log each class with its rows, or the range of the numbers, and names that may be one."""
+    """Log each class with its rows and names that may be one, or the numbers' range."""
     values = rows[column][:]
     if labels.kind == "regression":
         logger.info("numbers to predict: %g to %g in %d rows", min(values), max(values), len(rows))

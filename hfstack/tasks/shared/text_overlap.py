@@ -115,7 +115,7 @@ class Rouge(_OverlapMetric):
 
 
 class _WordsOfAnyScript:
-    """A rouge_score tokenizer of words, and of characters where no spaces are between words."""
+    """A rouge_score tokenizer of words, and of characters of unspaced scripts."""
 
     def tokenize(self, text: str) -> list[str]:
         """Split a text, with each letter's own marks, into lower case."""
@@ -124,7 +124,7 @@ class _WordsOfAnyScript:
 
 @lru_cache(maxsize=1)
 def _word_pattern() -> re.Pattern[str]:
-    """Return what finds a character of an unspaced script, or a word, with their marks.
+    """Return what finds words, and characters of unspaced scripts, with their marks.
 
     Vowel signs (as in Hindi and Thai) are marks to Unicode, which `\\w` leaves out, and the joiners
     of Persian and of Indic scripts stand inside of words.

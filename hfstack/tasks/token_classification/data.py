@@ -175,7 +175,7 @@ def tag_set(
 
 
 def _log_scheme(tags: set[str], scheme: Scheme | None) -> None:
-    """Say how the tags are scored, and warn of entities in a spelling that is not known."""
+    """Say how the tags are scored, and warn of entities in an unknown spelling."""
     if scheme is not None and "O" in tags:
         rule = "as conlleval does" if scheme in ("BIO", "IOE") else "strictly, as seqeval does"
         logger.info("tags are of scheme %s: whole entities are scored, %s", scheme, rule)
@@ -254,7 +254,7 @@ def _check_known(sentences: Sequence[Sentence], names: Sequence[str], name: str)
 
 
 def _bad_places(tags: Sequence[str], scheme: Scheme) -> list[int]:
-    """Return the words where a BIO entity begins with I-, or that are in no whole entity."""
+    """Return words where a BIO entity begins with I-, or that are in no whole one."""
     if scheme == "BIO":
         return [first for _, first, _ in entities_by_type(tags) if tags[first][0] == "I"]
     inside = {word for _, first, last in entities(tags, scheme) for word in range(first, last + 1)}
