@@ -273,7 +273,7 @@ def _refuse_empty(values: Values, column: str) -> None:
 
 
 def _whole_decimals(values: Values, column: str, kind: str | None) -> Values:
-    """Take decimals that are all whole for classes, as pandas writes numbers beside a blank."""
+    """Take decimals that are all whole for classes: pandas writes 1 as 1.0."""
     flat = [value for own in values.values() for value in own]
     whole = all(isinstance(v, float) and v.is_integer() for v in flat)
     if kind not in (None, "single_label") or not flat or not whole:

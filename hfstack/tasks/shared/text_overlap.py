@@ -236,7 +236,7 @@ def bleu_interval(
 
 
 def writing_of(texts: Sequence[str]) -> Writing:
-    """Say whether texts have mostly no spaces between words, and whether they are Chinese."""
+    """Say whether texts mostly have no spaces between words, and are Chinese."""
     letters = [character for text in texts for character in text if character.isalpha()]
     unspaced = [character for character in letters if _UNSPACED_LETTER.match(character)]
     if len(unspaced) <= 0.3 * max(len(letters), 1):
