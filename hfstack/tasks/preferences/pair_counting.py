@@ -47,7 +47,7 @@ class EachPairCounts(Trainer):
     @contextmanager
     def _without_repeated_pairs(self) -> Iterator[None]:
         """Cut what processes gather of the last batch to the pairs that there are."""
-        accelerator = self.accelerator
+        accelerator: Any = self.accelerator
         gather = accelerator.gather
 
         def gather_each_once(values: Any) -> Any:
