@@ -33,10 +33,10 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
+from hfstack import data_settings
 from hfstack.errors import AlreadyFinished, ConfigError, HfstackError, Preempted
 from hfstack.field_help import document_fields
 from hfstack.logs import get_logger, setup_logging
-from hfstack.shipped import is_shipped_recipe_file
 
 EXIT_USER_MISTAKE = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -112,7 +112,7 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
         raise ConfigError(f"--config may be given once, got {', '.join(map(str, known.config))}")
 
     parser, hints = build_parser(*dataclass_types)
-    entries = _read_yaml(known.config[0], parser, hints) if known.config else {}
+    entries = _read_yaml(known.config[0], parser, hints, flags) if known.config else {}
     yaml_flags = list(itertools.chain.from_iterable(entry.flags for entry in entries.values()))
 
     namespace, unknown = parser.parse_known_args([*yaml_flags, *flags])
@@ -136,16 +136,6 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
         raise ConfigError(
             "hub_token is refused, because settings are written to disk: use HF_TOKEN or `hf auth "
             "login`"
-        )
-
-    # What a shipped YAML says of its demo data does not apply to the user's.
-    only_in_yaml = set(entries) - flagged
-    own_data = "datasets" in flagged and "eval_datasets" in only_in_yaml
-    if own_data and is_shipped_recipe_file(known.config[0]):
-        values["eval_datasets"] = []
-        logger.info(
-            "eval_datasets of %s belong to other data than --datasets, and are left out",
-            known.config[0].name,
         )
 
     _resolve_renamed(values, flagged)
@@ -232,8 +222,13 @@ class _Entry(NamedTuple):
     flags: list[str]
 
 
-def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dict[str, _Entry]:
-    """Return the file's values as flags, each checked so a mistake names its line."""
+def _read_yaml(
+    path: Path, parser: ArgumentParser, hints: dict[str, Any], flags: list[str]
+) -> dict[str, _Entry]:
+    """Return the file's values as flags, each checked so a mistake names its line.
+
+    What belongs to other data than the command line names is left out.
+    """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
@@ -255,6 +250,9 @@ def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dic
             f"{path}:{root.start_mark.line + 1}: expected a mapping of option to value"
         )
 
+    dropped = data_settings.settings_to_drop(root, str(path), hints, flags)
+    data_settings.log_dropped(dropped, path)
+
     entries: dict[str, _Entry] = {}
     actions = {
         action.dest: action
@@ -271,12 +269,16 @@ def _read_yaml(path: Path, parser: ArgumentParser, hints: dict[str, Any]) -> dic
         key, line = str(key_node.value), key_node.start_mark.line + 1
         place = f"{path}:{line}: "
 
+        if key == data_settings.KEY:
+            continue
         if key not in hints or key == "config":
             raise ConfigError(f"{place}unknown key {_suggest(key, hints)}")
         if key in entries:
             raise ConfigError(f"{place}{key} is already set in line {entries[key].line}")
-        entries[key] = _Entry(line, _flags(value_node, actions[key], hints[key], place, parser))
+        if key in dropped:
+            continue
 
+        entries[key] = _Entry(line, _flags(value_node, actions[key], hints[key], place, parser))
         if entries[key].flags:
             parser.__dict__["origin"] = lambda message, place=place: f"{place}{message}"
             parser.parse_known_args(entries[key].flags)

@@ -23,8 +23,3 @@ def find_shipped(name: str, folder: Path) -> Path | None:
     """Return the file at a path, else the shipped file of that name, or None."""
     candidates = (Path(name), folder / Path(name).name)
     return next((path for path in candidates if path.is_file()), None)
-
-
-def is_shipped_recipe_file(path: Path) -> bool:
-    """Return whether a recipe or its YAML came with hfstack, and is not the user's."""
-    return path.resolve().parent == RECIPES.resolve()

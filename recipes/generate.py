@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from trl import ModelConfig
 
 from hfstack.config import command_line
+from hfstack.data.reading.files import data_file, open_bytes
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.models.loading import is_masked_lm, load_causal_lm, load_masked_lm, load_tokenizer
@@ -105,6 +106,16 @@ def read_prompts(path: str | None) -> list[str]:
     """Return the prompts of a file: its column `prompt`, else `text`, else its lines."""
     if path is None:
         return []
+
+    # In a file of prompts a line is a prompt, though in one of documents it may be part of one.
+    file = data_file(Path(path)) if Path(path).is_file() else None
+    if file is not None and file.format == "txt":
+        with open_bytes(file) as lines:
+            try:
+                texts = [line.decode().rstrip("\r\n") for line in lines]
+            except UnicodeDecodeError as error:
+                raise DataError(f"--prompts_file {path} is not UTF-8: {error}") from None
+        return [text for text in texts if text.strip()]
 
     prompts: list[str] = []
     for row in iterate_rows([Source(path)]):

@@ -21,7 +21,7 @@ from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rl.demo_reward import obeys
-from hfstack.tasks.rl.metrics import evaluate_policy
+from hfstack.tasks.rl.metrics import StopWithoutSpread, evaluate_policy
 from hfstack.tasks.rl.online import OnlineArgs, load_recorded_prompts, load_rewards
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
@@ -78,7 +78,11 @@ def main(
             train_dataset=splits["train"],
             eval_dataset=splits.get("eval"),
             processing_class=tokenizer,
-            callbacks=[samples, *protect(run, push_checkpoints(training_args))],
+            callbacks=[
+                samples,
+                StopWithoutSpread(),
+                *protect(run, push_checkpoints(training_args)),
+            ],
             peft_config=get_peft_config(model_args),
         )
         checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)

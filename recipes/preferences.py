@@ -22,7 +22,7 @@ from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, SourceLog, describe_sources, iterate_rows
 from hfstack.demo.answers import answers
 from hfstack.demo.instructions import instruction
-from hfstack.demo.rules import gold_score
+from hfstack.demo.rules import gold_score, require_demo_prompts
 from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
@@ -92,6 +92,8 @@ def main(
             answered = make_answers(
                 model_args, data_args, preference_args, args, run_args.seed, log=read
             )
+            if gold_score in JUDGES:
+                require_demo_prompts([prompt for prompt, _ in answered])
             scores = {pair: fmean(judge(*pair) for judge in JUDGES) for pair in answered}
             judged = [
                 {"prompt": prompt, "completion": answer, "rating": score}
@@ -128,9 +130,7 @@ def make_answers(
     log: SourceLog,
 ) -> list[tuple[str, str]]:
     """Return (prompt, answer) pairs: sampled, read from rows, or from the generator."""
-    rows: list[Any] = []
-    if data_args.datasets:
-        rows = list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows, log=log))
+    rows = list(iterate_rows(data_args.datasets, max_rows=data_args.max_rows, log=log))
 
     # No model: absent, or "" on the command line.
     if not model_args.model_name_or_path:

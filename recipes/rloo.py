@@ -20,7 +20,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.sampling import set_aside_settings
 from hfstack.tasks.rl.demo_reward import obeys
-from hfstack.tasks.rl.metrics import CompletionMetrics, evaluate_policy
+from hfstack.tasks.rl.metrics import CompletionMetrics, StopWithoutSpread, evaluate_policy
 from hfstack.tasks.rl.online import OnlineArgs, load_policy_and_rewards, load_recorded_prompts
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
@@ -54,7 +54,11 @@ def main(
             train_dataset=splits["train"],
             eval_dataset=splits.get("eval"),
             processing_class=tokenizer,
-            callbacks=[CompletionMetrics(), *protect(run, push_checkpoints(training_args))],
+            callbacks=[
+                CompletionMetrics(),
+                StopWithoutSpread(),
+                *protect(run, push_checkpoints(training_args)),
+            ],
             peft_config=get_peft_config(model_args),
         )
         # answers are sampled by the options above, not by the model's generation_config

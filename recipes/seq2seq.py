@@ -84,7 +84,7 @@ def main(
         checkpoint = run.resume_point()
         check_settings(training_args, early_stopping_patience=patience)
         check_adapter_settings(model_args)
-        if data_args.eval_datasets or data_args.eval_fraction:
+        if data_args.eval_datasets or data_args.held_out_share():
             check_metrics()
         if data_args.streaming:
             raise ConfigError(

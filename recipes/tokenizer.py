@@ -70,7 +70,7 @@ def main(data_args: DataArgs, tokenizer_args: TokenizerArgs) -> dict[str, float]
             quarantine_file=run.output_dir / "quarantine.jsonl",
         )
         own_eval = bool(data_args.eval_datasets)
-        fraction = 0.0 if own_eval else data_args.eval_fraction
+        fraction = 0.0 if own_eval else data_args.held_out_share()
 
         # tokenizer
         train = (

@@ -17,7 +17,6 @@ from trl import ModelConfig
 from hfstack.config import command_line
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs
-from hfstack.demo.rules import gold_score
 from hfstack.diagnosis.win_rate import (
     Judge,
     describe_answers,
@@ -33,18 +32,10 @@ from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel
+from hfstack.tasks.rl.demo_reward import obeys
 from hfstack.tasks.rl.prompts import load_prompts
-from hfstack.tokens.chat import encode_for_generation, extract_text, stop_at_end_of_turn
+from hfstack.tokens.chat import encode_for_generation, stop_at_end_of_turn
 from hfstack.tokens.seams import opening_for
-
-
-def obeys(prompts: list[Any], answers: list[str]) -> list[float]:
-    """Score by the demo's gold rule, 0 to 1: does the story obey the instruction?"""
-    return [
-        gold_score(extract_text(prompt), text)
-        for prompt, text in zip(prompts, answers, strict=True)
-    ]
-
 
 # Used when no --reward_model is given: any function (prompts, first, second) -> shares in [0, 1] by
 # which first wins.

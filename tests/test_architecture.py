@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hfstack"
 FLOORS = [
     {
         *("errors", "logs", "redaction", "shipped", "disk", "machine"),
-        *("config", "field_help", "recipe_settings", "intervals"),
+        *("config", "field_help", "recipe_settings", "data_settings", "intervals"),
     },
     {"drawing", "tokens", "scaling", "models", "demo"},
     {"data", "runs"},

@@ -2,7 +2,6 @@
 as it was meant.
 """
 
-import importlib
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from transformers import TrainingArguments
 from trl import ModelConfig, SFTConfig
 
 from hfstack.config import bf16_hardware, parse
-from hfstack.data.sources import DataArgs
 from hfstack.errors import ConfigError
 
 
@@ -220,25 +218,6 @@ def test_the_old_name_of_a_setting_is_its_new_name(
         args = parse(SFTConfig, argv=argv)[0]
         assert args.activation_checkpointing is args.gradient_checkpointing is expected, argv
     assert not [warning for warning in recwarn if "checkpointing" in str(warning.message)]
-
-
-def test_ones_own_data_are_not_measured_on_the_held_out_rows_of_the_example(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipes = Path(__file__).parents[1] / "recipes"
-    monkeypatch.syspath_prepend(str(recipes))
-    shipped, tag_args = recipes / "tag.yaml", importlib.import_module("tag").TagArgs
-    mine = tmp_path / "tag.yaml"
-    mine.write_text("eval_datasets: [kept.jsonl]\n")
-    for config, flags, expected in [
-        (shipped, [], ["tomaarsen/conll2003"]),
-        (shipped, ["--datasets", "my.jsonl"], []),
-        (shipped, ["--datasets", "my.jsonl", "--eval_datasets", "held.jsonl"], ["held.jsonl"]),
-        (mine, ["--datasets", "my.jsonl"], ["kept.jsonl"]),
-    ]:
-        argv = ["--output_dir", str(tmp_path), "--config", str(config), *flags]
-        data_args = parse(TrainingArguments, DataArgs, ModelConfig, tag_args, argv=argv)[1]
-        assert [source.path for source in data_args.eval_datasets] == expected
 
 
 def test_tokens_are_refused(tmp_path: Path) -> None:

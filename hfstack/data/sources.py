@@ -26,6 +26,11 @@ logger = get_logger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _SHUFFLE_BUFFER_ROWS = 1000
 
+# What is held out when nobody says how much.
+_HELD_OUT_SHARE = 0.05
+_LEAST_HELD_OUT_ROWS = 20
+_MOST_HELD_OUT_SHARE = 0.2
+
 
 @dataclass
 class Source:
@@ -123,9 +128,9 @@ class DataArgs:
     """Datasets to evaluate on; when given, no train row is held out, and train rows that they
     contain are left out.
     """
-    eval_fraction: float = 0.05
+    eval_fraction: float | None = None
     """Share of the rows held out for evaluation when no eval_datasets are given, in [0, 1); 0
-    disables evaluation.
+    disables evaluation. By default 0.05, and of small data enough for 20 rows, at most a fifth.
     """
     split_seed: int = 0
     """Seed of the mixture and of the train/eval split; independent of --seed, so the split survives
@@ -149,7 +154,7 @@ class DataArgs:
             Source(each) if isinstance(each, str) else each for each in self.eval_datasets
         ]
 
-        if not 0 <= self.eval_fraction < 1:
+        if self.eval_fraction is not None and not 0 <= self.eval_fraction < 1:
             raise ConfigError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
         if self.max_rows is not None and self.max_rows < 1:
             raise ConfigError(f"max_rows must be at least 1, got {self.max_rows}")
@@ -159,10 +164,22 @@ class DataArgs:
                 f"on_bad_row must be fail, skip or quarantine, got {self.on_bad_row!r}"
             )
 
-        if self.streaming and self.eval_fraction and not self.eval_datasets:
+        if self.streaming and self.eval_fraction != 0 and not self.eval_datasets:
             raise ConfigError(
                 "streaming cannot hold out rows: name eval_datasets, or set --eval_fraction 0"
             )
+
+    def held_out_share(self, rows: int | None = None) -> float:
+        """Return the share of the rows to hold out: what was asked for, else the default.
+
+        Args:
+            rows: how many there are; None when that is not known.
+        """
+        if self.eval_fraction is not None:
+            return self.eval_fraction
+        if not rows:
+            return _HELD_OUT_SHARE
+        return max(_HELD_OUT_SHARE, min(_LEAST_HELD_OUT_ROWS / rows, _MOST_HELD_OUT_SHARE))
 
 
 def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Splits:
@@ -212,10 +229,10 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Split
         splits["train"] = drop_overlap(
             splits["train"], splits["eval"], text_column=args.text_column
         )
-    elif args.eval_fraction:
+    elif share := args.held_out_share(len(splits["train"])):
         splits["train"], splits["eval"] = hold_out(
             splits["train"],
-            fraction=args.eval_fraction,
+            fraction=share,
             seed=args.split_seed,
             text_column=args.text_column,
         )

@@ -13,6 +13,8 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
+# An accuracy of 20 rows has a 95 % interval of 40 points.
+_FEW_HELD_OUT_ROWS = 20
 _NUMBER_TYPES = {"int8", "int16", "int32", "int64", "float16", "float32", "float64"}
 
 
@@ -122,6 +124,13 @@ def hold_out(
             len(rows),
         )
 
+    if held.sum() < _FEW_HELD_OUT_ROWS:
+        logger.warning(
+            "only %d of %d rows are held out: what is measured on them has wide intervals; name "
+            "eval_datasets, or raise --eval_fraction",
+            held.sum(),
+            len(rows),
+        )
     return rows.select(numpy.flatnonzero(~held)), rows.select(numpy.flatnonzero(held))
 
 

@@ -11,9 +11,11 @@ two sentences are enough, which name what was asked for once.
 
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hfstack.demo.lexicon import NAMES, PLACES, SPECIES, THINGS, TRAITS
+from hfstack.errors import DataError
 
 _PLURALS = {"wolf": "wolves", "mouse": "mice", "fox": "foxes"}
 _ANIMALS = {kind.noun for kind in SPECIES}
@@ -154,6 +156,34 @@ class Request:
 def gold_score(instruction: str, answer: str) -> float:
     """Return how well `answer` obeys `instruction`, in [0, 1]; any text may be judged."""
     return gold_breakdown(instruction, answer)["score"]
+
+
+def require_demo_prompts(prompts: Sequence[str]) -> None:
+    """Refuse to judge answers to prompts that the gold rule cannot read.
+
+    It knows the words of the demo corpus alone: of another prompt it would judge no more than
+    length and grammar, and call that obedience.
+
+    Args:
+        prompts: all that are judged, or those of one batch.
+
+    Raises:
+        DataError: fewer than half of them ask for anything that the rule knows.
+    """
+    unread = [prompt for prompt in prompts if not _asks_something(read_request(prompt))]
+    if 2 * len(unread) > len(prompts):
+        raise DataError(
+            f"the demo's gold rule can read {len(prompts) - len(unread)} of {len(prompts)} "
+            f"prompts, and not {unread[0][:60]!r}: it judges the demo corpus alone; give "
+            "--reward_model, or put a function of your own in the recipe (hfstack copy)"
+        )
+
+
+def _asks_something(request: Request) -> bool:
+    if request.question:
+        return facts_of(request.story or "").animal is not None
+    parts = (request.animal, request.name, request.trait, request.place, request.object)
+    return any(part is not None for part in (*parts, request.ending))
 
 
 def gold_breakdown(instruction: str, answer: str) -> dict[str, float]:

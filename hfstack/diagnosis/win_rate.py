@@ -25,6 +25,8 @@ from hfstack.tokens.special_tokens import IGNORED_LABEL, end_token_ids
 
 Judge = Callable[[list[Any], list[str], list[str]], Sequence[float]]
 
+# Fewer pairs than these may all be ties by chance.
+_FEW_PAIRS = 8
 # of the prior on the slope: weak, but finite when length alone decides every pair
 _SLOPE_SPREAD = 10.0
 _WORD = re.compile(
@@ -88,6 +90,15 @@ def judge_both_orders(
         (first - 0.5) * (0.5 - second) < 0
         for first, second in zip(as_first, as_second, strict=True)
     )
+
+    # A rule made for other prompts scores everything alike, which reads as 50 % won.
+    differ = sum(one != other for one, other in zip(ours, theirs, strict=True))
+    if differ >= _FEW_PAIRS and {*as_first, *as_second} == {0.5}:
+        raise DataError(
+            f"the judge finds all {len(prompts)} pairs of answers equal, though {differ} of them "
+            "differ: it does not fit these prompts; give --reward_model, or put a judge of your "
+            "own in the recipe (hfstack copy win_rate)"
+        )
 
     first_place = sum(as_first + as_second) / (2 * len(shares))
     return Judged(shares, first_place, flips / len(shares))

@@ -22,9 +22,12 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hfstack.errors import DivergedError, Preempted
+from hfstack.logs import get_logger
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
 from hfstack.training.divergence import StepWatch, gradient_norm
+
+logger = get_logger(__name__)
 
 
 class Throughput(TrainerCallback):
@@ -114,6 +117,26 @@ def early_stopping(patience: int | None) -> list[TrainerCallback]:
     The list is empty for None, so that a recipe can add it to its callbacks in any case.
     """
     return [] if patience is None else [EarlyStoppingCallback(patience)]
+
+
+class WarnOfLongWarmup(TrainerCallback):
+    """Warn when the learning rate rises for more than half of the steps.
+
+    A number of steps that was chosen for a large dataset leaves a small one untrained in silence.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compare the warm-up with the steps of the whole run."""
+        warmup = args.get_warmup_steps(state.max_steps)
+        if 2 * warmup > state.max_steps and state.is_world_process_zero:
+            logger.warning(
+                "the learning rate rises for %d of %d steps: --warmup_steps 0.05 is a share of the "
+                "steps, whatever their number",
+                min(warmup, state.max_steps),
+                state.max_steps,
+            )
 
 
 class StopOnDivergence(TrainerCallback):

@@ -29,7 +29,7 @@ from hfstack.runs.checkpoint_files import (
     write_manifest,
 )
 from hfstack.runs.run import Run
-from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked
+from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked, WarnOfLongWarmup
 from hfstack.training.divergence import SkipSpikes
 
 logger = get_logger(__name__)
@@ -58,7 +58,12 @@ def protect(
         spikes: what answers a loss spike, `SkipSpikes` or `RollBackSpikes`; None answers none.
     """
     keeper = KeepCheckpoints(run, push)
-    callbacks: list[TrainerCallback] = [StopOnDivergence(), StopWhenAsked(run), ContinueCounts()]
+    callbacks: list[TrainerCallback] = [
+        StopOnDivergence(),
+        StopWhenAsked(run),
+        ContinueCounts(),
+        WarnOfLongWarmup(),
+    ]
     if spikes is None:
         return [*callbacks, keeper]
 

@@ -124,8 +124,8 @@ def test_fraction_is_held_out_the_same_way_every_time() -> None:
 
 
 def test_no_eval_rows_is_one_line() -> None:
-    with pytest.raises(DataError, match=r"no eval rows: eval_fraction 0\.05 of 4 rows"):
-        load_splits(DataArgs(datasets=[Source(texts("a.jsonl", 4))]))
+    with pytest.raises(DataError, match=r"no eval rows: eval_fraction 0\.2 of 2 rows"):
+        load_splits(DataArgs(datasets=[Source(texts("a.jsonl", 2))]))
     Path("empty.jsonl").touch()
     with pytest.raises(DataError, match=r"empty\.jsonl: the file has no rows"):
         load_splits(DataArgs(datasets=[Source("a.jsonl")], eval_datasets=[Source("empty.jsonl")]))
@@ -319,3 +319,13 @@ def test_real_mixture(shared_data: Path) -> None:
     splits = load_splits(args)
     assert splits["train"].column_names == splits["eval"].column_names
     assert not set(splits["train"]["text"]) & set(splits["eval"]["text"])
+
+
+def test_what_is_held_out_by_default_has_a_floor_on_small_data() -> None:
+    by_default = DataArgs(datasets=[Source("a.jsonl")])
+    rows = {20: 4, 68: 14, 160: 20, 400: 20, 10_000: 500}
+    assert {count: round(count * by_default.held_out_share(count)) for count in rows} == rows
+    assert by_default.held_out_share() == 0.05
+
+    asked = DataArgs(datasets=[Source("a.jsonl")], eval_fraction=0.01)
+    assert asked.held_out_share(68) == 0.01

@@ -10,8 +10,15 @@ import pytest
 
 from hfstack.demo.instructions import instructions
 from hfstack.demo.lexicon import TRAITS
-from hfstack.demo.rules import TRAIT_DEEDS, ending_of, gold_breakdown, gold_score
+from hfstack.demo.rules import (
+    TRAIT_DEEDS,
+    ending_of,
+    gold_breakdown,
+    gold_score,
+    require_demo_prompts,
+)
 from hfstack.demo.stories import stories
+from hfstack.errors import DataError
 
 ROWS = list(instructions(8, 400))
 STORIES = [row for row in ROWS if row["task"] == "story"]
@@ -262,3 +269,17 @@ def test_every_trait_is_shown_in_the_stories_that_have_it():
         told = [one.text for one in corpus if one.trait == trait]
         prompt = f"Write a story about somebody who is {trait}."
         assert mean(gold_breakdown(prompt, text)["trait"] for text in told) >= 0.97, trait
+
+
+def test_the_rule_refuses_prompts_that_it_cannot_read():
+    own = [row["prompt"] for row in ROWS + BEGINNINGS]
+    for each in own:
+        require_demo_prompts([each])
+
+    other = [
+        "What is your refund policy?",
+        "Who wrote it?\n\nThe paper has three authors.",
+    ]
+    for prompts in (other, [*other, other[0], own[0]]):
+        with pytest.raises(DataError, match=r"can read [01] of \d prompts, and not 'What is your"):
+            require_demo_prompts(prompts)

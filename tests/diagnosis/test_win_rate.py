@@ -196,3 +196,12 @@ def test_perplexity_reads_an_answer_behind_its_prompt(tiny_llama: Path) -> None:
     answers = [Completion("", " girl ran", len(answered), False)]
     found = perplexity_of_answers(model, tokenizer, [prompt], answers)
     assert found == pytest.approx(math.exp(-mean), rel=1e-5)
+
+
+def test_a_judge_that_finds_everything_equal_is_refused() -> None:
+    ties, prompts = judge_by_score(lambda prompts, texts: [0.5] * len(texts)), ["p"] * 9
+    with pytest.raises(DataError, match="all 9 pairs of answers equal, though 9 of them differ"):
+        judge_both_orders(ties, prompts, ["a"] * 9, ["b"] * 9)
+
+    # equal answers are equal
+    assert judge_both_orders(ties, prompts, ["a"] * 9, ["a"] * 9).shares == [0.5] * 9

@@ -13,7 +13,9 @@ from transformers import (
 )
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
+from hfstack.recipe_settings import load_recipe
 from hfstack.runs.record import read_run
+from hfstack.shipped import RECIPES
 
 
 def test_completions_are_printed_and_saved(
@@ -172,3 +174,14 @@ def test_what_was_sampled_with_is_recorded_and_the_models_own_is_not(
     used = read_run(tmp_path / "a").settings["GenerateArgs"]
     expected = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_new_tokens": 1}
     assert {name: used[name] for name in expected} == expected
+
+
+def test_each_line_of_a_text_file_is_a_prompt(tmp_path: Path) -> None:
+    read_prompts = load_recipe(RECIPES / "generate.py").read_prompts
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"The owl\r\n\nA fox \nOnce\n\n\nupon a time")
+    assert read_prompts(str(path)) == ["The owl", "A fox ", "Once", "upon a time"]
+
+    path.write_bytes("caf\xe9\n".encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_prompts(str(path))

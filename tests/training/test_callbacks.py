@@ -2,6 +2,7 @@
 NaN."""
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hfstack.errors import DivergedError
 from hfstack.training import callbacks
-from hfstack.training.callbacks import DerivedMetrics, SampleTable, StopOnDivergence, Throughput
+from hfstack.training.callbacks import (
+    DerivedMetrics,
+    SampleTable,
+    StopOnDivergence,
+    Throughput,
+    WarnOfLongWarmup,
+)
 
 
 class Bench:
@@ -130,3 +137,15 @@ def test_samples_of_steps_taken_again_are_forgotten(tmp_path: Path) -> None:
     bench.state.global_step = 10
     bench.send("on_train_begin")
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [5, 10]
+
+
+def test_a_warm_up_longer_than_half_of_the_steps_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    state, control = TrainerState(max_steps=13), TrainerControl()
+    for warmup_steps, warned in [(50, True), (7, True), (6, False), (0.05, False)]:
+        caplog.clear()
+        args = TrainingArguments(str(tmp_path), warmup_steps=warmup_steps, use_cpu=True)
+        WarnOfLongWarmup().on_train_begin(args, state, control)
+        assert ("of 13 steps" in caplog.text) == warned, warmup_steps

@@ -125,9 +125,10 @@ def split_by_prompt(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset,
 
 def split_pairs(pairs: Dataset, data_args: DataArgs) -> dict[str, Dataset]:
     """Return {"train": pairs, "eval": pairs} split by prompt, or "train" alone."""
-    if not data_args.eval_fraction:
+    share = data_args.held_out_share(len(pairs))
+    if not share:
         return {"train": pairs}
-    train, held_out = split_by_prompt(pairs, data_args.eval_fraction, data_args.split_seed)
+    train, held_out = split_by_prompt(pairs, share, data_args.split_seed)
     return {"train": train, "eval": held_out}
 
 

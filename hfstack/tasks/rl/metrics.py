@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfstack.errors import DataError
 from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
@@ -63,6 +64,37 @@ class CompletionMetrics(TrainerCallback):
                 "(logged once)",
                 step,
                 100 * ended_share,
+            )
+
+
+class StopWithoutSpread(TrainerCallback):
+    """Stops when the first evaluation gave every answer one and the same reward.
+
+    Nothing can be learned from it: most often a reward was made for other prompts, or a threshold
+    is never met.
+    """
+
+    def __init__(self) -> None:
+        self._looked = False
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the spread of the first evaluation.
+
+        Raises:
+            DataError: there is none.
+        """
+        metrics = kwargs.get("metrics") or {}
+        if self._looked or "eval_reward_std" not in metrics:
+            return
+
+        self._looked = True
+        if metrics["eval_reward_std"] == 0:
+            raise DataError(
+                f"all held-out answers got the same reward, {metrics['eval_reward']:g}, at step "
+                f"{state.global_step}: there is nothing to learn from it; check that the reward "
+                "fits these prompts, or train without evaluation (--eval_strategy no)"
             )
 
 

@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from hfstack.tasks.rl.metrics import CompletionMetrics, last_evaluation, summarize_history
+from hfstack.errors import DataError
+from hfstack.tasks.rl.metrics import (
+    CompletionMetrics,
+    StopWithoutSpread,
+    last_evaluation,
+    summarize_history,
+)
 
 
 class State:
@@ -48,3 +54,15 @@ def test_curves_are_summarized_by_their_ends() -> None:
     assert last_evaluation(history, 2) == {"eval_reward": 0.5}
     assert last_evaluation(history, 3) is None and last_evaluation([], 0) is None
     assert summarize_history([{"step": 5, "eval_reward": 1.0}]) == {}, "a resumed run has no start"
+
+
+def test_a_first_evaluation_without_spread_stops_the_run() -> None:
+    state, none = State(), None
+    assert_spread: Any = StopWithoutSpread().on_evaluate
+    with pytest.raises(DataError, match="all held-out answers got the same reward, 0.5, at step 3"):
+        assert_spread(none, state, none, metrics={"eval_reward": 0.5, "eval_reward_std": 0.0})
+
+    # later ones may be: a policy that always succeeds has no spread left
+    later: Any = StopWithoutSpread()
+    later.on_evaluate(none, state, none, metrics={"eval_reward": 0.5, "eval_reward_std": 0.1})
+    later.on_evaluate(none, state, none, metrics={"eval_reward": 1.0, "eval_reward_std": 0.0})
