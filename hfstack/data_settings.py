@@ -23,7 +23,7 @@ logger = get_logger(__name__)
 def settings_to_drop(
     root: yaml.MappingNode, place: str, known: Collection[str], flags: Sequence[str]
 ) -> dict[str, str]:
-    """Return the settings of a YAML file that do not apply, each with the flag that says so.
+    """Return the settings of a YAML file that do not apply, and the flag of each.
 
     Args:
         root: the file's mapping.
