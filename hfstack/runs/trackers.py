@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import integration_utils
 
 from hfstack.disk import atomic_write
-from hfstack.errors import MissingExtraError
+from hfstack.errors import ConfigError, HfstackError, MissingExtraError
 from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
@@ -74,18 +74,19 @@ def tracked(args: TrainingArguments | None, output_dir: Path, run_id: str) -> It
 
     # The Trainer makes its callbacks from this table of upstream's, and offers no other place to
     # choose them: so they are replaced there before it is built, and put back at the end.
-    callbacks = {name: integration_utils.INTEGRATION_TO_CALLBACK[name] for name in _APPEND_ONLY}
+    table = integration_utils.INTEGRATION_TO_CALLBACK
+    callbacks = {name: table[name] for name in {*args.report_to, *_APPEND_ONLY} & set(table)}
     logged = LoggedSteps(output_dir / _LOGGED, run_id)
-    integration_utils.INTEGRATION_TO_CALLBACK.update(
-        {name: _without_repeats(known, logged) for name, known in callbacks.items()}
-    )
+    for name, known in callbacks.items():
+        once = _without_repeats(known, logged) if name in _APPEND_ONLY else known
+        table[name] = _named_when_it_fails(once, name)
 
     failed = True
     try:
         yield
         failed = False
     finally:
-        integration_utils.INTEGRATION_TO_CALLBACK.update(callbacks)
+        table.update(callbacks)
         logged.save(everything=True)
         for close in logged.at_end:
             close()
@@ -252,6 +253,35 @@ def _without_repeats(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
 
     Continued.upstream = upstream
     return Continued
+
+
+def _named_when_it_fails(known: Any, name: str) -> type[TrainerCallback]:
+    """Return a tracker's callback whose failure to start is the user's to mend, in one line."""
+
+    class Named(known):
+        """The callback, with its name in front of what it could not do."""
+
+        def on_train_begin(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,
+            **kwargs: Any,
+        ) -> None:
+            try:
+                super().on_train_begin(args, state, control, **kwargs)
+            except HfstackError:
+                raise
+            # No login, no server, no network: each tracker raises classes of its own.
+            except Exception as error:
+                raise ConfigError(
+                    f"--report_to {name} cannot start: {type(error).__name__}: "
+                    f"{' '.join(str(error).split())[:200]}; set it up, or train without it "
+                    "(--report_to none)"
+                ) from error
+
+    Named.upstream = getattr(known, "upstream", known)
+    return Named
 
 
 def _end_wandb(args: TrainingArguments, *, failed: bool) -> None:

@@ -6,11 +6,13 @@ import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import WandbCallback, integration_utils
 
+from hfstack.errors import ConfigError
 from hfstack.runs.record import read_run
 from hfstack.runs.trackers import LoggedSteps, forget_later_steps, tracked
 from hfstack.training.callbacks import Throughput
@@ -208,10 +210,29 @@ def test_a_run_inside_another_is_tracked_as_its_own(
         with tracked(rung, tmp_path / "rung", "bbbb2222"):
             assert rung.run_name == "rung-bbbb2222" and os.environ["WANDB_RUN_ID"] == "bbbb2222"
             inner = integration_utils.INTEGRATION_TO_CALLBACK["wandb"]
-            assert inner.upstream is WandbCallback and inner.__bases__ == (WandbCallback,)
+            assert inner.upstream is WandbCallback and inner.__mro__[2] is WandbCallback
         assert args.run_name == "ladder-aaaa1111" and os.environ["WANDB_RUN_ID"] == "aaaa1111"
     assert "WANDB_RUN_ID" not in os.environ and "WANDB_RESUME" not in os.environ
     assert integration_utils.INTEGRATION_TO_CALLBACK["wandb"] is WandbCallback
+
+
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_a_tracker_that_cannot_start_is_named_in_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Unreachable(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError("no API key\nlog in")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, name, Unreachable)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[name])
+    state, control = TrainerState(), TrainerControl()
+    with tracked(args, tmp_path, "abcd1234"):
+        callback: Any = integration_utils.INTEGRATION_TO_CALLBACK[name]()
+        message = f"--report_to {name} cannot start: OSError: no API key log in; set it up"
+        with pytest.raises(ConfigError, match=message):
+            callback.on_train_begin(args, state, control)
+    assert integration_utils.INTEGRATION_TO_CALLBACK[name] is Unreachable
 
 
 def test_the_users_own_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
