@@ -40,7 +40,7 @@ def settings_to_drop(
 
     key_node, node = values[KEY]
     place = f"{place}:{key_node.start_mark.line + 1}: "
-    belonging = yaml.SafeLoader("").construct_document(node)
+    belonging = yaml.SafeLoader("").construct_document(node) or {}
     if not isinstance(belonging, dict) or not all(
         isinstance(names, list) for names in belonging.values()
     ):
@@ -50,17 +50,15 @@ def settings_to_drop(
         )
 
     for option, names in belonging.items():
-        if option not in known:
-            raise ConfigError(f"{place}{KEY} names {option!r}, which is no option of this recipe")
-        if absent := [name for name in names if name not in values]:
-            raise ConfigError(f"{place}{KEY} names {absent[0]!r}, which this file does not set")
+        if wrong := [str(name) for name in (option, *names) if name not in known]:
+            raise ConfigError(f"{place}{KEY} names {wrong[0]!r}, which is no option of this recipe")
 
     named = _values_of_flags(flags)
     dropped: dict[str, str] = {}
     for option, names in belonging.items():
         own = yaml.SafeLoader("").construct_document(values[option][1]) if option in values else []
         if option in named and _is_other(option, named[option], own):
-            dropped |= {name: option for name in names if name not in named}
+            dropped |= {name: option for name in names if name in values and name not in named}
 
     return dropped
 

@@ -112,8 +112,8 @@ def test_a_copied_yaml_behaves_like_the_shipped_one(tmp_path: Path) -> None:
         ("settings_of: [max_rows]\n", r"mine.yaml:1: settings_of maps an option to the list"),
         ("settings_of: {dataset: []}\n", r"mine.yaml:1: settings_of names 'dataset', which is no"),
         (
-            "datasets: [a]\nsettings_of: {datasets: [max_rows]}\n",
-            r"mine.yaml:2: settings_of names 'max_rows', which this file does not set",
+            "datasets: [a]\nsettings_of: {datasets: [max_row]}\n",
+            r"mine.yaml:2: settings_of names 'max_row', which is no option of this recipe",
         ),
     ],
 )

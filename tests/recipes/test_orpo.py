@@ -80,7 +80,8 @@ def test_prompts_that_do_not_fit_are_left_out_or_refused(orpo, tmp_path: Path):
     rows = [{"prompt": f"Fox {i}:", "chosen": " was kind", "rejected": " ran"} for i in range(8)]
     rows.append({"prompt": "once upon a time " * 30, "chosen": " x", "rejected": " y"})
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    metrics = orpo(datasets=tmp_path / "long.jsonl", eval_fraction=0)
+    skipping = {"eval_fraction": 0, "on_bad_row": "skip"}
+    metrics = orpo(datasets=tmp_path / "long.jsonl", **skipping)
     assert metrics["train_pairs"] == 8
     with pytest.raises(DataError, match=r"train prompts fit: 1 of 9 prompts"):
         orpo(
@@ -91,7 +92,7 @@ def test_prompts_that_do_not_fit_are_left_out_or_refused(orpo, tmp_path: Path):
         )
     (tmp_path / "only.jsonl").write_text(json.dumps(rows[-1]) + "\n")
     with pytest.raises(DataError, match="all 1 train prompts have 64 tokens or more"):
-        orpo(datasets=tmp_path / "only.jsonl", eval_fraction=0, output_dir=tmp_path / "c")
+        orpo(datasets=tmp_path / "only.jsonl", **skipping, output_dir=tmp_path / "c")
 
 
 def test_bad_input_is_refused_in_one_line(orpo):

@@ -39,6 +39,11 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def obeys(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    """Reward vowels, in place of the demo's rule."""
+    return [sum(letter in "aeiou" for letter in text) / (len(text) + 1) for text in completions]
+
+
 @pytest.fixture
 def rloo(run_recipe, tiny_llama: Path, prompts: Path, tmp_path: Path):
     """Call the recipe from its YAML with tiny settings; keyword arguments override them."""
@@ -81,7 +86,11 @@ def rloo(run_recipe, tiny_llama: Path, prompts: Path, tmp_path: Path):
     return call
 
 
-def test_trains_evaluates_and_records(rloo, tmp_path: Path) -> None:
+def test_trains_evaluates_and_records(
+    rloo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a model of random weights obeys nobody, and a run without any spread of rewards is stopped
+    monkeypatch.setattr("hfstack.tasks.rl.demo_reward.obeys", obeys)
     metrics = rloo()
     expected = {
         "start_reward",

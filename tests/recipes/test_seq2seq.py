@@ -408,6 +408,8 @@ def test_the_yaml_runs_with_a_model_and_data_of_one_s_own(
         f"--config={ROOT / 'recipes' / 'seq2seq.yaml'}",
         f"--model_name_or_path={inputs / 'bart'}",
         f"--datasets={path}",
+        "--source_column=translation.en",
+        "--target_column=translation.fr",
         f"--output_dir={tmp_path / 'out'}",
         "--max_steps=2",
         "--eval_fraction=0.1",

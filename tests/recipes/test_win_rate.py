@@ -17,7 +17,7 @@ def compare(run_recipe, tiny_llama: Path, tmp_path: Path):
     """Call the recipe from its YAML with a tiny model on both sides; keyword arguments override."""
     data = tmp_path / "prompts.jsonl"
     data.write_text(
-        "".join(json.dumps({"prompt": f"Tell of {number} owls."}) + "\n" for number in range(12))
+        "".join(json.dumps({"prompt": f"Tell of fox {number}."}) + "\n" for number in range(12))
     )
 
     def call(**changes: object) -> dict[str, float]:

@@ -89,8 +89,9 @@ class StopWithoutSpread(TrainerCallback):
         if self._looked or "eval_reward_std" not in metrics:
             return
 
+        # After the last step there is a model to save, and nothing left to stop.
         self._looked = True
-        if metrics["eval_reward_std"] == 0:
+        if metrics["eval_reward_std"] == 0 and state.global_step < state.max_steps:
             raise DataError(
                 f"all held-out answers got the same reward, {metrics['eval_reward']:g}, at step "
                 f"{state.global_step}: there is nothing to learn from it; check that the reward "

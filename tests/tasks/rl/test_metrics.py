@@ -19,6 +19,7 @@ class State:
     def __init__(self) -> None:
         self.log_history: list[dict[str, Any]] = [{}]
         self.global_step = 3
+        self.max_steps = 10
 
 
 def test_kl_and_endings_of_a_completion_are_added(caplog: pytest.LogCaptureFixture) -> None:
@@ -61,6 +62,11 @@ def test_a_first_evaluation_without_spread_stops_the_run() -> None:
     assert_spread: Any = StopWithoutSpread().on_evaluate
     with pytest.raises(DataError, match="all held-out answers got the same reward, 0.5, at step 3"):
         assert_spread(none, state, none, metrics={"eval_reward": 0.5, "eval_reward_std": 0.0})
+
+    # nothing is lost by an evaluation after the last step
+    state.max_steps = 3
+    at_end: Any = StopWithoutSpread()
+    at_end.on_evaluate(none, state, none, metrics={"eval_reward": 0.5, "eval_reward_std": 0.0})
 
     # later ones may be: a policy that always succeeds has no spread left
     later: Any = StopWithoutSpread()
