@@ -56,19 +56,21 @@ def render_chat(
 
 
 def encode_for_generation(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, Any]] | str
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[dict[str, Any]] | str,
+    tools: list[dict[str, Any]] | None = None,
 ) -> list[int]:
     """Return the token ids of a prompt up to its answer.
 
-    The prompt is a conversation or plain text. The eos token that some tokenizers add to a text is
-    left out, since the answer follows.
+    The prompt is a conversation, with the schemas of its tools, or plain text. The eos token that
+    some tokenizers add to a text is left out, since the answer follows.
     """
     if isinstance(prompt, str):
         ids = cast(list[int], tokenizer(prompt)["input_ids"])
         return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
     rendered = render_chat(
-        tokenizer, prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+        tokenizer, prompt, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=True
     )
     return rendered["input_ids"]
 

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.tokens.turns import Turn, is_conversation, read_tools, read_turns
 
 logger = get_logger(__name__)
 
@@ -20,8 +21,10 @@ _CONTEXT_NAMES = ("input", "context", "passage")
 _COMPLETION_NAMES = ("output", "response", "answer", "completion", "target", "assistant")
 _CONVERSATION_NAMES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 
-# ShareGPT's names of the roles
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+# columns beside a conversation that go into the chat template: of OpenAI, LLaMA-Factory, OpenOrca
+_SYSTEM_NAMES = ("system", "system_prompt")
+_TOOLS_NAMES = ("tools", "functions")
+_HISTORY_NAME = "history"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ def detect_format(rows: Dataset, columns: Columns) -> RowFormat:
 
     for name in (columns.text, "messages"):
         if name in found:
-            return "text" if isinstance(rows[0][name], str) else "messages"
+            value = rows[0][name]
+            is_text = isinstance(value, str) and not is_conversation(value)
+            return "text" if is_text else "messages"
 
     flags = _suggest_flags(found) or ["--prompt_column", "and", "--completion_column"]
     raise DataError(
@@ -87,60 +92,138 @@ def convert_rows(rows: Dataset, columns: Columns, *, as_chat: bool) -> Dataset:
     row_format = detect_format(rows, columns)
     if row_format == "prompt+completion":
         _warn_of_unread_context(rows, columns)
+    beside = find_beside(rows, columns, row_format, as_chat=as_chat)
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         if row_format == "text":
             return {"text": row[columns.text]}
 
-        if row_format == "messages":
-            turns = row[columns.text if columns.text in row else "messages"]
-            return _conversation([_as_turn(turn) for turn in turns or []], prompt_turns=0)
-
-        return _convert_prompt_and_completion(row, columns, as_chat=as_chat)
+        if row_format == "prompt+completion" and not _is_chat(row, columns, as_chat=as_chat):
+            prompt = _with_context(row, columns)
+            return {"prompt": prompt, "completion": row[columns.completion]}
+        return _convert_conversation(row, columns, row_format, beside)
 
     return rows.map(convert, remove_columns=rows.column_names, desc="Reading rows")
 
 
-def _convert_prompt_and_completion(
-    row: dict[str, Any], columns: Columns, *, as_chat: bool
+def find_beside(
+    rows: Dataset, columns: Columns, row_format: RowFormat, *, as_chat: bool
+) -> dict[str, str]:
+    """Return the columns that the chat template reads beside the turns; log the rest.
+
+    Returns:
+        Names of columns by what they hold: `system`, `tools`, `history`.
+    """
+    found = rows.column_names
+    read = {columns.text if columns.text in found else "messages"}
+    if row_format == "prompt+completion":
+        read = {columns.prompt, columns.completion, columns.context} & set(found)
+    spare = [name for name in found if name not in read]
+
+    beside: dict[str, str] = {}
+    if row_format == "messages" or (len(rows) and _is_chat(rows[0], columns, as_chat=as_chat)):
+        for use, names in (("system", _SYSTEM_NAMES), ("tools", _TOOLS_NAMES)):
+            name = next((name for name in names if name in spare), None)
+            if name is not None:
+                beside[use] = name
+        if row_format == "prompt+completion" and _HISTORY_NAME in spare:
+            beside["history"] = _HISTORY_NAME
+        if "tools" in beside and not _hold_tools(rows, beside["tools"]):
+            del beside["tools"]
+
+    unread = [name for name in spare if name not in beside.values()]
+    logger.info(
+        "rows are read from the columns %s; not read: %s",
+        ", ".join([*(name for name in found if name in read), *beside.values()]),
+        ", ".join(unread) or "none",
+    )
+
+    if lost := [name for name in unread if name in (*_SYSTEM_NAMES, *_TOOLS_NAMES, _HISTORY_NAME)]:
+        logger.warning(
+            "the columns %s are not read: only conversations have a place for them",
+            ", ".join(lost),
+        )
+    return beside
+
+
+def _is_chat(row: dict[str, Any], columns: Columns, *, as_chat: bool) -> bool:
+    """Return whether a row of prompt + completion becomes a conversation."""
+    values = (row.get(columns.prompt), row.get(columns.completion))
+    return as_chat or any(isinstance(value, list) for value in values)
+
+
+def _convert_conversation(
+    row: dict[str, Any], columns: Columns, row_format: RowFormat, beside: dict[str, str]
 ) -> dict[str, Any]:
-    prompt, completion = row[columns.prompt], row[columns.completion]
+    """Return a row of one conversation, or of what is wrong with it."""
+    given = {use: row[name] for use, name in beside.items()}
+    answer: list[Turn] = []
+    try:
+        if row_format == "messages":
+            value = row[columns.text if columns.text in row else "messages"]
+            before = read_turns(value or [], "user")
+        else:
+            before = _read_history(given.get("history"))
+            before += read_turns(_with_context(row, columns), "user")
+            answer = read_turns(row[columns.completion], "assistant")
+
+        before = _with_system(before, given.get("system"))
+        tools = read_tools(given.get("tools"))
+    except DataError as error:
+        row = {"messages": json.dumps(row, ensure_ascii=False, default=str)}
+        return row | {"prompt_turns": 0, "history": False, "tools": "", "problem": str(error)}
+
+    # JSON text because Arrow would give every turn the keys of all turns, and templates read them
+    return {
+        "messages": json.dumps([*before, *answer], ensure_ascii=False),
+        "prompt_turns": len(before) if answer else 0,
+        "history": bool(given.get("history")),
+        "tools": json.dumps(tools, ensure_ascii=False) if tools else "",
+        "problem": "",
+    }
+
+
+def _with_context(row: dict[str, Any], columns: Columns) -> Any:
+    """Return the prompt of a row, with the text of the context column below it."""
+    prompt = row[columns.prompt]
     context = row[columns.context] if columns.context else None
-    if context and isinstance(prompt, str):
-        prompt = f"{prompt}\n\n{context}"
-
-    if as_chat or isinstance(prompt, list) or isinstance(completion, list):
-        before = _as_turns(prompt, "user")
-        turns = [*before, *_as_turns(completion, "assistant")]
-        return _conversation(turns, prompt_turns=len(before))
-
-    return {"prompt": prompt, "completion": completion}
+    return f"{prompt}\n\n{context}" if context and isinstance(prompt, str) else prompt
 
 
-def _conversation(turns: Sequence[dict[str, Any]], *, prompt_turns: int) -> dict[str, Any]:
-    """Return a row of one conversation.
+def _read_history(value: Any) -> list[Turn]:
+    """Return the turns of earlier questions and answers, a list of pairs of texts."""
+    turns: list[Turn] = []
+    for pair in value or []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(f"history is a list of [question, answer], got {str(pair)[:60]!r}")
+        turns += [*read_turns(pair[0], "user"), *read_turns(pair[1], "assistant")]
+    return turns
 
-    Its turns are JSON text because Arrow would give every turn the keys of all turns, and templates
-    read them.
+
+def _with_system(turns: list[Turn], text: Any) -> list[Turn]:
+    """Return the turns behind a system turn; a system turn of their own stands."""
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"the system column must hold text, got {str(text)[:60]!r}")
+    if not text or not text.strip():
+        return turns
+
+    if turns and turns[0]["role"] == "system":
+        if turns[0]["content"].strip() != text.strip():
+            raise DataError("a system turn and another text in the system column: keep one of them")
+        return turns
+    return [{"role": "system", "content": text}, *turns]
+
+
+def _hold_tools(rows: Dataset, column: str) -> bool:
+    """Return whether a column holds schemas of tools, judged by its first value.
+
+    A column of that name may hold other things, such as the tools of a craft.
     """
-    return {"messages": json.dumps(turns, ensure_ascii=False), "prompt_turns": prompt_turns}
-
-
-def _as_turns(value: Any, role: str) -> list[dict[str, Any]]:
-    """Return the turns of a prompt or completion; plain text is one turn of `role`."""
-    if isinstance(value, list):
-        return [_as_turn(turn) for turn in value]
-    return [{"role": role, "content": value}]
-
-
-def _as_turn(turn: dict[str, Any]) -> dict[str, Any]:
-    """Return one message with `role` and `content`.
-
-    ShareGPT's `from` and `value` mean the same.
-    """
-    if "from" in turn and "value" in turn:
-        return {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
-    return {key: value for key, value in turn.items() if value is not None}
+    first = next((value for value in rows[column] if value), None)
+    try:
+        return first is not None and bool(read_tools(first))
+    except DataError:
+        return False
 
 
 def _suggest_flags(found: Sequence[str]) -> list[str]:

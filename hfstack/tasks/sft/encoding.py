@@ -6,7 +6,8 @@ SFTTrainer takes them as they are.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 from datasets import Dataset
@@ -17,6 +18,7 @@ from hfstack.logs import get_logger
 from hfstack.tokens.chat import encode_for_generation, render_chat
 from hfstack.tokens.seams import count_shared, encode_joined, spans_seam
 from hfstack.tokens.special_tokens import IGNORED_LABEL
+from hfstack.tokens.turns import Turn, is_learned
 
 logger = get_logger(__name__)
 
@@ -47,7 +49,7 @@ def prompts_with_references(
         if prompt is None:
             continue
 
-        ids = encode_for_generation(tokenizer, prompt)
+        ids = encode_for_generation(tokenizer, prompt, row_tools(row))
         if reference is None:
             ids = ids[:_OPENING_TOKENS]
         if ids and (longest is None or len(ids) <= longest):
@@ -151,6 +153,11 @@ def encode_row(
     return ids, [IGNORED_LABEL] * masked + ids[masked:], None
 
 
+def row_tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the schemas of the tools of a converted row; None without any."""
+    return json.loads(row["tools"]) if row.get("tools") else None
+
+
 def _encode_conversation(
     row: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
@@ -158,21 +165,21 @@ def _encode_conversation(
     completion_only: bool,
 ) -> tuple[list[int], list[int], str | None]:
     """Return (ids, labels, problem) of a row of messages."""
-    turns: list[dict[str, Any]] = json.loads(row["messages"])
-    answers = [turn for turn in turns if turn.get("role") == "assistant"]
+    if row["problem"]:
+        return [], [], row["problem"]
+
+    turns: list[Turn] = json.loads(row["messages"])
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
     if not answers:
         return [], [], "no assistant turn"
     if any(_is_empty(turn) for turn in answers):
         return [], [], "empty completion (an assistant turn without content)"
+    if not any(map(is_learned, answers)):
+        return [], [], "every assistant turn has weight 0"
 
+    render = partial(render_chat, tokenizer, tools=row_tools(row), tokenize=True, return_dict=True)
     try:
-        encoded = render_chat(
-            tokenizer,
-            turns,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=assistant_only,
-        )
+        encoded = render(turns, return_assistant_tokens_mask=assistant_only)
     except DataError as error:
         # without the turns that the message ends with: the caller shows the row
         return [], [], str(error).partition(" (on ")[0]
@@ -188,16 +195,52 @@ def _encode_conversation(
         if not any(mask):
             return ids, labels, "the chat template marks no assistant tokens"
 
-    if completion_only and row["prompt_turns"]:
-        shared = count_shared(encode_for_generation(tokenizer, turns[: row["prompt_turns"]]), ids)
+    # the answers of a history are learned as those of any conversation, its questions are not
+    if completion_only and row["prompt_turns"] and not (assistant_only and row["history"]):
+        prompt = turns[: row["prompt_turns"]]
+        shared = count_shared(encode_for_generation(tokenizer, prompt, row_tools(row)), ids)
         labels[:shared] = [IGNORED_LABEL] * shared
 
+    for start, end in _find_turns_to_mask(turns, ids, render, assistant_only=assistant_only):
+        inside = assistant_only and start > 0 and labels[start - 1] != IGNORED_LABEL
+        if inside and labels[start] != IGNORED_LABEL:
+            return ids, labels, "weight 0: the chat template renders turns otherwise when more come"
+        labels[start:end] = [IGNORED_LABEL] * (end - start)
     return ids, labels, None
+
+
+def _find_turns_to_mask(
+    turns: Sequence[Turn],
+    ids: Sequence[int],
+    render: Callable[..., Any],
+    *,
+    assistant_only: bool,
+) -> Iterator[tuple[int, int]]:
+    """Yield where the assistant's turns of weight 0 begin and end among the tokens.
+
+    A turn begins where the turns before it, rendered alone, and the whole conversation part. It
+    ends where the next turn begins; of labels of the assistant alone, where its next turn begins,
+    so that an end token that differs at the end of a text (gpt-oss) is masked too.
+    """
+
+    def begin(index: int) -> int:
+        if index == len(turns):
+            return len(ids)
+        return count_shared(render(turns[:index])["input_ids"], ids) if index else 0
+
+    for index, turn in enumerate(turns):
+        if turn["role"] != "assistant" or is_learned(turn):
+            continue
+
+        following = index + 1
+        while assistant_only and following < len(turns) and turns[following]["role"] != "assistant":
+            following += 1
+        yield begin(index), begin(following)
 
 
 def _is_empty(turn: dict[str, Any]) -> bool:
     """Return whether a turn has neither text nor a tool call."""
-    return not str(turn.get("content") or "").strip() and not turn.get("tool_calls")
+    return not turn["content"].strip() and not turn.get("tool_calls")
 
 
 def _find_overlong_prompt(labels: Sequence[int], max_length: int) -> str | None:
@@ -224,10 +267,12 @@ def _last_prompt_and_answer(
             return row["prompt"], row["completion"]
         return None, None
 
-    turns = json.loads(row["messages"])
-    answers = [index for index, turn in enumerate(turns) if turn.get("role") == "assistant"]
-    last = max(answers, default=0)
-    if last == 0 or not isinstance(turns[last].get("content"), str):
+    if row["problem"]:
+        return None, None
+
+    turns: list[Turn] = json.loads(row["messages"])
+    last = max((index for index, turn in enumerate(turns) if is_learned(turn)), default=0)
+    if last == 0 or not turns[last]["content"].strip():
         return None, None
     return turns[:last], turns[last]["content"]
 

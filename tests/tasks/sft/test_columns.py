@@ -1,5 +1,6 @@
 """Columns by any name become prompt + completion, or their flags are named."""
 
+import json
 import logging
 from typing import Any
 
@@ -51,3 +52,24 @@ def test_columns_are_mapped_or_named(caplog: pytest.LogCaptureFixture) -> None:
             DataError, match=f"found the columns {', '.join(found)}; map them with {hint}"
         ):
             detect_format(Dataset.from_list([dict.fromkeys(found, "a")]), Columns())
+
+
+def test_columns_beside_the_turns_are_read_or_named(caplog: pytest.LogCaptureFixture) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    tools = [{"name": "add", "parameters": {}}]
+    row = {"conversations": turns, "tools": tools, "system_prompt": "Be brief.", "id": 7}
+    found = converted(row | {"parallel_tool_calls": False}, text="conversations")
+    assert json.loads(found["messages"])[0] == {"role": "system", "content": "Be brief."}
+    assert json.loads(found["tools"])[0]["function"]["name"] == "add"
+    assert (
+        "read from the columns conversations, system_prompt, tools; "
+        "not read: id, parallel_tool_calls" in caplog.text
+    )
+
+    # a column of the same name that holds no schemas stops nothing
+    assert converted(row | {"tools": ["hammer"]}, text="conversations")["tools"] == ""
+    assert "the columns tools are not read" in caplog.text
+    plain = {"prompt": "Hi", "completion": "Hello.", "system": "Be brief."}
+    assert converted(plain, as_chat=False) == {"prompt": "Hi", "completion": "Hello."}
+    assert "the columns system are not read: only conversations" in caplog.text
+    assert detect_format(Dataset.from_list([{"text": json.dumps(turns)}]), Columns()) == "messages"

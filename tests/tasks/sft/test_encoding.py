@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
+from trl.chat_template_utils import (
+    gptoss_training_chat_template,
+    phi3_training_chat_template,
+    qwen3_training_chat_template,
+)
 
 from hfstack.errors import DataError
 from hfstack.logs import setup_logging
@@ -99,6 +104,80 @@ def test_of_prompt_and_completion_the_completion_is_learned(
     assert learned(tokenizer, converted({"text": "Who?<|endoftext|>"}))[1] == "Who?<|endoftext|>"
 
 
+@pytest.fixture
+def qwen(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer with a template that renders tools and thoughts, and keeps all of them."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = qwen3_training_chat_template
+    return tokenizer
+
+
+def test_tools_calls_and_thoughts_reach_the_template(qwen: PreTrainedTokenizerFast) -> None:
+    schema = {"name": "find_fox", "parameters": {"type": "object", "properties": {}}}
+    call = {"id": "1", "function": {"name": "find_fox", "arguments": '{"den": "north"}'}}
+    turns = [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "reasoning": "I look.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "den 4"},
+        {"role": "assistant", "content": "In den 4."},
+    ]
+    row = converted({"messages": turns, "tools": json.dumps([schema]), "system": "Be brief."})
+    text, answers = learned(qwen, row)
+    assert '{"type": "function", "function": {"name": "find_fox", "parameters"' in text
+    assert "system\nBe brief.\n\n# Tools" in text and "<tool_response>\nden 4" in text
+    assert answers == (
+        '<think>\nI look.\n</think>\n\n<tool_call>\n{"name": "find_fox", "arguments": '
+        '{"den": "north"}}\n</tool_call><|im_end|>\n'
+        "<think>\n\n</think>\n\nIn den 4.<|im_end|>\n"
+    )
+
+    # what is asked while training holds the tools too
+    rows = Dataset.from_list([row])
+    asked, reference = prompts_with_references(rows, qwen, limit=1)[0]
+    assert "find_fox" in str(qwen.decode(asked)) and reference == "In den 4."
+
+
+@pytest.mark.parametrize("assistant_only", [True, False])
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE, gptoss_training_chat_template, phi3_training_chat_template]
+)
+def test_a_turn_of_weight_0_is_read_and_not_learned(
+    tokenizer: PreTrainedTokenizerFast, template: str, *, assistant_only: bool
+) -> None:
+    tokenizer.chat_template = template
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|start|>", "<|message|>", "<|channel|>", "<|return|>"]}
+    )
+    everything = learned(tokenizer, converted({"messages": TALK}), assistant_only=assistant_only)
+    for switch in ({"weight": 0}, {"train": False}, {"loss": False}):
+        turns = [*TALK[:2], TALK[2] | switch, *TALK[3:]]
+        row = converted({"messages": turns})
+        text, answers = learned(tokenizer, row, assistant_only=assistant_only)
+        assert text == everything[0] and "The fox." not in answers and "Home." in answers
+        assert ("Where?" in answers) == (not assistant_only)
+
+    last = [*TALK[:4], TALK[4] | {"weight": 0}]
+    answers = learned(tokenizer, converted({"messages": last}), assistant_only=assistant_only)[1]
+    assert "The fox." in answers and "Home." not in answers
+    assert prompts_with_references(
+        Dataset.from_list([converted({"messages": last})]), tokenizer, limit=1
+    ) == prompts_with_references(
+        Dataset.from_list([converted({"messages": TALK[:3]})]), tokenizer, limit=1
+    )
+
+
+def test_a_history_is_a_conversation_whose_answers_are_learned(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    row = {"instruction": "Where?", "output": "Home.", "system": "Be brief."}
+    row |= {"history": [["Who?", "The fox."]]}
+    names = {"prompt": "instruction", "completion": "output"}
+    whole = learned(tokenizer, converted({"messages": TALK}))
+    assert learned(tokenizer, converted(row, **names)) == whole
+    only = learned(tokenizer, converted(row, **names), assistant_only=False)
+    assert only == (whole[0], "Home.<|end|>")
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
@@ -110,6 +189,11 @@ def test_of_prompt_and_completion_the_completion_is_learned(
             "the chat template fails: a turn's role must be",
         ),
         ({"prompt": "Who?", "completion": ""}, "empty completion"),
+        ({"messages": [TALK[1], TALK[2] | {"weight": 0}]}, "every assistant turn has weight 0"),
+        ({"messages": [TALK[1], TALK[2] | {"weight": 2}]}, "weight 2 of a turn: only 0 and 1"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part of content"),
+        ({"messages": TALK, "system": "Be long."}, "a system turn and another text"),
+        ({"prompt": "a", "completion": "b", "history": ["c"]}, r"history is a list of [question,"),
     ],
 )
 def test_problems_of_a_row(
@@ -189,7 +273,7 @@ def test_the_shipped_template_marks_the_answer_and_its_eos(
 ) -> None:
     plain = copy.deepcopy(tiny_tokenizer)
     plain.chat_template = read_chat_template("plain.jinja")
-    text, answers = learned(plain, {"messages": json.dumps(TALK[1:3]), "prompt_turns": 0})
+    text, answers = learned(plain, converted({"messages": TALK[1:3]}))
     assert (
         text == "### user\nWho?\n\n### assistant\nThe fox.<|endoftext|>\n"
         and answers == "The fox.<|endoftext|>"
@@ -222,6 +306,7 @@ def test_tokens_that_span_prompt_and_completion_are_logged(
 ) -> None:
     rows = [{"prompt": "The", "completion": " girl"}, {"prompt": "The ", "completion": "girl"}]
     split = convert_rows(Dataset.from_list(rows), Columns(), as_chat=False)
+    caplog.clear()
     limits: Any = {"max_length": 32, "assistant_only": False, "completion_only": True}
     with caplog.at_level(logging.WARNING, "hfstack"):
         encode_usable_rows(split.select([0]), llama2(dummy_prefix=True), name="train", **limits)

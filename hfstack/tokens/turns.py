@@ -1,0 +1,205 @@
+"""Read conversations as public data writes them: roles, parts, calls, weights.
+
+Whatever the source, a turn comes out as chat templates read it: `role`, `content` as text, and
+where there are any `reasoning_content`, `tool_calls` with arguments as objects, `weight` 0, and the
+keys that were given beside them. Sources:
+
+    messages            OpenAI and Hugging Face: {role, content}, content as text or in parts
+    ShareGPT            {from, value} with human, gpt, function_call, observation
+    weights             OpenAI's `weight`, axolotl's `train`, ms-swift's `loss`
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from hfstack.errors import DataError
+
+Turn = dict[str, Any]
+
+# names of the roles in ShareGPT, LLaMA-Factory and OpenAI's first format of function calls
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+}
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_SWITCHES = ("train", "loss")  # true or false, where OpenAI writes a weight of 1 or 0
+
+# keys that are read here; templates read others, such as `name` and `tool_call_id`
+_READ_KEYS = {
+    *("role", "from", "content", "value", "tool_calls", "function_call", "weight"),
+    *_THOUGHTS,
+}
+
+
+def read_turns(value: Any, role: str) -> list[Turn]:
+    """Return the turns of a conversation; of a text, one turn of `role`.
+
+    Raises:
+        DataError: what is wrong, without its place: a turn without a role, content that is no text.
+    """
+    if isinstance(value, str) and is_conversation(value):
+        value = json.loads(value)
+    if isinstance(value, str) or value is None:
+        value = {"role": role, "content": value}
+    if isinstance(value, dict):
+        return [_read_turn(value)]
+    return [_read_turn(turn) for turn in value]
+
+
+def is_conversation(value: Any) -> bool:
+    """Return whether a value is a list of turns, or JSON text of one."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _from_json(value)
+    return isinstance(value, list) and all(
+        isinstance(turn, dict) and {"role", "from"} & set(turn) for turn in value
+    )
+
+
+def read_tools(value: Any) -> list[dict[str, Any]]:
+    """Return the schemas of a row's tools, each as {type, function}.
+
+    Args:
+        value: a list of schemas, or of functions alone; either may be JSON text.
+
+    Raises:
+        DataError: what is wrong, without its place.
+    """
+    tools = _from_json(value)
+    if isinstance(tools, dict):
+        tools = [tools]
+    tools = [_from_json(tool) for tool in tools or []]
+
+    for tool in tools:
+        if not isinstance(tool, dict) or not (tool.get("name") or tool.get("function")):
+            raise DataError(f"a tool is a JSON schema with a name, got {str(tool)[:60]!r}")
+    return [_without_nulls(_as_function(tool)) for tool in tools]
+
+
+def is_learned(turn: Turn) -> bool:
+    """Return whether a turn is an answer to learn: the assistant's, not of weight 0."""
+    return turn.get("role") == "assistant" and turn.get("weight", 1) != 0
+
+
+def _read_turn(turn: Any) -> Turn:
+    if not isinstance(turn, dict):
+        raise DataError(f"a turn is an object with role and content, got {str(turn)[:60]!r}")
+
+    # Arrow gives every turn the keys of all turns: null means that the turn has none
+    given = {key: value for key, value in turn.items() if value is not None}
+    name = given.get("role", given.get("from"))
+    if not isinstance(name, str):
+        raise DataError(f"a turn without a role: {json.dumps(given, default=str)[:60]}")
+
+    result: Turn = {"role": _ROLES.get(name, name), "content": ""}
+    content = given.get("content", given.get("value"))
+    if content is None and result["role"] != "assistant":
+        raise DataError(f"a turn of {result['role']} without content")
+    text, thoughts = _read_content(content or "")
+    result["content"] = text
+
+    thoughts += [given[key] for key in _THOUGHTS if key in given][:1]
+    if thoughts and any(thoughts):
+        result["reasoning_content"] = "\n".join(map(str, thoughts))
+
+    # ShareGPT's calls are the text of a turn of their own
+    calls = given.get("tool_calls", given.get("function_call"))
+    if name == "function_call" and not calls:
+        calls, result["content"] = text, ""
+    if calls:
+        result["tool_calls"] = _read_calls(calls)
+
+    if result["role"] == "assistant" and _read_weight(given) == 0:
+        result["weight"] = 0
+
+    unread = _READ_KEYS | {key for key in _SWITCHES if isinstance(given.get(key), bool)}
+    return result | {key: value for key, value in given.items() if key not in unread}
+
+
+def _read_content(content: Any) -> tuple[str, list[str]]:
+    """Return the text of a content, and the thoughts that stand in parts of their own.
+
+    Parts of text are joined as they are, as the templates of vision models do.
+    """
+    if isinstance(content, str):
+        return content, []
+    if not isinstance(content, list):
+        raise DataError(f"content must be text or a list of parts, got {str(content)[:60]!r}")
+
+    texts, thoughts = [], []
+    for part in content:
+        kind = part.get("type") or "text" if isinstance(part, dict) else "text"
+        text = part.get(kind, part.get("text")) if isinstance(part, dict) else part
+
+        if kind in ("thinking", "reasoning") and isinstance(text, str):
+            thoughts.append(text)
+        elif kind in ("text", "input_text", "output_text") and isinstance(text, str):
+            texts.append(text)
+        else:
+            raise DataError(
+                f"a part of content is {kind if isinstance(part, dict) else str(part)[:40]!r}, and "
+                "only text can be learned: take it out, or leave the row out"
+            )
+
+    return "".join(texts), thoughts
+
+
+def _read_calls(calls: Any) -> list[dict[str, Any]]:
+    """Return tool calls as {type, function: {name, arguments}}, arguments an object.
+
+    OpenAI writes the arguments as JSON text, which most templates would quote a second time.
+    """
+    found = _from_json(calls)
+    found = [found] if isinstance(found, dict) else found
+    if not isinstance(found, list) or not all(isinstance(call, dict) for call in found):
+        raise DataError(f"a tool call is an object with a name, got {str(calls)[:60]!r}")
+
+    read = []
+    for call in map(_as_function, found):
+        function = _without_nulls(call["function"])
+        if not isinstance(function, dict) or not function.get("name"):
+            raise DataError(f"a tool call without a name: {json.dumps(call, default=str)[:60]}")
+        arguments = _from_json(function.get("arguments", {}))
+        read.append(_without_nulls(call) | {"function": function | {"arguments": arguments}})
+    return read
+
+
+def _read_weight(turn: Turn) -> int:
+    """Return 0 for a turn that is not learned, else 1."""
+    weight = turn.get("weight", 1)
+    if weight not in (0, 1):
+        raise DataError(f"weight {weight!r} of a turn: only 0 and 1 can be trained")
+    return 0 if any(turn.get(key) is False for key in _SWITCHES) else int(weight)
+
+
+def _as_function(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool or call as {type, function}; some sources give the function alone."""
+    if schema.get("function"):
+        return {"type": "function"} | schema
+    return {"type": "function", "function": schema}
+
+
+def _from_json(value: Any) -> Any:
+    """Return what JSON text holds; anything else, and text that is not JSON, as it is."""
+    if not isinstance(value, str) or not value.strip():
+        return value or None
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return objects without keys of null, which Arrow adds for keys of other rows."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_without_nulls(item) for item in value]
+    return value
