@@ -1,4 +1,4 @@
-"""Two gloo processes on this machine, for tests of what only several processes do."""
+"""Gloo processes on this machine, two unless more are asked for."""
 
 import os
 import socket
@@ -8,21 +8,24 @@ from typing import Any
 import torch
 
 
-def spawn(work: Any, folder: Path, *given: Any) -> list[Any]:
-    """Run `work(rank, folder, *given)` in two gloo processes and return what each saved."""
+def spawn(work: Any, folder: Path, *given: Any, processes: int = 2) -> list[Any]:
+    """Run `work(rank, folder, *given)` in gloo processes and return what each saved."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(enter, args=(work, port, folder, given), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    shared = (processes, port, work, folder, given)
+    torch.multiprocessing.spawn(enter, args=shared, nprocs=processes)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
-def enter(rank: int, work: Any, port: int, folder: Path, given: tuple[Any, ...]) -> None:
+def enter(
+    rank: int, processes: int, port: int, work: Any, folder: Path, given: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "HF_HUB_OFFLINE": "1",

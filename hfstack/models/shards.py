@@ -29,6 +29,10 @@ from hfstack.models import gru
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _FSDP_FOLDER, _FSDP_PREFIX, _INDEX = "pytorch_model_fsdp_0", "model.", ".metadata"
 _DEEPSPEED_MARK = "latest"
+
+# PPO trains policy and critic as one module: the policy is the model, the critic a file beside it.
+CRITIC_FILE, _POLICY_PREFIX = "critic.safetensors", "policy."
+
 _METADATA, _FILES = (
     "torch.distributed.checkpoint.metadata",
     "torch.distributed.checkpoint.filesystem",
@@ -74,15 +78,16 @@ def kind_of_shards(checkpoint: Path) -> str | None:
 def describe_model(model: torch.nn.Module, checkpoint: Path) -> None:
     """Save what the Trainer leaves out beside FSDP's shards.
 
-    That is `config.json`, or `adapter_config.json` for an adapter.
+    That is `config.json`, or `adapter_config.json` for an adapter; of a policy with a critic the
+    policy's.
     """
-    if hasattr(model, "peft_config"):
-        adapter: Any = model
-        adapter.peft_config[adapter.active_adapter].save_pretrained(str(checkpoint))
-    elif isinstance(model, PreTrainedModel):
-        config = copy.deepcopy(model.config)
+    trained: Any = getattr(model, "policy", model)
+    if hasattr(trained, "peft_config"):
+        trained.peft_config[trained.active_adapter].save_pretrained(str(checkpoint))
+    elif isinstance(trained, PreTrainedModel):
+        config = copy.deepcopy(trained.config)
         # fully_shard puts FSDP before the name of the class.
-        config.architectures = [type(model).__name__.removeprefix("FSDP")]
+        config.architectures = [type(trained).__name__.removeprefix("FSDP")]
         config.save_pretrained(checkpoint)
 
 
@@ -108,6 +113,8 @@ def merge_checkpoint(
 ) -> int:
     """Save a sharded checkpoint as a plain folder of a model, or of an adapter.
 
+    The critic of PPO goes to critic.safetensors, and does not count.
+
     Args:
         checkpoint: the `checkpoint-<step>` folder.
         output: an existing folder for the model.
@@ -122,6 +129,20 @@ def merge_checkpoint(
         MissingExtraError: DeepSpeed wrote it and is not installed.
     """
     state = read_shards(checkpoint)
+
+    # PPO's policy, and the critic beside it
+    if any(name.startswith(_POLICY_PREFIX) for name in state):
+        critic = {
+            name: weight.contiguous()
+            for name, weight in state.items()
+            if not name.startswith(_POLICY_PREFIX)
+        }
+        save_file(critic, output / CRITIC_FILE)
+        state = {
+            name.removeprefix(_POLICY_PREFIX): weight
+            for name, weight in state.items()
+            if name.startswith(_POLICY_PREFIX)
+        }
 
     # An adapter's weights need no model to be saved.
     if described_by is None and (checkpoint / ADAPTER_CONFIG).is_file():

@@ -344,7 +344,8 @@ class ActorCritic(nn.Module):
         In bf16, 8 bits of mantissa would round returns near 1 by 0.004.
         """
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.v_head(hidden.float())[:, 0]
+            # a sum over the one column, since FSDP2 warns of outputs that are views
+            return self.v_head(hidden.float()).sum(dim=1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Return logits (..., V) as the model's own forward pass computes them."""

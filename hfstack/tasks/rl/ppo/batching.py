@@ -4,7 +4,7 @@ Legend: N sequences, P_i tokens of prompt i, T_i of its completion, T of the lon
 sequences in a chunk, L tokens of its longest one, n scored tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -187,13 +187,17 @@ def score_completions(
 
 def equalize_passes(
     chunks: list[list[int]], max_over_processes: Callable[[int], int] | None
-) -> Iterator[list[int]]:
-    """Yield the chunks, and the last one again until every process has as many.
+) -> list[list[int]]:
+    """Return the chunks, and the last one again until every process has as many.
 
-    Without `max_over_processes` yield the chunks alone.
+    A list and no iterator, so that the processes agree before the first pass: in between they would
+    wait for each other in different places.
+
+    Args:
+        chunks: of this process, at least one.
+        max_over_processes: the largest of a number over all processes; None leaves the chunks as
+            they are.
     """
-    yield from chunks
-
-    if max_over_processes is not None:
-        for _ in range(max_over_processes(len(chunks)) - len(chunks)):
-            yield chunks[-1]
+    if max_over_processes is None:
+        return chunks
+    return chunks + chunks[-1:] * (max_over_processes(len(chunks)) - len(chunks))

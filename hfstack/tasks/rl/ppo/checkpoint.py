@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfstack.errors import CheckpointError
+from hfstack.models.shards import CRITIC_FILE
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, ActorCritic
 
-CRITIC_FILE = "critic.safetensors"
 STATE_FILE = "ppo_state.json"
 _ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -97,6 +97,7 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Save PPO's own numbers to ppo_state.json."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 

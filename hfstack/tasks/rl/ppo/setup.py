@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,7 @@ from peft import (
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
+from trl.models.utils import prepare_fsdp
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -25,10 +27,13 @@ from hfstack.models.loading import load_tokenizer
 from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
 from hfstack.tasks.rl.ppo.checkpoint import is_critic
+from hfstack.tasks.rl.ppo.collect import Collector
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import GenerateEngine, RolloutEngine, SamplingSettings
 from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
+from hfstack.tasks.rl.ppo.processes import max_over_processes
+from hfstack.tasks.rl.ppo.reward_scores import TokenReward
 from hfstack.tokens.chat import stop_at_end_of_turn
 
 logger = get_logger(__name__)
@@ -221,6 +226,73 @@ def build_engine(
         return GenerateEngine(settings)
 
     return NativeEngine(settings, max_over_processes=max_over_processes)
+
+
+def build_collector(
+    actor_critic: ActorCritic,
+    args: PPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    *,
+    rewards: Sequence[Any],
+    token_rewards: Sequence[TokenReward],
+    reference: ActorCritic | None,
+    engine: RolloutEngine | None,
+    stops: tuple[int, ...],
+) -> Collector:
+    """Return what generates and scores completions.
+
+    Args:
+        actor_critic: policy and critic, not sharded yet.
+        args: the settings.
+        tokenizer: the policy's.
+        accelerator: the trainer's.
+        rewards: prepared.
+        token_rewards: rewards of single tokens.
+        reference: the frozen reference, or None.
+        engine: a caller's own; None for the one that `rollout_engine` names.
+        stops: the tokens that end a completion.
+
+    Raises:
+        ConfigError: sharding that is not FSDP2, or an adapter that would be saved in shards.
+        MissingExtraError: vLLM is asked for and not installed.
+    """
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if accelerator.state.deepspeed_plugin is not None or (plugin and plugin.fsdp_version != 2):
+        raise ConfigError(
+            "PPO shards its weights with FSDP2 only: drop --deepspeed, or set fsdp_version 2"
+        )
+
+    # a merge could not tell the adapters of policy, critic and reference apart
+    if plugin and actor_critic.is_peft and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+        raise ConfigError(
+            "PPO gathers an adapter when it saves: set fsdp_state_dict_type FULL_STATE_DICT"
+        )
+
+    # With sharded weights each pass needs all processes, and so as many passes on each.
+    largest = partial(max_over_processes, accelerator) if plugin else None
+    if reference is not None and plugin:
+        reference = cast(ActorCritic, prepare_fsdp(reference, accelerator))
+    elif reference is not None:
+        reference = reference.to(accelerator.device)
+
+    pad = cast(int | None, tokenizer.pad_token_id)
+    pad = stops[0] if pad is None else pad  # nothing attends to it
+    if engine is None:
+        settings = sampling_settings(args, stops=stops, pad_token_id=pad)
+        engine = build_engine(args, settings, tokenizer, accelerator, max_over_processes=largest)
+
+    return Collector(
+        args,
+        tokenizer,
+        accelerator,
+        engine,
+        rewards=rewards,
+        token_rewards=token_rewards,
+        reference=reference,
+        pad_token_id=pad,
+        max_over_processes=largest,
+    )
 
 
 def check_prompt_rows(dataset: Any, *, needed: int) -> Dataset:

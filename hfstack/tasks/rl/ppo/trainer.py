@@ -18,7 +18,6 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +26,6 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from trl.models.utils import prepare_fsdp
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
@@ -39,7 +37,6 @@ from hfstack.tasks.rl.ppo.batching import equalize_passes
 from hfstack.tasks.rl.ppo.callbacks import CompletionLog, RolloutBoundary
 from hfstack.tasks.rl.ppo.collect import (
     CollectedRollout,
-    Collector,
     Episodes,
     RolloutLoader,
     choose_prompt_rows,
@@ -49,7 +46,6 @@ from hfstack.tasks.rl.ppo.engines.interface import RolloutEngine
 from hfstack.tasks.rl.ppo.experience import Chunk, Experience
 from hfstack.tasks.rl.ppo.formulas import RunningMoments, next_kl_coefficient
 from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
-from hfstack.tasks.rl.ppo.processes import max_over_processes
 from hfstack.tasks.rl.ppo.reward_scores import TokenReward
 from hfstack.tasks.rl.ppo.update_metrics import TrainingMetrics
 
@@ -137,8 +133,16 @@ class PPOTrainer(Trainer):
         )
 
         # state of PPO: what a checkpoint keeps, then what a log or a rollout resets
-        self.collector = self._build_collector(
-            rewards, token_rewards, reference, engine, stops=stops
+        self.collector = ppo_setup.build_collector(
+            actor_critic,
+            args,
+            processing_class,
+            self.accelerator,
+            rewards=rewards,
+            token_rewards=token_rewards,
+            reference=reference,
+            engine=engine,
+            stops=stops,
         )
         self.kl_coef = args.kl_coef
         self.reward_moments = RunningMoments()
@@ -217,7 +221,7 @@ class PPOTrainer(Trainer):
         own_chunks = experience.sequences.chunks(
             inputs["rows"], self.args.device.type, max_tokens=self.args.max_tokens_per_microbatch
         )
-        chunks = list(equalize_passes(own_chunks, self.collector.max_over_processes))
+        chunks = equalize_passes(own_chunks, self.collector.max_over_processes)
 
         total = torch.zeros((), device=self.args.device)
         for number, rows in enumerate(chunks):
@@ -400,69 +404,25 @@ class PPOTrainer(Trainer):
             trainer_state=self.state,
         )
 
-    def _build_collector(
-        self,
-        rewards: Sequence[Any],
-        token_rewards: Sequence[TokenReward],
-        reference: ActorCritic | None,
-        engine: RolloutEngine | None,
-        *,
-        stops: tuple[int, ...],
-    ) -> Collector:
-        """Return what generates and scores completions.
-
-        Raises ConfigError for sharding that is not FSDP2.
-        """
-        fsdp_plugin: Any = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        if self.is_deepspeed_enabled or (fsdp_plugin and fsdp_plugin.fsdp_version != 2):
-            raise ConfigError(
-                "PPO shards its weights with FSDP2 only: drop --deepspeed, or set fsdp_version 2"
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, or leave it to the shards, and PPO's own numbers in any case."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            ppo_checkpoint.save_state(
+                Path(str(output_dir or self.args.output_dir)),
+                {"kl_coef": self.kl_coef, "reward_moments": asdict(self.reward_moments)},
             )
-
-        # With sharded weights each pass needs all processes, and so as many passes on each.
-        largest = partial(max_over_processes, self.accelerator) if self.is_fsdp_enabled else None
-        if reference is not None and self.is_fsdp_enabled:
-            reference = cast(ActorCritic, prepare_fsdp(reference, self.accelerator))
-        elif reference is not None:
-            reference = reference.to(self.args.device)
-
-        tokenizer = cast(PreTrainedTokenizerBase, self.processing_class)
-        pad = cast(int | None, tokenizer.pad_token_id)
-        pad = stops[0] if pad is None else pad  # nothing attends to it
-        if engine is None:
-            settings = ppo_setup.sampling_settings(self.args, stops=stops, pad_token_id=pad)
-            engine = ppo_setup.build_engine(
-                self.args, settings, tokenizer, self.accelerator, max_over_processes=largest
-            )
-
-        return Collector(
-            self.args,
-            tokenizer,
-            self.accelerator,
-            engine,
-            rewards=rewards,
-            token_rewards=token_rewards,
-            reference=reference,
-            pad_token_id=pad,
-            max_over_processes=largest,
-        )
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Save the policy as a plain model or adapter, and PPO's own files.
-
-        They are the critic, the tokenizer and PPO's state.
-        """
+        """Save the policy as a plain model or adapter, and the critic and the tokenizer."""
         if not self.args.should_save:
             return
 
         folder = Path(str(output_dir or self.args.output_dir))
         ppo_checkpoint.save_actor_critic(self._unwrapped(), folder, state_dict)
         cast(Any, self.processing_class).save_pretrained(folder)
-        ppo_checkpoint.save_state(
-            folder, {"kl_coef": self.kl_coef, "reward_moments": asdict(self.reward_moments)}
-        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load what `_save` saved.

@@ -76,5 +76,5 @@ def test_scores_come_back_in_order(sequences: Sequences):
 
 
 def test_processes_make_as_many_passes():
-    assert list(equalize_passes([[0], [1]], lambda count: count + 2)) == [[0], [1], [1], [1]]
-    assert list(equalize_passes([[0], [1]], None)) == [[0], [1]]
+    assert equalize_passes([[0], [1]], lambda count: count + 2) == [[0], [1], [1], [1]]
+    assert equalize_passes([[0], [1]], None) == [[0], [1]]
