@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv demo test test-slow lint format docs docs-check wheel clean
+.PHONY: help venv demo test test-versions test-slow lint format docs docs-check wheel clean
 
 help:
 	@echo "make demo        from raw text to a model that does as it is asked, on this CPU, and the page of it (minutes)"
 	@echo "make test        run the tests"
+	@echo "make test-versions  run its core with the oldest and the newest versions that are allowed"
 	@echo "make lint        ruff and pyright"
 	@echo "make docs        write the generated option reference and file trees"
 	@echo "make docs-check  check that the reference, the file trees and the links of the docs are up to date"
@@ -30,6 +31,9 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile
+
+test-versions:
+	PYTHON=$(PYTHON) .ci/test_versions
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow

@@ -16,6 +16,7 @@ CHAT_TEMPLATES = RECIPES / "chat_templates"
 ACCELERATE_CONFIGS = ROOT / "accelerate_configs"
 REFERENCE = ROOT / "reference" if _IN_WHEEL else ROOT / "docs" / "reference"
 CONSTRAINTS = ROOT / "constraints.txt"
+CONSTRAINTS_OLDEST = ROOT / "constraints_oldest.txt"
 PYPROJECT = _PACKAGE.parent / "pyproject.toml"  # there in a checkout alone
 
 

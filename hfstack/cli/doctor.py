@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 from hfstack import __version__
 from hfstack.cli.launch import count_gpus
 from hfstack.machine import count_cores, processor_name
-from hfstack.shipped import CONSTRAINTS, PYPROJECT
+from hfstack.shipped import CONSTRAINTS, CONSTRAINTS_OLDEST, PYPROJECT
 
 _HUB_TIMEOUT_S = 4
 _LEAST_FREE_GIB = 10  # a small model, its checkpoints and one public dataset
@@ -107,15 +107,20 @@ def run_doctor(argv: list[str] | None = None) -> int:
 
 def _libraries() -> Iterator[CheckResult]:
     """Compare the installed libraries with what hfstack needs and was tested with."""
-    tested = tested_versions()
+    tested, oldest = tested_versions(CONSTRAINTS), tested_versions(CONSTRAINTS_OLDEST)
     for name, span, extra in requirements():
         if extra is None:
-            yield _library(name, span, tested.get(_canonical(name)))
+            pins = [pins.get(_canonical(name)) for pins in (oldest, tested)]
+            yield _library(name, span, [pin for pin in pins if pin])
 
 
-def _library(name: str, span: str, tested: str | None) -> CheckResult:
-    """Compare one installed library with what hfstack asks for."""
-    install = f"pip install '{name}=={tested}'" if tested else f"pip install '{name}{span}'"
+def _library(name: str, span: str, tested: list[str]) -> CheckResult:
+    """Compare one installed library with what hfstack asks for.
+
+    Args:
+        tested: the versions that the tests run on, the oldest first.
+    """
+    install = f"pip install '{name}=={tested[-1]}'" if tested else f"pip install '{name}{span}'"
 
     found = installed_version(name)
     if found is None:
@@ -130,9 +135,10 @@ def _library(name: str, span: str, tested: str | None) -> CheckResult:
             "libraries", "problem", f"{name} {found}: hfstack asks for {span}", install
         )
 
-    if tested and _release(found) != _release(tested):
+    if tested and _release(found) not in map(_release, tested):
+        versions = " and ".join(dict.fromkeys(tested))
         return CheckResult(
-            "libraries", "note", f"{name} {found}: within {span}, but tested with {tested}"
+            "libraries", "note", f"{name} {found}: within {span}, but tested with {versions}"
         )
 
     return CheckResult("libraries", "ok", f"{name} {found}")
@@ -318,12 +324,12 @@ def requirements() -> list[Requirement]:
     return found
 
 
-def tested_versions() -> dict[str, str]:
-    """Return the versions that the tests run on, by canonical name.
+def tested_versions(constraints: Path) -> dict[str, str]:
+    """Return the versions of a shipped constraints file, by canonical name.
 
-    They are in the shipped constraints file.
+    The suite runs on `constraints.txt`, its core on `constraints_oldest.txt` as well.
     """
-    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines() if CONSTRAINTS.is_file() else []
+    lines = constraints.read_text(encoding="utf-8").splitlines() if constraints.is_file() else []
     return {
         _canonical(name): pin.strip()
         for name, equals, pin in (line.partition("==") for line in lines)

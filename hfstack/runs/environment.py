@@ -3,12 +3,14 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from hfstack.errors import ConfigError
 from hfstack.machine import count_cores, processor_name
@@ -28,6 +30,29 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             # hfstack itself, run from a checkout that is on the path but not installed.
             continue
+    return found
+
+
+def outside_their_range() -> list[str]:
+    """Return each installed library that hfstack's own dependencies do not allow.
+
+    pip refuses such an installation, but a later `pip install --upgrade` of another package only
+    warns.
+    """
+    try:
+        dependencies = requires("hfstack") or []
+    except PackageNotFoundError:
+        return []
+
+    found = []
+    for line in dependencies:
+        wanted = Requirement(line)
+        if wanted.name not in _LIBRARIES or wanted.marker is not None:
+            continue
+        installed = version(wanted.name)
+        # A container's build of torch is a pre-release by name (2.8.0a0+...).
+        if not wanted.specifier.contains(Version(installed).base_version):
+            found.append(f"{wanted.name} {installed} ({wanted.specifier})")
     return found
 
 

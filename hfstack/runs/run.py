@@ -37,6 +37,7 @@ from hfstack.runs.environment import (
     describe_hardware,
     git_commit,
     library_versions,
+    outside_their_range,
     refuse_wrong_world_size,
 )
 from hfstack.runs.inputs import describe_model_files, refuse_changed_data, relative_parent
@@ -180,6 +181,13 @@ class Run:
         return run
 
     def __enter__(self) -> Self:
+        if outside := outside_their_range():
+            logger.warning(
+                "outside of the versions that hfstack is tested with: %s; `hfstack doctor` says "
+                "what to install",
+                ", ".join(outside),
+            )
+
         self._write()
         self._trackers.enter_context(
             tracked(self._training_args, self.output_dir, self.record.run_id)

@@ -256,7 +256,7 @@ def _without_repeats(known: Any, logged: LoggedSteps) -> type[TrainerCallback]:
 
 
 def _named_when_it_fails(known: Any, name: str) -> type[TrainerCallback]:
-    """Return a tracker's callback whose failure to start is the user's to mend, in one line."""
+    """Return a tracker's callback that says in one line why it cannot start."""
 
     class Named(known):
         """The callback, with its name in front of what it could not do."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from hfstack.cli import doctor
+from hfstack.shipped import CONSTRAINTS, CONSTRAINTS_OLDEST
 
 SECRET = "hf_" + "q" * 34
 
@@ -96,7 +97,7 @@ def test_a_missing_library_is_a_problem_with_the_line_that_installs_it(
     monkeypatch.setattr(
         doctor, "installed_version", lambda name: None if name == "ftfy" else installed(name)
     )
-    tested = doctor.tested_versions()["ftfy"]
+    tested = doctor.tested_versions(CONSTRAINTS)["ftfy"]
     assert doctor.run_doctor([]) == 1
     text = capsys.readouterr().out
     assert f"  problem  ftfy is not installed\n           -> pip install 'ftfy=={tested}'\n" in text
@@ -108,7 +109,8 @@ def test_a_missing_library_is_a_problem_with_the_line_that_installs_it(
     [
         ("1.16.0", "ok", "trl 1.16.0"),
         ("1.16.0+local", "ok", "trl 1.16.0+local"),
-        ("1.15.2", "note", "trl 1.15.2: within >=1.15,<1.17, but tested with 1.16.0"),
+        ("1.15.0", "ok", "trl 1.15.0"),
+        ("1.15.2", "note", "trl 1.15.2: within >=1.15,<1.17, but tested with 1.15.0 and 1.16.0"),
         ("1.17.0", "problem", "trl 1.17.0: hfstack asks for >=1.15,<1.17"),
         ("1.9.0", "problem", "trl 1.9.0: hfstack asks for >=1.15,<1.17"),
     ],
@@ -117,7 +119,7 @@ def test_versions_against_the_tested_ones(
     monkeypatch: pytest.MonkeyPatch, found: str, state: str, text: str
 ):
     monkeypatch.setattr(doctor, "installed_version", lambda name: found)
-    finding = doctor._library("trl", ">=1.15,<1.17", "1.16.0")
+    finding = doctor._library("trl", ">=1.15,<1.17", ["1.15.0", "1.16.0"])
     assert (finding.state, finding.text) == (state, text)
 
 
@@ -141,9 +143,9 @@ def test_ranges(found: str, span: str, expected: bool):
 def test_without_packaging_a_library_is_named_and_not_compared(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "packaging", None)
     monkeypatch.setattr(doctor, "installed_version", {"trl": "1.9.0"}.get)
-    there = doctor._library("trl", ">=1.15,<1.17", "1.16.0")
+    there = doctor._library("trl", ">=1.15,<1.17", ["1.16.0"])
     assert (there.state, there.text) == ("note", "trl 1.9.0: not compared without packaging")
-    gone = doctor._library("transformers", ">=5.20", "5.23.0")
+    gone = doctor._library("transformers", ">=5.20", ["5.23.0"])
     assert (gone.state, gone.text) == ("problem", "transformers is not installed")
 
 
@@ -154,9 +156,14 @@ def test_requirements_come_from_the_package():
     }
     assert found["trl"].range.startswith(">=") and found["trl"].extra is None
     assert found["pytest"].extra == "dev" and found["sacrebleu"].extra in ("metrics", "dev")
-    tested = doctor.tested_versions()
+    tested = doctor.tested_versions(CONSTRAINTS)
     needed = [doctor._canonical(name) for name, _, extra in doctor.requirements() if extra is None]
     assert set(needed) <= set(tested), "each dependency has a tested version"
+
+    # what test_versions runs on is the floor of the range, or the first release within it
+    for name, pin in doctor.tested_versions(CONSTRAINTS_OLDEST).items():
+        span = found[name.replace("-", "_")].range
+        assert doctor.satisfies(pin, span) and f">={pin}".startswith(span.split(",")[0]), name
 
 
 def test_the_hub_is_named_without_its_password(hub: str):
