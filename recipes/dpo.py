@@ -15,10 +15,11 @@ reads   preferences (pairs, ratings, rankings or thumbs); a model that already a
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
 
-from trl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config
+from trl import DPOConfig, DPOTrainer, ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.models.adapters import new_adapter
 from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
@@ -66,7 +67,7 @@ def main(
             train_dataset=pairs["train"],
             eval_dataset=pairs.get("eval"),
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_args),
+            peft_config=new_adapter(model_args),
             callbacks=[
                 alignment.sample_answers(run, sample_args, pairs, tokenizer, policy),
                 *protect(run, push_checkpoints(training_args)),

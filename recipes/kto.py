@@ -16,10 +16,11 @@ reads   thumbs (prompt, completion, label), or pairs, or ratings with a threshol
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
 
-from trl import KTOConfig, KTOTrainer, ModelConfig, get_peft_config
+from trl import KTOConfig, KTOTrainer, ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.models.adapters import new_adapter
 from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
@@ -62,7 +63,7 @@ def main(
             train_dataset=thumbs["train"],
             eval_dataset=thumbs.get("eval"),
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_args),
+            peft_config=new_adapter(model_args),
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)

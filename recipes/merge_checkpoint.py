@@ -1,9 +1,10 @@
-"""Merge a checkpoint in shards (FSDP, DeepSpeed) into one plain safetensors model.
+"""Merge a checkpoint in shards, or an adapter, into one plain safetensors model.
 
     python recipes/merge_checkpoint.py --config recipes/merge_checkpoint.yaml
     hfstack run merge_checkpoint --checkpoint runs/clm  # the same, shorter: its newest checkpoint
 
-reads   a checkpoint-<step> folder to which every process wrote its part
+reads   a checkpoint-<step> folder to which every process wrote its part; or the folder of an
+        adapter, whose base has to be there
 writes  the model (or adapter), its tokenizer and run.json in --output_dir
 """
 
@@ -15,7 +16,10 @@ from transformers import AutoTokenizer
 
 from hfstack.config import command_line
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.contents import ADAPTER_FILE, identify_model
 from hfstack.models.shards import merge_checkpoint
+from hfstack.publishing.files import detect_kind
+from hfstack.publishing.merging import in_shards, merge_adapter
 from hfstack.runs.checkpoint_files import find_damage, newest_checkpoint, size_bytes
 from hfstack.runs.run import Run, RunArgs
 
@@ -33,7 +37,9 @@ class MergeArgs:
     """What is merged."""
 
     checkpoint: str = ""
-    """A checkpoint-<step> folder, or a run's directory for its newest whole one."""
+    """A checkpoint-<step> folder, or a run's directory for its newest whole one; or the folder of
+    an adapter, to be merged into its base.
+    """
     model_name_or_path: str | None = None
     """The model that was trained, for a checkpoint without a config.json and a tokenizer of
     its own."""
@@ -44,7 +50,8 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
     if not args.checkpoint:
         raise ConfigError("--checkpoint is required, such as --checkpoint runs/clm/checkpoint-500")
     checkpoint = Path(args.checkpoint)
-    if not checkpoint.name.startswith("checkpoint-"):
+    adapter = (checkpoint / ADAPTER_FILE).is_file() and not in_shards(checkpoint)
+    if not adapter and not checkpoint.name.startswith("checkpoint-"):
         newest = newest_checkpoint(checkpoint)
         if newest is None:
             raise CheckpointError(
@@ -53,6 +60,15 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
         checkpoint = newest
 
     with Run.start(__file__, run_args.output_dir, args, run_args) as run:
+        # adapter
+        if adapter:
+            found = identify_model(str(checkpoint))
+            run.record_inputs(checkpoint, found.base)
+            kind = detect_kind(checkpoint, {}, rewards=found.kind == "reward model")
+            parameters = merge_adapter(checkpoint, kind, run.output_dir)
+            print(f"{checkpoint}: {parameters:,} parameters are in {run.output_dir}")
+            return run.finish({"parameters": parameters})
+
         # run
         if (damage := find_damage(checkpoint)) is not None:
             raise CheckpointError(f"{checkpoint} is no whole checkpoint: {damage}; name another")

@@ -16,13 +16,14 @@ reads   preferences (pairs, ratings, rankings or thumbs); a language model
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
 
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 # experimental in TRL 1.16: it may change in any release
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.models.adapters import new_adapter
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
@@ -73,7 +74,7 @@ def main(
             train_dataset=rows["train"],
             eval_dataset=rows.get("eval"),
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_args),
+            peft_config=new_adapter(model_args),
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)

@@ -13,10 +13,11 @@ writes  the model (with LoRA its adapter), its critic, tokenizer, checkpoints, s
         run.json in --output_dir
 """
 
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.models.adapters import new_adapter
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
@@ -83,7 +84,7 @@ def main(
                 StopWithoutSpread(),
                 *protect(run, push_checkpoints(training_args)),
             ],
-            peft_config=get_peft_config(model_args),
+            peft_config=new_adapter(model_args),
         )
         checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 

@@ -8,6 +8,7 @@ reads   a model that classify has trained, or one like it; rows with its columns
 writes  predictions.jsonl in --output_dir, a line for each row, in order
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trl import ModelConfig
@@ -15,23 +16,24 @@ from trl import ModelConfig
 from hfstack.config import command_line
 from hfstack.data.sources import OnBadRow, Source, describe_sources, iterate_rows
 from hfstack.errors import ConfigError
+from hfstack.models.contents import Kind
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.classification.predict import load_classify_predictor
 from hfstack.tasks.masked_lm.fill_mask import load_fill_predictor
 from hfstack.tasks.question_answering.metrics import load_answer_predictor
 from hfstack.tasks.seq2seq.metrics import load_seq2seq_predictor
-from hfstack.tasks.shared.predict import task_of, write_predictions
+from hfstack.tasks.shared.predict import Predictor, task_of, write_predictions
 from hfstack.tasks.token_classification.metrics import load_tag_predictor
 
 # What a model was trained for -> what loads it. Each returns a function from rows to as many
 # answers.
-TASKS = {
-    "SequenceClassification": load_classify_predictor,
-    "TokenClassification": load_tag_predictor,
-    "QuestionAnswering": load_answer_predictor,
-    "ConditionalGeneration": load_seq2seq_predictor,
-    "MTModel": load_seq2seq_predictor,  # MarianMTModel
-    "MaskedLM": load_fill_predictor,
+TASKS: dict[Kind, Callable[..., Predictor]] = {
+    "sequence classifier": load_classify_predictor,
+    "reward model": load_classify_predictor,
+    "token classifier": load_tag_predictor,
+    "question answering model": load_answer_predictor,
+    "encoder-decoder": load_seq2seq_predictor,
+    "masked language model": load_fill_predictor,
 }
 
 

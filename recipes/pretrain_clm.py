@@ -82,7 +82,7 @@ def main(
 
         # model
         tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)
-        model = load_causal_lm(model_args, tokenizer)
+        model = load_causal_lm(model_args, tokenizer, new_head=True)
         block_size = check_block_size(args.block_size, model.config)
         if args.isolate_documents:
             check_isolation(model)

@@ -100,7 +100,7 @@ def main(
 
         # model
         tokenizer = add_mask_tokens(load_tokenizer(model_args, args.tokenizer_name_or_path))
-        model = load_masked_lm(model_args, tokenizer)
+        model = load_masked_lm(model_args, tokenizer, new_head=True)
         check_masked_model(
             model, block_size=args.block_size, isolate_documents=args.isolate_documents
         )

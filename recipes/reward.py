@@ -73,7 +73,7 @@ def main(
         # model: its head is newly initialised unless the checkpoint is a reward model
         new_modules: list[str] = []
         tokenizer = load_tokenizer(model_args, reward_args.tokenizer_name_or_path)
-        model = load_reward_model(model_args, tokenizer, new_modules=new_modules)
+        model = load_reward_model(model_args, tokenizer, new_modules=new_modules, training=True)
 
         # pairs as the model reads them
         context = context_length(model.config)

@@ -12,10 +12,11 @@ reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpo
 writes  the model (with LoRA its adapter), its tokenizer, checkpoints and run.json in --output_dir
 """
 
-from trl import ModelConfig, RLOOConfig, RLOOTrainer, get_peft_config
+from trl import ModelConfig, RLOOConfig, RLOOTrainer
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
+from hfstack.models.adapters import new_adapter
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.sampling import set_aside_settings
@@ -59,7 +60,7 @@ def main(
                 StopWithoutSpread(),
                 *protect(run, push_checkpoints(training_args)),
             ],
-            peft_config=get_peft_config(model_args),
+            peft_config=new_adapter(model_args),
         )
         # answers are sampled by the options above, not by the model's generation_config
         with set_aside_settings(model):

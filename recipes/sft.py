@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs, load_splits
-from hfstack.models.adapters import check_adapter_settings, give_pad_token, merge_adapter
+from hfstack.models import adapters, loading
 from hfstack.models.context import context_length
-from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.environment import is_sharded
 from hfstack.runs.run import Run
@@ -70,8 +69,9 @@ def main(
     settings = (model_args, data_args, sft_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         checkpoint = run.resume_point()
-        sharded, adapter = is_sharded(training_args), model_args.use_peft
-        check_adapter_settings(model_args, sharded=sharded, merge_adapter=sft_args.merge_adapter)
+        sharded = is_sharded(training_args)
+        adapter, merge = model_args.use_peft, sft_args.merge_adapter
+        adapters.check_adapter_settings(model_args, sharded=sharded, merge_adapter=merge)
 
         # data: no held-out prompt may be trained on, so where the prompts have a column of their
         # own the split goes by it
@@ -91,12 +91,12 @@ def main(
         }
 
         # model, with the template and the end of turn that the rows need
-        tokenizer = load_tokenizer(model_args)
-        model = load_causal_lm(model_args, tokenizer)
+        tokenizer = loading.load_tokenizer(model_args)
+        model = loading.load_causal_lm(model_args, tokenizer, new_head=True)
         fine_tuning.check_sft_settings(training_args, model, rows)
         chat = "messages" in rows["train"].column_names
         fine_tuning.use_template(tokenizer, model, training_args, chat=chat, adapter=adapter)
-        give_pad_token(tokenizer, model, may_grow=not adapter or sft_args.merge_adapter)
+        adapters.give_pad_token(tokenizer, model, may_grow=not adapter or merge)
         stop_at_end_of_turn(model, tokenizer)
         opening = answer_opening(tokenizer) if chat else ""
 
@@ -138,7 +138,7 @@ def main(
             train_dataset=packed["train"],
             eval_dataset=packed.get("eval"),
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_args),
+            peft_config=adapters.new_adapter(model_args),
             callbacks=[
                 throughput,
                 fine_tuning.TokenCount(throughput.tokens_per_step),
@@ -170,8 +170,8 @@ def main(
             run.add_artifact("answers", "answers.jsonl")
 
         # finish
-        if sft_args.merge_adapter:
-            trainer.model = merge_adapter(tuned, model_args, run.output_dir / "adapter")
+        if merge:
+            trainer.model = adapters.merge_adapter(tuned, model_args, run.output_dir / "adapter")
             run.add_artifact("adapter", "adapter")
         return run.finish(metrics, trainer)
 

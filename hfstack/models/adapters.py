@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
 from hfstack.errors import ConfigError, MissingExtraError
 from hfstack.logs import get_logger
-from hfstack.models.loading import load_causal_lm, vocabulary_size
+from hfstack.models.contents import identify_model
+from hfstack.models.loading import (
+    find_architecture,
+    load_causal_lm,
+    require_model_name,
+    vocabulary_size,
+)
 from hfstack.tokens.special_tokens import end_token_ids
 
 logger = get_logger(__name__)
@@ -86,6 +92,20 @@ def check_adapter_flags(args: ModelConfig) -> None:
         raise MissingExtraError("bitsandbytes", "quantization")
 
 
+def new_adapter(args: ModelConfig) -> PeftConfig | None:
+    """Return the adapter that --use_peft adds; None where the model is one already.
+
+    That one is trained further, as it was set up.
+    """
+    name = require_model_name(args)
+    if args.use_peft and find_architecture(name) is None:
+        found = identify_model(name, args.model_revision)
+        if found.adapter:
+            logger.info("%s is trained further: its own settings hold, not those of --lora_*", name)
+            return None
+    return get_peft_config(args)
+
+
 def give_pad_token(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, may_grow: bool = True
 ) -> str:
@@ -148,9 +168,10 @@ def merge_adapter(model: PeftModel, args: ModelConfig, folder: Path) -> PreTrain
     if not (args.load_in_4bit or args.load_in_8bit):
         return cast(PreTrainedModel, model.merge_and_unload())
 
+    found = identify_model(require_model_name(args), args.model_revision)
     settings = ModelConfig(
-        model_name_or_path=args.model_name_or_path,
-        model_revision=args.model_revision,
+        model_name_or_path=found.base or args.model_name_or_path,
+        model_revision="main" if found.adapter else args.model_revision,
         dtype="bfloat16",
         attn_implementation=args.attn_implementation,
     )

@@ -18,6 +18,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -28,16 +29,15 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
 from hfstack.logs import get_logger
 from hfstack.models.adapters import check_adapter_flags
+from hfstack.models.contents import Contents, identify_model, not_found
 from hfstack.models.loading import (
     architecture_config,
     find_architecture,
-    not_found,
+    load_checkpoint,
     require_model_name,
 )
 
 logger = get_logger(__name__)
-
-ADAPTER_FILE = "adapter_config.json"
 
 
 def read_config(
@@ -45,22 +45,29 @@ def read_config(
 ) -> tuple[Any, Path | None]:
     """Return the configuration of the named model, and the file of an architecture.
 
+    Of an adapter of a language model it is that of its base.
+
     Args:
         tokenizer: an architecture gets its vocabulary.
         purpose: ends "holds no model that can ...".
 
     Raises:
-        ConfigError: no model was named, or an adapter.
+        ConfigError: no model was named, or an adapter with a head of its own.
         CheckpointError: there is no model at that place.
     """
     name = require_model_name(args)
-    if (Path(name) / ADAPTER_FILE).is_file():
-        raise ConfigError(
-            f"{name} is an adapter: name the model that it was trained on, or merge it first"
-        )
-
     if (config_file := find_architecture(name)) is not None:
         return architecture_config(config_file, tokenizer), config_file
+
+    found = identify_model(name, args.model_revision)
+    if found.adapter and found.kind != "causal language model":
+        raise ConfigError(
+            f"{name} is {found}, which cannot be trained further here: name the model that it was "
+            "trained on, or merge it first (hfstack run merge_checkpoint)"
+        )
+    if found.adapter:
+        args = replace(args, model_name_or_path=found.base, model_revision="main")
+        return read_config(args, tokenizer, purpose=purpose)
     return checkpoint_config(args, purpose=purpose), None
 
 
@@ -109,11 +116,12 @@ def load_with_config(
     if quantization and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError("bitsandbytes", "quantization")
 
+    found = identify_model(name, args.model_revision)
     try:
         model, report = auto_class.from_pretrained(
-            name,
+            found.base or name,
             config=config,
-            revision=args.model_revision,
+            revision="main" if found.adapter else args.model_revision,
             dtype=args.dtype,
             attn_implementation=args.attn_implementation,
             quantization_config=quantization,
@@ -128,8 +136,18 @@ def load_with_config(
 
     new_modules = _module_names(report["missing_keys"])
     if new_modules:
-        logger.info("%s: newly initialised %s", name, ", ".join(new_modules))
+        logger.info("%s is %s: newly initialised %s", name, found, ", ".join(new_modules))
+    if found.adapter:
+        _copy_adapted_body(model, args, found)
     return model, new_modules
+
+
+def _copy_adapted_body(model: PreTrainedModel, args: ModelConfig, found: Contents) -> None:
+    """Give a model the weights below the head that an adapter makes of its base."""
+    plain = replace(args, use_peft=False, load_in_4bit=False, load_in_8bit=False)
+    adapted = load_checkpoint(AutoModelForCausalLM, plain, found.kind)
+    body: Any = model.base_model
+    body.load_state_dict(cast(Any, adapted.base_model).state_dict())
 
 
 def lora_beside_head(
@@ -137,7 +155,8 @@ def lora_beside_head(
 ) -> LoraConfig | None:
     """Return the adapter that --use_peft asks for, or None.
 
-    It trains and saves every module that is new.
+    It trains and saves every module that is new. None also where the model is an adapter that has
+    the head already.
 
     Raises:
         ConfigError: for an architecture, whose random weights an adapter does not hold; flags that
@@ -147,10 +166,18 @@ def lora_beside_head(
     if not args.use_peft:
         return None
 
-    if (args.model_name_or_path or "").endswith(".json"):
+    name = require_model_name(args)
+    if find_architecture(name) is not None:
         raise ConfigError(
-            f"--use_peft needs trained weights, but {args.model_name_or_path} is an architecture: "
-            "name a checkpoint"
+            f"--use_peft needs trained weights, but {name} is an architecture: name a checkpoint"
+        )
+    found = identify_model(name, args.model_revision)
+    if found.adapter and found.kind != "causal language model":
+        return None  # it is trained further
+    if found.adapter:
+        raise ConfigError(
+            f"--use_peft: {name} is {found}, and the base of a second one would be {found.base} "
+            "without it: merge it first (hfstack run merge_checkpoint), or train all weights"
         )
     saved = sorted({*(args.lora_modules_to_save or []), *new_modules}) or None
     return cast(
@@ -164,6 +191,8 @@ def load_adapter_model(
     task_type: str,
     kind: str,
     load_base: Callable[[str], tuple[PreTrainedModel, Sequence[str]]],
+    *,
+    trainable: bool = False,
 ) -> PeftModel:
     """Load an adapter with its head onto its base, in evaluation mode.
 
@@ -173,20 +202,25 @@ def load_adapter_model(
         kind: what the adapter must be, for the message.
         load_base: given the name of the base, loads it; also returns the modules that the base's
             checkpoint lacks, which the adapter must hold.
+        trainable: the adapter is trained further.
 
     Raises:
-        CheckpointError: the adapter was trained for another task, names no base, or was saved
-            without a module that the base lacks too.
+        CheckpointError: the adapter was trained for another task, names no base or one that is not
+            there, or was saved without a module that the base lacks too.
     """
+    found = identify_model(str(folder))
     config = PeftConfig.from_pretrained(str(folder))
-    base_name = config.base_model_name_or_path
-    if config.task_type != task_type or not base_name:
+    if config.task_type != task_type:
         raise CheckpointError(
-            f"{folder} is a LoRA adapter of a {config.task_type or 'model'}, not of a {kind}: "
-            "merge it into its base first, then name the merged model"
+            f"{folder} is {found}, not of a {kind}: merge it into its base first, then name the "
+            "merged model"
         )
 
-    base, new_modules = load_base(base_name)
+    try:
+        identify_model(found.base)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} is an adapter without its base: {error}") from None
+    base, new_modules = load_base(found.base)
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         saved = " ".join(file.keys())
@@ -196,7 +230,7 @@ def load_adapter_model(
             f"{folder} was saved without {', '.join(lost)}, which its base does not hold either: "
             "train it again"
         )
-    return PeftModel.from_pretrained(base, str(folder)).eval()
+    return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -4,12 +4,13 @@ TRL's ModelConfig is the description of a model; nothing here runs code from a r
 safetensors weights are read.
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
-from huggingface_hub import constants
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,11 +20,23 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import cached_file
 from trl import ModelConfig, get_quantization_config
 
 import hfstack.models.gru  # noqa: F401 - registers the recurrent architectures
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.contents import (
+    ADAPTER_FILE,
+    Contents,
+    Kind,
+    check_kind,
+    identify_model,
+    not_found,
+    refuse_file,
+    require_trained,
+)
 from hfstack.shipped import ARCHITECTURES, find_shipped
 
 logger = get_logger(__name__)
@@ -45,37 +58,56 @@ def load_tokenizer(
             "--tokenizer_name_or_path (the output directory of the tokenizer recipe, or a Hub id)"
         )
 
+    refuse_file(name)
     revision = args.model_revision if tokenizer_name_or_path is None else "main"
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
+        if tokenizer_name_or_path is None and (Path(name) / ADAPTER_FILE).is_file():
+            logger.info("%s is an adapter without a tokenizer: its base's is used", name)
+            return load_tokenizer(replace(args, model_name_or_path=identify_model(name).base))
         raise CheckpointError(not_found("tokenizer", name, error)) from error
 
 
-def load_causal_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_causal_lm(
+    args: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, new_head: bool = False
+) -> PreTrainedModel:
     """Return a causal language model whose vocabulary is the tokenizer's.
 
     From a config.json the weights are newly initialised (seed them first), with the tokenizer's
     vocabulary size and special tokens. From a checkpoint or the Hub they are loaded, quantised when
     `--load_in_4bit` or `--load_in_8bit` is set.
 
+    An adapter is merged into its base, which has to be there. With `--use_peft`, and on quantised
+    weights, it stays one (a PeftModel), and with `--use_peft` it can be trained further.
+
+    Args:
+        new_head: the model is trained, so a head that the checkpoint lacks may be newly
+            initialised, which is logged.
+
     Raises:
-        ConfigError: no model was named, or the tokenizer has more tokens than the embedding has
-            rows.
-        CheckpointError: there is no model at that place, or it has no safetensors weights.
+        ConfigError: no model was named, the tokenizer has more tokens than the embedding has rows,
+            or the architecture reads later tokens.
+        CheckpointError: there is no model at that place, it is of another kind or without its head,
+            it has no safetensors weights, or it is an adapter whose base is not there.
     """
     return _load_language_model(
         AutoModelForCausalLM,
         args,
         tokenizer,
         "causal language model",
-        get_quantization_config(args),
+        new_head=new_head,
+        quantization=get_quantization_config(args),
     )
 
 
-def load_masked_lm(args: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_masked_lm(
+    args: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, new_head: bool = False
+) -> PreTrainedModel:
     """Return a masked language model; the rest is as in `load_causal_lm`."""
-    return _load_language_model(AutoModelForMaskedLM, args, tokenizer, "masked language model")
+    return _load_language_model(
+        AutoModelForMaskedLM, args, tokenizer, "masked language model", new_head=new_head
+    )
 
 
 def require_model_name(args: ModelConfig) -> str:
@@ -87,51 +119,131 @@ def require_model_name(args: ModelConfig) -> str:
     return args.model_name_or_path
 
 
-def _load_language_model(
-    auto_class: Any,
-    args: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    what: str,
-    quantization: Any = None,
-) -> PreTrainedModel:
-    """Load a checkpoint, or initialise an architecture; `what` names its kind."""
-    name = require_model_name(args)
-    if (config_file := find_architecture(name)) is not None:
-        config = architecture_config(config_file, tokenizer)
-        try:
-            return auto_class.from_config(config, attn_implementation=args.attn_implementation)
-        except ValueError as error:
-            raise ConfigError(f"{config_file}: {' '.join(str(error).split())[:200]}") from error
-
-    try:
-        model = auto_class.from_pretrained(
-            name,
-            revision=args.model_revision,
-            dtype=args.dtype,
-            attn_implementation=args.attn_implementation,
-            quantization_config=quantization,
-            # Quantised weights cannot be moved later.
-            device_map={"": PartialState().device} if quantization else None,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(not_found(what, name, error)) from error
-    check_vocabulary(model, tokenizer, name)
-    return model
-
-
 def is_masked_lm(args: ModelConfig) -> bool:
     """Return whether the checkpoint was saved as a masked language model.
 
     Raises:
-        CheckpointError: there is no config.json at that place.
+        CheckpointError: there is no model at that place.
     """
-    name = args.model_name_or_path or ""
+    found = identify_model(require_model_name(args), args.model_revision)
+    return found.kind == "masked language model"
+
+
+def _load_language_model(
+    auto_class: Any,
+    args: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    *,
+    new_head: bool,
+    quantization: Any = None,
+) -> PreTrainedModel:
+    """Load a checkpoint, or initialise an architecture."""
+    name = require_model_name(args)
+    if (config_file := find_architecture(name)) is not None:
+        config = architecture_config(config_file, tokenizer)
+        try:
+            model = auto_class.from_config(config, attn_implementation=args.attn_implementation)
+        except ValueError as error:
+            raise ConfigError(f"{config_file}: {' '.join(str(error).split())[:200]}") from error
+    else:
+        model = load_checkpoint(auto_class, args, kind, new_head=new_head, quantized=quantization)
+
+    if kind == "causal language model":
+        _refuse_encoder(model, name)
+    check_vocabulary(model, tokenizer, name)
+    return model
+
+
+def load_checkpoint(
+    auto_class: Any,
+    args: ModelConfig,
+    kind: Kind,
+    *,
+    new_head: bool = False,
+    quantized: Any = None,
+) -> PreTrainedModel:
+    """Load the weights of a model of one kind, or those of an adapter and its base.
+
+    Args:
+        auto_class: the AutoModelFor... class of that kind.
+        new_head: a head that the weights lack may be newly initialised.
+        quantized: the quantisation, or None.
+
+    Raises:
+        CheckpointError: as `load_causal_lm`.
+    """
+    name = require_model_name(args)
+    found = check_kind(name, (kind, "model without a head"), args.model_revision)
+    if found.adapter:
+        return _load_adapter(auto_class, args, found, kind, quantized=quantized)
+
     try:
-        config = AutoConfig.from_pretrained(name, revision=args.model_revision)
+        model, report = auto_class.from_pretrained(
+            name,
+            revision=args.model_revision,
+            dtype=args.dtype,
+            attn_implementation=args.attn_implementation,
+            quantization_config=quantized,
+            # Quantised weights cannot be moved later.
+            device_map={"": PartialState().device} if quantized else None,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     except (OSError, ValueError) as error:
-        raise CheckpointError(not_found("model", name, error)) from error
-    return any(a.endswith(("ForMaskedLM", "ForPreTraining")) for a in config.architectures or [])
+        raise CheckpointError(not_found(kind, name, error)) from error
+
+    if line := require_trained(report["missing_keys"], found, name, new_head=new_head):
+        logger.warning("%s", line)
+    return model
+
+
+def _load_adapter(
+    auto_class: Any, args: ModelConfig, found: Contents, kind: Kind, *, quantized: Any
+) -> PreTrainedModel:
+    """Load the base that an adapter names, and the adapter on it."""
+    name = require_model_name(args)
+    on_base = replace(args, model_name_or_path=found.base, model_revision="main", use_peft=False)
+    try:
+        base = load_checkpoint(auto_class, on_base, kind, new_head=False, quantized=quantized)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name} is an adapter without its base: {error}") from None
+
+    try:
+        cached_file(name, "adapter_model.safetensors", revision=args.model_revision)
+        adapted = PeftModel.from_pretrained(
+            base, name, revision=args.model_revision, is_trainable=args.use_peft
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # no weights, or those of another base
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{name} cannot be put on its base {found.base}: {cause}") from error
+
+    # Rounded to few bits, merged weights would lose the adapter.
+    if args.use_peft or quantized:
+        logger.info("%s is an adapter on %s", name, found.base)
+        return cast(PreTrainedModel, adapted)
+
+    if adapted.peft_config["default"].is_prompt_learning:
+        raise CheckpointError(
+            f"{name} is {found} of virtual tokens, which cannot be merged into {found.base}: name "
+            "an adapter of weights, such as LoRA"
+        )
+    logger.info("%s is an adapter: merged into its base %s", name, found.base)
+    merged: Any = adapted.merge_and_unload()
+    return merged.requires_grad_(True)  # peft froze the base
+
+
+def _refuse_encoder(model: PreTrainedModel, name: str) -> None:
+    """Refuse an encoder as a causal language model: it would read what it predicts."""
+    config: Any = model.config
+    decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decoder:
+        raise CheckpointError(
+            f"{name} is an encoder ({config.model_type}), whose tokens read the later ones that a "
+            "causal language model predicts: name a decoder, or set is_decoder in its config.json"
+        )
 
 
 def find_architecture(name: str) -> Path | None:
@@ -201,19 +313,3 @@ def check_isolation(model: PreTrainedModel) -> None:
             f"--isolate_documents does not hold with --attn_implementation {implementation}; "
             "use sdpa, or leave it out"
         )
-
-
-def not_found(what: str, name: str, error: Exception) -> str:
-    """Return one line for the many ways in which upstream fails to load something."""
-    cause = " ".join(str(error).split())
-    path = Path(name)
-    if path.exists():
-        # The place is there, but holds something else.
-        files = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
-        return f"{name} holds no {what} that can be loaded (it has: {files}): {cause[:200]}"
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        return f"no {what} at {name}: no such directory"
-    return (
-        f"no {what} {name!r} here or at {constants.ENDPOINT}: no such directory, and on the Hub it "
-        "is private, missing, or out of reach (no token, no network)"
-    )

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.errors import CheckpointError
+from hfstack.models.contents import ADAPTER_FILE as ADAPTER_CONFIG
+from hfstack.models.contents import CLASSIFIER_FILE, Kind, identify_model
 
-CONFIG, ADAPTER_CONFIG, WEIGHTS_INDEX = (
-    "config.json",
-    "adapter_config.json",
-    "model.safetensors.index.json",
-)
+CONFIG, WEIGHTS_INDEX = "config.json", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 PUBLICATION = "publication.json"
 _TOKENIZER_FILES = (
@@ -31,7 +29,8 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _VOCABULARIES = frozenset({TOKENIZER, "vocab.txt", "vocab.json", "merges.txt"})
-_CLASSIFIER, _TASK = "classifier.json", "task.json"
+FACTS = (CLASSIFIER_FILE, "task.json")
+"""What a finished model needs beside its weights to be used again, where its recipe writes it."""
 _DATASET_SPLITS = ("train", "eval")
 _CORPUS_PARTS = ("raw", "sentiment", "instructions", "chat")  # of demo_corpus
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
@@ -81,39 +80,31 @@ class PublishedKind:
     recurrent: bool = False
 
 
-_BY_ARCHITECTURE = {
-    "ForCausalLM": PublishedKind(
+_REWARDING = PublishedKind(
+    "reward",
+    auto_class="AutoModelForSequenceClassification",
+    pipeline_tag="text-classification",
+)
+_BY_KIND: dict[Kind, PublishedKind] = {
+    "causal language model": PublishedKind(
         "causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"
     ),
-    "LMHeadModel": PublishedKind(
-        "causal", auto_class="AutoModelForCausalLM", pipeline_tag="text-generation"
-    ),
-    "ForMaskedLM": PublishedKind(
+    "masked language model": PublishedKind(
         "masked", auto_class="AutoModelForMaskedLM", pipeline_tag="fill-mask"
     ),
-    "ForSequenceClassification": PublishedKind(
-        "classifier",
-        auto_class="AutoModelForSequenceClassification",
-        pipeline_tag="text-classification",
-    ),
-    "ForTokenClassification": PublishedKind(
+    "sequence classifier": replace(_REWARDING, name="classifier"),
+    "reward model": _REWARDING,
+    "token classifier": PublishedKind(
         "tagger", auto_class="AutoModelForTokenClassification", pipeline_tag="token-classification"
     ),
-    "ForQuestionAnswering": PublishedKind(
+    "question answering model": PublishedKind(
         "question answering",
         auto_class="AutoModelForQuestionAnswering",
         pipeline_tag="question-answering",
     ),
-    "ForConditionalGeneration": PublishedKind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),
-    "MTModel": PublishedKind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),  # Marian
+    "encoder-decoder": PublishedKind("seq2seq", auto_class="AutoModelForSeq2SeqLM"),
 }
-_BY_TASK = {
-    "CAUSAL_LM": "ForCausalLM",
-    "SEQ_CLS": "ForSequenceClassification",
-    "TOKEN_CLS": "ForTokenClassification",
-    "QUESTION_ANS": "ForQuestionAnswering",
-    "SEQ_2_SEQ_LM": "ForConditionalGeneration",
-}
+_OTHER_MODEL = PublishedKind("model", auto_class="AutoModel")
 
 
 def detect_kind(folder: Path, artifacts: dict[str, str], *, rewards: bool = False) -> PublishedKind:
@@ -140,33 +131,20 @@ def detect_kind(folder: Path, artifacts: dict[str, str], *, rewards: bool = Fals
 
 def _kind_of_adapter(folder: Path, *, rewards: bool) -> PublishedKind:
     """Return what a LoRA adapter makes of its base, by the task that PEFT recorded."""
-    config = read_json(folder / ADAPTER_CONFIG)
-    ending = _BY_TASK.get(str(config.get("task_type")), "")
-    known = _BY_ARCHITECTURE.get(ending, PublishedKind("model", auto_class="AutoModel"))
+    found = identify_model(str(folder))
+    known = _BY_KIND.get(found.kind, _OTHER_MODEL)
     name = "reward" if known.name == "classifier" and rewards else known.name
-    base = str(config.get("base_model_name_or_path") or "")
     labels = 1 if name == "reward" else _label_count(folder)
     facts = _classifier_facts(folder)
-    return replace(known, name=name, adapter=True, base=base, labels=labels, **facts)
+    return replace(known, name=name, adapter=True, base=found.base, labels=labels, **facts)
 
 
 def _kind_of_model(folder: Path) -> PublishedKind:
     """Return what a whole model is, by the architecture in its config.json."""
     config = read_json(folder / CONFIG)
-    architecture = str((config.get("architectures") or [""])[0])
-    kinds = (kind for ending, kind in _BY_ARCHITECTURE.items() if architecture.endswith(ending))
-    known = next(kinds, None)
-    if known is None:
-        return PublishedKind("model", auto_class="AutoModel")
-
-    # One output and no classes: the number is a reward.
-    labels = config.get("num_labels", len(config.get("id2label") or [0, 1]))
-    has_classes = (folder / _CLASSIFIER).is_file()
-    rewarding = known.name == "classifier" and labels == 1 and not has_classes
-    name = "reward" if rewarding else known.name
+    known = _BY_KIND.get(identify_model(str(folder)).kind, _OTHER_MODEL)
     return replace(
         known,
-        name=name,
         recurrent=config.get("model_type") in _RECURRENT,
         **_classifier_facts(folder),
     )
@@ -174,9 +152,9 @@ def _kind_of_model(folder: Path) -> PublishedKind:
 
 def _classifier_facts(folder: Path) -> dict[str, Any]:
     """Return what a classifier.json says of outputs; nothing without one."""
-    if not (folder / _CLASSIFIER).is_file():
+    if not (folder / CLASSIFIER_FILE).is_file():
         return {}
-    info = read_json(folder / _CLASSIFIER)
+    info = read_json(folder / CLASSIFIER_FILE)
     return {
         "problem_type": info.get("problem_type", ""),
         "temperature": float(info.get("temperature", 1.0)),
@@ -221,7 +199,7 @@ def published_files(
     names = list(tokenizer_files(folder))
     if kind.name != "tokenizer":
         whole = [CONFIG, "generation_config.json", WEIGHTS_INDEX]
-        names += [_CLASSIFIER, _TASK, *([ADAPTER_CONFIG] if kind.adapter else whole)]
+        names += [*FACTS, *([ADAPTER_CONFIG] if kind.adapter else whole)]
         names += [path.name for path in folder.glob(_WEIGHTS[1 if kind.adapter else 0])]
         _check_complete(folder, kind, set(names))
 
@@ -276,10 +254,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _label_count(folder: Path) -> int:
-    """Return how many labels a classifier's adapter has; 0 without a classifier.json."""
-    if not (folder / _CLASSIFIER).is_file():
-        return 0
-    return len(read_json(folder / _CLASSIFIER).get("names") or [0])
+    """Return how many labels an adapter's head has; 0 where no file beside it says."""
+    if (folder / CLASSIFIER_FILE).is_file():
+        return len(read_json(folder / CLASSIFIER_FILE).get("names") or [0])
+    if (folder / FACTS[1]).is_file():
+        return len(read_json(folder / FACTS[1]).get("tags") or [])
+    return 0
 
 
 def _check_complete(folder: Path, kind: PublishedKind, names: set[str]) -> None:

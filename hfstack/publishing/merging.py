@@ -12,6 +12,7 @@ from hfstack.models.shards import kind_of_shards
 from hfstack.publishing.check_number import load_published
 from hfstack.publishing.files import (
     ADAPTER_CONFIG,
+    FACTS,
     PublishedKind,
     detect_kind,
     published_files,
@@ -51,12 +52,26 @@ def merge(
     if not kind.adapter:
         raise ConfigError(f"--merge_adapter: {adapter} has no {ADAPTER_CONFIG}: leave it out")
 
-    model = load_published(adapter, kind, dtype="auto").merge_and_unload()
-    model.save_pretrained(folder)
-    for name, path in tokenizer_files(adapter).items():
-        shutil.copyfile(path, folder / name)
+    merge_adapter(adapter, kind, folder)
     whole = detect_kind(folder, {})
     return replace(whole, name=kind.name), published_files(folder, whole, {})
+
+
+def merge_adapter(adapter: Path, kind: PublishedKind, folder: Path) -> int:
+    """Save the model that an adapter makes of its base, with the files beside it.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        CheckpointError: the base cannot be loaded.
+    """
+    model = load_published(adapter, kind, dtype="auto").merge_and_unload()
+    model.save_pretrained(folder)
+    beside = {path.name: path for name in FACTS if (path := adapter / name).is_file()}
+    for name, path in (tokenizer_files(adapter) | beside).items():
+        shutil.copyfile(path, folder / name)
+    return int(model.num_parameters())
 
 
 def in_shards(checkpoint: Path) -> bool:

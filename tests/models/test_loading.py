@@ -71,16 +71,14 @@ def test_wrong_names(tmp_path: Path, tiny_llama: Path, tiny_tokenizer) -> None:
 
     with pytest.raises(CheckpointError, match="no tokenizer at .*/absent: no such directory"):
         load_tokenizer(ModelConfig(str(tmp_path / "absent")))
-    with pytest.raises(
-        CheckpointError, match=r"no causal language model 'user/none' here or at .* private"
-    ):
+    with pytest.raises(CheckpointError, match=r"no model 'user/none' here or at .* private"):
         load_causal_lm(ModelConfig("user/none"), tiny_tokenizer)
 
     (tmp_path / "bad.json").write_text('{"model_type": "no_such_model"}')
     with pytest.raises(ConfigError, match=r"bad\.json is not a model configuration"):
         load_causal_lm(ModelConfig(str(tmp_path / "bad.json")), tiny_tokenizer)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="holds no causal language model"):
+    with pytest.raises(CheckpointError, match="holds no model: it is empty"):
         load_causal_lm(ModelConfig(str(tmp_path / "empty")), tiny_tokenizer)
 
 

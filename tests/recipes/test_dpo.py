@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hfstack.errors import ConfigError, DataError
+from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.runs.record import read_run
 
 # TRL 1.16 and peft 0.21 use the old names of activation checkpointing, and transformers 5.23 warns
@@ -85,6 +85,27 @@ def test_an_adapter_is_saved_alone(dpo, tmp_path: Path):
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file() and metrics["eval_pairs"] > 0
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_an_adapter_is_trained_further_or_merged(
+    dpo, tmp_path: Path, tiny_llama: Path, goes_on: bool
+):
+    dpo(use_peft="true", lora_r=4, max_steps=2)
+    out = tmp_path / "second"
+    changes = {"model_name_or_path": tmp_path / "out", "output_dir": out, "max_steps": 1}
+    # nothing is learned: the reference is the adapter that it starts from, so the loss is ln 2
+    metrics = dpo(use_peft=str(goes_on).lower(), learning_rate=1e-12, **changes)
+    assert metrics["eval_loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert (out / "adapter_model.safetensors").is_file() == goes_on
+    assert (out / "model.safetensors").is_file() != goes_on
+
+    tokens = torch.arange(20, 40)[None]
+    first, second, base = (
+        AutoModelForCausalLM.from_pretrained(folder)(tokens).logits
+        for folder in (tmp_path / "out", out, tiny_llama)
+    )
+    assert torch.allclose(first, second, atol=1e-4) and not torch.allclose(first, base, atol=1e-3)
+
+
 def test_bad_input_is_refused_in_one_line(dpo, tmp_path: Path, tiny_llama: Path):
     with pytest.raises(
         ConfigError,
@@ -101,5 +122,5 @@ def test_bad_input_is_refused_in_one_line(dpo, tmp_path: Path, tiny_llama: Path)
         dpo(conversational="true", output_dir=tmp_path / "d")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"is an adapter without its model"):
+    with pytest.raises(CheckpointError, match=r"names no base model"):
         dpo(model_name_or_path=tmp_path / "adapter", output_dir=tmp_path / "e")

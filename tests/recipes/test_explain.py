@@ -129,7 +129,7 @@ def test_mistakes(
         explain_text(model, tokenizer, info, (" ",))
     with pytest.raises(ConfigError, match=r"nothing to explain: give --texts"):
         run_recipe("explain", f"--model_name_or_path={encoder}", f"--output_dir={tmp_path / 'a'}")
-    with pytest.raises(CheckpointError, match=r"is LlamaForCausalLM, not a trained classifier"):
+    with pytest.raises(CheckpointError, match=r"LlamaForCausalLM.*but a sequence classifier is"):
         run_recipe(
             "explain",
             f"--model_name_or_path={tiny_llama}",

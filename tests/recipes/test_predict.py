@@ -167,7 +167,7 @@ def test_mistakes(run_recipe, classifier: Path, tiny_llama: Path, rows_file: Pat
         run_recipe("predict", *(f"--{key}={value}" for key, value in settings.items()))
 
     with pytest.raises(
-        ConfigError, match=r"is a model of LlamaForCausalLM; predict takes models for Seq"
+        CheckpointError, match=r"LlamaForCausalLM, from .*\), but predict needs one of: sequence cl"
     ):
         predict("a", model_name_or_path=tiny_llama)
     with pytest.raises(DataError, match=r"row 1 has no column 'sentence', found id, text"):

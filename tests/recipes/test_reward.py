@@ -144,3 +144,19 @@ def test_bad_input_is_refused_in_one_line(reward, tiny_llama: Path, tmp_path: Pa
         reward(
             model_name_or_path=bert, tokenizer_name_or_path=tiny_llama, output_dir=tmp_path / "e"
         )
+
+
+@pytest.mark.parametrize("goes_on", ["true", "false"])
+def test_an_adapter_with_its_head_is_trained_further_or_merged(
+    reward, tmp_path: Path, goes_on: str
+):
+    reward(use_peft="true", lora_r=4, max_steps=2)
+    first = json.loads((tmp_path / "out" / "pairs.jsonl").read_text().splitlines()[0])
+    out = tmp_path / "more"
+    changes = {"model_name_or_path": tmp_path / "out", "output_dir": out}
+    reward(use_peft=goes_on, learning_rate=1e-12, max_steps=1, **changes)
+    again = json.loads((out / "pairs.jsonl").read_text().splitlines()[0])
+    assert again["reward_chosen"] == pytest.approx(first["reward_chosen"], abs=1e-5)
+    assert (out / "adapter_model.safetensors").is_file() == (goes_on == "true")
+    metrics = reward(use_peft=goes_on, max_steps=4, **changes | {"output_dir": tmp_path / "on"})
+    assert metrics["eval_loss"] != pytest.approx(0.6931, abs=1e-4)

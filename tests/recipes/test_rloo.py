@@ -176,6 +176,15 @@ def test_lora_saves_an_adapter_and_measures_the_kl(rloo, tmp_path: Path) -> None
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert metrics["kl_per_completion"] >= 0 or metrics["kl"] == pytest.approx(0, abs=1e-3)
 
+    # it is trained further, and the KL is measured to it, not to its base
+    more = {"eval_fraction": 0, "eval_strategy": "no", "eval_on_start": "false", "max_steps": 1}
+    more |= {"model_name_or_path": tmp_path / "out", "output_dir": tmp_path / "more"}
+    metrics = rloo(use_peft="true", learning_rate=1e-12, **more)
+    assert metrics["kl_per_completion"] == pytest.approx(0, abs=1e-4)
+    assert (tmp_path / "more" / "adapter_model.safetensors").is_file()
+    with pytest.raises(CheckpointError, match="instead of to it; add --use_peft to train the ada"):
+        rloo(**more | {"output_dir": tmp_path / "whole"})
+
 
 def test_a_reward_model_by_path_takes_the_place_of_the_functions(
     rloo, tiny_llama: Path, tiny_tokenizer, tmp_path: Path

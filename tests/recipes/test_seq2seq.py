@@ -276,7 +276,7 @@ def test_an_adapter_predicts_what_it_was_scored_by(
     assert [row["text"] for row in predict(out, asked, text_column="text")] == [
         row["text"] for row in found
     ]
-    with pytest.raises(ConfigError, match="is an adapter: name the model that it was trained on"):
+    with pytest.raises(ConfigError, match="which cannot be trained further here: name the model"):
         seq2seq(model_name_or_path=out, output_dir=tmp_path / "more")
 
 

@@ -154,7 +154,7 @@ def test_an_adapter_is_saved_with_its_head_and_predicts_what_it_measured(
     (out / "task.json").unlink()
     with pytest.raises(CheckpointError, match=r"is an adapter without task\.json: train it again"):
         load_tag_predictor(ModelConfig(str(out)), **load)
-    with pytest.raises(ConfigError, match="is an adapter: name the model that it was trained on"):
+    with pytest.raises(ConfigError, match="which cannot be trained further here: name the model"):
         tag(model_name_or_path=out, output_dir=tmp_path / "on")
 
 

@@ -83,7 +83,7 @@ def test_mistakes_end_in_one_line(compare, tiny_llama: Path, tmp_path: Path, run
         run_recipe(
             "win_rate", "--model_name_or_path", tiny_llama, "--output_dir", tmp_path / "none"
         )
-    with pytest.raises(CheckpointError, match="is no reward model"):
+    with pytest.raises(CheckpointError, match="but a reward model is needed here"):
         compare(reward_model=tiny_llama, output_dir=tmp_path / "judge")
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "no prompt"}\n')

@@ -23,8 +23,8 @@ from transformers import (
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.contents import ADAPTER_FILE, CLASSIFIER_FILE, check_kind, not_found
 from hfstack.models.heads import (
-    ADAPTER_FILE,
     check_own_tokenizer,
     checkpoint_config,
     load_adapter_model,
@@ -33,9 +33,7 @@ from hfstack.models.heads import (
     read_config,
     set_attention_dropout,
 )
-from hfstack.models.loading import check_vocabulary, not_found
-
-CLASSIFIER_FILE = "classifier.json"
+from hfstack.models.loading import check_vocabulary, require_model_name
 
 
 @dataclass
@@ -140,10 +138,11 @@ def load_trained_classifier(
     all.
 
     Raises:
-        CheckpointError: there is no classifier, or an adapter without its head, base or
-            description.
+        CheckpointError: there is no classifier but another model or none, or an adapter without its
+            head, base or description.
     """
-    name = args.model_name_or_path or ""
+    name = require_model_name(args)
+    check_kind(name, ("sequence classifier", "reward model"), args.model_revision)
     info = read_classifier_info(name)
 
     try:
@@ -155,13 +154,7 @@ def load_trained_classifier(
         adapted = _load_adapter(args, tokenizer, Path(name), info)
         return adapted, tokenizer, cast(ClassifierInfo, info)
 
-    # transformers would add a head to any model, and say so in a warning at most
     config: Any = checkpoint_config(args, purpose="classify")
-    if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or []):
-        raise CheckpointError(
-            f"{name} is {', '.join(config.architectures or ['no model'])}, not a trained classifier"
-        )
-
     model, missing = load_with_config(
         AutoModelForSequenceClassification, args, config, purpose="classify"
     )

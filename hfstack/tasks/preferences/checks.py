@@ -1,7 +1,6 @@
 """Check preference recipes before the first step: settings, model and rows."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,8 +11,9 @@ from trl import ModelConfig
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.adapters import check_adapter_settings
+from hfstack.models.contents import check_kind
 from hfstack.models.context import context_length
-from hfstack.models.loading import find_architecture
+from hfstack.models.loading import find_architecture, require_model_name
 from hfstack.tasks.preferences.rows import answer_text
 from hfstack.tokens.chat import encode_for_generation
 from hfstack.tokens.special_tokens import end_token_ids
@@ -24,25 +24,20 @@ logger = get_logger(__name__)
 
 
 def check_starting_policy(args: ModelConfig, *, sharded: bool) -> None:
-    """Refuse a model that answers nothing yet: random weights, a bare adapter.
+    """Refuse a model that answers nothing yet, before data is read.
 
     Raises:
-        ConfigError: the model is an architecture or an adapter, or the adapter settings contradict
-            each other.
+        ConfigError: the model is an architecture, or the adapter settings contradict each other.
+        CheckpointError: there is no causal language model at that place.
     """
     check_adapter_settings(args, sharded=sharded)
-    name = args.model_name_or_path or ""
+    name = require_model_name(args)
     if find_architecture(name) is not None:
         raise ConfigError(
             f"--model_name_or_path {name} is an architecture: preferences refine a model that "
             "answers already, such as the output of the sft recipe"
         )
-
-    if (Path(name) / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"--model_name_or_path {name} is an adapter without its model: merge it first "
-            "(--merge_adapter of the sft recipe)"
-        )
+    check_kind(name, ("causal language model", "model without a head"), args.model_revision)
 
 
 def preference_problems(

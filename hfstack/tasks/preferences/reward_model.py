@@ -7,7 +7,7 @@ A reward model is an `AutoModelForSequenceClassification` with one label, made f
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -19,18 +19,22 @@ from transformers import (
 from trl import ModelConfig
 
 from hfstack.errors import ConfigError
+from hfstack.models.contents import identify_model
 from hfstack.models.heads import (
-    ADAPTER_FILE,
     load_adapter_model,
     load_with_config,
     padding_id,
     read_config,
 )
-from hfstack.models.loading import check_vocabulary
+from hfstack.models.loading import check_vocabulary, find_architecture, require_model_name
 
 
 def load_reward_model(
-    args: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, new_modules: list[str] | None = None
+    args: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    new_modules: list[str] | None = None,
+    training: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """Load a model of one reward from a checkpoint, an architecture or a LoRA adapter.
 
@@ -42,15 +46,24 @@ def load_reward_model(
             padding.
         new_modules: filled with the names of the modules that the checkpoint does not hold, the
             head among them.
+        training: an adapter of a reward model is trained further with --use_peft, and else merged.
 
     Raises:
         ConfigError: no model was named, the tokenizer does not fit or cannot pad, the checkpoint
             has several labels.
         CheckpointError: there is no model, or an adapter without its head or its base.
     """
-    name = args.model_name_or_path or ""
-    if name and (Path(name) / ADAPTER_FILE).is_file():
-        return _load_reward_adapter(args, tokenizer, Path(name))
+    name = require_model_name(args)
+    if find_architecture(name) is None:
+        found = identify_model(name, args.model_revision)
+        if found.adapter and found.kind != "causal language model":
+            adapted = _load_reward_adapter(
+                args, tokenizer, Path(name), trainable=training and args.use_peft
+            )
+            if not training or args.use_peft:
+                return adapted
+            merged: Any = adapted.merge_and_unload()
+            return merged.requires_grad_(True)  # peft froze the base
     config, config_file = read_config(args, tokenizer, purpose="give rewards")
 
     classifies = any(
@@ -110,7 +123,7 @@ def score_sequences(
 
 
 def _load_reward_adapter(
-    args: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
+    args: ModelConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, *, trainable: bool
 ) -> PeftModel:
     """Load the base that an adapter names, and the adapter with its head on it."""
 
@@ -121,4 +134,4 @@ def _load_reward_adapter(
         )
         return cast(PreTrainedModel, model), new_modules
 
-    return load_adapter_model(folder, "SEQ_CLS", "reward model", load_base)
+    return load_adapter_model(folder, "SEQ_CLS", "reward model", load_base, trainable=trainable)

@@ -9,6 +9,7 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.contents import check_kind
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_tokenizer
 from hfstack.tasks.preferences.encode import encode_answer, shorten
@@ -53,6 +54,8 @@ class RewardModel:
         self.as_text = as_text
         args = ModelConfig(model_name_or_path=name_or_path, dtype=dtype)
         self.tokenizer = load_tokenizer(args)
+
+        check_kind(name_or_path, ("reward model", "sequence classifier"))
 
         untrained: list[str] = []
         model = load_reward_model(args, self.tokenizer, new_modules=untrained)

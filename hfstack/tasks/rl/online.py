@@ -12,7 +12,7 @@ from hfstack.data.sources import DataArgs
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_name
-from hfstack.tasks.rl.policy import check_starting_model, prepare_policy
+from hfstack.tasks.rl.policy import check_reference, check_starting_model, prepare_policy
 from hfstack.tasks.rl.prompts import (
     check_groups,
     decode_completions,
@@ -58,7 +58,7 @@ def load_recorded_prompts(
         critic_model: where a separate critic starts.
 
     Raises:
-        CheckpointError: the policy has no weights, or is an adapter.
+        CheckpointError: the policy has no weights, or is no causal language model.
         DataError: a row holds no prompt, or a resumed run would read other data.
     """
     check_starting_model(model_args.model_name_or_path)
@@ -105,6 +105,7 @@ def load_policy_and_rewards(
         DataError: there are fewer prompts than one batch takes.
     """
     check_groups(splits, training_args)
+    check_reference(model_args, beta=training_args.beta)
     tokenizer = load_tokenizer(model_args)
     model = load_causal_lm(model_args, tokenizer)
     prepare_policy(model, tokenizer, model_args.model_name_or_path)

@@ -6,13 +6,14 @@ reference model from the policy's own path.
 Legend: T tokens of a probe, S tokens of padding before it, V vocabulary.
 """
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.contents import check_kind, identify_model
 from hfstack.tokens.chat import stop_at_end_of_turn
 
 _UNPADDED_TOKENS = 16
@@ -28,20 +29,32 @@ def check_starting_model(name: str | None) -> None:
     """Refuse what reinforcement learning cannot start from, before anything is loaded.
 
     Raises:
-        CheckpointError: an architecture without weights, or an adapter whose base would silently
-            become the reference.
+        CheckpointError: an architecture without weights, or no causal language model.
     """
     if name is None or name.endswith(".json"):
         raise CheckpointError(
             f"--model_name_or_path {name} has no weights: reinforcement learning starts from a "
             "trained model, such as the output directory of the sft recipe"
         )
+    check_kind(name, ("causal language model", "model without a head"))
 
-    if (Path(name) / "adapter_config.json").is_file():
+
+def check_reference(args: ModelConfig, *, beta: float) -> None:
+    """Refuse an adapter whose base TRL would take as the reference, without a word.
+
+    Of a whole model it loads the reference from the path in the model's configuration, which is
+    the base's once the adapter is merged; of an adapter that is trained further it keeps a copy.
+
+    Raises:
+        CheckpointError: an adapter is trained whole with a KL.
+    """
+    name = args.model_name_or_path or ""
+    found = identify_model(name, args.model_revision)
+    if found.adapter and beta and not args.use_peft:
         raise CheckpointError(
             f"--model_name_or_path {name} is an adapter: the KL would be measured to its base "
-            "model instead of to it; merge it into its base first (sft does with --merge_adapter), "
-            "and name the merged model"
+            f"{found.base} instead of to it; add --use_peft to train the adapter further, or merge "
+            "it first (hfstack run merge_checkpoint)"
         )
 
 

@@ -21,9 +21,9 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.contents import ADAPTER_FILE
 from hfstack.models.context import context_length
 from hfstack.models.heads import (
-    ADAPTER_FILE,
     check_own_tokenizer,
     load_adapter_model,
     load_with_config,

@@ -7,18 +7,16 @@ answers out. The recipe `predict` has the table of tasks, by the model's archite
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
-from transformers import AutoConfig
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.models.loading import not_found
+from hfstack.models.contents import USES, Kind, identify_model
 
 logger = get_logger(__name__)
 
@@ -29,22 +27,13 @@ order.
 A row that cannot be read is a DataError with its number in the file, also when an interrupted call
 wrote those before. """
 
-_ADAPTER_TASKS = {
-    "SEQ_CLS": "SequenceClassification",
-    "TOKEN_CLS": "TokenClassification",
-    "QUESTION_ANS": "QuestionAnswering",
-    "SEQ_2_SEQ_LM": "ConditionalGeneration",
-}
 
-
-def task_of(args: ModelConfig, tasks: Iterable[str]) -> str:
+def task_of(args: ModelConfig, tasks: Collection[Kind]) -> Kind:
     """Return which of `tasks` a model was trained for.
 
-    By the ending of its architecture's name, or its adapter's task.
-
     Raises:
-        ConfigError: no model was named, or it was trained for none of them.
-        CheckpointError: there is no model.
+        ConfigError: no model was named.
+        CheckpointError: there is no model, or it was trained for none of them.
     """
     name = args.model_name_or_path
     if name is None:
@@ -52,23 +41,12 @@ def task_of(args: ModelConfig, tasks: Iterable[str]) -> str:
             "--model_name_or_path is required: the output directory of a run, or a Hub id"
         )
 
-    known = list(tasks)
-    if (Path(name) / "adapter_config.json").is_file():
-        kind = str(PeftConfig.from_pretrained(name).task_type)
-        found = [_ADAPTER_TASKS.get(kind, kind)]
-    else:
-        try:
-            config = AutoConfig.from_pretrained(name, revision=args.model_revision)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(not_found("model", name, error)) from error
-        found = list(config.architectures or [])
-
-    for task in known:
-        if any(architecture.endswith(task) for architecture in found):
-            return task
-
-    shown = ", ".join(found) or "no architecture"
-    raise ConfigError(f"{name} is a model of {shown}; predict takes models for {', '.join(known)}")
+    found = identify_model(name, args.model_revision)
+    if found.kind in tasks:
+        return found.kind
+    raise CheckpointError(
+        f"{name} is {found}, but predict needs one of: {', '.join(tasks)}; {USES[found.kind]}"
+    )
 
 
 def write_predictions(

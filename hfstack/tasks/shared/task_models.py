@@ -22,9 +22,9 @@ from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.adapters import check_adapter_flags
+from hfstack.models.contents import ADAPTER_FILE, Kind, check_kind, not_found
 from hfstack.models.context import context_length
 from hfstack.models.heads import (
-    ADAPTER_FILE,
     check_own_tokenizer,
     load_adapter_model,
     load_with_config,
@@ -32,7 +32,7 @@ from hfstack.models.heads import (
     read_config,
     set_attention_dropout,
 )
-from hfstack.models.loading import check_vocabulary, not_found
+from hfstack.models.loading import check_vocabulary, require_model_name
 
 Task = Literal["TokenClassification", "QuestionAnswering", "ConditionalGeneration"]
 
@@ -48,6 +48,11 @@ _ADAPTER_TASKS: dict[Task, str] = {
     "QuestionAnswering": "QUESTION_ANS",
 }
 _PURPOSES: dict[Task, str] = {"TokenClassification": "tag", "QuestionAnswering": "answer questions"}
+_KINDS: dict[Task, Kind] = {
+    "TokenClassification": "token classifier",
+    "QuestionAnswering": "question answering model",
+    "ConditionalGeneration": "encoder-decoder",
+}
 _TASK_NAMES: dict[Task, str] = {
     "TokenClassification": "tagger",
     "QuestionAnswering": "model that answers questions",
@@ -93,9 +98,10 @@ def load_finished(
     The model may be an adapter; the last is {} without that file.
 
     Raises:
-        CheckpointError: there is no such model, or it was saved without its head.
+        CheckpointError: there is no such model, or it is of another kind or without its head.
     """
-    name = args.model_name_or_path or ""
+    name = require_model_name(args)
+    check_kind(name, (_KINDS[task],), args.model_revision)
     if (Path(name) / ADAPTER_FILE).is_file():
         return _load_adapter(args, task, Path(name))
 

@@ -110,10 +110,13 @@ def test_an_adapter_without_its_head_is_refused(tiny_llama: Path, tiny_tokenizer
     with pytest.raises(CheckpointError, match=r"was saved without score"):
         load(tmp_path, tiny_tokenizer)
     settings = json.loads((tmp_path / "adapter_config.json").read_text()) | {
-        "task_type": "CAUSAL_LM"
+        "task_type": "TOKEN_CLS"
     }
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match=r"adapter of a CAUSAL_LM, not of a reward model"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"adapter of a token classifier .*, not of a reward",
+    ):
         load(tmp_path, tiny_tokenizer)
 
 
@@ -139,7 +142,7 @@ def test_what_is_no_reward_model_is_refused(
         ConfigError, match=r"the tokenizer has 300 tokens but the embedding .* rows"
     ):
         load(tiny_bert, tiny_tokenizer)
-    with pytest.raises(CheckpointError, match=r"no model that can give rewards"):
+    with pytest.raises(CheckpointError, match=r"no model at .*nowhere: no such directory"):
         load(tmp_path / "nowhere", tiny_tokenizer)
     with pytest.raises(ConfigError, match=r"--use_peft needs trained weights"):
         lora_beside_head(ModelConfig(model_name_or_path="llama-1m.json", use_peft=True), ["score"])

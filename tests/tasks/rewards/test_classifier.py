@@ -73,5 +73,5 @@ def test_it_is_logged_under_its_label(classifier: Path) -> None:
 def test_a_label_that_is_not_there_is_named(classifier: Path, tiny_llama: Path) -> None:
     with pytest.raises(ConfigError, match="has no label 'joyful'; its labels: sad, happy"):
         ClassifierReward(str(classifier), "joyful")
-    with pytest.raises(CheckpointError, match="not a trained classifier"):
+    with pytest.raises(CheckpointError, match="but a sequence classifier is needed here"):
         ClassifierReward(str(tiny_llama), "happy")

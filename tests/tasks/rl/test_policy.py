@@ -1,14 +1,17 @@
 """What TRL's online trainers would train wrongly is refused before the first step."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, set_seed
+from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.tasks.rl.policy import (
+    check_reference,
     check_starting_model,
     left_padding_difference,
     prepare_policy,
@@ -81,11 +84,14 @@ def test_a_policy_without_weights_or_ending_is_refused(
     prepare_policy(model, tokenizer, "runs/sft")
     with pytest.raises(CheckpointError, match="has no weights"):
         check_starting_model("recipes/architectures/llama-5m.json")
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(
-        CheckpointError, match="is an adapter: the KL would be measured to its base"
-    ):
-        check_starting_model(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text(
+        '{"task_type": "CAUSAL_LM", "base_model_name_or_path": "runs/base"}'
+    )
+    policy = ModelConfig(model_name_or_path=str(tmp_path))
+    with pytest.raises(CheckpointError, match="measured to its base runs/base instead of to it"):
+        check_reference(policy, beta=0.05)
+    check_reference(policy, beta=0.0)
+    check_reference(replace(policy, use_peft=True), beta=0.05)
     tokenizer.eos_token = None
     model.generation_config.eos_token_id = None
     with pytest.raises(ConfigError, match="no answer would ever end"):

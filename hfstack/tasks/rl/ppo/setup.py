@@ -23,6 +23,7 @@ from trl.models.utils import prepare_fsdp
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.models.contents import kind_of_architecture
 from hfstack.models.loading import load_tokenizer
 from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
@@ -42,10 +43,10 @@ logger = get_logger(__name__)
 # pulled towards the values before the head has learned them.
 _SHARED_HEAD_RATE = 10.0
 _OTHER_HEADS = (
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-    "ForMaskedLM",
+    "sequence classifier",
+    "token classifier",
+    "question answering model",
+    "masked language model",
 )
 
 # attributes that attention modules read as plain numbers while they train
@@ -70,7 +71,8 @@ def build_actor_critic(
             critic does not fit.
         CheckpointError: there is no model at `critic_model`.
     """
-    if wrong := [name for name in model.config.architectures or () if name.endswith(_OTHER_HEADS)]:
+    saved_as = model.config.architectures or ()
+    if wrong := [name for name in saved_as if kind_of_architecture(name) in _OTHER_HEADS]:
         raise ConfigError(
             f"the policy was saved as a {wrong[0]}, without a language-model head: name the model "
             "it was trained from"

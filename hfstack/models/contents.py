@@ -1,0 +1,278 @@
+"""Say what a folder or a Hub id holds, and refuse a model of the wrong kind.
+
+The kind is what a model says of itself: `architectures` in config.json, `task_type` in
+adapter_config.json. transformers would load most kinds as most others, with random weights in place
+of the head that is missing.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import constants
+from transformers import PreTrainedConfig
+from transformers.models.auto import modeling_auto
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from hfstack.errors import CheckpointError
+
+Kind = Literal[
+    "causal language model",
+    "masked language model",
+    "sequence classifier",
+    "reward model",
+    "token classifier",
+    "question answering model",
+    "encoder-decoder",
+    "model without a head",
+    "model of an unknown task",
+]
+
+ADAPTER_FILE = "adapter_config.json"
+CLASSIFIER_FILE = "classifier.json"
+"""What the recipe classify writes beside a classifier, whose outputs are then no rewards."""
+
+# Endings of the names of architectures, and how peft calls the same tasks.
+_BY_ENDING: dict[str, Kind] = {
+    "ForSequenceClassification": "sequence classifier",
+    "ForTokenClassification": "token classifier",
+    "ForQuestionAnswering": "question answering model",
+    "ForCausalLM": "causal language model",
+    "LMHeadModel": "causal language model",
+    "ForMaskedLM": "masked language model",
+    "ForPreTraining": "masked language model",
+}
+_BY_ADAPTER_TASK: dict[str, Kind] = {
+    "CAUSAL_LM": "causal language model",
+    "SEQ_CLS": "sequence classifier",
+    "TOKEN_CLS": "token classifier",
+    "QUESTION_ANS": "question answering model",
+    "SEQ_2_SEQ_LM": "encoder-decoder",
+    "FEATURE_EXTRACTION": "model without a head",
+}
+
+
+def _names(mapping: Mapping[Any, Any]) -> frozenset[str]:
+    """Return the names of the classes in one of transformers' lists."""
+    values = (each if isinstance(each, tuple | list) else (each,) for each in mapping.values())
+    return frozenset(chain.from_iterable(values))
+
+
+# transformers' own lists, for names whose ending says nothing or something else, such as
+# Gemma3ForConditionalGeneration; the first that holds a name counts. XLM's one class is in two.
+_MASKED = _names(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+_LISTED: tuple[tuple[Kind, frozenset[str]], ...] = (
+    (
+        "causal language model",
+        _names(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - _MASKED,
+    ),
+    ("encoder-decoder", _names(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)),
+    ("masked language model", _MASKED),
+    ("model without a head", _names(modeling_auto.MODEL_MAPPING_NAMES)),
+)
+
+# What to do with a model that was named in the wrong place.
+USES: dict[Kind, str] = {
+    "causal language model": "generate, evaluate_lm and win_rate read it, sft trains it further",
+    "masked language model": "generate fills its masks; classify, tag and answer train it further",
+    "sequence classifier": "predict and explain read it",
+    "reward model": "it is what --reward_model of ppo, rloo, grpo and win_rate names",
+    "token classifier": "predict reads it",
+    "question answering model": "predict reads it",
+    "encoder-decoder": "predict reads it, seq2seq trains it further",
+    "model without a head": "classify, tag, answer and reward train one on it",
+    "model of an unknown task": "name another",
+}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a folder or a Hub id holds.
+
+    Args:
+        kind: what its outputs are.
+        evidence: the architecture or the adapter's task, and the file that names it.
+        adapter: these are the weights of an adapter alone.
+        base: where the adapter's base is, as its file names it.
+    """
+
+    kind: Kind
+    evidence: str
+    adapter: bool = False
+    base: str = ""
+
+    def __str__(self) -> str:
+        prefix = "an adapter of " if self.adapter else ""
+        return f"{prefix}{_with_article(self.kind)} ({self.evidence})"
+
+
+def identify_model(name: str, revision: str | None = None) -> Contents:
+    """Return what the model at a place is, without loading it.
+
+    Args:
+        name: a folder or a Hub id.
+        revision: on the Hub.
+
+    Raises:
+        CheckpointError: there is no model; the message says what is there instead. An adapter
+            names no base.
+    """
+    refuse_file(name)
+    folder = Path(name)
+    adapter = _find_adapter(name, revision)
+    if adapter is not None:
+        return _adapter_contents(name, adapter)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{name} holds no model: {_other_contents(folder)}")
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(not_found("model", name, error)) from error
+
+    architecture = next(iter(config.get("architectures") or []), "no architecture")
+    kind = kind_of_architecture(architecture)
+    # One output and no classes: the number is a reward.
+    labels = config.get("num_labels", len(config.get("id2label") or [0, 1]))
+    classes = (folder / CLASSIFIER_FILE).is_file() or config.get("problem_type") == "regression"
+    if kind == "sequence classifier" and labels == 1 and not classes:
+        kind = "reward model"
+    return Contents(kind, f"{architecture}, from {name}/config.json")
+
+
+def check_kind(name: str, wanted: Collection[Kind], revision: str | None = None) -> Contents:
+    """Return what a model is, once it is one of the kinds that are wanted.
+
+    A model that does not say what it is passes: loading it shows whether its head is there.
+
+    Args:
+        wanted: the kinds that fit; the first one is named in the message.
+
+    Raises:
+        CheckpointError: there is no model, or one of another kind.
+    """
+    found = identify_model(name, revision)
+    if found.kind in wanted or found.kind == "model of an unknown task":
+        return found
+
+    needed = _with_article(next(iter(wanted)))
+    raise CheckpointError(f"{name} is {found}, but {needed} is needed here; {USES[found.kind]}")
+
+
+def refuse_file(name: str) -> None:
+    """Refuse the path of a file, such as model.safetensors, where a folder is meant."""
+    if Path(name).is_file():
+        raise CheckpointError(
+            f"{name} is a file: name the folder that it is in, with its config.json and tokenizer"
+        )
+
+
+def kind_of_architecture(architecture: str) -> Kind:
+    """Return the kind of a class of transformers, or of ours, by its name."""
+    for kind, names in _LISTED:
+        if architecture in names:
+            return kind
+    for ending, kind in _BY_ENDING.items():
+        if architecture.endswith(ending):
+            return kind
+    return "model of an unknown task"
+
+
+def require_trained(
+    missing: Collection[str], found: Contents, name: str, *, new_head: bool
+) -> str | None:
+    """Return a line for the log where parts are newly initialised; None where none is.
+
+    Args:
+        missing: what the weights lack.
+        found: what the model says that it is.
+        new_head: they will be trained.
+
+    Raises:
+        CheckpointError: they would be used as they are, and give noise.
+    """
+    if not missing:
+        return None
+    parts = ", ".join(sorted(missing)[:3]) + (", ..." if len(missing) > 3 else "")
+    if new_head:
+        return f"{name} is {found}: newly initialised {parts}"
+    raise CheckpointError(
+        f"{name} is {found}, and its weights lack {parts}, which would be random: train it first, "
+        "or name another model"
+    )
+
+
+def not_found(what: str, name: str, error: Exception) -> str:
+    """Return one line for the many ways in which upstream fails to load something."""
+    cause = " ".join(str(error).split())
+    path = Path(name)
+    if path.exists():
+        # The place is there, but holds something else.
+        files = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else "a file"
+        return f"{name} holds no {what} that can be loaded (it has: {files}): {cause[:200]}"
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        return f"no {what} at {name}: no such directory"
+    return (
+        f"no {what} {name!r} here or at {constants.ENDPOINT}: no such directory, and on the Hub it "
+        "is private, missing, or out of reach (no token, no network)"
+    )
+
+
+def _with_article(kind: Kind) -> str:
+    return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
+
+
+def _find_adapter(name: str, revision: str | None) -> Path | None:
+    """Return the adapter_config.json of a folder or Hub id, or None without one."""
+    try:
+        found = find_adapter_config_file(name, revision=revision)
+    except (OSError, ValueError):  # no name that the Hub could have
+        return None
+    return Path(found) if found is not None else None
+
+
+def _adapter_contents(name: str, file: Path) -> Contents:
+    """Return what an adapter is, by the task that peft recorded."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        task, base = config.get("task_type"), config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{name}/{ADAPTER_FILE} cannot be read: {error}") from None
+
+    if not base:
+        raise CheckpointError(f"{name} is an adapter that names no base model: train it again")
+    kind = _BY_ADAPTER_TASK.get(str(task), "model of an unknown task")
+    if kind == "sequence classifier" and _run_of(Path(name)).get("recipe") == "reward":
+        kind = "reward model"
+    return Contents(kind, f"{task}, from {name}/{ADAPTER_FILE}", adapter=True, base=base)
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
+    """Return the run.json of a folder, {} without one that can be read."""
+    try:
+        values = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _other_contents(folder: Path) -> str:
+    """Return what a folder without a model has instead, and what to name."""
+    files = sorted(path.name for path in folder.iterdir())
+    steps = [name for name in files if name.startswith("checkpoint-")]
+    newest = max(steps, key=lambda name: (len(name), name), default=None)
+
+    run = _run_of(folder)
+    if newest is not None:
+        status = f" ({run.get('recipe')}, {run.get('status')})" if run else ""
+        return f"it is a run{status} with checkpoints; name one of them, such as {folder / newest}"
+    if weights := [name for name in files if name.endswith(".safetensors")]:
+        return f"{weights[0]} has no config.json beside it, which says what it is"
+    if "tokenizer.json" in files or "tokenizer_config.json" in files:
+        return "a tokenizer only"
+    if run:
+        return f"it is a run of {run.get('recipe')} ({run.get('status')}), which left none there"
+    return f"it has {', '.join(files[:8])}" if files else "it is empty"
