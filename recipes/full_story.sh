@@ -144,3 +144,4 @@ stage report "show all stages on one page" \
 
 printf '\nThe story took %d s. Open %s in a browser.\n' \
     "$((SECONDS - began))" "$out/report/report.html"
+printf 'Talk to the model: hfstack chat %s\n' "$out/ppo"

@@ -1,4 +1,4 @@
-"""`hfstack list | copy | run | doctor`: find a recipe, copy it, start it.
+"""`hfstack list | copy | run | chat | doctor`: start recipes, try results.
 
 Everything else is a recipe. Standard library only, so that `hfstack --help` and `hfstack run X
 --help` are immediate.
@@ -14,6 +14,7 @@ import typing
 from pathlib import Path
 
 from hfstack import __version__
+from hfstack.cli.chat import add_chat, run_chat
 from hfstack.cli.launch import LaunchOptions, plan, read_setting
 from hfstack.cli.retry import execute_again
 from hfstack.cli.supervise import EXIT_MISTAKE, say
@@ -84,7 +85,9 @@ def _main(argv: list[str]) -> int:
     )
 
     parser.add_argument("--version", action="version", version=f"hfstack {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="list | copy | run | doctor", required=True)
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="list | copy | run | chat | doctor", required=True
+    )
     verbs.add_parser("list", help="list the recipes", allow_abbrev=False)
     copy = verbs.add_parser("copy", help="copy a recipe and its YAML, to edit", allow_abbrev=False)
     copy.add_argument("recipe", help="a name of `hfstack list`")
@@ -93,6 +96,7 @@ def _main(argv: list[str]) -> int:
     )
 
     verbs.add_parser("run", help="start a recipe (hfstack run --help)", add_help=False)
+    add_chat(verbs)
     doctor = verbs.add_parser(
         "doctor", help="say whether this machine is ready", allow_abbrev=False
     )
@@ -107,6 +111,8 @@ def _main(argv: list[str]) -> int:
         return _list()
     if args.verb == "copy":
         return _copy(args.recipe, args.folder)
+    if args.verb == "chat":
+        return run_chat(args)
 
     # doctor imports torch and other large libraries, so it has a process of its own.
     flags = ["--json"] if args.json else []

@@ -232,6 +232,12 @@ def start_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return bos if first == [bos] else None
 
 
+def document_start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the token before a document in packed blocks: the bos, else the eos."""
+    bos = start_token_id(tokenizer)
+    return bos if bos is not None else cast(int | None, tokenizer.eos_token_id)
+
+
 def private_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     """Return a copy of the tokenizer's Rust core that neither truncates nor pads.
 

@@ -209,7 +209,7 @@ def test_help_of_run_itself(shipped: Path, capfd: pytest.CaptureFixture[str]):
             ("run", "first", "--processes", "2"),
             "first takes no TrainingArguments, so it runs in one plain process",
         ),
-        (("lst",), "argument list | copy | run | doctor: invalid choice: 'lst'"),
+        (("lst",), "argument list | copy | run | chat | doctor: invalid choice: 'lst'"),
         (("list", "--jsn"), "unrecognized arguments: --jsn"),
         ((), "the following arguments are required"),
     ],
@@ -241,7 +241,7 @@ def test_help_imports_nothing_heavy_and_takes_a_quarter_of_a_second():
             check=True,
             env=environment,
         )
-        assert "list | copy | run | doctor" in done.stdout
+        assert "list | copy | run | chat | doctor" in done.stdout
         spent, _, heavy = done.stderr.partition(" ")
         assert heavy.strip() == "[]"
         seconds.append(float(spent))

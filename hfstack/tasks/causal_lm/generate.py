@@ -4,14 +4,19 @@ Legend: B prompts of a batch, T tokens of the longest prompt.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
 
-from hfstack.errors import DataError
-from hfstack.tasks.causal_lm.metrics import document_start_id
+from hfstack.tasks.causal_lm.prompt_format import encode_prompt
 from hfstack.tasks.causal_lm.sampling import (
     check_sampling,
     generation_settings,
@@ -55,7 +60,7 @@ def generate_from_texts(
     completions = generate_from_ids(
         model,
         tokenizer,
-        [_encode_prompt(tokenizer, prompt) for prompt in prompts],
+        [encode_prompt(tokenizer, prompt, "document") for prompt in prompts],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -83,6 +88,8 @@ def generate_from_ids(
     min_p: float = 0.0,
     batch_size: int = 16,
     opening: str = "",
+    streamer: BaseStreamer | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> list[Completion]:
     """Return one completion for each prompt, in order, up to the end of text or turn.
 
@@ -100,6 +107,8 @@ def generate_from_ids(
         batch_size: prompts per call of the model's `generate`.
         opening: from `answer_opening` where the prompts are conversations: what the chat template
             writes between a prompt and its answer.
+        streamer: is given the tokens as they come; with one prompt only.
+        should_stop: asked after each token; True ends the completions there.
 
     Raises:
         ConfigError: a sampling setting is out of range.
@@ -116,6 +125,7 @@ def generate_from_ids(
         pad_id=pad,
     )
 
+    stopping = StoppingCriteriaList([_StopWhen(should_stop)] if should_stop else [])
     completions: list[Completion] = []
     for first in range(0, len(prompts), batch_size):
         batch = [list(ids) for ids in prompts[first : first + batch_size]]
@@ -128,6 +138,8 @@ def generate_from_ids(
                 input_ids=torch.tensor(padded, device=model.device),  # (B, T)
                 attention_mask=torch.tensor(mask, device=model.device),  # (B, T)
                 generation_config=settings,
+                streamer=streamer,
+                stopping_criteria=stopping,
             )
 
         generated = output[:, width:].tolist()
@@ -137,6 +149,18 @@ def generate_from_ids(
         ]
 
     return completions
+
+
+class _StopWhen(StoppingCriteria):
+    """Ends every completion of a batch as soon as a function says so."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self.should_stop = should_stop
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        """Return for each row of the batch whether it ends here, (B,)."""
+        stops = torch.full((len(input_ids),), self.should_stop(), device=input_ids.device)
+        return cast(torch.BoolTensor, stops)
 
 
 def sample_pairs(
@@ -154,20 +178,6 @@ def sample_pairs(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.8, top_k=50
     )
     return [(one.prompt, one.completion) for one in completions]
-
-
-def _encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Return the prompt's ids as a document begins in pretraining."""
-    token_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    start = document_start_id(tokenizer)
-    if start is not None:
-        return [start, *token_ids]
-
-    if not token_ids:
-        raise DataError(
-            "a prompt is empty, and the tokenizer has no bos or eos token to start from"
-        )
-    return token_ids
 
 
 def _as_completion(

@@ -10,7 +10,7 @@ Legend: B windows of a batch, T window length, n scored positions of a batch, V 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import evaluate
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
 from hfstack.intervals import bootstrap_intervals
-from hfstack.tokens.fast_encoding import start_token_id
+from hfstack.tokens.fast_encoding import document_start_id
 
 _FEATURES = {
     "nll": datasets.Value("float64"),
@@ -269,9 +269,3 @@ def derived_metrics(loss: float, *, tokens_per_byte: float) -> dict[str, float]:
         tokens_per_byte: tokens over UTF-8 bytes of the text that the loss was measured on.
     """
     return {"perplexity": perplexity(loss), "bits_per_byte": loss / math.log(2) * tokens_per_byte}
-
-
-def document_start_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the token before a document in packed blocks: the bos, else the eos."""
-    bos = start_token_id(tokenizer)
-    return bos if bos is not None else cast(int | None, tokenizer.eos_token_id)

@@ -1,0 +1,142 @@
+"""Say what a model folder holds, by its JSON files, before torch is imported.
+
+transformers loads almost any checkpoint as almost any model, with a new head where it has none, and
+warns at most: a classifier that is asked to generate gives noise. Standard library only.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hfstack.errors import CheckpointError
+from hfstack.runs.checkpoint_files import newest_checkpoint
+
+_CONFIG, _ADAPTER_CONFIG, _RUN_FILE = "config.json", "adapter_config.json", "run.json"
+_TASKS = {
+    "TOKEN_CLS": "a tagger: hfstack run predict uses it",
+    "QUESTION_ANS": "a model that answers by a span of a text: hfstack run predict uses it",
+    "SEQ_CLS": "a classifier or a reward model",
+    "SEQ_2_SEQ_LM": "an encoder-decoder: hfstack run predict uses it",
+    "FEATURE_EXTRACTION": "an encoder, which generates no text",
+}
+_HEADS = {
+    "ForMaskedLM": "a masked language model: hfstack run generate fills its masks",
+    "ForPreTraining": "a masked language model: hfstack run generate fills its masks",
+    "ForTokenClassification": _TASKS["TOKEN_CLS"],
+    "ForQuestionAnswering": _TASKS["QUESTION_ANS"],
+    "ForMultipleChoice": "a model that chooses among answers, and generates no text",
+}
+
+
+def find_causal_lm(name: str) -> str:
+    """Return the folder of a causal language model, or the name as it is for a Hub id.
+
+    Of a run that has not finished, it is that of its newest whole checkpoint.
+
+    Raises:
+        CheckpointError: the folder is not there, or holds no causal language model; the message
+            says what it holds.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        if _looks_local(name, path):
+            raise CheckpointError(f"{name}: no such folder{_suggest_neighbour(path)}")
+        return name
+
+    if not path.is_dir():
+        raise CheckpointError(f"{name} is a file: name its folder, {path.parent}")
+    if (path / _ADAPTER_CONFIG).is_file():
+        refuse_other_adapter(name, _read(path / _ADAPTER_CONFIG))
+        return str(path)
+    if (path / _CONFIG).is_file():
+        refuse_other_model(name, _read(path / _CONFIG))
+        return str(path)
+
+    checkpoint = newest_checkpoint(path)
+    if checkpoint is not None:
+        return find_causal_lm(str(checkpoint))
+    raise CheckpointError(f"{name} holds no model{_describe_contents(path)}")
+
+
+def refuse_other_model(name: str, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError when a config.json is not that of a causal language model."""
+    architectures = [str(one) for one in config.get("architectures") or []]
+    if any(one.endswith(("ForCausalLM", "LMHeadModel")) for one in architectures):
+        return
+
+    found = None
+    if config.get("is_encoder_decoder"):
+        found = _TASKS["SEQ_2_SEQ_LM"]
+    for one in architectures:
+        head = next((text for ending, text in _HEADS.items() if one.endswith(ending)), None)
+        if one.endswith("ForSequenceClassification"):
+            head = _describe_classifier(config)
+        elif one.endswith("Model") and head is None:
+            head = "a model without a head, which generates no text"
+        found = found or head
+
+    if found is not None:
+        shown = f" ({', '.join(architectures)})" if architectures else ""
+        raise CheckpointError(f"{name}{shown} is {found}; a causal language model is needed")
+
+
+def refuse_other_adapter(name: str, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError when an adapter is not that of a causal language model."""
+    task = config.get("task_type")
+    if task in _TASKS:
+        raise CheckpointError(
+            f"{name} is the adapter of {_TASKS[task]}; a causal language model is needed"
+        )
+
+
+def _describe_classifier(config: Mapping[str, Any]) -> str:
+    """Return what a model with a classification head is, by its number of labels."""
+    labels = config.get("num_labels") or len(config.get("id2label") or (0, 1))
+    if labels == 1:
+        return "a reward model or a regression, which scores texts and generates none"
+    return f"a classifier of {labels} labels: hfstack run predict uses it"
+
+
+def _looks_local(name: str, path: Path) -> bool:
+    """Return whether a name that is not there is no Hub id (`name`, `owner/name`)."""
+    below_a_folder = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+    return path.is_absolute() or name.startswith(".") or name.count("/") > 1 or below_a_folder
+
+
+def _suggest_neighbour(path: Path) -> str:
+    """Return `; did you mean ...?` for a folder beside it whose name is close, or ""."""
+    if not path.parent.is_dir():
+        return f" (nor is {path.parent})"
+    neighbours = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    close = difflib.get_close_matches(path.name, neighbours, n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _describe_contents(path: Path) -> str:
+    """Return what a folder without a model is, or holds."""
+    if (path / _RUN_FILE).is_file():
+        record = _read(path / _RUN_FILE)
+        return f": it is a run of {record.get('recipe')} that is {record.get('status')}"
+
+    inside = sorted(entry.name for entry in path.iterdir())
+    models = [
+        str(path / entry)
+        for entry in inside
+        if (path / entry / _CONFIG).is_file() or (path / entry / _ADAPTER_CONFIG).is_file()
+    ]
+    if models:
+        return f"; these do: {', '.join(models[:8])}"
+    return f" (it has: {', '.join(inside[:8])})" if inside else ": it is empty"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; a CheckpointError where it is not a mapping."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no JSON mapping")
+    return content

@@ -1,0 +1,127 @@
+"""Find how a model was asked while it trained, and encode prompts like that.
+
+A tokenizer that hfstack trains has a chat template from the beginning, long before a model learns
+it: whether to use it is said by what the runs behind the model recorded, not by its being there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from hfstack.errors import ConfigError, DataError
+from hfstack.runs.checkpoint_files import step_of
+from hfstack.runs.record import RUN_FILE, RunRecord, read_run
+from hfstack.tokens.chat import encode_for_generation
+from hfstack.tokens.fast_encoding import document_start_id
+
+# Recipes that read texts as documents, whatever template their tokenizer has.
+_PRETRAINING = frozenset({"pretrain_clm", "scaling_ladder"})
+
+Kind = Literal["chat", "prompt", "document"]
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a prompt is encoded, and why that way, in a few words."""
+
+    kind: Kind
+    """chat: as a turn of the chat template; prompt: as it is; document: behind the token that
+    begins a text in pretraining."""
+    reason: str
+
+
+def find_prompt_format(
+    name: str, tokenizer: PreTrainedTokenizerBase, *, as_chat: bool | None = None
+) -> PromptFormat:
+    """Return the format that a model was trained with.
+
+    Args:
+        name: a run, a checkpoint or an adapter in its folder, or a Hub id, whose template is taken
+            to be learned.
+        as_chat: decides instead; None for what was recorded.
+
+    Raises:
+        ConfigError: the chat template is asked for, and the tokenizer has none.
+    """
+    folder = Path(name).expanduser()
+    recorded = _recorded_format(folder.parent if step_of(folder) >= 0 else folder, set())
+    if as_chat is False:
+        plain = recorded if recorded is not None and recorded.kind == "prompt" else None
+        return PromptFormat(plain.kind if plain else "document", "as asked")
+
+    if tokenizer.chat_template is None:
+        if as_chat:
+            raise ConfigError(f"--as_chat: the tokenizer of {name} has no chat template")
+        if recorded is not None and recorded.kind != "chat":
+            return recorded
+        return PromptFormat("document", "its tokenizer has no chat template")
+
+    if as_chat:
+        return PromptFormat("chat", "as asked")
+    return recorded or PromptFormat("chat", "its tokenizer has a chat template")
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[dict[str, Any]] | str, kind: Kind
+) -> list[int]:
+    """Return the ids of a prompt up to its answer, as training encoded it.
+
+    Args:
+        prompt: a conversation, or the text of one turn of the user.
+        kind: of the model's PromptFormat; plain kinds read texts only.
+
+    Raises:
+        DataError: the prompt is empty and the tokenizer has no token to start with, or the template
+            refuses the conversation.
+    """
+    if kind == "chat":
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        return encode_for_generation(tokenizer, turns)
+
+    if not isinstance(prompt, str):
+        raise DataError("a prompt is a conversation, and this model reads plain text alone")
+    if kind == "prompt":
+        return encode_for_generation(tokenizer, prompt)
+
+    token_ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    start = document_start_id(tokenizer)
+    if start is not None:
+        return [start, *token_ids]
+    if not token_ids:
+        raise DataError(
+            "a prompt is empty, and the tokenizer has no bos or eos token to start from"
+        )
+    return token_ids
+
+
+def _recorded_format(folder: Path, seen: set[Path]) -> PromptFormat | None:
+    """Return what run.json says of the format, or those of the runs behind it."""
+    place = folder.resolve()
+    if place in seen or not (place / RUN_FILE).is_file():
+        return None
+    seen.add(place)
+
+    record = read_run(place)
+    own = _own_format(record)
+    if own is not None:
+        return own
+
+    # A recipe that takes its rows as they are goes on as the model before it.
+    found = (_recorded_format(place / parent, seen) for parent in record.parents)
+    return next((one for one in found if one is not None), None)
+
+
+def _own_format(record: RunRecord) -> PromptFormat | None:
+    """Return what one run's recipe and settings say of the format, or None."""
+    if record.recipe in _PRETRAINING:
+        return PromptFormat("document", "it was pretrained on plain text")
+
+    for settings in record.settings.values():
+        if settings.get("as_chat") is False:
+            return PromptFormat("prompt", f"{record.recipe} trained it with --as_chat false")
+        if settings.get("as_chat") or settings.get("conversational"):
+            return PromptFormat("chat", f"{record.recipe} trained it with its chat template")
+    return None
