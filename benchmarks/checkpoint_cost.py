@@ -38,7 +38,8 @@ from transformers import (
     set_seed,
 )
 
-from hfstack.runs.checkpoint_files import size_bytes, write_manifest
+from hfstack.runs.checkpoint_files import size_bytes
+from hfstack.runs.manifest import write_manifest
 from hfstack.runs.run import Run
 from hfstack.training import checkpointing
 from hfstack.training.checkpointing import KeepCheckpoints, protect

@@ -41,7 +41,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from hfstack.config import command_line, parse
 from hfstack.recipe_settings import load_recipe, settings_classes
-from hfstack.runs.checkpoint_files import MANIFEST
+from hfstack.runs.manifest import MANIFEST
 
 ROOT = Path(__file__).parent.parent
 # Clocks, and what is computed from them; everything else in the log must be equal.

@@ -1,14 +1,134 @@
 """Hash and describe files, flush them to disk, write them all or nothing.
 
 Standard library only.
+
+That a file cannot be read says nothing about what is in it. What reads a file to judge it does so
+through `retry_reading`: an answer is "it is there", "it is missing" or "it differs", and a file
+that cannot be looked at is an error, never one of these.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import stat
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+
+from hfstack.errors import HfstackError
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
+
+# Pauses before a file that cannot be read is tried again. A network file system answers ESTALE
+# until the file is opened anew, and a table of open files empties by itself.
+_PAUSES_S = (0.5, 1.0, 2.0)
+
+# The answers of the system that mean that there is no such file, and not that it is out of reach.
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+_ADVICE = {
+    errno.EMFILE: "raise the number of files that may be open (ulimit -n)",
+    errno.ENFILE: "close programs on this machine that hold files open",
+    errno.EACCES: "give this user the right to read and write it",
+    errno.EPERM: "give this user the right to read and write it",
+    errno.EROFS: "mount it so that it can be written",
+    errno.ESTALE: "mount the network file system again",
+    errno.EIO: "look at the disk or the network that it lies on",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within the quota",
+}
+
+
+def is_missing(error: OSError) -> bool:
+    """Return whether an error says that there is no such file."""
+    return error.errno in _MISSING
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return what the system said and, where known, what to do: `reason; advice`."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{reason}; {advice}" if advice else reason
+
+
+def retry_reading(
+    read: Callable[[], T], what: object, *, raises: type[HfstackError], remark: str = ""
+) -> T:
+    """Call a function that reads files, a few times when the system refuses.
+
+    Args:
+        read: what to call; it raises OSError where a file cannot be read. That a file is missing
+            is an answer, and raised as it is.
+        what: the path that a message names.
+        raises: the error of a reading that never succeeds, after three pauses of 3.5 s together.
+        remark: what the message adds, such as that nothing was changed.
+    """
+    for pause_s in (*_PAUSES_S, None):
+        try:
+            return read()
+        except OSError as error:
+            if is_missing(error) or isinstance(error, HfstackError):
+                raise
+
+            place = error.filename if isinstance(error.filename, str | os.PathLike) else what
+            if pause_s is None:
+                tries = len(_PAUSES_S) + 1
+                raise raises(
+                    f"{place} could not be read in {tries} tries: {describe_os_error(error)}"
+                    f"{remark}"
+                ) from error
+
+            reason = error.strerror or error
+            logger.warning("%s could not be read (%s): next try in %g s", place, reason, pause_s)
+            time.sleep(pause_s)
+
+    raise AssertionError("the last try returns or raises")
+
+
+def size_of_file(path: Path) -> int | None:
+    """Return the size of a file in bytes, or None where there is no file of that name.
+
+    Unlike `Path.is_file`, whose answer may be False for what cannot be looked at as well.
+    """
+    status = _status(path)
+    return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder of that name, or raise OSError."""
+    status = _status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return what the system knows of a path, or None where there is nothing."""
+    try:
+        return path.stat()
+    except OSError as error:
+        if is_missing(error):
+            return None
+        raise
+
+
+def file_names(folder: Path) -> list[str]:
+    """Return the relative names of all files below a folder, sorted.
+
+    Unlike `Path.rglob`, which leaves out what it cannot list.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = []
+    for place, _, names in os.walk(folder, onerror=refuse):
+        paths = (Path(place) / name for name in names)
+        found += [str(path.relative_to(folder)) for path in paths if size_of_file(path) is not None]
+    return sorted(found)
 
 
 def hash_file(path: Path) -> str:

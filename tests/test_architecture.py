@@ -32,7 +32,7 @@ COMMAND_LINE = {
 }
 LIGHT = [  # started before, or without, anything heavy: standard library only
     *("errors", "logs", "redaction", "shipped", "disk", "machine"),
-    *("runs/checkpoint_files", "runs/model_folder"),
+    *("runs/checkpoint_files", "runs/manifest", "runs/model_folder"),
     *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
     "cli/chat",
 ]

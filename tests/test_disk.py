@@ -1,11 +1,25 @@
 """Files are written all or nothing, and recognised by size and digest."""
 
+import errno
 import hashlib
+import logging
 from pathlib import Path
 
 import pytest
 
-from hfstack.disk import atomic_write, describe_file, hash_file, hash_text, is_as_described
+from hfstack.disk import (
+    atomic_write,
+    describe_file,
+    describe_os_error,
+    file_names,
+    hash_file,
+    hash_text,
+    is_as_described,
+    retry_reading,
+    size_of_file,
+)
+from hfstack.errors import CheckpointError
+from tests.faults import CODES, NAMES, Faults
 
 
 def test_a_digest_is_blake2b_of_16_bytes(tmp_path: Path) -> None:
@@ -43,3 +57,53 @@ def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path, durable: bool
         _ = 1 / 0
     assert path.read_text() == "new"
     assert [left.name for left in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("code", CODES, ids=NAMES)
+def test_what_cannot_be_looked_at_is_not_missing(tmp_path: Path, code: int) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_text("text")
+    assert size_of_file(tmp_path / "inner" / "file") == 4
+    assert size_of_file(tmp_path / "inner") is None and size_of_file(tmp_path / "none") is None
+    assert file_names(tmp_path) == ["inner/file"]
+    with Faults() as faults:
+        faults.plant(code, "file", at="stat")
+        with pytest.raises(OSError, match="file"):
+            size_of_file(tmp_path / "inner" / "file")
+    with Faults() as faults:
+        faults.plant(code, "inner", at="list")
+        with pytest.raises(OSError, match="inner"):
+            file_names(tmp_path)
+
+
+def test_reading_is_tried_four_times_and_each_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    waits: list[float] = []
+    monkeypatch.setattr("hfstack.disk.time.sleep", waits.append)
+    calls: list[int] = []
+
+    def read() -> None:
+        calls.append(1)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with pytest.raises(
+        CheckpointError,
+        match=r"^/x could not be read in 4 tries: Stale file handle; mount the network file "
+        "system again; kept$",
+    ):
+        retry_reading(read, "/x", raises=CheckpointError, remark="; kept")
+    assert waits == [0.5, 1.0, 2.0] and len(calls) == 4
+    assert "/x could not be read (Stale file handle): next try in 0.5 s" in caplog.text
+
+    # That there is no such file is an answer.
+    with pytest.raises(FileNotFoundError):
+        retry_reading((tmp_path / "none").read_bytes, tmp_path, raises=CheckpointError)
+    assert waits == [0.5, 1.0, 2.0]
+
+
+def test_what_to_do_about_an_error_of_the_system() -> None:
+    assert "ulimit -n" in describe_os_error(OSError(errno.EMFILE, "Too many open files"))
+    assert describe_os_error(OSError(errno.ENOTDIR, "Not a directory")) == "Not a directory"
+    assert describe_os_error(OSError("a text")) == "a text"

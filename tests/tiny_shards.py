@@ -7,7 +7,7 @@ from torch.distributed import checkpoint as distributed_checkpoint
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from hfstack.models.shards import describe_model
-from hfstack.runs.checkpoint_files import STATE
+from hfstack.runs.manifest import STATE
 
 SHARD = "pytorch_model_fsdp_0/__0_1.distcp"
 

@@ -3,33 +3,37 @@
 Standard library only.
 
 A checkpoint is whole when the manifest that was written last, after everything else had reached the
-disk, says so: `hfstack-manifest.json` holds size and blake2b of every file. Renaming a finished
-folder into place instead was merged into transformers and taken back twice
-(huggingface/transformers#27820 and #29370, #35580 and #36112): a folder can be renamed while
-another process still writes into it.
+disk, says so (see manifest.py). Renaming a finished folder into place instead was merged into
+transformers and taken back twice (huggingface/transformers#27820 and #29370, #35580 and #36112): a
+folder can be renamed while another process still writes into it.
+
+A checkpoint is torn when it was read and is not what was written. One that could not be read is
+neither torn nor whole: that is an error, after which nothing is set aside and nothing deleted.
 """
 
+import itertools
 import json
 import re
 import shutil
 import struct
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hfstack.disk import atomic_write, flush_to_disk, hash_file
+from hfstack.disk import describe_os_error, is_folder, is_missing
 from hfstack.errors import CheckpointError
 from hfstack.logs import get_logger
+from hfstack.runs.manifest import (
+    INCOMPLETE,
+    MANIFEST,
+    STATE,
+    content_names,
+    differs_from_manifest,
+    find_size,
+    look,
+)
 
 logger = get_logger(__name__)
-
-MANIFEST = "hfstack-manifest.json"
-# upstream's mark of a checkpoint that is being written
-INCOMPLETE = "checkpoint-is-incomplete.txt"
-STATE = "trainer_state.json"
-_SCHEMA = 1
-_THREADS = 4
 
 # Weights in fp32 and two fp32 moments of Adam, beside which everything else in a checkpoint is
 # small.
@@ -44,6 +48,8 @@ _PARSE_ERRORS = (
     TypeError,
     AttributeError,
     EOFError,
+    OverflowError,
+    RecursionError,
     struct.error,
     zipfile.BadZipFile,
 )
@@ -83,13 +89,27 @@ def step_of(path: Path) -> int:
 
 
 def list_checkpoints(directory: str | Path) -> list[Path]:
-    """Return the `checkpoint-<step>` folders of a run, newest first, whole or not."""
-    found = [
-        path
-        for path in Path(directory).glob("checkpoint-*")
-        if step_of(path) >= 0 and path.is_dir()
-    ]
-    return sorted(found, key=step_of, reverse=True)
+    """Return the `checkpoint-<step>` folders of a run, newest first, whole or not.
+
+    Raises:
+        CheckpointError: the directory could not be listed.
+    """
+    return sorted(_list_folders(Path(directory), _STEP), key=step_of, reverse=True)
+
+
+def _list_folders(directory: Path, name: re.Pattern[str]) -> list[Path]:
+    """Return the folders in a directory whose names match; none where it is missing."""
+
+    def scan() -> list[Path]:
+        return [path for path in directory.iterdir() if name.fullmatch(path.name)]
+
+    try:
+        found = look(scan, directory)
+    except OSError as error:
+        if is_missing(error):
+            return []
+        raise
+    return [path for path in found if look(lambda path=path: is_folder(path), path)]
 
 
 def newest_checkpoint(directory: str | Path, *, needs_manifest: bool = False) -> Path | None:
@@ -107,29 +127,77 @@ def resumable_checkpoint(directory: str | Path, *, needs_manifest: bool = False)
     """Return the newest checkpoint whose files are what was written, or None.
 
     Newer ones that are torn are set aside as `broken-<step>`, so that nothing takes them for good
-    ones.
+    ones. What was set aside earlier is deleted, to save space, once there is a whole one.
+
+    Raises:
+        CheckpointError: one of them could not be read; nothing was set aside or deleted then.
     """
+    # All are judged before the first is touched: the next one may be out of reach.
+    whole, torn = None, []
     for path in list_checkpoints(directory):
         damage = find_damage(path, needs_manifest=needs_manifest)
         if damage is None:
-            return path
+            whole = path
+            break
+        torn.append((path, damage))
+
+    earlier = list_set_aside(directory, "broken") if torn else []
+    for path, damage in torn:
         aside = set_aside(path, "broken")
         logger.warning("%s is torn: %s; it is set aside as %s", path, damage, aside.name)
 
-    return None
+    if whole is not None:
+        _delete_set_aside(earlier)
+    return whole
 
 
 def set_aside(path: Path, word: str) -> Path:
     """Rename `checkpoint-<step>` to `<word>-<step>`, and return its new path.
 
-    Of several with one word only the last is kept, to save space.
+    Nothing is deleted: when that name is taken, a number follows it.
+
+    Raises:
+        CheckpointError: it could not be renamed.
     """
-    target = path.with_name(f"{word}-{step_of(path)}")
-    for older in path.parent.glob(f"{word}-*"):
-        if older.is_dir() and older.name.removeprefix(f"{word}-").isdigit():
-            shutil.rmtree(older, ignore_errors=True)
-    path.rename(target)
+    names = (f"-{number}" if number > 1 else "" for number in itertools.count(1))
+    try:
+        target = next(
+            target
+            for name in names
+            if not (target := path.with_name(f"{word}-{step_of(path)}{name}")).exists()
+        )
+        path.rename(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} could not be set aside: {describe_os_error(error)}; it stays where it is"
+        ) from error
     return target
+
+
+def list_set_aside(directory: str | Path, word: str) -> list[Path]:
+    """Return the folders that `set_aside` made with this word."""
+    return _list_folders(Path(directory), re.compile(rf"{re.escape(word)}-\d+(-\d+)?"))
+
+
+def set_aside_later(path: Path, step: int) -> None:
+    """Set the checkpoints aside that are newer than one that is whole.
+
+    Left in place, a newer one would be what the next `last` resumes from. What was abandoned
+    earlier is deleted, to save space.
+    """
+    later = [other for other in list_checkpoints(path.parent) if step_of(other) > step]
+    earlier = list_set_aside(path.parent, "abandoned") if later else []
+    for other in later:
+        aside = set_aside(other, "abandoned")
+        logger.warning("%s is newer than %s: set aside as %s", other, path, aside.name)
+
+    _delete_set_aside(earlier)
+
+
+def _delete_set_aside(folders: list[Path]) -> None:
+    """Delete folders that were set aside in an earlier start."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_checkpoint(path: Path, *, needs_manifest: bool = False) -> int:
@@ -150,59 +218,14 @@ def check_checkpoint(path: Path, *, needs_manifest: bool = False) -> int:
             f"checkpoint, or start a new run from its weights alone: --model_name_or_path {path}"
         )
 
-    if not any(path.glob("rng_state*")):
+    if not any(name.startswith("rng_state") for name in content_names(path)):
         logger.warning(
             "%s has no rng_state.pth: training continues, but dropout and shuffling will differ "
             "from an uninterrupted run's",
             path,
         )
 
-    return _read_state(path)["global_step"]
-
-
-def write_manifest(
-    path: Path, *, step: int, world_size: int = 1, settings: dict[str, Any] | None = None
-) -> None:
-    """Flush every file of a checkpoint to the disk, then write its manifest.
-
-    Upstream's mark of an unfinished checkpoint is removed last.
-
-    Args:
-        path: the checkpoint's folder, to which every process has written its part.
-        step: the optimizer step that it holds.
-        world_size: how many processes wrote it.
-        settings: what the optimizer's state in it was made with, such as the learning rate.
-    """
-    # Contents first, then the folders' lists of names, and only then the manifest.
-    names = _file_names(path)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        described = list(pool.map(lambda name: _size_and_hash(path / name, flush=True), names))
-    for folder in {path, *((path / name).parent for name in names)}:
-        flush_to_disk(folder)
-
-    manifest = {
-        "schema": _SCHEMA,
-        "step": step,
-        "world_size": world_size,
-        "settings": settings or {},
-        "files": dict(zip(names, described, strict=True)),
-    }
-    with atomic_write(path / MANIFEST) as file:
-        json.dump(manifest, file, indent=1)
-
-    (path / INCOMPLETE).unlink(missing_ok=True)
-    flush_to_disk(path)
-    flush_to_disk(path.parent)
-
-
-def read_manifest_settings(path: Path) -> dict[str, Any]:
-    """Return the settings that `write_manifest` was given for a whole checkpoint.
-
-    Empty without a manifest.
-    """
-    if not (path / MANIFEST).is_file():
-        return {}
-    return json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("settings", {})
+    return look(lambda: _read_state(path), path / STATE)["global_step"]
 
 
 def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) -> str | None:
@@ -215,20 +238,24 @@ def find_damage(path: Path, *, needs_manifest: bool = False, deep: bool = True) 
         deep: whether contents are read, and not only names and sizes compared.
 
     Raises:
-        CheckpointError: a newer hfstack wrote it, so that this one cannot judge it.
+        CheckpointError: something could not be read, or a newer hfstack wrote it, so that this one
+            cannot judge it.
     """
     try:
-        if not path.is_dir():
+        if not look(lambda: is_folder(path), path):
             return "there is no such folder"
-        if (path / INCOMPLETE).exists():
+        if find_size(path / INCOMPLETE) is not None:
             return f"{INCOMPLETE} says that it was being written"
-        if (path / MANIFEST).exists():
-            return _differs_from_manifest(path, deep)
+        if find_size(path / MANIFEST) is not None:
+            return differs_from_manifest(path, step_of(path), deep)
         if needs_manifest:
             return f"{MANIFEST}, which is written last, is missing"
 
         return _find_structural_damage(path, deep)
     except OSError as error:
+        # A file that was deleted between two looks; everything else is no answer.
+        if not is_missing(error):
+            raise
         return f"{error.filename}: {error.strerror}"
 
 
@@ -237,16 +264,25 @@ def rotate(
 ) -> list[Path]:
     """Delete the oldest checkpoints beyond `keep` and return them.
 
-    Never the newest whole one, nor the protected one.
+    Never the newest whole one, nor the protected one, and none at all while one of them cannot be
+    looked at.
 
     Args:
         directory: the run's directory.
         keep: how many to keep (`--save_total_limit`); None or 0 keeps all.
         protected: the best checkpoint, kept beside the newest.
     """
-    paths = list_checkpoints(directory)
-    whole = [path for path in paths if find_damage(path, needs_manifest=True, deep=False) is None]
-    if not keep or keep < 1 or not whole:
+    if not keep or keep < 1:
+        return []
+    try:
+        paths = list_checkpoints(directory)
+        whole = [
+            path for path in paths if find_damage(path, needs_manifest=True, deep=False) is None
+        ]
+    except CheckpointError as error:
+        logger.warning("no old checkpoint is deleted: %s", error)
+        return []
+    if not whole:
         return []
 
     # By name, because the best checkpoint may be given by another path to the same folder.
@@ -273,7 +309,9 @@ def remove_unfinished(directory: str | Path) -> list[Path]:
 
     They are what a failed save left, and would fill the disk.
     """
-    unfinished = [path for path in list_checkpoints(directory) if not (path / MANIFEST).exists()]
+    unfinished = [
+        path for path in list_checkpoints(directory) if find_size(path / MANIFEST) is None
+    ]
     for path in unfinished:
         shutil.rmtree(path, ignore_errors=True)
     return unfinished
@@ -281,7 +319,7 @@ def remove_unfinished(directory: str | Path) -> list[Path]:
 
 def size_bytes(path: Path) -> int:
     """Return the size of all files of a checkpoint."""
-    return sum((path / name).stat().st_size for name in _file_names(path))
+    return sum((path / name).stat().st_size for name in content_names(path))
 
 
 def says_disk_is_full(error: BaseException) -> bool:
@@ -302,66 +340,6 @@ def says_disk_is_full(error: BaseException) -> bool:
     return False
 
 
-def _file_names(path: Path) -> list[str]:
-    """Return the relative names of a checkpoint's files.
-
-    Neither the manifest nor upstream's mark is content.
-    """
-    names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    # .tmp is what versions before 0.2 left of a manifest that was never finished.
-    own = {MANIFEST, f"{MANIFEST}.partial", f"{MANIFEST}.tmp", INCOMPLETE}
-    return sorted(names - own)
-
-
-def _size_and_hash(path: Path, *, flush: bool = False) -> list[int | str]:
-    """Return size in bytes and blake2b of a file, flushed to the disk first if asked."""
-    if flush:
-        flush_to_disk(path)
-    return [path.stat().st_size, hash_file(path)]
-
-
-def _differs_from_manifest(path: Path, deep: bool) -> str | None:
-    """Return how a checkpoint differs from its manifest, or None.
-
-    Raises:
-        CheckpointError: a newer hfstack wrote the manifest.
-    """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, list[Any]] = manifest["files"]
-        step, schema = int(manifest["step"]), int(manifest["schema"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} is not whole"
-
-    # Raised, because what is returned as damage would be set aside.
-    if schema > _SCHEMA:
-        raise CheckpointError(
-            f"{path / MANIFEST} has schema {schema}, this hfstack reads {_SCHEMA}: upgrade hfstack"
-        )
-
-    if step_of(path) not in (step, -1):
-        return f"its manifest is of step {step}"
-
-    for name, (size, _) in files.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        found_bytes = (path / name).stat().st_size
-        if found_bytes != size:
-            return f"{name} has {found_bytes} bytes instead of {size}"
-
-    if not deep:
-        return None
-
-    # Hashing releases the interpreter's lock, so threads read several files at once.
-    with ThreadPoolExecutor(_THREADS) as pool:
-        hashed = pool.map(lambda name: _size_and_hash(path / name), files)
-        for name, found in zip(files, hashed, strict=True):
-            if found != files[name]:
-                return f"{name} is not what was written (its blake2b differs)"
-
-    return None
-
-
 def _find_structural_damage(path: Path, deep: bool) -> str | None:
     """Return the damage that files show by themselves, or None.
 
@@ -369,13 +347,13 @@ def _find_structural_damage(path: Path, deep: bool) -> str | None:
     """
     # The Trainer writes its state last.
     try:
-        _read_state(path)
-    except (OSError, ValueError, KeyError, TypeError):
+        look(lambda: _read_state(path), path / STATE)
+    except (*_PARSE_ERRORS, FileNotFoundError):
         return f"{STATE} is missing or torn"
 
-    for name in _file_names(path):
+    for name in content_names(path):
         try:
-            damage = _find_damage_of_file(path, name, deep)
+            damage = look(lambda name=name: _find_damage_of_file(path, name, deep), path / name)
         except _PARSE_ERRORS:
             return f"{name} is torn"
         if damage is not None:
@@ -391,13 +369,19 @@ def _find_damage_of_file(path: Path, name: str, deep: bool) -> str | None:
         values = json.loads(file.read_text(encoding="utf-8"))
         if name.endswith(".index.json"):
             shards = set(values["weight_map"].values())
-            missing = sorted(shard for shard in shards if not (path / shard).is_file())
+            missing = sorted(shard for shard in shards if find_size(path / shard) is None)
             return f"{missing[0]} is missing" if missing else None
 
     # Archives of torch carry a checksum for each member; reading them all takes a while.
     if file.suffix in (".pt", ".pth") and deep:
-        with zipfile.ZipFile(file) as archive:
-            return f"{name} fails its checksum" if archive.testzip() is not None else None
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return f"{name} fails its checksum" if archive.testzip() is not None else None
+        except zipfile.BadZipFile as error:
+            # zipfile says "not a zip file" as well where the system could not read its end.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
     if file.suffix == ".safetensors" and not _safetensors_is_whole(file):
         return f"{name} is truncated"
@@ -423,10 +407,11 @@ def _find_training_state(path: Path) -> dict[str, bool]:
 
     Sharded runs keep it in folders of their own.
     """
-    deepspeed = any(path.glob("global_step*"))
+    names = {Path(name).parts[0] for name in content_names(path)}
+    deepspeed = any(name.startswith("global_step") for name in names)
     return {
-        "optimizer": deepspeed or any(path.glob("*optim*")),
-        "scheduler": deepspeed or (path / "scheduler.pt").is_file(),
+        "optimizer": deepspeed or any("optim" in name for name in names),
+        "scheduler": deepspeed or "scheduler.pt" in names,
     }
 
 

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfstack.disk import describe_file, hash_text, is_as_described
+from hfstack.disk import (
+    describe_file,
+    hash_text,
+    is_as_described,
+    is_missing,
+    retry_reading,
+    size_of_file,
+)
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, HfstackError
 from hfstack.logs import get_logger
 
@@ -71,11 +78,13 @@ def read_run(directory: str | Path) -> RunRecord:
     """Read the run.json of a run directory.
 
     Raises:
-        CheckpointError: there is none, it is not whole, or it was written by a newer hfstack.
+        CheckpointError: there is none, it is not whole, it could not be read, or it was written by
+            a newer hfstack.
     """
     path = Path(directory) / RUN_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        content = retry_reading(path.read_bytes, path, raises=CheckpointError)
+        values = json.loads(content.decode("utf-8"))
         if values["schema"] > SCHEMA:
             raise CheckpointError(
                 f"{path} has schema {values['schema']}, this hfstack reads {SCHEMA}: upgrade "
@@ -148,10 +157,31 @@ def changed_files(data: list[dict[str, Any]]) -> str | None:
     for file in (file for entry in data for file in entry.get("files", [])):
         path = Path(file["path"])
         # One that was moved or cleaned up leaves nothing to compare with.
-        if path.is_file() and not is_as_described(path, file):
+        if _is_changed(path, file):
             return str(path)
 
     return None
+
+
+def _is_changed(path: Path, description: dict[str, Any]) -> bool | None:
+    """Return whether a file is not as described, or None where it is missing.
+
+    Raises:
+        CheckpointError: it could not be read, so that nobody knows.
+    """
+
+    def compare() -> bool | None:
+        if size_of_file(path) is None:
+            return None
+        return not is_as_described(path, description)
+
+    try:
+        return retry_reading(compare, path, raises=CheckpointError)
+    except OSError as error:
+        # It was deleted between two looks.
+        if is_missing(error):
+            return None
+        raise
 
 
 def describe_outputs(directory: Path) -> list[dict[str, Any]]:
@@ -181,9 +211,10 @@ def changed_output(
         path = directory / file["path"]
         if file["path"] not in names:
             continue
-        if not path.is_file():
+        changed = _is_changed(path, file)
+        if changed is None:
             return f"{file['path']} is gone"
-        if not is_as_described(path, file):
+        if changed:
             return f"{file['path']} was changed"
 
     return None
@@ -222,7 +253,8 @@ def claim_directory(
     directory = Path(record.output_dir)
     _make_writable_directory(directory)
 
-    if not (directory / RUN_FILE).is_file():
+    path = directory / RUN_FILE
+    if retry_reading(lambda: size_of_file(path), path, raises=CheckpointError) is None:
         foreign = sorted(
             entry.name for entry in directory.iterdir() if not entry.name.startswith(".")
         )

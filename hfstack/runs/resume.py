@@ -8,12 +8,10 @@ from hfstack.errors import CheckpointError
 from hfstack.logs import get_logger
 from hfstack.runs.checkpoint_files import (
     check_checkpoint,
-    list_checkpoints,
     newest_checkpoint,
     remove_unfinished,
     resumable_checkpoint,
-    set_aside,
-    step_of,
+    set_aside_later,
 )
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run, refuse_changes
 
@@ -38,7 +36,8 @@ def choose_checkpoint(
 
     Raises:
         CheckpointError: the directory holds checkpoints and nothing said whether to continue them,
-            or the checkpoint asked for cannot be resumed from.
+            or the checkpoint asked for cannot be resumed from, or one could not be read; nothing
+            was changed then.
     """
     directory = Path(record.output_dir)
     strict = record.verified_checkpoints
@@ -66,13 +65,8 @@ def choose_checkpoint(
     changed = {} if inside else _compare_with_its_run(path, record, allowed)
     step = check_checkpoint(path, needs_manifest=strict and inside)
 
-    # Left in place, a newer one would be what the next `last` resumes from.
-    siblings = list_checkpoints(directory) if inside else []
-    for later in siblings:
-        if step_of(later) > step:
-            aside = set_aside(later, "abandoned")
-            logger.warning("%s is newer than %s: set aside as %s", later, path, aside.name)
-
+    if inside:
+        set_aside_later(path, step)
     return path, step, changed
 
 
@@ -80,8 +74,13 @@ def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
     """Remove the checkpoint that could not be written, and return an error to raise."""
     directory = Path(record.output_dir)
     strict = record.verified_checkpoints
-    removed = remove_unfinished(directory) if strict else []
-    newest = newest_checkpoint(directory, needs_manifest=strict)
+    removed, newest = [], None
+    try:
+        removed = remove_unfinished(directory) if strict else []
+        newest = newest_checkpoint(directory, needs_manifest=strict)
+    except CheckpointError as unreadable:
+        # That the disk is full is what the user has to know.
+        logger.warning("the checkpoints could not be looked at: %s", unreadable)
 
     reason = " ".join(str(error).split())[:100]
     removal = f"the unfinished {removed[0].name} was removed; " if removed else ""

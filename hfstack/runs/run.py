@@ -208,10 +208,7 @@ class Run:
 
         # A report of a failed run shows the curves up to its newest checkpoint.
         if error is not None:
-            strict = self.record.verified_checkpoints
-            newest = newest_checkpoint(self.output_dir, needs_manifest=strict)
-            if newest is not None:
-                self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")
+            self._list_last_curves()
 
         if error is None:
             self.record.status = "finished"
@@ -240,6 +237,18 @@ class Run:
             raise refusal from error
         if isinstance(error, KeyboardInterrupt):
             raise Preempted(f"stopped; {self.output_dir} is marked preempted") from error
+
+    def _list_last_curves(self) -> None:
+        """List the state of the newest checkpoint, which has the curves up to it."""
+        strict = self.record.verified_checkpoints
+        try:
+            newest = newest_checkpoint(self.output_dir, needs_manifest=strict)
+        except CheckpointError as unreadable:
+            # The run's own error matters more.
+            logger.warning("no curves are listed: %s", unreadable)
+            return
+        if newest is not None:
+            self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")
 
     def _record_error(self, error: BaseException) -> None:
         """Record the error of a failed run in one line, without secrets."""

@@ -20,14 +20,12 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.shards import describe_model, kind_of_shards
 from hfstack.runs.checkpoint_files import (
-    MANIFEST,
     list_checkpoints,
-    read_manifest_settings,
     refuse_full_disk,
     rotate,
     size_bytes,
-    write_manifest,
 )
+from hfstack.runs.manifest import MANIFEST, read_manifest_settings, write_manifest
 from hfstack.runs.run import Run
 from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked, WarnOfLongWarmup
 from hfstack.training.divergence import SkipSpikes

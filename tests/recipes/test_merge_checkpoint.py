@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.runs.checkpoint_files import MANIFEST, write_manifest
+from hfstack.runs.manifest import MANIFEST, write_manifest
 from tests.conftest import ROOT
 from tests.tiny_shards import SHARD, write_shards
 

@@ -15,21 +15,17 @@ import pytest
 from hfstack.errors import CheckpointError
 from hfstack.logs import setup_logging
 from hfstack.runs.checkpoint_files import (
-    INCOMPLETE,
-    MANIFEST,
     check_checkpoint,
     find_damage,
     newest_checkpoint,
-    read_manifest_settings,
     refuse_full_disk,
     remove_unfinished,
     resumable_checkpoint,
     rotate,
     says_disk_is_full,
-    set_aside,
     size_bytes,
-    write_manifest,
 )
+from hfstack.runs.manifest import INCOMPLETE, MANIFEST, read_manifest_settings, write_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -277,11 +273,28 @@ def test_rotation_deletes_nothing_while_nothing_is_whole(tmp_path: Path) -> None
     assert rotate(tmp_path, keep=1) == [] and all(path.is_dir() for path in paths)
 
 
-def test_only_the_last_broken_one_is_kept(tmp_path: Path) -> None:
+def test_only_the_last_start_s_broken_ones_are_kept(tmp_path: Path) -> None:
     (tmp_path / "broken-by-hand").mkdir()
+    checkpoint(tmp_path, 2)
+    for step in (4, 6):
+        flip_a_byte(checkpoint(tmp_path, step) / "optimizer.pt")
+        assert resumable_checkpoint(tmp_path, needs_manifest=True) == tmp_path / "checkpoint-2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("broken-6", "broken-by-hand", "checkpoint-2")
+    ]
+
+
+def test_what_nothing_replaces_is_not_deleted(tmp_path: Path) -> None:
+    """Torn weights are the best that there is where no checkpoint is whole."""
+    (tmp_path / "broken-4").mkdir()
     for step in (2, 4):
-        set_aside(checkpoint(tmp_path, step), "broken")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken-4", "broken-by-hand"]
+        flip_a_byte(checkpoint(tmp_path, step) / "optimizer.pt")
+    assert resumable_checkpoint(tmp_path, needs_manifest=True) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "broken-2",
+        "broken-4",
+        "broken-4-2",
+    ]
 
 
 def test_the_disk_must_hold_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainingArguments
 
 from hfstack.errors import CheckpointError
-from hfstack.runs.checkpoint_files import write_manifest
+from hfstack.runs.manifest import write_manifest
 from hfstack.runs.resume import choose_checkpoint, clear_full_disk, whole_train_loss
 from hfstack.runs.run import Run
 

@@ -31,7 +31,8 @@ from transformers import (
 
 from hfstack.errors import CheckpointError, ConfigError, DivergedError, Preempted
 from hfstack.logs import setup_logging
-from hfstack.runs.checkpoint_files import MANIFEST, find_damage
+from hfstack.runs.checkpoint_files import find_damage
+from hfstack.runs.manifest import MANIFEST
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from hfstack.training import checkpointing

@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from hfstack.models.shards import kind_of_shards, merge_checkpoint
-from hfstack.runs.checkpoint_files import MANIFEST, find_damage
+from hfstack.runs.checkpoint_files import find_damage
+from hfstack.runs.manifest import MANIFEST
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect

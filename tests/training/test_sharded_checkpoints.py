@@ -32,7 +32,8 @@ from hfstack import config
 from hfstack.errors import CheckpointError
 from hfstack.models.shards import merge_checkpoint, read_shards
 from hfstack.publishing.files import detect_kind, published_files
-from hfstack.runs.checkpoint_files import MANIFEST, find_damage
+from hfstack.runs.checkpoint_files import find_damage
+from hfstack.runs.manifest import MANIFEST
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect

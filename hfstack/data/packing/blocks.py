@@ -40,7 +40,13 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.data.packing.block_writer import BlockWriter, PackedCounts
 from hfstack.data.reading.files import fingerprint
-from hfstack.disk import flush_to_disk, hash_text
+from hfstack.disk import (
+    describe_os_error,
+    flush_to_disk,
+    hash_text,
+    is_missing,
+    retry_reading,
+)
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tokens.fast_encoding import end_token_id, private_backend, start_token_id
@@ -74,22 +80,23 @@ class PackedBlocks(torch.utils.data.Dataset):
             masked_token_ids: tokens that are inputs but not targets (label -100).
 
         Raises:
-            DataError: the folder is incomplete or damaged.
+            DataError: the folder is incomplete or damaged, or it could not be read.
         """
         self.folder = Path(folder)
         self.isolate_documents = isolate_documents
         self.masked_token_ids = tuple(masked_token_ids)
 
         try:
-            self.counts = PackedCounts(**json.loads((self.folder / _COUNTS_FILE).read_text()))
-            # (N, T)
-            self._tokens = np.memmap(
-                self.folder / _TOKENS_FILE,
-                dtype=self.counts.dtype,
-                mode="r",
-                shape=(self.counts.block_count, self.counts.block_size),
+            self.counts, self._tokens = retry_reading(
+                lambda: _open_folder(self.folder),
+                self.folder,
+                raises=DataError,
+                remark="; it was not changed",
             )
         except (OSError, ValueError, TypeError) as error:
+            # What could not be read is no damage, and its message is there already.
+            if isinstance(error, DataError):
+                raise
             raise DataError(
                 f"packed data in {self.folder} is damaged ({error}): delete that folder and run "
                 "again"
@@ -180,6 +187,13 @@ class PackedBlocks(torch.utils.data.Dataset):
         return _reopen, (self.folder, self.isolate_documents, self.masked_token_ids)
 
 
+def _open_folder(folder: Path) -> tuple[PackedCounts, np.memmap]:
+    """Return the counts of a packed folder and its tokens, (N, T)."""
+    counts = PackedCounts(**json.loads((folder / _COUNTS_FILE).read_bytes()))
+    shape = (counts.block_count, counts.block_size)
+    return counts, np.memmap(folder / _TOKENS_FILE, dtype=counts.dtype, mode="r", shape=shape)
+
+
 def _reopen(
     folder: Path, isolate_documents: bool, masked_token_ids: tuple[int, ...]
 ) -> PackedBlocks:
@@ -231,7 +245,7 @@ def pack(
     Raises:
         ConfigError: `block_size` is below 2, or `cache_dir` cannot be written, or its disk is full.
         DataError: no eos token, no text, less text than a block, or text that the tokenizer cannot
-            express.
+            express; or earlier blocks that could not be read, which stay as they are.
     """
     if block_size < 2:
         raise ConfigError(
@@ -244,10 +258,9 @@ def pack(
     )
     if not _is_whole(folder):
         with _one_process_only(folder):
-            if folder.is_dir() and not _is_whole(folder):
-                logger.warning("packed data in %s is damaged: packing it again", folder)
-                shutil.rmtree(folder)
-            if not folder.is_dir():
+            if not _is_whole(folder):
+                if folder.is_dir():
+                    logger.warning("packed data in %s is damaged: packing it again", folder)
                 _write_folder(folder, texts, tokenizer, block_size=block_size, drop_last=drop_last)
 
     return PackedBlocks(
@@ -331,7 +344,8 @@ def _one_process_only(folder: Path) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise ConfigError(
-            f"cannot write packed data to {folder.parent} ({error.strerror}): choose another folder"
+            f"cannot write packed data to {folder.parent}: {describe_os_error(error)}; HF_HOME may "
+            "name another folder"
         ) from error
 
     try:
@@ -344,11 +358,19 @@ def _is_whole(folder: Path) -> bool:
     """Return whether packed data is there, and undamaged by its digest.
 
     Hashing the tokens takes less time than hashing their text does.
+
+    Raises:
+        DataError: it could not be read, so that nobody knows.
     """
+    digest = folder / _DIGEST_FILE
+    remark = f"; the packed data in {folder} was not changed"
     try:
-        return (folder / _DIGEST_FILE).read_text() == fingerprint(folder / _TOKENS_FILE)["blake2b"]
-    except (OSError, DataError):
-        return False
+        expected = retry_reading(digest.read_bytes, digest, raises=DataError, remark=remark)
+        return expected == fingerprint(folder / _TOKENS_FILE)["blake2b"].encode()
+    except OSError as error:
+        if is_missing(error):
+            return False
+        raise
 
 
 def _write_folder(
@@ -361,14 +383,15 @@ def _write_folder(
 ) -> None:
     """Pack under another name and rename, so that the folder exists only when whole.
 
-    The caller holds the lock.
+    A damaged one of that name is deleted last. The caller holds the lock.
     """
-    partial = folder.with_suffix(".partial")
-    # a killed process leaves one behind
+    partial, damaged = folder.with_suffix(".partial"), folder.with_suffix(".damaged")
+    # a killed process leaves them behind
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    shutil.rmtree(damaged, ignore_errors=True)
 
     try:
+        partial.mkdir()
         with (partial / _TOKENS_FILE).open("wb") as file:
             writer = BlockWriter(file, tokenizer, block_size)
             for documents in _batches(texts):
@@ -378,15 +401,20 @@ def _write_folder(
         flush_to_disk(partial / _TOKENS_FILE)
         (partial / _DIGEST_FILE).write_text(fingerprint(partial / _TOKENS_FILE)["blake2b"])
         (partial / _COUNTS_FILE).write_text(json.dumps(asdict(counts), indent=1) + "\n")
+        if folder.is_dir():
+            folder.rename(damaged)
         partial.rename(folder)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
+        if error.errno == errno.ENOSPC:
+            raise ConfigError(
+                f"the disk of {folder.parent} is full: packed text takes 2 or 4 bytes a token there"
+            ) from error
         raise ConfigError(
-            f"the disk of {folder.parent} is full: packed text takes 2 or 4 bytes a token there"
+            f"cannot write packed data to {folder.parent}: {describe_os_error(error)}"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(damaged, ignore_errors=True)
 
     logger.info(
         "packed %d documents into %d blocks of %d tokens (%d tokens dropped at the end): %s",

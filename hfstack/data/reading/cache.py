@@ -7,7 +7,6 @@ report is kept with the rows and logged again when they are taken from the cache
 
 import dataclasses
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from filelock import FileLock
 
 from hfstack.data.reading.files import DataFile, fingerprint
 from hfstack.data.reading.rows import OnBadRow, ReadReport, read_rows
-from hfstack.disk import hash_text
+from hfstack.disk import describe_os_error, hash_text, is_missing, retry_reading
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 
@@ -44,7 +43,11 @@ def load_rows(
     """Return the checked rows of the local files of one source, memory-mapped.
 
     Bad rows that are quarantined go to `quarantine_file`, or to a file in the cache whose place is
-    logged. Raises DataError as `read_rows` does.
+    logged.
+
+    Raises:
+        DataError: as `read_rows` does, or the cache cannot be written, or what is in it could not
+            be read; it stays as it is then.
     """
     contents = [fingerprint(file.path) for file in files]
     settings = json.dumps([_READER_VERSION, pyarrow.__version__, contents, on_bad_row, max_rows])
@@ -61,9 +64,9 @@ def load_rows(
             else:
                 _fill_cache(folder, files, on_bad_row, max_rows)
     except OSError as error:
-        cause = error.strerror or error
         raise DataError(
-            f"cannot write the cache {root}: {cause}; set HF_DATASETS_CACHE to a folder with room"
+            f"cannot write the cache {root}: {describe_os_error(error)}; HF_DATASETS_CACHE may "
+            "name another folder"
         ) from error
 
     quarantined = folder / "quarantine.jsonl"
@@ -74,30 +77,45 @@ def load_rows(
                 out.write(quarantined.read_bytes())
         logger.warning("quarantined rows: %s", quarantine_file or quarantined)
 
-    return Dataset.from_file(str(folder / "rows.arrow"))
+    table = folder / "rows.arrow"
+    return retry_reading(lambda: Dataset.from_file(str(table)), table, raises=DataError)
 
 
 def _cached_report(folder: Path) -> ReadReport | None:
     """Return the report of the reader that filled a cache.
 
     None when there is no cache, or its rows are damaged.
+
+    Raises:
+        DataError: it could not be read, so that nobody knows.
     """
+    report = folder / "report.json"
+    remark = f"; the cache {folder} was not changed"
     try:
-        kept = json.loads((folder / "report.json").read_text())
-        if kept.pop("blake2b") != fingerprint(folder / "rows.arrow")["blake2b"]:
+        content = retry_reading(report.read_bytes, report, raises=DataError, remark=remark)
+        rows = fingerprint(folder / "rows.arrow")
+    except OSError as error:
+        if is_missing(error):
             return None
-        return ReadReport(**kept)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise
+
+    try:
+        kept = json.loads(content)
+        return ReadReport(**kept) if kept.pop("blake2b") == rows["blake2b"] else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def _fill_cache(
     folder: Path, files: list[DataFile], on_bad_row: OnBadRow, max_rows: int | None
 ) -> None:
-    """Read the files into a new cache folder, which gets its name when it is complete."""
-    if folder.is_dir():
+    """Read the files into a new cache folder, which gets its name when it is complete.
+
+    A damaged one of that name is deleted after that, and not before.
+    """
+    damaged = folder.is_dir()
+    if damaged:
         logger.warning("the cache %s is damaged: reading the files again", folder)
-        shutil.rmtree(folder)
 
     report = ReadReport()
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -114,7 +132,9 @@ def _fill_cache(
 
         digest = {"blake2b": fingerprint(unfinished / "rows.arrow")["blake2b"]}
         (unfinished / "report.json").write_text(json.dumps(dataclasses.asdict(report) | digest))
-        unfinished.replace(folder)
+        if damaged:
+            folder.rename(Path(scratch) / "damaged")
+        unfinished.rename(folder)
 
 
 def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> None:

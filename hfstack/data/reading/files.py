@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from hfstack.disk import hash_file
+from hfstack.disk import hash_file, retry_reading
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
 
@@ -168,8 +168,12 @@ def fingerprint(path: Path) -> dict[str, Any]:
     """Return `{"path", "bytes", "blake2b"}` of a file.
 
     The digest is 16 bytes in hex, over the bytes as stored.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it could not be read.
     """
-    status = path.stat()
+    status = retry_reading(path.stat, path, raises=DataError)
     return {
         "path": str(path),
         "bytes": status.st_size,
@@ -183,10 +187,7 @@ def _hash_once(path: Path, size_bytes: int, mtime_ns: int) -> str:
 
     Size and time are here so that a changed file is hashed again.
     """
-    try:
-        return hash_file(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return retry_reading(lambda: hash_file(path), path, raises=DataError)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ must not meet.
 
 import itertools
 import json
+import os
 import pickle
 import random
 import time
@@ -28,7 +29,9 @@ from transformers import (
 )
 
 from hfstack.data.packing.blocks import PackedBlocks, document_positions, hash_texts, pack
+from hfstack.data.reading.files import _hash_once as fingerprints
 from hfstack.errors import ConfigError, DataError
+from tests.faults import CODES, NAMES, Faults
 
 STORIES = [
     "Once upon a time a small fox found a red ball near the river.",
@@ -331,6 +334,49 @@ def test_damaged_files_are_refused(tiny_tokenizer, tmp_path):
     (blocks.folder / "counts.json").write_text(json.dumps({"block_size": 16}))
     with pytest.raises(DataError, match="damaged"):
         PackedBlocks(blocks.folder)
+
+
+@pytest.mark.parametrize("code", CODES, ids=NAMES)
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        *(("tokens.blake2b", at) for at in ("open", "read")),
+        *(("tokens.bin", at) for at in ("open", "read", "stat")),
+        ("counts.json", "open"),
+        ("counts.json", "read"),
+    ],
+)
+def test_blocks_that_could_not_be_read_are_not_damaged(tiny_tokenizer, tmp_path, code, name, at):
+    def packed(texts):
+        # in a new process nothing is known of the file yet
+        fingerprints.cache_clear()
+        return pack(texts, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
+
+    blocks = packed(STORIES)
+    before = {path: path.read_bytes() for path in blocks.folder.iterdir()}
+    with Faults() as faults:
+        faults.plant(code, name, at=at)
+        with pytest.raises(DataError, match="could not be read in 4 tries") as refusal:
+            packed(["another text"])
+    assert os.strerror(code) in str(refusal.value) and "delete" not in str(refusal.value)
+    assert {path: path.read_bytes() for path in blocks.folder.iterdir()} == before
+
+    with Faults() as faults:
+        faults.plant(code, name, at=at, times=2)
+        assert packed(["another text"]).counts == blocks.counts
+
+
+def test_damaged_blocks_stay_until_they_are_packed_again(tiny_tokenizer, tmp_path):
+    def packed(texts):
+        return pack(texts, tiny_tokenizer, block_size=16, cache_dir=tmp_path, data_hash="a")
+
+    folder = packed(STORIES).folder
+    (folder / "tokens.bin").write_bytes(b"12")
+    with pytest.raises(DataError, match="not text"):
+        packed([None])
+    assert (folder / "tokens.bin").read_bytes() == b"12" and (folder / "counts.json").is_file()
+    assert len(packed(STORIES)) > 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [folder.name]
 
 
 def test_memory_does_not_grow_with_the_corpus(tiny_tokenizer, tmp_path, monkeypatch):

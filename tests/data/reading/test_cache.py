@@ -1,7 +1,9 @@
 """Rows of local files as a memory-mapped table that a second run finds again."""
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from datasets import Value
 
 from hfstack.data.reading import cache as row_cache
 from hfstack.data.reading.cache import load_rows
+from hfstack.data.reading.files import _hash_once as fingerprints
 from hfstack.data.reading.files import data_file
 from hfstack.errors import DataError
+from tests.faults import CODES, NAMES, Faults
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +116,7 @@ def test_unwritable_cache_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
     with pytest.raises(
-        DataError, match=r"cannot write the cache .*: Not a directory; set HF_DATASETS_CACHE"
+        DataError, match=r"cannot write the cache .*: Not a directory; HF_DATASETS_CACHE may"
     ):
         load_rows([data_file(jsonl(tmp_path / "a.jsonl", [{"n": 1}]))])
 
@@ -137,3 +141,47 @@ def test_a_damaged_cache_is_made_again(
     flipped[-20] ^= 1
     damaged.write_bytes(bytes(flipped))
     assert load_rows([data_file(path)])["n"][:] == list(range(50))
+
+
+@pytest.mark.parametrize("code", CODES, ids=NAMES)
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        *(("report.json", at) for at in ("open", "read")),
+        *(("rows.arrow", at) for at in ("open", "read", "stat")),
+    ],
+)
+def test_a_cache_that_could_not_be_read_is_not_damaged(
+    tmp_path: Path, cache: Path, code: int, name: str, at: str
+) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"n": number} for number in range(50)])
+    load_rows([data_file(path)])
+    # In a new process nothing is known of the file yet.
+    fingerprints.cache_clear()
+    before = {file: file.stat().st_ino for file in cache.glob("*/*")}
+
+    with Faults() as faults:
+        faults.plant(code, name, at=at)
+        with pytest.raises(DataError, match=rf"{name} could not be read in 4 tries") as refusal:
+            load_rows([data_file(path)])
+    assert os.strerror(code) in str(refusal.value) and "HF_DATASETS_CACHE" not in str(refusal.value)
+    assert {file: file.stat().st_ino for file in cache.glob("*/*")} == before
+
+    with Faults() as faults:
+        faults.plant(code, name, at=at, times=2)
+        assert load_rows([data_file(path)])["n"][:] == list(range(50))
+    assert {file: file.stat().st_ino for file in cache.glob("*/*")} == before
+
+
+def test_a_damaged_cache_stays_until_the_files_are_read_again(tmp_path: Path, cache: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"n": number} for number in range(50)])
+    load_rows([data_file(path)])
+    damaged = next(cache.glob("*/report.json"))
+    damaged.write_text("{")
+    with Faults() as faults:
+        faults.plant(errno.EIO, "a.jsonl", at="read")
+        with pytest.raises(DataError, match=r"a\.jsonl: cannot be read: Input/output error"):
+            load_rows([data_file(path)])
+    assert damaged.read_text() == "{" and (damaged.parent / "rows.arrow").is_file()
+    assert load_rows([data_file(path)])["n"][:] == list(range(50))
+    assert {each.suffix for each in cache.iterdir()} == {"", ".lock"}
