@@ -36,7 +36,8 @@ from transformers import HfArgumentParser
 from hfstack import data_settings
 from hfstack.errors import AlreadyFinished, ConfigError, HfstackError, Preempted
 from hfstack.field_help import document_fields
-from hfstack.logs import get_logger, setup_logging
+from hfstack.logs import get_logger, redact_tracebacks, setup_logging
+from hfstack.redaction import redact
 
 EXIT_USER_MISTAKE = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -70,6 +71,7 @@ def command_line(main: Callable[..., Any]) -> None:
     its traceback.
     """
     setup_logging()
+    redact_tracebacks()
     # In a log file a progress bar is thousands of lines.
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
@@ -92,7 +94,7 @@ def command_line(main: Callable[..., Any]) -> None:
         # The reader, such as `head`, has seen enough.
         sys.stderr.close()
     except HfstackError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        print(redact(f"{name}: {' '.join(str(error).split())}"), file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_USER_MISTAKE)
 
 

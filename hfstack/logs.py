@@ -1,4 +1,4 @@
-"""Log in one line format, on rank 0 only.
+"""Log in one line format, on rank 0 only, without secrets.
 
 Library code logs; only recipes and the command line print.
 """
@@ -6,6 +6,10 @@ Library code logs; only recipes and the command line print.
 import logging
 import os
 import sys
+import traceback
+from types import TracebackType
+
+from hfstack.redaction import redact
 
 
 class _CurrentStderr(logging.StreamHandler):
@@ -16,6 +20,13 @@ class _CurrentStderr(logging.StreamHandler):
         super().emit(record)
 
 
+class _WithoutSecrets(logging.Formatter):
+    """Formats a line, its traceback as well, and redacts what it says."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
 def get_logger(name: str) -> logging.Logger:
     """Return the logger of one module, a child of the `hfstack` logger.
 
@@ -23,6 +34,15 @@ def get_logger(name: str) -> logging.Logger:
         name: the module's `__name__`; a recipe run as a script is filed under `hfstack.recipe`.
     """
     return logging.getLogger(name if name.startswith("hfstack") else "hfstack.recipe")
+
+
+def redact_tracebacks() -> None:
+    """Print the tracebacks of this process without secrets."""
+
+    def write(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+    sys.excepthook = write
 
 
 def setup_logging(level: int = logging.INFO) -> None:
@@ -37,7 +57,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     if not root.handlers:
         handler = _CurrentStderr()
         handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+            _WithoutSecrets("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
         )
         root.addHandler(handler)
         root.propagate = False

@@ -1,20 +1,12 @@
-"""Keep secrets out of run records, logs and cards.
+"""Keep secrets out of run records, logs, errors and cards.
 
-Standard library only.
+Standard library only. What a secret is, secret_rules.py knows.
 """
 
-import re
+import os
 from typing import Any
 
-_REPLACEMENT = "<redacted>"
-# Hub and OpenAI-style keys by their shape; and whatever follows an option or a word that names a
-# secret, quoted or not.
-_SECRETS = re.compile(
-    r"""\bhf_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{16,}"""
-    r"""|(?i:(?:\bhub[-_]token|\bpassword|\bapi[-_]key|\bsecret)(?:\s*[=:]\s*|\s+))"""
-    r"""(?:"[^"]*"|'[^']*'|[^\s'"]+)"""
-)
-_NAME = re.compile(r"(?i)^(?:hub[-_]token|password|api[-_]key|secret)(?:\s*[=:]\s*|\s+)")
+from hfstack.secret_rules import hide_secrets, secrets_of_environment
 
 
 def redact(text: str) -> str:
@@ -22,12 +14,7 @@ def redact(text: str) -> str:
 
     The word that names one stays.
     """
-
-    def replace(match: re.Match[str]) -> str:
-        name = _NAME.match(match.group())
-        return (name.group() if name else "") + _REPLACEMENT
-
-    return _SECRETS.sub(replace, text)
+    return hide_secrets(text, secrets_of_environment(os.environ))
 
 
 def redact_values(value: Any) -> Any:
@@ -35,10 +22,27 @@ def redact_values(value: Any) -> Any:
 
     Everything else is as it was.
     """
+    return _redact_values(value, secrets_of_environment(os.environ))
+
+
+def _redact_values(value: Any, known: dict[str, str]) -> Any:
     if isinstance(value, str):
-        return redact(value)
+        return hide_secrets(value, known)
     if isinstance(value, dict):
-        return {name: redact_values(entry) for name, entry in value.items()}
+        return {name: _redact_entry(name, entry, known) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [redact_values(entry) for entry in value]
+        return [_redact_values(entry, known) for entry in value]
     return value
+
+
+def _redact_entry(name: Any, entry: Any, known: dict[str, str]) -> Any:
+    """Redact one value of a mapping, whose name may say that it is a secret."""
+    redacted = _redact_values(entry, known)
+    if not isinstance(redacted, str) or not isinstance(name, str):
+        return redacted
+
+    # As the rules read it on a line: what they would hide there is hidden here.
+    flat = " ".join(redacted.split()).replace('"', "'")
+    return (
+        "<redacted>" if hide_secrets(f'"{name}": "{flat}"').endswith('"<redacted>"') else redacted
+    )

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "hfstack"
 # lowest first: an import points to a lower floor, or stays on its own without making a circle
 FLOORS = [
     {
-        *("errors", "logs", "redaction", "shipped", "disk", "machine"),
+        *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
         *("config", "field_help", "recipe_settings", "data_settings", "intervals"),
     },
     {"drawing", "tokens", "scaling", "models", "demo"},
@@ -31,7 +31,7 @@ COMMAND_LINE = {
     *("runs.checkpoint_files", "runs.model_folder"),
 }
 LIGHT = [  # started before, or without, anything heavy: standard library only
-    *("errors", "logs", "redaction", "shipped", "disk", "machine"),
+    *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
     *("runs/checkpoint_files", "runs/manifest", "runs/model_folder"),
     *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
     "cli/chat",

@@ -14,8 +14,8 @@ TOKEN = "hf_" + "a1B2c3D4" * 4
     [
         (f"--note {TOKEN} end", "--note <redacted> end"),
         ("--hub_token abc --seed 1", "--hub_token <redacted> --seed 1"),
-        ('password="hunter two" ok', "password=<redacted> ok"),
-        ("api-key: 'x' ok", "api-key: <redacted> ok"),
+        ('password="hunter two" ok', 'password="<redacted>" ok'),
+        ("api-key: 'x' ok", "api-key: '<redacted>' ok"),
         ("sk-" + "a" * 20, "<redacted>"),
     ],
 )
@@ -36,6 +36,6 @@ def test_ordinary_words_stay() -> None:
 def test_values_are_redacted_before_they_are_json() -> None:
     values = {"prompts": ['password="hunter2" ok', 3, None], "nested": {"a": (TOKEN,)}}
     assert json.loads(json.dumps(redact_values(values))) == {
-        "prompts": ["password=<redacted> ok", 3, None],
+        "prompts": ['password="<redacted>" ok', 3, None],
         "nested": {"a": ["<redacted>"]},
     }

@@ -19,6 +19,7 @@ from hfstack.cli.launch import LaunchOptions, plan, read_setting
 from hfstack.cli.retry import execute_again
 from hfstack.cli.supervise import EXIT_MISTAKE, say
 from hfstack.errors import ConfigError, HfstackError
+from hfstack.redaction import redact
 from hfstack.shipped import ACCELERATE_CONFIGS, RECIPES, REFERENCE
 
 _RUN_USAGE = """\
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _main(sys.argv[1:] if argv is None else argv)
     except HfstackError as error:
-        say(str(error))
+        say(redact(str(error)))
         return EXIT_MISTAKE
     except BrokenPipeError:  # `hfstack list | head`
         sys.stderr.close()

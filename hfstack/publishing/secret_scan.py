@@ -1,10 +1,9 @@
 """Find secrets in what is about to be published.
 
-They are found by their shape in texts, and by their value in every file.
+They are found by their shape in texts (secret_rules.py), and by their value in every file.
 """
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,23 +11,11 @@ from huggingface_hub import get_token
 
 from hfstack.errors import ConfigError
 from hfstack.publishing.files import Item
+from hfstack.secret_rules import find_secrets, secrets_of_environment
 
-# Keys that can be recognised. A word such as `password` is none: datasets are scanned as well.
-_SHAPES = {
-    "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}\b",
-    "an OpenAI-style key": r"\bsk-(?:[A-Za-z0-9]+-)?[A-Za-z0-9_]{20,}\b",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})\b",
-    "a GitLab token": r"\bglpat-[A-Za-z0-9_-]{20,}\b",
-    "an AWS access key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a Google API key": r"\bAIza[A-Za-z0-9_-]{35}\b",
-    "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}\b",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-}
-_PATTERNS = {what: re.compile(shape.encode()) for what, shape in _SHAPES.items()}
-_NAMES_A_SECRET = re.compile(r"(?i)(?:token|api_?key|secret|password|passwd|credential)s?$")
 _SHORTEST = 8  # characters; shorter values turn up by chance
 _SCAN_BYTES = 1 << 20
-_OVERLAP_BYTES = 1 << 10
+_OVERLAP_BYTES = 1 << 13  # longer than any secret that is known by its shape
 
 
 def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -36,11 +23,7 @@ def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]
 
     They are what its environment names as one, and the saved token of the Hub.
     """
-    found = {
-        value: name
-        for name, value in environment.items()
-        if _NAMES_A_SECRET.search(name) and len(value) >= _SHORTEST and not Path(value).exists()
-    }
+    found = secrets_of_environment(environment)
     if (token := get_token()) and len(token) >= _SHORTEST and token not in found:
         found[token] = "the Hub token of this machine"
     return found
@@ -72,10 +55,8 @@ def find_secret(path: Path, secrets: Mapping[str, str]) -> str | None:
             for value, name in values.items():
                 if value in window:
                     return f"the value of {name}"
-            if is_text:
-                for what, pattern in _PATTERNS.items():
-                    if pattern.search(window):
-                        return what
+            if is_text and (found := next(find_secrets(window, certain=True), None)):
+                return found.what
 
             before = window[-_OVERLAP_BYTES:]
     return None

@@ -23,6 +23,7 @@ from hfstack.disk import (
 )
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, HfstackError
 from hfstack.logs import get_logger
+from hfstack.redaction import redact_values
 
 logger = get_logger(__name__)
 
@@ -111,12 +112,15 @@ def read_run(directory: str | Path) -> RunRecord:
 
 
 def settings_as_dict(settings: Any) -> dict[str, Any]:
-    """Return a settings object as plain values, without secrets."""
+    """Return a settings object as plain values, without secrets.
+
+    They are part of no identity: a new password makes no other run of it.
+    """
     # A TrainingArguments has a form of its own for JSON.
     has_own_form = hasattr(settings, "to_dict")
     values = settings.to_dict() if has_own_form else dataclasses.asdict(settings)
     secrets = ("hub_token", "push_to_hub_token")
-    return {name: value for name, value in values.items() if name not in secrets}
+    return redact_values({name: value for name, value in values.items() if name not in secrets})
 
 
 def changed_settings(

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,33 @@ def test_a_run_is_recorded_from_start_to_end(tmp_path: Path) -> None:
         "reasons": {"columns": ["reason", "count"], "rows": [["too short", 3]]}
     }
     assert record.artifacts == {"samples": "samples.jsonl"}
+
+
+@dataclass
+class Endpoint:
+    """Settings in which people leave secrets."""
+
+    url: str
+    api_key: str
+
+
+def test_a_secret_in_a_setting_is_neither_written_nor_shown(tmp_path: Path) -> None:
+    """And a new password makes no other run of it."""
+
+    def settings(password: str) -> Endpoint:
+        return Endpoint(f"https://me:{password}@host/score?sig={password}", password)
+
+    with Run.start("clean.py", tmp_path, settings("hunter2-old")) as run:
+        run.finish({"loss": 1.0})
+    written = (tmp_path / "run.json").read_text()
+    assert "hunter2" not in written and written.count("<redacted>") == 3
+    with pytest.raises(AlreadyFinished):
+        Run.start("clean.py", tmp_path, settings("hunter2-new"))
+
+    other = replace(settings("hunter2-new"), url="https://me:hunter2-new@other/")
+    with pytest.raises(CheckpointError, match="differs in url") as refusal:
+        Run.start("clean.py", tmp_path, other)
+    assert "hunter2" not in str(refusal.value)
 
 
 def test_a_failure_is_recorded_and_raised(tmp_path: Path) -> None:
