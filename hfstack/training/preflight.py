@@ -22,6 +22,7 @@ from hfstack.training.checks import (
     preflight,
     some_label_is_scored,
 )
+from hfstack.training.unread_options import refuse_unread_of
 
 logger = get_logger(__name__)
 
@@ -52,8 +53,11 @@ def checked(
         found: what the functions that check rows, prompts or losses have found.
 
     Raises:
+        ConfigError: an option is set that this recipe does not read.
         DataError: naming every problem.
     """
+    refuse_unread_of(trainer)
+
     train: Any = trainer.train_dataset
     results: Problems = dict(found or {})
 

@@ -53,21 +53,25 @@ def check_settings(args: TrainingArguments, *, early_stopping_patience: int | No
         )
 
 
-def check_best_metric(args: TrainingArguments, known: Collection[str]) -> None:
+def check_best_metric(
+    args: TrainingArguments, known: Collection[str], *, has_loss: bool = True
+) -> None:
     """Refuse a best metric that the evaluation does not give, before the first epoch.
 
     Args:
-        known: names of the metrics without `eval_`, of which more is better; the loss is always
-            known.
+        known: names of the metrics without `eval_`, of which more is better.
+        has_loss: the evaluation gives a loss as well.
 
     Raises:
         ConfigError: it is none of them.
     """
     asked = args.metric_for_best_model
-    if asked is not None and asked.removeprefix("eval_") not in {*known, "loss"}:
+    names = [*known, "loss"] if has_loss else [*known]
+    if asked is not None and asked.removeprefix("eval_") not in names:
+        *first, last = names
         raise ConfigError(
-            f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(known)} or "
-            "loss"
+            f"--metric_for_best_model {asked} does not fit this task: choose {', '.join(first)} or "
+            f"{last}"
         )
 
 

@@ -103,16 +103,21 @@ def evaluate_policy(trainer: Any) -> dict[str, float]:
     """Return start and end of the curves, and an evaluation after the last step.
 
     Generating completions is slow, so an evaluation that was made after the last step is not
-    repeated. Without held-out prompts there is none.
+    repeated, unless another checkpoint was loaded since (`--load_best_model_at_end`). Without
+    held-out prompts there is none.
 
     Args:
         trainer: a PPO, RLOO or GRPO trainer that has trained.
     """
     history, steps = trainer.state.log_history, trainer.state.global_step
     metrics = summarize_history(history) | {"steps": steps}
-    if trainer.eval_dataset is not None:
-        metrics |= last_evaluation(history, steps) or trainer.evaluate()
-    return metrics
+    if trainer.eval_dataset is None:
+        return metrics
+
+    best_step = trainer.state.best_global_step
+    went_back = trainer.args.load_best_model_at_end and best_step not in (None, steps)
+    evaluated = None if went_back else last_evaluation(history, steps)
+    return metrics | (evaluated or trainer.evaluate())
 
 
 def summarize_history(history: list[dict[str, Any]]) -> dict[str, float]:

@@ -19,6 +19,9 @@ from hfstack.tasks.rl.ppo.actor_critic import TokenScores
 _PASS_TOKENS = {"cpu": 96}
 _PASS_TOKENS_ACCELERATOR = 8192
 
+# A pass without gradients keeps no activations, and still has a bound where none is asked for.
+_SCORED_TOKENS = 32_768
+
 
 class TokenBatch(NamedTuple):
     """The inputs of ActorCritic.forward."""
@@ -164,13 +167,13 @@ def score_completions(
         score: a forward pass without gradients.
         sequences: to score.
         device: of the batches and the tables.
-        max_tokens: of one pass, padding included.
+        max_tokens: of one pass, padding included; None for 32,768.
         max_over_processes: the largest of a number over all processes, when each pass needs all of
             them; None otherwise.
     """
     count, width = sequences.valid.shape
     tables: dict[str, Tensor] = {}  # (N, T) each
-    chunks = sequences.chunks(range(count), device.type, max_tokens=max_tokens)
+    chunks = sequences.chunks(range(count), device.type, max_tokens=max_tokens or _SCORED_TOKENS)
 
     for rows in equalize_passes(chunks, max_over_processes):
         scores = score(sequences.pack(rows, device))

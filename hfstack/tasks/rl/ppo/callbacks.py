@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import DefaultFlowCallback
 
@@ -54,8 +55,10 @@ class RolloutBoundary(TrainerCallback):
         self._skipped_steps += skipped
         state.global_step += skipped
         state.epoch = state.global_step / args.steps_per_rollout
-        for _ in range(skipped):
-            kwargs["lr_scheduler"].step()
+        scheduler = kwargs["lr_scheduler"]
+        if not isinstance(scheduler, ReduceLROnPlateau):  # it counts evaluations, not steps
+            for _ in range(skipped):
+                scheduler.step()
 
         # Saving, evaluating and logging by steps may fall on the steps that were skipped.
         DefaultFlowCallback().on_step_end(args, state, control)

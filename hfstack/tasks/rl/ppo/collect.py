@@ -20,7 +20,12 @@ from hfstack.models.context import context_length
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic, TokenScores
 from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch, score_completions
 from hfstack.tasks.rl.ppo.config import PPOConfig
-from hfstack.tasks.rl.ppo.engines.interface import Rollout, RolloutEngine, check_rollout
+from hfstack.tasks.rl.ppo.engines.interface import (
+    Rollout,
+    RolloutEngine,
+    check_rollout,
+    join_rollouts,
+)
 from hfstack.tasks.rl.ppo.experience import (
     Experience,
     RolloutScores,
@@ -106,6 +111,7 @@ class Collector:
         moments: RunningMoments,
         index: int,
         row_weights: Tensor | None = None,
+        at_once: int | None = None,
         trainer_state: Any = None,
     ) -> CollectedRollout:
         """Generate completions for the prompts in `columns` and build the experience.
@@ -124,7 +130,7 @@ class Collector:
         with torch.no_grad(), self.accelerator.autocast():
             # completions
             prompts = columns["prompt"]
-            prompt_ids, rollout = self.generate(actor_critic, prompts)
+            prompt_ids, rollout = self.generate(actor_critic, prompts, at_once=at_once)
             generated = time.perf_counter()
             texts = self.decode(prompts, prompt_ids, rollout)
 
@@ -177,16 +183,26 @@ class Collector:
         return CollectedRollout(experience, metrics, episodes, seconds)
 
     def generate(
-        self, actor_critic: ActorCritic, prompts: Sequence[Any]
+        self, actor_critic: ActorCritic, prompts: Sequence[Any], *, at_once: int | None = None
     ) -> tuple[list[list[int]], Rollout]:
         """Generate one completion for each prompt; return the prompts' tokens with them.
 
         No other process is needed unless the weights are sharded.
+
+        Args:
+            actor_critic: with the policy.
+            prompts: texts or conversations.
+            at_once: prompts that the engine is given at a time; None for all.
         """
         with torch.no_grad(), self.accelerator.autocast():
             prompt_ids = self.encode(prompts, actor_critic)
-            rollout = self.engine.generate(actor_critic, prompt_ids)
+            size = at_once or len(prompt_ids)
+            parts = [
+                self.engine.generate(actor_critic, prompt_ids[first : first + size])
+                for first in range(0, len(prompt_ids), size)
+            ]
 
+        rollout = join_rollouts(parts)
         check_rollout(rollout, prompts)
         return prompt_ids, rollout
 
@@ -364,7 +380,7 @@ class RolloutLoader:
         experience = self._collect(self.rollout)
 
         # One permutation of the rollout for each pass over it.
-        seed = args.seed * 1_000_003 + self.rollout * 7919 + self._process_index
+        seed = args.prompt_seed * 1_000_003 + self.rollout * 7919 + self._process_index
         generator = torch.Generator().manual_seed(seed)
         orders = [
             torch.randperm(args.rollout_size, generator=generator)

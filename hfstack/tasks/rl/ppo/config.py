@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from hfstack.errors import ConfigError
 from hfstack.tasks.rl.ppo.actor_critic import CRITICS
 from hfstack.tasks.rl.ppo.formulas import KL_ESTIMATORS
+from hfstack.training.unread_options import PPO_UNREAD, refuse_unread
 
 ENGINES = ("native", "generate", "vllm")
 VLLM_MODES = ("colocate", "server")
@@ -73,6 +75,11 @@ class PPOConfig(TrainingArguments):
     """
     max_grad_norm: float = 10.0
     """Norm that gradients are clipped to; 0 turns clipping off."""
+
+    per_device_eval_batch_size: int | None = None  # pyright: ignore
+    """Completions that an evaluation generates at once on a process; None: as many as training."""
+    remove_unused_columns: bool = False
+    """The rewards read the other columns: must be false."""
 
     total_episodes: int | None = None
     """Completions to train on over all processes, in place of num_train_epochs; whole rollouts."""
@@ -200,6 +207,11 @@ class PPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Resolve upstream's settings, and refuse values out of range or in conflict."""
+        # first, since upstream changes some of them itself
+        refuse_unread(self, PPO_UNREAD)
+        if self.metric_for_best_model is None and self._compares_evaluations():
+            self.metric_for_best_model = "reward"
+
         super().__post_init__()
 
         for name in _AT_LEAST_ONE:
@@ -221,6 +233,9 @@ class PPOConfig(TrainingArguments):
         if self.critic is not None:
             self._check_choice("critic", CRITICS)
 
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.rollout_batch_size or self.rollout_size  # pyright: ignore
+
         self._refuse_contradictions()
         self._refuse_partial_rollouts()
 
@@ -238,9 +253,22 @@ class PPOConfig(TrainingArguments):
             * self.num_mini_batches
         )
 
+    @property
+    def prompt_seed(self) -> int:
+        """Return the seed of the order in which prompts and minibatches are taken."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def whole_rollouts(self, steps: float) -> int:
         """Round optimizer steps up to whole rollouts."""
         return math.ceil(steps / self.steps_per_rollout) * self.steps_per_rollout
+
+    def _compares_evaluations(self) -> bool:
+        """Return whether anything is decided by which evaluation was the best."""
+        return (
+            self.load_best_model_at_end
+            or self.save_strategy == SaveStrategy.BEST
+            or self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+        )
 
     def _refuse_contradictions(self) -> None:
         """Refuse settings that are valid alone and contradict each other."""

@@ -18,6 +18,7 @@ from peft import (
 )
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import SaveStrategy
 from trl import ModelConfig
 from trl.models.utils import prepare_fsdp
 
@@ -26,6 +27,7 @@ from hfstack.logs import get_logger
 from hfstack.models.contents import kind_of_architecture
 from hfstack.models.loading import load_tokenizer
 from hfstack.tasks.preferences.reward_model import load_reward_model
+from hfstack.tasks.rewards.prepare import reward_name
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
 from hfstack.tasks.rl.ppo.checkpoint import is_critic
 from hfstack.tasks.rl.ppo.collect import Collector
@@ -36,6 +38,7 @@ from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
 from hfstack.tasks.rl.ppo.processes import max_over_processes
 from hfstack.tasks.rl.ppo.reward_scores import TokenReward
 from hfstack.tokens.chat import stop_at_end_of_turn
+from hfstack.training.settings import check_best_metric
 
 logger = get_logger(__name__)
 
@@ -48,6 +51,9 @@ _OTHER_HEADS = (
     "question answering model",
     "masked language model",
 )
+
+# what an evaluation gives to choose the best checkpoint by
+_BEST_BY = ("reward", "objective", "ended_share", "kl", "kl_per_completion", "entropy")
 
 # attributes that attention modules read as plain numbers while they train
 _DROPOUT_ATTRIBUTES = ("attention_dropout", "dropout")
@@ -319,6 +325,19 @@ def check_prompt_rows(dataset: Any, *, needed: int) -> Dataset:
     return dataset
 
 
+def check_best_checkpoint(
+    args: PPOConfig, rewards: Sequence[Any], token_rewards: Sequence[TokenReward]
+) -> None:
+    """Refuse a best metric that no evaluation gives.
+
+    Raises:
+        ConfigError: it is none of the metrics that evaluations log.
+    """
+    names = [reward_name(reward) for reward in (*rewards, *token_rewards)]
+    own = [f"rewards/{name}/mean" for name in names]
+    check_best_metric(args, [*_BEST_BY, *own], has_loss=False)
+
+
 def set_training_length(args: PPOConfig, prompts: int) -> None:
     """Set `max_steps`, and round intervals up to whole rollouts.
 
@@ -340,6 +359,14 @@ def set_training_length(args: PPOConfig, prompts: int) -> None:
                     "--%s %g becomes %d optimizer steps: whole rollouts", name, steps, whole
                 )
             setattr(args, name, whole)
+
+    by_steps = args.save_strategy == SaveStrategy.STEPS
+    if args.load_best_model_at_end and by_steps and args.save_steps % (args.eval_steps or 1):
+        raise ConfigError(
+            f"--load_best_model_at_end needs checkpoints where evaluations are: --save_steps "
+            f"{args.save_steps:g} is no multiple of --eval_steps {args.eval_steps:g} (both in "
+            "whole rollouts)"
+        )
 
 
 def parameter_groups(

@@ -16,7 +16,7 @@ UPDATE_METRICS.
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
 from hfstack.tasks.rl.ppo import checkpoint as ppo_checkpoint
 from hfstack.tasks.rl.ppo import setup as ppo_setup
@@ -111,6 +112,8 @@ class PPOTrainer(Trainer):
             weights=args.reward_weights,
         )
 
+        ppo_setup.check_best_checkpoint(args, rewards, token_rewards)
+
         # policy, critic and reference
         actor_critic = ppo_setup.build_actor_critic(
             model, args, processing_class, peft_config=peft_config
@@ -120,7 +123,6 @@ class PPOTrainer(Trainer):
 
         # Trainer
         ppo_setup.set_training_length(args, len(train_dataset))
-        args.remove_unused_columns = False  # the rewards read them
         super().__init__(
             model=actor_critic,
             args=args,
@@ -182,7 +184,7 @@ class PPOTrainer(Trainer):
         args, dataset = self.args, cast(Any, self.train_dataset)
         processes, size = self.accelerator.num_processes, args.rollout_size
         first = (index * processes + self.accelerator.process_index) * size
-        rows = choose_prompt_rows(first, size, len(dataset), seed=args.seed)
+        rows = choose_prompt_rows(first, size, len(dataset), seed=args.prompt_seed)
         collected = self._collect(dataset[rows], index)
 
         if args.log_completions and self.is_world_process_zero():
@@ -325,10 +327,13 @@ class PPOTrainer(Trainer):
         places = torch.arange(count) * processes + rank  # (count,)
         rows = dataset[(places % len(dataset)).tolist()]
 
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.args.seed + rank)
-            collected = self._collect(rows, 0, row_weights=(places < len(dataset)).float())
+        with self._own_random_numbers():
+            collected = self._collect(
+                rows,
+                0,
+                row_weights=(places < len(dataset)).float(),
+                at_once=self.args.per_device_eval_batch_size,
+            )
 
         self._last_evaluation = (self.state.global_step, collected.episodes)
         metrics = {
@@ -344,7 +349,8 @@ class PPOTrainer(Trainer):
     def samples(self, count: int) -> list[tuple[str, str]]:
         """Return prompts with completions of the current policy.
 
-        Those of the last evaluation when no step was taken since; otherwise they are generated.
+        Those of the last evaluation when no step was taken since; otherwise they are generated,
+        with the same random numbers every time.
         """
         if self._last_evaluation is not None and self._last_evaluation[0] == self.state.global_step:
             episodes = self._last_evaluation[1]
@@ -352,7 +358,9 @@ class PPOTrainer(Trainer):
         else:  # by this process alone, which may be the only one that asks
             dataset = self.train_dataset if self.eval_dataset is None else self.eval_dataset
             prompts = cast(Any, dataset)[:count]["prompt"]
-            prompt_ids, rollout = self.collector.generate(cast(ActorCritic, self.model), prompts)
+            policy = cast(ActorCritic, self.model)
+            with self._own_random_numbers(), evaluation_mode(policy):
+                prompt_ids, rollout = self.collector.generate(policy, prompts)
             completions = self.collector.decode(prompts, prompt_ids, rollout)
 
         shown = [
@@ -367,6 +375,14 @@ class PPOTrainer(Trainer):
             logs |= self.training_metrics.pop(self.collector.reduce, skipped_updates=skipped)
 
         super().log(logs, start_time)
+
+    @contextlib.contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Draw the same random numbers every time, and none of training's."""
+        device = self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.args.seed + self.accelerator.process_index)
+            yield
 
     def _unwrapped(self) -> ActorCritic:
         return cast(ActorCritic, self.accelerator.unwrap_model(self.model))
@@ -387,7 +403,12 @@ class PPOTrainer(Trainer):
         self._step_kl.zero_()
 
     def _collect(
-        self, columns: Any, index: int, *, row_weights: Tensor | None = None
+        self,
+        columns: Any,
+        index: int,
+        *,
+        row_weights: Tensor | None = None,
+        at_once: int | None = None,
     ) -> CollectedRollout:
         # Only after Trainer has sharded the model can its decoding be registered.
         if isinstance(self.model, FSDPModule) and not self._decodes_sharded:
@@ -401,6 +422,7 @@ class PPOTrainer(Trainer):
             moments=self.reward_moments,
             index=index,
             row_weights=row_weights,
+            at_once=at_once,
             trainer_state=self.state,
         )
 
@@ -438,9 +460,7 @@ class PPOTrainer(Trainer):
                 "they were"
             )
 
-        state = ppo_checkpoint.load_state(folder)
-        self.kl_coef = float(state["kl_coef"])
-        self.reward_moments = RunningMoments(**state["reward_moments"])
+        self._load_state(folder)
 
         # The start was evaluated by the first run; here its curve would have one point more.
         self.args.eval_on_start = False
@@ -450,3 +470,26 @@ class PPOTrainer(Trainer):
             return
 
         ppo_checkpoint.load_actor_critic(self._unwrapped(), folder)
+
+    def _load_best_model(self) -> None:
+        """Load policy and critic of the best evaluation, and PPO's state at that time."""
+        folder = Path(cast(str, self.state.best_model_checkpoint))
+        logger.info(
+            "loading %s, the best by %s (%.4g)",
+            folder,
+            self.args.metric_for_best_model,
+            self.state.best_metric,
+        )
+
+        if self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            ppo_checkpoint.load_actor_critic(self._unwrapped(), folder)
+        self._load_state(folder)
+        self._last_evaluation = None
+
+    def _load_state(self, folder: Path) -> None:
+        """Load PPO's own numbers of a checkpoint."""
+        state = ppo_checkpoint.load_state(folder)
+        self.kl_coef = float(state["kl_coef"])
+        self.reward_moments = RunningMoments(**state["reward_moments"])

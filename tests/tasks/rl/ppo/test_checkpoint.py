@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hfstack.errors import CheckpointError
+from hfstack.tasks.rl.metrics import evaluate_policy
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from tests.tiny_ppo import lora, prompts, trainer
 
@@ -108,6 +110,38 @@ def test_what_is_saved_is_a_plain_adapter(make, tmp_path: Path, tiny_llama: Path
         expected = made.model.policy(input_ids=ids).logits
         assert torch.allclose(loaded(input_ids=ids).logits, expected, atol=1e-6)
         assert not torch.allclose(bare(input_ids=ids).logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("build", [{}, {"peft_config": lora()}], ids=["full", "adapter"])
+def test_the_best_checkpoint_is_loaded_at_the_end(make, tmp_path: Path, build: dict[str, Any]):
+    def fading(prompts: Any, completions: Any, trainer_state: Any, **_: Any) -> list[float]:
+        """Lower at each evaluation, and different for each answer."""
+        return [len(one) / 100 - trainer_state.global_step for one in completions]
+
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 3}
+    made = make(
+        "best",
+        build={"eval_dataset": prompts(3), "reward_funcs": fading} | build,
+        kl_target=1.0,
+        **SAVES | best,
+    )
+    made.train()
+    assert made.state.best_global_step == 4 and made.state.global_step == 12
+
+    kept = json.loads((tmp_path / "best" / "checkpoint-4" / "ppo_state.json").read_text())
+    assert made.kl_coef == kept["kl_coef"] != made.args.kl_coef
+    made.save_model(str(tmp_path / "saved"))
+    for name in ("critic", "adapter_model" if build else "model"):
+        one, two = (
+            load_file(tmp_path / folder / f"{name}.safetensors")
+            for folder in ("best/checkpoint-4", "saved")
+        )
+        assert all(torch.equal(weight, two[key]) for key, weight in one.items()), name
+
+    # what is reported is of the model that is kept
+    evaluated = next(row for row in made.state.log_history if "eval_reward" in row)
+    reported = evaluate_policy(made)
+    assert reported["eval_kl"] == pytest.approx(evaluated["eval_kl"], abs=1e-6)
 
 
 def test_a_stop_waits_for_the_end_of_the_rollout(make, tmp_path: Path):

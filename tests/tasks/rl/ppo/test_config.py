@@ -1,13 +1,16 @@
 """PPOConfig: how long a rollout is, and what contradicts itself."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainingArguments
 
 from hfstack.errors import ConfigError
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.setup import set_training_length
+from hfstack.training.unread_options import PPO_UNREAD, refuse_unread
 
 
 def config(folder: Path, **settings: Any) -> PPOConfig:
@@ -91,3 +94,79 @@ def test_what_contradicts_itself_is_refused_in_one_line(
     with pytest.raises(ConfigError, match=message) as caught:
         config(tmp_path, **settings)
     assert "\n" not in str(caught.value)
+
+
+# Upstream's options that PPO reads: by Trainer's loop, its optimizer, its logs, hfstack's
+# checkpoints and pushes, or PPO itself. A new option of upstream has to be put here or refused.
+READ = """
+    output_dir per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
+    num_train_epochs max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps
+    optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+    bf16 fp16 tf32 use_cpu activation_checkpointing activation_checkpointing_kwargs
+    gradient_checkpointing gradient_checkpointing_kwargs torch_compile torch_compile_backend
+    torch_compile_mode use_cache full_determinism seed data_seed debug skip_memory_metrics
+    logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
+    log_level log_level_replica disable_tqdm report_to run_name project trackio_space_id
+    trackio_bucket_id trackio_static_space_id
+    eval_strategy eval_steps eval_delay eval_on_start do_eval
+    save_only_model save_strategy save_steps save_on_each_node save_total_limit
+    load_best_model_at_end metric_for_best_model greater_is_better
+    resume_from_checkpoint restore_callback_states_from_checkpoint
+    push_to_hub hub_token hub_private_repo hub_model_id hub_revision
+    accelerator_config ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers
+    ddp_static_graph ddp_backend ddp_timeout fsdp fsdp_config deepspeed local_rank
+"""
+
+
+def test_every_option_of_upstream_is_read_or_refused():
+    upstream = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert set(READ.split()) | PPO_UNREAD.keys() == upstream
+    assert not set(READ.split()) & PPO_UNREAD.keys()
+
+
+@pytest.mark.parametrize("name", PPO_UNREAD)
+def test_an_option_that_does_nothing_is_refused(name: str, tmp_path: Path):
+    examples: dict[str, Any] = {
+        "optim_target_modules": "all-linear",
+        "liger_kernel_config": {"rms_norm": True},
+        "dataloader_multiprocessing_context": "spawn",
+        "hub_strategy": "end",
+        "include_for_metrics": ["loss"],
+        "label_names": ["labels"],
+        "parallelism_config": object(),
+        "length_column_name": "tokens",
+        "train_sampling_strategy": "sequential",
+        "include_num_input_tokens_seen": "all",
+        "label_smoothing_factor": 0.1,
+    }
+    args = config(tmp_path)
+    args.dataloader_pin_memory = True  # upstream turns it off on a CPU
+
+    # set afterwards, since upstream has checks of its own for some of them
+    default = getattr(args, name)
+    setattr(args, name, examples.get(name, (not default) if isinstance(default, bool) else 2))
+    with pytest.raises(ConfigError, match=f"^--{name} .* does nothing here: .*; leave it out$"):
+        refuse_unread(args, PPO_UNREAD)
+
+
+def test_what_does_nothing_is_refused_at_once(tmp_path: Path):
+    with pytest.raises(ConfigError, match="--label_smoothing_factor 0.1 does nothing here"):
+        config(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(ConfigError, match="--do_eval true does nothing here"):
+        config(tmp_path, do_eval=True)
+    assert config(tmp_path, do_eval=True, eval_strategy="steps", eval_steps=4).do_eval
+
+
+def test_an_evaluation_is_of_as_many_answers_as_a_rollout(tmp_path: Path):
+    small = {"per_device_train_batch_size": 4, "num_mini_batches": 2}
+    assert config(tmp_path, **small).per_device_eval_batch_size == 8
+    assert config(tmp_path, rollout_batch_size=3, **small).per_device_eval_batch_size == 3
+    assert config(tmp_path, per_device_eval_batch_size=5).per_device_eval_batch_size == 5
+
+
+def test_the_best_checkpoint_has_to_be_one_of_those_evaluated(tmp_path: Path):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "num_ppo_epochs": 4}
+    args = config(tmp_path, eval_steps=5, save_steps=10, **best)
+    assert args.metric_for_best_model == "reward" and args.greater_is_better
+    with pytest.raises(ConfigError, match="--save_steps 12 is no multiple of --eval_steps 8"):
+        set_training_length(args, prompts=50)

@@ -69,7 +69,6 @@ def train(rank: int, folder: Path, llama: Path, kind: str, **settings: Any) -> P
         "use_cpu": True,
         "ddp_backend": "gloo",
         "disable_tqdm": True,
-        "dataloader_pin_memory": False,
     }
     adapter, crash_at = settings.pop("peft_config", None), settings.pop("crash_at", None)
     config = PPOConfig(**(args | settings))

@@ -158,7 +158,7 @@ def test_the_first_gradient_of_an_adapter_is_the_full_one_projected(make, tiny_l
 def test_the_kl_is_measured_to_the_untouched_start(
     make, tiny_llama: Path, settings: dict[str, Any]
 ):
-    made = make(learning_rate=1e-2, **settings)
+    made = make(learning_rate=1e-2, per_device_eval_batch_size=12, **settings)
     made.train()
     metrics = made.evaluate(prompts(12))
     bare = ActorCritic(AutoModelForCausalLM.from_pretrained(tiny_llama)).eval()
@@ -228,6 +228,37 @@ def test_evaluation_leaves_the_random_numbers_alone_and_repeats_itself(make):
     made.collector.reduce = None
     again = made.samples(2)
     assert [prompt for prompt, _ in again] == prompts(2)["prompt"][:] and again != pairs[:2]
+
+
+def test_an_evaluation_generates_as_many_answers_at_once_as_asked(make):
+    asked: list[int] = []
+
+    class CountingEngine(FixedEngine):
+        def generate(self, actor_critic: Any, prompt_ids: Any) -> Rollout:
+            asked.append(len(prompt_ids))
+            return super().generate(actor_critic, prompt_ids)
+
+    build = {"engine": CountingEngine(-1.0), "eval_dataset": prompts(7)}
+    small = make(build=build, per_device_eval_batch_size=3).evaluate()
+    assert asked == [3, 3, 1]
+    assert make(build=build, per_device_eval_batch_size=7).evaluate() == small
+    with pytest.raises(ConfigError, match="--metric_for_best_model bleu does not fit this task"):
+        make(metric_for_best_model="bleu")
+
+
+def test_the_order_of_prompts_has_a_seed_of_its_own(make):
+    def order(**settings: Any) -> list[list[int]]:
+        return [row.tolist() for row in batches(make(**settings))[0]["experience"].sequences.tokens]
+
+    engine = {"build": {"engine": FixedEngine()}}
+    assert order(data_seed=1, **engine) == order(data_seed=1, **engine) != order(**engine)
+
+
+def test_samples_leave_the_random_numbers_alone(make):
+    made = make()
+    before = torch.get_rng_state()
+    assert made.samples(2) == made.samples(2)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_rewards_of_all_kinds_are_added_and_logged(make):

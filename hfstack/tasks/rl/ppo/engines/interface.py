@@ -154,6 +154,24 @@ def pad_left(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Ten
     return tokens, mask
 
 
+def join_rollouts(parts: Sequence[Rollout]) -> Rollout:
+    """Return one rollout of several of the same engine, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(name: str) -> list[Tensor] | None:
+        lists: list[list[Tensor] | None] = [getattr(part, name) for part in parts]
+        return None if lists[0] is None else [row for rows in lists for row in rows or ()]
+
+    return Rollout(
+        [row for part in parts for row in part.completion_ids],
+        torch.cat([part.finished for part in parts]),
+        log_probs=joined("log_probs"),
+        values=joined("values"),
+        generated_mask=joined("generated_mask"),
+    )
+
+
 def check_rollout(rollout: Rollout, prompts: Sequence[Any]) -> None:
     """Refuse what an engine must not return.
 

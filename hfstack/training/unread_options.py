@@ -1,0 +1,142 @@
+"""Refuse upstream's options that do nothing in a recipe.
+
+Each entry says why: the end of the line that the user reads. An option that only takes part where
+another one is set (`eval_steps`, say) is not listed.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+from hfstack.errors import ConfigError
+
+_SCRIPTS = "a recipe always trains, and evaluates as --eval_strategy says"
+_PUSHES = "each verified checkpoint is pushed, --hub_revision names the branch"
+_NO_PREDICTIONS = "this recipe's metrics need no predictions of the evaluation loop"
+_OWN_LOSS = "this recipe has a loss of its own"
+_OWN_ORDER = "prompts are shuffled by --seed"
+_OWN_COUNT = "its batches have no input_ids to count"
+_NO_LOADER = "prompts are read by their row number, without worker processes"
+_WHOLE_BATCHES = "the groups or rollouts of a smaller batch would be others"
+_OWN_MEAN = "the loss is a mean over all processes in any case"
+
+# no recipe reads these
+_EVERYWHERE = {
+    "do_train": _SCRIPTS,
+    "do_predict": _SCRIPTS,
+    "hub_strategy": _PUSHES,
+    "hub_always_push": _PUSHES,
+    "enable_jit_checkpoint": "a recipe saves and ends at SIGTERM in any case",
+}
+
+# read only where an evaluation computes metrics from predictions
+_OF_PREDICTIONS = dict.fromkeys(
+    (
+        "prediction_loss_only",
+        "include_for_metrics",
+        "batch_eval_metrics",
+        "eval_do_concat_batches",
+        "eval_accumulation_steps",
+    ),
+    _NO_PREDICTIONS,
+)
+
+_OF_PAIRS = {"label_smoothing_factor": _OWN_LOSS, "average_tokens_across_devices": _OWN_LOSS}
+_OF_GROUPS = _OF_PAIRS | {
+    "data_seed": _OWN_ORDER,
+    "train_sampling_strategy": _OWN_ORDER,
+    "include_num_input_tokens_seen": "num_tokens is logged in any case",
+    "auto_find_batch_size": _WHOLE_BATCHES,
+    "neftune_noise_alpha": "noise would change the log-probabilities that updates compare",
+}
+
+# by the class that trains
+_BY_TRAINER: dict[str, dict[str, str]] = {
+    "DPOTrainer": _OF_PAIRS,
+    "KTOTrainer": _OF_PAIRS | {"include_num_input_tokens_seen": _OWN_COUNT},
+    "ORPOTrainer": _OF_PAIRS | {"include_num_input_tokens_seen": _OWN_COUNT},
+    "RewardTrainer": _OF_PAIRS,
+    "RLOOTrainer": _OF_GROUPS,
+    "GRPOTrainer": _OF_GROUPS,
+}
+
+# PPO's trainer has a loader, a training step and an evaluation of its own.
+PPO_UNREAD = {
+    **_EVERYWHERE,
+    **_OF_PREDICTIONS,
+    **_OF_GROUPS,
+    **dict.fromkeys(
+        (
+            "dataloader_drop_last",
+            "dataloader_num_workers",
+            "dataloader_pin_memory",
+            "dataloader_persistent_workers",
+            "dataloader_prefetch_factor",
+            "dataloader_multiprocessing_context",
+            "dataloader_in_order",
+        ),
+        _NO_LOADER,
+    ),
+    "include_num_input_tokens_seen": _OWN_COUNT,
+    "length_column_name": "batches are split by the lengths of prompts and completions",
+    "average_tokens_across_devices": _OWN_MEAN,
+    "remove_unused_columns": "the rewards read the other columns",
+    "label_names": "there are no labels",
+    "ignore_data_skip": "a resumed run begins with a rollout of its own",
+    "optim_target_modules": "policy and critic have optimizer groups of their own",
+    "torch_empty_cache_steps": "memory is bounded by --max_tokens_per_microbatch",
+    "use_liger_kernel": "only completion tokens go through the output head, in chunks",
+    "liger_kernel_config": "only completion tokens go through the output head, in chunks",
+    "bf16_full_eval": "an evaluation computes as training does, set --bf16",
+    "fp16_full_eval": "an evaluation computes as training does, set --bf16",
+    "eval_use_gather_object": "evaluations sum their metrics over processes",
+    "parallelism_config": "weights are sharded by FSDP2 only",
+}
+del PPO_UNREAD["data_seed"]  # PPO's own shuffle reads it
+
+
+def refuse_unread_of(trainer: Trainer) -> None:
+    """Refuse what the given Trainer was told and does not read.
+
+    Raises:
+        ConfigError: naming the first such option.
+    """
+    unread = dict(_EVERYWHERE)
+    if trainer.compute_metrics is None and not isinstance(trainer, Seq2SeqTrainer):
+        unread |= _OF_PREDICTIONS
+    for upstream in type(trainer).__mro__:
+        unread |= _BY_TRAINER.get(upstream.__name__, {})
+
+    refuse_unread(trainer.args, unread)
+
+
+def refuse_unread(args: TrainingArguments, unread: Mapping[str, str]) -> None:
+    """Refuse options that are set and do nothing.
+
+    Args:
+        args: the settings, of any subclass; what differs from the class's default is set.
+        unread: names of options, each with the reason.
+
+    Raises:
+        ConfigError: naming the first such option.
+    """
+    # upstream sets do_eval itself where there is a strategy
+    if args.eval_strategy == IntervalStrategy.NO:
+        unread = {**unread, "do_eval": _SCRIPTS}
+
+    for field in dataclasses.fields(args):
+        reason = unread.get(field.name)
+        value: Any = getattr(args, field.name)
+        if reason is not None and not _is_default(field, value):
+            shown = str(value).lower() if isinstance(value, bool) else value
+            raise ConfigError(f"--{field.name} {shown} does nothing here: {reason}; leave it out")
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Return whether a field has its default, which for "no" may be written as false."""
+    if field.default_factory is not dataclasses.MISSING:
+        return value == field.default_factory()
+    return value == field.default or (field.default == "no" and value is False)
