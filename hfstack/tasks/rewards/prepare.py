@@ -14,6 +14,7 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from hfstack.tasks.rewards.reward_model import RewardModel
 
 Reward = Callable[..., Any]
 
+_REMOTE = "is_remote"  # set on a prepared reward
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -46,6 +48,7 @@ def prepare_rewards(
     policy_tokenizer: PreTrainedTokenizerBase | None = None,
     weights: Sequence[float] | None = None,
     as_text: bool = False,
+    dtype: str = "float32",
 ) -> list[Any]:
     """Return checked rewards with different names, logged as `rewards/<name>/mean`.
 
@@ -59,6 +62,7 @@ def prepare_rewards(
             applies them.
         as_text: a reward model that is named by its path was trained on plain text, not on
             conversations.
+        dtype: of such a model's weights.
 
     Raises:
         ConfigError: there is no reward, one is not callable, or the weights are more or fewer.
@@ -81,7 +85,7 @@ def prepare_rewards(
         if isinstance(reward, str) and "://" in reward:
             reward = RemoteReward(reward)
         elif isinstance(reward, str):
-            reward = RewardModel(reward, device=device, as_text=as_text)
+            reward = RewardModel(reward, device=device, as_text=as_text, dtype=dtype)
 
         if isinstance(reward, RewardModel) and policy_tokenizer is not None:
             reward.compare_tokenizer(policy_tokenizer)
@@ -157,7 +161,13 @@ def checked_reward(reward: Reward, *, name: str | None = None) -> Callable[..., 
         return _read_values(values, own_name, prompts, completions)
 
     score.__name__ = score.__qualname__ = own_name
+    vars(score)[_REMOTE] = is_remote(reward)
     return score
+
+
+def is_remote(reward: Reward) -> bool:
+    """Return whether a reward only waits for an endpoint; it may be prepared already."""
+    return isinstance(reward, RemoteReward) or getattr(reward, _REMOTE, False)
 
 
 def score_all(
@@ -167,11 +177,21 @@ def score_all(
     *,
     weights: Sequence[float] | None = None,
     columns: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Future[list[float | None]]] | None = None,
 ) -> Scores:
     """Call prepared rewards on the same completions and return their weighted sum.
 
     Weights are 1 by default. A reward that does not apply to a completion (None) is left out of its
     sum, as TRL does.
+
+    Args:
+        rewards: prepared.
+        prompts: texts or conversations.
+        completions: one for each prompt.
+        weights: as many as rewards.
+        columns: passed on to the rewards.
+        asked: rewards, by name, that were asked for these completions before: their values are
+            waited for, last.
     """
     shares = [1.0] * len(rewards) if weights is None else list(weights)
     if len(shares) != len(rewards):
@@ -179,10 +199,14 @@ def score_all(
             f"{len(shares)} reward weights for {len(rewards)} rewards: give one for each"
         )
 
-    each = {
-        reward_name(reward): reward(prompts=prompts, completions=completions, **(columns or {}))
-        for reward in rewards
+    waiting = asked or {}
+    found = {
+        name: reward(prompts=prompts, completions=completions, **(columns or {}))
+        for name, reward in zip(map(reward_name, rewards), rewards, strict=True)
+        if name not in waiting
     }
+    found |= {name: future.result() for name, future in waiting.items()}
+    each = {name: found[name] for name in map(reward_name, rewards)}
 
     totals: list[float | None] = []
     for values in zip(*each.values(), strict=True):

@@ -74,12 +74,18 @@ class RewardModel:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        """Return the score of each completion; `columns` are not read."""
+        """Return the score of each completion, in the model's own number type.
+
+        That of the training around it (`--bf16`) does not matter; `columns` are not read.
+        """
         pad = cast(int, self.tokenizer.pad_token_id)
         encoded = [
             self.encode(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)
         ]
-        return score_sequences(self.model, encoded, pad_token_id=pad, batch_size=self.batch_size)
+        with torch.autocast(self.model.device.type, enabled=False):
+            return score_sequences(
+                self.model, encoded, pad_token_id=pad, batch_size=self.batch_size
+            )
 
     def score(self, prompts: Sequence[Any], answers: Sequence[str]) -> list[float]:
         """Return the scores of answers; prompts are texts or conversations."""

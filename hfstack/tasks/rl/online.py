@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, RLOOConfig
 
 from hfstack.data.sources import DataArgs
+from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_name
@@ -22,6 +23,8 @@ from hfstack.tasks.rl.prompts import (
 )
 from hfstack.training.preflight import Problems
 
+_REWARD_DTYPES = ("float32", "bfloat16", "float16", "auto")
+
 
 @dataclass
 class OnlineArgs:
@@ -33,6 +36,10 @@ class OnlineArgs:
     """
     reward_as_text: bool = False
     """Give the reward model prompt and answer as plain text, because it was trained on plain pairs.
+    """
+    reward_dtype: str = "float32"
+    """Number type of the reward model's weights: float32, bfloat16 (half the memory, scores with 3
+    digits), float16 or auto (as it was saved).
     """
     as_chat: bool = True
     """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read
@@ -141,9 +148,16 @@ def load_rewards(
         weights: as many as rewards, or None.
 
     Raises:
-        ConfigError: a reward cannot be called, or the weights are more or fewer.
+        ConfigError: a reward cannot be called, the weights are more or fewer, or the number type
+            is none.
         CheckpointError: the path is not a reward model.
     """
+    if online_args.reward_dtype not in _REWARD_DTYPES:
+        raise ConfigError(
+            f"--reward_dtype must be one of {', '.join(_REWARD_DTYPES)}, got "
+            f"{online_args.reward_dtype!r}"
+        )
+
     chosen = [online_args.reward_model] if online_args.reward_model else rewards
     return prepare_rewards(
         chosen,
@@ -151,6 +165,7 @@ def load_rewards(
         policy_tokenizer=tokenizer,
         weights=weights,
         as_text=online_args.reward_as_text,
+        dtype=online_args.reward_dtype,
     )
 
 

@@ -196,6 +196,13 @@ def test_a_reward_model_scores_prompt_answer_and_eos_whatever_the_batch(
     )
     assert reward.score(PROMPTS, ANSWERS) == scores
 
+    # training's mixed precision is none of the reward model's
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert reward(PROMPTS, ANSWERS) == scores
+    [half] = prepare_rewards([str(reward_folder)], dtype="bfloat16")
+    rounded = half(prompts=PROMPTS, completions=ANSWERS)
+    assert rounded != scores and rounded == pytest.approx(scores, abs=0.02)
+
 
 def test_a_reward_model_cuts_long_prompts_and_says_so_once(
     reward_folder: Path, hfstack_log: list[str]

@@ -2,8 +2,12 @@
 
 from typing import Any
 
+import pytest
+import torch
+
+from hfstack.errors import ConfigError
 from hfstack.tasks.rewards.prepare import prepare_rewards
-from hfstack.tasks.rl.online import read_behind_prompts
+from hfstack.tasks.rl.online import OnlineArgs, load_rewards, read_behind_prompts
 from hfstack.tasks.rl.prompts import encode_prompt
 from hfstack.tokens.seams import encode_joined
 from tests.tiny_tokenizers import llama2
@@ -54,3 +58,9 @@ def test_a_turn_is_what_the_template_would_write_again(monkeypatch: Any) -> None
     # what tools wrote stays as TRL has put it together
     turns = [*answer, {"role": "tool", "content": "42"}, {"role": "assistant", "content": "ran"}]
     assert score([prompt], [turns], ids) == [turns]
+
+
+def test_a_number_type_that_there_is_not_is_refused() -> None:
+    asked = OnlineArgs(reward_model="runs/reward", reward_dtype="fp8")
+    with pytest.raises(ConfigError, match="--reward_dtype must be one of float32, .*, got 'fp8'"):
+        load_rewards(asked, [], TOKENIZER, device=torch.device("cpu"), weights=None)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
 from hfstack.models.context import context_length
+from hfstack.tasks.rewards.prepare import is_remote
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic, TokenScores
 from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch, score_completions
 from hfstack.tasks.rl.ppo.config import PPOConfig
@@ -34,7 +35,7 @@ from hfstack.tasks.rl.ppo.experience import (
 )
 from hfstack.tasks.rl.ppo.formulas import Reduce, RunningMoments
 from hfstack.tasks.rl.ppo.processes import sum_over_processes
-from hfstack.tasks.rl.ppo.reward_scores import TokenReward, score_texts
+from hfstack.tasks.rl.ppo.reward_scores import TokenReward, start_scoring
 from hfstack.tasks.rl.prompts import decode_completions, encode_prompt, truncate_prompt
 
 
@@ -100,7 +101,7 @@ class Collector:
         self.max_over_processes = max_over_processes
         default_cap = 2.0 if args.rollout_engine == "vllm" else None
         self.tis_cap = args.tis_cap if args.tis_cap is not None else default_cap
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._pool = ThreadPoolExecutor(max_workers=max(1, sum(map(is_remote, rewards))))
 
     def collect(
         self,
@@ -116,8 +117,8 @@ class Collector:
     ) -> CollectedRollout:
         """Generate completions for the prompts in `columns` and build the experience.
 
-        Rewards are computed in a thread while the models score the completions, so that waiting for
-        a remote reward costs no time.
+        Endpoints are asked while the models score the completions, so that waiting for them costs
+        no time; other rewards follow in this thread.
 
         Raises:
             DataError: a prompt does not fit the context, or a reward or the engine returns what it
@@ -135,8 +136,7 @@ class Collector:
             texts = self.decode(prompts, prompt_ids, rollout)
 
             # rewards, old log-probabilities and values, the reference's log-probabilities
-            pending = self._thread.submit(
-                score_texts,
+            finish_rewards = start_scoring(
                 self.rewards,
                 self.token_rewards,
                 columns,
@@ -145,12 +145,13 @@ class Collector:
                 weights=self.args.reward_weights,
                 trainer_state=trainer_state,
                 device=self.accelerator.device,
+                pool=self._pool,
             )
             sequences = Sequences.join(prompt_ids, rollout.completion_ids, self.pad_token_id)
             old, values, sampler = self._policy_scores(actor_critic, sequences, rollout)
             reference = self._reference_log_probs(actor_critic, sequences)
-            rewards, token_rewards = pending.result()
 
+        rewards, token_rewards = finish_rewards()
         actor_critic.train(training)
         scored = RolloutScores(
             rewards,

@@ -4,19 +4,20 @@ Legend: N completions, T tokens of the longest one, T_i of completion i.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfstack.errors import DataError
-from hfstack.tasks.rewards.prepare import Scores, reward_name, score_all
+from hfstack.tasks.rewards.prepare import Scores, is_remote, reward_name, score_all
 from hfstack.tasks.rl.ppo.experience import pad_right
 
 TokenReward = Callable[..., Sequence[Sequence[float]]]
 
 
-def score_texts(
+def start_scoring(
     rewards: Sequence[Any],
     token_rewards: Sequence[TokenReward],
     columns: Mapping[str, Sequence[Any]],
@@ -26,8 +27,12 @@ def score_texts(
     weights: Sequence[float] | None,
     trainer_state: Any,
     device: torch.device,
-) -> tuple[Scores, Tensor | None]:
-    """Return the scores of the completions, and the token rewards (N, T) or None.
+    pool: Executor,
+) -> Callable[[], tuple[Scores, Tensor | None]]:
+    """Ask endpoints for their rewards; return what computes the others and gives all.
+
+    Functions run in the thread that calls what is returned: sandboxes that stop a program by
+    `signal.alarm`, math_verify's among them, work in the main thread alone.
 
     Args:
         rewards: prepared reward functions.
@@ -38,9 +43,12 @@ def score_texts(
         weights: of the rewards; None for 1 each.
         trainer_state: passed on to the rewards.
         device: of the token rewards.
+        pool: waits for the endpoints.
 
-    Raises:
-        DataError: no reward applies to a completion, or a token reward is malformed.
+    Returns:
+        A function without arguments that returns the scores of the completions, and the token
+        rewards (N, T) or None. It raises DataError when no reward applies to a completion, or a
+        token reward is malformed.
     """
     prompts = columns["prompt"]
     completions = [
@@ -54,22 +62,33 @@ def score_texts(
     given["completion_ids"] = completion_ids
     given["trainer_state"] = trainer_state
 
-    scores = score_all(rewards, prompts, completions, weights=weights, columns=given)
-    if not token_rewards and None in scores.totals:
-        row = scores.totals.index(None)
-        raise DataError(
-            "no reward applies to a completion: every one returned None for prompt "
-            f"{str(prompts[row])[:60]!r}, completion {texts[row][:60]!r}"
+    asked = {
+        reward_name(reward): pool.submit(reward, prompts=prompts, completions=completions, **given)
+        for reward in rewards
+        if is_remote(reward)
+    }
+
+    def finish() -> tuple[Scores, Tensor | None]:
+        scores = score_all(
+            rewards, prompts, completions, weights=weights, columns=given, asked=asked
         )
+        if not token_rewards and None in scores.totals:
+            row = scores.totals.index(None)
+            raise DataError(
+                "no reward applies to a completion: every one returned None for prompt "
+                f"{str(prompts[row])[:60]!r}, completion {texts[row][:60]!r}"
+            )
 
-    total: Tensor | None = None
-    for reward in token_rewards:
-        rows = reward(prompts, completions, **given)
-        table = _token_table(reward_name(reward), rows, prompts, completion_ids, device)  # (N, T)
-        scores.each[reward_name(reward)] = table.sum(dim=1).tolist()
-        total = table if total is None else total + table
+        total: Tensor | None = None
+        for reward in token_rewards:
+            name, rows = reward_name(reward), reward(prompts, completions, **given)
+            table = _token_table(name, rows, prompts, completion_ids, device)  # (N, T)
+            scores.each[name] = table.sum(dim=1).tolist()
+            total = table if total is None else total + table
 
-    return scores, total
+        return scores, total
+
+    return finish
 
 
 def _token_table(

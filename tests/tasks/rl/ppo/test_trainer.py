@@ -6,6 +6,8 @@ import copy
 import json
 import logging
 import math
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hfstack.errors import ConfigError, DataError
+from hfstack.tasks.rewards.remote import RemoteReward
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
@@ -289,6 +292,34 @@ def test_rewards_of_all_kinds_are_added_and_logged(make):
     ]
     assert [row["step"] for row in rows] == [0, 0, 0, 4, 4, 4]
     assert rows[0].keys() == {"step", "prompt", "completion", "reward"}
+
+
+def test_functions_run_in_the_main_thread_and_endpoints_beside_the_models(make):
+    seen: dict[str, bool] = {}
+
+    def sandboxed(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        """Stopped by a signal if it takes too long, as math_verify does with a program."""
+        seen["sandboxed"] = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.alarm(60)
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        return [float(len(one)) for one in completions]
+
+    class Endpoint(RemoteReward):
+        def __call__(self, prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+            seen[self.name] = threading.current_thread() is threading.main_thread()
+            return [1.0 if len(one) % 2 else None for one in completions]
+
+    made = make(
+        build={"reward_funcs": [Endpoint("http://judge/a"), sandboxed, Endpoint("http://judge/b")]}
+    )
+    batches(made)
+    assert seen == {"judge/a": False, "sandboxed": True, "judge/b": False}
+    logged = made.training_metrics.rollouts[0]
+    names = [name for name in logged if name.startswith("rewards/") and name.endswith("/mean")]
+    assert names == [f"rewards/{one}/mean" for one in ("judge/a", "sandboxed", "judge/b")]
+    assert logged["rewards/judge/a/mean"] == 1.0
 
 
 def test_the_sampler_that_differs_is_corrected_for(make):
