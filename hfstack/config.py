@@ -34,7 +34,13 @@ import yaml
 from transformers import HfArgumentParser
 
 from hfstack import data_settings
-from hfstack.errors import AlreadyFinished, ConfigError, HfstackError, Preempted
+from hfstack.errors import (
+    AlreadyFinished,
+    ConfigError,
+    ExamplesShown,
+    HfstackError,
+    Preempted,
+)
 from hfstack.field_help import document_fields
 from hfstack.logs import get_logger, redact_tracebacks, setup_logging
 from hfstack.redaction import redact
@@ -43,6 +49,7 @@ EXIT_USER_MISTAKE = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
+_SHOW_HELP = "print so many rows as training reads them, the trained part marked, and end"
 _RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -63,6 +70,15 @@ def allowed_changes(argv: list[str] | None = None) -> frozenset[str]:
     return frozenset(_read_own_flags(argv)[0].allow_changed)
 
 
+def examples_to_show(argv: list[str] | None = None) -> int:
+    """Return how many rows `--show` asks for; 0 when the run is to train.
+
+    Args:
+        argv: flags, by default `sys.argv[1:]`.
+    """
+    return _read_own_flags(argv)[0].show
+
+
 def command_line(main: Callable[..., Any]) -> None:
     """Fill `main`'s parameters from the command line, call it, and exit with a code.
 
@@ -81,6 +97,8 @@ def command_line(main: Callable[..., Any]) -> None:
     try:
         hints = typing.get_type_hints(main)
         main(*parse(*(hints[parameter] for parameter in inspect.signature(main).parameters)))
+    except ExamplesShown as shown:
+        print(shown)  # noqa: T201
     except AlreadyFinished as done:
         print(f"{name}: {done}", file=sys.stderr)  # noqa: T201 - this is the command line
     except Preempted as stop:
@@ -150,6 +168,7 @@ def _read_own_flags(argv: list[str] | None) -> tuple[Namespace, list[str]]:
     parser = _StrictParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path, action="append", default=[])
     parser.add_argument("--allow_changed", nargs="+", action="extend", default=[])
+    parser.add_argument("--show", type=int, default=0)
     return parser.parse_known_args(sys.argv[1:] if argv is None else argv)
 
 
@@ -166,6 +185,7 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
     )
 
     parser.add_argument("--allow_changed", nargs="+", metavar="NAME", help=_ALLOW_CHANGED_HELP)
+    parser.add_argument("--show", type=int, metavar="ROWS", help=_SHOW_HELP)
     for action in parser._actions:
         if dataclasses.is_dataclass(action.type):
             action.type = _reporting_own_errors(action.type)

@@ -39,6 +39,13 @@ class AlreadyFinished(Exception):
     """
 
 
+class ExamplesShown(Exception):
+    """Not a mistake: `--show` asked for no more than rows as they are trained.
+
+    The command line prints them, and exits with 0.
+    """
+
+
 class Preempted(Exception):
     """Not a mistake: the process was asked to stop; the command line exits with 75."""
 

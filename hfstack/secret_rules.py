@@ -277,7 +277,7 @@ def _find_in_urls(content: bytes, certain: bool) -> Iterator[Found]:
 
 
 def _find_assigned(content: bytes, lowered: bytes, certain: bool) -> Iterator[Found]:
-    """Find the values of names such as `WANDB_API_KEY=...`, `--hub_token ...`, JSON's too."""
+    """Find the values of names: `WANDB_API_KEY=...`, `--hub_token ...`, JSON's too."""
     for start in _starts(content, (b"--",)):
         if (match := _FLAG.match(content, start)) is None:
             continue

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.disk import (
+    atomic_write,
     describe_file,
     hash_text,
     is_as_described,
@@ -73,6 +74,21 @@ class RunRecord:
     outputs: list[dict[str, Any]] = field(default_factory=list)
     run_id: str = ""
     verified_checkpoints: bool = False
+    example: str | None = None
+
+
+def put_back(directory: Path, before: RunRecord | None) -> None:
+    """Write the run.json of before, or none after a run that only looked at its data."""
+    path = directory / RUN_FILE
+    if before is not None:
+        with atomic_write(path) as file:
+            json.dump(dataclasses.asdict(before), file, indent=2, ensure_ascii=False)
+        return
+
+    # A file of bad rows is worth keeping.
+    path.unlink(missing_ok=True)
+    if not any(directory.iterdir()):
+        directory.rmdir()
 
 
 def read_run(directory: str | Path) -> RunRecord:

@@ -29,7 +29,14 @@ from transformers import Trainer, TrainingArguments, enable_full_determinism, se
 
 from hfstack.config import allowed_changes
 from hfstack.disk import atomic_write
-from hfstack.errors import CheckpointError, ConfigError, DivergedError, HfstackError, Preempted
+from hfstack.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    ExamplesShown,
+    HfstackError,
+    Preempted,
+)
 from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
 from hfstack.runs.checkpoint_files import newest_checkpoint, says_disk_is_full
@@ -49,6 +56,7 @@ from hfstack.runs.record import (
     describe_outputs,
     describe_process,
     hash_settings,
+    put_back,
     settings_as_dict,
 )
 from hfstack.runs.resume import choose_checkpoint, clear_full_disk, whole_train_loss
@@ -201,6 +209,13 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if isinstance(error, ExamplesShown):
+            if self._rank == 0:
+                put_back(self.output_dir, self._before)
+            self._signals.restore()
+            self._trackers.__exit__(kind, error, traceback)
+            return
+
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
         # Launchers may send a signal again, and run.json is written all the same.
         self._signals.ignore()

@@ -29,6 +29,7 @@ from hfstack.runs.manifest import MANIFEST, read_manifest_settings, write_manife
 from hfstack.runs.run import Run
 from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked, WarnOfLongWarmup
 from hfstack.training.divergence import SkipSpikes
+from hfstack.training.examples import RecordExample
 
 logger = get_logger(__name__)
 
@@ -61,6 +62,7 @@ def protect(
         StopWhenAsked(run),
         ContinueCounts(),
         WarnOfLongWarmup(),
+        RecordExample(run),
     ]
     if spikes is None:
         return [*callbacks, keeper]

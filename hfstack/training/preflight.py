@@ -12,6 +12,8 @@ import torch
 from datasets import IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from hfstack.config import examples_to_show
+from hfstack.errors import ExamplesShown
 from hfstack.logs import get_logger
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.training.checks import (
@@ -22,6 +24,7 @@ from hfstack.training.checks import (
     preflight,
     some_label_is_scored,
 )
+from hfstack.training.examples import first_rows
 from hfstack.training.unread_options import refuse_unread_of
 
 logger = get_logger(__name__)
@@ -55,6 +58,7 @@ def checked(
     Raises:
         ConfigError: an option is set that this recipe does not read.
         DataError: naming every problem.
+        ExamplesShown: `--show` asked to see rows; they are its text.
     """
     refuse_unread_of(trainer)
 
@@ -75,6 +79,9 @@ def checked(
     preflight(results)
     if rows and NO_SHARED_ROW not in results:
         _warn_of_shared_rows(train, trainer.eval_dataset)
+
+    if shown := examples_to_show():
+        raise ExamplesShown(first_rows(trainer, tokenizer, shown))
     return trainer
 
 

@@ -1,0 +1,180 @@
+"""Show rows as training reads them: the text, and which part of it is trained.
+
+`--show 3` prints three and ends; every run that trains logs the first one and keeps it in run.json.
+"""
+
+import json
+from collections.abc import Iterator
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+
+from hfstack.logs import get_logger
+from hfstack.runs.run import Run
+from hfstack.tokens.special_tokens import IGNORED_LABEL
+
+logger = get_logger(__name__)
+
+_LOGGED_CHARACTERS = 600
+
+
+class RecordExample(TrainerCallback):
+    """Log the first row as it is trained, and keep it in run.json.
+
+    Args:
+        run: whose record gets it.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Describe the first row of the training data."""
+        loader, tokenizer = kwargs.get("train_dataloader"), kwargs.get("processing_class")
+        if loader is None or tokenizer is None or not state.is_world_process_zero:
+            return
+
+        names = getattr(kwargs["model"].config, "id2label", None)
+        text = next(describe_rows(loader.dataset, loader.collate_fn, tokenizer, names), None)
+        if text is not None:
+            self._run.record.example = text
+            if len(text) > _LOGGED_CHARACTERS:
+                text = f"{text[:_LOGGED_CHARACTERS]} ... (all of it: --show 1)"
+            logger.info("the first row as it is trained:\n%s", text)
+
+
+def first_rows(trainer: Any, tokenizer: PreTrainedTokenizerBase, count: int) -> str:
+    """Return the first rows of a Trainer's data as text, as it will train on them."""
+    names = getattr(trainer.model.config, "id2label", None)
+    rows = describe_rows(trainer.train_dataset, trainer.data_collator, tokenizer, names)
+    return "\n\n".join(
+        f"row {number}, {text}" for number, text in enumerate(islice(rows, count), 1)
+    )
+
+
+def describe_rows(
+    rows: Any,
+    collate: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    names: dict[int, str] | None = None,
+) -> Iterator[str]:
+    """Yield each row as a line on its tokens and one for each part, read or trained.
+
+    Args:
+        rows: the dataset that training reads.
+        collate: makes a batch of a list of rows: what it returns is what the model gets.
+        names: of classes, by their number.
+    """
+    for row in rows:
+        if isinstance(row, dict) and "input_ids" not in row and "prompt" in row:
+            yield f"a prompt\n  asked    {_quoted(row['prompt'])}"
+            continue
+
+        batch = collate([row])
+        if not isinstance(batch, dict) or "input_ids" not in batch:
+            try:
+                batch = dict(batch)
+            except (TypeError, ValueError):
+                return
+        sequences = _describe_batch(batch, tokenizer, names or {})
+        yield "\n".join(sequences)
+
+
+def _describe_batch(
+    batch: dict[str, Any], tokenizer: PreTrainedTokenizerBase, names: dict[int, str]
+) -> list[str]:
+    """Return the lines of each sequence of a batch; a pair has two sequences."""
+    ids = batch["input_ids"]
+    labels, completion = batch.get("labels"), batch.get("completion_mask")
+    mask = batch.get("attention_mask")
+
+    of_tokens = isinstance(labels, torch.Tensor) and labels.shape == ids.shape
+    lines: list[str] = []
+    for index, row in enumerate(ids):
+        here = torch.ones_like(row, dtype=torch.bool)
+        if isinstance(mask, torch.Tensor) and mask.shape == ids.shape:
+            here = mask[index].bool()
+
+        trained = torch.zeros_like(here)
+        if of_tokens:
+            trained = labels[index] != IGNORED_LABEL
+        elif isinstance(completion, torch.Tensor) and completion.shape == ids.shape:
+            trained = completion[index].bool()
+
+        tokens, marks = row[here].tolist(), trained[here].tolist()
+        lines.append(f"{len(tokens)} tokens, {sum(marks)} trained")
+        lines += [f"  {kind:<8} {_quoted(text)}" for kind, text in _parts(tokens, marks, tokenizer)]
+        if of_tokens:
+            lines += _labels_of_tokens(tokens, labels[index][here].tolist(), tokenizer, names)
+
+    if isinstance(labels, torch.Tensor) and not of_tokens:
+        lines += _labels_of_rows(labels, tokenizer, names)
+    return lines
+
+
+def _parts(
+    tokens: list[int], marks: list[bool], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, str]]:
+    """Yield ("read" or "trained", text) for each stretch of tokens of one kind."""
+    end, before = 0, ""
+    for mark, stretch in groupby(marks):
+        end += len(list(stretch))
+        # Decoded with what stands before it: alone it would lose the blank it begins with.
+        whole = _decode(tokenizer, tokens[:end])
+        yield "trained" if mark else "read", whole[len(before) :]
+        before = whole
+
+
+def _labels_of_tokens(
+    tokens: list[int],
+    labels: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    names: dict[int, str],
+) -> list[str]:
+    """Return a line of "token -> label" where the label is not the token itself."""
+    pairs = [
+        (token, label)
+        for token, label in zip(tokens, labels, strict=True)
+        if label not in (IGNORED_LABEL, token)
+    ]
+    if not pairs:
+        return []
+
+    # Classes of tokens are few and named; the labels of masked tokens are tokens.
+    are_classes = len(names) > 2 and all(label in names for _, label in pairs)
+    shown = [
+        f"{_decode(tokenizer, [token]).strip()} -> "
+        f"{names[label] if are_classes else _decode(tokenizer, [label]).strip()}"
+        for token, label in pairs
+    ]
+    return [f"  labels   {', '.join(shown)}"]
+
+
+def _labels_of_rows(
+    labels: torch.Tensor, tokenizer: PreTrainedTokenizerBase, names: dict[int, str]
+) -> list[str]:
+    """Return a line a row: the target's text, the class, or the numbers."""
+    lines = []
+    for row in labels:
+        if row.dim() == 1 and not row.is_floating_point():
+            kept = [token for token in row.tolist() if token != IGNORED_LABEL]
+            lines.append(f"  trained  {_quoted(_decode(tokenizer, kept))}")
+        elif row.dim() == 0 and not row.is_floating_point():
+            lines.append(f"  label    {names.get(int(row), int(row))}")
+        else:
+            lines.append(f"  label    {row.tolist()}")
+    return lines
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
