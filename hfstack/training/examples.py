@@ -70,18 +70,20 @@ def describe_rows(
         names: of classes, by their number.
     """
     for row in rows:
-        if isinstance(row, dict) and "input_ids" not in row and "prompt" in row:
-            yield f"a prompt\n  asked    {_quoted(row['prompt'])}"
-            continue
-
         batch = collate([row])
-        if not isinstance(batch, dict) or "input_ids" not in batch:
-            try:
-                batch = dict(batch)
-            except (TypeError, ValueError):
-                return
-        sequences = _describe_batch(batch, tokenizer, names or {})
-        yield "\n".join(sequences)
+
+        # Online trainers read prompts alone, and generate the rest.
+        if isinstance(batch, list):
+            yield f"a prompt\n  asked    {_quoted(batch[0]['prompt'])}"
+        elif "input_ids" in batch:
+            yield "\n".join(_describe_batch(batch, tokenizer, names or {}))
+        else:
+            lines: list[str] = []
+            for side in ("chosen", "rejected"):
+                keys = ("input_ids", "labels", "attention_mask")
+                one = {key: batch[f"{side}_{key}"] for key in keys}
+                lines += _describe_batch(one, tokenizer, {})
+            yield "\n".join(lines)
 
 
 def _describe_batch(
@@ -93,6 +95,9 @@ def _describe_batch(
     mask = batch.get("attention_mask")
 
     of_tokens = isinstance(labels, torch.Tensor) and labels.shape == ids.shape
+    # The labels of an encoder-decoder are another text, which may be as long.
+    of_tokens = of_tokens and "decoder_input_ids" not in batch
+    of_completion = isinstance(completion, torch.Tensor) and completion.shape == ids.shape
     lines: list[str] = []
     for index, row in enumerate(ids):
         here = torch.ones_like(row, dtype=torch.bool)
@@ -102,14 +107,18 @@ def _describe_batch(
         trained = torch.zeros_like(here)
         if of_tokens:
             trained = labels[index] != IGNORED_LABEL
-        elif isinstance(completion, torch.Tensor) and completion.shape == ids.shape:
+        elif of_completion:
             trained = completion[index].bool()
 
         tokens, marks = row[here].tolist(), trained[here].tolist()
-        lines.append(f"{len(tokens)} tokens, {sum(marks)} trained")
+        how_many = f", {sum(marks)} trained" if of_tokens or of_completion else ""
+        lines.append(f"{len(tokens)} tokens{how_many}")
         lines += [f"  {kind:<8} {_quoted(text)}" for kind, text in _parts(tokens, marks, tokenizer)]
         if of_tokens:
             lines += _labels_of_tokens(tokens, labels[index][here].tolist(), tokenizer, names)
+        if "start_positions" in batch:
+            start, end = (int(batch[f"{name}_positions"][index]) for name in ("start", "end"))
+            lines.append(f"  answer   {_quoted(_decode(tokenizer, row[start : end + 1].tolist()))}")
 
     if isinstance(labels, torch.Tensor) and not of_tokens:
         lines += _labels_of_rows(labels, tokenizer, names)

@@ -70,6 +70,16 @@ def test_labels_that_are_no_text_are_named(tokenizer: Any) -> None:
     lines = describe({"input_ids": ids, "labels": target}, tokenizer)
     assert lines[-1] == '  trained  "The fox ran on and on"'
 
+    # as long as the source by chance
+    target = {"input_ids": ids, "labels": ids.flip(1), "decoder_input_ids": ids}
+    assert describe(target, tokenizer)[0] == f"{ids.shape[1]} tokens"
+
+    places = torch.tensor([1])
+    answer = {"input_ids": ids, "start_positions": places, "end_positions": places}
+    assert (
+        describe(answer, tokenizer)[-1] == f"  answer   {json.dumps(tokenizer.decode(ids[0, 1:2]))}"
+    )
+
     several = {"input_ids": ids, "labels": torch.tensor([[1.0, 0.0]])}
     assert describe(several, tokenizer)[-1] == "  label    [1.0, 0.0]"
 
@@ -78,6 +88,18 @@ def test_a_prompt_is_shown_as_it_is(tokenizer: Any) -> None:
     rows = [{"prompt": "狐狸\n"}]
     [text] = describe_rows(rows, list, tokenizer)
     assert text == 'a prompt\n  asked    "狐狸\\n"'
+
+
+def test_both_sides_of_a_pair_are_shown(tokenizer: Any) -> None:
+    batch = {}
+    for side, text in {"chosen": "The owl was kind", "rejected": "The owl ran"}.items():
+        ids = ids_of(tokenizer, text)
+        labels = ids.masked_fill(torch.arange(ids.shape[1]) < 2, -100)
+        mask = torch.ones_like(ids)
+        batch |= {f"{side}_input_ids": ids, f"{side}_labels": labels}
+        batch[f"{side}_attention_mask"] = mask
+    text = "\n".join(describe(batch, tokenizer))
+    assert text.count(" trained\n") == 2 and "kind" in text and "ran" in text
 
 
 def test_show_prints_rows_and_leaves_nothing(run_recipe, tiny_llama: Path, tmp_path: Path) -> None:
