@@ -43,6 +43,8 @@ _ENTROPY_WARN, _ENTROPY_BAD = 0.3, 0.1  # of what it was at first: ours
 _EXPLAINED_WARN, _EXPLAINED_BAD = 0.2, 0.05
 _ENDED_FALL_WARN, _ENDED_FALL_BAD = 0.1, 0.3
 _LENGTH_FACTOR_WARN = 2.0
+_NO_SPREAD = 1e-3  # of a reward of size 1: all answers are worth the same
+_EQUAL_GROUPS_WARN, _EQUAL_GROUPS_BAD = 0.5, 0.9  # ours: most answers say nothing
 _DISTINCT_WARN, _DISTINCT_BAD = 0.5, 0.25  # of the reference's different word pairs: ours
 
 
@@ -69,7 +71,7 @@ def check_policies(
         rose, reward = _reward(run)
         moved, divergence = _kl(run, kl_budget_nats)
         found += [reward, divergence, *_step_size(run), *_entropy(run), *_critic(run)]
-        found += [*_drift(run), *_gold_curve(run, gold)]
+        found += [*_signal(run), *_drift(run), *_gold_curve(run, gold)]
 
         # what a judge says of its answers, in the comparisons of this run
         over = moved is not None and moved > kl_budget_nats
@@ -177,6 +179,33 @@ def _kl(run: ChainRun, budget: float) -> tuple[float | None, Finding]:
     return last, Finding(
         "policy", "KL", verdict, evidence, "raise the weight of the KL, or stop earlier"
     )
+
+
+def _signal(run: ChainRun) -> list[Finding]:
+    """Check whether rewards differ at all: without a signal a policy drifts."""
+    spreads, rewards = series(run, "reward_std"), series(run, "reward")
+    if not spreads or not rewards:
+        return []
+
+    # the second half: at first a policy may fail at everything
+    late = fmean(spreads[len(spreads) // 2 :])
+    size = max(1.0, abs(fmean(rewards)))
+    evidence = f"{run.label}: the reward's standard deviation is {late:.2g} in the second half"
+    advice = "a reward that tells answers apart, or prompts of other difficulty"
+    if late >= _NO_SPREAD * size:
+        equal = series(run, "frac_reward_zero_std")
+        share = fmean(equal[len(equal) // 2 :]) if equal else 0.0
+        if share <= _EQUAL_GROUPS_WARN:
+            return []
+        evidence += f", and {percent(share)} of the groups or rollouts have none"
+        verdict = by_limit(share, warn=_EQUAL_GROUPS_WARN, bad=_EQUAL_GROUPS_BAD)
+        return [Finding("policy", "signal", verdict, evidence, advice)]
+
+    kl = series(run, _KL)
+    if kl and kl[-1] > _KL_STILL:
+        evidence += f", while the KL is {kl[-1]:.3g} nats: what moved the policy is noise"
+        return [Finding("policy", "signal", "bad", evidence, advice)]
+    return [Finding("policy", "signal", "warn", f"{evidence}: nothing to learn from", advice)]
 
 
 def _step_size(run: ChainRun) -> list[Finding]:

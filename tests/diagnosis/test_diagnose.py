@@ -493,6 +493,25 @@ def test_names_of_rloo_are_read() -> None:
     assert verdicts["policy", "length"] == "warn" and verdicts["policy", "reward"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("spread", "equal", "kl", "verdict"),
+    [
+        (0.2, 0.2, 3.0, None),
+        (0.0, 1.0, 3.0, "bad"),  # the KL rises without a signal
+        (0.0, 1.0, 0.0, "warn"),
+        (0.2, 0.8, 3.0, "warn"),  # most groups say nothing
+    ],
+)
+def test_rewards_that_do_not_differ_are_no_signal(
+    spread: float, equal: float, kl: float, verdict: str | None
+) -> None:
+    logged = {"reward_std": spread, "frac_reward_zero_std": equal, "kl_per_completion": kl}
+    curves = {name: curve(value, value, noise=0) for name, value in logged.items()}
+    chain = changed(sound_chain(), "ppo", **curves)
+    found = {f.verdict for f in diagnose(list(chain.values())) if f.check == "signal"}
+    assert found == ({verdict} if verdict else set())
+
+
 def test_a_critic_that_has_only_begun_to_learn_is_not_dead() -> None:
     slow = changed(sound_chain(), "ppo", value__explained_variance=curve(0.0, 0.04, noise=0.001))
     critic = next(f for f in diagnose(list(slow.values())) if f.check == "critic")

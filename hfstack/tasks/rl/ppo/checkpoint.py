@@ -107,7 +107,10 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises CheckpointError when the file is missing or incomplete.
     """
     try:
-        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        # earlier checkpoints hold the moments of the scores alone
+        state.setdefault("reward_history", {"scores": state.pop("reward_moments", {})})
+        return state
     except (OSError, ValueError):
         raise CheckpointError(
             f"{folder / STATE_FILE} is missing or incomplete: name another checkpoint"

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
+from hfstack.logs import get_logger
 from hfstack.models.context import context_length
-from hfstack.tasks.rewards.prepare import is_remote
+from hfstack.tasks.rewards.prepare import Scores, is_remote
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic, TokenScores
 from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch, score_completions
 from hfstack.tasks.rl.ppo.config import PPOConfig
@@ -29,14 +30,17 @@ from hfstack.tasks.rl.ppo.engines.interface import (
 )
 from hfstack.tasks.rl.ppo.experience import (
     Experience,
+    RewardHistory,
     RolloutScores,
     pad_right,
     shape_experience,
 )
-from hfstack.tasks.rl.ppo.formulas import Reduce, RunningMoments
+from hfstack.tasks.rl.ppo.formulas import Reduce
 from hfstack.tasks.rl.ppo.processes import sum_over_processes
 from hfstack.tasks.rl.ppo.reward_scores import TokenReward, start_scoring
 from hfstack.tasks.rl.prompts import decode_completions, encode_prompt, truncate_prompt
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -101,6 +105,7 @@ class Collector:
         self.max_over_processes = max_over_processes
         default_cap = 2.0 if args.rollout_engine == "vllm" else None
         self.tis_cap = args.tis_cap if args.tis_cap is not None else default_cap
+        self._warned = False
         self._pool = ThreadPoolExecutor(max_workers=max(1, sum(map(is_remote, rewards))))
 
     def collect(
@@ -109,7 +114,7 @@ class Collector:
         columns: Mapping[str, list[Any]],
         *,
         kl_coef: float,
-        moments: RunningMoments,
+        history: RewardHistory,
         index: int,
         row_weights: Tensor | None = None,
         at_once: int | None = None,
@@ -136,17 +141,7 @@ class Collector:
             texts = self.decode(prompts, prompt_ids, rollout)
 
             # rewards, old log-probabilities and values, the reference's log-probabilities
-            finish_rewards = start_scoring(
-                self.rewards,
-                self.token_rewards,
-                columns,
-                texts,
-                completion_ids=[completion.tolist() for completion in rollout.completion_ids],
-                weights=self.args.reward_weights,
-                trainer_state=trainer_state,
-                device=self.accelerator.device,
-                pool=self._pool,
-            )
+            finish_rewards = self._start_rewards(columns, texts, rollout, trainer_state)
             sequences = Sequences.join(prompt_ids, rollout.completion_ids, self.pad_token_id)
             old, values, sampler = self._policy_scores(actor_critic, sequences, rollout)
             reference = self._reference_log_probs(actor_critic, sequences)
@@ -169,12 +164,15 @@ class Collector:
             rollout,
             scored,
             kl_coef=kl_coef,
-            moments=moments,
+            history=history,
             index=index,
             tis_cap=self.tis_cap,
             row_weights=row_weights,
             reduce=self.reduce,
         )
+
+        if row_weights is None and history.gains.spread == 0:
+            self._warn_without_signal(metrics["reward"])
 
         seconds = {
             "time/generate_s": generated - began,
@@ -249,6 +247,31 @@ class Collector:
             prompt_ids,
             [completion.tolist() for completion in rollout.completion_ids],
         )
+
+    def _start_rewards(
+        self, columns: Mapping[str, list[Any]], texts: list[str], rollout: Rollout, state: Any
+    ) -> Callable[[], tuple[Scores, Tensor | None]]:
+        """Ask endpoints, and return what computes the other rewards and gives all."""
+        return start_scoring(
+            self.rewards,
+            self.token_rewards,
+            columns,
+            texts,
+            completion_ids=[completion.tolist() for completion in rollout.completion_ids],
+            weights=self.args.reward_weights,
+            trainer_state=state,
+            device=self.accelerator.device,
+            pool=self._pool,
+        )
+
+    def _warn_without_signal(self, reward: float) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "every answer so far got the same score, %g: the policy stays as it is until they "
+                "differ; check that the reward fits these prompts (logged once)",
+                reward,
+            )
 
     def _policy_scores(
         self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout

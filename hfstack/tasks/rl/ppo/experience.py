@@ -6,7 +6,7 @@ of a chunk, n scored tokens of a chunk, F fields.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,18 @@ from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.formulas import Reduce, RunningMoments
+
+# Whitening divides by no less than this share of the spread of all scores so far. With a critic
+# that has learned, advantages have some 0.3 of it; far below they are mostly its errors. Ours.
+SMALLEST_SPREAD_SHARE = 0.1
+
+
+@dataclass
+class RewardHistory:
+    """Moments of all training so far; part of a checkpoint."""
+
+    scores: RunningMoments = field(default_factory=RunningMoments)  # before normalisation
+    gains: RunningMoments = field(default_factory=RunningMoments)  # what advantages are made of
 
 
 @dataclass
@@ -108,7 +120,7 @@ def shape_experience(
     scored: RolloutScores,
     *,
     kl_coef: float,
-    moments: RunningMoments,
+    history: RewardHistory,
     index: int,
     tis_cap: float | None = None,
     row_weights: Tensor | None = None,
@@ -124,7 +136,7 @@ def shape_experience(
         rollout: as the engine generated it.
         scored: what rewards and models say about it.
         kl_coef: current weight of the KL.
-        moments: of all scores so far; scores of training (no `row_weights`) are added.
+        history: of all rewards so far; those of training (no `row_weights`) are added.
         index: of the rollout.
         tis_cap: cap of the importance weights; None for none.
         row_weights: (N,) 1, or 0 for the rows that only fill up an evaluation; None in training.
@@ -141,32 +153,35 @@ def shape_experience(
     totals = [float(total or 0.0) for total in scored.rewards.totals]
     raw_scores = torch.tensor(totals, device=device)  # (N,)
     scores = _final_scores(
-        args, raw_scores, finished, rows, moments, learns=row_weights is None, reduce=reduce
+        args, raw_scores, finished, rows, history.scores, learns=row_weights is None, reduce=reduce
     )  # (N,)
     kl, penalties = _kl_and_penalties(args, scored, mask, kl_coef=kl_coef)  # (N, T) each
     rewards = formulas.shape_rewards(scores, penalties, mask, token_rewards=scored.token_rewards)
 
+    gained = _with_token_rewards(scores, scored, mask)  # (N,)
+    if row_weights is None:
+        _add_moments(history.gains, gained, rows, reduce)
+    smallest = SMALLEST_SPREAD_SHARE * history.gains.spread
+
     # advantages and returns
-    advantages, returns = _advantages(args, rewards, scored.values, mask, reduce=reduce)
+    advantages, returns = _advantages(
+        args, rewards, scored.values, mask, smallest=smallest, reduce=reduce
+    )
     weight = mask * finished[:, None] if args.mask_truncated_completions else mask  # (N, T)
     critic_metrics = _value_metrics(scored.values, returns, weight, reduce)
     if args.whiten_advantages:
-        advantages = formulas.masked_whiten(advantages, weight, reduce=reduce)
+        advantages = formulas.masked_whiten(advantages, weight, reduce=reduce, smallest=smallest)
+
+    # While all scores are equal, what is left is rounding, and the errors of a critic that has yet
+    # to learn their mean.
+    if history.gains.spread == 0:
+        advantages = torch.zeros_like(advantages)
 
     # what the updates train on
-    fields = {"old_log_probs": scored.old_log_probs, "values": scored.values, "returns": returns}
-    fields |= {"advantages": advantages, "weight": weight}
-    if args.kl_in_loss:
-        fields["reference_log_probs"] = _reference_log_probs_or_old(scored)
-    if tis_cap is not None and scored.sampler_log_probs is not None:
-        fields["importance"] = formulas.truncated_importance_weights(
-            scored.old_log_probs, scored.sampler_log_probs, cap=tis_cap
-        )
+    fields = _training_fields(args, scored, tis_cap=tis_cap)
+    fields |= {"advantages": advantages, "returns": returns, "weight": weight}
 
     # metrics
-    gained = scores
-    if scored.token_rewards is not None:
-        gained = scores + (scored.token_rewards * mask).sum(1)
     means = WeightedMeans()
     means.add("reward", raw_scores, rows)
     means.add("objective", gained - kl_coef * kl.sum(1), rows)
@@ -178,6 +193,28 @@ def shape_experience(
     metrics |= {"kl_coef": kl_coef} | critic_metrics
 
     return Experience(sequences, fields, weight.sum(1).long().cpu(), index), metrics
+
+
+def _with_token_rewards(scores: Tensor, scored: RolloutScores, mask: Tensor) -> Tensor:
+    """Return scores (N,) plus the rewards of their tokens."""
+    if scored.token_rewards is None:
+        return scores
+    return scores + (scored.token_rewards * mask).sum(1)
+
+
+def _training_fields(
+    args: PPOConfig, scored: RolloutScores, *, tis_cap: float | None
+) -> dict[str, Tensor]:
+    """Return what the loss compares the new policy and critic with, (N, T) each."""
+    fields = {"old_log_probs": scored.old_log_probs, "values": scored.values}
+    if args.kl_in_loss:
+        fields["reference_log_probs"] = _reference_log_probs_or_old(scored)
+
+    if tis_cap is not None and scored.sampler_log_probs is not None:
+        fields["importance"] = formulas.truncated_importance_weights(
+            scored.old_log_probs, scored.sampler_log_probs, cap=tis_cap
+        )
+    return fields
 
 
 def _policy_tokens(sequences: Sequences, rollout: Rollout, rows: Tensor) -> Tensor:
@@ -205,14 +242,22 @@ def _kl_and_penalties(
 
 
 def _advantages(
-    args: PPOConfig, rewards: Tensor, values: Tensor, mask: Tensor, *, reduce: Reduce | None
+    args: PPOConfig,
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    smallest: float,
+    reduce: Reduce | None,
 ) -> tuple[Tensor, Tensor]:
     """Return advantages and returns (N, T), each with its own lambda.
 
     The advantages are not whitened yet.
     """
     if args.whiten_rewards:
-        rewards = formulas.masked_whiten(rewards, mask, shift_mean=False, reduce=reduce)
+        rewards = formulas.masked_whiten(
+            rewards, mask, shift_mean=False, reduce=reduce, smallest=smallest
+        )
 
     advantages, returns = formulas.estimate_advantages(
         rewards, values, mask, gamma=args.gamma, lam=args.lam
@@ -243,12 +288,19 @@ def _final_scores(
 
     if args.reward_normalize:
         if learns:
-            found = formulas.masked_moments(scores.double(), rows, reduce=reduce)
-            count, mean, variance = (part.item() for part in found)
-            moments.update(count, mean, variance)
+            _add_moments(moments, scores, rows, reduce)
         scores = scores / moments.std
 
     return scores if args.reward_clip is None else scores.clamp(-args.reward_clip, args.reward_clip)
+
+
+def _add_moments(
+    moments: RunningMoments, values: Tensor, rows: Tensor, reduce: Reduce | None
+) -> None:
+    """Add the numbers (N,) of all processes."""
+    found = formulas.masked_moments(values.double(), rows, reduce=reduce)
+    count, mean, variance = (part.item() for part in found)
+    moments.update(count, mean, variance)
 
 
 def _value_metrics(
@@ -316,4 +368,5 @@ def _with_standard_deviations(
             metrics[name] = max(0.0, metrics[name] - mean**2) ** 0.5
 
     known = {name: value for name, value in metrics.items() if not math.isnan(value)}
-    return known | {"reward_std": float(variance) ** 0.5}
+    spread = float(variance) ** 0.5
+    return known | {"reward_std": spread, "frac_reward_zero_std": float(spread < 1e-6)}

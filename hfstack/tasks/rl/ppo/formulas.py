@@ -20,6 +20,9 @@ KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
 # exp(20) = 5e8 is far beyond any clip range, and its square still fits into fp32.
 _LARGEST_LOG_RATIO = 20.0
 
+# Below this standard deviation numbers are equal but for rounding.
+_SMALLEST_SPREAD = 1e-6
+
 Reduce = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
 
 
@@ -59,10 +62,15 @@ class RunningMoments:
         self.count = total
 
     @property
-    def std(self) -> float:
-        """Return the population's standard deviation; 1 while all numbers are equal."""
+    def spread(self) -> float:
+        """Return the population's standard deviation; 0 while all numbers are equal."""
         spread = (self.squares / self.count) ** 0.5 if self.count > 1 else 0.0
-        return spread if spread > 1e-6 else 1.0
+        return spread if spread > _SMALLEST_SPREAD else 0.0
+
+    @property
+    def std(self) -> float:
+        """Return the standard deviation to divide by; 1 while all numbers are equal."""
+        return self.spread or 1.0
 
 
 def masked_moments(
@@ -97,6 +105,7 @@ def masked_whiten(
     shift_mean: bool = True,
     reduce: Reduce | None = None,
     epsilon: float = 1e-8,
+    smallest: float = 0.0,
 ) -> Tensor:
     """Return (x - mean) / sqrt(variance + epsilon) under a mask, 0 elsewhere.
 
@@ -109,9 +118,10 @@ def masked_whiten(
         shift_mean: False adds the mean again, so that only the spread becomes 1.
         reduce: sums over processes, so that all ranks share one mean and variance.
         epsilon: added to the variance.
+        smallest: what is divided by at least, so that noise does not become a signal.
     """
     _, mean, variance = masked_moments(values, mask, reduce=reduce)
-    whitened = (values - mean) * torch.rsqrt(variance + epsilon)
+    whitened = (values - mean) * torch.rsqrt((variance + epsilon).clamp(min=smallest**2))
 
     if not shift_mean:
         whitened = whitened + mean

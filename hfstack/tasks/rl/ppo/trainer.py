@@ -44,7 +44,7 @@ from hfstack.tasks.rl.ppo.collect import (
 )
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import RolloutEngine
-from hfstack.tasks.rl.ppo.experience import Chunk, Experience
+from hfstack.tasks.rl.ppo.experience import Chunk, Experience, RewardHistory
 from hfstack.tasks.rl.ppo.formulas import RunningMoments, next_kl_coefficient
 from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
 from hfstack.tasks.rl.ppo.reward_scores import TokenReward
@@ -147,7 +147,7 @@ class PPOTrainer(Trainer):
             stops=stops,
         )
         self.kl_coef = args.kl_coef
-        self.reward_moments = RunningMoments()
+        self.reward_history = RewardHistory()
 
         self.training_metrics = TrainingMetrics(args.device)
         self._step_kl = torch.zeros((), device=args.device)  # of this step, on this process
@@ -419,7 +419,7 @@ class PPOTrainer(Trainer):
             cast(ActorCritic, self.model),
             columns,
             kl_coef=self.kl_coef,
-            moments=self.reward_moments,
+            history=self.reward_history,
             index=index,
             row_weights=row_weights,
             at_once=at_once,
@@ -432,7 +432,7 @@ class PPOTrainer(Trainer):
         if self.args.should_save:
             ppo_checkpoint.save_state(
                 Path(str(output_dir or self.args.output_dir)),
-                {"kl_coef": self.kl_coef, "reward_moments": asdict(self.reward_moments)},
+                {"kl_coef": self.kl_coef, "reward_history": asdict(self.reward_history)},
             )
 
     def _save(
@@ -492,4 +492,5 @@ class PPOTrainer(Trainer):
         """Load PPO's own numbers of a checkpoint."""
         state = ppo_checkpoint.load_state(folder)
         self.kl_coef = float(state["kl_coef"])
-        self.reward_moments = RunningMoments(**state["reward_moments"])
+        moments = {name: RunningMoments(**kept) for name, kept in state["reward_history"].items()}
+        self.reward_history = RewardHistory(**moments)

@@ -77,9 +77,9 @@ def test_a_resumed_run_is_bit_identical(make, tmp_path: Path, settings: dict[str
     assert curve(resumed) == curve(whole) and len(curve(whole)) == (
         7 if "eval_on_start" in settings else 3
     )
-    assert resumed.kl_coef == whole.kl_coef and resumed.reward_moments == whole.reward_moments
+    assert resumed.kl_coef == whole.kl_coef and resumed.reward_history == whole.reward_history
     if "kl_target" in settings:
-        assert whole.kl_coef != 0.05 and whole.reward_moments.count == 24
+        assert whole.kl_coef != 0.05 and whole.reward_history.scores.count == 24
 
 
 def test_what_is_saved_is_a_plain_model(make, tmp_path: Path):

@@ -16,11 +16,11 @@ from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.experience import (
     Experience,
+    RewardHistory,
     RolloutScores,
     WeightedMeans,
     shape_experience,
 )
-from hfstack.tasks.rl.ppo.formulas import RunningMoments
 from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
 
 LENGTHS = (2, 3)  # the second is truncated
@@ -48,7 +48,7 @@ def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings:
         reference_log_probs=old - 0.1 * valid,
         sampler_log_probs=old - 5 * valid if cap else None,
     )
-    moments = RunningMoments()
+    history = RewardHistory()
     sequences = Sequences.join([[1], [1, 1]], completions, 0)
     experience, metrics = shape_experience(
         args,
@@ -56,12 +56,12 @@ def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings:
         rollout,
         scored,
         kl_coef=0.5,
-        moments=moments,
+        history=history,
         index=0,
         tis_cap=cap,
         row_weights=row_weights,
     )
-    return experience, metrics, moments
+    return experience, metrics, history.scores
 
 
 def test_returns_are_the_score_minus_the_kl_still_to_come(tmp_path: Path):
@@ -146,7 +146,7 @@ def test_tokens_of_a_tool_are_not_trained_on_and_have_no_score(tmp_path: Path):
     rollout = Rollout(completions, torch.tensor([True, True]), generated_mask=generated)
     sequences = Sequences.join([[1], [1]], completions, 0)
     experience, _ = shape_experience(
-        args, sequences, rollout, scored, kl_coef=0.5, moments=RunningMoments(), index=0
+        args, sequences, rollout, scored, kl_coef=0.5, history=RewardHistory(), index=0
     )
     assert experience.fields["weight"].tolist() == [[1, 1, 0], [1, 0, 0]]
     assert experience.fields["returns"].tolist() == [[1, 1, 0], [3, 0, 0]]

@@ -249,3 +249,9 @@ def test_explained_variance():
     )
     assert formulas.explained_variance(-returns, returns, mask) == pytest.approx(-3, abs=1e-5)
     assert formulas.explained_variance(returns, torch.ones(1, 4), mask) == 0
+
+
+def test_whitening_divides_by_no_less_than_asked():
+    values, mask = torch.tensor([1.0, 3.0, 9.0]), torch.tensor([1, 1, 0])
+    assert formulas.masked_whiten(values, mask, smallest=0.5).tolist() == pytest.approx([-1, 1, 0])
+    assert formulas.masked_whiten(values, mask, smallest=4.0).tolist() == [-0.25, 0.25, 0]

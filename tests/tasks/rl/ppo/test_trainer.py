@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.rewards.remote import RemoteReward
+from hfstack.tasks.rl.ppo import collect
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
@@ -320,6 +321,29 @@ def test_functions_run_in_the_main_thread_and_endpoints_beside_the_models(make):
     names = [name for name in logged if name.startswith("rewards/") and name.endswith("/mean")]
     assert names == [f"rewards/{one}/mean" for one in ("judge/a", "sandboxed", "judge/b")]
     assert logged["rewards/judge/a/mean"] == 1.0
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0, -1.0])
+def test_equal_rewards_leave_the_policy_where_it_was(
+    make, reward: float, monkeypatch: pytest.MonkeyPatch
+):
+    lines: list[str] = []
+    monkeypatch.setattr(collect.logger, "warning", lambda line, *_: lines.append(line))
+
+    def constant(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        return [reward] * len(completions)
+
+    made = make(build={"reward_funcs": constant}, total_episodes=32, learning_rate=1e-2)
+    before = weights(made.model)
+    made.train()
+    after = weights(made.model)
+    assert all(torch.equal(after[name], kept) for name, kept in before.items() if "policy" in name)
+    assert (reward == 0.0) or not torch.equal(after["v_head.bias"], before["v_head.bias"])
+
+    logged = [row for row in made.state.log_history if "reward" in row]
+    assert all(row["frac_reward_zero_std"] == 1 for row in logged)
+    assert [line for line in lines if "every answer so far got the same score" in line] == lines
+    assert len(lines) == 1
 
 
 def test_the_sampler_that_differs_is_corrected_for(make):
