@@ -1,4 +1,4 @@
-"""Drop settings of a YAML file that belong to its data when other data is named.
+"""Drop settings of a YAML file that belong to a value when another is named.
 
     settings_of:
       datasets: [eval_datasets, source_prefix]
@@ -68,7 +68,7 @@ def log_dropped(dropped: Mapping[str, str], path: Any) -> None:
     for option in dict.fromkeys(dropped.values()):
         names = [name for name, because in dropped.items() if because == option]
         logger.info(
-            "--%s names other data than %s does, so its %s left out: %s",
+            "--%s is not what %s has, so its %s left out: %s",
             option,
             path,
             "setting is" if len(names) == 1 else "settings are",

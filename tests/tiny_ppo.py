@@ -1,6 +1,7 @@
 """A tiny PPO trainer for tests: an untrained model, a reward that counts letters, seconds of
 CPU."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,8 @@ def trainer(
 
 
 class FixedEngine:
-    """Generates completions that depend on the prompt alone, so that any split over
-    processes agrees.
+    """Generates completions that depend on the prompt alone, and on how often it came before in
+    the same call, so that any split over processes agrees.
     """
 
     exact_log_probs = False
@@ -120,9 +121,10 @@ class FixedEngine:
 
     def generate(self, actor_critic: Any, prompt_ids: Any) -> Rollout:
         """Between 2 and 6 tokens made from the prompt's."""
-        rows, finished = [], []
+        rows, finished, seen = [], [], Counter[tuple[int, ...]]()
         for prompt in prompt_ids:
-            generator = torch.Generator().manual_seed(sum(prompt))
+            generator = torch.Generator().manual_seed(sum(prompt) + 7919 * seen[tuple(prompt)])
+            seen[tuple(prompt)] += 1
             length = int(torch.randint(2, 7, (1,), generator=generator))
             rows.append(torch.randint(2, 200, (length,), generator=generator))
             finished.append(length < 6)

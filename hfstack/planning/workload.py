@@ -257,8 +257,9 @@ def _ppo_parts(
     frozen_passes = arguments.rollout_size / (step.batch_size * step.accumulation) * share
 
     parts = [Part("policy", config, step)]
-    critic = arguments.critic or ("adapter" if step.lora_rank else "separate")
-    if critic != "shared":
+    own_default = "adapter" if step.lora_rank else "separate"
+    critic = (arguments.critic or own_default) if arguments.uses_critic else "none"
+    if critic in ("adapter", "separate"):
         # An adapter's backward pass is one more through the same weights.
         own = config if arguments.critic_model is None else _read_config(arguments.critic_model)
         own_step = step if critic == "adapter" else replace(step, lora_rank=0)

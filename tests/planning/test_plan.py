@@ -116,6 +116,7 @@ def test_ppo_has_a_critic_unless_it_shares(read: Any) -> None:
     assert parts() == ["policy", "critic", "reference"]
     assert parts(critic="shared") == ["policy", "reference"]
     assert parts(critic="shared", kl_coef=0.0) == ["policy"]
+    assert parts(advantage="rloo", num_generations=2) == ["policy", "reference"]
     separate = assess(read("ppo", PPOConfig, max_completion_length=24, num_mini_batches=2))
     shared = assess(
         read("ppo", PPOConfig, max_completion_length=24, num_mini_batches=2, critic="shared")

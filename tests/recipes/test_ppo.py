@@ -65,6 +65,7 @@ def ppo(run_recipe, tiny_llama: Path, prompts: Path, tmp_path: Path):
         } | changes
         path = tmp_path / "settings.yaml"
         text = Path(str(settings.pop("config"))).read_text()
+        text = re.sub(r"settings_of:\n(  .*\n)+", "", text)  # names lines that go below
         text = "\n".join(
             line for line in text.splitlines() if line.split(":")[0].strip(" -") not in settings
         )

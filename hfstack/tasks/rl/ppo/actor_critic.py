@@ -27,7 +27,7 @@ from hfstack.models.cache import CACHE_NAME, get_cache
 from hfstack.models.fused_loss import PLAIN_HEADS
 from hfstack.tasks.rl.ppo.log_probs import score_tokens
 
-CRITICS = ("shared", "separate", "adapter")
+CRITICS = ("shared", "separate", "adapter", "none")
 CRITIC_ADAPTER = "critic"
 REFERENCE_ADAPTER = "ref"
 
@@ -82,14 +82,14 @@ def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 class ActorCritic(nn.Module):
-    """A causal language model with a value head on one of three trunks.
+    """A causal language model, with a value head on one of three trunks or none.
 
     Args:
         policy: a causal language model, or a PEFT model around one, whose active adapter is
             trained.
         critic: "shared" computes values from the policy's own hidden states, "adapter" from those
             of a second adapter (named "critic", added before) on the same weights, "separate" from
-            `backbone`.
+            `backbone`; "none" computes none.
         backbone: the separate critic's transformer without a head.
         head: an initial value head, such as a reward model's; None for a newly initialised one.
         head_init_std: standard deviation of a newly initialised head's weights; 0 makes every
@@ -134,10 +134,11 @@ class ActorCritic(nn.Module):
             )
 
         trunk = backbone if backbone is not None else self.base
-        if head is None:
+        if head is None and critic != "none":
             head = _new_value_head(trunk.config.get_text_config().hidden_size, head_init_std)
         self.v_head = head
-        self.v_head.to(dtype=torch.float32, device=self.base.device)
+        if self.v_head is not None:
+            self.v_head.to(dtype=torch.float32, device=self.base.device)
 
         # Trainer reads the configuration, FSDP the modules that it wraps as a unit each.
         self.config = self.base.config
@@ -152,6 +153,11 @@ class ActorCritic(nn.Module):
         """Return the causal language model, without PEFT's wrapper."""
         policy = cast(Any, self.policy)
         return policy.get_base_model() if self.is_peft else policy
+
+    @property
+    def has_critic(self) -> bool:
+        """Return whether values are computed at all."""
+        return self.v_head is not None
 
     @property
     def generation_config(self) -> Any:
@@ -189,13 +195,13 @@ class ActorCritic(nn.Module):
             positions: (n,), indices into the flat (b * L) tokens: the position before each scored
                 token.
             targets: (n,), the scored tokens.
-            wanted: which of "log_probs", "values", "entropies".
+            wanted: which of "log_probs", "values" (with a critic only), "entropies".
             temperature: of the distribution that the tokens were sampled from.
             reference: score by the reference of a PEFT policy: its adapter off, or its frozen copy.
             detach_value: keep the value's gradient out of a shared trunk in this pass.
         """
         log_probs = values = entropies = None
-        wants_values = "values" in wanted
+        wants_values = "values" in wanted and self.has_critic
         shares_trunk = wants_values and self.critic_kind == "shared"
 
         # the policy, and the values of a shared trunk
@@ -343,6 +349,7 @@ class ActorCritic(nn.Module):
 
         In bf16, 8 bits of mantissa would round returns near 1 by 0.004.
         """
+        assert self.v_head is not None
         with torch.autocast(hidden.device.type, enabled=False):
             # a sum over the one column, since FSDP2 warns of outputs that are views
             return self.v_head(hidden.float()).sum(dim=1)

@@ -29,7 +29,7 @@ def is_critic(name: str) -> bool:
 def save_actor_critic(
     actor_critic: ActorCritic, folder: Path, state_dict: dict[str, Tensor] | None
 ) -> None:
-    """Save the policy for `from_pretrained`, and the critic to critic.safetensors.
+    """Save the policy for `from_pretrained`, and a critic to critic.safetensors.
 
     Args:
         actor_critic: to save.
@@ -52,7 +52,8 @@ def save_actor_critic(
         actor_critic.policy.save_pretrained(str(folder), state_dict=policy)
 
     critic = {name: value.contiguous() for name, value in weights.items() if is_critic(name)}
-    save_file(critic, folder / CRITIC_FILE)
+    if critic:
+        save_file(critic, folder / CRITIC_FILE)
 
 
 def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
@@ -61,9 +62,11 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
     Raises:
         CheckpointError: a file is missing, or the critic is of another kind.
     """
-    if not (folder / CRITIC_FILE).is_file():
+    saved_critic = (folder / CRITIC_FILE).is_file()
+    if actor_critic.has_critic and not saved_critic:
         raise CheckpointError(
-            f"{folder} has no {CRITIC_FILE}, so it is no checkpoint of PPO: name another"
+            f"{folder} has no {CRITIC_FILE}: it was saved by another --advantage, which needs no "
+            "critic, or is no checkpoint of PPO; name another"
         )
 
     # policy
@@ -84,12 +87,13 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
         base.load_state_dict(saved.state_dict())
 
     # critic
-    weights = load_file(folder / CRITIC_FILE)
+    weights = load_file(folder / CRITIC_FILE) if saved_critic else {}
     expected = {name for name in actor_critic.state_dict() if is_critic(name)}
     if expected != weights.keys():
         other = sorted(expected ^ weights.keys())[0]
         raise CheckpointError(
-            f"{folder / CRITIC_FILE} is of another critic ({other} is in one only): keep --critic"
+            f"{folder / CRITIC_FILE} is of another critic ({other} is in one only): keep --critic "
+            "and --advantage"
         )
 
     actor_critic.load_state_dict(weights, strict=False)

@@ -275,19 +275,21 @@ class Collector:
 
     def _policy_scores(
         self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return old log-probabilities, values and the sampler's log-probabilities.
 
-        (N, T) each. Those of the engine are used where they are exact; the sampler's are None where
-        they are the old ones.
+        (N, T) each; no values without a critic. Those of the engine are used where they are exact;
+        the sampler's are None where they are the old ones.
         """
         device = actor_critic.device
         sampler = None if rollout.log_probs is None else pad_right(rollout.log_probs, device)
 
         if sampler is None or not self._uses_sampler_log_probs(actor_critic):
             scores = self._score(actor_critic, sequences, ("log_probs", "values"), device)
-            return scores["log_probs"], scores["values"], sampler
+            return scores["log_probs"], scores.get("values"), sampler
 
+        if not actor_critic.has_critic:
+            return sampler, None, None
         if rollout.values is None:
             values = self._score(actor_critic, sequences, ("values",), device)["values"]
         else:
@@ -357,6 +359,18 @@ def choose_prompt_rows(first: int, count: int, size: int, *, seed: int) -> list[
     return rows
 
 
+def choose_rollout_rows(args: PPOConfig, index: int, size: int, *, process_index: int) -> list[int]:
+    """Return the rows of rollout `index` on a process, of `size` prompts.
+
+    Each is there `num_generations` times in a row, so that a group is on one process. Which they
+    are depends on seed, index and process alone, so a resumed run needs no state of a sampler.
+    """
+    count = args.rollout_size // args.num_generations
+    first = (index * args.world_size + process_index) * count
+    rows = choose_prompt_rows(first, count, size, seed=args.prompt_seed)
+    return [row for row in rows for _ in range(args.num_generations)]
+
+
 class RolloutLoader:
     """A data loader whose iteration collects one rollout; its state is the index.
 
@@ -398,7 +412,7 @@ class RolloutLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the inputs of `PPOTrainer.training_step`.
 
-        They are the experience, the rows of a batch, and the tokens of its minibatch.
+        They are the experience, the rows of a batch, and what its minibatch's loss is divided by.
         """
         args = self.args
         experience = self._collect(self.rollout)
@@ -412,11 +426,12 @@ class RolloutLoader:
         ]  # (E,) each
 
         minibatches = torch.stack(orders).view(args.steps_per_rollout, -1)  # (steps, rows of one)
-        token_counts = experience.token_counts[minibatches].sum(1).double()  # (steps,)
-        tokens = self._reduce(token_counts).tolist()
+        counts = torch.stack([experience.token_counts, experience.loss_counts]).double()  # (2, E)
+        totals = self._reduce(counts[:, minibatches].sum(2)).clamp(min=1)  # (2, steps)
 
         size = args.per_device_train_batch_size
-        for rows, total in zip(minibatches.tolist(), tokens, strict=True):
+        of_steps = zip(minibatches.tolist(), totals.T.tolist(), strict=True)
+        for rows, (tokens, denominator) in of_steps:
             for first in range(0, len(rows), size):
-                batch = rows[first : first + size]
-                yield {"experience": experience, "rows": batch, "tokens": max(total, 1.0)}
+                batch = {"rows": rows[first : first + size], "tokens": tokens}
+                yield {"experience": experience, "denominator": denominator, **batch}

@@ -1,4 +1,4 @@
-"""PPOConfig: the settings of PPO on top of transformers' TrainingArguments.
+"""PPOConfig: the settings of online training on top of TrainingArguments.
 
 On each process a rollout has per_device_train_batch_size * gradient_accumulation_steps *
 num_mini_batches episodes. One optimizer step takes per_device_train_batch_size *
@@ -15,12 +15,38 @@ from transformers.trainer_utils import SaveStrategy
 
 from hfstack.errors import ConfigError
 from hfstack.tasks.rl.ppo.actor_critic import CRITICS
-from hfstack.tasks.rl.ppo.formulas import KL_ESTIMATORS
+from hfstack.tasks.rl.ppo.advantages import ADVANTAGES, GROUP_ADVANTAGES
+from hfstack.tasks.rl.ppo.formulas import KL_ESTIMATORS, RATIO_LEVELS
 from hfstack.training.unread_options import PPO_UNREAD, refuse_unread
 
 ENGINES = ("native", "generate", "vllm")
 VLLM_MODES = ("colocate", "server")
 OLD_LOG_PROBS = ("auto", "rollout", "recompute")
+
+# What the policy's loss is a mean over, by the estimator: what its paper has.
+LOSS_AGGREGATIONS = ("token", "sequence", "constant")
+_AGGREGATION_OF = {
+    "gae": "token",
+    "rloo": "constant",
+    "grpo": "sequence",
+    "dr_grpo": "constant",
+    "reinforce": "constant",
+    "reinforce_pp": "token",
+}
+
+# Settings that do nothing without a critic, and without a reward at each token.
+_FOR_A_CRITIC = (
+    "critic_model",
+    "critic_learning_rate",
+    "critic_warmup_rollouts",
+    "value_head_init_std",
+    "detach_value",
+    "cliprange_value",
+    "vf_coef",
+    "lam",
+    "lam_critic",
+)
+_FOR_TOKEN_REWARDS = ("gamma", "whiten_rewards")
 
 # Settings by the range that they must be in.
 _AT_LEAST_ONE = (
@@ -29,6 +55,7 @@ _AT_LEAST_ONE = (
     "gradient_accumulation_steps",
     "num_mini_batches",
     "num_ppo_epochs",
+    "num_generations",
     "max_completion_length",
     "max_prompt_length",
     "total_episodes",
@@ -80,6 +107,13 @@ class PPOConfig(TrainingArguments):
     """Completions that an evaluation generates at once on a process; None: as many as training."""
     remove_unused_columns: bool = False
     """The rewards read the other columns: must be false."""
+
+    advantage: str = "gae"
+    """Estimator of the advantages: gae (with a critic), rloo, grpo, dr_grpo (answers to one prompt
+    against each other), reinforce or reinforce_pp.
+    """
+    num_generations: int = 1
+    """Completions of each prompt in a rollout; 2 or more for rloo, grpo and dr_grpo."""
 
     total_episodes: int | None = None
     """Completions to train on over all processes, in place of num_train_epochs; whole rollouts."""
@@ -148,9 +182,9 @@ class PPOConfig(TrainingArguments):
     """KL in nats per completion that kl_coef is adapted to reach; None keeps kl_coef."""
     kl_horizon: int = 10_000
     """Episodes over which kl_coef adapts."""
-    kl_in_loss: bool = False
+    kl_in_loss: bool | None = None
     """Add the KL to the loss instead of the reward; k1 then means k2, whose gradient is that of the
-    KL.
+    KL. None: for grpo and dr_grpo only.
     """
 
     gamma: float = 1.0
@@ -159,9 +193,19 @@ class PPOConfig(TrainingArguments):
     """Lambda of the advantages."""
     lam_critic: float | None = None
     """Lambda of the returns that the critic is trained on; None: lam. VC-PPO takes 1."""
-    whiten_advantages: bool = True
-    """Give the advantages of a rollout mean 0 and standard deviation 1, over all processes."""
+    whiten_advantages: bool | None = None
+    """Give the advantages of a rollout mean 0 and standard deviation 1, over all processes. None:
+    for gae and reinforce_pp only.
+    """
 
+    importance_sampling_level: str = "token"
+    """What the ratio of new to old probability is of: a token, a sequence (the geometric mean of
+    its tokens', GSPO) or a completion (their product, RLOO's).
+    """
+    loss_aggregation: str | None = None
+    """The policy's loss is a mean over tokens (token), over completions of their tokens' mean
+    (sequence), or of their tokens' sum over max_completion_length (constant); None: by advantage.
+    """
     cliprange: float = 0.2
     """Clip the ratio of new to old probability to between 1 minus and 1 plus this."""
     cliprange_high: float | None = None
@@ -180,8 +224,8 @@ class PPOConfig(TrainingArguments):
     """
 
     critic: str | None = None
-    """separate (a model of its own), shared (a head on the policy) or adapter (a second LoRA);
-    None: by the policy.
+    """separate (a model of its own), shared (a head on the policy), adapter (a second LoRA) or
+    none (all advantages but gae); None: by advantage and policy.
     """
     critic_model: str | None = None
     """Where a separate critic starts: folder or Hub id of a reward or language model; None: a copy
@@ -226,6 +270,10 @@ class PPOConfig(TrainingArguments):
         self._check_range("top_p", lambda value: value > 0, "above 0")
         self._check_range("dual_clip", lambda value: value > 1, "above 1")
 
+        self._check_choice("advantage", ADVANTAGES)
+        self._check_choice("importance_sampling_level", RATIO_LEVELS)
+        if self.loss_aggregation is not None:
+            self._check_choice("loss_aggregation", LOSS_AGGREGATIONS)
         self._check_choice("kl_estimator", KL_ESTIMATORS)
         self._check_choice("rollout_engine", ENGINES)
         self._check_choice("old_logprobs", OLD_LOG_PROBS)
@@ -237,7 +285,14 @@ class PPOConfig(TrainingArguments):
             self.per_device_eval_batch_size = self.rollout_batch_size or self.rollout_size  # pyright: ignore
 
         self._refuse_contradictions()
+        self._refuse_what_the_advantage_leaves_out()
+        self._set_what_depends_on_the_advantage()
         self._refuse_partial_rollouts()
+
+    @property
+    def uses_critic(self) -> bool:
+        """Return whether the advantages need values."""
+        return self.advantage == "gae"
 
     @property
     def steps_per_rollout(self) -> int:
@@ -305,8 +360,65 @@ class PPOConfig(TrainingArguments):
                 "--fp16: PPO trains in fp32 or bf16, whose range needs no loss scaling: set --bf16"
             )
 
+    def _refuse_what_the_advantage_leaves_out(self) -> None:
+        """Refuse settings that do not go with `advantage`, or would do nothing."""
+        name = self.advantage
+        if self.uses_critic and self.critic == "none":
+            raise ConfigError(
+                "--critic none: --advantage gae is made of a critic's values; drop it, or choose "
+                "--advantage rloo"
+            )
+        if not self.uses_critic and self.critic not in (None, "none"):
+            raise ConfigError(
+                f"--critic {self.critic} does nothing with --advantage {name}, which needs no "
+                "critic: drop it"
+            )
+
+        if name in GROUP_ADVANTAGES and self.num_generations == 1:
+            raise ConfigError(
+                f"--advantage {name} compares the answers to one prompt, so one is too few: set "
+                "--num_generations, 8 for example"
+            )
+        if name == "reinforce_pp" and self.whiten_advantages is False:
+            raise ConfigError(
+                "--whiten_advantages false: --advantage reinforce_pp is made by whitening; drop "
+                "it, or choose --advantage reinforce"
+            )
+
+        unused = () if self.uses_critic else _FOR_A_CRITIC
+        if name in GROUP_ADVANTAGES:
+            unused += _FOR_TOKEN_REWARDS
+        defaults = type(self).__dataclass_fields__
+        for setting in unused:
+            value = getattr(self, setting)
+            if value != defaults[setting].default:
+                raise ConfigError(
+                    f"--{setting} {value} does nothing with --advantage {name}: drop it, also "
+                    "from the YAML file"
+                )
+
+    def _set_what_depends_on_the_advantage(self) -> None:
+        """Set what was left to `advantage`: what the estimator's paper has."""
+        if self.whiten_advantages is None:
+            self.whiten_advantages = self.advantage in ("gae", "reinforce_pp")
+
+        if self.kl_in_loss is None:
+            # Dividing by a group's spread would make a KL in the reward as large as the reward.
+            self.kl_in_loss = self.advantage in ("grpo", "dr_grpo") and self.kl_coef > 0
+
+        if self.loss_aggregation is None:
+            by_token = self.importance_sampling_level == "token"
+            self.loss_aggregation = _AGGREGATION_OF[self.advantage] if by_token else "sequence"
+
     def _refuse_partial_rollouts(self) -> None:
-        """Refuse a length of training that is not whole rollouts."""
+        """Refuse a length of training, or a rollout, that is not made of whole parts."""
+        if self.rollout_size % self.num_generations:
+            raise ConfigError(
+                f"--num_generations {self.num_generations} does not divide the {self.rollout_size} "
+                "episodes of a rollout on a process (per_device_train_batch_size * "
+                "gradient_accumulation_steps * num_mini_batches): choose another"
+            )
+
         if self.max_steps > 0 and self.max_steps % self.steps_per_rollout:
             raise ConfigError(
                 f"--max_steps {self.max_steps} is no multiple of the {self.steps_per_rollout} "

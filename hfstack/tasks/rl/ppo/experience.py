@@ -1,7 +1,7 @@
 """Compute rewards, advantages and returns from a scored rollout, with its metrics.
 
-Legend: N episodes of this process, T tokens of the longest completion, T_i of completion i, b rows
-of a chunk, n scored tokens of a chunk, F fields.
+Legend: N episodes of this process, G groups of k answers to a prompt, T tokens of the longest
+completion, T_i of completion i, b rows of a chunk, n scored tokens of a chunk, F fields.
 """
 
 import math
@@ -14,10 +14,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hfstack.tasks.rewards.prepare import Scores
 from hfstack.tasks.rl.ppo import formulas
+from hfstack.tasks.rl.ppo.advantages import critic_free_advantages
 from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.formulas import Reduce, RunningMoments
+
+_NO_SPREAD = 1e-6  # rewards of a group or rollout that differ by less are equal
 
 # Whitening divides by no less than this share of the spread of all scores so far. With a critic
 # that has learned, advantages have some 0.3 of it; far below they are mostly its errors. Ours.
@@ -39,7 +42,7 @@ class RolloutScores:
     rewards: Scores  # of the reward functions
     token_rewards: Tensor | None  # (N, T), the sum of the rewards on single tokens
     old_log_probs: Tensor  # (N, T)
-    values: Tensor  # (N, T)
+    values: Tensor | None  # (N, T); None without a critic
     reference_log_probs: Tensor | None  # (N, T); None without a KL
     sampler_log_probs: Tensor | None  # (N, T); None where the old ones are the sampler's
 
@@ -49,8 +52,14 @@ class Chunk:
     """Rows of one forward and backward pass."""
 
     batch: TokenBatch
-    # (n,) each: old_log_probs, values, advantages, returns, weight, and what is optional
+    # (n,) each: old_log_probs, advantages, weight, row (of the chunk), and what is optional
     fields: dict[str, Tensor]
+
+    def set_weights_to_zero(self) -> None:
+        """Let no token count."""
+        for name in ("weight", "loss_weight"):
+            if name in self.fields:
+                self.fields[name] = torch.zeros_like(self.fields[name])
 
 
 @dataclass
@@ -60,6 +69,7 @@ class Experience:
     sequences: Sequences
     fields: dict[str, Tensor]  # (N, T) each
     token_counts: Tensor  # (N,) on the CPU: tokens that are trained on
+    loss_counts: Tensor  # (N,) on the CPU: what the row adds to the policy's denominator
     rollout: int  # its index
 
     def __post_init__(self) -> None:
@@ -73,7 +83,9 @@ class Experience:
         valid = self.sequences.valid[indices].to(device)  # (b, T)
 
         flat = self._table[:, indices.to(device)][:, valid]  # (F, n)
-        return Chunk(self.sequences.pack(rows, device), dict(zip(self.fields, flat, strict=True)))
+        fields = dict(zip(self.fields, flat, strict=True))
+        fields["row"] = valid.nonzero()[:, 0]  # (n,)
+        return Chunk(self.sequences.pack(rows, device), fields)
 
 
 class WeightedMeans:
@@ -142,7 +154,7 @@ def shape_experience(
         row_weights: (N,) 1, or 0 for the rows that only fill up an evaluation; None in training.
         reduce: sums over processes.
     """
-    device = scored.values.device
+    device = scored.old_log_probs.device
     finished = rollout.finished.to(device)  # (N,)
     rows = torch.ones(len(finished), device=device)  # (N,)
     if row_weights is not None:
@@ -161,25 +173,20 @@ def shape_experience(
     gained = _with_token_rewards(scores, scored, mask)  # (N,)
     if row_weights is None:
         _add_moments(history.gains, gained, rows, reduce)
-    smallest = SMALLEST_SPREAD_SHARE * history.gains.spread
 
-    # advantages and returns
-    advantages, returns = _advantages(
-        args, rewards, scored.values, mask, smallest=smallest, reduce=reduce
-    )
+    # advantages, and what a critic learns; an evaluation has one answer to each prompt
+    group_size = args.num_generations if row_weights is None else 1
     weight = mask * finished[:, None] if args.mask_truncated_completions else mask  # (N, T)
-    critic_metrics = _value_metrics(scored.values, returns, weight, reduce)
-    if args.whiten_advantages:
-        advantages = formulas.masked_whiten(advantages, weight, reduce=reduce, smallest=smallest)
-
-    # While all scores are equal, what is left is rounding, and the errors of a critic that has yet
-    # to learn their mean.
-    if history.gains.spread == 0:
-        advantages = torch.zeros_like(advantages)
+    masks, spread = (mask, weight), history.gains.spread
+    learned, critic_metrics = _advantages_and_returns(
+        args, rewards, scored.values, masks, group_size=group_size, spread=spread, reduce=reduce
+    )
 
     # what the updates train on
-    fields = _training_fields(args, scored, tis_cap=tis_cap)
-    fields |= {"advantages": advantages, "returns": returns, "weight": weight}
+    loss_weight, loss_counts = _loss_weights(args, weight)  # (N, T), (N,)
+    fields = _training_fields(args, scored, tis_cap=tis_cap) | learned | {"weight": weight}
+    if loss_weight is not weight:
+        fields["loss_weight"] = loss_weight
 
     # metrics
     means = WeightedMeans()
@@ -187,12 +194,15 @@ def shape_experience(
     means.add("objective", gained - kl_coef * kl.sum(1), rows)
     _add_completion_metrics(means, sequences, scored, finished=finished, mask=mask, rows=rows)
     _add_reward_metrics(means, scored.rewards, rows)
+    if group_size > 1:
+        _add_share_without_spread(means, raw_scores.view(-1, group_size))
     if "importance" in fields:
         means.add("sampler/importance", fields["importance"], weight)
     metrics = _with_standard_deviations(means.compute(reduce), raw_scores, rows, reduce)
     metrics |= {"kl_coef": kl_coef} | critic_metrics
 
-    return Experience(sequences, fields, weight.sum(1).long().cpu(), index), metrics
+    token_counts = weight.sum(1).long().cpu()  # (N,)
+    return Experience(sequences, fields, token_counts, loss_counts.cpu(), index), metrics
 
 
 def _with_token_rewards(scores: Tensor, scored: RolloutScores, mask: Tensor) -> Tensor:
@@ -202,11 +212,19 @@ def _with_token_rewards(scores: Tensor, scored: RolloutScores, mask: Tensor) -> 
     return scores + (scored.token_rewards * mask).sum(1)
 
 
+def _add_share_without_spread(means: WeightedMeans, groups: Tensor) -> None:
+    """Add the share of groups (G, k) whose rewards are all equal: they teach nothing."""
+    means.add("frac_reward_zero_std", (groups.amax(1) - groups.amin(1) < _NO_SPREAD).float())
+
+
 def _training_fields(
     args: PPOConfig, scored: RolloutScores, *, tis_cap: float | None
 ) -> dict[str, Tensor]:
-    """Return what the loss compares the new policy and critic with, (N, T) each."""
-    fields = {"old_log_probs": scored.old_log_probs, "values": scored.values}
+    """Return the log-probabilities that the loss compares the new policy's with.
+
+    (N, T) each, beside them the importance weights.
+    """
+    fields = {"old_log_probs": scored.old_log_probs}
     if args.kl_in_loss:
         fields["reference_log_probs"] = _reference_log_probs_or_old(scored)
 
@@ -241,24 +259,57 @@ def _kl_and_penalties(
     return kl, torch.zeros_like(kl) if args.kl_in_loss else kl_coef * kl
 
 
-def _advantages(
+def _advantages_and_returns(
     args: PPOConfig,
     rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
+    values: Tensor | None,
+    masks: tuple[Tensor, Tensor],
     *,
-    smallest: float,
+    group_size: int,
+    spread: float,
     reduce: Reduce | None,
-) -> tuple[Tensor, Tensor]:
-    """Return advantages and returns (N, T), each with its own lambda.
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return the advantages (N, T) as a field, and the critic's fields and metrics.
 
-    The advantages are not whitened yet.
+    Args:
+        args: the settings.
+        rewards: (N, T), of each token.
+        values: (N, T); None without a critic, which then has no fields and no metrics.
+        masks: (N, T) each: the tokens that the policy generated, those of them that are trained on.
+        group_size: completions of each prompt.
+        spread: standard deviation of all scores so far.
+        reduce: sums over processes.
     """
+    mask, weight = masks
+    smallest = SMALLEST_SPREAD_SHARE * spread
     if args.whiten_rewards:
         rewards = formulas.masked_whiten(
             rewards, mask, shift_mean=False, reduce=reduce, smallest=smallest
         )
 
+    fields: dict[str, Tensor] = {}
+    metrics: dict[str, float] = {}
+    if values is None:
+        advantages = critic_free_advantages(
+            args.advantage, rewards, mask, group_size=group_size, gamma=args.gamma, reduce=reduce
+        )
+    else:
+        advantages, returns = _gae(args, rewards, values, mask)
+        metrics = _value_metrics(values, returns, weight, reduce)
+        fields = {"values": values, "returns": returns}
+
+    if args.whiten_advantages:
+        advantages = formulas.masked_whiten(advantages, weight, reduce=reduce, smallest=smallest)
+
+    # While all scores are equal, what is left is rounding, and the errors of a critic that has yet
+    # to learn their mean.
+    if spread == 0:
+        advantages = torch.zeros_like(advantages)
+    return fields | {"advantages": advantages}, metrics
+
+
+def _gae(args: PPOConfig, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return advantages by GAE and returns (N, T), each with its own lambda."""
     advantages, returns = formulas.estimate_advantages(
         rewards, values, mask, gamma=args.gamma, lam=args.lam
     )
@@ -269,6 +320,27 @@ def _advantages(
         )
 
     return advantages, returns
+
+
+def _loss_weights(args: PPOConfig, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights of tokens (N, T) in the policy's loss, and of rows (N,).
+
+    The loss is divided by the sum of the rows'. "token": a mean over tokens, as DAPO takes it (Yu
+    et al. 2025, arXiv:2503.14476, section 3.3). "sequence": a mean over completions of the mean
+    over their tokens, GRPO's (Shao et al. 2024, arXiv:2402.03300, equation 3). "constant": a mean
+    over completions of the sum over their tokens divided by a constant, the longest length, as Dr.
+    GRPO takes it (Liu et al. 2025, arXiv:2503.20783); up to that constant the gradient of REINFORCE
+    and RLOO. Completions without a token that counts are in none.
+    """
+    counts = weight.sum(1)  # (N,)
+    if args.loss_aggregation == "token":
+        return weight, counts
+
+    if args.loss_aggregation == "sequence":
+        return weight / counts.clamp(min=1)[:, None], (counts > 0).to(counts.dtype)
+
+    assert args.loss_aggregation == "constant", args.loss_aggregation
+    return weight / args.max_completion_length, (counts > 0).to(counts.dtype)
 
 
 def _final_scores(
@@ -325,12 +397,14 @@ def _add_completion_metrics(
 ) -> None:
     """Add KL, entropy and lengths of the completions.
 
-    The KL is the unbiased estimate whatever the loss uses, the entropy minus the log-probability of
-    the sampled tokens.
+    The KL is the unbiased estimate (k1) whatever the loss uses, beside it k3, which varies less
+    from sample to sample; the entropy is minus the log-probability of the sampled tokens.
     """
     if scored.reference_log_probs is not None:
         log_ratio = scored.old_log_probs - scored.reference_log_probs  # (N, T)
+        k3 = formulas.estimate_kl(scored.old_log_probs, scored.reference_log_probs, kind="k3")
         means.add("kl", log_ratio, mask)
+        means.add("kl_k3", k3, mask)
         means.add("kl_per_completion", (log_ratio * mask).sum(1), rows)
 
     if scored.sampler_log_probs is not None:
@@ -369,4 +443,4 @@ def _with_standard_deviations(
 
     known = {name: value for name, value in metrics.items() if not math.isnan(value)}
     spread = float(variance) ** 0.5
-    return known | {"reward_std": spread, "frac_reward_zero_std": float(spread < 1e-6)}
+    return {"frac_reward_zero_std": float(spread < _NO_SPREAD)} | known | {"reward_std": spread}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
+RATIO_LEVELS = ("token", "sequence", "completion")
 
 # exp(20) = 5e8 is far beyond any clip range, and its square still fits into fp32.
 _LARGEST_LOG_RATIO = 20.0
@@ -33,10 +34,10 @@ class PolicyLoss(NamedTuple):
     """
 
     loss: Tensor  # the clipped objective, negated
-    ratio: Tensor  # pi_new / pi_old
+    ratio: Tensor  # pi_new / pi_old, of the token or of its whole completion
     clipped_low: Tensor  # bool: ratio < 1 - cliprange where the advantage is negative
     clipped_high: Tensor  # bool: ratio > 1 + cliprange_high where the advantage is positive
-    approx_kl: Tensor  # k3 of KL(pi_old || pi_new)
+    approx_kl: Tensor  # k3 of KL(pi_old || pi_new), of each token at every level
 
 
 @dataclass
@@ -237,6 +238,30 @@ def estimate_advantages(
     return advantages, (advantages + values) * weight
 
 
+def completion_log_ratios(
+    log_ratio: Tensor, rows: Tensor, weight: Tensor, *, is_mean: bool
+) -> Tensor:
+    """Return the log-ratio of each token's whole completion, (n,).
+
+    The mean over its tokens is the sequence-level ratio of GSPO (Zheng et al. 2025,
+    arXiv:2507.18071, equation 7), the sum the ratio of a completion that is one action, as RLOO
+    takes it (Ahmadian et al. 2024, arXiv:2402.14740).
+
+    Args:
+        log_ratio: (n,), log pi_new - log pi_old of each token; gradients flow through it.
+        rows: (n,), the completion of each token, from 0.
+        weight: (n,), 0 where the policy did not generate the token.
+        is_mean: the mean, else the sum.
+    """
+    counted = (weight > 0).to(log_ratio.dtype)  # (n,)
+    completions = int(rows.max()) + 1
+    sums = log_ratio.new_zeros(completions).index_add(0, rows, log_ratio * counted)
+    if is_mean:
+        counts = torch.zeros_like(sums).index_add(0, rows, counted)
+        sums = sums / counts.clamp(min=1)
+    return sums[rows]
+
+
 def clipped_policy_loss(
     log_probs: Tensor,
     old_log_probs: Tensor,
@@ -245,6 +270,9 @@ def clipped_policy_loss(
     cliprange: float = 0.2,
     cliprange_high: float | None = None,
     dual_clip: float | None = None,
+    level: str = "token",
+    rows: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> PolicyLoss:
     """Return the clipped policy loss per token.
 
@@ -261,10 +289,20 @@ def clipped_policy_loss(
         cliprange: the lower bound is 1 minus it.
         cliprange_high: the upper bound is 1 plus it; None for `cliprange`.
         dual_clip: c, above 1; None for none.
+        level: of r, one of RATIO_LEVELS; all but "token" need `rows` and `weight` of
+            `completion_log_ratios`.
+        rows: (n,).
+        weight: (n,).
     """
     high = cliprange if cliprange_high is None else cliprange_high
-    log_ratio = (log_probs - old_log_probs).clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
-    ratio = log_ratio.exp()
+    log_ratio = log_probs - old_log_probs
+    token_log_ratio = log_ratio.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO)
+    if level == "token":
+        ratio = token_log_ratio.exp()
+    else:
+        assert rows is not None and weight is not None, f"level {level} needs rows and weight"
+        whole = completion_log_ratios(log_ratio, rows, weight, is_mean=level == "sequence")
+        ratio = whole.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO).exp()
 
     clipped_ratio = ratio.clamp(1 - cliprange, 1 + high)
     objective = torch.minimum(ratio * advantages, clipped_ratio * advantages)
@@ -276,7 +314,7 @@ def clipped_policy_loss(
     with torch.no_grad():
         clipped_low = (ratio < 1 - cliprange) & (advantages < 0)
         clipped_high = (ratio > 1 + high) & (advantages > 0)
-        approx_kl = ratio - 1 - log_ratio
+        approx_kl = torch.expm1(token_log_ratio) - token_log_ratio
 
     return PolicyLoss(-objective, ratio.detach(), clipped_low, clipped_high, approx_kl)
 

@@ -345,9 +345,8 @@ def set_training_length(args: PPOConfig, prompts: int) -> None:
     """
     episodes = args.rollout_size * args.world_size
     if args.max_steps <= 0:
-        wanted = (
-            args.num_train_epochs * prompts if args.total_episodes is None else args.total_episodes
-        )
+        passes = args.num_train_epochs * prompts * args.num_generations
+        wanted = passes if args.total_episodes is None else args.total_episodes
         args.max_steps = math.ceil(wanted / episodes) * args.steps_per_rollout
 
     for name in ("save_steps", "eval_steps", "logging_steps"):
@@ -412,8 +411,12 @@ def turn_off_dropout(model: nn.Module) -> None:
 def _choose_critic_kind(args: PPOConfig, *, is_peft: bool) -> str:
     """Return the kind of critic that was asked for, or the default.
 
-    The default is an adapter beside an adapter, else a separate model.
+    The default is none where the advantages need none, an adapter beside an adapter, else a
+    separate model.
     """
+    if not args.uses_critic:
+        return "none"
+
     if args.critic == "adapter" and not is_peft:
         raise ConfigError(
             "--critic adapter needs a policy with an adapter: add --use_peft, or use --critic "

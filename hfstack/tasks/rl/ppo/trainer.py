@@ -1,4 +1,4 @@
-"""PPOTrainer: proximal policy optimisation on transformers.Trainer.
+"""PPOTrainer: PPO, RLOO, GRPO and REINFORCE on transformers.Trainer.
 
 One epoch of Trainer is one rollout. Trainer's loop is used as it is: the data loader generates
 completions and splits them into minibatches, so optimizer, schedule, accumulation, clipping,
@@ -6,12 +6,11 @@ callbacks, logs, checkpoints and resuming are Trainer's own.
 
     RolloutLoader.__iter__        an epoch of Trainer begins
       Collector.collect           prompts -> completions -> scores, log-probabilities, values
-                                  -> advantages and returns
+                                  -> advantages, and returns for a critic
       training_step ...           num_ppo_epochs * num_mini_batches optimizer steps, each on other
                                   rows of the rollout
 
-Legend: E rows of a rollout on this process, n scored tokens of a chunk, M metrics in
-UPDATE_METRICS.
+Legend: E rows of a rollout on this process, n scored tokens of a chunk, M metrics of an update.
 """
 
 import contextlib
@@ -40,13 +39,13 @@ from hfstack.tasks.rl.ppo.collect import (
     CollectedRollout,
     Episodes,
     RolloutLoader,
-    choose_prompt_rows,
+    choose_rollout_rows,
 )
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import RolloutEngine
 from hfstack.tasks.rl.ppo.experience import Chunk, Experience, RewardHistory
 from hfstack.tasks.rl.ppo.formulas import RunningMoments, next_kl_coefficient
-from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
+from hfstack.tasks.rl.ppo.loss import POLICY_METRICS, ppo_loss, update_metric_names
 from hfstack.tasks.rl.ppo.reward_scores import TokenReward
 from hfstack.tasks.rl.ppo.update_metrics import TrainingMetrics
 
@@ -54,9 +53,9 @@ logger = get_logger(__name__)
 
 
 class PPOTrainer(Trainer):
-    """Trains a causal language model to earn rewards by PPO.
+    """Trains a causal language model to earn rewards by PPO or what `advantage` names.
 
-    With a critic, clipped updates and a KL to the starting model.
+    With clipped updates, a KL to the starting model, and for GAE a critic.
 
     Args:
         model: the policy, a causal language model, or a PEFT model whose adapter is trained
@@ -149,7 +148,8 @@ class PPOTrainer(Trainer):
         self.kl_coef = args.kl_coef
         self.reward_history = RewardHistory()
 
-        self.training_metrics = TrainingMetrics(args.device)
+        names = update_metric_names(has_critic=actor_critic.has_critic)
+        self.training_metrics = TrainingMetrics(names, args.device)
         self._step_kl = torch.zeros((), device=args.device)  # of this step, on this process
         self._last_evaluation: tuple[int, Episodes] | None = None
         self._decodes_sharded = False
@@ -176,31 +176,26 @@ class PPOTrainer(Trainer):
         )
 
     def collect_training_rollout(self, index: int) -> Experience:
-        """Collect and score rollout `index`, adapt the KL coefficient, keep the metrics.
-
-        Which prompts it takes depends on seed, index and process alone, so a resumed run needs no
-        state of a sampler.
-        """
+        """Collect and score rollout `index`, adapt the KL coefficient, keep the metrics."""
         args, dataset = self.args, cast(Any, self.train_dataset)
-        processes, size = self.accelerator.num_processes, args.rollout_size
-        first = (index * processes + self.accelerator.process_index) * size
-        rows = choose_prompt_rows(first, size, len(dataset), seed=args.prompt_seed)
+        rank, episodes = self.accelerator.process_index, args.rollout_size * args.world_size
+        rows = choose_rollout_rows(args, index, len(dataset), process_index=rank)
         collected = self._collect(dataset[rows], index)
 
         if args.log_completions and self.is_world_process_zero():
-            episodes = collected.episodes
+            shown = collected.episodes
             self._completions.append(
-                self.state.global_step, episodes.prompts, episodes.completions, episodes.rewards
+                self.state.global_step, shown.prompts, shown.completions, shown.rewards
             )
 
-        counted = {"episodes": (index + 1) * processes * size}
+        counted = {"episodes": (index + 1) * episodes}
         self.training_metrics.add_rollout(collected.metrics | collected.seconds | counted)
         self.kl_coef = next_kl_coefficient(
             self.kl_coef,
             collected.metrics.get("kl_per_completion", 0.0),
             target=args.kl_target,
             horizon=args.kl_horizon,
-            episodes=processes * size,
+            episodes=episodes,
         )
 
         return collected.experience
@@ -230,14 +225,14 @@ class PPOTrainer(Trainer):
             chunk = experience.select(rows)
             # Repeated only so that every process makes as many passes: it must not count.
             if number >= len(own_chunks):
-                chunk.fields["weight"] = torch.zeros_like(chunk.fields["weight"])
+                chunk.set_weights_to_zero()
 
             # Gradients are averaged over processes once, in the last pass.
             is_last = number + 1 == len(chunks)
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(
-                        model, {"chunk": chunk, "tokens": inputs["tokens"], "warms_up": warms_up}
+                        model, {**inputs, "chunk": chunk, "warms_up": warms_up}
                     )
                 self.accelerator.backward(loss)
 
@@ -261,9 +256,9 @@ class PPOTrainer(Trainer):
         is multiplied by the number of processes, over which gradients are averaged.
         """
         args, chunk = self.args, cast(Chunk, inputs["chunk"])
-        wanted = ("log_probs", "values")
-        if args.entropy_coef:
-            wanted = (*wanted, "entropies")
+        wanted = ("log_probs", "values", "entropies")
+        if not args.entropy_coef:
+            wanted = wanted[:2]
 
         outputs = model(
             *chunk.batch,
@@ -277,12 +272,13 @@ class PPOTrainer(Trainer):
             outputs,
             chunk.fields,
             tokens=inputs["tokens"],
+            denominator=inputs["denominator"],
             kl_coef=self.kl_coef,
             critic_only=inputs["warms_up"],
         )  # scalar, (M,)
 
         self.training_metrics.add_chunk(sums)
-        self._step_kl += sums[UPDATE_METRICS.index("policy/approx_kl")]
+        self._step_kl += sums[POLICY_METRICS.index("policy/approx_kl")]
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 

@@ -1,26 +1,32 @@
 """Collect the metrics of rollouts and updates between two logs.
 
-Legend: M metrics in UPDATE_METRICS.
+Legend: M metrics of an update.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from hfstack.tasks.rl.ppo.formulas import Reduce
-from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS
 
 
 class TrainingMetrics:
     """The metrics since the last log.
 
-    The state is the metrics of each rollout, the sums of UPDATE_METRICS over all chunks of this
-    process, and how many updates they took for how long.
+    The state is the metrics of each rollout, the sums of the updates' metrics over all chunks of
+    this process, and how many updates they took for how long.
+
+    Args:
+        names: of the M metrics of an update.
+        device: of their sums.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.updates = 0
         self.rollouts: list[dict[str, float]] = []
-        self._sums = torch.zeros(len(UPDATE_METRICS), device=device)  # (M,)
+        self._names = names
+        self._sums = torch.zeros(len(names), device=device)  # (M,)
         self._seconds = 0.0
 
     def add_rollout(self, metrics: dict[str, float]) -> None:
@@ -54,7 +60,7 @@ class TrainingMetrics:
             metrics[name] = known[-1] if name == "episodes" else sum(known) / len(known)
 
         sums = reduce(self._sums).tolist()
-        for name, value in zip(UPDATE_METRICS, sums, strict=True):
+        for name, value in zip(self._names, sums, strict=True):
             metrics[name] = value / self.updates
 
         metrics["policy/updates"] = self.updates

@@ -61,6 +61,11 @@ def curve(made: PPOTrainer) -> list[dict[str, float]]:
             "lr_scheduler_type": "linear",
             "target_kl": 1e-9,
         },
+        {"advantage": "rloo", "num_generations": 4, "reward_normalize": True},
+        {"advantage": "grpo", "num_generations": 2, "importance_sampling_level": "sequence"},
+        {"advantage": "dr_grpo", "num_generations": 2, "build": {"peft_config": lora()}},
+        {"advantage": "reinforce", "kl_target": 1.0, "kl_horizon": 100},
+        {"advantage": "reinforce_pp"},
     ],
     ids=str,
 )
@@ -79,7 +84,10 @@ def test_a_resumed_run_is_bit_identical(make, tmp_path: Path, settings: dict[str
     )
     assert resumed.kl_coef == whole.kl_coef and resumed.reward_history == whole.reward_history
     if "kl_target" in settings:
-        assert whole.kl_coef != 0.05 and whole.reward_history.scores.count == 24
+        assert whole.kl_coef != 0.05
+    expected_count = 24 if "reward_normalize" in settings else 0
+    assert whole.reward_history.scores.count == expected_count
+    assert (checkpoint / "critic.safetensors").is_file() == ("advantage" not in settings)
 
 
 def test_what_is_saved_is_a_plain_model(make, tmp_path: Path):
@@ -178,6 +186,11 @@ def test_checkpoints_that_do_not_fit_are_refused(make, tmp_path: Path):
 
     refuse("which are not whole rollouts of 6: keep --num_ppo_epochs", num_ppo_epochs=3)
     refuse("is of another critic .* keep --critic", critic="shared")
+    refuse(
+        "is of another critic .* keep --critic and --advantage",
+        advantage="rloo",
+        num_generations=2,
+    )
     refuse("it was saved without --use_peft", build={"peft_config": lora()})
     state = checkpoint / "ppo_state.json"
     kept = json.loads(state.read_text())
@@ -186,4 +199,4 @@ def test_checkpoints_that_do_not_fit_are_refused(make, tmp_path: Path):
     refuse("ppo_state.json is missing or incomplete")
     (checkpoint / "critic.safetensors").unlink()
     state.write_text(json.dumps(kept))
-    refuse("has no critic.safetensors, so it is no checkpoint of PPO")
+    refuse("has no critic.safetensors: it was saved by another --advantage, which needs no critic")

@@ -30,12 +30,34 @@ def test_accumulation_multiplies_the_episodes_and_not_the_steps(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("advantage", "level", "expected"),
+    [
+        ("gae", "token", (True, False, "token")),
+        ("rloo", "token", (False, False, "constant")),
+        ("grpo", "token", (False, True, "sequence")),
+        ("dr_grpo", "token", (False, True, "constant")),
+        ("reinforce", "token", (False, False, "constant")),
+        ("reinforce_pp", "token", (True, False, "token")),
+        ("rloo", "completion", (False, False, "sequence")),
+    ],
+)
+def test_what_is_left_open_is_what_the_estimator_has(
+    tmp_path: Path, advantage: str, level: str, expected: tuple[bool, bool, str]
+):
+    args = config(tmp_path, advantage=advantage, num_generations=4, importance_sampling_level=level)
+    assert (args.whiten_advantages, args.kl_in_loss, args.loss_aggregation) == expected
+    without = config(tmp_path, advantage=advantage, num_generations=4, kl_coef=0.0)
+    assert without.kl_in_loss is False
+
+
+@pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"total_episodes": 32}, 16),
         ({"num_train_epochs": 1.0}, 28),  # 50 prompts are 7 rollouts of 8
         ({"num_train_epochs": 0.5}, 16),
         ({"max_steps": 12}, 12),
+        ({"num_generations": 4}, 300),  # 3 epochs of 50 prompts, 2 of them a rollout
     ],
 )
 def test_lengths_are_whole_rollouts(tmp_path: Path, settings: dict[str, Any], expected: int):
@@ -64,7 +86,23 @@ def test_lengths_are_whole_rollouts(tmp_path: Path, settings: dict[str, Any], ex
         ({"rollout_engine": "sglang"}, "--rollout_engine must be one of native, generate, vllm"),
         ({"old_logprobs": "no"}, "--old_logprobs must be one of"),
         ({"vllm_mode": "far"}, "--vllm_mode must be one of"),
-        ({"critic": "none"}, "--critic must be one of shared, separate, adapter"),
+        ({"critic": "half"}, "--critic must be one of shared, separate, adapter, none"),
+        ({"critic": "none"}, "--critic none: --advantage gae is made of a critic's values"),
+        ({"advantage": "a2c"}, "--advantage must be one of gae, rloo, grpo, dr_grpo, reinforce"),
+        ({"advantage": "rloo"}, "--advantage rloo compares .* set --num_generations, 8"),
+        ({"advantage": "reinforce", "critic": "shared"}, "--critic shared does nothing with"),
+        ({"advantage": "reinforce", "lam": 1.0}, "--lam 1.0 does nothing with --advantage reinf"),
+        (
+            {"advantage": "grpo", "num_generations": 2, "gamma": 0.9},
+            "--gamma 0.9 does nothing with --advantage grpo",
+        ),
+        (
+            {"advantage": "reinforce_pp", "whiten_advantages": False},
+            "--whiten_advantages false: --advantage reinforce_pp is made by whitening",
+        ),
+        ({"num_generations": 3}, "--num_generations 3 does not divide the 8 episodes of a rollout"),
+        ({"loss_aggregation": "mean"}, "--loss_aggregation must be one of token, sequence"),
+        ({"importance_sampling_level": "row"}, "--importance_sampling_level must be one of"),
         ({"kl_target": 6.0, "kl_coef": 0.0}, "--kl_target needs a KL, but --kl_coef 0"),
         ({"kl_in_loss": True, "kl_coef": 0.0}, "--kl_in_loss needs a KL"),
         ({"detach_value": True, "critic": "separate"}, "--detach_value is for --critic shared"),

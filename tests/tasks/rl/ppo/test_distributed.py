@@ -28,6 +28,8 @@ def train(
     difference.
     """
     chosen = dict(settings)
+    if "advantage" not in settings:
+        chosen |= {"whiten_rewards": True, "value_head_init_std": 0.1}
     build: dict[str, Any] = {"engine": FixedEngine()}
     if chosen.pop("low_rank", False):
         build["peft_config"] = lora()
@@ -42,8 +44,6 @@ def train(
         total_episodes=16,
         ddp_backend="gloo" if batch == 4 else None,
         reward_normalize=True,
-        whiten_rewards=True,
-        value_head_init_std=0.1,
         max_tokens_per_microbatch=60,
         **chosen,
     )
@@ -58,11 +58,40 @@ def train(
     }
 
 
-@pytest.mark.parametrize("settings", [{"critic": "shared"}, {"low_rank": True}], ids=str)
-def test_two_processes_train_as_one(settings: dict[str, Any], tiny_llama: Path, tmp_path: Path):
-    first, second = spawn(train, tmp_path, tiny_llama, settings, 4)
+def train_each(
+    rank: int, folder: Path, llama: Path, several: list[dict[str, Any]], batch: int
+) -> list[dict[str, Any]]:
+    """One run after the other in the same processes, whose start takes longer than a run."""
+    return [
+        train(rank, folder / str(number), llama, settings, batch)
+        for number, settings in enumerate(several)
+    ]
+
+
+CRITIC_FREE = [
+    {"advantage": "rloo", "num_generations": 2},
+    {"advantage": "grpo", "num_generations": 4},
+    {"advantage": "reinforce"},
+    {"advantage": "reinforce_pp", "num_generations": 2},
+]
+
+
+@pytest.mark.parametrize(
+    "several", [[{"critic": "shared"}], [{"low_rank": True}], CRITIC_FREE], ids=str
+)
+def test_two_processes_train_as_one(
+    several: list[dict[str, Any]], tiny_llama: Path, tmp_path: Path
+):
+    first, second = spawn(train_each, tmp_path, tiny_llama, several, 4)
+    alone = train_each(0, tmp_path, tiny_llama, several, 8)
+    for runs in zip(first, second, alone, strict=True):
+        check_two_are_as_one(*runs)
+
+
+def check_two_are_as_one(
+    first: dict[str, Any], second: dict[str, Any], alone: dict[str, Any]
+) -> None:
     assert (first["seed"], second["seed"]) == (0, 1), "or both would generate the same completions"
-    alone = train(0, tmp_path, tiny_llama, settings, 8)
     for name, value in alone["weights"].items():
         assert torch.equal(first["weights"][name], second["weights"][name]), name
         # Adam turns the rounding of a gradient near 0 into a share of its step of 1e-3, and that

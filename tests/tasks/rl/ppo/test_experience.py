@@ -2,6 +2,7 @@
 loss's options.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hfstack.tasks.rl.ppo.experience import (
     WeightedMeans,
     shape_experience,
 )
-from hfstack.tasks.rl.ppo.loss import UPDATE_METRICS, ppo_loss
+from hfstack.tasks.rl.ppo.loss import ppo_loss, update_metric_names
 
 LENGTHS = (2, 3)  # the second is truncated
 
@@ -44,7 +45,7 @@ def shaped(folder: Path, *, row_weights: torch.Tensor | None = None, **settings:
         Scores([1.0, 3.0], {"one": [1.0, None], "two": [None, 3.0]}),
         None,
         old,
-        torch.zeros(2, 3),
+        torch.zeros(2, 3) if args.uses_critic else None,
         reference_log_probs=old - 0.1 * valid,
         sampler_log_probs=old - 5 * valid if cap else None,
     )
@@ -163,6 +164,43 @@ def test_importance_weights_are_a_field(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("aggregation", "weights", "denominators"),
+    [
+        ("token", [[1, 1, 0], [1, 1, 1]], [2, 3]),
+        ("sequence", [[0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]], [1, 1]),
+        ("constant", [[0.25, 0.25, 0], [0.25, 0.25, 0.25]], [1, 1]),
+    ],
+)
+def test_what_the_loss_is_a_mean_over(
+    tmp_path: Path, aggregation: str, weights: list[list[float]], denominators: list[int]
+):
+    settings = {"loss_aggregation": aggregation, "max_completion_length": 4}
+    experience, _, _ = shaped(tmp_path, **settings)
+    fields = experience.fields
+    found = fields.get("loss_weight", fields["weight"])
+    assert found.tolist() == [pytest.approx(row) for row in weights]
+    assert experience.loss_counts.tolist() == denominators
+    assert experience.token_counts.tolist() == [2, 3], "of the metrics, whatever the loss is over"
+    masked, _, _ = shaped(tmp_path, mask_truncated_completions=True, **settings)
+    assert masked.loss_counts.tolist() == [denominators[0], 0]
+
+
+def test_without_a_critic_nothing_is_valued(tmp_path: Path):
+    settings = {"advantage": "rloo", "num_generations": 2, "lam": 0.95}
+    experience, metrics, _ = shaped(tmp_path, **settings)
+    # 1 - 0.1 = 0.9 and 3 - 0.15 = 2.85: each minus the other
+    first, second = experience.fields["advantages"]
+    assert first.tolist() == pytest.approx([-1.95, -1.95, 0])
+    assert second.tolist() == pytest.approx([1.95, 1.95, 1.95])
+    assert not {"values", "returns"} & experience.fields.keys()
+    assert not [name for name in metrics if name.startswith("value/")]
+    assert metrics["frac_reward_zero_std"] == 0
+    assert metrics["kl_k3"] == pytest.approx(math.expm1(-0.1) + 0.1, abs=1e-7)
+    _, evaluated, _ = shaped(tmp_path, row_weights=torch.ones(2), **settings)
+    assert evaluated["frac_reward_zero_std"] == 0, "of the whole evaluation, which has no groups"
+
+
 def loss_of(folder: Path, **settings: Any) -> tuple[torch.Tensor, dict[str, float]]:
     args = PPOConfig(output_dir=str(folder), use_cpu=True, vf_coef=0.1, **settings)
     fields = {
@@ -171,6 +209,7 @@ def loss_of(folder: Path, **settings: Any) -> tuple[torch.Tensor, dict[str, floa
         "returns": torch.tensor([1.0, 0.0]),
         "advantages": torch.tensor([1.0, -2.0]),
         "weight": torch.tensor([1.0, 1.0]),
+        "row": torch.tensor([0, 0]),
         "reference_log_probs": torch.tensor([-3.0, -1.0]),
     }
     outputs = TokenScores(
@@ -178,7 +217,7 @@ def loss_of(folder: Path, **settings: Any) -> tuple[torch.Tensor, dict[str, floa
     )
     critic_only = bool(settings.get("critic_warmup_rollouts"))
     loss, sums = ppo_loss(args, outputs, fields, tokens=4.0, kl_coef=0.5, critic_only=critic_only)
-    return loss, dict(zip(UPDATE_METRICS, sums.tolist(), strict=True))
+    return loss, dict(zip(update_metric_names(has_critic=True), sums.tolist(), strict=True))
 
 
 def test_the_loss_is_divided_by_the_tokens_of_the_minibatch(tmp_path: Path):

@@ -199,6 +199,33 @@ def test_policy_loss_by_hand_with_clip_higher_and_dual_clip():
     assert found.approx_kl.tolist() == pytest.approx((ratios - 1 - ratios.log()).tolist())
 
 
+def test_the_ratio_of_a_whole_completion_by_hand():
+    log_ratio = torch.tensor([0.2, 0.4, 9.0, -0.3], dtype=torch.float64, requires_grad=True)
+    rows, weight = torch.tensor([0, 0, 0, 1]), torch.tensor([1.0, 1.0, 0.0, 1.0])
+    given = {"rows": rows, "weight": weight}  # a tool generated the third token
+    mean = formulas.completion_log_ratios(log_ratio, **given, is_mean=True)
+    assert mean.tolist() == pytest.approx([0.3, 0.3, 0.3, -0.3])
+    total = formulas.completion_log_ratios(log_ratio, **given, is_mean=False)
+    assert total.tolist() == pytest.approx([0.6, 0.6, 0.6, -0.3])
+
+    advantages = torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64)
+    old = torch.zeros(4, dtype=torch.float64)
+    found = formulas.clipped_policy_loss(
+        log_ratio, old, advantages, cliprange=0.5, level="sequence", **given
+    )
+    ratios = [math.exp(0.3)] * 3 + [math.exp(-0.3)]
+    assert found.ratio.tolist() == pytest.approx(ratios)
+    assert found.loss.tolist() == pytest.approx([-ratios[0]] * 3 + [ratios[3]])
+    # The loss of the first token pulls both of its completion's tokens, by half of its ratio each.
+    (pull,) = torch.autograd.grad(found.loss[0], log_ratio)
+    assert pull.tolist() == pytest.approx([-ratios[0] / 2, -ratios[0] / 2, 0, 0])
+    clipped = formulas.clipped_policy_loss(log_ratio, old, advantages, level="completion", **given)
+    assert clipped.loss.tolist() == pytest.approx([-1.2, -1.2, -1.2, 0.8])
+    assert clipped.approx_kl.tolist() == pytest.approx(
+        [math.expm1(value) - value for value in (0.2, 0.4, 9.0, -0.3)]
+    )
+
+
 def test_a_clipped_token_has_no_gradient():
     old, advantages = torch.zeros(3), torch.tensor([1.0, -1.0, 1.0])
     new = torch.tensor([0.5, -0.5, 0.0], requires_grad=True)
