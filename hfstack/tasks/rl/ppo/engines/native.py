@@ -1,11 +1,11 @@
 """Sample from the live weights with a key-value cache: the native rollout engine.
 
 Its advantages over `generate`: log-probabilities (and on a shared trunk values) of the sampled
-tokens come for free, finished completions leave the batch, and prompts are decoded with others of
-similar length.
+tokens come for free, finished completions leave the batch, prompts are decoded with others of
+similar length, and a prompt that is there several times is read once.
 
-Legend: b completions of a batch, r of them that are still generated, P tokens of its longest
-prompt, T tokens of the longest completion, S tokens so far, V vocabulary.
+Legend: b completions of a batch, r of them that are still generated, u different prompts, P tokens
+of the longest prompt, T tokens of the longest completion, S tokens so far, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -105,8 +105,11 @@ class _DecodingBatch:
         self.with_values = actor_critic.critic_kind == "shared"
 
         device = actor_critic.device
-        prompts, prompt_mask = pad_left(prompt_ids, settings.pad_token_id)
-        self.prompts, self.prompt_mask = prompts.to(device), prompt_mask.to(device)  # (b, P) each
+        places: dict[tuple[int, ...], int] = {}  # of each different prompt, in order
+        prompt_of = [places.setdefault(tuple(prompt), len(places)) for prompt in prompt_ids]
+        self.prompt_of = torch.tensor(prompt_of, device=device)  # (b,)
+        prompts, prompt_mask = pad_left(list(places), settings.pad_token_id)
+        self.prompts, self.prompt_mask = prompts.to(device), prompt_mask.to(device)  # (u, P) each
 
         rows, width = len(prompt_ids), settings.max_new_tokens
         self.tokens = torch.full((rows, width), settings.pad_token_id, device=device)  # (b, T)
@@ -120,13 +123,19 @@ class _DecodingBatch:
 
     def generate(self, max_over_processes: Callable[[int], int] | None) -> None:
         """Sample until every completion has ended or has its full length."""
-        mask = None if bool(self.prompt_mask.all()) else self.prompt_mask  # (b, S)
-        positions = (self.prompt_mask.cumsum(dim=1) - 1).clamp_min(0)  # (b, P)
+        mask = None if bool(self.prompt_mask.all()) else self.prompt_mask  # (u, P)
+        positions = (self.prompt_mask.cumsum(dim=1) - 1).clamp_min(0)  # (u, P)
         step = self._step(self.prompts, positions, mask, make_cache(self.actor_critic))
-        positions = positions[:, -1:]  # (b, 1)
+        positions = positions[:, -1:]  # (u, 1)
+
+        # From here on each completion has its own row: a group's are copies of its prompt's.
+        if len(self.prompts) < len(self.prompt_of):
+            step = _copy_rows(step, self.prompt_of)
+            positions = positions[self.prompt_of]  # (b, 1)
+            mask = None if mask is None else mask[self.prompt_of]  # (b, S)
 
         # the completion of each row in the cache
-        rows = torch.arange(len(self.prompts), device=self.prompts.device)  # (r,)
+        rows = torch.arange(len(self.prompt_of), device=self.prompts.device)  # (r,)
 
         for column in range(self.settings.max_new_tokens):
             sampled = self._sample_column(step, rows, column)  # (r,)
@@ -166,6 +175,16 @@ class _DecodingBatch:
         return self.actor_critic.decode_step(
             tokens, positions, attention_mask=mask, cache=cache, with_values=self.with_values
         )
+
+
+def _copy_rows(step: DecodingStep, rows: Tensor) -> DecodingStep:
+    """Return a step whose row i is a copy of row `rows[i]`.
+
+    Its cache is changed in place.
+    """
+    step.cache.batch_select_indices(rows)
+    values = None if step.values is None else step.values[rows]
+    return DecodingStep(step.logits[rows], values, step.cache)
 
 
 def make_cache(actor_critic: ActorCritic) -> Cache | None:

@@ -3,6 +3,7 @@ nothing.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,37 @@ def test_log_probs_of_samples_are_those_of_a_forward_pass(
             rollout.log_probs[row], expected["log_probs"][row, :length], atol=2e-5
         )
         assert torch.allclose(rollout.values[row], expected["values"][row, :length], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gru"])
+def test_a_prompt_is_read_once_for_all_its_answers(
+    name: str, tiny_tokenizer, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sampling._STEP_TOKENS, "cpu", 10**6)  # all in one batch
+    actor_critic = often_stopping(architecture(name, tiny_tokenizer, tiny_llama), 0)
+    plain, shapes = actor_critic.decode_step, []
+
+    def record(tokens: torch.Tensor, *given: Any, **named: Any) -> Any:
+        shapes.append(tuple(tokens.shape))
+        return plain(tokens, *given, **named)
+
+    monkeypatch.setattr(actor_critic, "decode_step", record)
+    prompts = [PROMPTS[0]] * 3 + [PROMPTS[1]] * 3 + [PROMPTS[2]]
+    torch.manual_seed(0)
+    together = NativeEngine(settings()).generate(actor_critic, prompts)
+    assert shapes[:2] == [(3, 8), (7, 1)], "three prompts, then seven answers"
+    assert len({tuple(row.tolist()) for row in together.completion_ids[:3]}) > 1
+
+    # read again for each answer, with the same random numbers
+    class Apart(tuple):
+        __hash__, __eq__ = object.__hash__, object.__eq__
+
+    monkeypatch.setattr(sampling, "tuple", Apart, raising=False)
+    torch.manual_seed(0)
+    apart = NativeEngine(settings()).generate(actor_critic, prompts)
+    for mine, theirs in zip(together.completion_ids, apart.completion_ids, strict=True):
+        assert torch.equal(mine, theirs)
+    assert (7, 8) in shapes
 
 
 def test_samples_follow_the_distribution():
