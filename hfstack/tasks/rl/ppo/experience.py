@@ -34,6 +34,10 @@ class RewardHistory:
     scores: RunningMoments = field(default_factory=RunningMoments)  # before normalisation
     gains: RunningMoments = field(default_factory=RunningMoments)  # what advantages are made of
 
+# Nats by which two fp32 passes over the same weights differ by rounding, the sampler's and the
+# reference's among them.
+_ROUNDING = 2e-5
+
 
 @dataclass
 class RolloutScores:
@@ -253,10 +257,18 @@ def _reference_log_probs_or_old(scored: RolloutScores) -> Tensor:
 def _kl_and_penalties(
     args: PPOConfig, scored: RolloutScores, mask: Tensor, *, kl_coef: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the KL of each token and its penalty in the reward, (N, T) each."""
+    """Return the KL of each token and its penalty in the reward, (N, T) each.
+
+    Rounding is not penalised: where all rewards are equal it would be the only signal, and Adam
+    makes whole steps of a signal of any size.
+    """
     reference = _reference_log_probs_or_old(scored)
     kl = formulas.estimate_kl(scored.old_log_probs, reference, kind=args.kl_estimator) * mask
-    return kl, torch.zeros_like(kl) if args.kl_in_loss else kl_coef * kl
+    if args.kl_in_loss:
+        return kl, torch.zeros_like(kl)
+
+    differs = (scored.old_log_probs - reference).abs() > _ROUNDING  # (N, T)
+    return kl, kl_coef * kl * differs
 
 
 def _advantages_and_returns(

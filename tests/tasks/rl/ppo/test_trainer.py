@@ -145,6 +145,23 @@ def test_gradients_do_not_depend_on_chunks_or_accumulation(make, chosen: dict[st
             assert torch.allclose(other[name], gradient, atol=tolerance), (settings, name)
 
 
+@pytest.mark.parametrize("reward", [0.0, 1.0, -1.0])
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "dr_grpo", "reinforce", "reinforce_pp"])
+def test_equal_rewards_leave_the_policy_where_it_was(make, advantage: str, reward: float):
+    """Adam would make whole steps of the rounding between the sampler and the reference."""
+
+    def constant(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [reward] * len(completions)
+
+    made = make(advantage=advantage, num_generations=4, build={"reward_funcs": constant})
+    begun = weights(made.model)
+    made.train()
+    after = weights(made.model)
+    assert all(torch.equal(after[name], value) for name, value in begun.items())
+    logged = [row for row in made.state.log_history if "reward" in row]
+    assert [row["frac_reward_zero_std"] for row in logged] == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_minibatches_hold_under_accumulation(make, accumulation: int):
     """TRL's PPO made 4 updates of a rollout instead of 16 as soon as gradients were accumulated."""
