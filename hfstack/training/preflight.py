@@ -13,7 +13,7 @@ from datasets import IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from hfstack.config import examples_to_show
-from hfstack.errors import ExamplesShown
+from hfstack.errors import ConfigError, ExamplesShown
 from hfstack.logs import get_logger
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.training.checks import (
@@ -38,6 +38,8 @@ ACCUMULATED_ROWS = 4
 
 NO_SHARED_ROW = "no row in train and eval"
 
+_HALF_TYPES = (torch.bfloat16, torch.float16)
+
 # a rule, in a reader's words, and its problem or None
 Problems = dict[str, str | None]
 
@@ -56,11 +58,13 @@ def checked(
         found: what the functions that check rows, prompts or losses have found.
 
     Raises:
-        ConfigError: an option is set that this recipe does not read.
+        ConfigError: an option is set that this recipe does not read, or weights of 16 bits are
+            trained.
         DataError: naming every problem.
         ExamplesShown: `--show` asked to see rows; they are its text.
     """
     refuse_unread_of(trainer)
+    _refuse_half_weights(trainer)
 
     train: Any = trainer.train_dataset
     results: Problems = dict(found or {})
@@ -111,6 +115,36 @@ def accumulation_problems(trainer: Trainer) -> Problems:
 
     rows = _first_encoded_rows(trainer.train_dataset)[:ACCUMULATED_ROWS]
     return {"accumulation keeps the loss": accumulation_keeps_loss(*_losses(trainer, rows))}
+
+
+def _refuse_half_weights(trainer: Trainer) -> None:
+    """Refuse to train weights of 16 bits, and log the type of those that are trained.
+
+    A bf16 weight has 8 bits of mantissa: an update below 1/512 of it is rounded away, and most
+    updates of a small learning rate are. PEFT keeps adapters in fp32, DeepSpeed a copy of all
+    weights, and so does FSDP2 under mixed precision (accelerate, `fsdp2_prepare_model`).
+
+    Raises:
+        ConfigError: such a weight is trained as it is.
+    """
+    model: Any = trainer.model
+    counts: dict[torch.dtype, int] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and "modules_to_save." not in name:
+            counts[weight.dtype] = counts.get(weight.dtype, 0) + weight.numel()
+
+    mixed = trainer.accelerator.mixed_precision != "no"
+    has_masters = trainer.is_deepspeed_enabled or (trainer.is_fsdp_enabled and mixed)
+    half = next((dtype for dtype in counts if dtype in _HALF_TYPES), None)
+    if half is not None and not has_masters:
+        raise ConfigError(
+            f"{counts[half]:,} weights of {str(half).removeprefix('torch.')} would be trained, and "
+            "most updates rounded away: set --dtype float32, with --bf16 true to compute in 16 "
+            "bits, or train an adapter with --use_peft"
+        )
+
+    shown = " and ".join(f"{n:,} in {str(t).removeprefix('torch.')}" for t, n in counts.items())
+    logger.info("weights that are trained: %s", shown)
 
 
 def _warn_of_shared_rows(train: Any, held_out: Any) -> None:

@@ -17,7 +17,7 @@ from transformers import BartConfig, BartForConditionalGeneration, Trainer, Trai
 from transformers import BertConfig as Config
 from transformers import BertForTokenClassification as Tagger
 
-from hfstack.errors import DataError
+from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.shared.token_tasks import token_loss_func
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
 from tests.conftest import ROOT
@@ -105,7 +105,8 @@ def test_a_sound_trainer_is_handed_back(tmp_path, caplog: pytest.LogCaptureFixtu
     assert trainer.model is not None and trainer.model.training
     assert set(caplog.messages) == {
         "checked: some label is scored, labels are classes, accumulation keeps the loss, "
-        "every id has an embedding, no doubled first token"
+        "every id has an embedding, no doubled first token",
+        "weights that are trained: 10,803 in float32",
     }
 
 
@@ -258,3 +259,16 @@ def test_the_table_names_the_recipes_that_ask_each_rule() -> None:
         recipes = [recipe for recipe, found in asked.items() if rule in found]
         said = list(asked) if cell == "all" else cell.split(", ")
         assert said == recipes, f"docs/preflight.md: {rule} is asked by {', '.join(recipes)}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_are_not_trained(tmp_path, dtype: torch.dtype):
+    model = Tagger(Config(vocab_size=50, num_labels=3, **SIZES, **NO_DROPOUT)).to(dtype)
+    trainer = build(tmp_path, rows(), model=model)
+    with pytest.raises(ConfigError, match="would be trained, .*: set --dtype float32, with --bf16"):
+        checked_tags(trainer)
+
+    # frozen beneath an adapter they may be
+    model.requires_grad_(False)
+    model.classifier.float().requires_grad_(True)
+    assert checked_tags(trainer) is trainer

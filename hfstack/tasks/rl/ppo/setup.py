@@ -1,14 +1,12 @@
 """Build what PPO starts from: policy, critic, reference, engine and settings."""
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from peft import (
     PeftConfig,
     PeftModel,
@@ -18,16 +16,14 @@ from peft import (
 )
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import SaveStrategy
 from trl import ModelConfig
 from trl.models.utils import prepare_fsdp
 
-from hfstack.errors import ConfigError, DataError
+from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.contents import kind_of_architecture
 from hfstack.models.loading import load_tokenizer
 from hfstack.tasks.preferences.reward_model import load_reward_model
-from hfstack.tasks.rewards.prepare import reward_name
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
 from hfstack.tasks.rl.ppo.checkpoint import is_critic
 from hfstack.tasks.rl.ppo.collect import Collector
@@ -38,7 +34,6 @@ from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
 from hfstack.tasks.rl.ppo.processes import max_over_processes
 from hfstack.tasks.rl.ppo.reward_scores import TokenReward
 from hfstack.tokens.chat import stop_at_end_of_turn
-from hfstack.training.settings import check_best_metric
 
 logger = get_logger(__name__)
 
@@ -51,9 +46,6 @@ _OTHER_HEADS = (
     "question answering model",
     "masked language model",
 )
-
-# what an evaluation gives to choose the best checkpoint by
-_BEST_BY = ("reward", "objective", "ended_share", "kl", "kl_per_completion", "entropy")
 
 # attributes that attention modules read as plain numbers while they train
 _DROPOUT_ATTRIBUTES = ("attention_dropout", "dropout")
@@ -301,71 +293,6 @@ def build_collector(
         pad_token_id=pad,
         max_over_processes=largest,
     )
-
-
-def check_prompt_rows(dataset: Any, *, needed: int) -> Dataset:
-    """Return the rows, which must have a length and a column `prompt`.
-
-    Raises:
-        DataError: rows that are streamed, no rows at all, or no column `prompt`.
-    """
-    if not isinstance(dataset, Dataset):
-        raise DataError(
-            "PPO samples prompts by their row number, so rows cannot be streamed: drop --streaming"
-        )
-
-    if len(dataset) < needed:
-        raise DataError(f"{len(dataset)} prompts, but at least {needed} are needed: give more")
-
-    if "prompt" not in dataset.column_names:
-        raise DataError(
-            f"the rows need a column 'prompt'; found: {', '.join(dataset.column_names) or 'none'}"
-        )
-
-    return dataset
-
-
-def check_best_checkpoint(
-    args: PPOConfig, rewards: Sequence[Any], token_rewards: Sequence[TokenReward]
-) -> None:
-    """Refuse a best metric that no evaluation gives.
-
-    Raises:
-        ConfigError: it is none of the metrics that evaluations log.
-    """
-    names = [reward_name(reward) for reward in (*rewards, *token_rewards)]
-    own = [f"rewards/{name}/mean" for name in names]
-    check_best_metric(args, [*_BEST_BY, *own], has_loss=False)
-
-
-def set_training_length(args: PPOConfig, prompts: int) -> None:
-    """Set `max_steps`, and round intervals up to whole rollouts.
-
-    Trainer reads both from its settings, which are changed here.
-    """
-    episodes = args.rollout_size * args.world_size
-    if args.max_steps <= 0:
-        passes = args.num_train_epochs * prompts * args.num_generations
-        wanted = passes if args.total_episodes is None else args.total_episodes
-        args.max_steps = math.ceil(wanted / episodes) * args.steps_per_rollout
-
-    for name in ("save_steps", "eval_steps", "logging_steps"):
-        steps = getattr(args, name)
-        if steps:
-            whole = args.whole_rollouts(steps * args.max_steps if steps < 1 else steps)
-            if whole != steps and name != "logging_steps":
-                logger.info(
-                    "--%s %g becomes %d optimizer steps: whole rollouts", name, steps, whole
-                )
-            setattr(args, name, whole)
-
-    by_steps = args.save_strategy == SaveStrategy.STEPS
-    if args.load_best_model_at_end and by_steps and args.save_steps % (args.eval_steps or 1):
-        raise ConfigError(
-            f"--load_best_model_at_end needs checkpoints where evaluations are: --save_steps "
-            f"{args.save_steps:g} is no multiple of --eval_steps {args.eval_steps:g} (both in "
-            "whole rollouts)"
-        )
 
 
 def parameter_groups(

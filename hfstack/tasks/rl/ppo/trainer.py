@@ -31,6 +31,7 @@ from hfstack.logs import get_logger
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
 from hfstack.tasks.rl.ppo import checkpoint as ppo_checkpoint
+from hfstack.tasks.rl.ppo import length as ppo_length
 from hfstack.tasks.rl.ppo import setup as ppo_setup
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import equalize_passes
@@ -100,9 +101,9 @@ class PPOTrainer(Trainer):
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
         # prompts and rewards
-        train_dataset = ppo_setup.check_prompt_rows(train_dataset, needed=1)
+        train_dataset = ppo_length.check_prompt_rows(train_dataset, needed=1)
         if eval_dataset is not None:
-            ppo_setup.check_prompt_rows(eval_dataset, needed=1)
+            ppo_length.check_prompt_rows(eval_dataset, needed=1)
         several = isinstance(reward_funcs, Sequence) and not isinstance(reward_funcs, str)
         rewards = prepare_rewards(
             cast(Any, reward_funcs if several else [reward_funcs]),
@@ -111,7 +112,7 @@ class PPOTrainer(Trainer):
             weights=args.reward_weights,
         )
 
-        ppo_setup.check_best_checkpoint(args, rewards, token_rewards)
+        ppo_length.check_best_checkpoint(args, rewards, token_rewards)
 
         # policy, critic and reference
         actor_critic = ppo_setup.build_actor_critic(
@@ -121,7 +122,7 @@ class PPOTrainer(Trainer):
         stops = ppo_setup.choose_stop_token_ids(actor_critic, args, processing_class)
 
         # Trainer
-        ppo_setup.set_training_length(args, len(train_dataset))
+        ppo_length.set_training_length(args, len(train_dataset))
         super().__init__(
             model=actor_critic,
             args=args,

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from hfstack.errors import ConfigError
 from hfstack.tasks.rl.ppo.config import PPOConfig
-from hfstack.tasks.rl.ppo.setup import set_training_length
+from hfstack.tasks.rl.ppo.length import set_training_length
 from hfstack.training.unread_options import PPO_UNREAD, refuse_unread
 
 
