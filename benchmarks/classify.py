@@ -129,7 +129,7 @@ def run_side(arguments: argparse.Namespace) -> dict[str, float]:
 
     torch.set_num_threads(1)
     rows = load_rows(arguments.data, arguments.rows + arguments.eval_rows)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     texts = encode_texts(tokenizer, [row["text"] for row in rows], max_length=arguments.max_length)
     encoded = [
         {**ids, "labels": row["label"], "length": len(ids["input_ids"])}

@@ -29,7 +29,7 @@ MIB = 2**20
 
 def shipped(name: str) -> PreTrainedConfig:
     """Return the configuration of a shipped architecture."""
-    return AutoConfig.from_pretrained(ARCHITECTURES / f"{name}.json")
+    return AutoConfig.from_pretrained(ARCHITECTURES / f"{name}.json", trust_remote_code=False)
 
 
 def causal_cases() -> Iterator[tuple[str, PreTrainedConfig, TrainingStep]]:

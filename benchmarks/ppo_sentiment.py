@@ -86,8 +86,8 @@ def make_settings(options: argparse.Namespace, seed: int, folder: str) -> PPOCon
 def train_once(options: argparse.Namespace, seed: int, prompts: dict[str, Dataset]) -> Outcome:
     """Train with one seed and return what changed."""
     set_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(options.model)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = AutoModelForCausalLM.from_pretrained(options.model, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     reward = ClassifierReward(options.classifier, options.label)
     judge = ClassifierReward(options.judge, options.judge_label)
 

@@ -182,8 +182,10 @@ def widen(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
 
 def load(folder: Path) -> tuple[Any, Any]:
     """Load the model in float32, and its tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ), tokenizer
 
 
 @torch.no_grad()

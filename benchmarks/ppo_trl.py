@@ -62,7 +62,7 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     model, tokenizer = load(folder)
     reference, _ = load(folder)
     value = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, dtype=torch.float32
+        folder, num_labels=1, dtype=torch.float32, trust_remote_code=False
     )
 
     rows = prompts(2048, seed=1, long=long)

@@ -126,7 +126,7 @@ def run_side(
 
     torch.set_num_threads(1)
     set_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer, trust_remote_code=False)
     model = load_causal_lm(ModelConfig(str(arguments.architecture)), tokenizer)
 
     texts = load_texts(arguments.data)

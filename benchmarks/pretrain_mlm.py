@@ -51,9 +51,9 @@ def compare_heads() -> None:
 def measure(arguments: argparse.Namespace, *, bf16: bool) -> tuple[list[list[float]], list[float]]:
     """Return the CPU seconds of each step of both sides, and the last loss of each."""
     set_seed(0)
-    config = AutoConfig.from_pretrained(arguments.architecture)
+    config = AutoConfig.from_pretrained(arguments.architecture, trust_remote_code=False)
     config.vocab_size, config.pad_token_id = arguments.vocab_size, 0
-    stock = AutoModelForMaskedLM.from_config(config).train()
+    stock = AutoModelForMaskedLM.from_config(config, trust_remote_code=False).train()
     models = [stock, copy.deepcopy(stock)]
     assert score_only_masked(models[1]), "this architecture has no head that can be run apart"
 

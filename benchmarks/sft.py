@@ -166,7 +166,9 @@ def load_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from hfstack.models.loading import load_causal_lm
     from hfstack.tokens.chat import read_chat_template, stop_at_end_of_turn
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.model)
+    tokenizer = AutoTokenizer.from_pretrained(
+        arguments.tokenizer or arguments.model, trust_remote_code=False
+    )
     tokenizer.chat_template = tokenizer.chat_template or read_chat_template("plain.jinja")
     model = load_causal_lm(ModelConfig(arguments.model), tokenizer)
     stop_at_end_of_turn(model, tokenizer)

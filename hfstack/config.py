@@ -44,6 +44,7 @@ from hfstack.errors import (
 from hfstack.field_help import document_fields
 from hfstack.logs import get_logger, redact_tracebacks, setup_logging
 from hfstack.redaction import redact
+from hfstack.upstream_defaults import refuse_remote_code, turn_telemetry_off
 
 EXIT_USER_MISTAKE = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -88,6 +89,7 @@ def command_line(main: Callable[..., Any]) -> None:
     """
     setup_logging()
     redact_tracebacks()
+    turn_telemetry_off()
     # In a log file a progress bar is thousands of lines.
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
@@ -157,6 +159,7 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
             "hub_token is refused, because settings are written to disk: use HF_TOKEN or `hf auth "
             "login`"
         )
+    refuse_remote_code(values)
 
     _resolve_renamed(values, flagged)
     _resolve_hardware(values, given)

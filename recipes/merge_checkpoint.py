@@ -81,7 +81,9 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
 
         # tokenizer: the named model's, replaced by what is beside the shards
         if args.model_name_or_path is not None:
-            AutoTokenizer.from_pretrained(args.model_name_or_path).save_pretrained(run.output_dir)
+            AutoTokenizer.from_pretrained(
+                args.model_name_or_path, trust_remote_code=False
+            ).save_pretrained(run.output_dir)
         for pattern in TOKENIZER_FILES:
             for path in checkpoint.glob(pattern):
                 shutil.copyfile(path, run.output_dir / path.name)

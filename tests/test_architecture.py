@@ -16,7 +16,14 @@ PACKAGE = ROOT / "hfstack"
 FLOORS = [
     {
         *("errors", "logs", "redaction", "secret_rules", "shipped", "disk", "machine"),
-        *("config", "field_help", "recipe_settings", "data_settings", "intervals"),
+        *(
+            "config",
+            "field_help",
+            "recipe_settings",
+            "data_settings",
+            "intervals",
+            "upstream_defaults",
+        ),
     },
     {"drawing", "tokens", "scaling", "models", "demo"},
     {"data", "runs"},

@@ -175,7 +175,9 @@ def merge_adapter(model: PeftModel, args: ModelConfig, folder: Path) -> PreTrain
         dtype="bfloat16",
         attn_implementation=args.attn_implementation,
     )
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(
+        args.model_name_or_path, revision=args.model_revision, trust_remote_code=False
+    )
     base = load_causal_lm(settings, tokenizer)
 
     # The embedding may have grown by a pad token.

@@ -73,7 +73,7 @@ def to_config(values: dict[str, Any]) -> PreTrainedConfig:
 
 def build_causal_lm(values: dict[str, Any]) -> PreTrainedModel:
     """Build the causal language model of a dictionary, newly initialised (seed first)."""
-    return AutoModelForCausalLM.from_config(to_config(values))
+    return AutoModelForCausalLM.from_config(to_config(values), trust_remote_code=False)
 
 
 def count_costs(values: dict[str, Any], block_size: int) -> tuple[int, int, float, str]:

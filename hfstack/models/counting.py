@@ -54,7 +54,7 @@ def _build_stock_model(config: PreTrainedConfig, *, device: str = "meta") -> Pre
     config = copy.deepcopy(config)  # from_config writes the attention and dtype into it
     with torch.device(device):
         return AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", dtype=torch.float32
+            config, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
         )
 
 

@@ -75,7 +75,9 @@ def checkpoint_config(args: ModelConfig, *, purpose: str) -> PreTrainedConfig:
     """Return the configuration of a checkpoint; a CheckpointError when there is none."""
     name = args.model_name_or_path or ""
     try:
-        return AutoConfig.from_pretrained(name, revision=args.model_revision)
+        return AutoConfig.from_pretrained(
+            name, revision=args.model_revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(not_found(f"model that can {purpose}", name, error)) from error
 
@@ -105,7 +107,9 @@ def load_with_config(
     name = args.model_name_or_path or ""
     if config_file is not None:
         try:
-            model = auto_class.from_config(config, attn_implementation=args.attn_implementation)
+            model = auto_class.from_config(
+                config, attn_implementation=args.attn_implementation, trust_remote_code=False
+            )
         except ValueError as error:
             raise ConfigError(
                 f"{config_file} cannot {purpose}: {' '.join(str(error).split())[:160]}"
@@ -129,6 +133,7 @@ def load_with_config(
             device_map={"": PartialState().device} if quantization else None,
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]
@@ -294,7 +299,9 @@ def check_own_tokenizer(args: ModelConfig, tokenizer: PreTrainedTokenizerBase, n
     if tokenizer.name_or_path == name:
         return
     try:
-        own: Any = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
+        own: Any = AutoTokenizer.from_pretrained(
+            name, revision=args.model_revision, trust_remote_code=False
+        )
     except (OSError, ValueError):
         return  # the checkpoint was saved without one: nothing to compare with
 

@@ -61,7 +61,7 @@ def load_tokenizer(
     refuse_file(name)
     revision = args.model_revision if tokenizer_name_or_path is None else "main"
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if tokenizer_name_or_path is None and (Path(name) / ADAPTER_FILE).is_file():
             logger.info("%s is an adapter without a tokenizer: its base's is used", name)
@@ -143,7 +143,9 @@ def _load_language_model(
     if (config_file := find_architecture(name)) is not None:
         config = architecture_config(config_file, tokenizer)
         try:
-            model = auto_class.from_config(config, attn_implementation=args.attn_implementation)
+            model = auto_class.from_config(
+                config, attn_implementation=args.attn_implementation, trust_remote_code=False
+            )
         except ValueError as error:
             raise ConfigError(f"{config_file}: {' '.join(str(error).split())[:200]}") from error
     else:
@@ -189,6 +191,7 @@ def load_checkpoint(
             device_map={"": PartialState().device} if quantized else None,
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(not_found(kind, name, error)) from error
@@ -268,7 +271,7 @@ def find_architecture(name: str) -> Path | None:
 def architecture_config(config_file: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """Read a config.json and set the tokenizer's vocabulary size and special tokens."""
     try:
-        config = AutoConfig.from_pretrained(config_file)
+        config = AutoConfig.from_pretrained(config_file, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{config_file} is not a model configuration: {' '.join(str(error).split())[:200]}"

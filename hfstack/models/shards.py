@@ -171,7 +171,12 @@ def _load_described_model(
     dtype = next(weight.dtype for weight in state.values() if weight.is_floating_point())
     try:
         model, found = model_class.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+            None,
+            config=config,
+            state_dict=state,
+            dtype=dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except RuntimeError as error:
         raise CheckpointError(
@@ -195,7 +200,11 @@ def _read_described_config(described_by: str | Path) -> Any:
     """Return the configuration that names the class of the model."""
     try:
         config = PreTrainedConfig.get_config_dict(described_by)[0]
-        config = transformers.AutoConfig.from_pretrained(described_by) if config else None
+        config = (
+            transformers.AutoConfig.from_pretrained(described_by, trust_remote_code=False)
+            if config
+            else None
+        )
     except (OSError, ValueError):
         config = None
     if config is None or not config.architectures:

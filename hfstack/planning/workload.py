@@ -194,7 +194,9 @@ def _read_config(name: str | None, revision: str = "main") -> PreTrainedConfig:
             "the recipe's settings name no model; add --model_name_or_path to --recipe_options"
         )
     try:
-        return AutoConfig.from_pretrained(find_architecture(name) or name, revision=revision)
+        return AutoConfig.from_pretrained(
+            find_architecture(name) or name, revision=revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{name} has no config.json that can be read: {cause}") from error

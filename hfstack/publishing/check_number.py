@@ -51,7 +51,9 @@ def measure_check_number(files: Mapping[str, Path], kind: PublishedKind) -> tupl
     folder = next(
         path.parent for name, path in files.items() if name in (TOKENIZER, "tokenizer_config.json")
     )
-    tokenizer = _loaded(folder, lambda: AutoTokenizer.from_pretrained(folder))
+    tokenizer = _loaded(
+        folder, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    )
     if kind.name == "tokenizer":
         return "check_tokens", float(len(tokenizer(_TEXT)["input_ids"]))
 
@@ -84,11 +86,15 @@ def load_published(folder: Path, kind: PublishedKind, *, dtype: str = "float32")
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     loader = getattr(transformers, kind.auto_class)
     if not kind.adapter:
-        return _loaded(folder, lambda: loader.from_pretrained(folder, **how).eval())
+        return _loaded(
+            folder, lambda: loader.from_pretrained(folder, **how, trust_remote_code=False).eval()
+        )
 
     if kind.labels:
         how["num_labels"] = kind.labels
-    base = _loaded(kind.base, lambda: loader.from_pretrained(kind.base, **how))
+    base = _loaded(
+        kind.base, lambda: loader.from_pretrained(kind.base, **how, trust_remote_code=False)
+    )
     return _loaded(folder, lambda: PeftModel.from_pretrained(base, str(folder)).eval())
 
 

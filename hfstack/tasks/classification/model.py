@@ -146,7 +146,9 @@ def load_trained_classifier(
     info = read_classifier_info(name)
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=args.model_revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(not_found("tokenizer", name, error)) from error
 

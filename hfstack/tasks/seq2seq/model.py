@@ -230,7 +230,7 @@ def load_finished_seq2seq(args: ModelConfig) -> tuple[Any, PreTrainedTokenizerBa
         _check_encoder_decoder(model.config, str(folder))
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder))
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
             info = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(

@@ -106,9 +106,15 @@ def load_finished(
         return _load_adapter(args, task, Path(name))
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=args.model_revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=args.model_revision, trust_remote_code=False
+        )
         model, report = _AUTO[task].from_pretrained(
-            name, revision=args.model_revision, use_safetensors=True, output_loading_info=True
+            name,
+            revision=args.model_revision,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]
@@ -197,7 +203,7 @@ def _load_adapter(
         raise CheckpointError(f"{folder} is an adapter without {TASK_FILE}: train it again")
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(not_found("tokenizer", str(folder), error)) from error
 

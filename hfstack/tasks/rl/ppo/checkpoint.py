@@ -83,7 +83,10 @@ def load_actor_critic(actor_critic: ActorCritic, folder: Path) -> None:
         )
     else:
         base = actor_critic.base
-        saved = cast(PreTrainedModel, type(base).from_pretrained(folder, dtype=base.dtype))
+        saved = cast(
+            PreTrainedModel,
+            type(base).from_pretrained(folder, dtype=base.dtype, trust_remote_code=False),
+        )
         base.load_state_dict(saved.state_dict())
 
     # critic
