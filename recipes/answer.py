@@ -38,11 +38,12 @@ from hfstack.tasks.question_answering.metrics import (
     find_answers,
     write_answers,
 )
-from hfstack.tasks.shared.task_models import check_length, load_with_head, save_task
+from hfstack.tasks.shared.task_models import check_length, load_finished, load_with_head, save_task
 from hfstack.tasks.shared.token_tasks import InOrderTrainer
 from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked
+from hfstack.training.saving import save_trained
 from hfstack.training.settings import check_best_metric, check_settings
 
 
@@ -91,10 +92,7 @@ def main(
         # data: a text stays on one side of the split, with all its questions
         by_context = replace(data_args, text_column=args.context_column)
         splits = load_splits(by_context, quarantine_file=run.output_dir / "quarantine.jsonl")
-        run.record_inputs(
-            model_args.model_name_or_path,
-            **splits.inputs,
-        )
+        run.record_inputs(model_args.model_name_or_path, **splits.inputs)
         read = partial(
             read_questions,
             columns=(args.question_column, args.context_column, args.answers_column),
@@ -147,6 +145,12 @@ def main(
         problems = accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
+        # what `predict` needs to use the model again
+        columns = {"question_column": args.question_column, "context_column": args.context_column}
+        window = {"max_length": length, "stride": window_args.stride}
+        save_task(run.output_dir, columns | window | choice)
+        save_trained(run, trainer, lambda saved: load_finished(saved, "QuestionAnswering")[0])
+
         # evaluate
         metrics = {"train_loss": trained.training_loss, "train_questions": len(questions["train"])}
         if held_out:
@@ -157,10 +161,6 @@ def main(
             write_answers(run.output_dir / "predictions.jsonl", held_out, found)
             run.add_artifact("predictions", "predictions.jsonl")
 
-        # finish
-        columns = {"question_column": args.question_column, "context_column": args.context_column}
-        window = {"max_length": length, "stride": window_args.stride}
-        save_task(run.output_dir, columns | window | choice)
         return run.finish(metrics, trainer)
 
 

@@ -32,13 +32,19 @@ from hfstack.tasks.classification.loss import (
     classifier_settings,
 )
 from hfstack.tasks.classification.metrics import trainer_metrics
-from hfstack.tasks.classification.model import ClassifierInfo, freeze_encoder, load_classifier
+from hfstack.tasks.classification.model import (
+    ClassifierInfo,
+    freeze_encoder,
+    load_classifier,
+    load_trained_classifier,
+)
 from hfstack.tasks.classification.predict import classify_logits
 from hfstack.tasks.classification.report import record_split
 from hfstack.tokens.text_rows import choose_max_length, pad_rows
 from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked
+from hfstack.training.saving import save_trained
 from hfstack.training.settings import check_settings
 
 
@@ -90,9 +96,7 @@ def main(
         labelled = load_labelled(data_args, label_args, quarantine_file=quarantine)
         labels = labelled.labels
         run.record_inputs(
-            model_args.model_name_or_path,
-            args.tokenizer_name_or_path,
-            **labelled.inputs,
+            model_args.model_name_or_path, args.tokenizer_name_or_path, **labelled.inputs
         )
 
         # model
@@ -151,6 +155,11 @@ def main(
         problems = accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
+        # with what `predict` needs to use the model again
+        info.save(run.output_dir)
+        run.add_artifact("classifier", "classifier.json")
+        save_trained(run, trainer, lambda saved: load_trained_classifier(saved)[0])
+
         # evaluate
         train_rows = len(encoded["train"].rows)
         metrics = {"train_loss": trained.training_loss, "train_rows": train_rows}
@@ -163,9 +172,7 @@ def main(
                 run, logits, split, info, name=name, seed=seed, benchmark=labelled.benchmark
             )
 
-        # finish
-        info.save(run.output_dir)
-        run.add_artifact("classifier", "classifier.json")
+        info.save(run.output_dir)  # with the temperature
         return run.finish(metrics, trainer)
 
 

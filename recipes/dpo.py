@@ -15,6 +15,8 @@ reads   preferences (pairs, ratings, rankings or thumbs); a model that already a
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
 
+from functools import partial
+
 from trl import DPOConfig, DPOTrainer, ModelConfig
 
 from hfstack.config import command_line
@@ -29,6 +31,7 @@ from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
+from hfstack.training.saving import save_trained
 
 
 class PairwiseDPOTrainer(EachPairCounts, DPOTrainer):
@@ -74,6 +77,7 @@ def main(
             ],
         )
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 
         # evaluate
         metrics = {"train_loss": trained.training_loss, "train_pairs": len(trainer.train_dataset)}

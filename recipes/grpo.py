@@ -13,6 +13,7 @@ writes  the model (with LoRA its adapter), its tokenizer, checkpoints and run.js
 """
 
 import re
+from functools import partial
 from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
@@ -20,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
 from hfstack.models.adapters import new_adapter
+from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.sampling import set_aside_settings
@@ -28,6 +30,7 @@ from hfstack.tasks.rl.online import OnlineArgs, load_policy_and_rewards, load_re
 from hfstack.tokens.chat import extract_text
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
+from hfstack.training.saving import save_trained
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -98,9 +101,11 @@ def main(
         # answers are sampled by the options above, not by the model's generation_config
         with set_aside_settings(model):
             checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
-            metrics = evaluate_policy(trainer)
+        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 
-        # finish
+        # evaluate
+        with set_aside_settings(model):
+            metrics = evaluate_policy(trainer)
         return run.finish(metrics, trainer)
 
 

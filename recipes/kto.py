@@ -16,6 +16,8 @@ reads   thumbs (prompt, completion, label), or pairs, or ratings with a threshol
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
 
+from functools import partial
+
 from trl import KTOConfig, KTOTrainer, ModelConfig
 
 from hfstack.config import command_line
@@ -29,6 +31,7 @@ from hfstack.tasks.preferences.checks import good_share
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
+from hfstack.training.saving import save_trained
 
 
 def main(
@@ -67,6 +70,7 @@ def main(
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 
         # evaluate
         metrics = {

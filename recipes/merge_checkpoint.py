@@ -22,6 +22,7 @@ from hfstack.publishing.files import detect_kind
 from hfstack.publishing.merging import in_shards, merge_adapter
 from hfstack.runs.checkpoint_files import find_damage, newest_checkpoint, size_bytes
 from hfstack.runs.run import Run, RunArgs
+from hfstack.training.saving import record_check
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -62,10 +63,11 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
     with Run.start(__file__, run_args.output_dir, args, run_args) as run:
         # adapter
         if adapter:
-            found = identify_model(str(checkpoint))
-            run.record_inputs(checkpoint, found.base)
-            kind = detect_kind(checkpoint, {}, rewards=found.kind == "reward model")
-            parameters = merge_adapter(checkpoint, kind, run.output_dir)
+            contents = identify_model(str(checkpoint))
+            run.record_inputs(checkpoint, contents.base)
+            kind = detect_kind(checkpoint, {}, rewards=contents.kind == "reward model")
+            parameters, found = merge_adapter(checkpoint, kind, run.output_dir)
+            record_check(run, found)
             print(f"{checkpoint}: {parameters:,} parameters are in {run.output_dir}")
             return run.finish({"parameters": parameters})
 
@@ -75,9 +77,10 @@ def main(args: MergeArgs, run_args: RunArgs) -> dict[str, float]:
         run.record_inputs(checkpoint.parent)
 
         # model
-        parameters = merge_checkpoint(
+        parameters, found = merge_checkpoint(
             checkpoint, run.output_dir, described_by=args.model_name_or_path
         )
+        record_check(run, found)
 
         # tokenizer: the named model's, replaced by what is beside the shards
         if args.model_name_or_path is not None:

@@ -16,6 +16,8 @@ reads   preferences (pairs, ratings, rankings or thumbs); a language model
 writes  the model or its adapter, checkpoints, samples.jsonl and run.json in --output_dir
 """
 
+from functools import partial
+
 from trl import ModelConfig
 
 # experimental in TRL 1.16: it may change in any release
@@ -24,6 +26,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
 from hfstack.models.adapters import new_adapter
+from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
@@ -32,6 +35,7 @@ from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
+from hfstack.training.saving import save_trained
 
 
 class PairwiseORPOTrainer(EachPairCounts, ORPOTrainer):
@@ -78,6 +82,7 @@ def main(
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 
         # evaluate
         metrics = {"train_loss": trained.training_loss, "train_pairs": len(rows["train"])}

@@ -13,6 +13,8 @@ writes  the model (with LoRA its adapter), its critic, tokenizer, checkpoints, s
         run.json in --output_dir
 """
 
+from functools import partial
+
 from trl import ModelConfig
 
 from hfstack.config import command_line
@@ -30,6 +32,7 @@ from hfstack.tasks.rl.prompts import prompt_problems
 from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
+from hfstack.training.saving import save_trained
 
 REWARDS = [obeys]  # used when no --reward_model is given; what may be listed: docs/recipes/rloo.md
 SHOWN = 8  # prompts whose answers are kept at each evaluation
@@ -87,6 +90,7 @@ def main(
             peft_config=new_adapter(model_args),
         )
         checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 
         # evaluate
         return run.finish(evaluate_policy(trainer), trainer)

@@ -30,6 +30,7 @@ from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from hfstack.training.saving import save_trained
 from hfstack.training.settings import blocks_per_step, check_settings, total_peak_flops_per_s
 
 
@@ -90,9 +91,7 @@ def main(
         # data, packed into blocks
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
-            model_args.model_name_or_path,
-            args.tokenizer_name_or_path,
-            **splits.inputs,
+            model_args.model_name_or_path, args.tokenizer_name_or_path, **splits.inputs
         )
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_clm")
         blocks = pack_splits(
@@ -143,7 +142,7 @@ def main(
         problems = label_problems(trainer.train_dataset, model.config.vocab_size)
         problems |= accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
-
+        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
         run.add_artifact("samples", "samples.jsonl")
 
         # evaluate

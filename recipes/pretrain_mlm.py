@@ -38,6 +38,7 @@ from hfstack.tasks.masked_lm.model import (
 from hfstack.training.callbacks import SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from hfstack.training.saving import save_trained
 from hfstack.training.settings import (
     blocks_per_step,
     check_best_metric,
@@ -108,9 +109,7 @@ def main(
         # data, packed into blocks whose tokens are masked when they are read
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
-            model_args.model_name_or_path,
-            args.tokenizer_name_or_path,
-            **splits.inputs,
+            model_args.model_name_or_path, args.tokenizer_name_or_path, **splits.inputs
         )
         require_columns(splits["train"], {data_args.text_column}, recipe="pretrain_mlm")
         blocks = pack_masked_splits(
@@ -157,6 +156,7 @@ def main(
         problems = label_problems(trainer.train_dataset, model.config.vocab_size)
         problems |= accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        save_trained(run, trainer, partial(load_masked_lm, tokenizer=tokenizer))
 
         # evaluate
         metrics = {"train_loss": trained.training_loss, "parameters": model.num_parameters()}

@@ -36,6 +36,7 @@ from hfstack.tasks.preferences.rows import PreferenceArgs, answer_text
 from hfstack.tokens.text_rows import Overlong
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
+from hfstack.training.saving import save_trained
 
 
 @dataclass
@@ -102,6 +103,7 @@ def main(
             splits, encoded, tokenizer, model=trained_model, new_modules=new_modules
         )
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        save_trained(run, trainer, partial(load_reward_model, tokenizer=tokenizer))
 
         # evaluate
         metrics: dict[str, float] = {

@@ -12,11 +12,14 @@ reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpo
 writes  the model (with LoRA its adapter), its tokenizer, checkpoints and run.json in --output_dir
 """
 
+from functools import partial
+
 from trl import ModelConfig, RLOOConfig, RLOOTrainer
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
 from hfstack.models.adapters import new_adapter
+from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.sampling import set_aside_settings
@@ -25,6 +28,7 @@ from hfstack.tasks.rl.metrics import CompletionMetrics, StopWithoutSpread, evalu
 from hfstack.tasks.rl.online import OnlineArgs, load_policy_and_rewards, load_recorded_prompts
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
+from hfstack.training.saving import save_trained
 
 # Used when no --reward_model is given: functions (prompts, completions, **columns) -> list of
 # numbers or None, RewardModel("path") and RemoteReward("https://...") in any mixture;
@@ -65,9 +69,11 @@ def main(
         # answers are sampled by the options above, not by the model's generation_config
         with set_aside_settings(model):
             checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
-            metrics = evaluate_policy(trainer)
+        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 
-        # finish
+        # evaluate
+        with set_aside_settings(model):
+            metrics = evaluate_policy(trainer)
         return run.finish(metrics, trainer)
 
 

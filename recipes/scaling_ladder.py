@@ -21,7 +21,7 @@ from hfstack.data.sources import DataArgs, load_splits, require_columns
 from hfstack.errors import AlreadyFinished, ConfigError
 from hfstack.models.architectures import build_causal_lm, count_costs, read_templates
 from hfstack.models.fused_loss import use_fused_loss
-from hfstack.models.loading import load_tokenizer
+from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from hfstack.scaling.ladder import TABLE, Costs, Design, Machine, Rung, build_ladder, table_row
@@ -30,6 +30,7 @@ from hfstack.tasks.causal_lm.metrics import derived_metrics
 from hfstack.training.callbacks import DerivedMetrics
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from hfstack.training.saving import save_trained
 from hfstack.training.settings import check_settings
 
 
@@ -162,6 +163,7 @@ def train_rung(
             problems = label_problems(trainer.train_dataset, model.config.vocab_size)
             problems |= accumulation_problems(trainer)
             trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+            save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 
             # evaluate
             losses = {

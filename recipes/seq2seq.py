@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from peft import get_peft_model
-from transformers import EarlyStoppingCallback, EvalPrediction, Seq2SeqTrainingArguments
+from transformers import EvalPrediction, Seq2SeqTrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
@@ -25,6 +25,7 @@ from hfstack.models.heads import lora_beside_head, padding_id
 from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
+from hfstack.tasks.seq2seq import model as encoder_decoder
 from hfstack.tasks.seq2seq.data import collate_pairs, encode_sources_and_targets, read_pairs
 from hfstack.tasks.seq2seq.metrics import (
     TEXT_SCORES,
@@ -33,13 +34,14 @@ from hfstack.tasks.seq2seq.metrics import (
     overlap_metrics,
     record_text_scores,
 )
-from hfstack.tasks.seq2seq.model import load_seq2seq, required_end_ids, set_decoding, text_lengths
 from hfstack.tasks.seq2seq.trainer import InOrderSeq2SeqTrainer, seq2seq_trainer_settings
 from hfstack.tasks.shared.task_models import save_task
 from hfstack.tasks.shared.token_tasks import token_loss_func
 from hfstack.tokens.text_rows import Overlong
+from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from hfstack.training.saving import save_trained
 from hfstack.training.settings import check_settings
 
 
@@ -96,9 +98,7 @@ def main(
         by_source = replace(data_args, text_column=columns[0].partition(".")[0])
         splits = load_splits(by_source, quarantine_file=run.output_dir / "quarantine.jsonl")
         run.record_inputs(
-            model_args.model_name_or_path,
-            args.tokenizer_name_or_path,
-            **splits.inputs,
+            model_args.model_name_or_path, args.tokenizer_name_or_path, **splits.inputs
         )
         skip_empty = data_args.on_bad_row != "fail"
         pairs = {
@@ -108,11 +108,11 @@ def main(
 
         # model, and how it generates; its longest text counts the decoder's first token
         tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)
-        model: Any = load_seq2seq(model_args, tokenizer)
-        lengths = text_lengths(
+        model: Any = encoder_decoder.load_seq2seq(model_args, tokenizer)
+        lengths = encoder_decoder.text_lengths(
             args.max_source_length, args.max_target_length, model.config, tokenizer
         )
-        decoding = set_decoding(
+        decoding = encoder_decoder.set_decoding(
             model,
             max_length=training_args.generation_max_length,
             num_beams=training_args.generation_num_beams,
@@ -125,7 +125,7 @@ def main(
             encode_sources_and_targets,
             tokenizer=tokenizer,
             lengths=lengths,
-            ends=required_end_ids(model, tokenizer),
+            ends=encoder_decoder.required_end_ids(model, tokenizer),
             prefix=args.source_prefix,
             overlong=args.overlong,
         )
@@ -136,9 +136,6 @@ def main(
         def score_generated(done: EvalPrediction) -> dict[str, float]:
             return overlap_metrics(decode_texts(done.predictions, tokenizer), held.pairs)
 
-        callbacks = protect(run, push_checkpoints(training_args))
-        if patience is not None:
-            callbacks.insert(0, EarlyStoppingCallback(patience))
         pad, shift = padding_id(tokenizer), model.prepare_decoder_input_ids_from_labels
         scores_texts = held and training_args.predict_with_generate
 
@@ -152,15 +149,23 @@ def main(
                 train_dataset=train.rows,
                 eval_dataset=held.rows if held else None,
                 processing_class=tokenizer,
-                callbacks=callbacks,
+                callbacks=[
+                    *early_stopping(patience),
+                    *protect(run, push_checkpoints(training_args)),
+                ],
                 compute_loss_func=token_loss_func(training_args.label_smoothing_factor),
                 data_collator=partial(collate_pairs, pad_token_id=pad, shift=shift),
                 compute_metrics=score_generated if scores_texts else None,
             )
-
         problems = label_problems(trainer.train_dataset, model.config.vocab_size)
         problems |= accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+
+        # what `predict` needs to use the model again
+        described = {"source_column": columns[0], "source_prefix": args.source_prefix}
+        described |= {"decoding": decoding, "max_source_length": lengths[0]}
+        save_task(run.output_dir, described)
+        save_trained(run, trainer, lambda saved: encoder_decoder.load_finished_seq2seq(saved)[0])
 
         # evaluate
         metrics = {"train_loss": trained.training_loss, "train_rows": len(train.rows)}
@@ -168,10 +173,6 @@ def main(
             found, ids = trainer.generate_held_out()
             metrics |= found | record_text_scores(run, decode_texts(ids, tokenizer), held)
 
-        # finish, with what `predict` needs to use the model again
-        described = {"source_column": columns[0], "source_prefix": args.source_prefix}
-        described |= {"decoding": decoding, "max_source_length": lengths[0]}
-        save_task(run.output_dir, described)
         return run.finish(metrics, trainer)
 
 

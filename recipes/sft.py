@@ -32,6 +32,7 @@ from hfstack.tokens.seams import answer_opening
 from hfstack.training.callbacks import DerivedMetrics, SampleTable, Throughput
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
+from hfstack.training.saving import save_merged, save_trained
 
 
 @dataclass
@@ -149,15 +150,15 @@ def main(
         )
 
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        read = partial(loading.load_causal_lm, tokenizer=tokenizer)
+        save_trained(run, trainer, None if merge else read)
 
         # evaluate
         tuned = cast(Any, trainer.model)
         metrics = {"train_loss": trained.training_loss} | throughput.metrics()
         if "eval" in packed:
             metrics |= trainer.evaluate()
-        if "eval" in packed and not sharded:
-            metrics |= answer_loss(tuned, tokenizer, encoded["eval"])
-
+            metrics |= {} if sharded else answer_loss(tuned, tokenizer, encoded["eval"])
         if sft_args.answer_rows and not sharded:
             metrics |= score_answers(
                 tuned,
@@ -171,8 +172,7 @@ def main(
 
         # finish
         if merge:
-            trainer.model = adapters.merge_adapter(tuned, model_args, run.output_dir / "adapter")
-            run.add_artifact("adapter", "adapter")
+            save_merged(run, trainer, model_args, read)
         return run.finish(metrics, trainer)
 
 

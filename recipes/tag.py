@@ -21,7 +21,7 @@ from hfstack.models.heads import padding_id
 from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
-from hfstack.tasks.shared.task_models import check_length, load_with_head, save_task
+from hfstack.tasks.shared.task_models import check_length, load_finished, load_with_head, save_task
 from hfstack.tasks.shared.token_tasks import InOrderTrainer, token_loss_func
 from hfstack.tasks.token_classification.data import (
     BadTags,
@@ -44,6 +44,7 @@ from hfstack.tasks.token_classification.metrics import (
 from hfstack.training.callbacks import early_stopping
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
+from hfstack.training.saving import save_trained
 from hfstack.training.settings import check_best_metric, check_settings
 
 
@@ -93,10 +94,7 @@ def main(
         # data: equal sentences stay on one side of the split
         by_words = replace(data_args, text_column=args.tokens_column)
         splits = load_splits(by_words, quarantine_file=run.output_dir / "quarantine.jsonl")
-        run.record_inputs(
-            model_args.model_name_or_path,
-            **splits.inputs,
-        )
+        run.record_inputs(model_args.model_name_or_path, **splits.inputs)
         read = partial(
             read_sentences,
             tokens_column=args.tokens_column,
@@ -156,6 +154,11 @@ def main(
         problems |= accumulation_problems(trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
 
+        # what `predict` needs to use the model again
+        task = {"tokens_column": args.tokens_column, "max_length": length, "tags": names}
+        save_task(run.output_dir, task)
+        save_trained(run, trainer, lambda saved: load_finished(saved, "TokenClassification")[0])
+
         # evaluate
         metrics = {"train_loss": trained.training_loss, "train_sentences": len(sentences["train"])}
         if gold:
@@ -167,9 +170,6 @@ def main(
             write_tagged(run.output_dir / "predictions.jsonl", held_out, found)
             run.add_artifact("predictions", "predictions.jsonl")
 
-        # finish
-        task = {"tokens_column": args.tokens_column, "max_length": length, "tags": names}
-        save_task(run.output_dir, task)
         return run.finish(metrics, trainer)
 
 

@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, get_peft_config
 
@@ -20,6 +22,7 @@ from hfstack.models.contents import identify_model
 from hfstack.models.loading import (
     find_architecture,
     load_causal_lm,
+    merge_into_base,
     require_model_name,
     vocabulary_size,
 )
@@ -48,18 +51,10 @@ def check_adapter_settings(
         merge_adapter: the adapter is merged into the weights at the end.
 
     Raises:
-        ConfigError: quantised weights, DoRA or merging without an adapter; DoRA without merging;
-            merging shards.
+        ConfigError: quantised weights, DoRA or merging without an adapter; merging shards.
         MissingExtraError: quantisation was asked for and bitsandbytes is not installed.
     """
     check_adapter_flags(args)
-    # transformers 5.23, integrations/peft.py: the names of the tensors differ
-    if args.use_dora and not merge_adapter:
-        raise ConfigError(
-            "--use_dora: transformers loads a DoRA adapter without its magnitudes: add "
-            "--merge_adapter, so that the whole model is saved"
-        )
-
     if merge_adapter and not args.use_peft:
         raise ConfigError(
             "--merge_adapter: there is no adapter to merge; add --use_peft, or drop --merge_adapter"
@@ -159,14 +154,38 @@ def _fit_embedding(model: PreTrainedModel, needed: int, *, may_grow: bool) -> No
     logger.info("the embedding grew from %d to %d rows, for the pad token", rows, needed)
 
 
+def name_magnitudes(folder: Path) -> None:
+    """Name the magnitudes of a saved DoRA adapter so that every reader finds them.
+
+    PEFT 0.21 writes `lora_magnitude_vector` and reads it with `.weight` behind it or not;
+    transformers 5.23 takes the name as it stands, finds no such parameter, and initialises the
+    magnitudes newly, in silence.
+    """
+    file = folder / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file() or not PeftConfig.from_pretrained(str(folder)).to_dict().get("use_dora"):
+        return
+
+    weights = load_file(file)
+    renamed = {
+        f"{name}.weight" if name.endswith("lora_magnitude_vector") else name: weight
+        for name, weight in weights.items()
+    }
+    if renamed.keys() == weights.keys():
+        return
+
+    # in its place at once, so that a reader finds the old file or the new one
+    partial = file.with_suffix(".partial")
+    save_file(renamed, partial, metadata={"format": "pt"})
+    partial.replace(file)
+
+
 def merge_adapter(model: PeftModel, args: ModelConfig, folder: Path) -> PreTrainedModel:
-    """Save the adapter into `folder`, and return the model that it is merged into.
+    """Return the model that an adapter is merged into; `folder` holds the adapter.
 
     Quantised weights are loaded again in full: merging into four bits would round the adapter away.
     """
-    model.save_pretrained(str(folder))
     if not (args.load_in_4bit or args.load_in_8bit):
-        return cast(PreTrainedModel, model.merge_and_unload())
+        return merge_into_base(model)
 
     found = identify_model(require_model_name(args), args.model_revision)
     settings = ModelConfig(
@@ -185,5 +204,4 @@ def merge_adapter(model: PeftModel, args: ModelConfig, folder: Path) -> PreTrain
     rows = len(torch.as_tensor(trained.get_input_embeddings().weight))
     if rows != len(torch.as_tensor(base.get_input_embeddings().weight)):
         base.resize_token_embeddings(rows, mean_resizing=False)
-    merged: Any = PeftModel.from_pretrained(base, str(folder))
-    return cast(PreTrainedModel, merged.merge_and_unload())
+    return merge_into_base(PeftModel.from_pretrained(cast(Any, base), str(folder)))

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -234,8 +235,28 @@ def _load_adapter(
             "an adapter of weights, such as LoRA"
         )
     logger.info("%s is an adapter: merged into its base %s", name, found.base)
-    merged: Any = adapted.merge_and_unload()
-    return merged.requires_grad_(True)  # peft froze the base
+    return merge_into_base(adapted).requires_grad_(True)  # peft froze the base
+
+
+def merge_into_base(model: PeftModel) -> PreTrainedModel:
+    """Return the base with the active adapter merged into it.
+
+    Where an adapter changes one of two tied embeddings, each gets weights of its own first: merged
+    into the shared ones it would change both, and so another model would come out.
+    """
+    base: Any = model.get_base_model()
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    layers = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends]
+
+    adapted = any(isinstance(end, BaseTunerLayer) for end in ends)
+    if adapted and layers[1] is not None and layers[0].weight is layers[1].weight:
+        layers[1].weight = torch.nn.Parameter(layers[0].weight.detach().clone())
+        for config in (base.config, base.config.get_text_config()):
+            config.tie_word_embeddings = False
+        logger.info("the adapter changes one of two tied embeddings: each is saved by itself")
+
+    merge: Any = model.merge_and_unload
+    return cast(PreTrainedModel, merge())
 
 
 def _refuse_encoder(model: PreTrainedModel, name: str) -> None:

@@ -25,6 +25,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hfstack.errors import CheckpointError, MissingExtraError
 from hfstack.models import gru
+from hfstack.models.adapters import name_magnitudes
+from hfstack.models.saved import compare_with_saved, read_logits
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _FSDP_FOLDER, _FSDP_PREFIX, _INDEX = "pytorch_model_fsdp_0", "model.", ".metadata"
@@ -110,7 +112,7 @@ def read_shards(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def merge_checkpoint(
     checkpoint: Path, output: Path, *, described_by: str | Path | None = None
-) -> int:
+) -> tuple[int, dict[str, Any]]:
     """Save a sharded checkpoint as a plain folder of a model, or of an adapter.
 
     The critic of PPO goes to critic.safetensors, and does not count.
@@ -121,11 +123,12 @@ def merge_checkpoint(
         described_by: a model whose config.json describes the weights, for a checkpoint without one.
 
     Returns:
-        The number of parameters.
+        The number of parameters, and how the model compares with the one that was saved, as
+        `compare_with_saved` says it.
 
     Raises:
         CheckpointError: a shard is missing, nothing describes the weights, or they are not those of
-            the description.
+            the description, or the model that was saved gives other logits.
         MissingExtraError: DeepSpeed wrote it and is not installed.
     """
     state = read_shards(checkpoint)
@@ -149,11 +152,21 @@ def merge_checkpoint(
         plain = {name: weight.contiguous() for name, weight in state.items()}
         save_file(plain, output / "adapter_model.safetensors", metadata={"format": "pt"})
         (output / ADAPTER_CONFIG).write_bytes((checkpoint / ADAPTER_CONFIG).read_bytes())
-        return sum(weight.numel() for weight in plain.values())
+        name_magnitudes(output)
+        skipped = "an adapter is copied tensor by tensor, and its base is not loaded"
+        return sum(weight.numel() for weight in plain.values()), {"skipped": skipped}
 
     model = _load_described_model(state, described_by or checkpoint)
     model.save_pretrained(output)
-    return model.num_parameters()
+
+    model_class = type(model)
+    found = compare_with_saved(
+        read_logits(model),
+        model,
+        output,
+        lambda saved: model_class.from_pretrained(output, dtype=saved.dtype, use_safetensors=True),
+    )
+    return model.num_parameters(), found
 
 
 def _load_described_model(

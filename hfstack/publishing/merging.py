@@ -6,8 +6,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.loading import merge_into_base
+from hfstack.models.saved import compare_with_saved, read_logits
 from hfstack.models.shards import kind_of_shards
 from hfstack.publishing.check_number import load_published
 from hfstack.publishing.files import (
@@ -47,7 +50,7 @@ def merge(
 
     Raises:
         ConfigError: there is no adapter to merge.
-        CheckpointError: the base cannot be loaded.
+        CheckpointError: the base cannot be loaded, or what was saved is another model.
     """
     if not kind.adapter:
         raise ConfigError(f"--merge_adapter: {adapter} has no {ADAPTER_CONFIG}: leave it out")
@@ -57,21 +60,33 @@ def merge(
     return replace(whole, name=kind.name), published_files(folder, whole, {})
 
 
-def merge_adapter(adapter: Path, kind: PublishedKind, folder: Path) -> int:
+def merge_adapter(adapter: Path, kind: PublishedKind, folder: Path) -> tuple[int, dict[str, Any]]:
     """Save the model that an adapter makes of its base, with the files beside it.
 
     Returns:
-        The number of parameters.
+        The number of parameters, and how the model compares with the adapter, as
+        `compare_with_saved` says it.
 
     Raises:
-        CheckpointError: the base cannot be loaded.
+        CheckpointError: the base cannot be loaded, or what was saved is another model.
     """
-    model = load_published(adapter, kind, dtype="auto").merge_and_unload()
+    tuned = load_published(adapter, kind, dtype="auto")
+    trained = read_logits(tuned)
+    model = merge_into_base(tuned)
     model.save_pretrained(folder)
     beside = {path.name: path for name in FACTS if (path := adapter / name).is_file()}
     for name, path in (tokenizer_files(adapter) | beside).items():
         shutil.copyfile(path, folder / name)
-    return int(model.num_parameters())
+
+    whole = replace(kind, adapter=False)
+    found = compare_with_saved(
+        trained,
+        model,
+        folder,
+        lambda saved: load_published(folder, whole, dtype=str(saved.dtype)),
+        merged=True,
+    )
+    return int(model.num_parameters()), found
 
 
 def in_shards(checkpoint: Path) -> bool:

@@ -415,6 +415,14 @@ def _find_training_state(path: Path) -> dict[str, bool]:
     }
 
 
+def read_step(path: Path) -> int | None:
+    """Return the step of a folder's trainer_state.json, or None if that is torn."""
+    try:
+        return _read_state(path)["global_step"]
+    except (OSError, *_PARSE_ERRORS):
+        return None
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     """Return the Trainer's state of a checkpoint, its step as an int."""
     values = json.loads((path / STATE).read_text(encoding="utf-8"))

@@ -72,6 +72,7 @@ class RunRecord:
     artifacts: dict[str, str] = field(default_factory=dict)
     restarts: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
+    save_check: dict[str, Any] = field(default_factory=dict)
     run_id: str = ""
     verified_checkpoints: bool = False
     example: str | None = None

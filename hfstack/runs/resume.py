@@ -2,24 +2,68 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hfstack.errors import CheckpointError
 from hfstack.logs import get_logger
 from hfstack.runs.checkpoint_files import (
+    STATE,
     check_checkpoint,
     newest_checkpoint,
+    read_step,
     remove_unfinished,
     resumable_checkpoint,
     set_aside_later,
 )
-from hfstack.runs.record import RUN_FILE, RunRecord, read_run, refuse_changes
+from hfstack.runs.record import (
+    RUN_FILE,
+    RunRecord,
+    changed_settings,
+    read_run,
+    refuse_changes,
+)
 
 logger = get_logger(__name__)
 
+ADAPTER_FOLDER = "adapter"
+
+# What decides how many steps there are: with another value more may be left to take.
+_LENGTH = frozenset(
+    "max_steps num_train_epochs total_episodes per_device_train_batch_size train_batch_size "
+    "gradient_accumulation_steps world_size".split()
+)
+
+
+def find_trained(directory: Path) -> Path | None:
+    """Return where a run saved its weights after its last step; None if it did not."""
+    for folder in (directory / ADAPTER_FOLDER, directory):
+        weights = any(folder.glob("*.safetensors"))
+        if weights and (folder / STATE).is_file() and read_step(folder) is not None:
+            return folder
+    return None
+
+
+def say_what_is_trained(directory: Path, *, since: float) -> None:
+    """Log, after an error, where the trained weights are, if this process saved them.
+
+    Args:
+        since: when it began, in seconds since the epoch.
+    """
+    trained = find_trained(directory)
+    if trained is not None and (trained / STATE).stat().st_mtime >= since:
+        logger.error(
+            "training is done, and its weights are saved in %s: --resume_from_checkpoint last does "
+            "what is missing without training again",
+            trained,
+        )
+
 
 def choose_checkpoint(
-    record: RunRecord, asked: str | None, allowed: Collection[str]
+    record: RunRecord,
+    asked: str | None,
+    allowed: Collection[str],
+    *,
+    before: RunRecord | None = None,
 ) -> tuple[Path, int, dict[str, tuple[Any, Any]]] | None:
     """Find the checkpoint to resume from.
 
@@ -30,6 +74,7 @@ def choose_checkpoint(
         asked: `--resume_from_checkpoint`: None, `last`, or the path of a checkpoint.
         allowed: names of settings that may differ, when the checkpoint lies in another run's
             directory.
+        before: the run that is continued, if any.
 
     Returns:
         The checkpoint, its step, and the allowed differences; None to begin at the first step.
@@ -42,7 +87,18 @@ def choose_checkpoint(
     directory = Path(record.output_dir)
     strict = record.verified_checkpoints
 
+    # Where only what follows training failed, no step is left to take.
+    trained = None
+    if before is not None and before.status != "finished":
+        changed = changed_settings(before.settings, record.settings)
+        trained = find_trained(directory) if not _LENGTH & changed.keys() else None
+
     # Continuing needs a request, for who forgot an old run in the directory wants a new one.
+    if asked is None and trained is not None:
+        raise CheckpointError(
+            f"{directory} already holds trained weights, whose run did not finish: do what is "
+            "missing with --resume_from_checkpoint last, or choose another --output_dir"
+        )
     newest = newest_checkpoint(directory, needs_manifest=strict)
     if asked is None and newest is not None:
         raise CheckpointError(
@@ -52,6 +108,9 @@ def choose_checkpoint(
 
     # True is upstream's own word for the last one.
     if asked in (None, "last", "True", "true"):
+        if trained is not None:
+            logger.info("%s holds the trained weights: nothing is trained again", trained)
+            return trained, cast(int, read_step(trained)), {}
         path = resumable_checkpoint(directory, needs_manifest=strict)
         if path is not None:
             return path, check_checkpoint(path, needs_manifest=strict), {}

@@ -16,6 +16,7 @@ import math
 import os
 import secrets
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -59,7 +60,13 @@ from hfstack.runs.record import (
     put_back,
     settings_as_dict,
 )
-from hfstack.runs.resume import choose_checkpoint, clear_full_disk, whole_train_loss
+from hfstack.runs.resume import (
+    ADAPTER_FOLDER,
+    choose_checkpoint,
+    clear_full_disk,
+    say_what_is_trained,
+    whole_train_loss,
+)
 from hfstack.runs.stop_signals import StopSignals
 from hfstack.runs.trackers import forget_later_steps, tracked
 
@@ -91,7 +98,7 @@ class Run:
         self.output_dir = Path(record.output_dir)
         self._training_args = training_args
         self._rank = int(os.environ.get("RANK", "0"))
-        self._began = time.monotonic()
+        self._began, self._began_time = time.monotonic(), time.time()
 
         # the run that this one continues, and from where
         self._before: RunRecord | None = None
@@ -232,6 +239,8 @@ class Run:
         else:
             self.record.status = "failed"
             self._record_error(refusal or error)
+        if error is not None and self._rank == 0:
+            say_what_is_trained(self.output_dir, since=self._began_time)
 
         self.record.ended = _now()
         self.record.duration_s = round(time.monotonic() - self._began, 3)
@@ -330,6 +339,11 @@ class Run:
         """Return the numbers of this run; docs/metrics.md explains each."""
         return self.record.metrics
 
+    @property
+    def training_is_done(self) -> bool:
+        """Return whether this run resumes from trained weights, after their last step."""
+        return self.resumed_from in (self.output_dir, self.output_dir / ADAPTER_FOLDER)
+
     def resume_point(self) -> str | None:
         """Choose the checkpoint to resume from, record it, and return it.
 
@@ -354,7 +368,8 @@ class Run:
         assert self._training_args is not None, "only a recipe that trains has checkpoints"
         asked = self._training_args.resume_from_checkpoint
         chosen = decide_on_first(
-            self._rank, lambda: choose_checkpoint(self.record, asked, self._allow_changed)
+            self._rank,
+            lambda: choose_checkpoint(self.record, asked, self._allow_changed, before=self._before),
         )
         if chosen is None:
             # What starts at the first step is a run that was never stopped.
@@ -433,8 +448,13 @@ class Run:
         # The operator / keeps an absolute path as it is.
         self.record.artifacts[name] = os.path.relpath(self.output_dir / path, self.output_dir)
 
+    def record_save_check(self, found: dict[str, Any]) -> None:
+        """Record how what was saved compares with what was trained."""
+        self.record.save_check = found
+        self._write()
+
     def finish(self, metrics: dict[str, Any], trainer: Trainer | None = None) -> dict[str, float]:
-        """Record the metrics; with a trainer, save the model, tokenizer and state as well.
+        """Record the metrics and, of a trainer, the state; its model is saved already.
 
         Raises:
             DivergedError: a loss is not a finite number, so that there is no model worth saving.
@@ -464,13 +484,12 @@ class Run:
         }
 
         if trainer is not None:
-            trainer.save_model(str(self.output_dir))
+            assert self.record.save_check, "what was trained is saved before it is scored"
             trainer.save_state()
-            if self._rank == 0:
-                # Upstream pickles the settings, with tokens as plain text among them.
-                for pickled in self.output_dir.glob("**/training_args.bin"):
-                    pickled.unlink(missing_ok=True)
             self.add_artifact("trainer_state", "trainer_state.json")
+            # kept so far to resume from; the same adapter lies beside run.json
+            if self._rank == 0 and ADAPTER_FOLDER not in self.record.artifacts:
+                shutil.rmtree(self.output_dir / ADAPTER_FOLDER, ignore_errors=True)
 
         if self._rank == 0:
             self.record.outputs = describe_outputs(self.output_dir)

@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
+from hfstack.models.adapters import name_magnitudes
 from hfstack.models.shards import describe_model, kind_of_shards
 from hfstack.runs.checkpoint_files import (
     list_checkpoints,
@@ -147,14 +148,17 @@ class KeepCheckpoints(TrainerCallback):
         self._limit, args.save_total_limit = args.save_total_limit, None
         self._pushed_upstream, args.push_to_hub = args.push_to_hub, False
         source = self.run.resumed_from
-        self._nothing_left = source is not None and 0 < state.max_steps <= state.global_step
+        trained = self.run.training_is_done  # also where early stopping has left steps
+        self._nothing_left = trained or (
+            source is not None and 0 < state.max_steps <= state.global_step
+        )
         self._reached = state.global_step, state.epoch, state.num_input_tokens_seen
 
         if source is not None:
             _follow_settings(args, source, kwargs["optimizer"], kwargs["lr_scheduler"])
 
         if args.save_strategy != SaveStrategy.NO and state.is_world_process_zero:
-            known = size_bytes(source) if source is not None else 0
+            known = size_bytes(source) if source is not None and not trained else 0
             refuse_full_disk(
                 self.run.output_dir,
                 parameters=_count_saved(kwargs["model"]),
@@ -162,7 +166,7 @@ class KeepCheckpoints(TrainerCallback):
             )
 
             inside = source is not None and source.resolve().parent == self.run.output_dir.resolve()
-            if source is not None and inside and not (source / MANIFEST).exists():
+            if source is not None and inside and not (trained or (source / MANIFEST).exists()):
                 write_manifest(source, step=state.global_step, settings=_optimizer_settings(args))
             self.run.expect_manifests()
 
@@ -210,6 +214,7 @@ class KeepCheckpoints(TrainerCallback):
 
         if args.should_save:
             (path / _PICKLED_SETTINGS).unlink(missing_ok=True)  # with every setting in clear
+            name_magnitudes(path)
             if kind_of_shards(path) == "fsdp" and not (path / "config.json").exists():
                 # the Trainer saves FSDP's shards and not what they are
                 describe_model(kwargs["model"], path)

@@ -25,6 +25,7 @@ from hfstack.training.checks import (
     some_label_is_scored,
 )
 from hfstack.training.examples import first_rows
+from hfstack.training.saving import SaveFirst
 from hfstack.training.unread_options import refuse_unread_of
 
 logger = get_logger(__name__)
@@ -51,6 +52,7 @@ def checked(
 
     Every recipe that trains goes through here, right before its first step. What holds for all of
     them is checked here; what depends on the task is checked by its own functions and handed in.
+    The Trainer that is returned saves what it has trained before anything scores it.
 
     Args:
         trainer: as the recipe built it.
@@ -81,6 +83,7 @@ def checked(
         results["no doubled first token"] = no_double_bos(ids, first)
 
     preflight(results)
+    trainer.add_callback(SaveFirst(trainer))
     if rows and NO_SHARED_ROW not in results:
         _warn_of_shared_rows(train, trainer.eval_dataset)
 

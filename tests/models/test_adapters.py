@@ -60,7 +60,6 @@ def settings(**changes) -> ModelConfig:
             "--load_in_8bit: quantised weights cannot be trained; add --use_peft",
         ),
         ({"use_dora": True}, {}, "--use_dora is a kind of adapter; add --use_peft"),
-        ({"use_dora": True, "use_peft": True}, {}, "without its magnitudes: add --merge_adapter"),
         ({}, {"merge_adapter": True}, "there is no adapter to merge"),
         ({"use_peft": True}, {"merge_adapter": True, "sharded": True}, "weights that are sharded"),
     ],
@@ -72,7 +71,7 @@ def test_settings_that_contradict(changes, flags, message: str) -> None:
 
 def test_settings_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     check_adapter_settings(settings())
-    check_adapter_settings(settings(use_peft=True, use_dora=True), merge_adapter=True)
+    check_adapter_settings(settings(use_peft=True, use_dora=True))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="bitsandbytes"):
         check_adapter_settings(settings(use_peft=True, load_in_4bit=True))

@@ -39,6 +39,7 @@ from hfstack.training import checkpointing
 from hfstack.training.callbacks import StopWhenAsked
 from hfstack.training.checkpointing import KeepCheckpoints, protect
 from hfstack.training.divergence import SkipSpikes
+from hfstack.training.saving import save_trained
 
 TOKENS = 12
 
@@ -161,6 +162,7 @@ def trainer_of(
                 callbacks=[*others, *protect(run, push, spikes=spikes)],
             )
             trained = trainer.train(resume_from_checkpoint=checkpoint)
+            save_trained(run, trainer, lambda saved: LlamaForCausalLM.from_pretrained(folder / out))
             after()
             run.finish({"train_loss": trained.training_loss}, trainer)
         return trainer

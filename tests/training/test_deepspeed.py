@@ -30,6 +30,7 @@ from hfstack.runs.manifest import MANIFEST
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
+from hfstack.training.saving import save_trained
 
 ROOT = Path(__file__).parent.parent.parent
 SHARD_OF_RANK_1 = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
@@ -95,6 +96,7 @@ def train(
             callbacks=[CrashAt(crash_at), *protect(run)],
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
+        save_trained(run, trainer, lambda saved: LlamaForCausalLM.from_pretrained(folder))
         run.finish({"train_loss": trained.training_loss}, trainer)
     return trainer
 

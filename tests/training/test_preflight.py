@@ -245,6 +245,10 @@ def test_every_recipe_that_trains_goes_through_the_door() -> None:
         text = recipe.read_text(encoding="utf-8")
         trained = len(re.findall(r"\.train\(", text))
         assert text.count("checked(trainer, tokenizer, problems).train(") == trained, recipe.name
+        # and saves what it has trained right behind it, before anything is scored
+        behind = text.partition("checked(trainer, tokenizer, problems).train(")[2]
+        before_scores = re.split(r"# evaluate|\.evaluate\(", behind)[0]
+        assert before_scores.count("save_trained(run, trainer, ") == trained, recipe.name
 
 
 def test_the_table_names_the_recipes_that_ask_each_rule() -> None:

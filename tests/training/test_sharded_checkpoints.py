@@ -37,6 +37,7 @@ from hfstack.runs.manifest import MANIFEST
 from hfstack.runs.record import read_run
 from hfstack.runs.run import Run
 from hfstack.training.checkpointing import protect
+from hfstack.training.saving import save_trained
 from tests.cli.test_accelerate_configs import _FSDP
 from tests.conftest import ROOT, SENTENCES
 from tests.two_processes import spawn
@@ -99,6 +100,7 @@ def train(
             callbacks=[CrashAt(crash_at), *protect(run)],
         )
         trained = trainer.train(resume_from_checkpoint=checkpoint)
+        save_trained(run, trainer, lambda saved: LlamaForCausalLM.from_pretrained(folder))
         run.finish({"train_loss": trained.training_loss}, trainer)
     return trainer
 

@@ -22,7 +22,7 @@ from trl.models.utils import prepare_fsdp
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.contents import kind_of_architecture
-from hfstack.models.loading import load_tokenizer
+from hfstack.models.loading import load_tokenizer, merge_into_base
 from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.tasks.rl.ppo.actor_critic import CRITIC_ADAPTER, REFERENCE_ADAPTER, ActorCritic
 from hfstack.tasks.rl.ppo.checkpoint import is_critic
@@ -382,7 +382,7 @@ def _load_separate_critic(
 
     untrained: list[str] = []
     loaded = load_reward_model(settings, tokenizer, new_modules=untrained)
-    whole = loaded.merge_and_unload() if isinstance(loaded, PeftModel) else loaded
+    whole = merge_into_base(loaded) if isinstance(loaded, PeftModel) else loaded
 
     try:
         score = cast(nn.Linear, whole.get_submodule("score"))

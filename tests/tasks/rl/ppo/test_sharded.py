@@ -24,6 +24,7 @@ from hfstack.runs.run import Run
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.training.checkpointing import protect
+from hfstack.training.saving import save_trained
 from tests.tiny_ppo import lora, vowels
 from tests.two_processes import spawn
 
@@ -87,6 +88,7 @@ def train(rank: int, folder: Path, llama: Path, kind: str, **settings: Any) -> P
             callbacks=[CrashBefore(crash_at), *protect(run)],
         )
         trainer.train(resume_from_checkpoint=checkpoint)
+        save_trained(run, trainer, lambda saved: AutoModelForCausalLM.from_pretrained(folder))
         run.finish({}, trainer)
     return trainer
 
