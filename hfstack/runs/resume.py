@@ -167,7 +167,8 @@ def whole_train_loss(
         loss: mean loss over the steps from `resumed_step` on.
 
     Returns:
-        None when the logs do not reach the checkpoint, because logging was off.
+        `loss` where the logs do not reach the checkpoint, because logging was off; None where no
+        step was taken since and no log of a first training says what its mean was.
     """
     total, step = 0.0, 0
     for entry in history:
@@ -175,11 +176,13 @@ def whole_train_loss(
         if "loss" in entry and step < entry["step"] <= resumed_step:
             total += entry["loss"] * (entry["step"] - step)
             step = entry["step"]
-    if step != resumed_step:
-        return None
 
     # When no step was left to take, the Trainer's loss is no mean of anything.
     steps = last_step - resumed_step
+    if step != resumed_step:
+        means = [entry["train_loss"] for entry in history if "train_loss" in entry]
+        return loss if steps else next(iter(means), None)
+
     if steps:
         total += loss * steps
     return total / last_step

@@ -463,12 +463,9 @@ class Run:
 
         # The Trainer's mean counts only the steps of its own process.
         if trainer is not None and "train_loss" in numbers and self.resumed_from is not None:
-            loss = whole_train_loss(
-                trainer.state.log_history,
-                self.record.restarts[-1]["step"],
-                trainer.state.global_step,
-                numbers["train_loss"],
-            )
+            state, resumed = trainer.state, self.record.restarts[-1]["step"]
+            own = numbers.pop("train_loss")
+            loss = whole_train_loss(state.log_history, resumed, state.global_step, own)
             if loss is not None:
                 numbers["train_loss"] = loss
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -46,7 +48,11 @@ def build(name: str) -> Any:
     if name == "gru":
         return GRUForCausalLM(GRUConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1)).eval()
     if name == "answers":
-        sizes = SIZES | {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes: dict[str, Any] = SIZES | {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        }
         return BertForQuestionAnswering(BertConfig(**sizes, intermediate_size=16)).eval()
     kind = BartForConditionalGeneration if name == "seq2seq" else BartForSequenceClassification
     return kind(BartConfig(**BART)).eval()
@@ -102,9 +108,9 @@ def test_weights_of_16_bits_come_back_bit_by_bit(tiny_llama: Path, tmp_path: Pat
     assert found["largest_difference"] == 0
 
 
-def test_autocast_is_set_aside(tiny_llama: Path) -> None:
-    from accelerate import Accelerator
-
+def test_autocast_is_set_aside(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # one for all, in which another test has chosen fp32
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     before = read_logits(model)
     Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)

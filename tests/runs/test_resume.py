@@ -115,7 +115,10 @@ def test_the_loss_of_a_resumed_run_counts_every_step() -> None:
     assert whole_train_loss(history, 5, 5, 1e9) == (4 * 2 + 1 * 1 + 7 * 2) / 5, (
         "no step was left to take"
     )
-    assert whole_train_loss(history, 4, 5, 7.0) is None, "the logs do not reach the checkpoint"
+    assert whole_train_loss(history, 4, 5, 7.0) == 7.0, "the logs do not reach the checkpoint"
+    assert whole_train_loss(history, 6, 6, 0.0) is None, "and there is no other mean"
+    ended = [*history, {"train_loss": 3.0, "step": 6}]
+    assert whole_train_loss(ended, 6, 6, 0.0) == 3.0
 
 
 def test_the_resume_point_is_chosen_once(tmp_path: Path) -> None:
