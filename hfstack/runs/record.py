@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hfstack.disk import (
 )
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, HfstackError
 from hfstack.logs import get_logger
-from hfstack.redaction import redact_values
+from hfstack.redaction import redact, redact_values
 
 logger = get_logger(__name__)
 
@@ -126,6 +127,19 @@ def read_run(directory: str | Path) -> RunRecord:
         if isinstance(error, HfstackError):
             raise
         raise CheckpointError(f"{path} is not a whole run record: {error}") from None
+
+
+def record_error(record: RunRecord, error: BaseException) -> None:
+    """Record the error of a failed run in one line, without secrets."""
+    kind = type(error).__name__
+    text = str(error) if isinstance(error, HfstackError) else f"{kind}: {error}"
+    record.error = redact(" ".join(text.split()))
+    record.error_kind = kind
+
+
+def utc_now() -> str:
+    """Return the time as run.json gives it: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def settings_as_dict(settings: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,7 +58,9 @@ from hfstack.runs.record import (
     describe_process,
     hash_settings,
     put_back,
+    record_error,
     settings_as_dict,
+    utc_now,
 )
 from hfstack.runs.resume import (
     ADAPTER_FOLDER,
@@ -168,7 +170,7 @@ class Run:
             python=sys.version.split()[0],
             hardware=describe_hardware(training_args.device if training_args else None),
             world_size=world_size,
-            started=_now(),
+            started=utc_now(),
             config_hash=hash_settings(plain),
             settings=plain,
             process=describe_process(),
@@ -238,11 +240,11 @@ class Run:
             self.record.status = "preempted"
         else:
             self.record.status = "failed"
-            self._record_error(refusal or error)
+            record_error(self.record, refusal or error)
         if error is not None and self._rank == 0:
             say_what_is_trained(self.output_dir, since=self._began_time)
 
-        self.record.ended = _now()
+        self.record.ended = utc_now()
         self.record.duration_s = round(time.monotonic() - self._began, 3)
 
         try:
@@ -273,13 +275,6 @@ class Run:
             return
         if newest is not None:
             self.add_artifact("trainer_state", f"{newest.name}/trainer_state.json")
-
-    def _record_error(self, error: BaseException) -> None:
-        """Record the error of a failed run in one line, without secrets."""
-        kind = type(error).__name__
-        text = str(error) if isinstance(error, HfstackError) else f"{kind}: {error}"
-        self.record.error = redact(" ".join(text.split()))
-        self.record.error_kind = kind
 
     def _close_checkpoints(self, error: BaseException | None) -> CheckpointError | None:
         """Wait for a checkpoint that is being verified.
@@ -383,7 +378,7 @@ class Run:
         if self._rank == 0:
             forget_later_steps(self._training_args, step, changed=bool(self._changed))
 
-        restart: dict[str, Any] = {"step": step, "time": _now()}
+        restart: dict[str, Any] = {"step": step, "time": utc_now()}
         if self._changed:
             restart["changed"] = {name: list(values) for name, values in self._changed.items()}
             shown = (f"{name} {old!r} -> {new!r}" for name, (old, new) in self._changed.items())
@@ -490,10 +485,8 @@ class Run:
 
         if self._rank == 0:
             self.record.outputs = describe_outputs(self.output_dir)
-        self._write()
-
-        if self._rank == 0:
             logger.info("saved %s", self.output_dir)
+        self._write()
         return self.metrics
 
     def _write(self) -> None:
@@ -505,8 +498,3 @@ class Run:
             json.dump(
                 values, file, indent=2, ensure_ascii=False, default=lambda value: redact(str(value))
             )
-
-
-def _now() -> str:
-    """Return the time as run.json gives it: UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
