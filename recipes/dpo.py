@@ -57,7 +57,7 @@ def main(
         # policy and reference: of an adapter it is the model without it; of a whole model, a
         # second copy that stays as it is
         tokenizer, policy, problems = alignment.load_policy(
-            pairs, model_args, data_args, max_length=training_args.max_length
+            run, pairs, model_args, data_args, max_length=training_args.max_length
         )
         reference = None if model_args.use_peft else load_causal_lm(model_args, tokenizer)
         problems |= pair_problems(pairs)

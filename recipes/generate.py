@@ -20,9 +20,17 @@ from hfstack.config import command_line
 from hfstack.data.reading.files import data_file, open_bytes
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import ConfigError, DataError
-from hfstack.models.loading import is_masked_lm, load_causal_lm, load_masked_lm, load_tokenizer
+from hfstack.models.loading import (
+    is_masked_lm,
+    load_causal_lm,
+    load_masked_lm,
+    load_tokenizer,
+    require_model_name,
+)
+from hfstack.runs.rendering import check_rendering, follow_rendering
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import generate_from_texts
+from hfstack.tasks.causal_lm.prompt_format import find_prompt_format
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.masked_lm.fill_mask import describe_candidates, fill_masks
 
@@ -35,6 +43,10 @@ class GenerateArgs(SamplingArgs):
     """Prompts; a masked model fills each [MASK] in them."""
     prompts_file: str | None = None
     """File of prompts: text with one a line, or rows with a column `prompt`."""
+    as_chat: bool | None = None
+    """Make each prompt the user's turn of a conversation; off, it is continued as text. By default
+    as the model has learned, by its run.json, else off.
+    """
     max_new_tokens: int = 200
     """Longest completion, in tokens."""
     num_samples: int = 1
@@ -81,6 +93,9 @@ def main(
             return run.finish({"masks": len(fillings)})
 
         # or complete prompts
+        name = require_model_name(model_args)
+        chat = follow_rendering(name, args.as_chat, flag="as_chat", usual=False)
+        check_rendering(name, tokenizer, chat=chat)
         completions = generate_from_texts(
             model,
             tokenizer,
@@ -88,10 +103,11 @@ def main(
             max_new_tokens=args.max_new_tokens,
             **args.sampling(),
             batch_size=args.batch_size,
+            kind="chat" if chat else find_prompt_format(name, tokenizer, as_chat=False).kind,
         )
         save_rows(run, "completions", [asdict(one) for one in completions])
         for one in completions:
-            print(f"{one.prompt}{one.completion}\n")
+            print(one.prompt, one.completion, sep="\n" if chat else "", end="\n\n")
 
         return run.finish(
             {

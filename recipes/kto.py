@@ -53,7 +53,7 @@ def main(
 
         # policy, and a copy of it as the reference where no adapter can be switched off
         tokenizer, policy, problems = alignment.load_policy(
-            thumbs, model_args, data_args, max_length=training_args.max_length
+            run, thumbs, model_args, data_args, max_length=training_args.max_length
         )
         copied = not model_args.use_peft
 

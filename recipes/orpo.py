@@ -62,7 +62,7 @@ def main(
 
         # model
         tokenizer, model, problems = alignment.load_policy(
-            rows, model_args, data_args, max_length=limit
+            run, rows, model_args, data_args, max_length=limit
         )
         problems |= pair_problems(rows)
 

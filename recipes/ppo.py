@@ -20,12 +20,17 @@ from trl import ModelConfig
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
 from hfstack.models.adapters import new_adapter
-from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.rl.demo_reward import obeys
 from hfstack.tasks.rl.metrics import StopWithoutSpread, evaluate_policy
-from hfstack.tasks.rl.online import OnlineArgs, load_recorded_prompts, load_rewards
+from hfstack.tasks.rl.online import (
+    OnlineArgs,
+    load_recorded_prompts,
+    load_recorded_tokenizer,
+    load_rewards,
+)
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.tasks.rl.prompts import prompt_problems
@@ -51,7 +56,7 @@ def main(
         )
 
         # model
-        tokenizer = load_tokenizer(model_args)
+        tokenizer = load_recorded_tokenizer(run, splits, model_args)
         model = load_causal_lm(model_args, tokenizer)
         problems = prompt_problems(
             splits,

@@ -3,10 +3,8 @@
     accelerate launch recipes/preferences.py --config recipes/preferences.yaml --seed 7
     hfstack run preferences --model_name_or_path runs/sft              # the same, shorter
 
-reads   a model and prompts; or rows with several answers to a prompt; or nothing: the demo
-        generator answers
-writes  train.jsonl and eval.jsonl (pairs, with no prompt in both), judged.jsonl and run.json in
-        --output_dir
+reads   a model and prompts; or rows with several answers to each; or nothing, for the demo's
+writes  train.jsonl and eval.jsonl (pairs), judged.jsonl and run.json in --output_dir
 """
 
 from dataclasses import asdict, dataclass
@@ -30,6 +28,7 @@ from hfstack.tasks.causal_lm.generate import generate_from_ids
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.preferences.data import (
     add_label_noise,
+    follow_model,
     judged_pairs,
     length_statistics,
     load_preferences,
@@ -81,6 +80,7 @@ def main(
     """Make, judge, pair, split and save; return the metrics."""
     settings = (model_args, data_args, preference_args, args, run_args)
     with Run.start(__file__, run_args.output_dir, *settings) as run:
+        preference_args = follow_model(preference_args, model_args)
         counts = {"train": PreferenceCounts()}
         read: SourceLog = {}
         metrics: dict[str, float] = {}

@@ -25,9 +25,15 @@ from hfstack.models.context import context_length
 from hfstack.models.heads import lora_beside_head
 from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
+from hfstack.runs.rendering import check_rendering, describe_rendering
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import reward_problems
-from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
+from hfstack.tasks.preferences.data import (
+    follow_model,
+    length_statistics,
+    length_table,
+    load_preferences,
+)
 from hfstack.tasks.preferences.encode import encode_pairs
 from hfstack.tasks.preferences.metrics import accuracy_by_margin, calibration_bins, reward_metrics
 from hfstack.tasks.preferences.pictures import reward_histogram
@@ -68,6 +74,7 @@ def main(
         # data
         checkpoint = run.resume_point()
         quarantine = run.output_dir / "quarantine.jsonl"
+        preference_args = follow_model(preference_args, model_args)
         splits = load_preferences(data_args, preference_args, quarantine_file=quarantine)
         run.record_inputs(model_args.model_name_or_path, **splits.inputs)
 
@@ -76,7 +83,10 @@ def main(
         tokenizer = load_tokenizer(model_args, reward_args.tokenizer_name_or_path)
         model = load_reward_model(model_args, tokenizer, new_modules=new_modules, training=True)
 
-        # pairs as the model reads them
+        # pairs as the model reads them, which is how it can score later on
+        chat = not isinstance(splits["train"][0]["prompt"], str)
+        check_rendering(model_args.model_name_or_path, tokenizer, chat=chat)
+        run.record.rendering = describe_rendering(tokenizer, "chat" if chat else "plain")
         context = context_length(model.config)
         limits = [training_args.max_length, context, tokenizer.model_max_length]
         max_length = min(limit for limit in limits if limit)

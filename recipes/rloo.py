@@ -48,7 +48,7 @@ def main(
 
         # model and rewards
         tokenizer, model, rewards, problems = load_policy_and_rewards(
-            splits, model_args, online_args, REWARDS, training_args
+            run, splits, model_args, online_args, REWARDS, training_args=training_args
         )
 
         # trainer

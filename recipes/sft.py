@@ -25,7 +25,7 @@ from hfstack.runs.run import Run
 from hfstack.tasks.causal_lm.metrics import perplexity
 from hfstack.tasks.sft import setup as fine_tuning
 from hfstack.tasks.sft.answers import answer_loss, answer_pairs, score_answers
-from hfstack.tasks.sft.columns import Columns, convert_rows
+from hfstack.tasks.sft.columns import Columns, convert_rows, record_form
 from hfstack.tasks.sft.encoding import prompts_with_references
 from hfstack.tokens.chat import encode_for_generation, stop_at_end_of_turn
 from hfstack.tokens.seams import answer_opening
@@ -69,8 +69,7 @@ def main(
     """Train, evaluate, answer and save; return the metrics."""
     settings = (model_args, data_args, sft_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
-        checkpoint = run.resume_point()
-        sharded = is_sharded(training_args)
+        checkpoint, sharded = run.resume_point(), is_sharded(training_args)
         adapter, merge = model_args.use_peft, sft_args.merge_adapter
         adapters.check_adapter_settings(model_args, sharded=sharded, merge_adapter=merge)
 
@@ -99,6 +98,7 @@ def main(
         fine_tuning.use_template(tokenizer, model, training_args, chat=chat, adapter=adapter)
         adapters.give_pad_token(tokenizer, model, may_grow=not adapter or merge)
         stop_at_end_of_turn(model, tokenizer)
+        record_form(run, rows["train"], tokenizer)
         opening = answer_opening(tokenizer) if chat else ""
 
         # rows as the model reads them

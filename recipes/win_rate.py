@@ -28,12 +28,13 @@ from hfstack.diagnosis.win_rate import (
 )
 from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.runs.rendering import check_rendering, follow_rendering
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.demo_reward import obeys
-from hfstack.tasks.rl.prompts import load_prompts
+from hfstack.tasks.rl.prompts import as_conversation, load_prompts
 from hfstack.tokens.chat import encode_for_generation, stop_at_end_of_turn
 from hfstack.tokens.seams import opening_for
 
@@ -50,12 +51,12 @@ class WinRateArgs(SamplingArgs):
     """Model to compare with: a folder or a Hub id."""
     reward_model: str | None = None
     """Reward model that judges in place of JUDGE: a folder or a Hub id; the higher reward wins."""
-    reward_as_text: bool = False
-    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs.
+    reward_as_text: bool | None = None
+    """Give the reward model plain text; by default where it was trained so, as its run.json says.
     """
-    as_chat: bool = True
-    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read
-    as they are.
+    as_chat: bool | None = None
+    """Make each plain prompt the user's turn of a conversation; off, prompts are read as they are.
+    By default as each of the models has learned, by its run.json, else on.
     """
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
@@ -79,7 +80,7 @@ def main(
         splits = load_prompts(
             data_args,
             recipe="win_rate",
-            as_chat=win_args.as_chat,
+            as_chat=False,
             quarantine_file=run.output_dir / "quarantine.jsonl",
         )
         prompts = list(splits.get("eval", splits["train"])["prompt"])
@@ -92,16 +93,19 @@ def main(
 
         # models: both answer from the same seed; the reference stays, to measure perplexity
         judge = load_judge(win_args)
-        ours = answer(model_args, prompts, win_args, seed=run_args.seed)[-1]
         reference_args = replace(model_args, model_name_or_path=win_args.reference_model)
+        asked, asked_there = (
+            render_for(args, prompts, win_args.as_chat) for args in (model_args, reference_args)
+        )
+        ours = answer(model_args, asked, win_args, seed=run_args.seed)[-1]
         reference, tokenizer, ids, theirs = answer(
-            reference_args, prompts, win_args, seed=run_args.seed
+            reference_args, asked_there, win_args, seed=run_args.seed
         )
 
         # evaluate
         our_texts = [one.completion for one in ours]
         their_texts = [one.completion for one in theirs]
-        judged = judge_both_orders(judge, prompts, our_texts, their_texts)
+        judged = judge_both_orders(judge, asked, our_texts, their_texts)
         rate = win_rate(judged.shares)
         controlled = length_controlled_win_rate(
             judged.shares,
@@ -120,13 +124,13 @@ def main(
                 ids,
                 answers,
                 batch_size=win_args.batch_size,
-                opening=opening_for(prompts, tokenizer),
+                opening=opening_for(asked_there, tokenizer),
             )
 
         # finish
         columns = ("prompt", "answer", "reference_answer", "share")
         with write_jsonl(run.output_dir / "answers.jsonl") as write_row:
-            for row in zip(prompts, our_texts, their_texts, judged.shares, strict=True):
+            for row in zip(asked, our_texts, their_texts, judged.shares, strict=True):
                 write_row(dict(zip(columns, row, strict=True)))
         run.add_artifact("answers", "answers.jsonl")
         print(f"wins {rate} of {len(prompts)} prompts, at equal length {controlled}")
@@ -141,11 +145,19 @@ def load_judge(args: WinRateArgs) -> Judge:
     return judge_by_score(model.score)
 
 
+def render_for(model_args: ModelConfig, prompts: list[Any], as_chat: bool | None) -> list[Any]:
+    """Return the prompts as turns or as text, as the model has learned to read them."""
+    name = model_args.model_name_or_path
+    chat = follow_rendering(name, as_chat, flag="as_chat", usual=True)
+    return [as_conversation(prompt) for prompt in prompts] if chat else prompts
+
+
 def answer(
     model_args: ModelConfig, prompts: list[Any], args: WinRateArgs, *, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[list[int]], list[Completion]]:
     """Load a model and generate answers; return both, tokenizer and prompt ids."""
     tokenizer = load_tokenizer(model_args)
+    check_rendering(model_args.model_name_or_path, tokenizer, chat=isinstance(prompts[0], list))
     loaded: Any = load_causal_lm(model_args, tokenizer)
     model = loaded.to(Accelerator().device).eval()
     stop_at_end_of_turn(model, tokenizer)

@@ -68,6 +68,7 @@ class RunRecord:
     data: list[dict[str, Any]] = field(default_factory=list)
     parents: list[str] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
+    rendering: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     tables: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
@@ -111,7 +112,7 @@ def read_run(directory: str | Path) -> RunRecord:
             )
 
         # Readers take the types of these for granted: a file that somebody edited fails here.
-        kinds = {"settings": dict, "metrics": dict, "tables": dict, "data": list}
+        kinds = {"settings": dict, "rendering": dict, "metrics": dict, "tables": dict, "data": list}
         for name, kind in kinds.items():
             if not isinstance(values.get(name, kind()), kind):
                 raise TypeError(f"{name} is a {type(values[name]).__name__}")

@@ -16,13 +16,15 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from hfstack.tasks.causal_lm.prompt_format import encode_prompt
+from hfstack.errors import ConfigError
+from hfstack.tasks.causal_lm.prompt_format import Kind, encode_prompt
 from hfstack.tasks.causal_lm.sampling import (
     check_sampling,
     generation_settings,
     set_aside_settings,
 )
-from hfstack.tokens.seams import decode_answer
+from hfstack.tokens.chat import stop_at_end_of_turn
+from hfstack.tokens.seams import answer_opening, decode_answer
 from hfstack.tokens.special_tokens import end_token_ids, padding_token_id
 
 
@@ -47,26 +49,40 @@ def generate_from_texts(
     top_k: int = 0,
     min_p: float = 0.0,
     batch_size: int = 16,
+    kind: Kind = "document",
 ) -> list[Completion]:
     """Return one completion for each text, in order.
 
     A prompt starts at the token that begins a document in pretraining (bos, else eos), so that an
-    empty one can be completed too. The arguments are those of `generate_from_ids`.
+    empty one can be completed too; as the user's turn it is what the chat template makes of it. The
+    other arguments are those of `generate_from_ids`.
+
+    Args:
+        kind: of the model's PromptFormat; "chat" makes each text a user's turn.
 
     Raises:
         DataError: a prompt is empty and the tokenizer has no token to start with.
-        ConfigError: a sampling setting is out of range.
+        ConfigError: a sampling setting is out of range, or there is no chat template.
     """
+    if kind == "chat":
+        if tokenizer.chat_template is None:
+            raise ConfigError(
+                "--as_chat true, but the tokenizer has no chat template: set --as_chat false, or "
+                "name a model with one"
+            )
+        stop_at_end_of_turn(model, tokenizer)
+
     completions = generate_from_ids(
         model,
         tokenizer,
-        [encode_prompt(tokenizer, prompt, "document") for prompt in prompts],
+        [encode_prompt(tokenizer, prompt, kind) for prompt in prompts],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
         min_p=min_p,
         batch_size=batch_size,
+        opening=answer_opening(tokenizer) if kind == "chat" else "",
     )
 
     # The prompt as it was given: decoded ids would show the start token.

@@ -116,9 +116,13 @@ def _recorded_format(folder: Path, seen: set[Path]) -> PromptFormat | None:
 
 def _own_format(record: RunRecord) -> PromptFormat | None:
     """Return what one run's recipe and settings say of the format, or None."""
+    if form := record.rendering.get("form"):
+        kinds: dict[str, Kind] = {"chat": "chat", "plain": "prompt", "text": "document"}
+        return PromptFormat(kinds[form], f"{record.recipe} trained it so, by its run.json")
     if record.recipe in _PRETRAINING:
         return PromptFormat("document", "it was pretrained on plain text")
 
+    # Runs of before that was recorded say it by their settings.
     for settings in record.settings.values():
         if settings.get("as_chat") is False:
             return PromptFormat("prompt", f"{record.recipe} trained it with --as_chat false")

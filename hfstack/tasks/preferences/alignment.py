@@ -14,13 +14,19 @@ from hfstack.models.adapters import give_pad_token
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.environment import is_sharded
+from hfstack.runs.rendering import check_rendering, describe_rendering
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import (
     check_starting_policy,
     preference_problems,
     prompts_to_show,
 )
-from hfstack.tasks.preferences.data import length_statistics, length_table, load_preferences
+from hfstack.tasks.preferences.data import (
+    follow_model,
+    length_statistics,
+    length_table,
+    load_preferences,
+)
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.tasks.sft.answers import answer_pairs
 from hfstack.tokens.chat import stop_at_end_of_turn
@@ -66,6 +72,7 @@ def load_recorded_preferences(
         DataError: a row cannot be used, or a resumed run would read other data.
     """
     check_starting_policy(model_args, sharded=is_sharded(training_args))
+    preference_args = follow_model(preference_args, model_args)
     quarantine = run.output_dir / "quarantine.jsonl"
     rows = load_preferences(data_args, preference_args, form=form, quarantine_file=quarantine)
     run.record_inputs(
@@ -80,6 +87,7 @@ def load_recorded_preferences(
 
 
 def load_policy(
+    run: Run,
     rows: dict[str, Dataset],
     model_args: ModelConfig,
     data_args: DataArgs,
@@ -89,6 +97,7 @@ def load_policy(
     """Load tokenizer and model with pad token and end of turn; check the prompts.
 
     Args:
+        run: of the recipe, whose rendering of rows is recorded.
         rows: pairs or labels of each split.
         model_args: name the model.
         data_args: say whether prompts that do not fit are refused or left out.
@@ -100,12 +109,16 @@ def load_policy(
     Raises:
         ConfigError: the tokenizer has no pad token, and the embedding no row for one;
             `max_length` is more than the model reads; or conversations meet a tokenizer without a
-            template.
+            template or a model that learned on plain text, or the other way round.
     """
     tokenizer = load_tokenizer(model_args)
+    chat = not isinstance(rows["train"][0]["prompt"], str)
+    check_rendering(model_args.model_name_or_path, tokenizer, chat=chat)
+
     model = load_causal_lm(model_args, tokenizer)
     give_pad_token(tokenizer, model, may_grow=False)
     stop_at_end_of_turn(model, tokenizer)
+    run.record.rendering = describe_rendering(tokenizer, "chat" if chat else "plain")
 
     problems = preference_problems(
         rows,

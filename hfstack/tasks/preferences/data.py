@@ -10,12 +10,13 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
 from datasets import Dataset
+from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
 from hfstack.data.sources import DataArgs, SourceLog, Splits, describe_inputs, load_mixture
@@ -23,6 +24,7 @@ from hfstack.data.splitting import drop_overlap, hold_out
 from hfstack.errors import ConfigError, DataError
 from hfstack.intervals import wins
 from hfstack.logs import get_logger
+from hfstack.runs.rendering import follow_rendering
 from hfstack.tasks.preferences.rows import (
     PreferenceArgs,
     PreferenceCounts,
@@ -31,6 +33,7 @@ from hfstack.tasks.preferences.rows import (
     kind_of,
     normal,
     pair_texts,
+    parts_early,
     problem_of_answer,
     refused,
     scored_by_prompt,
@@ -113,6 +116,21 @@ def load_preferences(
     return Splits(splits, describe_inputs(data_args, log))
 
 
+def follow_model(args: PreferenceArgs, model_args: ModelConfig) -> PreferenceArgs:
+    """Return the settings with plain rows as turns where the model learned on turns.
+
+    Raises:
+        ConfigError: `--conversational` contradicts the model's run.json.
+    """
+    chat = follow_rendering(
+        model_args.model_name_or_path,
+        args.conversational,
+        flag="conversational",
+        usual=False,
+    )
+    return replace(args, conversational=chat)
+
+
 def split_by_prompt(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Return (train, eval) with about `fraction` in eval, split by prompt.
 
@@ -173,7 +191,9 @@ def to_pairs(
             # as text, so that equal pairs are one key whatever their form
             if not refused(number, row, problem, counts, bad):
                 assert prompt is not None
-                pairs[_pack(normal(prompt, chosen, rejected, args))] += 1
+                pair = normal(prompt, chosen, rejected, args)
+                counts.parted_early += parts_early(pair)
+                pairs[_pack(pair)] += 1
     else:
         scored = scored_by_prompt(kind, rows, args, counts, bad)
         for pair in _pairs_of_scored(scored, args, counts):
@@ -385,6 +405,14 @@ def _report(
         name,
         ", ".join(f"{value} {key}" for key, value in asdict(counts).items()),
     )
+
+    if counts.parted_early:
+        logger.warning(
+            "%s: %d pairs part before their last turn: what the user says behind that is read "
+            "as a part of the answers; shorten them to the first answer that differs",
+            name,
+            counts.parted_early,
+        )
 
     if bad:
         logger.warning(

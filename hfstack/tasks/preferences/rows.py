@@ -45,9 +45,9 @@ class PreferenceArgs:
     """Column of a number, higher is better; beside a list of completions, a list of numbers."""
     label_column: str = "label"
     """Column of thumbs: true for a good answer, false for a bad one."""
-    conversational: bool = False
+    conversational: bool | None = None
     """Make plain prompts and answers a user's and an assistant's turn, so that the chat template
-    applies.
+    applies; by default where the model learned on turns, as its run.json says.
     """
     max_pairs_per_prompt: int | None = None
     """Of a prompt with many rated answers, keep this many pairs, those with the widest gap first;
@@ -76,6 +76,7 @@ class PreferenceCounts:
     duplicates: int = 0  # rows or pairs that occur again
     # pairs in both orders, answers with both thumbs; the majority is kept
     contradictions: int = 0
+    parted_early: int = 0  # pairs whose answers differ before their last turn
     prompts: int = 0
 
 
@@ -201,6 +202,16 @@ def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
 
     before = prompt if isinstance(prompt, list) and chosen[: len(prompt)] != prompt else []
     return [*before, *chosen[:shared]], chosen[shared:], rejected[shared:]
+
+
+def parts_early(pair: dict[str, Text]) -> bool:
+    """Return whether the sides of a pair hold more than the assistant's answer.
+
+    Their conversations differ in an earlier turn, so that turns of the user follow.
+    """
+    answers = (pair["chosen"], pair["rejected"])
+    turns = (turn for answer in answers if not isinstance(answer, str) for turn in answer)
+    return any(turn.get("role") != "assistant" for turn in turns)
 
 
 def normal(prompt: Text, chosen: Text, rejected: Text, args: PreferenceArgs) -> dict[str, Text]:

@@ -47,7 +47,7 @@ def prepare_rewards(
     device: torch.device | str = "cpu",
     policy_tokenizer: PreTrainedTokenizerBase | None = None,
     weights: Sequence[float] | None = None,
-    as_text: bool = False,
+    as_text: bool | None = None,
     dtype: str = "float32",
 ) -> list[Any]:
     """Return checked rewards with different names, logged as `rewards/<name>/mean`.
@@ -60,8 +60,8 @@ def prepare_rewards(
             has another one.
         weights: as many as rewards, or None; only their number is looked at, since the trainer
             applies them.
-        as_text: a reward model that is named by its path was trained on plain text, not on
-            conversations.
+        as_text: a reward model that is named by its path reads plain text, not conversations; None
+            for what its run.json says.
         dtype: of such a model's weights.
 
     Raises:

@@ -12,6 +12,7 @@ from hfstack.logs import get_logger
 from hfstack.models.contents import check_kind
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_tokenizer
+from hfstack.runs.rendering import check_rendering, follow_rendering, read_rendering
 from hfstack.tasks.preferences.encode import encode_answer, shorten
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from hfstack.tokens.chat import extract_text
@@ -24,20 +25,21 @@ class RewardModel:
 
     Texts are encoded as the reward recipe encodes them: a conversation by the reward model's own
     chat template, plain text with its eos. Whatever the policy's tokens were, the text is tokenised
-    again.
+    again. Where its run.json says on which of the two it was trained, it is given that.
 
     Args:
         name_or_path: a folder (of a model, or of a LoRA adapter with its head) or a Hub id.
         device: where the model runs.
         batch_size: completions of one forward pass.
-        as_text: read conversations as plain text, prompt and answer, because the model was trained
-            on plain text.
+        as_text: read conversations as plain text, prompt and answer; None where the run.json says
+            that it was trained on plain text.
         dtype: of the weights; float32 by default.
 
     Raises:
         CheckpointError: there is no such model, or it is no reward model: its head was never
             trained.
-        ConfigError: it has several labels, or its tokenizer does not fit.
+        ConfigError: it has several labels, its tokenizer does not fit, or `as_text` contradicts its
+            run.json.
     """
 
     def __init__(
@@ -46,12 +48,11 @@ class RewardModel:
         *,
         device: torch.device | str = "cpu",
         batch_size: int = 16,
-        as_text: bool = False,
+        as_text: bool | None = None,
         dtype: str = "float32",
     ) -> None:
         self.name = name_or_path.rstrip("/").rpartition("/")[2]
         self.batch_size = batch_size
-        self.as_text = as_text
         args = ModelConfig(model_name_or_path=name_or_path, dtype=dtype)
         self.tokenizer = load_tokenizer(args)
 
@@ -68,8 +69,19 @@ class RewardModel:
             )
 
         self.model = cast(Any, model).to(device).eval().requires_grad_(False)
+
+        # the form of what it was trained on, where its run.json says
+        self.as_text = follow_rendering(
+            name_or_path, as_text, flag="reward_as_text", true_means="plain", usual=False
+        )
+        known = read_rendering(name_or_path)
+        self.as_chat = known is not None and known[0].chat
+        self._follows = known is not None and as_text is None
+        if known is not None:
+            check_rendering(name_or_path, self.tokenizer, chat=self.as_chat)
+
         self.max_length = context_length(self.model.config)
-        self._warned = False
+        self._warned: set[str] = set()
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
@@ -97,9 +109,7 @@ class RewardModel:
 
     def encode(self, prompt: Any, completion: Any) -> list[int]:
         """Return the tokens to score; a prompt that is too long loses its beginning."""
-        if self.as_text:
-            prompt, completion = extract_text(prompt), extract_text(completion)
-
+        prompt, completion = self._in_own_form(prompt, completion)
         if not isinstance(prompt, str) and self.tokenizer.chat_template is None:
             raise ConfigError(
                 f"the reward model {self.name} has no chat template for prompts that are "
@@ -112,17 +122,40 @@ class RewardModel:
             return token_ids
 
         # The reward is read at the end of the answer, so what is lost is the prompt's beginning.
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "reward model %s reads %d tokens, a prompt with its answer has %d: prompts lose "
-                "their beginning (said once)",
-                self.name,
-                self.max_length,
-                len(token_ids),
-            )
-
+        self._warn_once(
+            "length",
+            f"reads {self.max_length} tokens, a prompt with its answer has {len(token_ids)}: "
+            "prompts lose their beginning",
+        )
         return shorten(token_ids, begin, end, max_length=self.max_length)
+
+    def _in_own_form(self, prompt: Any, completion: Any) -> tuple[Any, Any]:
+        """Return prompt and completion as text, or as turns, whichever the model reads."""
+        turns = not isinstance(prompt, str)
+        if turns and self.as_text:
+            if self._follows and len(prompt) > 1:
+                raise ConfigError(
+                    f"reward model {self.name} was trained on plain text, and a prompt has "
+                    f"{len(prompt)} turns: set --reward_as_text true to join their contents"
+                )
+            if self._follows:
+                self._warn_once(
+                    "form", "was trained on plain text: it reads turns without a chat template"
+                )
+            return extract_text(prompt), extract_text(completion)
+
+        if not turns and self.as_chat:
+            self._warn_once(
+                "form", "was trained on conversations: it reads plain prompts as a user's turn"
+            )
+            answer = {"role": "assistant", "content": extract_text(completion)}
+            return [{"role": "user", "content": prompt}], [answer]
+        return prompt, completion
+
+    def _warn_once(self, key: str, what: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning("reward model %s %s (said once)", self.name, what)
 
     def compare_tokenizer(self, policy: PreTrainedTokenizerBase) -> None:
         """Log whether the reward model's tokenizer differs from the policy's."""

@@ -11,6 +11,7 @@ from trl import GRPOConfig, ModelConfig, RLOOConfig
 from hfstack.data.sources import DataArgs
 from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.runs.rendering import check_rendering, describe_rendering, follow_rendering
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_name
 from hfstack.tasks.rl.policy import check_reference, check_starting_model, prepare_policy
@@ -34,16 +35,17 @@ class OnlineArgs:
     """Reward model in place of REWARDS: a folder or Hub id, or the http(s) URL of an endpoint; ""
     for REWARDS.
     """
-    reward_as_text: bool = False
-    """Give the reward model prompt and answer as plain text, because it was trained on plain pairs.
+    reward_as_text: bool | None = None
+    """Give the reward model prompt and answer as plain text; by default where it was trained on
+    plain pairs, as its run.json says.
     """
     reward_dtype: str = "float32"
     """Number type of the reward model's weights: float32, bfloat16 (half the memory, scores with 3
     digits), float16 or auto (as it was saved).
     """
-    as_chat: bool = True
-    """Make each plain prompt the user's turn of a conversation, as sft does; off, prompts are read
-    as they are.
+    as_chat: bool | None = None
+    """Make each plain prompt the user's turn of a conversation; off, prompts are read as they are.
+    By default as the model has learned, by its run.json, else on.
     """
 
 
@@ -69,10 +71,13 @@ def load_recorded_prompts(
         DataError: a row holds no prompt, or a resumed run would read other data.
     """
     check_starting_model(model_args.model_name_or_path)
+    as_chat = follow_rendering(
+        model_args.model_name_or_path, online_args.as_chat, flag="as_chat", usual=True
+    )
     splits = load_prompts(
         data_args,
         recipe=run.record.recipe,
-        as_chat=online_args.as_chat,
+        as_chat=as_chat,
         quarantine_file=run.output_dir / "quarantine.jsonl",
     )
 
@@ -85,16 +90,35 @@ def load_recorded_prompts(
     return splits
 
 
+def load_recorded_tokenizer(
+    run: Run, splits: dict[str, Any], model_args: ModelConfig
+) -> PreTrainedTokenizerBase:
+    """Return the policy's tokenizer, and record how it renders the prompts.
+
+    Raises:
+        ConfigError: the policy learned on the other form of rows.
+        CheckpointError: there is no tokenizer, or it has changed since.
+    """
+    tokenizer = load_tokenizer(model_args)
+    chat = not isinstance(next(iter(splits["train"]))["prompt"], str)
+    check_rendering(model_args.model_name_or_path, tokenizer, chat=chat)
+    run.record.rendering = describe_rendering(tokenizer, "chat" if chat else "plain")
+    return tokenizer
+
+
 def load_policy_and_rewards(
+    run: Run,
     splits: dict[str, Any],
     model_args: ModelConfig,
     online_args: OnlineArgs,
     rewards: Sequence[Reward],
+    *,
     training_args: RLOOConfig | GRPOConfig,
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[Any], Problems]:
     """Load tokenizer, policy and rewards for TRL's online trainers, and check them.
 
     Args:
+        run: of the recipe.
         splits: prompts that the policy is trained on and evaluated with.
         model_args: name the policy.
         online_args: name the reward model.
@@ -113,7 +137,7 @@ def load_policy_and_rewards(
     """
     check_groups(splits, training_args)
     check_reference(model_args, beta=training_args.beta)
-    tokenizer = load_tokenizer(model_args)
+    tokenizer = load_recorded_tokenizer(run, splits, model_args)
     model = load_causal_lm(model_args, tokenizer)
     prepare_policy(model, tokenizer, model_args.model_name_or_path)
 

@@ -53,7 +53,9 @@ def load_prompts(
                 if problem := _prompt_problem(prompt):
                     raise DataError(f"{recipe}: {split} row {number}, column {column!r}: {problem}")
 
-        splits[split] = rows.map(_as_conversation) if as_chat else rows
+        splits[split] = (
+            rows.map(lambda row: {"prompt": as_conversation(row["prompt"])}) if as_chat else rows
+        )
 
     return splits
 
@@ -184,9 +186,9 @@ def truncate_prompt(token_ids: list[int], longest: int | None, bos_token_id: Any
     return bos + token_ids[len(token_ids) - longest + len(bos) :]
 
 
-def _as_conversation(row: dict[str, Any]) -> dict[str, Any]:
-    prompt = row["prompt"]
-    return {"prompt": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
+def as_conversation(prompt: Any) -> Any:
+    """Return a plain prompt as the user's turn, a conversation as it is."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _prompt_problem(prompt: Any) -> str | None:

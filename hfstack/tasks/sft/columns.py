@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.runs.rendering import Form, describe_rendering
+from hfstack.runs.run import Run
 from hfstack.tokens.turns import Turn, is_conversation, read_tools, read_turns
 
 logger = get_logger(__name__)
@@ -104,6 +107,13 @@ def convert_rows(rows: Dataset, columns: Columns, *, as_chat: bool) -> Dataset:
         return _convert_conversation(row, columns, row_format, beside)
 
     return rows.map(convert, remove_columns=rows.column_names, desc="Reading rows")
+
+
+def record_form(run: Run, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Record what converted rows are: turns, prompt + completion, or text alone."""
+    form: Form = "chat" if "messages" in rows.column_names else "plain"
+    form = "text" if "text" in rows.column_names else form
+    run.record.rendering = describe_rendering(tokenizer, form)
 
 
 def find_beside(

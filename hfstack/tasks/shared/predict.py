@@ -17,6 +17,7 @@ from trl import ModelConfig
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.contents import USES, Kind, identify_model
+from hfstack.runs.rendering import read_rendering
 
 logger = get_logger(__name__)
 
@@ -42,6 +43,11 @@ def task_of(args: ModelConfig, tasks: Collection[Kind]) -> Kind:
         )
 
     found = identify_model(name, args.model_revision)
+    if found.kind == "reward model" and (known := read_rendering(name)) is not None:
+        raise CheckpointError(
+            f"{name} is {found} of prompts with answers ({known[1]}), which predict does not read; "
+            f"{USES[found.kind]}"
+        )
     if found.kind in tasks:
         return found.kind
     raise CheckpointError(

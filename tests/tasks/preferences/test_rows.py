@@ -298,3 +298,21 @@ def test_long_pairs_fail_are_cut_or_dropped(tiny_tokenizer):
         encode_pairs([same_end], tiny_tokenizer, max_length=40, overlong="cut")
     with pytest.raises(DataError, match=r"1 of 1 pairs"):
         encode_pairs(rows[:1], tiny_tokenizer, max_length=40, overlong="drop")
+
+
+def test_pairs_that_part_before_their_last_turn_are_counted():
+    begin = [turn("user", "hi"), turn("assistant", "hello")]
+    late = {
+        "chosen": [*begin, turn("user", "who?"), turn("assistant", "a fox")],
+        "rejected": [*begin, turn("user", "who?"), turn("assistant", "no")],
+    }
+    early = {
+        "chosen": [*begin, turn("user", "who?"), turn("assistant", "a fox")],
+        "rejected": [turn("user", "hi"), turn("assistant", "go"), *late["rejected"][2:]],
+    }
+    counts = PreferenceCounts()
+    found = to_pairs([late, early], counts=counts)
+    assert counts.parted_early == 1 and len(found) == 2
+    # the prompt ends where they part, so the user's turn is a part of both answers
+    assert [each["role"] for each in found[1]["chosen"]] == ["assistant", "user", "assistant"]
+    assert [each["role"] for each in found[0]["chosen"]] == ["assistant"]

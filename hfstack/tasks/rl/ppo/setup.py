@@ -40,11 +40,8 @@ logger = get_logger(__name__)
 # Learning rate of a shared critic's head, in multiples of the policy's: with one rate the trunk is
 # pulled towards the values before the head has learned them.
 _SHARED_HEAD_RATE = 10.0
-_OTHER_HEADS = (
-    "sequence classifier",
-    "token classifier",
-    "question answering model",
-    "masked language model",
+_OTHER_HEADS = frozenset(
+    {"sequence classifier", "token classifier", "question answering model", "masked language model"}
 )
 
 # attributes that attention modules read as plain numbers while they train
