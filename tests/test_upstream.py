@@ -34,6 +34,7 @@ HOOKS = {
     "transformers.PreTrainedModel": "_init_weights",
     "transformers.Trainer": (
         "_get_eval_sampler get_train_dataloader training_step compute_loss create_optimizer "
+        "create_scheduler _clip_grad_norm "
         "evaluate log save_model _save _load_from_checkpoint _load_best_model"
     ),
     "transformers.generation.GenerationMixin": "_supports_default_dynamic_cache",

@@ -101,7 +101,7 @@ class PPOConfig(TrainingArguments):
     rollouts.
     """
     max_grad_norm: float = 10.0
-    """Norm that gradients are clipped to; 0 turns clipping off."""
+    """Norm that the gradients of policy and critic are clipped to, each apart; 0: no clipping."""
 
     per_device_eval_batch_size: int | None = None  # pyright: ignore
     """Completions that an evaluation generates at once on a process; None: as many as training."""
@@ -219,8 +219,8 @@ class PPOConfig(TrainingArguments):
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, per nat."""
     target_kl: float | None = None
-    """End the updates of a rollout once the new policy is this far, in nats per token, from the old
-    one.
+    """End the updates of a rollout before the step whose minibatch finds the new policy this far,
+    in nats per token, from the old one.
     """
 
     critic: str | None = None
@@ -236,7 +236,7 @@ class PPOConfig(TrainingArguments):
     critic.
     """
     critic_warmup_rollouts: int = 0
-    """First rollouts, which train the critic only."""
+    """First rollouts, which train the critic only; the policy's schedule begins after them."""
     value_head_init_std: float = 0.0
     """Standard deviation of a newly initialised value head; 0 makes every initial value 0. A reward
     model's head is kept.

@@ -34,6 +34,7 @@ class RewardHistory:
     scores: RunningMoments = field(default_factory=RunningMoments)  # before normalisation
     gains: RunningMoments = field(default_factory=RunningMoments)  # what advantages are made of
 
+
 # Nats by which two fp32 passes over the same weights differ by rounding, the sampler's and the
 # reference's among them.
 _ROUNDING = 2e-5

@@ -1,5 +1,7 @@
-"""Sum or maximise a number over the processes of a run."""
+"""Sum or maximise a number over processes, and give each its random numbers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -20,3 +22,11 @@ def max_over_processes(accelerator: Accelerator, number: int) -> int:
         return number
     gathered = accelerator.gather(torch.tensor([number], device=accelerator.device))
     return int(cast(Tensor, gathered).max())
+
+
+@contextmanager
+def random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw the random numbers of a seed, and leave those of training as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -15,7 +15,8 @@ from peft import (
     set_peft_model_state_dict,
 )
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from trl import ModelConfig
 from trl.models.utils import prepare_fsdp
 
@@ -320,6 +321,39 @@ def parameter_groups(
         }
         for (of_critic, decays), members in groups.items()
     ]
+
+
+def delay_policy_schedule(scheduler: Any, args: PPOConfig, model: nn.Module, *, steps: int) -> None:
+    """Begin the policy's schedule after the steps that train the critic alone.
+
+    The critic's groups keep the schedule of the whole run.
+
+    Args:
+        scheduler: as Trainer made it; one that is no function of the step is left as it is.
+        args: the settings.
+        model: the ActorCritic.
+        steps: of the whole run.
+    """
+    waits = args.critic_warmup_rollouts * args.steps_per_rollout
+    if waits == 0 or not isinstance(scheduler, LambdaLR):
+        return
+
+    # the same schedule over the steps that are left for the policy
+    left = max(1, steps - waits)
+    stand_in = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    shorter: Any = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=stand_in,
+        num_warmup_steps=args.get_warmup_steps(left),
+        num_training_steps=left,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    )
+    shape = shorter.lr_lambdas[0]
+
+    critic = {id(weight) for name, weight in model.named_parameters() if is_critic(name)}
+    for index, group in enumerate(scheduler.optimizer.param_groups):
+        if id(group["params"][0]) not in critic:
+            scheduler.lr_lambdas[index] = lambda step: shape(max(0, step - waits))
 
 
 def turn_off_dropout(model: nn.Module) -> None:

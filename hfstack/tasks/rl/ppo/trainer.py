@@ -15,7 +15,7 @@ Legend: E rows of a rollout on this process, n scored tokens of a chunk, M metri
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -46,7 +46,9 @@ from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import RolloutEngine
 from hfstack.tasks.rl.ppo.experience import Chunk, Experience, RewardHistory
 from hfstack.tasks.rl.ppo.formulas import RunningMoments, next_kl_coefficient
+from hfstack.tasks.rl.ppo.gradients import clip_apart, drop_policy_gradients
 from hfstack.tasks.rl.ppo.loss import POLICY_METRICS, ppo_loss, update_metric_names
+from hfstack.tasks.rl.ppo.processes import random_numbers
 from hfstack.tasks.rl.ppo.reward_scores import TokenReward
 from hfstack.tasks.rl.ppo.update_metrics import TrainingMetrics
 
@@ -111,7 +113,6 @@ class PPOTrainer(Trainer):
             policy_tokenizer=processing_class,
             weights=args.reward_weights,
         )
-
         ppo_length.check_best_checkpoint(args, rewards, token_rewards)
 
         # policy, critic and reference
@@ -300,6 +301,20 @@ class PPOTrainer(Trainer):
 
         return super().create_optimizer(cast(Any, model))
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Begin the policy's schedule when the critic alone has been warmed up."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        ppo_setup.delay_policy_schedule(
+            scheduler, self.args, cast(nn.Module, self.model), steps=num_training_steps
+        )
+        return scheduler
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip the gradients of policy and critic apart."""
+        return clip_apart(cast(nn.Module, self.model), self.accelerator, self.args.max_grad_norm)
+
     def evaluate(
         self,
         eval_dataset: Any = None,
@@ -373,30 +388,24 @@ class PPOTrainer(Trainer):
 
         super().log(logs, start_time)
 
-    @contextlib.contextmanager
-    def _own_random_numbers(self) -> Iterator[None]:
-        """Draw the same random numbers every time, and none of training's."""
-        device = self.args.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(self.args.seed + self.accelerator.process_index)
-            yield
+    def _own_random_numbers(self) -> contextlib.AbstractContextManager[None]:
+        return random_numbers(self.args.seed + self.accelerator.process_index, self.args.device)
 
     def _unwrapped(self) -> ActorCritic:
         return cast(ActorCritic, self.accelerator.unwrap_model(self.model))
 
     def _end_of_gradients(self, warms_up: bool) -> None:
         """Finish the gradients of an optimizer step: warm-up, and the stop by `target_kl`."""
-        self.training_metrics.add_update()
-
-        # Not even weight decay may move the policy while only the critic is trained.
         if warms_up:
-            for name, parameter in cast(nn.Module, self.model).named_parameters():
-                if not ppo_checkpoint.is_critic(name):
-                    parameter.grad = None
+            drop_policy_gradients(cast(nn.Module, self.model))
 
+        # Too far already: this step, which would lead further, is not taken either.
         target = self.args.target_kl
-        if target is not None and float(self.collector.reduce(self._step_kl)) > target:
+        is_far = target is not None and float(self.collector.reduce(self._step_kl)) > target
+        if is_far:
+            cast(nn.Module, self.model).zero_grad(set_to_none=True)
             self.control.should_epoch_stop = True
+        self.training_metrics.add_update(taken=not is_far)
         self._step_kl.zero_()
 
     def _collect(
@@ -471,13 +480,7 @@ class PPOTrainer(Trainer):
     def _load_best_model(self) -> None:
         """Load policy and critic of the best evaluation, and PPO's state at that time."""
         folder = Path(cast(str, self.state.best_model_checkpoint))
-        logger.info(
-            "loading %s, the best by %s (%.4g)",
-            folder,
-            self.args.metric_for_best_model,
-            self.state.best_metric,
-        )
-
+        logger.info("loading %s, the best by %s", folder, self.args.metric_for_best_model)
         if self.is_fsdp_enabled:
             super()._load_best_model()
         else:

@@ -23,7 +23,8 @@ class TrainingMetrics:
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.updates = 0
+        self.updates = 0  # gradients that were computed
+        self.skipped = 0  # those that no step was taken with
         self.rollouts: list[dict[str, float]] = []
         self._names = names
         self._sums = torch.zeros(len(names), device=device)  # (M,)
@@ -37,9 +38,10 @@ class TrainingMetrics:
         """Add the sums (M,) of the loss of a chunk."""
         self._sums += sums
 
-    def add_update(self) -> None:
-        """Count one optimizer step."""
+    def add_update(self, *, taken: bool = True) -> None:
+        """Count one optimizer step, which `target_kl` may have turned into none."""
         self.updates += 1
+        self.skipped += not taken
 
     def add_seconds(self, seconds: float) -> None:
         """Add the time of a training step."""
@@ -63,10 +65,10 @@ class TrainingMetrics:
         for name, value in zip(self._names, sums, strict=True):
             metrics[name] = value / self.updates
 
-        metrics["policy/updates"] = self.updates
-        metrics["policy/skipped_updates"] = skipped_updates
+        metrics["policy/updates"] = self.updates - self.skipped
+        metrics["policy/skipped_updates"] = skipped_updates + self.skipped
         metrics["time/update_s"] = self._seconds / max(1, len(rollouts))
 
-        self.updates, self.rollouts, self._seconds = 0, [], 0.0
+        self.updates, self.skipped, self.rollouts, self._seconds = 0, 0, [], 0.0
         self._sums.zero_()
         return metrics
