@@ -1,10 +1,13 @@
 """Render conversations, encode prompts, and find the tokens that end a turn."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+from trl.chat_template_utils import has_generation_markers
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -45,8 +48,42 @@ def render_chat(
         DataError: the template refuses the turns or is not one; in one line, with its reason and
             the turns' beginning.
     """
-    try:
+    with _template_errors(turns):
         return tokenizer.apply_chat_template(list(turns), **options)
+
+
+def render_with_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] | None = None,
+) -> tuple[str, str]:
+    """Return the text of a conversation, and what is marked as the assistant's.
+
+    The second is "" for a template without generation blocks.
+
+    Raises:
+        DataError: as `render_chat`.
+    """
+    with _template_errors(turns):
+        template = tokenizer.get_chat_template(None, cast(Any, tools or None))
+        marks = has_generation_markers(template)
+        rendered = render_jinja_template(
+            conversations=cast(Any, [list(turns)]),
+            tools=cast(Any, list(tools or []) or None),
+            chat_template=template,
+            return_assistant_tokens_mask=marks,
+            **cast(dict[str, Any], tokenizer.special_tokens_map),
+        )
+
+    (text,), spans = cast(tuple[list[str], list[list[tuple[int, int]]]], rendered)
+    return text, "".join(text[start:end] for start, end in spans[0]) if marks else ""
+
+
+@contextmanager
+def _template_errors(turns: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """Raise what a template refuses as one line."""
+    try:
+        yield
     except (TemplateError, TypeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DataError(

@@ -6,6 +6,7 @@ which refuses to train on any problem.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -15,10 +16,13 @@ from trl.chat_template_utils import has_generation_markers, is_chat_template_sto
 
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
+from hfstack.tokens.rendering import find_missing, shape_of
 from hfstack.tokens.special_tokens import IGNORED_LABEL
+from hfstack.tokens.turns import Turn
 
 logger = get_logger(__name__)
 
+_LIKE_CONVERSATIONS = 50  # of the same roles and keys, that are rendered to be compared
 _LOSS_TOLERANCE = 1e-3  # relative; between two ways of adding up the same batch in fp32
 
 
@@ -164,6 +168,51 @@ def template_marks_generation(tokenizer: PreTrainedTokenizerBase) -> str | None:
         )
 
     return None
+
+
+def every_turn_is_rendered(
+    conversations: Iterable[tuple[Sequence[Turn], Sequence[dict[str, Any]] | None]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    assistant_only: bool = False,
+) -> str | None:
+    """Check that the content of every turn stands in what the chat template renders.
+
+    Templates pass over roles that they do not know, tools, calls and the thoughts of earlier turns,
+    without an error. Conversations that the template refuses are not counted: their rows are.
+
+    Args:
+        conversations: turns with the schemas of their tools. Of those that are alike in their roles
+            and keys the first ones are looked at.
+        tokenizer: with the chat template that is used.
+        assistant_only: the loss is on what the template marks as the assistant's.
+    """
+    seen: Counter[Any] = Counter()
+    lost: Counter[str] = Counter()
+    rows, first = 0, 0
+
+    for number, (turns, tools) in enumerate(conversations, 1):
+        shape = shape_of(turns, tools)
+        seen[shape] += 1
+        if seen[shape] > _LIKE_CONVERSATIONS:
+            continue
+
+        try:
+            missing = find_missing(tokenizer, turns, tools, assistant_only=assistant_only)
+        except DataError:
+            continue
+        lost.update(missing)
+        rows += bool(missing)
+        first = first or (number if missing else 0)
+
+    if not rows:
+        return None
+    what = ", ".join(f"{count} x {name}" for name, count in lost.most_common())
+    checked = sum(min(count, _LIKE_CONVERSATIONS) for count in seen.values())
+    return (
+        f"the chat template leaves out parts of {rows} of {checked} conversations, first row "
+        f"{first}: {what}; give a template that renders them, or take them out of the rows"
+    )
 
 
 def train_and_eval_are_disjoint(

@@ -161,3 +161,20 @@ def test_packed_documents_are_isolated() -> None:
     alone = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
     assert checks.packed_documents_are_isolated(alone, alone + 1e-5) is None
     assert "--packing false" in str(checks.packed_documents_are_isolated(alone, alone + 0.1))
+
+
+def test_every_turn_is_rendered(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+    ask, answer = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "The fox."}
+    rule = {"role": "developer", "content": "Answer in capitals."}
+    assert checks.every_turn_is_rendered([([ask, answer], None)], chat_tokenizer) is None
+
+    # conversations that the template refuses are counted as bad rows elsewhere
+    assert checks.every_turn_is_rendered([([rule, ask], None)], chat_tokenizer) is None
+    chat_tokenizer.chat_template = (
+        "{% for m in messages if m.role != 'developer' %}{{ m.content }}{% endfor %}"
+    )
+    rows = [([ask, answer], None), ([rule, ask, answer], [])] * 80
+    assert checks.every_turn_is_rendered(rows, chat_tokenizer) == (
+        "the chat template leaves out parts of 50 of 100 conversations, first row 2: 50 x developer"
+        " turn; give a template that renders them, or take them out of the rows"
+    )

@@ -153,6 +153,15 @@ def encode_row(
     return ids, [IGNORED_LABEL] * masked + ids[masked:], None
 
 
+def read_conversations(
+    rows: Dataset,
+) -> Iterator[tuple[list[Turn], list[dict[str, Any]] | None]]:
+    """Yield turns and tools of the converted conversations that could be read."""
+    for row in cast(Any, rows.select_columns(["messages", "tools", "problem"])):
+        if not row["problem"]:
+            yield json.loads(row["messages"]), row_tools(row)
+
+
 def row_tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Return the schemas of the tools of a converted row; None without any."""
     return json.loads(row["tools"]) if row.get("tools") else None

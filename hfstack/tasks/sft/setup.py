@@ -26,9 +26,10 @@ from hfstack.models.context import context_length
 from hfstack.models.counting import flops_per_token
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.runs.environment import uses_deepspeed
-from hfstack.tasks.sft.encoding import encode_usable_rows
+from hfstack.tasks.sft.encoding import encode_usable_rows, read_conversations
 from hfstack.tasks.sft.packing import PackedCollator, pack_documents
 from hfstack.tokens.chat import read_chat_template
+from hfstack.tokens.rendering import log_unread_keys
 from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
@@ -181,10 +182,8 @@ def encode_rows(
 
     with training_template(tokenizer, assistant_only=assistant_only):
         # before the rows: without the marks every row would be a bad row
-        if assistant_only and "messages" in rows["train"].column_names:
-            checks.preflight(
-                {"the template marks the assistant": checks.template_marks_generation(tokenizer)}
-            )
+        if "messages" in rows["train"].column_names:
+            checks.preflight(template_problems(rows, tokenizer, assistant_only=assistant_only))
 
         for name, split in rows.items():
             encoded[name] = encode_usable_rows(
@@ -200,6 +199,30 @@ def encode_rows(
             )
 
     return encoded
+
+
+def template_problems(
+    rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, *, assistant_only: bool
+) -> Problems:
+    """Check that the chat template marks answers, and renders every turn of the rows.
+
+    Args:
+        rows: converted conversations of each split.
+        tokenizer: with the template that encodes them.
+    """
+    problems: Problems = {}
+    if assistant_only:
+        marked = checks.template_marks_generation(tokenizer)
+        problems["the template marks the assistant"] = marked
+        if marked:
+            return problems
+
+    for name, split in rows.items():
+        problems[f"every {name} turn is rendered"] = checks.every_turn_is_rendered(
+            read_conversations(split), tokenizer, assistant_only=assistant_only
+        )
+    log_unread_keys((turns for turns, _ in read_conversations(rows["train"])), tokenizer)
+    return problems
 
 
 def row_problems(

@@ -19,6 +19,7 @@ from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hfstack.models.gru import GRUConfig, GRUForCausalLM
+from hfstack.tasks.sft.columns import Columns, convert_rows
 from hfstack.tasks.sft.packing import PackedCollator
 from hfstack.tasks.sft.setup import (
     TokenCount,
@@ -26,6 +27,7 @@ from hfstack.tasks.sft.setup import (
     isolation_probe,
     sft_trainer_settings,
     step_costs,
+    template_problems,
     training_template,
 )
 from hfstack.training.checks import packed_documents_are_isolated
@@ -85,6 +87,28 @@ def test_a_template_of_a_known_family_is_marked_only_while_encoding(
     assert tokenizer.chat_template == qwen2_5_chat_template
     with training_template(tokenizer, assistant_only=False):
         assert tokenizer.chat_template == qwen2_5_chat_template
+
+
+def test_thoughts_that_a_template_drops_are_a_problem(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    from trl.chat_template_utils import qwen3_chat_template
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = qwen3_chat_template
+    ask = {"role": "user", "content": "Who?"}
+    answer = {"role": "assistant", "content": "The fox.", "reasoning_content": "I look."}
+    given = Dataset.from_list([{"messages": [ask, answer, ask, answer]}] * 3)
+    rows = {"train": convert_rows(given, Columns(), as_chat=True)}
+
+    # Qwen3's own template keeps the last thought alone; TRL's variant for training keeps all
+    problems = template_problems(rows, tokenizer, assistant_only=False)
+    assert "3 of 3 conversations, first row 1: 3 x thought" in str(
+        problems["every train turn is rendered"]
+    )
+    with training_template(tokenizer, assistant_only=True):
+        assert not any(template_problems(rows, tokenizer, assistant_only=True).values())
 
 
 def test_tokens_are_counted_over_all_rows_of_a_batch(tmp_path: Path) -> None:
