@@ -31,6 +31,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import fitting_prompts, pair_problems
+from hfstack.tasks.preferences.encode import render_tools
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
@@ -72,6 +73,7 @@ def main(
 
         # trainer
         samples = alignment.sample_answers(run, sample_args, rows, tokenizer, model)
+        rows = render_tools(rows, tokenizer)
         trainer = PairwiseORPOTrainer(
             model=model,
             args=training_args,

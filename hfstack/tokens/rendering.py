@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 _THINK_TAG = re.compile(r"<(/?)think>")
 # A shorter piece may stand in what a template writes by itself, such as the name of a role.
 _TELLING_CHARACTERS = 12
-_STANDARD_KEYS = {"role", "content", "reasoning_content", "tool_calls", "weight"}
+_STANDARD_KEYS = {"role", "content", "reasoning_content", "tool_calls"}
 
 # what a piece is to a reader, such as "system turn", and its text
 Piece = tuple[str, str]
@@ -71,13 +71,19 @@ def shape_of(turns: Sequence[Turn], tools: Any) -> tuple[Any, ...]:
 
 
 def log_unread_keys(
-    conversations: Iterable[Sequence[Turn]], tokenizer: PreTrainedTokenizerBase
+    conversations: Iterable[Sequence[Turn]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    weights: bool = False,
 ) -> None:
-    """Log which keys of turns the chat template does not mention, with counts."""
+    """Log which keys of turns the chat template does not mention, with counts.
+
+    Args:
+        weights: the recipe reads the weights of turns.
+    """
     template = str(tokenizer.chat_template)
-    counts = Counter(
-        key for turns in conversations for turn in turns for key in turn.keys() - _STANDARD_KEYS
-    )
+    read = _STANDARD_KEYS | ({"weight"} if weights else set())
+    counts = Counter(key for turns in conversations for turn in turns for key in turn.keys() - read)
     unread = {
         key: count
         for key, count in counts.items()
@@ -114,7 +120,7 @@ def _tool_pieces(tools: Iterable[dict[str, Any]]) -> Iterator[Piece]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield the texts inside the arguments of a call; numbers are spelled in many ways."""
+    """Yield the texts in the arguments of a call; numbers are spelled in many ways."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

@@ -10,12 +10,16 @@ keys that were given beside them. Sources:
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfstack.errors import DataError
 
 Turn = dict[str, Any]
+
+# columns beside a conversation that go into the chat template: of OpenAI, LLaMA-Factory, OpenOrca
+SYSTEM_NAMES = ("system", "system_prompt")
+TOOLS_NAMES = ("tools", "functions")
 
 # names of the roles in ShareGPT, LLaMA-Factory and OpenAI's first format of function calls
 _ROLES = {
@@ -81,6 +85,52 @@ def read_tools(value: Any) -> list[dict[str, Any]]:
         if not isinstance(tool, dict) or not (tool.get("name") or tool.get("function")):
             raise DataError(f"a tool is a JSON schema with a name, got {str(tool)[:60]!r}")
     return [_without_nulls(_as_function(tool)) for tool in tools]
+
+
+def columns_beside(rows: Mapping[str, Any] | Any, names: Sequence[str]) -> dict[str, str]:
+    """Return which of these columns hold a system turn and the schemas of tools.
+
+    A column of that name may hold other things, such as the tools of a craft: its first value says.
+
+    Args:
+        rows: columns by name, such as a Dataset.
+        names: the columns that nothing else reads.
+
+    Returns:
+        The names of the columns by their use: `system`, `tools`.
+    """
+    found: dict[str, str] = {}
+    for use, usual in (("system", SYSTEM_NAMES), ("tools", TOOLS_NAMES)):
+        name = next((name for name in usual if name in names), None)
+        first = next((value for value in rows[name] if value), None) if name else None
+        if name is None or first is None:
+            continue
+
+        try:
+            if use == "tools" and not read_tools(first):
+                continue
+        except DataError:
+            continue
+        found[use] = name
+    return found
+
+
+def with_system(turns: list[Turn], text: Any) -> list[Turn]:
+    """Return the turns behind a system turn of this text; none for an empty text.
+
+    Raises:
+        DataError: the turns begin with another system turn, or the text is none.
+    """
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"the system column must hold text, got {str(text)[:60]!r}")
+    if not text or not text.strip():
+        return turns
+
+    if turns and turns[0]["role"] == "system":
+        if turns[0]["content"].strip() != text.strip():
+            raise DataError("a system turn and another text in the system column: keep one of them")
+        return turns
+    return [{"role": "system", "content": text}, *turns]
 
 
 def is_learned(turn: Turn) -> bool:

@@ -103,6 +103,8 @@ def test_keys_that_the_template_does_not_mention_are_counted(
     monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
     tokenizer = byte_bpe()
     tokenizer.chat_template = SIMPLE + "{{ messages[0].name }}"
-    turns = [turn | {"name": "n", "time": 7, "weight": 1} for turn in TALK]
-    log_unread_keys([read_turns(turns, "user")] * 2, tokenizer)
-    assert caplog.messages == ["keys of turns that the chat template does not read: time (6 turns)"]
+    turns = [turn | {"name": "n", "time": 7, "weight": 0} for turn in TALK]
+    log_unread_keys([read_turns(turns, "user")] * 2, tokenizer, weights=True)
+    assert "the chat template does not read: time (6 turns)\n" in caplog.text
+    log_unread_keys([read_turns(turns, "user")], tokenizer)
+    assert "the chat template does not read: time (3 turns), weight (1 turns)" in caplog.text

@@ -1,6 +1,6 @@
 """Check preference recipes before the first step: settings, model and rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,8 +14,9 @@ from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.contents import check_kind
 from hfstack.models.context import context_length
 from hfstack.models.loading import find_architecture, require_model_name
-from hfstack.tasks.preferences.rows import answer_text
+from hfstack.tasks.preferences.rows import answer_text, tools_of
 from hfstack.tokens.chat import encode_for_generation
+from hfstack.tokens.rendering import log_unread_keys
 from hfstack.tokens.special_tokens import end_token_ids
 from hfstack.training import checks
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
@@ -77,19 +78,32 @@ def preference_problems(
     }
 
     for name, split in rows.items():
-        prompts = split["prompt"][:]
-        lengths = (len(encode_for_generation(tokenizer, prompt)) for prompt in prompts)
+        lengths = (len(ids) for ids in _encoded_prompts(split, tokenizer))
 
         # Of a prompt that fills max_length nothing is left to learn: the answer is truncated away.
         if max_length is not None and on_bad_row == "fail":
             problems[f"{name} prompts fit"] = checks.prompts_fit_context(lengths, max_length)
 
-        tokens = (encode_for_generation(tokenizer, prompt)[:2] for prompt in prompts)
+        tokens = (ids[:2] for ids in _encoded_prompts(split, tokenizer))
         problems[f"{name} has no double bos"] = checks.no_double_bos(
             tokens, cast(int | None, tokenizer.bos_token_id)
         )
 
-    return problems | _shared_prompts(rows)
+    return problems | rendering_problems(rows, tokenizer) | _shared_prompts(rows)
+
+
+def rendering_problems(rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase) -> Problems:
+    """Check that the chat template renders every turn of prompts and answers."""
+    if isinstance(rows["train"][0]["prompt"], str):
+        return {}
+
+    log_unread_keys((turns for turns, _ in _conversations(rows["train"])), tokenizer)
+    return {
+        f"every {name} turn is rendered": checks.every_turn_is_rendered(
+            _conversations(split), tokenizer
+        )
+        for name, split in rows.items()
+    }
 
 
 def pair_problems(rows: dict[str, Dataset]) -> Problems:
@@ -126,8 +140,8 @@ def fitting_prompts(
     for name, split in rows.items():
         fits = [
             row
-            for row, prompt in enumerate(split["prompt"][:])
-            if len(encode_for_generation(tokenizer, prompt)) < max_length
+            for row, ids in enumerate(_encoded_prompts(split, tokenizer))
+            if len(ids) < max_length
         ]
         if not fits:
             raise DataError(
@@ -176,7 +190,7 @@ def reward_problems(
         problems[f"{name} has no double bos"] = checks.no_double_bos([*chosen, *rejected], bos)
         problems[f"{name} answers differ"] = checks.chosen_differs_from_rejected(chosen, rejected)
 
-    problems |= _shared_prompts(rows)
+    problems |= rendering_problems(rows, tokenizer) | _shared_prompts(rows)
     if new_modules:
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         heads = {module.rpartition(".")[2] for module in new_modules}
@@ -206,9 +220,30 @@ def prompts_to_show(
     if asked:
         return asked
 
-    different = list({answer_text(prompt): prompt for prompt in split["prompt"][:50]}.values())
-    found = [encode_for_generation(tokenizer, prompt) for prompt in different]
+    first = split.select(range(min(len(split), 50)))
+    found = list(_encoded_prompts(_one_of_each_prompt(first), tokenizer))
     return [ids for ids in found if ids and (longest is None or len(ids) <= longest)][:3]
+
+
+def _one_of_each_prompt(rows: Dataset) -> Dataset:
+    """Return the rows without those whose prompt stands in an earlier one."""
+    number = {answer_text(prompt): row for row, prompt in reversed(list(enumerate(rows["prompt"])))}
+    return rows.select(sorted(number.values()))
+
+
+def _encoded_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Yield the tokens of each prompt up to its answer."""
+    columns = [name for name in ("prompt", "tools") if name in rows.column_names]
+    for row in cast(Any, rows.select_columns(columns)):
+        yield encode_for_generation(tokenizer, row["prompt"], tools_of(row))
+
+
+def _conversations(rows: Dataset) -> Iterator[tuple[list[Any], list[Any] | None]]:
+    """Yield the turns of each prompt with each of its answers, and the tools."""
+    for row in cast(Any, rows):
+        for side in ("chosen", "rejected", "completion"):
+            if side in row:
+                yield [*row["prompt"], *row[side]], tools_of(row)
 
 
 def _shared_prompts(rows: dict[str, Dataset]) -> Problems:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
-from datasets import Dataset
+from datasets import Dataset, Features, Json, Value
 from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
@@ -30,11 +30,13 @@ from hfstack.tasks.preferences.rows import (
     PreferenceCounts,
     Text,
     answer_text,
+    find_beside,
     kind_of,
     normal,
     pair_texts,
     parts_early,
     problem_of_answer,
+    read_row,
     refused,
     scored_by_prompt,
     turns_of,
@@ -105,7 +107,7 @@ def load_preferences(
 
         if counts is not None:
             counts[name] = counted
-        splits[name] = Dataset.from_list(converted)
+        splits[name] = _as_dataset(converted)
 
     if "eval" in splits:
         train, evaluation = (_with_key(splits[name]) for name in ("train", "eval"))
@@ -175,8 +177,13 @@ def to_pairs(
     pairs: Counter[str] = Counter()
 
     if kind == "pairs":
-        for number, row in enumerate(rows, 1):
+        rows = list(rows)
+        beside = find_beside(rows, args)
+        for number, given in enumerate(rows, 1):
             counts.rows += 1
+            row, unreadable = read_row(given, args, beside)
+            if refused(number, given, unreadable, counts, bad):
+                continue
             prompt, chosen, rejected = pair_texts(row, args)
             problem = problem_of_answer(chosen, args.chosen_column)
             problem = problem or problem_of_answer(rejected, args.rejected_column)
@@ -189,9 +196,10 @@ def to_pairs(
                 )
 
             # as text, so that equal pairs are one key whatever their form
-            if not refused(number, row, problem, counts, bad):
+            if not refused(number, given, problem, counts, bad):
                 assert prompt is not None
-                pair = normal(prompt, chosen, rejected, args)
+                tools = {"tools": row["tools"]} if "tools" in row else {}
+                pair = normal(prompt, chosen, rejected, args) | tools
                 counts.parted_early += parts_early(pair)
                 pairs[_pack(pair)] += 1
     else:
@@ -223,7 +231,7 @@ def to_labels(
 
     if kind == "pairs":
         unpaired = [
-            (row["prompt"], row[side], float(side == "chosen"))
+            (_asked(row), row[side], float(side == "chosen"))
             for row in to_pairs(rows, args, counts=counts, bad=bad)
             for side in ("chosen", "rejected")
         ]
@@ -236,13 +244,13 @@ def to_labels(
         limit = 1.0 if kind == "thumbs" else float(args.rating_threshold or 0)
         scored = scored_by_prompt(kind, rows, args, counts, bad)
         unpaired = [
-            (json.loads(prompt), answer, float(score >= limit))
-            for prompt, answers in scored.items()
+            (json.loads(asked), answer, float(score >= limit))
+            for asked, answers in scored.items()
             for answer, score in answers
         ]
 
-    for prompt, completion, good in unpaired:
-        answer = _pack({"prompt": prompt, "completion": completion})
+    for asked, completion, good in unpaired:
+        answer = _pack({**asked, "completion": completion})
         votes.setdefault(answer, [0, 0])[int(good)] += 1
 
     # An answer with as many thumbs up as down says nothing.
@@ -339,7 +347,7 @@ def _pairs_of_scored(
     scored: dict[str, list[tuple[Text, float]]], args: PreferenceArgs, counts: PreferenceCounts
 ) -> Iterator[dict[str, Any]]:
     """Yield every two answers of different scores, the widest gaps if limited."""
-    for prompt, answers in scored.items():
+    for asked, answers in scored.items():
         found = []
         for (first, first_score), (second, second_score) in itertools.combinations(answers, 2):
             if answer_text(first) == answer_text(second):
@@ -354,7 +362,7 @@ def _pairs_of_scored(
 
         if args.max_pairs_per_prompt is not None:
             found = sorted(found, key=lambda pair: -pair[0])[: args.max_pairs_per_prompt]
-        yield from ({"prompt": json.loads(prompt), "chosen": c, "rejected": r} for _, c, r in found)
+        yield from ({**json.loads(asked), "chosen": c, "rejected": r} for _, c, r in found)
 
 
 def _majority(pairs: Counter[str], counts: PreferenceCounts) -> list[dict[str, Any]]:
@@ -365,7 +373,7 @@ def _majority(pairs: Counter[str], counts: PreferenceCounts) -> list[dict[str, A
         counts.duplicates += times - 1
 
         opposite = pairs.get(
-            _pack({"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}),
+            _pack(row | {"chosen": row["rejected"], "rejected": row["chosen"]}),
             0,
         )
         if times > opposite:
@@ -425,6 +433,26 @@ def _report(
         ) as add:
             for row in bad:
                 add(row)
+
+
+def _as_dataset(rows: list[dict[str, Any]]) -> Dataset:
+    """Return rows as a Dataset, turns as JSON.
+
+    Arrow's own types would give every turn the keys of all turns, and templates read them.
+    """
+    if isinstance(rows[0]["prompt"], str):
+        return Dataset.from_list(rows)
+
+    if any("tools" in row for row in rows):
+        rows = [row | {"tools": row.get("tools")} for row in rows]
+    others = {"label": Value("bool"), "tools": Value("string")}
+    features = {column: others.get(column) or Json() for column in rows[0]}
+    return Dataset.from_list(rows, features=Features(features))
+
+
+def _asked(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the prompt of a pair, with its tools where it has any."""
+    return {name: row[name] for name in ("prompt", "tools") if name in row}
 
 
 def _with_key(rows: Dataset) -> Dataset:

@@ -5,10 +5,11 @@ from typing import Any, cast
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+from trl import apply_chat_template
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
-from hfstack.tasks.preferences.rows import Text, answer_text
+from hfstack.tasks.preferences.rows import Text, answer_text, tools_of
 from hfstack.tokens.chat import render_chat
 from hfstack.tokens.seams import count_shared, encode_joined
 from hfstack.tokens.text_rows import Overlong
@@ -17,13 +18,17 @@ logger = get_logger(__name__)
 
 
 def encode_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Text, answer: Text
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Text,
+    answer: Text,
+    tools: list[dict[str, Any]] | None = None,
 ) -> tuple[list[int], int, int]:
     """Return the tokens of prompt and answer, and where the prompt's begin and end.
 
-    A conversation goes through the chat template. Plain text ends with the eos token, from which a
-    causal model reads the reward. A tokenizer of an encoder such as BERT has no eos: prompt and
-    answer become its two segments, as in `[CLS] prompt [SEP] answer [SEP]`.
+    A conversation goes through the chat template, with the schemas of its tools. Plain text ends
+    with the eos token, from which a causal model reads the reward. A tokenizer of an encoder such
+    as BERT has no eos: prompt and answer become its two segments, as in `[CLS] prompt [SEP] answer
+    [SEP]`.
 
     Raises:
         ConfigError: conversations without a chat template, or a tokenizer that can end no text.
@@ -35,8 +40,8 @@ def encode_answer(
                 "with plain prompts, or a model with a chat template"
             )
         assert isinstance(answer, list)
-        token_ids = _chat_ids(tokenizer, [*prompt, *answer], ask=False)
-        end = count_shared(token_ids, _chat_ids(tokenizer, prompt, ask=True))
+        token_ids = _chat_ids(tokenizer, [*prompt, *answer], tools, ask=False)
+        end = count_shared(token_ids, _chat_ids(tokenizer, prompt, tools, ask=True))
 
     # the two segments of an encoder
     elif tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
@@ -86,7 +91,8 @@ def encode_pairs(
     for number, row in enumerate(rows):
         total += 1
         encoded = [
-            encode_answer(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected")
+            encode_answer(tokenizer, row["prompt"], row[side], tools_of(row))
+            for side in ("chosen", "rejected")
         ]
 
         length = max(len(token_ids) for token_ids, _, _ in encoded)
@@ -133,6 +139,31 @@ def encode_pairs(
     return Dataset.from_list(pairs), kept
 
 
+def render_tools(
+    rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Dataset]:
+    """Return pairs with tools as the text that the chat template makes of them.
+
+    TRL's ORPO trainer renders conversations without their tools (maybe_apply_chat_template); what
+    is text already it trains on as it is. Pairs without tools stay as they are.
+    """
+    rendered: dict[str, Dataset] = {}
+    for name, split in rows.items():
+        rendered[name] = split
+        if "tools" in split.column_names:
+            texts = (
+                apply_chat_template(
+                    {column: row[column] for column in ("prompt", "chosen", "rejected")},
+                    tokenizer,
+                    cast(Any, tools_of(row)),
+                )
+                for row in cast(Any, split)
+            )
+            rendered[name] = Dataset.from_list(list(texts))
+
+    return rendered
+
+
 def shorten(token_ids: Sequence[int], begin: int, end: int, *, max_length: int) -> list[int]:
     """Truncate the prompt [begin, end) from its start, then the answer's end but one."""
     excess = len(token_ids) - max_length
@@ -143,7 +174,13 @@ def shorten(token_ids: Sequence[int], begin: int, end: int, *, max_length: int) 
 
 
 def _chat_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, ask: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    *,
+    ask: bool,
 ) -> list[int]:
-    encoded = render_chat(tokenizer, messages, add_generation_prompt=ask, return_dict=True)
+    encoded = render_chat(
+        tokenizer, messages, tools=tools, add_generation_prompt=ask, return_dict=True
+    )
     return list(encoded["input_ids"])

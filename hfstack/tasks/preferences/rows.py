@@ -20,6 +20,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
+from hfstack.tokens.turns import (
+    columns_beside,
+    is_conversation,
+    read_tools,
+    read_turns,
+    with_system,
+)
+
+logger = get_logger(__name__)
 
 Text = str | list[dict[str, Any]]
 
@@ -81,10 +91,116 @@ class PreferenceCounts:
 
 
 def answer_text(value: Text) -> str:
-    """Return the text of a prompt or an answer, of conversations their contents."""
+    """Return the text of a prompt or an answer.
+
+    Of conversations it is their contents, with the thoughts and the calls of tools.
+    """
     if isinstance(value, str):
         return value
-    return "\n".join(str(message.get("content") or "") for message in value)
+    return "\n".join(
+        "\n".join(
+            [
+                *([message["reasoning_content"]] if "reasoning_content" in message else []),
+                str(message.get("content") or ""),
+                *(json.dumps(call["function"]) for call in message.get("tool_calls", [])),
+            ]
+        )
+        for message in value
+    )
+
+
+def read_row(
+    row: Any, args: PreferenceArgs, beside: dict[str, str]
+) -> tuple[dict[str, Any], str | None]:
+    """Return a row with its conversations read, and what is wrong with it or None.
+
+    Args:
+        beside: of `find_beside`; the system turn stands in front of the prompt, and schemas of
+            tools are JSON text in `tools`.
+    """
+    read = {name: value for name, value in row.items() if name not in beside.values()}
+    try:
+        for column in (args.chosen_column, args.rejected_column, args.completion_column):
+            if column in row:
+                read[column] = _read_text(row[column], "assistant")
+        if args.prompt_column in row:
+            read[args.prompt_column] = _read_text(row[args.prompt_column], "user")
+        if isinstance(row.get(args.completions_column), list):
+            answers = [_read_text(answer, "assistant") for answer in row[args.completions_column]]
+            read[args.completions_column] = answers
+
+        _add_system(read, args, row[beside["system"]] if "system" in beside else None)
+        tools = read_tools(row[beside["tools"]]) if "tools" in beside else []
+    except DataError as error:
+        return row, str(error)
+
+    return read | ({"tools": json.dumps(tools, ensure_ascii=False)} if tools else {}), None
+
+
+def find_beside(rows: Any, args: PreferenceArgs) -> dict[str, str]:
+    """Return the columns of system turns and tools by their use, and log the rest.
+
+    Only conversations have a place for them; a list of rows may have other keys in each row.
+    """
+    found = list(getattr(rows, "column_names", None) or dict.fromkeys(k for r in rows for k in r))
+    spare = [name for name in found if name not in asdict(args).values()]
+    columns = {name: [row.get(name) for row in rows] for name in spare}
+    beside = columns_beside(columns, spare)
+
+    first = next(iter(rows), {})
+    answers = (args.prompt_column, args.chosen_column, args.completion_column)
+    texts = [first[column] for column in answers if column in first]
+    chat = args.conversational or any(
+        isinstance(text, list | dict) or is_conversation(text) for text in texts
+    )
+    if beside and not chat:
+        logger.warning(
+            "the columns %s are not read: only conversations have a place for them "
+            "(--conversational makes turns of plain prompts and answers)",
+            ", ".join(beside.values()),
+        )
+        beside = {}
+
+    unread = [name for name in spare if name not in beside.values()]
+    logger.info(
+        "preferences are read from the columns %s; not read: %s",
+        ", ".join(name for name in found if name not in unread),
+        ", ".join(unread) or "none",
+    )
+    return beside
+
+
+def tools_of(row: Any) -> list[dict[str, Any]] | None:
+    """Return the schemas of the tools of a pair or a labelled answer, or None."""
+    return json.loads(row["tools"]) if row.get("tools") else None
+
+
+def _read_text(value: Any, role: str) -> Any:
+    """Return a conversation as its turns; text, and what is neither, as it is."""
+    is_turns = isinstance(value, list | dict) or is_conversation(value)
+    return read_turns(value, role) if is_turns else value
+
+
+def _add_system(row: dict[str, Any], args: PreferenceArgs, text: Any) -> None:
+    """Put a system turn in front of the prompt, or of answers that hold their prompt."""
+    if not text:
+        return
+
+    prompt = row.get(args.prompt_column)
+    answers = [row.get(column) for column in (args.chosen_column, args.rejected_column)]
+    if all(isinstance(turns, list) and _holds_prompt(turns, prompt) for turns in answers):
+        row.pop(args.prompt_column, None)
+        row[args.chosen_column] = with_system(row[args.chosen_column], text)
+        row[args.rejected_column] = with_system(row[args.rejected_column], text)
+    else:
+        row[args.prompt_column] = with_system(turns_of(prompt or "", "user"), text)
+
+
+def _holds_prompt(turns: list[dict[str, Any]], prompt: Text | None) -> bool:
+    """Return whether an answer is a whole conversation, its prompt included."""
+    if isinstance(prompt, list):
+        return turns[: len(prompt)] == prompt
+    return bool(turns) and turns[0]["role"] != "assistant"
 
 
 def prompt_of(row: Any, args: PreferenceArgs) -> str:
@@ -154,7 +270,9 @@ def kind_of(
             return kind, whole
 
     answers = {args.chosen_column, args.rejected_column}
-    if answers <= have and all(isinstance(first[column], list) for column in answers):
+    if answers <= have and all(
+        isinstance(first[column], list) or is_conversation(first[column]) for column in answers
+    ):
         return "pairs", whole  # conversations that hold their prompt
     raise DataError(_other_names(found, kinds, args))
 
@@ -269,10 +387,18 @@ def scored_by_prompt(
     counts: PreferenceCounts,
     bad: list[dict[str, Any]] | None,
 ) -> dict[str, list[tuple[Text, float]]]:
-    """Return answers with their scores by prompt (as JSON), in the order of the file."""
+    """Return answers with their scores, in the order of the file.
+
+    Keys are JSON text of {prompt}, with `tools` where the rows have any.
+    """
+    rows = list(rows)
+    beside = find_beside(rows, args)
     scored: dict[str, list[tuple[Text, float]]] = {}
-    for number, row in enumerate(rows, 1):
+    for number, given in enumerate(rows, 1):
         counts.rows += 1
+        row, unreadable = read_row(given, args, beside)
+        if refused(number, given, unreadable, counts, bad):
+            continue
         prompt = row[args.prompt_column]
         answers, scores = _answers_and_scores(kind, row, args)
         # an empty prompt is one: texts that begin from nothing can be compared too
@@ -286,7 +412,7 @@ def scored_by_prompt(
             if problem is None and not isinstance(score, int | float):
                 problem = f"a score must be a number (or true, false), got {score!r}"
 
-        if refused(number, row, problem, counts, bad):
+        if refused(number, given, problem, counts, bad):
             continue
 
         plain = isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers)
@@ -294,7 +420,8 @@ def scored_by_prompt(
             prompt = turns_of(prompt, "user")
             answers = [turns_of(answer, "assistant") for answer in answers]
 
-        answers_so_far = scored.setdefault(json.dumps(prompt, ensure_ascii=False), [])
+        asked = {"prompt": prompt} | ({"tools": row["tools"]} if "tools" in row else {})
+        answers_so_far = scored.setdefault(json.dumps(asked, ensure_ascii=False), [])
         answers_so_far += zip(answers, map(float, scores), strict=True)
 
     return scored

@@ -3,20 +3,29 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import Dataset
+from datasets import Dataset, Features, Json
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
 from hfstack.data.sources import DataArgs, Splits, load_splits, require_columns
 from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.tokens.chat import render_chat
 from hfstack.tokens.seams import decode_answer, opening_for
-from hfstack.training.checks import no_double_bos, train_and_eval_are_disjoint
+from hfstack.tokens.turns import columns_beside, is_conversation, read_turns, with_system
+from hfstack.training.checks import (
+    every_turn_is_rendered,
+    no_double_bos,
+    train_and_eval_are_disjoint,
+)
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
+
+logger = get_logger(__name__)
 
 
 def load_prompts(
@@ -48,14 +57,21 @@ def load_prompts(
             rows = rows.rename_column(column, "prompt")
 
         # Streamed rows cannot be read twice.
-        if isinstance(rows, Dataset):
-            for number, prompt in enumerate(rows["prompt"], 1):
-                if problem := _prompt_problem(prompt):
-                    raise DataError(f"{recipe}: {split} row {number}, column {column!r}: {problem}")
+        if not isinstance(rows, Dataset):
+            splits[split] = rows.map(partial(_read_prompt, system=None)) if as_chat else rows
+            continue
 
-        splits[split] = (
-            rows.map(lambda row: {"prompt": as_conversation(row["prompt"])}) if as_chat else rows
-        )
+        chat = as_chat or _is_turns(rows[0]["prompt"])
+        system = _find_system(rows, recipe=recipe, chat=chat)
+        for number, row in enumerate(cast(Any, rows), 1):
+            if problem := _row_problem(row, system=system):
+                raise DataError(f"{recipe}: {split} row {number}, column {column!r}: {problem}")
+
+        # JSON because Arrow would give every turn the keys of all turns, and templates read them
+        if chat:
+            features = Features({**rows.features, "prompt": Json()})
+            rows = rows.map(partial(_read_prompt, system=system), features=features)
+        splits[split] = rows
 
     return splits
 
@@ -95,10 +111,17 @@ def prompt_problems(
             token_ids = encode_prompt(prompt, tokenizer)
             encoded.append(truncate_prompt(token_ids, max_prompt_length, bos))
 
+    rendered = {
+        f"every {name} turn is rendered": every_turn_is_rendered(
+            ((prompt, None) for prompt in side if not isinstance(prompt, str)), tokenizer
+        )
+        for name, side in prompts.items()
+        if any(not isinstance(prompt, str) for prompt in side)
+    }
     train, held_out = (
         [json.dumps(prompt) for prompt in prompts.get(name, [])] for name in ("train", "eval")
     )
-    return {
+    return rendered | {
         "no doubled bos": no_double_bos(encoded, bos),
         NO_SHARED_ROW: train_and_eval_are_disjoint(train, held_out),
         "prompts and completions fit the context": _context_problem(
@@ -189,6 +212,45 @@ def truncate_prompt(token_ids: list[int], longest: int | None, bos_token_id: Any
 def as_conversation(prompt: Any) -> Any:
     """Return a plain prompt as the user's turn, a conversation as it is."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _find_system(rows: Dataset, *, recipe: str, chat: bool) -> str | None:
+    """Return the column of system turns, or None; log what has no place in the prompts."""
+    beside = columns_beside(rows, [name for name in rows.column_names if name != "prompt"])
+    if "tools" in beside:
+        logger.warning(
+            "the column %r is not read: %s renders prompts without tools", beside["tools"], recipe
+        )
+    if "system" in beside and not chat:
+        logger.warning(
+            "the column %r is not read: only conversations have a place for it (--as_chat)",
+            beside["system"],
+        )
+    return beside.get("system") if chat else None
+
+
+def _read_prompt(row: dict[str, Any], *, system: str | None) -> dict[str, Any]:
+    """Return the prompt of a row as the turns that the chat template reads."""
+    turns = read_turns(row["prompt"], "user")
+    return {"prompt": with_system(turns, row[system] if system else None)}
+
+
+def _is_turns(prompt: Any) -> bool:
+    return not isinstance(prompt, str) or is_conversation(prompt)
+
+
+def _row_problem(row: dict[str, Any], *, system: str | None) -> str | None:
+    """Return what is wrong with the prompt of a row as it stands in the file, or None."""
+    prompt = row["prompt"]
+    if problem := _prompt_problem(prompt):
+        return problem
+    if not _is_turns(prompt):
+        return None
+
+    try:
+        return _prompt_problem(_read_prompt(row, system=system)["prompt"])
+    except DataError as error:
+        return str(error)
 
 
 def _prompt_problem(prompt: Any) -> str | None:

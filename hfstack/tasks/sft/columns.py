@@ -12,7 +12,16 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.runs.rendering import Form, describe_rendering
 from hfstack.runs.run import Run
-from hfstack.tokens.turns import Turn, is_conversation, read_tools, read_turns
+from hfstack.tokens.turns import (
+    SYSTEM_NAMES,
+    TOOLS_NAMES,
+    Turn,
+    columns_beside,
+    is_conversation,
+    read_tools,
+    read_turns,
+    with_system,
+)
 
 logger = get_logger(__name__)
 
@@ -24,10 +33,7 @@ _CONTEXT_NAMES = ("input", "context", "passage")
 _COMPLETION_NAMES = ("output", "response", "answer", "completion", "target", "assistant")
 _CONVERSATION_NAMES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 
-# columns beside a conversation that go into the chat template: of OpenAI, LLaMA-Factory, OpenOrca
-_SYSTEM_NAMES = ("system", "system_prompt")
-_TOOLS_NAMES = ("tools", "functions")
-_HISTORY_NAME = "history"
+_HISTORY_NAME = "history"  # LLaMA-Factory's column of earlier questions and answers
 
 
 @dataclass(frozen=True)
@@ -132,14 +138,9 @@ def find_beside(
 
     beside: dict[str, str] = {}
     if row_format == "messages" or (len(rows) and _is_chat(rows[0], columns, as_chat=as_chat)):
-        for use, names in (("system", _SYSTEM_NAMES), ("tools", _TOOLS_NAMES)):
-            name = next((name for name in names if name in spare), None)
-            if name is not None:
-                beside[use] = name
+        beside = columns_beside(rows, spare)
         if row_format == "prompt+completion" and _HISTORY_NAME in spare:
             beside["history"] = _HISTORY_NAME
-        if "tools" in beside and not _hold_tools(rows, beside["tools"]):
-            del beside["tools"]
 
     unread = [name for name in spare if name not in beside.values()]
     logger.info(
@@ -148,7 +149,8 @@ def find_beside(
         ", ".join(unread) or "none",
     )
 
-    if lost := [name for name in unread if name in (*_SYSTEM_NAMES, *_TOOLS_NAMES, _HISTORY_NAME)]:
+    named = {*SYSTEM_NAMES, *TOOLS_NAMES, _HISTORY_NAME}
+    if lost := [name for name in unread if name in named and any(rows[name])]:
         logger.warning(
             "the columns %s are not read: only conversations have a place for them",
             ", ".join(lost),
@@ -177,7 +179,7 @@ def _convert_conversation(
             before += read_turns(_with_context(row, columns), "user")
             answer = read_turns(row[columns.completion], "assistant")
 
-        before = _with_system(before, given.get("system"))
+        before = with_system(before, given.get("system"))
         tools = read_tools(given.get("tools"))
     except DataError as error:
         row = {"messages": json.dumps(row, ensure_ascii=False, default=str)}
@@ -208,32 +210,6 @@ def _read_history(value: Any) -> list[Turn]:
             raise DataError(f"history is a list of [question, answer], got {str(pair)[:60]!r}")
         turns += [*read_turns(pair[0], "user"), *read_turns(pair[1], "assistant")]
     return turns
-
-
-def _with_system(turns: list[Turn], text: Any) -> list[Turn]:
-    """Return the turns behind a system turn; a system turn of their own stands."""
-    if text is not None and not isinstance(text, str):
-        raise DataError(f"the system column must hold text, got {str(text)[:60]!r}")
-    if not text or not text.strip():
-        return turns
-
-    if turns and turns[0]["role"] == "system":
-        if turns[0]["content"].strip() != text.strip():
-            raise DataError("a system turn and another text in the system column: keep one of them")
-        return turns
-    return [{"role": "system", "content": text}, *turns]
-
-
-def _hold_tools(rows: Dataset, column: str) -> bool:
-    """Return whether a column holds schemas of tools, judged by its first value.
-
-    A column of that name may hold other things, such as the tools of a craft.
-    """
-    first = next((value for value in rows[column] if value), None)
-    try:
-        return first is not None and bool(read_tools(first))
-    except DataError:
-        return False
 
 
 def _suggest_flags(found: Sequence[str]) -> list[str]:

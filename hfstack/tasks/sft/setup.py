@@ -221,7 +221,8 @@ def template_problems(
         problems[f"every {name} turn is rendered"] = checks.every_turn_is_rendered(
             read_conversations(split), tokenizer, assistant_only=assistant_only
         )
-    log_unread_keys((turns for turns, _ in read_conversations(rows["train"])), tokenizer)
+    turns = (turns for turns, _ in read_conversations(rows["train"]))
+    log_unread_keys(turns, tokenizer, weights=True)
     return problems
 
 

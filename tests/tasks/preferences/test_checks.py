@@ -1,5 +1,7 @@
 """The checks before preference training find the faults that are planted."""
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from hfstack.tasks.preferences.checks import (
     prompts_to_show,
     reward_problems,
 )
+from hfstack.tasks.preferences.data import to_pairs
+from hfstack.tasks.preferences.encode import encode_answer, render_tools
 from hfstack.training.checks import preflight
 
 PAIRS = [{"prompt": f"Fox {i}", "chosen": " was kind", "rejected": " ran"} for i in range(4)]
@@ -35,6 +39,39 @@ def test_good_pairs_pass_and_held_out_prompts_are_shown(model, tiny_tokenizer):
     assert (
         prompts_to_show(["a", "b"], rows, tiny_tokenizer, longest=100)[1]
         == tiny_tokenizer("b")["input_ids"]
+    )
+
+
+def test_tools_and_turns_are_rendered_or_a_problem(model, tiny_tokenizer):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    ask, good, bad = (
+        [{"role": role, "content": text}]
+        for role, text in (("user", "Where?"), ("assistant", "Home."), ("assistant", "No idea."))
+    )
+    row = {"prompt": ask, "chosen": good, "rejected": bad, "tools": [{"name": "find_fox"}]}
+    pairs = Dataset.from_list(to_pairs([row]))
+    how = {"max_length": 96, "on_bad_row": "fail"}
+    assert not any(preference_problems({"train": pairs}, tokenizer, model, **how).values())
+
+    # as dpo renders it, as reward encodes it, as orpo's trainer gets it, as it is sampled
+    schema = '[{"type": "function", "function": {"name": "find_fox"}}]'
+    text = schema + "user:Where?\nassistant:Home.\n"
+    tools = json.loads(pairs[0]["tools"])
+    assert tokenizer.apply_chat_template(ask + good, tools=tools, tokenize=False) == text
+    assert tokenizer.decode(encode_answer(tokenizer, ask, good, tools)[0]) == text
+    rendered = render_tools({"train": pairs}, tokenizer)["train"][0]
+    assert rendered["prompt"] + rendered["chosen"] == text
+    shown = prompts_to_show([], {"train": pairs}, tokenizer, longest=None)
+    assert tokenizer.decode(shown[0]) == schema + "user:Where?\nassistant:"
+
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}"
+    problems = preference_problems({"train": pairs}, tokenizer, model, **how)
+    assert "2 of 2 conversations, first row 1: 2 x tool schema" in str(
+        problems["every train turn is rendered"]
     )
 
 

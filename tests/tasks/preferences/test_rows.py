@@ -3,13 +3,16 @@ settled.
 """
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 
 from hfstack.data.sources import DataArgs, Source
 from hfstack.errors import ConfigError, DataError
+from hfstack.logs import setup_logging
 from hfstack.tasks.preferences.data import (
     add_label_noise,
     judged_pairs,
@@ -26,11 +29,11 @@ from tests.conftest import SENTENCES
 from tests.tiny_encoder import tiny_bert_tokenizer
 
 
-def pair(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
+def pair(prompt: str, chosen: Any, rejected: Any) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def turn(role: str, content: str) -> dict[str, str]:
+def turn(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
@@ -121,6 +124,59 @@ def test_conversations_share_their_beginning_as_the_prompt():
     assert answer_text(expected["prompt"]) == "hi"
     with pytest.raises(DataError, match="chosen and rejected are the same"):
         to_pairs([{"chosen": [question, good], "rejected": [question, good]}])
+
+
+def test_conversations_are_read_as_public_data_writes_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup_logging()
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    call = {"name": "find_fox", "arguments": '{"den": 4}'}
+    rows = [
+        {
+            "prompt": [{"from": "human", "value": f"Where {number}?"}],
+            "chosen": {"role": "assistant", "tool_calls": [{"function": call}]},
+            "rejected": [turn("assistant", "No idea.")],
+            "system": "Be brief.",
+            "tools": [{"name": "find_fox", "parameters": {"den": {"type": "number"}}}],
+            "source": "x",
+        }
+        for number in range(4)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataArgs(datasets=[Source(str(path))], eval_fraction=0)
+    found = load_preferences(data, PreferenceArgs())["train"][0]
+    assert found["prompt"] == [turn("system", "Be brief."), turn("user", "Where 0?")]
+
+    # no key of another turn, which a template would read
+    function = {"name": "find_fox", "arguments": {"den": 4}}
+    calls = [{"type": "function", "function": function}]
+    assert found["chosen"] == [turn("assistant", "") | {"tool_calls": calls}]
+    assert found["rejected"] == [turn("assistant", "No idea.")]
+    assert json.loads(found["tools"])[0]["function"]["name"] == "find_fox"
+    assert "columns prompt, chosen, rejected, system, tools; not read: source" in caplog.text
+
+    labels = load_preferences(data, PreferenceArgs(), form="labels")["train"]
+    assert labels[0]["completion"] == found["chosen"] and labels[0]["label"] is True
+    assert labels["tools"][:] == [found["tools"]] * 8
+
+    # answers that hold their prompt, beside a prompt of text
+    whole = [turn("user", "hi")], [turn("assistant", "a")], [turn("assistant", "b")]
+    row = pair("hi", [*whole[0], *whole[1]], [*whole[0], *whole[2]]) | {"system": "Be kind."}
+    assert to_pairs([row]) == [
+        {
+            "prompt": [turn("system", "Be kind."), *whole[0]],
+            "chosen": whole[1],
+            "rejected": whole[2],
+        }
+    ]
+
+    # plain pairs have no place for them
+    assert to_pairs([pair("a", "x", "y") | {"system": "Be kind."}]) == [pair("a", "x", "y")]
+    assert "the columns system are not read" in caplog.text
+    with pytest.raises(DataError, match="preference row 1: a part of content is 'image'"):
+        to_pairs([pair("a", "x", [turn("assistant", [{"type": "image"}])])])
 
 
 def test_faults_stop_or_are_collected():

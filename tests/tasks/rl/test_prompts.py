@@ -1,6 +1,7 @@
 """Prompts of online reinforcement learning are loaded, checked and truncated."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from trl import RLOOConfig
 
 from hfstack.data.sources import DataArgs, Source
 from hfstack.errors import ConfigError, DataError
+from hfstack.logs import setup_logging
 from hfstack.tasks.rl.prompts import (
     check_groups,
     encode_prompt,
@@ -58,6 +60,39 @@ def test_prompts_keep_their_columns_and_become_turns(load) -> None:
     )
 
 
+def test_conversations_are_read_as_public_data_writes_them(
+    load, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup_logging()
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "is it?"}]
+    asked = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]
+    tools = [{"name": "find_fox", "parameters": {}}]
+    row = {"prompt": [*asked, {"role": "user", "content": parts}], "system": "Be brief."}
+    assert load([row | {"tools": tools}])["train"]["prompt"][0] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Who is it?"},
+    ]
+    assert "the column 'tools' is not read: rloo renders prompts without tools" in caplog.text
+    plain = load([{"prompt": "Hi", "system": "Be brief."}])["train"]["prompt"][0]
+    assert plain == "Hi" and "the column 'system' is not read" in caplog.text
+    turns = load([{"prompt": "Hi", "system": "Be brief."}], as_chat=True)["train"][0]["prompt"]
+    assert [turn["role"] for turn in turns] == ["system", "user"]
+
+
+def test_turns_that_the_template_drops_are_a_problem(llama: tuple[Any, Any]) -> None:
+    model, tokenizer = llama
+    tokenizer.chat_template = (
+        "{% for m in messages if m.role != 'developer' %}{{ m.content }}{% endfor %}"
+    )
+    turns = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    rows = Dataset.from_dict({"prompt": [turns]})
+    found = prompt_problems({"train": rows}, tokenizer, model, max_completion_length=4)
+    assert "1 x developer turn" in str(found["every train turn is rendered"])
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -66,6 +101,10 @@ def test_prompts_keep_their_columns_and_become_turns(load) -> None:
         (
             {"prompt": [{"role": "assistant", "content": "hi"}]},
             "the conversation ends with an answer",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+            "train row 1, column 'prompt': a part of content is 'image'",
         ),
         ({"prompt": 3}, r"a prompt is text or a list of messages \{role, content\}, got '3'"),
     ],
