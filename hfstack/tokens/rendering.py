@@ -9,12 +9,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hfstack.errors import DataError
 from hfstack.logs import get_logger
-from hfstack.tokens.chat import render_with_answers
+from hfstack.tokens.chat import render_chat, render_with_answers
 from hfstack.tokens.turns import Turn, is_learned
 
 logger = get_logger(__name__)
@@ -22,6 +24,7 @@ logger = get_logger(__name__)
 _THINK_TAG = re.compile(r"<(/?)think>")
 # A shorter piece may stand in what a template writes by itself, such as the name of a role.
 _TELLING_CHARACTERS = 12
+_COMPARED_PROMPTS = 50  # rows whose prompt for generation is compared with what is trained
 _STANDARD_KEYS = {"role", "content", "reasoning_content", "tool_calls"}
 
 # what a piece is to a reader, such as "system turn", and its text
@@ -93,6 +96,39 @@ def log_unread_keys(
         logger.warning(
             "keys of turns that the chat template does not read: %s",
             ", ".join(f"{key} ({count} turns)" for key, count in sorted(unread.items())),
+        )
+
+
+def log_other_prompts(
+    conversations: Iterable[tuple[Sequence[Turn], Any]], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Warn where a prompt for generation is no beginning of what is trained.
+
+    Templates of thinking models open a thought in the prompt (`<think>`), which answers without one
+    are not trained behind: the model is asked in another way than it has learned.
+    """
+    looked, other, ending = 0, 0, ""
+    for turns, tools in islice(conversations, _COMPARED_PROMPTS):
+        if not turns or turns[-1]["role"] != "assistant":
+            continue
+
+        try:
+            options = {"tools": tools or None, "tokenize": False}
+            asked = render_chat(tokenizer, turns[:-1], add_generation_prompt=True, **options)
+            whole = render_chat(tokenizer, turns, **options)
+        except DataError:
+            continue
+        looked += 1
+        if not whole.startswith(asked):
+            other, ending = other + 1, asked[-30:]
+
+    if other:
+        logger.warning(
+            "%d of %d conversations are trained behind another prompt than the model is asked with,"
+            " which ends with %r: answers with a thought, or another template, agree with it",
+            other,
+            looked,
+            ending,
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from hfstack.errors import DataError
 from hfstack.logs import setup_logging
-from hfstack.tokens.rendering import find_missing, log_unread_keys
+from hfstack.tokens.rendering import find_missing, log_other_prompts, log_unread_keys
 from hfstack.tokens.turns import read_tools, read_turns
 from tests.tiny_tokenizers import byte_bpe
 
@@ -94,6 +94,23 @@ def test_what_is_marked_is_the_assistants_alone() -> None:
 def test_a_template_that_refuses_is_one_line() -> None:
     with pytest.raises(DataError, match="the chat template fails: no system"):
         missing("{{ raise_exception('no system') }}", TALK)
+
+
+def test_a_prompt_that_opens_a_thought_is_named_where_answers_have_none(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup_logging()
+    monkeypatch.setattr(logging.getLogger("hfstack"), "propagate", True)
+    tokenizer = byte_bpe()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant><think>{% endif %}"
+    )
+    thought = [TALK[0], {"role": "assistant", "content": "<think>So</think>It is 5."}]
+    log_other_prompts([(thought, None)], tokenizer)
+    assert "another prompt" not in caplog.text
+    log_other_prompts([(thought, None), (TALK, None)], tokenizer)
+    assert "1 of 2 conversations are trained behind another prompt" in caplog.text
 
 
 def test_keys_that_the_template_does_not_mention_are_counted(

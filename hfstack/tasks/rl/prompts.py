@@ -215,7 +215,7 @@ def as_conversation(prompt: Any) -> Any:
 
 
 def _find_system(rows: Dataset, *, recipe: str, chat: bool) -> str | None:
-    """Return the column of system turns, or None; log what has no place in the prompts."""
+    """Return the column of system turns, or None; log what has no place in prompts."""
     beside = columns_beside(rows, [name for name in rows.column_names if name != "prompt"])
     if "tools" in beside:
         logger.warning(

@@ -1,0 +1,167 @@
+"""Every chat template that TRL ships, tried as sft uses it: the table of docs/chat_templates.md.
+
+`python -m tests.tokens.test_trl_templates` writes the table again, after an upgrade of TRL.
+"""
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from transformers import PreTrainedTokenizerFast
+from trl.chat_template_utils import is_chat_template_stop_token_trained
+
+from hfstack.errors import DataError
+from hfstack.tasks.sft.encoding import encode_row
+from hfstack.tasks.sft.setup import training_template
+from hfstack.tokens.chat import (
+    end_of_turn_id,
+    has_generation_markers,
+    render_chat,
+    render_with_answers,
+)
+from hfstack.tokens.rendering import find_missing
+from hfstack.tokens.special_tokens import IGNORED_LABEL
+from hfstack.tokens.turns import read_tools, read_turns
+from tests.conftest import ROOT
+from tests.tiny_tokenizers import byte_bpe
+
+PAGE = ROOT / "docs" / "chat_templates.md"
+FOLDER = Path(trl.__file__).parent / "chat_templates"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja") if not path.stem.endswith("_training"))
+COLUMNS = (
+    "template",
+    "marks",
+    "learned",
+    "prompt",
+    "ends",
+    "system",
+    "developer",
+    "tools",
+    "thoughts",
+)
+
+# `<|im_end|>`, `<end_of_turn>`, `<turn|>`, `<｜User｜>`: what is one token in the models' own
+SPECIAL = re.compile(r"<(?:[|｜][^\s<>'\"]+?[|｜]?|\w+_of_\w+|\w+[|｜])>")
+
+ASK = {"role": "user", "content": "Where does the small fox live?"}
+ANSWER = {"role": "assistant", "content": "It lives near the red river."}
+AGAIN = [{"role": "user", "content": "Who else is there?"}, ANSWER | {"content": "An old owl."}]
+CALL = {"function": {"name": "find_fox", "arguments": {"place": "north den"}}}
+TOOLS = [{"name": "find_fox", "description": "Finds a fox.", "parameters": {"type": "object"}}]
+TALKS: dict[str, list[dict[str, Any]]] = {
+    "system": [{"role": "system", "content": "Be kind and brief."}, ASK, ANSWER, *AGAIN],
+    "developer": [{"role": "developer", "content": "Be kind and brief."}, ASK, ANSWER],
+    "tools": [
+        ASK,
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "name": "find_fox", "content": "den number four"},
+        ANSWER,
+    ],
+    "thoughts": [ASK, ANSWER | {"reasoning_content": "I remember a den."}, *AGAIN],
+}
+
+
+@pytest.fixture(scope="module")
+def base() -> PreTrainedTokenizerFast:
+    return byte_bpe(use_regex=False)
+
+
+def tokenizer_of(name: str, base: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return the tiny tokenizer with a template of TRL's and the tokens that it writes."""
+    tokenizer = copy.deepcopy(base)
+    tokenizer.chat_template = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    special: Any = sorted(set(SPECIAL.findall(tokenizer.chat_template)))
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    return tokenizer
+
+
+def outcome(tokenizer: PreTrainedTokenizerFast, talk: str, *, marked: bool) -> str:
+    """Return whether a template renders all of a conversation, and marks its answers."""
+    turns = read_turns(TALKS[talk], "user")
+    tools = read_tools(TOOLS if talk == "tools" else None)
+    try:
+        missing = find_missing(tokenizer, turns, tools, assistant_only=marked)
+    except DataError:
+        return "refused"
+    return "dropped" if missing else "yes"
+
+
+def learned_text(tokenizer: PreTrainedTokenizerFast, turns: list[dict[str, Any]]) -> str:
+    row = {"messages": json.dumps(turns), "prompt_turns": 0, "history": False}
+    row |= {"tools": "", "problem": ""}
+    _, labels, problem = encode_row(row, tokenizer, assistant_only=True, completion_only=True)
+    assert problem is None
+    return str(tokenizer.decode([label for label in labels if label != IGNORED_LABEL]))
+
+
+def try_template(name: str, base: PreTrainedTokenizerFast) -> list[str]:
+    """Return a row of the table."""
+    tokenizer = tokenizer_of(name, base)
+    own = has_generation_markers(str(tokenizer.chat_template))
+    ask = read_turns([ASK], "user")
+
+    try:
+        prompt = str(render_chat(tokenizer, ask, tokenize=False, add_generation_prompt=True))
+        end = end_of_turn_id(tokenizer)
+    except DataError:
+        return [name, *["refused"] * (len(COLUMNS) - 1)]
+
+    with training_template(tokenizer, assistant_only=True):
+        marked = has_generation_markers(str(tokenizer.chat_template))
+        whole, answer = render_with_answers(tokenizer, [*ask, ANSWER])
+        talks = {talk: outcome(tokenizer, talk, marked=marked) for talk in TALKS}
+        ends = marked and is_chat_template_stop_token_trained(tokenizer)
+        plain = find_missing(tokenizer, [ASK, ANSWER, *AGAIN], assistant_only=marked)
+
+    learned = ("yes" if ends else "no end") if marked else "whole text"
+    start = whole.find(answer)
+    if marked and whole.startswith(prompt) and prompt[start:].strip():
+        learned += ", with the header"
+    return [
+        name,
+        "itself" if own else "TRL's variant" if marked else "no",
+        "dropped" if plain else learned,
+        "yes" if whole.startswith(prompt) else "no",
+        "none" if end is None else f"`{tokenizer.decode([end])}`".replace("|", "\\|"),
+        *talks.values(),
+    ]
+
+
+def make_table(base: PreTrainedTokenizerFast) -> str:
+    rows = [COLUMNS, ["---"] * len(COLUMNS), *(try_template(name, base) for name in NAMES)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def test_the_table_of_the_docs_is_what_the_templates_do(base: PreTrainedTokenizerFast) -> None:
+    assert make_table(base) in PAGE.read_text(encoding="utf-8"), (
+        "write docs/chat_templates.md again: python -m tests.tokens.test_trl_templates"
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3", "gemma", "phi3", "gptoss", "lfm2"])
+def test_answers_and_their_ends_are_learned_and_nothing_else(
+    base: PreTrainedTokenizerFast, name: str
+) -> None:
+    tokenizer = tokenizer_of(name, base)
+    with training_template(tokenizer, assistant_only=True):
+        text = learned_text(tokenizer, [ASK, ANSWER, *AGAIN])
+    for turn in (ANSWER, AGAIN[1]):
+        assert text.count(turn["content"]) == 1
+    assert ASK["content"] not in text and AGAIN[0]["content"] not in text
+    end = end_of_turn_id(tokenizer)
+    assert end is not None
+    assert text.rstrip().endswith((str(tokenizer.decode([end])), "</s>"))
+    # TRL's variant of gpt-oss marks the header of the turn too
+    header = "<|start|>assistant<|channel|>final<|message|>"
+    assert text.lstrip().startswith(("It lives", "<think>", header + "It lives"))
+
+
+if __name__ == "__main__":
+    page = PAGE.read_text(encoding="utf-8")
+    start = page.index("| template |")
+    end = page.index("\n\n", start) + 1
+    PAGE.write_text(page[:start] + make_table(byte_bpe(use_regex=False)) + page[end:], "utf-8")
