@@ -27,7 +27,7 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-_READER_VERSION = 2  # raise it when the same file would be read differently
+_READER_VERSION = 3  # raise it when the same file would be read differently
 _FIRST_BATCH_ROWS = 16
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 2000

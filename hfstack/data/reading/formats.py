@@ -4,48 +4,31 @@ A row that cannot be read comes out as a BadRow.
 """
 
 import codecs
-import csv
 import io
-import itertools
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pyarrow
 import pyarrow.parquet
 
+from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line
 from hfstack.data.reading.files import DataFile, open_bytes
+from hfstack.data.reading.plain_text import read_txt
+from hfstack.data.reading.tables import read_csv, read_tsv
 from hfstack.errors import DataError
-from hfstack.logs import get_logger
-
-logger = get_logger(__name__)
-
-
-@dataclass(slots=True)
-class BadRow:
-    """Why a row cannot be used: a reason to count by, and what is wrong with it."""
-
-    reason: str
-    detail: str
-
-
-# (line where the row begins, counted from 1; the row; its text in the file, where a row is a line)
-NumberedRow = tuple[int, dict[str, Any] | BadRow, str | None]
-
 
 _SPACE = re.compile(r"\s*")
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-_END_OF_TEXT = "<|endoftext|>"
 
 
-def read_file(file: DataFile) -> Iterator[NumberedRow]:
+def read_file(file: DataFile, note: Note = lambda text: None) -> Iterator[NumberedRow]:
     """Yield every row of a file in constant memory.
 
-    Raises DataError when the file as a whole cannot be read.
+    `note` is called with what is worth saying of the file. Raises DataError when the file as a
+    whole cannot be read.
     """
     match file.format:
         case "jsonl":
@@ -53,13 +36,13 @@ def read_file(file: DataFile) -> Iterator[NumberedRow]:
         case "json":
             return _read_json(file)
         case "csv":
-            return _read_delimited(file, ",")
+            return read_csv(file)
         case "tsv":
-            return _read_delimited(file, "\t")
+            return read_tsv(file, note)
         case "parquet":
             return _read_parquet(file)
         case _:
-            return _read_txt(file)
+            return read_txt(file, note)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -125,28 +108,8 @@ def _decode_indented(
         try:
             return _DECODER.decode(text)
         except (ValueError, RecursionError) as again:
-            return _bad_line(again, lines, line)
-    return _bad_line(error, lines, line)
-
-
-def _bad_line(error: Exception, lines: io.BufferedReader, line: bytes) -> BadRow:
-    """Turn what went wrong with the line just read into a BadRow."""
-    match error:
-        case UnicodeDecodeError():
-            offset = lines.tell() - len(line) + error.start
-            return BadRow(
-                "invalid UTF-8",
-                f"invalid UTF-8 at byte {offset} of the file (0x{line[error.start]:02x})",
-            )
-        case json.JSONDecodeError():
-            column = min(error.pos, len(error.doc.rstrip("\r\n"))) + 1
-            near = error.doc[error.pos : error.pos + 20].strip()
-            got = repr(near) if near else "the end of the line"
-            return BadRow("bad JSON", f"column {column}: {error.msg}, got {got}")
-        case RecursionError():
-            return BadRow("bad JSON", "objects are nested too deeply")
-
-    return BadRow("bad JSON", str(error))
+            return bad_line(again, lines, line)
+    return bad_line(error, lines, line)
 
 
 def _lone_surrogate(row: dict[str, Any]) -> str | None:
@@ -280,98 +243,6 @@ class _JsonArray:
         return bool(chunk)
 
 
-def _read_delimited(file: DataFile, delimiter: str) -> Iterator[NumberedRow]:
-    csv.field_size_limit(1 << 30)  # Python's own limit of 131072 refuses long documents
-    with open_bytes(file) as lines:
-        damaged: list[BadRow] = []
-        reader = csv.reader(_decoded(lines, damaged), delimiter=delimiter, strict=True)
-
-        try:
-            header = next(reader, None)
-        except csv.Error as error:
-            raise DataError(f"{file} line 1: malformed header: {error}") from error
-
-        if header is None:
-            return
-        if damaged:
-            raise DataError(f"{file} line 1: {damaged[0].detail}")
-        _check_header(file, header, delimiter)
-
-        while True:
-            number = reader.line_num + 1
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                detail = str(error)
-                if "unexpected end" in detail:
-                    detail = "a quoted cell begins here and never ends"
-                yield number, BadRow("malformed csv", detail), None
-                continue
-
-            if cells is None:
-                return
-
-            if damaged:
-                yield number, damaged[0], delimiter.join(cells)
-                damaged.clear()
-            elif len(cells) == len(header):
-                yield number, dict(zip(header, cells, strict=True)), None
-            elif cells:
-                detail = f"{len(cells)} cells where the header has {len(header)}"
-                yield number, BadRow("ragged row", detail), delimiter.join(cells)
-
-
-def _decoded(lines: io.BufferedReader, damaged: list[BadRow]) -> Iterator[str]:
-    """Decode lines; mark the ones that are not UTF-8 in `damaged`.
-
-    They are passed on with replacement characters.
-    """
-    for line in lines:
-        try:
-            yield line.decode()
-        except UnicodeDecodeError as error:
-            damaged.append(_bad_line(error, lines, line))
-            yield line.decode(errors="backslashreplace")
-
-
-def _check_header(file: DataFile, header: list[str], delimiter: str) -> None:
-    """Raise DataError when the first line is no header of this kind of table."""
-    # Each of these would be read as a table with senseless columns.
-    place = f"{file} line 1"
-    first = delimiter.join(header).strip()
-    if first[:1] in "{[":
-        raise DataError(
-            f"{place}: this looks like JSON, not a table ({first[:40]!r}); rename it to .jsonl or "
-            ".json"
-        )
-
-    others = [mark for mark in ",;\t|" if mark != delimiter and mark in first]
-    if len(header) == 1 and others:
-        hints = {"\t": "rename it to .tsv", ",": "rename it to .csv"}
-        hint = hints.get(others[0], "write it with commas")
-        raise DataError(
-            f"{place}: the columns are separated by {others[0]!r}, not by {delimiter!r}; {hint}"
-        )
-
-    if "" in header:
-        hint = "; pandas writes such a column for its index: to_csv(index=False)"
-        raise DataError(
-            f"{place}: column {header.index('') + 1} of the header has no name"
-            f"{hint if header[0] == '' else ''}"
-        )
-
-    double = [name for name in header if header.count(name) > 1]
-    if double:
-        raise DataError(f"{place}: the header names the column {double[0]!r} twice")
-
-    numbers = [name for name in header if _NUMBER.fullmatch(name)]
-    if numbers:
-        raise DataError(
-            f"{place}: no header: {numbers[0]!r} is a number, not the name of a column; add a "
-            "line of names"
-        )
-
-
 def _read_parquet(file: DataFile) -> Iterator[NumberedRow]:
     with open_bytes(file) as stream, tempfile.TemporaryFile() as plain:
         source: Any = file.path
@@ -394,52 +265,3 @@ def _read_parquet(file: DataFile) -> Iterator[NumberedRow]:
             raise DataError(
                 f"{file}: truncated or damaged parquet file after row {number}: {cause}"
             ) from error
-
-
-def _read_txt(file: DataFile) -> Iterator[NumberedRow]:
-    """Yield the documents of a text file.
-
-    Separated by `<|endoftext|>` lines, else by blank lines, else one a line.
-    """
-    ends_document, unit = _document_end(file)
-    logger.info("%s: one document is %s", file, unit)
-
-    with open_bytes(file) as lines:
-        number, document = 1, []
-        for current, line in enumerate(lines, 1):
-            try:
-                text = line.decode().rstrip()
-            except UnicodeDecodeError as error:
-                yield current, _bad_line(error, lines, line), line.decode(errors="backslashreplace")
-                continue
-
-            if ends_document is None or not ends_document(text):
-                number = number if document else current
-                document += [text] if text or document else []
-
-            if document and (ends_document is None or ends_document(text)):
-                yield number, {"text": "\n".join(document).rstrip()}, None
-                document = []
-
-        if document:
-            yield number, {"text": "\n".join(document).rstrip()}, None
-
-
-def _document_end(file: DataFile) -> tuple[Callable[[str], bool] | None, str]:
-    """Return which lines of a text file separate documents, and what a document is.
-
-    None where every line is a document. It is decided from the first MiB, so that a novel keeps its
-    paragraphs whole and a corpus of one document per line is not glued together.
-    """
-    with open_bytes(file) as start:
-        head = start.read(1 << 20).decode(errors="replace").splitlines()
-
-    if any(line.strip() == _END_OF_TEXT for line in head):
-        return lambda line: line == _END_OF_TEXT, f"the text between lines {_END_OF_TEXT}"
-
-    blank = sum(
-        above.strip() != "" and not line.strip() for above, line in itertools.pairwise(head)
-    )
-    if blank * 64 > len(head):
-        return lambda line: not line, "a paragraph, blank lines between"
-    return None, "a line"

@@ -17,8 +17,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from hfstack.data.reading.bad_rows import BadRow, NumberedRow
 from hfstack.data.reading.files import DataFile
-from hfstack.data.reading.formats import BadRow, NumberedRow, read_file
+from hfstack.data.reading.formats import read_file
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 
@@ -45,16 +46,28 @@ _DECIMAL = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]\d+)?")
 
 @dataclass
 class ReadReport:
-    """What a read found: good rows, bad rows by reason, nulls by column, and where."""
+    """What a read found: good rows, bad rows by reason, nulls by column, and where.
+
+    `notes` counts the files of which each sentence is true.
+    """
 
     rows: int = 0
     bad_rows: dict[str, int] = field(default_factory=dict)
     first_bad: dict[str, str] = field(default_factory=dict)
+    bad_files: dict[str, int] = field(default_factory=dict)
     nulls: dict[str, int] = field(default_factory=dict)
     first_null: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Count a file of which something is worth saying."""
+        self.notes[text] = self.notes.get(text, 0) + 1
 
     def log(self, name: str) -> None:
-        """Log one line per reason and per column with nulls; nothing when all is well."""
+        """Log one line per note, per reason and per column with nulls, whatever the files."""
+        for text, count in self.notes.items():
+            logger.info("%s: %s%s", name, text, f" ({count} files)" if count > 1 else "")
+
         total = self.rows + sum(self.bad_rows.values())
         for reason, count in self.bad_rows.items():
             logger.warning(
@@ -65,6 +78,10 @@ class ReadReport:
                 reason,
                 self.first_bad[reason],
             )
+
+        for what, count in self.bad_files.items():
+            others = f" and {count - 1} more" if count > 1 else ""
+            logger.warning("%s%s: %s", self.first_bad[what], others, what)
 
         for column, count in self.nulls.items():
             logger.warning(
@@ -128,7 +145,7 @@ def read_rows(
                     return
 
             if empty:
-                _report_empty(file, on_bad_row)
+                _report_empty(file, on_bad_row, report)
 
     if not report.rows:
         bad_rows = sum(report.bad_rows.values())
@@ -140,15 +157,16 @@ def read_rows(
     report.log(name)
 
 
-def _report_empty(file: DataFile, on_bad_row: OnBadRow) -> None:
-    """Raise DataError for a file without rows, or log it where bad rows are left out."""
+def _report_empty(file: DataFile, on_bad_row: OnBadRow, report: ReadReport) -> None:
+    """Refuse a file without rows, or count it where bad rows are left out."""
     what = "the file has no rows"
     if file.is_table and file.path.stat().st_size:
         what = "the file has a header but no rows"
 
     if on_bad_row == "fail":
         raise DataError(f"{file}: {what}; remove it or create it again")
-    logger.warning("%s: %s", file, what)
+    report.bad_files[what] = report.bad_files.get(what, 0) + 1
+    report.first_bad.setdefault(what, str(file))
 
 
 Rejecter = Callable[[DataFile, int, BadRow, dict[str, Any] | None, str | None], None]
@@ -218,7 +236,7 @@ def _rejecter(
 
 def _with_first_rows(file: DataFile, checker: "_Checker") -> Iterator[NumberedRow]:
     """Read a file; find the columns of its source from the first rows, if unknown."""
-    numbered = read_file(file)
+    numbered = read_file(file, checker.report.note)
     if not checker.keys:
         first = list(islice(numbered, FIRST_ROWS))
         checker.find_columns(file, [(line, row) for line, row, _ in first if type(row) is dict])
@@ -233,7 +251,7 @@ class _Checker:
     def __init__(self, report: ReadReport) -> None:
         self.keys: tuple[str, ...] = ()
         self.accepted: set[tuple[Any, ...]] = set()  # shapes of flat rows without nulls
-        self._report = report
+        self.report = report
         self._key_place = ""
         # column, or path inside one -> kind, first place
         self._kinds: dict[str, tuple[str, str]] = {}
@@ -305,8 +323,8 @@ class _Checker:
 
         nulls = [column for column, value in row.items() if value is None]
         for column in nulls:
-            self._report.nulls[column] = self._report.nulls.get(column, 0) + 1
-            self._report.first_null.setdefault(column, f"{file} line {line}")
+            self.report.nulls[column] = self.report.nulls.get(column, 0) + 1
+            self.report.first_null.setdefault(column, f"{file} line {line}")
 
         # Lists and objects of the same type may differ inside, so only flat rows are remembered.
         is_flat = not nulls and not {list, dict} & set(shape[len(row) :])

@@ -9,8 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from hfstack.data.reading.bad_rows import BadRow
 from hfstack.data.reading.files import data_file
-from hfstack.data.reading.formats import BadRow, read_file
+from hfstack.data.reading.formats import read_file
 from hfstack.errors import DataError
 
 

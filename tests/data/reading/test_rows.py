@@ -254,3 +254,24 @@ def test_real_data_reads_without_a_bad_row(shared_data: Path) -> None:
         for _ in rows:
             pass
     assert {name: report.bad_rows for name, report in reports.items() if report.bad_rows} == {}
+
+
+def test_what_is_said_of_files_is_said_once_for_all(
+    tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
+    paths = [tmp_path / f"{number}.txt" for number in range(30)]
+    for path in paths:
+        path.write_text("one\ntwo\n")
+    empty = [tmp_path / f"{number}.jsonl" for number in range(30)]
+    for path in empty:
+        path.write_text("")
+
+    assert len(read(*paths)) == 60
+    assert [record.message for record in logged.records] == [
+        f"{paths[0]} and 29 more: one document is a line (30 files)"
+    ]
+    logged.clear()
+    assert read(*empty, jsonl(tmp_path / "z.jsonl", [{"a": 1}]), on_bad_row="skip") == [{"a": 1}]
+    assert [record.message for record in logged.records] == [
+        f"{empty[0]} and 29 more: the file has no rows"
+    ]

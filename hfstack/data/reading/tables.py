@@ -1,0 +1,153 @@
+"""Read a table of cells below a header: comma-separated, or separated by tabs."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+
+from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line
+from hfstack.data.reading.files import DataFile, open_bytes
+from hfstack.errors import DataError
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+# a cell as a csv writer quotes it: no one writes doubled quotes by hand
+_QUOTED_CELL = re.compile(r'(?:^|\t)"[^\t]*""[^\t]*"(?=\t|$)')
+
+
+def read_csv(file: DataFile) -> Iterator[NumberedRow]:
+    """Yield the rows of a csv file, whose cells may be quoted (RFC 4180)."""
+    csv.field_size_limit(1 << 30)  # Python's own limit of 131072 refuses long documents
+    with open_bytes(file) as lines:
+        damaged: list[BadRow] = []
+        reader = csv.reader(_decoded(lines, damaged), strict=True)
+
+        try:
+            header = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{file} line 1: malformed header: {error}") from error
+
+        if header is None:
+            return
+        if damaged:
+            raise DataError(f"{file} line 1: {damaged[0].detail}")
+        _check_header(file, header, ",")
+
+        while True:
+            number = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                detail = str(error)
+                if "unexpected end" in detail:
+                    detail = "a quoted cell begins here and never ends"
+                yield number, BadRow("malformed csv", detail), None
+                continue
+
+            if cells is None:
+                return
+
+            if damaged:
+                yield number, damaged[0], ",".join(cells)
+                damaged.clear()
+            elif cells:
+                yield _row_of(number, header, cells, ",")
+
+
+def read_tsv(file: DataFile, note: Note) -> Iterator[NumberedRow]:
+    """Yield the rows of a tsv file: every line is a row, and a quote is a character.
+
+    So the tables of GLUE, PAWS-X and most of language processing are written (the type
+    text/tab-separated-values of the IANA has no quoting either).
+    """
+    with open_bytes(file) as lines:
+        first = lines.readline()
+        if not first.strip():
+            return
+
+        try:
+            header = first.decode().rstrip("\r\n").split("\t")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} line 1: {bad_line(error, lines, first).detail}") from error
+        _check_header(file, header, "\t")
+
+        quoted = False
+        for number, line in enumerate(lines, 2):
+            try:
+                text = line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                yield number, bad_line(error, lines, line), line.decode(errors="backslashreplace")
+                continue
+
+            if '""' in text and not quoted and _QUOTED_CELL.search(text):
+                quoted = True
+                note(
+                    f"line {number} has a cell quoted as in csv files; in a tsv file a quote is a "
+                    "character of the text: write the table with commas (.csv) to have it unquoted"
+                )
+
+            if text:
+                yield _row_of(number, header, text.split("\t"), "\t")
+
+
+def _row_of(number: int, header: list[str], cells: list[str], delimiter: str) -> NumberedRow:
+    if len(cells) == len(header):
+        return number, dict(zip(header, cells, strict=True)), None
+    detail = f"{len(cells)} cells where the header has {len(header)}"
+    return number, BadRow("ragged row", detail), delimiter.join(cells)
+
+
+def _decoded(lines: io.BufferedReader, damaged: list[BadRow]) -> Iterator[str]:
+    """Decode lines; mark the ones that are not UTF-8 in `damaged`.
+
+    They are passed on with replacement characters.
+    """
+    for line in lines:
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            damaged.append(bad_line(error, lines, line))
+            yield line.decode(errors="backslashreplace")
+
+
+def _check_header(file: DataFile, header: list[str], delimiter: str) -> None:
+    """Raise DataError when the first line is no header of this kind of table."""
+    # Each of these would be read as a table with senseless columns.
+    place = f"{file} line 1"
+    first = delimiter.join(header).strip()
+    if first[:1] in "{[":
+        raise DataError(
+            f"{place}: this looks like JSON, not a table ({first[:40]!r}); rename it to .jsonl or "
+            ".json"
+        )
+
+    others = [mark for mark in ",;\t|" if mark != delimiter and mark in first]
+    if len(header) == 1 and others:
+        hints = {"\t": "rename it to .tsv", ",": "rename it to .csv"}
+        hint = hints.get(others[0], "write it with commas")
+        raise DataError(
+            f"{place}: the columns are separated by {others[0]!r}, not by {delimiter!r}; {hint}"
+        )
+
+    if "" in header:
+        hint = "; pandas writes such a column for its index: to_csv(index=False)"
+        raise DataError(
+            f"{place}: column {header.index('') + 1} of the header has no name"
+            f"{hint if header[0] == '' else ''}"
+        )
+
+    if delimiter == "\t" and (quoted := [name for name in header if re.fullmatch('".+"', name)]):
+        raise DataError(
+            f"{place}: the header names the column {quoted[0]} with quotes, which are characters "
+            "in a tsv file; write the table with commas (.csv), or without quotes"
+        )
+
+    double = [name for name in header if header.count(name) > 1]
+    if double:
+        raise DataError(f"{place}: the header names the column {double[0]!r} twice")
+
+    numbers = [name for name in header if _NUMBER.fullmatch(name)]
+    if numbers:
+        raise DataError(
+            f"{place}: no header: {numbers[0]!r} is a number, not the name of a column; add a "
+            "line of names"
+        )
