@@ -2,21 +2,29 @@
 
 import difflib
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from datasets import Dataset, IterableDataset, load_dataset
-from huggingface_hub import constants
+from datasets import Dataset, IterableDataset
 
+from hfstack.data.hub import (
+    in_standard_columns,
+    is_saved,
+    load_from_hub,
+    load_saved,
+    revision_of,
+    saved_files,
+)
 from hfstack.data.reading.cache import load_rows
-from hfstack.data.reading.files import DataFile, expand_files, fingerprint, looks_local
-from hfstack.data.reading.rows import OnBadRow, ReadReport, read_rows
+from hfstack.data.reading.files import DataFile, Document, fingerprint, is_archive, looks_local
+from hfstack.data.reading.folders import expand_files
+from hfstack.data.reading.layouts import Purpose
+from hfstack.data.reading.rows import OnBadRow, ReadReport, empty_quarantine, read_rows
 from hfstack.data.splitting import drop_overlap, hold_out, interleave, mix
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
@@ -37,7 +45,8 @@ class Source:
     """One dataset: a Hub id, or a local file, glob or folder.
 
     In YAML a string, or `{path: user/dataset, name: en, split: train, weight: 2}`. `name` is a
-    configuration of a Hub dataset. `split` of a folder chooses the files whose names carry it.
+    configuration of a Hub dataset. `split` of a folder chooses the files whose names, or whose
+    folders' names, carry it. `document` says what one document of a text file is.
     `weight` is the share of this dataset in a mixture, relative to the others; with all weights 1
     every row is used.
     """
@@ -46,6 +55,7 @@ class Source:
     name: str | None = None
     split: str = "train"
     weight: float = 1.0
+    document: Document = "auto"
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path.strip():
@@ -58,6 +68,12 @@ class Source:
                 f"dataset {self.path}: weight must be a number above 0, got {self.weight!r}"
             )
 
+        if self.document not in get_args(Document):
+            raise ConfigError(
+                f"dataset {self.path}: document must be one of {', '.join(get_args(Document))}, "
+                f"got {self.document!r}"
+            )
+
         # What means nothing for local files is refused, since it would be passed over in silence.
         if self.is_local:
             if self.name is not None:
@@ -66,7 +82,8 @@ class Source:
                     "have none"
                 )
 
-            if self.split != "train" and not Path(self.path).expanduser().is_dir():
+            is_tree = Path(self.path).expanduser().is_dir() or is_archive(Path(self.path))
+            if self.split != "train" and not is_tree:
                 raise ConfigError(
                     f"dataset {self.path}: split {self.split!r} needs a Hub id or a folder; name "
                     "the file"
@@ -86,9 +103,22 @@ class Source:
         """Whether the path means files of this machine rather than a Hub repository."""
         return looks_local(self.path)
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether the path is a folder that `save_to_disk` wrote."""
+        return is_saved(self.path)
+
     def find_files(self) -> list[DataFile]:
         """Return the local files that the path means; none for a Hub dataset."""
-        return expand_files(self.path, self.split) if self.is_local else []
+        if self.is_saved:
+            return [DataFile(path, "arrow", "") for path in saved_files(self.path, self.split)]
+        return expand_files(self.path, self.split, self.document) if self.is_local else []
+
+    def load(self, *, streaming: bool) -> Dataset | IterableDataset:
+        """Load what the datasets library keeps: a saved folder, or a dataset of the Hub."""
+        if self.is_saved:
+            return load_saved(self.path, self.split)
+        return load_from_hub(self.path, self.name, self.split, streaming=streaming)
 
 
 @dataclass
@@ -143,16 +173,18 @@ class DataArgs:
     """
     max_rows: int | None = None
     """Use at most this many rows of each dataset, from its beginning; all when unset."""
+    document: Document = "auto"
+    """One document of a .txt file: the file, a paragraph or a line; auto is a file in a folder of
+    several, else what the file shows.
+    """
     streaming: bool = False
     """Read rows while training instead of loading them first; needs eval_datasets, or eval_fraction
     0.
     """
 
     def __post_init__(self) -> None:
-        self.datasets = [Source(each) if isinstance(each, str) else each for each in self.datasets]
-        self.eval_datasets = [
-            Source(each) if isinstance(each, str) else each for each in self.eval_datasets
-        ]
+        self.datasets = self._as_sources(self.datasets)
+        self.eval_datasets = self._as_sources(self.eval_datasets)
 
         if self.eval_fraction is not None and not 0 <= self.eval_fraction < 1:
             raise ConfigError(f"eval_fraction must be in [0, 1), got {self.eval_fraction}")
@@ -181,6 +213,14 @@ class DataArgs:
             return _HELD_OUT_SHARE
         return max(_HELD_OUT_SHARE, min(_LEAST_HELD_OUT_ROWS / rows, _MOST_HELD_OUT_SHARE))
 
+    def _as_sources(self, given: Sequence[Source | str]) -> list[Source]:
+        """Return the sources, each with `document` where it has none of its own."""
+        sources = [Source(each) if isinstance(each, str) else each for each in given]
+        return [
+            replace(one, document=self.document) if one.document == "auto" else one
+            for one in sources
+        ]
+
 
 def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Splits:
     """Return `{"train": rows, "eval": rows}`, with the sources they were read from.
@@ -200,7 +240,7 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Split
     if not args.datasets:
         raise ConfigError("datasets: name at least one dataset, e.g. --datasets stories.jsonl")
 
-    quarantine_file = _empty_quarantine(quarantine_file)
+    quarantine_file = empty_quarantine(quarantine_file)
     splits: dict[str, Any] = {}
     log: SourceLog = {}
     for name, sources in {"train": args.datasets, "eval": args.eval_datasets}.items():
@@ -256,12 +296,14 @@ def load_mixture(
     seed: int = 0,
     on_bad_row: OnBadRow = "fail",
     max_rows: int | None = None,
+    purpose: Purpose = "rows",
     quarantine_file: Path | None = None,
     log: SourceLog | None = None,
 ) -> Dataset:
     """Return the rows of all sources as one Dataset, each with its weight's share.
 
     Args:
+        purpose: what published layouts are turned into, as in `standard_rows`.
         log: gets the files and the number of rows of each source, for `describe_sources`.
     """
     log = {} if log is None else log
@@ -270,15 +312,20 @@ def load_mixture(
     parts = []
 
     for source, files in zip(sources, files_by_source, strict=True):
-        if files:
+        if files and not source.is_saved:
             rows = load_rows(
-                files, on_bad_row=on_bad_row, max_rows=max_rows, quarantine_file=quarantine_file
+                files,
+                on_bad_row=on_bad_row,
+                max_rows=max_rows,
+                purpose=purpose,
+                quarantine_file=quarantine_file,
             )
             log[source.key] = ReadSource(files=files)
         else:
-            rows = _load_from_hub(source, streaming=False)
+            rows = source.load(streaming=False)
             assert isinstance(rows, Dataset)
-            log[source.key] = ReadSource(revision=_revision(rows))
+            log[source.key] = ReadSource(files=files, revision=revision_of(rows))
+            rows = in_standard_columns(rows, source.path, purpose)
             rows = rows.select(range(min(len(rows), max_rows or len(rows))))
 
         if not len(rows):
@@ -313,12 +360,12 @@ def iterate_rows(
 
     # All of them now: a name that is wrong should not come up hours after the first row.
     files_by_source = [source.find_files() for source in sources]
-    quarantine_file = _empty_quarantine(quarantine_file)
+    quarantine_file = empty_quarantine(quarantine_file)
     log = {} if log is None else log
     streams = []
 
     for source, files in zip(sources, files_by_source, strict=True):
-        if files:
+        if files and not source.is_saved:
             read = partial(
                 read_rows,
                 files,
@@ -349,8 +396,11 @@ def describe_sources(
     records: list[dict[str, Any]] = []
     for source in sources:
         read = (log or {}).get(source.key, ReadSource())
-        files = [fingerprint(file.path) for file in read.files or source.find_files()]
-        record = {"path": source.path, "files": files, "rows": read.rows}
+        files = read.files or source.find_files()
+        # an archive once, whatever number of files is in it
+        paths = dict.fromkeys(file.path for file in files)
+        described = [fingerprint(path) for path in paths]
+        record = {"path": source.path, "files": described, "rows": read.rows}
 
         if not source.is_local:
             record |= {"name": source.name, "split": source.split, "revision": read.revision}
@@ -395,25 +445,12 @@ def require_columns(
     )
 
 
-def _empty_quarantine(quarantine_file: Path | None) -> Path | None:
-    """Return the file for bad rows, emptied of those of an earlier run.
-
-    The sources of one run append to the file in turn. On other ranks than 0 it is a sink.
-    """
-    if quarantine_file is None:
-        return None
-    if os.environ.get("RANK", "0") != "0":
-        return Path(os.devnull)
-    quarantine_file.unlink(missing_ok=True)
-    return quarantine_file
-
-
 def _stream(
     sources: Sequence[Source], args: DataArgs, quarantine_file: Path | None
 ) -> IterableDataset:
     if len(sources) == 1 and not sources[0].is_local:
         # keeps the shards of the Hub, so that workers share them
-        rows = _load_from_hub(sources[0], streaming=True)
+        rows = sources[0].load(streaming=True)
         assert isinstance(rows, IterableDataset)
         return rows.take(args.max_rows) if args.max_rows else rows
 
@@ -448,7 +485,7 @@ def _count_from_hub(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a Hub dataset, and log their number when the end is reached."""
     count = 0
-    stream: Iterable[Any] = _load_from_hub(source, streaming=True)
+    stream: Iterable[Any] = source.load(streaming=True)
     for row in islice(stream, max_rows):
         count += 1
         yield row
@@ -456,31 +493,3 @@ def _count_from_hub(
     if not count:
         raise DataError(f"{source.path}: the split {source.split!r} has no rows")
     log[source.key] = ReadSource(rows=count)
-
-
-def _load_from_hub(source: Source, *, streaming: bool) -> Dataset | IterableDataset:
-    """Load one split of a Hub dataset; no code of the repository is ever run."""
-    try:
-        rows = load_dataset(source.path, source.name, split=source.split, streaming=streaming)
-    except Exception as error:  # httpx, hub, fsspec and datasets each raise their own classes
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
-        if isinstance(error, ValueError | RuntimeError) and not isinstance(error, OSError):
-            raise DataError(
-                f"{source.path} on {constants.ENDPOINT}: {cause} (in YAML: path, name, split)"
-            ) from error
-
-        reason = f"private, missing, no token or no network ({type(error).__name__}: {cause})"
-        raise DataError(
-            f"{source.path}: not found here, and not loaded from {constants.ENDPOINT}: {reason}"
-        ) from error
-
-    # load_dataset returns dictionaries only without a split
-    assert isinstance(rows, Dataset | IterableDataset)
-    return rows
-
-
-def _revision(rows: Dataset) -> str | None:
-    """Return the commit that a Hub dataset was loaded from, by its cache's path."""
-    places = " ".join(file["filename"] for file in rows.cache_files)
-    found = re.search(r"[/\\]([0-9a-f]{40})[/\\]", places)
-    return found[1] if found else None

@@ -416,8 +416,10 @@ class Run:
             refuse_changed_data(self._before, records)
 
         for entry in records:
-            for file in entry.get("files", []):
-                self._record_folder(Path(file["path"]).parent)
+            # a folder once, not for each of the thousands of documents in it
+            parents = [Path(file["path"]).parent for file in entry.get("files", [])]
+            for folder in dict.fromkeys(parents):
+                self._record_folder(folder)
             self.record.data.append({"role": role, **entry})
 
         self._write()

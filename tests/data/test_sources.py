@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from hfstack.config import parse
-from hfstack.data import sources
-from hfstack.data.reading import files
+from hfstack.data import hub as kept_datasets
+from hfstack.data.reading import files, folders
 from hfstack.data.sources import (
     DataArgs,
     Source,
@@ -54,7 +54,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, outcome: Any) -> list[tuple[Any, ...]]:
         rows = Dataset.from_list(outcome)
         return rows.to_iterable_dataset() if streaming else rows
 
-    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    monkeypatch.setattr(kept_datasets, "load_dataset", load_dataset)
     return calls
 
 
@@ -270,7 +270,7 @@ def test_a_file_is_identified_once_on_its_way_to_the_splits(
         return files.DataFile(path, "txt", "")
 
     (folder / "a.txt").write_text("one\ntwo\nthree\nfour\n")
-    monkeypatch.setattr(files, "data_file", data_file)
+    monkeypatch.setattr(folders, "data_file", data_file)
     splits = load_splits(DataArgs(datasets=[Source("a.txt")], eval_fraction=0.5))
     assert len(splits["train"]) == len(splits["eval"]) == 2
     assert identified == ["a.txt"]

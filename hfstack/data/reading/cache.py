@@ -8,8 +8,9 @@ report is kept with the rows and logged again when they are taken from the cache
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from datasets import Dataset
 from filelock import FileLock
 
 from hfstack.data.reading.files import DataFile, fingerprint
+from hfstack.data.reading.layouts import Purpose
 from hfstack.data.reading.rows import OnBadRow, ReadReport, read_rows
 from hfstack.disk import describe_os_error, hash_text, is_missing, retry_reading
 from hfstack.errors import DataError
@@ -38,6 +40,7 @@ def load_rows(
     *,
     on_bad_row: OnBadRow = "fail",
     max_rows: int | None = None,
+    purpose: Purpose = "rows",
     quarantine_file: Path | None = None,
 ) -> Dataset:
     """Return the checked rows of the local files of one source, memory-mapped.
@@ -49,8 +52,10 @@ def load_rows(
         DataError: as `read_rows` does, or the cache cannot be written, or what is in it could not
             be read; it stays as it is then.
     """
-    contents = [fingerprint(file.path) for file in files]
-    settings = json.dumps([_READER_VERSION, pyarrow.__version__, contents, on_bad_row, max_rows])
+    contents = [[fingerprint(file.path), file.member, file.document, file.label] for file in files]
+    settings = json.dumps(
+        [_READER_VERSION, pyarrow.__version__, contents, on_bad_row, max_rows, purpose]
+    )
     root = Path(datasets.config.HF_DATASETS_CACHE) / "hfstack"
     folder = root / hash_text(settings)
 
@@ -62,7 +67,10 @@ def load_rows(
             if report is not None:
                 report.log(f"{files[0]} (from the cache)")
             else:
-                _fill_cache(folder, files, on_bad_row, max_rows)
+                read = partial(
+                    read_rows, files, on_bad_row=on_bad_row, max_rows=max_rows, purpose=purpose
+                )
+                _fill_cache(folder, read, str(files[0]))
     except OSError as error:
         raise DataError(
             f"cannot write the cache {root}: {describe_os_error(error)}; HF_DATASETS_CACHE may "
@@ -106,10 +114,8 @@ def _cached_report(folder: Path) -> ReadReport | None:
         return None
 
 
-def _fill_cache(
-    folder: Path, files: list[DataFile], on_bad_row: OnBadRow, max_rows: int | None
-) -> None:
-    """Read the files into a new cache folder, which gets its name when it is complete.
+def _fill_cache(folder: Path, read: Callable[..., Iterator[Any]], name: str) -> None:
+    """Read rows into a new cache folder, which gets its name when it is complete.
 
     A damaged one of that name is deleted after that, and not before.
     """
@@ -121,14 +127,8 @@ def _fill_cache(
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         unfinished = Path(scratch) / "cache"
         unfinished.mkdir()
-        rows = read_rows(
-            files,
-            on_bad_row=on_bad_row,
-            quarantine_file=unfinished / "quarantine.jsonl",
-            max_rows=max_rows,
-            report=report,
-        )
-        _write_arrow(rows, unfinished, str(files[0]))
+        rows = read(quarantine_file=unfinished / "quarantine.jsonl", report=report)
+        _write_arrow(rows, unfinished, name)
 
         digest = {"blake2b": fingerprint(unfinished / "rows.arrow")["blake2b"]}
         (unfinished / "report.json").write_text(json.dumps(dataclasses.asdict(report) | digest))

@@ -14,9 +14,12 @@ from typing import Any, NoReturn
 
 import pyarrow
 import pyarrow.parquet
+from datasets import Dataset
 
 from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line
-from hfstack.data.reading.files import DataFile, open_bytes
+from hfstack.data.reading.conll import read_conll
+from hfstack.data.reading.files import DataFile
+from hfstack.data.reading.opening import open_bytes
 from hfstack.data.reading.plain_text import read_txt
 from hfstack.data.reading.tables import read_csv, read_tsv
 from hfstack.errors import DataError
@@ -41,6 +44,10 @@ def read_file(file: DataFile, note: Note = lambda text: None) -> Iterator[Number
             return read_tsv(file, note)
         case "parquet":
             return _read_parquet(file)
+        case "arrow":
+            return _read_arrow(file)
+        case "conll":
+            return read_conll(file, note)
         case _:
             return read_txt(file, note)
 
@@ -146,8 +153,9 @@ def _refuse_other_format(file: DataFile, number: int, line: bytes) -> None:
 def _read_json(file: DataFile) -> Iterator[NumberedRow]:
     with open_bytes(file) as stream:
         first = stream.peek(1).lstrip()[:1]
-        if first == b"[":
-            yield from _JsonArray(file, stream).rows()
+        array = _JsonArray(file, stream)
+        if first == b"[" or (first == b"{" and array.find_data()):
+            yield from array.rows()
             return
     yield from _read_jsonl(file)
 
@@ -155,7 +163,8 @@ def _read_json(file: DataFile) -> Iterator[NumberedRow]:
 class _JsonArray:
     """The objects of one JSON array, read without holding it.
 
-    A syntax error ends the file, so it is a DataError.
+    The array is the whole document, or the value of its key `data`. A syntax error ends the file,
+    so it is a DataError.
     """
 
     def __init__(self, file: DataFile, stream: io.BufferedReader) -> None:
@@ -164,18 +173,53 @@ class _JsonArray:
         self._text = ""  # decoded and not yet parsed, but for what lies before `_at`
         self._at = 0
         self._line = 1
+        self._in_object = False
+
+    def find_data(self) -> bool:
+        """Move to the objects below the key `data` of a document, if it is such a one."""
+        try:
+            self._take("{")
+            while True:
+                key = self._decoded()
+                self._take(":")
+                if key == "data" and self._next_character() == "[":
+                    self._take("[")
+                    self._in_object = self._next_character() == "{"
+                    return self._in_object
+                self._decoded()
+                if self._take(",}") == "}":
+                    return False
+        except DataError:  # the reader of lines names what is wrong
+            return False
 
     def rows(self) -> Iterator[NumberedRow]:
-        self._take("[")
+        if not self._in_object:
+            self._take("[")
         if self._next_character() != "]":
             yield self._value()
             while self._take(",]") == ",":
                 yield self._value()
 
-        if self._text[self._at + 1 :].strip() or self._stream.read(1 << 10).strip():
+        # what the document says beside its data, such as a version
+        while self._in_object and self._take(",}") == ",":
+            self._decoded()
+            self._take(":")
+            self._decoded()
+
+        rest = self._text[self._at :] if self._in_object else self._text[self._at + 1 :]
+        if rest.strip() or self._stream.read(1 << 10).strip():
             raise DataError(f"{self._file} line {self._line}: more text after the end of the array")
 
     def _value(self) -> NumberedRow:
+        self._next_character()
+        line = self._line
+        value = self._decoded()
+        if isinstance(value, dict):
+            return line, value, None
+        return line, BadRow("not an object", "expected an object {...}"), None
+
+    def _decoded(self) -> Any:
+        """Return the JSON value that comes next."""
         self._next_character()
         while True:
             try:
@@ -198,11 +242,8 @@ class _JsonArray:
             if end == len(self._text) and self._read_more():
                 continue
 
-            line = self._line
             self._move(end)
-            if isinstance(value, dict):
-                return line, value, None
-            return line, BadRow("not an object", "expected an object {...}"), None
+            return value
 
     def _take(self, allowed: str) -> str:
         character = self._next_character()
@@ -265,3 +306,9 @@ def _read_parquet(file: DataFile) -> Iterator[NumberedRow]:
             raise DataError(
                 f"{file}: truncated or damaged parquet file after row {number}: {cause}"
             ) from error
+
+
+def _read_arrow(file: DataFile) -> Iterator[NumberedRow]:
+    for number, row in enumerate(Dataset.from_file(str(file.path)), 1):
+        assert isinstance(row, dict)
+        yield number, row, None

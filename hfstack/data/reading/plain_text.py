@@ -4,55 +4,81 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from hfstack.data.reading.bad_rows import Note, NumberedRow, bad_line
-from hfstack.data.reading.files import DataFile, open_bytes
+from hfstack.data.reading.conll import is_conll, read_conll
+from hfstack.data.reading.files import DataFile
+from hfstack.data.reading.opening import open_bytes
 
 _END_OF_TEXT = "<|endoftext|>"
+_LINE, _FILE = "a line", "a file"
 
 
 def read_txt(file: DataFile, note: Note) -> Iterator[NumberedRow]:
-    """Yield the documents of a text file.
+    """Yield the documents of a text file as rows of `text`, and its label if any.
 
-    Separated by `<|endoftext|>` lines, else by blank lines, else one a line.
+    A document is what `file.document` says; by itself the text between `<|endoftext|>` lines, else
+    a paragraph between blank lines, else a line.
     """
+    if file.document == "auto" and is_conll(_head(file)):
+        yield from read_conll(file, note)
+        return
+
     ends_document, unit = _document_end(file)
-    note(f"one document is {unit}")
+    label = {} if file.label is None else {"label": file.label or None}
+    note(f"one document is {unit}" + ("; its label is the name of its folder" if label else ""))
+
+    # a whole file is kept as it is; of lines and paragraphs the white space at their ends is none
+    ends = "\r\n" if unit == _FILE else None
 
     with open_bytes(file) as lines:
         number, document = 1, []
         for current, line in enumerate(lines, 1):
             try:
-                text = line.decode().rstrip()
+                text = line.decode().rstrip(ends)
             except UnicodeDecodeError as error:
                 yield current, bad_line(error, lines, line), line.decode(errors="backslashreplace")
+                if unit == _FILE:
+                    return
                 continue
 
-            if ends_document is None or not ends_document(text):
+            if not ends_document(text) or unit == _LINE:
                 number = number if document else current
                 document += [text] if text or document else []
 
-            if document and (ends_document is None or ends_document(text)):
-                yield number, {"text": "\n".join(document).rstrip()}, None
+            if document and ends_document(text):
+                yield number, {"text": "\n".join(document).rstrip()} | label, None
                 document = []
 
         if document:
-            yield number, {"text": "\n".join(document).rstrip()}, None
+            yield number, {"text": "\n".join(document).rstrip()} | label, None
 
 
-def _document_end(file: DataFile) -> tuple[Callable[[str], bool] | None, str]:
-    """Return which lines of a text file separate documents, and what a document is.
+def _document_end(file: DataFile) -> tuple[Callable[[str], bool], str]:
+    """Return which lines of a text file end a document, and what a document is.
 
-    None where every line is a document. It is decided from the first MiB, so that a novel keeps its
-    paragraphs whole and a corpus of one document per line is not glued together.
+    It is decided from the first MiB, so that a novel keeps its paragraphs whole and a corpus of one
+    document per line is not glued together. Lines `<|endoftext|>` are separators whatever was
+    asked.
     """
-    with open_bytes(file) as start:
-        head = start.read(1 << 20).decode(errors="replace").splitlines()
+    head = _head(file)
 
     if any(line.strip() == _END_OF_TEXT for line in head):
         return lambda line: line == _END_OF_TEXT, f"the text between lines {_END_OF_TEXT}"
 
-    blank = sum(
-        above.strip() != "" and not line.strip() for above, line in itertools.pairwise(head)
-    )
-    if blank * 64 > len(head):
+    unit = file.document
+    if unit == "auto":
+        blank = sum(
+            above.strip() != "" and not line.strip() for above, line in itertools.pairwise(head)
+        )
+        unit = "paragraph" if blank * 64 > len(head) else "line"
+
+    if unit == "file":
+        return lambda line: False, _FILE
+    if unit == "paragraph":
         return lambda line: not line, "a paragraph, blank lines between"
-    return None, "a line"
+    return lambda line: True, _LINE
+
+
+def _head(file: DataFile) -> list[str]:
+    """Return the lines of the first MiB."""
+    with open_bytes(file) as start:
+        return start.read(1 << 20).decode(errors="replace").splitlines()

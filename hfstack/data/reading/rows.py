@@ -8,6 +8,7 @@ quarantined, and is counted by reason.
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any, Literal, TextIO
 from hfstack.data.reading.bad_rows import BadRow, NumberedRow
 from hfstack.data.reading.files import DataFile
 from hfstack.data.reading.formats import read_file
+from hfstack.data.reading.layouts import Purpose, standard_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 
@@ -100,6 +102,7 @@ def read_rows(
     on_bad_row: OnBadRow = "fail",
     quarantine_file: Path | None = None,
     max_rows: int | None = None,
+    purpose: Purpose = "rows",
     report: ReadReport | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the checked rows of the files of one source, in constant memory.
@@ -110,6 +113,7 @@ def read_rows(
             `quarantine` also writes them to `quarantine_file`, one JSON object {file, line, reason,
             detail, text} per line, after what it holds.
         max_rows: stop after this many good rows.
+        purpose: what the rows are for, as in `standard_rows`.
         report: filled while reading, and logged at the end.
 
     Raises DataError when there is no good row.
@@ -123,7 +127,7 @@ def read_rows(
 
         for file in files:
             empty = True
-            for line, row, text in _with_first_rows(file, checker):
+            for line, row, text in _with_first_rows(file, purpose, checker):
                 empty = False
                 if not isinstance(row, dict):
                     reject(file, line, row, None, text)
@@ -234,9 +238,11 @@ def _rejecter(
     return reject
 
 
-def _with_first_rows(file: DataFile, checker: "_Checker") -> Iterator[NumberedRow]:
+def _with_first_rows(
+    file: DataFile, purpose: Purpose, checker: "_Checker"
+) -> Iterator[NumberedRow]:
     """Read a file; find the columns of its source from the first rows, if unknown."""
-    numbered = read_file(file, checker.report.note)
+    numbered = standard_rows(read_file(file, checker.report.note), purpose, checker.report.note)
     if not checker.keys:
         first = list(islice(numbered, FIRST_ROWS))
         checker.find_columns(file, [(line, row) for line, row, _ in first if type(row) is dict])
@@ -411,3 +417,16 @@ def _number_type(cells: list[str]) -> type | None:
     if filled and all(map(_INTEGER.fullmatch, filled)):
         return int
     return float if filled and all(map(_DECIMAL.fullmatch, filled)) else None
+
+
+def empty_quarantine(quarantine_file: Path | None) -> Path | None:
+    """Return the file for bad rows, emptied of those of an earlier run.
+
+    The sources of one run append to the file in turn. On other ranks than 0 it is a sink.
+    """
+    if quarantine_file is None:
+        return None
+    if os.environ.get("RANK", "0") != "0":
+        return Path(os.devnull)
+    quarantine_file.unlink(missing_ok=True)
+    return quarantine_file

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line
-from hfstack.data.reading.files import DataFile, open_bytes
+from hfstack.data.reading.files import DataFile
+from hfstack.data.reading.opening import open_bytes
 from hfstack.errors import DataError
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")

@@ -93,6 +93,7 @@ def load_preferences(
             seed=data_args.split_seed,
             on_bad_row=data_args.on_bad_row,
             max_rows=data_args.max_rows,
+            purpose="preferences",
             quarantine_file=quarantine_file,
             log=log,
         )

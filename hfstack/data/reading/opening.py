@@ -1,0 +1,236 @@
+"""Open a local file as plain UTF-8 bytes, whatever it is packed in."""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, BinaryIO
+
+import zstandard
+
+from hfstack.data.reading.files import DataFile
+from hfstack.errors import DataError
+
+_MAGIC = {
+    ".gz": rb"\x1f\x8b",
+    ".zst": rb"\x28\xb5\x2f\xfd",
+    ".xz": rb"\xfd7zXZ\x00",
+    ".bz2": rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)",
+    ".zip": rb"PK[\x03\x05][\x04\x06]",
+}
+_MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+_CHUNK = 1 << 16
+
+# Text is packed to a fifth or a tenth, logs to a fiftieth; a zip bomb to a thousandth and less.
+_UNPACKED_RATIO = 200
+_UNPACKED_FREE_BYTES = 256 << 20
+
+
+@contextmanager
+def open_bytes(file: DataFile) -> Iterator[io.BufferedReader]:
+    """Open a file for reading, decompressed and as UTF-8 without a byte order mark.
+
+    Nothing is written to the disk, so that the names in an archive cannot lead anywhere. Raises
+    DataError, naming the file, when it cannot be opened, is damaged, ends in the middle of
+    compressed data, or unpacks to more than any text does.
+    """
+    try:
+        with ExitStack() as stack:
+            stored: Any = stack.enter_context(file.path.open("rb"))
+            size_bytes = file.path.stat().st_size
+            if file.member:
+                archive = stack.enter_context(zipfile.ZipFile(stored))
+                size_bytes = archive.getinfo(file.member).compress_size
+                stored = stack.enter_context(_open_member(file, archive))
+
+            stream = _decompress(file, stored, size_bytes)
+            yield stream if file.is_binary else _as_utf8(file, stream)
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError, lzma.LZMAError) as error:
+        raise DataError(
+            f"{file}: truncated or damaged compressed file: {error}; download or create it again"
+        ) from error
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{file}: damaged archive: {error}; download or create it again") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def _open_member(file: DataFile, archive: zipfile.ZipFile) -> Any:
+    try:
+        return archive.open(file.member)
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a rare way
+        raise DataError(f"{file}: cannot be unpacked: {error}; unpack it yourself") from error
+
+
+def _decompress(file: DataFile, stored: BinaryIO, size_bytes: int) -> io.BufferedReader:
+    """Return the plain bytes of a file.
+
+    Raises DataError when its name and its content disagree.
+    """
+    head = stored.read(16)
+    stored.seek(0)
+    found = next((suffix for suffix, magic in _MAGIC.items() if re.match(magic, head)), "")
+    named = file.compression
+
+    if found and not named:
+        raise DataError(f"{file}: this file is compressed; rename it to {file.path.name}{found}")
+
+    if named != found:
+        cause = f"is {found}, not {named}" if found else "is not compressed"
+        if not head:
+            cause = "is empty"
+        raise DataError(
+            f"{file}: the name ends in {named} but the file {cause}; rename it or download it again"
+        )
+
+    raw: Any = stored  # GzipFile has readinto, which is all that BufferedReader asks for
+    match named:
+        case ".gz":
+            raw = gzip.GzipFile(fileobj=stored)
+        case ".zst":
+            raw = _ZstdFile(stored)
+        case ".xz":
+            raw = lzma.LZMAFile(stored)  # noqa: SIM115  closed with `stored`
+        case ".bz2":
+            raw = bz2.BZ2File(stored)
+
+    if named or file.member:
+        raw = _BoundedFile(file, raw, _UNPACKED_FREE_BYTES + _UNPACKED_RATIO * size_bytes)
+    return io.BufferedReader(raw, 1 << 20)
+
+
+def _as_utf8(file: DataFile, stream: io.BufferedReader) -> io.BufferedReader:
+    """Return the bytes of a text in UTF-8, without its byte order mark."""
+    head = stream.peek(_CHUNK)[:_CHUNK]
+    if head.startswith(codecs.BOM_UTF8):
+        stream.read(len(codecs.BOM_UTF8))
+        return stream
+
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            return io.BufferedReader(_RecodedFile(file, stream, encoding), 1 << 20)
+
+    # Latin text in UTF-16 is every second byte a zero, and would be read as text with zeros.
+    if head.count(0) * 8 > len(head):
+        raise DataError(
+            f"{file}: {head.count(0) / len(head):.0%} of the bytes are zero: this is UTF-16 "
+            "without a byte order mark, or no text; convert it to UTF-8"
+        )
+    return stream
+
+
+class _BoundedFile(io.RawIOBase):
+    """The plain bytes of a compressed file, which may not be more than a limit."""
+
+    def __init__(self, file: DataFile, raw: Any, limit_bytes: int) -> None:
+        self._file, self._raw = file, raw
+        self._left = self._limit = limit_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._limit - self._left
+
+    def readinto(self, buffer: Any) -> int:
+        size = self._raw.readinto(buffer) or 0
+        self._left -= size
+        if self._left < 0:
+            raise DataError(
+                f"{self._file}: it unpacks to more than {_UNPACKED_RATIO} times its size, as no "
+                "text does; unpack it yourself if you trust it"
+            )
+        return size
+
+
+class _RecodedFile(io.RawIOBase):
+    """The bytes in UTF-8 of a text in another encoding of Unicode."""
+
+    def __init__(self, file: DataFile, stream: io.BufferedReader, encoding: str) -> None:
+        self._file, self._stream, self._encoding = file, stream, encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._plain = b""
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._plain:
+            chunk = self._stream.read(_CHUNK)
+            try:
+                self._plain = self._decoder.decode(chunk, final=not chunk).encode()
+            except UnicodeDecodeError as error:
+                offset = self._stream.tell() - len(error.object) + error.start
+                name = self._encoding.upper()
+                raise DataError(f"{self._file}: invalid {name} at byte {offset}") from error
+            if not chunk:
+                break
+
+        size = min(len(buffer), len(self._plain))
+        buffer[:size] = self._plain[:size]
+        self._plain = self._plain[size:]
+        self._position += size
+
+        return size
+
+
+class _ZstdFile(io.RawIOBase):
+    """Decompressed bytes of a .zst file of one or more frames.
+
+    zstandard's own reader ends silently where a file is truncated, so the end of every frame is
+    checked here.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._frame: Any = None
+        self._compressed = b""
+        self._plain = b""
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._plain:
+            chunk = self._compressed or self._file.read(1 << 16)
+            self._compressed = b""
+
+            if not chunk:
+                if self._frame is not None:
+                    raise EOFError("it ends in the middle of a zstd frame")
+                return 0
+
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+            self._plain = self._frame.decompress(chunk)
+
+            # What follows the end of a frame belongs to the next one.
+            if self._frame.eof:
+                self._compressed = self._frame.unused_data
+                self._frame = None
+
+        size = min(len(buffer), len(self._plain))
+        buffer[:size] = self._plain[:size]
+        self._plain = self._plain[size:]
+        self._position += size
+
+        return size
