@@ -43,6 +43,7 @@ from hfstack.errors import (
 )
 from hfstack.field_help import document_fields
 from hfstack.logs import get_logger, redact_tracebacks, setup_logging
+from hfstack.ranges import refuse_out_of_range
 from hfstack.redaction import redact
 from hfstack.upstream_defaults import refuse_remote_code, turn_telemetry_off
 
@@ -161,6 +162,11 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
         )
     refuse_remote_code(values)
 
+    def place(name: str) -> str:
+        in_file = name in entries and name not in flagged
+        return f"{known.config[0]}:{entries[name].line}: " if in_file else ""
+
+    refuse_out_of_range(values, place)
     _resolve_renamed(values, flagged)
     _resolve_hardware(values, given)
     return tuple(_build_settings(cls, values) for cls in dataclass_types)

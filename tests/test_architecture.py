@@ -23,6 +23,7 @@ FLOORS = [
             "data_settings",
             "intervals",
             "upstream_defaults",
+            "ranges",
         ),
     },
     {"drawing", "tokens", "scaling", "models", "demo"},

@@ -156,14 +156,14 @@ def test_a_list_item_speaks_for_itself_on_the_command_line() -> None:
 
 
 def test_upstream_refusals_become_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"TrainingArguments: .*eval_steps") as caught:
+    with pytest.raises(ConfigError, match=r"TrainingArguments: .*strategy") as caught:
         parse(
             TrainingArguments,
             argv=[
                 "--eval_strategy",
-                "steps",
-                "--logging_steps",
-                "0",
+                "epoch",
+                "--load_best_model_at_end",
+                "true",
                 "--output_dir",
                 str(tmp_path),
             ],

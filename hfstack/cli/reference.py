@@ -27,6 +27,7 @@ from hfstack.cli.file_tree import tree_pages
 from hfstack.config import build_parser
 from hfstack.errors import ConfigError, HfstackError
 from hfstack.logs import get_logger, setup_logging
+from hfstack.ranges import describe_range
 from hfstack.recipe_settings import load_recipe, settings_classes
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -156,6 +157,8 @@ def _entry(action: Action, metavar: str, default: str) -> list[str]:
     text = " ".join((action.help or "").split()).replace("%%", "%")
     if metavar == "CHOICE":
         text += f" One of: {', '.join(map(str, action.choices or ()))}."
+    if allowed := describe_range(action.dest):
+        text = f"{text} Must be {allowed}.".strip()
 
     head = f"  --{action.dest} {metavar}"
     heads = [f"{head}  ({default})"]

@@ -164,7 +164,7 @@ def test_mistakes_end_in_one_line(chain: Path, tmp_path: Path, run_recipe: Call)
         ConfigError, match="no run of sft, preferences, .* there; nothing to diagnose"
     ):
         run_recipe("diagnose", "--runs", chain / "evaluate_lm", *output)
-    with pytest.raises(ConfigError, match="--kl_budget must be above 0 nats, got -1"):
+    with pytest.raises(ConfigError, match="--kl_budget must be above 0, got -1"):
         run_recipe("diagnose", "--runs", chain, "--kl_budget", -1, *output)
     with (chain / "sft" / "answers.jsonl").open("a") as file:
         file.write("{torn\n")

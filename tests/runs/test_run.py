@@ -6,6 +6,8 @@ import os
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import TrainingArguments
@@ -335,3 +337,14 @@ def test_inputs_are_recorded_in_one_call(tmp_path: Path) -> None:
     record = read_run(tmp_path / "out")
     assert record.parents == ["../earlier"]
     assert record.data == [{"role": "train", **source}]
+
+
+def test_a_run_without_a_step_is_not_finished(tmp_path: Path) -> None:
+    """-2 accumulated batches once ended "finished", with the weights that it began with."""
+    trainer: Any = SimpleNamespace(state=SimpleNamespace(global_step=0, log_history=[]))
+    with (
+        pytest.raises(ConfigError, match="no optimizer step was taken, so nothing was trained"),
+        Run.start("sft.py", tmp_path, RunArgs(str(tmp_path))) as run,
+    ):
+        run.finish({"train_loss": 0.0}, trainer)
+    assert read_run(tmp_path).status == "failed" and read_run(tmp_path).outputs == []

@@ -1,0 +1,127 @@
+"""Say which values of each numeric option make sense, in one table for all recipes.
+
+Ours and upstream's. A type lets pass what trains on silently: a weight decay of -5, a dropout of nan, -2 accumulated
+batches that end "finished" with no step. The table is checked when settings are parsed, and printed
+in the reference. nan and the infinities are outside of every range.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from hfstack.errors import ConfigError
+
+
+class Range(NamedTuple):
+    """The values of an option: an interval as mathematics writes it, and single values."""
+
+    low: float
+    high: float
+    with_low: bool
+    with_high: bool
+    also: tuple[float, ...]
+    text: str
+
+    @property
+    def words(self) -> str:
+        """Return the range as a message says it: `at least 1`, `above 0`, `in [0, 1)`."""
+        if self.also or math.isfinite(self.high) or not math.isfinite(self.low):
+            return self.text if self.also else f"in {self.text}"
+        if not self.with_low:
+            return f"above {self.low:g}"
+        return "0 or above" if self.low == 0 else f"at least {self.low:g}"
+
+    def holds(self, value: float) -> bool:
+        """Return whether a value is in the range."""
+        if not math.isfinite(value):
+            return False
+        above = value > self.low or (self.with_low and value == self.low)
+        below = value < self.high or (self.with_high and value == self.high)
+        return (above and below) or value in self.also
+
+
+def _read(text: str) -> Range:
+    """Read `[0, 1)`, or `-1 or [1, inf)`."""
+    *also, interval = text.split(" or ")
+    low, high = interval[1:-1].split(",")
+    with_low, with_high = interval[0] == "[", interval[-1] == "]"
+    return Range(float(low), float(high), with_low, with_high, tuple(map(float, also)), text)
+
+
+# Names by their range. What holds only together with another option is checked where both are read.
+_TABLE = {
+    # shares and probabilities
+    "[0, 1)": "adam_beta1 adam_beta2 attention_dropout eval_fraction label_smoothing_factor "
+    "lora_dropout",
+    "[0, 1]": "careless_share entropy_coef_max entropy_coef_min f_alpha_divergence_coef gamma "
+    "label_noise lam lam_critic ld_alpha mask_probability min_p near_duplicate_threshold "
+    "noise_share ref_model_mixup_alpha top_entropy_quantile",
+    "[0, 0.5]": "label_smoothing",
+    "(0, 1]": "tolerance top_p utilization vllm_gpu_memory_utilization",
+    # what is counted: at least one, or none
+    "[1, inf)": "answers_per_prompt batch_size ddp_bucket_cap_mb "
+    "dataloader_prefetch_factor dataset_num_proc ddp_timeout devices demo_prompts "
+    "early_stopping_patience eval_accumulation_steps generation_batch_size generation_max_length "
+    "generation_num_beams gradient_accumulation_steps kl_horizon lora_alpha lora_r "
+    "max_answer_tokens max_completion_length max_length max_new_tokens max_pairs_per_prompt "
+    "max_prompt_length max_source_length max_target_length max_tokens_per_microbatch "
+    "max_tool_calling_iterations min_frequency minhash_permutations model_max_length n_best "
+    "num_completions_to_print num_generations num_generations_eval num_iterations "
+    "num_mini_batches num_ppo_epochs num_samples pad_to_multiple_of "
+    "per_device_eval_batch_size per_device_train_batch_size precompute_ref_batch_size "
+    "ref_model_sync_steps rollout_batch_size sample_tokens steps steps_per_generation "
+    "torch_empty_cache_steps total_episodes train_rows vllm_max_model_length "
+    "vllm_tensor_parallel_size vocab_size",
+    "[2, inf)": "block_size",
+    "-1 or [1, inf)": "max_steps",
+    "[-1, inf)": "local_rank top_k",
+    "[0, inf)": "answer_rows answer_tokens critic_warmup_rollouts dataloader_num_workers "
+    "draws instructions log_completions max_rows prompt_tokens pseudo_perplexity_texts "
+    "save_total_limit sentiment stop_token_ids stories stride "
+    # sizes of steps, penalties and weights
+    "beta center_rewards_coefficient cliprange cliprange_high cliprange_value "
+    "critic_learning_rate delta desirable_weight dual_clip entropy_coef entropy_coef_delta "
+    "entropy_target epsilon epsilon_high eval_delay kl_coef learning_rate learning_rate_scale "
+    "max_grad_norm money neftune_noise_alpha off_policy_mask_threshold price_per_device_hour "
+    "router_aux_loss_coef temperature tis_cap undesirable_weight value_head_init_std vespo_k_neg "
+    "vespo_k_pos vespo_lambda_neg vespo_lambda_pos vf_coef vllm_importance_sampling_cap "
+    "vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min warmup_steps weight_decay",
+    "(0, inf)": "adam_epsilon budget_flops budgets device_hours discopop_tau eval_steps kl_budget "
+    "kl_target logging_steps memory_gib num_train_epochs parameters repetition_penalty reward_clip "
+    "sapo_temperature_neg sapo_temperature_pos save_steps sizes target_kl vllm_server_timeout "
+    "window",
+    # any number
+    "(-inf, inf)": "loss_weights missing_eos_penalty no_answer_threshold padding_value "
+    "rating_threshold reward_clip_range reward_weights",
+    "[0, 4294967296)": "data_seed seed split_seed",
+    "[0, 65536)": "vllm_group_port vllm_server_port",
+}
+RANGES = {name: _read(text) for text, names in _TABLE.items() for name in names.split()}
+
+
+def refuse_out_of_range(values: Mapping[str, Any], place: Callable[[str], str]) -> None:
+    """Raise when a number is outside of its option's range, or is no number.
+
+    Args:
+        values: the settings by name; what is no number, and None, is left alone.
+        place: returns where an option's value came from, such as `sft.yaml:12: `, or an empty text.
+
+    Raises:
+        ConfigError: names the option, the value, the range and the place.
+    """
+    for name, value in values.items():
+        allowed = RANGES.get(name)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            if allowed is None and not math.isfinite(number):
+                raise ConfigError(f"{place(name)}--{name} must be finite, got {number}")
+            if allowed is not None and not allowed.holds(number):
+                wanted = allowed.words if math.isfinite(number) else f"finite and {allowed.words}"
+                raise ConfigError(f"{place(name)}--{name} must be {wanted}, got {number:g}")
+
+
+def describe_range(name: str) -> str:
+    """Return the range of an option as the reference prints it, empty for any number."""
+    allowed = RANGES.get(name)
+    return "" if allowed is None or allowed.text == "(-inf, inf)" else allowed.words
