@@ -162,11 +162,8 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
         )
     refuse_remote_code(values)
 
-    def place(name: str) -> str:
-        in_file = name in entries and name not in flagged
-        return f"{known.config[0]}:{entries[name].line}: " if in_file else ""
-
-    refuse_out_of_range(values, place)
+    in_file = {name: entry.line for name, entry in entries.items() if name not in flagged}
+    refuse_out_of_range(values, {name: f"{known.config[0]}:{n}: " for name, n in in_file.items()})
     _resolve_renamed(values, flagged)
     _resolve_hardware(values, given)
     return tuple(_build_settings(cls, values) for cls in dataclass_types)

@@ -1,12 +1,13 @@
-"""Say which values of each numeric option make sense, in one table for all recipes.
+"""Say which values of each numeric option make sense, for all recipes.
 
-Ours and upstream's. A type lets pass what trains on silently: a weight decay of -5, a dropout of nan, -2 accumulated
-batches that end "finished" with no step. The table is checked when settings are parsed, and printed
-in the reference. nan and the infinities are outside of every range.
+Ours and upstream's: a type lets pass what trains on silently, such as a weight decay of -5, a
+dropout of nan, or -2 accumulated batches that end "finished" with no step. The table is checked
+when settings are parsed, and printed in the reference. nan and the infinities are outside of every
+range.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from hfstack.errors import ConfigError
@@ -99,26 +100,27 @@ _TABLE = {
 RANGES = {name: _read(text) for text, names in _TABLE.items() for name in names.split()}
 
 
-def refuse_out_of_range(values: Mapping[str, Any], place: Callable[[str], str]) -> None:
+def refuse_out_of_range(values: Mapping[str, Any], places: Mapping[str, str]) -> None:
     """Raise when a number is outside of its option's range, or is no number.
 
     Args:
         values: the settings by name; what is no number, and None, is left alone.
-        place: returns where an option's value came from, such as `sft.yaml:12: `, or an empty text.
+        places: where an option's value came from, such as `sft.yaml:12: `, for those of a file.
 
     Raises:
         ConfigError: names the option, the value, the range and the place.
     """
     for name, value in values.items():
+        place = places.get(name, "")
         allowed = RANGES.get(name)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             if allowed is None and not math.isfinite(number):
-                raise ConfigError(f"{place(name)}--{name} must be finite, got {number}")
+                raise ConfigError(f"{place}--{name} must be finite, got {number}")
             if allowed is not None and not allowed.holds(number):
                 wanted = allowed.words if math.isfinite(number) else f"finite and {allowed.words}"
-                raise ConfigError(f"{place(name)}--{name} must be {wanted}, got {number:g}")
+                raise ConfigError(f"{place}--{name} must be {wanted}, got {number:g}")
 
 
 def describe_range(name: str) -> str:

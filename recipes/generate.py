@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from trl import ModelConfig
 
 from hfstack.config import command_line
-from hfstack.data.reading.files import data_file, open_bytes
+from hfstack.data.reading.files import data_file
+from hfstack.data.reading.opening import open_bytes
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import ConfigError, DataError
 from hfstack.models.loading import (

@@ -188,6 +188,15 @@ def hash_settings(settings: dict[str, dict[str, Any]]) -> str:
     return hash_text(text)
 
 
+def refuse_no_step(step: int) -> None:
+    """Raise when a trainer is done and has taken no step, so that nothing was trained."""
+    if step < 1:
+        raise ConfigError(
+            "no optimizer step was taken, so nothing was trained: set --max_steps or "
+            "--num_train_epochs higher, or give more rows"
+        )
+
+
 def changed_files(data: list[dict[str, Any]]) -> str | None:
     """Return the first local file that is not what the record says, or None."""
     for file in (file for entry in data for file in entry.get("files", [])):

@@ -59,6 +59,7 @@ from hfstack.runs.record import (
     hash_settings,
     put_back,
     record_error,
+    refuse_no_step,
     settings_as_dict,
     utc_now,
 )
@@ -457,12 +458,8 @@ class Run:
             DivergedError: a loss is not a finite number, so that there is no model worth saving.
             ConfigError: the trainer has taken no step, so that nothing was trained.
         """
-        if trainer is not None and trainer.state.global_step < 1:
-            raise ConfigError(
-                "no optimizer step was taken, so nothing was trained: set --max_steps or "
-                "--num_train_epochs higher, or give more rows"
-            )
-
+        if trainer is not None:
+            refuse_no_step(trainer.state.global_step)
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
         # The Trainer's mean counts only the steps of its own process.
