@@ -124,6 +124,6 @@ def refuse_out_of_range(values: Mapping[str, Any], places: Mapping[str, str]) ->
 
 
 def describe_range(name: str) -> str:
-    """Return the range of an option as the reference prints it, empty for any number."""
+    """Return the range of an option as the reference prints it, maybe empty."""
     allowed = RANGES.get(name)
     return "" if allowed is None or allowed.text == "(-inf, inf)" else allowed.words
