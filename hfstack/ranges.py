@@ -14,7 +14,7 @@ from hfstack.errors import ConfigError
 
 
 class Range(NamedTuple):
-    """The values of an option: an interval as mathematics writes it, and single values."""
+    """The values of an option: an interval as mathematics writes it, and more."""
 
     low: float
     high: float
