@@ -13,7 +13,6 @@ under it, or its `metadata["help"]`, as upstream does.
 
 import contextlib
 import dataclasses
-import difflib
 import enum
 import inspect
 import itertools
@@ -23,9 +22,9 @@ import sys
 import types
 import typing
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import torch
@@ -42,10 +41,13 @@ from hfstack.errors import (
     Preempted,
 )
 from hfstack.field_help import document_fields
+from hfstack.hints import suggest
 from hfstack.logs import get_logger, redact_tracebacks, setup_logging
+from hfstack.option_cache import remember_options
 from hfstack.ranges import refuse_out_of_range
 from hfstack.redaction import redact
 from hfstack.upstream_defaults import refuse_remote_code, turn_telemetry_off
+from hfstack.yaml_options import read_options
 
 EXIT_USER_MISTAKE = 1
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -99,7 +101,9 @@ def command_line(main: Callable[..., Any]) -> None:
     name = Path(sys.argv[0]).name
     try:
         hints = typing.get_type_hints(main)
-        main(*parse(*(hints[parameter] for parameter in inspect.signature(main).parameters)))
+        classes = [hints[parameter] for parameter in inspect.signature(main).parameters]
+        remember_options(Path(inspect.getfile(main)), classes, lambda: build_parser(*classes)[0])
+        main(*parse(*classes))
     except ExamplesShown as shown:
         print(shown)  # noqa: T201
     except AlreadyFinished as done:
@@ -136,14 +140,14 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
 
     parser, hints = build_parser(*dataclass_types)
     entries = _read_yaml(known.config[0], parser, hints, flags) if known.config else {}
-    yaml_flags = list(itertools.chain.from_iterable(entry.flags for entry in entries.values()))
+    yaml_flags = list(itertools.chain.from_iterable(entries.values()))
 
     namespace, unknown = parser.parse_known_args([*yaml_flags, *flags])
     if unknown:
         option = unknown[0].split("=")[0]
         label = "unknown option" if option.startswith("-") else "unexpected value"
         raise ConfigError(
-            f"{label} {_suggest(option, [f'--{name}' for name in hints])} (--help lists every "
+            f"{label} {suggest(option, [f'--{name}' for name in hints])} (--help lists every "
             "option)"
         )
 
@@ -243,45 +247,21 @@ class _StrictParser(HfArgumentParser):
         raise ConfigError(self.origin(message.replace("argument --", "--", 1)))
 
 
-class _Entry(NamedTuple):
-    """One key of the YAML file: its line, and its value as flags of argparse."""
-
-    line: int
-    flags: list[str]
-
-
 def _read_yaml(
     path: Path, parser: ArgumentParser, hints: dict[str, Any], flags: list[str]
-) -> dict[str, _Entry]:
+) -> dict[str, list[str]]:
     """Return the file's values as flags, each checked so a mistake names its line.
 
     What belongs to other data than the command line names is left out.
     """
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except FileNotFoundError:
-        raise ConfigError(f"--config {path}: no such file") from None
-    except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(
-            f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}"
-        ) from None
-
+    root = read_options(path, hints)
     if root is None:
         return {}
-
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(
-            f"{path}:{root.start_mark.line + 1}: expected a mapping of option to value"
-        )
 
     dropped = data_settings.settings_to_drop(root, str(path), hints, flags)
     data_settings.log_dropped(dropped, path)
 
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, list[str]] = {}
     actions = {
         action.dest: action
         for action in parser._actions
@@ -294,26 +274,19 @@ def _read_yaml(
         action.required = False
 
     for key_node, value_node in root.value:
-        key, line = str(key_node.value), key_node.start_mark.line + 1
-        place = f"{path}:{line}: "
-
-        if key == data_settings.KEY:
-            continue
-        if key not in hints or key == "config":
-            raise ConfigError(f"{place}unknown key {_suggest(key, hints)}")
-        if key in entries:
-            raise ConfigError(f"{place}{key} is already set in line {entries[key].line}")
-        if key in dropped:
+        key = str(key_node.value)
+        place = f"{path}:{key_node.start_mark.line + 1}: "
+        if key == data_settings.KEY or key in dropped:
             continue
 
-        entries[key] = _Entry(line, _flags(value_node, actions[key], hints[key], place, parser))
-        if entries[key].flags:
+        entries[key] = _flags(value_node, actions[key], hints[key], place, parser)
+        if entries[key]:
             parser.__dict__["origin"] = lambda message, place=place: f"{place}{message}"
-            parser.parse_known_args(entries[key].flags)
+            parser.parse_known_args(entries[key])
 
     parser.__dict__.pop("origin", None)
     for action in required:
-        action.required = action.dest not in entries or bool(entries[action.dest].flags)
+        action.required = action.dest not in entries or bool(entries[action.dest])
     return entries
 
 
@@ -384,7 +357,7 @@ def _build_item(cls: Any, entry: Any, key: str, place: str) -> Any:
 
     for name in entry:
         if name not in names:
-            raise ConfigError(f"{place}{key} has unknown key {_suggest(str(name), names)}")
+            raise ConfigError(f"{place}{key} has unknown key {suggest(str(name), names)}")
 
     hints = typing.get_type_hints(cls)
     for name, value in entry.items():
@@ -491,9 +464,3 @@ def _type_name(hint: Any) -> str:
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return " | ".join(str(member.value) for member in hint)
     return hint.__name__ if isinstance(hint, type) else re.sub(r"\w+\.(?=\w)", "", str(hint))
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    """Return a wrong name, quoted, and the known name that is closest to it."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"{name!r}; did you mean {close[0]!r}?" if close else f"{name!r}"

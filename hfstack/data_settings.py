@@ -53,7 +53,7 @@ def settings_to_drop(
         if wrong := [str(name) for name in (option, *names) if name not in known]:
             raise ConfigError(f"{place}{KEY} names {wrong[0]!r}, which is no option of this recipe")
 
-    named = _values_of_flags(flags)
+    named = values_of_flags(flags)
     dropped: dict[str, str] = {}
     for option, names in belonging.items():
         own = yaml.SafeLoader("").construct_document(values[option][1]) if option in values else []
@@ -76,7 +76,7 @@ def log_dropped(dropped: Mapping[str, str], path: Any) -> None:
         )
 
 
-def _values_of_flags(flags: Sequence[str]) -> dict[str, list[str]]:
+def values_of_flags(flags: Sequence[str]) -> dict[str, list[str]]:
     """Return what the command line gives to each option, as words."""
     named: dict[str, list[str]] = {}
     option = ""

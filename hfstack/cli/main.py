@@ -189,12 +189,21 @@ def _run(argv: list[str]) -> int:
     if read_setting("config", flags) is None and yaml.is_file() and not asks_help:
         flags = ["--config", str(_relative_to_here(yaml)), *flags]
 
+    # Late, because it reads YAML, and `hfstack --help` imports the standard library alone.
+    from hfstack.cli.precheck import check_options, say_finished
+
+    if not asks_help:
+        check_options(flags, recipe)
+
     launch = plan(
         _relative_to_here(recipe),
         flags,
         _launcher_options(given),
         accelerate_configs=_relative_to_here(ACCELERATE_CONFIGS),
     )
+    if finished := say_finished(launch, recipe):
+        say(finished)
+        return 0
     return execute_again(launch)
 
 

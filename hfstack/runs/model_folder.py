@@ -39,10 +39,9 @@ def find_causal_lm(name: str) -> str:
         CheckpointError: the folder is not there, or holds no causal language model; the message
             says what it holds.
     """
+    refuse_missing_folder(name)
     path = Path(name).expanduser()
     if not path.exists():
-        if _looks_local(name, path):
-            raise CheckpointError(f"{name}: no such folder{_suggest_neighbour(path)}")
         return name
 
     if not path.is_dir():
@@ -58,6 +57,13 @@ def find_causal_lm(name: str) -> str:
     if checkpoint is not None:
         return find_causal_lm(str(checkpoint))
     raise CheckpointError(f"{name} holds no model{_describe_contents(path)}")
+
+
+def refuse_missing_folder(name: str) -> None:
+    """Raise CheckpointError for a name that is no Hub id, and not there."""
+    path = Path(name).expanduser()
+    if not path.exists() and _looks_local(name, path):
+        raise CheckpointError(f"{name}: no such folder{_suggest_neighbour(path)}")
 
 
 def refuse_other_model(name: str, config: Mapping[str, Any]) -> None:

@@ -108,6 +108,7 @@ def test_run_adds_the_sibling_yaml_and_prints_the_command(
 def test_run_takes_a_given_config_instead(
     shipped: Path, capfd: pytest.CaptureFixture[str], given: tuple[str, ...]
 ):
+    Path("mine.yaml").touch()
     assert cli.main(["run", "second_one", *given]) == 0
     assert capfd.readouterr().out == f"{[*given]}\n"
 

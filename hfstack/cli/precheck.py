@@ -1,0 +1,117 @@
+"""Find a mistake of a launch before its recipe is started, which takes seconds.
+
+What passes here is judged again, and in full, by the recipe. What its options are is known from the
+time when it was started last; before the first time it alone says so.
+"""
+
+import shlex
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from hfstack.cli.doctor import installed_version
+from hfstack.cli.launch import Launch
+from hfstack.data.reading.files import expand_files, looks_local
+from hfstack.data_settings import values_of_flags
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.hints import suggest
+from hfstack.option_cache import Options, recall_options
+from hfstack.redaction import redact
+from hfstack.reporting.runs import find_runs
+from hfstack.runs.model_folder import refuse_missing_folder
+from hfstack.runs.record import RUN_FILE, changed_files, read_run
+from hfstack.yaml_options import read_options
+
+_EVERYWHERE = ("config", "allow_changed")
+_NUMBERS = {"int": int, "float": float}
+
+
+def check_options(flags: list[str], recipe: Path) -> None:
+    """Raise for a mistake in the flags of a recipe, or in the YAML that they name.
+
+    Raises:
+        HfstackError: an option is unknown or no number, the YAML is none, or a file, a folder of
+            runs or of a model is not there.
+    """
+    values = values_of_flags(flags)
+    options = recall_options(recipe)
+    if options is not None:
+        for name, given in values.items():
+            _check_option(name, given, options)
+
+    configs = values.get("config", [])
+    root = None
+    if len(configs) == 1:
+        root = read_options(Path(configs[0]), None if options is None else options.kinds)
+
+    for name in ("datasets", "eval_datasets"):
+        for place in values.get(name, []):
+            if looks_local(place):
+                expand_files(place)
+    for place in values.get("runs") or _read_list(root, "runs"):
+        find_runs(Path(place))
+    for place in values.get("model_name_or_path", []):
+        if not place.endswith(".json"):
+            refuse_missing_folder(place)
+
+
+def say_finished(launch: Launch, recipe: Path) -> str | None:
+    """Return that the same command has finished before; None where it is not sure.
+
+    It is sure when the command, the versions and every file that it reads are what they were. Where
+    it is not, the recipe compares the settings one by one.
+    """
+    folder = launch.output_dir
+    if launch.launcher != "python" or folder is None or not (folder / RUN_FILE).is_file():
+        return None
+
+    # What is wrong with a record that is not whole is said by the recipe.
+    try:
+        record = read_run(folder)
+    except CheckpointError:
+        return None
+
+    same = record.command == redact(shlex.join(launch.command[1:])) and record.world_size == 1
+    if record.status != "finished" or not same or record.ended is None:
+        return None
+    # A view of other runs is made again each time.
+    if "replace_own=True" in recipe.read_text(encoding="utf-8"):
+        return None
+    if any(installed_version(name) != found for name, found in record.versions.items()):
+        return None
+
+    began = datetime.fromisoformat(record.started).timestamp()
+    configs = values_of_flags(launch.command[2:]).get("config", [])
+    read = [recipe, *map(Path, configs)]
+    if any(not path.is_file() or path.stat().st_mtime >= began for path in read):
+        return None
+    if changed_files([*record.data, {"files": record.models}]) is not None:
+        return None
+    return f"{folder}: already finished on {record.ended}, nothing to do"
+
+
+def _read_list(root: yaml.MappingNode | None, name: str) -> list[str]:
+    """Return the texts of a list in a YAML file; none where it has no such list."""
+    items = [node for key, node in root.value if key.value == name] if root is not None else []
+    nodes = items[0].value if items and isinstance(items[0], yaml.SequenceNode) else []
+    return [node.value for node in nodes if isinstance(node, yaml.ScalarNode)]
+
+
+def _check_option(name: str, given: list[str], options: Options) -> None:
+    """Raise ConfigError for an option that does not exist, or a number that is none."""
+    if name.removeprefix("no_") in options.switches or name in _EVERYWHERE:
+        return
+    if name not in options.kinds:
+        known = [f"--{option}" for option in options.kinds]
+        raise ConfigError(
+            f"unknown option {suggest(f'--{name}', known)} (--help lists every option)"
+        )
+
+    number = _NUMBERS.get(options.kinds[name])
+    if number is None or len(given) != 1:
+        return
+    try:
+        number(given[0])
+    except ValueError:
+        raise ConfigError(f"--{name}: invalid {number.__name__} value: {given[0]!r}") from None

@@ -1,0 +1,59 @@
+"""Suggest what a wrong name may have meant: a close name, or one of another tool.
+
+Standard library only.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+# What people type from other tools, and the options here that mean it; the first known one counts.
+_ALIASES = {
+    "lr": ("learning_rate",),
+    "epochs": ("num_train_epochs",),
+    "num_epochs": ("num_train_epochs",),
+    "batch_size": ("per_device_train_batch_size",),
+    "train_batch_size": ("per_device_train_batch_size",),
+    "eval_batch_size": ("per_device_eval_batch_size",),
+    "grad_accum": ("gradient_accumulation_steps",),
+    "accumulation_steps": ("gradient_accumulation_steps",),
+    "steps": ("max_steps",),
+    "warmup": ("warmup_steps",),
+    "scheduler": ("lr_scheduler_type",),
+    "optimizer": ("optim",),
+    "clip": ("max_grad_norm",),
+    "resume": ("resume_from_checkpoint",),
+    "model": ("model_name_or_path", "run"),
+    "model_name": ("model_name_or_path",),
+    "model_path": ("model_name_or_path",),
+    "base_model": ("model_name_or_path",),
+    "tokenizer": ("tokenizer_name_or_path",),
+    "data": ("datasets",),
+    "dataset": ("datasets",),
+    "dataset_name": ("datasets",),
+    "train_file": ("datasets",),
+    "validation_file": ("eval_datasets",),
+    "val_split": ("eval_fraction",),
+    "prompt": ("prompts",),
+    "output": ("output_dir",),
+    "out_dir": ("output_dir",),
+    "context_length": ("block_size", "max_length"),
+    "max_seq_length": ("max_length", "block_size"),
+    "seq_len": ("max_length", "block_size"),
+    "max_tokens": ("max_new_tokens", "max_completion_length"),
+    "lora": ("use_peft",),
+    "peft": ("use_peft",),
+    "qlora": ("load_in_4bit",),
+    "rank": ("lora_r",),
+    "lora_rank": ("lora_r",),
+    "num_gpus": ("processes",),
+}
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return a wrong name, quoted, and the known name that it most likely means."""
+    names = list(known)
+    dashes = "--" if name.startswith("--") else ""
+    meant = _ALIASES.get(name.removeprefix("--").replace("-", "_"), ())
+    aliases = [f"{dashes}{alias}" for alias in meant if f"{dashes}{alias}" in names]
+    close = aliases or difflib.get_close_matches(name, names, n=1)
+    return f"{name!r}; did you mean {close[0]!r}?" if close else f"{name!r}"

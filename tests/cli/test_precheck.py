@@ -1,0 +1,210 @@
+"""A mistake is found before a recipe is started, by what an earlier start left in the cache."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfstack.cli.launch import Launch
+from hfstack.cli.precheck import check_options, say_finished
+from hfstack.config import build_parser
+from hfstack.disk import describe_file
+from hfstack.errors import HfstackError
+from hfstack.option_cache import remember_options
+from hfstack.runs.record import RunRecord
+
+
+@dataclass
+class Settings:
+    """What a recipe of this test takes."""
+
+    learning_rate: float = 1.0
+    """Its rate."""
+    max_steps: int = 1
+    """Its steps."""
+    shuffle: bool = True
+    """Whether it is shuffled."""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe whose options are known, in the current folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    file = Path("mine.py")
+    file.touch()
+    remember_options(file, [Settings], lambda: build_parser(Settings)[0])
+    return file
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    with pytest.raises(HfstackError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--learning_rat 1", "unknown option '--learning_rat'; did you mean '--learning_rate'?"),
+        ("--lr 1", "unknown option '--lr'; did you mean '--learning_rate'?"),
+        ("--no_max_steps", "unknown option '--no_max_steps'"),
+        ("--max_steps ten", "--max_steps: invalid int value: 'ten'"),
+        ("--learning-rate=x", "--learning_rate: invalid float value: 'x'"),
+        ("--config none.yaml", "--config none.yaml: no such file"),
+        ("--config torn.yaml", "torn.yaml:2:1: not YAML"),
+        ("--config typo.yaml", "typo.yaml:2: unknown key 'epoch'"),
+        ("--config twice.yaml", "twice.yaml:2: max_steps is already set in line 1"),
+    ],
+)
+def test_options_are_checked(recipe: Path, flags: str, line: str) -> None:
+    Path("torn.yaml").write_text("max_steps: 'open\n")
+    Path("typo.yaml").write_text("max_steps: 1\nepoch: 1\n")
+    Path("twice.yaml").write_text("max_steps: 1\nmax_steps: 2\n")
+    assert line in refusal(lambda: check_options(flags.split(), recipe))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--learning-rate=1e-3 --max_steps 3 --no_shuffle --allow_changed max_steps",
+        "--max_steps -1 --shuffle false --config good.yaml",
+        "--config good.yaml --config good.yaml",  # the recipe says that once is enough
+    ],
+)
+def test_what_the_recipe_takes_passes(recipe: Path, flags: str) -> None:
+    Path("good.yaml").write_text("settings_of:\n  max_steps: [shuffle]\nmax_steps: 3\n")
+    assert check_options(flags.split(), recipe) is None
+
+
+def test_of_a_recipe_that_never_started_names_are_left_to_itself(recipe: Path) -> None:
+    other = Path("other.py")
+    other.touch()
+    Path("own.yaml").write_text("whatever: 1\n")
+    assert check_options(["--whatever", "1", "--config", "own.yaml"], other) is None
+    Path("own.yaml").write_text("whatever: 'open\n")
+    assert "not YAML" in refusal(lambda: check_options(["--config", "own.yaml"], other))
+
+
+def test_files_runs_and_models_that_are_not_there(recipe: Path) -> None:
+    other = Path("other.py")
+    other.touch()
+    Path("rows.jsonl").touch()
+    Path("runs").mkdir()
+    Path("report.yaml").write_text("runs: [runs/story]\n")
+
+    def line(*flags: str) -> str:
+        return refusal(lambda: check_options([*flags], other))
+
+    assert line("--datasets", "rows.jsonl", "row.jsonl").startswith(
+        "row.jsonl: no such file; did you mean rows.jsonl?"
+    )
+    assert "--runs runs/x: no such directory" in line("--runs", "runs/x", "--config", "report.yaml")
+    assert "--runs runs/story: no such directory" in line("--config", "report.yaml")
+    assert "runs/sft: no such folder" in line("--model_name_or_path", "runs/sft")
+    fine = ["--datasets", "some/dataset", "--model_name_or_path", "some/model"]
+    assert check_options([*fine, "--eval_datasets", "rows.jsonl"], other) is None
+
+
+@pytest.fixture
+def finished(recipe: Path) -> tuple[Launch, Callable[..., None]]:
+    """A launch that has finished before, and a function that rewrites its record."""
+    Path("rows.jsonl").write_text("{}\n")
+    Path("mine.yaml").touch()
+    folder = Path("run")
+    folder.mkdir()
+    command = [sys.executable, "mine.py", "--config", "mine.yaml", "--output_dir", "run"]
+    launch = Launch(command, {}, "python", 1, folder)
+
+    for path in (recipe, Path("mine.yaml")):
+        os.utime(path, (time.time() - 60,) * 2)
+    record = RunRecord(
+        recipe="mine",
+        command="mine.py --config mine.yaml --output_dir run",
+        output_dir="run",
+        commit=None,
+        versions={},
+        python="3.11",
+        hardware={},
+        world_size=1,
+        started=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        config_hash="",
+        settings={},
+        status="finished",
+        ended="2026-01-01T00:00:00+00:00",
+        data=[{"files": [describe_file(Path("rows.jsonl"))]}],
+    )
+
+    def write(**changes: Any) -> None:
+        (folder / "run.json").write_text(json.dumps(asdict(record) | changes))
+
+    write()
+    return launch, write
+
+
+def test_the_same_command_has_finished(
+    recipe: Path, finished: tuple[Launch, Callable[..., None]]
+) -> None:
+    launch, write = finished
+    line = "run: already finished on 2026-01-01T00:00:00+00:00, nothing to do"
+    assert say_finished(launch, recipe) == line
+
+    for changes in (
+        {"command": "mine.py --output_dir run"},
+        {"status": "failed"},
+        {"world_size": 2},
+        {"versions": {"torch": "0.1"}},
+    ):
+        write(**changes)
+        assert say_finished(launch, recipe) is None, changes
+    write()
+    assert say_finished(launch, recipe) == line
+    (Path("run") / "run.json").write_text("{")
+    assert say_finished(launch, recipe) is None, "the recipe says what is wrong with it"
+
+
+@pytest.mark.parametrize("file", ["mine.py", "mine.yaml", "rows.jsonl"])
+def test_it_has_not_where_a_file_has_changed_since(
+    recipe: Path, finished: tuple[Launch, Callable[..., None]], file: str
+) -> None:
+    launch, _ = finished
+    with Path(file).open("a") as stream:
+        stream.write("\n")
+    os.utime(file, (time.time() + 5,) * 2)
+    assert say_finished(launch, recipe) is None
+
+
+def test_a_view_of_other_runs_is_made_again(
+    recipe: Path, finished: tuple[Launch, Callable[..., None]]
+) -> None:
+    recipe.write_text("Run.start(replace_own=True)")
+    os.utime(recipe, (time.time() - 60,) * 2)
+    assert say_finished(finished[0], recipe) is None
+
+
+def test_a_typo_takes_less_than_a_second_and_imports_nothing_heavy(recipe: Path) -> None:
+    """Child CPU seconds, user and system, of the whole process."""
+    program = (
+        "import sys, time; from hfstack.cli import main as cli\n"
+        "code = cli.main(['run', 'mine.py', '--learning_rat', '1'])\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules)\n"
+        "print(code, time.process_time(), sorted(heavy))"
+    )
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        )
+        assert "did you mean '--learning_rate'?" in done.stderr
+        code, spent, heavy = done.stdout.split(maxsplit=2)
+        assert (code, heavy.strip()) == ("1", "[]")
+        seconds.append(float(spent))
+    assert min(seconds) <= 0.5
