@@ -4,7 +4,7 @@
     hfstack run generate --prompts "Once upon a time" "The fox"         # the same, shorter
 
 reads   a model and its tokenizer; prompts from the command line or a file, one a line (or jsonl
-        with `prompt`)
+        with `prompt`: text, or a conversation)
 writes  completions.jsonl (or fillings.jsonl) and run.json in --output_dir
 """
 
@@ -21,6 +21,7 @@ from hfstack.data.reading.files import data_file
 from hfstack.data.reading.opening import open_bytes
 from hfstack.data.sources import Source, iterate_rows
 from hfstack.errors import ConfigError, DataError
+from hfstack.logs import get_logger
 from hfstack.models.loading import (
     is_masked_lm,
     load_causal_lm,
@@ -28,12 +29,15 @@ from hfstack.models.loading import (
     load_tokenizer,
     require_model_name,
 )
-from hfstack.runs.rendering import check_rendering, follow_rendering
+from hfstack.runs.rendering import check_rendering
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import generate_from_texts
 from hfstack.tasks.causal_lm.prompt_format import find_prompt_format
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.masked_lm.fill_mask import describe_candidates, fill_masks
+from hfstack.tokens.chat import stop_at_end_of_turn
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -44,16 +48,16 @@ class GenerateArgs(SamplingArgs):
     """Prompts; a masked model fills each [MASK] in them."""
     prompts_file: str | None = None
     """File of prompts: text with one a line, or rows with a column `prompt`."""
-    as_chat: bool | None = None
-    """Make each prompt the user's turn of a conversation; off, it is continued as text. By default
-    as the model has learned, by its run.json, else off.
-    """
     max_new_tokens: int = 200
     """Longest completion, in tokens."""
     num_samples: int = 1
     """Completions for each prompt."""
     batch_size: int = 16
     """Prompts per batch."""
+    as_chat: bool | None = None
+    """Ask by the chat template, each prompt as the user's turn; by default where the model was
+    trained with it.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,20 +99,27 @@ def main(
 
         # or complete prompts
         name = require_model_name(model_args)
-        chat = follow_rendering(name, args.as_chat, flag="as_chat", usual=False)
-        check_rendering(name, tokenizer, chat=chat)
+        prompt_format = find_prompt_format(name, tokenizer, as_chat=args.as_chat)
+        how, between = "prompts are continued as plain text", ""
+        if prompt_format.kind == "chat":
+            how, between = "prompts are turns of the chat template", "\n"
+            stop_at_end_of_turn(model, tokenizer)
+        logger.info("%s: %s", how, prompt_format.reason)
+        if args.as_chat is None:
+            check_rendering(name, tokenizer, chat=prompt_format.kind == "chat")
+
         completions = generate_from_texts(
             model,
             tokenizer,
             [prompt for prompt in prompts for _ in range(args.num_samples)],
+            kind=prompt_format.kind,
             max_new_tokens=args.max_new_tokens,
             **args.sampling(),
             batch_size=args.batch_size,
-            kind="chat" if chat else find_prompt_format(name, tokenizer, as_chat=False).kind,
         )
         save_rows(run, "completions", [asdict(one) for one in completions])
         for one in completions:
-            print(one.prompt, one.completion, sep="\n" if chat else "", end="\n\n")
+            print(f"{one.prompt}{between}{one.completion}\n")
 
         return run.finish(
             {
@@ -119,8 +130,11 @@ def main(
         )
 
 
-def read_prompts(path: str | None) -> list[str]:
-    """Return the prompts of a file: its column `prompt`, else `text`, else its lines."""
+def read_prompts(path: str | None) -> list[Any]:
+    """Return the prompts of a file: its column `prompt`, else `text`, else its lines.
+
+    A prompt is text, or a conversation: a list of turns.
+    """
     if path is None:
         return []
 
@@ -134,11 +148,11 @@ def read_prompts(path: str | None) -> list[str]:
                 raise DataError(f"--prompts_file {path} is not UTF-8: {error}") from None
         return [text for text in texts if text.strip()]
 
-    prompts: list[str] = []
+    prompts: list[Any] = []
     for row in iterate_rows([Source(path)]):
         if (prompt := row.get("prompt", row.get("text"))) is None:
             raise DataError(f"--prompts_file {path} has no column `prompt`, only {', '.join(row)}")
-        prompts.append(str(prompt))
+        prompts.append(prompt if isinstance(prompt, list) else str(prompt))
     return prompts
 
 

@@ -24,7 +24,7 @@ from hfstack.demo.rules import gold_score, require_demo_prompts
 from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.run import Run, RunArgs
-from hfstack.tasks.causal_lm.generate import generate_from_ids
+from hfstack.tasks.causal_lm.generate import generate_from_texts
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.preferences.data import (
     add_label_noise,
@@ -35,8 +35,6 @@ from hfstack.tasks.preferences.data import (
     split_pairs,
 )
 from hfstack.tasks.preferences.rows import PreferenceArgs, PreferenceCounts, answers_of, prompt_of
-from hfstack.tokens.chat import encode_for_generation
-from hfstack.tokens.seams import answer_opening
 
 # functions (prompt, answer) -> number, higher is better; their mean decides. Put yours here.
 JUDGES = [gold_score]
@@ -149,19 +147,14 @@ def make_answers(
 
     tokenizer = load_tokenizer(model_args)
     model: Any = load_causal_lm(model_args, tokenizer)
-    chat = preference_args.conversational
-    asked = [
-        encode_for_generation(tokenizer, [{"role": "user", "content": text}] if chat else text)
-        for text in prompts
-    ]
-    completions = generate_from_ids(
+    completions = generate_from_texts(
         model.to(Accelerator().device).eval(),
         tokenizer,
-        asked,
+        prompts,
+        kind="chat" if preference_args.conversational else "prompt",
         max_new_tokens=args.max_new_tokens,
         **args.sampling(),
         batch_size=args.batch_size,
-        opening=answer_opening(tokenizer) if chat else "",
     )
 
     answered = zip(prompts, (each.completion for each in completions), strict=True)

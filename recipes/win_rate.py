@@ -27,6 +27,7 @@ from hfstack.diagnosis.win_rate import (
     win_rate,
 )
 from hfstack.errors import ConfigError
+from hfstack.models.context import check_answers_fit
 from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.rendering import check_rendering, follow_rendering
 from hfstack.runs.run import Run, RunArgs
@@ -164,6 +165,7 @@ def answer(
 
     set_seed(seed)
     ids = [encode_for_generation(tokenizer, prompt) for prompt in prompts]
+    check_answers_fit(model.config, list(map(len, ids)), args.max_new_tokens)
     answers = generate_from_ids(
         model,
         tokenizer,

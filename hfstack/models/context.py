@@ -1,6 +1,7 @@
 """Find how many tokens a model reads at once, from its configuration."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -83,6 +84,38 @@ def check_block_size(block_size: int, config: PreTrainedConfig) -> int:
             f"use --block_size {longest} or a model with a longer context"
         )
     return block_size
+
+
+def check_answers_fit(
+    config: PreTrainedConfig, prompt_lengths: Sequence[int], max_new_tokens: int
+) -> None:
+    """Refuse prompts whose answers would reach beyond the model's context.
+
+    Models with a table of positions fail there, and others were not trained there.
+
+    Args:
+        prompt_lengths: tokens of each prompt, its start token included.
+        max_new_tokens: of the longest answer.
+
+    Raises:
+        ConfigError: names the longest prompt by its number, and what would fit.
+    """
+    context = context_length(config)
+    if context is None or not prompt_lengths:
+        return
+
+    longest = max(prompt_lengths)
+    if longest + max_new_tokens <= context:
+        return
+
+    advice = f"lower it to {context - longest} or shorten the prompt"
+    if longest >= context:
+        advice = "shorten the prompt"
+    raise ConfigError(
+        f"prompt {prompt_lengths.index(longest) + 1} has {longest} tokens, and with "
+        f"--max_new_tokens {max_new_tokens} its answer reaches beyond the model's context of "
+        f"{context} tokens: {advice}"
+    )
 
 
 def _text_config(config: PreTrainedConfig, *, decoder: bool) -> PreTrainedConfig:

@@ -10,12 +10,16 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
 )
 
 from hfstack.errors import CheckpointError, ConfigError, DataError
 from hfstack.recipe_settings import load_recipe
 from hfstack.runs.record import read_run
 from hfstack.shipped import RECIPES
+from hfstack.tasks.causal_lm.generate import generate_from_ids, sample_pairs
+from tests.tiny_chat import save_tiny_chat
 
 
 def test_completions_are_printed_and_saved(
@@ -174,6 +178,76 @@ def test_what_was_sampled_with_is_recorded_and_the_models_own_is_not(
     used = read_run(tmp_path / "a").settings["GenerateArgs"]
     expected = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_new_tokens": 1}
     assert {name: used[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], "<|user|>The fox<|end|><|assistant|>"),
+        (["--as_chat", "false"], "<|endoftext|>The fox"),
+    ],
+)
+def test_the_chat_template_is_used_where_there_is_one(
+    run_recipe, tiny_llama: Path, tmp_path: Path, capsys, flags: list[str], asked: str
+) -> None:
+    """The greedy answers are those to the rendered prompt, and a conversation is a prompt too."""
+    folder = save_tiny_chat(tiny_llama, tmp_path / "chat")
+    tokenizer, model = (
+        kind.from_pretrained(folder) for kind in (AutoTokenizer, AutoModelForCausalLM)
+    )
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    ends = [tokenizer.eos_token_id, end] if not flags else [tokenizer.eos_token_id]
+    model.generation_config.eos_token_id = ends
+    expected = generate_from_ids(
+        model.eval(), tokenizer, [tokenizer(asked)["input_ids"]], max_new_tokens=9
+    )[0].completion
+
+    prompt = "The fox" if flags else [{"role": "user", "content": "The fox"}]
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n")
+    options = {
+        "model_name_or_path": folder,
+        "prompts_file": tmp_path / "prompts.jsonl",
+        "temperature": 0,
+        "max_new_tokens": 9,
+        "output_dir": tmp_path / "out",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    run_recipe("generate", "--prompts", "The fox", *words, *flags)
+    lines = (tmp_path / "out" / "completions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["completion"] for row in rows] == [expected] * 2
+    assert [row["prompt"] for row in rows] == ["The fox"] * 2
+    assert f"The fox{'' if flags else chr(10)}{expected}" in capsys.readouterr().out
+
+
+def test_an_answer_beyond_the_context_is_refused(
+    run_recipe, tmp_path: Path, tiny_tokenizer
+) -> None:
+    """GPT-2 has a table of positions, and would fail in the middle of generating."""
+    end = tiny_tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=300, n_positions=32, n_embd=8, n_layer=1, n_head=1, eos_token_id=end
+    )
+    config.bos_token_id = end
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    long = "The owl was kind"
+    room = 32 - 1 - len(tiny_tokenizer(long)["input_ids"])  # a start token goes before it
+
+    def generate(tokens: int, folder: str, *more: str) -> dict[str, float]:
+        prompts = ("--prompts", "a", long, *more)
+        flags = ("--max_new_tokens", tokens, "--output_dir", tmp_path / folder)
+        return run_recipe("generate", "--model_name_or_path", tmp_path / "gpt2", *prompts, *flags)
+
+    with pytest.raises(ConfigError, match=f"prompt 2 has .* of 32 tokens: lower it to {room} or"):
+        generate(room + 1, "a")
+    with pytest.raises(ConfigError, match="prompt 3 has .* of 32 tokens: shorten the prompt$"):
+        generate(1, "b", "z" * 40)
+    assert generate(room, "c")["completions"] == 2
+
+    model = GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2")
+    pairs = sample_pairs(model, tokenizer=tiny_tokenizer, prompts=[long, "a"], max_new_tokens=99)
+    assert len(pairs) == 2, "samples of a training are shorter instead"
 
 
 def test_each_line_of_a_text_file_is_a_prompt(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from hfstack.errors import ConfigError
+from hfstack.models.context import check_answers_fit, context_length
 from hfstack.tasks.causal_lm.prompt_format import Kind, encode_prompt
 from hfstack.tasks.causal_lm.sampling import (
     check_sampling,
     generation_settings,
     set_aside_settings,
 )
-from hfstack.tokens.chat import stop_at_end_of_turn
+from hfstack.tokens.chat import extract_text
 from hfstack.tokens.seams import answer_opening, decode_answer
 from hfstack.tokens.special_tokens import end_token_ids, padding_token_id
 
@@ -41,8 +41,9 @@ class Completion:
 def generate_from_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     *,
+    kind: Kind = "document",
     max_new_tokens: int,
     temperature: float,
     top_p: float = 1.0,
@@ -51,31 +52,27 @@ def generate_from_texts(
     batch_size: int = 16,
     kind: Kind = "document",
 ) -> list[Completion]:
-    """Return one completion for each text, in order.
+    """Return one completion for each prompt, in order.
 
-    A prompt starts at the token that begins a document in pretraining (bos, else eos), so that an
-    empty one can be completed too; as the user's turn it is what the chat template makes of it. The
-    other arguments are those of `generate_from_ids`.
+    By default a prompt starts at the token that begins a document in pretraining (bos, else eos),
+    so that an empty one can be completed too. The other arguments are those of `generate_from_ids`.
 
     Args:
-        kind: of the model's PromptFormat; "chat" makes each text a user's turn.
+        prompts: texts; with the kind "chat" conversations too.
+        kind: of the model's PromptFormat.
 
     Raises:
-        DataError: a prompt is empty and the tokenizer has no token to start with.
-        ConfigError: a sampling setting is out of range, or there is no chat template.
+        DataError: a prompt is empty and the tokenizer has no token to start with, or it is a
+            conversation and the kind is plain.
+        ConfigError: a sampling setting is out of range, or the longest completion of a prompt would
+            not fit into the model's context.
     """
-    if kind == "chat":
-        if tokenizer.chat_template is None:
-            raise ConfigError(
-                "--as_chat true, but the tokenizer has no chat template: set --as_chat false, or "
-                "name a model with one"
-            )
-        stop_at_end_of_turn(model, tokenizer)
-
+    encoded = [encode_prompt(tokenizer, prompt, kind) for prompt in prompts]
+    check_answers_fit(model.config, [len(ids) for ids in encoded], max_new_tokens)
     completions = generate_from_ids(
         model,
         tokenizer,
-        [encode_prompt(tokenizer, prompt, kind) for prompt in prompts],
+        encoded,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -85,9 +82,9 @@ def generate_from_texts(
         opening=answer_opening(tokenizer) if kind == "chat" else "",
     )
 
-    # The prompt as it was given: decoded ids would show the start token.
+    # The prompt as it was given: decoded ids would show the start token, or the template.
     return [
-        dataclasses.replace(one, prompt=prompt)
+        dataclasses.replace(one, prompt=extract_text(prompt))
         for prompt, one in zip(prompts, completions, strict=True)
     ]
 
@@ -188,8 +185,12 @@ def sample_pairs(
 ) -> list[tuple[str, str]]:
     """Return (prompt, completion) pairs to look at while training.
 
-    Sampled at temperature 0.8 from the 50 likeliest tokens.
+    Sampled at temperature 0.8 from the 50 likeliest tokens; shorter where the context ends.
     """
+    context = context_length(model.config)
+    if context is not None:
+        longest = max(len(encode_prompt(tokenizer, prompt, "document")) for prompt in prompts)
+        max_new_tokens = max(1, min(max_new_tokens, context - longest))
     completions = generate_from_texts(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.8, top_k=50
     )
