@@ -36,7 +36,7 @@ LIGHT = [  # started before, or without, anything heavy: standard library only
     *("hints", "option_cache"),
     *("runs/checkpoint_files", "runs/manifest", "runs/model_folder"),
     *(f"cli/{name}" for name in ("__main__", "main", "launch", "supervise", "retry", "doctor")),
-    "cli/chat",
+    *("cli/chat", "cli/overview"),
 ]
 UPSTREAM = {
     "torch",

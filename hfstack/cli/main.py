@@ -5,7 +5,6 @@ Everything else is a recipe. Standard library only, so that `hfstack --help` and
 """
 
 import argparse
-import ast
 import difflib
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from hfstack import __version__
 from hfstack.cli.chat import add_chat, run_chat
 from hfstack.cli.launch import LaunchOptions, plan, read_setting
+from hfstack.cli.overview import list_recipes, shorten_reference
 from hfstack.cli.retry import execute_again
 from hfstack.cli.supervise import EXIT_MISTAKE, say
 from hfstack.errors import ConfigError, HfstackError
@@ -41,7 +41,8 @@ after the name; after `--` everything belongs to the recipe.
   --node_rank R           which of them this is, 0 first
   --main_address H:P      host and free port of node 0
 
-  hfstack run RECIPE --help    every flag of that recipe
+  hfstack run RECIPE --help        the ten options of that recipe that matter
+  hfstack run RECIPE --help all    every one
   --allow_changed NAME ...     a flag of every recipe: settings that a resumed run may change
 """
 _LAUNCHER_OPTIONS = (
@@ -109,7 +110,8 @@ def _main(argv: list[str]) -> int:
 
     args = parser.parse_args(argv)
     if args.verb == "list":
-        return _list()
+        print(list_recipes(RECIPES))
+        return 0
     if args.verb == "copy":
         return _copy(args.recipe, args.folder)
     if args.verb == "chat":
@@ -118,17 +120,6 @@ def _main(argv: list[str]) -> int:
     # doctor imports torch and other large libraries, so it has a process of its own.
     flags = ["--json"] if args.json else []
     return subprocess.call([sys.executable, "-m", "hfstack.cli.doctor", *flags])
-
-
-def _list() -> int:
-    """Print each shipped recipe with the first line of its docstring."""
-    paths = sorted(RECIPES.glob("*.py"))
-    width = max((len(path.stem) for path in paths), default=0)
-    for path in paths:
-        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        summary = docstring.partition("\n")[0]
-        print(f"{path.stem:<{width}}  {summary}")
-    return 0
 
 
 def _copy(name: str, folder: Path) -> int:
@@ -170,7 +161,8 @@ def _run(argv: list[str]) -> int:
 
     recipe = _find(name, RECIPES, ".py", "recipe")
     if asks_help and recipe.parent == RECIPES:
-        print(_reference(recipe.stem))
+        page = _reference(recipe.stem)
+        print(page if "all" in flags else shorten_reference(page, recipe.stem))
         return 0
 
     # Who copied a recipe to edit it, and then runs the shipped one by its name, wonders for long.

@@ -105,7 +105,7 @@ def _check_option(name: str, given: list[str], options: Options) -> None:
     if name not in options.kinds:
         known = [f"--{option}" for option in options.kinds]
         raise ConfigError(
-            f"unknown option {suggest(f'--{name}', known)} (--help lists every option)"
+            f"unknown option {suggest(f'--{name}', known)} (--help all lists every option)"
         )
 
     number = _NUMBERS.get(options.kinds[name])
