@@ -23,7 +23,7 @@ from hfstack.runs.model_folder import refuse_missing_folder
 from hfstack.runs.record import RUN_FILE, changed_files, read_run
 from hfstack.yaml_options import read_options
 
-_EVERYWHERE = ("config", "allow_changed")
+_EVERYWHERE = ("config", "allow_changed", "show")
 _NUMBERS = {"int": int, "float": float}
 
 
