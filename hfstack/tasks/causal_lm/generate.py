@@ -50,7 +50,6 @@ def generate_from_texts(
     top_k: int = 0,
     min_p: float = 0.0,
     batch_size: int = 16,
-    kind: Kind = "document",
 ) -> list[Completion]:
     """Return one completion for each prompt, in order.
 
