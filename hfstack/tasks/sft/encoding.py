@@ -162,26 +162,6 @@ def read_conversations(
             yield json.loads(row["messages"]), row_tools(row)
 
 
-def render_example(
-    input_ids: Sequence[int], labels: Sequence[int], tokenizer: PreTrainedTokenizerBase
-) -> str:
-    """Return the text of an encoded row, what is learned of it between ⟦ and ⟧.
-
-    Each part is what it adds to the text before it: decoded alone, tokenizers of the SentencePiece
-    family would leave out the blank that it begins with.
-    """
-    learned = [label != IGNORED_LABEL for label in labels]
-    ends = [place for place in range(1, len(learned)) if learned[place] != learned[place - 1]]
-    parts, before, start = [], "", 0
-
-    for end in [*ends, len(learned)]:
-        text = str(tokenizer.decode(list(input_ids[:end]), clean_up_tokenization_spaces=False))
-        part = text[len(before) :]
-        parts.append(f"⟦{part}⟧" if learned[start] else part)
-        before, start = text, end
-    return "".join(parts)
-
-
 def row_tools(row: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Return the schemas of the tools of a converted row; None without any."""
     return json.loads(row["tools"]) if row.get("tools") else None

@@ -26,7 +26,7 @@ from hfstack.models.context import context_length
 from hfstack.models.counting import flops_per_token
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.runs.environment import uses_deepspeed
-from hfstack.tasks.sft.encoding import encode_usable_rows, read_conversations, render_example
+from hfstack.tasks.sft.encoding import encode_usable_rows, read_conversations
 from hfstack.tasks.sft.packing import PackedCollator, pack_documents
 from hfstack.tokens.chat import read_chat_template
 from hfstack.tokens.rendering import log_other_prompts, log_unread_keys
@@ -38,7 +38,6 @@ from hfstack.training.settings import total_peak_flops_per_s
 logger = get_logger(__name__)
 
 _PROBE_TOKENS = 8
-_SHOWN_CHARACTERS = 2000  # of the row that the log shows
 
 
 def check_sft_settings(
@@ -199,12 +198,6 @@ def encode_rows(
                 processes=training_args.dataset_num_proc,
             )
 
-    first = encoded["train"][0]
-    example = render_example(first["input_ids"], first["labels"], tokenizer)
-    logger.info(
-        "the first train row, what is learned of it between ⟦ and ⟧:\n%s",
-        example[:_SHOWN_CHARACTERS],
-    )
     return encoded
 
 

@@ -18,12 +18,7 @@ from hfstack.errors import DataError
 from hfstack.logs import setup_logging
 from hfstack.tasks.preferences.encode import encode_answer
 from hfstack.tasks.sft.columns import Columns, convert_rows
-from hfstack.tasks.sft.encoding import (
-    encode_row,
-    encode_usable_rows,
-    prompts_with_references,
-    render_example,
-)
+from hfstack.tasks.sft.encoding import encode_row, encode_usable_rows, prompts_with_references
 from hfstack.tokens.chat import encode_for_generation, read_chat_template
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.train_tokenizer import CHAT_TEMPLATE
@@ -320,18 +315,3 @@ def test_tokens_that_span_prompt_and_completion_are_logged(
     expected = "1 of the first 2 train rows: one token spans the end of the prompt"
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith(expected)
     assert "such as 'The ' + 'girl'" in caplog.messages[0]
-
-
-def test_an_example_shows_what_is_learned(tokenizer: PreTrainedTokenizerFast) -> None:
-    row = converted({"messages": TALK[1:]})
-    ids, labels, _ = encode_row(row, tokenizer, assistant_only=True, completion_only=True)
-    assert render_example(ids, labels, tokenizer) == (
-        "<|user|>Who?<|end|><|assistant|>⟦The fox.<|end|>⟧"
-        "<|user|>Where?<|end|><|assistant|>⟦Home.<|end|>⟧"
-    )
-
-    # the blank between both stays with a tokenizer that leaves it out in front of a text
-    llama = llama2(dummy_prefix=True)
-    plain = {"prompt": "The little", "completion": " girl"}
-    ids, labels, _ = encode_row(plain, llama, assistant_only=False, completion_only=True)
-    assert render_example(ids, labels, llama).endswith("The little⟦ girl</s>⟧")
