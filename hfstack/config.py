@@ -24,7 +24,7 @@ import typing
 from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -140,7 +140,7 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
 
     parser, hints = build_parser(*dataclass_types)
     entries = _read_yaml(known.config[0], parser, hints, flags) if known.config else {}
-    yaml_flags = list(itertools.chain.from_iterable(entries.values()))
+    yaml_flags = list(itertools.chain.from_iterable(entry.flags for entry in entries.values()))
 
     namespace, unknown = parser.parse_known_args([*yaml_flags, *flags])
     if unknown:
@@ -166,8 +166,8 @@ def parse(*dataclass_types: Any, argv: list[str] | None = None) -> tuple[Any, ..
         )
     refuse_remote_code(values)
 
-    in_file = {name: entry.line for name, entry in entries.items() if name not in flagged}
-    refuse_out_of_range(values, {name: f"{known.config[0]}:{n}: " for name, n in in_file.items()})
+    places = {name: entry.place for name, entry in entries.items() if name not in flagged}
+    refuse_out_of_range(values, places)
     _resolve_renamed(values, flagged)
     _resolve_hardware(values, given)
     return tuple(_build_settings(cls, values) for cls in dataclass_types)
@@ -247,9 +247,16 @@ class _StrictParser(HfArgumentParser):
         raise ConfigError(self.origin(message.replace("argument --", "--", 1)))
 
 
+class _Entry(NamedTuple):
+    """One key of the YAML file: where it stands, and its value as flags of argparse."""
+
+    place: str
+    flags: list[str]
+
+
 def _read_yaml(
     path: Path, parser: ArgumentParser, hints: dict[str, Any], flags: list[str]
-) -> dict[str, list[str]]:
+) -> dict[str, _Entry]:
     """Return the file's values as flags, each checked so a mistake names its line.
 
     What belongs to other data than the command line names is left out.
@@ -261,7 +268,7 @@ def _read_yaml(
     dropped = data_settings.settings_to_drop(root, str(path), hints, flags)
     data_settings.log_dropped(dropped, path)
 
-    entries: dict[str, list[str]] = {}
+    entries: dict[str, _Entry] = {}
     actions = {
         action.dest: action
         for action in parser._actions
@@ -279,14 +286,15 @@ def _read_yaml(
         if key == data_settings.KEY or key in dropped:
             continue
 
-        entries[key] = _flags(value_node, actions[key], hints[key], place, parser)
-        if entries[key]:
+        entry = _Entry(place, _flags(value_node, actions[key], hints[key], place, parser))
+        entries[key] = entry
+        if entry.flags:
             parser.__dict__["origin"] = lambda message, place=place: f"{place}{message}"
-            parser.parse_known_args(entries[key])
+            parser.parse_known_args(entry.flags)
 
     parser.__dict__.pop("origin", None)
     for action in required:
-        action.required = action.dest not in entries or bool(entries[action.dest])
+        action.required = action.dest not in entries or bool(entries[action.dest].flags)
     return entries
 
 

@@ -12,7 +12,8 @@ import yaml
 
 from hfstack.cli.doctor import installed_version
 from hfstack.cli.launch import Launch
-from hfstack.data.reading.files import expand_files, looks_local
+from hfstack.data.reading.files import looks_local
+from hfstack.data.reading.folders import expand_files
 from hfstack.data_settings import values_of_flags
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.hints import suggest
@@ -47,7 +48,8 @@ def check_options(flags: list[str], recipe: Path) -> None:
 
     for name in ("datasets", "eval_datasets"):
         for place in values.get(name, []):
-            if looks_local(place):
+            # What a folder holds is for the recipe to say: a saved dataset is one, too.
+            if looks_local(place) and not Path(place).expanduser().is_dir():
                 expand_files(place)
     for place in values.get("runs") or _read_list(root, "runs"):
         find_runs(Path(place))

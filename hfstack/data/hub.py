@@ -45,7 +45,7 @@ def load_saved(path: str, split: str) -> Dataset:
             f"{path}: written by save_to_disk, and cannot be read: {cause}; save it again"
         ) from error
     if isinstance(found, DatasetDict):
-        return found[_saved_split(path, list(found), split)]
+        return found[_saved_split(path, [str(name) for name in found], split)]
     return found
 
 

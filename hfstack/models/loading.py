@@ -246,7 +246,9 @@ def merge_into_base(model: PeftModel) -> PreTrainedModel:
     """
     base: Any = model.get_base_model()
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
-    layers = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends]
+    layers: list[Any] = [
+        end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends
+    ]
 
     adapted = any(isinstance(end, BaseTunerLayer) for end in ends)
     if adapted and layers[1] is not None and layers[0].weight is layers[1].weight:

@@ -39,7 +39,9 @@ class RecordExample(TrainerCallback):
             return
 
         names = getattr(kwargs["model"].config, "id2label", None)
-        text = next(describe_rows(loader.dataset, loader.collate_fn, tokenizer, names), None)
+        # PPO's loader reads prompts by their number, and makes no batch of them.
+        collate = getattr(loader, "collate_fn", list)
+        text = next(describe_rows(loader.dataset, collate, tokenizer, names), None)
         if text is not None:
             self._run.record.example = text
             if len(text) > _LOGGED_CHARACTERS:
@@ -90,9 +92,10 @@ def _describe_batch(
     batch: dict[str, Any], tokenizer: PreTrainedTokenizerBase, names: dict[int, str]
 ) -> list[str]:
     """Return the lines of each sequence of a batch; a pair has two sequences."""
-    ids = batch["input_ids"]
-    labels, completion = batch.get("labels"), batch.get("completion_mask")
-    mask = batch.get("attention_mask")
+    ids: torch.Tensor = batch["input_ids"]
+    labels: Any = batch.get("labels")
+    completion: Any = batch.get("completion_mask")
+    mask: Any = batch.get("attention_mask")
 
     of_tokens = isinstance(labels, torch.Tensor) and labels.shape == ids.shape
     # The labels of an encoder-decoder are another text, which may be as long.

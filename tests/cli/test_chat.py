@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfstack.cli import main as cli
+from hfstack.tokens.special_tokens import end_token_ids
 from tests.tiny_chat import save_tiny_chat
 
 
@@ -67,9 +71,11 @@ class Terminal:
 
     def wait_for(self, text: str) -> None:
         """Read until `text` is shown behind what was waited for before."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 60
         while text not in self.screen[self._read_to :]:
-            assert time.monotonic() < deadline, f"no {text!r} in {self.screen!r}"
+            # A read alone would wait for ever for what does not come.
+            ready = select.select([self._primary], [], [], max(0, deadline - time.monotonic()))[0]
+            assert ready, f"no {text!r} in {self.screen!r}"
             self.screen += os.read(self._primary, 4096).decode(errors="replace")
         self._read_to = self.screen.index(text, self._read_to) + len(text)
 
@@ -81,7 +87,14 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     folder = save_tiny_chat(tiny_llama, tmp_path / "model")
-    # A context without an end in sight, so that there is time to stop it.
+    # No context and no token ends the answer, so that there is time to stop it.
+    model, tokenizer = (
+        kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    ends = [*end_token_ids(model, tokenizer), *tokenizer.all_special_ids]
+    with torch.no_grad():
+        model.get_output_embeddings().weight[ends] = 0.0
+    model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config["max_position_embeddings"] = 200_000
     (folder / "config.json").write_text(json.dumps(config))

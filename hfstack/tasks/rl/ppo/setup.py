@@ -346,7 +346,7 @@ def delay_policy_schedule(scheduler: Any, args: PPOConfig, model: nn.Module, *, 
         optimizer=stand_in,
         num_warmup_steps=args.get_warmup_steps(left),
         num_training_steps=left,
-        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        scheduler_specific_kwargs=cast(Any, args.lr_scheduler_kwargs),
     )
     shape = shorter.lr_lambdas[0]
 
