@@ -25,7 +25,7 @@ from hfstack.models.context import context_length
 from hfstack.models.heads import lora_beside_head
 from hfstack.models.loading import load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
-from hfstack.runs.rendering import check_rendering, describe_rendering
+from hfstack.runs.rendering import record_rendering
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import reward_problems
 from hfstack.tasks.preferences.data import (
@@ -74,8 +74,8 @@ def main(
         # data
         checkpoint = run.resume_point()
         quarantine = run.output_dir / "quarantine.jsonl"
-        preference_args = follow_model(preference_args, model_args)
-        splits = load_preferences(data_args, preference_args, quarantine_file=quarantine)
+        how = follow_model(preference_args, model_args)
+        splits = load_preferences(data_args, how, quarantine_file=quarantine)
         run.record_inputs(model_args.model_name_or_path, **splits.inputs)
 
         # model: its head is newly initialised unless the checkpoint is a reward model
@@ -85,8 +85,7 @@ def main(
 
         # pairs as the model reads them, which is how it can score later on
         chat = not isinstance(splits["train"][0]["prompt"], str)
-        check_rendering(model_args.model_name_or_path, tokenizer, chat=chat)
-        run.record.rendering = describe_rendering(tokenizer, "chat" if chat else "plain")
+        record_rendering(run.record, model_args.model_name_or_path, tokenizer, chat=chat)
         context = context_length(model.config)
         limits = [training_args.max_length, context, tokenizer.model_max_length]
         max_length = min(limit for limit in limits if limit)
@@ -116,10 +115,8 @@ def main(
         save_trained(run, trainer, partial(load_reward_model, tokenizer=tokenizer))
 
         # evaluate
-        metrics: dict[str, float] = {
-            "train_loss": trained.training_loss,
-            "train_pairs": len(encoded["train"]),
-        }
+        metrics: dict[str, float] = {"train_loss": trained.training_loss}
+        metrics["train_pairs"] = len(encoded["train"])
         if "eval" in encoded:
             metrics |= trainer.evaluate()
             score = partial(

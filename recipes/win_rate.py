@@ -29,13 +29,13 @@ from hfstack.diagnosis.win_rate import (
 from hfstack.errors import ConfigError
 from hfstack.models.context import check_answers_fit
 from hfstack.models.loading import load_causal_lm, load_tokenizer
-from hfstack.runs.rendering import check_rendering, follow_rendering
+from hfstack.runs.rendering import check_rendering
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.causal_lm.generate import Completion, generate_from_ids
 from hfstack.tasks.causal_lm.sampling import SamplingArgs, check_sampling
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.demo_reward import obeys
-from hfstack.tasks.rl.prompts import as_conversation, load_prompts
+from hfstack.tasks.rl.prompts import as_the_model_reads, load_prompts
 from hfstack.tokens.chat import encode_for_generation, stop_at_end_of_turn
 from hfstack.tokens.seams import opening_for
 
@@ -96,7 +96,8 @@ def main(
         judge = load_judge(win_args)
         reference_args = replace(model_args, model_name_or_path=win_args.reference_model)
         asked, asked_there = (
-            render_for(args, prompts, win_args.as_chat) for args in (model_args, reference_args)
+            as_the_model_reads(prompts, args.model_name_or_path, as_chat=win_args.as_chat)
+            for args in (model_args, reference_args)
         )
         ours = answer(model_args, asked, win_args, seed=run_args.seed)[-1]
         reference, tokenizer, ids, theirs = answer(
@@ -144,13 +145,6 @@ def load_judge(args: WinRateArgs) -> Judge:
         return JUDGE
     model = RewardModel(args.reward_model, device=Accelerator().device, as_text=args.reward_as_text)
     return judge_by_score(model.score)
-
-
-def render_for(model_args: ModelConfig, prompts: list[Any], as_chat: bool | None) -> list[Any]:
-    """Return the prompts as turns or as text, as the model has learned to read them."""
-    name = model_args.model_name_or_path
-    chat = follow_rendering(name, as_chat, flag="as_chat", usual=True)
-    return [as_conversation(prompt) for prompt in prompts] if chat else prompts
 
 
 def answer(

@@ -13,7 +13,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from hfstack.errors import ConfigError
+from hfstack.logs import get_logger
 from hfstack.machine import count_cores, processor_name
+
+logger = get_logger(__name__)
 
 _LIBRARIES = (
     "hfstack torch transformers trl peft datasets accelerate evaluate tokenizers safetensors "
@@ -54,6 +57,16 @@ def outside_their_range() -> list[str]:
         if not wanted.specifier.contains(Version(installed).base_version):
             found.append(f"{wanted.name} {installed} ({wanted.specifier})")
     return found
+
+
+def warn_outside_their_range() -> None:
+    """Name the libraries that hfstack was not tested with, in one line."""
+    if outside := outside_their_range():
+        logger.warning(
+            "outside of the versions that hfstack is tested with: %s; `hfstack doctor` says what "
+            "to install",
+            ", ".join(outside),
+        )
 
 
 def describe_hardware(device: torch.device | None = None) -> dict[str, Any]:

@@ -106,6 +106,19 @@ def follow_rendering(
     return right
 
 
+def record_rendering(
+    record: RunRecord, name: str | None, tokenizer: PreTrainedTokenizerBase, *, chat: bool
+) -> None:
+    """Hold the rows' form to that of the model, and put it into the record of a run.
+
+    Raises:
+        ConfigError: the model has learned the other form.
+        CheckpointError: its tokenizer or chat template has changed since.
+    """
+    check_rendering(name, tokenizer, chat=chat)
+    record.rendering = describe_rendering(tokenizer, "chat" if chat else "plain")
+
+
 def check_rendering(name: str | None, tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> None:
     """Refuse rows that are rendered in another way than the model has learned.
 

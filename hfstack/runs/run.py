@@ -45,8 +45,8 @@ from hfstack.runs.environment import (
     describe_hardware,
     git_commit,
     library_versions,
-    outside_their_range,
     refuse_wrong_world_size,
+    warn_outside_their_range,
 )
 from hfstack.runs.inputs import describe_model_files, refuse_changed_data, relative_parent
 from hfstack.runs.processes import decide_on_first
@@ -199,13 +199,7 @@ class Run:
         return run
 
     def __enter__(self) -> Self:
-        if outside := outside_their_range():
-            logger.warning(
-                "outside of the versions that hfstack is tested with: %s; `hfstack doctor` says "
-                "what to install",
-                ", ".join(outside),
-            )
-
+        warn_outside_their_range()
         self._write()
         self._trackers.enter_context(
             tracked(self._training_args, self.output_dir, self.record.run_id)

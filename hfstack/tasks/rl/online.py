@@ -11,7 +11,7 @@ from trl import GRPOConfig, ModelConfig, RLOOConfig
 from hfstack.data.sources import DataArgs
 from hfstack.errors import ConfigError
 from hfstack.models.loading import load_causal_lm, load_tokenizer
-from hfstack.runs.rendering import check_rendering, describe_rendering, follow_rendering
+from hfstack.runs.rendering import follow_rendering, record_rendering
 from hfstack.runs.run import Run
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_name
 from hfstack.tasks.rl.policy import check_reference, check_starting_model, prepare_policy
@@ -101,8 +101,7 @@ def load_recorded_tokenizer(
     """
     tokenizer = load_tokenizer(model_args)
     chat = not isinstance(next(iter(splits["train"]))["prompt"], str)
-    check_rendering(model_args.model_name_or_path, tokenizer, chat=chat)
-    run.record.rendering = describe_rendering(tokenizer, "chat" if chat else "plain")
+    record_rendering(run.record, model_args.model_name_or_path, tokenizer, chat=chat)
     return tokenizer
 
 

@@ -15,6 +15,7 @@ from hfstack.data.sources import DataArgs, Splits, load_splits, require_columns
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
+from hfstack.runs.rendering import follow_rendering
 from hfstack.tokens.chat import render_chat
 from hfstack.tokens.seams import decode_answer, opening_for
 from hfstack.tokens.turns import columns_beside, is_conversation, read_turns, with_system
@@ -209,9 +210,25 @@ def truncate_prompt(token_ids: list[int], longest: int | None, bos_token_id: Any
     return bos + token_ids[len(token_ids) - longest + len(bos) :]
 
 
-def as_conversation(prompt: Any) -> Any:
-    """Return a plain prompt as the user's turn, a conversation as it is."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+def as_the_model_reads(
+    prompts: Sequence[Any], name: str | None, *, as_chat: bool | None
+) -> list[Any]:
+    """Return plain prompts as turns where the model has learned to read them so.
+
+    Args:
+        prompts: texts or conversations; conversations stay as they are.
+        name: of the model.
+        as_chat: decides instead; None for what its run.json says, else turns.
+
+    Raises:
+        ConfigError: the run.json says otherwise than `as_chat`.
+    """
+    if not follow_rendering(name, as_chat, flag="as_chat", usual=True):
+        return list(prompts)
+    return [
+        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
 
 
 def _find_system(rows: Dataset, *, recipe: str, chat: bool) -> str | None:

@@ -124,7 +124,7 @@ def test_a_trained_adapter_is_measured_to_its_own_start(make, tiny_llama: Path):
         {"advantage": "reinforce"},
         {"advantage": "reinforce_pp", "num_generations": 2},
     ],
-    ids=str,
+    ids=lambda chosen: chosen.get("advantage", "gae"),
 )
 def test_gradients_do_not_depend_on_chunks_or_accumulation(make, chosen: dict[str, Any]):
     whole = gradients(make(entropy_coef=0.01, **chosen))
