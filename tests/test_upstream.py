@@ -31,6 +31,7 @@ HOOKS = {
     ),
     "transformers.trainer_callback.ExportableState": "state",
     "transformers.HfArgumentParser": "error",
+    "transformers.generation.streamers.BaseStreamer": "put end",
     "transformers.PreTrainedModel": "_init_weights",
     "transformers.Trainer": (
         "_get_eval_sampler get_train_dataloader training_step compute_loss create_optimizer "

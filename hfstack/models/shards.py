@@ -164,7 +164,9 @@ def merge_checkpoint(
         read_logits(model),
         model,
         output,
-        lambda saved: model_class.from_pretrained(output, dtype=saved.dtype, use_safetensors=True),
+        lambda saved: model_class.from_pretrained(
+            output, dtype=saved.dtype, use_safetensors=True, trust_remote_code=False
+        ),
     )
     return model.num_parameters(), found
 

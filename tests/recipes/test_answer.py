@@ -204,7 +204,7 @@ def test_bad_input_is_one_line(answer, tmp_path: Path) -> None:
         ),
         ({"max_length": 65}, ConfigError, "--max_length 65 is longer than the model's context"),
         ({"stride": 30}, ConfigError, "--stride 30 leaves no room in windows of 32 tokens"),
-        ({"stride": -1}, ConfigError, "--stride must be 0 or more, got -1"),
+        ({"stride": -1}, ConfigError, "--stride must be 0 or above, got -1"),
         (
             {"metric_for_best_model": "eval_f1"},
             ConfigError,

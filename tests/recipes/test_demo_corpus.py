@@ -91,7 +91,7 @@ def test_runs_from_its_yaml(run_recipe: Callable, tmp_path: Path):
     [
         ("--noise_share", "1.5", "noise_share must be in"),
         ("--stories", "0", "stories must be at least 1"),
-        ("--sentiment", "-1", "sentiment must be at least 0"),
+        ("--sentiment", "-1", "--sentiment must be 0 or above, got -1"),
         ("--task", "poem", "task"),
         ("--careless_share", "1", "careless_share must be in"),
         ("--careless_share", "0.5", "careless_share is for --task beginning, got --task mixed"),

@@ -299,7 +299,7 @@ def test_a_nan_at_the_end_is_no_finished_run(pretrain, tmp_path: Path) -> None:
     [
         ({"use_peft": "true"}, "tune a finished model: use the sft recipe"),
         ({"sample_tokens": 0}, "--sample_tokens must be at least 1"),
-        ({"seed": -1}, r"--seed must be in \[0, 2\*\*32\)"),
+        ({"seed": -1}, r"--seed must be in \[0, 4294967296\), got -1"),
         ({"report_to": "nonsense"}, "refused by the Trainer: .*nonsense"),
         ({"early_stopping_patience": 2}, "needs --load_best_model_at_end"),
     ],

@@ -3,7 +3,15 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, BartConfig, MarianConfig, MarianMTModel, T5Config, set_seed
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    T5Config,
+    set_seed,
+)
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
@@ -114,6 +122,16 @@ def test_refusals(tmp_path: Path, tiny_llama: Path, tiny_tokenizer) -> None:
         load_finished_seq2seq(ModelConfig(str(tiny_llama)))
     with pytest.raises(ConfigError, match="t5-5m.json is an architecture: name a checkpoint"):
         lora_beside_head(ModelConfig("t5-5m.json", use_peft=True), [], "SEQ_2_SEQ_LM")
-    lora = lora_beside_head(ModelConfig("google-t5/t5-small", use_peft=True), [], "SEQ_2_SEQ_LM")
+    with pytest.raises(CheckpointError, match="no model 'google-t5/t5-small' here or at"):
+        lora_beside_head(ModelConfig("google-t5/t5-small", use_peft=True), [], "SEQ_2_SEQ_LM")
+
+    size = {
+        f"{side}_{name}": 1 for side in ("encoder", "decoder") for name in ("layers", "ffn_dim")
+    }
+    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    config = BartConfig(vocab_size=len(tiny_tokenizer), d_model=4, **size, **heads)
+    tiny = str(tmp_path / "bart")
+    BartForConditionalGeneration(config).save_pretrained(tiny)
+    lora = lora_beside_head(ModelConfig(tiny, use_peft=True), [], "SEQ_2_SEQ_LM")
     assert lora is not None and lora.task_type == "SEQ_2_SEQ_LM"
-    assert lora_beside_head(ModelConfig("google-t5/t5-small"), [], "SEQ_2_SEQ_LM") is None
+    assert lora_beside_head(ModelConfig(tiny), [], "SEQ_2_SEQ_LM") is None

@@ -35,11 +35,6 @@ class RewardHistory:
     gains: RunningMoments = field(default_factory=RunningMoments)  # what advantages are made of
 
 
-# Nats by which two fp32 passes over the same weights differ by rounding, the sampler's and the
-# reference's among them.
-_ROUNDING = 2e-5
-
-
 @dataclass
 class RolloutScores:
     """What rewards and models say about the completions of a rollout."""
@@ -268,7 +263,7 @@ def _kl_and_penalties(
     if args.kl_in_loss:
         return kl, torch.zeros_like(kl)
 
-    differs = (scored.old_log_probs - reference).abs() > _ROUNDING  # (N, T)
+    differs = (scored.old_log_probs - reference).abs() > formulas.ROUNDING  # (N, T)
     return kl, kl_coef * kl * differs
 
 

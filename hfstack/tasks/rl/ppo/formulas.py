@@ -26,6 +26,10 @@ _SMALLEST_SPREAD = 1e-6
 
 Reduce = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
 
+# Nats by which two fp32 passes over the same weights differ by rounding, the sampler's and the
+# reference's among them.
+ROUNDING = 2e-5
+
 
 class PolicyLoss(NamedTuple):
     """The policy loss of each token, and where it was clipped.
