@@ -158,6 +158,15 @@ def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Te
     return difference.abs()
 
 
+def kl_beyond_rounding(log_probs: Tensor, reference_log_probs: Tensor, kind: str) -> Tensor:
+    """Return the KL of each token as `estimate_kl`, 0 where rounding alone differs.
+
+    In a loss: Adam makes whole steps of the gradient that rounding leaves.
+    """
+    differs = (log_probs - reference_log_probs).abs() > ROUNDING
+    return estimate_kl(log_probs, reference_log_probs, kind=kind) * differs
+
+
 def shape_rewards(
     scores: Tensor, penalties: Tensor, mask: Tensor, *, token_rewards: Tensor | None = None
 ) -> Tensor:

@@ -79,10 +79,7 @@ def ppo_loss(
     if args.kl_in_loss:
         # The gradient of k1 in a loss is not that of the KL; k2's is.
         kind = "k2" if args.kl_estimator == "k1" else args.kl_estimator
-        reference = fields["reference_log_probs"]
-        kl = formulas.estimate_kl(outputs.log_probs, reference, kind=kind)
-        # Adam makes whole steps of the gradient that rounding leaves.
-        kl = kl * ((outputs.log_probs - reference).abs() > formulas.ROUNDING)
+        kl = formulas.kl_beyond_rounding(outputs.log_probs, fields["reference_log_probs"], kind)
         actor_loss = actor_loss + kl_coef * (kl @ policy_share)
 
     if args.entropy_coef:

@@ -282,3 +282,11 @@ def test_whitening_divides_by_no_less_than_asked():
     values, mask = torch.tensor([1.0, 3.0, 9.0]), torch.tensor([1, 1, 0])
     assert formulas.masked_whiten(values, mask, smallest=0.5).tolist() == pytest.approx([-1, 1, 0])
     assert formulas.masked_whiten(values, mask, smallest=4.0).tolist() == [-0.25, 0.25, 0]
+
+
+def test_rounding_is_no_kl_and_has_no_gradient():
+    log_probs = torch.tensor([-1.0, -1.0], requires_grad=True)
+    found = formulas.kl_beyond_rounding(log_probs, torch.tensor([-1.00001, -1.5]), "k2")
+    assert found.tolist() == [0.0, 0.125]
+    found.sum().backward()
+    assert log_probs.grad is not None and log_probs.grad.tolist() == [0.0, 0.5]
