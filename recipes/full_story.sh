@@ -23,6 +23,7 @@ demo)
     answers=128 answer_tokens=80 reward_steps=160 reward_warmup=10 rloo_steps=22 compared=0.25
     ppo=(--critic_warmup_rollouts 2 --warmup_steps 24)
     answerer=(--model_name_or_path "$out/sft" --datasets "$out/asked/instructions.jsonl")
+    judge=()  # the gold rule
     ;;
 tiny)
     stories=400 tasks=400 vocabulary=512 block=64 batch=8 rows=20
@@ -31,6 +32,8 @@ tiny)
     ppo=(--warmup_steps 0)
     # a model after so few steps has no answers to compare: the demo's generator has
     answerer=(--model_name_or_path "" --demo_prompts 8)
+    # nor does it obey a single task: the gold rule would find all its answers equal
+    judge=(--reward_model "$out/reward")
     ;;
 *)
     echo "STORY_SIZE is demo or tiny, got ${STORY_SIZE}" >&2
@@ -130,7 +133,7 @@ for trained in rloo ppo; do
     stage win_rate_$trained "compare $trained with its start by the gold rule, on unseen tasks" \
         win_rate --model_name_or_path "$out/$trained" --reference_model "$out/sft" \
         --eval_fraction $compared --datasets "$out/prompts/instructions.jsonl" \
-        --max_new_tokens $answer_tokens --temperature 1 --batch_size 64
+        --max_new_tokens $answer_tokens --temperature 1 --batch_size 64 "${judge[@]}"
 done
 
 stage diagnosis "find the weak link of the chain" \
