@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 # Pauses before a file that cannot be read is tried again. A network file system answers ESTALE
-# until the file is opened anew, and a table of open files empties by itself.
+# until the file is opened again, and a table of open files empties by itself.
 _PAUSES_S = (0.5, 1.0, 2.0)
 
 # The answers of the system that mean that there is no such file, and not that it is out of reach.

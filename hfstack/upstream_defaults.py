@@ -1,7 +1,6 @@
 """Replace defaults of upstream that our promises must not rest on.
 
-No code that comes with a model is run, nobody is told of a run who was not asked, and a process
-that does not answer ends the others in the time that `--ddp_timeout` gives.
+No code that comes with a model is run, and no usage report of a run is sent.
 """
 
 import os

@@ -72,14 +72,16 @@ def describe_rows(
         names: of classes, by their number.
     """
     for row in rows:
-        batch = collate([row])
+        # A collator may mask at random, and training's own numbers stay as they are.
+        with torch.random.fork_rng(devices=[]):
+            batch = collate([row])
 
         # Online trainers read prompts alone, and generate the rest.
         if isinstance(batch, list):
             yield f"a prompt\n  asked    {_quoted(batch[0]['prompt'])}"
         elif "input_ids" in batch:
             yield "\n".join(_describe_batch(batch, tokenizer, names or {}))
-        else:
+        elif "chosen_input_ids" in batch:
             lines: list[str] = []
             for side in ("chosen", "rejected"):
                 keys = ("input_ids", "labels", "attention_mask")

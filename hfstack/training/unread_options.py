@@ -99,7 +99,7 @@ del PPO_UNREAD["data_seed"]  # PPO's own shuffle reads it
 
 
 def refuse_unread_of(trainer: Trainer) -> None:
-    """Refuse what the given Trainer was told and does not read.
+    """Refuse options that were set and that the given Trainer does not read.
 
     Raises:
         ConfigError: naming the first such option.

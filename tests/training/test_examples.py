@@ -123,3 +123,13 @@ def test_show_prints_rows_and_leaves_nothing(run_recipe, tiny_llama: Path, tmp_p
     with pytest.raises(ExamplesShown):
         run_recipe(*call, "--max_steps", 2, "--show", 1, "--allow_changed", "max_steps")
     assert read_run(out).status == "finished"
+
+
+def test_showing_a_row_leaves_the_random_numbers_of_training_alone(tokenizer: Any) -> None:
+    def masked(rows: Any) -> dict[str, Any]:
+        torch.rand(3)
+        return {"input_ids": ids_of(tokenizer, "The owl")}
+
+    before = torch.get_rng_state()
+    assert next(describe_rows([{}], masked, tokenizer)).endswith('"The owl"')
+    assert torch.equal(torch.get_rng_state(), before)

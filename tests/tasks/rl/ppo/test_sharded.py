@@ -1,6 +1,6 @@
 """PPO on weights that FSDP2 shards over gloo processes, whose rollouts are of unlike lengths.
 
-As in tests/training/test_sharded_checkpoints.py, accelerate is told that each process has a GPU.
+As in tests/training/test_sharded_checkpoints.py, accelerate takes each process to have a GPU.
 """
 
 import faulthandler
