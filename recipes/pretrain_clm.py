@@ -20,7 +20,8 @@ from hfstack.errors import ConfigError
 from hfstack.models.context import check_block_size
 from hfstack.models.counting import count_parameters, flops_per_token
 from hfstack.models.fused_loss import use_fused_loss
-from hfstack.models.loading import check_isolation, load_causal_lm, load_tokenizer
+from hfstack.models.isolation import isolate_documents
+from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.checkpoint_files import refuse_full_disk
 from hfstack.runs.run import Run
@@ -85,8 +86,10 @@ def main(
         tokenizer = load_tokenizer(model_args, args.tokenizer_name_or_path)
         model = load_causal_lm(model_args, tokenizer, new_head=True)
         block_size = check_block_size(args.block_size, model.config)
+        if args.fused_loss:
+            use_fused_loss(model)
         if args.isolate_documents:
-            check_isolation(model)
+            isolate_documents(model, block_size=block_size)
 
         # data, packed into blocks
         splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
@@ -125,9 +128,6 @@ def main(
         # trainer
         if training_args.save_strategy != "no":
             refuse_full_disk(run.output_dir, parameters=count_parameters(model.config).total)
-        if args.fused_loss:
-            use_fused_loss(model)
-
         with refusals_of_upstream():
             trainer = Trainer(
                 model=model,

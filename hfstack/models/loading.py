@@ -324,18 +324,3 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
             f"the tokenizer has {needed} tokens but the embedding of {name} has {rows} rows; "
             "use the model's own tokenizer, or train one with --vocab_size of at most that"
         )
-
-
-def check_isolation(model: PreTrainedModel) -> None:
-    """Refuse to isolate documents by positions where attention does not read them.
-
-    Raises:
-        ConfigError: with flash attention transformers reads positions in batches of one sequence
-            only.
-    """
-    implementation = str(model.config._attn_implementation)
-    if "flash" in implementation:
-        raise ConfigError(
-            f"--isolate_documents does not hold with --attn_implementation {implementation}; "
-            "use sdpa, or leave it out"
-        )

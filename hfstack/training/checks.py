@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import has_generation_markers, is_chat_template_stop_token_trained
 
@@ -311,29 +310,6 @@ def accumulation_keeps_loss(whole_loss: float, accumulated_loss: float) -> str |
     return (
         f"the loss of one batch is {whole_loss:.6g} at once but {accumulated_loss:.6g} in parts; "
         "divide each part by the tokens of the whole batch (num_items_in_batch)"
-    )
-
-
-def packed_documents_are_isolated(
-    alone: torch.Tensor, packed: torch.Tensor, *, tolerance: float = 1e-2
-) -> str | None:
-    """Check that packed documents are read as if alone, not with their neighbours.
-
-    Args:
-        alone: (T, V) logits of a document by itself.
-        packed: (T, V) logits of the same document behind another one in a packed row.
-        tolerance: largest difference, relative to the spread of the logits; half precision needs
-            most of it.
-    """
-    difference = (alone.float() - packed.float()).abs().max().item()
-    spread = max(alone.float().std().item(), 1e-6)
-    if difference <= tolerance * spread:
-        return None
-
-    return (
-        "a document in a packed row reads the one before it (its logits change by "
-        f"{difference:.3g}); this model does not keep packed documents apart: train with --packing "
-        "false"
     )
 
 

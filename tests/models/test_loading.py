@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 from trl import ModelConfig
 
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.models.loading import check_isolation, is_masked_lm, load_causal_lm, load_tokenizer
+from hfstack.models.loading import is_masked_lm, load_causal_lm, load_tokenizer
 
 
 def architecture(folder: Path, **changes: object) -> Path:
@@ -100,16 +100,6 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(
         ConfigError, match=r"the tokenizer has 301 tokens but the embedding of .* has 300 rows"
     ):
         load_causal_lm(ModelConfig(str(tiny_llama)), larger)
-
-
-def test_isolation_needs_attention_that_reads_positions(tiny_llama: Path, tiny_tokenizer) -> None:
-    model = load_causal_lm(ModelConfig(str(tiny_llama)), tiny_tokenizer)
-    check_isolation(model)
-    model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(
-        ConfigError, match="does not hold with --attn_implementation flash_attention_2; use sdpa"
-    ):
-        check_isolation(model)
 
 
 def test_masked_models_are_told_apart(tmp_path: Path, tiny_llama: Path) -> None:

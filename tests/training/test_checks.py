@@ -4,7 +4,6 @@ import copy
 import logging
 
 import pytest
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from hfstack.errors import DataError
@@ -155,12 +154,6 @@ def test_accumulation_keeps_loss() -> None:
     # much
     whole, halves = (1.0 * 3 + 5.0 * 1) / 4, (1.0 + 5.0) / 2
     assert "at once but 3 in parts" in str(checks.accumulation_keeps_loss(whole, halves))
-
-
-def test_packed_documents_are_isolated() -> None:
-    alone = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
-    assert checks.packed_documents_are_isolated(alone, alone + 1e-5) is None
-    assert "--packing false" in str(checks.packed_documents_are_isolated(alone, alone + 0.1))
 
 
 def test_every_turn_is_rendered(chat_tokenizer: PreTrainedTokenizerFast) -> None:

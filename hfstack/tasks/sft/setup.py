@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from datasets import Dataset
 from transformers import (
     PreTrainedModel,
@@ -24,7 +23,7 @@ from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.models.counting import flops_per_token
-from hfstack.models.evaluation_mode import evaluation_mode
+from hfstack.models.isolation import keep_documents_apart
 from hfstack.runs.environment import uses_deepspeed
 from hfstack.tasks.sft.encoding import encode_usable_rows, read_conversations
 from hfstack.tasks.sft.packing import PackedCollator, pack_documents
@@ -36,8 +35,6 @@ from hfstack.training.preflight import NO_SHARED_ROW, Problems
 from hfstack.training.settings import total_peak_flops_per_s
 
 logger = get_logger(__name__)
-
-_PROBE_TOKENS = 8
 
 
 def check_sft_settings(
@@ -242,6 +239,9 @@ def row_problems(
 
     Returns:
         What `checked` refuses to train on.
+
+    Raises:
+        ConfigError: documents of packed rows would read each other in this model.
     """
     ends = end_token_ids(model, tokenizer)
     bos = cast(int | None, tokenizer.bos_token_id)
@@ -260,10 +260,8 @@ def row_problems(
         results[NO_SHARED_ROW] = checks.train_and_eval_are_disjoint(*texts)
 
     if training_args.packing and can_probe(model, training_args):
-        train = encoded["train"]
-        probe = [train[index]["input_ids"][:_PROBE_TOKENS] for index in (0, len(train) - 1)]
-        results["packed documents are apart"] = checks.packed_documents_are_isolated(
-            *isolation_probe(model, *probe)
+        keep_documents_apart(
+            model, "--packing: set it to false", longest=cast(int, training_args.max_length)
         )
 
     return results
@@ -298,28 +296,6 @@ def can_probe(model: PreTrainedModel, training_args: SFTConfig) -> bool:
     return not uses_deepspeed(training_args) and not (
         uses_flash_attention(model) and model.device.type == "cpu"
     )
-
-
-def isolation_probe(
-    model: PreTrainedModel, first: list[int], second: list[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits (T, V) of `second` alone, and packed behind `first`."""
-    alone = {"input_ids": second, "labels": second, "seq_lengths": [len(second)]}
-    joined = first + second
-    packed = {
-        "input_ids": joined,
-        "labels": joined,
-        "seq_lengths": [len(first), len(second)],
-    }
-
-    logits = []
-    with evaluation_mode(model), torch.no_grad():
-        for row in (alone, packed):
-            batch = PackedCollator(pad_id=0)([row])
-            inputs = {name: batch[name].to(model.device) for name in ("input_ids", "position_ids")}
-            logits.append(model(**inputs, use_cache=False).logits[0, -len(second) :])
-
-    return logits[0], logits[1]
 
 
 def collator_for(

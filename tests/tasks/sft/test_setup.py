@@ -3,13 +3,10 @@
 import copy
 from pathlib import Path
 
-import pytest
-import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     TrainerControl,
     TrainerState,
@@ -18,47 +15,17 @@ from transformers import (
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from hfstack.models.gru import GRUConfig, GRUForCausalLM
 from hfstack.tasks.sft.columns import Columns, convert_rows
 from hfstack.tasks.sft.packing import PackedCollator
 from hfstack.tasks.sft.setup import (
     TokenCount,
     collator_for,
-    isolation_probe,
     sft_trainer_settings,
     step_costs,
     template_problems,
     training_template,
 )
-from hfstack.training.checks import packed_documents_are_isolated
 from tests.packed_rows import FIRST, SECOND, packed_row
-
-
-@pytest.fixture(params=["sdpa", "eager"])
-def model(request: pytest.FixtureRequest, tiny_llama: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(
-        tiny_llama, attn_implementation=request.param
-    ).eval()
-
-
-def test_a_mask_of_ones_leaks_and_the_probe_sees_it(model: PreTrainedModel) -> None:
-    assert packed_documents_are_isolated(*isolation_probe(model, FIRST, SECOND)) is None
-    batch = PackedCollator(pad_id=1)([packed_row(FIRST, SECOND)])
-    leaking = model(
-        **batch, attention_mask=torch.ones_like(batch["input_ids"]), use_cache=False
-    ).logits[0, 6:]
-    alone = isolation_probe(model, FIRST, SECOND)[0]
-    assert "reads the one before it" in str(packed_documents_are_isolated(alone, leaking))
-
-
-def test_recurrent_models_forget_at_a_restart() -> None:
-    torch.manual_seed(0)
-    gru = GRUForCausalLM(GRUConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1))
-    alone, packed = isolation_probe(gru, FIRST, SECOND)
-    assert torch.allclose(alone, packed, atol=1e-6)
-    # without positions the state is carried on
-    carried = gru(input_ids=torch.tensor([FIRST + SECOND])).logits[0, 6:]
-    assert packed_documents_are_isolated(alone, carried) is not None
 
 
 def test_flash_attention_gets_rows_joined(
