@@ -52,15 +52,17 @@ def _read(text: str) -> Range:
 # Names by their range. What holds only together with another option is checked where both are read.
 _TABLE = {
     # shares and probabilities
-    "[0, 1)": "adam_beta1 adam_beta2 attention_dropout eval_fraction label_smoothing_factor "
-    "lora_dropout",
-    "[0, 1]": "careless_share entropy_coef_max entropy_coef_min f_alpha_divergence_coef gamma "
-    "label_noise lam lam_critic ld_alpha mask_probability min_p near_duplicate_threshold "
-    "noise_share ref_model_mixup_alpha top_entropy_quantile",
+    "[0, 1)": "adam_beta1 adam_beta2 attention_dropout eval_fraction gold_share "
+    "label_smoothing_factor lora_dropout repeat_share",
+    "[0, 1]": "annotator_noise careless_share entropy_coef_max entropy_coef_min "
+    "f_alpha_divergence_coef gamma label_noise lam lam_critic ld_alpha mask_probability min_p "
+    "near_duplicate_threshold noise_share position_bias ref_model_mixup_alpha top_entropy_quantile",
     "[0, 0.5]": "label_smoothing",
     "(0, 1]": "tolerance top_p utilization vllm_gpu_memory_utilization",
     # what is counted: at least one, or none
-    "[1, inf)": "answers_per_prompt batch_size ddp_bucket_cap_mb "
+    "[0, 65535]": "port",
+    "[1, inf)": "answers_per_prompt batch_size ddp_bucket_cap_mb max_items overlap "
+    "pairs_per_prompt "
     "dataloader_prefetch_factor dataset_num_proc ddp_timeout devices demo_prompts "
     "early_stopping_patience eval_accumulation_steps generation_batch_size generation_max_length "
     "generation_num_beams gradient_accumulation_steps kl_horizon lora_alpha lora_r "

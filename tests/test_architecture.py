@@ -23,7 +23,7 @@ FLOORS = [
     {"data", "runs"},
     {"training", "reporting"},
     {"tasks"},
-    {"diagnosis", "planning", "publishing"},
+    {"diagnosis", "feedback", "planning", "publishing"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 # what hfstack/cli may import

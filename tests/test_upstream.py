@@ -123,14 +123,15 @@ def resolve(name: str) -> object:
     raise ModuleNotFoundError(name)
 
 
-OPTIONAL = {"deepspeed"}  # imported where it is used, and not part of what the tests install
+# imported where it is used, and the extra that installs it
+OPTIONAL = {"deepspeed": "deepspeed", "fastapi": "feedback", "uvicorn": "feedback"}
 
 
 @pytest.mark.parametrize(("module", "name"), imported_names(), ids=lambda value: value or "module")
 def test_imports(module: str, name: str):
     package = module.partition(".")[0]
     if package in OPTIONAL and importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed: pip install 'hfstack[{package}]'")
+        pytest.skip(f"{package} is not installed: pip install 'hfstack[{OPTIONAL[package]}]'")
     loaded = importlib.import_module(module)
     assert not name or hasattr(loaded, name) or importlib.import_module(f"{module}.{name}")
 

@@ -1,0 +1,249 @@
+"""Serve the page of a project and its JSON, on this machine unless told otherwise.
+
+    GET  /                    the page; /lead the lead's; their script and style
+    GET  /api/project         kind, scales, guidelines
+    GET  /api/next            the item to judge now
+    GET  /api/steps           what this person has judged; /api/steps/3 one of them
+    POST /api/judgements      a judgement, a skip or an undo; answers with the next item
+    GET  /api/lead            progress, agreement, divided items; the lead's token
+    GET  /api/lead/export     the judgements, without names; the lead's token
+    POST /api/lead/stop       end the project
+
+The store itself is never served, and nothing on the page may load or run what is not from here.
+"""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hfstack.errors import ConfigError, DataError, MissingExtraError
+from hfstack.feedback.access import LEAD, BodyLimit, RateLimit, find_name
+from hfstack.feedback.desk import Desk
+from hfstack.feedback.export import anonymous_rows
+from hfstack.logs import get_logger
+
+logger = get_logger(__name__)
+
+# Returns whose request it is, or raises the refusal.
+Identify = Callable[[Any], str]
+
+_FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/outbox.js": ("outbox.js", "text/javascript"),
+    "/lead": ("lead.html", "text/html"),
+    "/lead.js": ("lead.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Far above what a person does, and below what guessing a token would need.
+_PER_S, _BURST = 20.0, 60.0
+_WRONG_PER_S, _WRONG_BURST = 0.2, 20.0
+
+
+def make_app(desk: Desk) -> Any:
+    """Return the ASGI application of a project.
+
+    Raises:
+        MissingExtraError: FastAPI is not installed.
+    """
+    try:
+        from fastapi import FastAPI, Request
+        from fastapi.responses import JSONResponse, Response
+    except ImportError:
+        raise MissingExtraError("fastapi", "feedback") from None
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    key = desk.project["key"]
+    known = RateLimit(_PER_S, _BURST, time.monotonic)
+    wrong = RateLimit(_WRONG_PER_S, _WRONG_BURST, time.monotonic)
+
+    def identify(request: Request, *, lead: bool = False) -> str:
+        """Return whose request it is, or raise the refusal."""
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        name = find_name(key, [LEAD] if lead else desk.annotators, token)
+        if name is None:
+            sender = request.client.host if request.client else ""
+            if not wrong.allows(sender):
+                raise _Refused(429, "too many requests with an unknown token: wait a minute")
+            raise _Refused(401, "unknown token: open the link that annotate printed")
+        if not known.allows(name):
+            raise _Refused(429, "too many requests: wait a second")
+        return name
+
+    @app.middleware("http")
+    async def add_headers(request: Request, call_next: Any) -> Any:
+        response = await call_next(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    @app.exception_handler(_Refused)
+    async def refuse(request: Request, error: _Refused) -> Any:
+        later = {"Retry-After": "1"} if error.status == 429 else None
+        return JSONResponse({"error": str(error)}, status_code=error.status, headers=later)
+
+    @app.exception_handler(DataError)
+    async def refuse_data(request: Request, error: DataError) -> Any:
+        return JSONResponse({"error": str(error)}, status_code=422)
+
+    _add_files(app, Request, Response)
+
+    _add_annotator_routes(app, desk, identify)
+    _add_lead_routes(app, desk, lambda request: identify(request, lead=True))
+    return BodyLimit(app)
+
+
+def _add_annotator_routes(app: Any, desk: Desk, identify: Identify) -> None:
+    from fastapi import Request
+
+    @app.get("/api/project")
+    async def project(request: Request) -> Any:
+        return desk.describe() | {"annotator": identify(request)}
+
+    @app.get("/api/next")
+    async def next_item(request: Request) -> Any:
+        return desk.next(identify(request))
+
+    @app.get("/api/steps")
+    async def steps(request: Request) -> Any:
+        return desk.history(identify(request))
+
+    @app.get("/api/steps/{number}")
+    async def step(request: Request, number: int) -> Any:
+        return desk.step(identify(request), number)
+
+    @app.post("/api/judgements")
+    async def judge(request: Request) -> Any:
+        name = identify(request)
+        if desk.stopped:
+            raise _Refused(409, "the lead has ended this project: nothing more is taken")
+        return desk.judge(name, _read_json(await request.body()))
+
+
+def _add_lead_routes(app: Any, desk: Desk, identify: Identify) -> None:
+    from fastapi import Request
+    from fastapi.responses import Response
+
+    @app.get("/api/lead")
+    async def lead_summary(request: Request) -> Any:
+        identify(request)
+        return desk.summary()
+
+    @app.post("/api/lead/stop")
+    async def stop(request: Request) -> Any:
+        identify(request)
+        desk.stopped = True
+        return {"stopped": True}
+
+    @app.get("/api/lead/export")
+    async def export(request: Request) -> Any:
+        identify(request)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in anonymous_rows(desk.store))
+        return Response("".join(lines), media_type="application/x-ndjson")
+
+
+def _add_files(app: Any, request_class: type, response_class: type) -> None:
+    """Serve the files of the page, and no other."""
+    folder = Path(__file__).parent
+    contents = {path: (folder / name).read_bytes() for path, (name, _) in _FILES.items()}
+
+    async def serve(request: request_class) -> response_class:  # pyright: ignore
+        path = request.url.path  # pyright: ignore[reportAttributeAccessIssue]
+        kind = f"{_FILES[path][1]}; charset=utf-8"
+        return response_class(contents[path], media_type=kind)
+
+    for path in _FILES:
+        app.add_api_route(path, serve, response_class=response_class)
+
+
+def _read_json(body: bytes) -> dict[str, Any]:
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
+        raise DataError("the request is no JSON") from None
+    if not isinstance(given, dict):
+        raise DataError("the request must be a JSON object")
+    return given
+
+
+class _Refused(Exception):
+    """An answer other than 200."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens, so that a port in use is found at once.
+
+    Args:
+        host: an address of this machine.
+        port: 0 for any that is free.
+
+    Raises:
+        ConfigError: the port is in use, or the host is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(128)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"--host {host} --port {port} cannot be used: {reason}; give another --port (0 for "
+            "any free one)"
+        ) from None
+
+    if host not in LOOPBACK:
+        logger.warning(
+            "serving on %s: whoever can reach this machine can read the page, and tokens travel "
+            "in plain text; put a proxy with TLS in front (docs/recipes/annotate.md)",
+            host,
+        )
+    return sock
+
+
+@contextlib.contextmanager
+def serving(desk: Desk, sock: socket.socket) -> Iterator[None]:
+    """Serve a project in a thread of its own while the block runs.
+
+    Raises:
+        MissingExtraError: uvicorn is not installed.
+    """
+    try:
+        import uvicorn
+    except ImportError:
+        raise MissingExtraError("uvicorn", "feedback") from None
+
+    config = uvicorn.Config(
+        make_app(desk), log_level="warning", access_log=False, lifespan="off", ws="none"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        sock.close()
