@@ -218,7 +218,7 @@ def test_every_kind_is_judged_by_keys(browser: Any, tmp_path: Path, kind: str) -
         shown = [text for text in page.find("answers").text.splitlines() if text in answers]
         if kind == "correction":
             page.find("corrected").send_keys(" more")
-            page.press("\ue009" + ENTER)  # Control
+            page.find("corrected").send_keys("\ue009" + ENTER)  # Control, held
         else:
             page.press(keys[kind])
         page.wait("progress", "1 judged by you")
