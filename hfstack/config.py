@@ -32,7 +32,7 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from hfstack import data_settings
+from hfstack import bounded_yaml, data_settings
 from hfstack.errors import (
     AlreadyFinished,
     ConfigError,
@@ -42,7 +42,7 @@ from hfstack.errors import (
 )
 from hfstack.field_help import document_fields
 from hfstack.hints import suggest
-from hfstack.logs import get_logger, redact_tracebacks, setup_logging
+from hfstack.logs import get_logger, redact_tracebacks, setup_logging, shorten
 from hfstack.option_cache import remember_options
 from hfstack.ranges import refuse_out_of_range
 from hfstack.redaction import redact
@@ -119,7 +119,8 @@ def command_line(main: Callable[..., Any]) -> None:
         # The reader, such as `head`, has seen enough.
         sys.stderr.close()
     except HfstackError as error:
-        print(redact(f"{name}: {' '.join(str(error).split())}"), file=sys.stderr)  # noqa: T201
+        line = redact(f"{name}: {' '.join(str(error).split())}")
+        print(shorten(line), file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_USER_MISTAKE)
 
 
@@ -306,13 +307,7 @@ def _flags(
     What argparse cannot spell (null, [], mappings) becomes the parser's default.
     """
     key, members = action.dest, _members(hint)
-    try:
-        value = yaml.SafeLoader("").construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(
-            f"{place}{key} cannot be read: {' '.join(str(error).split())[:120]}"
-        ) from None
-
+    value = bounded_yaml.construct(node, f"{place}{key}")
     if value is None:
         if type(None) not in members:
             raise ConfigError(f"{place}{key} takes {_type_name(hint)}, got null")
@@ -331,6 +326,9 @@ def _flags(
             return []
 
         texts = [_text(child) for child in typing.cast(yaml.SequenceNode, node).value]
+        for entry, text in zip(value, texts, strict=True):
+            if entry is None or isinstance(entry, list | dict) or text.startswith("--"):
+                raise ConfigError(f"{place}each item of {key} is one word or number, got {entry!r}")
         return [f"--{key}", *texts] if action.nargs == "+" else [f"--{key}={json.dumps(value)}"]
 
     if isinstance(value, dict):
@@ -403,7 +401,7 @@ def _json_mapping(text: str) -> dict[str, Any]:
     """Read a mapping as the command line spells it: '{"min_lr_rate": 0.1}'."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise ArgumentTypeError(f"expected a JSON mapping, got {text!r}")

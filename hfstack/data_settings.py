@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from hfstack import bounded_yaml
 from hfstack.errors import ConfigError
 from hfstack.logs import get_logger
 
@@ -40,7 +41,7 @@ def settings_to_drop(
 
     key_node, node = values[KEY]
     place = f"{place}:{key_node.start_mark.line + 1}: "
-    belonging = yaml.SafeLoader("").construct_document(node) or {}
+    belonging = bounded_yaml.construct(node, f"{place}{KEY}") or {}
     if not isinstance(belonging, dict) or not all(
         isinstance(names, list) for names in belonging.values()
     ):
@@ -56,7 +57,9 @@ def settings_to_drop(
     named = values_of_flags(flags)
     dropped: dict[str, str] = {}
     for option, names in belonging.items():
-        own = yaml.SafeLoader("").construct_document(values[option][1]) if option in values else []
+        own = []
+        if option in values:
+            own = bounded_yaml.construct(values[option][1], f"{place}{option}")
         if option in named and _is_other(option, named[option], own):
             dropped |= {name: option for name in names if name in values and name not in named}
 
@@ -98,4 +101,4 @@ def _is_other(option: str, given: list[str], own: Any) -> bool:
         return False
 
     own = own if isinstance(own, list) else [own]
-    return given != [str(one["path"] if isinstance(one, dict) else one) for one in own]
+    return given != [str(one.get("path") if isinstance(one, dict) else one) for one in own]

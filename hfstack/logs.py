@@ -12,6 +12,10 @@ from types import TracebackType
 from hfstack.redaction import redact
 
 
+# Data and settings are quoted in messages, and one of them may be 64 MiB.
+_MOST_CHARACTERS = 2000
+
+
 class _CurrentStderr(logging.StreamHandler):
     """Writes to the current sys.stderr, so that redirecting it redirects the log."""
 
@@ -24,7 +28,8 @@ class _WithoutSecrets(logging.Formatter):
     """Formats a line, its traceback as well, and redacts what it says."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        text = redact(super().format(record))
+        return text if record.exc_info else shorten(text)
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -34,6 +39,14 @@ def get_logger(name: str) -> logging.Logger:
         name: the module's `__name__`; a recipe run as a script is filed under `hfstack.recipe`.
     """
     return logging.getLogger(name if name.startswith("hfstack") else "hfstack.recipe")
+
+
+def shorten(message: str) -> str:
+    """Return a message of at most 2,000 characters; what is left out is counted."""
+    if len(message) <= _MOST_CHARACTERS:
+        return message
+    left_out = len(message) - _MOST_CHARACTERS
+    return f"{message[:_MOST_CHARACTERS]} ... ({left_out:,} more characters)"
 
 
 def redact_tracebacks() -> None:

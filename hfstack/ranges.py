@@ -76,6 +76,7 @@ _TABLE = {
     "torch_empty_cache_steps total_episodes train_rows vllm_max_model_length "
     "vllm_tensor_parallel_size vocab_size",
     "[2, inf)": "block_size",
+    "(0, 2048)": "max_row_mib",
     "-1 or [1, inf)": "max_steps",
     "[-1, inf)": "local_rank top_k",
     "[0, inf)": "answer_rows answer_tokens critic_warmup_rollouts dataloader_num_workers "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from hfstack import data_settings
+from hfstack import bounded_yaml, data_settings
 from hfstack.errors import ConfigError
 from hfstack.hints import suggest
 
@@ -22,7 +22,8 @@ def read_options(path: Path, known: Collection[str] | None) -> yaml.MappingNode 
             there twice; with its line.
     """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        with path.open(encoding="utf-8") as file:
+            root = bounded_yaml.compose(file.read(bounded_yaml.MOST_CHARACTERS + 1))
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: no such file") from None
     except OSError as error:
@@ -31,7 +32,7 @@ def read_options(path: Path, known: Collection[str] | None) -> yaml.MappingNode 
         mark = getattr(error, "problem_mark", None)
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigError(
-            f"{path}{place}: not YAML: {getattr(error, 'problem', None) or error}"
+            f"{path}{place}: not YAML of settings: {getattr(error, 'problem', None) or error}"
         ) from None
 
     if root is None:

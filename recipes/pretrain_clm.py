@@ -14,8 +14,9 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
+from hfstack.data.columns import require_columns
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
-from hfstack.data.sources import DataArgs, load_splits, require_columns
+from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError
 from hfstack.models.context import check_block_size
 from hfstack.models.counting import count_parameters, flops_per_token

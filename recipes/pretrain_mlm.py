@@ -15,7 +15,8 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
-from hfstack.data.sources import DataArgs, load_splits, require_columns
+from hfstack.data.columns import require_columns
+from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import ConfigError
 from hfstack.models.loading import load_masked_lm, load_tokenizer
 from hfstack.publishing.checkpoint_push import push_checkpoints

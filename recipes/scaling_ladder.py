@@ -16,8 +16,9 @@ from transformers import Trainer, TrainingArguments
 from trl import ModelConfig
 
 from hfstack.config import command_line, refusals_of_upstream
+from hfstack.data.columns import require_columns
 from hfstack.data.packing.blocks import PackedBlocks, pack_splits
-from hfstack.data.sources import DataArgs, load_splits, require_columns
+from hfstack.data.sources import DataArgs, load_splits
 from hfstack.errors import AlreadyFinished, ConfigError
 from hfstack.models.architectures import build_causal_lm, count_costs, read_templates
 from hfstack.models.fused_loss import use_fused_loss

@@ -16,13 +16,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from hfstack.config import command_line
+from hfstack.data.columns import require_columns
 from hfstack.data.sources import (
     DataArgs,
     Source,
     SourceLog,
     describe_sources,
     iterate_rows,
-    require_columns,
 )
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.run import Run

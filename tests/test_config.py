@@ -126,7 +126,43 @@ def test_wrong_flags(argv: list[str], message: str) -> None:
             "c.yaml:1: each item of items is a string or a mapping of path, weight, got 3",
         ),
         ("- size\n", "c.yaml:1: expected a mapping of option to value"),
-        ("size: 'open\n", "c.yaml:2:1: not YAML"),
+        ("size: 'open\n", "c.yaml:2:1: not YAML of settings"),
+        (
+            "words: &a [b, c]\nitems: *a\n",
+            r"c.yaml:2:8: not YAML of settings: the alias *a of a list or mapping is not read",
+        ),
+        (
+            "table: &a {b: *a}\n",
+            r"c.yaml:1:15: not YAML of settings: the alias *a of a list or mapping is not read",
+        ),
+        (
+            "table: !!set {a, b}\n",
+            "c.yaml:1:8: not YAML of settings: the tag tag:yaml.org,2002:set is not read",
+        ),
+        (
+            "note: !!python/name:os.system\n",
+            "c.yaml:1:7: not YAML of settings: the tag tag:yaml.org,2002:python",
+        ),
+        ("note: !odd x\n", "c.yaml:1:7: not YAML of settings: the tag !odd is not read"),
+        ("table: {a: 1, a: 2}\n", "c.yaml:1:15: not YAML of settings: the key 'a' occurs twice"),
+        ("? [a, b]\n: 1\n", "c.yaml:1:3: not YAML of settings: a key is a name, not a list"),
+        (
+            f"table: {'[' * 17}{']' * 17}\n",
+            "c.yaml:1:22: not YAML of settings: more than 16 levels",
+        ),
+        (
+            f"note: {'x' * 300_000}\n",
+            "c.yaml: not YAML of settings: more than 262144 characters of",
+        ),
+        ('note: "a\\0b"\n', "c.yaml:1:7: not YAML of settings: a text with the character NUL"),
+        ('note: "\\ud800"\n', "c.yaml:1:7: not YAML of settings: half of a surrogate pair"),
+        ("table: {a: 2026-01-01}\n", "c.yaml:1: table is read as a date, 2026-01-01: put it in"),
+        (f"words: [0x{'f' * 9999}]\n", "c.yaml:1: words is an integer of more than 64 bits"),
+        ("words: [a, null]\n", "c.yaml:1: each item of words is one word or number, got None"),
+        (
+            "words: [a, --size=3]\n",
+            "c.yaml:1: each item of words is one word or number, got '--size",
+        ),
     ],
 )
 def test_wrong_yaml_names_file_and_line(yaml: str, message: str, tmp_path: Path) -> None:

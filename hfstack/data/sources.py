@@ -1,6 +1,5 @@
 """Load rows from the Hub, local files, or a weighted mixture, and split them."""
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,13 +20,21 @@ from hfstack.data.hub import (
     saved_files,
 )
 from hfstack.data.reading.cache import load_rows
-from hfstack.data.reading.files import DataFile, Document, fingerprint, is_archive, looks_local
+from hfstack.data.reading.files import (
+    MOST_ROW_MIB,
+    DataFile,
+    Document,
+    fingerprint,
+    is_archive,
+    looks_local,
+)
 from hfstack.data.reading.folders import expand_files
 from hfstack.data.reading.layouts import Purpose
 from hfstack.data.reading.rows import OnBadRow, ReadReport, empty_quarantine, read_rows
 from hfstack.data.splitting import drop_overlap, hold_out, interleave, mix
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.ranges import refuse_out_of_range
 
 logger = get_logger(__name__)
 
@@ -56,6 +63,7 @@ class Source:
     split: str = "train"
     weight: float = 1.0
     document: Document = "auto"
+    max_row_mib: float = MOST_ROW_MIB
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path.strip():
@@ -68,6 +76,7 @@ class Source:
                 f"dataset {self.path}: weight must be a number above 0, got {self.weight!r}"
             )
 
+        refuse_out_of_range({"max_row_mib": self.max_row_mib}, {"max_row_mib": f"{self.path}: "})
         if self.document not in get_args(Document):
             raise ConfigError(
                 f"dataset {self.path}: document must be one of {', '.join(get_args(Document))}, "
@@ -112,7 +121,8 @@ class Source:
         """Return the local files that the path means; none for a Hub dataset."""
         if self.is_saved:
             return [DataFile(path, "arrow", "") for path in saved_files(self.path, self.split)]
-        return expand_files(self.path, self.split, self.document) if self.is_local else []
+        files = expand_files(self.path, self.split, self.document) if self.is_local else []
+        return [replace(file, max_row_bytes=int(self.max_row_mib * 2**20)) for file in files]
 
     def load(self, *, streaming: bool) -> Dataset | IterableDataset:
         """Load what the datasets library keeps: a saved folder, or a dataset of the Hub."""
@@ -177,6 +187,8 @@ class DataArgs:
     """One document of a .txt file: the file, a paragraph or a line; auto is a file in a folder of
     several, else what the file shows.
     """
+    max_row_mib: float = MOST_ROW_MIB
+    """Largest row of a local file in MiB; what is larger is a bad row."""
     streaming: bool = False
     """Read rows while training instead of loading them first; needs eval_datasets, or eval_fraction
     0.
@@ -214,10 +226,16 @@ class DataArgs:
         return max(_HELD_OUT_SHARE, min(_LEAST_HELD_OUT_ROWS / rows, _MOST_HELD_OUT_SHARE))
 
     def _as_sources(self, given: Sequence[Source | str]) -> list[Source]:
-        """Return the sources, each with `document` where it has none of its own."""
+        """Return the sources, each with `document` and the limit where it has none of its own."""
         sources = [Source(each) if isinstance(each, str) else each for each in given]
         return [
-            replace(one, document=self.document) if one.document == "auto" else one
+            replace(
+                one,
+                document=self.document if one.document == "auto" else one.document,
+                max_row_mib=self.max_row_mib
+                if one.max_row_mib == MOST_ROW_MIB
+                else one.max_row_mib,
+            )
             for one in sources
         ]
 
@@ -407,42 +425,6 @@ def describe_sources(
         records.append(record)
 
     return records
-
-
-def require_columns(
-    rows: Dataset | IterableDataset | Sequence[Any], *alternatives: set[str], recipe: str
-) -> None:
-    """Raise DataError unless the rows have all columns of at least one alternative.
-
-    The message names the columns that were found, the closest name, and `--text_column` where that
-    maps it."""
-    found = getattr(rows, "column_names", None) or list(next(iter(rows), {}))
-    if any(columns <= set(found) for columns in alternatives):
-        return
-
-    # The alternative that lacks least is the one that was meant.
-    wanted = " or ".join(" + ".join(sorted(columns)) for columns in alternatives)
-    nearest = min(alternatives, key=lambda columns: len(columns - set(found)))
-    unused = [name for name in found if name not in nearest]
-
-    hints = []
-    for column in sorted(nearest - set(found)):
-        close = difflib.get_close_matches(column, unused, n=1, cutoff=0.5)
-        can_be_mapped = column == "text" or len(nearest) == 1
-
-        if can_be_mapped and close:
-            hints.append(f"--text_column {close[0]}?")
-        elif can_be_mapped:
-            hints.append(f"choose one with --text_column instead of {column!r}")
-        elif close:
-            hints.append(f"rename {close[0]!r} to {column!r}?")
-        else:
-            hints.append(f"add {column!r}")
-
-    raise DataError(
-        f"{recipe} needs the columns {wanted}; found: {', '.join(found) or 'none'}; "
-        f"{'; '.join(hints)}"
-    )
 
 
 def _stream(

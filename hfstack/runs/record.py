@@ -24,7 +24,7 @@ from hfstack.disk import (
     size_of_file,
 )
 from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, HfstackError
-from hfstack.logs import get_logger
+from hfstack.logs import get_logger, shorten
 from hfstack.redaction import redact, redact_values
 
 logger = get_logger(__name__)
@@ -134,7 +134,7 @@ def record_error(record: RunRecord, error: BaseException) -> None:
     """Record the error of a failed run in one line, without secrets."""
     kind = type(error).__name__
     text = str(error) if isinstance(error, HfstackError) else f"{kind}: {error}"
-    record.error = redact(" ".join(text.split()))
+    record.error = shorten(redact(" ".join(text.split())))
     record.error_kind = kind
 
 

@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from hfstack.config import parse
 from hfstack.data import hub as kept_datasets
+from hfstack.data.columns import require_columns
 from hfstack.data.reading import files, folders
 from hfstack.data.sources import (
     DataArgs,
@@ -20,7 +21,6 @@ from hfstack.data.sources import (
     iterate_rows,
     load_mixture,
     load_splits,
-    require_columns,
 )
 from hfstack.errors import ConfigError, DataError
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+MOST_LEVELS = 64
+
 
 @dataclass(slots=True)
 class BadRow:
@@ -20,6 +22,27 @@ NumberedRow = tuple[int, dict[str, Any] | BadRow, str | None]
 
 # takes what is worth saying of a file; the reader of a source says it once for all of its files
 Note = Callable[[str], None]
+
+
+def too_large(max_row_bytes: int) -> BadRow:
+    """Return what is wrong with a row that is larger than rows may be."""
+    return BadRow(
+        "too large",
+        f"more than {max_row_bytes / 2**20:.4g} MiB in one row; --max_row_mib sets the limit",
+    )
+
+
+def nests_too_deeply(value: Any) -> BadRow | None:
+    """Return what is wrong with a row of too many lists and objects in one another."""
+    within = [value]
+    for _ in range(MOST_LEVELS):
+        lists = [each for each in within if type(each) is list]
+        objects = [each for each in within if type(each) is dict]
+        within = [one for each in lists for one in each if type(one) in (list, dict)]
+        within += [one for each in objects for one in each.values() if type(one) in (list, dict)]
+        if not within:
+            return None
+    return BadRow("nested too deeply", f"more than {MOST_LEVELS} lists and objects in one another")
 
 
 def bad_line(error: Exception, lines: io.BufferedReader, line: bytes) -> BadRow:
@@ -37,6 +60,8 @@ def bad_line(error: Exception, lines: io.BufferedReader, line: bytes) -> BadRow:
             got = repr(near) if near else "the end of the line"
             return BadRow("bad JSON", f"column {column}: {error.msg}, got {got}")
         case RecursionError():
-            return BadRow("bad JSON", "objects are nested too deeply")
+            return BadRow(
+                "nested too deeply", f"more than {MOST_LEVELS} lists and objects in one another"
+            )
 
     return BadRow("bad JSON", str(error))

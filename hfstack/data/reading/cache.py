@@ -29,7 +29,7 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-_READER_VERSION = 3  # raise it when the same file would be read differently
+_READER_VERSION = 4  # raise it when the same file would be read differently
 _FIRST_BATCH_ROWS = 16
 _BATCH_BYTES = 16 << 20
 _BATCH_ROWS = 2000
@@ -52,7 +52,10 @@ def load_rows(
         DataError: as `read_rows` does, or the cache cannot be written, or what is in it could not
             be read; it stays as it is then.
     """
-    contents = [[fingerprint(file.path), file.member, file.document, file.label] for file in files]
+    contents = [
+        [fingerprint(file.path), file.member, file.document, file.label, file.max_row_bytes]
+        for file in files
+    ]
     settings = json.dumps(
         [_READER_VERSION, pyarrow.__version__, contents, on_bad_row, max_rows, purpose]
     )

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line
+from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line, too_large
 from hfstack.data.reading.files import DataFile
-from hfstack.data.reading.opening import open_bytes
+from hfstack.data.reading.opening import open_bytes, read_lines
 
 _TAG = re.compile(r"O|[BIESLUM]-\S+")
 _DOCUMENT = "-DOCSTART-"
@@ -33,10 +33,14 @@ def read_conll(file: DataFile, note: Note) -> Iterator[NumberedRow]:
     note("one row is a sentence; its tags are the last column")
     width = 0
     sentence: list[list[str]] = []
-    begin, bad = 1, None
+    begin, bad, size_bytes = 1, None, 0
 
     with open_bytes(file) as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_lines(file, lines), 1):
+            size_bytes += len(line)
+            if size_bytes > file.max_row_bytes:
+                bad = too_large(file.max_row_bytes)
+                sentence.clear()
             try:
                 text = line.decode().rstrip("\r\n")
             except UnicodeDecodeError as error:
@@ -47,7 +51,7 @@ def read_conll(file: DataFile, note: Note) -> Iterator[NumberedRow]:
             if not text.strip() or cells[0] == _DOCUMENT:
                 if bad or sentence:
                     yield begin, bad or _row_of(sentence), None
-                sentence, bad, begin = [], None, number + 1
+                sentence, bad, begin, size_bytes = [], None, number + 1, 0
                 continue
 
             width = width or len(cells)

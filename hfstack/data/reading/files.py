@@ -10,6 +10,7 @@ from typing import Any, Literal
 from hfstack.disk import hash_file, retry_reading
 from hfstack.errors import DataError
 
+MOST_ROW_MIB = 64
 Document = Literal["auto", "file", "paragraph", "line"]
 
 FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "parquet", "txt", "conll")
@@ -29,6 +30,7 @@ class DataFile:
     member: str = ""  # the name in a zip archive, where `path` is one
     document: Document = "auto"  # of a txt file: what one document is
     label: str | None = None  # of a document: the folder that it is in, where folders are classes
+    max_row_bytes: int = MOST_ROW_MIB << 20
 
     def __str__(self) -> str:
         return f"{self.path}/{self.member}" if self.member else str(self.path)

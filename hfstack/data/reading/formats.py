@@ -13,13 +13,22 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 from datasets import Dataset
 
-from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line
+from hfstack.data.reading.bad_rows import (
+    MOST_LEVELS,
+    BadRow,
+    Note,
+    NumberedRow,
+    bad_line,
+    nests_too_deeply,
+    too_large,
+)
 from hfstack.data.reading.conll import read_conll
 from hfstack.data.reading.files import DataFile
-from hfstack.data.reading.opening import open_bytes
+from hfstack.data.reading.opening import open_bytes, read_lines
 from hfstack.data.reading.plain_text import read_txt
 from hfstack.data.reading.tables import read_csv, read_tsv
 from hfstack.errors import DataError
@@ -74,8 +83,11 @@ def _read_jsonl(file: DataFile) -> Iterator[NumberedRow]:
     seen = False
 
     with open_bytes(file) as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_lines(file, lines), 1):
             text = None
+            if len(line) > file.max_row_bytes:
+                yield number, too_large(file.max_row_bytes), None
+                continue
             try:
                 text = line.decode()
                 row, end = decode_at(text)
@@ -95,11 +107,10 @@ def _read_jsonl(file: DataFile) -> Iterator[NumberedRow]:
                 if type(row) is not BadRow:
                     got = text and text.strip()[:40]
                     row = BadRow("not an object", f"expected an object {{...}}, got {got}")
-            elif b"\\u" in line and (key := _lone_surrogate(row)):
-                row = BadRow(
-                    "broken character",
-                    f"half of a surrogate pair in {key!r}, which no UTF-8 text can hold",
-                )
+            elif line.count(b"[") + line.count(b"{") > MOST_LEVELS:
+                row = nests_too_deeply(row) or row
+            if b"\\u" in line and type(row) is dict:
+                row = _broken_character(row) or row
 
             yield number, row, text if text is not None else line.decode(errors="backslashreplace")
 
@@ -119,17 +130,20 @@ def _decode_indented(
     return bad_line(error, lines, line)
 
 
-def _lone_surrogate(row: dict[str, Any]) -> str | None:
-    """Return the key whose value holds half of a surrogate pair, or None.
+def _broken_character(row: dict[str, Any]) -> BadRow | None:
+    """Return what is wrong with a row that holds half of a surrogate pair, or None.
 
     JSON can spell it, UTF-8 and Arrow cannot.
     """
     for key, value in row.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         try:
-            text.encode()
+            f"{key}{text}".encode()
         except UnicodeEncodeError:
-            return key
+            return BadRow(
+                "broken character",
+                f"half of a surrogate pair in {key!a}, which no UTF-8 text can hold",
+            )
     return None
 
 
@@ -215,7 +229,7 @@ class _JsonArray:
         line = self._line
         value = self._decoded()
         if isinstance(value, dict):
-            return line, value, None
+            return line, nests_too_deeply(value) or _broken_character(value) or value, None
         return line, BadRow("not an object", "expected an object {...}"), None
 
     def _decoded(self) -> Any:
@@ -227,6 +241,9 @@ class _JsonArray:
             except json.JSONDecodeError as error:
                 # The rest of the value may be in the next chunk.
                 near_end = error.pos >= len(self._text) - 16
+                if len(self._text) - self._at > self._file.max_row_bytes:
+                    bad = too_large(self._file.max_row_bytes)
+                    raise DataError(f"{self._file} line {self._line}: {bad.detail}") from None
                 if (error.msg.startswith("Unterminated") or near_end) and self._read_more():
                     continue
 
@@ -298,7 +315,7 @@ def _read_parquet(file: DataFile) -> Iterator[NumberedRow]:
         try:
             table = pyarrow.parquet.ParquetFile(source)
             for batch in table.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
+                for row in _without_nan(batch).to_pylist():
                     number += 1
                     yield number, row, None
         except (pyarrow.ArrowException, OSError) as error:
@@ -306,6 +323,20 @@ def _read_parquet(file: DataFile) -> Iterator[NumberedRow]:
             raise DataError(
                 f"{file}: truncated or damaged parquet file after row {number}: {cause}"
             ) from error
+
+
+def _without_nan(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """Return a batch whose nan are nulls, which is what pandas means by them."""
+    for index, name in enumerate(batch.schema.names):
+        column = batch.column(index)
+        if pyarrow.types.is_floating(column.type):
+            plain = pyarrow.compute.replace_with_mask(
+                column,
+                pyarrow.compute.fill_null(pyarrow.compute.is_nan(column), False),
+                pyarrow.scalar(None, column.type),
+            )
+            batch = batch.set_column(index, name, plain)
+    return batch
 
 
 def _read_arrow(file: DataFile) -> Iterator[NumberedRow]:

@@ -31,6 +31,7 @@ _MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
     b"\xfe\xff": "utf-16",
 }
 _CHUNK = 1 << 16
+_FED_BYTES = 1 << 8
 
 # Text is packed to a fifth or a tenth, logs to a fiftieth; a zip bomb to a thousandth and less.
 _UNPACKED_RATIO = 200
@@ -64,6 +65,19 @@ def open_bytes(file: DataFile) -> Iterator[io.BufferedReader]:
         raise DataError(f"{file}: damaged archive: {error}; download or create it again") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def read_lines(file: DataFile, stream: io.BufferedReader) -> Iterator[bytes]:
+    """Yield the lines of an open file; of one that is longer than a row may be, the beginning.
+
+    Such a line has `file.max_row_bytes` + 1 bytes, and what follows in it is passed over.
+    """
+    most = file.max_row_bytes + 1
+    while line := stream.readline(most):
+        if len(line) == most and not line.endswith(b"\n"):
+            while (rest := stream.readline(most)) and not rest.endswith(b"\n"):
+                pass
+        yield line
 
 
 def _open_member(file: DataFile, archive: zipfile.ZipFile) -> Any:
@@ -160,7 +174,7 @@ class _RecodedFile(io.RawIOBase):
     def __init__(self, file: DataFile, stream: io.BufferedReader, encoding: str) -> None:
         self._file, self._stream, self._encoding = file, stream, encoding
         self._decoder = codecs.getincrementaldecoder(encoding)()
-        self._plain = b""
+        self._plain = memoryview(b"")
         self._position = 0
 
     def readable(self) -> bool:
@@ -173,7 +187,7 @@ class _RecodedFile(io.RawIOBase):
         while not self._plain:
             chunk = self._stream.read(_CHUNK)
             try:
-                self._plain = self._decoder.decode(chunk, final=not chunk).encode()
+                self._plain = memoryview(self._decoder.decode(chunk, final=not chunk).encode())
             except UnicodeDecodeError as error:
                 offset = self._stream.tell() - len(error.object) + error.start
                 name = self._encoding.upper()
@@ -181,6 +195,7 @@ class _RecodedFile(io.RawIOBase):
             if not chunk:
                 break
 
+        # A view, so that what is left is not copied with each piece that is taken.
         size = min(len(buffer), len(self._plain))
         buffer[:size] = self._plain[:size]
         self._plain = self._plain[size:]
@@ -193,14 +208,15 @@ class _ZstdFile(io.RawIOBase):
     """Decompressed bytes of a .zst file of one or more frames.
 
     zstandard's own reader ends silently where a file is truncated, so the end of every frame is
-    checked here.
+    checked here. It is fed in small pieces: four bytes of a frame can stand for 128 KiB, and all
+    that a piece stands for comes back at once.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._frame: Any = None
-        self._compressed = b""
-        self._plain = b""
+        self._compressed, self._at = memoryview(b""), 0
+        self._plain = memoryview(b"")
         self._position = 0
 
     def readable(self) -> bool:
@@ -211,21 +227,22 @@ class _ZstdFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._plain:
-            chunk = self._compressed or self._file.read(1 << 16)
-            self._compressed = b""
-
-            if not chunk:
+            if self._at == len(self._compressed):
+                self._compressed, self._at = memoryview(self._file.read(_CHUNK)), 0
+            fed = self._compressed[self._at : self._at + _FED_BYTES]
+            if not fed:
                 if self._frame is not None:
                     raise EOFError("it ends in the middle of a zstd frame")
                 return 0
 
             if self._frame is None:
                 self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-            self._plain = self._frame.decompress(chunk)
+            self._plain = memoryview(self._frame.decompress(fed))
+            self._at += len(fed)
 
             # What follows the end of a frame belongs to the next one.
             if self._frame.eof:
-                self._compressed = self._frame.unused_data
+                self._at -= len(self._frame.unused_data)
                 self._frame = None
 
         size = min(len(buffer), len(self._plain))

@@ -3,10 +3,10 @@
 import itertools
 from collections.abc import Callable, Iterator
 
-from hfstack.data.reading.bad_rows import Note, NumberedRow, bad_line
+from hfstack.data.reading.bad_rows import Note, NumberedRow, bad_line, too_large
 from hfstack.data.reading.conll import is_conll, read_conll
 from hfstack.data.reading.files import DataFile
-from hfstack.data.reading.opening import open_bytes
+from hfstack.data.reading.opening import open_bytes, read_lines
 
 _END_OF_TEXT = "<|endoftext|>"
 _LINE, _FILE = "a line", "a file"
@@ -30,8 +30,18 @@ def read_txt(file: DataFile, note: Note) -> Iterator[NumberedRow]:
     ends = "\r\n" if unit == _FILE else None
 
     with open_bytes(file) as lines:
-        number, document = 1, []
-        for current, line in enumerate(lines, 1):
+        number, document, size_bytes, too_long = 1, [], 0, False
+        for current, line in enumerate(read_lines(file, lines), 1):
+            size_bytes += len(line)
+            if size_bytes > file.max_row_bytes:
+                # It is one bad row, whatever number of lines it goes on for.
+                if not too_long:
+                    yield number if document else current, too_large(file.max_row_bytes), None
+                document, too_long = [], True
+                if unit == _LINE or ends_document(line.decode(errors="replace").rstrip(ends)):
+                    size_bytes, too_long = 0, False
+                continue
+
             try:
                 text = line.decode().rstrip(ends)
             except UnicodeDecodeError as error:
@@ -44,9 +54,10 @@ def read_txt(file: DataFile, note: Note) -> Iterator[NumberedRow]:
                 number = number if document else current
                 document += [text] if text or document else []
 
-            if document and ends_document(text):
-                yield number, {"text": "\n".join(document).rstrip()} | label, None
-                document = []
+            if ends_document(text):
+                if document:
+                    yield number, {"text": "\n".join(document).rstrip()} | label, None
+                document, size_bytes = [], 0
 
         if document:
             yield number, {"text": "\n".join(document).rstrip()} | label, None

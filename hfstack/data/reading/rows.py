@@ -8,6 +8,7 @@ quarantined, and is counted by reason.
 """
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -135,7 +136,7 @@ def read_rows(
 
                 # The keys and types of a flat row that was accepted before need no second look.
                 shape = (*row, *map(type, row.values()))
-                if shape not in checker.accepted:
+                if shape not in checker.accepted or _has_odd_number(row, shape):
                     bad = checker.examine(row, shape, file, line)
                     if bad:
                         reject(file, line, bad, row, text)
@@ -315,6 +316,8 @@ class _Checker:
         self, row: dict[str, Any], shape: tuple[Any, ...], file: DataFile, line: int
     ) -> BadRow | None:
         """Return what is wrong with a row of a new shape, with nulls, lists or objects."""
+        if key := _odd_key(row):
+            return BadRow("broken character", f"a column is called {key}")
         if row.keys() != set(self.keys):
             return self._wrong_keys(row)
         place = f"{file.path.name} line {line}"
@@ -363,6 +366,14 @@ class _Checker:
     ) -> BadRow | None:
         """Compare the kind of a value, and of all inside it, with that of earlier rows."""
         kind = _kind(value)
+        if kind in _NUMBER_KINDS and _is_odd(value):
+            return BadRow(
+                "number too large",
+                f"column {path!r} holds {_shorten(value)}, which 64 bits cannot hold",
+            )
+        if kind == "object" and (key := _odd_key(value)):
+            return BadRow("broken character", f"{path!r} has a key {key}")
+
         before, first = found.get(path) or self._kinds.get(path) or (kind, place)
         if kind != before:
             if not {kind, before} <= _NUMBER_KINDS:
@@ -401,14 +412,41 @@ def _commonest(kinds: list[tuple[str, int]]) -> tuple[str, int]:
 def _one_per_type(values: list[Any]) -> list[Any]:
     """Return all items, or one of each type when all are scalars.
 
-    A list of 10000 tokens is thus checked at once.
+    A list of 10000 tokens is thus checked at once. A number that is none of 64 bits is among them.
     """
     types = {type(value): value for value in values}
+    for kind in {int, float} & types.keys():
+        types[kind] = next(filter(_is_odd, values), types[kind])
     return values if list in types or dict in types else list(types.values())
 
 
 def _kind(value: Any) -> str:
     return _VALUE_KINDS.get(type(value), type(value).__name__)
+
+
+def _has_odd_number(row: dict[str, Any], shape: tuple[Any, ...]) -> bool:
+    """Return whether a flat row has a number that no column can hold."""
+    return (int in shape or float in shape) and any(map(_is_odd, row.values()))
+
+
+def _is_odd(value: Any) -> bool:
+    """Return whether a value is a number, and none of 64 bits: JSON has 1e999 and 10^30."""
+    if type(value) is float:
+        return not math.isfinite(value)
+    return type(value) is int and not -(1 << 63) <= value < 1 << 63
+
+
+def _shorten(number: float) -> str:
+    text = str(number)
+    return text if len(text) <= 24 else f"{text[:20]}... of {len(text)} digits"
+
+
+def _odd_key(row: dict[str, Any]) -> str | None:
+    """Return how a key of a row looks that cannot be the name of a column, or None."""
+    for key in row:
+        if "\0" in key or (not key.isascii() and key.encode(errors="replace").decode() != key):
+            return ascii(key[:40])
+    return None
 
 
 def _number_type(cells: list[str]) -> type | None:

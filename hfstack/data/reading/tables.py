@@ -5,9 +5,9 @@ import io
 import re
 from collections.abc import Iterator
 
-from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line
+from hfstack.data.reading.bad_rows import BadRow, Note, NumberedRow, bad_line, too_large
 from hfstack.data.reading.files import DataFile
-from hfstack.data.reading.opening import open_bytes
+from hfstack.data.reading.opening import open_bytes, read_lines
 from hfstack.errors import DataError
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -17,10 +17,10 @@ _QUOTED_CELL = re.compile(r'(?:^|\t)"[^\t]*""[^\t]*"(?=\t|$)')
 
 def read_csv(file: DataFile) -> Iterator[NumberedRow]:
     """Yield the rows of a csv file, whose cells may be quoted (RFC 4180)."""
-    csv.field_size_limit(1 << 30)  # Python's own limit of 131072 refuses long documents
+    csv.field_size_limit(file.max_row_bytes)  # Python's own of 131072 refuses long documents
     with open_bytes(file) as lines:
         damaged: list[BadRow] = []
-        reader = csv.reader(_decoded(lines, damaged), strict=True)
+        reader = csv.reader(_decoded(file, lines, damaged), strict=True)
 
         try:
             header = next(reader, None)
@@ -39,6 +39,9 @@ def read_csv(file: DataFile) -> Iterator[NumberedRow]:
                 cells = next(reader, None)
             except csv.Error as error:
                 detail = str(error)
+                if "field larger" in detail:
+                    yield number, too_large(file.max_row_bytes), None
+                    continue
                 if "unexpected end" in detail:
                     detail = "a quoted cell begins here and never ends"
                 yield number, BadRow("malformed csv", detail), None
@@ -61,7 +64,7 @@ def read_tsv(file: DataFile, note: Note) -> Iterator[NumberedRow]:
     text/tab-separated-values of the IANA has no quoting either).
     """
     with open_bytes(file) as lines:
-        first = lines.readline()
+        first = next(read_lines(file, lines), b"")
         if not first.strip():
             return
 
@@ -72,7 +75,10 @@ def read_tsv(file: DataFile, note: Note) -> Iterator[NumberedRow]:
         _check_header(file, header, "\t")
 
         quoted = False
-        for number, line in enumerate(lines, 2):
+        for number, line in enumerate(read_lines(file, lines), 2):
+            if len(line) > file.max_row_bytes:
+                yield number, too_large(file.max_row_bytes), None
+                continue
             try:
                 text = line.decode().rstrip("\r\n")
             except UnicodeDecodeError as error:
@@ -97,12 +103,16 @@ def _row_of(number: int, header: list[str], cells: list[str], delimiter: str) ->
     return number, BadRow("ragged row", detail), delimiter.join(cells)
 
 
-def _decoded(lines: io.BufferedReader, damaged: list[BadRow]) -> Iterator[str]:
-    """Decode lines; mark the ones that are not UTF-8 in `damaged`.
+def _decoded(file: DataFile, lines: io.BufferedReader, damaged: list[BadRow]) -> Iterator[str]:
+    """Decode lines; mark the ones that are not UTF-8, or too long, in `damaged`.
 
-    They are passed on with replacement characters.
+    They are passed on with replacement characters, or as nothing.
     """
-    for line in lines:
+    for line in read_lines(file, lines):
+        if len(line) > file.max_row_bytes:
+            damaged.append(too_large(file.max_row_bytes))
+            yield "\n"
+            continue
         try:
             yield line.decode()
         except UnicodeDecodeError as error:

@@ -257,8 +257,9 @@ def _read_values(
             continue
 
         try:
-            number = float(value)
-        except (TypeError, ValueError):
+            # float() reads texts as well, and no integer beyond its range.
+            number = float("nothing" if isinstance(value, str) else value)
+        except (TypeError, ValueError, OverflowError):
             place = _sample(index, prompts, completions)
             raise DataError(
                 f"reward {name!r} returned {_quote_briefly(value)}, not a number, for {place}"

@@ -7,15 +7,18 @@ The token in the environment variable HFSTACK_REWARD_TOKEN, where it is set, is 
 `Authorization: Bearer`.
 """
 
+import contextlib
+import http.client
 import json
+import math
 import os
-import time
+import queue
+import socket
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +27,7 @@ from hfstack.logs import get_logger
 
 logger = get_logger(__name__)
 
-_MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_ANSWER_BYTES, _ANSWER_BYTES_OF_ONE = 1 << 20, 1 << 12
 _RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -35,7 +38,7 @@ class RemoteReward:
     url: str
     """http:// or https:// address that answers POST."""
     timeout_s: float = 30.0
-    """Seconds without a byte after which a request counts as failed."""
+    """Seconds within which a request has to be answered in full."""
     retries: int = 3
     """Further attempts after a timeout, a lost connection, or status 408, 425, 429 or 5xx."""
     first_wait_s: float = 0.5
@@ -48,8 +51,13 @@ class RemoteReward:
     """Columns of the rows that are sent along."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.url)
+            is_address = bool(parts.hostname) and parts.port != 0
+        except ValueError:  # no number of a port, a bracket that is never closed
+            parts, is_address = urlsplit(""), False
+        is_plain = self.url.isascii() and self.url.isprintable() and " " not in self.url
+        if not (is_address and is_plain and parts.scheme in ("http", "https")):
             raise ConfigError(
                 f"reward endpoint {self.url!r}: only http:// and https:// URLs are called"
             )
@@ -103,15 +111,13 @@ class RemoteReward:
             for span in spans
         ]
 
-        # `map` gives answers in the order of the requests, whichever comes first.
-        with ThreadPoolExecutor(
-            max_workers=self.max_concurrency, thread_name_prefix="reward"
-        ) as pool:
-            answers = list(pool.map(self._ask, bodies, [span.start for span in spans]))
-
+        tasks = list(zip(bodies, [span.start for span in spans], strict=True))
+        answers = _in_threads(self._ask, tasks, self.max_concurrency)
         return [value for answer in answers for value in answer]
 
-    def _ask(self, body: dict[str, list[Any]], first: int) -> list[float | None]:
+    def _ask(
+        self, body: dict[str, list[Any]], first: int, is_over: threading.Event
+    ) -> list[float | None]:
         """Send one request until it is answered; `first` is the index of its first sample."""
         count = len(body["completions"])
         place = f"samples {first + 1} to {first + count}"
@@ -125,28 +131,24 @@ class RemoteReward:
 
         for attempt in range(self.retries + 1):
             try:
-                with _OPENER.open(request, timeout=self.timeout_s) as response:
-                    return self._read(response.read(_MAX_ANSWER_BYTES + 1), count, place)
-            except urllib.error.HTTPError as error:
-                with error:
-                    problem = f"status {error.code}: {_first_characters(error.read(2000))}"
-                if error.code not in _RETRIED_STATUS:
-                    raise DataError(
-                        f"reward endpoint {self.name} refused {place} with {problem}"
-                    ) from None
-                asked_s = error.headers.get("Retry-After", "")
-                wait_s = min(float(asked_s), 60.0) if asked_s.isdigit() else wait_s
-            except (OSError, HTTPException) as error:  # timeouts, refused and broken connections
+                status, answer, asked_s = self._send(request, self._answer_limit(count) + 1)
+                if 200 <= status < 300:
+                    return self._read(answer, first, count)
+                problem = f"status {status}: {_first_characters(answer)}"
+                if status not in _RETRIED_STATUS:
+                    raise DataError(f"reward endpoint {self.name} refused {place} with {problem}")
+                is_number = asked_s.isascii() and asked_s.isdigit()
+                wait_s = min(float(asked_s), 60.0) if is_number else wait_s
+            except (OSError, http.client.HTTPException) as error:  # refused, broken connections
                 cause = getattr(error, "reason", error)
-                problem = str(cause)
-                if isinstance(cause, TimeoutError):
-                    problem = f"timeout after {self.timeout_s} s"
+                is_late = isinstance(cause, TimeoutError)
+                problem = f"timeout after {self.timeout_s} s" if is_late else str(cause)
 
             if attempt < self.retries:
                 logger.warning(
                     "reward endpoint %s: %s; again in %.1f s", self.name, problem, wait_s
                 )
-                time.sleep(wait_s)
+                is_over.wait(wait_s)
                 wait_s *= 2
 
         tries = f"{self.retries + 1} attempt{'s' if self.retries else ''}"
@@ -155,18 +157,48 @@ class RemoteReward:
             f"{problem}"
         )
 
-    def _read(self, answer: bytes, count: int, place: str) -> list[float | None]:
+    def _send(self, request: urllib.request.Request, most_bytes: int) -> tuple[int, bytes, str]:
+        """Return status, body and Retry-After of an answer, or raise OSError or HTTPException."""
+        with _Deadline(self.timeout_s) as deadline:
+            try:
+                try:
+                    response = deadline.open(request)
+                except urllib.error.HTTPError as error:
+                    response = error
+                with response:
+                    answer = response.read(most_bytes)
+                    missing = getattr(response, "length", None)
+                if missing and len(answer) < most_bytes:
+                    raise http.client.IncompleteRead(answer, missing)
+            except (OSError, http.client.HTTPException):
+                if deadline.passed:
+                    raise TimeoutError from None
+                raise
+        # A body without a length ends where the connection is cut.
+        if deadline.passed:
+            raise TimeoutError
+        return response.status or 0, answer, response.headers.get("Retry-After", "")
+
+    def _answer_limit(self, count: int) -> int:
+        """Return how many bytes an answer for so many samples may have."""
+        return _ANSWER_BYTES + _ANSWER_BYTES_OF_ONE * count
+
+    def _read(self, answer: bytes, first: int, count: int) -> list[float | None]:
         """Return the numbers of an answer."""
+        place = f"samples {first + 1} to {first + count}"
         # An endpoint is not trusted: what it sends is judged before it is used.
-        if len(answer) > _MAX_ANSWER_BYTES:
+        if len(answer) > (limit := self._answer_limit(count)):
             raise DataError(
-                f"reward endpoint {self.name}: the answer for {place} is over {_MAX_ANSWER_BYTES} "
-                "bytes"
+                f"reward endpoint {self.name}: the answer for {place} is over {limit} bytes"
             )
 
         try:
-            values = json.loads(answer)
-        except ValueError:
+            values = json.loads(answer, object_pairs_hook=_unique_keys)
+        except _TwiceError as error:
+            raise DataError(
+                f"reward endpoint {self.name}: the answer for {place} has the key {error} twice"
+            ) from None
+        except (ValueError, RecursionError):
             raise DataError(
                 f"reward endpoint {self.name}: the answer for {place} is not JSON: "
                 f"{_first_characters(answer)!r}"
@@ -185,21 +217,162 @@ class RemoteReward:
                 f"{count}"
             )
 
-        return values
+        for index, value in enumerate(values):
+            if not _is_reward(value):
+                shown = json.dumps(value, ensure_ascii=False)[:40]
+                raise DataError(
+                    f"reward endpoint {self.name} returned {shown} for sample {first + index + 1}, "
+                    "not a finite number or null"
+                )
+        return [value if value is None else float(value) for value in values]
+
+
+class _TwiceError(ValueError):
+    """A key stands twice in one object; the message is the key."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _TwiceError(repr(twice[:40]))
+    return dict(pairs)
+
+
+def _is_reward(value: Any) -> bool:
+    """Return whether a value is null or a finite number, and not true or "1.0"."""
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _first_characters(answer: bytes) -> str:
     return " ".join(answer.decode(errors="replace").split())[:200]
 
 
-# Without the handler that follows redirects: it would turn the POST into a GET and carry the token
-# to another host.
-_OPENER = urllib.request.OpenerDirector()
-for _handler in (
-    urllib.request.ProxyHandler,
-    urllib.request.HTTPHandler,
-    urllib.request.HTTPSHandler,
-    urllib.request.HTTPDefaultErrorHandler,
-    urllib.request.HTTPErrorProcessor,
-):
-    _OPENER.add_handler(_handler())
+def _in_threads(
+    call: Callable[..., list[float | None]], tasks: list[tuple[Any, ...]], count: int
+) -> list[list[float | None]]:
+    """Call a function with each task in so many threads; return the results in order.
+
+    A signal that ends the process ends the threads as well: an executor would wait for them. The
+    function gets, after the values of its task, the event that no further result is wanted.
+    """
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+    is_over = threading.Event()
+    for index in range(len(tasks)):
+        waiting.put(index)
+
+    def work() -> None:
+        while not is_over.is_set():
+            try:
+                index = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((index, call(*tasks[index], is_over), None))
+            except BaseException as error:  # raised again by the thread that waits
+                done.put((index, None, error))
+
+    for number in range(min(count, len(tasks))):
+        threading.Thread(target=work, name=f"reward-{number}", daemon=True).start()
+
+    results: list[list[float | None]] = [[]] * len(tasks)
+    try:
+        for _ in tasks:
+            index, result, error = done.get()
+            if error is not None:
+                raise error
+            results[index] = result
+    finally:
+        is_over.set()
+    return results
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection that is cut when the time of its request is over."""
+
+    deadline: "_Deadline"
+
+    def connect(self) -> None:
+        super().connect()
+        self.deadline.watch(self.sock)
+
+
+class _TlsConnection(http.client.HTTPSConnection, _Connection):
+    """The same over TLS, whose handshake is part of the time."""
+
+
+class _Deadline(urllib.request.AbstractHTTPHandler):
+    """Opens one request, and cuts its connection when its time is over.
+
+    A timeout of the socket alone would begin again with each byte.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.passed = False
+        self._seconds = seconds
+        self._watched: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_Deadline":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self._timer.cancel()
+        for each in self._watched:
+            each.close()
+
+    def open(self, request: urllib.request.Request) -> Any:
+        """Send a request; return its response as urllib does."""
+        # Without the handler that follows redirects: it would turn the POST into a GET and carry
+        # the token to another host.
+        opener = urllib.request.OpenerDirector()
+        for handler in (
+            urllib.request.ProxyHandler(),
+            self,
+            urllib.request.HTTPDefaultErrorHandler(),
+            urllib.request.HTTPErrorProcessor(),
+        ):
+            opener.add_handler(handler)
+        return opener.open(request, timeout=self._seconds)
+
+    def http_open(self, request: urllib.request.Request) -> Any:
+        """Open http:// URLs; called by urllib by its name."""
+        return self.do_open(self._connection_class(_Connection), request)
+
+    def https_open(self, request: urllib.request.Request) -> Any:
+        """Open https:// URLs; called by urllib by its name."""
+        return self.do_open(self._connection_class(_TlsConnection), request)
+
+    http_request = urllib.request.AbstractHTTPHandler.do_request_
+    https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def watch(self, connected: socket.socket) -> None:
+        """Cut this socket as well; a copy, because TLS takes the socket itself away."""
+        self._watched.append(connected.dup())
+        if self.passed:
+            self._cut()
+
+    def _connection_class(self, kind: type[_Connection]) -> Any:
+        def connect(host: str, **options: Any) -> _Connection:
+            connection = kind(host, **options)
+            connection.deadline = self
+            return connection
+
+        return connect
+
+    def _cut(self) -> None:
+        self.passed = True
+        for each in self._watched:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)

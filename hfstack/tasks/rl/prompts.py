@@ -11,7 +11,8 @@ from datasets import Dataset, Features, Json
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
-from hfstack.data.sources import DataArgs, Splits, load_splits, require_columns
+from hfstack.data.columns import require_columns
+from hfstack.data.sources import DataArgs, Splits, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length

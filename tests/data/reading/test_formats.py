@@ -46,7 +46,12 @@ def test_jsonl_keeps_true_line_numbers(tmp_path: Path) -> None:
         (b"[1, 2]", "expected an object {...}, got [1, 2]"),
         (b'{"a": "\xff"}', "invalid UTF-8 at byte 16 of the file (0xff)"),
         (b'{"a": "\\ud83d"}', "half of a surrogate pair in 'a', which no UTF-8 text can hold"),
-        (b"[" * 100_000, "objects are nested too deeply"),
+        (b"[" * 100_000, "more than 64 lists and objects in one another"),
+        (
+            b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}",
+            "more than 64 lists and objects in one another",
+        ),
+        (b'{"\\ud83d": 1}', "half of a surrogate pair in '\\ud83d', which no UTF-8 text can hold"),
     ],
 )
 def test_jsonl_bad_line(tmp_path: Path, line: bytes, detail: str) -> None:

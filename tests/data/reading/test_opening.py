@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -105,6 +106,24 @@ def test_a_bomb_is_not_unpacked(
     ):
         while stream.read(1 << 20):
             pass
+
+
+def test_zst_is_read_in_constant_memory_and_small_frames_in_linear_time(tmp_path: Path) -> None:
+    # 64 MiB in 6 kB, and 20,000 frames of a line each.
+    line = b"a" * 1023 + b"\n"
+    (tmp_path / "large.txt.zst").write_bytes(zstandard.compress(line * (64 << 10)))
+    small = zstandard.compress(b"one line\n")
+    (tmp_path / "small.txt.zst").write_bytes(small * 20_000)
+
+    tracemalloc.start()
+    with open_bytes(data_file(tmp_path / "large.txt.zst")) as stream:
+        assert sum(map(len, stream)) == 64 << 20
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20  # with the whole of it, or of one feed of 64 KiB, 64 MiB and more
+
+    with open_bytes(data_file(tmp_path / "small.txt.zst")) as stream:
+        assert sum(1 for _ in stream) == 20_000
 
 
 def test_a_locked_archive_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,52 @@ def test_empty_file(tmp_path: Path, name: str, content: str, message: str, on_ba
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message if on_bad_row == "fail" else "no rows"):
         read(tmp_path / name, on_bad_row=on_bad_row)
+
+
+LONG = "a" * 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.jsonl", f'{{"text": "one"}}\n{{"text": "{LONG}"}}\n{{"text": "two"}}\n', 2),
+        ("a.csv", f'text,x\none,a\n"{LONG}",a\ntwo,a\n', 3),
+        ("a.csv", f"text,x\none,a\n{LONG[:900]},{LONG}\ntwo,a\n", 3),
+        ("a.tsv", f"text\tx\none\ta\n{LONG}\ta\ntwo\ta\n", 3),
+        ("a.txt", f"one\n{LONG}\ntwo\n", 2),
+        ("a.txt", f"one\n\n{'part of it' * 40}\n{LONG}\nand more\n\ntwo\n\n", 3),
+        ("a.conll", "one O\n\n" + f"{LONG[:90]} O\n" * 30 + "\ntwo O\n", 3),
+    ],
+)
+def test_a_row_that_is_too_large_is_one_bad_row(
+    tmp_path: Path, name: str, content: str, line: int
+) -> None:
+    (tmp_path / name).write_text(content)
+    file = replace(data_file(tmp_path / name), max_row_bytes=1000)
+
+    with pytest.raises(DataError, match=rf"{name} line {line}: more than 0.0009537 MiB in one row"):
+        list(read_rows([file]))
+    report = ReadReport()
+    rows = list(read_rows([file], on_bad_row="skip", report=report))
+    assert [row.get("text") or row["tokens"][0] for row in rows] == ["one", "two"]
+    assert report.bad_rows == {"too large": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "detail"),
+    [
+        ("1e999", "column 'n' holds inf, which 64 bits cannot hold"),
+        ("1" + "0" * 30, r"column 'n' holds 10000000000000000000... of 31 digits, which"),
+    ],
+)
+def test_a_number_beyond_64_bits_is_a_bad_row(tmp_path: Path, value: str, detail: str) -> None:
+    for begin, rest in (("", ""), ('{"list": [1, 2.5, ', "]}"), ('{"in": ', "}")):
+        shown = detail.replace("'n'", {"": "'n'", "]}": r"'n.list\[\]'", "}": "'n.in'"}[rest])
+        rows = [f'{{"n": {begin}1.5{rest}}}', f'{{"n": {begin}{value}{rest}}}']
+        path = jsonl(tmp_path / "a.jsonl", rows)
+        with pytest.raises(DataError, match=rf"a\.jsonl line 2: {shown}"):
+            read(path)
+        assert len(read(path, on_bad_row="skip")) == 1
 
 
 def test_malformed_line_270000_is_named_with_its_column(tmp_path: Path) -> None:

@@ -3,7 +3,11 @@ called alike.
 """
 
 import asyncio
+import contextlib
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -391,6 +395,52 @@ def test_a_slow_endpoint_times_out(serve) -> None:
     assert time.monotonic() - began < 2
 
 
+def test_an_endpoint_that_sends_byte_after_byte_times_out_as_a_whole() -> None:
+    # A socket's own timeout would begin again with each byte, of the headers as of the body.
+    for sent in (b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            threading.Thread(target=_drip, args=(server, sent), daemon=True).start()
+            began = time.monotonic()
+            with pytest.raises(DataError, match="1 attempt; the last: timeout after 0.3 s"):
+                RemoteReward(f"http://127.0.0.1:{port}/", timeout_s=0.3, retries=0)(["a"], ["b"])
+            assert time.monotonic() - began < 3
+
+
+def _drip(server: socket.socket, begin: bytes) -> None:
+    connection, _ = server.accept()
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(begin)
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.02)
+
+
+def test_a_lost_connection_is_tried_again(serve) -> None:
+    # The first answer ends in the middle, whatever its length said.
+    endpoint = serve(
+        lambda number, body: (
+            (200, {"Content-Length": "400"}, b'{"rew') if number == 1 else lengths(number, body)
+        )
+    )
+    assert RemoteReward(endpoint.url, first_wait_s=0.01)(PROMPTS, ANSWERS) == [7, 0, 5]
+    assert len(endpoint.bodies) == 2
+
+
+def test_a_second_signal_does_not_wait_for_the_endpoint(tmp_path: Path) -> None:
+    """What a signal raises in the main thread ends the process, whatever is under way."""
+    code = (
+        "import signal, socket, time\n"
+        "from hfstack.tasks.rewards.remote import RemoteReward\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "signal.signal(signal.SIGALRM, lambda *unused: exit(75))\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.3)\n"
+        "url = f'http://127.0.0.1:{server.getsockname()[1]}/'\n"
+        "RemoteReward(url, timeout_s=60)(['a'] * 99, ['b'] * 99)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 75
+
+
 def test_nobody_listening() -> None:
     with pytest.raises(DataError, match=r"in 1 attempt; the last: .*refused"):
         RemoteReward("http://127.0.0.1:9/score", retries=0)(PROMPTS, ANSWERS)
@@ -402,7 +452,14 @@ def test_nobody_listening() -> None:
         ((200, {}, {"rewards": [1.0]}), "returned 1 values for samples 1 to 3, which are 3"),
         ((200, {}, {"scores": [1, 2, 3]}), 'lacks a list under "rewards"'),
         ((200, {}, b"<html>"), "is not JSON: '<html>'"),
-        ((200, {}, b'{"rewards": [1, NaN, 2]}'), "returned nan for sample 2 of 3"),
+        ((200, {}, b'{"rewards": [1, NaN, 2]}'), "returned NaN for sample 2, not a finite"),
+        ((200, {}, b'{"rewards": [1, 2, true]}'), "returned true for sample 3, not a finite"),
+        ((200, {}, b'{"rewards": ["1.0", 2, 3]}'), 'returned "1.0" for sample 1, not a finite'),
+        ((200, {}, b'{"rewards": [1, 1e999, 3]}'), "returned Infinity for sample 2, not"),
+        ((200, {}, b'{"rewards": [1%b, 2, 3]}' % (b"0" * 400)), "returned 1000.* for sample 1"),
+        ((200, {}, b'{"rewards": [1], "rewards": [1, 2, 3]}'), "has the key 'rewards' twice"),
+        ((200, {}, b"[" * 200_000), "is not JSON"),
+        ((200, {}, b" " * (1 << 21)), "is over 1060864 bytes"),
         ((404, {}, b"no such path"), "refused samples 1 to 3 with status 404: no such path"),
         ((302, {"Location": "http://127.0.0.1:9/"}, b""), "refused samples 1 to 3 with status 302"),
     ],
@@ -415,7 +472,11 @@ def test_answers_that_are_no_rewards_are_refused_at_once(serve, answer: Any, mes
 
 
 @pytest.mark.parametrize(
-    "url", ["file:///etc/passwd", "ftp://host/x", "http://", "data:,1", "runs/reward"]
+    "url",
+    [
+        *("file:///etc/passwd", "ftp://host/x", "http://", "data:,1", "runs/reward"),
+        *("http://host:99999/", "http://[::1/", "http://host/a b", "http://host/\u00fc"),
+    ],
 )
 def test_only_http_is_called(url: str) -> None:
     with pytest.raises(ConfigError, match="only http:// and https://"):

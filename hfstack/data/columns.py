@@ -1,0 +1,45 @@
+"""Refuse rows without the columns that a recipe reads."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from hfstack.errors import DataError
+
+
+def require_columns(
+    rows: Dataset | IterableDataset | Sequence[Any], *alternatives: set[str], recipe: str
+) -> None:
+    """Raise DataError unless the rows have all columns of at least one alternative.
+
+    The message names the columns that were found, the closest name, and `--text_column` where that
+    maps it."""
+    found = getattr(rows, "column_names", None) or list(next(iter(rows), {}))
+    if any(columns <= set(found) for columns in alternatives):
+        return
+
+    # The alternative that lacks least is the one that was meant.
+    wanted = " or ".join(" + ".join(sorted(columns)) for columns in alternatives)
+    nearest = min(alternatives, key=lambda columns: len(columns - set(found)))
+    unused = [name for name in found if name not in nearest]
+
+    hints = []
+    for column in sorted(nearest - set(found)):
+        close = difflib.get_close_matches(column, unused, n=1, cutoff=0.5)
+        can_be_mapped = column == "text" or len(nearest) == 1
+
+        if can_be_mapped and close:
+            hints.append(f"--text_column {close[0]}?")
+        elif can_be_mapped:
+            hints.append(f"choose one with --text_column instead of {column!r}")
+        elif close:
+            hints.append(f"rename {close[0]!r} to {column!r}?")
+        else:
+            hints.append(f"add {column!r}")
+
+    raise DataError(
+        f"{recipe} needs the columns {wanted}; found: {', '.join(found) or 'none'}; "
+        f"{'; '.join(hints)}"
+    )
