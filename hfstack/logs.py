@@ -11,7 +11,6 @@ from types import TracebackType
 
 from hfstack.redaction import redact
 
-
 # Data and settings are quoted in messages, and one of them may be 64 MiB.
 _MOST_CHARACTERS = 2000
 

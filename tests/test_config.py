@@ -148,7 +148,7 @@ def test_wrong_flags(argv: list[str], message: str) -> None:
         ("? [a, b]\n: 1\n", "c.yaml:1:3: not YAML of settings: a key is a name, not a list"),
         (
             f"table: {'[' * 17}{']' * 17}\n",
-            "c.yaml:1:22: not YAML of settings: more than 16 levels",
+            "c.yaml:1:23: not YAML of settings: more than 16 levels",
         ),
         (
             f"note: {'x' * 300_000}\n",
