@@ -31,6 +31,7 @@ HOOKS = {
     ),
     "transformers.trainer_callback.ExportableState": "state",
     "transformers.HfArgumentParser": "error",
+    "yaml.SafeLoader": "compose_node compose_mapping_node",
     "transformers.generation.streamers.BaseStreamer": "put end",
     "transformers.PreTrainedModel": "_init_weights",
     "transformers.Trainer": (

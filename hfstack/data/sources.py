@@ -226,7 +226,7 @@ class DataArgs:
         return max(_HELD_OUT_SHARE, min(_LEAST_HELD_OUT_ROWS / rows, _MOST_HELD_OUT_SHARE))
 
     def _as_sources(self, given: Sequence[Source | str]) -> list[Source]:
-        """Return the sources, each with `document` and the limit where it has none of its own."""
+        """Return the sources, each with the settings that it has not itself."""
         sources = [Source(each) if isinstance(each, str) else each for each in given]
         return [
             replace(

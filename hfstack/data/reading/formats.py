@@ -330,11 +330,10 @@ def _without_nan(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
     for index, name in enumerate(batch.schema.names):
         column = batch.column(index)
         if pyarrow.types.is_floating(column.type):
-            plain = pyarrow.compute.replace_with_mask(
-                column,
-                pyarrow.compute.fill_null(pyarrow.compute.is_nan(column), False),
-                pyarrow.scalar(None, column.type),
-            )
+            # Of a null it is null whether it is nan, and stays so.
+            call = pyarrow.compute.call_function
+            is_nan, null = call("is_nan", [column]), pyarrow.scalar(None, column.type)
+            plain = call("if_else", [is_nan, null, column])
             batch = batch.set_column(index, name, plain)
     return batch
 

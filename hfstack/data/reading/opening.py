@@ -68,7 +68,7 @@ def open_bytes(file: DataFile) -> Iterator[io.BufferedReader]:
 
 
 def read_lines(file: DataFile, stream: io.BufferedReader) -> Iterator[bytes]:
-    """Yield the lines of an open file; of one that is longer than a row may be, the beginning.
+    """Yield the lines of an open file, of a too long one its beginning.
 
     Such a line has `file.max_row_bytes` + 1 bytes, and what follows in it is passed over.
     """

@@ -430,7 +430,7 @@ def _has_odd_number(row: dict[str, Any], shape: tuple[Any, ...]) -> bool:
 
 
 def _is_odd(value: Any) -> bool:
-    """Return whether a value is a number, and none of 64 bits: JSON has 1e999 and 10^30."""
+    """Return whether a value is a number that 64 bits cannot hold: 1e999, 10^30."""
     if type(value) is float:
         return not math.isfinite(value)
     return type(value) is int and not -(1 << 63) <= value < 1 << 63

@@ -158,7 +158,10 @@ class RemoteReward:
         )
 
     def _send(self, request: urllib.request.Request, most_bytes: int) -> tuple[int, bytes, str]:
-        """Return status, body and Retry-After of an answer, or raise OSError or HTTPException."""
+        """Return status, body and Retry-After of an answer.
+
+        Raises OSError or HTTPException where none arrives in time.
+        """
         with _Deadline(self.timeout_s) as deadline:
             try:
                 try:

@@ -34,6 +34,12 @@ def test_jsonl_keeps_true_line_numbers(tmp_path: Path) -> None:
     assert rows_of(path) == [(1, {"a": 1}), (3, {"a": "é"}), (4, {"a": 3})]
 
 
+def test_nan_in_parquet_is_null(tmp_path: Path) -> None:
+    table = pyarrow.table({"a": [1.5, float("nan"), None], "b": ["x", "y", "z"]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert [row["a"] for _, row in rows_of(tmp_path / "a.parquet")] == [1.5, None, None]
+
+
 @pytest.mark.parametrize(
     ("line", "detail"),
     [
