@@ -16,7 +16,6 @@ Legend: E rows of a rollout on this process, n scored tokens of a chunk, M metri
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,18 +23,17 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from hfstack.errors import CheckpointError, ConfigError
-from hfstack.logs import get_logger
+from hfstack.errors import ConfigError
 from hfstack.models.evaluation_mode import evaluation_mode
 from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
-from hfstack.tasks.rl.ppo import checkpoint as ppo_checkpoint
 from hfstack.tasks.rl.ppo import length as ppo_length
 from hfstack.tasks.rl.ppo import setup as ppo_setup
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
 from hfstack.tasks.rl.ppo.batching import equalize_passes
 from hfstack.tasks.rl.ppo.callbacks import CompletionLog, RolloutBoundary
+from hfstack.tasks.rl.ppo.checkpointed import CheckpointedTrainer
 from hfstack.tasks.rl.ppo.collect import (
     CollectedRollout,
     Episodes,
@@ -45,17 +43,15 @@ from hfstack.tasks.rl.ppo.collect import (
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import RolloutEngine
 from hfstack.tasks.rl.ppo.experience import Chunk, Experience, RewardHistory
-from hfstack.tasks.rl.ppo.formulas import RunningMoments, next_kl_coefficient
+from hfstack.tasks.rl.ppo.formulas import next_kl_coefficient
 from hfstack.tasks.rl.ppo.gradients import clip_apart, drop_policy_gradients
 from hfstack.tasks.rl.ppo.loss import POLICY_METRICS, ppo_loss, update_metric_names
 from hfstack.tasks.rl.ppo.processes import random_numbers
 from hfstack.tasks.rl.ppo.reward_scores import TokenReward
 from hfstack.tasks.rl.ppo.update_metrics import TrainingMetrics
 
-logger = get_logger(__name__)
 
-
-class PPOTrainer(Trainer):
+class PPOTrainer(CheckpointedTrainer):
     """Trains a causal language model to earn rewards by PPO or what `advantage` names.
 
     With clipped updates, a KL to the starting model, and for GAE a critic.
@@ -83,7 +79,6 @@ class PPOTrainer(Trainer):
             and models do not fit.
     """
 
-    args: PPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     loss_is_scaled_for_ga = True  # the loss below is divided by the tokens of the whole minibatch
 
     def __init__(
@@ -295,7 +290,7 @@ class PPOTrainer(Trainer):
                 trained,
                 self.args,
                 decayed=set(self.get_decay_parameter_names(trained)),
-                shared=self._unwrapped().critic_kind == "shared",
+                shared=self.unwrapped().critic_kind == "shared",
             )
             self.optimizer_cls_and_kwargs = (optimizer_class, {**kwargs, "params": groups})
 
@@ -388,11 +383,13 @@ class PPOTrainer(Trainer):
 
         super().log(logs, start_time)
 
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint; what the last evaluation showed is not of it."""
+        super()._load_best_model()
+        self._last_evaluation = None
+
     def _own_random_numbers(self) -> contextlib.AbstractContextManager[None]:
         return random_numbers(self.args.seed + self.accelerator.process_index, self.args.device)
-
-    def _unwrapped(self) -> ActorCritic:
-        return cast(ActorCritic, self.accelerator.unwrap_model(self.model))
 
     def _end_of_gradients(self, warms_up: bool) -> None:
         """Finish the gradients of an optimizer step: warm-up, and the stop by `target_kl`."""
@@ -431,66 +428,3 @@ class PPOTrainer(Trainer):
             at_once=at_once,
             trainer_state=self.state,
         )
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, or leave it to the shards, and PPO's own numbers in any case."""
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            ppo_checkpoint.save_state(
-                Path(str(output_dir or self.args.output_dir)),
-                {"kl_coef": self.kl_coef, "reward_history": asdict(self.reward_history)},
-            )
-
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        """Save the policy as a plain model or adapter, and the critic and the tokenizer."""
-        if not self.args.should_save:
-            return
-
-        folder = Path(str(output_dir or self.args.output_dir))
-        ppo_checkpoint.save_actor_critic(self._unwrapped(), folder, state_dict)
-        cast(Any, self.processing_class).save_pretrained(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load what `_save` saved.
-
-        Raises CheckpointError for what is no checkpoint of PPO, or of PPO with other settings.
-        """
-        folder = Path(resume_from_checkpoint)
-        step = int(self.state.load_from_json(str(folder / "trainer_state.json")).global_step)
-        if step % self.args.steps_per_rollout:
-            raise CheckpointError(
-                f"{folder} was saved after {step} optimizer steps, which are not whole rollouts of "
-                f"{self.args.steps_per_rollout}: keep --num_ppo_epochs and --num_mini_batches as "
-                "they were"
-            )
-
-        self._load_state(folder)
-
-        # The start was evaluated by the first run; here its curve would have one point more.
-        self.args.eval_on_start = False
-
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-
-        ppo_checkpoint.load_actor_critic(self._unwrapped(), folder)
-
-    def _load_best_model(self) -> None:
-        """Load policy and critic of the best evaluation, and PPO's state at that time."""
-        folder = Path(cast(str, self.state.best_model_checkpoint))
-        logger.info("loading %s, the best by %s", folder, self.args.metric_for_best_model)
-        if self.is_fsdp_enabled:
-            super()._load_best_model()
-        else:
-            ppo_checkpoint.load_actor_critic(self._unwrapped(), folder)
-        self._load_state(folder)
-        self._last_evaluation = None
-
-    def _load_state(self, folder: Path) -> None:
-        """Load PPO's own numbers of a checkpoint."""
-        state = ppo_checkpoint.load_state(folder)
-        self.kl_coef = float(state["kl_coef"])
-        moments = {name: RunningMoments(**kept) for name, kept in state["reward_history"].items()}
-        self.reward_history = RewardHistory(**moments)
