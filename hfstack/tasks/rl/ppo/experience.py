@@ -13,18 +13,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hfstack.tasks.rewards.prepare import Scores
-from hfstack.tasks.rl.ppo import formulas
+from hfstack.tasks.rl.ppo import formulas, noise
 from hfstack.tasks.rl.ppo.advantages import critic_free_advantages
 from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.formulas import Reduce, RunningMoments
-
-_NO_SPREAD = 1e-6  # rewards of a group or rollout that differ by less are equal
-
-# Whitening divides by no less than this share of the spread of all scores so far. With a critic
-# that has learned, advantages have some 0.3 of it; far below they are mostly its errors. Ours.
-SMALLEST_SPREAD_SHARE = 0.1
 
 
 @dataclass
@@ -174,8 +168,8 @@ def shape_experience(
     if row_weights is None:
         _add_moments(history.gains, gained, rows, reduce)
 
-    # advantages, and what a critic learns; an evaluation has one answer to each prompt
-    group_size = args.num_generations if row_weights is None else 1
+    # advantages, and what a critic learns
+    group_size = args.num_generations if row_weights is None else args.num_generations_eval
     weight = mask * finished[:, None] if args.mask_truncated_completions else mask  # (N, T)
     masks, spread = (mask, weight), history.gains.spread
     learned, critic_metrics = _advantages_and_returns(
@@ -195,7 +189,7 @@ def shape_experience(
     _add_completion_metrics(means, sequences, scored, finished=finished, mask=mask, rows=rows)
     _add_reward_metrics(means, scored.rewards, rows)
     if group_size > 1:
-        _add_share_without_spread(means, raw_scores.view(-1, group_size))
+        _add_share_without_spread(means, raw_scores.view(-1, group_size), rows[::group_size])
     if "importance" in fields:
         means.add("sampler/importance", fields["importance"], weight)
     metrics = _with_standard_deviations(means.compute(reduce), raw_scores, rows, reduce)
@@ -212,9 +206,15 @@ def _with_token_rewards(scores: Tensor, scored: RolloutScores, mask: Tensor) -> 
     return scores + (scored.token_rewards * mask).sum(1)
 
 
-def _add_share_without_spread(means: WeightedMeans, groups: Tensor) -> None:
-    """Add the share of groups (G, k) whose rewards are all equal: they teach nothing."""
-    means.add("frac_reward_zero_std", (groups.amax(1) - groups.amin(1) < _NO_SPREAD).float())
+def _add_share_without_spread(means: WeightedMeans, groups: Tensor, weights: Tensor) -> None:
+    """Add the share of groups (G, k) whose rewards are all equal: they teach nothing.
+
+    Args:
+        means: to add to.
+        groups: the rewards.
+        weights: (G,), 0 for groups that only fill up an evaluation.
+    """
+    means.add("frac_reward_zero_std", noise.equal_groups(groups).float(), weights)
 
 
 def _training_fields(
@@ -253,18 +253,12 @@ def _reference_log_probs_or_old(scored: RolloutScores) -> Tensor:
 def _kl_and_penalties(
     args: PPOConfig, scored: RolloutScores, mask: Tensor, *, kl_coef: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the KL of each token and its penalty in the reward, (N, T) each.
-
-    Rounding is not penalised: where all rewards are equal it would be the only signal, and Adam
-    makes whole steps of a signal of any size.
-    """
+    """Return the KL of each token and its penalty in the reward, (N, T) each."""
     reference = _reference_log_probs_or_old(scored)
     kl = formulas.estimate_kl(scored.old_log_probs, reference, kind=args.kl_estimator) * mask
     if args.kl_in_loss:
         return kl, torch.zeros_like(kl)
-
-    differs = (scored.old_log_probs - reference).abs() > formulas.ROUNDING  # (N, T)
-    return kl, kl_coef * kl * differs
+    return kl, kl_coef * kl * noise.beyond_rounding(scored.old_log_probs, reference)
 
 
 def _advantages_and_returns(
@@ -289,7 +283,7 @@ def _advantages_and_returns(
         reduce: sums over processes.
     """
     mask, weight = masks
-    smallest = SMALLEST_SPREAD_SHARE * spread
+    smallest = noise.smallest_divisor(spread)
     if args.whiten_rewards:
         rewards = formulas.masked_whiten(
             rewards, mask, shift_mean=False, reduce=reduce, smallest=smallest
@@ -309,11 +303,7 @@ def _advantages_and_returns(
     if args.whiten_advantages:
         advantages = formulas.masked_whiten(advantages, weight, reduce=reduce, smallest=smallest)
 
-    # While all scores are equal, what is left is rounding, and the errors of a critic that has yet
-    # to learn their mean.
-    if spread == 0:
-        advantages = torch.zeros_like(advantages)
-    return fields | {"advantages": advantages}, metrics
+    return fields | {"advantages": noise.without_noise(advantages, spread)}, metrics
 
 
 def _gae(args: PPOConfig, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -451,4 +441,5 @@ def _with_standard_deviations(
 
     known = {name: value for name, value in metrics.items() if not math.isnan(value)}
     spread = float(variance) ** 0.5
-    return {"frac_reward_zero_std": float(spread < _NO_SPREAD)} | known | {"reward_std": spread}
+    is_zero = float(noise.spread_or_zero(spread) == 0)
+    return {"frac_reward_zero_std": is_zero} | known | {"reward_std": spread}

@@ -15,20 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hfstack.tasks.rl.ppo.noise import beyond_rounding, spread_or_zero
+
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
 RATIO_LEVELS = ("token", "sequence", "completion")
 
 # exp(20) = 5e8 is far beyond any clip range, and its square still fits into fp32.
 _LARGEST_LOG_RATIO = 20.0
 
-# Below this standard deviation numbers are equal but for rounding.
-_SMALLEST_SPREAD = 1e-6
-
 Reduce = Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
-
-# Nats by which two fp32 passes over the same weights differ by rounding, the sampler's and the
-# reference's among them.
-ROUNDING = 2e-5
 
 
 class PolicyLoss(NamedTuple):
@@ -69,8 +64,7 @@ class RunningMoments:
     @property
     def spread(self) -> float:
         """Return the population's standard deviation; 0 while all numbers are equal."""
-        spread = (self.squares / self.count) ** 0.5 if self.count > 1 else 0.0
-        return spread if spread > _SMALLEST_SPREAD else 0.0
+        return spread_or_zero((self.squares / self.count) ** 0.5 if self.count > 1 else 0.0)
 
     @property
     def std(self) -> float:
@@ -159,12 +153,9 @@ def estimate_kl(log_probs: Tensor, reference: Tensor, *, kind: str = "k1") -> Te
 
 
 def kl_beyond_rounding(log_probs: Tensor, reference_log_probs: Tensor, kind: str) -> Tensor:
-    """Return the KL of each token as `estimate_kl`, 0 where rounding alone differs.
-
-    In a loss: Adam makes whole steps of the gradient that rounding leaves.
-    """
-    differs = (log_probs - reference_log_probs).abs() > ROUNDING
-    return estimate_kl(log_probs, reference_log_probs, kind=kind) * differs
+    """Return the KL of each token as `estimate_kl`, 0 where rounding alone differs."""
+    kl = estimate_kl(log_probs, reference_log_probs, kind=kind)
+    return kl * beyond_rounding(log_probs, reference_log_probs)
 
 
 def shape_rewards(
