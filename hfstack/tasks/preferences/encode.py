@@ -10,7 +10,7 @@ from trl import apply_chat_template
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.tasks.preferences.rows import Text, answer_text, tools_of
-from hfstack.tokens.chat import render_chat
+from hfstack.tokens.chat import end_of_turn_id, render_chat
 from hfstack.tokens.seams import count_shared, encode_joined
 from hfstack.tokens.text_rows import Overlong
 
@@ -63,6 +63,24 @@ def encode_answer(
 
     begin = int(tokenizer.bos_token_id is not None and token_ids[:1] == [tokenizer.bos_token_id])
     return token_ids, begin, max(begin, end)
+
+
+def leave_open(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], end: int) -> list[int]:
+    """Return the tokens of an answer that was truncated, without what ends it.
+
+    What the chat template or `encode_answer` closes an answer with would say that it is finished.
+
+    Args:
+        tokenizer: that the tokens are of.
+        token_ids: of prompt and answer, as `encode_answer` returns them.
+        end: where the prompt ends.
+    """
+    if tokenizer.sep_token_id is not None and tokenizer.cls_token_id is not None:
+        return list(token_ids)  # the segments of an encoder are closed in any case
+
+    closing: tuple[Any, ...] = (tokenizer.eos_token_id, end_of_turn_id(tokenizer))
+    places = [place for place in range(end, len(token_ids)) if token_ids[place] in closing]
+    return list(token_ids[: places[-1]] if places and places[-1] > 0 else token_ids)
 
 
 def encode_pairs(

@@ -13,11 +13,13 @@ from hfstack.models.contents import check_kind
 from hfstack.models.context import context_length
 from hfstack.models.loading import load_tokenizer
 from hfstack.runs.rendering import check_rendering, follow_rendering, read_rendering
-from hfstack.tasks.preferences.encode import encode_answer, shorten
+from hfstack.tasks.preferences.encode import encode_answer, leave_open, shorten
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from hfstack.tokens.chat import extract_text
 
 logger = get_logger(__name__)
+
+REWARD_BATCH_SIZE = 16  # completions of one forward pass
 
 
 class RewardModel:
@@ -47,7 +49,7 @@ class RewardModel:
         name_or_path: str,
         *,
         device: torch.device | str = "cpu",
-        batch_size: int = 16,
+        batch_size: int = REWARD_BATCH_SIZE,
         as_text: bool | None = None,
         dtype: str = "float32",
     ) -> None:
@@ -84,15 +86,28 @@ class RewardModel:
         self._warned: set[str] = set()
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        *,
+        finished: Sequence[bool] | None = None,
+        **columns: Any,
     ) -> list[float]:
         """Return the score of each completion, in the model's own number type.
 
-        That of the training around it (`--bf16`) does not matter; `columns` are not read.
+        That of the training around it (`--bf16`) does not matter; other columns are not read.
+
+        Args:
+            prompts: texts or conversations.
+            completions: texts, or the assistant's messages.
+            finished: False for a completion that was truncated, which is read without an end; None
+                where all are finished.
         """
         pad = cast(int, self.tokenizer.pad_token_id)
+        ended = [True] * len(completions) if finished is None else finished
         encoded = [
-            self.encode(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)
+            self.encode(prompt, answer, finished=bool(whole))
+            for prompt, answer, whole in zip(prompts, completions, ended, strict=True)
         ]
         with torch.autocast(self.model.device.type, enabled=False):
             return score_sequences(
@@ -107,7 +122,7 @@ class RewardModel:
         ]
         return self(prompts, turns)
 
-    def encode(self, prompt: Any, completion: Any) -> list[int]:
+    def encode(self, prompt: Any, completion: Any, *, finished: bool = True) -> list[int]:
         """Return the tokens to score; a prompt that is too long loses its beginning."""
         prompt, completion = self._in_own_form(prompt, completion)
         if not isinstance(prompt, str) and self.tokenizer.chat_template is None:
@@ -118,6 +133,8 @@ class RewardModel:
             )
 
         token_ids, begin, end = encode_answer(self.tokenizer, prompt, completion)
+        if not finished:
+            token_ids = leave_open(self.tokenizer, token_ids, end)
         if self.max_length is None or len(token_ids) <= self.max_length:
             return token_ids
 

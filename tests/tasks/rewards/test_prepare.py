@@ -24,6 +24,7 @@ from hfstack.tasks.rewards.prepare import checked_reward, prepare_rewards, score
 from hfstack.tasks.rewards.remote import RemoteReward
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tokens.chat import extract_text
+from tests.tiny_ppo import TEMPLATE
 
 PROMPTS = ["Count to two.", "Say nothing.", "Name a fox."]
 ANSWERS = ["one two", "", "Rusty"]
@@ -217,6 +218,29 @@ def test_a_reward_model_cuts_long_prompts_and_says_so_once(
     assert len(cut) == 64 and str(reward.tokenizer.decode(cut)).endswith("the fox<|endoftext|>")
     reward.encode(long, "the fox")
     assert sum("reads 64 tokens" in line for line in hfstack_log) == 1
+
+
+def test_a_truncated_answer_is_read_without_an_end(
+    reward_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = RewardModel(str(reward_folder))
+    eos: Any = reward.tokenizer.eos_token_id
+    whole, cut = (reward.encode("who", " the fox", finished=ended) for ended in (True, False))
+    assert whole == [*cut, eos] and eos not in cut
+    scores = reward(PROMPTS, ANSWERS, finished=[True, False, True])
+    ended = reward(PROMPTS, ANSWERS)
+    assert [a == pytest.approx(b, abs=1e-5) for a, b in zip(scores, ended, strict=True)] == [
+        True,
+        False,
+        True,
+    ]
+
+    # the closing of a turn goes with what the template writes behind it
+    monkeypatch.setattr(reward.tokenizer, "chat_template", TEMPLATE)
+    turns = [{"role": "user", "content": "who"}], [{"role": "assistant", "content": "the fox"}]
+    text = str(reward.tokenizer.decode(reward.encode(*turns, finished=False)))
+    assert text.endswith("assistant: the fox")
+    assert str(reward.tokenizer.decode(reward.encode(*turns))) == f"{text}<|endoftext|>\n"
 
 
 def test_another_vocabulary_is_said(

@@ -24,6 +24,7 @@ def start_scoring(
     texts: Sequence[str],
     *,
     completion_ids: Sequence[Sequence[int]],
+    finished: Sequence[bool],
     weights: Sequence[float] | None,
     trainer_state: Any,
     device: torch.device,
@@ -40,6 +41,8 @@ def start_scoring(
         columns: of the dataset, `prompt` among them; the others reach the rewards by name.
         texts: the completions.
         completion_ids: their tokens, N times (T_i,).
+        finished: False where a completion was truncated; passed on, unless the rows have a column
+            of that name.
         weights: of the rewards; None for 1 each.
         trainer_state: passed on to the rewards.
         device: of the token rewards.
@@ -59,6 +62,7 @@ def start_scoring(
     # TRL's trainers pass these by name as well, so the same functions serve both.
     reserved = ("prompt", "prompts", "completions")
     given = {name: column for name, column in columns.items() if name not in reserved}
+    given.setdefault("finished", finished)
     given["completion_ids"] = completion_ids
     given["trainer_state"] = trainer_state
 
