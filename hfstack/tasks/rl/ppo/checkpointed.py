@@ -1,4 +1,4 @@
-"""Save and load policy, critic and the state of a rollout through Trainer's own hooks."""
+"""Save and load policy, critic and PPO's state by Trainer's own hooks."""
 
 from dataclasses import asdict
 from pathlib import Path

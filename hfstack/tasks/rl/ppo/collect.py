@@ -20,6 +20,7 @@ from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.tasks.rewards.prepare import Scores, is_remote
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic, TokenScores
+from hfstack.tasks.rl.ppo.ahead import Generated
 from hfstack.tasks.rl.ppo.batching import Sequences, TokenBatch, score_completions
 from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines.interface import (
@@ -28,6 +29,7 @@ from hfstack.tasks.rl.ppo.engines.interface import (
     check_rollout,
     join_rollouts,
 )
+from hfstack.tasks.rl.ppo.engines.native import NativeEngine
 from hfstack.tasks.rl.ppo.experience import (
     Experience,
     RewardHistory,
@@ -41,6 +43,18 @@ from hfstack.tasks.rl.ppo.reward_scores import TokenReward, start_scoring
 from hfstack.tasks.rl.prompts import decode_completions, encode_prompt, truncate_prompt
 
 logger = get_logger(__name__)
+
+_FEW_ENDED = 0.05  # below this share of completions that end by themselves, warn
+
+# logged once each
+_NO_SIGNAL = (
+    "every answer so far got the same score, %g: the policy stays as it is until they differ; "
+    "check that the reward fits these prompts (logged once)"
+)
+_HARDLY_ANY_ENDS = (
+    "%.0f %% of the completions end by themselves; the others are truncated at "
+    "--max_completion_length: allow longer ones, or train the model to stop first (logged once)"
+)
 
 
 @dataclass
@@ -103,9 +117,7 @@ class Collector:
 
         self.reduce: Reduce = partial(sum_over_processes, accelerator)
         self.max_over_processes = max_over_processes
-        default_cap = 2.0 if args.rollout_engine == "vllm" else None
-        self.tis_cap = args.tis_cap if args.tis_cap is not None else default_cap
-        self._warned = False
+        self._warned: set[str] = set()
         self._pool = ThreadPoolExecutor(max_workers=max(1, sum(map(is_remote, rewards))))
 
     def collect(
@@ -119,11 +131,23 @@ class Collector:
         row_weights: Tensor | None = None,
         at_once: int | None = None,
         trainer_state: Any = None,
+        generated: Generated | None = None,
     ) -> CollectedRollout:
         """Generate completions for the prompts in `columns` and build the experience.
 
         Endpoints are asked while the models score the completions, so that waiting for them costs
         no time; other rewards follow in this thread.
+
+        Args:
+            actor_critic: with the policy.
+            columns: of the prompts' rows.
+            kl_coef: current weight of the KL.
+            history: of all rewards so far.
+            index: of the rollout.
+            row_weights: (N,) of an evaluation, as in `shape_experience`; None in training.
+            at_once: prompts that the engine is given at a time; None for all.
+            trainer_state: passed on to the rewards.
+            generated: what `generate` returned for these prompts before; None to generate now.
 
         Raises:
             DataError: a prompt does not fit the context, or a reward or the engine returns what it
@@ -133,29 +157,17 @@ class Collector:
         training = actor_critic.training
         actor_critic.eval()
 
-        with torch.no_grad(), self.accelerator.autocast():
-            # completions
-            prompts = columns["prompt"]
-            prompt_ids, rollout = self.generate(actor_critic, prompts, at_once=at_once)
-            generated = time.perf_counter()
-            texts = self.decode(prompts, prompt_ids, rollout)
+        # completions
+        prompts = columns["prompt"]
+        prompt_ids, rollout = generated or self.generate(actor_critic, prompts, at_once=at_once)
+        scoring = time.perf_counter()
+        texts = self.decode(prompts, prompt_ids, rollout)
 
-            # rewards, old log-probabilities and values, the reference's log-probabilities
-            finish_rewards = self._start_rewards(columns, texts, rollout, trainer_state)
-            sequences = Sequences.join(prompt_ids, rollout.completion_ids, self.pad_token_id)
-            old, values, sampler = self._policy_scores(actor_critic, sequences, rollout)
-            reference = self._reference_log_probs(actor_critic, sequences)
-
-        rewards, token_rewards = finish_rewards()
+        # rewards, old log-probabilities and values, the reference's log-probabilities
+        finish_rewards = self._start_rewards(columns, texts, rollout, trainer_state)
+        sequences = Sequences.join(prompt_ids, rollout.completion_ids, self.pad_token_id)
+        scored = self._score_rollout(actor_critic, sequences, rollout, finish_rewards)
         actor_critic.train(training)
-        scored = RolloutScores(
-            rewards,
-            token_rewards,
-            old_log_probs=old,
-            values=values,
-            reference_log_probs=reference,
-            sampler_log_probs=sampler,
-        )
 
         # advantages and returns
         experience, metrics = shape_experience(
@@ -166,24 +178,31 @@ class Collector:
             kl_coef=kl_coef,
             history=history,
             index=index,
-            tis_cap=self.tis_cap,
+            tis_cap=self.args.importance_cap,
             row_weights=row_weights,
             reduce=self.reduce,
         )
 
         if row_weights is None and history.gains.spread == 0:
-            self._warn_without_signal(metrics["reward"])
+            self._warn_once("spread", _NO_SIGNAL, metrics["reward"])
+        if metrics["ended_share"] < _FEW_ENDED:
+            self._warn_once("ends", _HARDLY_ANY_ENDS, 100 * metrics["ended_share"])
 
         seconds = {
-            "time/generate_s": generated - began,
-            "time/score_s": time.perf_counter() - generated,
+            "time/generate_s": scoring - began,
+            "time/score_s": time.perf_counter() - scoring,
         }
-        episodes = Episodes(list(prompts), texts, rewards.totals)
+        episodes = Episodes(list(prompts), texts, scored.rewards.totals)
         return CollectedRollout(experience, metrics, episodes, seconds)
 
     def generate(
-        self, actor_critic: ActorCritic, prompts: Sequence[Any], *, at_once: int | None = None
-    ) -> tuple[list[list[int]], Rollout]:
+        self,
+        actor_critic: ActorCritic,
+        prompts: Sequence[Any],
+        *,
+        at_once: int | None = None,
+        engine: RolloutEngine | None = None,
+    ) -> Generated:
         """Generate one completion for each prompt; return the prompts' tokens with them.
 
         No other process is needed unless the weights are sharded.
@@ -192,18 +211,26 @@ class Collector:
             actor_critic: with the policy.
             prompts: texts or conversations.
             at_once: prompts that the engine is given at a time; None for all.
+            engine: another than the collector's own, or None.
         """
+        engine = engine or self.engine
         with torch.no_grad(), self.accelerator.autocast():
             prompt_ids = self.encode(prompts, actor_critic)
             size = at_once or len(prompt_ids)
             parts = [
-                self.engine.generate(actor_critic, prompt_ids[first : first + size])
+                engine.generate(actor_critic, prompt_ids[first : first + size])
                 for first in range(0, len(prompt_ids), size)
             ]
 
         rollout = join_rollouts(parts)
         check_rollout(rollout, prompts)
         return prompt_ids, rollout
+
+    def engine_with_seed(self, seed: int) -> RolloutEngine:
+        """Return an engine like the collector's, with random numbers of its own."""
+        assert isinstance(self.engine, NativeEngine)
+        generator = torch.Generator(self.accelerator.device).manual_seed(seed)
+        return NativeEngine(self.engine.settings, generator=generator)
 
     def encode(self, prompts: Sequence[Any], actor_critic: ActorCritic) -> list[list[int]]:
         """Return the tokens of the prompts; a conversation goes through the chat template.
@@ -248,6 +275,28 @@ class Collector:
             [completion.tolist() for completion in rollout.completion_ids],
         )
 
+    def _score_rollout(
+        self,
+        actor_critic: ActorCritic,
+        sequences: Sequences,
+        rollout: Rollout,
+        finish_rewards: Callable[[], tuple[Scores, Tensor | None]],
+    ) -> RolloutScores:
+        """Score completions by the models, then by the rewards that were begun before."""
+        with torch.no_grad(), self.accelerator.autocast():
+            old, values, sampler = self._policy_scores(actor_critic, sequences, rollout)
+            reference = self._reference_log_probs(actor_critic, sequences)
+
+        rewards, token_rewards = finish_rewards()
+        return RolloutScores(
+            rewards,
+            token_rewards,
+            old_log_probs=old,
+            values=values,
+            reference_log_probs=reference,
+            sampler_log_probs=sampler,
+        )
+
     def _start_rewards(
         self, columns: Mapping[str, list[Any]], texts: list[str], rollout: Rollout, state: Any
     ) -> Callable[[], tuple[Scores, Tensor | None]]:
@@ -258,20 +307,17 @@ class Collector:
             columns,
             texts,
             completion_ids=[completion.tolist() for completion in rollout.completion_ids],
+            finished=rollout.finished.tolist(),
             weights=self.args.reward_weights,
             trainer_state=state,
             device=self.accelerator.device,
             pool=self._pool,
         )
 
-    def _warn_without_signal(self, reward: float) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "every answer so far got the same score, %g: the policy stays as it is until they "
-                "differ; check that the reward fits these prompts (logged once)",
-                reward,
-            )
+    def _warn_once(self, name: str, text: str, number: float) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            logger.warning(text, number)
 
     def _policy_scores(
         self, actor_critic: ActorCritic, sequences: Sequences, rollout: Rollout
@@ -342,6 +388,8 @@ class Collector:
         if self.args.old_logprobs != "auto":
             return self.args.old_logprobs == "rollout"
 
+        if self.args.rollouts_ahead:
+            return False
         is_fp32 = actor_critic.dtype == torch.float32 and self.accelerator.mixed_precision == "no"
         return self.engine.exact_log_probs and is_fp32
 

@@ -15,7 +15,13 @@ from transformers.trainer_utils import SaveStrategy
 
 from hfstack.errors import ConfigError
 from hfstack.tasks.rl.ppo.actor_critic import CRITICS
-from hfstack.tasks.rl.ppo.advantages import ADVANTAGES, GROUP_ADVANTAGES
+from hfstack.tasks.rl.ppo.advantages import ADVANTAGES
+from hfstack.tasks.rl.ppo.config_checks import (
+    refuse_contradictions,
+    refuse_partial_rollouts,
+    refuse_what_the_advantage_leaves_out,
+    refuse_what_the_engine_leaves_out,
+)
 from hfstack.tasks.rl.ppo.formulas import KL_ESTIMATORS, RATIO_LEVELS
 from hfstack.training.unread_options import PPO_UNREAD, refuse_unread
 
@@ -34,20 +40,6 @@ _AGGREGATION_OF = {
     "reinforce_pp": "token",
 }
 
-# Settings that do nothing without a critic, and without a reward at each token.
-_FOR_A_CRITIC = (
-    "critic_model",
-    "critic_learning_rate",
-    "critic_warmup_rollouts",
-    "value_head_init_std",
-    "detach_value",
-    "cliprange_value",
-    "vf_coef",
-    "lam",
-    "lam_critic",
-)
-_FOR_TOKEN_REWARDS = ("gamma", "whiten_rewards")
-
 # Settings by the range that they must be in.
 _AT_LEAST_ONE = (
     "per_device_train_batch_size",
@@ -56,12 +48,15 @@ _AT_LEAST_ONE = (
     "num_mini_batches",
     "num_ppo_epochs",
     "num_generations",
+    "num_generations_eval",
     "max_completion_length",
     "max_prompt_length",
     "total_episodes",
     "rollout_batch_size",
     "kl_horizon",
     "max_tokens_per_microbatch",
+    "vllm_tensor_parallel_size",
+    "vllm_max_model_length",
 )
 _NOT_NEGATIVE = (
     "learning_rate",
@@ -76,6 +71,7 @@ _NOT_NEGATIVE = (
     "value_head_init_std",
     "missing_eos_penalty",
     "log_completions",
+    "rollouts_ahead",
 )
 _ABOVE_ZERO = (
     "temperature",
@@ -114,6 +110,8 @@ class PPOConfig(TrainingArguments):
     """
     num_generations: int = 1
     """Completions of each prompt in a rollout; 2 or more for rloo, grpo and dr_grpo."""
+    num_generations_eval: int = 1
+    """Completions of each held-out prompt in an evaluation."""
 
     total_episodes: int | None = None
     """Completions to train on over all processes, in place of num_train_epochs; whole rollouts."""
@@ -147,19 +145,31 @@ class PPOConfig(TrainingArguments):
     """native (samples from the live weights), generate (transformers' generate) or vllm."""
     rollout_batch_size: int | None = None
     """Completions that are generated at once on a process; None: all of a rollout."""
+    rollouts_ahead: int = 0
+    """1 generates the next rollout in a thread while this one is trained on, by the policy before
+    these updates; importance weights correct for it. 0: every rollout is the policy's own.
+    """
     vllm_mode: str = "colocate"
     """colocate runs vLLM on the devices of training, server asks one that `trl vllm-serve` runs."""
     vllm_server_base_url: str | None = None
     """URL of the vLLM server, such as http://host:8000."""
     vllm_gpu_memory_utilization: float = 0.3
     """Share of a device's memory that a colocated vLLM may take."""
+    vllm_tensor_parallel_size: int = 1
+    """Devices that share one colocated vLLM."""
+    vllm_max_model_length: int | None = None
+    """Tokens of the longest prompt with its completion that a colocated vLLM makes room for; None:
+    the model's context.
+    """
+    vllm_enable_sleep_mode: bool = False
+    """Let a colocated vLLM free its memory while the policy is trained."""
     old_logprobs: str = "auto"
     """Old log-probabilities: rollout (the sampler's), recompute, or auto (the sampler's when it
     computes in fp32).
     """
     tis_cap: float | None = None
-    """Cap of the importance weight old/sampler of a token; None: 2 for vllm, and no weight for the
-    other engines.
+    """Cap of the importance weight old/sampler of a token; None: 2 for vllm and a rollout ahead,
+    else no weight.
     """
 
     missing_eos_penalty: float | None = None
@@ -284,10 +294,18 @@ class PPOConfig(TrainingArguments):
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.rollout_batch_size or self.rollout_size  # pyright: ignore
 
-        self._refuse_contradictions()
-        self._refuse_what_the_advantage_leaves_out()
+        refuse_contradictions(self)
+        refuse_what_the_advantage_leaves_out(self)
+        refuse_what_the_engine_leaves_out(self)
         self._set_what_depends_on_the_advantage()
-        self._refuse_partial_rollouts()
+        refuse_partial_rollouts(self)
+
+    @property
+    def importance_cap(self) -> float | None:
+        """Return the cap of the importance weights, None for no weights."""
+        if self.tis_cap is not None:
+            return self.tis_cap
+        return 2.0 if self.rollout_engine == "vllm" or self.rollouts_ahead else None
 
     @property
     def uses_critic(self) -> bool:
@@ -325,78 +343,6 @@ class PPOConfig(TrainingArguments):
             or self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
         )
 
-    def _refuse_contradictions(self) -> None:
-        """Refuse settings that are valid alone and contradict each other."""
-        for name in ("kl_target", "kl_in_loss"):
-            if getattr(self, name) and self.kl_coef == 0:
-                raise ConfigError(
-                    f"--{name} needs a KL, but --kl_coef 0 turns it and the reference off: set "
-                    "--kl_coef"
-                )
-
-        if self.detach_value and self.critic not in (None, "shared"):
-            raise ConfigError(
-                f"--detach_value is for --critic shared; --critic {self.critic} leaves the policy "
-                "alone"
-            )
-
-        if self.critic_model is not None and self.critic not in (None, "separate"):
-            raise ConfigError(
-                f"--critic_model is for --critic separate, not --critic {self.critic}: drop one "
-                "of them"
-            )
-
-        if self.rollout_engine == "generate" and (
-            self.tis_cap is not None or self.old_logprobs == "rollout"
-        ):
-            name = "tis_cap" if self.tis_cap is not None else "old_logprobs rollout"
-            raise ConfigError(
-                f"--{name}: --rollout_engine generate returns no log-probabilities, use native or "
-                "drop it"
-            )
-
-        if self.fp16:
-            raise ConfigError(
-                "--fp16: PPO trains in fp32 or bf16, whose range needs no loss scaling: set --bf16"
-            )
-
-    def _refuse_what_the_advantage_leaves_out(self) -> None:
-        """Refuse settings that do not go with `advantage`, or would do nothing."""
-        name = self.advantage
-        if self.uses_critic and self.critic == "none":
-            raise ConfigError(
-                "--critic none: --advantage gae is made of a critic's values; drop it, or choose "
-                "--advantage rloo"
-            )
-        if not self.uses_critic and self.critic not in (None, "none"):
-            raise ConfigError(
-                f"--critic {self.critic} does nothing with --advantage {name}, which needs no "
-                "critic: drop it"
-            )
-
-        if name in GROUP_ADVANTAGES and self.num_generations == 1:
-            raise ConfigError(
-                f"--advantage {name} compares the answers to one prompt, so one is too few: set "
-                "--num_generations, 8 for example"
-            )
-        if name == "reinforce_pp" and self.whiten_advantages is False:
-            raise ConfigError(
-                "--whiten_advantages false: --advantage reinforce_pp is made by whitening; drop "
-                "it, or choose --advantage reinforce"
-            )
-
-        unused = () if self.uses_critic else _FOR_A_CRITIC
-        if name in GROUP_ADVANTAGES:
-            unused += _FOR_TOKEN_REWARDS
-        defaults = type(self).__dataclass_fields__
-        for setting in unused:
-            value = getattr(self, setting)
-            if value != defaults[setting].default:
-                raise ConfigError(
-                    f"--{setting} {value} does nothing with --advantage {name}: drop it, also "
-                    "from the YAML file"
-                )
-
     def _set_what_depends_on_the_advantage(self) -> None:
         """Set what was left to `advantage`: what the estimator's paper has."""
         if self.whiten_advantages is None:
@@ -409,36 +355,6 @@ class PPOConfig(TrainingArguments):
         if self.loss_aggregation is None:
             by_token = self.importance_sampling_level == "token"
             self.loss_aggregation = _AGGREGATION_OF[self.advantage] if by_token else "sequence"
-
-    def _refuse_partial_rollouts(self) -> None:
-        """Refuse a length of training, or a rollout, that is not made of whole parts."""
-        if self.rollout_size % self.num_generations:
-            raise ConfigError(
-                f"--num_generations {self.num_generations} does not divide the {self.rollout_size} "
-                "episodes of a rollout on a process (per_device_train_batch_size * "
-                "gradient_accumulation_steps * num_mini_batches): choose another"
-            )
-
-        if self.max_steps > 0 and self.max_steps % self.steps_per_rollout:
-            raise ConfigError(
-                f"--max_steps {self.max_steps} is no multiple of the {self.steps_per_rollout} "
-                "optimizer steps of a rollout (num_ppo_epochs * num_mini_batches): use "
-                f"{self.whole_rollouts(self.max_steps)}"
-            )
-
-        episodes = self.rollout_size * self.world_size
-        if self.total_episodes is not None and self.total_episodes % episodes:
-            whole = math.ceil(self.total_episodes / episodes) * episodes
-            raise ConfigError(
-                f"--total_episodes {self.total_episodes} is not divisible by the {episodes} "
-                "episodes of a rollout (per_device_train_batch_size * gradient_accumulation_steps "
-                f"* num_mini_batches * processes): use {whole}"
-            )
-
-        if self.total_episodes is not None and self.max_steps > 0:
-            raise ConfigError(
-                "--total_episodes and --max_steps both say how long to train: give one of them"
-            )
 
     def _check_range(self, name: str, accepts: Callable[[float], bool], wanted: str) -> None:
         """Refuse a number that is set and out of range."""

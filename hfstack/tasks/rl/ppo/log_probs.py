@@ -2,7 +2,8 @@
 
 The output head runs over a few rows at a time. Under autograd each chunk drops its logits and
 computes them again in the backward pass, so the largest tensor has `_LOGITS_AT_ONCE` elements
-however large the batch and the vocabulary are. A smaller batch is computed directly.
+however large the batch and the vocabulary are, and more on an accelerator, where small products
+leave it idle. A smaller batch is computed directly.
 
 Legend: n scored tokens, m of them in a chunk, d hidden size, V vocabulary.
 """
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-_LOGITS_AT_ONCE = 2**24  # 64 MiB in fp32
+_LOGITS_AT_ONCE = {"cpu": 2**24}  # 64 MiB in fp32
+_LOGITS_AT_ONCE_ACCELERATOR = 2**27  # 512 MiB
 
 
 def log_probs_of(logits: Tensor, targets: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def score_tokens(
     vocabulary: int,
     temperature: float = 1.0,
     with_entropy: bool = False,
-    logits_at_once: int = _LOGITS_AT_ONCE,
+    logits_at_once: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return log-probabilities and, when asked, entropies of the targets, (n,) each.
 
@@ -56,7 +58,7 @@ def score_tokens(
         vocabulary: V.
         temperature: that the logits are divided by; the one that the tokens were sampled with.
         with_entropy: also return the entropy of each position's distribution.
-        logits_at_once: elements of the largest tensor that is made.
+        logits_at_once: elements of the largest tensor that is made; None: by the device.
     """
 
     def score_chunk(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -65,6 +67,8 @@ def score_tokens(
             logits = logits / temperature
         return log_probs_of(logits, wanted), entropy_of(logits) if with_entropy else None
 
+    if logits_at_once is None:
+        logits_at_once = _LOGITS_AT_ONCE.get(hidden.device.type, _LOGITS_AT_ONCE_ACCELERATOR)
     chunk_rows = max(1, logits_at_once // vocabulary)
     if len(targets) <= chunk_rows:
         return score_chunk(hidden, targets)

@@ -213,6 +213,9 @@ def build_engine(
             mode=cast(Any, args.vllm_mode),
             server_base_url=args.vllm_server_base_url,
             gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+            tensor_parallel_size=args.vllm_tensor_parallel_size,
+            max_model_length=args.vllm_max_model_length,
+            sleeps=args.vllm_enable_sleep_mode,
         )
 
     if args.rollout_engine == "generate":
@@ -265,6 +268,12 @@ def build_collector(
     if plugin and actor_critic.is_peft and "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         raise ConfigError(
             "PPO gathers an adapter when it saves: set fsdp_state_dict_type FULL_STATE_DICT"
+        )
+
+    if args.rollouts_ahead and (plugin or engine is not None):
+        raise ConfigError(
+            "--rollouts_ahead 1 copies the policy for the native engine: it does not go with "
+            f"{'sharded weights' if plugin else 'an engine of your own'}, drop one"
         )
 
     # With sharded weights each pass needs all processes, and so as many passes on each.

@@ -31,6 +31,7 @@ from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
 from hfstack.tasks.rl.ppo import length as ppo_length
 from hfstack.tasks.rl.ppo import setup as ppo_setup
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
+from hfstack.tasks.rl.ppo.ahead import Generated, RolloutAhead
 from hfstack.tasks.rl.ppo.batching import equalize_passes
 from hfstack.tasks.rl.ppo.callbacks import CompletionLog, RolloutBoundary
 from hfstack.tasks.rl.ppo.checkpointed import CheckpointedTrainer
@@ -149,11 +150,11 @@ class PPOTrainer(CheckpointedTrainer):
         self.training_metrics = TrainingMetrics(names, args.device)
         self._step_kl = torch.zeros((), device=args.device)  # of this step, on this process
         self._last_evaluation: tuple[int, Episodes] | None = None
+        self._ahead = RolloutAhead(self._generate_ahead) if args.rollouts_ahead else None
         self._decodes_sharded = False
 
-        self._completions = CompletionLog(
-            Path(str(args.output_dir)) / "completions.jsonl", args.log_completions
-        )
+        log_file = Path(str(args.output_dir)) / "completions.jsonl"
+        self._completions = CompletionLog(log_file, args.log_completions)
         self._boundary = RolloutBoundary()
         self.add_callback(self._completions)
         self.add_callback(self._boundary)
@@ -177,7 +178,10 @@ class PPOTrainer(CheckpointedTrainer):
         args, dataset = self.args, cast(Any, self.train_dataset)
         rank, episodes = self.accelerator.process_index, args.rollout_size * args.world_size
         rows = choose_rollout_rows(args, index, len(dataset), process_index=rank)
-        collected = self._collect(dataset[rows], index)
+        generated = None if self._ahead is None else self._ahead.take(index)
+        collected = self._collect(dataset[rows], index, generated=generated)
+        if self._ahead is not None and (index + 1) * args.steps_per_rollout < args.max_steps:
+            self._ahead.start(self.unwrapped(), index + 1)
 
         if args.log_completions and self.is_world_process_zero():
             shown = collected.episodes
@@ -316,7 +320,7 @@ class PPOTrainer(CheckpointedTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Generate a completion for each held-out prompt, and return the metrics.
+        """Generate completions for each held-out prompt, and return the metrics.
 
         They are rewards, KL, lengths and the rest of a rollout. Every evaluation uses the same
         random numbers, and leaves those of training as they were.
@@ -328,10 +332,12 @@ class PPOTrainer(CheckpointedTrainer):
                 "--eval_fraction"
             )
 
-        # As many rows on each process: the last ones may be repeated ones of weight 0.
+        # As many rows on each process: the last ones may be repeated ones of weight 0. The
+        # completions of a prompt are side by side, as in training.
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         count = -(-len(dataset) // processes)
         places = torch.arange(count) * processes + rank  # (count,)
+        places = places.repeat_interleave(self.args.num_generations_eval)
         rows = dataset[(places % len(dataset)).tolist()]
 
         with self._own_random_numbers():
@@ -388,6 +394,14 @@ class PPOTrainer(CheckpointedTrainer):
         super()._load_best_model()
         self._last_evaluation = None
 
+    def _generate_ahead(self, policy: ActorCritic, index: int) -> Generated:
+        """Generate the completions of a rollout, with random numbers of its own."""
+        dataset, rank = cast(Any, self.train_dataset), self.accelerator.process_index
+        rows = choose_rollout_rows(self.args, index, len(dataset), process_index=rank)
+        seed = self.args.seed * 1_000_003 + index * 7919 + rank
+        engine = self.collector.engine_with_seed(seed)
+        return self.collector.generate(policy, dataset[rows]["prompt"], engine=engine)
+
     def _own_random_numbers(self) -> contextlib.AbstractContextManager[None]:
         return random_numbers(self.args.seed + self.accelerator.process_index, self.args.device)
 
@@ -412,6 +426,7 @@ class PPOTrainer(CheckpointedTrainer):
         *,
         row_weights: Tensor | None = None,
         at_once: int | None = None,
+        generated: Generated | None = None,
     ) -> CollectedRollout:
         # Only after Trainer has sharded the model can its decoding be registered.
         if isinstance(self.model, FSDPModule) and not self._decodes_sharded:
@@ -427,4 +442,5 @@ class PPOTrainer(CheckpointedTrainer):
             row_weights=row_weights,
             at_once=at_once,
             trainer_state=self.state,
+            generated=generated,
         )

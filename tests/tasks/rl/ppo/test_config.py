@@ -116,6 +116,27 @@ def test_lengths_are_whole_rollouts(tmp_path: Path, settings: dict[str, Any], ex
         ),
         ({"fp16": True}, "--fp16: PPO trains in fp32 or bf16"),
         (
+            {"vllm_tensor_parallel_size": 2},
+            "--vllm_tensor_parallel_size 2 does nothing with --rollout_engine native",
+        ),
+        (
+            {"rollout_engine": "vllm", "vllm_mode": "server", "vllm_enable_sleep_mode": True},
+            "--vllm_enable_sleep_mode True does nothing with --vllm_mode server",
+        ),
+        (
+            {"rollout_engine": "vllm", "vllm_server_base_url": "http://host:8000"},
+            "--vllm_server_base_url http://host:8000 does nothing with --vllm_mode colocate",
+        ),
+        ({"rollouts_ahead": 2}, "--rollouts_ahead must be 0 or 1, got 2"),
+        (
+            {"rollouts_ahead": 1, "rollout_engine": "generate"},
+            "--rollouts_ahead 1 needs --rollout_engine native, not generate",
+        ),
+        (
+            {"rollouts_ahead": 1, "old_logprobs": "rollout"},
+            "--old_logprobs rollout: with --rollouts_ahead 1",
+        ),
+        (
             {"max_steps": 7},
             "--max_steps 7 is no multiple of the 4 optimizer steps of a rollout .*: use 8",
         ),

@@ -42,7 +42,7 @@ def train(
         num_mini_batches=1,
         num_ppo_epochs=2,
         total_episodes=16,
-        ddp_backend="gloo" if batch == 4 else None,
+        ddp_backend="gloo" if batch < 8 else None,
         reward_normalize=True,
         max_tokens_per_microbatch=60,
         **chosen,
@@ -86,6 +86,16 @@ def test_two_processes_train_as_one(
     alone = train_each(0, tmp_path, tiny_llama, several, 8)
     for runs in zip(first, second, alone, strict=True):
         check_two_are_as_one(*runs)
+
+
+@pytest.mark.slow
+def test_eight_processes_train_as_one(tiny_llama: Path, tmp_path: Path):
+    several: list[dict[str, Any]] = [{"critic": "shared"}, {"advantage": "reinforce"}]
+    found = spawn(train_each, tmp_path, tiny_llama, several, 1, processes=8)
+    alone = train_each(0, tmp_path, tiny_llama, several, 8)
+    for number, whole in enumerate(alone):
+        check_two_are_as_one(found[0][number], found[1][number], whole)
+        assert [runs[number]["seed"] for runs in found] == list(range(8))
 
 
 def check_two_are_as_one(

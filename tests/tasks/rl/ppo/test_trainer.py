@@ -20,6 +20,7 @@ from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.rewards.remote import RemoteReward
 from hfstack.tasks.rl.ppo import collect
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
+from hfstack.tasks.rl.ppo.ahead import copy_policy
 from hfstack.tasks.rl.ppo.engines.interface import Rollout
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
 from hfstack.tokens.seams import encode_joined
@@ -346,6 +347,23 @@ def test_samples_leave_the_random_numbers_alone(make):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_several_answers_to_a_held_out_prompt_are_side_by_side(make):
+    asked: list[str] = []
+
+    def first_vowels(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        asked.extend(prompts)
+        return [float(prompt == prompts[0]) for prompt in prompts]
+
+    held_out = prompts(3)
+    made = make(
+        num_generations_eval=2, build={"eval_dataset": held_out, "reward_funcs": first_vowels}
+    )
+    metrics = made.evaluate()
+    assert asked == [prompt for prompt in held_out["prompt"] for _ in range(2)]
+    assert metrics["eval_frac_reward_zero_std"] == 1 and metrics["eval_reward_std"] > 0.4
+    assert metrics["eval_reward"] == pytest.approx(1 / 3)
+
+
 def test_rewards_of_all_kinds_are_added_and_logged(make):
     def half(prompts: Any, completions: Any, label: list[int]) -> list[float | None]:
         return [None if number % 2 else 0.5 for number in label]
@@ -404,6 +422,20 @@ def test_functions_run_in_the_main_thread_and_endpoints_beside_the_models(make):
     assert logged["rewards/judge/a/mean"] == 1.0
 
 
+def test_math_verify_is_a_reward(make):
+    """It stops what takes too long by a signal, which only the main thread may set."""
+    math_verify = pytest.importorskip("math_verify")
+
+    def right(prompts: Any, completions: Any, label: Any, **columns: Any) -> list[float]:
+        return [
+            float(math_verify.verify(math_verify.parse(str(gold)), math_verify.parse("$2 + 1$")))
+            for gold in label
+        ]
+
+    made = make(build={"reward_funcs": right, "eval_dataset": prompts(8)})
+    assert made.evaluate()["eval_reward"] == pytest.approx(1 / 8), "of eight labels one is 3"
+
+
 @pytest.mark.parametrize("reward", [0.0, 1.0, -1.0])
 def test_rounding_between_sampler_and_reference_is_no_penalty(
     make, reward: float, monkeypatch: pytest.MonkeyPatch
@@ -423,8 +455,7 @@ def test_rounding_between_sampler_and_reference_is_no_penalty(
 
     logged = [row for row in made.state.log_history if "reward" in row]
     assert all(row["frac_reward_zero_std"] == 1 for row in logged)
-    assert [line for line in lines if "every answer so far got the same score" in line] == lines
-    assert len(lines) == 1
+    assert len([line for line in lines if "every answer so far got the same score" in line]) == 1
 
 
 def test_the_sampler_that_differs_is_corrected_for(make):
@@ -441,6 +472,66 @@ def test_the_sampler_that_differs_is_corrected_for(make):
     assert torch.allclose(capped[name] - both, 2 * value_part, atol=1e-5), (
         "every weight is at the cap"
     )
+
+
+def test_a_rollout_ahead_is_the_older_policys_and_corrected_for(make):
+    settings = {
+        "advantage": "rloo",
+        "num_generations": 4,
+        "learning_rate": 1e-2,
+        "total_episodes": 32,
+        "build": adapter(),
+    }
+    on_policy = make(**settings)
+    on_policy.train()
+    runs = [make(rollouts_ahead=1, **settings) for _ in range(2)]
+    for made in runs:
+        made.train()
+
+    logged = [row for row in runs[0].state.log_history if "reward" in row]
+    gaps = [row["sampler/gap"] for row in logged]
+    assert gaps[0] < 1e-5 < 1e-3 < min(gaps[1:]), "the first is the policy's own"
+    assert logged[0]["sampler/importance"] == pytest.approx(1.0, abs=1e-5)
+    assert logged[1]["reward"] != on_policy.state.log_history[1]["reward"]
+
+    # threads change nothing: the same run gives the same bits
+    first, second = (weights(made.model) for made in runs)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    with pytest.raises(ConfigError, match="--rollouts_ahead 1 copies the policy for the native en"):
+        make(rollouts_ahead=1, build={"engine": FixedEngine()})
+
+
+def test_a_copy_of_the_policy_shares_what_is_frozen(make):
+    policy = make(critic="shared", build=adapter()).model
+    copied = copy_policy(policy)
+    assert copied.critic_kind == "none" and not copied.training
+    for (name, mine), (other, theirs) in zip(
+        policy.policy.named_parameters(), copied.policy.named_parameters(), strict=True
+    ):
+        assert name == other and torch.equal(mine, theirs) and not theirs.requires_grad
+        assert (mine.data_ptr() == theirs.data_ptr()) == (not mine.requires_grad), name
+
+
+def test_hardly_any_answer_that_ends_is_warned_of(make, monkeypatch: pytest.MonkeyPatch):
+    lines: list[str] = []
+    monkeypatch.setattr(collect.logger, "warning", lambda line, *_: lines.append(line))
+    made = make(stop_token_ids=[299], max_completion_length=2, total_episodes=16)
+    made.train()
+    assert len([line for line in lines if "of the completions end by themselves" in line]) == 1
+
+
+def test_a_truncated_answer_is_judged_without_an_end(make):
+    """What rewards are told of which answers ended, in the order of the answers."""
+    seen: list[tuple[bool, int]] = []
+
+    def judge(prompts: Any, completions: Any, finished: Any, completion_ids: Any) -> list[float]:
+        seen.extend(zip(finished, map(len, completion_ids), strict=True))
+        return [0.0] * len(completions)
+
+    made = make(build={"engine": FixedEngine(), "reward_funcs": judge})
+    batches(made)
+    assert {ended for ended, _ in seen} == {True, False}
+    assert all(ended == (length < 6) for ended, length in seen)
 
 
 def test_dropout_is_off_unless_it_is_asked_for(make, tiny_llama: Path):

@@ -38,6 +38,7 @@ class NativeEngine:
         max_over_processes: the largest of a number over all processes, when the weights are sharded
             over them: every process then takes as many steps as the slowest, since each step
             gathers weights. None otherwise.
+        generator: of the random numbers; None for torch's own.
     """
 
     exact_log_probs = True
@@ -47,9 +48,11 @@ class NativeEngine:
         settings: SamplingSettings,
         *,
         max_over_processes: Callable[[int], int] | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
         self.settings = settings
         self.max_over_processes = max_over_processes
+        self.generator = generator
 
     @torch.no_grad()
     def generate(self, actor_critic: ActorCritic, prompt_ids: Sequence[Sequence[int]]) -> Rollout:
@@ -61,7 +64,8 @@ class NativeEngine:
 
         lengths = [len(prompt) for prompt in prompt_ids]
         for rows in self._plan_batches(lengths, actor_critic.device.type):
-            batch = _DecodingBatch(actor_critic, [prompt_ids[row] for row in rows], self.settings)
+            asked = [prompt_ids[row] for row in rows]
+            batch = _DecodingBatch(actor_critic, asked, self.settings, self.generator)
             batch.generate(self.max_over_processes)
 
             # one copy to the CPU for each table of the batch
@@ -99,9 +103,11 @@ class _DecodingBatch:
         actor_critic: ActorCritic,
         prompt_ids: Sequence[Sequence[int]],
         settings: SamplingSettings,
+        generator: torch.Generator | None,
     ) -> None:
         self.actor_critic = actor_critic
         self.settings = settings
+        self.generator = generator
         self.with_values = actor_critic.critic_kind == "shared"
 
         device = actor_critic.device
@@ -158,7 +164,9 @@ class _DecodingBatch:
 
     def _sample_column(self, step: DecodingStep, rows: Tensor, column: int) -> Tensor:
         """Sample the next token (r,) of each row, and record it."""
-        sampled, log_probs = sample_tokens(step.logits, self.settings)  # (r,) each
+        sampled, log_probs = sample_tokens(
+            step.logits, self.settings, generator=self.generator
+        )  # (r,) each
         self.tokens[rows, column] = sampled
         self.log_probs[rows, column] = log_probs
         if step.values is not None:
@@ -197,7 +205,9 @@ def make_cache(actor_critic: ActorCritic) -> Cache | None:
     return DynamicCache(config=actor_critic.base.config)
 
 
-def sample_tokens(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
+def sample_tokens(
+    logits: Tensor, settings: SamplingSettings, *, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Sample a token from each row; return it with its log-probability, (r,) each.
 
     The log-probability is the one before any filter. The cumulative probabilities are searched for
@@ -207,6 +217,7 @@ def sample_tokens(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, T
     Args:
         logits: (r, V) in fp32.
         settings: temperature and filters.
+        generator: of the random numbers; None for torch's own.
     """
     if settings.temperature != 1.0:
         logits = logits / settings.temperature
@@ -222,7 +233,8 @@ def sample_tokens(logits: Tensor, settings: SamplingSettings) -> tuple[Tensor, T
 
     # A uniform number below the total: rounding must not push it past the last token.
     total = cumulative[:, -1:]  # (r, 1)
-    uniform = torch.rand(total.shape, dtype=torch.float64, device=total.device) * total
+    uniform = torch.rand(total.shape, dtype=torch.float64, device=total.device, generator=generator)
+    uniform = uniform * total
     uniform = torch.minimum(uniform, torch.nextafter(total, torch.zeros_like(total)))
 
     found = torch.searchsorted(cumulative, uniform, right=True)  # (r, 1)

@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl.generation import vllm_generation
 
 from hfstack.errors import ConfigError, DataError, MissingExtraError
 from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
+from hfstack.tasks.rl.ppo.config import PPOConfig
 from hfstack.tasks.rl.ppo.engines import vllm as vllm_rollout
 from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings, check_rollout
 from hfstack.tasks.rl.ppo.engines.vllm import VLLMEngine
+from hfstack.tasks.rl.ppo.setup import build_engine
 
 SETTINGS = SamplingSettings(max_new_tokens=4, stop_token_ids=(0,), pad_token_id=1, temperature=0.7)
 # what the fake answers to the first, second and third prompt
@@ -164,6 +167,33 @@ def test_the_policys_adapter_is_merged_and_no_other(
     assert delta.abs().max() > 1e-4 and not any("lora" in name for name in fake.weights)
     torch.testing.assert_close(layer.base_layer.weight.detach(), plain)  # unmerged again
     assert layer._active_adapter == [active] and not layer.merged
+
+
+def test_a_base_in_16_bits_stays_as_it_is(fake: FakeLLM, policy: Any, tiny_tokenizer: Any) -> None:
+    """Merged and unmerged in place, it would be rounded twice a rollout."""
+    actor_critic = with_adapters(policy.to(torch.bfloat16), critic=False)
+    before = {name: value.clone() for name, value in actor_critic.policy.state_dict().items()}
+    engine = VLLMEngine(SETTINGS, tiny_tokenizer)
+    for _ in range(3):
+        engine.generate(actor_critic, PROMPTS)
+    after = actor_critic.policy.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    plain = "model.layers.0.self_attn.q_proj"
+    layer = actor_critic.base.get_submodule(plain)
+    merged = layer.base_layer.weight + layer.get_delta_weight("default").to(torch.bfloat16)
+    torch.testing.assert_close(fake.weights[f"{plain}.weight"], merged.detach())
+    assert not torch.equal(merged, layer.base_layer.weight)
+
+
+def test_sizes_and_sleep_reach_vllm(fake: FakeLLM, policy: Any, tiny_tokenizer: Any) -> None:
+    asked = {"vllm_tensor_parallel_size": 1, "vllm_max_model_length": 64}
+    args = PPOConfig(
+        rollout_engine="vllm", vllm_enable_sleep_mode=True, use_cpu=True, bf16=False, **asked
+    )
+    made: Any = build_engine(args, SETTINGS, tiny_tokenizer, Accelerator(), max_over_processes=None)
+    started = made._start(ActorCritic(policy))
+    assert (started.tensor_parallel_size, started.max_model_length) == (1, 64)
+    assert started.enable_sleep_mode is True
 
 
 def test_whole_modules_of_two_adapters_are_refused(
