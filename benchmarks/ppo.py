@@ -6,6 +6,9 @@
                                                       # what a reward of 0.85 costs
     python benchmarks/ppo.py settings                 # the same with other optimizer settings: the
                                                       # reasons for the defaults
+    python benchmarks/ppo.py groups [--seeds 0 1 2]   # RLOO and GRPO against those of the TRL that
+                                                      # is installed
+    python benchmarks/ppo.py prefill [--repeats 3]    # what reading a group's prompt once saves
 
 1.12.0 is the last release of TRL with PPO. The toy is in benchmarks/ppo_toy.py: a Llama of 0.46 M
 parameters, 128 episodes a rollout, 4 epochs of 4 mini-batches, answers of up to 40 tokens. All
@@ -28,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import venv
 from importlib.metadata import version
 from pathlib import Path
@@ -70,6 +74,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "shared, one rate": {"critic": "shared", "critic_learning_rate": 1e-4},
 }
+# Eight answers to a prompt and no critic, with the ratio, the KL and the clipping of the gradient
+# that TRL has, and with what our recipes ship.
+GENERATIONS = 8
+_AS_TRL = {"num_generations": GENERATIONS, "missing_eos_penalty": None, "max_grad_norm": 1.0}
+GROUPS: dict[str, dict[str, Any]] = {
+    "TRL's RLOO": {},
+    "RLOO": _AS_TRL | {"advantage": "rloo", "importance_sampling_level": "completion"},
+    "RLOO, ratio of a token": _AS_TRL | {"advantage": "rloo"},
+    "TRL's GRPO": {},
+    "GRPO": _AS_TRL | {"advantage": "grpo", "kl_estimator": "k3"},
+}
 # "all-linear" leaves the head out, without which the toy's policy learns half as much.
 LORA_MODULES = [
     "q_proj",
@@ -97,20 +112,24 @@ def main() -> None:
     make_models(arguments.cache / "toy")
     if TRL in arguments.sides:
         make_environment(arguments.cache / "trl")
-    print(compare_speed(arguments) if arguments.what == "speed" else compare_quality(arguments))
+    compare = {"speed": compare_speed, "prefill": compare_prefill}
+    print(compare.get(arguments.what, compare_quality)(arguments))
 
 
 def parse_arguments() -> argparse.Namespace:
     """Return the options of the command line, with their defaults."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["speed", "quality", "settings"])
+    parser.add_argument("what", choices=["speed", "quality", "settings", "groups", "prefill"])
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     parser.add_argument(
         "--cache", type=Path, default=home / "hfstack" / "ppo_benchmark", help="venv and toy models"
     )
 
     parser.add_argument(
-        "--sides", nargs="+", choices=[*SIDES, *SETTINGS], help="default: all of what was asked for"
+        "--sides",
+        nargs="+",
+        choices=[*SIDES, *SETTINGS, *GROUPS],
+        help="default: all of what was asked for",
     )
 
     # what is run how often
@@ -136,6 +155,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.sides and arguments.what == "settings":
         arguments.sides = ["separate", "shared", *SETTINGS]
+    if not arguments.sides and arguments.what == "groups":
+        arguments.sides = list(GROUPS)
     arguments.sides = arguments.sides or list(SIDES)
 
     return arguments
@@ -201,6 +222,50 @@ def compare_quality(arguments: argparse.Namespace) -> str:
     return table(heads, rows)
 
 
+def compare_prefill(arguments: argparse.Namespace) -> str:
+    """Return a table of CPU seconds that generating takes with and without shared prompts.
+
+    16 groups of GENERATIONS answers to prompts of 140 to 160 tokens, against as many answers to
+    different prompts of the same lengths; in turn, in this process.
+    """
+    import torch
+
+    from hfstack.tasks.rl.ppo.actor_critic import ActorCritic
+    from hfstack.tasks.rl.ppo.engines.interface import SamplingSettings
+    from hfstack.tasks.rl.ppo.engines.native import NativeEngine
+
+    torch.set_num_threads(1)
+    model, tokenizer = load(arguments.cache / "toy" / "long")
+    engine = NativeEngine(
+        SamplingSettings(
+            max_new_tokens=ANSWER_TOKENS,
+            stop_token_ids=(tokenizer.eos_token_id,),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    policy = ActorCritic(model, critic="none").eval()
+
+    generator = torch.Generator().manual_seed(0)
+    seconds: dict[str, list[float]] = {"groups": [], "different prompts": []}
+    for _ in range(arguments.repeats):
+        lengths = torch.randint(140, 161, (16,), generator=generator).tolist()
+        for name, taken in seconds.items():
+            asked = [
+                torch.randint(2, 454, (length,), generator=generator).tolist()
+                for length in lengths
+                for _ in range(1 if name == "groups" else GENERATIONS)
+            ]
+            times = GENERATIONS if name == "groups" else 1
+            began = time.process_time()
+            engine.generate(policy, [one for one in asked for _ in range(times)])
+            taken.append(time.process_time() - began)
+
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    quicker = medians["different prompts"] / medians["groups"]
+    rows = [[name, f"{median:.2f}"] for name, median in medians.items()]
+    return table(["128 answers to", "CPU s"], [*rows, ["ratio", f"{quicker:.2f}x"]])
+
+
 def start(
     arguments: argparse.Namespace, side: str, *, seed: int, long: bool, rollouts: int, judged: bool
 ) -> dict[str, Any]:
@@ -217,6 +282,8 @@ def start(
         "judge": judged,
         "side": side,
     }
+    if arguments.what == "groups":
+        task |= {"generations": GENERATIONS, "max_grad_norm": _AS_TRL["max_grad_norm"]}
 
     here = Path(__file__)
     argv = [sys.executable, str(here), arguments.what, "--worker", json.dumps(task)]
@@ -230,6 +297,8 @@ def start(
     if side == TRL:
         python = arguments.cache / "trl" / "bin" / "python"
         argv = [str(python), str(here.with_name("ppo_trl.py")), json.dumps(task)]
+    elif side.startswith("TRL's"):
+        argv = [sys.executable, str(here.with_name("ppo_trl_groups.py")), json.dumps(task)]
     else:
         paths = [str(here.parent.parent), os.environ.get("PYTHONPATH")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -268,10 +337,10 @@ def train_ours(task: dict[str, Any]) -> dict[str, Any]:
     set_seed(task["seed"])
     folder, long = Path(task["model"]), task["long"]
     model, tokenizer = load(folder)
-    own = {"learning_rate": task["learning_rate"]} | (SIDES | SETTINGS)[task["side"]]
+    own = {"learning_rate": task["learning_rate"]} | (SIDES | SETTINGS | GROUPS)[task["side"]]
 
     peft_config = None
-    if own["critic"] == "adapter":
+    if own.get("critic") == "adapter":
         peft_config = LoraConfig(
             r=16, lora_alpha=16, target_modules=LORA_MODULES, task_type="CAUSAL_LM"
         )
@@ -320,32 +389,31 @@ def make_settings(task: dict[str, Any], own: dict[str, Any], output_dir: str) ->
     """Return our settings for a task; `own` are those of its side."""
     from hfstack.tasks.rl.ppo.config import PPOConfig
 
-    return PPOConfig(
+    settings: dict[str, Any] = {
         # batches and length
-        output_dir=output_dir,
-        per_device_train_batch_size=task["rollout"] // task["mini_batches"],
-        gradient_accumulation_steps=1,
-        num_mini_batches=task["mini_batches"],
-        num_ppo_epochs=task["epochs"],
-        total_episodes=task["rollout"] * task["rollouts"],
+        "output_dir": output_dir,
+        "per_device_train_batch_size": task["rollout"] // task["mini_batches"],
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": task["mini_batches"],
+        "num_ppo_epochs": task["epochs"],
+        "total_episodes": task["rollout"] * task["rollouts"],
         # completions and their reward
-        max_completion_length=ANSWER_TOKENS,
-        temperature=1.0,
-        kl_coef=KL_WEIGHT,
-        missing_eos_penalty=1.0,
+        "max_completion_length": ANSWER_TOKENS,
+        "temperature": 1.0,
+        "kl_coef": KL_WEIGHT,
+        "missing_eos_penalty": 1.0,
         # updates
-        vf_coef=0.1,
-        lr_scheduler_type="constant",
+        "lr_scheduler_type": "constant",
         # machine and logs
-        bf16=False,
-        use_cpu=True,
-        seed=task["seed"],
-        report_to="none",
-        logging_steps=task["epochs"] * task["mini_batches"],
-        save_strategy="no",
-        disable_tqdm=True,
-        **own,
-    )
+        "bf16": False,
+        "use_cpu": True,
+        "seed": task["seed"],
+        "report_to": "none",
+        "logging_steps": task["epochs"] * task["mini_batches"],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    return PPOConfig(**(settings | own))
 
 
 def make_environment(folder: Path) -> None:
