@@ -206,8 +206,12 @@ def build_parser(*dataclass_types: Any) -> tuple[ArgumentParser, dict[str, Any]]
             # transformers' parser reads `str | list[str]` as one word: no second tracker.
             action.nargs = "+"
 
+    options = {action.dest for action in parser._actions}
     return parser, {
-        name: hint for cls in dataclass_types for name, hint in typing.get_type_hints(cls).items()
+        name: hint
+        for cls in dataclass_types
+        for name, hint in typing.get_type_hints(cls).items()
+        if name in options
     }
 
 

@@ -46,6 +46,21 @@ _ALIASES = {
     "rank": ("lora_r",),
     "lora_rank": ("lora_r",),
     "num_gpus": ("processes",),
+    # of TRL's RLOO and GRPO
+    "beta": ("kl_coef",),
+    "num_iterations": ("num_ppo_epochs",),
+    "steps_per_generation": ("num_mini_batches",),
+    "generation_batch_size": ("per_device_train_batch_size",),
+    "epsilon": ("cliprange",),
+    "epsilon_high": ("cliprange_high",),
+    "delta": ("dual_clip",),
+    "loss_type": ("loss_aggregation",),
+    "scale_rewards": ("advantage",),
+    "normalize_advantages": ("whiten_advantages",),
+    "reward_clip_range": ("reward_clip",),
+    "use_vllm": ("rollout_engine",),
+    "vllm_importance_sampling_correction": ("tis_cap",),
+    "vllm_importance_sampling_cap": ("tis_cap",),
 }
 
 

@@ -54,9 +54,9 @@ _TABLE = {
     # shares and probabilities
     "[0, 1)": "adam_beta1 adam_beta2 attention_dropout eval_fraction gold_share "
     "label_smoothing_factor lora_dropout repeat_share",
-    "[0, 1]": "annotator_noise careless_share entropy_coef_max entropy_coef_min "
-    "f_alpha_divergence_coef gamma label_noise lam lam_critic ld_alpha mask_probability min_p "
-    "near_duplicate_threshold noise_share position_bias ref_model_mixup_alpha top_entropy_quantile",
+    "[0, 1]": "annotator_noise careless_share f_alpha_divergence_coef gamma label_noise "
+    "lam lam_critic ld_alpha mask_probability min_p "
+    "near_duplicate_threshold noise_share position_bias ref_model_mixup_alpha",
     "[0, 0.5]": "label_smoothing",
     "(0, 1]": "tolerance top_p utilization vllm_gpu_memory_utilization",
     # what is counted: at least one, or none
@@ -64,15 +64,14 @@ _TABLE = {
     "[1, inf)": "answers_per_prompt batch_size ddp_bucket_cap_mb max_items overlap "
     "pairs_per_prompt "
     "dataloader_prefetch_factor dataset_num_proc ddp_timeout devices demo_prompts "
-    "early_stopping_patience eval_accumulation_steps generation_batch_size generation_max_length "
+    "early_stopping_patience eval_accumulation_steps generation_max_length "
     "generation_num_beams gradient_accumulation_steps kl_horizon lora_alpha lora_r "
     "max_answer_tokens max_completion_length max_length max_new_tokens max_pairs_per_prompt "
     "max_prompt_length max_source_length max_target_length max_tokens_per_microbatch "
-    "max_tool_calling_iterations min_frequency minhash_permutations model_max_length n_best "
-    "num_completions_to_print num_generations num_generations_eval num_iterations "
-    "num_mini_batches num_ppo_epochs num_samples pad_to_multiple_of "
-    "per_device_eval_batch_size per_device_train_batch_size precompute_ref_batch_size "
-    "ref_model_sync_steps rollout_batch_size sample_tokens steps steps_per_generation "
+    "min_frequency minhash_permutations model_max_length n_best "
+    "num_generations num_generations_eval num_mini_batches num_ppo_epochs num_samples "
+    "pad_to_multiple_of per_device_eval_batch_size per_device_train_batch_size "
+    "precompute_ref_batch_size ref_model_sync_steps rollout_batch_size sample_tokens steps "
     "torch_empty_cache_steps total_episodes train_rows vllm_max_model_length "
     "vllm_tensor_parallel_size vocab_size",
     "[2, inf)": "block_size",
@@ -81,24 +80,21 @@ _TABLE = {
     "[-1, inf)": "local_rank top_k",
     "[0, inf)": "answer_rows answer_tokens critic_warmup_rollouts dataloader_num_workers "
     "draws instructions log_completions max_rows prompt_tokens pseudo_perplexity_texts "
-    "save_total_limit sentiment stop_token_ids stories stride "
+    "rollouts_ahead save_total_limit sentiment stop_token_ids stories stride "
     # sizes of steps, penalties and weights
     "beta center_rewards_coefficient cliprange cliprange_high cliprange_value "
-    "critic_learning_rate delta desirable_weight dual_clip entropy_coef entropy_coef_delta "
-    "entropy_target epsilon epsilon_high eval_delay kl_coef learning_rate learning_rate_scale "
-    "max_grad_norm money neftune_noise_alpha off_policy_mask_threshold price_per_device_hour "
-    "router_aux_loss_coef temperature tis_cap undesirable_weight value_head_init_std vespo_k_neg "
-    "vespo_k_pos vespo_lambda_neg vespo_lambda_pos vf_coef vllm_importance_sampling_cap "
-    "vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min warmup_steps weight_decay",
+    "critic_learning_rate desirable_weight dual_clip entropy_coef "
+    "eval_delay kl_coef learning_rate learning_rate_scale "
+    "max_grad_norm money neftune_noise_alpha price_per_device_hour "
+    "router_aux_loss_coef temperature tis_cap undesirable_weight value_head_init_std vf_coef "
+    "warmup_steps weight_decay",
     "(0, inf)": "adam_epsilon budget_flops budgets device_hours discopop_tau eval_steps kl_budget "
-    "kl_target logging_steps memory_gib num_train_epochs parameters repetition_penalty reward_clip "
-    "sapo_temperature_neg sapo_temperature_pos save_steps sizes target_kl vllm_server_timeout "
-    "window",
+    "kl_target logging_steps memory_gib num_train_epochs parameters reward_clip "
+    "save_steps sizes target_kl window",
     # any number
     "(-inf, inf)": "loss_weights missing_eos_penalty no_answer_threshold padding_value "
-    "rating_threshold reward_clip_range reward_weights",
+    "rating_threshold reward_weights",
     "[0, 4294967296)": "data_seed seed split_seed",
-    "[0, 65536)": "vllm_group_port vllm_server_port",
 }
 RANGES = {name: _read(text) for text, names in _TABLE.items() for name in names.split()}
 

@@ -114,9 +114,9 @@ stage rloo "train the model against the reward model" \
     --datasets "$out/prompts/instructions.jsonl" --eval_fraction $compared \
     --per_device_train_batch_size $answers --per_device_eval_batch_size $answers \
     --num_generations 8 --num_generations_eval 2 --gradient_accumulation_steps 1 \
-    --max_steps $rloo_steps --warmup_steps 2 --learning_rate 6e-4 --beta 0.1 \
-    --activation_checkpointing false --bf16 false --max_completion_length $answer_tokens \
-    --eval_steps $rloo_steps --save_steps $rloo_steps
+    --max_steps $rloo_steps --warmup_steps 2 --learning_rate 6e-4 --kl_coef 0.1 \
+    --max_tokens_per_microbatch 1000000 --activation_checkpointing false --bf16 false \
+    --max_completion_length $answer_tokens --eval_steps $rloo_steps --save_steps $rloo_steps
 
 stage ppo "train the same model with PPO on as many answers" \
     ppo --model_name_or_path "$out/sft" --reward_model "$out/reward" \

@@ -4,17 +4,19 @@
     hfstack run rloo --model_name_or_path runs/sft                      # the same, shorter
 
 The advantage of an answer is its reward minus the mean reward of the other answers to its prompt
-(Ahmadian et al. 2024, arXiv:2402.14740). The KL to the starting model, times --beta, is part of the
-reward. It needs no critic, and so half the memory of ppo; grpo divides by the spread of the group.
+(Ahmadian et al. 2024, arXiv:2402.14740). The KL to the starting model, times --kl_coef, is part of
+the reward. The trainer is that of ppo without its critic, and so half its memory; grpo divides by
+the spread of the group.
 
 reads   rows with a column `prompt`; a fine-tuned model; a reward model or endpoint, unless
         REWARDS below is used
-writes  the model (with LoRA its adapter), its tokenizer, checkpoints and run.json in --output_dir
+writes  the model (with LoRA its adapter), its tokenizer, checkpoints, samples and run.json in
+        --output_dir
 """
 
 from functools import partial
 
-from trl import ModelConfig, RLOOConfig, RLOOTrainer
+from trl import ModelConfig
 
 from hfstack.config import command_line
 from hfstack.data.sources import DataArgs
@@ -22,10 +24,18 @@ from hfstack.models.adapters import new_adapter
 from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
-from hfstack.tasks.causal_lm.sampling import set_aside_settings
 from hfstack.tasks.rl.demo_reward import obeys
-from hfstack.tasks.rl.metrics import CompletionMetrics, StopWithoutSpread, evaluate_policy
-from hfstack.tasks.rl.online import OnlineArgs, load_policy_and_rewards, load_recorded_prompts
+from hfstack.tasks.rl.metrics import StopWithoutSpread, evaluate_policy
+from hfstack.tasks.rl.online import (
+    OnlineArgs,
+    load_recorded_prompts,
+    load_recorded_tokenizer,
+    load_rewards,
+)
+from hfstack.tasks.rl.ppo.group_config import RLOOConfig
+from hfstack.tasks.rl.ppo.trainer import PPOTrainer
+from hfstack.tasks.rl.prompts import prompt_problems
+from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 from hfstack.training.saving import save_trained
@@ -34,6 +44,7 @@ from hfstack.training.saving import save_trained
 # numbers or None, RewardModel("path") and RemoteReward("https://...") in any mixture;
 # --reward_weights gives each its weight.
 REWARDS = [obeys]
+SHOWN = 8  # prompts whose answers are kept at each evaluation
 
 
 def main(
@@ -46,35 +57,50 @@ def main(
         checkpoint = run.resume_point()
         splits = load_recorded_prompts(run, model_args, data_args, online_args)
 
-        # model and rewards
-        tokenizer, model, rewards, problems = load_policy_and_rewards(
-            run, splits, model_args, online_args, REWARDS, training_args=training_args
+        # model
+        tokenizer = load_recorded_tokenizer(run, splits, model_args)
+        model = load_causal_lm(model_args, tokenizer)
+        problems = prompt_problems(
+            splits,
+            tokenizer,
+            model,
+            max_completion_length=training_args.max_completion_length,
+            max_prompt_length=training_args.max_prompt_length,
         )
 
-        # trainer
-        trainer = RLOOTrainer(
+        # rewards
+        rewards = load_rewards(
+            online_args,
+            REWARDS,
+            tokenizer,
+            device=training_args.device,
+            weights=training_args.reward_weights,
+        )
+
+        # trainer: the reference is made from the policy
+        run.add_artifact("samples", "samples.jsonl")
+        samples = SampleTable(
+            run.output_dir / "samples.jsonl", lambda model: trainer.samples(SHOWN)
+        )
+        trainer = PPOTrainer(
             model=model,
-            reward_funcs=rewards,
             args=training_args,
+            reward_funcs=rewards,
             train_dataset=splits["train"],
             eval_dataset=splits.get("eval"),
             processing_class=tokenizer,
             callbacks=[
-                CompletionMetrics(),
+                samples,
                 StopWithoutSpread(),
                 *protect(run, push_checkpoints(training_args)),
             ],
             peft_config=new_adapter(model_args),
         )
-        # answers are sampled by the options above, not by the model's generation_config
-        with set_aside_settings(model):
-            checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
+        checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 
         # evaluate
-        with set_aside_settings(model):
-            metrics = evaluate_policy(trainer)
-        return run.finish(metrics, trainer)
+        return run.finish(evaluate_policy(trainer), trainer)
 
 
 if __name__ == "__main__":

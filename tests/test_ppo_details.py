@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.group_config import GRPOConfig, RLOOConfig
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "ppo_details.md").read_text(encoding="utf-8")
@@ -71,3 +72,18 @@ def test_the_defaults_are_those_of_the_page(tmp_path: Path) -> None:
         "k1",
         None,
     )
+
+
+def test_the_defaults_of_groups_are_those_of_the_page(tmp_path: Path) -> None:
+    rloo = RLOOConfig(output_dir=str(tmp_path), use_cpu=True)
+    grpo = GRPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    for args in (rloo, grpo):
+        assert (args.num_ppo_epochs, args.num_mini_batches, args.max_grad_norm) == (1, 1, 1.0)
+        assert not args.uses_critic and not args.whiten_advantages
+    assert (rloo.kl_in_loss, rloo.importance_sampling_level) == (False, "completion")
+    assert (grpo.kl_in_loss, grpo.kl_estimator, grpo.importance_sampling_level) == (
+        True,
+        "k3",
+        "token",
+    )
+    assert {"rloo", "grpo"} == {rloo.advantage, grpo.advantage}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
-from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig
+from trl import DPOConfig, KTOConfig, ModelConfig, RewardConfig, SFTConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.context import context_length
@@ -23,6 +23,7 @@ from hfstack.planning.memory import (
     peak_memory,
     trained_parameters,
 )
+from hfstack.tasks.rewards.reward_model import REWARD_BATCH_SIZE
 from hfstack.tasks.rl.ppo.config import PPOConfig
 
 _TASKS: dict[str, StepTask] = {
@@ -215,9 +216,8 @@ def _list_parts(
     step = replace(step, sequence_length=_row_length(values, config))
     match arguments:
         case PPOConfig():
-            return _ppo_parts(arguments, config, step, prompt_tokens, values.get("reward_model"))
-        case RLOOConfig() | GRPOConfig():
-            return _group_parts(arguments, config, step, prompt_tokens, values.get("reward_model"))
+            rewarded = (values.get("reward_model"), values.get("reward_dtype", "float32"))
+            return _ppo_parts(arguments, config, step, prompt_tokens, rewarded)
 
         case DPOConfig() | KTOConfig():
             # Chosen and rejected answers of a pair go through in one batch.
@@ -244,9 +244,17 @@ def _ppo_parts(
     config: PreTrainedConfig,
     step: TrainingStep,
     prompt_tokens: int,
-    reward_model: str | None,
+    rewarded: tuple[str | None, str],
 ) -> tuple[tuple[Part, ...], Generation, float]:
-    """Return the models of PPO; a rollout serves several steps."""
+    """Return the models of PPO, RLOO or GRPO; a rollout serves several steps.
+
+    Args:
+        arguments: of the recipe.
+        config: of the policy.
+        step: of the policy.
+        prompt_tokens: of a prompt.
+        rewarded: the reward model, if any, and the number type that it is loaded in.
+    """
     length = prompt_tokens + arguments.max_completion_length
     step = replace(step, sequence_length=length)
     if arguments.max_tokens_per_microbatch is not None:
@@ -268,30 +276,9 @@ def _ppo_parts(
         parts.append(Part("critic", own, own_step, shares_weights=critic == "adapter"))
     if arguments.kl_coef:
         parts.append(_reference_part(config, step, frozen_passes))
-    parts += _reward_parts(reward_model, step, frozen_passes)
+    parts += _reward_parts(*rewarded, step, frozen_passes)
 
     rows = arguments.rollout_batch_size or arguments.rollout_size
-    generation = Generation(rows, prompt_tokens, arguments.max_completion_length)
-    return tuple(parts), generation, share
-
-
-def _group_parts(
-    arguments: Any,
-    config: PreTrainedConfig,
-    step: TrainingStep,
-    prompt_tokens: int,
-    reward_model: str | None,
-) -> tuple[tuple[Part, ...], Generation, float]:
-    """Return the models of RLOO and GRPO; a generation batch serves several passes."""
-    step = replace(step, sequence_length=prompt_tokens + arguments.max_completion_length)
-    share = step.accumulation / (arguments.steps_per_generation * arguments.num_iterations)
-
-    parts = [Part("policy", config, step)]
-    if arguments.beta:
-        parts.append(_reference_part(config, step, 1 / arguments.num_iterations))
-    parts += _reward_parts(reward_model, step, 1 / arguments.num_iterations)
-
-    rows = arguments.per_device_train_batch_size * arguments.steps_per_generation
     generation = Generation(rows, prompt_tokens, arguments.max_completion_length)
     return tuple(parts), generation, share
 
@@ -302,14 +289,29 @@ def _reference_part(config: PreTrainedConfig, step: TrainingStep, passes: float)
     return Part("reference", config, frozen, passes, shares_weights=bool(step.lora_rank))
 
 
-def _reward_parts(reward_model: str | None, step: TrainingStep, passes: float) -> list[Part]:
-    """Return the reward model, unless rewards are functions or come from an endpoint."""
+def _reward_parts(
+    reward_model: str | None, dtype: str, step: TrainingStep, passes: float
+) -> list[Part]:
+    """Return the reward model, unless rewards are functions or come from an endpoint.
+
+    It computes in its own number type, whatever the policy trains in.
+    """
     if not reward_model or reward_model.startswith(("http://", "https://")):
         return []
     config = _one_score(_read_config(reward_model))
+    saved: Any = config.dtype or torch.float32
+    weight_dtype = saved if dtype == "auto" else getattr(torch, dtype)
     frozen = replace(
-        step, trains=False, lora_rank=0, fused_loss=False, task="sequence_classification"
+        step,
+        batch_size=REWARD_BATCH_SIZE,
+        trains=False,
+        lora_rank=0,
+        fused_loss=False,
+        bf16=False,
+        weight_dtype=weight_dtype,
+        task="sequence_classification",
     )
+    passes *= step.batch_size / REWARD_BATCH_SIZE
     return [Part("reward model", config, frozen, passes)]
 
 

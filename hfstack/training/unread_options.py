@@ -17,10 +17,8 @@ _SCRIPTS = "a recipe always trains, and evaluates as --eval_strategy says"
 _PUSHES = "each verified checkpoint is pushed, --hub_revision names the branch"
 _NO_PREDICTIONS = "this recipe's metrics need no predictions of the evaluation loop"
 _OWN_LOSS = "this recipe has a loss of its own"
-_OWN_ORDER = "prompts are shuffled by --seed"
 _OWN_COUNT = "its batches have no input_ids to count"
 _NO_LOADER = "prompts are read by their row number, without worker processes"
-_WHOLE_BATCHES = "the groups or rollouts of a smaller batch would be others"
 _OWN_MEAN = "the loss is a mean over all processes in any case"
 
 # no recipe reads these
@@ -45,29 +43,22 @@ _OF_PREDICTIONS = dict.fromkeys(
 )
 
 _OF_PAIRS = {"label_smoothing_factor": _OWN_LOSS, "average_tokens_across_devices": _OWN_LOSS}
-_OF_GROUPS = _OF_PAIRS | {
-    "data_seed": _OWN_ORDER,
-    "train_sampling_strategy": _OWN_ORDER,
-    "include_num_input_tokens_seen": "num_tokens is logged in any case",
-    "auto_find_batch_size": _WHOLE_BATCHES,
-    "neftune_noise_alpha": "noise would change the log-probabilities that updates compare",
-}
-
 # by the class that trains
 _BY_TRAINER: dict[str, dict[str, str]] = {
     "DPOTrainer": _OF_PAIRS,
     "KTOTrainer": _OF_PAIRS | {"include_num_input_tokens_seen": _OWN_COUNT},
     "ORPOTrainer": _OF_PAIRS | {"include_num_input_tokens_seen": _OWN_COUNT},
     "RewardTrainer": _OF_PAIRS,
-    "RLOOTrainer": _OF_GROUPS,
-    "GRPOTrainer": _OF_GROUPS,
 }
 
-# PPO's trainer has a loader, a training step and an evaluation of its own.
+# The trainer of ppo, rloo and grpo has a loader, a training step and an evaluation of its own.
 PPO_UNREAD = {
     **_EVERYWHERE,
     **_OF_PREDICTIONS,
-    **_OF_GROUPS,
+    **_OF_PAIRS,
+    "train_sampling_strategy": "prompts are shuffled by --data_seed",
+    "auto_find_batch_size": "the rollouts of a smaller batch would be others",
+    "neftune_noise_alpha": "noise would change the log-probabilities that updates compare",
     **dict.fromkeys(
         (
             "dataloader_drop_last",
@@ -95,7 +86,6 @@ PPO_UNREAD = {
     "eval_use_gather_object": "evaluations sum their metrics over processes",
     "parallelism_config": "weights are sharded by FSDP2 only",
 }
-del PPO_UNREAD["data_seed"]  # PPO's own shuffle reads it
 
 
 def refuse_unread_of(trainer: Trainer) -> None:

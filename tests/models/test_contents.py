@@ -34,7 +34,7 @@ from hfstack.tasks.classification.model import load_trained_classifier
 from hfstack.tasks.preferences.checks import check_starting_policy
 from hfstack.tasks.preferences.reward_model import load_reward_model
 from hfstack.tasks.rewards.reward_model import RewardModel
-from hfstack.tasks.rl.policy import check_starting_model
+from hfstack.tasks.rl.online import check_starting_model
 from hfstack.tasks.shared.predict import task_of
 from hfstack.tasks.shared.task_models import load_finished
 from tests.tiny_encoder import tiny_bert_tokenizer

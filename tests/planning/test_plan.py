@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import TrainingArguments
-from trl import DPOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig
+from trl import DPOConfig, ModelConfig, RewardConfig, SFTConfig
 
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.planning import plan as planning
@@ -32,7 +32,9 @@ from hfstack.planning.plan import (
 )
 from hfstack.planning.workload import Workload, assess, read_workload
 from hfstack.scaling.budget import CHINCHILLA
+from hfstack.tasks.rl.online import OnlineArgs
 from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.group_config import RLOOConfig
 
 FAST = Device("test", "cpu", 2**40, 1e12)
 
@@ -47,6 +49,7 @@ def read(tiny_llama: Path, tmp_path: Path) -> Any:
         *,
         lora_r: int | None = None,
         rows: int | None = None,
+        beside: Any = None,
         **settings: Any,
     ) -> Workload:
         settings |= {
@@ -58,7 +61,8 @@ def read(tiny_llama: Path, tmp_path: Path) -> Any:
         arguments = kind(per_device_train_batch_size=4, **settings)
         adapter = {"use_peft": True, "lora_r": lora_r} if lora_r else {}
         model_args = ModelConfig(model_name_or_path=str(tiny_llama), **adapter)
-        return read_workload(recipe, (model_args, arguments), rows=rows, prompt_tokens=8)
+        given = (model_args, arguments) if beside is None else (model_args, beside, arguments)
+        return read_workload(recipe, given, rows=rows, prompt_tokens=8)
 
     return make
 
@@ -94,18 +98,34 @@ def test_a_reference_that_is_the_policy_without_its_adapter_holds_no_weights(rea
 
 
 def test_rloo_generates_before_it_trains(read: Any) -> None:
-    work = read(
-        "rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.05, max_steps=5
-    )
+    work = read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, max_steps=5)
     assert [part.name for part in work.parts] == ["policy", "reference"]
     assert work.trained.step.sequence_length == 8 + 24
     needs = assess(work)
     # keys and values of 2 layers, 2 heads of 16, in fp32, and 32 bytes a token of the rollout
     assert needs.generation == 4 * 32 * (2 * 2 * 2 * 16 * 4 + 32)
     without = assess(
-        read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.0, max_steps=5)
+        read(
+            "rloo",
+            RLOOConfig,
+            max_completion_length=24,
+            num_generations=2,
+            kl_coef=0.0,
+            max_steps=5,
+        )
     )
     assert needs.flops_per_step > without.flops_per_step
+
+
+def test_a_reward_model_takes_the_memory_of_its_own_number_type(
+    read: Any, tiny_llama: Path
+) -> None:
+    def weights(dtype: str) -> int:
+        online = OnlineArgs(reward_model=str(tiny_llama), reward_dtype=dtype)
+        work = read("rloo", RLOOConfig, num_generations=2, max_completion_length=24, beside=online)
+        return assess(work).memory["reward model"].weights
+
+    assert weights("float32") == 2 * weights("bfloat16") > 0
 
 
 def test_ppo_has_a_critic_unless_it_shares(read: Any) -> None:
@@ -193,9 +213,7 @@ def test_an_adapter_may_need_smaller_batches_too(
 
 
 def test_the_tables_add_up(read: Any) -> None:
-    work = read(
-        "rloo", RLOOConfig, max_completion_length=24, num_generations=2, beta=0.05, max_steps=5
-    )
+    work = read("rloo", RLOOConfig, max_completion_length=24, num_generations=2, max_steps=5)
     needs = assess(work)
     rows = memory_rows(work, needs)
     assert [row[0] for row in rows] == ["policy", "reference", "KV cache and rollout"]

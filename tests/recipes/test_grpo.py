@@ -8,15 +8,10 @@ from types import ModuleType
 
 import pytest
 
-from hfstack.errors import DataError
+from hfstack.errors import ConfigError, DataError
 from hfstack.runs.record import read_run
 
 ROOT = Path(__file__).parent.parent.parent
-
-# TRL 1.16 reads the old name while it generates (trl/models/utils.py).
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)
 
 
 @pytest.fixture
@@ -25,7 +20,7 @@ def grpo(run_recipe, tiny_llama: Path, tmp_path: Path):
     more.
     """
 
-    def call(column: str = "answer") -> dict[str, float]:
+    def call(column: str = "answer", **changes: object) -> dict[str, float]:
         rows = [
             {"question": f"{number} owls and 2 foxes?", column: f"#### {number + 2}"}
             for number in range(24)
@@ -43,14 +38,13 @@ def grpo(run_recipe, tiny_llama: Path, tmp_path: Path):
             "output_dir": tmp_path / "out" / column,
             "max_steps": 2,
             "per_device_train_batch_size": 8,
-            "per_device_eval_batch_size": 8,
             "gradient_accumulation_steps": 1,
             "max_completion_length": 8,
             "eval_steps": 2,
             "save_steps": 2,
             "bf16": "false",
-            "gradient_checkpointing": "false",
-        }
+            "activation_checkpointing": "false",
+        } | changes
         text = (
             (ROOT / "recipes" / "grpo.yaml")
             .read_text()
@@ -98,6 +92,11 @@ def test_a_column_that_a_reward_reads_is_asked_for(grpo) -> None:
         match="reward 'exact_answer' reads the column 'answer'; the rows have: .*solution",
     ):
         grpo(column="solution")
+
+
+def test_the_advantages_of_other_recipes_are_refused(grpo) -> None:
+    with pytest.raises(ConfigError, match="--advantage must be one of grpo, dr_grpo here, got 'ga"):
+        grpo(advantage="gae")
 
 
 def test_the_rewards_by_hand(recipe: ModuleType) -> None:

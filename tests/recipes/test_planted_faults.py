@@ -216,7 +216,7 @@ def test_a_reward_for_length_makes_answers_longer_and_length_control_shows_it(
         num_generations=8,
         max_completion_length=24,
         learning_rate=1e-3,
-        beta=0.0,
+        kl_coef=0.0,
         warmup_steps=0,
     )
     assert metrics["steps"] == 12

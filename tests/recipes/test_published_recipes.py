@@ -83,12 +83,11 @@ SHORT = {"max_length": 64, "gradient_checkpointing": "false", "activation_checkp
 PLAIN = SHORT | {"as_chat": "false"}
 LORA = {"use_peft": "true", "lora_r": 2, "learning_rate": 1e-2}
 BLOCKS = {"block_size": 16}
-ONLINE = {
+GROUPS = {
     "as_chat": "false",
     "num_generations": 4,
     "max_completion_length": 6,
     "per_device_train_batch_size": 8,
-    "gradient_checkpointing": "false",
 }
 PPO = {
     "as_chat": "false",
@@ -139,8 +138,8 @@ CASES = {
     "kto": Case("kto", AutoModelForCausalLM, "llama", "pairs", SHORT),
     "orpo": Case("orpo", AutoModelForCausalLM, "llama", "pairs", SHORT),
     "ppo": Case("ppo", AutoModelForCausalLM, "llama", "prompts", PPO),
-    "rloo": Case("rloo", AutoModelForCausalLM, "llama", "prompts", ONLINE),
-    "grpo": Case("grpo", AutoModelForCausalLM, "llama", "prompts", ONLINE),
+    "rloo": Case("rloo", AutoModelForCausalLM, "llama", "prompts", GROUPS),
+    "grpo": Case("grpo", AutoModelForCausalLM, "llama", "prompts", GROUPS),
     "gru": Case("pretrain_clm", AutoModelForCausalLM, "gru", "texts", BLOCKS),
 }
 

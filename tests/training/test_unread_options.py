@@ -30,9 +30,6 @@ def made(folder: Path, name: str, config: Any = TrainingArguments, **settings: A
         ("DPOTrainer", trl.DPOConfig, {"label_smoothing_factor": 0.1}),
         ("KTOTrainer", trl.KTOConfig, {"include_num_input_tokens_seen": "all"}),
         ("RewardTrainer", trl.RewardConfig, {"average_tokens_across_devices": False}),
-        ("RLOOTrainer", trl.RLOOConfig, {"data_seed": 3}),
-        ("GRPOTrainer", trl.GRPOConfig, {"auto_find_batch_size": True}),
-        ("GRPOTrainer", trl.GRPOConfig, {"neftune_noise_alpha": 5.0}),
     ],
 )
 def test_refused(name: str, config: Any, settings: dict[str, Any], tmp_path: Path):

@@ -1,15 +1,10 @@
-"""Compute the metrics of completions, and summarise an online run."""
+"""Summarise an online run, and stop one whose answers all get the same reward."""
 
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfstack.errors import DataError
-from hfstack.logs import get_logger
-
-logger = get_logger(__name__)
-
-_FEW_ENDED = 0.05  # below this share of completions that end by themselves, warn
 
 _SUMMARIZED = (
     "reward",
@@ -20,51 +15,6 @@ _SUMMARIZED = (
     "completions/mean_length",
     "entropy",
 )
-
-
-class CompletionMetrics(TrainerCallback):
-    """Adds `ended_share` and `kl_per_completion` to the logs of TRL's online trainers.
-
-    `kl_per_completion` is the KL to the reference in nats, summed over a completion: TRL's KL per
-    token times the mean length, which is exact for one batch. Warns when hardly any completion
-    ends.
-    """
-
-    def __init__(self) -> None:
-        self._warned = False
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Derive both from what was just logged."""
-        logs = kwargs["logs"]
-        for prefix in ("", "eval_"):
-            truncated_share = logs.get(f"{prefix}completions/clipped_ratio")
-            if truncated_share is None:
-                continue
-
-            ended_share = 1 - truncated_share
-            metrics = {f"{prefix}ended_share": round(ended_share, 4)}
-            kl = logs.get(f"{prefix}kl")
-            if kl is not None:
-                length = logs[f"{prefix}completions/mean_length"]
-                metrics[f"{prefix}kl_per_completion"] = kl * length
-
-            logs.update(metrics)
-            state.log_history[-1].update(metrics)
-            if ended_share < _FEW_ENDED:
-                self._warn_once(state.global_step, ended_share)
-
-    def _warn_once(self, step: int, ended_share: float) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "step %d: %.0f %% of the completions end by themselves; the others are truncated "
-                "at --max_completion_length: allow longer ones, or train the model to stop first "
-                "(logged once)",
-                step,
-                100 * ended_share,
-            )
 
 
 class StopWithoutSpread(TrainerCallback):
@@ -107,7 +57,7 @@ def evaluate_policy(trainer: Any) -> dict[str, float]:
     held-out prompts there is none.
 
     Args:
-        trainer: a PPO, RLOO or GRPO trainer that has trained.
+        trainer: a PPOTrainer that has trained.
     """
     history, steps = trainer.state.log_history, trainer.state.global_step
     metrics = summarize_history(history) | {"steps": steps}

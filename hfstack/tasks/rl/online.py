@@ -1,28 +1,21 @@
-"""What PPO, RLOO and GRPO share: settings, recorded prompts, policy and rewards."""
+"""What PPO, RLOO and GRPO share: settings, prompts, tokenizer and rewards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import GRPOConfig, ModelConfig, RLOOConfig
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig
 
 from hfstack.data.sources import DataArgs
-from hfstack.errors import ConfigError
-from hfstack.models.loading import load_causal_lm, load_tokenizer
+from hfstack.errors import CheckpointError, ConfigError
+from hfstack.models.contents import check_kind
+from hfstack.models.loading import load_tokenizer
 from hfstack.runs.rendering import follow_rendering, record_rendering
 from hfstack.runs.run import Run
-from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_name
-from hfstack.tasks.rl.policy import check_reference, check_starting_model, prepare_policy
-from hfstack.tasks.rl.prompts import (
-    check_groups,
-    decode_completions,
-    encode_prompt,
-    load_prompts,
-    prompt_problems,
-)
-from hfstack.training.preflight import Problems
+from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
+from hfstack.tasks.rl.prompts import load_prompts
 
 _REWARD_DTYPES = ("float32", "bfloat16", "float16", "auto")
 
@@ -47,6 +40,20 @@ class OnlineArgs:
     """Make each plain prompt the user's turn of a conversation; off, prompts are read as they are.
     By default as the model has learned, by its run.json, else on.
     """
+
+
+def check_starting_model(name: str | None) -> None:
+    """Refuse what reinforcement learning cannot start from, before anything is loaded.
+
+    Raises:
+        CheckpointError: an architecture without weights, or no causal language model.
+    """
+    if name is None or name.endswith(".json"):
+        raise CheckpointError(
+            f"--model_name_or_path {name} has no weights: reinforcement learning starts from a "
+            "trained model, such as the output directory of the sft recipe"
+        )
+    check_kind(name, ("causal language model", "model without a head"))
 
 
 def load_recorded_prompts(
@@ -105,54 +112,6 @@ def load_recorded_tokenizer(
     return tokenizer
 
 
-def load_policy_and_rewards(
-    run: Run,
-    splits: dict[str, Any],
-    model_args: ModelConfig,
-    online_args: OnlineArgs,
-    rewards: Sequence[Reward],
-    *,
-    training_args: RLOOConfig | GRPOConfig,
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[Any], Problems]:
-    """Load tokenizer, policy and rewards for TRL's online trainers, and check them.
-
-    Args:
-        run: of the recipe.
-        splits: prompts that the policy is trained on and evaluated with.
-        model_args: name the policy.
-        online_args: name the reward model.
-        rewards: the recipe's own.
-        training_args: for batches, lengths, the device, and the weights of the rewards.
-
-    Returns:
-        Tokenizer, policy, rewards (which read completions as `read_behind_prompts` says), and what
-        `checked` refuses to train on.
-
-    Raises:
-        ConfigError: TRL would train the policy wrongly, batches do not hold whole groups of
-            answers, a reward cannot be called, or the weights are more or fewer.
-        CheckpointError: a path is not a model.
-        DataError: there are fewer prompts than one batch takes.
-    """
-    check_groups(splits, training_args)
-    check_reference(model_args, beta=training_args.beta)
-    tokenizer = load_recorded_tokenizer(run, splits, model_args)
-    model = load_causal_lm(model_args, tokenizer)
-    prepare_policy(model, tokenizer, model_args.model_name_or_path)
-
-    longest = training_args.max_completion_length
-    problems = prompt_problems(splits, tokenizer, model, max_completion_length=longest)
-    prepared = load_rewards(
-        online_args,
-        rewards,
-        tokenizer,
-        device=training_args.device,
-        weights=training_args.reward_weights,
-    )
-    whole = [read_behind_prompts(reward, tokenizer) for reward in prepared]
-    return tokenizer, model, whole, problems
-
-
 def load_rewards(
     online_args: OnlineArgs,
     rewards: Sequence[Reward],
@@ -190,49 +149,3 @@ def load_rewards(
         as_text=online_args.reward_as_text,
         dtype=online_args.reward_dtype,
     )
-
-
-def read_behind_prompts(
-    reward: Callable[..., Any], tokenizer: PreTrainedTokenizerBase
-) -> Callable[..., Any]:
-    """Return a reward that reads completions as they stand behind their prompts.
-
-    TRL's online trainers decode a completion alone, so that tokenizers of the Llama 2 family leave
-    out the blank that it begins with: "a little" and " girl" would be scored as "a littlegirl". The
-    text comes from `completion_ids`, which TRL passes beside it; turns that a tool wrote stay as
-    they are.
-
-    Args:
-        reward: prepared.
-        tokenizer: the policy's.
-    """
-
-    def score(
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
-        **columns: Any,
-    ) -> Any:
-        asked = [encode_prompt(prompt, tokenizer) for prompt in prompts]
-        texts = decode_completions(tokenizer, prompts, asked, completion_ids)
-        alone = tokenizer.batch_decode(
-            [list(ids) for ids in completion_ids], skip_special_tokens=True
-        )
-
-        whole = [
-            _with_text(completion, trl_text, text)
-            for completion, trl_text, text in zip(completions, alone, texts, strict=True)
-        ]
-        return reward(prompts=prompts, completions=whole, completion_ids=completion_ids, **columns)
-
-    score.__name__ = score.__qualname__ = reward_name(reward)
-    return score
-
-
-def _with_text(completion: Any, alone: str, text: str) -> Any:
-    """Return a completion with its text behind the prompt in place of the text alone."""
-    if isinstance(completion, str):
-        return text
-    if len(completion) == 1 and completion[0].get("content") == alone:
-        return [completion[0] | {"content": text}]
-    return completion

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from datasets import Dataset, Features, Json
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import GRPOConfig, RLOOConfig
 
 from hfstack.data.columns import require_columns
 from hfstack.data.sources import DataArgs, Splits, load_splits
@@ -134,36 +133,8 @@ def prompt_problems(
     }
 
 
-def check_groups(splits: dict[str, Any], training_args: RLOOConfig | GRPOConfig) -> None:
-    """Refuse batches without whole groups of answers, and fewer rows than one batch.
-
-    Raises:
-        ConfigError: the evaluation batch is no multiple of the answers to a prompt.
-        DataError: there are fewer prompts than one generation needs, so there would be no step at
-            all.
-    """
-    group = training_args.num_generations or 1
-    answers = training_args.num_generations_eval or group
-    batch = training_args.per_device_eval_batch_size * training_args.world_size
-    if "eval" in splits and batch % answers:
-        raise ConfigError(
-            f"--per_device_eval_batch_size {training_args.per_device_eval_batch_size} on "
-            f"{training_args.world_size} process(es) is no multiple of the {answers} answers to a "
-            "prompt; choose one"
-        )
-
-    needed = (training_args.generation_batch_size or 1) // group
-    rows = splits["train"]
-    if isinstance(rows, Dataset) and len(rows) < needed:
-        raise DataError(
-            f"{len(rows)} prompts to train on, but one generation batch takes {needed} "
-            f"(generation_batch_size {training_args.generation_batch_size} / num_generations "
-            f"{group}); give more prompts, or lower --per_device_train_batch_size"
-        )
-
-
 def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens of a prompt as TRL's online trainers encode it.
+    """Return the tokens of a prompt; a conversation goes through the chat template.
 
     Raises ConfigError for a conversation when the tokenizer has no chat template.
     """

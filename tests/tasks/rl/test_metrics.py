@@ -1,16 +1,11 @@
-"""Metrics of completions are derived from TRL's, and a run is summarised by its ends."""
+"""A run is summarised by its ends, and stopped where no answer is better than another."""
 
 from typing import Any
 
 import pytest
 
 from hfstack.errors import DataError
-from hfstack.tasks.rl.metrics import (
-    CompletionMetrics,
-    StopWithoutSpread,
-    last_evaluation,
-    summarize_history,
-)
+from hfstack.tasks.rl.metrics import StopWithoutSpread, last_evaluation, summarize_history
 
 
 class State:
@@ -20,21 +15,6 @@ class State:
         self.log_history: list[dict[str, Any]] = [{}]
         self.global_step = 3
         self.max_steps = 10
-
-
-def test_kl_and_endings_of_a_completion_are_added(caplog: pytest.LogCaptureFixture) -> None:
-    state: Any = State()
-    logs = {"kl": 0.02, "completions/mean_length": 50.0, "completions/clipped_ratio": 0.25}
-    none: Any = None
-    CompletionMetrics().on_log(none, state, none, logs=logs)
-    assert logs["kl_per_completion"] == pytest.approx(1.0) and logs["ended_share"] == 0.75
-    assert state.log_history[-1] == {
-        "kl_per_completion": logs["kl_per_completion"],
-        "ended_share": 0.75,
-    }
-    evaluated = {"eval_completions/clipped_ratio": 1.0, "eval_completions/mean_length": 8.0}
-    CompletionMetrics().on_log(none, state, none, logs=evaluated)
-    assert evaluated["eval_ended_share"] == 0.0
 
 
 def test_curves_are_summarized_by_their_ends() -> None:

@@ -1,4 +1,4 @@
-"""Rewards of TRL's online trainers read completions as they stand behind their prompts."""
+"""Rewards read completions as they stand behind their prompts."""
 
 from typing import Any
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from hfstack.errors import ConfigError
-from hfstack.tasks.rewards.prepare import prepare_rewards
-from hfstack.tasks.rl.online import OnlineArgs, load_rewards, read_behind_prompts
-from hfstack.tasks.rl.prompts import encode_prompt
+from hfstack.tasks.rl.online import OnlineArgs, load_rewards
+from hfstack.tasks.rl.prompts import decode_completions, encode_prompt
 from hfstack.tokens.seams import encode_joined
 from tests.tiny_tokenizers import llama2
 
@@ -19,32 +18,16 @@ TEMPLATE = (
 )
 
 
-def score(prompts: list[Any], completions: list[Any], ids: list[list[int]]) -> list[Any]:
-    """What a reward is given of completions that TRL has decoded alone."""
-    seen: list[Any] = []
-
-    def reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-        seen.extend(completions)
-        assert columns["completion_ids"] == ids and columns["label"] == [7] * len(ids)
-        return [1.0] * len(completions)
-
-    [prepared] = prepare_rewards([reward])
-    whole = read_behind_prompts(prepared, TOKENIZER)
-    assert whole.__name__ == "reward"  # TRL logs rewards/<name>/mean
-    values = whole(prompts, completions, completion_ids=ids, label=[7] * len(ids))
-    assert values == [1.0] * len(ids)
-    return seen
-
-
 def test_the_blank_that_a_completion_begins_with_reaches_the_reward() -> None:
     prompts, answers = ["The little", "Human: who", "The fox"], [" girl", " are you", "\nran"]
-    ids = []
+    ids, asked = [], []
     for prompt, answer in zip(prompts, answers, strict=True):
         joined, seam = encode_joined(TOKENIZER, prompt, answer)
+        asked.append(joined[:seam])
         ids.append([*joined[seam:], TOKENIZER.eos_token_id])
     alone = TOKENIZER.batch_decode(ids, skip_special_tokens=True)
     assert alone[:2] == ["girl", "are you"]
-    assert score(prompts, alone, ids) == answers
+    assert decode_completions(TOKENIZER, prompts, asked, ids) == answers
 
 
 def test_a_turn_is_what_the_template_would_write_again(monkeypatch: Any) -> None:
@@ -52,12 +35,9 @@ def test_a_turn_is_what_the_template_would_write_again(monkeypatch: Any) -> None
     prompt = [{"role": "user", "content": "who are you?"}]
     answer = [{"role": "assistant", "content": "I am an owl."}]
     whole = TOKENIZER.apply_chat_template([*prompt, *answer], return_dict=True)["input_ids"]
-    ids = [whole[len(encode_prompt(prompt, TOKENIZER)) :]]
-    assert score([prompt], [answer], ids) == [answer]
-
-    # what tools wrote stays as TRL has put it together
-    turns = [*answer, {"role": "tool", "content": "42"}, {"role": "assistant", "content": "ran"}]
-    assert score([prompt], [turns], ids) == [turns]
+    asked = encode_prompt(prompt, TOKENIZER)
+    texts = decode_completions(TOKENIZER, [prompt], [asked], [whole[len(asked) :]])
+    assert texts == ["I am an owl."]
 
 
 def test_a_number_type_that_there_is_not_is_refused() -> None:

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import RLOOConfig
 
 from hfstack.data.sources import DataArgs, Source
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import setup_logging
 from hfstack.tasks.rl.prompts import (
-    check_groups,
     encode_prompt,
     load_prompts,
     prompt_problems,
@@ -164,24 +162,3 @@ def test_conversations_need_a_template(llama: tuple[Any, Any]) -> None:
         ConfigError, match="no chat template; for plain prompts set --as_chat false"
     ):
         encode_prompt([{"role": "user", "content": "hi"}], llama[1])
-
-
-def test_batches_hold_whole_groups(tmp_path: Path) -> None:
-    args = RLOOConfig(
-        output_dir=str(tmp_path),
-        num_generations=4,
-        per_device_train_batch_size=8,
-        per_device_eval_batch_size=6,
-        gradient_accumulation_steps=2,
-        bf16=False,
-        use_cpu=True,
-    )
-    rows = Dataset.from_dict({"prompt": ["a"] * 4})
-    check_groups({"train": rows}, args)
-    with pytest.raises(
-        ConfigError,
-        match="--per_device_eval_batch_size 6 on 1 process.* no multiple of the 4 answers",
-    ):
-        check_groups({"train": rows, "eval": rows}, args)
-    with pytest.raises(DataError, match="3 prompts to train on, but one generation batch takes 4"):
-        check_groups({"train": rows.select(range(3))}, args)

@@ -484,9 +484,10 @@ def test_a_rollout_ahead_is_the_older_policys_and_corrected_for(make):
     }
     on_policy = make(**settings)
     on_policy.train()
-    runs = [make(rollouts_ahead=1, **settings) for _ in range(2)]
-    for made in runs:
-        made.train()
+    runs = []
+    for _ in range(2):
+        runs.append(make(rollouts_ahead=1, **settings))
+        runs[-1].train()
 
     logged = [row for row in runs[0].state.log_history if "reward" in row]
     gaps = [row["sampler/gap"] for row in logged]
