@@ -240,7 +240,7 @@ def test_a_truncated_answer_is_read_without_an_end(
     turns = [{"role": "user", "content": "who"}], [{"role": "assistant", "content": "the fox"}]
     text = str(reward.tokenizer.decode(reward.encode(*turns, finished=False)))
     assert text.endswith("assistant: the fox")
-    assert str(reward.tokenizer.decode(reward.encode(*turns))) == f"{text}<|endoftext|>\n"
+    assert str(reward.tokenizer.decode(reward.encode(*turns))) == f"{text}<|endoftext|>"
 
 
 def test_another_vocabulary_is_said(
