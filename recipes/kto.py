@@ -66,7 +66,7 @@ def main(
             train_dataset=thumbs["train"],
             eval_dataset=thumbs.get("eval"),
             processing_class=tokenizer,
-            peft_config=new_adapter(model_args),
+            peft_config=new_adapter(model_args, policy),
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)

@@ -80,7 +80,7 @@ def main(
             train_dataset=rows["train"],
             eval_dataset=rows.get("eval"),
             processing_class=tokenizer,
-            peft_config=new_adapter(model_args),
+            peft_config=new_adapter(model_args, model),
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)

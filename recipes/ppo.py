@@ -92,7 +92,7 @@ def main(
                 StopWithoutSpread(),
                 *protect(run, push_checkpoints(training_args)),
             ],
-            peft_config=new_adapter(model_args),
+            peft_config=new_adapter(model_args, model),
         )
         checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))

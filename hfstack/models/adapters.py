@@ -18,6 +18,7 @@ from trl import ModelConfig, get_peft_config
 
 from hfstack.errors import ConfigError, MissingExtraError
 from hfstack.logs import get_logger
+from hfstack.models.adapter_targets import fit_adapter
 from hfstack.models.contents import identify_model
 from hfstack.models.loading import (
     find_architecture,
@@ -87,10 +88,13 @@ def check_adapter_flags(args: ModelConfig) -> None:
         raise MissingExtraError("bitsandbytes", "quantization")
 
 
-def new_adapter(args: ModelConfig) -> PeftConfig | None:
+def new_adapter(args: ModelConfig, model: PreTrainedModel) -> PeftConfig | None:
     """Return the adapter that --use_peft adds; None where the model is one already.
 
     That one is trained further, as it was set up.
+
+    Raises:
+        ConfigError: PEFT cannot put it on this model.
     """
     name = require_model_name(args)
     if args.use_peft and find_architecture(name) is None:
@@ -98,7 +102,8 @@ def new_adapter(args: ModelConfig) -> PeftConfig | None:
         if found.adapter:
             logger.info("%s is trained further: its own settings hold, not those of --lora_*", name)
             return None
-    return get_peft_config(args)
+    config = cast(PeftConfig | None, get_peft_config(args))
+    return None if config is None else fit_adapter(config, model)
 
 
 def give_pad_token(

@@ -125,7 +125,7 @@ def _probe_ids(model: Any) -> torch.Tensor:
     ids[: len(newest)] = newest
     ids = ids.view(_ROWS, tokens)  # (B, T)
 
-    eos = config.eos_token_id
+    eos = getattr(config, "eos_token_id", None)  # some configurations name none
     if isinstance(eos, int):
         ids[ids == eos] = (eos + 1) % rows
         ids[:, -1] = eos

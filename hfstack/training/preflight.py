@@ -25,6 +25,7 @@ from hfstack.training.checks import (
     some_label_is_scored,
 )
 from hfstack.training.examples import first_rows
+from hfstack.training.experts import settle_router_loss
 from hfstack.training.saving import SaveFirst
 from hfstack.training.unread_options import refuse_unread_of
 
@@ -66,6 +67,7 @@ def checked(
         ExamplesShown: `--show` asked to see rows; they are its text.
     """
     refuse_unread_of(trainer)
+    settle_router_loss(trainer)
     _refuse_half_weights(trainer)
 
     train: Any = trainer.train_dataset
