@@ -59,7 +59,7 @@ _RENAMED = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 _ALLOW_CHANGED_HELP = (
-    "settings by name that a resumed run may change, against the refusal that shows the difference"
+    "settings, files (or recipe, its code) that a resumed run may change, as a refusal names them"
 )
 
 logger = get_logger(__name__)

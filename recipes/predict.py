@@ -17,6 +17,7 @@ from hfstack.config import command_line
 from hfstack.data.sources import OnBadRow, Source, describe_sources, iterate_rows
 from hfstack.errors import ConfigError
 from hfstack.models.contents import Kind
+from hfstack.runs.inputs import digests
 from hfstack.runs.run import Run, RunArgs
 from hfstack.tasks.classification.predict import load_classify_predictor
 from hfstack.tasks.masked_lm.fill_mask import load_fill_predictor
@@ -100,7 +101,7 @@ def main(model_args: ModelConfig, predict_args: PredictArgs, run_args: RunArgs) 
             rows,
             predict,
             run.output_dir / "predictions.jsonl",
-            identity=f"{run.record.config_hash} {run.record.models} {run.record.data}",
+            identity=f"{run.record.config_hash} {digests(run.record.models)} {run.record.data}",
             keep=predict_args.keep_columns,
             window_rows=32 * predict_args.batch_size,
         )

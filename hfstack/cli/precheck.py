@@ -20,6 +20,7 @@ from hfstack.hints import suggest
 from hfstack.option_cache import Options, recall_options
 from hfstack.redaction import redact
 from hfstack.reporting.runs import find_runs
+from hfstack.runs.inputs import describe_inputs, find_changes
 from hfstack.runs.model_folder import refuse_missing_folder
 from hfstack.runs.record import RUN_FILE, changed_files, read_run
 from hfstack.yaml_options import read_options
@@ -88,7 +89,8 @@ def say_finished(launch: Launch, recipe: Path) -> str | None:
     read = [recipe, *map(Path, configs)]
     if any(not path.is_file() or path.stat().st_mtime >= began for path in read):
         return None
-    if changed_files([*record.data, {"files": record.models}]) is not None:
+    inputs = describe_inputs(record.settings, recipe, record.models)
+    if find_changes(record.models, inputs) or changed_files(record.data) is not None:
         return None
     return f"{folder}: already finished on {record.ended}, nothing to do"
 

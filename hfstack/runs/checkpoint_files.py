@@ -200,14 +200,19 @@ def _delete_set_aside(folders: list[Path]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_checkpoint(path: Path, *, needs_manifest: bool = False) -> int:
+def check_checkpoint(path: Path, *, needs_manifest: bool = False, deep: bool = True) -> int:
     """Return the step of a checkpoint that a run can be resumed from.
+
+    Args:
+        path: the checkpoint's folder.
+        needs_manifest: whether one without a manifest is unfinished.
+        deep: whether contents are read; not when that was done a moment ago.
 
     Raises:
         CheckpointError: it is torn, or has no optimizer or schedule, so that training would
             continue with a newly initialised optimizer, and the learning rate back at its peak.
     """
-    damage = find_damage(path, needs_manifest=needs_manifest)
+    damage = find_damage(path, needs_manifest=needs_manifest, deep=deep)
     if damage is not None:
         raise CheckpointError(f"{path} is no whole checkpoint: {damage}; name another")
 

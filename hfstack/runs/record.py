@@ -4,10 +4,7 @@ Read it, compare two of them, and claim a directory for a new one.
 """
 
 import dataclasses
-import difflib
 import json
-import os
-import socket
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +20,7 @@ from hfstack.disk import (
     retry_reading,
     size_of_file,
 )
-from hfstack.errors import AlreadyFinished, CheckpointError, ConfigError, HfstackError
+from hfstack.errors import CheckpointError, ConfigError, HfstackError
 from hfstack.logs import get_logger, shorten
 from hfstack.redaction import redact, redact_values
 
@@ -128,6 +125,16 @@ def read_run(directory: str | Path) -> RunRecord:
         if isinstance(error, HfstackError):
             raise
         raise CheckpointError(f"{path} is not a whole run record: {error}") from None
+
+
+def continue_record(record: RunRecord, before: RunRecord) -> None:
+    """Take over what a run knows of itself from its earlier start."""
+    # Until what is read now takes its place: a start that is killed before that forgets nothing.
+    record.data = list(before.data)
+    record.restarts = before.restarts
+    # A record of an older version may have no id.
+    record.run_id = before.run_id or record.run_id
+    record.verified_checkpoints = before.verified_checkpoints
 
 
 def record_error(record: RunRecord, error: BaseException) -> None:
@@ -263,182 +270,3 @@ def changed_output(
             return f"{file['path']} was changed"
 
     return None
-
-
-def describe_process() -> dict[str, Any]:
-    """Describe this process, so that another one can find out if it still runs."""
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "started_ticks": _started_ticks(os.getpid()),
-    }
-
-
-def claim_directory(
-    record: RunRecord, *, replace_own: bool, allowed: Collection[str]
-) -> tuple[RunRecord | None, dict[str, tuple[Any, Any]]]:
-    """Check that a new run may have its output directory, and write nothing to it.
-
-    Args:
-        record: the new run.
-        replace_own: an earlier run of the same recipe may be replaced.
-        allowed: names of settings that may differ from the run that is continued.
-
-    Returns:
-        The run that is continued, if any, and its allowed changes: name to old and new value. A
-        run that failed before it wrote anything is not continued but replaced, whatever its
-        settings were.
-
-    Raises:
-        CheckpointError: the directory cannot be written, is in use, or belongs to another run.
-        AlreadyFinished: the same run, with the same settings and data, has finished here before.
-        ConfigError: `allowed` names what is no setting.
-    """
-    _refuse_unknown_names(allowed, record)
-    directory = Path(record.output_dir)
-    _make_writable_directory(directory)
-
-    path = directory / RUN_FILE
-    if retry_reading(lambda: size_of_file(path), path, raises=CheckpointError) is None:
-        foreign = sorted(
-            entry.name for entry in directory.iterdir() if not entry.name.startswith(".")
-        )
-        if foreign:
-            raise CheckpointError(
-                f"{directory} holds {foreign[0]} but no run.json, so its files are not ours to "
-                "replace; choose another --output_dir"
-            )
-
-        return None, {}
-
-    before = read_run(directory)
-    if before.status == "running":
-        _refuse_if_running(directory, before.process)
-
-    if before.recipe != record.recipe:
-        raise CheckpointError(
-            f"{directory} holds a run of {before.recipe}, not of {record.recipe}; choose another "
-            "--output_dir"
-        )
-
-    # A run that failed before it made anything leaves run.json alone: nothing is lost.
-    left = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
-    if replace_own or (before.status == "failed" and left == {RUN_FILE}):
-        return None, {}
-
-    changed = refuse_changes(before, record, allowed, place=directory)
-    if before.status == "finished" and not changed:
-        if file := changed_files([*before.data, {"files": before.models}]):
-            raise CheckpointError(
-                f"{directory} holds a finished run on other data: {file} has changed since; "
-                "choose another --output_dir"
-            )
-        raise AlreadyFinished(f"{directory}: already finished on {before.ended}, nothing to do")
-
-    return before, changed
-
-
-def refuse_changes(
-    before: RunRecord, now: RunRecord, allowed: Collection[str], *, place: Path
-) -> dict[str, tuple[Any, Any]]:
-    """Return the allowed differences between two runs, by name with old and new value.
-
-    Raises:
-        CheckpointError: something else differs; the message shows each difference and how to accept
-            it.
-    """
-    if before.config_hash == now.config_hash:
-        return {}
-    changed = changed_settings(before.settings, now.settings)
-
-    refused = {name: values for name, values in changed.items() if name not in allowed}
-    if refused:
-        shown = "; ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in refused.items())
-        flags = f"--allow_changed {' '.join(refused)}"
-        # Only recipes that train have checkpoints to resume from.
-        if any("resume_from_checkpoint" in group for group in now.settings.values()):
-            flags = f"--resume_from_checkpoint last {flags}"
-        raise CheckpointError(
-            f"{place} holds another run of {before.recipe}, which differs in {shown}; choose "
-            f"another --output_dir, or continue with the new value: {flags}"
-        )
-
-    return changed
-
-
-def _refuse_unknown_names(allowed: Collection[str], record: RunRecord) -> None:
-    """Raise when `--allow_changed` names what is no setting of this recipe."""
-    known = {name for group in record.settings.values() for name in group}
-    for name in sorted(set(allowed) - known):
-        close = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"--allow_changed {name!r} is no setting of {record.recipe}{hint}")
-
-
-def _make_writable_directory(directory: Path) -> None:
-    """Make the directory, or raise when no file can be made in it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".{RUN_FILE}.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise CheckpointError(
-            f"--output_dir {directory} cannot be written: {error.strerror}; choose another"
-        ) from None
-
-
-def _refuse_if_running(directory: Path, owner: dict[str, Any]) -> None:
-    """Raise when the process of a run that is recorded as running is still there.
-
-    A run that was killed is recorded so as well. Which of the two it is cannot be found out for a
-    process of another machine: it is logged, and taken as killed.
-    """
-    pid, host = owner.get("pid"), owner.get("host")
-    if host != socket.gethostname():
-        logger.warning(
-            "%s was left as running by process %s on %s, which cannot be asked from here: taking "
-            "it as killed; stop it there if it still writes",
-            directory,
-            pid,
-            host,
-        )
-        return
-
-    if _alive(pid, owner.get("started_ticks")):
-        raise CheckpointError(
-            f"{directory} is being written by process {pid}; wait for it or stop it"
-        )
-
-    logger.warning(
-        "%s was left as running by process %s, which is gone: it was killed", directory, pid
-    )
-
-
-def _alive(pid: int | None, started_ticks: int | None) -> bool:
-    """Return whether another process has this id, and is not a later one."""
-    if pid is None or pid == os.getpid():
-        return False
-
-    # Signal 0 only asks whether the process is there; it may be another user's.
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-
-    now = _started_ticks(pid)
-    return started_ticks is None or now is None or now == started_ticks
-
-
-def _started_ticks(pid: int) -> int | None:
-    """Return when a process began, in clock ticks since boot; None without /proc."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return None
-
-    # Field 22 of proc(5), the third one being the state; a zombie has ended.
-    state, *fields = stat.rpartition(")")[2].split()
-    return -1 if state == "Z" else int(fields[18])

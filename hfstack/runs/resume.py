@@ -4,6 +4,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
+from transformers import TrainerState
+
 from hfstack.errors import CheckpointError
 from hfstack.logs import get_logger
 from hfstack.runs.checkpoint_files import (
@@ -15,12 +17,12 @@ from hfstack.runs.checkpoint_files import (
     resumable_checkpoint,
     set_aside_later,
 )
+from hfstack.runs.claim import refuse_changes
 from hfstack.runs.record import (
     RUN_FILE,
     RunRecord,
     changed_settings,
     read_run,
-    refuse_changes,
 )
 
 logger = get_logger(__name__)
@@ -113,7 +115,8 @@ def choose_checkpoint(
             return trained, cast(int, read_step(trained)), {}
         path = resumable_checkpoint(directory, needs_manifest=strict)
         if path is not None:
-            return path, check_checkpoint(path, needs_manifest=strict), {}
+            # its files have just been read
+            return path, check_checkpoint(path, needs_manifest=strict, deep=False), {}
         if asked is not None:
             logger.warning("no whole checkpoint in %s yet: starting from the first step", directory)
         return None
@@ -150,6 +153,16 @@ def clear_full_disk(record: RunRecord, error: BaseException) -> CheckpointError:
         f"the disk of {directory} is full ({reason}); {removal}{what_to_do} "
         "--resume_from_checkpoint last"
     )
+
+
+def count_every_step(metrics: dict[str, Any], state: TrainerState, resumed_step: int) -> None:
+    """Replace the train loss of a resumed run by the mean over all steps, or drop it."""
+    if "train_loss" not in metrics:
+        return
+    own = metrics.pop("train_loss")
+    loss = whole_train_loss(state.log_history, resumed_step, state.global_step, own)
+    if loss is not None:
+        metrics["train_loss"] = loss
 
 
 def whole_train_loss(

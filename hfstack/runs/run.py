@@ -41,6 +41,7 @@ from hfstack.errors import (
 from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
 from hfstack.runs.checkpoint_files import newest_checkpoint, says_disk_is_full
+from hfstack.runs.claim import claim_directory, describe_process
 from hfstack.runs.environment import (
     describe_hardware,
     git_commit,
@@ -48,14 +49,18 @@ from hfstack.runs.environment import (
     refuse_wrong_world_size,
     warn_outside_their_range,
 )
-from hfstack.runs.inputs import describe_model_files, refuse_changed_data, relative_parent
+from hfstack.runs.inputs import (
+    describe_folder,
+    record_commits,
+    refuse_changed_data,
+    relative_parent,
+)
 from hfstack.runs.processes import decide_on_first
 from hfstack.runs.record import (
     RUN_FILE,
     RunRecord,
-    claim_directory,
+    continue_record,
     describe_outputs,
-    describe_process,
     hash_settings,
     put_back,
     record_error,
@@ -67,8 +72,8 @@ from hfstack.runs.resume import (
     ADAPTER_FOLDER,
     choose_checkpoint,
     clear_full_disk,
+    count_every_step,
     say_what_is_trained,
-    whole_train_loss,
 )
 from hfstack.runs.stop_signals import StopSignals
 from hfstack.runs.trackers import forget_later_steps, tracked
@@ -107,6 +112,7 @@ class Run:
         self._before: RunRecord | None = None
         self._allow_changed = allow_changed
         self._changed: dict[str, tuple[Any, Any]] = {}
+        self._roles: set[str] = set()
         self.resumed_from: Path | None = None
         self._resume_point: str | None = None
         self._resume_point_chosen = False
@@ -134,13 +140,13 @@ class Run:
             settings: the recipe's dataclasses, as `main` received them.
             replace_own: an earlier run of the same recipe may be replaced, because what it wrote is
                 a view of other runs (a report) that can be made again at any time.
-            allow_changed: names of settings that may differ from those of the run that is resumed;
-                by default those that the command line names with `--allow_changed`.
+            allow_changed: settings and files, by name, that may differ from the run that is
+                resumed; by default those that the command line names with `--allow_changed`.
 
         Raises:
             CheckpointError: the directory cannot be written, or belongs to another run.
-            AlreadyFinished: the same run, with the same settings and data, has finished here
-                before.
+            AlreadyFinished: the same run, with the same settings, inputs and code, has finished
+                here before.
             ConfigError: the seed is out of range, or the number of processes is not the one that
                 was asked for.
         """
@@ -181,16 +187,14 @@ class Run:
         # Nothing is written before it is known whose directory this is.
         allowed = allowed_changes() if allow_changed is None else frozenset(allow_changed)
         run = cls(record, training_args, allowed)
-        run._before, run._changed = decide_on_first(
-            run._rank, lambda: claim_directory(record, replace_own=replace_own, allowed=allowed)
+        file = Path(recipe_file)
+        run._before, record.models, run._changed = decide_on_first(
+            run._rank,
+            lambda: claim_directory(record, recipe=file, replace_own=replace_own, allowed=allowed),
         )
 
         if run._before is not None:
-            record.restarts = run._before.restarts
-            # A record of an older version may have no id.
-            record.run_id = run._before.run_id or record.run_id
-            record.verified_checkpoints = run._before.verified_checkpoints
-
+            continue_record(record, run._before)
         if training_args is not None and training_args.full_determinism:
             enable_full_determinism(seed)
         else:
@@ -306,6 +310,7 @@ class Run:
     def expect_manifests(self) -> None:
         """Record that whole checkpoints have a manifest from now on: one without is torn."""
         self.record.verified_checkpoints = True
+        record_commits(self.record, self._before)
         self._write()
 
     def defer_stop(self, defers: bool) -> None:
@@ -384,11 +389,10 @@ class Run:
         return str(self.resumed_from)
 
     def record_inputs(self, *folders: str | Path | None, **data: Sequence[dict[str, Any]]) -> None:
-        """Record what this run reads: models and tokenizers by folder, data by its role.
+        """Record what this run reads beside what its settings name.
 
-        Of a local model what identifies it is recorded, so that a finished run is not taken for
-        this one when the model has changed. A folder that another run wrote makes that run a parent
-        of this one.
+        The latter `start` has recorded. A folder that another run wrote makes that run a parent of
+        this one.
 
         Args:
             folders: of models, tokenizers and adapters; None, an empty name and a Hub id are left
@@ -399,37 +403,26 @@ class Run:
         Raises:
             CheckpointError: a resumed run would continue with other data than it began with.
         """
-        for folder in folders:
-            if folder:
-                self._record_folder(Path(folder))
+        places = [Path(folder) for folder in folders if folder and Path(folder).is_dir()]
+        for folder in places:
+            self.record.models += describe_folder(folder, self.record.models)
+
         for role, records in data.items():
-            self._record_sources(role, records)
-
-    def _record_sources(self, role: str, records: Sequence[dict[str, Any]]) -> None:
-        """Record the sources of one role, and the runs that wrote their files."""
-        if self.resumed_from is not None and self._before is not None:
-            refuse_changed_data(self._before, records)
-
-        for entry in records:
+            if self.resumed_from is not None and self._before is not None:
+                allowed = self._allow_changed
+                self._changed |= refuse_changed_data(self._before, role, records, allowed)
+            self._roles.add(role)
+            kept = [entry for entry in self.record.data if entry["role"] != role]
+            self.record.data = [*kept, *({"role": role, **entry} for entry in records)]
             # a folder once, not for each of the thousands of documents in it
-            parents = [Path(file["path"]).parent for file in entry.get("files", [])]
-            for folder in dict.fromkeys(parents):
-                self._record_folder(folder)
-            self.record.data.append({"role": role, **entry})
+            files = [file["path"] for entry in records for file in entry.get("files", [])]
+            places += dict.fromkeys(Path(file).parent for file in files)
 
+        for folder in places:
+            parent = relative_parent(folder, self.output_dir)
+            if parent is not None and parent not in self.record.parents:
+                self.record.parents.append(parent)
         self._write()
-
-    def _record_folder(self, folder: Path) -> None:
-        """Record the model files of a folder, and the run that wrote it."""
-        # The name of a model on the Hub is no folder.
-        if not folder.is_dir():
-            return
-
-        known = {model["path"] for model in self.record.models}
-        self.record.models += describe_model_files(folder, known)
-        parent = relative_parent(folder, self.output_dir)
-        if parent is not None and parent not in self.record.parents:
-            self.record.parents.append(parent)
 
     def add_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Keep a small table that the report shows under the heading `name`."""
@@ -457,12 +450,8 @@ class Run:
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
         # The Trainer's mean counts only the steps of its own process.
-        if trainer is not None and "train_loss" in numbers and self.resumed_from is not None:
-            state, resumed = trainer.state, self.record.restarts[-1]["step"]
-            own = numbers.pop("train_loss")
-            loss = whole_train_loss(state.log_history, resumed, state.global_step, own)
-            if loss is not None:
-                numbers["train_loss"] = loss
+        if trainer is not None and self.resumed_from is not None:
+            count_every_step(numbers, trainer.state, self.record.restarts[-1]["step"])
 
         for name, value in numbers.items():
             if name.endswith("loss") and not math.isfinite(value):
@@ -475,6 +464,9 @@ class Run:
             name: value for name, value in numbers.items() if math.isfinite(value)
         }
 
+        # what an earlier start has read and this one has not
+        self.record.data = [entry for entry in self.record.data if entry["role"] in self._roles]
+        record_commits(self.record, None)
         if trainer is not None:
             assert self.record.save_check, "what was trained is saved before it is scored"
             trainer.save_state()

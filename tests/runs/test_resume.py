@@ -22,6 +22,7 @@ def record(directory: Path, **changes: Any) -> Any:
         "recipe": "sft",
         "verified_checkpoints": True,
         "settings": settings,
+        "models": [],
     }
     return SimpleNamespace(**values | {"config_hash": "a"} | changes)
 

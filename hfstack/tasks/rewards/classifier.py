@@ -39,6 +39,7 @@ class ClassifierReward:
         batch_size: int = 32,
         with_prompt: bool = True,
     ) -> None:
+        self.name_or_path = name_or_path
         model, self.tokenizer, info = load_trained_classifier(
             ModelConfig(model_name_or_path=name_or_path)
         )

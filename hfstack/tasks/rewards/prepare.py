@@ -101,6 +101,12 @@ def prepare_rewards(
     return [checked_reward(reward, name=name) for reward, name in zip(loaded, named, strict=True)]
 
 
+def reward_folders(rewards: Sequence[Reward | str]) -> list[str]:
+    """Return the names of the models that rewards were loaded from, to record them."""
+    names = (getattr(reward, "name_or_path", reward) for reward in rewards)
+    return [name for name in names if isinstance(name, str) and "://" not in name]
+
+
 def checked_reward(reward: Reward, *, name: str | None = None) -> Callable[..., list[float | None]]:
     """Wrap a reward so that a problem is reported in one line that names the sample.
 

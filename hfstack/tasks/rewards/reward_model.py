@@ -53,6 +53,7 @@ class RewardModel:
         as_text: bool | None = None,
         dtype: str = "float32",
     ) -> None:
+        self.name_or_path = name_or_path
         self.name = name_or_path.rstrip("/").rpartition("/")[2]
         self.batch_size = batch_size
         args = ModelConfig(model_name_or_path=name_or_path, dtype=dtype)
