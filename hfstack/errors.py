@@ -23,6 +23,14 @@ class CheckpointError(HfstackError, RuntimeError):
     """A checkpoint or run directory is missing, incomplete, or of something else."""
 
 
+class ProcessError(HfstackError, RuntimeError):
+    """Other processes of the run have ended, or do not answer."""
+
+    def __init__(self, message: str, first_left: int) -> None:
+        super().__init__(message)
+        self.first_left = first_left
+
+
 class MissingExtraError(HfstackError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 

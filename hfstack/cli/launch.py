@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ from hfstack.machine import count_cores
 
 # torchrun kills a worker that has not ended this long after a stop; its own default is 30.
 _SAVE_TIMEOUT_S = 600
+_TORCHRUN = "torch.distributed.run"
+# on one node: see its docstring
+_LOOPBACK = [sys.executable, "-m", "hfstack.cli.loopback"]
 _ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 _TRAINERS = ("trl", "hfstack.tasks.rl")  # whose ...Config classes are TrainingArguments
 _TRUE_WORDS = ("true", "1", "yes", "y", "t")  # those of transformers' parser
@@ -140,6 +144,8 @@ def plan(
 
     log_file = options.log_file or Path(f"{output_dir or 'hfstack-' + recipe.stem}.launch.log")
     launch.environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(_SAVE_TIMEOUT_S)
+    if options.nodes == 1:
+        launch.environment.update(_stay_on_loopback())
     if options.accelerate or gpus:
         config_file = options.accelerate or accelerate_configs / "multi_gpu.yaml"
         start = _accelerate_start(config_file, processes, options)
@@ -158,15 +164,28 @@ def _accelerate_start(config_file: Path, processes: int, options: LaunchOptions)
         options, "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port"
     )
     counts = ["--config_file", str(config_file), "--num_processes", str(processes)]
-    return [*_ACCELERATE, *counts, *(meeting or ["--main_process_port", "0"])]
+    if options.nodes > 1:
+        return [*_ACCELERATE, *counts, *meeting]
+    return [*_LOOPBACK, _ACCELERATE[-1], *counts, "--main_process_port", "0"]
 
 
 def _torchrun_start(processes: int, options: LaunchOptions) -> list[str]:
     """Return how torchrun is called for several processes on CPUs."""
     meeting = _rendezvous(options, "--nnodes", "--node_rank", "--master_addr", "--master_port")
     counts = ["--nproc_per_node", str(processes // options.nodes)]
-    module = [sys.executable, "-m", "torch.distributed.run"]
-    return [*module, *counts, *(meeting or ["--standalone"])]
+    if options.nodes > 1:
+        return [sys.executable, "-m", _TORCHRUN, *counts, *meeting]
+    return [*_LOOPBACK, _TORCHRUN, *counts, "--standalone"]
+
+
+def _stay_on_loopback() -> dict[str, str]:
+    """Return the environment in which processes of one node talk on its loopback interface.
+
+    What the user has set stays. NCCL connects GPUs in its own way.
+    """
+    names = (name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    interface = {"GLOO_SOCKET_IFNAME": next(names, "lo"), "PET_LOCAL_ADDR": "127.0.0.1"}
+    return {name: os.environ.get(name, value) for name, value in interface.items()}
 
 
 def _default_processes(options: LaunchOptions, gpus: int) -> int:

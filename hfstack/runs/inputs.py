@@ -362,7 +362,7 @@ def _describe_files(
 
 
 def _describe(path: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return path, size and digest of a file, and of a large one what says that it is the same."""
+    """Return path, size and digest of a file, and of a large one its stamp."""
     if path.name == RUN_FILE:
         return _describe_run(path)
 

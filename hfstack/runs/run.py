@@ -37,6 +37,7 @@ from hfstack.errors import (
     ExamplesShown,
     HfstackError,
     Preempted,
+    ProcessError,
 )
 from hfstack.logs import get_logger, setup_logging
 from hfstack.redaction import redact, redact_values
@@ -55,7 +56,7 @@ from hfstack.runs.inputs import (
     refuse_changed_data,
     relative_parent,
 )
-from hfstack.runs.processes import decide_on_first
+from hfstack.runs.processes import decide_on_first, hold_timeout, name_silent
 from hfstack.runs.record import (
     RUN_FILE,
     RunRecord,
@@ -106,6 +107,7 @@ class Run:
         self.output_dir = Path(record.output_dir)
         self._training_args = training_args
         self._rank = int(os.environ.get("RANK", "0"))
+        self._writes = self._rank == 0
         self._began, self._began_time = time.monotonic(), time.time()
 
         # the run that this one continues, and from where
@@ -160,6 +162,8 @@ class Run:
 
         training_args = next((s for s in settings if isinstance(s, TrainingArguments)), None)
         world_size = refuse_wrong_world_size(training_args.world_size if training_args else None)
+        if training_args is not None:
+            hold_timeout(training_args.ddp_timeout)
 
         plain = {type(s).__name__: settings_as_dict(s) for s in settings}
         # Part of what is hashed: another number of processes is another global batch.
@@ -195,11 +199,8 @@ class Run:
 
         if run._before is not None:
             continue_record(record, run._before)
-        if training_args is not None and training_args.full_determinism:
-            enable_full_determinism(seed)
-        else:
-            set_seed(seed)
-
+        full = training_args is not None and training_args.full_determinism
+        (enable_full_determinism if full else set_seed)(seed)
         return run
 
     def __enter__(self) -> Self:
@@ -227,7 +228,9 @@ class Run:
         stopped = isinstance(error, KeyboardInterrupt | Preempted)
         # Launchers may send a signal again, and run.json is written all the same.
         self._signals.ignore()
-        refusal = self._close_checkpoints(error)
+        refusal = self._close_checkpoints(error) or name_silent(self._rank, error)
+        if isinstance(refusal, ProcessError):
+            self._writes = self._rank == refusal.first_left
 
         # A report of a failed run shows the curves up to its newest checkpoint.
         if error is not None:
@@ -483,7 +486,7 @@ class Run:
 
     def _write(self) -> None:
         """Write run.json; a reader sees the old one or the new one."""
-        if self._rank != 0:
+        if not self._writes:
             return
         values = redact_values(dataclasses.asdict(self.record))
         with atomic_write(self.output_dir / RUN_FILE) as file:

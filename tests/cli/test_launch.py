@@ -39,6 +39,16 @@ flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 rank = int(os.environ.get("RANK", "0"))
 out = Path(flags["--output_dir"])
 
+def listening(pid):
+    """Addresses at which a process waits for connections, as /proc/net says them."""
+    links = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir() if one.is_symlink()]
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    return [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in links]
+
 def write(status):
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -46,6 +56,8 @@ def write(status):
             "status": status, "world_size": os.environ.get("WORLD_SIZE"),
             "asked": os.environ["HFSTACK_PROCESSES"],
             "threads": os.environ.get("OMP_NUM_THREADS"),
+            "listening": listening(os.getppid()) if "WORLD_SIZE" in os.environ else None,
+            "gloo": os.environ.get("GLOO_SOCKET_IFNAME"),
         }))
 
 def stop(number, frame):
@@ -142,7 +154,8 @@ def test_one_process_returns_the_recipes_own_code(recipe: Path, end: str, code: 
 def test_two_processes_on_a_cpu_form_one_group(recipe: Path):
     returned, out, err = run(recipe, "--end", "finished", "--processes", "2")
     assert returned == 0
-    assert "-m torch.distributed.run --nproc_per_node 2 --standalone" in err.splitlines()[0]
+    loopback = "-m hfstack.cli.loopback torch.distributed.run --nproc_per_node 2 --standalone"
+    assert loopback in err.splitlines()[0]
     assert err.splitlines()[0].endswith(
         "train.py --output_dir out --end finished --use_cpu true --ddp_backend gloo"
     )
@@ -152,6 +165,10 @@ def test_two_processes_on_a_cpu_form_one_group(recipe: Path):
     assert int(record["threads"]) == max(1, cores // 2), (
         "torchrun alone would leave one thread a process"
     )
+    # The launcher keeps two stores; torch would let every machine around write to them.
+    addresses = {row.partition(":")[0] for row in record["listening"]}
+    assert len(record["listening"]) >= 2 and addresses == {"0100007F"}, record["listening"]
+    assert record["gloo"] == "lo"
     assert out == "result of rank 0\n", "the first process speaks, the others are in the log"
     assert err.splitlines()[1:] == ["step 1 of rank 0"]
     assert "[default1]:step 1 of rank 1" in (recipe.parent / "out.launch.log").read_text()
@@ -342,6 +359,18 @@ def test_one_process_sees_one_gpu(recipe: Path, monkeypatch: pytest.MonkeyPatch)
         == "3"
     )
     assert "CUDA_VISIBLE_DEVICES" not in decide(recipe, "--use_cpu", gpus=2).environment
+
+
+def test_processes_of_one_node_meet_on_its_loopback_address(recipe: Path, monkeypatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    for gpus, module in [(2, "accelerate.commands.launch"), (0, "torch.distributed.run")]:
+        launch = decide(recipe, gpus=gpus, processes=2)
+        assert launch.command[1:4] == ["-m", "hfstack.cli.loopback", module]
+        assert launch.environment["PET_LOCAL_ADDR"] == "127.0.0.1"
+        far = decide(recipe, gpus=gpus, processes=2, nodes=2, main_address="node-0:29500")
+        assert far.command[1:3] == ["-m", module] and "PET_LOCAL_ADDR" not in far.environment
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    assert decide(recipe, processes=2).environment["GLOO_SOCKET_IFNAME"] == "eth1"
 
 
 def test_use_cpu_takes_torchrun_on_a_machine_with_gpus(recipe: Path):

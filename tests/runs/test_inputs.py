@@ -219,7 +219,7 @@ def test_a_record_of_an_earlier_version_is_compared_in_what_it_has(recipe) -> No
 
 
 def test_what_cannot_be_read_is_not_taken_for_changed(recipe) -> None:
-    start, places = recipe("dpo")
+    start, _ = recipe("dpo")
     start()
     before = (start.folder / "run.json").read_bytes()
     with Faults() as faults:
