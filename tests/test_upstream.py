@@ -417,3 +417,20 @@ def test_models_and_caches_behave_as_the_sampler_needs():
     names = list(inspect.signature(PreTrainedModel.activation_checkpointing_enable).parameters)[1:]
     assert names == ["activation_checkpointing_kwargs", "every_n_layers", "offload"]
     assert list(inspect.signature(prepare_fsdp).parameters) == ["model", "accelerator"]
+
+
+def test_torch_processes_meet_and_wait_as_runs_expect() -> None:
+    """`hfstack.runs.processes` and `hfstack.cli.loopback` rest on these."""
+    from torch.distributed import TCPStore, distributed_c10d
+    from torch.distributed.elastic.rendezvous import (
+        c10d_rendezvous_backend,
+        dynamic_rendezvous,
+        static_tcp_rendezvous,
+    )
+
+    assert "timeout" in inspect.signature(distributed_c10d._set_pg_timeout).parameters
+    assert callable(distributed_c10d._get_default_store)
+    assert "master_listen_fd" in str(TCPStore.__init__.__doc__)
+    # replaced by name, in the modules that make one
+    assert c10d_rendezvous_backend.TCPStore is static_tcp_rendezvous.TCPStore is TCPStore
+    assert "dist.TCPStore(" in inspect.getsource(dynamic_rendezvous)

@@ -143,9 +143,7 @@ def plan(
         )
 
     log_file = options.log_file or Path(f"{output_dir or 'hfstack-' + recipe.stem}.launch.log")
-    launch.environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(_SAVE_TIMEOUT_S)
-    if options.nodes == 1:
-        launch.environment.update(_stay_on_loopback())
+    launch.environment.update(_meeting_environment(options))
     if options.accelerate or gpus:
         config_file = options.accelerate or accelerate_configs / "multi_gpu.yaml"
         start = _accelerate_start(config_file, processes, options)
@@ -178,14 +176,18 @@ def _torchrun_start(processes: int, options: LaunchOptions) -> list[str]:
     return [*_LOOPBACK, _TORCHRUN, *counts, "--standalone"]
 
 
-def _stay_on_loopback() -> dict[str, str]:
-    """Return the environment in which processes of one node talk on its loopback interface.
+def _meeting_environment(options: LaunchOptions) -> dict[str, str]:
+    """Return the environment in which several processes start, talk and end.
 
-    What the user has set stays. NCCL connects GPUs in its own way.
+    Those of one node talk on its loopback interface; NCCL connects GPUs in its own way. What the
+    user has set stays.
     """
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SAVE_TIMEOUT_S)}
+    if options.nodes > 1:
+        return environment
     names = (name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    interface = {"GLOO_SOCKET_IFNAME": next(names, "lo"), "PET_LOCAL_ADDR": "127.0.0.1"}
-    return {name: os.environ.get(name, value) for name, value in interface.items()}
+    loopback = {"GLOO_SOCKET_IFNAME": next(names, "lo"), "PET_LOCAL_ADDR": "127.0.0.1"}
+    return environment | {name: os.environ.get(name, value) for name, value in loopback.items()}
 
 
 def _default_processes(options: LaunchOptions, gpus: int) -> int:

@@ -1,4 +1,4 @@
-"""Let the processes of one run decide together, and name the one that does not answer."""
+"""Let the processes of one run decide together, and name those that hang."""
 
 import re
 import time
@@ -53,7 +53,7 @@ def hold_timeout(seconds: float) -> None:
 
 
 def name_silent(rank: int, error: BaseException | None) -> ProcessError | None:
-    """Return an error that names the processes which did not answer; None for any other error.
+    """Return an error that names the processes that did not answer, or None.
 
     Args:
         rank: of this process.
