@@ -24,6 +24,7 @@ from hfstack.models.adapters import new_adapter
 from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
+from hfstack.tasks.rewards.prepare import reward_folders
 from hfstack.tasks.rl.demo_reward import obeys
 from hfstack.tasks.rl.metrics import StopWithoutSpread, evaluate_policy
 from hfstack.tasks.rl.online import (
@@ -69,6 +70,7 @@ def main(
         )
 
         # rewards
+        run.record_inputs(*reward_folders(REWARDS))
         rewards = load_rewards(
             online_args,
             REWARDS,
