@@ -56,6 +56,7 @@ docs-check: venv
 
 wheel: venv
 	$(BIN)/python -m build --wheel
+	$(BIN)/python .ci/describe_wheel "$$(ls -t dist/*.whl | head -1)"
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

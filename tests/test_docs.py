@@ -16,7 +16,7 @@ from hfstack.recipe_settings import load_recipe
 from hfstack.runs.run import RunArgs
 
 ROOT = Path(__file__).parent.parent
-TOP_PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")]
+TOP_PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 PAGES = sorted([*TOP_PAGES, *ROOT.glob("docs/**/*.md")])
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 
