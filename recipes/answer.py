@@ -91,13 +91,15 @@ def main(
 
         # data: a text stays on one side of the split, with all its questions
         by_context = replace(data_args, text_column=args.context_column)
-        splits = load_splits(by_context, quarantine_file=run.output_dir / "quarantine.jsonl")
+        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
+        splits = load_splits(by_context, quarantine_file=quarantine, row_counts=counts)
         run.record_inputs(model_args.model_name_or_path, **splits.inputs)
         read = partial(
             read_questions,
             columns=(args.question_column, args.context_column, args.answers_column),
             bad_answers=args.bad_answers,
             sources=[*data_args.datasets, *data_args.eval_datasets],
+            row_counts=counts,
         )
         questions = {name: read(rows, name=name) for name, rows in splits.items()}
 

@@ -92,8 +92,8 @@ def main(
         )
 
         # data
-        quarantine = run.output_dir / "quarantine.jsonl"
-        labelled = load_labelled(data_args, label_args, quarantine_file=quarantine)
+        bad_file, counts = run.output_dir / "quarantine.jsonl", run.record.rows
+        labelled = load_labelled(data_args, label_args, quarantine_file=bad_file, row_counts=counts)
         labels = labelled.labels
         run.record_inputs(
             model_args.model_name_or_path, args.tokenizer_name_or_path, **labelled.inputs
@@ -112,8 +112,7 @@ def main(
         )
         if args.freeze_encoder:
             freeze_encoder(model, new_modules)
-        adapter = lora_beside_head(model_args, new_modules)
-        if adapter is not None:
+        if (adapter := lora_beside_head(model_args, new_modules)) is not None:
             model = get_peft_model(model, adapter)
 
         # rows as the model reads them
@@ -126,6 +125,7 @@ def main(
             max_length=max_length,
             overlong=label_args.overlong,
             skip_empty=data_args.on_bad_row != "fail",
+            row_counts=counts,
         )
         encoded = {name: encode(labelled, name) for name in labelled.splits}
         info = ClassifierInfo(

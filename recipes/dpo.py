@@ -76,6 +76,7 @@ def main(
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
+        alignment.count_rows(run, trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 

@@ -69,6 +69,7 @@ def main(
             peft_config=new_adapter(model_args, policy),
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
+        alignment.count_rows(run, trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 

@@ -69,7 +69,7 @@ def main(
 
         # TRL's other trainers leave out prompts that fill the context by themselves.
         if data_args.on_bad_row != "fail" and limit is not None:
-            rows = fitting_prompts(rows, tokenizer, max_length=limit)
+            rows = fitting_prompts(rows, tokenizer, max_length=limit, row_counts=run.record.rows)
 
         # trainer
         samples = alignment.sample_answers(run, sample_args, rows, tokenizer, model)

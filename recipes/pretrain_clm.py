@@ -93,7 +93,8 @@ def main(
             isolate_documents(model, block_size=block_size)
 
         # data, packed into blocks
-        splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
+        splits = load_splits(data_args, quarantine_file=quarantine, row_counts=counts)
         run.record_inputs(
             model_args.model_name_or_path, args.tokenizer_name_or_path, **splits.inputs
         )
@@ -104,6 +105,7 @@ def main(
             text_column=data_args.text_column,
             block_size=block_size,
             isolate_documents=args.isolate_documents,
+            row_counts=counts,
         )
 
         # what is logged beside the loss

@@ -108,7 +108,8 @@ def main(
         )
 
         # data, packed into blocks whose tokens are masked when they are read
-        splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
+        splits = load_splits(data_args, quarantine_file=quarantine, row_counts=counts)
         run.record_inputs(
             model_args.model_name_or_path, args.tokenizer_name_or_path, **splits.inputs
         )
@@ -122,6 +123,7 @@ def main(
             probability=args.mask_probability,
             isolate_documents=args.isolate_documents,
             seed=training_args.seed,
+            row_counts=counts,
         )
 
         # what is logged beside the loss; the head runs at the masked tokens alone where it can

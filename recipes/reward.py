@@ -73,9 +73,9 @@ def main(
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # data
         checkpoint = run.resume_point()
-        quarantine = run.output_dir / "quarantine.jsonl"
+        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
         how = follow_model(preference_args, model_args)
-        splits = load_preferences(data_args, how, quarantine_file=quarantine)
+        splits = load_preferences(data_args, how, quarantine_file=quarantine, row_counts=counts)
         run.record_inputs(model_args.model_name_or_path, **splits.inputs)
 
         # model: its head is newly initialised unless the checkpoint is a reward model
@@ -94,6 +94,7 @@ def main(
             encoded[name], kept[name] = encode_pairs(
                 rows, tokenizer, max_length=max_length, overlong=reward_args.overlong, name=name
             )
+            counts.leave_out(name, "too long, or of equal tokens", len(rows) - len(kept[name]))
             lengths[name] = length_statistics(rows.select(kept[name]))
         run.add_table("answer lengths", *length_table(lengths))
 

@@ -93,23 +93,21 @@ def main(
             "tokens": sum(rung.tokens for rung in rungs),
             "flops": sum(rung.flops for rung in rungs),
         }
-        print(
-            f"{len(rungs)} rungs: {sums['tokens']:,} tokens, {sums['flops']:.3g} FLOPs", flush=True
-        )
+        tokens, flops = sums["tokens"], sums["flops"]
+        print(f"{len(rungs)} rungs: {tokens:,} tokens, {flops:.3g} FLOPs", flush=True)
         run.add_table("rungs", TABLE, [table_row(rung, {}) for rung in rungs])
         if ladder_args.dry_run:
             return run.finish({"rungs": len(rungs), "rungs_trained": 0} | sums)
 
         # data
-        splits = load_splits(data_args, quarantine_file=run.output_dir / "quarantine.jsonl")
+        column, counts = data_args.text_column, run.record.rows
+        quarantine = run.output_dir / "quarantine.jsonl"
+        splits = load_splits(data_args, quarantine_file=quarantine, row_counts=counts)
         if "eval" not in splits:
-            raise ConfigError(
-                "a ladder is measured on held-out text: name --eval_datasets, or set "
-                "--eval_fraction"
-            )
-        require_columns(splits["train"], {data_args.text_column}, recipe="scaling_ladder")
+            raise ConfigError("a ladder needs held-out text: --eval_datasets or --eval_fraction")
+        require_columns(splits["train"], {column}, recipe="scaling_ladder")
         blocks = pack_splits(
-            splits, tokenizer, text_column=data_args.text_column, block_size=block_size
+            splits, tokenizer, text_column=column, block_size=block_size, row_counts=counts
         )
 
         # train: the cheapest first, each a run of its own

@@ -89,20 +89,19 @@ def main(
         if data_args.eval_datasets or data_args.held_out_share():
             check_metrics()
         if data_args.streaming:
-            raise ConfigError(
-                "--streaming: rows are ordered by length before the first step; leave it out"
-            )
+            raise ConfigError("--streaming: rows are ordered by length first; leave it out")
 
         # data: equal sources stay on one side of the split
         columns = (args.source_column, args.target_column)
         by_source = replace(data_args, text_column=columns[0].partition(".")[0])
-        splits = load_splits(by_source, quarantine_file=run.output_dir / "quarantine.jsonl")
+        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
+        splits = load_splits(by_source, quarantine_file=quarantine, row_counts=counts)
         run.record_inputs(
             model_args.model_name_or_path, args.tokenizer_name_or_path, **splits.inputs
         )
         skip_empty = data_args.on_bad_row != "fail"
         pairs = {
-            name: read_pairs(rows, columns, name=name, skip_empty=skip_empty)
+            name: read_pairs(rows, columns, name=name, skip_empty=skip_empty, row_counts=counts)
             for name, rows in splits.items()
         }
 

@@ -5,8 +5,7 @@
 
 reads   rows of messages, of prompt + completion (columns by any name), or of text; a model with
         its tokenizer
-writes  the model or its adapter, checkpoints, samples.jsonl, answers.jsonl and run.json in
-        --output_dir
+writes  the model or its adapter, checkpoints, samples, answers and run.json in --output_dir
 """
 
 from dataclasses import dataclass, field, replace
@@ -73,8 +72,7 @@ def main(
         adapter, merge = model_args.use_peft, sft_args.merge_adapter
         adapters.check_adapter_settings(model_args, sharded=sharded, merge_adapter=merge)
 
-        # data: no held-out prompt may be trained on, so where the prompts have a column of their
-        # own the split goes by it
+        # data: prompts with a column of their own are split by it, so that none is on both sides
         columns = Columns(
             sft_args.prompt_column,
             sft_args.completion_column,
@@ -83,10 +81,11 @@ def main(
         )
         key = columns.text if columns.prompt == "prompt" else columns.prompt
         by_prompt = replace(data_args, text_column=key)
-        splits = load_splits(by_prompt, quarantine_file=run.output_dir / "quarantine.jsonl")
+        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
+        splits = load_splits(by_prompt, quarantine_file=quarantine, row_counts=counts)
         run.record_inputs(model_args.model_name_or_path, **splits.inputs)
         rows = {
-            name: convert_rows(split, columns, as_chat=sft_args.as_chat)
+            name: convert_rows(split, columns, as_chat=sft_args.as_chat, row_counts=counts)
             for name, split in splits.items()
         }
 
@@ -102,8 +101,9 @@ def main(
         opening = answer_opening(tokenizer) if chat else ""
 
         # rows as the model reads them
+        on_bad_row = data_args.on_bad_row
         encoded = fine_tuning.encode_rows(
-            rows, tokenizer, model, training_args, on_bad_row=data_args.on_bad_row
+            rows, tokenizer, model, training_args, on_bad_row=on_bad_row, row_counts=counts
         )
         problems = fine_tuning.row_problems(rows, encoded, tokenizer, model, training_args)
         packed = fine_tuning.pack_rows(encoded, training_args)

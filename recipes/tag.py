@@ -93,13 +93,15 @@ def main(
 
         # data: equal sentences stay on one side of the split
         by_words = replace(data_args, text_column=args.tokens_column)
-        splits = load_splits(by_words, quarantine_file=run.output_dir / "quarantine.jsonl")
+        quarantine, counts = run.output_dir / "quarantine.jsonl", run.record.rows
+        splits = load_splits(by_words, quarantine_file=quarantine, row_counts=counts)
         run.record_inputs(model_args.model_name_or_path, **splits.inputs)
         read = partial(
             read_sentences,
             tokens_column=args.tokens_column,
             tags_column=args.tags_column,
             tag_names=args.tag_names,
+            row_counts=counts,
         )
         sentences = {name: read(rows, name=name) for name, rows in splits.items()}
         names = tag_set(sentences["train"], args.tag_names, bad_tags=args.bad_tags)

@@ -86,7 +86,8 @@ def run_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float
     metrics.
 
     The options are parsed as on the command line, so a user's mistake raises the HfstackError that
-    it would print.
+    it would print. Of a recipe that trains, each row that was read is used, or is left out with a
+    reason.
     """
 
     def call(name: str, *argv: object) -> dict[str, float]:
@@ -97,9 +98,30 @@ def run_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float
         flags = [str(argument) for argument in argv]
         monkeypatch.setattr(sys, "argv", [str(path), *flags])
         module = load_recipe(path)
-        return module.main(*parse(*settings_classes(module), argv=flags))
+        settings = parse(*settings_classes(module), argv=flags)
+        metrics = module.main(*settings)
+
+        folders = [Path(each.output_dir) for each in settings if hasattr(each, "output_dir")]
+        if folders and (folders[0] / "run.json").is_file():
+            check_row_counts(folders[0])
+        return metrics
 
     return call
+
+
+def check_row_counts(folder: Path) -> None:
+    """Fail where rows of a run were neither used nor left out with a reason."""
+    from hfstack.runs.record import read_run
+
+    record = read_run(folder)
+    streamed = any(group.get("streaming") for group in record.settings.values())
+    if any("num_train_epochs" in group for group in record.settings.values()) and not streamed:
+        assert record.rows.splits["train"].used > 0 and record.rows.columns_used, folder
+
+    for name, counts in record.rows.splits.items():
+        if counts.made is None:
+            assert counts.read == counts.used + sum(counts.left_out.values()), (folder, name)
+        assert counts.used >= 0 and min(counts.left_out.values(), default=1) > 0, (folder, name)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -31,10 +31,11 @@ from hfstack.data.reading.files import (
 from hfstack.data.reading.folders import expand_files
 from hfstack.data.reading.layouts import Purpose
 from hfstack.data.reading.rows import OnBadRow, ReadReport, empty_quarantine, read_rows
-from hfstack.data.splitting import drop_overlap, hold_out, interleave, mix
+from hfstack.data.splitting import Splits, drop_overlap, hold_out, interleave, mix
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.ranges import refuse_out_of_range
+from hfstack.row_counts import RowCounts
 
 logger = get_logger(__name__)
 
@@ -137,23 +138,11 @@ class ReadSource:
 
     files: list[DataFile] = field(default_factory=list)
     rows: int | None = None
+    bad_rows: dict[str, int] = field(default_factory=dict)  # left out, by reason
     revision: str | None = None
 
 
 SourceLog = dict[tuple[str, str | None, str], ReadSource]  # by Source.key, filled while reading
-
-
-class Splits(dict[str, Any]):
-    """Rows by split, "train" and maybe "eval", and the sources they were read from.
-
-    Args:
-        rows: of each split.
-        inputs: for run.json, the description of the sources of each role, `train` and `eval`.
-    """
-
-    def __init__(self, rows: dict[str, Any], inputs: dict[str, list[dict[str, Any]]]) -> None:
-        super().__init__(rows)
-        self.inputs = inputs
 
 
 @dataclass
@@ -240,18 +229,22 @@ class DataArgs:
         ]
 
 
-def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Splits:
+def load_splits(
+    args: DataArgs,
+    *,
+    quarantine_file: Path | None = None,
+    row_counts: RowCounts | None = None,
+) -> Splits:
     """Return `{"train": rows, "eval": rows}`, with the sources they were read from.
 
-    Without eval_datasets and with `eval_fraction` 0, only "train".
-
-    Rows are a memory-mapped Dataset, or an IterableDataset with `streaming`. Column names are those
-    of the data. The same text is never in both splits, except with `streaming`, where it is not
-    checked.
+    Without eval_datasets and with `eval_fraction` 0, only "train". Rows are a mapped Dataset, or an
+    IterableDataset with `streaming`, under the column names of the data. The same text is never in
+    both splits, except with `streaming`, where it is not checked.
 
     Args:
         quarantine_file: where `on_bad_row="quarantine"` writes bad rows; a logged file in the cache
             when unset.
+        row_counts: gets the rows of each split, and what was left out.
 
     Raises ConfigError when no dataset is named, DataError when one is missing, empty or malformed.
     """
@@ -260,7 +253,9 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Split
 
     quarantine_file = empty_quarantine(quarantine_file)
     splits: dict[str, Any] = {}
+    row_counts = RowCounts() if row_counts is None else row_counts
     log: SourceLog = {}
+
     for name, sources in {"train": args.datasets, "eval": args.eval_datasets}.items():
         if sources and args.streaming:
             splits[name] = _stream(sources, args, quarantine_file)
@@ -274,6 +269,11 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Split
                 log=log,
             )
 
+            read = [log[source.key] for source in sources]
+            good = sum(one.rows or 0 for one in read)
+            row_counts.read_good(name, good, [one.bad_rows for one in read])
+            row_counts.leave_out(name, "beyond the weights", good - len(splits[name]))
+
     # A text on both sides would be learned by heart and then scored: eval is kept apart from train.
     if args.streaming:
         logger.info(
@@ -284,9 +284,10 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Split
             seed=args.split_seed, buffer_size=_SHUFFLE_BUFFER_ROWS
         )
     elif args.eval_datasets:
-        splits["train"] = drop_overlap(
-            splits["train"], splits["eval"], text_column=args.text_column
-        )
+        whole, held = splits["train"], splits["eval"]
+        splits["train"] = drop_overlap(whole, held, text_column=args.text_column)
+        row_counts.leave_out("train", "also in eval_datasets", len(whole) - len(splits["train"]))
+
     elif share := args.held_out_share(len(splits["train"])):
         splits["train"], splits["eval"] = hold_out(
             splits["train"],
@@ -294,6 +295,7 @@ def load_splits(args: DataArgs, *, quarantine_file: Path | None = None) -> Split
             seed=args.split_seed,
             text_column=args.text_column,
         )
+        row_counts.hold_out(len(splits["eval"]))
 
     if not args.streaming:
         logger.info("rows: %s", ", ".join(f"{len(rows)} {name}" for name, rows in splits.items()))
@@ -331,14 +333,16 @@ def load_mixture(
 
     for source, files in zip(sources, files_by_source, strict=True):
         if files and not source.is_saved:
+            bad_rows: dict[str, int] = {}
             rows = load_rows(
                 files,
                 on_bad_row=on_bad_row,
                 max_rows=max_rows,
                 purpose=purpose,
                 quarantine_file=quarantine_file,
+                bad_rows=bad_rows,
             )
-            log[source.key] = ReadSource(files=files)
+            log[source.key] = ReadSource(files=files, bad_rows=bad_rows)
         else:
             rows = source.load(streaming=False)
             assert isinstance(rows, Dataset)

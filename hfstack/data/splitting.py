@@ -18,6 +18,19 @@ _FEW_HELD_OUT_ROWS = 20
 _NUMBER_TYPES = {"int8", "int16", "int32", "int64", "float16", "float32", "float64"}
 
 
+class Splits(dict[str, Any]):
+    """Rows by split, "train" and maybe "eval", and the sources they were read from.
+
+    Args:
+        rows: of each split.
+        inputs: for run.json, the description of the sources of each role, `train` and `eval`.
+    """
+
+    def __init__(self, rows: dict[str, Any], inputs: dict[str, list[dict[str, Any]]]) -> None:
+        super().__init__(rows)
+        self.inputs = inputs
+
+
 def mix(
     parts: Sequence[Dataset], *, weights: Sequence[float], names: Sequence[str], seed: int
 ) -> Dataset:

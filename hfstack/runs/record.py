@@ -23,6 +23,7 @@ from hfstack.disk import (
 from hfstack.errors import CheckpointError, ConfigError, HfstackError
 from hfstack.logs import get_logger, shorten
 from hfstack.redaction import redact, redact_values
+from hfstack.row_counts import RowCounts, read_row_counts
 
 logger = get_logger(__name__)
 
@@ -75,6 +76,7 @@ class RunRecord:
     run_id: str = ""
     verified_checkpoints: bool = False
     example: str | None = None
+    rows: RowCounts = field(default_factory=RowCounts)
 
 
 def put_back(directory: Path, before: RunRecord | None) -> None:
@@ -116,6 +118,7 @@ def read_run(directory: str | Path) -> RunRecord:
 
         # A field that an earlier version wrote and this one does not know is left out.
         known = {field.name for field in dataclasses.fields(RunRecord)}
+        values["rows"] = read_row_counts(values.get("rows", {}))
         return RunRecord(**{name: value for name, value in values.items() if name in known})
     except OSError as error:
         raise CheckpointError(

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 
 logger = get_logger(__name__)
 
@@ -103,12 +104,14 @@ def usable_rows(
     overlong: Overlong,
     skip_empty: bool,
     name: str,
+    row_counts: RowCounts | None = None,
 ) -> list[int]:
     """Return the indices of the rows to use, and log what is truncated or left out.
 
     Args:
         encoded: the rows, not truncated.
         skip_empty: leave rows with an empty text out, instead of refusing them.
+        row_counts: gets what is left out.
 
     Raises:
         DataError: a text is empty, a row is too long with `overlong` "fail", or no row is left.
@@ -119,7 +122,9 @@ def usable_rows(
             "or --on_bad_row skip"
         )
 
+    row_counts = RowCounts() if row_counts is None else row_counts
     left_out = set(empty)
+    row_counts.leave_out(name, "empty", len(empty))
     if empty:
         logger.warning(
             "%s: left out %d of %d rows whose text is empty", name, len(empty), len(encoded)
@@ -143,6 +148,7 @@ def usable_rows(
         done = "they are truncated" if overlong == "cut" else "they are left out"
         logger.warning("%s: %s", fact, done)
         if overlong == "drop":
+            row_counts.leave_out(name, "too long", len(set(long) - left_out))
             left_out |= set(long)
 
     kept = [index for index in range(len(encoded)) if index not in left_out]

@@ -30,7 +30,7 @@ from hfstack.runs.manifest import MANIFEST, read_manifest_settings, write_manife
 from hfstack.runs.run import Run
 from hfstack.training.callbacks import StopOnDivergence, StopWhenAsked, WarnOfLongWarmup
 from hfstack.training.divergence import SkipSpikes
-from hfstack.training.examples import RecordExample
+from hfstack.training.examples import RecordRows
 
 logger = get_logger(__name__)
 
@@ -63,7 +63,7 @@ def protect(
         StopWhenAsked(run),
         ContinueCounts(),
         WarnOfLongWarmup(),
-        RecordExample(run),
+        RecordRows(run),
     ]
     if spikes is None:
         return [*callbacks, keeper]

@@ -20,8 +20,8 @@ logger = get_logger(__name__)
 _LOGGED_CHARACTERS = 600
 
 
-class RecordExample(TrainerCallback):
-    """Log the first row as it is trained, and keep it in run.json.
+class RecordRows(TrainerCallback):
+    """Log which rows are used, and the first as it is trained; keep both in run.json.
 
     Args:
         run: whose record gets it.
@@ -30,10 +30,18 @@ class RecordExample(TrainerCallback):
     def __init__(self, run: Run) -> None:
         self._run = run
 
+    def lines(self) -> list[str]:
+        """Return a line for the rows of each split, and one for the columns."""
+        return self._run.record.rows.lines()
+
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Describe the first row of the training data."""
+        """Describe the rows that were read, and the first of them."""
+        if state.is_world_process_zero:
+            for line in self.lines():
+                logger.info("%s", line)
+
         loader, tokenizer = kwargs.get("train_dataloader"), kwargs.get("processing_class")
         if loader is None or tokenizer is None or not state.is_world_process_zero:
             return
@@ -50,12 +58,13 @@ class RecordExample(TrainerCallback):
 
 
 def first_rows(trainer: Any, tokenizer: PreTrainedTokenizerBase, count: int) -> str:
-    """Return the first rows of a Trainer's data as text, as it will train on them."""
+    """Return what was read, and the first rows as a Trainer will train on them."""
+    callbacks = trainer.callback_handler.callbacks
+    counted = [line for one in callbacks if isinstance(one, RecordRows) for line in one.lines()]
     names = getattr(trainer.model.config, "id2label", None)
     rows = describe_rows(trainer.train_dataset, trainer.data_collator, tokenizer, names)
-    return "\n\n".join(
-        f"row {number}, {text}" for number, text in enumerate(islice(rows, count), 1)
-    )
+    shown = [f"row {number}, {text}" for number, text in enumerate(islice(rows, count), 1)]
+    return "\n\n".join(["\n".join(counted), *shown] if counted else shown)
 
 
 def describe_rows(

@@ -1,11 +1,13 @@
 """The KTO recipe end to end on a tiny model, from thumbs and from pairs."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from hfstack.errors import DataError
+from hfstack.runs.record import read_run
 
 # TRL 1.16 uses the old names of activation checkpointing, and transformers 5.23 warns of them.
 pytestmark = [
@@ -61,10 +63,18 @@ def test_learns_from_thumbs(kto):
     )
 
 
-def test_pairs_become_two_rows_each(kto):
+def test_pairs_become_two_rows_each(kto, tmp_path: Path):
     rows = [{"prompt": f"Fox {i}:", "chosen": " was kind", "rejected": " ran"} for i in range(12)]
     metrics = kto(rows, eval_fraction=0)
     assert metrics["train_rows"] == 24 and metrics["good_share"] == 0.5
+    counts = read_run(tmp_path / "out").rows
+    assert asdict(counts.splits["train"]) == {
+        "read": 12,
+        "left_out": {},
+        "used": 24,
+        "made": "24 answers",
+    }
+    assert counts.columns_used == ["prompt", "chosen", "rejected"]
 
 
 def test_one_kind_of_thumb_teaches_nothing(kto):

@@ -367,6 +367,9 @@ def test_rows_that_cannot_be_learned_from(sft, tmp_path: Path, rows, message: st
     assert read_run(tmp_path / "a").status == "failed"
     sft(datasets=data, eval_fraction=0, on_bad_row="skip", output_dir=tmp_path / "b")
     assert "left out 1 of 13 train rows" in caplog.text
+    counts = read_run(tmp_path / "b").rows.splits["train"]
+    assert (counts.read, counts.used, list(counts.left_out.values())) == (13, 12, [1])
+    assert "train: 13 rows read, 12 used; left out: 1 " in caplog.text
 
 
 def test_mistakes(sft, tmp_path: Path, tiny_llama: Path) -> None:

@@ -49,6 +49,7 @@ from hfstack.disk import (
 )
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 from hfstack.tokens.fast_encoding import end_token_id, private_backend, start_token_id
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 
@@ -275,6 +276,7 @@ def pack_splits(
     text_column: str,
     block_size: int,
     isolate_documents: bool = False,
+    row_counts: RowCounts | None = None,
 ) -> dict[str, PackedBlocks]:
     """Pack one column of each split, cached by the text's content.
 
@@ -282,10 +284,17 @@ def pack_splits(
 
     Every block is full, so that the mean of the blocks' losses is the mean over tokens whatever the
     batch size; the tokens after the last full block are dropped.
+
+    Args:
+        row_counts: gets what is left out, and the names of the columns.
     """
     cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
-    return {
-        split: pack(
+    row_counts = RowCounts() if row_counts is None else row_counts
+    row_counts.name_columns(getattr(splits["train"], "column_names", []), [text_column])
+
+    packed: dict[str, PackedBlocks] = {}
+    for split, rows in splits.items():
+        packed[split] = pack(
             rows[text_column],
             tokenizer,
             block_size=block_size,
@@ -293,8 +302,17 @@ def pack_splits(
             data_hash=hash_texts(rows[text_column]),
             isolate_documents=isolate_documents,
         )
-        for split, rows in splits.items()
-    }
+        counts = packed[split].counts
+        count_documents(row_counts, split, counts.document_count, counts.empty_document_count)
+    return packed
+
+
+def count_documents(row_counts: RowCounts, split: str, packed: int, empty: int) -> None:
+    """Count the documents of a split that are in its blocks, and those that are not."""
+    if split in row_counts.splits:
+        row_counts.leave_out(split, "empty", empty)
+        behind = row_counts.splits[split].used - packed
+        row_counts.leave_out(split, "behind the last full block", behind)
 
 
 def hash_texts(texts: Iterable[str]) -> str:

@@ -42,11 +42,15 @@ def load_rows(
     max_rows: int | None = None,
     purpose: Purpose = "rows",
     quarantine_file: Path | None = None,
+    bad_rows: dict[str, int] | None = None,
 ) -> Dataset:
     """Return the checked rows of the local files of one source, memory-mapped.
 
     Bad rows that are quarantined go to `quarantine_file`, or to a file in the cache whose place is
     logged.
+
+    Args:
+        bad_rows: gets the number of rows that are left out, by reason.
 
     Raises:
         DataError: as `read_rows` does, or the cache cannot be written, or what is in it could not
@@ -73,12 +77,15 @@ def load_rows(
                 read = partial(
                     read_rows, files, on_bad_row=on_bad_row, max_rows=max_rows, purpose=purpose
                 )
-                _fill_cache(folder, read, str(files[0]))
+                report = _fill_cache(folder, read, str(files[0]))
     except OSError as error:
         raise DataError(
             f"cannot write the cache {root}: {describe_os_error(error)}; HF_DATASETS_CACHE may "
             "name another folder"
         ) from error
+
+    if bad_rows is not None:
+        bad_rows |= report.bad_rows
 
     quarantined = folder / "quarantine.jsonl"
     if quarantined.exists():
@@ -117,10 +124,10 @@ def _cached_report(folder: Path) -> ReadReport | None:
         return None
 
 
-def _fill_cache(folder: Path, read: Callable[..., Iterator[Any]], name: str) -> None:
+def _fill_cache(folder: Path, read: Callable[..., Iterator[Any]], name: str) -> ReadReport:
     """Read rows into a new cache folder, which gets its name when it is complete.
 
-    A damaged one of that name is deleted after that, and not before.
+    A damaged one of that name is deleted after that, and not before. Returns the reader's report.
     """
     damaged = folder.is_dir()
     if damaged:
@@ -138,6 +145,7 @@ def _fill_cache(folder: Path, read: Callable[..., Iterator[Any]], name: str) -> 
         if damaged:
             folder.rename(Path(scratch) / "damaged")
         unfinished.rename(folder)
+    return report
 
 
 def _write_arrow(rows: Iterator[dict[str, Any]], folder: Path, name: str) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.data.sources import DataArgs, Source, load_mixture, load_splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 from hfstack.tasks.classification.glue import HUB_ID, GlueTask, glue_task
 from hfstack.tasks.classification.label_columns import (
     keep_rare_classes,
@@ -94,7 +95,11 @@ class LabelledRows:
 
 
 def load_labelled(
-    data_args: DataArgs, label_args: LabelArgs, *, quarantine_file: Path | None = None
+    data_args: DataArgs,
+    label_args: LabelArgs,
+    *,
+    quarantine_file: Path | None = None,
+    row_counts: RowCounts | None = None,
 ) -> LabelledRows:
     """Load train and held-out rows and find out what their labels mean.
 
@@ -127,25 +132,18 @@ def load_labelled(
 
     # A pair is a row of its own although its first text is also in another one.
     seen = replace(data_args, text_column="") if pairs and data_args.eval_datasets else data_args
-    splits = load_splits(seen, quarantine_file=quarantine_file)
+    row_counts = RowCounts() if row_counts is None else row_counts
+    splits = load_splits(seen, quarantine_file=quarantine_file, row_counts=row_counts)
 
     for source in more:
         splits["eval_mismatched"] = load_mixture([source], max_rows=data_args.max_rows)
-    columns = _text_columns(data_args, label_args, task, splits["train"].column_names)
+        row_counts.read("eval_mismatched", len(splits["eval_mismatched"]))
+    found_columns = splits["train"].column_names
+    columns = _text_columns(data_args, label_args, task, found_columns)
+    read = [*columns, *label_args.label_column, label_args.label_name_column]
+    row_counts.name_columns(found_columns, read)
 
-    for name, rows in splits.items():
-        if absent := [
-            c
-            for c in (*columns, *label_args.label_column)
-            if c is not None and c not in rows.column_names
-        ]:
-            usual = f"GLUE's have {', '.join(filter(None, task.columns))}; " if task else ""
-            several = several_zero_one(rows)
-            way = f" (several columns of 0 and 1: {' '.join(several)})" if several else ""
-            raise DataError(
-                f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; "
-                f"{usual}set --text_column, --text_pair_column or --label_column{way}"
-            )
+    _refuse_missing_columns(splits, columns, label_args, task)
 
     kind: Any = None if label_args.kind == "auto" else label_args.kind
     given = label_args.labels or list(task.labels if task else ())
@@ -158,6 +156,7 @@ def load_labelled(
     )
     if not data_args.eval_datasets and "eval" in rows_of:
         rows_of = keep_rare_classes(rows_of, label_column, columns[0])
+        row_counts.take_back(len(splits["eval"]) - len(rows_of["eval"]))
 
     found = find_labels(
         rows_of["train"],
@@ -188,6 +187,7 @@ def encode_split(
     max_length: int | None,
     overlong: Overlong,
     skip_empty: bool,
+    row_counts: RowCounts | None = None,
 ) -> Encoded:
     """Tokenize a split; refuse or count texts that are empty or too long.
 
@@ -202,7 +202,13 @@ def encode_split(
     # Whole first: only then is it known which are too long, and by how much.
     whole = encode_texts(tokenizer, texts, pairs, max_length=None)
     kept = usable_rows(
-        whole, empty, max_length=max_length, overlong=overlong, skip_empty=skip_empty, name=name
+        whole,
+        empty,
+        max_length=max_length,
+        overlong=overlong,
+        skip_empty=skip_empty,
+        name=name,
+        row_counts=row_counts,
     )
 
     # The tokenizer truncates, since it knows which of a pair to shorten and keeps special tokens.
@@ -220,6 +226,32 @@ def encode_split(
 
     shown = [text if pairs is None else f"{text} ‖ {pairs[i]}" for i, text in enumerate(texts)]
     return Encoded(Dataset.from_dict(columns), [shown[i] for i in kept], [targets[i] for i in kept])
+
+
+def _refuse_missing_columns(
+    splits: dict[str, Dataset],
+    columns: tuple[str, str | None],
+    label_args: LabelArgs,
+    task: GlueTask | None,
+) -> None:
+    """Refuse splits without the columns of texts and labels; suggest others.
+
+    Raises:
+        DataError: naming the split, the column, what was found, and the flags.
+    """
+    for name, rows in splits.items():
+        if absent := [
+            c
+            for c in (*columns, *label_args.label_column)
+            if c is not None and c not in rows.column_names
+        ]:
+            usual = f"GLUE's have {', '.join(filter(None, task.columns))}; " if task else ""
+            several = several_zero_one(rows)
+            way = f" (several columns of 0 and 1: {' '.join(several)})" if several else ""
+            raise DataError(
+                f"{name}: no column {absent[0]!r}, found {', '.join(rows.column_names)}; "
+                f"{usual}set --text_column, --text_pair_column or --label_column{way}"
+            )
 
 
 def _text_columns(

@@ -32,9 +32,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from hfstack.data.packing.blocks import PackedBlocks, hash_texts, pack
+from hfstack.data.packing.blocks import PackedBlocks, count_documents, hash_texts, pack
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.word_starts import WordStarts, given_word_starts
 
@@ -259,6 +260,7 @@ def pack_masked_splits(
     unit: MaskUnit = "token",
     isolate_documents: bool = False,
     seed: int = 0,
+    row_counts: RowCounts | None = None,
 ) -> dict[str, MaskedBlocks]:
     """Pack one column of each split into blocks with masked tokens.
 
@@ -268,6 +270,7 @@ def pack_masked_splits(
         block_size: tokens of a block, its first and last token included.
         unit: what is masked together: tokens one by one, the words that the vocabulary shows, or
             the words that white space separates in the text.
+        row_counts: gets what is left out, and the names of the columns.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -284,6 +287,8 @@ def pack_masked_splits(
     separating = copy.deepcopy(tokenizer)
     separating.eos_token, separating.bos_token = (tokenizer.sep_token, None)
     cache_dir = Path(constants.HF_HOME) / "hfstack" / "packed"
+    row_counts = RowCounts() if row_counts is None else row_counts
+    row_counts.name_columns(getattr(splits["train"], "column_names", []), [text_column])
     found = {}
 
     for split, rows in splits.items():
@@ -291,7 +296,8 @@ def pack_masked_splits(
         starts: WordStarts | np.ndarray | None = None
 
         if unit == "given":
-            blocks, starts = _pack_with_words(texts, tokenizer, block_size - 2)
+            blocks, starts, documents = _pack_with_words(texts, tokenizer, block_size - 2)
+            count_documents(row_counts, split, documents, empty=0)
         else:
             blocks = pack(
                 texts,
@@ -301,6 +307,8 @@ def pack_masked_splits(
                 data_hash=hash_texts(texts),
             )
             starts = WordStarts(tokenizer) if unit == "word" else None
+            counts = blocks.counts
+            count_documents(row_counts, split, counts.document_count, counts.empty_document_count)
 
         found[split] = MaskedBlocks(
             blocks,
@@ -317,8 +325,8 @@ def pack_masked_splits(
 
 def _pack_with_words(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return token ids and where words begin, (N, T - 2) each, of texts with spaces.
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return token ids and where words begin, (N, T - 2) each, and how many documents.
 
     They are held in memory, 5 bytes a token: packed files have no room for the boundaries.
     """
@@ -352,7 +360,10 @@ def _pack_with_words(
         whole,
         1 / begins.mean(),
     )
-    return tokens.reshape(whole, size), begins.reshape(whole, size)
+    # a document without a token in the blocks begins behind the last of them
+    firsts = np.cumsum([0, *map(len, ids[:-1])])
+    documents = int((firsts < whole * size).sum())
+    return tokens.reshape(whole, size), begins.reshape(whole, size), documents
 
 
 class SetMaskingEpoch(TrainerCallback):

@@ -17,6 +17,7 @@ from hfstack.runs.environment import is_sharded
 from hfstack.runs.rendering import check_rendering, describe_rendering
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences.checks import (
+    OVERLONG_PROMPT,
     check_starting_policy,
     preference_problems,
     prompts_to_show,
@@ -74,7 +75,13 @@ def load_recorded_preferences(
     check_starting_policy(model_args, sharded=is_sharded(training_args))
     preference_args = follow_model(preference_args, model_args)
     quarantine = run.output_dir / "quarantine.jsonl"
-    rows = load_preferences(data_args, preference_args, form=form, quarantine_file=quarantine)
+    rows = load_preferences(
+        data_args,
+        preference_args,
+        form=form,
+        quarantine_file=quarantine,
+        row_counts=run.record.rows,
+    )
     run.record_inputs(
         model_args.model_name_or_path,
         **rows.inputs,
@@ -153,6 +160,13 @@ def sample_answers(
         opening=opening_for(rows["train"]["prompt"][:1], tokenizer),
     )
     return SampleTable(run.output_dir / "samples.jsonl", sample)
+
+
+def count_rows(run: Run, trainer: Any) -> None:
+    """Count the rows that TRL's trainer kept: it leaves out prompts that do not fit."""
+    kept = {"train": trainer.train_dataset, "eval": trainer.eval_dataset or ()}
+    for name, counts in run.record.rows.splits.items():
+        run.record.rows.leave_out(name, OVERLONG_PROMPT, counts.used - len(kept[name]))
 
 
 def evaluate_pairs(trainer: Any, *, pairs: int) -> dict[str, float]:

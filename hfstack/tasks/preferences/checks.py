@@ -14,6 +14,7 @@ from hfstack.models.adapters import check_adapter_settings
 from hfstack.models.contents import check_kind
 from hfstack.models.context import context_length
 from hfstack.models.loading import find_architecture, require_model_name
+from hfstack.row_counts import RowCounts
 from hfstack.tasks.preferences.rows import answer_text, tools_of
 from hfstack.tokens.chat import encode_for_generation
 from hfstack.tokens.rendering import log_unread_keys
@@ -22,6 +23,8 @@ from hfstack.training import checks
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
 
 logger = get_logger(__name__)
+
+OVERLONG_PROMPT = "whose prompt fills --max_length"
 
 
 def check_starting_policy(args: ModelConfig, *, sharded: bool) -> None:
@@ -130,9 +133,13 @@ def good_share(rows: Dataset) -> float:
 
 
 def fitting_prompts(
-    rows: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    rows: dict[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    row_counts: RowCounts,
 ) -> dict[str, Dataset]:
-    """Return the splits without rows whose prompt fills `max_length`, and log it.
+    """Return the splits without rows whose prompt fills `max_length`, and count them.
 
     Raises DataError when nothing is left of a split.
     """
@@ -156,6 +163,7 @@ def fitting_prompts(
                 len(split),
                 name,
             )
+            row_counts.leave_out(name, OVERLONG_PROMPT, len(split) - len(fits))
 
         kept[name] = split.select(fits)
 

@@ -19,11 +19,12 @@ from datasets import Dataset, Features, Json, Value
 from trl import ModelConfig
 
 from hfstack.data.reading.jsonl import write_jsonl
-from hfstack.data.sources import DataArgs, SourceLog, Splits, describe_inputs, load_mixture
-from hfstack.data.splitting import drop_overlap, hold_out
+from hfstack.data.sources import DataArgs, SourceLog, describe_inputs, load_mixture
+from hfstack.data.splitting import Splits, drop_overlap, hold_out
 from hfstack.errors import ConfigError, DataError
 from hfstack.intervals import wins
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 from hfstack.runs.rendering import follow_rendering
 from hfstack.tasks.preferences.rows import (
     PreferenceArgs,
@@ -55,6 +56,7 @@ def load_preferences(
     quarantine_file: Path | None = None,
     counts: dict[str, PreferenceCounts] | None = None,
     log: SourceLog | None = None,
+    row_counts: RowCounts | None = None,
 ) -> Splits:
     """Return {"train": rows, "eval": rows} of pairs, or of labelled completions.
 
@@ -66,6 +68,7 @@ def load_preferences(
         quarantine_file: where `on_bad_row="quarantine"` writes the rows that cannot be used.
         counts: filled with what was counted, by split as loaded ("train", "eval").
         log: gets the number of rows of each source.
+        row_counts: gets the rows of each split, and what was left out.
 
     Raises:
         DataError: the columns have other names, or a row cannot be used and `on_bad_row` is "fail".
@@ -84,6 +87,7 @@ def load_preferences(
     convert = to_pairs if form == "pairs" else to_labels
     splits: dict[str, Dataset] = {}
     log = {} if log is None else log
+    row_counts = RowCounts() if row_counts is None else row_counts
     for name, sources in {"train": data_args.datasets, "eval": data_args.eval_datasets}.items():
         if not sources:
             continue
@@ -102,19 +106,25 @@ def load_preferences(
         counted = PreferenceCounts()
         bad: list[dict[str, Any]] = []
         collect = None if data_args.on_bad_row == "fail" else bad
-        converted = convert(rows, args, counts=counted, bad=collect)
+        converted = convert(rows, args, counts=counted, bad=collect, row_counts=row_counts)
         bad_file = quarantine_file if data_args.on_bad_row == "quarantine" else None
         _report(name, counted, bad, bad_file)
 
         if counts is not None:
             counts[name] = counted
         splits[name] = _as_dataset(converted)
+        read = [log[source.key] for source in sources]
+        row_counts.read_good(name, sum(one.rows or 0 for one in read), [r.bad_rows for r in read])
+        _count_rows(row_counts, name, counted, form)
 
     if "eval" in splits:
         train, evaluation = (_with_key(splits[name]) for name in ("train", "eval"))
         splits["train"] = drop_overlap(train, evaluation, text_column=_KEY).remove_columns(_KEY)
+        shared = len(train) - len(splits["train"])
+        row_counts.leave_out("train", "with a prompt of eval_datasets", shared)
     else:
         splits = split_pairs(splits["train"], data_args)
+        row_counts.hold_out(len(splits.get("eval", ())))
 
     return Splits(splits, describe_inputs(data_args, log))
 
@@ -159,6 +169,7 @@ def to_pairs(
     *,
     counts: PreferenceCounts | None = None,
     bad: list[dict[str, Any]] | None = None,
+    row_counts: RowCounts | None = None,
 ) -> list[dict[str, Any]]:
     """Return rows {"prompt", "chosen", "rejected"} of any kind of preferences.
 
@@ -169,6 +180,7 @@ def to_pairs(
         counts: filled with what was counted.
         bad: receives {"row", "fault"} of rows that cannot be used; without it the first one is an
             error.
+        row_counts: gets the names of the columns.
 
     Raises:
         DataError: the columns have other names; a row cannot be used; nothing is left.
@@ -179,7 +191,7 @@ def to_pairs(
 
     if kind == "pairs":
         rows = list(rows)
-        beside = find_beside(rows, args)
+        beside = find_beside(rows, args, row_counts)
         for number, given in enumerate(rows, 1):
             counts.rows += 1
             row, unreadable = read_row(given, args, beside)
@@ -204,7 +216,7 @@ def to_pairs(
                 counts.parted_early += parts_early(pair)
                 pairs[_pack(pair)] += 1
     else:
-        scored = scored_by_prompt(kind, rows, args, counts, bad)
+        scored = scored_by_prompt(kind, rows, args, counts, bad, row_counts=row_counts)
         for pair in _pairs_of_scored(scored, args, counts):
             pairs[_pack(pair)] += 1
 
@@ -219,6 +231,7 @@ def to_labels(
     *,
     counts: PreferenceCounts | None = None,
     bad: list[dict[str, Any]] | None = None,
+    row_counts: RowCounts | None = None,
 ) -> list[dict[str, Any]]:
     """Return rows {"prompt", "completion", "label"} of any kind of preferences.
 
@@ -233,7 +246,7 @@ def to_labels(
     if kind == "pairs":
         unpaired = [
             (_asked(row), row[side], float(side == "chosen"))
-            for row in to_pairs(rows, args, counts=counts, bad=bad)
+            for row in to_pairs(rows, args, counts=counts, bad=bad, row_counts=row_counts)
             for side in ("chosen", "rejected")
         ]
     else:
@@ -243,7 +256,7 @@ def to_labels(
             )
 
         limit = 1.0 if kind == "thumbs" else float(args.rating_threshold or 0)
-        scored = scored_by_prompt(kind, rows, args, counts, bad)
+        scored = scored_by_prompt(kind, rows, args, counts, bad, row_counts=row_counts)
         unpaired = [
             (json.loads(asked), answer, float(score >= limit))
             for asked, answers in scored.items()
@@ -404,6 +417,16 @@ def _checked_rows(
         )
 
     return kept
+
+
+def _count_rows(
+    row_counts: RowCounts, split: str, counts: PreferenceCounts, form: Literal["pairs", "labels"]
+) -> None:
+    """Count what became of the rows of a split, and what was left out on the way."""
+    reasons = ("bad_rows", "ties", "duplicates", "contradictions")
+    for reason in reasons:
+        row_counts.leave_out(split, reason.replace("_", " "), getattr(counts, reason))
+    row_counts.turn_into(split, "pairs" if form == "pairs" else "answers", counts.kept)
 
 
 def _report(

@@ -21,6 +21,7 @@ from typing import Any
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 from hfstack.tokens.turns import (
     columns_beside,
     is_conversation,
@@ -137,7 +138,9 @@ def read_row(
     return read | ({"tools": json.dumps(tools, ensure_ascii=False)} if tools else {}), None
 
 
-def find_beside(rows: Any, args: PreferenceArgs) -> dict[str, str]:
+def find_beside(
+    rows: Any, args: PreferenceArgs, row_counts: RowCounts | None = None
+) -> dict[str, str]:
     """Return the columns of system turns and tools by their use, and log the rest.
 
     Only conversations have a place for them; a list of rows may have other keys in each row.
@@ -162,6 +165,8 @@ def find_beside(rows: Any, args: PreferenceArgs) -> dict[str, str]:
         beside = {}
 
     unread = [name for name in spare if name not in beside.values()]
+    if row_counts is not None:
+        row_counts.name_columns(found, [name for name in found if name not in unread])
     logger.info(
         "preferences are read from the columns %s; not read: %s",
         ", ".join(name for name in found if name not in unread),
@@ -386,13 +391,15 @@ def scored_by_prompt(
     args: PreferenceArgs,
     counts: PreferenceCounts,
     bad: list[dict[str, Any]] | None,
+    *,
+    row_counts: RowCounts | None = None,
 ) -> dict[str, list[tuple[Text, float]]]:
     """Return answers with their scores, in the order of the file.
 
     Keys are JSON text of {prompt}, with `tools` where the rows have any.
     """
     rows = list(rows)
-    beside = find_beside(rows, args)
+    beside = find_beside(rows, args, row_counts)
     scored: dict[str, list[tuple[Text, float]]] = {}
     for number, given in enumerate(rows, 1):
         counts.rows += 1

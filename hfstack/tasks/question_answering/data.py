@@ -19,6 +19,7 @@ from hfstack.data.reading.formats import read_file
 from hfstack.data.sources import Source
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 from hfstack.tokens.text_rows import pad_rows
 
 logger = get_logger(__name__)
@@ -80,6 +81,7 @@ def read_questions(
     bad_answers: BadAnswers = "fail",
     name: str,
     sources: Sequence[Source] = (),
+    row_counts: RowCounts | None = None,
 ) -> list[Question]:
     """Return the questions of a split, their answers checked against their texts.
 
@@ -89,6 +91,7 @@ def read_questions(
         bad_answers: an answer that is not where its row says: fail, skip the row, or repair it (the
             nearest place in the context where it is; without one the row is skipped).
         sources: where the rows come from, so that a bad one can be named by file and line.
+        row_counts: gets what is left out, and the names of the columns.
 
     Raises:
         ConfigError: `bad_answers` is no such way.
@@ -146,6 +149,9 @@ def read_questions(
 
     if not questions:
         raise DataError(f"{name}: no question is left of {len(rows)}")
+    if row_counts is not None:
+        row_counts.leave_out(name, "whose answer is not in its context", skipped)
+        row_counts.name_columns(rows.column_names, [*columns, "id"])
     return questions
 
 

@@ -86,6 +86,7 @@ def load_recorded_prompts(
         recipe=run.record.recipe,
         as_chat=as_chat,
         quarantine_file=run.output_dir / "quarantine.jsonl",
+        row_counts=run.record.rows,
     )
 
     run.record_inputs(

@@ -11,10 +11,12 @@ from datasets import Dataset, Features, Json
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfstack.data.columns import require_columns
-from hfstack.data.sources import DataArgs, Splits, load_splits
+from hfstack.data.sources import DataArgs, load_splits
+from hfstack.data.splitting import Splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
 from hfstack.models.context import context_length
+from hfstack.row_counts import RowCounts
 from hfstack.runs.rendering import follow_rendering
 from hfstack.tokens.chat import render_chat
 from hfstack.tokens.seams import decode_answer, opening_for
@@ -30,7 +32,12 @@ logger = get_logger(__name__)
 
 
 def load_prompts(
-    data_args: DataArgs, *, recipe: str, as_chat: bool, quarantine_file: Path
+    data_args: DataArgs,
+    *,
+    recipe: str,
+    as_chat: bool,
+    quarantine_file: Path,
+    row_counts: RowCounts | None = None,
 ) -> Splits:
     """Return the splits with `prompt`: texts, or conversations that end with the user.
 
@@ -40,13 +47,15 @@ def load_prompts(
         as_chat: make each plain prompt the user's turn of a conversation, so that the chat template
             is applied.
         quarantine_file: where malformed rows go.
+        row_counts: gets the rows of each split, and which columns are read.
 
     Raises:
         DataError: no such column, or a prompt is empty or ends with an answer.
     """
     column = "prompt" if data_args.text_column == "text" else data_args.text_column
     named = dataclasses.replace(data_args, text_column=column)
-    splits = load_splits(named, quarantine_file=quarantine_file)
+    row_counts = RowCounts() if row_counts is None else row_counts
+    splits = load_splits(named, quarantine_file=quarantine_file, row_counts=row_counts)
 
     for split, rows in splits.items():
         require_columns(rows, {column}, recipe=recipe)
@@ -64,6 +73,8 @@ def load_prompts(
 
         chat = as_chat or _is_turns(rows[0]["prompt"])
         system = _find_system(rows, recipe=recipe, chat=chat)
+        if split == "train":
+            row_counts.name_columns(rows.column_names, ["prompt", system], rest_for_rewards=True)
         for number, row in enumerate(cast(Any, rows), 1):
             if problem := _row_problem(row, system=system):
                 raise DataError(f"{recipe}: {split} row {number}, column {column!r}: {problem}")

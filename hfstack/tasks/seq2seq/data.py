@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 from hfstack.tokens.special_tokens import IGNORED_LABEL
 from hfstack.tokens.text_rows import Overlong, pad_rows
 
@@ -45,7 +46,12 @@ class EncodedPairs:
 
 
 def read_pairs(
-    rows: Dataset, columns: tuple[str, str], *, name: str, skip_empty: bool = False
+    rows: Dataset,
+    columns: tuple[str, str],
+    *,
+    name: str,
+    skip_empty: bool = False,
+    row_counts: RowCounts | None = None,
 ) -> list[Pair]:
     """Return the pairs of source and targets of a split.
 
@@ -55,6 +61,7 @@ def read_pairs(
         name: of the split, for messages.
         skip_empty: leave out rows with an empty source or without any target, instead of refusing
             them.
+        row_counts: gets what is left out, and the names of the columns.
 
     Raises:
         DataError: a column is missing, a value is no text, a text is empty, or no row is left.
@@ -93,6 +100,10 @@ def read_pairs(
 
     if not pairs:
         raise DataError(f"{name}: no row is left of {len(rows)}")
+    if row_counts is not None:
+        row_counts.leave_out(name, "empty", len(empty))
+        used = [column for each in columns for column in (each, each.partition(".")[0])]
+        row_counts.name_columns(rows.column_names, used)
     return pairs
 
 

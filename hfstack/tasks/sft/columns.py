@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 from hfstack.runs.rendering import Form, describe_rendering
 from hfstack.runs.run import Run
 from hfstack.tokens.turns import (
@@ -78,7 +79,9 @@ def detect_format(rows: Dataset, columns: Columns) -> RowFormat:
     )
 
 
-def convert_rows(rows: Dataset, columns: Columns, *, as_chat: bool) -> Dataset:
+def convert_rows(
+    rows: Dataset, columns: Columns, *, as_chat: bool, row_counts: RowCounts | None = None
+) -> Dataset:
     """Return rows with `messages`, with `prompt` and `completion`, or with `text`.
 
     Conversations are JSON text, with `prompt_turns`: how many turns are the prompt.
@@ -88,6 +91,7 @@ def convert_rows(rows: Dataset, columns: Columns, *, as_chat: bool) -> Dataset:
         columns: which columns to read.
         as_chat: make a conversation of prompt + completion: one turn of the user, one of the
             assistant.
+        row_counts: gets the names of the columns.
 
     Raises:
         ConfigError: the rows are streamed.
@@ -101,7 +105,7 @@ def convert_rows(rows: Dataset, columns: Columns, *, as_chat: bool) -> Dataset:
     row_format = detect_format(rows, columns)
     if row_format == "prompt+completion":
         _warn_of_unread_context(rows, columns)
-    beside = find_beside(rows, columns, row_format, as_chat=as_chat)
+    beside = find_beside(rows, columns, row_format, as_chat=as_chat, row_counts=row_counts)
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         if row_format == "text":
@@ -123,9 +127,14 @@ def record_form(run: Run, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def find_beside(
-    rows: Dataset, columns: Columns, row_format: RowFormat, *, as_chat: bool
+    rows: Dataset,
+    columns: Columns,
+    row_format: RowFormat,
+    *,
+    as_chat: bool,
+    row_counts: RowCounts | None = None,
 ) -> dict[str, str]:
-    """Return the columns that the chat template reads beside the turns; log the rest.
+    """Return the columns that the chat template reads beside the turns.
 
     Returns:
         Names of columns by what they hold: `system`, `tools`, `history`.
@@ -143,11 +152,8 @@ def find_beside(
             beside["history"] = _HISTORY_NAME
 
     unread = [name for name in spare if name not in beside.values()]
-    logger.info(
-        "rows are read from the columns %s; not read: %s",
-        ", ".join([*(name for name in found if name in read), *beside.values()]),
-        ", ".join(unread) or "none",
-    )
+    if row_counts is not None:
+        row_counts.name_columns(found, [*read, *beside.values()])
 
     named = {*SYSTEM_NAMES, *TOOLS_NAMES, _HISTORY_NAME}
     if lost := [name for name in unread if name in named and any(rows[name])]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 from hfstack.tokens.chat import encode_for_generation, render_chat
 from hfstack.tokens.seams import count_shared, encode_joined, spans_seam
 from hfstack.tokens.special_tokens import IGNORED_LABEL
@@ -69,6 +70,7 @@ def encode_usable_rows(
     on_bad_row: str = "fail",
     truncate: bool = True,
     processes: int | None = None,
+    row_counts: RowCounts | None = None,
 ) -> Dataset:
     """Return `input_ids` and `labels` of usable rows, and log what was left out.
 
@@ -82,6 +84,7 @@ def encode_usable_rows(
         on_bad_row: `fail`, or `skip` (and `quarantine`) to leave bad rows out.
         truncate: truncate what is longer than `max_length`; off when packing splits it instead.
         processes: processes that encode; this one by default.
+        row_counts: gets what is left out.
 
     Raises:
         DataError: rows without an assistant's turn, with an empty completion, with a prompt that
@@ -115,6 +118,9 @@ def encode_usable_rows(
     problems: list[str] = encoded["problem"][:]
     if any(problems):
         _report_problems(rows, problems, name=name, on_bad_row=on_bad_row)
+        if row_counts is not None:
+            for reason, count in _reasons(problems).items():
+                row_counts.leave_out(name, reason, count)
         encoded = encoded.select([index for index, problem in enumerate(problems) if not problem])
 
     if not len(encoded):
@@ -300,9 +306,14 @@ def _report_problems(rows: Dataset, problems: Sequence[str], *, name: str, on_ba
             "fix them, or leave them out with --on_bad_row skip"
         )
 
-    reasons = Counter(problems[index].partition(":")[0] for index in bad)
+    reasons = _reasons(problems)
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     logger.warning("left out %d of %d %s rows (%s); %s", len(bad), len(rows), name, counts, shown)
+
+
+def _reasons(problems: Sequence[str]) -> Counter[str]:
+    """Count the rows that have a problem, by what is wrong without its details."""
+    return Counter(problem.partition(":")[0] for problem in problems if problem)
 
 
 def _report_spanned_seams(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:

@@ -24,6 +24,7 @@ from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.models.counting import flops_per_token
 from hfstack.models.isolation import keep_documents_apart
+from hfstack.row_counts import RowCounts
 from hfstack.runs.environment import uses_deepspeed
 from hfstack.tasks.sft.encoding import encode_usable_rows, read_conversations
 from hfstack.tasks.sft.packing import PackedCollator, pack_documents
@@ -163,12 +164,14 @@ def encode_rows(
     training_args: SFTConfig,
     *,
     on_bad_row: str,
+    row_counts: RowCounts | None = None,
 ) -> dict[str, Dataset]:
     """Return ids and labels of every split.
 
     Args:
         rows: converted rows of each split.
         on_bad_row: `fail`, or `skip` to leave out rows that cannot be learned from.
+        row_counts: gets what is left out.
 
     Raises:
         DataError: a row cannot be learned from, or the template does not mark the assistant.
@@ -193,6 +196,7 @@ def encode_rows(
                 on_bad_row=on_bad_row,
                 truncate=not splits_documents,
                 processes=training_args.dataset_num_proc,
+                row_counts=row_counts,
             )
 
     return encoded

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import get_logger
+from hfstack.row_counts import RowCounts
 from hfstack.tasks.token_classification.schemes import (
     Scheme,
     entities,
@@ -65,6 +66,7 @@ def read_sentences(
     tags_column: str | None = None,
     tag_names: Sequence[str] = (),
     name: str,
+    row_counts: RowCounts | None = None,
 ) -> list[Sentence]:
     """Return the sentences of a split, tags by name.
 
@@ -85,6 +87,9 @@ def read_sentences(
             f"({tags_column or 'tags or ner_tags'}), found {', '.join(found)}; set "
             "--tokens_column and --tags_column"
         )
+
+    if row_counts is not None:
+        row_counts.name_columns(found, [tokens_column, tags_column])
 
     # What the data declares comes first: its numbers mean nothing else.
     inner: Any = getattr(rows.features[tags_column], "feature", None)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hfstack.data.sources import DataArgs, Source, Splits
+from hfstack.data.sources import DataArgs, Source
+from hfstack.data.splitting import Splits
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.classification import data as classify_data
 from hfstack.tasks.classification.data import LabelArgs, encode_split, load_labelled

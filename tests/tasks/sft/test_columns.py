@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from hfstack.errors import DataError
 from hfstack.logs import setup_logging
+from hfstack.row_counts import RowCounts
 from hfstack.tasks.sft.columns import Columns, convert_rows, detect_format
 
 
@@ -61,10 +62,12 @@ def test_columns_beside_the_turns_are_read_or_named(caplog: pytest.LogCaptureFix
     found = converted(row | {"parallel_tool_calls": False}, text="conversations")
     assert json.loads(found["messages"])[0] == {"role": "system", "content": "Be brief."}
     assert json.loads(found["tools"])[0]["function"]["name"] == "add"
-    assert (
-        "read from the columns conversations, system_prompt, tools; "
-        "not read: id, parallel_tool_calls" in caplog.text
-    )
+
+    counts = RowCounts()
+    rows = Dataset.from_list([row | {"parallel_tool_calls": False}])
+    convert_rows(rows, Columns(text="conversations"), as_chat=True, row_counts=counts)
+    assert counts.columns_used == ["conversations", "tools", "system_prompt"]
+    assert counts.columns_not_used == ["id", "parallel_tool_calls"]
 
     # a column of the same name that holds no schemas stops nothing
     assert converted(row | {"tools": ["hammer"]}, text="conversations")["tools"] == ""
