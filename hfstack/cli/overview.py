@@ -11,7 +11,10 @@ _JOBS = {
     "Make data ready": ("clean", "demo_corpus", "tokenizer"),
     "Pretrain": ("pretrain_clm", "pretrain_mlm", "scaling_ladder", "scaling_fit"),
     "Teach a language model to answer": ("sft", "dpo", "orpo", "kto"),
-    "Train against rewards": ("preferences", "annotate", "reward", "ppo", "rloo", "grpo"),
+    "Train against rewards": (
+        *("preferences", "annotate", "feedback"),
+        *("reward", "ppo", "rloo", "grpo"),
+    ),
     "Classify, tag, answer, translate": (
         *("classify", "tag", "answer", "seq2seq"),
         *("predict", "explain"),

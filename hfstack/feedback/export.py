@@ -45,7 +45,7 @@ class Judged:
 
     item: Item
     votes: list[Vote] = field(default_factory=list)
-    skips: int = 0
+    skipped_by: list[str] = field(default_factory=list)
     flags: int = 0
 
     def in_turn(self) -> list[Vote]:
@@ -72,6 +72,12 @@ class ExportCounts:
     left_out_flagged: int = 0
 
 
+def store_paths(places: Sequence[str]) -> list[Path]:
+    """Return the files of stores that are named by file or by the folder of their run."""
+    paths = map(Path, places)
+    return [path / "feedback.sqlite" if path.is_dir() else path for path in paths]
+
+
 def read_stores(places: Sequence[str]) -> tuple[str, list[Judged]]:
     """Return the kind of some projects, and their items with what was said of them.
 
@@ -83,9 +89,8 @@ def read_stores(places: Sequence[str]) -> tuple[str, list[Judged]]:
     """
     kinds: dict[str, str] = {}
     judged: list[Judged] = []
-    for place in places:
-        path = Path(place)
-        store = open_store(path / "feedback.sqlite" if path.is_dir() else path)
+    for place, path in zip(places, store_paths(places), strict=True):
+        store = open_store(path)
         try:
             kinds[place] = store.project()["kind"]
             judged += read_judged(store)
@@ -111,7 +116,7 @@ def read_judged(store: Store) -> list[Judged]:
         one, body = judged[step.item], judgement.body
         one.flags += bool(body.get("flag"))
         if judgement.action == "skip":
-            one.skips += 1
+            one.skipped_by.append(step.annotator)
         else:
             one.votes.append(
                 Vote(step.annotator, step.role, body["verdict"], body, number=step.number)
@@ -169,7 +174,7 @@ def _count(kind: str, one: Judged, counts: ExportCounts) -> None:
     votes = one.in_turn()
     counts.items += 1
     counts.judgements += len(votes)
-    counts.skips += one.skips
+    counts.skips += len(one.skipped_by)
     counts.flagged += bool(one.flags)
     counts.ties += sum(is_tie(kind, vote.verdict) for vote in votes)
     counts.conflicts += majority(kind, [vote.verdict for vote in votes]).is_divided

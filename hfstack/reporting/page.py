@@ -32,6 +32,8 @@ _HEADLINES = {
     "evaluate_lm": ("bits_per_byte", "perplexity"),
     "generate": ("completions", "mean_tokens"),
     "preferences": ("train_pairs", "mean_score"),
+    "annotate": ("judgements", "items"),
+    "feedback": ("kept", "agreement"),
     "reward": ("eval_accuracy", "eval_length_rule_accuracy"),
     **dict.fromkeys(("rloo", "grpo", "ppo"), ("eval_reward", "eval_kl_per_completion")),
     "win_rate": ("win_rate", "prompts"),
