@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv demo test test-versions test-slow lint format docs docs-check wheel clean
+.PHONY: help venv demo feedback test test-versions test-slow lint format docs docs-check wheel clean
 
 help:
 	@echo "make demo        from raw text to a model that does as it is asked, on this CPU, and the page of it (minutes)"
+	@echo "make feedback    after make demo: judge 40 pairs in a browser, and see the model change (minutes)"
 	@echo "make test        run the tests"
 	@echo "make test-versions  run its core with the oldest and the newest versions that are allowed"
 	@echo "make lint        ruff and pyright"
@@ -28,6 +29,10 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 
 demo: venv
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/full_story.sh runs/story
+
+feedback: venv
+	@test -f runs/story/sft/run.json || { echo "there is no model to judge yet: make demo"; exit 1; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" ROUNDS=1 OPEN_PAGE=true bash recipes/feedback_rounds.sh runs/story runs/story_feedback
 
 test: venv
 	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile

@@ -61,7 +61,7 @@ _TABLE = {
     "(0, 1]": "tolerance top_p utilization vllm_gpu_memory_utilization",
     # what is counted: at least one, or none
     "[0, 65535]": "port",
-    "[1, inf)": "answers_per_prompt batch_size ddp_bucket_cap_mb max_items overlap "
+    "[1, inf)": "answers_per_prompt batch_size ddp_bucket_cap_mb max_items min_judgements overlap "
     "pairs_per_prompt "
     "dataloader_prefetch_factor dataset_num_proc ddp_timeout devices demo_prompts "
     "early_stopping_patience eval_accumulation_steps generation_max_length "

@@ -8,6 +8,7 @@ writes  feedback.sqlite (every judgement, for the recipe feedback) and run.json 
 """
 
 import time
+import webbrowser
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class AnnotateArgs(ProjectArgs, AnswerArgs, SimulationArgs):
     """Port to serve on; 0 for any free one."""
     store: str | None = None
     """File of the judgements; feedback.sqlite in --output_dir by default."""
+    open_page: bool = False
+    """Open the first annotator's page in this machine's browser."""
     demo_prompts: int = 40
     """Prompts of the demo corpus to answer, when a model but no --datasets are named."""
 
@@ -84,7 +87,6 @@ def main(
     """Serve the page until all is judged, and return what was counted."""
     if not model_args.model_name_or_path and not data_args.datasets:
         raise ConfigError("nothing to judge: name --datasets with answers, or a model that answers")
-
     settings = (model_args, data_args, preference_args, args, run_args)
     sock = bind(args.host, args.port)
     with sock, Run.start(__file__, run_args.output_dir, *settings) as run:
@@ -105,8 +107,8 @@ def main(
             items = make_items(answered, args, counts, seed=run_args.seed)
             gold = iterate_rows([Source(args.gold)]) if args.gold else []
             store.create(project, items + read_gold(args.kind, gold, how))
-        sources = describe_sources(data_args.datasets, read)
-        run.record_inputs(*names, *args.reward_models, items=sources)
+        asked = describe_sources(data_args.datasets, read)
+        run.record_inputs(*names, *args.reward_models, items=asked)
         run.add_artifact("feedback", store.path)
 
         # people
@@ -123,6 +125,8 @@ def main(
                 require_demo_prompts([answer_text(item.prompt) for item in desk.items])
                 simulate_people(address, tokens, RULE, args, seed=run_args.seed)
             else:
+                if args.open_page:
+                    webbrowser.open(f"{place}/#{tokens[desk.annotators[0]]}")
                 wait_for_people(desk)
 
         # finish

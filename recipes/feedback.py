@@ -1,4 +1,4 @@
-"""Export people's judgements as preferences, and measure how far people agree.
+"""Export people's judgements as preferences, and measure how far they agree.
 
     accelerate launch recipes/feedback.py --config recipes/feedback.yaml --stores runs/annotate
     hfstack run feedback --stores runs/annotate                          # the same, shorter

@@ -13,6 +13,7 @@ writes  the model (with LoRA its adapter), its critic, tokenizer, checkpoints, s
         run.json in --output_dir
 """
 
+from dataclasses import dataclass, replace
 from functools import partial
 
 from trl import ModelConfig
@@ -44,11 +45,25 @@ REWARDS = [obeys]  # used when no --reward_model is given; what may be listed: d
 SHOWN = 8  # prompts whose answers are kept at each evaluation
 
 
+@dataclass
+class ReferenceArgs:
+    """What the KL is measured to."""
+
+    reference_model: str | None = None
+    """Model that the policy is kept near: a folder or a Hub id; by default the policy as it starts.
+    Rounds of feedback name the first policy, so that the KL of all rounds is one.
+    """
+
+
 def main(
-    model_args: ModelConfig, data_args: DataArgs, online_args: OnlineArgs, training_args: PPOConfig
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    online_args: OnlineArgs,
+    reference_args: ReferenceArgs,
+    training_args: PPOConfig,
 ) -> dict[str, float]:
     """Train policy and critic, evaluate and save; return the metrics."""
-    settings = (model_args, data_args, online_args, training_args)
+    settings = (model_args, data_args, online_args, reference_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
         # data
         checkpoint = run.resume_point()
@@ -59,6 +74,11 @@ def main(
         # model
         tokenizer = load_recorded_tokenizer(run, splits, model_args)
         model = load_causal_lm(model_args, tokenizer)
+        reference = None
+        if name := reference_args.reference_model:
+            reference = load_causal_lm(replace(model_args, model_name_or_path=name), tokenizer)
+            run.record_inputs(name)
+
         problems = prompt_problems(
             splits,
             tokenizer,
@@ -77,7 +97,7 @@ def main(
             weights=training_args.reward_weights,
         )
 
-        # trainer: critic and reference are made from the policy
+        # trainer: the critic is made from the policy, and so is the reference unless it was named
         run.add_artifact("samples", "samples.jsonl")
         samples = SampleTable(
             run.output_dir / "samples.jsonl", lambda model: trainer.samples(SHOWN)
@@ -85,6 +105,7 @@ def main(
         trainer = PPOTrainer(
             model=model,
             args=training_args,
+            reference_model=reference,
             reward_funcs=rewards,
             train_dataset=splits["train"],
             eval_dataset=splits.get("eval"),

@@ -1,4 +1,4 @@
-"""Describe each annotator: speed, habits, and agreement with gold, with themselves, with others."""
+"""Describe each annotator: speed, habits, and agreement with gold and others."""
 
 import statistics
 from collections.abc import Sequence

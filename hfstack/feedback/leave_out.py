@@ -1,4 +1,4 @@
-"""Measure whose labels help a reward model and whose hurt it: leave one annotator out at a time.
+"""Measure whose labels help a reward model, by leaving out one annotator each.
 
 The reward model of this measurement is a linear head (Bradley and Terry 1952) on the frozen states
 of a language model, so that it can be trained for every annotator and every fold in seconds. Pairs

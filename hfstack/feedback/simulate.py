@@ -159,7 +159,13 @@ class Client:
 
 
 def judge_all(
-    client: Client, judge: Judge, habits: Habits, *, seed: str, most: int | None = None
+    client: Client,
+    judge: Judge,
+    habits: Habits,
+    *,
+    seed: str,
+    most: int | None = None,
+    pause_s: float = 0.0,
 ) -> int:
     """Judge until there is nothing left, and return how many judgements were sent.
 
@@ -169,6 +175,7 @@ def judge_all(
         habits: how it errs.
         seed: of its slips.
         most: judgements to stop after.
+        pause_s: mean time between two judgements.
     """
     chance = random.Random(f"simulate/{seed}")
     project, made = client.ask("/api/project"), 0
@@ -179,6 +186,8 @@ def judge_all(
         judgement |= {"action": "judge", "verdict": verdict, "seconds": 1 + 9 * chance.random()}
         shown = client.ask("/api/judgements", judgement)["next"]
         made += 1
+        if pause_s:
+            time.sleep(2 * pause_s * chance.random())
     return made
 
 

@@ -141,9 +141,16 @@ class Store:
             yield Judgement(client_id, annotator, step, action, json.loads(body))
 
     def add_step(self, step: Step) -> None:
-        """Record that an item is shown."""
+        """Record that an item is shown.
+
+        It is not flushed by itself: a judgement of it is, and everything before it in the log.
+        """
         row = (step.annotator, step.number, step.item, step.role, step.shown)
-        self._db.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?)", row)
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        try:
+            self._db.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?)", row)
+        finally:
+            self._db.execute("PRAGMA synchronous = FULL")
 
     def add_judgement(self, judgement: Judgement) -> bool:
         """Write a judgement to the disk; return False when it is there already.

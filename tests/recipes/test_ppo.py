@@ -161,6 +161,21 @@ def test_mistakes_end_in_one_line(ppo, tiny_tokenizer, tmp_path: Path) -> None:
     refuse(ConfigError, "no chat template", as_chat="true")
 
 
+def test_the_kl_can_be_measured_to_an_earlier_policy(ppo, tiny_llama: Path, tmp_path: Path) -> None:
+    """Further rounds start from a trained policy, and are kept near the first."""
+    ppo(output_dir=tmp_path / "first")
+    still = {"learning_rate": 1e-12, "critic_learning_rate": 1e-12, "total_episodes": 8}
+    start = {"model_name_or_path": tmp_path / "first", **still}
+    own = ppo(**start, output_dir=tmp_path / "own")
+    named = ppo(
+        **start,
+        reference_model=tiny_llama,
+        output_dir=tmp_path / "named",
+    )
+    assert abs(own["eval_kl_per_completion"]) < 1e-4 < named["eval_kl_per_completion"]
+    assert len(read_run(tmp_path / "named").models) > len(read_run(tmp_path / "own").models)
+
+
 def test_positions_that_are_absolute_train_too(ppo, tiny_tokenizer, tmp_path: Path) -> None:
     """TRL's online trainers get GPT-2 wrong by its padding, so rloo refuses it; nothing is padded
     on the left here.

@@ -1,0 +1,72 @@
+"""Rounds of feedback: an honest verdict, and the whole loop at its tiniest size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfstack.feedback.rounds import verdict
+from hfstack.runs.record import read_run
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.55, 0.75, "The model is better than it was: 60.0 % [55.0, 75.0]"),
+        (0.45, 0.75, "No difference can be told (60.0 % [45.0, 75.0] around 50 %). 40 judgements"),
+        (0.25, 0.45, "The model is worse than it was"),
+    ],
+)
+def test_the_verdict_is_that_of_the_interval(low: float, high: float, words: str) -> None:
+    metrics = {"win_rate": 0.6, "win_rate_low": low, "win_rate_high": high}
+    assert words in verdict(metrics, 40)
+
+
+def run(script: str, *arguments: Path, **environment: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(ROOT / "recipes" / script), *map(str, arguments)],
+        env=os.environ | {"PATH": path} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_rounds_of_simulated_feedback_close_the_loop(tmp_path: Path) -> None:
+    story, out = tmp_path / "story", tmp_path / "rounds"
+    run("full_story.sh", story, STORY_SIZE="tiny")
+    tiny = {"SIZE": "tiny", "ANNOTATORS": "simulated", "ROUNDS": "2", "LABELS": "24"}
+    printed = run("feedback_rounds.sh", story, out, **tiny)
+    assert "before:" in printed and "after:" in printed
+    assert read_run(out / "feedback2").metrics["items"] == 48, "the judgements of both rounds"
+    kept = [str(out / "annotate1" / "feedback.sqlite"), str(out / "annotate2" / "feedback.sqlite")]
+    assert [entry["path"] for entry in read_run(out / "feedback2").data] == kept
+    # the second round starts from the first's policy, and is kept near the first of all
+    models = {model["path"] for model in read_run(out / "ppo2").models}
+    assert any(path.startswith(str(out / "ppo1")) for path in models)
+    assert any(path.startswith(str(story / "sft")) for path in models)
+    # a second start has nothing to do
+    written = (out / "ppo2" / "run.json").stat().st_mtime_ns
+    run("feedback_rounds.sh", story, out, **tiny)
+    assert (out / "ppo2" / "run.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing() -> None:
+    import json
+
+    command = [sys.executable, str(ROOT / "benchmarks" / "feedback_load.py"), "--kills", "4"]
+    command += ["--annotators", "12", "--judgements", "960", "--pause_s", "0.2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    found = json.loads(done.stdout)
+    assert (
+        found["lost"] == found["doubled"] == 0 and found["acknowledged"] == found["wanted"] == 960
+    )
