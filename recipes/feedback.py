@@ -125,7 +125,7 @@ def name_annotators(judged: list[Judged], *, with_names: bool) -> dict[str, str]
 
 
 def measure_agreement(kind: str, judged: list[Judged], *, seed: int) -> dict[str, float]:
-    """Return raw agreement and Krippendorff's alpha, with intervals where they are defined."""
+    """Return raw agreement and alpha, with intervals, where they are defined."""
     verdicts = {
         number: [vote.verdict for vote in one.in_turn()]
         for number, one in enumerate(judged)

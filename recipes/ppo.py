@@ -102,6 +102,7 @@ def main(
         samples = SampleTable(
             run.output_dir / "samples.jsonl", lambda model: trainer.samples(SHOWN)
         )
+
         trainer = PPOTrainer(
             model=model,
             args=training_args,

@@ -36,6 +36,7 @@ def annotator_rows(
             with_themselves(kind, own),
             with_others(kind, judged, name),
         )
+
         rows.append(
             [
                 names[name],

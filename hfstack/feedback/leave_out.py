@@ -84,7 +84,7 @@ def labelled_pairs(judged: Sequence[Judged], features: Sequence[Any]) -> list[La
 
 
 def pair_features(model_args: ModelConfig, judged: Sequence[Judged]) -> numpy.ndarray[Any, Any]:
-    """Return (N, 2 H) differences of the last layer's states, second answer less first.
+    """Return (N, 2 H) differences of last states, second answer less first.
 
     Of each answer the mean over its tokens, and its last token, where a reward model reads.
     """
@@ -165,7 +165,7 @@ def _are_right(pairs: Sequence[LabelledPair], scores: Sequence[float]) -> list[f
 def _held_out_scores(
     pairs: Sequence[LabelledPair], folds: Sequence[int], *, without: str | None
 ) -> list[float]:
-    """Return the score of each pair by a head that saw neither its prompt nor `without`."""
+    """Return the score of each pair by a head that saw not its prompt."""
     scores = [0.0] * len(pairs)
     for fold in range(_FOLDS):
         train = [pair for pair, own in zip(pairs, folds, strict=True) if own != fold]

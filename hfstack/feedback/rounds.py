@@ -1,4 +1,4 @@
-"""Describe rounds of feedback in a table, with a verdict that does not promise too much."""
+"""Describe rounds of feedback in a table, with an honest verdict."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ _COLUMNS = (
 
 
 def describe_rounds(folder: str | Path, rounds: int) -> str:
-    """Return the table of the rounds in a folder of feedback_rounds.sh, and the verdict."""
+    """Return the table of rounds of feedback_rounds.sh, and the verdict."""
     lines: list[tuple[str, ...]] = [_COLUMNS]
     last: dict[str, float] = {}
     labels = 0.0
