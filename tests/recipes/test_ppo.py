@@ -161,17 +161,16 @@ def test_mistakes_end_in_one_line(ppo, tiny_tokenizer, tmp_path: Path) -> None:
     refuse(ConfigError, "no chat template", as_chat="true")
 
 
-def test_the_kl_can_be_measured_to_an_earlier_policy(ppo, tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_kl_can_be_measured_to_an_earlier_policy(
+    ppo, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Further rounds start from a trained policy, and are kept near the first."""
+    monkeypatch.setattr("hfstack.tasks.rl.demo_reward.obeys", obeys)
     ppo(output_dir=tmp_path / "first")
     still = {"learning_rate": 1e-12, "critic_learning_rate": 1e-12, "total_episodes": 8}
     start = {"model_name_or_path": tmp_path / "first", **still}
     own = ppo(**start, output_dir=tmp_path / "own")
-    named = ppo(
-        **start,
-        reference_model=tiny_llama,
-        output_dir=tmp_path / "named",
-    )
+    named = ppo(**start, reference_model=tiny_llama, output_dir=tmp_path / "named")
     assert abs(own["eval_kl_per_completion"]) < 1e-4 < named["eval_kl_per_completion"]
     assert len(read_run(tmp_path / "named").models) > len(read_run(tmp_path / "own").models)
 
