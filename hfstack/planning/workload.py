@@ -276,6 +276,10 @@ def _ppo_parts(
         parts.append(Part("critic", own, own_step, shares_weights=critic == "adapter"))
     if arguments.kl_coef:
         parts.append(_reference_part(config, step, frozen_passes))
+    if arguments.rollouts_ahead:
+        # a copy that only generates
+        copied = _reference_part(config, step, 0.0)
+        parts.append(replace(copied, name="policy of the rollout ahead"))
     parts += _reward_parts(*rewarded, step, frozen_passes)
 
     rows = arguments.rollout_batch_size or arguments.rollout_size

@@ -53,7 +53,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def call(
     run_recipe: Callable[..., dict[str, float]], recipe: str, **settings: object
 ) -> dict[str, float]:
-    shared = {} if recipe == "win_rate" else QUIET
+    shared = {} if recipe == "win_rate" else dict(QUIET)
+    if recipe == "rloo":
+        del shared["dataloader_pin_memory"]  # it has no data loader, and says so
     return run_recipe(recipe, *(f"--{name}={value}" for name, value in (shared | settings).items()))
 
 

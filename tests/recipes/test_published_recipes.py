@@ -230,6 +230,8 @@ def train(run_recipe, case: Case, inputs: dict[str, Path], folder: Path) -> None
         "save_strategy": "no",
         "output_dir": folder,
     }
+    if case.rows == "prompts":
+        del settings["dataloader_pin_memory"]  # no data loader, which is said in one line
     if case.model == "gru":
         settings["tokenizer_name_or_path"] = inputs["llama"]
     flags = [f"--{name}={value}" for name, value in {**settings, **case.settings}.items()]

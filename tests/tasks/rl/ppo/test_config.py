@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
+from hfstack.config import build_parser
 from hfstack.errors import ConfigError
+from hfstack.tasks.rl.ppo import config_checks
 from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.ppo.group_config import GRPOConfig, RLOOConfig
 from hfstack.tasks.rl.ppo.length import set_training_length
 from hfstack.training.unread_options import PPO_UNREAD, refuse_unread
 
@@ -206,6 +209,17 @@ def test_an_option_that_does_nothing_is_refused(name: str, tmp_path: Path):
     setattr(args, name, examples.get(name, (not default) if isinstance(default, bool) else 2))
     with pytest.raises(ConfigError, match=f"^--{name} .* does nothing here: .*; leave it out$"):
         refuse_unread(args, PPO_UNREAD)
+
+
+@pytest.mark.parametrize("kind", [RLOOConfig, GRPOConfig])
+def test_options_that_would_do_nothing_for_groups_are_no_options(kind: type[PPOConfig]):
+    """A new option of the critic has to be hidden there, or it would be refused by name alone."""
+    of_critic = {*config_checks._FOR_A_CRITIC, *config_checks._FOR_TOKEN_REWARDS, "critic"}
+    fixed = {"advantage"} if kind is RLOOConfig else set()
+    hidden = {field.name for field in dataclasses.fields(kind) if not field.init}
+    inherited = {field.name for field in dataclasses.fields(PPOConfig) if not field.init}
+    assert hidden - inherited == of_critic | fixed
+    assert "critic_model" not in build_parser(kind)[1]
 
 
 def test_what_does_nothing_is_refused_at_once(tmp_path: Path):
