@@ -86,8 +86,8 @@ _TABLE = {
     "critic_learning_rate desirable_weight dual_clip entropy_coef "
     "eval_delay kl_coef learning_rate learning_rate_scale "
     "max_grad_norm money neftune_noise_alpha price_per_device_hour "
-    "router_aux_loss_coef temperature tis_cap undesirable_weight value_head_init_std vf_coef "
-    "warmup_steps weight_decay",
+    "router_aux_loss_coef sample_temperature temperature tis_cap undesirable_weight "
+    "value_head_init_std vf_coef warmup_steps weight_decay",
     "(0, inf)": "adam_epsilon budget_flops budgets device_hours discopop_tau eval_steps kl_budget "
     "kl_target logging_steps memory_gib num_train_epochs parameters reward_clip "
     "save_steps sizes target_kl window",

@@ -112,7 +112,7 @@ def main(
         )
         if args.freeze_encoder:
             freeze_encoder(model, new_modules)
-        if (adapter := lora_beside_head(model_args, new_modules)) is not None:
+        if (adapter := lora_beside_head(model_args, new_modules, model=model)) is not None:
             model = get_peft_model(model, adapter)
 
         # rows as the model reads them

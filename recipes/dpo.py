@@ -70,7 +70,7 @@ def main(
             train_dataset=pairs["train"],
             eval_dataset=pairs.get("eval"),
             processing_class=tokenizer,
-            peft_config=new_adapter(model_args, policy),
+            peft_config=new_adapter(model_args, policy, adapts_head=False),
             callbacks=[
                 alignment.sample_answers(run, sample_args, pairs, tokenizer, policy),
                 *protect(run, push_checkpoints(training_args)),

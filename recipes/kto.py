@@ -66,7 +66,7 @@ def main(
             train_dataset=thumbs["train"],
             eval_dataset=thumbs.get("eval"),
             processing_class=tokenizer,
-            peft_config=new_adapter(model_args, policy),
+            peft_config=new_adapter(model_args, policy, adapts_head=False),
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
         alignment.count_rows(run, trainer)

@@ -59,6 +59,8 @@ class PretrainArgs:
     """Prompts whose completions are saved in samples.jsonl at each evaluation."""
     sample_tokens: int = 100
     """Length of a sample, in tokens."""
+    sample_temperature: float = 0.8
+    """Temperature of the samples, over all tokens; 0 takes the likeliest token each time."""
 
     def __post_init__(self) -> None:
         if self.sample_tokens < 1:
@@ -119,6 +121,7 @@ def main(
             tokenizer=tokenizer,
             prompts=args.sample_prompts,
             max_new_tokens=args.sample_tokens,
+            temperature=args.sample_temperature,
         )
         callbacks = [throughput, SampleTable(run.output_dir / "samples.jsonl", sample)]
 

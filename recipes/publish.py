@@ -23,7 +23,7 @@ from hfstack.publishing.card.author import AuthorFacts, parse_data_licences
 from hfstack.publishing.card.metadata import check_card
 from hfstack.publishing.card.render import render_card
 from hfstack.publishing.check_number import measure_check_number
-from hfstack.publishing.lineage import follow_chain
+from hfstack.publishing.lineage import follow_chain, rendering_of
 from hfstack.publishing.merging import merge
 from hfstack.publishing.secret_scan import known_secrets, refuse_secrets
 from hfstack.reporting.card_picture import chain_picture
@@ -135,7 +135,10 @@ def main(args: PublishArgs, card_args: CardArgs, run_args: RunArgs) -> dict[str,
             base=base,
         )
         check = measure_check_number(files, kind) if args.measure else None
-        items = staging.write_publication(items, run.output_dir, kind=kind, check=check)
+        rendering = rendering_of(chain)
+        items = staging.write_publication(
+            items, run.output_dir, kind=kind, rendering=rendering, check=check
+        )
         scanned, total_bytes = refuse_secrets(items, secrets), sum(one.bytes for one in items)
         metrics: dict[str, float] = {"files": scanned, "bytes": total_bytes}
         metrics |= {} if check is None else {check[0]: check[1]}

@@ -105,7 +105,7 @@ def main(
             train_dataset=encoded["train"],
             eval_dataset=encoded.get("eval"),
             processing_class=tokenizer,
-            peft_config=lora_beside_head(model_args, new_modules),
+            peft_config=lora_beside_head(model_args, new_modules, model=cast(Any, model)),
             callbacks=[*protect(run, push_checkpoints(training_args))],
         )
         trained_model = cast(Any, trainer.model)

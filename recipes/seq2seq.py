@@ -139,7 +139,7 @@ def main(
         scores_texts = held and training_args.predict_with_generate
 
         with refusals_of_upstream():
-            if (lora := lora_beside_head(model_args, [], "SEQ_2_SEQ_LM")) is not None:
+            if (lora := lora_beside_head(model_args, [], "SEQ_2_SEQ_LM", model=model)) is not None:
                 model = get_peft_model(model, lora)
 
             trainer = InOrderSeq2SeqTrainer(

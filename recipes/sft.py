@@ -139,7 +139,7 @@ def main(
             train_dataset=packed["train"],
             eval_dataset=packed.get("eval"),
             processing_class=tokenizer,
-            peft_config=adapters.new_adapter(model_args, model),
+            peft_config=adapters.new_adapter(model_args, model, adapts_head=False),
             callbacks=[
                 throughput,
                 fine_tuning.TokenCount(throughput.tokens_per_step),

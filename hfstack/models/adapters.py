@@ -14,11 +14,11 @@ from peft import PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from hfstack.errors import ConfigError, MissingExtraError
 from hfstack.logs import get_logger
-from hfstack.models.adapter_targets import fit_adapter
+from hfstack.models.adapter_names import adapter_for
 from hfstack.models.contents import identify_model
 from hfstack.models.loading import (
     find_architecture,
@@ -88,13 +88,13 @@ def check_adapter_flags(args: ModelConfig) -> None:
         raise MissingExtraError("bitsandbytes", "quantization")
 
 
-def new_adapter(args: ModelConfig, model: PreTrainedModel) -> PeftConfig | None:
+def new_adapter(
+    args: ModelConfig, model: PreTrainedModel, *, adapts_head: bool = True
+) -> PeftConfig | None:
     """Return the adapter that --use_peft adds; None where the model is one already.
 
-    That one is trained further, as it was set up.
-
-    Raises:
-        ConfigError: PEFT cannot put it on this model.
+    That one is trained further, as it was set up. The other arguments and errors are those of
+    `adapter_for`.
     """
     name = require_model_name(args)
     if args.use_peft and find_architecture(name) is None:
@@ -102,8 +102,7 @@ def new_adapter(args: ModelConfig, model: PreTrainedModel) -> PeftConfig | None:
         if found.adapter:
             logger.info("%s is trained further: its own settings hold, not those of --lora_*", name)
             return None
-    config = cast(PeftConfig | None, get_peft_config(args))
-    return None if config is None else fit_adapter(config, model)
+    return adapter_for(args, model, adapts_head=adapts_head)
 
 
 def give_pad_token(

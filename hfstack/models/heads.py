@@ -28,6 +28,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from hfstack.errors import CheckpointError, ConfigError, MissingExtraError
 from hfstack.logs import get_logger
+from hfstack.models.adapter_names import adapter_for
 from hfstack.models.adapters import check_adapter_flags
 from hfstack.models.contents import Contents, identify_model, not_found
 from hfstack.models.loading import (
@@ -156,16 +157,26 @@ def _copy_adapted_body(model: PreTrainedModel, args: ModelConfig, found: Content
 
 
 def lora_beside_head(
-    args: ModelConfig, new_modules: Sequence[str], task_type: str = "SEQ_CLS"
+    args: ModelConfig,
+    new_modules: Sequence[str],
+    task_type: str = "SEQ_CLS",
+    *,
+    model: PreTrainedModel | None = None,
 ) -> LoraConfig | None:
     """Return the adapter that --use_peft asks for, or None.
 
     It trains and saves every module that is new. None also where the model is an adapter that has
     the head already.
 
+    Args:
+        args: the description of the model.
+        new_modules: of `load_with_config`.
+        task_type: as peft calls the task.
+        model: that the adapter has to fit; None where nothing is adapted yet.
+
     Raises:
         ConfigError: for an architecture, whose random weights an adapter does not hold; flags that
-            need --use_peft.
+            need --use_peft; names of modules that the model does not have.
     """
     check_adapter_flags(args)
     if not args.use_peft:
@@ -185,10 +196,9 @@ def lora_beside_head(
             "without it: merge it first (hfstack run merge_checkpoint), or train all weights"
         )
     saved = sorted({*(args.lora_modules_to_save or []), *new_modules}) or None
-    return cast(
-        LoraConfig,
-        get_peft_config(replace(args, lora_task_type=task_type, lora_modules_to_save=saved)),
-    )
+    named = replace(args, lora_task_type=task_type, lora_modules_to_save=saved)
+    found = get_peft_config(named) if model is None else adapter_for(named, model)
+    return cast(LoraConfig, found)
 
 
 def load_adapter_model(

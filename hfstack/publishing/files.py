@@ -16,8 +16,8 @@ from hfstack.models.contents import ADAPTER_FILE as ADAPTER_CONFIG
 from hfstack.models.contents import CLASSIFIER_FILE, Kind, identify_model
 
 CONFIG, WEIGHTS_INDEX = "config.json", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
 TOKENIZER = "tokenizer.json"
-PUBLICATION = "publication.json"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -65,6 +65,8 @@ class PublishedKind:
         temperature: of a classifier, what `predict` divides its logits by.
         names: of a classifier's labels, by id.
         recurrent: `hfstack.models.gru` has to be imported before it can be loaded.
+        own_sampling: what its generation_config.json chooses beside token ids: `generate` would add
+            it to what a call asks for.
     """
 
     name: str
@@ -78,6 +80,7 @@ class PublishedKind:
     temperature: float = 1.0
     names: tuple[str, ...] = ()
     recurrent: bool = False
+    own_sampling: tuple[str, ...] = ()
 
 
 _REWARDING = PublishedKind(
@@ -146,7 +149,19 @@ def _kind_of_model(folder: Path) -> PublishedKind:
     return replace(
         known,
         recurrent=config.get("model_type") in _RECURRENT,
+        own_sampling=_own_sampling(folder / GENERATION),
         **_classifier_facts(folder),
+    )
+
+
+def _own_sampling(file: Path) -> tuple[str, ...]:
+    """Return the names that a generation_config.json sets beside token ids."""
+    values = read_json(file) if file.is_file() else {}
+    fixed = ("transformers_version", "use_cache", "max_new_tokens", "max_length")
+    return tuple(
+        name
+        for name, value in sorted(values.items())
+        if value is not None and name not in fixed and not name.endswith("_id") and name[0] != "_"
     )
 
 
@@ -198,7 +213,7 @@ def published_files(
 
     names = list(tokenizer_files(folder))
     if kind.name != "tokenizer":
-        whole = [CONFIG, "generation_config.json", WEIGHTS_INDEX]
+        whole = [CONFIG, GENERATION, WEIGHTS_INDEX]
         names += [*FACTS, *([ADAPTER_CONFIG] if kind.adapter else whole)]
         names += [path.name for path in folder.glob(_WEIGHTS[1 if kind.adapter else 0])]
         _check_complete(folder, kind, set(names))

@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from hfstack.disk import flush_to_disk
 from hfstack.errors import CheckpointError, ConfigError
-from hfstack.publishing.files import PUBLICATION, Item, make_item
+from hfstack.publishing.files import Item, make_item
+from hfstack.runs.rendering import PUBLICATION
 
 _SCHEME = "file://"
 

@@ -31,7 +31,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_i
 
 from hfstack.errors import ConfigError, HubError
 from hfstack.logs import get_logger
-from hfstack.publishing.files import PICKLES, PUBLICATION, Item
+from hfstack.publishing.files import PICKLES, Item
 from hfstack.publishing.hub_errors import (
     describe,
     is_network,
@@ -39,6 +39,7 @@ from hfstack.publishing.hub_errors import (
     retry_after_s,
     status_of,
 )
+from hfstack.runs.rendering import PUBLICATION
 
 logger = get_logger(__name__)
 

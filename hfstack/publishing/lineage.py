@@ -8,6 +8,7 @@ from pathlib import Path
 from hfstack.errors import CheckpointError
 from hfstack.reporting.runs import label_runs
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
+from hfstack.tasks.causal_lm.prompt_format import PRETRAINING
 
 REINFORCED = frozenset({"rloo", "grpo", "ppo"})
 """Recipes that train against rewards: their loss says nothing about the model."""
@@ -98,6 +99,21 @@ def follow_chain(directory: Path, evaluations: list[str] | None = None) -> Chain
     links = [RunLink(folder, labels[folder], record) for folder, record in found.items()]
     others = [RunLink(folder, labels[folder], record) for folder, record in measured]
     return Chain(links, others, missing)
+
+
+def rendering_of(chain: Chain) -> dict[str, str]:
+    """Return how the rows of a model were rendered, and by which recipe; {} if unknown.
+
+    A run without a record of its own, such as a merge, made a model that reads what the one before
+    it did.
+    """
+    for link in reversed(chain.links):
+        recipe = link.record.recipe
+        if link.record.rendering:
+            return {"recipe": recipe, **link.record.rendering}
+        if recipe in PRETRAINING:
+            return {"recipe": recipe, "form": "text"}
+    return {}
 
 
 def shorten_paths(text: str, chain: Chain) -> str:

@@ -15,7 +15,6 @@ from hfstack.errors import CheckpointError, ConfigError
 from hfstack.logs import get_logger
 from hfstack.publishing.files import (
     ADAPTER_CONFIG,
-    PUBLICATION,
     Item,
     PublishedKind,
     detect_kind,
@@ -28,6 +27,7 @@ from hfstack.publishing.lineage import Chain, shorten_paths
 from hfstack.publishing.secret_scan import hide_known
 from hfstack.redaction import redact
 from hfstack.runs.record import changed_output
+from hfstack.runs.rendering import PUBLICATION
 
 logger = get_logger(__name__)
 
@@ -135,11 +135,17 @@ def stage_files(
 
 
 def write_publication(
-    items: list[Item], folder: Path, *, kind: PublishedKind, check: tuple[str, float] | None
+    items: list[Item],
+    folder: Path,
+    *,
+    kind: PublishedKind,
+    rendering: dict[str, str],
+    check: tuple[str, float] | None,
 ) -> list[Item]:
     """Write publication.json, which `verify` reads, and return the items with it.
 
     Args:
+        rendering: of `rendering_of`: who uses the model is held to it, as to that of run.json.
         check: a number that was measured on these files, and its name.
     """
     values: dict[str, Any] = {
@@ -148,6 +154,7 @@ def write_publication(
         "kind": kind.name,
         "repo_type": kind.repo_type,
         "adapter": kind.adapter,
+        "rendering": rendering,
         "check": None if check is None else {"name": check[0], "value": check[1]},
         "files": {one.path: {"bytes": one.bytes, "sha256": one.sha256} for one in items},
     }

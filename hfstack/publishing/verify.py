@@ -11,7 +11,6 @@ from hfstack.logs import get_logger
 from hfstack.publishing.check_number import agrees, measure_check_number
 from hfstack.publishing.files import (
     ADAPTER_CONFIG,
-    PUBLICATION,
     PublishedKind,
     detect_kind,
     make_item,
@@ -20,6 +19,7 @@ from hfstack.publishing.files import (
 from hfstack.publishing.hub import HubRepo, check_name, transport
 from hfstack.publishing.hub_errors import describe, is_network
 from hfstack.publishing.staging import read_publication
+from hfstack.runs.rendering import PUBLICATION
 
 logger = get_logger(__name__)
 

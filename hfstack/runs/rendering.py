@@ -4,14 +4,17 @@ A model that learned on turns between the markers of a chat template has never s
 the other way round: its answers, rewards and log-probabilities there mean little, and nothing
 fails. So each run that trains on prompts with answers says in run.json whether they were turns or
 text, with which template and which tokenizer; who trains the model further, or is scored by it,
-follows that or is refused.
+follows that or is refused. What is published says it in publication.json.
 """
 
+import functools
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from hfstack.disk import hash_text
 from hfstack.errors import CheckpointError, ConfigError
@@ -19,6 +22,9 @@ from hfstack.logs import get_logger
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
 
 logger = get_logger(__name__)
+
+PUBLICATION = "publication.json"
+"""What hfstack publishes beside a model's files; `rendering` in it is that of run.json."""
 
 Form = Literal["chat", "plain", "text"]
 """Turns through a chat template, prompt + answer as they are, or text without a prompt."""
@@ -59,15 +65,29 @@ def describe_rendering(tokenizer: PreTrainedTokenizerBase, form: Form) -> dict[s
 def read_rendering(name: str | None) -> tuple[Rendering, str] | None:
     """Return how the rows of a model's run were rendered, and the file that says so.
 
-    None for a model that no run of prompts with answers has written, such as one of the Hub.
+    None for a model that no run of prompts with answers has written, such as most of the Hub.
     """
-    found = _find_record(Path(name)) if name else None
-    if found is None or not found[1].rendering:
+    if not name:
         return None
-    folder, record = found
-    values: dict[str, Any] = record.rendering
-    rendering = Rendering(values["form"], values["tokenizer"], values.get("template", ""))
-    return (rendering, str(folder / RUN_FILE)) if rendering.form != "text" else None
+
+    values: dict[str, Any] = read_published_rendering(name)
+    place = f"{name}/{PUBLICATION}"
+    if found := _find_record(Path(name)):
+        values, place = found[1].rendering, str(found[0] / RUN_FILE)
+    if values.get("form") not in _SAID:
+        return None
+    return Rendering(values["form"], values["tokenizer"], values.get("template", "")), place
+
+
+def read_published_rendering(name: str) -> dict[str, Any]:
+    """Return what publication.json says of a model's rows; {} where there is none.
+
+    Args:
+        name: a folder, or the Hub id of a model.
+    """
+    if Path(name).expanduser().exists():
+        return _read_publication(str(Path(name).expanduser() / PUBLICATION))
+    return _read_publication(_find_on_hub(name))
 
 
 def follow_rendering(
@@ -150,6 +170,31 @@ def check_rendering(name: str | None, tokenizer: PreTrainedTokenizerBase, *, cha
                 f"{name} was trained with another {what} than this one ({place}): restore its "
                 "files, and name no other tokenizer"
             )
+
+
+@functools.cache
+def _find_on_hub(name: str) -> str | None:
+    """Return the publication.json of a model of the Hub as a file here, or None."""
+    looks_local = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
+    if looks_local:
+        return None
+    try:
+        return cached_file(
+            name,
+            PUBLICATION,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):
+        return None  # whoever loads the model says what is wrong with its name
+
+
+def _read_publication(file: str | None) -> dict[str, Any]:
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))["rendering"] if file else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _find_record(folder: Path) -> tuple[Path, RunRecord] | None:

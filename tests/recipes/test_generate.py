@@ -246,7 +246,8 @@ def test_an_answer_beyond_the_context_is_refused(
     assert generate(room, "c")["completions"] == 2
 
     model = GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2")
-    pairs = sample_pairs(model, tokenizer=tiny_tokenizer, prompts=[long, "a"], max_new_tokens=99)
+    settings = {"tokenizer": tiny_tokenizer, "max_new_tokens": 99, "temperature": 0.8}
+    pairs = sample_pairs(model, prompts=[long, "a"], **settings)
     assert len(pairs) == 2, "samples of a training are shorter instead"
 
 

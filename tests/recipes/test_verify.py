@@ -25,7 +25,8 @@ def publication(tmp_path: Path, tiny_llama: Path) -> Path:
     kind = detect_kind(folder, {})
     files = published_files(folder, kind, {})
     items = [make_item(name, path) for name, path in files.items()]
-    write_publication(items, folder, kind=kind, check=measure_check_number(files, kind))
+    check = measure_check_number(files, kind)
+    write_publication(items, folder, kind=kind, rendering={}, check=check)
     return folder
 
 

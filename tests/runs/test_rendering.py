@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hfstack.runs.rendering import (
     read_rendering,
 )
 from hfstack.runs.run import Run
+from hfstack.tasks.causal_lm.prompt_format import find_prompt_format
 from hfstack.tasks.preferences.encode import encode_answer
 from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.online import OnlineArgs, load_recorded_prompts, load_recorded_tokenizer
@@ -82,6 +84,45 @@ def test_a_record_is_read_from_the_run_its_checkpoints_and_what_was_merged(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.json").write_text('{"of": "another tool"}')
     assert read_rendering(str(tmp_path / "other")) is None
+
+
+@pytest.mark.parametrize("place", ["folder", "Hub"])
+def test_what_is_published_is_read_as_a_run_is(
+    trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder = trained("chat")
+    published = {"rendering": {"recipe": "sft", **read_run(folder).rendering}}
+    (folder / "run.json").unlink()
+    (folder / "publication.json").write_text(json.dumps(published))
+    name = str(folder)
+    if place == "Hub":  # what was downloaded before
+        name, cache = "somebody/talker", tmp_path / "cache" / "models--somebody--talker"
+        shutil.copytree(folder, cache / "snapshots" / "abc")
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text("abc")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    rendering, said_by = read_rendering(name) or pytest.fail("nothing was read")
+    assert rendering.chat and said_by == f"{name}/publication.json"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert find_prompt_format(name, tokenizer).reason.startswith("sft trained it so")
+    assert follow_rendering(name, None, flag="conversational", usual=False)
+    with pytest.raises(ConfigError, match="the rows are plain text, but .* on conversations"):
+        check_rendering(name, tokenizer, chat=False)
+
+    tokenizer.chat_template = TEMPLATE.replace("[assistant]", "[bot]")
+    with pytest.raises(CheckpointError, match="another chat template than this one"):
+        check_rendering(name, tokenizer, chat=True)
+
+
+def test_a_published_model_that_was_pretrained_is_not_asked_by_its_template(trained) -> None:
+    folder = trained("text")
+    (folder / "run.json").unlink()
+    published = {"rendering": {"recipe": "pretrain_clm", "form": "text"}}
+    (folder / "publication.json").write_text(json.dumps(published))
+    found = find_prompt_format(str(folder), AutoTokenizer.from_pretrained(folder))
+    assert found.kind == "document"
+    assert read_rendering(str(folder)) is None
 
 
 def test_an_option_that_was_left_out_follows_and_one_that_was_set_must_agree(

@@ -25,7 +25,7 @@ from hfstack.publishing.card.metrics import (
     tabulate,
 )
 from hfstack.publishing.files import CONFIG, PublishedKind, read_json
-from hfstack.publishing.lineage import REINFORCED, Chain
+from hfstack.publishing.lineage import REINFORCED, Chain, rendering_of
 from hfstack.redaction import redact
 from hfstack.reporting.runs import Sample, read_samples
 
@@ -93,7 +93,7 @@ def render_loading(
 
     Args:
         repo: Hub id or path that `from_pretrained` takes.
-        chat: the tokenizer has a chat template.
+        chat: the tokenizer has a chat template, and the model has learned it.
         base: the model that an adapter belongs to.
         part: of a dataset, the configuration to load, "" for its default.
     """
@@ -141,7 +141,7 @@ def _model_facts(chain: Chain) -> dict[str, Any]:
     """Return what the card says of the model itself."""
     folder, record = chain.last.directory, chain.last.record
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    chat = (folder / "chat_template.jinja").is_file()
+    has_template = (folder / "chat_template.jinja").is_file()
     context = config.get("max_position_embeddings", config.get("n_positions"))
 
     # The number of parameters is recorded by this run or by the pretraining behind it.
@@ -158,7 +158,7 @@ def _model_facts(chain: Chain) -> dict[str, Any]:
     table["Vocabulary"] = f"{vocabulary:,} tokens" if vocabulary else None
     table["Weights"] = config.get("dtype")
     if config:
-        table["Chat template"] = "yes" if chat else "no"
+        table["Chat template"] = "yes" if has_template else "no"
     labels = list((config.get("id2label") or {}).values())
     if len(labels) > 1:
         table["Labels"] = facts.format_cell(", ".join(map(str, labels[:_SHOWN_LABELS])))
@@ -166,7 +166,7 @@ def _model_facts(chain: Chain) -> dict[str, Any]:
     return {
         "facts": [(name, value) for name, value in table.items() if value],
         "has_config": bool(config),
-        "chat": chat,
+        "chat": has_template and rendering_of(chain).get("form", "chat") == "chat",
         "parameters": parameters,
         "context": context,
         "newly_initialised": facts.was_newly_initialised(chain),

@@ -181,17 +181,18 @@ def sample_pairs(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     max_new_tokens: int,
+    temperature: float,
 ) -> list[tuple[str, str]]:
     """Return (prompt, completion) pairs to look at while training.
 
-    Sampled at temperature 0.8 from the 50 likeliest tokens; shorter where the context ends.
+    Sampled from all tokens; shorter where the context ends.
     """
     context = context_length(model.config)
     if context is not None:
         longest = max(len(encode_prompt(tokenizer, prompt, "document")) for prompt in prompts)
         max_new_tokens = max(1, min(max_new_tokens, context - longest))
     completions = generate_from_texts(
-        model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=0.8, top_k=50
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature
     )
     return [(one.prompt, one.completion) for one in completions]
 

@@ -14,13 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from hfstack.errors import ConfigError, DataError
 from hfstack.runs.checkpoint_files import step_of
 from hfstack.runs.record import RUN_FILE, RunRecord, read_run
+from hfstack.runs.rendering import PUBLICATION, read_published_rendering
 from hfstack.tokens.chat import encode_for_generation
 from hfstack.tokens.fast_encoding import document_start_id
 
 # Recipes that read texts as documents, whatever template their tokenizer has.
-_PRETRAINING = frozenset({"pretrain_clm", "scaling_ladder"})
+PRETRAINING = frozenset({"pretrain_clm", "scaling_ladder"})
 
 Kind = Literal["chat", "prompt", "document"]
+_KINDS: dict[str, Kind] = {"chat": "chat", "plain": "prompt", "text": "document"}
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ def find_prompt_format(
     """Return the format that a model was trained with.
 
     Args:
-        name: a run, a checkpoint or an adapter in its folder, or a Hub id, whose template is taken
-            to be learned.
+        name: a run, a checkpoint or an adapter in its folder, or what was published. The template
+            of any other model is taken to be learned.
         as_chat: decides instead; None for what was recorded.
 
     Raises:
@@ -48,6 +50,7 @@ def find_prompt_format(
     """
     folder = Path(name).expanduser()
     recorded = _recorded_format(folder.parent if step_of(folder) >= 0 else folder, set())
+    recorded = recorded or _published_format(name)
     if as_chat is False:
         plain = recorded if recorded is not None and recorded.kind == "prompt" else None
         return PromptFormat(plain.kind if plain else "document", "as asked")
@@ -114,12 +117,21 @@ def _recorded_format(folder: Path, seen: set[Path]) -> PromptFormat | None:
     return next((one for one in found if one is not None), None)
 
 
+def _published_format(name: str) -> PromptFormat | None:
+    """Return what publication.json says of the format, or None."""
+    published = read_published_rendering(name)
+    kind = _KINDS.get(published.get("form", ""))
+    if kind is None:
+        return None
+    recipe = published.get("recipe", "hfstack")
+    return PromptFormat(kind, f"{recipe} trained it so, by its {PUBLICATION}")
+
+
 def _own_format(record: RunRecord) -> PromptFormat | None:
     """Return what one run's recipe and settings say of the format, or None."""
     if form := record.rendering.get("form"):
-        kinds: dict[str, Kind] = {"chat": "chat", "plain": "prompt", "text": "document"}
-        return PromptFormat(kinds[form], f"{record.recipe} trained it so, by its run.json")
-    if record.recipe in _PRETRAINING:
+        return PromptFormat(_KINDS[form], f"{record.recipe} trained it so, by its run.json")
+    if record.recipe in PRETRAINING:
         return PromptFormat("document", "it was pretrained on plain text")
 
     # Runs of before that was recorded say it by their settings.

@@ -86,7 +86,7 @@ def load_with_head(
     model, new_modules = _load_base(
         args, tokenizer, task, tags=tags, attention_dropout=attention_dropout
     )
-    adapter = lora_beside_head(args, new_modules, _ADAPTER_TASKS[task])
+    adapter = lora_beside_head(args, new_modules, _ADAPTER_TASKS[task], model=model)
     return model if adapter is None else cast(PeftModel, get_peft_model(model, adapter))
 
 

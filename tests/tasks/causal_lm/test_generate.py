@@ -1,5 +1,6 @@
 """Completions do not depend on their batch."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -74,9 +75,19 @@ def test_wrong_sampling_settings(model, tiny_tokenizer, setting: dict, message: 
         )
 
 
-def test_sample_pairs(model, tiny_tokenizer) -> None:
-    pairs = sample_pairs(model, tokenizer=tiny_tokenizer, prompts=["The", "A"], max_new_tokens=4)
-    assert [prompt for prompt, _ in pairs] == ["The", "A"]
+def test_samples_of_a_training_are_at_its_temperature(model, tiny_tokenizer) -> None:
+    settings = {"tokenizer": tiny_tokenizer, "max_new_tokens": 4}
+    greedy = sample_pairs(model, prompts=["The", "A", "The"], temperature=0.0, **settings)
+    assert [prompt for prompt, _ in greedy] == ["The", "A", "The"] and greedy[0] == greedy[2]
+
+    # over all tokens: more than the 50 that transformers would keep
+    uniform = copy.deepcopy(model)
+    uniform.lm_head.weight.data.zero_()
+    texts = [f"{number}" for number in range(300)]
+    drawn = sample_pairs(
+        uniform, prompts=texts, temperature=1.0, **settings | {"max_new_tokens": 1}
+    )
+    assert len({text for _, text in drawn}) > 50
 
 
 def test_top_k_zero_keeps_all_tokens(

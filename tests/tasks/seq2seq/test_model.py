@@ -1,5 +1,6 @@
 """Encoder-decoders from architectures and checkpoints: tokens, lengths, decoding, refusals."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,12 +89,14 @@ def test_lengths_are_bounded_by_positions_and_not_by_distances(tiny_tokenizer) -
         text_lengths(None, 101, bart, tiny_tokenizer)
 
 
-def test_decoding_is_kept_with_the_model(tmp_path: Path, tiny_tokenizer) -> None:
+def test_decoding_is_kept_with_the_model(
+    tmp_path: Path, tiny_tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
     model = load_seq2seq(ModelConfig("t5-5m.json"), tiny_tokenizer)
     usual = {"max_length": None, "num_beams": None, "usual_length": 30}
     assert set_decoding(model, **usual) == {"max_length": 30, "num_beams": 1}
     assert set_decoding(model, **usual | {"num_beams": 4}) == {"max_length": 30, "num_beams": 4}
-    assert set_decoding(model, **usual | {"max_length": 20}) == {"max_length": 20, "num_beams": 4}
+    assert set_decoding(model, **usual | {"max_length": 20}) == {"max_length": 20, "num_beams": 1}
     more = tmp_path / "more.json"
     more.write_text('{"no_repeat_ngram_size": 3, "num_beams": 5}')
     expected = {"max_length": 30, "num_beams": 5, "no_repeat_ngram_size": 3}
@@ -102,7 +105,11 @@ def test_decoding_is_kept_with_the_model(tmp_path: Path, tiny_tokenizer) -> None
         set_decoding(model, **usual | {"source": tmp_path / "nowhere.json"})
     model.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    found, _, _ = load_finished_seq2seq(ModelConfig(str(tmp_path)))
+    (tmp_path / "task.json").write_text(json.dumps({"decoding": expected}))
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        found, _, _ = load_finished_seq2seq(ModelConfig(str(tmp_path)))
+    assert "not used" not in caplog.text
     assert {name: getattr(found.generation_config, name) for name in expected} == expected
     assert found.generation_config.eos_token_id == tiny_tokenizer.eos_token_id, (
         "what the file leaves open stays"
@@ -135,3 +142,34 @@ def test_refusals(tmp_path: Path, tiny_llama: Path, tiny_tokenizer) -> None:
     lora = lora_beside_head(ModelConfig(tiny, use_peft=True), [], "SEQ_2_SEQ_LM")
     assert lora is not None and lora.task_type == "SEQ_2_SEQ_LM"
     assert lora_beside_head(ModelConfig(tiny), [], "SEQ_2_SEQ_LM") is None
+
+
+def test_a_checkpoint_s_own_decoding_is_not_inherited(
+    tmp_path: Path, tiny_tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_seq2seq(ModelConfig("t5-5m.json"), tiny_tokenizer)
+    model.generation_config.update(
+        num_beams=3, length_penalty=2.0, no_repeat_ngram_size=2, min_length=9, max_new_tokens=7
+    )
+    model.generation_config.forced_eos_token_id = tiny_tokenizer.eos_token_id
+    own = tmp_path / "own.json"
+    model.generation_config.to_json_file(own)
+
+    with caplog.at_level("INFO"):
+        found = set_decoding(model, max_length=None, num_beams=None, usual_length=12)
+    assert found == {"max_length": 12, "num_beams": 1}
+    assert "not used: length_penalty 2.0, max_new_tokens 7, min_length 9, no_rep" in caplog.text
+    config = model.generation_config
+    assert (config.length_penalty, config.no_repeat_ngram_size, config.max_new_tokens) == (
+        None,
+    ) * 3
+    assert config.forced_eos_token_id == config.eos_token_id == tiny_tokenizer.eos_token_id
+
+    # asked for by name it is used
+    named = set_decoding(model, max_length=None, num_beams=None, usual_length=12, source=own)
+    assert (named["num_beams"], named["length_penalty"], named["min_length"]) == (3, 2.0, 9)
+
+    # transformers would sample from the 50 likeliest tokens
+    own.write_text('{"do_sample": true, "temperature": 0.5}')
+    named = set_decoding(model, max_length=None, num_beams=None, usual_length=12, source=own)
+    assert (model.generation_config.top_k, named["top_p"], named["temperature"]) == (0, 1.0, 0.5)
