@@ -27,6 +27,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import pair_problems
+from hfstack.tasks.preferences.later_turns import train_answers_alone
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
@@ -76,6 +77,7 @@ def main(
                 *protect(run, push_checkpoints(training_args)),
             ],
         )
+        train_answers_alone(trainer, pairs, tokenizer)
         alignment.count_rows(run, trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))

@@ -28,6 +28,7 @@ from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import good_share
+from hfstack.tasks.preferences.later_turns import train_answers_alone
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
@@ -69,6 +70,7 @@ def main(
             peft_config=new_adapter(model_args, policy, adapts_head=False),
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
+        train_answers_alone(trainer, thumbs, tokenizer)
         alignment.count_rows(run, trainer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))

@@ -32,6 +32,7 @@ from hfstack.runs.run import Run
 from hfstack.tasks.preferences import alignment
 from hfstack.tasks.preferences.checks import fitting_prompts, pair_problems
 from hfstack.tasks.preferences.encode import render_tools
+from hfstack.tasks.preferences.later_turns import train_answers_alone
 from hfstack.tasks.preferences.pair_counting import EachPairCounts
 from hfstack.tasks.preferences.rows import PreferenceArgs
 from hfstack.training.checkpointing import protect
@@ -73,16 +74,17 @@ def main(
 
         # trainer
         samples = alignment.sample_answers(run, sample_args, rows, tokenizer, model)
-        rows = render_tools(rows, tokenizer)
+        rendered = render_tools(rows, tokenizer)
         trainer = PairwiseORPOTrainer(
             model=model,
             args=training_args,
-            train_dataset=rows["train"],
-            eval_dataset=rows.get("eval"),
+            train_dataset=rendered["train"],
+            eval_dataset=rendered.get("eval"),
             processing_class=tokenizer,
             peft_config=new_adapter(model_args, model),
             callbacks=[samples, *protect(run, push_checkpoints(training_args))],
         )
+        train_answers_alone(trainer, rows, tokenizer)
         trained = checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
         save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
 

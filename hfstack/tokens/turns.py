@@ -20,6 +20,7 @@ Turn = dict[str, Any]
 # columns beside a conversation that go into the chat template: of OpenAI, LLaMA-Factory, OpenOrca
 SYSTEM_NAMES = ("system", "system_prompt")
 TOOLS_NAMES = ("tools", "functions")
+TOOLS_KEY = "tools"  # where a prompt of online training carries them, in its first turn
 
 # names of the roles in ShareGPT, LLaMA-Factory and OpenAI's first format of function calls
 _ROLES = {
@@ -131,6 +132,24 @@ def with_system(turns: list[Turn], text: Any) -> list[Turn]:
             raise DataError("a system turn and another text in the system column: keep one of them")
         return turns
     return [{"role": "system", "content": text}, *turns]
+
+
+def with_tools(turns: list[Turn], tools: list[dict[str, Any]]) -> list[Turn]:
+    """Return the turns with the schemas of their tools in the first one.
+
+    So a prompt stays one value wherever it goes; `split_tools` takes them out again before anything
+    is rendered.
+    """
+    return [{**turns[0], TOOLS_KEY: tools}, *turns[1:]] if tools else turns
+
+
+def split_tools(turns: Sequence[Turn]) -> tuple[list[Turn], list[dict[str, Any]] | None]:
+    """Return the turns as chat templates read them, and the schemas of their tools or None."""
+    tools = turns[0].get(TOOLS_KEY) if turns else None
+    if not tools:
+        return list(turns), None
+    first = {key: value for key, value in turns[0].items() if key != TOOLS_KEY}
+    return [first, *turns[1:]], tools
 
 
 def is_learned(turn: Turn) -> bool:

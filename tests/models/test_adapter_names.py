@@ -1,4 +1,4 @@
-"""Names of modules that an adapter would pass over are refused, and the others are what is adapted."""
+"""Names that an adapter would pass over are refused, and the others are what is adapted."""
 
 from pathlib import Path
 

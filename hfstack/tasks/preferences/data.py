@@ -439,9 +439,9 @@ def _report(
     )
 
     if counts.parted_early:
-        logger.warning(
-            "%s: %d pairs part before their last turn: what the user says behind that is read "
-            "as a part of the answers; shorten them to the first answer that differs",
+        logger.info(
+            "%s: %d pairs part before their last turn: of what follows the assistant's turns are "
+            "trained, and a reward model reads all of it",
             name,
             counts.parted_early,
         )

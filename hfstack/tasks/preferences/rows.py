@@ -309,13 +309,13 @@ def _other_names(found: Sequence[str], kinds: dict[str, set[str]], args: Prefere
 def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
     """Return prompt, chosen and rejected of a row.
 
-    A conversation that holds its prompt is split where the two answers differ.
+    Conversations are split where the two answers differ: what they share belongs to the prompt.
     """
     chosen, rejected = row[args.chosen_column], row[args.rejected_column]
     prompt = row.get(args.prompt_column)
 
     conversations = isinstance(chosen, list) and isinstance(rejected, list)
-    if not conversations or not chosen or chosen[0].get("role") == "assistant":
+    if not conversations or not chosen or not rejected:
         return prompt, chosen, rejected
 
     # equal conversations still have a last turn
@@ -323,7 +323,13 @@ def pair_texts(row: Any, args: PreferenceArgs) -> tuple[Any, Any, Any]:
     while shared < most and chosen[shared] == rejected[shared]:
         shared += 1
 
-    before = prompt if isinstance(prompt, list) and chosen[: len(prompt)] != prompt else []
+    # answers that begin with the assistant's turn do not hold their prompt
+    if chosen[0].get("role") == "assistant":
+        if not shared or prompt is None:
+            return prompt, chosen, rejected
+        before = turns_of(prompt, "user")
+    else:
+        before = prompt if isinstance(prompt, list) and chosen[: len(prompt)] != prompt else []
     return [*before, *chosen[:shared]], chosen[shared:], rejected[shared:]
 
 

@@ -16,6 +16,7 @@ from hfstack.runs.rendering import check_rendering, follow_rendering, read_rende
 from hfstack.tasks.preferences.encode import encode_answer, leave_open, shorten
 from hfstack.tasks.preferences.reward_model import load_reward_model, score_sequences
 from hfstack.tokens.chat import extract_text
+from hfstack.tokens.turns import split_tools
 
 logger = get_logger(__name__)
 
@@ -133,7 +134,10 @@ class RewardModel:
                 "plain prompts set --as_chat false"
             )
 
-        token_ids, begin, end = encode_answer(self.tokenizer, prompt, completion)
+        tools = None
+        if not isinstance(prompt, str):
+            prompt, tools = split_tools(prompt)
+        token_ids, begin, end = encode_answer(self.tokenizer, prompt, completion, tools)
         if not finished:
             token_ids = leave_open(self.tokenizer, token_ids, end)
         if self.max_length is None or len(token_ids) <= self.max_length:

@@ -18,9 +18,17 @@ from hfstack.logs import get_logger
 from hfstack.models.context import context_length
 from hfstack.row_counts import RowCounts
 from hfstack.runs.rendering import follow_rendering
-from hfstack.tokens.chat import render_chat
+from hfstack.tokens.chat import encode_for_generation
 from hfstack.tokens.seams import decode_answer, opening_for
-from hfstack.tokens.turns import columns_beside, is_conversation, read_turns, with_system
+from hfstack.tokens.turns import (
+    columns_beside,
+    is_conversation,
+    read_tools,
+    read_turns,
+    split_tools,
+    with_system,
+    with_tools,
+)
 from hfstack.training.checks import (
     every_turn_is_rendered,
     no_double_bos,
@@ -29,6 +37,8 @@ from hfstack.training.checks import (
 from hfstack.training.preflight import NO_SHARED_ROW, Problems
 
 logger = get_logger(__name__)
+
+_RENDER_TOOLS = frozenset({"ppo", "rloo", "grpo"})  # win_rate asks without
 
 
 def load_prompts(
@@ -68,21 +78,22 @@ def load_prompts(
 
         # Streamed rows cannot be read twice.
         if not isinstance(rows, Dataset):
-            splits[split] = rows.map(partial(_read_prompt, system=None)) if as_chat else rows
+            splits[split] = rows.map(partial(_read_prompt, beside={})) if as_chat else rows
             continue
 
         chat = as_chat or _is_turns(rows[0]["prompt"])
-        system = _find_system(rows, recipe=recipe, chat=chat)
+        beside = _find_beside(rows, recipe=recipe, chat=chat)
         if split == "train":
-            row_counts.name_columns(rows.column_names, ["prompt", system], rest_for_rewards=True)
+            read = ["prompt", *beside.values()]
+            row_counts.name_columns(rows.column_names, read, rest_for_rewards=True)
         for number, row in enumerate(cast(Any, rows), 1):
-            if problem := _row_problem(row, system=system):
+            if problem := _row_problem(row, beside=beside):
                 raise DataError(f"{recipe}: {split} row {number}, column {column!r}: {problem}")
 
         # JSON because Arrow would give every turn the keys of all turns, and templates read them
         if chat:
             features = Features({**rows.features, "prompt": Json()})
-            rows = rows.map(partial(_read_prompt, system=system), features=features)
+            rows = rows.map(partial(_read_prompt, beside=beside), features=features)
         splits[split] = rows
 
     return splits
@@ -125,7 +136,7 @@ def prompt_problems(
 
     rendered = {
         f"every {name} turn is rendered": every_turn_is_rendered(
-            ((prompt, None) for prompt in side if not isinstance(prompt, str)), tokenizer
+            (split_tools(prompt) for prompt in side if not isinstance(prompt, str)), tokenizer
         )
         for name, side in prompts.items()
         if any(not isinstance(prompt, str) for prompt in side)
@@ -145,7 +156,7 @@ def prompt_problems(
 
 
 def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens of a prompt; a conversation goes through the chat template.
+    """Return the tokens of a prompt; turns go through the chat template with their tools.
 
     Raises ConfigError for a conversation when the tokenizer has no chat template.
     """
@@ -158,10 +169,8 @@ def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
             "plain prompts set --as_chat false"
         )
 
-    rendered = render_chat(
-        tokenizer, prompt, add_generation_prompt=True, tokenize=True, return_dict=True
-    )
-    return cast(list[int], rendered["input_ids"])
+    turns, tools = split_tools(prompt)
+    return encode_for_generation(tokenizer, turns, tools)
 
 
 def decode_completions(
@@ -214,32 +223,37 @@ def as_the_model_reads(
     ]
 
 
-def _find_system(rows: Dataset, *, recipe: str, chat: bool) -> str | None:
-    """Return the column of system turns, or None; log what has no place in prompts."""
+def _find_beside(rows: Dataset, *, recipe: str, chat: bool) -> dict[str, str]:
+    """Return the columns that go into the chat template, by their use; log the others."""
     beside = columns_beside(rows, [name for name in rows.column_names if name != "prompt"])
-    if "tools" in beside:
+    if recipe not in _RENDER_TOOLS and "tools" in beside:
         logger.warning(
-            "the column %r is not read: %s renders prompts without tools", beside["tools"], recipe
+            "the column %r is not read: %s renders prompts without tools",
+            beside.pop("tools"),
+            recipe,
         )
-    if "system" in beside and not chat:
+    if beside and not chat:
         logger.warning(
-            "the column %r is not read: only conversations have a place for it (--as_chat)",
-            beside["system"],
+            "the columns %s are not read: only conversations have a place for them (--as_chat)",
+            ", ".join(map(repr, beside.values())),
         )
-    return beside.get("system") if chat else None
+        return {}
+    return beside
 
 
-def _read_prompt(row: dict[str, Any], *, system: str | None) -> dict[str, Any]:
+def _read_prompt(row: dict[str, Any], *, beside: dict[str, str]) -> dict[str, Any]:
     """Return the prompt of a row as the turns that the chat template reads."""
     turns = read_turns(row["prompt"], "user")
-    return {"prompt": with_system(turns, row[system] if system else None)}
+    turns = with_system(turns, row[beside["system"]] if "system" in beside else None)
+    tools = read_tools(row[beside["tools"]]) if "tools" in beside else []
+    return {"prompt": with_tools(turns, tools)}
 
 
 def _is_turns(prompt: Any) -> bool:
     return not isinstance(prompt, str) or is_conversation(prompt)
 
 
-def _row_problem(row: dict[str, Any], *, system: str | None) -> str | None:
+def _row_problem(row: dict[str, Any], *, beside: dict[str, str]) -> str | None:
     """Return what is wrong with the prompt of a row as it stands in the file, or None."""
     prompt = row["prompt"]
     if problem := _prompt_problem(prompt):
@@ -248,7 +262,7 @@ def _row_problem(row: dict[str, Any], *, system: str | None) -> str | None:
         return None
 
     try:
-        return _prompt_problem(_read_prompt(row, system=system)["prompt"])
+        return _prompt_problem(_read_prompt(row, beside=beside)["prompt"])
     except DataError as error:
         return str(error)
 

@@ -369,6 +369,10 @@ def test_pairs_that_part_before_their_last_turn_are_counted():
     counts = PreferenceCounts()
     found = to_pairs([late, early], counts=counts)
     assert counts.parted_early == 1 and len(found) == 2
-    # the prompt ends where they part, so the user's turn is a part of both answers
+    # the prompt ends where they part, so the user's turn is a part of both answers, where answers
+    # begin with the assistant's turn too
+    beside = {side: early[side][1:] for side in early} | {"prompt": "hi"}
+    late_beside = {side: late[side][1:] for side in late} | {"prompt": "hi"}
+    assert to_pairs([late_beside, beside]) == found
     assert [each["role"] for each in found[1]["chosen"]] == ["assistant", "user", "assistant"]
     assert [each["role"] for each in found[0]["chosen"]] == ["assistant"]

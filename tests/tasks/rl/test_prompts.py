@@ -1,5 +1,6 @@
 """Prompts of online reinforcement learning are loaded, checked and truncated."""
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -7,11 +8,17 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 from hfstack.data.sources import DataArgs, Source
 from hfstack.errors import ConfigError, DataError
 from hfstack.logs import setup_logging
+from hfstack.tasks.rewards.reward_model import RewardModel
 from hfstack.tasks.rl.prompts import (
     encode_prompt,
     load_prompts,
@@ -33,13 +40,17 @@ def load(tmp_path: Path):
     """Write rows and load them as prompts; keyword arguments go to DataArgs."""
 
     def call(
-        rows: list[dict[str, Any]], *, as_chat: bool = False, **settings: Any
+        rows: list[dict[str, Any]],
+        *,
+        as_chat: bool = False,
+        recipe: str = "rloo",
+        **settings: Any,
     ) -> dict[str, Any]:
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         args = DataArgs(datasets=[Source(str(path))], **{"eval_fraction": 0, **settings})
         return load_prompts(
-            args, recipe="rloo", as_chat=as_chat, quarantine_file=tmp_path / "bad.jsonl"
+            args, recipe=recipe, as_chat=as_chat, quarantine_file=tmp_path / "bad.jsonl"
         )
 
     return call
@@ -67,15 +78,53 @@ def test_conversations_are_read_as_public_data_writes_them(
     asked = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes?"}]
     tools = [{"name": "find_fox", "parameters": {}}]
     row = {"prompt": [*asked, {"role": "user", "content": parts}], "system": "Be brief."}
-    assert load([row | {"tools": tools}])["train"]["prompt"][0] == [
+    asked_without = load([row | {"tools": tools}], recipe="win_rate")
+    assert asked_without["train"]["prompt"][0] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Yes?"},
         {"role": "user", "content": "Who is it?"},
     ]
-    assert "the column 'tools' is not read: rloo renders prompts without tools" in caplog.text
+    assert "the column 'tools' is not read: win_rate renders prompts without tools" in caplog.text
     plain = load([{"prompt": "Hi", "system": "Be brief."}])["train"]["prompt"][0]
-    assert plain == "Hi" and "the column 'system' is not read" in caplog.text
+    assert plain == "Hi" and "the columns 'system' are not read" in caplog.text
+
+
+TOOLS_TEMPLATE = (
+    "{% for tool in tools or [] %}<{{ tool['function']['name'] }}>{% endfor %}"
+    "{% for turn in messages %}[{{ turn['role'] }}]{{ turn['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_the_tools_of_a_prompt_are_rendered_for_policy_and_reward(
+    load, llama, tmp_path: Path
+) -> None:
+    model, tokenizer = llama[0], copy.deepcopy(llama[1])
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    rows = [
+        {"prompt": "Hi", "tools": json.dumps([{"name": "find_fox", "parameters": {}}])},
+        {"prompt": "Ho", "tools": None},
+    ]
+    prompts = load(rows, as_chat=True, recipe="ppo")["train"]["prompt"][:]
+    texts = [tokenizer.decode(encode_prompt(prompt, tokenizer)) for prompt in prompts]
+    assert texts == ["<find_fox>[user]Hi[assistant]", "[user]Ho[assistant]"]
+    assert prompts[1] == [{"role": "user", "content": "Ho"}]
+
+    # what the policy is checked by, and what a reward model reads
+    splits = load(rows, as_chat=True, recipe="ppo")
+    assert not any(prompt_problems(splits, tokenizer, model, max_completion_length=4).values())
+    tokenizer.chat_template = TOOLS_TEMPLATE.replace("<{{ tool['function']['name'] }}>", "")
+    lost = prompt_problems(splits, tokenizer, model, max_completion_length=4)
+    assert "tool" in (lost["every train turn is rendered"] or "")
+
+    config = LlamaConfig(**model.config.to_dict() | {"num_labels": 1})
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "rm")
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "rm")
+    answer = [{"role": "assistant", "content": "Ha"}]
+    read = RewardModel(str(tmp_path / "rm")).encode(prompts[0], answer)
+    assert tokenizer.decode(read) == "<find_fox>[user]Hi[assistant]Ha"
     turns = load([{"prompt": "Hi", "system": "Be brief."}], as_chat=True)["train"][0]["prompt"]
     assert [turn["role"] for turn in turns] == ["system", "user"]
 
