@@ -17,7 +17,7 @@ from hfstack.models.adapter_targets import ALL_LINEAR, fit_adapter, linear_layer
 def adapter_for(
     args: ModelConfig, model: PreTrainedModel, *, adapts_head: bool = True
 ) -> PeftConfig | None:
-    """Return the adapter that --use_peft describes, fitted to a model; None without it.
+    """Return the adapter that --use_peft describes, fitted to a model, or None.
 
     A single name means the modules of that name: PEFT would take it for a pattern of whole names.
 

@@ -102,7 +102,7 @@ def follow_chain(directory: Path, evaluations: list[str] | None = None) -> Chain
 
 
 def rendering_of(chain: Chain) -> dict[str, str]:
-    """Return how the rows of a model were rendered, and by which recipe; {} if unknown.
+    """Return how the rows of a model were rendered, and by which recipe, or {}.
 
     A run without a record of its own, such as a merge, made a model that reads what the one before
     it did.

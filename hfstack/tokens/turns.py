@@ -144,7 +144,7 @@ def with_tools(turns: list[Turn], tools: list[dict[str, Any]]) -> list[Turn]:
 
 
 def split_tools(turns: Sequence[Turn]) -> tuple[list[Turn], list[dict[str, Any]] | None]:
-    """Return the turns as chat templates read them, and the schemas of their tools or None."""
+    """Return the turns as chat templates read them, and their tools or None."""
     tools = turns[0].get(TOOLS_KEY) if turns else None
     if not tools:
         return list(turns), None

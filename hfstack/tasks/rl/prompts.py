@@ -156,7 +156,7 @@ def prompt_problems(
 
 
 def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens of a prompt; turns go through the chat template with their tools.
+    """Return the tokens of a prompt; turns are rendered with their tools.
 
     Raises ConfigError for a conversation when the tokenizer has no chat template.
     """
