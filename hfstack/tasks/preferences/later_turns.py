@@ -1,4 +1,4 @@
-"""Train the assistant's turns alone where answers of a pair go on for several turns.
+"""Train the assistant's turns alone where answers go on for several turns.
 
 The two sides of a pair may part before their last turn: what follows holds turns of the user, or of
 tools, which nobody answered with. TRL's trainers would raise or lower their probability too. A
