@@ -19,6 +19,7 @@ from transformers import BertForTokenClassification as Tagger
 
 from hfstack.errors import ConfigError, DataError
 from hfstack.tasks.shared.token_tasks import token_loss_func
+from hfstack.training import checks, preflight
 from hfstack.training.preflight import accumulation_problems, checked, label_problems
 from tests.conftest import ROOT
 
@@ -263,6 +264,21 @@ def test_the_table_names_the_recipes_that_ask_each_rule() -> None:
         recipes = [recipe for recipe, found in asked.items() if rule in found]
         said = list(asked) if cell == "all" else cell.split(", ")
         assert said == recipes, f"docs/preflight.md: {rule} is asked by {', '.join(recipes)}"
+
+
+def test_the_page_says_how_much_is_checked_and_what_is_only_warned_of() -> None:
+    page = " ".join((ROOT / "docs" / "preflight.md").read_text(encoding="utf-8").split())
+    assert f"accumulation keeps the loss: {checks.accumulation_keeps_loss(1.09, 4.38)}" in page
+    assert f"The first {preflight.CHECKED_ROWS:,} rows are checked" in page
+    assert f"up to {preflight.COMPARED_ROWS:,} for shared rows" in page
+
+    # recipes without the rule of shared rows warn of them
+    training = [path for path in RECIPES if "checked" in definitions(path)[1]]
+    warn = [
+        one.stem for one in training if "train_and_eval_are_disjoint" not in rules_asked_by(one)
+    ]
+    said = re.search(r"- ([\w, ]+) and (\w+) warn of held-out rows", page)
+    assert said and [*said[1].split(", "), said[2]] == warn
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
