@@ -8,7 +8,7 @@ so that it is in no log and no Referer.
 import hashlib
 import hmac
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 LEAD = ""  # the lead's name, which no annotator can have
@@ -23,14 +23,18 @@ def token_of(key: str, name: str) -> str:
     return hmac.new(bytes.fromhex(key), f"token/{name}".encode(), hashlib.sha256).hexdigest()[:40]
 
 
-def find_name(key: str, names: Sequence[str], token: str) -> str | None:
+def find_name(tokens: Mapping[str, str], token: str) -> str | None:
     """Return whose token it is, or None.
 
     Every token is compared, each in constant time, so that the answer's delay says nothing.
+
+    Args:
+        tokens: by name.
+        token: what was sent.
     """
     found = None
-    for name in names:
-        if hmac.compare_digest(token_of(key, name).encode(), token.encode()):
+    for name, own in tokens.items():
+        if hmac.compare_digest(own.encode(), token.encode()):
             found = name
     return found
 
@@ -60,11 +64,17 @@ class RateLimit:
         return left >= 1
 
 
-class BodyLimit:
-    """An ASGI application that refuses a body beyond `MOST_BODY_BYTES`."""
+class Guard:
+    """An ASGI application that limits bodies to `MOST_BODY_BYTES` and adds headers.
 
-    def __init__(self, app: Asgi) -> None:
+    Args:
+        app: what answers.
+        headers: of every answer.
+    """
+
+    def __init__(self, app: Asgi, headers: dict[str, str]) -> None:
         self.app = app
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or answer 413."""
@@ -72,10 +82,15 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
 
+        async def send_guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *self._headers]}
+            await send(message)
+
         headers = dict(scope["headers"])
         stated = headers.get(b"content-length", b"0")
         if not stated.isdigit() or int(stated) > MOST_BODY_BYTES:
-            await _refuse(send)
+            await _refuse(send_guarded)
             return
 
         # What states no length is counted as it comes.
@@ -85,14 +100,14 @@ class BodyLimit:
             size += len(message.get("body", b""))
             more = message.get("more_body", False)
             if size > MOST_BODY_BYTES:
-                await _refuse(send)
+                await _refuse(send_guarded)
                 return
             messages.append(message)
 
         async def replay() -> Any:
             return messages.pop(0) if messages else await receive()
 
-        await self.app(scope, replay, send)
+        await self.app(scope, replay, send_guarded)
 
 
 async def _refuse(send: Any) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hfstack.errors import ConfigError, DataError, MissingExtraError
-from hfstack.feedback.access import LEAD, BodyLimit, RateLimit, find_name
+from hfstack.feedback.access import LEAD, Guard, RateLimit, find_name, token_of
 from hfstack.feedback.desk import Desk
 from hfstack.feedback.export import anonymous_rows
 from hfstack.logs import get_logger
@@ -71,13 +71,15 @@ def make_app(desk: Desk) -> Any:
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     key = desk.project["key"]
+    own_tokens = {name: token_of(key, name) for name in desk.annotators}
+    lead_token = {LEAD: token_of(key, LEAD)}
     known = RateLimit(_PER_S, _BURST, time.monotonic)
     wrong = RateLimit(_WRONG_PER_S, _WRONG_BURST, time.monotonic)
 
     def identify(request: Request, *, lead: bool = False) -> str:
         """Return whose request it is, or raise the refusal."""
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        name = find_name(key, [LEAD] if lead else desk.annotators, token)
+        name = find_name(lead_token if lead else own_tokens, token)
         if name is None:
             sender = request.client.host if request.client else ""
             if not wrong.allows(sender):
@@ -86,12 +88,6 @@ def make_app(desk: Desk) -> Any:
         if not known.allows(name):
             raise _Refused(429, "too many requests: wait a second")
         return name
-
-    @app.middleware("http")
-    async def add_headers(request: Request, call_next: Any) -> Any:
-        response = await call_next(request)
-        response.headers.update(_HEADERS)
-        return response
 
     @app.exception_handler(_Refused)
     async def refuse(request: Request, error: _Refused) -> Any:
@@ -106,11 +102,12 @@ def make_app(desk: Desk) -> Any:
 
     _add_annotator_routes(app, desk, identify)
     _add_lead_routes(app, desk, lambda request: identify(request, lead=True))
-    return BodyLimit(app)
+    return Guard(app, _HEADERS)
 
 
 def _add_annotator_routes(app: Any, desk: Desk, identify: Identify) -> None:
     from fastapi import Request
+    from fastapi.responses import JSONResponse
 
     @app.get("/api/project")
     async def project(request: Request) -> Any:
@@ -118,7 +115,7 @@ def _add_annotator_routes(app: Any, desk: Desk, identify: Identify) -> None:
 
     @app.get("/api/next")
     async def next_item(request: Request) -> Any:
-        return desk.next(identify(request))
+        return JSONResponse(desk.next(identify(request)))
 
     @app.get("/api/steps")
     async def steps(request: Request) -> Any:
@@ -133,7 +130,7 @@ def _add_annotator_routes(app: Any, desk: Desk, identify: Identify) -> None:
         name = identify(request)
         if desk.stopped:
             raise _Refused(409, "the lead has ended this project: nothing more is taken")
-        return desk.judge(name, _read_json(await request.body()))
+        return JSONResponse(desk.judge(name, _read_json(await request.body())))
 
 
 def _add_lead_routes(app: Any, desk: Desk, identify: Identify) -> None:
