@@ -155,8 +155,9 @@ _HEADER = re.compile(
 _NETRC = re.compile(rb"login\s+\S+\s+password\s+(?P<secret>\S+)")
 _WANDB_LOGIN = re.compile(rb"wandb\s+login\s+(?:--\S+\s+)*(?P<secret>[0-9a-f]{40})")
 
+# A path library makes one slash of two.
 _URL = re.compile(
-    rb"://(?:(?P<user>[^\s/?#@:\"'<>\\]*):(?P<password>[^\s/?#\"'<>\\]+)@)?[^\s\"'<>?#\\]*"
+    rb":/{1,2}(?:(?P<user>[^\s/?#@:\"'<>\\]*):(?P<password>[^\s/?#\"'<>\\]+)@)?[^\s\"'<>?#\\]*"
     rb"(?:\?(?P<query>[^\s\"'<>#]*))?"
 )
 _PARAMETER = re.compile(rb"(?P<name>[^=&;]+)=(?P<value>[^&;]*)")
@@ -256,7 +257,7 @@ def _find_headers(content: bytes, lowered: bytes) -> Iterator[Found]:
 
 def _find_in_urls(content: bytes, certain: bool) -> Iterator[Found]:
     """Find the passwords and the signatures of URLs."""
-    for start in _starts(content, (b"://",)):
+    for start in _starts(content, (b":/",)):
         match = _URL.match(content, start)
         if match is None:
             continue
