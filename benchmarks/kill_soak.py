@@ -111,23 +111,7 @@ def soak(
 ) -> Outcome:
     """Run one recipe undisturbed, then killed until `kills` are reached."""
     module = load_and_warm_up(recipe)
-    common = {
-        "max_steps": args.steps,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "save_total_limit": 2,
-        "eval_strategy": "steps",
-        "eval_steps": 4,
-        "logging_steps": 1,
-        "report_to": "none",
-        "bf16": "false",
-        "dataloader_pin_memory": "false",
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2,
-        "disable_tqdm": "true",
-    }
-
-    flags = {name: value for name, value in (common | flags).items() if value is not None}
+    flags = training_flags(flags, steps=args.steps)
     folder.mkdir(parents=True)
 
     # undisturbed
@@ -154,6 +138,26 @@ def soak(
             log.unlink()
 
     return outcome
+
+
+def training_flags(flags: Flags, *, steps: int) -> Flags:
+    """Return the flags of a recipe with what all have in common: a short, eventful run."""
+    common: Flags = {
+        "max_steps": steps,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "logging_steps": 1,
+        "report_to": "none",
+        "bf16": "false",
+        "dataloader_pin_memory": "false",
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "disable_tqdm": "true",
+    }
+    return {name: value for name, value in (common | flags).items() if value is not None}
 
 
 def kill_and_resume(
@@ -276,8 +280,15 @@ def load_and_warm_up(recipe: str) -> ModuleType:
     return module
 
 
-def compare(undisturbed: Path, killed: Path) -> list[str]:
-    """Return how two finished runs differ: in weights, or in what they logged at a step."""
+def compare(undisturbed: Path, killed: Path, *, repeats: bool = False) -> list[str]:
+    """Return how two finished runs differ: in weights, or in what they logged at a step.
+
+    Args:
+        undisturbed: the folder of a run that nothing happened to.
+        killed: that of the other.
+        repeats: the other one may have repeated its last evaluation with the same result, since
+            what follows training is done again when that has failed.
+    """
     files = sorted(path.name for path in undisturbed.glob("*.safetensors"))
     found = [] if files else ["no weights"]
 
@@ -293,6 +304,8 @@ def compare(undisturbed: Path, killed: Path) -> list[str]:
 
     # log
     expected, logged = read_log(undisturbed), read_log(killed)
+    while repeats and len(logged) > len(expected) and logged[-1] == logged[-2]:
+        logged.pop()
     for old, new in itertools.zip_longest(expected, logged, fillvalue={}):
         if old != new:
             keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -446,6 +459,14 @@ def reward_flags(inputs: Path) -> Flags:
     }
 
 
+def pair_flags(inputs: Path) -> Flags:
+    """Return the flags of an adapter that is aligned by pairs: DPO, ORPO, KTO."""
+    adapter = sft_flags(inputs)
+    kept = {name: value for name, value in adapter.items() if name.startswith(("lora", "use_"))}
+    length = {"max_length": 64, "center_rewards_coefficient": None}
+    return reward_flags(inputs) | kept | length
+
+
 def ppo_flags(inputs: Path) -> Flags:
     """Return the flags of PPO with two optimizer steps a rollout.
 
@@ -475,6 +496,9 @@ RECIPES: dict[str, Callable[[Path], Flags]] = {
     "pretrain_clm": pretrain_flags,
     "sft": sft_flags,
     "reward": reward_flags,
+    "dpo": pair_flags,
+    "orpo": pair_flags,
+    "kto": pair_flags,
     "ppo": ppo_flags,
 }
 
