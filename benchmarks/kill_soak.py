@@ -283,11 +283,7 @@ def load_and_warm_up(recipe: str) -> ModuleType:
 def compare(undisturbed: Path, killed: Path, *, repeats: bool = False) -> list[str]:
     """Return how two finished runs differ: in weights, or in what they logged at a step.
 
-    Args:
-        undisturbed: the folder of a run that nothing happened to.
-        killed: that of the other.
-        repeats: the other one may have repeated its last evaluation with the same result, since
-            what follows training is done again when that has failed.
+    With `repeats` the killed one may have done its last evaluation again, with the same result.
     """
     files = sorted(path.name for path in undisturbed.glob("*.safetensors"))
     found = [] if files else ["no weights"]
@@ -461,10 +457,8 @@ def reward_flags(inputs: Path) -> Flags:
 
 def pair_flags(inputs: Path) -> Flags:
     """Return the flags of an adapter that is aligned by pairs: DPO, ORPO, KTO."""
-    adapter = sft_flags(inputs)
-    kept = {name: value for name, value in adapter.items() if name.startswith(("lora", "use_"))}
-    length = {"max_length": 64, "center_rewards_coefficient": None}
-    return reward_flags(inputs) | kept | length
+    own: Flags = {"packing": None, "answer_tokens": None, "datasets": inputs / "pairs.jsonl"}
+    return sft_flags(inputs) | own
 
 
 def ppo_flags(inputs: Path) -> Flags:
