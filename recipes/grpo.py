@@ -25,19 +25,11 @@ from hfstack.models.adapters import new_adapter
 from hfstack.models.loading import load_causal_lm
 from hfstack.publishing.checkpoint_push import push_checkpoints
 from hfstack.runs.run import Run
-from hfstack.tasks.rewards.prepare import reward_folders
-from hfstack.tasks.rl.metrics import StopWithoutSpread, evaluate_policy
-from hfstack.tasks.rl.online import (
-    OnlineArgs,
-    load_recorded_prompts,
-    load_recorded_tokenizer,
-    load_rewards,
-)
+from hfstack.tasks.rl import online
+from hfstack.tasks.rl.metrics import evaluate_policy
 from hfstack.tasks.rl.ppo.group_config import GRPOConfig
 from hfstack.tasks.rl.ppo.trainer import PPOTrainer
-from hfstack.tasks.rl.prompts import prompt_problems
 from hfstack.tokens.chat import extract_text
-from hfstack.training.callbacks import SampleTable
 from hfstack.training.checkpointing import protect
 from hfstack.training.preflight import checked
 from hfstack.training.saving import save_trained
@@ -76,61 +68,44 @@ def last_number(text: str) -> float | None:
 
 # Used when no --reward_model is given; edit it. --reward_weights gives each its weight.
 REWARDS = [exact_answer, well_formed]
-SHOWN = 8  # prompts whose answers are kept at each evaluation
 
 
 def main(
-    model_args: ModelConfig, data_args: DataArgs, online_args: OnlineArgs, training_args: GRPOConfig
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    online_args: online.OnlineArgs,
+    training_args: GRPOConfig,
 ) -> dict[str, float]:
     """Train on rewards that can be checked, evaluate and save; return the metrics."""
     settings = (model_args, data_args, online_args, training_args)
     with Run.start(__file__, training_args.output_dir, *settings) as run:
-        # data
+        # prompts, policy and rewards
         checkpoint = run.resume_point()
-        splits = load_recorded_prompts(run, model_args, data_args, online_args)
-
-        # model
-        tokenizer = load_recorded_tokenizer(run, splits, model_args)
-        model = load_causal_lm(model_args, tokenizer)
-        problems = prompt_problems(
-            splits,
-            tokenizer,
-            model,
-            max_completion_length=training_args.max_completion_length,
-            max_prompt_length=training_args.max_prompt_length,
-        )
-
-        # rewards
-        run.record_inputs(*reward_folders(REWARDS))
-        rewards = load_rewards(
+        parts = online.load_parts(
+            run,
+            model_args,
+            data_args,
             online_args,
-            REWARDS,
-            tokenizer,
-            device=training_args.device,
-            weights=training_args.reward_weights,
+            rewards=REWARDS,
+            training_args=training_args,
         )
 
         # trainer: the reference is made from the policy
-        run.add_artifact("samples", "samples.jsonl")
-        samples = SampleTable(
-            run.output_dir / "samples.jsonl", lambda model: trainer.samples(SHOWN)
-        )
         trainer = PPOTrainer(
-            model=model,
+            model=parts.model,
             args=training_args,
-            reward_funcs=rewards,
-            train_dataset=splits["train"],
-            eval_dataset=splits.get("eval"),
-            processing_class=tokenizer,
+            reward_funcs=parts.rewards,
+            train_dataset=parts.splits["train"],
+            eval_dataset=parts.splits.get("eval"),
+            processing_class=parts.tokenizer,
             callbacks=[
-                samples,
-                StopWithoutSpread(),
+                *online.watch_answers(run, lambda count: trainer.samples(count)),
                 *protect(run, push_checkpoints(training_args)),
             ],
-            peft_config=new_adapter(model_args, model),
+            peft_config=new_adapter(model_args, parts.model),
         )
-        checked(trainer, tokenizer, problems).train(resume_from_checkpoint=checkpoint)
-        save_trained(run, trainer, partial(load_causal_lm, tokenizer=tokenizer))
+        checked(trainer, parts.tokenizer, parts.problems).train(resume_from_checkpoint=checkpoint)
+        save_trained(run, trainer, partial(load_causal_lm, tokenizer=parts.tokenizer))
 
         # evaluate
         return run.finish(evaluate_policy(trainer), trainer)

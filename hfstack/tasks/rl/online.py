@@ -1,23 +1,28 @@
 """What PPO, RLOO and GRPO share: settings, prompts, tokenizer and rewards."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig
 
 from hfstack.data.sources import DataArgs
 from hfstack.errors import CheckpointError, ConfigError
 from hfstack.models.contents import check_kind
-from hfstack.models.loading import load_tokenizer
+from hfstack.models.loading import load_causal_lm, load_tokenizer
 from hfstack.runs.rendering import follow_rendering, record_rendering
 from hfstack.runs.run import Run
-from hfstack.tasks.rewards.prepare import Reward, prepare_rewards
-from hfstack.tasks.rl.prompts import load_prompts
+from hfstack.tasks.rewards.prepare import Reward, prepare_rewards, reward_folders
+from hfstack.tasks.rl.metrics import StopWithoutSpread
+from hfstack.tasks.rl.ppo.config import PPOConfig
+from hfstack.tasks.rl.prompts import load_prompts, prompt_problems
+from hfstack.training.callbacks import SampleTable
+from hfstack.training.preflight import Problems
 
 _REWARD_DTYPES = ("float32", "bfloat16", "float16", "auto")
+_SHOWN_PROMPTS = 8  # whose answers are kept at each evaluation
 
 
 @dataclass
@@ -40,6 +45,79 @@ class OnlineArgs:
     """Make each plain prompt the user's turn of a conversation; off, prompts are read as they are.
     By default as the model has learned, by its run.json, else on.
     """
+
+
+@dataclass(frozen=True)
+class OnlineParts:
+    """What PPO, RLOO and GRPO train with, beside their settings."""
+
+    splits: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    rewards: list[Any]
+    problems: Problems  # what `checked` refuses to train on
+
+
+def load_parts(
+    run: Run,
+    model_args: ModelConfig,
+    data_args: DataArgs,
+    online_args: OnlineArgs,
+    *,
+    rewards: Sequence[Reward],
+    training_args: PPOConfig,
+) -> OnlineParts:
+    """Load prompts, policy and rewards, and record in run.json what was read.
+
+    Args:
+        run: of the recipe.
+        model_args: name the policy.
+        data_args: name the prompts.
+        online_args: the form of the prompts, and the reward model.
+        rewards: the recipe's own.
+        training_args: for lengths, the device, and the weights of the rewards.
+
+    Raises:
+        CheckpointError: the policy has no weights, or a path is no model of its kind.
+        ConfigError: the policy learned on the other form of rows, or a reward cannot be called.
+        DataError: a row holds no prompt, or a resumed run would read other data.
+    """
+    splits = load_recorded_prompts(
+        run, model_args, data_args, online_args, critic_model=training_args.critic_model
+    )
+    tokenizer = load_recorded_tokenizer(run, splits, model_args)
+    model = load_causal_lm(model_args, tokenizer)
+    problems = prompt_problems(
+        splits,
+        tokenizer,
+        model,
+        max_completion_length=training_args.max_completion_length,
+        max_prompt_length=training_args.max_prompt_length,
+    )
+
+    run.record_inputs(*reward_folders(rewards))
+    prepared = load_rewards(
+        online_args,
+        rewards,
+        tokenizer,
+        device=training_args.device,
+        weights=training_args.reward_weights,
+    )
+    return OnlineParts(splits, tokenizer, model, prepared, problems)
+
+
+def watch_answers(
+    run: Run, sample: Callable[[int], list[tuple[str, str]]]
+) -> list[TrainerCallback]:
+    """Return what saves answers at each evaluation, and stops where all are worth the same.
+
+    Args:
+        run: of the recipe; its samples.jsonl gets the answers.
+        sample: returns (prompt, answer) of the first held-out prompts, as many as are asked.
+    """
+    run.add_artifact("samples", "samples.jsonl")
+    samples = SampleTable(run.output_dir / "samples.jsonl", lambda model: sample(_SHOWN_PROMPTS))
+    return [samples, StopWithoutSpread()]
 
 
 def check_starting_model(name: str | None) -> None:
