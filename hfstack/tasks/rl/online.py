@@ -109,7 +109,7 @@ def load_parts(
 def watch_answers(
     run: Run, sample: Callable[[int], list[tuple[str, str]]]
 ) -> list[TrainerCallback]:
-    """Return what saves answers at each evaluation, and stops where all are worth the same.
+    """Return callbacks that save answers, and stop where all are worth the same.
 
     Args:
         run: of the recipe; its samples.jsonl gets the answers.
